@@ -1,0 +1,45 @@
+"""What one sample is: an image, its caption in three parts, its labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import UInt8
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A structured emotion caption.
+
+    `whole` is the global part: one sentence, intensity and nuanced emotion, no cues. (`global` is a Python keyword;
+    on disk the field is called "global".) `local` holds one sentence for each facial region, none is allowed.
+    `summary` is one long sentence: the emotion and the cues that decide it.
+    """
+
+    whole: str
+    local: tuple[str, ...]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample on its way into a shard: the encoded image as it will stand in the tar.
+
+    `extension` names the encoding ("jpg", "png", "webp"). `key` has no dot and no slash.
+    """
+
+    key: str
+    image: bytes
+    extension: str
+    caption: Caption
+    labels: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample out of a shard. `index` is its number in the manifest's order, stable over epochs and world sizes."""
+
+    index: int
+    key: str
+    image: UInt8[np.ndarray, "height width 3"]
+    caption: Caption
+    labels: Mapping[str, str | float]
