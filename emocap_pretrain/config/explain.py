@@ -1,0 +1,107 @@
+"""A pydantic error as a sentence: where it stands, the value, the rule, the nearest that works."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from emocap_pretrain.config.schema import Config
+
+Keys = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where each value came from: a line of the file, or the command line."""
+
+    file: Path
+    lines: Mapping[Keys, int]
+    overridden: frozenset[str]
+
+    @classmethod
+    def of(cls, path: Path, text: str, overrides: Sequence[str]) -> "Origin":
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        keys = frozenset(override.partition("=")[0] for override in overrides)
+        return cls(path, dict(_lines(root, ())), keys)
+
+    def place(self, keys: Keys) -> str:
+        """`cfg.yaml:12`, or `command line`; for a missing key the line of the section that lacks it."""
+        if any(".".join(map(str, keys[:end])) in self.overridden for end in range(1, len(keys) + 1)):
+            return "command line"
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.file}:{self.lines[keys]}" if keys else str(self.file)
+
+
+def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*keys, str(key.value))
+            yield inner, key.start_mark.line + 1
+            yield from _lines(value, inner)
+
+
+def explain(error: ValidationError, origin: Origin) -> list[str]:
+    """One line for each wrong value."""
+    return [_sentence(problem, origin) for problem in error.errors()]
+
+
+def _sentence(problem: Any, origin: Origin) -> str:
+    keys: Keys = problem["loc"]
+    dotted = ".".join(map(str, keys))
+    place = origin.place(keys)
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key {dotted}{_did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{place}: {dotted} is required{_described(keys)}."
+    rule = problem["msg"].replace("Input should be", "it should be")
+    return f"{place}: {dotted}={problem['input']!r}: {rule}{_nearest(problem)}"
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}."
+
+
+def _nearest(problem: Any) -> str:
+    bounds = problem.get("ctx", {})
+    for bound in ("ge", "le"):
+        if bound in bounds:
+            return f"; the nearest that works is {bounds[bound]}."
+    if problem["type"] == "literal_error":
+        options = [text.strip("' ") for text in bounds["expected"].replace(" or ", ",").split(",")]
+        close = difflib.get_close_matches(str(problem["input"]), options, n=1, cutoff=0.4)
+        return f"; did you mean {close[0]}?" if close else "."
+    return "."
+
+
+def _names(keys: Keys) -> list[str]:
+    section = _section(keys)
+    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+
+
+def _described(keys: Keys) -> str:
+    section = _section(keys[:-1])
+    field = section.model_fields.get(str(keys[-1])) if section else None
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _section(keys: Keys) -> type[BaseModel] | None:
+    """The model class that stands at these keys."""
+    section: type[BaseModel] | None = Config
+    for key in keys:
+        fields = section.model_fields if section else {}
+        found = next((field for name, field in fields.items() if key in {name, field.alias}), None)
+        section = _model_in(found.annotation) if found else None
+    return section
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) in {Union, UnionType}:
+        return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

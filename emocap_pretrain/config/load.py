@@ -1,0 +1,86 @@
+"""YAML file + dotted overrides -> Config, or one line for each thing that is wrong."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from emocap_pretrain.config.explain import Origin, explain
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run from a file.
+
+    Args:
+        path: A YAML file.
+        overrides: `dotted.key=value` texts, the value in YAML; they win over the file.
+
+    Raises:
+        ConfigError: For a missing file, bad YAML, an unknown key or a value out of bounds. Nothing has started yet.
+    """
+    path = Path(path)
+    text = _read(path)
+    tree = _parse(text, path)
+    _override(tree, overrides)
+    return _validate(tree, Origin.of(path, text, overrides))
+
+
+def from_stored(tree: dict[str, Any]) -> Config:
+    """A config that `Config.stored` gave, with its interpolations resolved in this process's environment."""
+    return _validate(OmegaConf.create(tree), Origin.of(Path("stored config"), "", ()))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config {path}: {error.strerror}; recipes to start from are in launch/recipes."
+        ) from error
+
+
+def _parse(text: str, path: Path) -> DictConfig:
+    try:
+        tree = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, DictConfig) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path}: a config is a mapping of settings, such as `steps: 1000`.")
+    return tree
+
+
+def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {text!r} is not of the form dotted.key=value, such as steps=100.")
+        try:
+            OmegaConf.update(tree, key, yaml.safe_load(value), merge=False)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from error
+
+
+def _validate(tree: DictConfig, origin: Origin) -> Config:
+    texts = dict(_interpolations(OmegaConf.to_container(tree, resolve=False)))
+    try:
+        values = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin.file}: {' '.join(str(error).split())}") from error
+    try:
+        return Config.model_validate(values).with_interpolations(texts)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, origin))) from error
+
+
+def _interpolations(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _interpolations(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, str) and "${" in node:
+        yield prefix, node

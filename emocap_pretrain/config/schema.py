@@ -1,0 +1,257 @@
+"""The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Scalar = bool | int | float | str
+
+
+def _absolute(location: str) -> str:
+    """A relative path becomes absolute here, because ranks may start in another folder; a URL stays as it is."""
+    scheme, separator, path = location.partition("://")
+    if not separator:
+        return str(Path(location).absolute())
+    if scheme == "sqlite" and path.startswith("/") and not path.startswith("//"):
+        return f"sqlite:///{Path(path[1:]).absolute()}"
+    return location
+
+
+def _absolute_if_there(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
+
+
+class Section(BaseModel):
+    """A frozen block of settings; a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which samples, in which order."""
+
+    url: Location = Field(description="Folder or URL of a packed dataset (the one that holds manifest.json).")
+    window_shards: Positive = Field(default=8, description="Shards whose samples are shuffled together.")
+    drop_last: bool = Field(default=False, description="Drop the remainder of an epoch instead of a smaller last step.")
+    workers: Count = Field(default=1, description="Loader processes of each rank; 0 loads in the training process.")
+    prefetch: Positive = Field(default=4, description="Batches that each loader process holds ready.")
+    error_budget: Count = Field(default=0, description="Damaged samples that each rank leaves out before it stops.")
+    crop: Fraction = Field(
+        default=0.8, description="Smallest share of the image side that a random crop keeps; 1 is no crop."
+    )
+    flip: Fraction = Field(default=0.5, description="Probability of a mirror image.")
+
+
+class ImageTower(Section):
+    """The image encoder, by its timm name."""
+
+    name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
+    pixels: Positive = Field(default=224, description="Side of the square input.")
+    options: dict[str, Scalar] = Field(
+        default={}, description="Further arguments of timm.create_model (depth, embed_dim, ...)."
+    )
+    pretrained: FolderOrName | None = Field(
+        default=None, description="'hub' for timm's weights, or a local .safetensors file."
+    )
+    patch_dropout: Fraction = Field(default=0.0, description="Share of the patches left out while training.")
+
+
+class TextArchitecture(Section):
+    """A CLIP text transformer from scratch."""
+
+    width: Positive = 512
+    layers: Positive = 12
+    heads: Positive = 8
+
+
+class PartLengths(Section):
+    """Longest token sequence of each caption part; longer text is cut and counted."""
+
+    whole: Positive = Field(default=48, alias="global")
+    local: Positive = 40
+    summary: Positive = 77
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class TextTower(Section):
+    """The text encoder: from scratch (`architecture`) or a pretrained transformers encoder (`pretrained`)."""
+
+    architecture: TextArchitecture = TextArchitecture()
+    pretrained: FolderOrName | None = Field(
+        default=None, description="Local folder or hub name of a transformers encoder."
+    )
+    pooling: Literal["eos", "cls", "mean"] = "eos"
+    tokenizer: FolderOrName = Field(
+        default="data", description="'data' trains one on the captions; else a folder or hub name."
+    )
+    vocabulary: Positive = Field(default=8192, description="Vocabulary size of a tokenizer trained on the data.")
+    lengths: PartLengths = Field(default_factory=lambda: PartLengths.model_validate({}))
+
+
+class Model(Section):
+    """Two towers, their projections and the learned scales."""
+
+    embedding: Positive = Field(default=512, description="Size D of the shared space.")
+    image: ImageTower = ImageTower()
+    text: TextTower = TextTower()
+    initial_scale: float = Field(
+        default=14.3, gt=0, le=100, description="First value of exp(logit_scale), both scales."
+    )
+    checkpoint_activations: bool = Field(default=False, description="Recompute tower activations in backward.")
+
+
+class Mining(Section):
+    """Which further pairs are positives; see docs/method.md."""
+
+    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
+    threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
+    top_k: Positive | None = None
+    treatment: Literal["attract", "ignore"] = "attract"
+
+
+class LocalMining(Section):
+    """Mining by sentence-sentence similarity."""
+
+    threshold: float | None = Field(default=None, ge=-1, le=1)
+    top_k: Positive | None = None
+    treatment: Literal["attract", "ignore"] = "attract"
+
+
+class Objective(Section):
+    """Weights of the three alignments and the mining of positives; a weight of 0 switches a term off."""
+
+    whole: Weight = Field(default=0.5, alias="global")
+    summary: Weight = 0.5
+    local: Weight = 1.0
+    sharpness: float = Field(default=10.0, ge=0)
+    scope: Literal["batch", "image"] = "batch"
+    mining: Mining | None = None
+    local_mining: LocalMining | None = None
+    mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
+    known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
+    backend: Literal["auto", "reference", "chunked", "fused"] = "auto"
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class Optimizer(Section):
+    """AdamW with a linear warm-up and a cosine decay."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: Weight = Field(default=0.2, description="On matrices only.")
+    warmup_steps: Count = 500
+    final_share: Fraction = Field(default=0.0, description="Learning rate of the last step as a share of `lr`.")
+    clip_norm: Weight = Field(default=1.0, description="Largest norm of the whole gradient; 0 never clips.")
+
+
+class Engine(Section):
+    """How DeepSpeed holds the model."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs the towers under autocast.")
+
+
+class Cluster(Section):
+    """How many processes, on what."""
+
+    ranks: Positive | None = Field(
+        default=None, description="Processes of the job; default every GPU, or 2 without any."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_rank: Positive | None = Field(
+        default=None, description="CPU threads of a rank; default its share of the cores."
+    )
+    timeout_s: Positive = Field(
+        default=600, description="Longest wait in a collective before the job ends with an error."
+    )
+
+
+class Checkpoint(Section):
+    """When state is saved and what is kept."""
+
+    every_steps: Positive = 1000
+    keep_last: Positive = 3
+    keep_every: Positive | None = Field(default=None, description="Steps whose multiples are never deleted.")
+
+
+class Tracking(Section):
+    """Where MLflow listens."""
+
+    uri: Location = Field(default="sqlite:///runs/mlflow.db", validate_default=True, description="MLflow tracking URI.")
+    artifacts: Location | None = Field(
+        default="runs/artifacts",
+        validate_default=True,
+        description="Artifact root of a new experiment; null: the server's.",
+    )
+    experiment: str = "emocap"
+    every_steps: Positive = 10
+
+
+class Evaluation(Section):
+    """Zero-shot classification by prompts on a labelled dataset."""
+
+    url: Location | None = Field(default=None, description="Packed dataset with labels; null skips the evaluation.")
+    label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
+    classes: dict[str, tuple[str, ...]] | None = Field(
+        default=None, description="Label to the words for it in prompts; default each label found, by its own name."
+    )
+    templates: tuple[str, ...] = Field(
+        default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
+        min_length=1,
+    )
+    batch: Positive = 256
+
+
+class Config(Section):
+    """One run. `url` is its folder: checkpoints and the report lie under it, and a second start resumes from it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    url: Location = Field(description="Folder or URL of the run.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    steps: Positive
+    global_batch: Positive = Field(description="Samples whose embeddings meet in one loss, over all ranks.")
+    micro_batch: Positive | None = Field(
+        default=None, description="Samples of one encoder pass; default global_batch / ranks."
+    )
+    data: Data
+    model: Model = Model()
+    objective: Objective = Field(default_factory=lambda: Objective.model_validate({}))
+    optimizer: Optimizer = Optimizer()
+    engine: Engine = Engine()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    evaluation: Evaluation = Evaluation()
+
+    # Dotted key -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
+    _interpolations: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    def stored(self) -> dict[str, Any]:
+        """The settings as they may be logged: interpolated values appear as the text that stood in the file."""
+        tree = copy.deepcopy(self.model_dump(mode="json"))
+        for key, text in self._interpolations.items():
+            _put(tree, key.split("."), text)
+        return tree
+
+    def with_interpolations(self, texts: dict[str, str]) -> "Config":
+        """This config, remembering that the values at these dotted keys came from `${oc.env:...}` texts."""
+        config = self.model_copy()
+        config._interpolations = dict(texts)
+        return config
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: str) -> None:
+    for key in keys[:-1]:
+        tree = tree[key]
+    tree[keys[-1]] = value
