@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
+
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A structured emotion caption.

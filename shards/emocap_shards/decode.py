@@ -1,0 +1,63 @@
+"""Encoded image bytes -> pixels, with bounds on what is decoded."""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from emocap_shards.errors import ImageError
+
+# What Pillow raises on broken bytes; it has no common root.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """The upright image (EXIF orientation applied) in RGB; transparency is dropped.
+
+    Raises:
+        ImageError: If the bytes are no whole JPEG, PNG or WebP, or the image has more than `max_pixels` pixels.
+    """
+    try:
+        with _opened(data, max_pixels) as image:
+            image.load()
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except _BROKEN as error:
+        raise ImageError(f"the image cannot be decoded ({error})") from error
+
+
+def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
+    """("JPEG", "PNG" or "WEBP", width, height) from the header alone; pixels as stored.
+
+    Raises:
+        ImageError: As `decode_image`, as far as the header tells.
+    """
+    try:
+        with _opened(data, max_pixels) as image:
+            return str(image.format), image.width, image.height
+    except _BROKEN as error:
+        raise ImageError(f"the image has no readable header ({error})") from error
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    with warnings.catch_warnings():
+        # Our own bound, below, is the rule; Pillow's softer one would only warn.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels")
+    return image

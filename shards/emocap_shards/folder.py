@@ -1,0 +1,192 @@
+"""A folder as a store: what an object store promises, on a local or shared file system."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from emocap_shards.errors import ConditionFailed, NotFound, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object in a listing: its path below the store's root, its size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStore:
+    """Objects are files below `root`, an absolute path.
+
+    A write is whole or absent: it goes to a hidden file beside its target, is flushed to disk, and then takes the
+    target's name. `put_if_match` excludes other `put_if_match`s only (a lock file, so not on a file system
+    without flock); it does not see a `put` in the same instant.
+    """
+
+    root: str
+
+    @property
+    def url(self) -> str:
+        return self.root
+
+    @property
+    def honours_conditions(self) -> bool:
+        return True
+
+    def read(self, path: str) -> bytes:
+        with self._told("read", path):
+            return self._at(path).read_bytes()
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        data = self.read(path)
+        return data, _version(data)
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        return self.read_ranges([(path, start, end)])[0]
+
+    def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        return [self._span(*span) for span in spans]
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._told("write", path), self._landing(path) as part:
+            _write(part, data)
+            part.replace(self._at(path))
+
+    def put_file(self, path: str, local_path: str | Path) -> None:
+        with self._told("write", path), self._landing(path) as part:
+            _copy(Path(local_path), part)
+            part.replace(self._at(path))
+
+    def get_file(self, path: str, local_path: str | Path) -> None:
+        with self._told("copy", path):
+            copy_whole(self._at(path), Path(local_path))
+
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        target = self._at(path)
+        with self._told("write", path), self._landing(path) as part:
+            _write(part, data)
+            try:
+                os.link(part, target)
+            except FileExistsError as error:
+                raise ConditionFailed(f"{path} exists already in {self.root}; nothing was written.") from error
+
+    def put_if_match(self, path: str, data: bytes, version: str) -> None:
+        with self._told("write", path), self._locked(path):
+            if not self.exists(path) or self.read_versioned(path)[1] != version:
+                raise ConditionFailed(f"{path} in {self.root} is not the version that was read: read it again.")
+            self.put(path, data)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        with self._told("list", prefix):
+            top = self._at(prefix) if prefix else Path(self.root)
+            files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
+            return sorted((self._entry(path) for path in files), key=lambda entry: entry.path)
+
+    def exists(self, path: str) -> bool:
+        return self._at(path).is_file()
+
+    def delete(self, path: str) -> None:
+        with self._told("delete", path):
+            self._at(path).unlink(missing_ok=True)
+
+    def delete_tree(self, prefix: str) -> None:
+        with self._told("delete", prefix), suppress(FileNotFoundError):
+            shutil.rmtree(self._at(prefix))
+
+    def _at(self, path: str) -> Path:
+        return Path(self.root, checked(path))
+
+    def _entry(self, path: Path) -> Entry:
+        return Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
+
+    def _span(self, path: str, start: int, end: int) -> bytes:
+        with self._told("read", path), self._at(path).open("rb") as file:
+            return os.pread(file.fileno(), end - start, start)
+
+    @contextmanager
+    def _landing(self, path: str) -> Generator[Path]:
+        """A hidden path beside the target to write to; gone afterwards, whatever happened."""
+        target = self._at(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            yield part
+            _flush_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, path: str) -> Generator[None]:
+        target = self._at(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _told(self, verb: str, path: str) -> Generator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise NotFound(f"cannot {verb} {path!r}: no such file in {self.root}; check the path.") from error
+        except OSError as error:
+            raise StoreError(f"cannot {verb} {path!r} in {self.root}: {error}; check the disk.") from error
+
+
+def checked(path: str) -> str:
+    """The path itself, if it stays below the root of its store.
+
+    Raises:
+        StoreError: If it is empty, absolute, or climbs.
+    """
+    if not path or path.startswith("/") or {"", ".", ".."} & set(path.rstrip("/").split("/")):
+        raise StoreError(f"{path!r} is no path below a store's root; write it like 'folder/file'.")
+    return path
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file so that `target` is whole or absent."""
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(part: Path, data: bytes) -> None:
+    with part.open("xb") as file:
+        file.write(data)
+        _flush(file)
+
+
+def _copy(source: Path, part: Path) -> None:
+    with source.open("rb") as reader, part.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        _flush(writer)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new name itself durable, not only the bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
