@@ -26,7 +26,11 @@ class StoreError(ShardsError):
 
 
 class NotFound(StoreError):  # noqa: N818 - the word for it, as in HTTP
-    """There is no such object."""
+    """There is no such object; `path` is the one that was asked for."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ConditionFailed(StoreError):  # noqa: N818

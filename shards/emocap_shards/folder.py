@@ -136,7 +136,8 @@ class FolderStore:
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise NotFound(f"cannot {verb} {path!r}: no such file in {self.root}; check the path.") from error
+            message = f"cannot {verb} {path!r}: no such file in {self.root}; check the path."
+            raise NotFound(message, path=path) from error
         except OSError as error:
             raise StoreError(f"cannot {verb} {path!r} in {self.root}: {error}; check the disk.") from error
 

@@ -1,7 +1,7 @@
 """Where each sample of a shard lies, and the checksum of its bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,9 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> Slot:
         return Slot(self.keys[row], int(self.offsets[row]), int(self.lengths[row]), int(self.crc32c[row]))

@@ -72,7 +72,7 @@ class Reader:
         try:
             parts = self._store.read_ranges([(run[0].shard.path, run[0].slot.offset, run[-1].end) for run in runs])
         except NotFound as error:
-            raise DamagedShard.at(runs[0][0].shard.path, f"a shard of this step is missing ({error})") from error
+            raise DamagedShard.at(error.path, "it is missing") from error
         return {place.index: _cut(part, run[0], place) for run, part in zip(runs, parts, strict=True) for place in run}
 
     def _sample(self, place: _Place, block: bytes) -> Sample | DamagedSample:
@@ -94,7 +94,7 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     try:
         data = store.read(shard.index_path)
     except NotFound as error:
-        raise DamagedShard.at(shard.path, f"its index is missing ({error})") from error
+        raise DamagedShard.at(shard.path, f"its index {shard.index_path} is missing") from error
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DamagedShard.at(shard.path, f"its index {shard.index_path} is not the one in the manifest")
     index = load_index(data, shard=shard.path)

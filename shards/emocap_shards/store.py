@@ -128,9 +128,8 @@ class ObjectStore:
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
         paths = [self._at(path) for path, _, _ in spans]
         starts, ends = [start for _, start, _ in spans], [end for _, _, end in spans]
-        with self._told("read", ", ".join(dict.fromkeys(path for path, _, _ in spans))):
-            parts = self._fs.cat_ranges(paths, starts, ends, on_error="return")
-            return [_range_or_raise(part) for part in parts]
+        parts = self._fs.cat_ranges(paths, starts, ends, on_error="return")
+        return [self._range(span[0], part) for span, part in zip(spans, parts, strict=True)]
 
     def put(self, path: str, data: bytes) -> None:
         with self._told("write", path):
@@ -209,6 +208,15 @@ class ObjectStore:
     def _below(self, name: str) -> str:
         return name.removeprefix(self._root).lstrip("/")
 
+    def _range(self, path: str, part: bytes | BaseException) -> bytes:
+        """The bytes; none when the range starts behind the object's end."""
+        if isinstance(part, OSError) and _code(part) in {"InvalidRange", "416"}:
+            return b""
+        with self._told("read", path):
+            if isinstance(part, BaseException):
+                raise part
+            return bytes(part)
+
     def _version(self, path: str) -> str:
         with self._told("read", path):
             info: dict[str, Any] = self._fs.info(self._at(path))
@@ -235,7 +243,8 @@ class ObjectStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise NotFound(f"cannot {verb} {path!r}: no such object in {self.url}; check the path.") from error
+            message = f"cannot {verb} {path!r}: no such object in {self.url}; check the path."
+            raise NotFound(message, path=path) from error
         except OSError as error:
             cure = "check endpoint, credentials and bucket"
             raise StoreError(f"cannot {verb} {path!r} in {self.url}: {error!r}; {cure}.") from error
@@ -278,12 +287,3 @@ def _code(error: OSError) -> str:
 def _lost(error: OSError) -> bool:
     codes = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
     return isinstance(error, FileExistsError) or _code(error) in codes
-
-
-def _range_or_raise(part: bytes | BaseException) -> bytes:
-    """The bytes; none when the range starts behind the object's end."""
-    if isinstance(part, OSError) and _code(part) in {"InvalidRange", "416"}:
-        return b""
-    if isinstance(part, BaseException):
-        raise part
-    return bytes(part)

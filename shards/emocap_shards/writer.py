@@ -32,7 +32,8 @@ def write_shards(
     """Writes a dataset; equal records in equal order give equal bytes.
 
     One shard at a time stands on the local disk, and all keys in memory. Stopped half-way, it leaves shards without
-    a manifest, which nothing reads and a second run overwrites. `progress` is called after each shard with the
+    a manifest, which nothing reads and a second run overwrites. Of two writers at one URL one is refused; if they
+    write different records at the same time, `verify` the dataset of the other. `progress` is called after each shard with the
     number of samples written so far.
 
     Raises:
@@ -42,7 +43,7 @@ def write_shards(
     if samples_per_shard < 1:
         raise RecordError(f"samples_per_shard={samples_per_shard}, but a shard holds at least one sample.")
     store = open_store(url)
-    refuse_dataset(store)
+    refuse_dataset(store)  # before the first record is asked for: it may be long in coming
     shards: list[Shard] = []
     for group in _groups(_unique(records), samples_per_shard):
         shards.append(_write_shard(group, store, number=len(shards)))
@@ -84,6 +85,7 @@ def _write_shard(records: Iterator[Record], store: Store, *, number: int) -> Sha
         offset += file.write(_END)
         digest.update(_END)
         file.flush()
+        refuse_dataset(store)
         store.put_file(path, file.name)
     index = dump_index(slots)
     store.put(index_path, index)

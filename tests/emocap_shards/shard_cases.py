@@ -3,9 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image
-
 from emocap_shards.sample import Caption, Record
+from PIL import Image
 
 
 def encode(seed: int, *, size: int = 8, kind: str = "PNG") -> bytes:

@@ -1,0 +1,123 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from emocap_shards.annotation import dump_annotation, load_annotation
+from emocap_shards.decode import decode_image, image_header
+from emocap_shards.errors import AnnotationError, ImageError
+from emocap_shards.sample import Caption
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from shard_cases import encode
+
+texts = st.text(min_size=1).filter(str.strip)
+
+
+def saved(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_becomes_rgb(mode):
+    pixels = decode_image(saved(Image.new("RGB", (5, 3), "red").convert(mode)))
+    assert pixels.shape == (3, 5, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_cmyk_becomes_rgb():
+    assert decode_image(saved(Image.new("CMYK", (4, 4)), "JPEG"))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_png_pixels_are_exact():
+    expected = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert (decode_image(encode(3)) == expected).all()
+
+
+def test_a_photograph_on_its_side_is_turned_upright():
+    exif = Image.Exif()
+    exif[274] = 6
+    data = saved(Image.new("RGB", (6, 4)), "JPEG", exif=exif)
+    assert image_header(data) == ("JPEG", 6, 4)
+    assert decode_image(data).shape == (6, 4, 3)
+
+
+def test_more_pixels_than_allowed_are_refused_before_they_are_decoded():
+    with pytest.raises(ImageError, match="8 x 8, more than 63 pixels"):
+        decode_image(encode(1), max_pixels=63)
+
+
+def test_a_header_that_promises_too_much_is_refused():
+    data = bytearray(encode(1))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(ImageError, match=r"pixels"):
+        decode_image(bytes(data))
+
+
+def test_another_format_is_refused():
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(saved(Image.new("RGB", (4, 4)), "BMP"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_image_cut_anywhere_is_refused_or_whole(kind):
+    data = encode(1, kind=kind, size=16)
+    for length in range(0, len(data) * 9 // 10, 3):
+        with pytest.raises(ImageError):
+            decode_image(data[:length])
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
+def test_no_scrambled_image_raises_anything_else(kind, data):
+    body = bytearray(encode(1, kind=kind, size=16))
+    for _ in range(data.draw(st.integers(1, 8))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decode_image(bytes(body))
+    except ImageError as error:
+        assert str(error)
+
+
+@given(
+    texts,
+    st.lists(texts, max_size=5).map(tuple),
+    st.text(),
+    st.dictionaries(st.text(), st.one_of(st.text(), st.floats(allow_nan=False, allow_infinity=False))),
+)
+def test_an_annotation_survives_the_way_through_json(whole, local, summary, labels):
+    caption = Caption(whole, local, summary)
+    assert load_annotation(dump_annotation(caption, labels)) == (caption, labels)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"caption": []}',
+        b'{"caption": {"global": 3}}',
+        b'{"caption": {"global": "x", "local": "y"}}',
+        b'{"caption": {"global": "x", "summary": null}}',
+        b'{"caption": {"global": "x"}, "labels": []}',
+        b'{"caption": {"global": "x"}, "labels": {"a": true}}',
+        b'{"caption": {"global": "x"}, "labels": {"a": NaN}}',
+    ],
+)
+def test_what_is_no_annotation_is_refused(data):
+    with pytest.raises(AnnotationError):
+        load_annotation(data)
+
+
+@given(st.binary())
+def test_no_bytes_crash_the_annotation_reader(data):
+    with pytest.raises(AnnotationError):
+        load_annotation(data)
