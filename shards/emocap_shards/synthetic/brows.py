@@ -1,0 +1,69 @@
+"""Eyebrows, and the creases of the forehead that they fold."""
+
+from emocap_shards.synthetic import palette
+from emocap_shards.synthetic.canvas import Patch
+from emocap_shards.synthetic.face import Face
+from emocap_shards.synthetic.geometry import Points, flipped, points, ribbon, spline
+from emocap_shards.synthetic.sketch import Sketch
+
+
+def line(face: Face) -> Points:
+    """The middle of the right brow of the image, from its head to its tail.
+
+    AU 1 raises the head, AU 2 the arch and tail, AU 4 lowers the whole and draws it to the midline; where AU 1 and
+    AU 4 meet, the head rises and moves inwards.
+    """
+    act, arch = face.actions, face.identity.brow_arch
+    down = act[4] * (1 - 0.75 * act[1])
+    inner = -0.17 * act[1] - 0.03 * act[2] + 0.15 * down + 0.05 * act[9]
+    middle = -0.09 * act[1] - 0.11 * act[2] + 0.10 * down + 0.04 * act[9]
+    outer = 0.02 * act[1] - 0.17 * act[2] + 0.01 * act[4]
+    tail = 0.03 * act[1] - 0.15 * act[2]
+    pinch = 0.075 * act[4] + 0.02 * act[9]
+    return points(
+        (0.19 - pinch, -0.375 + inner),
+        (0.34 - 0.6 * pinch, -0.435 + middle - 0.5 * arch),
+        (0.52 - 0.3 * pinch, -0.465 + 0.4 * middle + 0.6 * outer - arch),
+        (0.74, -0.375 + tail),
+    )
+
+
+def draw(sketch: Sketch, face: Face) -> None:
+    person = face.identity
+    ink = palette.darker(person.hair, 0.3) if person.hair_style != "scarf" else palette.darker(person.hair, 0.4)
+    ink = palette.mix(ink, palette.fold(person.skin), 0.25)
+    middle = spline(line(face), 5)
+    outlines = [ribbon(flipped(middle, side), 0.105 * person.brow_weight, (0.62, 0.1)) for side in (-1, 1)]
+    sketch.fill(*outlines, colour=ink, opacity=0.93, soft=0.008)
+
+
+def draw_creases(sketch: Sketch, face: Face, skin: Patch) -> None:
+    _forehead(sketch, face, skin)
+    _frown(sketch, face, skin)
+
+
+def _forehead(sketch: Sketch, face: Face, skin: Patch) -> None:
+    """Horizontal lines: in the middle for AU 1, at the sides for AU 2, right across for both or for age."""
+    person, act = face.identity, face.actions
+    deep = palette.fold(person.skin)
+    across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0)
+    centre, sides = 0.7 * max(act[1] - act[2], 0), 0.7 * max(act[2] - act[1], 0)
+    for y in (-0.66, -0.76, -0.86):
+        full = points((-0.55, y + 0.03), (-0.3, y - 0.01), (0, y + 0.015), (0.3, y - 0.01), (0.55, y + 0.03))
+        sketch.strokes(full, width=0.03, colour=deep, opacity=across, within=skin)
+        middle = points((-0.24, y + 0.05), (0, y), (0.24, y + 0.05))
+        sketch.strokes(middle, width=0.03, colour=deep, opacity=centre, within=skin)
+        arcs = points((0.28, y + 0.03), (0.5, y - 0.03), (0.72, y + 0.05))
+        sketch.strokes(arcs, flipped(arcs, -1), width=0.03, colour=deep, opacity=sides, within=skin)
+
+
+def _frown(sketch: Sketch, face: Face, skin: Patch) -> None:
+    """The two upright folds between the brows, and the shade that gathers there."""
+    person, act = face.identity, face.actions
+    force = act[4]
+    if force == 0:
+        return
+    deep, rise = palette.fold(person.skin), -0.12 * act[1]
+    sketch.glow(0, -0.36 + rise, 0.13, 0.11, colour=palette.shadow(person.skin), opacity=0.5 * force, within=skin)
+    fold = points((0.085, -0.24 + rise), (0.065, -0.36 + rise), (0.10, -0.50 + rise))
+    sketch.strokes(fold, flipped(fold, -1), width=0.042, colour=deep, opacity=0.85 * force, soft=0.006, within=skin)

@@ -1,0 +1,79 @@
+"""An endless data set of faces: sample `index` of `seed` depends on these two numbers and on nothing else."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from emocap_shards.sample import Record
+from emocap_shards.synthetic.action_units import NAMES
+from emocap_shards.synthetic.caption import caption
+from emocap_shards.synthetic.emotion import EMOTIONS, feel
+from emocap_shards.synthetic.face import Face
+from emocap_shards.synthetic.identity import person
+from emocap_shards.synthetic.render import render
+from emocap_shards.synthetic.scene import scene
+
+JPEG_QUALITY = 92
+
+
+def face(seed: int, index: int) -> Face:
+    """Sample a face. Each run of seven indices that starts at a multiple of seven holds each emotion once.
+
+    Person, scene, feeling and wording come from streams of their own, so none of them hints at another.
+    """
+    turn, place = divmod(index, len(EMOTIONS))
+    emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
+    feeling = feel(emotion, _stream(seed, index, 1))
+    return Face(
+        identity=person(_stream(seed, index, 2)),
+        scene=scene(_stream(seed, index, 3)),
+        actions=feeling.actions,
+        emotion=emotion,
+        shade=feeling.shade,
+        intensity=feeling.intensity,
+        valence=feeling.valence,
+        arousal=feeling.arousal,
+        wording=int(_stream(seed, index, 4).integers(2**31)),
+    )
+
+
+def _stream(seed: int, number: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number, purpose])
+
+
+def record(seed: int, index: int, *, pixels: int = 112) -> Record:
+    """Sample `index` of `seed` as it goes into a shard: `pixels` x `pixels` JPEG, caption and labels.
+
+    Labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and "AU1" to "AU43" in [0, 1].
+    """
+    sampled = face(seed, index)
+    return Record(
+        key=f"{seed:04d}-{index:08d}",
+        image=_jpeg(sampled, pixels),
+        extension="jpg",
+        caption=caption(sampled),
+        labels=_labels(sampled),
+    )
+
+
+def records(count: int, *, seed: int = 0, pixels: int = 112, start: int = 0) -> Iterator[Record]:
+    """Samples `start` to `start + count - 1` of `seed`, in order, made one at a time."""
+    return (record(seed, index, pixels=pixels) for index in range(start, start + count))
+
+
+def _jpeg(sampled: Face, pixels: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(render(sampled, pixels)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _labels(sampled: Face) -> dict[str, str | float]:
+    return {
+        "emotion": sampled.emotion,
+        "intensity": sampled.intensity,
+        "valence": sampled.valence,
+        "arousal": sampled.arousal,
+        **{f"AU{unit}": sampled.actions[unit] for unit in NAMES},
+    }

@@ -1,0 +1,32 @@
+"""One synthetic face: the only input of both the picture and the words."""
+
+from dataclasses import dataclass
+
+from emocap_shards.synthetic.action_units import Actions
+from emocap_shards.synthetic.identity import Identity
+from emocap_shards.synthetic.scene import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """Who, seen how, feeling what.
+
+    Attributes:
+        actions: What moves; picture and local sentences follow these and nothing else.
+        emotion: One of `emotion.EMOTIONS`.
+        shade: Name of the prototype within the emotion.
+        intensity: Of the emotion, in [0, 1].
+        valence: In [-1, 1].
+        arousal: In [-1, 1].
+        wording: Seed of the choice of words.
+    """
+
+    identity: Identity
+    scene: Scene
+    actions: Actions
+    emotion: str
+    shade: str
+    intensity: float
+    valence: float
+    arousal: float
+    wording: int

@@ -1,0 +1,131 @@
+"""Curves of the face, in face units: x right, y down, 1 is half a face width, the origin lies between the cheeks."""
+
+import math
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float
+
+from emocap_shards.synthetic.scene import Pose
+
+Points = Float[np.ndarray, "count 2"]
+Lines = Float[np.ndarray, "*lines count 2"]
+
+
+def points(*pairs: tuple[float, float]) -> Points:
+    return np.array(pairs, dtype=np.float64)
+
+
+def moved(shape: Points, x: float, y: float) -> Points:
+    return shape + np.array((x, y))
+
+
+def flipped(shape: Points, side: int) -> Points:
+    """The shape itself for `side` 1, its mirror image for `side` -1."""
+    return shape * (float(side), 1.0)
+
+
+def mirrored(right: Points) -> Points:
+    """A closed symmetric outline from its right half, listed from top to bottom."""
+    return np.concatenate([right, flipped(right[::-1], -1)])
+
+
+def arched(right: Points) -> Points:
+    """An open symmetric arc from its right half, listed from its foot up to its top; it runs from left to right."""
+    return np.concatenate([flipped(right, -1), right[::-1]])
+
+
+@cache
+def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
+    """Catmull-Rom weights of four neighbouring knots at `steps` places between the middle two."""
+    t = np.arange(steps) / steps
+    powers = np.stack([np.ones_like(t), t, t * t, t**3], 1)
+    matrix = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
+    return powers @ matrix
+
+
+@cache
+def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count knots"]:
+    """The share of each knot in each point of a curve through them; an open curve mirrors its second knot."""
+    count = knots if closed else knots - 1
+    blend = np.zeros((count * steps + (not closed), knots))
+    for segment in range(count):
+        rows = slice(segment * steps, (segment + 1) * steps)
+        for column, weight in zip(range(segment - 1, segment + 3), _weights(steps).T, strict=True):
+            if closed or 0 <= column < knots:
+                blend[rows, column % knots] += weight
+            else:
+                edge, inner = (0, 1) if column < 0 else (knots - 1, knots - 2)
+                blend[rows, edge] += 2 * weight
+                blend[rows, inner] -= weight
+    if not closed:
+        blend[-1, -1] = 1
+    return blend
+
+
+def spline(knots: Float[np.ndarray, "*lines knots 2"], steps: int = 6, *, closed: bool = False) -> Lines:
+    """A smooth curve through all `knots` (Catmull and Rom 1974)."""
+    return _blend(knots.shape[-2], steps, closed=closed) @ knots
+
+
+@cache
+def _swell(count: int, taper: tuple[float, float]) -> Float[np.ndarray, "count 1"]:
+    """Half the width along a stroke whose middle is 1 wide."""
+    t = np.linspace(0, 1, count)
+    swell = np.sin(np.pi * t)
+    return 0.5 * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))[:, None]
+
+
+def ribbon(line: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0)) -> Lines:
+    """The outline of a stroke along `line`: `width` in the middle, shares `taper` of it at start and end."""
+    across = np.empty_like(line)
+    ahead = line[..., 1:, :] - line[..., :-1, :]
+    across[..., 1:-1, 0] = -(ahead[..., 1:, 1] + ahead[..., :-1, 1])
+    across[..., 1:-1, 1] = ahead[..., 1:, 0] + ahead[..., :-1, 0]
+    across[..., (0, -1), 0] = -ahead[..., (0, -1), 1]
+    across[..., (0, -1), 1] = ahead[..., (0, -1), 0]
+    length = np.hypot(across[..., 0], across[..., 1])
+    across *= (width / np.maximum(length, 1e-9))[..., None] * _swell(line.shape[-2], taper)
+    return np.concatenate([line + across, (line - across)[..., ::-1, :]], axis=-2)
+
+
+@cache
+def _circle(count: int) -> Points:
+    t = np.arange(count) * (2 * math.pi / count)
+    return np.stack([np.cos(t), np.sin(t)], 1)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, *, tilt: float = 0.0, count: int = 28) -> Points:
+    return moved(turned(_circle(count) * (rx, ry), tilt), x, y)
+
+
+def turned(shape: Points, angle: float) -> Points:
+    """Rotated clockwise about the origin by `angle` in radians."""
+    if not angle:
+        return shape
+    cos, sin = math.cos(angle), math.sin(angle)
+    return shape @ np.array([[cos, sin], [-sin, cos]])
+
+
+_CURVATURE = np.array([1 / 1.08, 1 / 1.6])
+_ONES = np.ones((2, 1))
+
+
+class View:
+    """From face units to pixels, through a head that is half an ellipsoid.
+
+    `lift` is how far a point stands in front of that ellipsoid (a nose tip) or behind it (hair).
+    """
+
+    def __init__(self, pose: Pose, pixels: int) -> None:
+        self.pixels = pixels
+        self.unit_px = pose.zoom * pixels
+        self._turn = turned(np.diag([math.cos(pose.yaw), math.cos(pose.pitch)]), pose.roll) * self.unit_px
+        forward = turned(np.array([[math.sin(pose.yaw), math.sin(pose.pitch)]]), pose.roll)
+        self._forward = forward * self.unit_px
+        self._origin = np.array([(0.5 + pose.x) * pixels, (0.525 + pose.y) * pixels])
+
+    def project(self, shape: Points, lift: float = 0.0) -> Points:
+        bulge = 1 - np.square(shape * _CURVATURE) @ _ONES
+        depth = 0.75 * np.sqrt(np.maximum(bulge, 0.0)) + lift
+        return shape @ self._turn + (depth * self._forward + self._origin)

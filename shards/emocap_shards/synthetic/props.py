@@ -1,0 +1,71 @@
+"""What is not the face: backdrop, glasses, earrings, and the light on all of it."""
+
+import math
+
+import numpy as np
+
+from emocap_shards.synthetic import palette
+from emocap_shards.synthetic.canvas import Canvas
+from emocap_shards.synthetic.eyes import EYE_Y, lids
+from emocap_shards.synthetic.face import Face
+from emocap_shards.synthetic.geometry import Points, ellipse, flipped, moved, points
+from emocap_shards.synthetic.scene import Backdrop, Light
+from emocap_shards.synthetic.sketch import Sketch
+
+
+_GLARE = points((-0.12, -0.16), (-0.02, -0.20), (-0.12, 0.10), (-0.2, 0.04))
+
+
+def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
+    """A soft gradient, and lamps out of focus."""
+    across = np.linspace(-0.5, 0.5, canvas.pixels, dtype=np.float32)
+    slope = across * np.float32(math.cos(backdrop.angle)), across * np.float32(math.sin(backdrop.angle))
+    share = 0.5 + 0.75 * (slope[0][None, :] + slope[1][:, None])
+    near, far = (np.array(colour, np.float32)[:, None, None] for colour in (backdrop.near, backdrop.far))
+    canvas.planes[:] = near + (far - near) * np.clip(share, 0, 1)
+    rng = np.random.default_rng(backdrop.seed)
+    for x, y, size in rng.uniform((0, 0, 0.04), (1, 1, 0.10), (backdrop.lamps, 3)).tolist():
+        spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)))
+        canvas.paint(spot, palette.lighter(backdrop.far, 0.45), 0.5)
+
+
+def draw_glasses(sketch: Sketch, face: Face) -> None:
+    person = face.identity
+    if person.glasses == "none":
+        return
+    frame, x = palette.darker(person.cloth, 0.75), lids(face).x
+    for side in (-1, 1):
+        outer, inner = _lens(person.glasses, side * x, 0.34), _lens(person.glasses, side * x, 0.295)
+        sketch.ring(outer, inner, colour=frame, lift=0.05)
+        glare = moved(_GLARE, side * x, EYE_Y + 0.04)
+        sketch.fill(glare, colour=palette.WHITE, opacity=0.13, lift=0.05)
+    bridge = points((-0.11, EYE_Y + 0.03), (0.0, EYE_Y - 0.02), (0.11, EYE_Y + 0.03))
+    sketch.strokes(bridge, width=0.05, colour=frame, taper=(1, 1), lift=0.05)
+    temple = points((x + 0.31, EYE_Y - 0.02), (0.9, EYE_Y - 0.02), (1.02, EYE_Y))
+    sketch.strokes(temple, flipped(temple, -1), width=0.05, colour=frame, taper=(1, 1))
+
+
+def _lens(style: str, x: float, size: float) -> Points:
+    if style == "round":
+        return ellipse(x, EYE_Y + 0.04, size, size)
+    t = np.arange(32) * (math.pi / 16)
+    corner = np.stack([np.cos(t), np.sin(t)], 1)
+    box = np.sign(corner) * np.abs(corner) ** 0.5
+    return box * (size, 0.8 * size) + (x, EYE_Y + 0.04)
+
+
+def draw_earrings(sketch: Sketch, face: Face) -> None:
+    person = face.identity
+    if not person.earrings or person.hair_style in {"scarf", "long", "wavy", "bob"}:
+        return
+    drops = [ellipse(side * (0.99 * person.width + 0.02), 0.36, 0.05, 0.065, count=14) for side in (-1, 1)]
+    sketch.fill(*drops, colour=(0.86, 0.72, 0.36))
+
+
+def shine(sketch: Sketch, light: Light) -> None:
+    """Light and shade over everything: brighter on the side of the lamp, tinted by its warmth."""
+    canvas = sketch.canvas
+    across = np.linspace(-1, 1, canvas.pixels, dtype=np.float32)
+    slope = 0.24 * light.strength * (light.x * np.tanh(2.2 * across)[None, :] + 0.6 * light.y * across[:, None])
+    tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)[:, None, None]
+    canvas.planes *= (1 + slope.astype(np.float32)) * tint

@@ -1,0 +1,47 @@
+"""From a face to pixels: the painter's order, from the backdrop to the light."""
+
+import numpy as np
+from jaxtyping import UInt8
+
+from emocap_shards.synthetic import brows, cheeks, eyes, hair, head, mouth, nose, props
+from emocap_shards.synthetic.canvas import Canvas
+from emocap_shards.synthetic.face import Face
+from emocap_shards.synthetic.geometry import View
+from emocap_shards.synthetic.sketch import Sketch
+
+
+def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
+    """Draw `face` as a square sRGB image of `pixels` x `pixels`, anti-aliased; the same face gives the same bytes.
+
+    Raises:
+        ValueError: If `pixels` is too small for a face to be told from another.
+    """
+    if pixels < 16:
+        raise ValueError(f"pixels={pixels} is too small for a face; 16 is the least, 112 the usual size.")
+    sketch = Sketch(Canvas(pixels), View(face.scene.pose, pixels))
+    props.draw_backdrop(sketch.canvas, face.scene.backdrop)
+    hair.draw_behind(sketch, face)
+    head.draw_body(sketch, face)
+    head.draw_ears(sketch, face)
+    _draw_features(sketch, face)
+    props.draw_glasses(sketch, face)
+    props.draw_earrings(sketch, face)
+    props.shine(sketch, face.scene.light)
+    return sketch.canvas.image()
+
+
+def _draw_features(sketch: Sketch, face: Face) -> None:
+    skin = head.draw_face(sketch, face)
+    lips = mouth.lips(face)
+    head.draw_beard(sketch, face, skin)
+    cheeks.draw(sketch, face, skin)
+    head.draw_marks(sketch, face, skin)
+    brows.draw_creases(sketch, face, skin)
+    nose.draw_folds(sketch, face, skin, lips.corner)
+    cheeks.draw_chin(sketch, face, skin, float(lips.bottom[:, 1].max()))
+    nose.draw(sketch, face, skin)
+    head.draw_moustache(sketch, face)
+    mouth.draw(sketch, face, skin, lips)
+    eyes.draw(sketch, face, skin)
+    hair.draw(sketch, face, skin)
+    brows.draw(sketch, face)

@@ -1,0 +1,82 @@
+"""Drawing in face units: a canvas seen through a view."""
+
+from itertools import accumulate
+
+import numpy as np
+
+from emocap_shards.synthetic.canvas import Canvas, Patch, cover
+from emocap_shards.synthetic.geometry import Points, View, ribbon, spline
+from emocap_shards.synthetic.palette import Colour
+
+
+class Sketch:
+    """What every part of the face draws with. All lengths are in face units; `lift` is that of `View`."""
+
+    def __init__(self, canvas: Canvas, view: View) -> None:
+        self.canvas = canvas
+        self.view = view
+
+    def cover(self, *outlines: Points, soft: float = 0.0, lift: float = 0.0, within: Patch | None = None) -> Patch:
+        """The patch that filled outlines cover, blurred by `soft`."""
+        corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
+        ends = list(accumulate(len(outline) for outline in outlines))
+        seen = self.view.project(corners, lift)
+        patch = cover(seen, ends, self.canvas.pixels, soft_px=soft * self.view.unit_px)
+        return patch if within is None else patch.inside(within)
+
+    def fill(
+        self,
+        *outlines: Points,
+        colour: Colour,
+        opacity: float = 1.0,
+        soft: float = 0.0,
+        lift: float = 0.0,
+        within: Patch | None = None,
+    ) -> None:
+        if opacity > 0.01:
+            self.canvas.paint(self.cover(*outlines, soft=soft, lift=lift, within=within), colour, opacity)
+
+    def ring(self, outer: Points, inner: Points, *, colour: Colour, opacity: float = 1.0, lift: float = 0.0) -> None:
+        """What lies in `outer` and not in `inner`."""
+        hole = self.view.project(inner, lift)
+        rim = self.view.project(outer, lift)
+        patch = cover(rim, [len(rim)], self.canvas.pixels, hole=hole)
+        self.canvas.paint(patch, colour, opacity)
+
+    def strokes(
+        self,
+        *knots: Points,
+        width: float,
+        colour: Colour,
+        opacity: float = 1.0,
+        taper: tuple[float, float] = (0.0, 0.0),
+        soft: float = 0.0,
+        lift: float = 0.0,
+        within: Patch | None = None,
+    ) -> None:
+        """Brush strokes, thick in the middle, each through as many knots; none is thinner than half a pixel."""
+        if opacity <= 0.01:
+            return
+        width_px = width * self.view.unit_px
+        fade = min(1.0, width_px / 0.5)
+        lines = ribbon(spline(np.array(knots)), width / fade, taper)
+        self.fill(*lines, colour=colour, opacity=opacity * fade, soft=soft, lift=lift, within=within)
+
+    def glow(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        *,
+        colour: Colour,
+        opacity: float,
+        lift: float = 0.0,
+        within: Patch | None = None,
+    ) -> None:
+        """A soft spot of colour; `rx` and `ry` are Gaussian deviations."""
+        if opacity <= 0.01:
+            return
+        (cx, cy) = self.view.project(np.array([[x, y]]), lift)[0].tolist()
+        patch = self.canvas.glow(cx, cy, rx * self.view.unit_px, ry * self.view.unit_px)
+        self.canvas.paint(patch if within is None else patch.inside(within), colour, opacity)
