@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
@@ -176,8 +177,12 @@ class ObjectStore:
             return sorted((entry for entry in entries if not _hidden(entry)), key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
-        with self._told("find", path):
-            return bool(self._fs.isfile(self._at(path)))
+        # Not `isfile`: that takes every error, also a lost connection, for absence.
+        try:
+            with self._told("find", path):
+                return self._fs.info(self._at(path))["type"] == "file"
+        except NotFound:
+            return False
 
     def delete(self, path: str) -> None:
         with self._told("delete", path):
@@ -245,7 +250,7 @@ class ObjectStore:
         except FileNotFoundError as error:
             message = f"cannot {verb} {path!r}: no such object in {self.url}; check the path."
             raise NotFound(message, path=path) from error
-        except OSError as error:
+        except (OSError, BotoCoreError) as error:
             cure = "check endpoint, credentials and bucket"
             raise StoreError(f"cannot {verb} {path!r} in {self.url}: {error!r}; {cure}.") from error
 

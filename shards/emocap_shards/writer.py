@@ -33,8 +33,8 @@ def write_shards(
 
     One shard at a time stands on the local disk, and all keys in memory. Stopped half-way, it leaves shards without
     a manifest, which nothing reads and a second run overwrites. Of two writers at one URL one is refused; if they
-    write different records at the same time, `verify` the dataset of the other. `progress` is called after each shard with the
-    number of samples written so far.
+    wrote different records at the same time, `verify` the dataset of the other. `progress` is called after each
+    shard with the number of samples written so far.
 
     Raises:
         ManifestError: If a dataset stands at the URL already.

@@ -133,7 +133,7 @@ def test_a_damaged_index_is_named(folder, change):
 
 def test_a_missing_index_is_named(folder):
     (folder / "shard-000001.npy").unlink()
-    with pytest.raises(DamagedShard, match=r"shard-000001.tar: its index is missing"):
+    with pytest.raises(DamagedShard, match=r"shard-000001.tar: its index shard-000001.npy is missing"):
         epoch(folder)
 
 

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -78,10 +79,8 @@ def test_no_scrambled_image_raises_anything_else(kind, data):
     body = bytearray(encode(1, kind=kind, size=16))
     for _ in range(data.draw(st.integers(1, 8))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(ImageError):
         decode_image(bytes(body))
-    except ImageError as error:
-        assert str(error)
 
 
 @given(

@@ -114,7 +114,7 @@ def test_an_image_without_annotation_is_named(faces):
 
 
 def test_an_unknown_source_is_refused(tmp_path):
-    with pytest.raises(RecordError, match="no folder, no .jsonl and no .csv"):
+    with pytest.raises(RecordError, match=r"no folder, no \.jsonl and no \.csv"):
         records_from(tmp_path / "table.xlsx")
 
 

@@ -153,7 +153,7 @@ def test_a_killed_writer_leaves_no_dataset_and_a_second_run_makes_one(tmp_path):
     done = subprocess.run(run, env=os.environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "seven\n")
     assert (tmp_path / "shard-000002.tar").exists()
-    with pytest.raises(ManifestError, match="no manifest.json, so no dataset: make one with `emocap pack`"):
+    with pytest.raises(ManifestError, match=r"no manifest\.json, so no dataset: make one with `emocap pack`"):
         read_manifest(tmp_path)
     assert write_shards(records(7), tmp_path, samples_per_shard=2) == read_manifest(tmp_path)
 
