@@ -18,9 +18,8 @@ def dump_annotation(caption: Caption, labels: Labels) -> bytes:
         AnnotationError: If the result would not be read again by `load_annotation`.
     """
     parts = {"global": caption.whole, "local": list(caption.local), "summary": caption.summary}
-    annotation = {"caption": parts, "labels": dict(labels)}
+    annotation = {"caption": parts, "labels": _labels(dict(labels))}
     _caption(parts)
-    _labels(annotation["labels"])
     return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
@@ -57,11 +56,11 @@ def _caption(value: object) -> Caption:
 def _labels(value: object) -> Labels:
     if not isinstance(value, dict):
         raise AnnotationError('"labels" is no object')
-    labels = cast("dict[object, object]", value)
+    labels = cast("dict[object, Any]", value)
     for name, label in labels.items():
         if not isinstance(name, str) or not _is_label(label):
             raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
-    return cast("Labels", labels)
+    return {str(name): label if isinstance(label, str) else float(label) for name, label in labels.items()}
 
 
 def _is_sentence(value: object) -> bool:

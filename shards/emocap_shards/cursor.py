@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from emocap_shards.errors import PlanError
 
@@ -22,7 +23,7 @@ class Cursor:
         return {"epoch": self.epoch, "position": self.position}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, int]) -> "Cursor":
+    def from_json(cls, value: Mapping[str, Any]) -> "Cursor":
         """What `to_json` gave.
 
         Raises:

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +20,7 @@ _BROKEN = (
     ArithmeticError,
     struct.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
@@ -35,7 +35,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     try:
         with _opened(data, max_pixels) as image:
             image.load()
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(_rgb(_upright(image)))
     except _BROKEN as error:
         raise ImageError(f"the image cannot be decoded ({error})") from error
 
@@ -53,11 +53,21 @@ def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int
         raise ImageError(f"the image has no readable header ({error})") from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _BROKEN:  # an unreadable EXIF block tells no orientation, and the pixels are whole
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """By way of RGBA where a palette holds transparency, which Pillow warns about otherwise."""
+    through = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    return through.convert("RGB")
+
+
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    with warnings.catch_warnings():
-        # Our own bound, below, is the rule; Pillow's softer one would only warn.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels")
     return image

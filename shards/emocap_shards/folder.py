@@ -37,7 +37,6 @@ class FolderStore:
     def url(self) -> str:
         return self.root
 
-    @property
     def honours_conditions(self) -> bool:
         return True
 
@@ -91,7 +90,8 @@ class FolderStore:
             return sorted((self._entry(path) for path in files), key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
-        return self._at(path).is_file()
+        with self._told("find", path):
+            return self._at(path).is_file()
 
     def delete(self, path: str) -> None:
         with self._told("delete", path):

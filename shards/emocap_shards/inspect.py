@@ -26,9 +26,11 @@ class Spread:
     most: float
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> "Spread":
-        """Of at least one number; of none, all three are 0."""
-        return cls(min(numbers), sum(numbers) / len(numbers), max(numbers)) if numbers else cls(0, 0, 0)
+    def of(cls, numbers: Sequence[float] | Sequence[int]) -> "Spread":
+        """All three are 0 where there is no number."""
+        if not numbers:
+            return cls(0.0, 0.0, 0.0)
+        return cls(float(min(numbers)), sum(numbers) / len(numbers), float(max(numbers)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,6 @@ class Store(Protocol):
     @property
     def url(self) -> str: ...
 
-    @property
     def honours_conditions(self) -> bool:
         """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
         ...
@@ -110,7 +109,6 @@ class ObjectStore:
 
     url: str
 
-    @property
     def honours_conditions(self) -> bool:
         return self._protocol in {"memory", "s3", "s3a", "gs", "gcs"} and _refuses_second_write(self)
 

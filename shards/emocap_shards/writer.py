@@ -10,7 +10,7 @@ from pathlib import Path
 import google_crc32c
 
 from emocap_shards.annotation import dump_annotation
-from emocap_shards.decode import FORMATS, image_header
+from emocap_shards.decode import FORMATS, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.index import Slot, dump_index
 from emocap_shards.manifest import Manifest, Shard, refuse_dataset
@@ -130,3 +130,4 @@ def _check_image(record: Record) -> None:
         raise ImageError(f"extension {record.extension!r} is none of {', '.join(FORMATS)}")
     if (found := image_header(record.image)[0]) != expected:
         raise ImageError(f"the image is {found}, but its extension is {record.extension!r}")
+    decode_image(record.image)  # all of it: a cut image has a good header, and would stop a training run

@@ -47,14 +47,27 @@ def test_a_photograph_on_its_side_is_turned_upright():
     assert decode_image(data).shape == (6, 4, 3)
 
 
+def test_a_transparent_palette_becomes_rgb_without_a_warning():
+    image = Image.new("P", (4, 4))
+    image.putpalette([200, 0, 0] * 256)
+    assert decode_image(saved(image, transparency=bytes(range(256))))[0, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
+def test_an_unreadable_exif_block_leaves_the_image_as_it_is_stored():
+    data = saved(Image.new("RGB", (6, 4)), "JPEG", exif=b"Exif\x00\x00MM\x00*nonsense")
+    assert decode_image(data).shape == (4, 6, 3)
+
+
 def test_more_pixels_than_allowed_are_refused_before_they_are_decoded():
     with pytest.raises(ImageError, match="8 x 8, more than 63 pixels"):
         decode_image(encode(1), max_pixels=63)
 
 
-def test_a_header_that_promises_too_much_is_refused():
+@pytest.mark.parametrize("side", [9_000, 10_000, 60_000])
+def test_a_header_that_promises_too_much_is_refused(side):
     data = bytearray(encode(1))
-    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[16:24] = struct.pack(">II", side, side)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(ImageError, match=r"pixels"):
         decode_image(bytes(data))
@@ -114,6 +127,11 @@ def test_an_annotation_survives_the_way_through_json(whole, local, summary, labe
 def test_what_is_no_annotation_is_refused(data):
     with pytest.raises(AnnotationError):
         load_annotation(data)
+
+
+def test_whole_numbers_become_the_floats_they_are_declared_to_be():
+    _, labels = load_annotation(b'{"caption": {"global": "x"}, "labels": {"age": 31}}')
+    assert isinstance(labels["age"], float)
 
 
 @given(st.binary())

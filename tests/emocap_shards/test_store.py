@@ -10,6 +10,7 @@ import pytest
 import s3fs
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
 from emocap_shards.store import _OPTIONS, Entry, Store, open_store
+from fsspec.implementations.memory import MemoryFileSystem
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -82,7 +83,15 @@ def test_put_if_absent_does_not_overwrite(store):
     with pytest.raises(ConditionFailed, match="x exists already"):
         store.put_if_absent("x", b"second")
     assert store.read("x") == b"first"
-    assert store.honours_conditions
+    assert store.honours_conditions()
+
+
+def test_a_store_that_ignores_conditions_says_so(monkeypatch):
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    write = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value, mode="": write(self, path, value))
+    assert not store.honours_conditions()
+    assert store.list() == []
 
 
 def test_put_if_match_wants_the_version_that_was_read(store):
