@@ -79,5 +79,5 @@ class Actions:
 
 def actions(strength: Mapping[int, float]) -> Actions:
     """Clip to [0, 1], round to hundredths, drop what nobody could see."""
-    clipped = {unit: round(min(max(value, 0.0), 1.0), 2) for unit, value in strength.items()}
+    clipped = {unit: round(min(max(float(value), 0.0), 1.0), 2) for unit, value in strength.items()}
     return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})

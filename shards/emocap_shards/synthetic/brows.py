@@ -1,9 +1,11 @@
 """Eyebrows, and the creases of the forehead that they fold."""
 
+import numpy as np
+
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
-from emocap_shards.synthetic.geometry import Points, flipped, points, ribbon, spline
+from emocap_shards.synthetic.geometry import Points, flipped, points, ribbon
 from emocap_shards.synthetic.sketch import Sketch
 
 
@@ -32,8 +34,9 @@ def draw(sketch: Sketch, face: Face) -> None:
     person = face.identity
     ink = palette.darker(person.hair, 0.3) if person.hair_style != "scarf" else palette.darker(person.hair, 0.4)
     ink = palette.mix(ink, palette.fold(person.skin), 0.25)
-    middle = spline(line(face), 5)
-    outlines = [ribbon(flipped(middle, side), 0.105 * person.brow_weight, (0.62, 0.1)) for side in (-1, 1)]
+    middle = line(face)
+    both = np.array([middle, flipped(middle, -1)])
+    outlines = ribbon(both, 0.105 * person.brow_weight, (0.62, 0.1), steps=5)
     sketch.fill(*outlines, colour=ink, opacity=0.93, soft=0.008)
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32, UInt8
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from emocap_shards.synthetic.geometry import Points
 from emocap_shards.synthetic.palette import Colour
@@ -17,35 +17,35 @@ FINE = 4
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """How much of each pixel a shape covers: `alpha` in [0, 1], its upper left pixel at row `top`, column `left`."""
+    """How much of each pixel a shape covers, 0 to 255; `mask` begins at row `top`, column `left` of the image."""
 
     top: int
     left: int
-    alpha: Float32[np.ndarray, "rows columns"]
+    mask: Image.Image
 
     def inside(self, other: "Patch") -> "Patch":
         """Only what also lies in `other`; the product of both coverages."""
-        rows, columns = self.alpha.shape
-        clip = np.zeros((rows, columns), np.float32)
-        top, left = max(self.top, other.top), max(self.left, other.left)
-        bottom = min(self.top + rows, other.top + other.alpha.shape[0])
-        right = min(self.left + columns, other.left + other.alpha.shape[1])
-        if top < bottom and left < right:
-            here = np.s_[top - self.top : bottom - self.top, left - self.left : right - self.left]
-            there = np.s_[top - other.top : bottom - other.top, left - other.left : right - other.left]
-            clip[here] = self.alpha[here] * other.alpha[there]
-        return Patch(self.top, self.left, clip)
+        left, top = self.left - other.left, self.top - other.top
+        there = other.mask.crop((left, top, left + self.mask.width, top + self.mask.height))
+        return Patch(self.top, self.left, ImageChops.multiply(self.mask, there))
 
 
 def cover(
-    corners: Points, ends: Sequence[int], pixels: int, *, soft_px: float = 0.0, hole: Points | None = None
-) -> Patch:
-    """Coverage by the union of filled outlines, less `hole`, blurred by `soft_px`.
+    corners: Points,
+    ends: Sequence[int],
+    pixels: int,
+    *,
+    opacity: float = 1.0,
+    soft_px: float = 0.0,
+    hole: Points | None = None,
+) -> Patch | None:
+    """Coverage by the union of filled outlines, less `hole`, blurred by `soft_px`; None if all of it is out of sight.
 
     Args:
         corners: Of all outlines, one after the other, in pixels.
         ends: Where each outline ends in `corners`; the last is their number.
         pixels: Size of the image; what lies outside is cut off.
+        opacity: Greatest coverage, in [0, 1].
         soft_px: Radius of the blur.
         hole: One more outline, that is left out.
     """
@@ -53,56 +53,61 @@ def cover(
     left, top = (max(int(low) - margin, 0) for low in corners.min(0).tolist())
     right, bottom = (min(int(high) + 1 + margin, pixels) for high in corners.max(0).tolist())
     if left >= right or top >= bottom:
-        return Patch(0, 0, np.zeros((0, 0), np.float32))
+        return None
     fine = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE))
     draw = ImageDraw.Draw(fine)
     flat = _fine(corners, left, top)
+    ink = round(255 * opacity)
     for start, end in pairwise((0, *ends)):
-        draw.polygon(flat[2 * start : 2 * end], fill=255)
+        draw.polygon(flat[2 * start : 2 * end], fill=ink)
     if hole is not None:
         draw.polygon(_fine(hole, left, top), fill=0)
     coarse = fine.reduce(FINE)
     if soft_px > 0.2:
         coarse = coarse.filter(ImageFilter.BoxBlur(soft_px)).filter(ImageFilter.BoxBlur(soft_px * 0.7))
-    return Patch(top, left, np.asarray(coarse, np.float32) * np.float32(1 / 255))
+    return Patch(top, left, coarse)
 
 
 def _fine(outline: Points, left: int, top: int) -> list[float]:
-    """Corners as Pillow wants them; it drops fractions, so half a sub-pixel is taken off first."""
+    """Corners as Pillow wants them; it drops fractions, so they are rounded first, half a sub-pixel inwards."""
     return np.rint(outline * FINE - (left * FINE + 0.5, top * FINE + 0.5)).ravel().tolist()
 
 
+@cache
+def _spot(level: int) -> Image.Image:
+    """A round Gaussian spot of height `level` that fills its square to two and a half deviations."""
+    line = np.exp(-0.5 * np.square(np.linspace(-2.5, 2.5, 65)))
+    return Image.fromarray(np.rint(level * np.outer(line, line)).astype(np.uint8))
+
+
 class Canvas:
-    """Three colour planes in [0, 1], painted in place."""
+    """An sRGB image, painted in place."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
-        self.planes: Float32[np.ndarray, "3 rows columns"] = np.zeros((3, pixels, pixels), np.float32)
+        self.picture = Image.new("RGB", (pixels, pixels))
 
-    def paint(self, patch: Patch, colour: Colour, opacity: float = 1.0) -> None:
+    def paint(self, patch: Patch | None, colour: Colour, opacity: float = 1.0) -> None:
         """Lay `colour` over the patch."""
-        rows, columns = patch.alpha.shape
-        if not patch.alpha.size:
+        if patch is None:
             return
-        window = self.planes[:, patch.top : patch.top + rows, patch.left : patch.left + columns]
-        paint = np.array(colour, np.float32)[:, None, None]
-        alpha = patch.alpha if opacity == 1.0 else patch.alpha * np.float32(opacity)
-        window += (paint - window) * alpha
+        mask = patch.mask
+        if opacity < 1.0:
+            mask = ImageChops.multiply(mask, Image.new("L", mask.size, round(255 * opacity)))
+        box = patch.left, patch.top, patch.left + mask.width, patch.top + mask.height
+        self.picture.paste(_ink(colour), box, mask)
 
-    def glow(self, x: float, y: float, rx: float, ry: float) -> Patch:
+    def glow(self, x: float, y: float, rx: float, ry: float, opacity: float) -> Patch | None:
         """A soft upright spot centred on pixel (x, y): a Gaussian whose deviations are `rx` and `ry` pixels."""
-        left, right = _reach(x, rx, self.pixels)
-        top, bottom = _reach(y, ry, self.pixels)
-        across = np.exp(-0.5 * ((np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)) / np.float32(rx)) ** 2)
-        down = np.exp(-0.5 * ((np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)) / np.float32(ry)) ** 2)
-        return Patch(top, left, down[:, None] * across)
-
-    def image(self) -> UInt8[np.ndarray, "rows columns 3"]:
-        bytes_ = (np.clip(self.planes, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return np.ascontiguousarray(bytes_.transpose(1, 2, 0))
+        left, width = round(x - 2.5 * rx), max(round(5 * rx), 1)
+        top, height = round(y - 2.5 * ry), max(round(5 * ry), 1)
+        cut = max(-left, 0), max(-top, 0), min(self.pixels - left, width), min(self.pixels - top, height)
+        if cut[0] >= cut[2] or cut[1] >= cut[3]:
+            return None
+        spot = _spot(round(255 * opacity)).resize((width, height), Image.Resampling.BILINEAR)
+        return Patch(top + cut[1], left + cut[0], spot.crop(cut))
 
 
-def _reach(centre: float, deviation: float, pixels: int) -> tuple[int, int]:
-    """The pixels within two and a half deviations; none when the spot lies outside."""
-    low = min(max(int(centre - 2.5 * deviation), 0), pixels)
-    return low, max(min(int(centre + 2.5 * deviation) + 1, pixels), low)
+def _ink(colour: Colour) -> tuple[int, int, int]:
+    red, green, blue = colour
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -4,7 +4,7 @@ import numpy as np
 
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
-from emocap_shards.synthetic.eyes import EYE_Y, lids
+from emocap_shards.synthetic.eyes import EYE_Y, eye_half, eye_x
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import ellipse, flipped, points
 from emocap_shards.synthetic.head import jaw_fall
@@ -39,9 +39,8 @@ def _apples(sketch: Sketch, face: Face, skin: Patch, y: float) -> None:
 
 def _crow_feet(sketch: Sketch, face: Face, skin: Patch) -> None:
     """Rays from the outer corners of the eyes: AU 6, and a little of age."""
-    shape = lids(face)
     force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0)
-    x, y = shape.x + shape.half + 0.055, EYE_Y - face.identity.eye_tilt
+    x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
     both = [flipped(ray, side) for ray in rays for side in (-1, 1)]
     deep = palette.fold(face.identity.skin)

@@ -8,6 +8,7 @@ from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import Points, ellipse, flipped, moved
+from emocap_shards.synthetic.identity import Identity
 from emocap_shards.synthetic.sketch import Sketch
 
 EYE_X = 0.43
@@ -24,7 +25,16 @@ class Lids:
     fold: Points
     bag: Points
     x: float
-    half: float
+
+
+def eye_x(person: Identity) -> float:
+    """Distance of the middle of an eye from the midline."""
+    return EYE_X * person.eye_gap
+
+
+def eye_half(person: Identity) -> float:
+    """Half the width of an eye."""
+    return 0.245 * person.eye_size
 
 
 def lids(face: Face) -> Lids:
@@ -33,7 +43,7 @@ def lids(face: Face) -> Lids:
     AU 5 raises the upper lid, AU 7 brings both together, AU 6 pushes up the lower one, AU 43 lets the upper one fall.
     """
     person, act = face.identity, face.actions
-    x, half = EYE_X * person.eye_gap, 0.245 * person.eye_size
+    x, half = eye_x(person), eye_half(person)
     rise = 0.135 * person.eye_size * (1 + 0.62 * act[5] - 0.42 * act[7] - 0.16 * act[6] - 0.15 * act[9])
     sink = 0.088 * person.eye_size * (1 + 0.15 * act[5] - 0.75 * act[7] - 0.75 * act[6] - 0.25 * act[9])
     sink = max(sink, 0.012)
@@ -50,7 +60,6 @@ def lids(face: Face) -> Lids:
         fold=np.stack([along, np.minimum(upper, line - 0.06 * arch) - over * arch - 0.008], 1),
         bag=np.stack([along, lower + pouch * bowl + 0.01], 1),
         x=x,
-        half=half,
     )
 
 
@@ -82,7 +91,7 @@ def _sockets(sketch: Sketch, face: Face, shape: Lids, skin: Patch) -> None:
     sketch.strokes(*_both(shape.bag[2:-1:4]), width=0.024, colour=deep, opacity=min(pouch, 0.7), soft=0.008)
 
 
-def _eyeballs(sketch: Sketch, face: Face, shape: Lids, opening: Patch) -> None:
+def _eyeballs(sketch: Sketch, face: Face, shape: Lids, opening: Patch | None) -> None:
     person, (look_x, look_y) = face.identity, face.scene.gaze
     sketch.canvas.paint(opening, (0.96, 0.95, 0.94))
     radius = 0.126 * person.eye_size

@@ -4,7 +4,7 @@ import math
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 
 from emocap_shards.synthetic.scene import Pose
 
@@ -69,24 +69,30 @@ def spline(knots: Float[np.ndarray, "*lines knots 2"], steps: int = 6, *, closed
 
 
 @cache
-def _swell(count: int, taper: tuple[float, float]) -> Float[np.ndarray, "count 1"]:
-    """Half the width along a stroke whose middle is 1 wide."""
+def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
+    """Weights of the knots in the points of an open curve, and below them in its direction there."""
+    blend = _blend(knots, steps, closed=False)
+    return np.concatenate([blend, np.gradient(blend, axis=0)])
+
+
+@cache
+def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
+    """Half the width along a stroke whose middle is 1 wide, turned by a right angle."""
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)
-    return 0.5 * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))[:, None]
+    return 0.5j * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))
 
 
-def ribbon(line: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0)) -> Lines:
-    """The outline of a stroke along `line`: `width` in the middle, shares `taper` of it at start and end."""
-    across = np.empty_like(line)
-    ahead = line[..., 1:, :] - line[..., :-1, :]
-    across[..., 1:-1, 0] = -(ahead[..., 1:, 1] + ahead[..., :-1, 1])
-    across[..., 1:-1, 1] = ahead[..., 1:, 0] + ahead[..., :-1, 0]
-    across[..., (0, -1), 0] = -ahead[..., (0, -1), 1]
-    across[..., (0, -1), 1] = ahead[..., (0, -1), 0]
-    length = np.hypot(across[..., 0], across[..., 1])
-    across *= (width / np.maximum(length, 1e-9))[..., None] * _swell(line.shape[-2], taper)
-    return np.concatenate([line + across, (line - across)[..., ::-1, :]], axis=-2)
+def ribbon(
+    knots: Float[np.ndarray, "*lines knots 2"], width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4
+) -> Lines:
+    """The outline of a stroke through `knots`: `width` in the middle, shares `taper` of it at start and end."""
+    # As complex numbers, a right angle is a factor of i.
+    course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]
+    count = course.shape[-1] // 2
+    line, across = course[..., :count], course[..., count:]
+    across *= width * _swell(count, taper) / np.maximum(np.abs(across), 1e-9)
+    return np.concatenate([line + across, (line - across)[..., ::-1]], axis=-1)[..., None].view(np.float64)
 
 
 @cache
@@ -107,6 +113,7 @@ def turned(shape: Points, angle: float) -> Points:
     return shape @ np.array([[cos, sin], [-sin, cos]])
 
 
+_DEPTH = 0.75
 _CURVATURE = np.array([1 / 1.08, 1 / 1.6])
 _ONES = np.ones((2, 1))
 
@@ -127,5 +134,10 @@ class View:
 
     def project(self, shape: Points, lift: float = 0.0) -> Points:
         bulge = 1 - np.square(shape * _CURVATURE) @ _ONES
-        depth = 0.75 * np.sqrt(np.maximum(bulge, 0.0)) + lift
+        depth = _DEPTH * np.sqrt(np.maximum(bulge, 0.0)) + lift
         return shape @ self._turn + (depth * self._forward + self._origin)
+
+    def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
+        """`project` for one point."""
+        seen_x, seen_y = self.project(np.array([[x, y]]), lift)[0].tolist()
+        return seen_x, seen_y

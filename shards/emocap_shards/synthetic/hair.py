@@ -47,7 +47,7 @@ def _colour(person: Identity) -> Colour:
     return person.cloth if person.hair_style == "scarf" else person.hair
 
 
-def _shine(sketch: Sketch, face: Face, patch: Patch, colour: Colour) -> None:
+def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> None:
     """Strands, darker edges and one soft gloss on the lit side."""
     person = face.identity
     rng = np.random.default_rng(person.marks)

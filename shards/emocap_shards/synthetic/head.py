@@ -59,8 +59,8 @@ def draw_ears(sketch: Sketch, face: Face) -> None:
     sketch.fill(*hollows, colour=palette.shadow(person.skin), opacity=0.7, soft=0.02)
 
 
-def draw_face(sketch: Sketch, face: Face) -> Patch:
-    """Paint the skin; the patch it covers clips all that lies on it."""
+def draw_face(sketch: Sketch, face: Face) -> Patch | None:
+    """Paint the skin; the patch it covers clips all that lies on it, and is None where no face is in sight."""
     skin = face.identity.skin
     patch = sketch.cover(outline(face))
     dark, bright = palette.shadow(skin), palette.lighter(skin, 0.32)

@@ -3,37 +3,39 @@
 import math
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from emocap_shards.synthetic import palette
-from emocap_shards.synthetic.canvas import Canvas
-from emocap_shards.synthetic.eyes import EYE_Y, lids
+from emocap_shards.synthetic.canvas import Canvas, Patch
+from emocap_shards.synthetic.eyes import EYE_Y, eye_x
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import Points, ellipse, flipped, moved, points
 from emocap_shards.synthetic.scene import Backdrop, Light
 from emocap_shards.synthetic.sketch import Sketch
-
 
 _GLARE = points((-0.12, -0.16), (-0.02, -0.20), (-0.12, 0.10), (-0.2, 0.04))
 
 
 def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
     """A soft gradient, and lamps out of focus."""
-    across = np.linspace(-0.5, 0.5, canvas.pixels, dtype=np.float32)
+    across = np.linspace(-0.75, 0.75, canvas.pixels, dtype=np.float32)
     slope = across * np.float32(math.cos(backdrop.angle)), across * np.float32(math.sin(backdrop.angle))
-    share = 0.5 + 0.75 * (slope[0][None, :] + slope[1][:, None])
-    near, far = (np.array(colour, np.float32)[:, None, None] for colour in (backdrop.near, backdrop.far))
-    canvas.planes[:] = near + (far - near) * np.clip(share, 0, 1)
+    share = np.clip(0.5 + slope[0][None, :] + slope[1][:, None], 0, 1)
+    everywhere = Patch(0, 0, Image.new("L", canvas.picture.size, 255))
+    canvas.paint(everywhere, backdrop.near)
+    canvas.paint(Patch(0, 0, Image.fromarray(np.rint(255 * share).astype(np.uint8))), backdrop.far)
     rng = np.random.default_rng(backdrop.seed)
     for x, y, size in rng.uniform((0, 0, 0.04), (1, 1, 0.10), (backdrop.lamps, 3)).tolist():
-        spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)))
-        canvas.paint(spot, palette.lighter(backdrop.far, 0.45), 0.5)
+        spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)), opacity=0.5)
+        canvas.paint(spot, palette.lighter(backdrop.far, 0.45))
 
 
 def draw_glasses(sketch: Sketch, face: Face) -> None:
     person = face.identity
     if person.glasses == "none":
         return
-    frame, x = palette.darker(person.cloth, 0.75), lids(face).x
+    frame, x = palette.darker(person.cloth, 0.75), eye_x(person)
     for side in (-1, 1):
         outer, inner = _lens(person.glasses, side * x, 0.34), _lens(person.glasses, side * x, 0.295)
         sketch.ring(outer, inner, colour=frame, lift=0.05)
@@ -62,10 +64,14 @@ def draw_earrings(sketch: Sketch, face: Face) -> None:
     sketch.fill(*drops, colour=(0.86, 0.72, 0.36))
 
 
-def shine(sketch: Sketch, light: Light) -> None:
+def shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows columns 3"]:
     """Light and shade over everything: brighter on the side of the lamp, tinted by its warmth."""
-    canvas = sketch.canvas
-    across = np.linspace(-1, 1, canvas.pixels, dtype=np.float32)
-    slope = 0.24 * light.strength * (light.x * np.tanh(2.2 * across)[None, :] + 0.6 * light.y * across[:, None])
-    tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)[:, None, None]
-    canvas.planes *= (1 + slope.astype(np.float32)) * tint
+    size = picture.width
+    across = np.linspace(-1, 1, size, dtype=np.float32)
+    tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)
+    sideways = 1 + np.float32(0.24 * light.strength * light.x) * np.tanh(2.2 * across)
+    down = np.float32(0.15 * light.strength * light.y) * across[:, None]
+    # Columns and channels share one axis: numpy is slow where the last axis is short.
+    gain = np.outer(sideways, tint).ravel() + down * np.tile(tint, size)
+    lit = np.asarray(picture, np.uint8).reshape(size, 3 * size) * gain
+    return np.minimum(lit + 0.5, 255).astype(np.uint8).reshape(size, size, 3)

@@ -26,12 +26,13 @@ def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
     _draw_features(sketch, face)
     props.draw_glasses(sketch, face)
     props.draw_earrings(sketch, face)
-    props.shine(sketch, face.scene.light)
-    return sketch.canvas.image()
+    return props.shine(sketch.canvas.picture, face.scene.light)
 
 
 def _draw_features(sketch: Sketch, face: Face) -> None:
     skin = head.draw_face(sketch, face)
+    if skin is None:
+        return
     lips = mouth.lips(face)
     head.draw_beard(sketch, face, skin)
     cheeks.draw(sketch, face, skin)

@@ -5,7 +5,7 @@ from itertools import accumulate
 import numpy as np
 
 from emocap_shards.synthetic.canvas import Canvas, Patch, cover
-from emocap_shards.synthetic.geometry import Points, View, ribbon, spline
+from emocap_shards.synthetic.geometry import Points, View, ribbon
 from emocap_shards.synthetic.palette import Colour
 
 
@@ -16,13 +16,20 @@ class Sketch:
         self.canvas = canvas
         self.view = view
 
-    def cover(self, *outlines: Points, soft: float = 0.0, lift: float = 0.0, within: Patch | None = None) -> Patch:
-        """The patch that filled outlines cover, blurred by `soft`."""
+    def cover(
+        self,
+        *outlines: Points,
+        opacity: float = 1.0,
+        soft: float = 0.0,
+        lift: float = 0.0,
+        within: Patch | None = None,
+    ) -> Patch | None:
+        """The patch that filled outlines cover, blurred by `soft`; None if it is out of sight."""
         corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
         ends = list(accumulate(len(outline) for outline in outlines))
         seen = self.view.project(corners, lift)
-        patch = cover(seen, ends, self.canvas.pixels, soft_px=soft * self.view.unit_px)
-        return patch if within is None else patch.inside(within)
+        patch = cover(seen, ends, self.canvas.pixels, opacity=opacity, soft_px=soft * self.view.unit_px)
+        return patch if patch is None or within is None else patch.inside(within)
 
     def fill(
         self,
@@ -34,14 +41,12 @@ class Sketch:
         within: Patch | None = None,
     ) -> None:
         if opacity > 0.01:
-            self.canvas.paint(self.cover(*outlines, soft=soft, lift=lift, within=within), colour, opacity)
+            self.canvas.paint(self.cover(*outlines, opacity=opacity, soft=soft, lift=lift, within=within), colour)
 
-    def ring(self, outer: Points, inner: Points, *, colour: Colour, opacity: float = 1.0, lift: float = 0.0) -> None:
+    def ring(self, outer: Points, inner: Points, *, colour: Colour, lift: float = 0.0) -> None:
         """What lies in `outer` and not in `inner`."""
-        hole = self.view.project(inner, lift)
-        rim = self.view.project(outer, lift)
-        patch = cover(rim, [len(rim)], self.canvas.pixels, hole=hole)
-        self.canvas.paint(patch, colour, opacity)
+        rim, hole = self.view.project(outer, lift), self.view.project(inner, lift)
+        self.canvas.paint(cover(rim, [len(rim)], self.canvas.pixels, hole=hole), colour)
 
     def strokes(
         self,
@@ -55,11 +60,10 @@ class Sketch:
         within: Patch | None = None,
     ) -> None:
         """Brush strokes, thick in the middle, each through as many knots; none is thinner than half a pixel."""
-        if opacity <= 0.01:
+        fade = min(1.0, 2 * width * self.view.unit_px)
+        if opacity * fade <= 0.01:
             return
-        width_px = width * self.view.unit_px
-        fade = min(1.0, width_px / 0.5)
-        lines = ribbon(spline(np.array(knots)), width / fade, taper)
+        lines = ribbon(np.array(knots), width / fade, taper)
         self.fill(*lines, colour=colour, opacity=opacity * fade, soft=soft, lift=lift, within=within)
 
     def glow(
@@ -77,6 +81,6 @@ class Sketch:
         """A soft spot of colour; `rx` and `ry` are Gaussian deviations."""
         if opacity <= 0.01:
             return
-        (cx, cy) = self.view.project(np.array([[x, y]]), lift)[0].tolist()
-        patch = self.canvas.glow(cx, cy, rx * self.view.unit_px, ry * self.view.unit_px)
-        self.canvas.paint(patch if within is None else patch.inside(within), colour, opacity)
+        cx, cy = self.view.place(x, y, lift)
+        patch = self.canvas.glow(cx, cy, rx * self.view.unit_px, ry * self.view.unit_px, opacity)
+        self.canvas.paint(patch if patch is None or within is None else patch.inside(within), colour)
