@@ -1,0 +1,18 @@
+"""How a long axis is cut, so that one block of a matrix stays within a byte budget."""
+
+from collections.abc import Iterator
+
+# Small enough for a block and its few temporaries to be a fraction of a batch of 8,192, large enough for a matrix
+# product to run at full speed (docs/method.md has the measurement).
+BLOCK_BYTES = 16 * 2**20
+
+
+def even_blocks(length: int, longest: int) -> list[slice]:
+    """Slices that cover `range(length)`, none longer than `longest`, as equal in length as can be."""
+    return list(_cut(length, max(1, longest)))
+
+
+def _cut(length: int, longest: int) -> Iterator[slice]:
+    number = -(-length // longest)
+    for index in range(number):
+        yield slice(index * length // number, (index + 1) * length // number)

@@ -1,0 +1,69 @@
+"""What both public functions require of their tensors, said with the value, the rule and the cure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.errors import ArgumentError, NotSupportedError, ShapeError
+from emocap_kernels.precision import FLOATS
+
+BACKENDS = ("auto", "reference", "chunked", "fused")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"{name}={value!r} is unknown; it must be one of {', '.join(allowed)}.")
+
+
+def check_backend(backend: str) -> None:
+    check_choice("backend", backend, BACKENDS)
+    if backend == "fused":
+        raise NotSupportedError(
+            "backend='fused' is not built yet; use 'chunked' (the default of 'auto') or 'reference'."
+        )
+
+
+def check_floats(name: str, tensor: Tensor, *axes: str) -> None:
+    if tensor.dtype not in FLOATS:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+        raise ShapeError(f"{name} is {tensor.dtype}; it must be one of {kinds}.")
+    if tensor.dim() != len(axes):
+        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it must be [{', '.join(axes)}].")
+
+
+def check_indices(name: str, tensor: Tensor, axis: str) -> None:
+    if tensor.dtype != torch.int64 or tensor.dim() != 1:
+        raise ShapeError(
+            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; it must be int64 of shape [{axis}]."
+        )
+
+
+def check_same(left: str, left_size: int, right: str, right_size: int) -> None:
+    if left_size != right_size:
+        raise ShapeError(f"{left} is {left_size} and {right} is {right_size}; they must be equal.")
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ShapeError(f"{name} is on {tensor.device} and the other inputs on {like.device}; move it there.")
+
+
+def check_scale(name: str, scale: Tensor | float) -> None:
+    if isinstance(scale, Tensor):
+        if scale.dim() != 0 or not scale.is_floating_point():
+            raise ShapeError(f"{name} is {scale.dtype} of shape {tuple(scale.shape)}; it must be floating and 0-dim.")
+    elif not math.isfinite(scale):
+        raise ArgumentError(f"{name}={scale} must be finite.")
+
+
+def check_mask(name: str, mask: Tensor | None, patches: Tensor) -> None:
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
+        raise ShapeError(
+            f"{name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {tuple(patches.shape[:2])}."
+        )
+    check_device(name, mask, patches)

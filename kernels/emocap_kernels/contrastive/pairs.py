@@ -1,0 +1,123 @@
+"""The positives of any block of images, drawn the same way in forward and in backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.contrastive.problem import (
+    IMAGE_ANCHORS,
+    TEXT_ANCHORS,
+    Features,
+    Problem,
+    Products,
+    flipped,
+)
+from emocap_kernels.distributed import gather_rows
+from emocap_kernels.mining import Mining, nearest
+from emocap_kernels.targets import Diagonal, Masks, PairList, Targets, treated
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Everything that decides the positives; a function of this and of a block of cosines, nothing else.
+
+    Attributes:
+        first: Global index of local row 0.
+        zeros: [total], of the type of the scores.
+        ids: int64 [total] or None.
+        mining: None if only known pairs are positives.
+        features: The guide features, if `mining` is given.
+        by_image: With `top_k`: the mined pairs of the local images.
+        by_text: With `top_k`: the mined pairs of all texts that fall on local images.
+    """
+
+    first: int
+    zeros: Tensor
+    ids: Tensor | None
+    mining: Mining | None
+    features: Features | None
+    by_image: PairList | None = None
+    by_text: PairList | None = None
+
+    def targets(self, rows: slice, cosine: Tensor) -> Targets:
+        """For the local images `rows`, whose cosines with all texts are `cosine` [rows, total]."""
+        if self.mining is None or self.features is None:
+            if self.ids is None:
+                return Diagonal(self.first + rows.start, rows.stop - rows.start, self.zeros)
+            known = self._known(rows)
+            return Masks(known, known)
+        by_image, by_text = self._mined(rows, cosine, self.mining, self.features)
+        return treated(self._known(rows), by_image, by_text, self.mining.treatment)
+
+    def tensors(self) -> list[Tensor]:
+        """What must not change between forward and backward."""
+        given = [] if self.ids is None else [self.ids]
+        if self.features is not None:
+            given += [*self.features.own.values(), *self.features.every.values()]
+        return given
+
+    def _known(self, rows: slice) -> Tensor:
+        if self.ids is not None:
+            return self.ids[self.first + rows.start : self.first + rows.stop, None] == self.ids
+        known = torch.zeros(rows.stop - rows.start, len(self.zeros), dtype=torch.bool, device=self.zeros.device)
+        known.diagonal(self.first + rows.start).fill_(True)
+        return known
+
+    def _mined(self, rows: slice, cosine: Tensor, mining: Mining, features: Features) -> tuple[Tensor, Tensor]:
+        if self.by_image is not None and self.by_text is not None:
+            return self.by_image.mask(rows), self.by_text.mask(rows)
+        assert mining.threshold is not None
+        if mining.guide == "joint" and features.is_logit:
+            close = cosine >= mining.threshold
+            return close, close
+        images, texts = IMAGE_ANCHORS[mining.guide], flipped(TEXT_ANCHORS[mining.guide])
+        by_image = features.similarity(images, rows) >= mining.threshold
+        if texts == images:
+            return by_image, by_image
+        return by_image, features.similarity(texts, rows) >= mining.threshold
+
+
+def pairs_of(problem: Problem, blocks: list[slice]) -> Pairs:
+    """Fixes the positives; `top_k` lists are made here once, and travel between ranks."""
+    zeros = problem.text.new_zeros(len(problem.text))
+    mining, features = problem.mining, problem.features
+    if mining is None or features is None or mining.top_k is None:
+        return Pairs(problem.span.first, zeros, problem.ids, mining, features)
+    images, texts = IMAGE_ANCHORS[mining.guide], TEXT_ANCHORS[mining.guide]
+    lists = _lists(problem, mining, features, images, blocks)
+    text_lists = lists if texts == images else _lists(problem, mining, features, texts, blocks)
+    every_text = gather_rows(text_lists, problem.span, problem.ranks)
+    by_image, by_text = _by_image(lists, problem), _by_text(every_text, problem)
+    return Pairs(problem.span.first, zeros, problem.ids, mining, features, by_image, by_text)
+
+
+def _lists(problem: Problem, mining: Mining, features: Features, products: Products, blocks: list[slice]) -> Tensor:
+    """The mined candidates of each local anchor, int64 [local, at most top_k], -1 for none."""
+    assert mining.top_k is not None
+    twins = features.twins(products)
+    own = problem.span.indices(problem.text.device)
+    parts = [own.new_empty(0, max(0, min(mining.top_k, problem.span.total - 1)))]
+    for rows in blocks:
+        similarity = features.similarity_of_twins(products, rows, twins)
+        found = nearest(similarity, own[rows], mining.top_k)
+        if mining.threshold is not None:
+            found.masked_fill_(similarity.gather(1, found) < mining.threshold, -1)
+        parts.append(found)
+    return torch.cat(parts)
+
+
+def _by_image(lists: Tensor, problem: Problem) -> PairList:
+    rows = torch.arange(len(lists), device=lists.device).repeat_interleave(lists.shape[1])
+    return _listed(rows, lists.flatten(), problem, kept=lists.flatten() >= 0)
+
+
+def _by_text(lists: Tensor, problem: Problem) -> PairList:
+    columns = torch.arange(len(lists), device=lists.device).repeat_interleave(lists.shape[1])
+    return _listed(lists.flatten() - problem.span.first, columns, problem, kept=lists.flatten() >= 0)
+
+
+def _listed(rows: Tensor, columns: Tensor, problem: Problem, *, kept: Tensor) -> PairList:
+    return PairList.of(rows[kept], columns[kept], height=problem.span.local, width=problem.span.total)

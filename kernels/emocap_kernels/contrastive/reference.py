@@ -1,0 +1,85 @@
+r"""The specification: InfoNCE with mined positives on the whole batch, as the formula reads.
+
+\[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
+   \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
+
+and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. It makes every
+matrix in whole and leaves the gradients to autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.contrastive.problem import IMAGE_ANCHORS, TEXT_ANCHORS, Features, Problem, Products
+from emocap_kernels.mining import Guide, Mining
+from emocap_kernels.result import Directions, LossResult
+
+
+def evaluate(problem: Problem) -> LossResult:
+    """The loss of a problem whose rank holds all rows."""
+    score = problem.scale * (problem.image @ problem.text.T)
+    known = _known(problem)
+    image = _direction(score, known, problem, IMAGE_ANCHORS)
+    text = _direction(score.T, known, problem, TEXT_ANCHORS)
+    return LossResult(
+        loss=(image.loss + text.loss) / 2,
+        image_to_text=image.loss.detach(),
+        text_to_image=text.loss.detach(),
+        positives=(image.positives + text.positives) / 2,
+        recall_at_1=Directions(image.recall_at_1, text.recall_at_1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Direction:
+    loss: Tensor
+    positives: Tensor
+    recall_at_1: Tensor
+
+
+def _direction(score: Tensor, known: Tensor, problem: Problem, guides: Mapping[Guide, Products]) -> _Direction:
+    """One direction: rows of `score` are its anchors."""
+    positive, dropped = known, torch.zeros_like(known)
+    if problem.mining is not None and problem.features is not None:
+        mined = _mined(problem.mining, problem.features, guides[problem.mining.guide])
+        if problem.mining.treatment == "attract":
+            positive = known | mined
+        else:
+            dropped = mined & ~known
+    log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
+    count = positive.sum(1)
+    loss = -(log_probability.where(positive, 0.0).sum(1) / count).mean()
+    found = known.gather(1, score.detach().max(1, keepdim=True).indices)
+    return _Direction(loss, count.to(score.dtype).mean(), found.to(score.dtype).mean())
+
+
+def _known(problem: Problem) -> Tensor:
+    ids = problem.ids
+    if ids is None:
+        return torch.eye(len(problem.image), dtype=torch.bool, device=problem.image.device)
+    return ids[:, None] == ids[None, :]
+
+
+def _mined(mining: Mining, features: Features, products: Products) -> Tensor:
+    """Bool [anchors, candidates] of one direction."""
+    everything = slice(None)
+    mined = None
+    if mining.threshold is not None:
+        mined = features.similarity(products, everything) >= mining.threshold
+    if mining.top_k is not None:
+        close = _top_k(features.similarity_of_twins(products, everything, features.twins(products)), mining.top_k)
+        mined = close if mined is None else mined & close
+    assert mined is not None
+    return mined
+
+
+def _top_k(similarity: Tensor, top_k: int) -> Tensor:
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    # A stable sort keeps equal similarities in the order of their index.
+    order = similarity.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
+    return torch.zeros_like(itself).scatter_(1, order[:, :top_k], True) & ~itself

@@ -1,0 +1,26 @@
+"""In what precision the losses compute."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any input is, else float32: half-precision inputs are widened, never added up as they are."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Shuts out autocast, which would run the similarities of a loss in half precision."""
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def scale_tensor(scale: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` as a 0-dim tensor beside `like`, still connected to its graph."""
+    if isinstance(scale, Tensor):
+        return scale.to(device=like.device, dtype=dtype)
+    return torch.tensor(scale, dtype=dtype, device=like.device)

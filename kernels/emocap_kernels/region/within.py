@@ -1,0 +1,93 @@
+r"""The cheap local loss within one image, in the form of SPARC (Bica et al. 2024, arXiv 2401.09865).
+
+Each sentence n pools the patches of its own image: its similarities are min-max normalised over the patches, set to
+zero below 1 / (number of patches) and divided by their sum; the pooled vector \(c_n\) has unit length. Within the image
+the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\), and the loss is the cross-entropy of each
+pooled vector with its own sentence and of each sentence with its own pooled vector: a mean over the sentences of an
+image, then over the images that own any.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from emocap_kernels.distributed import sum_of_parts, sum_over
+from emocap_kernels.region.problem import RegionProblem
+from emocap_kernels.result import Directions, LossResult
+
+
+def pooled(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
+    """Unit vectors that the sentences pool from the patches of their image.
+
+    Patches that are all equally similar weigh the same; an image of which no patch is kept pools to zero.
+
+    Args:
+        patches: [..., patches, width].
+        sentences: [..., sentences, width].
+        kept: Bool [..., patches] or None.
+
+    Returns:
+        [..., sentences, width].
+    """
+    similarity = sentences @ patches.mT
+    here = torch.ones_like(similarity, dtype=torch.bool)
+    if kept is not None:
+        here = here & kept[..., None, :]
+    low = similarity.masked_fill(~here, float("inf")).amin(-1, keepdim=True)
+    high = similarity.masked_fill(~here, float("-inf")).amax(-1, keepdim=True)
+    flat = ~(high > low)
+    share = (similarity - low) / (high - low).masked_fill(flat, 1.0)
+    share = share.masked_fill(flat, 1.0)
+    least = 1.0 / here.sum(-1, keepdim=True).clamp(min=1)
+    weight = share.masked_fill(~here | (share < least), 0.0)
+    weight = weight / weight.sum(-1, keepdim=True).masked_fill(~here.any(-1, keepdim=True), 1.0)
+    return normalize(weight @ patches, dim=-1)
+
+
+def evaluate(problem: RegionProblem) -> LossResult:
+    """The loss of a problem that holds only the sentences of its own images; memory is linear in them.
+
+    Images that own equally many sentences are computed together, so nothing is padded.
+    """
+    owner = problem.owner - problem.images.first
+    counts = torch.bincount(owner, minlength=problem.images.local)
+    order = owner.sort(stable=True).indices
+    starts = counts.cumsum(0) - counts
+    losses = [problem.scale.reshape(1)[:0].sum() + problem.patches[:0].sum() + problem.sentences[:0].sum()]
+    to_text, to_image = losses[0], losses[0]
+    hits = to_text.new_zeros(2, dtype=torch.float64)
+    for number in counts.unique().tolist():
+        if number == 0:
+            continue
+        images = (counts == number).nonzero()[:, 0]
+        lines = order[starts[images][:, None] + torch.arange(number, device=order.device)]
+        score = _scores(problem, images, lines)
+        found = torch.arange(number, device=order.device)
+        to_text = to_text - score.log_softmax(2).diagonal(dim1=1, dim2=2).mean(1).sum()
+        to_image = to_image - score.log_softmax(1).diagonal(dim1=1, dim2=2).mean(1).sum()
+        hits[0] += (score.detach().max(2).indices == found).sum()
+        hits[1] += (score.detach().max(1).indices == found).sum()
+    return _over_ranks(problem, to_text, to_image, hits, (counts > 0).sum())
+
+
+def _scores(problem: RegionProblem, images: Tensor, lines: Tensor) -> Tensor:
+    """[images, sentences, sentences] for images that own equally many sentences, `lines` [images, sentences]."""
+    kept = None if problem.patch_mask is None else problem.patch_mask[images]
+    sentences = problem.sentences[lines]
+    return problem.scale * (pooled(problem.patches[images], sentences, kept) @ sentences.mT)
+
+
+def _over_ranks(problem: RegionProblem, to_text: Tensor, to_image: Tensor, hits: Tensor, anchors: Tensor) -> LossResult:
+    sums = sum_over(torch.cat([hits, anchors[None].double()]), problem.ranks)
+    both = sum_of_parts(torch.stack([to_text, to_image]) / sums[2].to(to_text.dtype), problem.ranks)
+    image_to_text, text_to_image = both.detach().unbind()
+    recall = (sums[:2] / problem.lines.total).to(both.dtype)
+    return LossResult(
+        loss=both.mean(),
+        image_to_text=image_to_text,
+        text_to_image=text_to_image,
+        positives=torch.ones_like(image_to_text),
+        recall_at_1=Directions(recall[0], recall[1]),
+    )

@@ -1,0 +1,172 @@
+"""What a block of scores is asked to be: which pairs are positives, and which take no part.
+
+A block holds some row anchors (images) against all or some column anchors (texts, sentences). Rows and columns have
+their own positives, because each direction mines for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.mining import Treatment
+
+
+class Targets(Protocol):
+    """The positives of a block of scores, [rows, columns]."""
+
+    def row_sums(self, score: Tensor) -> Tensor:
+        """Sum over the positives of each row, [rows]."""
+        ...
+
+    def column_sums(self, score: Tensor) -> Tensor: ...
+    def row_counts(self) -> Tensor: ...
+    def column_counts(self) -> Tensor: ...
+    def row_candidates(self, score: Tensor) -> Tensor:
+        """`score` with -inf where the pair takes no part for the row; `score` itself if all do."""
+        ...
+
+    def column_candidates(self, score: Tensor) -> Tensor: ...
+    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
+        """Subtracts from each positive its row's and its column's share, in place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal:
+    """Row r has one positive, column `first + r`: plain InfoNCE without a mask in memory.
+
+    Attributes:
+        first: The column of row 0.
+        rows: How many rows the block has.
+        zeros: [columns] of the type of the scores.
+    """
+
+    first: int
+    rows: int
+    zeros: Tensor
+
+    def row_sums(self, score: Tensor) -> Tensor:
+        return self._of(score).clone()
+
+    def column_sums(self, score: Tensor) -> Tensor:
+        return self._spread(self._of(score))
+
+    def row_counts(self) -> Tensor:
+        return self.zeros.new_ones(self.rows)
+
+    def column_counts(self) -> Tensor:
+        return self._spread(self.row_counts())
+
+    def row_candidates(self, score: Tensor) -> Tensor:
+        return score
+
+    def column_candidates(self, score: Tensor) -> Tensor:
+        return score
+
+    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
+        self._of(gradient).sub_(row_share + column_share[self._columns])
+
+    @property
+    def _columns(self) -> slice:
+        return slice(self.first, self.first + self.rows)
+
+    def _of(self, matrix: Tensor) -> Tensor:
+        return matrix[:, self._columns].diagonal()
+
+    def _spread(self, values: Tensor) -> Tensor:
+        spread = self.zeros.clone()
+        spread[self._columns] = values
+        return spread
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Any positives, as bool masks [rows, columns]; a dropped pair leaves the denominator of its direction."""
+
+    row_positive: Tensor
+    column_positive: Tensor
+    row_dropped: Tensor | None = None
+    column_dropped: Tensor | None = None
+
+    def row_sums(self, score: Tensor) -> Tensor:
+        return _kept(score, self.row_positive).sum(1)
+
+    def column_sums(self, score: Tensor) -> Tensor:
+        return _kept(score, self.column_positive).sum(0)
+
+    def row_counts(self) -> Tensor:
+        return self.row_positive.sum(1)
+
+    def column_counts(self) -> Tensor:
+        return self.column_positive.sum(0)
+
+    def row_candidates(self, score: Tensor) -> Tensor:
+        return _without(score, self.row_dropped)
+
+    def column_candidates(self, score: Tensor) -> Tensor:
+        return _without(score, self.column_dropped)
+
+    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
+        gradient.sub_(self.row_positive * row_share[:, None])
+        gradient.sub_(self.column_positive * column_share)
+
+    def columns(self, part: slice) -> Masks:
+        """The same targets for some of the columns."""
+        return Masks(
+            self.row_positive[:, part],
+            self.column_positive[:, part],
+            None if self.row_dropped is None else self.row_dropped[:, part],
+            None if self.column_dropped is None else self.column_dropped[:, part],
+        )
+
+
+def _kept(score: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, score, score.new_zeros(()))
+
+
+def _without(score: Tensor, dropped: Tensor | None) -> Tensor:
+    return score if dropped is None else score.masked_fill(dropped, float("-inf"))
+
+
+def treated(known: Tensor, row_mined: Tensor, column_mined: Tensor, treatment: Treatment) -> Masks:
+    """Known positives stay positives; what the mined pairs become is the treatment."""
+    if treatment == "attract":
+        return Masks(known | row_mined, known | column_mined)
+    return Masks(known, known, row_mined & ~known, column_mined & ~known)
+
+
+@dataclass(frozen=True, slots=True)
+class PairList:
+    """A sparse bool matrix, sorted by row, from which the mask of any rows is drawn.
+
+    Attributes:
+        rows: int64 [pairs], ascending.
+        columns: int64 [pairs].
+        starts: Where each row begins in the list; one more than there are rows.
+        width: Number of columns.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    starts: tuple[int, ...]
+    width: int
+
+    @staticmethod
+    def of(rows: Tensor, columns: Tensor, *, height: int, width: int) -> PairList:
+        """The pairs among `height` rows; pairs with a row outside of them are left out."""
+        inside = (rows >= 0) & (rows < height)
+        rows, order = rows[inside].sort(stable=True)
+        edges = torch.arange(height + 1, device=rows.device)
+        starts = torch.searchsorted(rows, edges).tolist()
+        return PairList(rows, columns[inside][order], tuple(starts), width)
+
+    def mask(self, part: slice) -> Tensor:
+        """Bool [rows of part, width]."""
+        listed = slice(self.starts[part.start], self.starts[part.stop])
+        mask = self.rows.new_zeros(part.stop - part.start, self.width, dtype=torch.bool)
+        mask[self.rows[listed] - part.start, self.columns[listed]] = True
+        return mask
