@@ -1,0 +1,101 @@
+"""The model that is trained: two towers, one shared space, two learned scales."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.image import ImageTower
+from emocap_pretrain.encoders.text import TextTower
+from emocap_pretrain.tokenizer import Vocabulary
+
+MAX_SCALE = 100.0
+
+
+class Embeddings(NamedTuple):
+    """Unit vectors of one rank's rows, in float32, and the two scales."""
+
+    image: Float[Tensor, "batch embedding"]
+    patches: Float[Tensor, "batch patches embedding"]
+    whole: Float[Tensor, "batch embedding"]
+    summary: Float[Tensor, "batch embedding"]
+    sentences: Float[Tensor, "sentences embedding"]
+    scale: Float[Tensor, ""]
+    local_scale: Float[Tensor, ""]
+
+
+class TowerPair(nn.Module):
+    """`batch -> Embeddings`; the whole forward pass is one call, so that an engine may wrap it."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> None:
+        """Build both towers.
+
+        Args:
+            config: The run.
+            vocabulary: The tokenizer's; it sizes the text embedding.
+            weights: False skips loading pretrained weights, for a model that a checkpoint fills.
+        """
+        super().__init__()
+        settings = config.model
+        image = settings.image if weights else settings.image.model_copy(update={"pretrained": None})
+        self.image = ImageTower(image)
+        self.text = TextTower(settings.text, vocabulary, weights=weights)
+        self.to_image = nn.Linear(self.image.width, settings.embedding, bias=False)
+        self.to_patch = nn.Linear(self.image.width, settings.embedding, bias=False)
+        self.to_text = nn.Linear(self.text.width, settings.embedding, bias=False)
+        self.to_sentence = nn.Linear(self.text.width, settings.embedding, bias=False)
+        # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
+        self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
+        self.precision = config.engine.precision
+        self.pixels = settings.image.pixels
+        self.prompt_length = settings.text.lengths.whole
+        if settings.checkpoint_activations:
+            _checkpoint_activations(self)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            pooled, patches = self.image(batch.images)
+            image, patches = self.to_image(pooled), self.to_patch(patches)
+            whole, summary = (self.to_text(self.text(part)) for part in (batch.whole, batch.summary))
+            sentences = self.to_sentence(self.text(batch.sentences))
+        units = (functional.normalize(each.float(), dim=-1) for each in (image, patches, whole, summary, sentences))
+        return Embeddings(*units, *(_clamped_scale(each) for each in (self.logit_scale, self.local_logit_scale)))
+
+    def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
+        return functional.normalize(self.to_image(self.image(images)[0]), dim=-1)
+
+    def embed_texts(self, tokens: Tokens) -> Float[Tensor, "texts embedding"]:
+        return functional.normalize(self.to_text(self.text(tokens)), dim=-1)
+
+
+class _ClampDescent(torch.autograd.Function):
+    """min(x, bound) whose gradient passes at the bound when it points back inside.
+
+    A plain clamp has no gradient above its bound: a scale that Adam's momentum once carried over it would never return.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x > bound)
+        return x.clamp(max=bound)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = upstream
+        (over,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.where(over & (gradient < 0), torch.zeros_like(gradient), gradient), None
+
+
+def _clamped_scale(logit_scale: Tensor) -> Float[Tensor, ""]:
+    return _ClampDescent.apply(logit_scale.float(), math.log(MAX_SCALE)).exp().squeeze(0)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+
+def _checkpoint_activations(model: TowerPair) -> None:
+    model.image.backbone.set_grad_checkpointing(True)
+    model.text.backbone.gradient_checkpointing_enable()

@@ -1,0 +1,56 @@
+"""Lets torchvision import beside a CPU build of torch; the encoders import this module first.
+
+timm imports torchvision unconditionally, and torchvision's wheels on PyPI are linked against CUDA. Beside a CPU build
+of torch their C++ part does not load, and `import torchvision` then fails at the line that describes the shapes of
+`torchvision::nms`, an operator nobody here calls. So, when torch has no CUDA, the two operator *schemas* are declared
+before torchvision is looked up. No file of the wheel is touched, nothing is stubbed: calling the operators still fails
+with torchvision's own error. With a CUDA build of torch this module does nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+class _DeclareOperators(MetaPathFinder):
+    """Declares the schemas at the first look-up of torchvision, then leaves the search to the other finders."""
+
+    def __init__(self) -> None:
+        self._library: object = None  # The declarations live as long as this object.
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        if fullname == "torchvision" and self._library is None:
+            self._library = _declare()
+        return None
+
+
+def _declare() -> object:
+    import torch
+
+    if torch.version.cuda is not None:
+        return False
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in SCHEMAS:
+        library.define(schema)
+    return library
+
+
+def install() -> None:
+    """Put the finder first on the search path, once a process."""
+    if "torchvision" not in sys.modules and not any(isinstance(each, _DeclareOperators) for each in sys.meta_path):
+        sys.meta_path.insert(0, _DeclareOperators())
+
+
+install()

@@ -1,0 +1,113 @@
+"""From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from emocap_pretrain.batch import Batch
+from emocap_pretrain.config.schema import Config, PartLengths
+from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.transform import augment
+from emocap_shards.cursor import Cursor
+from emocap_shards.sample import Sample
+from emocap_shards.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """Samples of one step -> Batch. Parts whose weight in the objective is 0 are left empty."""
+
+    tokenizer: Tokenizer
+    lengths: PartLengths
+    pixels: int
+    seed: int
+    crop: float
+    flip: float
+    with_summary: bool
+    with_local: bool
+
+    @classmethod
+    def of(cls, config: Config, tokenizer: Tokenizer) -> "Collate":
+        return cls(
+            tokenizer=tokenizer,
+            lengths=config.model.text.lengths,
+            pixels=config.model.image.pixels,
+            seed=config.seed,
+            crop=config.data.crop,
+            flip=config.data.flip,
+            with_summary=config.objective.summary > 0,
+            with_local=config.objective.local > 0,
+        )
+
+    def __call__(self, samples: Sequence[Sample], epoch: int) -> Batch:
+        wholes = [sample.caption.whole for sample in samples]
+        summaries = [sample.caption.summary for sample in samples] if self.with_summary else []
+        sentences = [sample.caption.local if self.with_local else () for sample in samples]
+        return Batch(
+            images=self._images(samples, epoch),
+            whole=self.tokenizer.encode(wholes, self.lengths.whole),
+            summary=self.tokenizer.encode(summaries, self.lengths.summary),
+            sentences=self.tokenizer.encode([text for texts in sentences for text in texts], self.lengths.local),
+            owner=torch.repeat_interleave(torch.tensor([len(texts) for texts in sentences], dtype=torch.int64)),
+            whole_ids=_identities(wholes),
+            summary_ids=_identities(summaries),
+        )
+
+    def _images(self, samples: Sequence[Sample], epoch: int) -> torch.Tensor:
+        images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
+        for row, sample in zip(images, samples, strict=True):
+            key = (self.seed, epoch, sample.index)
+            pixels = augment(sample.image, self.pixels, crop=self.crop, flip=self.flip, key=key)
+            row.copy_(torch.from_numpy(np.ascontiguousarray(pixels)))
+        return images
+
+
+def _identities(texts: Sequence[str]) -> torch.Tensor:
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
+
+
+class _Steps(IterableDataset[tuple[Batch, Cursor]]):
+    """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn."""
+
+    def __init__(self, stream: Stream, collate: Collate) -> None:
+        self.stream, self.collate = stream, collate
+
+    def __iter__(self) -> Iterator[tuple[Batch, Cursor]]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        for samples, cursor in self.stream.steps(part, parts):
+            # A cursor at position 0 stands behind the last step of the epoch before it.
+            epoch = cursor.epoch if cursor.position else cursor.epoch - 1
+            yield self.collate(samples, epoch), cursor
+
+
+def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[tuple[Batch, Cursor]]:
+    """Endless batches of this rank from the stream's start cursor; each comes with the cursor that stands behind it.
+
+    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
+    """
+    workers = config.data.workers
+    loader = DataLoader(
+        _Steps(replace(stream), Collate.of(config, tokenizer)),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=config.data.prefetch if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_quiet_worker,
+        pin_memory=pin,
+    )
+    return cast(Any, iter(loader))
+
+
+def _quiet_worker(_: int) -> None:
+    """One thread each, and the parent decides when to end: SIGTERM goes to the whole process group."""
+    import signal
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,127 @@
+"""The training function: the same one under every launcher."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+
+from emocap_pretrain import pictures
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import TrainingError
+from emocap_pretrain.evaluation.report import Report, ZeroShot
+from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.evaluation.zero_shot import zero_shot
+from emocap_pretrain.meter import Meter
+from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.runtime import Runtime
+from emocap_pretrain.session import Session, open_session
+from emocap_pretrain.world import joined
+from emocap_shards.cursor import Cursor
+from emocap_shards.store import open_store
+
+
+def pretrain(config: Config, runtime: Runtime) -> None:
+    """Bring the run at `config.url` to its last step from wherever it stands, evaluate it, and write its report.
+
+    Every rank of the job calls this. A run that is done already is left as it is. When the runtime asks to stop, the
+    state is committed and the function returns; a later start goes on from there.
+
+    Raises:
+        TrainingError: If the loss is no longer finite; no checkpoint holds it.
+    """
+    with joined(config, runtime) as world:
+        done = world.share(RunFolder(open_store(config.url)).report(config.steps) if world.is_main else None)
+        if done:
+            return
+        session = open_session(config, world)
+        try:
+            summary = _train(session, runtime)
+            if world.is_main and session.engine.step >= config.steps:
+                _conclude(session, summary)
+        except BaseException:
+            session.tracker.finish("FAILED")
+            raise
+        session.tracker.finish("FINISHED" if session.engine.step >= config.steps else "KILLED")
+
+
+def _train(session: Session, runtime: Runtime) -> dict[str, float]:
+    """Steps until the last one or until told to stop; the last row that was logged, and the seconds it took."""
+    config, engine, world = session.config, session.engine, session.world
+    meter, began, row, stopping = Meter(world), time.perf_counter(), dict[str, float](), False
+    first = engine.step
+    while engine.step < config.steps and not stopping:
+        with meter.waiting():
+            batch, cursor = next(session.batches)
+        metrics = engine.train(batch.to(world.device))
+        meter.count(batch)
+        logs = _due(engine.step, config.tracking.every_steps, config.steps)
+        stopping = logs and world.any(runtime.should_stop())
+        saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
+        if logs or saves:
+            row = _finite(metrics, engine.step) | meter.read()
+        if logs and world.is_main:
+            session.tracker.log(row, engine.step)
+            runtime.heartbeat(engine.step, config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s")
+        if saves:
+            _save(session, runtime, cursor)
+    seconds = time.perf_counter() - began
+    return row | {"seconds": seconds, "mean_samples_per_s": (engine.step - first) * config.global_batch / seconds}
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def _finite(metrics: Mapping[str, Tensor | float | None], step: int) -> dict[str, float]:
+    """Plain numbers, or an error that names those that are none; equal on all ranks, so all raise."""
+    row = {name: float(value) for name, value in metrics.items() if value is not None}
+    wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainingError(
+            f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before it; "
+            "try a smaller optimizer.lr, a longer warm-up, or engine.precision=fp32."
+        )
+    return row
+
+
+def _save(session: Session, runtime: Runtime, cursor: Cursor) -> None:
+    checkpoint = session.save(cursor)
+    url = f"{session.store.url}/{checkpoint.folder}"
+    if session.world.is_main:
+        session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
+    runtime.committed(url)
+
+
+def _conclude(session: Session, summary: Mapping[str, float]) -> None:
+    """Evaluate the last checkpoint, track the result and write the report; rank 0 alone."""
+    config = session.config
+    report = Report(
+        name=config.name,
+        url=config.url,
+        step=session.engine.step,
+        seconds=summary["seconds"],
+        ranks=session.world.place.world,
+        samples_per_s=summary["mean_samples_per_s"],
+        loss=summary.get("loss"),
+        run_id=session.tracker.run_id,
+        tracking_uri=config.tracking.uri,
+        zero_shot=_evaluated(session) if config.evaluation.url else None,
+    )
+    session.tracker.text("report.json", report.dump().decode())
+    RunFolder(session.store).conclude(report)
+
+
+def _evaluated(session: Session) -> ZeroShot:
+    config = session.config
+    restored = restore(config.url, device=session.world.device)
+    matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
+    result = ZeroShot.of(str(config.evaluation.url), matrix)
+    session.tracker.log({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step + 1)
+    with TemporaryDirectory(prefix="emocap-") as folder:
+        path = Path(folder) / "confusion.png"
+        pictures.confusion(matrix, path)
+        session.tracker.picture("pictures/confusion.png", path)
+    return result

@@ -1,0 +1,100 @@
+"""The total loss of docs/method.md: global, summary and local alignment, weighted, and what is logged of each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+import emocap_kernels
+from emocap_kernels import Mining
+from emocap_kernels.result import LossResult
+from emocap_pretrain.batch import Batch
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Objective as Settings
+from emocap_pretrain.encoders.pair import Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The scalar to differentiate, and detached scalars by name, equal on all ranks."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Weighs the terms that the settings switch on; mining starts after its warm-up."""
+
+    settings: Settings
+    group: ProcessGroup | None
+
+    @classmethod
+    def of(cls, config: Config, group: ProcessGroup | None) -> "Objective":
+        return cls(config.objective, group)
+
+    def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> Terms:
+        """Terms of the global batch.
+
+        Args:
+            embeddings: This rank's rows.
+            batch: The batch they come from.
+            step: Steps done before this one; decides whether mining has begun.
+        """
+        mined = step >= self.settings.mining_warmup_steps
+        terms = {
+            "global": (self.settings.whole, self._aligned, (embeddings.whole, batch.whole_ids)),
+            "summary": (self.settings.summary, self._aligned, (embeddings.summary, batch.summary_ids)),
+            "local": (self.settings.local, self._local, (batch.owner,)),
+        }
+        results = {
+            name: (weight, term(embeddings, *inputs, mined))
+            for name, (weight, term, inputs) in terms.items()
+            if weight > 0
+        }
+        loss = torch.stack([weight * result.loss for weight, result in results.values()]).sum()
+        metrics = {"loss": loss.detach()}
+        for name, (_, result) in results.items():
+            metrics |= _metrics(name, result)
+        return Terms(loss, metrics)
+
+    def _aligned(
+        self, embeddings: Embeddings, text: Tensor, ids: Tensor, mined: bool
+    ) -> LossResult:
+        mining = self.settings.mining
+        return emocap_kernels.contrastive_loss(
+            embeddings.image,
+            text,
+            embeddings.scale,
+            mining=Mining(**mining.model_dump()) if mining and mined else None,
+            ids=ids if self.settings.known_positives else None,
+            group=self.group,
+            backend=self.settings.backend,
+        )
+
+    def _local(self, embeddings: Embeddings, owner: Tensor, mined: bool) -> LossResult:
+        mining = self.settings.local_mining
+        return emocap_kernels.region_contrastive_loss(
+            embeddings.patches,
+            embeddings.sentences,
+            owner,
+            embeddings.local_scale,
+            sharpness=self.settings.sharpness,
+            scope=self.settings.scope,
+            mining=Mining(guide="text", **mining.model_dump()) if mining and mined else None,
+            group=self.group,
+            backend=self.settings.backend,
+        )
+
+
+def _metrics(name: str, result: LossResult) -> dict[str, Tensor]:
+    image_to_text, text_to_image = result.recall_at_1
+    return {
+        f"{name}/loss": result.loss.detach(),
+        f"{name}/image_to_text": result.image_to_text,
+        f"{name}/text_to_image": result.text_to_image,
+        f"{name}/recall_at_1_image_to_text": image_to_text,
+        f"{name}/recall_at_1_text_to_image": text_to_image,
+        f"{name}/positives": result.positives,
+    }

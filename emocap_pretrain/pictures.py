@@ -1,0 +1,51 @@
+"""Pictures for the tracker: a preview of samples, a confusion matrix."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from emocap_pretrain.evaluation.confusion import Confusion
+from emocap_shards.sample import Sample
+
+
+def preview(samples: Sequence[Sample], path: Path) -> None:
+    """Up to eight samples with all parts of their captions."""
+    rows = min(4, (len(samples) + 1) // 2)
+    figure = Figure(figsize=(13, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw={"width_ratios": [1, 2, 1, 2]})
+    for axes in grid.flat:
+        axes.axis("off")
+    for sample, picture, words in zip(samples, grid[:, ::2].flat, grid[:, 1::2].flat, strict=False):
+        picture.imshow(sample.image)
+        picture.set_title(sample.key, fontsize=7)
+        words.text(0, 1, _caption(sample), fontsize=7, va="top", transform=words.transAxes)
+    figure.savefig(path, dpi=110)
+
+
+def _caption(sample: Sample) -> str:
+    parts = [f"Global: {sample.caption.whole}", *(f"· {text}" for text in sample.caption.local)]
+    parts.append(f"Summary: {sample.caption.summary}")
+    return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)
+
+
+def confusion(matrix: Confusion, path: Path) -> None:
+    """Recall of each true class over predicted classes, with counts."""
+    size = max(5.0, 0.8 * len(matrix.classes) + 2)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    share = matrix.counts / np.maximum(1, matrix.counts.sum(1, keepdims=True))
+    image = axes.imshow(share, vmin=0, vmax=1, cmap=mpl.colormaps["Blues"])
+    for (row, column), count in np.ndenumerate(matrix.counts):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+    ticks = range(len(matrix.classes))
+    axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right")
+    axes.set_yticks(ticks, matrix.classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"Zero-shot: UAR {matrix.uar:.1%} (chance {matrix.chance:.1%}), WAR {matrix.war:.1%}")
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,109 @@
+"""The main door: `python -m emocap_pretrain.run cfg.yaml [dotted.key=value ...] [--dry-run] [--debug]`.
+
+Started by a person or by `ray job submit` it puts one rank on every device through Ray; started by a launcher that made
+this process a rank already (deepspeed, torchrun, srun) it is that rank. Both call the same training function.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.runtime import EnvRuntime, launched
+from emocap_pretrain.terminal import console, errors_as_lines, show_logs
+from emocap_shards.manifest import read_manifest
+
+RANKS_WITHOUT_GPU = 2
+RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")] = Path("cfg.yaml"),
+    overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value, wins over the file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train a run from wherever it stands: new, or from its newest checkpoint."""
+    show_logs()
+    with errors_as_lines(debug=debug):
+        loaded = load(config, overrides or [])
+        if dry_run:
+            _print_plan(loaded)
+        elif launched():
+            _as_rank(loaded)
+        else:
+            _on_ray(loaded)
+
+
+def _print_plan(config: Config) -> None:
+    import torch
+
+    from emocap_pretrain.plan import Plan
+
+    gpus = torch.cuda.device_count()
+    on_gpu = config.cluster.device == "cuda" or (config.cluster.device == "auto" and gpus > 0)
+    ranks = config.cluster.ranks or (gpus if on_gpu else RANKS_WITHOUT_GPU)
+    sys.stdout.write(Plan.of(config, ranks, on_gpu=on_gpu).text() + "\n")
+
+
+def _as_rank(config: Config) -> None:
+    from emocap_pretrain.loop import pretrain
+
+    runtime = EnvRuntime.from_environment(config.cluster.device)
+    pretrain(config, runtime)
+    if runtime.place.rank == 0:
+        _print_result(config)
+
+
+def _on_ray(config: Config) -> None:
+    from emocap_cluster.ranks import connected, on_every_rank
+    from emocap_pretrain.loop import pretrain
+
+    read_manifest(config.data.url)
+    with connected(RANK_ENVIRONMENT) as resources:
+        on_gpu = config.cluster.device == "cuda" or (config.cluster.device == "auto" and resources.gpus > 0)
+        ranks = config.cluster.ranks or (resources.gpus if on_gpu else RANKS_WITHOUT_GPU)
+        micro_batch(config, ranks)
+        on_every_rank(
+            partial(pretrain, config),
+            ranks=ranks,
+            on_gpu=on_gpu,
+            resources=resources,
+            timeout_s=config.cluster.timeout_s,
+        )
+    _print_result(config)
+
+
+def _print_result(config: Config) -> None:
+    """The report's table, or where a stopped run stands; and how to look at it."""
+    from emocap_pretrain.run_folder import RunFolder
+    from emocap_shards.store import open_store
+
+    report = RunFolder(open_store(config.url)).report(config.steps)
+    if report is None:
+        console.print(f"Run {config.name} was asked to stop and is saved; the same command goes on from there.")
+        return
+    console.print(report.table())
+    console.print(f"Look at it:  {_mlflow_command(config.tracking.uri)}")
+
+
+def _mlflow_command(uri: str) -> str:
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000"
+
+
+def main() -> None:
+    """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+if __name__ == "__main__":
+    main()

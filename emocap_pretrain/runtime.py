@@ -1,0 +1,118 @@
+"""What the training function needs to know of the machine, and its form read from the environment.
+
+`Runtime` is the seam between training and orchestration. Launchers that set torchrun's variables (deepspeed, torchrun)
+or SLURM's are served here; the Ray form lives in `emocap_cluster` and matches by shape.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """This process among all: `rank` of `world`, `local_rank` of `local_world` on its host."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """The process's place in the job, and the job's word to the process."""
+
+    @property
+    def place(self) -> Rank: ...
+
+    @property
+    def device(self) -> str:
+        """This rank's device in torch's words, such as `cuda:3` or `cpu`."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether this rank was told to end soon (SIGTERM, drain). The loop asks all ranks at the same steps."""
+        ...
+
+    def committed(self, checkpoint: str) -> None:
+        """A checkpoint is whole at this URL. Every rank says so."""
+        ...
+
+    def heartbeat(self, step: int, steps: int, note: str) -> None:
+        """Alive, at `step` of `steps`; `note` is a few words for a person. Called by rank 0 alone."""
+        ...
+
+
+@dataclass(slots=True)
+class EnvRuntime:
+    """The place from environment variables; SIGTERM and SIGINT's polite form ask the loop to stop at a step's end."""
+
+    place: Rank
+    device: str
+    _stop: Event = field(default_factory=Event)
+    _bar: "tqdm[None] | None" = None
+
+    @classmethod
+    def from_environment(cls, device: str = "auto") -> "EnvRuntime":
+        """The rank that a launcher made of this process.
+
+        Args:
+            device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
+        """
+        place = _place(os.environ)
+        runtime = cls(place, _device(device, place.local_rank))
+        signal.signal(signal.SIGTERM, lambda *_: runtime._stop.set())
+        return runtime
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+    def committed(self, checkpoint: str) -> None:
+        """Nobody outside this process waits for the news."""
+
+    def heartbeat(self, step: int, steps: int, note: str) -> None:
+        self._bar = self._bar or tqdm(total=steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True)
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if step >= steps:
+            self._bar.close()
+
+
+def launched() -> bool:
+    """Whether a launcher already started this process as one rank of a job."""
+    return "RANK" in os.environ or _in_slurm_step()
+
+
+def _device(wanted: str, local_rank: int) -> str:
+    import torch
+
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    # A launcher may show each process its own device only; then there is one, whatever the local rank.
+    return f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
+
+
+def _in_slurm_step() -> bool:
+    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+
+
+def _place(variables: "os._Environ[str]") -> Rank:
+    if "RANK" in variables:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif _in_slurm_step():
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return Rank()
+    rank, world, local_rank = (int(variables[name]) for name in names[:3])
+    return Rank(rank, world, local_rank, int(variables.get(names[3]) or _local_world(variables, world)))
+
+
+def _local_world(variables: "os._Environ[str]", world: int) -> int:
+    """DeepSpeed's launcher says `LOCAL_SIZE`, and nothing where it starts one process on a host."""
+    return int(variables.get("LOCAL_SIZE", world))

@@ -1,0 +1,167 @@
+"""A run made ready: everything the loop touches, built new or from the newest checkpoint."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+
+from emocap_pretrain import checkpoint as checkpoints
+from emocap_pretrain import pictures
+from emocap_pretrain.batch import Batch
+from emocap_pretrain.checkpoint import Checkpoint
+from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.engine import Engine
+from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.loader import batches
+from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
+from emocap_pretrain.world import World
+from emocap_shards.cursor import Cursor
+from emocap_shards.manifest import read_manifest
+from emocap_shards.store import Store, open_store
+from emocap_shards.stream import Stream
+
+TOKENIZER_SAMPLES = 20_000
+PREVIEWED = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The parts of a run on this rank."""
+
+    config: Config
+    world: World
+    store: Store
+    data_digest: str
+    tokenizer: Tokenizer
+    engine: Engine
+    tracker: Tracker
+    batches: Iterator[tuple[Batch, Cursor]]
+
+    def save(self, cursor: Cursor) -> Checkpoint:
+        """Commit a checkpoint that goes on behind `cursor`; a collective."""
+        state = {
+            "config": self.config.stored(),
+            "cursor": cursor.to_json(),
+            "data_digest": self.data_digest,
+            "ranks": self.world.place.world,
+            "run_id": self.tracker.run_id,
+        }
+        checkpoint = checkpoints.save(self.store, self.engine.step, state, self._write, self.world)
+        if self.world.is_main:
+            settings = self.config.checkpoint
+            checkpoints.retain(self.store, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        return checkpoint
+
+    def _write(self, folder: Path) -> None:
+        self.engine.save(folder / checkpoints.ENGINE)
+        weights = self.engine.weights()
+        if self.world.is_main:
+            save_file(weights, folder / checkpoints.WEIGHTS)
+            (folder / checkpoints.TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+
+
+def open_session(config: Config, world: World) -> Session:
+    """Build the run on this rank and bring it to the step where it stands; a collective.
+
+    Raises:
+        ConfigError: If the batch does not split over the ranks, or the run's folder is another run's.
+        CheckpointError: If the newest checkpoint is of other data or another number of ranks.
+    """
+    micro_batch(config, world.place.world)
+    store = open_store(config.url)
+    manifest = read_manifest(config.data.url)
+    run_id = world.share(RunFolder(store).run_id(config) if world.is_main else None)
+    with checkpoints.resumable(store, world) as found:
+        if found:
+            _check(found[0], config, manifest.digest, world)
+        tokenizer = _tokenizer(config, world, found[1] if found else None)
+        torch.manual_seed(config.seed)
+        engine = Engine(TowerPair(config, tokenizer.vocabulary, weights=not found), config, world)
+        if found:
+            engine.load(found[1] / checkpoints.ENGINE)
+    start = Cursor.from_json(found[0].state["cursor"]) if found else Cursor()
+    stream = _stream(config, world, start)
+    tracker = _tracker(config, world, store, run_id, stream)
+    pin = world.device.startswith("cuda")
+    return Session(
+        config, world, store, manifest.digest, tokenizer, engine, tracker, batches(config, stream, tokenizer, pin=pin)
+    )
+
+
+def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
+    ranks = found.state["ranks"]
+    if ranks != world.place.world:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} in {config.url} was saved by {ranks} ranks and now there are "
+            f"{world.place.world}: start with cluster.ranks={ranks}, or start a new run from another url."
+        )
+    if found.state["data_digest"] != data_digest:
+        raise CheckpointError(
+            f"{config.data.url} is not the dataset that {config.url} was trained on: its manifest has changed. "
+            "Give a new run another url."
+        )
+    if world.is_main:
+        log.info("resuming from step %d", found.step)
+
+
+def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
+    if saved:
+        return Tokenizer.from_json((saved / checkpoints.TOKENIZER).read_text(encoding="utf-8"))
+    settings = config.model.text
+    if settings.tokenizer != "data":
+        return Tokenizer.load(settings.tokenizer)
+    return Tokenizer.from_json(world.share(_train_tokenizer(config) if world.is_main else None))
+
+
+def _train_tokenizer(config: Config) -> str:
+    """On the first captions of the dataset, in the manifest's order."""
+    stream = Stream(url=config.data.url, global_batch=256, shuffle=False, epochs=1)
+    samples = itertools.chain.from_iterable(samples for samples, _ in stream.steps())
+    captions = (sample.caption for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
+    texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
+    return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
+
+
+def _stream(config: Config, world: World, start: Cursor) -> Stream:
+    return Stream(
+        url=config.data.url,
+        global_batch=config.global_batch,
+        seed=config.seed,
+        rank=world.place.rank,
+        world=world.place.world,
+        window_shards=config.data.window_shards,
+        drop_last=config.data.drop_last,
+        start=start,
+        error_budget=config.data.error_budget,
+    )
+
+
+def _tracker(config: Config, world: World, store: Store, run_id: str | None, stream: Stream) -> Tracker:
+    """MLflow on rank 0; the others remember nothing that anyone asks for."""
+    if not world.is_main:
+        return MemoryTracker(run_id=world.share(None))
+    tracker = MlflowTracker.start(config, run_id)
+    if run_id is None:
+        RunFolder(store).begin(config, tracker.run_id)
+        _preview(tracker, stream)
+    world.share(tracker.run_id)
+    return tracker
+
+
+def _preview(tracker: Tracker, stream: Stream) -> None:
+    with TemporaryDirectory(prefix="emocap-") as folder:
+        path = Path(folder) / "samples.png"
+        pictures.preview(stream.read(range(min(PREVIEWED, read_manifest(stream.url).samples))), path)
+        tracker.picture("pictures/samples.png", path)

@@ -1,0 +1,61 @@
+"""What a run ran on: commit, versions, machine. Environment variables are not recorded: they hold secrets."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+PACKAGES = (
+    "emocap-pretrain",
+    "torch",
+    "deepspeed",
+    "ray",
+    "transformers",
+    "timm",
+    "triton",
+    "xformers",
+    "numpy",
+    "mlflow",
+    "webdataset",
+)
+
+
+def git_commit() -> str:
+    """The commit of this checkout, with `-dirty` if it has changes; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git("rev-parse", "HEAD", at=here)
+        return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", at=here) else commit
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Host, cores, memory and devices of rank 0's host."""
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu_cores": str(psutil.cpu_count()),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
+        "cuda_devices": ", ".join(devices) or "none",
+    }
+
+
+def _git(*arguments: str, at: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=at, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

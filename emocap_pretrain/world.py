@@ -1,0 +1,90 @@
+"""Joins this process to the others: threads, determinism, device, process group."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, ProcessGroup
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.runtime import Rank, Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All ranks of the job, seen from this one. `group` is None when this rank is alone."""
+
+    place: Rank
+    device: str
+    group: ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.group is None:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device))
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value in rank order, on every rank."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.place.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on some rank; a collective."""
+        if self.group is None:
+            return flag
+        raised = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.group)
+        return bool(raised)
+
+
+@contextmanager
+def joined(config: Config, runtime: Runtime) -> Iterator[World]:
+    """Set this process up as one rank and take it down again.
+
+    A process group that exists already (Ray made one) is used and left standing.
+    """
+    place, device = runtime.place, runtime.device
+    use_threads(config, place)
+    made = not dist.is_initialized()
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    if made:
+        _init(place, device, config.cluster.timeout_s)
+    try:
+        yield World(place, device, dist.group.WORLD if place.world > 1 else None)
+    finally:
+        if made:
+            dist.destroy_process_group()
+
+
+def use_threads(config: Config, place: Rank) -> None:
+    """The config's thread count, whatever the launcher put into OMP_NUM_THREADS.
+
+    Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.cluster.threads_per_rank or max(1, cores // place.local_world))
+
+
+def _init(place: Rank, device: str, timeout_s: int) -> None:
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if place.world == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=timeout)

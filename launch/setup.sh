@@ -1,0 +1,45 @@
+# Makes .venv from requirements.lock and leaves it alone when it fits already. Sourced by quickstart.sh and test.sh,
+# from the repository's root. PYTHON names another interpreter.
+
+fail() { printf 'error: %s\n' "$1" >&2; exit 1; }
+
+# Counts the packages that pip collects into one line; the full log is kept for a failure.
+install() {
+  local total=$1 log=.venv/install.log; shift
+  .venv/bin/pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1 &
+  local pid=$! seen=0
+  while kill -0 "$pid" 2>/dev/null; do
+    seen=$(grep -c '^Collecting' "$log" || true)
+    if [ -t 1 ]; then printf '\r  %d of %d packages ' "$seen" "$total"; fi
+    sleep 1
+  done
+  if [ -t 1 ]; then printf '\r\033[K'; fi
+  wait "$pid" || fail "pip could not install ($(grep -m1 '^ERROR' "$log" || tail -n1 "$log")); the log is $PWD/$log, run the command again."
+}
+
+find_python() {
+  local name
+  for name in ${PYTHON:-python3.11 python3.12 python3}; do
+    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
+      echo "$name"; return
+    fi
+  done
+  fail "Python 3.11 or 3.12 is needed: install it (Debian: apt-get install python3.11 python3.11-venv) or set PYTHON=/path/to/python3.11."
+}
+
+make_environment() {
+  local wanted python free_kib
+  wanted=$(cat requirements.lock pyproject.toml | cksum)
+  if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then return; fi
+  python=$(find_python) || exit 1
+  free_kib=$(df -Pk . | awk 'NR==2 {print $4}')
+  [ "$free_kib" -gt 6000000 ] || fail "the environment needs 6 GB of disk and $PWD has $((free_kib / 1000000)) GB free."
+  echo "Making the environment in .venv (once, about 4 minutes)"
+  [ -x .venv/bin/pip ] || "$python" -m venv .venv ||
+    fail "$python has no venv module: install it (Debian: apt-get install python3-venv)."
+  install 10 "$(grep '^torch==' requirements.lock)"
+  install "$(grep -c '==' requirements.lock)" --no-deps -r requirements.lock
+  if command -v nvidia-smi >/dev/null; then install 1 --no-deps 'xformers==0.0.35'; fi
+  install 1 --no-deps -e .
+  echo "$wanted" >.venv/installed
+}
