@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from emocap_shards.synthetic.geometry import Points
 from emocap_shards.synthetic.palette import Colour
 
-FINE = 4
+FINE = 3
 """Sub-pixels on each side of a pixel: edges are smoothed by counting them."""
 
 
@@ -29,48 +29,9 @@ class Patch:
         there = other.mask.crop((left, top, left + self.mask.width, top + self.mask.height))
         return Patch(self.top, self.left, ImageChops.multiply(self.mask, there))
 
-
-def cover(
-    corners: Points,
-    ends: Sequence[int],
-    pixels: int,
-    *,
-    opacity: float = 1.0,
-    soft_px: float = 0.0,
-    hole: Points | None = None,
-) -> Patch | None:
-    """Coverage by the union of filled outlines, less `hole`, blurred by `soft_px`; None if all of it is out of sight.
-
-    Args:
-        corners: Of all outlines, one after the other, in pixels.
-        ends: Where each outline ends in `corners`; the last is their number.
-        pixels: Size of the image; what lies outside is cut off.
-        opacity: Greatest coverage, in [0, 1].
-        soft_px: Radius of the blur.
-        hole: One more outline, that is left out.
-    """
-    margin = 1 + round(2 * soft_px)
-    left, top = (max(int(low) - margin, 0) for low in corners.min(0).tolist())
-    right, bottom = (min(int(high) + 1 + margin, pixels) for high in corners.max(0).tolist())
-    if left >= right or top >= bottom:
-        return None
-    fine = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE))
-    draw = ImageDraw.Draw(fine)
-    flat = _fine(corners, left, top)
-    ink = round(255 * opacity)
-    for start, end in pairwise((0, *ends)):
-        draw.polygon(flat[2 * start : 2 * end], fill=ink)
-    if hole is not None:
-        draw.polygon(_fine(hole, left, top), fill=0)
-    coarse = fine.reduce(FINE)
-    if soft_px > 0.2:
-        coarse = coarse.filter(ImageFilter.BoxBlur(soft_px)).filter(ImageFilter.BoxBlur(soft_px * 0.7))
-    return Patch(top, left, coarse)
-
-
-def _fine(outline: Points, left: int, top: int) -> list[float]:
-    """Corners as Pillow wants them; it drops fractions, so they are rounded first, half a sub-pixel inwards."""
-    return np.rint(outline * FINE - (left * FINE + 0.5, top * FINE + 0.5)).ravel().tolist()
+    def dropped(self, rows: int) -> "Patch":
+        """The same shape further down."""
+        return Patch(self.top + rows, self.left, self.mask)
 
 
 @cache
@@ -81,11 +42,54 @@ def _spot(level: int) -> Image.Image:
 
 
 class Canvas:
-    """An sRGB image, painted in place."""
+    """An sRGB image, painted in place, with a finer sheet on which shapes are drawn before they are counted."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
         self.picture = Image.new("RGB", (pixels, pixels))
+        self._fine = Image.new("L", (pixels * FINE, pixels * FINE))
+        self._draw = ImageDraw.Draw(self._fine)
+
+    def cover(
+        self,
+        corners: Points,
+        ends: Sequence[int],
+        *,
+        opacity: float = 1.0,
+        soft_px: float = 0.0,
+        hole: Points | None = None,
+    ) -> Patch | None:
+        """Coverage by the union of filled outlines, less `hole`, blurred; None if all of it is out of sight.
+
+        Args:
+            corners: Of all outlines, one after the other, in pixels.
+            ends: Where each outline ends in `corners`; the last is their number.
+            opacity: Greatest coverage, in [0, 1].
+            soft_px: Radius of the blur.
+            hole: One more outline, that is left out.
+        """
+        window = self._window(corners, 1 + round(2 * soft_px))
+        if window is None:
+            return None
+        flat, ink = _fine(corners), round(255 * opacity)
+        for start, end in pairwise((0, *ends)):
+            self._draw.polygon(flat[2 * start : 2 * end], fill=ink)
+        if hole is not None:
+            self._draw.polygon(_fine(hole), fill=0)
+        return Patch(window[1], window[0], self._count(window, soft_px))
+
+    def _window(self, corners: Points, margin: int) -> tuple[int, int, int, int] | None:
+        """The pixels (left, top, right, bottom) that hold all `corners` and a margin."""
+        left, top = (max(int(low) - margin, 0) for low in corners.min(0).tolist())
+        right, bottom = (min(int(high) + 1 + margin, self.pixels) for high in corners.max(0).tolist())
+        return (left, top, right, bottom) if left < right and top < bottom else None
+
+    def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
+        """Take the shape off the fine sheet, which is left blank."""
+        left, top, right, bottom = (FINE * edge for edge in window)
+        mask = self._fine.reduce(FINE, (left, top, right, bottom))
+        self._fine.paste(0, (left, top, right, bottom))
+        return blurred(mask, soft_px)
 
     def paint(self, patch: Patch | None, colour: Colour, opacity: float = 1.0) -> None:
         """Lay `colour` over the patch."""
@@ -108,6 +112,19 @@ class Canvas:
         return Patch(top + cut[1], left + cut[0], spot.crop(cut))
 
 
+def blurred(mask: Image.Image, soft_px: float) -> Image.Image:
+    """Blurred by about `soft_px`; a blur of less than half a pixel would not be seen."""
+    if soft_px < 0.5:
+        return mask
+    once = mask.filter(ImageFilter.BoxBlur(soft_px))
+    return once if soft_px < 1.5 else once.filter(ImageFilter.BoxBlur(soft_px * 0.7))
+
+
 def _ink(colour: Colour) -> tuple[int, int, int]:
     red, green, blue = colour
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _fine(outline: Points) -> list[float]:
+    """Corners on the fine sheet. Pillow drops fractions, so they are rounded first, half a sub-pixel inwards."""
+    return np.rint(outline * FINE - 0.5).ravel().tolist()

@@ -8,7 +8,7 @@ import numpy as np
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
-from emocap_shards.synthetic.geometry import Points, arched, ellipse, flipped, mirrored, moved, points, spline
+from emocap_shards.synthetic.geometry import Points, arched, ellipse, flipped, mirrored, points, spline
 from emocap_shards.synthetic.identity import Identity
 from emocap_shards.synthetic.palette import Colour
 from emocap_shards.synthetic.sketch import Sketch
@@ -24,7 +24,7 @@ def draw_behind(sketch: Sketch, face: Face) -> None:
         sketch.fill(*shapes, colour=palette.darker(_colour(person), 0.28), lift=_BEHIND)
 
 
-def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
+def draw(sketch: Sketch, face: Face, skin: Patch | None) -> None:
     """The hair that covers the skull, with strands and a gloss."""
     person = face.identity
     if person.hair_style == "bald":
@@ -36,9 +36,10 @@ def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
         return
     shapes = _FRONTS[person.hair_style](person)
     colour = _colour(person)
-    lower = [moved(shape, 0.0, 0.05) for shape in shapes]
-    sketch.fill(*lower, colour=palette.shadow(person.skin), opacity=0.45, soft=0.04, within=skin)
     patch = sketch.cover(*shapes)
+    if patch and skin:
+        thrown = patch.dropped(round(0.06 * sketch.view.unit_px)).inside(skin)
+        sketch.canvas.paint(thrown, palette.shadow(person.skin), 0.42)
     sketch.canvas.paint(patch, colour)
     _shine(sketch, face, patch, colour)
 
@@ -146,7 +147,7 @@ def _long(person: Identity) -> list[Points]:
 def _wavy(person: Identity) -> list[Points]:
     side = 1 if person.marks % 2 else -1
     ys = np.linspace(-0.6, 1.7, 9)
-    waves = [ellipse(s * (1.13 + 0.05 * (-1) ** k), y, 0.2, 0.22, count=18) for k, y in enumerate(ys) for s in (-1, 1)]
+    waves = [ellipse(s * (1.13 + 0.04 * (-1) ** k), y, 0.19, 0.3, count=18) for k, y in enumerate(ys) for s in (-1, 1)]
     line = (
         (-0.98, 0.0), (-0.90, -0.50), (-0.70, -0.85), (-0.40, -1.08), (-0.05, -0.90), (0.40, -0.76), (0.75, -0.62),
         (0.90, -0.35), (0.98, 0.1),

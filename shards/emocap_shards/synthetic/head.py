@@ -65,8 +65,7 @@ def draw_face(sketch: Sketch, face: Face) -> Patch | None:
     patch = sketch.cover(outline(face))
     dark, bright = palette.shadow(skin), palette.lighter(skin, 0.32)
     sketch.canvas.paint(patch, palette.mix(skin, dark, 0.5))
-    sketch.glow(0, -0.3, 0.72, 0.80, colour=skin, opacity=0.95, within=patch)
-    sketch.glow(0, 0.45, 0.62, 0.60, colour=skin, opacity=0.85, within=patch)
+    sketch.glow(0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0, within=patch)
     side = face.scene.light.x
     sketch.glow(0.25 * side, -0.72, 0.38, 0.22, colour=bright, opacity=0.45, within=patch)
     sketch.glow(0, 1.10 + jaw_fall(face), 0.17, 0.10, colour=bright, opacity=0.28, within=patch)

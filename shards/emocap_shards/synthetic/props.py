@@ -72,6 +72,8 @@ def shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows columns
     sideways = 1 + np.float32(0.24 * light.strength * light.x) * np.tanh(2.2 * across)
     down = np.float32(0.15 * light.strength * light.y) * across[:, None]
     # Columns and channels share one axis: numpy is slow where the last axis is short.
-    gain = np.outer(sideways, tint).ravel() + down * np.tile(tint, size)
-    lit = np.asarray(picture, np.uint8).reshape(size, 3 * size) * gain
-    return np.minimum(lit + 0.5, 255).astype(np.uint8).reshape(size, size, 3)
+    lit = down * np.tile(tint, size)
+    lit += np.outer(sideways, tint).ravel()
+    lit *= np.asarray(picture, np.uint8).reshape(size, 3 * size)
+    lit += np.float32(0.5)
+    return np.minimum(lit, np.float32(255), out=lit).astype(np.uint8).reshape(size, size, 3)

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from emocap_shards.synthetic.canvas import Canvas, Patch, cover
+from emocap_shards.synthetic.canvas import Canvas, Patch
 from emocap_shards.synthetic.geometry import Points, View, ribbon
 from emocap_shards.synthetic.palette import Colour
 
@@ -28,7 +28,7 @@ class Sketch:
         corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
         ends = list(accumulate(len(outline) for outline in outlines))
         seen = self.view.project(corners, lift)
-        patch = cover(seen, ends, self.canvas.pixels, opacity=opacity, soft_px=soft * self.view.unit_px)
+        patch = self.canvas.cover(seen, ends, opacity=opacity, soft_px=soft * self.view.unit_px)
         return patch if patch is None or within is None else patch.inside(within)
 
     def fill(
@@ -46,7 +46,7 @@ class Sketch:
     def ring(self, outer: Points, inner: Points, *, colour: Colour, lift: float = 0.0) -> None:
         """What lies in `outer` and not in `inner`."""
         rim, hole = self.view.project(outer, lift), self.view.project(inner, lift)
-        self.canvas.paint(cover(rim, [len(rim)], self.canvas.pixels, hole=hole), colour)
+        self.canvas.paint(self.canvas.cover(rim, [len(rim)], hole=hole), colour)
 
     def strokes(
         self,
