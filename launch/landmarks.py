@@ -1,0 +1,150 @@
+"""Finds the 478 landmarks of every face in an .npz of crops or a folder of images; writes them as one .npz.
+
+It stands alone, for mediapipe needs numpy < 2 and the rest of this project does not. Give it its own environment:
+
+    python3.11 -m venv .venv-landmarks
+    .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel carries the models: no download later
+    .venv-landmarks/bin/python launch/landmarks.py faces.npz landmarks.npz
+
+The input is an .npz with `images` uint8 [n, height, width] or [n, height, width, 3] and `name` [n], or a folder. The
+output holds `name` [n]; `landmarks` float32 [n, 478, 3] in pixels of the original image, depth in the same unit, NaN
+where no face was found; `found` bool [n]; and `spread` float32 [n], the disagreement of the passes in eye distances.
+
+Tight crops are hard for a face detector, and 48-pixel faces for a mesh. So every image is looked at several times,
+each time inside another margin of its own mean gray, and the median of the passes is kept. An interrupted run goes on
+where it stopped: finished parts wait in a folder beside the output.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+POINTS = 478
+MARGINS = (0.15, 0.25, 0.4)
+SIDE_PX = 336
+MIN_CONFIDENCE = 0.2
+PART = 1000
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+# Outer corners of the two eyes.
+EYES = (33, 263)
+
+Find = Callable[[np.ndarray], np.ndarray | None]
+
+
+def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, float]:
+    """The image in the middle of a mean-gray square, enlarged; and its pixel size, left and top offset there."""
+    height, width = image.shape[:2]
+    side = round(max(height, width) * (1 + 2 * margin))
+    left, top = (side - width) // 2, (side - height) // 2
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = image.reshape(-1, 3).mean(0)
+    square[top : top + height, left : left + width] = image
+    enlarged = Image.fromarray(square).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
+    return np.asarray(enlarged), SIDE_PX / side, left, top
+
+
+def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
+    """Median landmarks over the margins, in pixels of `image`, and their spread; None where no pass finds a face."""
+    passes: list[np.ndarray] = []
+    for margin in MARGINS:
+        enlarged, scale, left, top = padded(image, margin)
+        unit = find(enlarged)
+        if unit is not None:
+            passes.append(unit * (SIDE_PX / scale) - np.array([left, top, 0.0]))
+    if not passes:
+        return None
+    stack = np.stack(passes)
+    middle = np.median(stack, axis=0)
+    eye_distance_px = float(np.linalg.norm(middle[EYES[0]] - middle[EYES[1]]))
+    apart_px = np.linalg.norm((stack - middle)[..., :2], axis=-1).mean()
+    return middle, float(apart_px / max(eye_distance_px, 1e-6)) if len(passes) > 1 else float("nan")
+
+
+def mesh() -> Find:
+    # Only this script's own environment has it, and --help needs it in none.
+    import mediapipe  # pyright: ignore[reportMissingImports]  # noqa: PLC0415
+
+    model = cast("Any", mediapipe).solutions.face_mesh.FaceMesh(
+        static_image_mode=True,
+        refine_landmarks=True,
+        max_num_faces=1,
+        min_detection_confidence=MIN_CONFIDENCE,
+    )
+
+    def find(image: np.ndarray) -> np.ndarray | None:
+        faces = model.process(image).multi_face_landmarks
+        return np.array([(p.x, p.y, p.z) for p in faces[0].landmark]) if faces else None
+
+    return find
+
+
+def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
+    """Names, and a function that gives the RGB image of a number."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        names = [p.relative_to(path).as_posix() for p in files]
+        return names, lambda number: np.asarray(Image.open(files[number]).convert("RGB"))
+    with np.load(path) as stored:
+        images, names = stored["images"], [str(name) for name in stored["name"]]
+    return names, lambda number: np.asarray(Image.fromarray(images[number]).convert("RGB"))
+
+
+def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
+    for start in range(0, total, PART):
+        yield folder / f"{start:08d}.npz", range(start, min(start + PART, total))
+
+
+def measure_part(file: Path, numbers: range, image_of: Callable[[int], np.ndarray], find: Find) -> int:
+    landmarks = np.full((len(numbers), POINTS, 3), np.nan, np.float32)
+    spread = np.full(len(numbers), np.nan, np.float32)
+    for row, number in enumerate(numbers):
+        result = points_of(image_of(number), find)
+        if result is not None:
+            landmarks[row], spread[row] = result
+    # Written under another name first, so that a part that exists is a whole part.
+    half = file.with_suffix(".half.npz")
+    np.savez(half, landmarks=landmarks, spread=spread)
+    half.rename(file)
+    return int(np.isfinite(landmarks[:, 0, 0]).sum())
+
+
+def main() -> None:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("faces", type=Path, help="an .npz of crops, or a folder of images")
+    parser.add_argument("out", type=Path, help="the .npz to write")
+    parser.add_argument("--limit", type=int, help="look at the first so many only")
+    arguments = parser.parse_args()
+    out = cast("Path", arguments.out)
+
+    names, image_of = source(arguments.faces)
+    names = names[: arguments.limit]
+    folder = out.with_suffix(".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    find = mesh()
+    for file, numbers in part_files(folder, len(names)):
+        if file.exists():
+            continue
+        started_s = time.monotonic()
+        faces = measure_part(file, numbers, image_of, find)
+        each_ms = 1000 * (time.monotonic() - started_s) / len(numbers)
+        sys.stderr.write(f"{numbers.stop}/{len(names)}: {faces} faces of {len(numbers)}, {each_ms:.0f} ms each\n")
+
+    parts = [np.load(file) for file, _ in part_files(folder, len(names))]
+    landmarks = np.concatenate([part["landmarks"] for part in parts])
+    spread = np.concatenate([part["spread"] for part in parts])
+    found = np.isfinite(landmarks[:, 0, 0])
+    np.savez(out, name=np.array(names), landmarks=landmarks, found=found, spread=spread)
+    sys.stderr.write(f"{int(found.sum())} faces in {len(names)} images -> {out}\n")
+
+
+if __name__ == "__main__":
+    main()
