@@ -34,7 +34,6 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     """
     try:
         with _opened(data, max_pixels) as image:
-            image.load()
             return np.array(_rgb(_upright(image)))
     except _BROKEN as error:
         raise ImageError(f"the image cannot be decoded ({error})") from error

@@ -87,7 +87,7 @@ def test_the_undamaged_samples_of_a_cut_shard_are_still_delivered(folder, index)
     assert epoch(folder, error_budget=2) == [f"face-{number:04d}" for number in (0, 1, 2, 3, 6, 7, 8)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_flipped_bit_of_a_shard_is_ever_delivered(folder, index, data):
     last = index[2].offset + index[2].length - 1

@@ -89,7 +89,7 @@ def test_put_if_absent_does_not_overwrite(store):
 def test_a_store_that_ignores_conditions_says_so(monkeypatch):
     store = open_store(f"memory://{uuid.uuid4().hex}")
     write = MemoryFileSystem.pipe_file
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value, mode="": write(self, path, value))
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value, **_: write(self, path, value))
     assert not store.honours_conditions()
     assert store.list() == []
 

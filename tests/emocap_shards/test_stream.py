@@ -75,7 +75,7 @@ def test_parts_taken_in_turn_are_the_steps_in_order_also_after_a_resume(stream, 
         assert [([row.index for row in rows], cursor) for rows, cursor in turns] == ledger(here, 9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     world=st.sampled_from([1, 2, 3, 4, 8]),
     parts=st.integers(1, 4),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 from emocap_shards.errors import ManifestError, RecordError
+from emocap_shards.folder import FolderStore
 from emocap_shards.index import load_index
 from emocap_shards.inspect import verify
 from emocap_shards.manifest import Manifest, load_manifest, read_manifest
@@ -76,6 +77,22 @@ def test_an_existing_dataset_is_not_overwritten(tmp_path):
     write_shards(records(2), tmp_path)
     with pytest.raises(ManifestError, match="holds a dataset already: choose another URL"):
         write_shards(records(2), tmp_path)
+
+
+def test_an_existing_dataset_is_refused_before_the_first_record_is_made(tmp_path):
+    write_shards(records(2), tmp_path)
+    source = iter(records(2))
+    with pytest.raises(ManifestError):
+        write_shards(source, tmp_path)
+    assert len(list(source)) == 2
+
+
+def test_the_manifest_is_put_on_condition_even_if_nobody_was_seen(tmp_path, monkeypatch):
+    first = write_shards(records(2), tmp_path)
+    monkeypatch.setattr(FolderStore, "exists", lambda self, path: False)
+    with pytest.raises(ManifestError, match="holds a dataset already"):
+        write_shards(records(3), tmp_path)
+    assert read_manifest(tmp_path) == first
 
 
 def test_of_two_writers_the_later_is_refused_and_touches_nothing(tmp_path):
