@@ -32,8 +32,7 @@ def line(face: Face) -> Points:
 
 def draw(sketch: Sketch, face: Face) -> None:
     person = face.identity
-    ink = palette.darker(person.hair, 0.3) if person.hair_style != "scarf" else palette.darker(person.hair, 0.4)
-    ink = palette.mix(ink, palette.fold(person.skin), 0.25)
+    ink = palette.brow(person.hair, person.skin)
     middle = line(face)
     both = np.array([middle, flipped(middle, -1)])
     outlines = ribbon(both, 0.105 * person.brow_weight, (0.62, 0.1), steps=5)

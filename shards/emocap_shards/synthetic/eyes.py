@@ -84,7 +84,7 @@ def _sockets(sketch: Sketch, face: Face, shape: Lids, skin: Patch) -> None:
     lid = np.concatenate([shape.fold, shape.upper[::-1]])
     tone = palette.mix(person.skin, shadow, 0.35)
     if person.liner > 0.7:
-        tone = palette.mix(tone, person.cloth, 0.35)
+        tone = palette.mix(tone, person.cloth, 0.2)
     sketch.fill(*_both(lid), colour=tone, opacity=0.9, soft=0.008)
     sketch.strokes(*_both(shape.fold[1::4]), width=0.022, colour=deep, opacity=0.75)
     pouch = 0.12 + 0.25 * person.age + 0.35 * act[7] + 0.4 * act[6]

@@ -137,7 +137,7 @@ def _bob(person: Identity) -> list[Points]:
 def _long(person: Identity) -> list[Points]:
     lock = points(
         (0.70, -1.2), (1.12, -0.8), (1.20, 0.0), (1.22, 0.9), (1.30, 2.2), (0.9, 2.2), (0.98, 0.9), (0.93, 0.1),
-        (0.84, -0.5), (0.45, -0.85),
+        (0.87, -0.5), (0.74, -0.95),
     )  # fmt: skip
     curtain = spline(lock, closed=True)
     part = ((0.95, -0.1), (0.88, -0.50), (0.66, -0.78), (0.35, -0.98), (0.05, -1.14))

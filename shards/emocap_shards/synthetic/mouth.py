@@ -62,7 +62,7 @@ def _half(face: Face) -> float:
 def _line(face: Face) -> Points:
     """Height of the line between the lips relative to rest: where the corners and the middle go."""
     act = face.actions
-    corners = -0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
+    corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
     centre = 0.04 * act[12] - 0.07 * act[17] - 0.03 * act[15] - 0.05 * act[10] + 0.01 * act[25]
     return corners * np.abs(_T) ** 1.9 + centre * (1 - _T**2) ** 1.2 - 0.012 * np.cos(3 * np.pi * _T) * (1 - _T**2)
 
@@ -130,14 +130,14 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
     if shape.gap > 0.16:
         sketch.glow(0, floor, 0.20, 0.09, colour=(0.80, 0.38, 0.38), opacity=0.85, within=hole)
     show = min(1.0, 0.25 + act[12] + 0.9 * act[10] + 0.6 * act[20])
-    upper = _teeth(shape.upper, min(0.15 * show, 0.62 * shape.gap + 0.02))
-    sketch.fill(upper, colour=(0.97, 0.95, 0.91), within=hole)
+    upper = sketch.cover(_teeth(shape.upper, min(0.15 * show, 0.62 * shape.gap + 0.02)), within=hole)
+    sketch.canvas.paint(upper, (0.97, 0.95, 0.91))
     bared = min(1.0, act[20] + act[10]) * (1 - act[12])
     if bared > 0.2:
         lower = _teeth(shape.lower, -min(0.12 * bared, 0.38 * shape.gap))
         sketch.fill(lower, colour=(0.93, 0.90, 0.86), within=hole)
     joints = [points((x, shape.upper[14, 1] - 0.1), (x, floor)) for x in np.linspace(-0.3, 0.3, 7).tolist()]
-    sketch.strokes(*joints, width=0.012, colour=(0.55, 0.45, 0.42), opacity=0.28, within=hole, taper=(1, 1))
+    sketch.strokes(*joints, width=0.012, colour=(0.55, 0.45, 0.42), opacity=0.28, within=upper, taper=(1, 1))
     sketch.strokes(moved(shape.upper[::4], 0, 0.015), width=0.05, colour=(0.2, 0.06, 0.07), opacity=0.35, within=hole)
 
 

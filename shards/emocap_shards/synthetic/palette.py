@@ -70,6 +70,13 @@ def fold(skin: Colour) -> Colour:
     return scale(skin, 0.48, 0.34, 0.32)
 
 
+def brow(hair_colour: Colour, skin_colour: Colour) -> Colour:
+    """Brows are darker than the hair, and dark enough to stand out from the skin."""
+    ink = mix(darker(hair_colour, 0.35), fold(skin_colour), 0.3)
+    glare = sum(ink) / (0.5 * sum(skin_colour))
+    return ink if glare <= 1 else scale(ink, 1 / glare, 1 / glare, 1 / glare)
+
+
 def skin(depth: float, warmth: float) -> Colour:
     """Skin of `depth` in [0, 1] from light to dark; `warmth` in [-1, 1] from cool to warm."""
     place = depth * (len(_SKIN) - 1)
