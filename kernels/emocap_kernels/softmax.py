@@ -86,10 +86,10 @@ class Columns:
         """Takes in a block, [rows > 0, columns], whose row 0 has the global index `first`."""
         self._positive += targets.column_sums(score)
         self._count += targets.column_counts()
-        best_score, best = score.max(0)
+        best_score = score.amax(0)
         better = best_score > self._best_score
         self._best_score = torch.where(better, best_score, self._best_score)
-        self._best = torch.where(better, best + first, self._best)
+        self._best = torch.where(better, _first_row(score, best_score) + first, self._best)
         candidates = targets.column_candidates(score)
         block_peak = best_score if candidates is score else candidates.amax(0)
         peak = torch.maximum(self._peak, block_peak)
@@ -110,6 +110,12 @@ class Columns:
         smallest_over_(best, ranks)
         kind = self._total.dtype
         return Anchors(peak, sums[0].to(kind), sums[1], sums[2].to(kind), best)
+
+
+def _first_row(score: Tensor, value: Tensor) -> Tensor:
+    """The first row of each column that holds `value`, int64; twice as fast as the indices of max(0) on CPU."""
+    rows = torch.arange(len(score), dtype=torch.int32, device=score.device)[:, None]
+    return torch.where(score == value, rows, len(score)).amin(0).long()
 
 
 def _finite(peak: Tensor) -> Tensor:

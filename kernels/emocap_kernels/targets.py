@@ -99,10 +99,10 @@ class Masks:
         return _kept(score, self.column_positive).sum(0)
 
     def row_counts(self) -> Tensor:
-        return self.row_positive.sum(1)
+        return _count(self.row_positive, 1)
 
     def column_counts(self) -> Tensor:
-        return self.column_positive.sum(0)
+        return _count(self.column_positive, 0)
 
     def row_candidates(self, score: Tensor) -> Tensor:
         return _without(score, self.row_dropped)
@@ -125,7 +125,12 @@ class Masks:
 
 
 def _kept(score: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, score, score.new_zeros(()))
+    return torch.where(mask, score, 0.0)
+
+
+def _count(mask: Tensor, axis: int) -> Tensor:
+    # As bytes: torch adds bools up ten times slower on CPU.
+    return mask.view(torch.uint8).sum(axis, dtype=torch.int32)
 
 
 def _without(score: Tensor, dropped: Tensor | None) -> Tensor:

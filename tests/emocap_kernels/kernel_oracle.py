@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from emocap_kernels import Mining
+from torch import Tensor
 
 Table = list[list[float]]
 
