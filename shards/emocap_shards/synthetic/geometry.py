@@ -130,7 +130,8 @@ class View:
         self._turn = turned(np.diag([math.cos(pose.yaw), math.cos(pose.pitch)]), pose.roll) * self.unit_px
         forward = turned(np.array([[math.sin(pose.yaw), math.sin(pose.pitch)]]), pose.roll)
         self._forward = forward * self.unit_px
-        self._origin = np.array([(0.5 + pose.x) * pixels, (0.525 + pose.y) * pixels])
+        self._origin = np.array([[(0.5 + pose.x) * pixels, (0.525 + pose.y) * pixels]])
+        self._rows: list[list[float]] = np.concatenate([self._turn, self._forward, self._origin]).tolist()
 
     def project(self, shape: Points, lift: float = 0.0) -> Points:
         bulge = 1 - np.square(shape * _CURVATURE) @ _ONES
@@ -139,5 +140,6 @@ class View:
 
     def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
         """`project` for one point."""
-        seen_x, seen_y = self.project(np.array([[x, y]]), lift)[0].tolist()
-        return seen_x, seen_y
+        depth = _DEPTH * math.sqrt(max(1 - (x / 1.08) ** 2 - (y / 1.6) ** 2, 0.0)) + lift
+        (xx, xy), (yx, yy), (zx, zy), (ox, oy) = self._rows
+        return x * xx + y * yx + depth * zx + ox, x * xy + y * yy + depth * zy + oy
