@@ -48,12 +48,12 @@ def _forehead(sketch: Sketch, face: Face, skin: Patch) -> None:
     """Horizontal lines: in the middle for AU 1, at the sides for AU 2, right across for both or for age."""
     person, act = face.identity, face.actions
     deep = palette.fold(person.skin)
-    across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0)
-    centre, sides = 0.7 * max(act[1] - act[2], 0), 0.7 * max(act[2] - act[1], 0)
+    across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0.0)
+    centre, sides = 0.7 * max(act[1] - act[2], 0.0), 0.7 * max(act[2] - act[1], 0.0)
     for y in (-0.66, -0.76, -0.86):
-        full = points((-0.55, y + 0.03), (-0.3, y - 0.01), (0, y + 0.015), (0.3, y - 0.01), (0.55, y + 0.03))
+        full = points((-0.55, y + 0.03), (-0.3, y - 0.01), (0.0, y + 0.015), (0.3, y - 0.01), (0.55, y + 0.03))
         sketch.strokes(full, width=0.03, colour=deep, opacity=across, within=skin)
-        middle = points((-0.24, y + 0.05), (0, y), (0.24, y + 0.05))
+        middle = points((-0.24, y + 0.05), (0.0, y), (0.24, y + 0.05))
         sketch.strokes(middle, width=0.03, colour=deep, opacity=centre, within=skin)
         arcs = points((0.28, y + 0.03), (0.5, y - 0.03), (0.72, y + 0.05))
         sketch.strokes(arcs, flipped(arcs, -1), width=0.03, colour=deep, opacity=sides, within=skin)
@@ -66,6 +66,6 @@ def _frown(sketch: Sketch, face: Face, skin: Patch) -> None:
     if force == 0:
         return
     deep, rise = palette.fold(person.skin), -0.12 * act[1]
-    sketch.glow(0, -0.36 + rise, 0.13, 0.11, colour=palette.shadow(person.skin), opacity=0.5 * force, within=skin)
+    sketch.glow(0.0, -0.36 + rise, 0.13, 0.11, colour=palette.shadow(person.skin), opacity=0.5 * force, within=skin)
     fold = points((0.085, -0.24 + rise), (0.065, -0.36 + rise), (0.10, -0.50 + rise))
     sketch.strokes(fold, flipped(fold, -1), width=0.042, colour=deep, opacity=0.85 * force, soft=0.006, within=skin)

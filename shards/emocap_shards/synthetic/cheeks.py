@@ -39,7 +39,7 @@ def _apples(sketch: Sketch, face: Face, skin: Patch, y: float) -> None:
 
 def _crow_feet(sketch: Sketch, face: Face, skin: Patch) -> None:
     """Rays from the outer corners of the eyes: AU 6, and a little of age."""
-    force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0)
+    force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0.0)
     x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
     both = [flipped(ray, side) for ray in rays for side in (-1, 1)]
@@ -52,14 +52,14 @@ def draw_chin(sketch: Sketch, face: Face, skin: Patch, lip_y: float) -> None:
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force
-    sketch.glow(0, y, 0.20, 0.05, colour=palette.shadow(person.skin), opacity=0.4, within=skin)
+    sketch.glow(0.0, y, 0.20, 0.05, colour=palette.shadow(person.skin), opacity=0.4, within=skin)
     if force == 0:
         return
     boss = 1.07 + jaw_fall(face)
-    sketch.glow(0, boss, 0.20, 0.12, colour=bright, opacity=0.55 * force, within=skin)
+    sketch.glow(0.0, boss, 0.20, 0.12, colour=bright, opacity=0.55 * force, within=skin)
     hollow = points((-0.26, y + 0.075), (-0.12, y + 0.005), (0.12, y + 0.005), (0.26, y + 0.075))
     sketch.strokes(hollow, width=0.05, colour=deep, opacity=0.75 * force, soft=0.01, within=skin)
-    below = points((-0.22, boss + 0.12), (0, boss + 0.17), (0.22, boss + 0.12))
+    below = points((-0.22, boss + 0.12), (0.0, boss + 0.17), (0.22, boss + 0.12))
     sketch.strokes(below, width=0.04, colour=deep, opacity=0.4 * force, soft=0.015, within=skin)
     places = np.random.default_rng(person.marks).normal((0.0, boss), (0.10, 0.05), (9, 2))
     dimples = [ellipse(px, py, 0.022, 0.018, count=8) for px, py in places.tolist()]

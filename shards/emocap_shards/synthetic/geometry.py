@@ -8,8 +8,8 @@ from jaxtyping import Complex, Float
 
 from emocap_shards.synthetic.scene import Pose
 
-Points = Float[np.ndarray, "count 2"]
-Lines = Float[np.ndarray, "*lines count 2"]
+Points = Float[np.ndarray, "_ 2"]
+Lines = Float[np.ndarray, "... _ 2"]
 
 
 def points(*pairs: tuple[float, float]) -> Points:
@@ -63,7 +63,7 @@ def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count 
     return blend
 
 
-def spline(knots: Float[np.ndarray, "*lines knots 2"], steps: int = 6, *, closed: bool = False) -> Lines:
+def spline(knots: Lines, steps: int = 6, *, closed: bool = False) -> Lines:
     """A smooth curve through all `knots` (Catmull and Rom 1974)."""
     return _blend(knots.shape[-2], steps, closed=closed) @ knots
 
@@ -83,9 +83,7 @@ def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " coun
     return 0.5j * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))
 
 
-def ribbon(
-    knots: Float[np.ndarray, "*lines knots 2"], width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4
-) -> Lines:
+def ribbon(knots: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4) -> Lines:
     """The outline of a stroke through `knots`: `width` in the middle, shares `taper` of it at start and end."""
     # As complex numbers, a right angle is a factor of i.
     course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]

@@ -166,15 +166,15 @@ def _scarf(person: Identity) -> list[Points]:
 
 
 def _bun_behind(person: Identity) -> list[Points]:
-    return [ellipse(0, -1.52 * person.forehead, 0.42, 0.36)]
+    return [ellipse(0.0, -1.52 * person.forehead, 0.42, 0.36)]
 
 
 def _afro_behind(person: Identity) -> list[Points]:
-    return [ellipse(0, -0.62, 1.48 * person.width, 1.26)]
+    return [ellipse(0.0, -0.62, 1.48 * person.width, 1.26)]
 
 
 def _curly_behind(person: Identity) -> list[Points]:
-    return [ellipse(0, -0.45, 1.24 * person.width, 1.12)]
+    return [ellipse(0.0, -0.45, 1.24 * person.width, 1.12)]
 
 
 def _bob_behind(person: Identity) -> list[Points]:

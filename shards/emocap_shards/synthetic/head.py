@@ -46,7 +46,7 @@ def draw_body(sketch: Sketch, face: Face) -> None:
     sketch.fill(shade, colour=palette.shadow(person.skin), opacity=0.75, soft=0.07, within=throat)
     sketch.fill(shoulders, colour=person.cloth, lift=-0.3)
     collar = points((-0.62, 1.50), (-0.4, 1.72), (0.0, 1.84), (0.4, 1.72), (0.62, 1.50))
-    sketch.strokes(collar, width=0.10, colour=palette.darker(person.cloth, 0.3), taper=(1, 1), lift=-0.3)
+    sketch.strokes(collar, width=0.10, colour=palette.darker(person.cloth, 0.3), taper=(1.0, 1.0), lift=-0.3)
     sketch.fill(spline(collar), colour=base, lift=-0.3)
 
 
@@ -65,10 +65,10 @@ def draw_face(sketch: Sketch, face: Face) -> Patch | None:
     patch = sketch.cover(outline(face))
     dark, bright = palette.shadow(skin), palette.lighter(skin, 0.32)
     sketch.canvas.paint(patch, palette.mix(skin, dark, 0.5))
-    sketch.glow(0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0, within=patch)
+    sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0, within=patch)
     side = face.scene.light.x
     sketch.glow(0.25 * side, -0.72, 0.38, 0.22, colour=bright, opacity=0.45, within=patch)
-    sketch.glow(0, 1.10 + jaw_fall(face), 0.17, 0.10, colour=bright, opacity=0.28, within=patch)
+    sketch.glow(0.0, 1.10 + jaw_fall(face), 0.17, 0.10, colour=bright, opacity=0.28, within=patch)
     return patch
 
 
@@ -95,7 +95,7 @@ def draw_beard(sketch: Sketch, face: Face, skin: Patch) -> None:
     jaw = points((1.1, 0.1), (1.05, 0.8), (0.7, 1.5 + fall), (0.0, 1.6 + fall))
     upper = np.concatenate([spline(right), flipped(spline(right)[::-1], -1)])
     lower = np.concatenate([flipped(jaw, -1), jaw[::-1]])
-    tint = palette.mix(person.hair, person.skin, 0.1 if full else 0.3)
+    tint = palette.mix(palette.brow(person.hair, person.skin), person.skin, 0.1 if full else 0.3)
     patch = sketch.cover(np.concatenate([upper, lower]), soft=0.05, within=skin)
     sketch.canvas.paint(patch, tint, 0.72 if full else 0.3)
 
@@ -108,4 +108,6 @@ def draw_moustache(sketch: Sketch, face: Face) -> None:
     rise = 0.07 * face.actions[10] + 0.05 * face.actions[12] + 0.03 * face.actions[9]
     wing = points((0.02, 0.56 - rise), (0.16, 0.56 - rise), (0.34, 0.64 - rise - 0.05 * face.actions[12]))
     wings = [flipped(wing, side) for side in (-1, 1)]
-    sketch.strokes(*wings, width=0.11, colour=person.hair, taper=(0.8, 0.1), opacity=0.9, soft=0.012)
+    sketch.strokes(
+        *wings, width=0.11, colour=palette.brow(person.hair, person.skin), taper=(0.8, 0.1), opacity=0.9, soft=0.012
+    )

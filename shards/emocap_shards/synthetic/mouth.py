@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
@@ -59,7 +60,7 @@ def _half(face: Face) -> float:
     return 0.37 * face.identity.mouth_width + stretch - 0.07 * act[23] - 0.07 * act[26] * (1 - act[12])
 
 
-def _line(face: Face) -> Points:
+def _line(face: Face) -> Float[np.ndarray, " columns"]:
     """Height of the line between the lips relative to rest: where the corners and the middle go."""
     act = face.actions
     corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
@@ -85,13 +86,13 @@ def _groove(sketch: Sketch, face: Face, shape: Lips, skin: Patch) -> None:
     """The philtrum above the lips and the shade below them; with AU 23 lines that radiate from tight lips."""
     person = face.identity
     shadow = palette.shadow(person.skin)
-    sketch.glow(0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35, within=skin)
+    sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35, within=skin)
     force = face.actions[23]
     if force == 0:
         return
     pale = palette.lighter(person.skin, 0.3)
-    sketch.glow(0, shape.bottom[14, 1] + 0.05, 0.22, 0.04, colour=pale, opacity=0.5 * force, within=skin)
-    sketch.glow(0, shape.top[14, 1] - 0.05, 0.24, 0.04, colour=pale, opacity=0.5 * force, within=skin)
+    sketch.glow(0.0, shape.bottom[14, 1] + 0.05, 0.22, 0.04, colour=pale, opacity=0.5 * force, within=skin)
+    sketch.glow(0.0, shape.top[14, 1] - 0.05, 0.24, 0.04, colour=pale, opacity=0.5 * force, within=skin)
     rays = [_ray(shape, column) for column in (4, 8, 12, 16, 20, 24)]
     deep = palette.fold(person.skin)
     sketch.strokes(*rays, width=0.022, colour=deep, opacity=0.65 * force, within=skin)
@@ -128,7 +129,7 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
     sketch.canvas.paint(hole, (0.24, 0.07, 0.08))
     floor = float(shape.lower[14, 1])
     if shape.gap > 0.16:
-        sketch.glow(0, floor, 0.20, 0.09, colour=(0.80, 0.38, 0.38), opacity=0.85, within=hole)
+        sketch.glow(0.0, floor, 0.20, 0.09, colour=(0.80, 0.38, 0.38), opacity=0.85, within=hole)
     show = min(1.0, 0.25 + act[12] + 0.9 * act[10] + 0.6 * act[20])
     upper = sketch.cover(_teeth(shape.upper, min(0.15 * show, 0.62 * shape.gap + 0.02)), within=hole)
     sketch.canvas.paint(upper, (0.97, 0.95, 0.91))
@@ -137,8 +138,8 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
         lower = _teeth(shape.lower, -min(0.12 * bared, 0.38 * shape.gap))
         sketch.fill(lower, colour=(0.93, 0.90, 0.86), within=hole)
     joints = [points((x, shape.upper[14, 1] - 0.1), (x, floor)) for x in np.linspace(-0.3, 0.3, 7).tolist()]
-    sketch.strokes(*joints, width=0.012, colour=(0.55, 0.45, 0.42), opacity=0.28, within=upper, taper=(1, 1))
-    sketch.strokes(moved(shape.upper[::4], 0, 0.015), width=0.05, colour=(0.2, 0.06, 0.07), opacity=0.35, within=hole)
+    sketch.strokes(*joints, width=0.012, colour=(0.55, 0.45, 0.42), opacity=0.28, within=upper, taper=(1.0, 1.0))
+    sketch.strokes(moved(shape.upper[::4], 0.0, 0.015), width=0.05, colour=(0.2, 0.06, 0.07), opacity=0.35, within=hole)
 
 
 def _teeth(edge: Points, height: float) -> Points:
@@ -155,10 +156,10 @@ def _lips(sketch: Sketch, face: Face, shape: Lips) -> None:
     thick = float(shape.bottom[14, 1] - shape.lower[14, 1])
     shine = palette.lighter(person.lip, 0.5)
     y = float(shape.lower[14, 1]) + 0.45 * thick
-    sketch.glow(0, y, 0.13, 0.25 * thick + 0.004, colour=shine, opacity=0.4)
+    sketch.glow(0.0, y, 0.13, 0.25 * thick + 0.004, colour=shine, opacity=0.4)
     ink = palette.mix(palette.darker(person.lip, 0.62), palette.fold(person.skin), 0.3)
-    seam = np.concatenate([[shape.upper[0] + (-0.02, 0)], shape.upper[1:-1:3], [shape.upper[-1] + (0.02, 0)]])
+    seam = np.concatenate([[shape.upper[0] + (-0.02, 0.0)], shape.upper[1:-1:3], [shape.upper[-1] + (0.02, 0.0)]])
     sketch.strokes(seam, width=0.034, colour=ink, taper=(0.5, 0.5), opacity=1.0 if shape.gap == 0 else 0.5)
     y = float(shape.bottom[14, 1])
-    lift = points((-0.12, y + 0.035), (0, y + 0.05), (0.12, y + 0.035))
+    lift = points((-0.12, y + 0.035), (0.0, y + 0.05), (0.12, y + 0.035))
     sketch.strokes(lift, width=0.03, colour=palette.fold(person.skin), opacity=0.35, soft=0.01)

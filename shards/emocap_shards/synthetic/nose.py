@@ -20,8 +20,8 @@ def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
     sketch.strokes(flipped(flank, -lit), width=0.10, colour=shadow, opacity=0.5, soft=0.03, within=skin)
     ridge = points((0.0, -0.22), (0.0, 0.0), (0.0, base - 0.1))
     bright = palette.lighter(person.skin, 0.4)
-    sketch.strokes(moved(ridge, 0.02 * lit, 0), width=0.07, colour=bright, opacity=0.42, soft=0.025, lift=0.10)
-    sketch.glow(0, base + 0.07, 0.17 * wide, 0.05, colour=shadow, opacity=0.65, within=skin)
+    sketch.strokes(moved(ridge, 0.02 * lit, 0.0), width=0.07, colour=bright, opacity=0.42, soft=0.025, lift=0.10)
+    sketch.glow(0.0, base + 0.07, 0.17 * wide, 0.05, colour=shadow, opacity=0.65, within=skin)
     sketch.glow(0.02 * lit, base - 0.06 - 0.5 * rise, 0.09, 0.075, colour=bright, opacity=0.5, lift=0.12)
     _wings(sketch, face, base, rise)
     _wrinkles(sketch, face, skin)
@@ -43,7 +43,7 @@ def _wings(sketch: Sketch, face: Face, base: float, rise: float) -> None:
     ]
     dark = palette.darker(deep, 0.35)
     sketch.fill(*holes, colour=dark, opacity=0.85, lift=0.08)
-    tip = points((-0.06, base + 0.04 - 0.3 * rise), (0, base + 0.055 - 0.3 * rise), (0.06, base + 0.04 - 0.3 * rise))
+    tip = points((-0.06, base + 0.04 - 0.3 * rise), (0.0, base + 0.055 - 0.3 * rise), (0.06, base + 0.04 - 0.3 * rise))
     sketch.strokes(tip, width=0.025, colour=deep, opacity=0.6, lift=0.1)
 
 

@@ -71,7 +71,7 @@ def fold(skin: Colour) -> Colour:
 
 
 def brow(hair_colour: Colour, skin_colour: Colour) -> Colour:
-    """Brows are darker than the hair, and dark enough to stand out from the skin."""
+    """Brows and beard: darker than the hair, and dark enough to stand out from the skin."""
     ink = mix(darker(hair_colour, 0.35), fold(skin_colour), 0.3)
     glare = sum(ink) / (0.5 * sum(skin_colour))
     return ink if glare <= 1 else scale(ink, 1 / glare, 1 / glare, 1 / glare)

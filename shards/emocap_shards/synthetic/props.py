@@ -26,7 +26,7 @@ def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
     canvas.paint(everywhere, backdrop.near)
     canvas.paint(Patch(0, 0, Image.fromarray(np.rint(255 * share).astype(np.uint8))), backdrop.far)
     rng = np.random.default_rng(backdrop.seed)
-    for x, y, size in rng.uniform((0, 0, 0.04), (1, 1, 0.10), (backdrop.lamps, 3)).tolist():
+    for x, y, size in rng.uniform((0.0, 0, 0.04), (1, 1, 0.10), (backdrop.lamps, 3)).tolist():
         spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)), opacity=0.5)
         canvas.paint(spot, palette.lighter(backdrop.far, 0.45))
 
@@ -42,9 +42,9 @@ def draw_glasses(sketch: Sketch, face: Face) -> None:
         glare = moved(_GLARE, side * x, EYE_Y + 0.04)
         sketch.fill(glare, colour=palette.WHITE, opacity=0.13, lift=0.05)
     bridge = points((-0.11, EYE_Y + 0.03), (0.0, EYE_Y - 0.02), (0.11, EYE_Y + 0.03))
-    sketch.strokes(bridge, width=0.05, colour=frame, taper=(1, 1), lift=0.05)
+    sketch.strokes(bridge, width=0.05, colour=frame, taper=(1.0, 1.0), lift=0.05)
     temple = points((x + 0.31, EYE_Y - 0.02), (0.9, EYE_Y - 0.02), (1.02, EYE_Y))
-    sketch.strokes(temple, flipped(temple, -1), width=0.05, colour=frame, taper=(1, 1))
+    sketch.strokes(temple, flipped(temple, -1), width=0.05, colour=frame, taper=(1.0, 1.0))
 
 
 def _lens(style: str, x: float, size: float) -> Points:

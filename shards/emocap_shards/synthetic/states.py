@@ -47,7 +47,7 @@ EYEBROWS = Region(
             (
                 "The eyebrows are {how} raised along their whole length",
                 "Both brows are {how} arched upwards",
-                "The eyebrows are lifted {how} over the eyes, inner and outer ends alike",
+                "The eyebrows are lifted {how} over the eyes, inner and outer ends together",
             ),
         ),
         State(
