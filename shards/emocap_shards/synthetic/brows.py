@@ -50,13 +50,15 @@ def _forehead(sketch: Sketch, face: Face, skin: Patch) -> None:
     deep = palette.fold(person.skin)
     across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0.0)
     centre, sides = 0.7 * max(act[1] - act[2], 0.0), 0.7 * max(act[2] - act[1], 0.0)
-    for y in (-0.66, -0.76, -0.86):
-        full = points((-0.55, y + 0.03), (-0.3, y - 0.01), (0.0, y + 0.015), (0.3, y - 0.01), (0.55, y + 0.03))
-        sketch.strokes(full, width=0.03, colour=deep, opacity=across, within=skin)
-        middle = points((-0.24, y + 0.05), (0.0, y), (0.24, y + 0.05))
-        sketch.strokes(middle, width=0.03, colour=deep, opacity=centre, within=skin)
-        arcs = points((0.28, y + 0.03), (0.5, y - 0.03), (0.72, y + 0.05))
-        sketch.strokes(arcs, flipped(arcs, -1), width=0.03, colour=deep, opacity=sides, within=skin)
+    rows = (-0.66, -0.76, -0.86)
+    full = [
+        points((-0.55, y + 0.03), (-0.3, y - 0.01), (0.0, y + 0.015), (0.3, y - 0.01), (0.55, y + 0.03)) for y in rows
+    ]
+    middle = [points((-0.24, y + 0.05), (0.0, y), (0.24, y + 0.05)) for y in rows]
+    arcs = [points((0.28, y + 0.03), (0.5, y - 0.03), (0.72, y + 0.05)) for y in rows]
+    outer = arcs + [flipped(arc, -1) for arc in arcs]
+    for lines, force in ((full, across), (middle, centre), (outer, sides)):
+        sketch.strokes(*lines, width=0.03, colour=deep, opacity=force, within=skin)
 
 
 def _frown(sketch: Sketch, face: Face, skin: Patch) -> None:

@@ -91,6 +91,9 @@ class Canvas:
         self._fine.paste(0, (left, top, right, bottom))
         return blurred(mask, soft_px)
 
+    def fill(self, colour: Colour) -> None:
+        self.picture.paste(_ink(colour), (0, 0, self.pixels, self.pixels))
+
     def paint(self, patch: Patch | None, colour: Colour, opacity: float = 1.0) -> None:
         """Lay `colour` over the patch."""
         if patch is None:

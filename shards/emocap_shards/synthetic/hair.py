@@ -53,10 +53,10 @@ def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> N
     person = face.identity
     rng = np.random.default_rng(person.marks)
     if person.hair_style not in {"curly", "afro", "scarf"}:
-        roots = rng.uniform(-0.95, 0.95, 14)
+        roots = rng.uniform(-0.95, 0.95, 12)
         strands = [_strand(float(x), float(rng.uniform(0.7, 1.0))) for x in roots]
-        sketch.strokes(*strands[:7], width=0.035, colour=palette.darker(colour, 0.35), opacity=0.5, within=patch)
-        sketch.strokes(*strands[7:], width=0.03, colour=palette.lighter(colour, 0.25), opacity=0.45, within=patch)
+        sketch.strokes(*strands[:6], width=0.035, colour=palette.darker(colour, 0.35), opacity=0.5, within=patch)
+        sketch.strokes(*strands[6:], width=0.03, colour=palette.lighter(colour, 0.25), opacity=0.45, within=patch)
     side = face.scene.light.x
     gloss = palette.lighter(colour, 0.35)
     sketch.glow(0.45 * side, -1.18, 0.34, 0.11, colour=gloss, opacity=0.4, within=patch)

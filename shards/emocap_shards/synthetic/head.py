@@ -5,7 +5,7 @@ import numpy as np
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
-from emocap_shards.synthetic.geometry import Points, ellipse, flipped, mirrored, moved, points, spline
+from emocap_shards.synthetic.geometry import Points, ellipse, flipped, mirrored, points, spline
 from emocap_shards.synthetic.sketch import Sketch
 
 CHIN_Y = 1.32
@@ -42,8 +42,8 @@ def draw_body(sketch: Sketch, face: Face) -> None:
     base = palette.mix(person.skin, palette.shadow(person.skin), 0.45)
     throat = sketch.cover(neck, lift=-0.3)
     sketch.canvas.paint(throat, base)
-    shade = moved(outline(face) * (0.97, 1.0), 0.0, 0.16)
-    sketch.fill(shade, colour=palette.shadow(person.skin), opacity=0.75, soft=0.07, within=throat)
+    chin = CHIN_Y * person.chin + jaw_fall(face)
+    sketch.glow(0.0, chin - 0.08, 0.50, 0.19, colour=palette.shadow(person.skin), opacity=0.85, within=throat)
     sketch.fill(shoulders, colour=person.cloth, lift=-0.3)
     collar = points((-0.62, 1.50), (-0.4, 1.72), (0.0, 1.84), (0.4, 1.72), (0.62, 1.50))
     sketch.strokes(collar, width=0.10, colour=palette.darker(person.cloth, 0.3), taper=(1.0, 1.0), lift=-0.3)

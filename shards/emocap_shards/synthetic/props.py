@@ -15,18 +15,24 @@ from emocap_shards.synthetic.scene import Backdrop, Light
 from emocap_shards.synthetic.sketch import Sketch
 
 _GLARE = points((-0.12, -0.16), (-0.02, -0.20), (-0.12, 0.10), (-0.2, 0.04))
+_COARSE = 32
+"""Size at which a gradient is worked out; it is enlarged from there."""
 
 
 def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
     """A soft gradient, and lamps out of focus."""
-    across = np.linspace(-0.75, 0.75, canvas.pixels, dtype=np.float32)
-    slope = across * np.float32(math.cos(backdrop.angle)), across * np.float32(math.sin(backdrop.angle))
-    share = np.clip(0.5 + slope[0][None, :] + slope[1][:, None], 0, 1)
-    everywhere = Patch(0, 0, Image.new("L", canvas.picture.size, 255))
-    canvas.paint(everywhere, backdrop.near)
-    canvas.paint(Patch(0, 0, Image.fromarray(np.rint(255 * share).astype(np.uint8))), backdrop.far)
+    across = np.linspace(-0.75, 0.75, _COARSE)
+    share = 0.5 + math.cos(backdrop.angle) * across + math.sin(backdrop.angle) * across[:, None]
+    coarse = Image.fromarray((255 * np.clip(share, 0, 1)).astype(np.uint8))
+    canvas.fill(backdrop.near)
+    canvas.paint(Patch(0, 0, coarse.resize(canvas.picture.size, Image.Resampling.BILINEAR)), backdrop.far)
+    if backdrop.lamps:
+        _draw_lamps(canvas, backdrop)
+
+
+def _draw_lamps(canvas: Canvas, backdrop: Backdrop) -> None:
     rng = np.random.default_rng(backdrop.seed)
-    for x, y, size in rng.uniform((0.0, 0, 0.04), (1, 1, 0.10), (backdrop.lamps, 3)).tolist():
+    for x, y, size in rng.uniform((0.0, 0.0, 0.04), (1.0, 1.0, 0.10), (backdrop.lamps, 3)).tolist():
         spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)), opacity=0.5)
         canvas.paint(spot, palette.lighter(backdrop.far, 0.45))
 
