@@ -4,13 +4,12 @@ import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Scalar = bool | int | float | str
 
 
 def _absolute(location: str) -> str:
@@ -57,7 +56,7 @@ class ImageTower(Section):
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
     pixels: Positive = Field(default=224, description="Side of the square input.")
-    options: dict[str, Scalar] = Field(
+    options: dict[str, JsonValue] = Field(
         default={}, description="Further arguments of timm.create_model (depth, embed_dim, ...)."
     )
     pretrained: FolderOrName | None = Field(

@@ -35,7 +35,9 @@ class _Plan:
 def evaluate(problem: Problem, *, block_bytes: int = BLOCK_BYTES) -> LossResult:
     """The loss of a problem whose rank holds any of the rows; `block_bytes` bounds one block of scores."""
     row_bytes = problem.text.element_size() * max(1, len(problem.text))
-    blocks = even_blocks(problem.span.local, block_bytes // row_bytes)
+    # Masks and guide similarities double what lives beside a block of scores.
+    beside = 1 if problem.mining is None else 2
+    blocks = even_blocks(problem.span.local, block_bytes // (row_bytes * beside))
     with torch.no_grad():
         plan = _Plan(pairs_of(problem, blocks), blocks, problem.span, problem.ranks)
     loss, seen = _InfoNCE.apply(problem.image, problem.text, problem.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]

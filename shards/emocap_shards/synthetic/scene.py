@@ -25,7 +25,7 @@ class Pose:
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
-    zoom: float = 0.285
+    zoom: float = 0.36
     x: float = 0.0
     y: float = 0.0
 
@@ -76,7 +76,7 @@ def scene(rng: np.random.Generator) -> Scene:
 def _pose(rng: np.random.Generator) -> Pose:
     yaw, pitch, roll = (float(a) for a in np.clip(rng.normal(0.0, (0.13, 0.07, 0.07)), -0.3, 0.3))
     x, y = (float(a) for a in rng.uniform(-0.025, 0.025, 2))
-    return Pose(yaw, pitch, roll, float(rng.uniform(0.268, 0.298)), x, y)
+    return Pose(yaw, pitch, roll, float(rng.uniform(0.325, 0.385)), x, y)
 
 
 def _light(rng: np.random.Generator) -> Light:
