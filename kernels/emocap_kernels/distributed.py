@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+# How many facts the ranks tell each other at most; a fixed number, so that a rank without facts can answer.
+MOST_FACTS = 15
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """The ranks that share one global batch; without a group, one rank that never communicates."""
@@ -97,14 +101,15 @@ def agreed(
         facts = describe()
     except KernelError as error:
         refusal = error
-    refused = _exchange(ranks, [int(refusal is not None)], device)
+    # One exchange for both: a rank that refuses sends zeros in the place of its facts.
+    numbers = [int(refusal is not None), *facts.values()]
+    table = _exchange(ranks, numbers + [0] * (MOST_FACTS + 1 - len(numbers)), device)
     if refusal is not None:
         raise refusal
-    if any(flag for (flag,) in refused):
-        names = [str(rank) for rank, (flag,) in enumerate(refused) if flag]
-        raise RanksDisagreeError(f"rank {', '.join(names)} refused its inputs; its own error says why.")
-    names = list(facts)
-    said = [dict(zip(names, row, strict=True)) for row in _exchange(ranks, list(facts.values()), device)]
+    refused = [str(rank) for rank, row in enumerate(table) if row[0]]
+    if refused:
+        raise RanksDisagreeError(f"rank {', '.join(refused)} refused its inputs; its own error says why.")
+    said = [dict(zip(facts, row[1:], strict=False)) for row in table]
     for name in alike:
         _require_alike(name, [row[name] for row in said])
     return list(said)

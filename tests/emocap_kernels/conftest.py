@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from rank_pool import RankPool
 
 
@@ -9,3 +10,12 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    # The tensors here are tiny: a second thread only spins.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,52 @@
+"""Inputs of the global loss that tests and benchmarks share, each with why it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Kind = Literal["random", "aligned", "collapsed", "duplicates", "opposed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A batch to draw; `why` says what breaks on it first."""
+
+    name: str
+    rows: int
+    width: int
+    scale: float
+    kind: Kind
+    why: str
+
+
+CASES = (
+    Case("one sample", 1, 8, 100.0, "random", "no negatives: the loss is exactly 0"),
+    Case("odd", 13, 7, 14.3, "random", "nothing is a multiple of anything"),
+    Case("tails", 257, 65, 20.0, "random", "one past a tile in both sizes"),
+    Case("sharp", 96, 33, 100.0, "random", "largest scale: exponents of +-100"),
+    Case("aligned", 96, 33, 100.0, "aligned", "a trained model: losses near 0 must not round to 0"),
+    Case("collapsed", 64, 16, 100.0, "collapsed", "all scores equal: a plain sum of exponentials overflows"),
+    Case("duplicates", 60, 16, 50.0, "duplicates", "equal rows: ties, and unique-index tricks break"),
+    Case("opposed", 64, 16, 100.0, "opposed", "own pair is the worst: its probability underflows"),
+)
+
+
+def draw(case: Case, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Image and text vectors of unit length, [rows, width] each."""
+    source = torch.Generator().manual_seed(seed)
+    image, noise = torch.randn(2, case.rows, case.width, generator=source, dtype=torch.float64)
+    text = noise
+    if case.kind == "aligned":
+        text = image + 0.05 * noise
+    elif case.kind == "opposed":
+        text = 0.05 * noise - image
+    elif case.kind == "collapsed":
+        image = text = image[:1].expand(case.rows, case.width)
+    elif case.kind == "duplicates":
+        image, text = image[: case.rows // 4].repeat(4, 1), noise[: case.rows // 2].repeat_interleave(2, 0)
+    return normalize(image, dim=1).to(dtype), normalize(text, dim=1).to(dtype)
