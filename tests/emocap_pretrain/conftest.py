@@ -1,0 +1,68 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from emocap_pretrain.config.schema import Config
+from emocap_shards.synthetic.dataset import records
+from emocap_shards.writer import write_shards
+from hypothesis import settings
+
+# A busy machine is slow, which is no failure; pytest-timeout ends what hangs.
+settings.register_profile("pretrain", deadline=None)
+settings.load_profile("pretrain")
+
+FACES, PIXELS = 24, 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    # The tensors here are tiny: a second thread only spins.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A packed dataset of 24 synthetic faces at 32 pixels, in four shards."""
+    url = str(tmp_path_factory.mktemp("faces"))
+    write_shards(records(FACES, pixels=PIXELS), url, samples_per_shard=7)
+    return url
+
+
+@pytest.fixture
+def tiny_config(faces: str, tmp_path: Path) -> Config:
+    """A run of seconds; everything that it writes comes to lie in `tmp_path`."""
+    return Config.model_validate(
+        {
+            "name": "tiny",
+            "url": str(tmp_path / "run"),
+            "steps": 4,
+            "global_batch": 8,
+            "data": {"url": faces, "workers": 0, "window_shards": 2},
+            "model": {
+                "embedding": 16,
+                "image": {
+                    "name": "vit_tiny_patch16_224",
+                    "pixels": 16,
+                    "options": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+                },
+                "text": {
+                    "architecture": {"width": 32, "layers": 1, "heads": 2},
+                    "vocabulary": 320,
+                    "lengths": {"global": 16, "local": 16, "summary": 24},
+                },
+            },
+            "optimizer": {"lr": 1e-3, "warmup_steps": 1},
+            "cluster": {"ranks": 1, "device": "cpu", "threads_per_rank": 1},
+            "checkpoint": {"every_steps": 2},
+            "tracking": {
+                "uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
+                "artifacts": str(tmp_path / "artifacts"),
+                "every_steps": 1,
+            },
+            "evaluation": {"url": faces},
+        }
+    )
