@@ -122,6 +122,14 @@ def test_an_input_that_needs_no_gradient_gets_none(frozen):
             torch.testing.assert_close(t.grad, full[place].grad)
 
 
+def test_inputs_changed_between_forward_and_backward_are_an_error():
+    mask = torch.ones(9, 5, dtype=torch.bool)
+    loss = loss_of(*inputs_of(), patch_mask=mask).loss
+    mask[0, 0] = False
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_inputs_may_lie_in_memory_in_any_order():
     plain, strided = inputs_of(), inputs_of()
     twisted = strided[0].transpose(0, 2).contiguous().transpose(0, 2)

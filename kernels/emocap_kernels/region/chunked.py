@@ -80,7 +80,7 @@ class _RegionNCE(Function):
         rows, columns = _sweep(patches, sentences, scale, plan)
         ctx.plan = plan
         ctx.rows, ctx.columns = shares(rows, plan.row_weight), shares(columns, 1.0 / plan.lines.total)
-        ctx.save_for_backward(patches, sentences, scale, plan.pairs.owner)
+        ctx.save_for_backward(patches, sentences, scale, plan.pairs.owner, plan.mask)
         seen = _seen(rows, columns, plan).to(patches.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
@@ -90,7 +90,7 @@ class _RegionNCE(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
-        patches, sentences, scale, _owner = ctx.saved_tensors
+        patches, sentences, scale = ctx.saved_tensors[:3]
         with full_precision(patches.device):
             parts = _Gradients(ctx, patches, sentences)
             for images in ctx.plan.images:
