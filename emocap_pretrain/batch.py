@@ -1,6 +1,7 @@
 """What one rank feeds its towers in one step."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
@@ -46,7 +47,7 @@ class Batch:
         return sum(int(part.mask.sum()) for part in (self.whole, self.summary, self.sentences))
 
     def to(self, device: str) -> "Batch":
-        def move(value: Tensor | Tokens) -> Tensor | Tokens:
+        def move(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tokens) else value.to(device, non_blocking=True)
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})

@@ -13,16 +13,17 @@ import json
 import logging
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.world import World
 from emocap_shards.errors import NotFound, StoreError
 from emocap_shards.store import Store
+
+from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.world import World
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -65,10 +66,11 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, data: bytes) -> "Checkpoint":
-        tree = json.loads(data)
+        tree: dict[str, Any] = json.loads(data)
         if tree.get("schema") != SCHEMA:
             raise CheckpointError(f"checkpoint schema {tree.get('schema')} is not {SCHEMA}: use the matching version.")
-        return cls(**{**tree, "files": tuple(File(**file) for file in tree["files"])})
+        tree["files"] = tuple(File(**file) for file in tree["files"])
+        return cls(**tree)
 
 
 def committed(store: Store) -> list[Checkpoint]:
@@ -78,7 +80,7 @@ def committed(store: Store) -> list[Checkpoint]:
 
 
 @contextmanager
-def downloaded(store: Store, checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> Iterator[Path]:
+def downloaded(store: Store, checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> Generator[Path]:
     """A temporary folder with those files of the checkpoint that are wanted, each verified.
 
     Raises:
@@ -152,7 +154,9 @@ def _fetch(store: Store, checkpoint: Checkpoint, file: File, target: Path) -> No
     try:
         store.get_file(path, target)
     except NotFound as error:
-        raise CheckpointError(f"{store.url}/{path} is missing, though the manifest of step {checkpoint.step} names it.") from error
+        raise CheckpointError(
+            f"{store.url}/{path} is missing, though the manifest of step {checkpoint.step} names it."
+        ) from error
     if _sha256(target) != file.sha256:
         raise CheckpointError(f"{store.url}/{path} is damaged: its SHA-256 is not the one in the manifest.")
 
@@ -187,13 +191,20 @@ def _together(world: World, act: Callable[[], None]) -> None:
 
 
 @contextmanager
-def resumable(store: Store, world: World) -> Iterator[tuple[Checkpoint, Path] | None]:
+def resumable(store: Store, world: World) -> Generator[tuple[Checkpoint, Path] | None]:
     """The newest checkpoint that verifies on every rank, with its training state in a local folder; None without one.
 
     One that does not verify is deleted, with a warning, and the one before it is tried.
     """
     with ExitStack() as stack:
-        yield next((found for each in world.share(_committed_on_main(store, world)) if (found := _try(stack, store, each, world))), None)
+        yield next(
+            (
+                found
+                for each in world.share(_committed_on_main(store, world))
+                if (found := _try(stack, store, each, world))
+            ),
+            None,
+        )
 
 
 def _committed_on_main(store: Store, world: World) -> list[Checkpoint]:

@@ -1,17 +1,12 @@
 """`emocap`: make, pack and look at data; pretrain; evaluate."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from tqdm import tqdm
-
-from emocap_pretrain import run
-from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 from emocap_shards.errors import ManifestError
 from emocap_shards.inspect import Spread, Summary, summarise, verify
 from emocap_shards.manifest import read_manifest
@@ -20,6 +15,11 @@ from emocap_shards.sample import Record
 from emocap_shards.store import open_store
 from emocap_shards.synthetic.dataset import record
 from emocap_shards.writer import write_shards
+from rich.table import Table
+from tqdm import tqdm
+
+from emocap_pretrain import run
+from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 
 RENDERED_TOGETHER = 50
 
@@ -122,7 +122,9 @@ def _stands(url: str, samples: int) -> bool:
         return False
     found = read_manifest(store).samples
     if found != samples:
-        raise ManifestError(f"{url} holds a dataset of {found} samples, not {samples}: delete it or choose another place.")
+        raise ManifestError(
+            f"{url} holds a dataset of {found} samples, not {samples}: delete it or choose another place."
+        )
     console.print(f"{url}: {samples} samples are there already.")
     return True
 
@@ -157,7 +159,7 @@ def _spread(spread: Spread) -> str:
     return f"{spread.least:.3g} to {spread.most:.3g}, mean {spread.mean:.3g}"
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     shown = [f"{name} {count}" for name, count in list(counts.items())[:12]]
     return ", ".join(shown) + (f", {len(counts) - 12} more" if len(counts) > 12 else "")
 

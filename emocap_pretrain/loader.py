@@ -7,15 +7,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from emocap_shards.cursor import Cursor
+from emocap_shards.sample import Sample
+from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config, PartLengths
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
-from emocap_shards.cursor import Cursor
-from emocap_shards.sample import Sample
-from emocap_shards.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from emocap_shards.cursor import Cursor
+from emocap_shards.store import open_store
 from torch import Tensor
 
 from emocap_pretrain import pictures
@@ -19,8 +21,6 @@ from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Session, open_session
 from emocap_pretrain.world import joined
-from emocap_shards.cursor import Cursor
-from emocap_shards.store import open_store
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
@@ -64,7 +64,9 @@ def _train(session: Session, runtime: Runtime) -> dict[str, float]:
             row = _finite(metrics, engine.step) | meter.read()
         if logs and world.is_main:
             session.tracker.log(row, engine.step)
-            runtime.heartbeat(engine.step, config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s")
+            runtime.heartbeat(
+                engine.step, config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s"
+            )
         if saves:
             _save(session, runtime, cursor)
     seconds = time.perf_counter() - began

@@ -4,13 +4,14 @@ Activations are not guessed by a formula: the forward pass is traced at the real
 shape and no bytes, and what autograd would keep for backward is added up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.batch_split import micro_batch
@@ -73,19 +74,18 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
     )
 
 
-
-
 @contextmanager
-def _saved_bytes(model: TowerPair) -> Iterator[list[int]]:
+def _saved_bytes(model: TowerPair) -> Generator[list[int]]:
     """Adds up, in a list of one number, the distinct storages that autograd keeps, parameters left out."""
-    seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    seen = {StorageWeakRef(parameter.untyped_storage()).cdata for parameter in model.parameters()}
     total = [0]
     alive: list[Tensor] = []  # A freed storage's address could come again.
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
+        identity = StorageWeakRef(storage).cdata
+        if identity not in seen:
+            seen.add(identity)
             alive.append(tensor)
             total[0] += storage.nbytes()
         return tensor

@@ -1,7 +1,7 @@
 """Speed and memory between two readings."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ class Meter:
     _tokens: int = 0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> Generator[None]:
         """Time in here is time without data."""
         start = time.perf_counter()
         yield

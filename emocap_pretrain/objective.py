@@ -1,14 +1,15 @@
 """The total loss of docs/method.md: global, summary and local alignment, weighted, and what is logged of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import emocap_kernels
 import torch
+from emocap_kernels import Mining
+from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-import emocap_kernels
-from emocap_kernels import Mining
-from emocap_kernels.result import LossResult
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.config.schema import Objective as Settings
@@ -43,25 +44,20 @@ class Objective:
             step: Steps done before this one; decides whether mining has begun.
         """
         mined = step >= self.settings.mining_warmup_steps
-        terms = {
-            "global": (self.settings.whole, self._aligned, (embeddings.whole, batch.whole_ids)),
-            "summary": (self.settings.summary, self._aligned, (embeddings.summary, batch.summary_ids)),
-            "local": (self.settings.local, self._local, (batch.owner,)),
+        weights = {"global": self.settings.whole, "summary": self.settings.summary, "local": self.settings.local}
+        terms: dict[str, Callable[[], LossResult]] = {
+            "global": lambda: self._aligned(embeddings, embeddings.whole, batch.whole_ids, mined),
+            "summary": lambda: self._aligned(embeddings, embeddings.summary, batch.summary_ids, mined),
+            "local": lambda: self._local(embeddings, batch.owner, mined),
         }
-        results = {
-            name: (weight, term(embeddings, *inputs, mined))
-            for name, (weight, term, inputs) in terms.items()
-            if weight > 0
-        }
-        loss = torch.stack([weight * result.loss for weight, result in results.values()]).sum()
+        results = {name: term() for name, term in terms.items() if weights[name] > 0}
+        loss = torch.stack([weights[name] * result.loss for name, result in results.items()]).sum()
         metrics = {"loss": loss.detach()}
-        for name, (_, result) in results.items():
+        for name, result in results.items():
             metrics |= _metrics(name, result)
         return Terms(loss, metrics)
 
-    def _aligned(
-        self, embeddings: Embeddings, text: Tensor, ids: Tensor, mined: bool
-    ) -> LossResult:
+    def _aligned(self, embeddings: Embeddings, text: Tensor, ids: Tensor, mined: bool) -> LossResult:
         mining = self.settings.mining
         return emocap_kernels.contrastive_loss(
             embeddings.image,

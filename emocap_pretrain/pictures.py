@@ -6,10 +6,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from emocap_shards.sample import Sample
 from matplotlib.figure import Figure
 
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_shards.sample import Sample
 
 
 def preview(samples: Sequence[Sample], path: Path) -> None:

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 
 import yaml
+from emocap_shards.errors import ShardsError
+from emocap_shards.manifest import Manifest, read_manifest
 
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.memory import MemoryEstimate, estimate
-from emocap_shards.errors import ShardsError
-from emocap_shards.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The run's split over ranks, its memory, its data; `manifest` is None where the dataset cannot be read from here."""
+    """The run's split over ranks, its memory, its data; `manifest` is None where no dataset can be read."""
 
     config: Config
     ranks: int
@@ -50,7 +50,10 @@ class Plan:
         samples = self.manifest.samples
         epochs = self.config.steps * self.config.global_batch / samples
         return [
-            ("data", f"{samples:,} samples in {len(self.manifest.shards)} shards, {self.manifest.total_bytes / 1e6:,.0f} MB"),
+            (
+                "data",
+                f"{samples:,} samples in {len(self.manifest.shards)} shards, {self.manifest.total_bytes / 1e6:,.0f} MB",
+            ),
             ("each rank", f"about {samples // self.ranks:,} samples an epoch, every shard by ranges"),
             ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
         ]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from emocap_shards.manifest import read_manifest
 
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import EnvRuntime, launched
 from emocap_pretrain.terminal import console, errors_as_lines, show_logs
-from emocap_shards.manifest import read_manifest
 
 RANKS_WITHOUT_GPU = 2
 RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
@@ -25,7 +25,9 @@ RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY
 def command(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")] = Path("cfg.yaml"),
     overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value, wins over the file.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then stop.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train a run from wherever it stands: new, or from its newest checkpoint."""
@@ -62,6 +64,7 @@ def _as_rank(config: Config) -> None:
 
 def _on_ray(config: Config) -> None:
     from emocap_cluster.ranks import connected, on_every_rank
+
     from emocap_pretrain.loop import pretrain
 
     read_manifest(config.data.url)
@@ -81,8 +84,9 @@ def _on_ray(config: Config) -> None:
 
 def _print_result(config: Config) -> None:
     """The report's table, or where a stopped run stands; and how to look at it."""
-    from emocap_pretrain.run_folder import RunFolder
     from emocap_shards.store import open_store
+
+    from emocap_pretrain.run_folder import RunFolder
 
     report = RunFolder(open_store(config.url)).report(config.steps)
     if report is None:

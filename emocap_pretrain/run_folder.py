@@ -1,18 +1,19 @@
 """The folder of a run: which run it is, and its report once it is done.
 
-    <run>/run.json       config and tracker run of the first start; a later start must be the same run
-    <run>/report.json    written last
+<run>/run.json       config and tracker run of the first start; a later start must be the same run
+<run>/report.json    written last
 """
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
+from emocap_shards.errors import NotFound
+from emocap_shards.store import Store
+
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.report import Report
-from emocap_shards.errors import NotFound
-from emocap_shards.store import Store
 
 RUN, REPORT = "run.json", "report.json"
 # What may change between two starts of one run: it decides where, how long and how fast, not what is learned.

@@ -7,16 +7,33 @@ or SLURM's are served here; the Ray form lives in `emocap_cluster` and matches b
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 
+class Place(Protocol):
+    """This process among all: `rank` of `world`, `local_rank` of `local_world` on its host."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    @property
+    def local_rank(self) -> int: ...
+
+    @property
+    def local_world(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """This process among all: `rank` of `world`, `local_rank` of `local_world` on its host."""
+    """A `Place` as a value; by default alone."""
 
     rank: int = 0
     world: int = 1
@@ -29,7 +46,7 @@ class Runtime(Protocol):
     """The process's place in the job, and the job's word to the process."""
 
     @property
-    def place(self) -> Rank: ...
+    def place(self) -> Place: ...
 
     @property
     def device(self) -> str:
@@ -51,12 +68,12 @@ class Runtime(Protocol):
 
 @dataclass(slots=True)
 class EnvRuntime:
-    """The place from environment variables; SIGTERM and SIGINT's polite form ask the loop to stop at a step's end."""
+    """The place from environment variables; SIGTERM asks the loop to stop at the end of a step."""
 
     place: Rank
     device: str
     _stop: Event = field(default_factory=Event)
-    _bar: "tqdm[None] | None" = None
+    _bar: Any = None
 
     @classmethod
     def from_environment(cls, device: str = "auto") -> "EnvRuntime":
@@ -67,7 +84,11 @@ class EnvRuntime:
         """
         place = _place(os.environ)
         runtime = cls(place, _device(device, place.local_rank))
-        signal.signal(signal.SIGTERM, lambda *_: runtime._stop.set())
+
+        def stop(_signal: int, _frame: object) -> None:
+            runtime._stop.set()
+
+        signal.signal(signal.SIGTERM, stop)
         return runtime
 
     def should_stop(self) -> bool:
@@ -102,7 +123,7 @@ def _in_slurm_step() -> bool:
     return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
-def _place(variables: "os._Environ[str]") -> Rank:
+def _place(variables: Mapping[str, str]) -> Rank:
     if "RANK" in variables:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     elif _in_slurm_step():
@@ -113,6 +134,6 @@ def _place(variables: "os._Environ[str]") -> Rank:
     return Rank(rank, world, local_rank, int(variables.get(names[3]) or _local_world(variables, world)))
 
 
-def _local_world(variables: "os._Environ[str]", world: int) -> int:
+def _local_world(variables: Mapping[str, str], world: int) -> int:
     """DeepSpeed's launcher says `LOCAL_SIZE`, and nothing where it starts one process on a host."""
     return int(variables.get("LOCAL_SIZE", world))

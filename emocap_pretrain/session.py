@@ -8,6 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from emocap_shards.cursor import Cursor
+from emocap_shards.manifest import read_manifest
+from emocap_shards.store import Store, open_store
+from emocap_shards.stream import Stream
 from safetensors.torch import save_file
 
 from emocap_pretrain import checkpoint as checkpoints
@@ -25,10 +29,6 @@ from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
 from emocap_pretrain.world import World
-from emocap_shards.cursor import Cursor
-from emocap_shards.manifest import read_manifest
-from emocap_shards.store import Store, open_store
-from emocap_shards.stream import Stream
 
 TOKENIZER_SAMPLES = 20_000
 PREVIEWED = 8

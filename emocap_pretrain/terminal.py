@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,7 +16,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def errors_as_lines(*, debug: bool) -> Iterator[None]:
+def errors_as_lines(*, debug: bool) -> Generator[None]:
     """An error of ours ends the process with its message on stderr; with `debug` the traceback comes too.
 
     Exit codes: 2 for a value to correct, 1 for a job that failed, 130 for Ctrl-C.

@@ -68,7 +68,7 @@ class Tokenizer:
             return cls(AutoTokenizer.from_pretrained(folder_or_name).backend_tokenizer)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"model.text.tokenizer={folder_or_name}: no tokenizer.json there and the hub gave none ({_first(error)})."
+                f"model.text.tokenizer={folder_or_name}: no tokenizer.json there, none from the hub ({_first(error)})."
             ) from error
 
     def to_json(self) -> str:

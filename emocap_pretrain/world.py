@@ -1,7 +1,7 @@
 """Joins this process to the others: threads, determinism, device, process group."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, ProcessGroup
+from torch.distributed import ProcessGroup
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.runtime import Rank, Runtime
+from emocap_pretrain.runtime import Place, Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """All ranks of the job, seen from this one. `group` is None when this rank is alone."""
 
-    place: Rank
+    place: Place
     device: str
     group: ProcessGroup | None
 
@@ -53,7 +53,7 @@ class World:
 
 
 @contextmanager
-def joined(config: Config, runtime: Runtime) -> Iterator[World]:
+def joined(config: Config, runtime: Runtime) -> Generator[World]:
     """Set this process up as one rank and take it down again.
 
     A process group that exists already (Ray made one) is used and left standing.
@@ -72,7 +72,7 @@ def joined(config: Config, runtime: Runtime) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def use_threads(config: Config, place: Rank) -> None:
+def use_threads(config: Config, place: Place) -> None:
     """The config's thread count, whatever the launcher put into OMP_NUM_THREADS.
 
     Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.
@@ -81,10 +81,10 @@ def use_threads(config: Config, place: Rank) -> None:
     torch.set_num_threads(config.cluster.threads_per_rank or max(1, cores // place.local_world))
 
 
-def _init(place: Rank, device: str, timeout_s: int) -> None:
+def _init(place: Place, device: str, timeout_s: int) -> None:
     backend = "nccl" if device.startswith("cuda") else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if place.world == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
     else:
         dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=timeout)

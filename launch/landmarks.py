@@ -68,7 +68,7 @@ def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
 
 def mesh() -> Find:
     # Only this script's own environment has it, and --help needs it in none.
-    import mediapipe  # pyright: ignore[reportMissingImports]  # noqa: PLC0415
+    import mediapipe  # pyright: ignore[reportMissingImports]
 
     model = cast("Any", mediapipe).solutions.face_mesh.FaceMesh(
         static_image_mode=True,

@@ -1,8 +1,8 @@
 """What this package raises on purpose.
 
-    ClusterError
-    ├── NoCluster      no Ray to join and none could be started
-    └── RankFailed     the function raised on a rank, or the rank is gone
+ClusterError
+├── NoCluster      no Ray to join and none could be started
+└── RankFailed     the function raised on a rank, or the rank is gone
 """
 
 

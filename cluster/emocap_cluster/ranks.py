@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # Accelerator variables stay as the node has them; Ray asks for this to be said.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402 - reads the environment
-import ray.train  # noqa: E402
-import ray.train.torch  # noqa: E402
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError  # noqa: E402
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-from emocap_cluster.errors import NoCluster, RankFailed  # noqa: E402
-from emocap_cluster.runtime import RayRuntime  # noqa: E402
+from emocap_cluster.errors import NoCluster, RankFailed
+from emocap_cluster.runtime import RayRuntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Resources:
 
 
 @contextmanager
-def connected(env: Mapping[str, str]) -> Iterator[Resources]:
+def connected(env: Mapping[str, str]) -> Generator[Resources]:
     """Join the cluster of `RAY_ADDRESS` or of this host, or start one on this host for as long as the block lasts.
 
     Args:

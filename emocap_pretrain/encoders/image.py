@@ -13,7 +13,6 @@ from emocap_pretrain.errors import ConfigError
 
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
-from timm.layers import PatchDropout  # noqa: E402
 
 
 class ImageTower(nn.Module):
@@ -74,6 +73,5 @@ def _weights(path: str) -> Path:
 
 
 def _check_patch_dropout(model: nn.Module, settings: Settings) -> None:
-    has_it = any(isinstance(module, PatchDropout) for module in model.modules())
-    if settings.patch_dropout and not has_it:
+    if settings.patch_dropout and isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
         raise ConfigError(f"model.image.patch_dropout: {settings.name} has no patch dropout; set it to 0.")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -24,9 +25,13 @@ class ZeroShot:
     @classmethod
     def of(cls, url: str, confusion: Confusion) -> "ZeroShot":
         counts = tuple(tuple(map(int, row)) for row in confusion.counts)
-        return cls(
-            url, confusion.classes, counts, confusion.uar, confusion.war, confusion.chance, confusion.majority
-        )
+        return cls(url, confusion.classes, counts, confusion.uar, confusion.war, confusion.chance, confusion.majority)
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> "ZeroShot":
+        tree["classes"] = tuple(tree["classes"])
+        tree["counts"] = tuple(tuple(row) for row in tree["counts"])
+        return cls(**tree)
 
     @property
     def confusion(self) -> Confusion:
@@ -57,7 +62,11 @@ class Report:
         zero_shot = tree.pop("zero_shot")
         if zero_shot:
             zero_shot = ZeroShot(
-                **{**zero_shot, "classes": tuple(zero_shot["classes"]), "counts": tuple(map(tuple, zero_shot["counts"]))}
+                **{
+                    **zero_shot,
+                    "classes": tuple(zero_shot["classes"]),
+                    "counts": tuple(map(tuple, zero_shot["counts"])),
+                }
             )
         return cls(**tree, zero_shot=zero_shot)
 

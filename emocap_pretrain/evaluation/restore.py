@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from emocap_shards.store import open_store
 from safetensors.torch import load_file
 
 from emocap_pretrain import checkpoint as checkpoints
@@ -10,7 +11,6 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.tokenizer import Tokenizer
-from emocap_shards.store import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ def restore(run_url: str, *, step: int | None = None, device: str = "cpu") -> Re
     wanted = max(found, default=-1) if step is None else step
     if wanted not in found:
         steps = ", ".join(map(str, sorted(found))) or "none"
-        raise CheckpointError(f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}.")
+        raise CheckpointError(
+            f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}."
+        )
     small = (checkpoints.WEIGHTS, checkpoints.TOKENIZER)
     with checkpoints.downloaded(store, found[wanted], small.__contains__) as folder:
         config = from_stored(found[wanted].state["config"])

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from emocap_shards.sample import Sample
+from emocap_shards.stream import Stream
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,8 +18,6 @@ from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import centre
-from emocap_shards.sample import Sample
-from emocap_shards.stream import Stream
 
 
 def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> Confusion:

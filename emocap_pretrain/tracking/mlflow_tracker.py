@@ -8,16 +8,16 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
-import mlflow  # noqa: E402 - its telemetry is decided at import
-from mlflow.entities import Metric, Param  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-from emocap_pretrain.config.schema import Config  # noqa: E402
-from emocap_pretrain.errors import TrackingError  # noqa: E402
-from emocap_pretrain.tracking import environment  # noqa: E402
-from emocap_pretrain.tracking.spool import Row, Spool  # noqa: E402
-from emocap_pretrain.tracking.tracker import Status  # noqa: E402
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import TrackingError
+from emocap_pretrain.tracking import environment
+from emocap_pretrain.tracking.spool import Row, Spool
+from emocap_pretrain.tracking.tracker import Status
 
 LONGEST_PARAM = 500
 METRICS_A_CALL = 1000
