@@ -62,21 +62,32 @@ class Checkpoint:
         return hashlib.sha256(self.dump()).hexdigest()
 
     def dump(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        body = asdict(self)
+        return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
     @classmethod
-    def parse(cls, data: bytes) -> "Checkpoint":
-        tree: dict[str, Any] = json.loads(data)
-        if tree.get("schema") != SCHEMA:
-            raise CheckpointError(f"checkpoint schema {tree.get('schema')} is not {SCHEMA}: use the matching version.")
+    def parse(cls, data: bytes) -> "Checkpoint | None":
+        """What `dump` gave; None where a byte of it has changed or is missing.
+
+        Raises:
+            CheckpointError: If another version of this package wrote it.
+        """
+        try:
+            tree: dict[str, Any] = dict(json.loads(data))
+        except (ValueError, TypeError):
+            return None
+        if tree.pop("sha256", None) != hashlib.sha256(_json(tree)).hexdigest():
+            return None
+        if tree["schema"] != SCHEMA:
+            raise CheckpointError(f"checkpoint schema {tree['schema']} is not {SCHEMA}: use the matching version.")
         tree["files"] = tuple(File(**file) for file in tree["files"])
         return cls(**tree)
 
 
 def committed(store: Store) -> list[Checkpoint]:
-    """Every checkpoint of the run whose manifest stands, newest first; their files are not verified here."""
-    paths = (entry.path for entry in store.list(FOLDER) if entry.path.endswith(f"/{MANIFEST}"))
-    return sorted((Checkpoint.parse(store.read(path)) for path in paths), key=lambda each: -each.step)
+    """Every checkpoint of the run whose manifest stands whole, newest first; their files are not verified here."""
+    found = (Checkpoint.parse(store.read(path)) for path in _manifests(store))
+    return sorted(filter(None, found), key=lambda each: -each.step)
 
 
 @contextmanager
@@ -112,31 +123,58 @@ def save(store: Store, step: int, state: dict[str, Any], write: Callable[[Path],
         write(Path(name))
         files = _gathered(world, lambda: _upload(store, folder, Path(name)))
     checkpoint = Checkpoint(step, attempt, tuple(sorted(files, key=lambda file: file.path)), state)
-    _together(world, lambda: store.put_if_absent(f"{_folder(step)}/{MANIFEST}", checkpoint.dump()))
+    _together(world, lambda: store.put_if_absent(_manifest_of(step), checkpoint.dump()))
     return checkpoint
 
 
 def forget(store: Store, step: int) -> None:
     """Delete a checkpoint: first the manifest, so that it is never half there and believed."""
-    store.delete(f"{_folder(step)}/{MANIFEST}")
+    store.delete(_manifest_of(step))
     store.delete_tree(_folder(step))
 
 
 def retain(store: Store, *, keep_last: int, keep_every: int | None) -> None:
     """Delete checkpoints beyond the newest `keep_last` that are no multiple of `keep_every`, and unfinished ones."""
-    steps = [checkpoint.step for checkpoint in committed(store)]
+    found = committed(store)
+    steps = [checkpoint.step for checkpoint in found]
     kept = set(steps[:keep_last]) | {step for step in steps if keep_every and step % keep_every == 0}
     for step in _steps_present(store) - kept:
         forget(store, step)
+    for checkpoint in found:
+        if checkpoint.step in kept:
+            _forget_other_attempts(store, checkpoint)
+
+
+def _forget_other_attempts(store: Store, checkpoint: Checkpoint) -> None:
+    """What an attempt at the same step that was cut off has left."""
+    own = (f"{checkpoint.folder}/", _manifest_of(checkpoint.step))
+    for entry in store.list(_folder(checkpoint.step)):
+        if not entry.path.startswith(own):
+            store.delete(entry.path)
+
+
+def _manifests(store: Store) -> list[str]:
+    return [entry.path for entry in store.list(FOLDER) if entry.path.endswith(f"/{MANIFEST}")]
 
 
 def _steps_present(store: Store) -> set[int]:
-    folders = {entry.path.split("/")[1] for entry in store.list(FOLDER)}
-    return {int(name.removeprefix("step-")) for name in folders if name.startswith("step-")}
+    return {_step_of(entry.path) for entry in store.list(FOLDER)}
+
+
+def _step_of(path: str) -> int:
+    return int(path.split("/")[1].removeprefix("step-"))
 
 
 def _folder(step: int) -> str:
     return f"{FOLDER}/step-{step:08d}"
+
+
+def _manifest_of(step: int) -> str:
+    return f"{_folder(step)}/{MANIFEST}"
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1, sort_keys=True).encode()
 
 
 def _upload(store: Store, folder: str, local: Path) -> list[File]:
@@ -208,14 +246,23 @@ def resumable(store: Store, world: World) -> Generator[tuple[Checkpoint, Path] |
 
 
 def _committed_on_main(store: Store, world: World) -> list[Checkpoint]:
-    return committed(store) if world.is_main else []
+    """The committed ones, on rank 0; a damaged manifest, which would be in the way of a new one, is deleted."""
+    if not world.is_main:
+        return []
+    found = committed(store)
+    believed = {_manifest_of(each.step) for each in found}
+    for path in _manifests(store):
+        if path not in believed:
+            log.warning("%s/%s is damaged; its checkpoint is deleted", store.url, path)
+            forget(store, _step_of(path))
+    return found
 
 
 def _try(stack: ExitStack, store: Store, checkpoint: Checkpoint, world: World) -> tuple[Checkpoint, Path] | None:
     """Download on every rank; None on all of them if it failed on one."""
     folder, error = Path(), ""
     try:
-        folder = stack.enter_context(downloaded(store, checkpoint, lambda path: path != WEIGHTS))
+        folder = stack.enter_context(downloaded(store, checkpoint, lambda path: world.is_main or path != WEIGHTS))
     except (CheckpointError, StoreError, OSError) as caught:
         error = str(caught)
     errors = [each for each in world.collect(error) if each]

@@ -1,0 +1,94 @@
+"""Stand-ins for what surrounds the training function: ranks that are threads, a runtime that is told when to stop."""
+
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.runtime import Rank
+
+
+@dataclass
+class FakeRuntime:
+    """Alone on the CPU; asks to stop once `stop_after` steps have been reported."""
+
+    stop_after: int | None = None
+    place: Rank = field(default_factory=Rank)
+    device: str = "cpu"
+    beats: list[int] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+
+    def should_stop(self) -> bool:
+        # The loop asks before it reports a step.
+        return self.stop_after is not None and len(self.beats) + 1 >= self.stop_after
+
+    def committed(self, checkpoint: str) -> None:
+        self.commits.append(checkpoint)
+
+    def heartbeat(self, step: int, steps: int, note: str) -> None:  # noqa: ARG002
+        self.beats.append(step)
+
+
+class Gone(Exception):  # noqa: N818
+    """Another rank ended early: what a collective then raises."""
+
+
+@dataclass
+class ThreadWorld:
+    """One of some ranks that are threads; where one of them ends early, the others' collectives fail."""
+
+    place: Rank
+    letters: list[list[queue.SimpleQueue[Any]]]  # From, to.
+    device: str = "cpu"
+    group: None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def collect(self, value: Any) -> list[Any]:
+        self.send(value)
+        values = [box[self.place.rank].get(timeout=20) for box in self.letters]
+        if Gone in values:
+            raise Gone
+        return values
+
+    def share(self, value: Any) -> Any:
+        return self.collect(value)[0]
+
+    def any(self, flag: bool) -> bool:
+        return any(self.collect(flag))
+
+    def send(self, value: Any) -> None:
+        for box in self.letters[self.place.rank]:
+            box.put(value)
+
+
+def on_ranks(ranks: int, act: Callable[[ThreadWorld], Any]) -> list[Any]:
+    """What `act` returned or raised on each rank."""
+    letters = [[queue.SimpleQueue[Any]() for _ in range(ranks)] for _ in range(ranks)]
+
+    def one(rank: int) -> Any:
+        world = ThreadWorld(Rank(rank, ranks, rank, ranks), letters)
+        try:
+            return act(world)
+        except BaseException as error:  # noqa: BLE001
+            world.send(Gone)
+            return error
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(one, range(ranks)))
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """The config with other values; the keys are dotted with `__` for `.`."""
+    tree = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *above, last = key.split("__")
+        node = tree
+        for name in above:
+            node = node[name]
+        node[last] = value
+    return Config.model_validate(tree)
