@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine import BUCKET
 from emocap_pretrain.tokenizer import Vocabulary
 
@@ -59,7 +59,7 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         with _saved_bytes(model) as saved:
-            model(_longest_batch(config, rows))
+            embeddings = model(_longest_batch(config, rows))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     return MemoryEstimate(
@@ -70,7 +70,7 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
         optimizer=2 * size if stage == 0 else 3 * size // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
         activations=saved[0],
-        loss=_loss_bytes(config, rows),
+        loss=_loss_bytes(config, embeddings),
     )
 
 
@@ -112,8 +112,8 @@ def _full(texts: int, length: int) -> Tokens:
     return Tokens(torch.zeros((texts, length), dtype=torch.int64), torch.ones((texts, length), dtype=torch.bool))
 
 
-def _loss_bytes(config: Config, rows: int) -> int:
+def _loss_bytes(config: Config, embeddings: Embeddings) -> int:
     """Embeddings and their gradients, the gathered text side likewise, and one chunk of similarities."""
-    vectors = config.global_batch * (2 + (SENTENCES_EACH if config.objective.local else 0))
-    patches = (config.model.image.pixels // 16) ** 2
-    return 2 * FLOAT * config.model.embedding * (vectors + rows * patches) + LOSS_CHUNK
+    own = sum(each.numel() for each in embeddings)
+    gathered = config.global_batch * (2 + (SENTENCES_EACH if config.objective.local else 0)) * config.model.embedding
+    return 2 * FLOAT * (own + gathered) + LOSS_CHUNK

@@ -58,17 +58,9 @@ class Report:
 
     @classmethod
     def parse(cls, data: bytes) -> "Report":
-        tree = json.loads(data)
-        zero_shot = tree.pop("zero_shot")
-        if zero_shot:
-            zero_shot = ZeroShot(
-                **{
-                    **zero_shot,
-                    "classes": tuple(zero_shot["classes"]),
-                    "counts": tuple(map(tuple, zero_shot["counts"])),
-                }
-            )
-        return cls(**tree, zero_shot=zero_shot)
+        tree: dict[str, Any] = json.loads(data)
+        zero_shot: dict[str, Any] | None = tree.pop("zero_shot")
+        return cls(**tree, zero_shot=ZeroShot.parse(zero_shot) if zero_shot else None)
 
     def table(self) -> Table:
         """Two columns: what, and its value."""

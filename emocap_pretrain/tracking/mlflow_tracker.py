@@ -67,7 +67,8 @@ class MlflowTracker:
     def checkpoint(self, url: str, step: int, digest: str) -> None:
         def register() -> None:
             tags = {"checkpoint.url": url, "checkpoint.manifest_sha256": digest, "checkpoint.step": str(step)}
-            mlflow.create_external_model(name=f"step-{step:08d}", source_run_id=self.run_id, tags=tags)
+            experiment = self._client.get_run(self.run_id).info.experiment_id
+            mlflow.create_external_model(f"step-{step:08d}", self.run_id, tags, experiment_id=experiment)
             self._client.set_tag(self.run_id, "checkpoint.url", url)
 
         _forgive(f"checkpoint of step {step}", register)
