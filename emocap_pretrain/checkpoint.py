@@ -259,16 +259,23 @@ def _committed_on_main(store: Store, world: World) -> list[Checkpoint]:
 
 
 def _try(stack: ExitStack, store: Store, checkpoint: Checkpoint, world: World) -> tuple[Checkpoint, Path] | None:
-    """Download on every rank; None on all of them if it failed on one."""
-    folder, error = Path(), ""
+    """Download on every rank; None on all of them if one found it damaged."""
+    folder, damage, trouble = Path(), "", ""
     try:
         folder = stack.enter_context(downloaded(store, checkpoint, lambda path: world.is_main or path != WEIGHTS))
-    except (CheckpointError, StoreError, OSError) as caught:
-        error = str(caught)
-    errors = [each for each in world.collect(error) if each]
-    if not errors:
+    except CheckpointError as caught:
+        damage = str(caught)
+    except (StoreError, OSError) as caught:
+        trouble = str(caught)
+    answers = world.collect((damage, trouble))
+    for rank, (_, trouble) in enumerate(answers):
+        # A store that does not answer or a full disk says nothing against the checkpoint: it stays.
+        if trouble:
+            raise CheckpointError(f"rank {rank} cannot read the checkpoint of step {checkpoint.step}: {trouble}")
+    damages = [damage for damage, _ in answers if damage]
+    if not damages:
         return checkpoint, folder
-    log.warning("checkpoint of step %d is not whole and is deleted: %s", checkpoint.step, errors[0])
+    log.warning("checkpoint of step %d is not whole and is deleted: %s", checkpoint.step, damages[0])
     if world.is_main:
         forget(store, checkpoint.step)
     return None

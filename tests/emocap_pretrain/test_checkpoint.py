@@ -247,28 +247,60 @@ def test_a_damaged_manifest_is_not_in_the_way_of_a_new_one(store: Store, harm: C
     assert resumed_step(store) == 4
 
 
-def test_a_damage_that_one_rank_alone_meets_sends_all_of_them_back(store: Store) -> None:
+@dataclass
+class BadLine:
+    """What one rank's download of a checkpoint comes to."""
+
+    store: Store
+    folder: str
+    arrive: Callable[[Path], None]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def get_file(self, path: str, local_path: Path) -> None:
+        self.store.get_file(path, local_path)
+        if path.startswith(self.folder):
+            self.arrive(local_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_damage_that_one_rank_alone_meets_sends_all_of_them_back(tmp_path: Path, rank: int) -> None:
+    store = open_store(tmp_path)
     _, newest = saved(store, 2, 4)
-
-    @dataclass
-    class Blind:
-        """Does not see one file."""
-
-        store: Store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.store, name)
-
-        def get_file(self, path: str, local_path: Path) -> None:
-            if path.startswith(newest.folder):
-                raise StoreError("connection lost")
-            self.store.get_file(path, local_path)
+    damaging = BadLine(store, newest.folder, lambda path: path.write_bytes(flip(path.read_bytes())) and None)
 
     def act(world: ThreadWorld) -> int | None:
-        with resumable(Blind(store) if world.place.rank == 1 else store, world) as found:
+        with resumable(damaging if world.place.rank == rank else store, world) as found:
             return found[0].step if found else None
 
     assert on_ranks(2, act) == [2, 2]
+    assert steps(store) == [2]
+
+
+@pytest.mark.parametrize("error", [StoreError("no answer"), OSError("no space left on the local disk")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
+    tmp_path: Path, rank: int, error: Exception
+) -> None:
+    store = open_store(tmp_path)
+    _, newest = saved(store, 2, 4)
+
+    def fail(_: Path) -> None:
+        raise error
+
+    failing = BadLine(store, newest.folder, fail)
+
+    def act(world: ThreadWorld) -> None:
+        with resumable(failing if world.place.rank == rank else store, world):
+            pass
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError)
+        assert f"rank {rank}" in str(outcome)
+        assert str(error) in str(outcome)
+    assert steps(store) == [4, 2]
+    assert resumed_step(store) == 4
 
 
 def test_a_checkpoint_of_another_schema_is_refused_and_kept(store: Store) -> None:
