@@ -10,9 +10,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from emocap_pretrain.config.schema import Config
-
-Keys = tuple[int | str, ...]
+from emocap_pretrain.config.schema import Config, Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,8 @@ class Origin:
 
     def place(self, keys: Keys) -> str:
         """`cfg.yaml:12`, or `command line`; for a missing key the line of the section that lacks it."""
-        if any(".".join(map(str, keys[:end])) in self.overridden for end in range(1, len(keys) + 1)):
+        dotted = [".".join(map(str, keys[:end])) for end in range(1, len(keys) + 1)]
+        if not self.overridden.isdisjoint(dotted) or any(key.startswith(f"{dotted[-1]}.") for key in self.overridden):
             return "command line"
         while keys and keys not in self.lines:
             keys = keys[:-1]
@@ -59,6 +58,8 @@ def _sentence(problem: Any, origin: Origin) -> str:
         return f"{place}: unknown key {dotted}{_did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{place}: {dotted} is required{_described(keys)}."
+    if problem["type"] == "value_error":
+        return f"{place}: {dotted}: {problem['ctx']['error']}"
     rule = problem["msg"].replace("Input should be", "it should be")
     return f"{place}: {dotted}={problem['input']!r}: {rule}{_nearest(problem)}"
 

@@ -1,8 +1,8 @@
 """YAML file + dotted overrides -> Config, or one line for each thing that is wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from emocap_pretrain.config.explain import Origin, explain
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, Keys
 from emocap_pretrain.errors import ConfigError
 
 
@@ -39,6 +39,10 @@ def from_stored(tree: dict[str, Any]) -> Config:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not valid YAML: byte {error.start} is not UTF-8; save the file as UTF-8."
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"cannot read the config {path}: {error.strerror}; recipes to start from are in launch/recipes."
@@ -48,6 +52,8 @@ def _read(path: Path) -> str:
 def _parse(text: str, path: Path) -> DictConfig:
     try:
         tree = OmegaConf.create(text)
+    except AssertionError:  # OmegaConf's word for a lone number.
+        tree = None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, DictConfig) or not all(isinstance(key, str) for key in tree):
@@ -78,9 +84,14 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
         raise ConfigError("\n".join(explain(error, origin))) from error
 
 
-def _interpolations(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _interpolations(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    if isinstance(node, str) and "${" in node:
+        yield keys, node
+    for key, value in _children(node):
+        yield from _interpolations(value, (*keys, key))
+
+
+def _children(node: Any) -> Iterable[tuple[str | int, Any]]:
     if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _interpolations(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, str) and "${" in node:
-        yield prefix, node
+        return cast("dict[str, Any]", node).items()
+    return enumerate(cast("list[Any]", node)) if isinstance(node, list) else ()

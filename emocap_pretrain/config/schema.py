@@ -4,12 +4,15 @@ import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Length = Annotated[int, Field(ge=3)]  # The marks of start and end, and a token between them.
+Keys = tuple[str | int, ...]
 
 
 def _absolute(location: str) -> str:
@@ -26,7 +29,14 @@ def _absolute_if_there(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
+def _with_a_place(template: str) -> str:
+    if "{}" not in template:
+        raise ValueError(f"{template!r} has no {{}}, where the words for a class go.")
+    return template
+
+
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+Template = Annotated[str, AfterValidator(_with_a_place)]
 FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
 
 
@@ -62,7 +72,7 @@ class ImageTower(Section):
     pretrained: FolderOrName | None = Field(
         default=None, description="'hub' for timm's weights, or a local .safetensors file."
     )
-    patch_dropout: Fraction = Field(default=0.0, description="Share of the patches left out while training.")
+    patch_dropout: Decay = Field(default=0.0, description="Share of the patches left out while training.")
 
 
 class TextArchitecture(Section):
@@ -76,10 +86,10 @@ class TextArchitecture(Section):
 class PartLengths(Section):
     """Longest token sequence of each caption part; longer text is cut and counted."""
 
-    whole: Positive = Field(default=48, alias="global")
-    local: Positive = 40
-    summary: Positive = 77
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    whole: Length = Field(default=48, alias="global")
+    local: Length = 40
+    summary: Length = 77
+    model_config = ConfigDict(serialize_by_alias=True)
 
 
 class TextTower(Section):
@@ -117,6 +127,11 @@ class Mining(Section):
     top_k: Positive | None = None
     treatment: Literal["attract", "ignore"] = "attract"
 
+    @model_validator(mode="after")
+    def _has_a_rule(self) -> "Mining":
+        _check_rule(self.threshold, self.top_k)
+        return self
+
 
 class LocalMining(Section):
     """Mining by sentence-sentence similarity."""
@@ -124,6 +139,16 @@ class LocalMining(Section):
     threshold: float | None = Field(default=None, ge=-1, le=1)
     top_k: Positive | None = None
     treatment: Literal["attract", "ignore"] = "attract"
+
+    @model_validator(mode="after")
+    def _has_a_rule(self) -> "LocalMining":
+        _check_rule(self.threshold, self.top_k)
+        return self
+
+
+def _check_rule(threshold: float | None, top_k: int | None) -> None:
+    if threshold is None and top_k is None:
+        raise ValueError("give threshold, top_k or both; null mines nothing.")
 
 
 class Objective(Section):
@@ -139,14 +164,22 @@ class Objective(Section):
     mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
     known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
     backend: Literal["auto", "reference", "chunked", "fused"] = "auto"
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> "Objective":
+        if not (self.whole or self.summary or self.local):
+            raise ValueError("the weights of global, summary and local are all 0, so there is nothing to train on.")
+        if self.local_mining and self.scope == "image":
+            raise ValueError("local_mining compares sentences of different images: set scope to batch or leave it out.")
+        return self
 
 
 class Optimizer(Section):
     """AdamW with a linear warm-up and a cosine decay."""
 
     lr: float = Field(default=5e-4, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: Weight = Field(default=0.2, description="On matrices only.")
     warmup_steps: Count = 500
@@ -205,7 +238,7 @@ class Evaluation(Section):
     classes: dict[str, tuple[str, ...]] | None = Field(
         default=None, description="Label to the words for it in prompts; default each label found, by its own name."
     )
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
         min_length=1,
     )
@@ -233,24 +266,24 @@ class Config(Section):
     tracking: Tracking = Tracking()
     evaluation: Evaluation = Evaluation()
 
-    # Dotted key -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
-    _interpolations: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+    # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
+    _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
 
     def stored(self) -> dict[str, Any]:
         """The settings as they may be logged: interpolated values appear as the text that stood in the file."""
         tree = copy.deepcopy(self.model_dump(mode="json"))
-        for key, text in self._interpolations.items():
-            _put(tree, key.split("."), text)
+        for keys, text in self._interpolations.items():
+            _put(tree, keys, text)
         return tree
 
-    def with_interpolations(self, texts: dict[str, str]) -> "Config":
-        """This config, remembering that the values at these dotted keys came from `${oc.env:...}` texts."""
+    def with_interpolations(self, texts: dict[Keys, str]) -> "Config":
+        """This config, remembering that the values at these keys came from `${oc.env:...}` texts."""
         config = self.model_copy()
         config._interpolations = dict(texts)
         return config
 
 
-def _put(tree: dict[str, Any], keys: list[str], value: str) -> None:
+def _put(tree: Any, keys: Keys, value: str) -> None:
     for key in keys[:-1]:
         tree = tree[key]
     tree[keys[-1]] = value

@@ -60,7 +60,9 @@ def _create(settings: Settings) -> Any:
             **options,
         )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"model.image: timm refuses {settings.name!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.image: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
     _check_patch_dropout(model, settings)
     return model
 
