@@ -263,7 +263,7 @@ class Config(Section):
     engine: Engine = Engine()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
-    tracking: Tracking = Tracking()
+    tracking: Tracking = Field(default_factory=Tracking)
     evaluation: Evaluation = Evaluation()
 
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+
+from emocap_pretrain.config.explain import Origin
+from emocap_pretrain.config.load import load
+from emocap_pretrain.errors import ConfigError
+
+TEXT = "name: t\nurl: runs/t\nsteps: 10\nglobal_batch: 8\ndata:\n  url: data/x\n"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    Path("cfg.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load("cfg.yaml", overrides)
+    return str(caught.value)
+
+
+def test_a_misspelt_key_names_its_line_and_the_nearest():
+    assert refusal(TEXT + "objectve:\n  global: 1\n") == "cfg.yaml:7: unknown key objectve; did you mean objective?"
+
+
+def test_a_misspelt_key_of_a_section_is_compared_with_that_section():
+    text = TEXT + "model:\n  text:\n    # a comment\n    poling: cls\n"
+    assert refusal(text) == "cfg.yaml:10: unknown key model.text.poling; did you mean pooling?"
+
+
+def test_a_key_that_resembles_none_lists_those_that_there_are():
+    message = refusal(TEXT + "checkpoint:\n  zzz: 1\n")
+    assert message == "cfg.yaml:8: unknown key checkpoint.zzz; known here: every_steps, keep_last, keep_every."
+
+
+def test_keys_of_a_section_that_may_be_null_are_known():
+    message = refusal(TEXT + "objective: {mining: {threshhold: 0.9}}\n")
+    assert "unknown key objective.mining.threshhold; did you mean threshold?" in message
+
+
+def test_a_setting_has_one_name_the_one_of_the_caption_part():
+    message = refusal(TEXT + "objective: {globl: 1}\n")
+    assert message == "cfg.yaml:7: unknown key objective.globl; did you mean global?"
+    assert "unknown key objective.whole" in refusal(TEXT + "objective: {whole: 1}\n")
+
+
+def test_a_missing_key_says_what_it_is_for():
+    text = TEXT.replace("  url: data/x", "  workers: 1")
+    assert refusal(text) == (
+        "cfg.yaml:5: data.url is required (Folder or URL of a packed dataset (the one that holds manifest.json))."
+    )
+
+
+def test_a_missing_key_of_the_whole_file_names_the_file():
+    assert refusal(TEXT.replace("steps: 10\n", "")) == "cfg.yaml: steps is required."
+
+
+def test_a_value_of_the_command_line_is_said_to_come_from_there():
+    assert refusal(TEXT, "steps=0") == (
+        "command line: steps=0: it should be greater than or equal to 1; the nearest that works is 1."
+    )
+
+
+def test_an_unknown_key_of_the_command_line_is_said_to_come_from_there():
+    assert refusal(TEXT, "data.worker=1") == "command line: unknown key data.worker; did you mean workers?"
+
+
+def test_a_section_of_the_command_line_covers_what_is_in_it():
+    assert refusal(TEXT, "engine={zero_stage: 7}").startswith("command line: engine.zero_stage=7: ")
+
+
+def test_an_override_below_a_plain_value_is_said_to_come_from_the_command_line():
+    assert refusal(TEXT, "steps.x=1").startswith("command line: steps=")
+
+
+def test_a_value_of_the_file_keeps_its_line_beside_overrides():
+    assert refusal(TEXT + "seed: -1\n", "data.workers=2").startswith("cfg.yaml:7: seed=-1: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("seed: -1", "seed=-1: it should be greater than or equal to 0; the nearest that works is 0."),
+        ("seed: 2147483648", "seed=2147483648: it should be less than 2147483648."),
+        ("micro_batch: 0", "micro_batch=0: it should be greater than or equal to 1; the nearest that works is 1."),
+        ("micro_batch: 1.5", "it should be a valid integer, got a number with a fractional part."),
+        ("optimizer: {lr: 0}", "optimizer.lr=0: it should be greater than 0."),
+        ("optimizer: {lr: .nan}", "optimizer.lr=nan: it should be a finite number."),
+        ("optimizer: {lr: .inf}", "optimizer.lr=inf: it should be a finite number."),
+        ("optimizer: {lr: quick}", "optimizer.lr='quick': it should be a valid number"),
+        ("optimizer: {betas: [0.9, 1.0]}", "optimizer.betas.1=1.0: it should be less than 1."),
+        ("optimizer: {betas: [0.9]}", "optimizer.betas.1 is required."),
+        ("engine: {precision: bf61}", "engine.precision='bf61': it should be 'fp32' or 'bf16'; did you mean bf16?"),
+        ("engine: {zero_stage: 5}", "engine.zero_stage=5: it should be 0, 1, 2 or 3."),
+        ("model: {initial_scale: 200}", "it should be less than or equal to 100; the nearest that works is 100.0."),
+        ("model: {image: {patch_dropout: 1}}", "model.image.patch_dropout=1: it should be less than 1."),
+        ("model: {text: {pooling: mode}}", "it should be 'eos', 'cls' or 'mean'"),
+        (
+            "model: {text: {lengths: {global: 2}}}",
+            "model.text.lengths.global=2: it should be greater",
+        ),
+        ("objective: {mining: {guide: text}}", "objective.mining: give threshold, top_k or both"),
+        ("objective: {local_mining: {}}", "objective.local_mining: give threshold, top_k or both"),
+        (
+            "objective: {mining: {threshold: 1.1}}",
+            "objective.mining.threshold=1.1: it should be less",
+        ),
+        (
+            "objective: {global: 0, summary: 0, local: 0}",
+            "objective: the weights of global, summary and local are",
+        ),
+        ("objective: {scope: image, local_mining: {top_k: 1}}", "objective: local_mining compares sentences"),
+        ("evaluation: {templates: []}", "evaluation.templates=[]"),
+        ("evaluation: {templates: [face]}", "evaluation.templates.0: 'face' has no {}"),
+        ("checkpoint: 5", "checkpoint=5: it should be a valid dictionary"),
+    ],
+)
+def test_a_bad_value_is_told_with_its_line_and_its_rule(line, told):
+    first, *_ = refusal(f"{TEXT}{line}\n").splitlines()
+    assert first.startswith("cfg.yaml:7: ")
+    assert told in first
+
+
+@pytest.mark.parametrize("name", ["a b", "", "-a", "a/b", "../a"])
+def test_a_name_that_is_no_folder_name_is_refused(name):
+    assert refusal(TEXT.replace("name: t", f"name: {name!r}")).startswith(f"cfg.yaml:1: name={name!r}: ")
+
+
+def test_the_place_of_a_deep_key_is_its_own_line_and_of_a_list_item_its_list():
+    text = "a:\n  b:\n    c: 1\n    d: [1, 2]\n"
+    origin = Origin.of(Path("f.yaml"), text, [])
+    assert origin.place(("a", "b", "c")) == "f.yaml:3"
+    assert origin.place(("a", "b", "d", 1)) == "f.yaml:4"
+    assert origin.place(("a", "x")) == "f.yaml:1"
+    assert origin.place(("x",)) == "f.yaml"

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from emocap_pretrain.config.__main__ import main
+from emocap_pretrain.config.schema import Config, Data, Objective
+
+ROOT = Path(__file__).parents[3]
+
+
+def config() -> Config:
+    return Config(name="t", url="/r", steps=1, global_batch=2, data=Data(url="/d"))
+
+
+def resolved(schema: dict, *keys: str) -> dict:
+    """The node of a JSON schema at these properties, references followed."""
+    node = schema
+    for key in keys:
+        node = node["properties"][key]
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def test_the_command_prints_a_json_schema_that_knows_the_settings():
+    command = [sys.executable, "-m", "emocap_pretrain.config", "--schema"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    schema = json.loads(done.stdout)
+    assert set(schema["required"]) == {"name", "url", "steps", "global_batch", "data"}
+    assert schema["additionalProperties"] is False
+    assert resolved(schema, "steps")["minimum"] == 1
+    assert resolved(schema, "engine", "precision")["enum"] == ["fp32", "bf16"]
+    assert "global" in resolved(schema, "objective")["properties"]
+    assert "whole" not in resolved(schema, "objective")["properties"]
+
+
+def test_every_setting_of_the_schema_is_closed_against_unknown_keys():
+    definitions = Config.model_json_schema(by_alias=True)["$defs"].values()
+    sections = [definition for definition in definitions if "properties" in definition]
+    assert len(sections) > 10
+    assert all(section["additionalProperties"] is False for section in sections)
+
+
+def test_the_schema_is_the_same_in_every_folder(tmp_path):
+    command = [sys.executable, "-m", "emocap_pretrain.config", "--schema"]
+    here, there = (
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env={"PYTHONPATH": str(ROOT)})
+        for folder in (ROOT, tmp_path)
+    )
+    assert here.stdout == there.stdout
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--schemas"], 2), (["--help"], 0)])
+def test_another_argument_shows_the_usage(capsys, arguments, code):
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith("usage: python -m emocap_pretrain.config --schema")
+    assert shown.out == ""
+
+
+def test_a_config_cannot_be_changed():
+    run = config()
+    with pytest.raises(ValidationError, match="frozen"):
+        run.steps = 2
+    with pytest.raises(ValidationError, match="frozen"):
+        run.data.workers = 2
+
+
+def test_equal_settings_are_equal_configs():
+    assert config() == config()
+    assert config() != config().model_copy(update={"seed": 1})
+
+
+def test_what_is_stored_is_json_and_a_copy():
+    run = config()
+    stored = run.stored()
+    assert json.loads(json.dumps(stored)) == stored
+    stored["data"]["workers"] = 99
+    assert run.stored()["data"]["workers"] != 99
+
+
+def test_the_caption_part_global_is_called_global_in_what_is_stored():
+    assert config().stored()["objective"]["global"] == 0.5
+    assert config().stored()["model"]["text"]["lengths"]["global"] == 48
+    assert Objective.model_validate({"global": 0.25}).whole == 0.25
+
+
+def test_no_remembered_text_is_shared_between_configs():
+    first = config()
+    second = first.with_interpolations({("url",): "${oc.env:X}"})
+    assert second.stored()["url"] == "${oc.env:X}"
+    assert first.stored()["url"] == "/r"
