@@ -26,7 +26,8 @@ def _absolute(location: str) -> str:
 
 
 def _absolute_if_there(name: str) -> str:
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    """A path that is there becomes absolute; 'data' and 'hub' are words, also beside folders of these names."""
+    return str(Path(name).absolute()) if name not in {"data", "hub"} and Path(name).exists() else name
 
 
 def _with_a_place(template: str) -> str:
