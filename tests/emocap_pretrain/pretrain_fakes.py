@@ -1,13 +1,23 @@
 """Stand-ins for what surrounds the training function: ranks that are threads, a runtime that is told when to stop."""
 
+import atexit
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.distributed as dist
+
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import Rank
+
+
+def stand_alone() -> None:
+    """A process group of this process, made once and left standing: DeepSpeed keeps groups that it once made of it."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
 
 
 @dataclass

@@ -1,0 +1,225 @@
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import open_store
+from emocap_shards.synthetic.dataset import records
+from emocap_shards.writer import write_shards
+from mlflow.tracking import MlflowClient
+from pretrain_fakes import FakeRuntime, changed, stand_alone
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emocap_pretrain.checkpoint import WEIGHTS, Checkpoint, committed, downloaded
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
+from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder import RunFolder
+
+STEPS = 5
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_alone()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all runs of this file: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., Config]:
+    """A config with a folder of its own. Its epochs end in a step with fewer rows; only the end is saved."""
+
+    def make(name: str = "run", **changes: object) -> Config:
+        values: dict[str, object] = {
+            "url": str(tmp_path / name),
+            "steps": STEPS,
+            "global_batch": 10,
+            "checkpoint__every_steps": 1000,
+            "tracking__uri": mlflow,
+            "evaluation__url": None,
+        }
+        return changed(tiny_config, **(values | changes))
+
+    return make
+
+
+def run_id(config: Config) -> str:
+    found = RunFolder(open_store(config.url)).run_id(config)
+    assert found is not None
+    return found
+
+
+def curve(config: Config, metric: str = "loss") -> list[tuple[int, float]]:
+    history = MlflowClient(config.tracking.uri).get_metric_history(run_id(config), metric)
+    return sorted((point.step, point.value) for point in history)
+
+
+def status(config: Config) -> str:
+    return MlflowClient(config.tracking.uri).get_run(run_id(config)).info.status
+
+
+def saved(config: Config) -> list[Checkpoint]:
+    return committed(open_store(config.url))
+
+
+class Crash(Exception):  # noqa: N818
+    """What nobody expects."""
+
+
+@dataclass
+class CrashingRuntime(FakeRuntime):
+    crash_at: int = 0
+
+    def heartbeat(self, step: int, steps: int, note: str) -> None:
+        if step == self.crash_at:
+            raise Crash
+        super().heartbeat(step, steps, note)
+
+
+def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], faces: str) -> None:
+    config = new_run(evaluation__url=faces, checkpoint__every_steps=3, steps=6, optimizer__lr=1e-2)
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in saved(config)] == [6, 3]
+    assert len(runtime.commits) == 2
+    losses = curve(config)
+    assert [step for step, _ in losses] == runtime.beats
+    assert losses[-1][1] < losses[0][1]
+    report = RunFolder(open_store(config.url)).report(6)
+    assert report is not None
+    assert (report.step, report.ranks, report.run_id) == (6, 1, run_id(config))
+    assert report.loss == losses[-1][1]
+    assert report.zero_shot is not None
+    assert curve(config, "zero_shot/uar")[0][1] == report.zero_shot.uar
+    assert status(config) == "FINISHED"
+
+
+def test_a_run_that_was_stopped_at_any_step_and_started_again_is_the_unbroken_run_to_the_bit(
+    new_run: Callable[..., Config],
+) -> None:
+    unbroken = new_run("unbroken")
+    pretrain(unbroken, FakeRuntime())
+    for step in range(1, STEPS):
+        config = new_run(f"stopped-{step}")
+        pretrain(config, FakeRuntime(stop_after=step))
+        assert [each.step for each in saved(config)] == [step]
+        assert RunFolder(open_store(config.url)).report(STEPS) is None
+        assert status(config) == "KILLED"
+        runtime = FakeRuntime()
+        pretrain(config, runtime)
+        assert runtime.beats == list(range(step + 1, STEPS + 1))
+        assert curve(config) == curve(unbroken), f"stopped at step {step}"
+        assert status(config) == "FINISHED"
+        for name, weight in weights(unbroken).items():
+            assert weight.equal(weights(config)[name]), f"{name}, stopped at step {step}"
+
+
+def weights(config: Config) -> dict[str, Tensor]:
+    with downloaded(open_store(config.url), saved(config)[0], WEIGHTS.__eq__) as folder:
+        return load_file(folder / WEIGHTS)
+
+
+def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(new_run: Callable[..., Config]) -> None:
+    unbroken, config = new_run("unbroken", steps=4), new_run("stopped", steps=4)
+    pretrain(unbroken, FakeRuntime())
+    for _ in range(4):
+        pretrain(config, FakeRuntime(stop_after=1))
+    assert curve(config) == curve(unbroken)
+
+
+@pytest.mark.parametrize("crash_at", [1, 3, 5])
+def test_a_crash_costs_the_steps_behind_the_last_checkpoint_and_doubles_no_point(
+    new_run: Callable[..., Config], crash_at: int
+) -> None:
+    unbroken, config = new_run("unbroken", steps=6), new_run(steps=6, checkpoint__every_steps=2)
+    pretrain(unbroken, FakeRuntime())
+    with pytest.raises(Crash):
+        pretrain(config, CrashingRuntime(crash_at=crash_at))
+    assert status(config) == "FAILED"
+    assert [step for step, _ in curve(config)] == list(range(1, crash_at + 1))
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats[0] == crash_at // 2 * 2 + 1
+    assert curve(config) == curve(unbroken)
+
+
+def test_a_finished_run_is_left_alone(new_run: Callable[..., Config]) -> None:
+    config = new_run(steps=2)
+    pretrain(config, FakeRuntime())
+    before = {path: path.stat().st_mtime_ns for path in Path(config.url).rglob("*")}
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime == FakeRuntime()
+    assert {path: path.stat().st_mtime_ns for path in Path(config.url).rglob("*")} == before
+    assert "emocap.restarts" not in MlflowClient(config.tracking.uri).get_run(run_id(config)).data.tags
+
+
+def test_a_finished_run_goes_on_when_more_steps_are_asked_for(new_run: Callable[..., Config], faces: str) -> None:
+    short, long = new_run(steps=2, evaluation__url=faces), new_run(steps=4, evaluation__url=faces)
+    pretrain(short, FakeRuntime())
+    runtime = FakeRuntime()
+    pretrain(long, runtime)
+    assert runtime.beats == [3, 4]
+    assert [step for step, _ in curve(long)] == [1, 2, 3, 4]
+    report = RunFolder(open_store(long.url)).report(4)
+    assert report is not None
+    assert report.step == 4
+
+
+def test_another_learning_rate_at_the_same_url_is_refused_by_name(new_run: Callable[..., Config]) -> None:
+    pretrain(new_run(), FakeRuntime(stop_after=1))
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.001.*0\.002"):
+        pretrain(new_run(optimizer__lr=0.002), FakeRuntime())
+
+
+def test_another_place_of_the_data_is_refused_by_name(new_run: Callable[..., Config], tmp_path: Path) -> None:
+    pretrain(new_run(), FakeRuntime(stop_after=1))
+    other = str(tmp_path / "other")
+    write_shards(records(20, seed=1, pixels=32), other)
+    with pytest.raises(ConfigError, match=r"data\.url"):
+        pretrain(new_run(data__url=other), FakeRuntime())
+
+
+def test_another_dataset_at_the_same_place_is_refused(new_run: Callable[..., Config], tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    write_shards(records(20, pixels=32), data)
+    config = new_run(data__url=data)
+    pretrain(config, FakeRuntime(stop_after=1))
+    for entry in open_store(data).list():
+        open_store(data).delete(entry.path)
+    write_shards(records(20, seed=1, pixels=32), data)
+    with pytest.raises(CheckpointError, match="is not the dataset"):
+        pretrain(config, FakeRuntime())
+    assert [each.step for each in saved(config)] == [1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_by_name_and_no_checkpoint_holds_it(
+    new_run: Callable[..., Config],
+) -> None:
+    config = new_run(optimizer__lr=1e30, optimizer__warmup_steps=0, checkpoint__every_steps=1)
+    with pytest.raises(TrainingError, match=r"step \d: .*loss=nan") as caught:
+        pretrain(config, FakeRuntime())
+    failed_at = int(str(caught.value).split()[1].rstrip(":"))
+    assert [each.step for each in saved(config)] == list(range(failed_at - 1, 0, -1))
+    assert all(math.isfinite(value) for _, value in curve(config))
+    assert status(config) == "FAILED"
+
+
+def test_a_loss_that_is_not_finite_between_two_logged_steps_is_in_no_checkpoint(
+    new_run: Callable[..., Config],
+) -> None:
+    config = new_run(
+        optimizer__lr=1e30, optimizer__warmup_steps=0, checkpoint__every_steps=3, tracking__every_steps=100
+    )
+    with pytest.raises(TrainingError, match="step 3"):
+        pretrain(config, FakeRuntime())
+    assert saved(config) == []
