@@ -21,8 +21,8 @@ def preview(samples: Sequence[Sample], path: Path) -> None:
         axes.axis("off")
     for sample, picture, words in zip(samples, grid[:, ::2].flat, grid[:, 1::2].flat, strict=False):
         picture.imshow(sample.image)
-        picture.set_title(sample.key, fontsize=7)
-        words.text(0, 1, _caption(sample), fontsize=7, va="top", transform=words.transAxes)
+        picture.set_title(sample.key, fontsize=7, parse_math=False)
+        words.text(0, 1, _caption(sample), fontsize=7, va="top", transform=words.transAxes, parse_math=False)
     figure.savefig(path, dpi=110)
 
 
@@ -43,8 +43,8 @@ def confusion(matrix: Confusion, path: Path) -> None:
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
     ticks = range(len(matrix.classes))
-    axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right")
-    axes.set_yticks(ticks, matrix.classes)
+    axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right", parse_math=False)
+    axes.set_yticks(ticks, matrix.classes, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"Zero-shot: UAR {matrix.uar:.1%} (chance {matrix.chance:.1%}), WAR {matrix.war:.1%}")
     figure.colorbar(image, label="share of the true class", shrink=0.8)

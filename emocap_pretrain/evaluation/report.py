@@ -83,8 +83,9 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 def zero_shot_rows(result: ZeroShot) -> list[tuple[str, str]]:
     """Table rows of a zero-shot result, each beside the guess that does not look."""
+    occurring = sum(any(row) for row in result.counts)
     return [
-        ("zero-shot UAR", f"{result.uar:.1%}  (chance {result.chance:.1%}: {len(result.classes)} classes)"),
+        ("zero-shot UAR", f"{result.uar:.1%}  (chance {result.chance:.1%}: {occurring} classes)"),
         ("zero-shot WAR", f"{result.war:.1%}  (majority class {result.majority:.1%})"),
         ("evaluated on", f"{sum(map(sum, result.counts))} samples of {result.url}"),
     ]

@@ -37,7 +37,7 @@ def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> C
     embeddings: list[Tensor] = []
     stream = Stream(url=settings.url, global_batch=settings.batch, shuffle=False, epochs=1)
     for samples, _ in stream.steps():
-        labelled = [sample for sample in samples if sample.labels.get(settings.label)]
+        labelled = [sample for sample in samples if sample.labels.get(settings.label, "") != ""]
         if labelled:
             truth += [str(sample.labels[settings.label]) for sample in labelled]
             embeddings.append(_embed(model, labelled))
