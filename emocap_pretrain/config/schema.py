@@ -107,6 +107,12 @@ class TextTower(Section):
     vocabulary: Positive = Field(default=8192, description="Vocabulary size of a tokenizer trained on the data.")
     lengths: PartLengths = Field(default_factory=lambda: PartLengths.model_validate({}))
 
+    @model_validator(mode="after")
+    def _pools_what_saw_the_text(self) -> "TextTower":
+        if self.pooling == "cls" and self.pretrained is None:
+            raise ValueError("pooling=cls reads the first token, which sees no other one in a CLIP tower: use eos or mean.")
+        return self
+
 
 class Model(Section):
     """Two towers, their projections and the learned scales."""

@@ -64,6 +64,7 @@ def _create(settings: Settings) -> Any:
             f"model.image: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
     _check_patch_dropout(model, settings)
+    _check_widths(model, settings)
     return model
 
 
@@ -77,3 +78,12 @@ def _weights(path: str) -> Path:
 def _check_patch_dropout(model: nn.Module, settings: Settings) -> None:
     if settings.patch_dropout and isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
         raise ConfigError(f"model.image.patch_dropout: {settings.name} has no patch dropout; set it to 0.")
+
+
+def _check_widths(model: nn.Module, settings: Settings) -> None:
+    """Some mobile towers widen the pooled vector only; one projection could not read both it and the patches."""
+    pooled, patch = getattr(model, "head_hidden_size", None), model.num_features
+    if pooled not in {None, patch}:
+        raise ConfigError(
+            f"model.image: {settings.name} pools to {pooled} numbers but has {patch} for a patch; take another tower."
+        )

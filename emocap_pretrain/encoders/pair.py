@@ -98,4 +98,4 @@ def _clamped_scale(logit_scale: Tensor) -> Float[Tensor, ""]:
 
 def _checkpoint_activations(model: TowerPair) -> None:
     model.image.backbone.set_grad_checkpointing(True)
-    model.text.backbone.gradient_checkpointing_enable()
+    model.text.backbone.activation_checkpointing_enable()

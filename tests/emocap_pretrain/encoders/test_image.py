@@ -1,0 +1,118 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from emocap_pretrain.config.schema import ImageTower as Settings
+from emocap_pretrain.encoders.image import ImageTower
+from emocap_pretrain.errors import ConfigError
+
+VIT = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def vit(**settings) -> ImageTower:
+    return tower("vit_tiny_patch16_224", VIT, **settings)
+
+
+def tower(name: str, options: dict, *, pixels: int = 32, **settings) -> ImageTower:
+    torch.manual_seed(0)
+    return ImageTower(Settings(name=name, pixels=pixels, options=options, **settings))
+
+
+def images(rows: int, pixels: int = 32) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (rows, 3, pixels, pixels), dtype=torch.uint8)
+
+
+def test_a_transformer_gives_a_vector_for_the_image_and_one_for_each_patch():
+    model = vit()
+    pooled, patches = model(images(3))
+    assert (pooled.shape, patches.shape, model.width) == ((3, 16), (3, 16, 16), 16)
+
+
+def test_the_patches_leave_out_the_class_token():
+    model = vit().eval()
+    features = model.backbone.forward_features((images(1).float() - model.mean) / model.std)
+    pooled, patches = model(images(1))
+    assert torch.equal(patches, features[:, 1:])
+    assert torch.equal(pooled, features[:, 0])
+
+
+def test_the_input_is_normalised_by_the_models_own_statistics():
+    model = vit()
+    statistics = model.backbone.pretrained_cfg
+    assert model.mean.flatten().tolist() == pytest.approx([255 * value for value in statistics["mean"]])
+    assert model.std.flatten().tolist() == pytest.approx([255 * value for value in statistics["std"]])
+    assert not {"mean", "std"} & set(model.state_dict())
+
+
+def test_no_rows_give_no_vectors_and_every_parameter_a_gradient_of_zero():
+    model = vit()
+    pooled, patches = model(images(0))
+    assert (pooled.shape, patches.shape) == ((0, 16), (0, 16, 16))
+    (pooled.sum() + patches.sum()).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_patch_dropout_leaves_patches_out_in_training_only():
+    model = vit(patch_dropout=0.5)
+    assert model.train()(images(2))[1].shape == (2, 8, 16)
+    assert model.eval()(images(2))[1].shape == (2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet10t", {}), ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16]})],
+)
+def test_the_cells_of_a_convolutional_towers_last_map_are_its_patches(name, options):
+    model = tower(name, options, pixels=64).eval()
+    pooled, patches = model(images(2, 64))
+    grid = model.backbone.forward_features((images(2, 64).float() - model.mean) / model.std)
+    assert grid.shape == (2, model.width, 2, 2)
+    assert pooled.shape == (2, model.width)
+    assert patches.shape == (2, 4, model.width)
+    assert torch.equal(patches[:, 1], grid[:, :, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("vit_tinny", {}, "Unknown model"),
+        ("vit_tiny_patch16_224", {"options": {"dpeth": 1}}, "dpeth"),
+        ("vit_tiny_patch16_224", {"options": {"embed_dim": 33, "num_heads": 2}}, "divisible"),
+        ("vit_tiny_patch16_224", {"options": {"num_classes": 3}}, "num_classes"),
+        ("resnet10t", {"patch_dropout": 0.5}, "patch_drop_rate"),
+        ("mobilenetv3_small_050", {}, "1024"),
+    ],
+)
+def test_what_timm_cannot_build_is_refused_in_one_line(name, settings, told):
+    with pytest.raises(ConfigError) as caught:
+        ImageTower(Settings(name=name, pixels=32, **settings))
+    message = str(caught.value)
+    assert message.startswith("model.image")
+    assert name in message
+    assert told in message
+    assert "\n" not in message
+
+
+def test_a_pretrained_file_must_be_safetensors(tmp_path):
+    pickled = tmp_path / "weights.pt"
+    torch.save(vit().backbone.state_dict(), pickled)
+    for path in (pickled, tmp_path / "absent.safetensors"):
+        with pytest.raises(ConfigError, match=r"^model\.image\.pretrained=.*existing \.safetensors file\.$"):
+            vit(pretrained=str(path))
+
+
+def test_pretrained_weights_come_from_their_file(tmp_path):
+    source = vit()
+    file = tmp_path / "weights.safetensors"
+    save_file({name: torch.full_like(value, 0.25) for name, value in source.backbone.state_dict().items()}, file)
+    loaded = vit(pretrained=str(file))
+    assert all((parameter == 0.25).all() for parameter in loaded.parameters())
+
+
+def test_weights_of_another_shape_are_refused_in_one_line(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in vit().backbone.state_dict().items()}, file)
+    with pytest.raises(ConfigError, match=r"^model\.image: timm refuses 'vit_tiny_patch16_224': [^\n]*$"):
+        tower("vit_tiny_patch16_224", VIT | {"embed_dim": 32}, pretrained=str(file))

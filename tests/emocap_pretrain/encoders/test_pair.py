@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from emocap_shards.stream import Stream
+
+from emocap_pretrain.batch import Batch
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.loader import Collate
+from emocap_pretrain.objective import Objective
+from emocap_pretrain.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer.trained_on(["a happy face", "raised cheeks and a wide smile"], 300)
+
+
+@pytest.fixture
+def batch(tiny_config: Config, tokenizer: Tokenizer) -> Batch:
+    samples = Stream(url=tiny_config.data.url, global_batch=6).read(range(6))
+    return Collate.of(tiny_config, tokenizer)(samples, 0)
+
+
+def pair(config: Config, tokenizer: Tokenizer, **changes) -> TowerPair:
+    torch.manual_seed(0)
+    model = config.model.model_copy(update=changes)
+    return TowerPair(config.model_copy(update={"model": model}), tokenizer.vocabulary)
+
+
+def test_every_embedding_is_a_unit_vector_of_the_shared_space(tiny_config, tokenizer, batch):
+    embeddings = pair(tiny_config, tokenizer)(batch)
+    assert embeddings.image.shape == embeddings.whole.shape == embeddings.summary.shape == (6, 16)
+    assert embeddings.patches.shape == (6, 4, 16)
+    assert embeddings.sentences.shape == (len(batch.owner), 16)
+    for part in embeddings[:5]:
+        assert part.dtype == torch.float32
+        torch.testing.assert_close(part.norm(dim=-1), torch.ones(part.shape[:-1]))
+
+
+def test_the_scales_start_at_the_given_value(tiny_config, tokenizer, batch):
+    embeddings = pair(tiny_config, tokenizer, initial_scale=20.0)(batch)
+    assert embeddings.scale.shape == embeddings.local_scale.shape == ()
+    assert embeddings.scale.item() == pytest.approx(20)
+    assert embeddings.local_scale.item() == pytest.approx(20)
+
+
+def test_under_bf16_the_embeddings_are_still_float32_unit_vectors(tiny_config, tokenizer, batch):
+    config = tiny_config.model_copy(update={"engine": tiny_config.engine.model_copy(update={"precision": "bf16"})})
+    exact, rough = pair(tiny_config, tokenizer)(batch), pair(config, tokenizer)(batch)
+    assert rough.image.dtype == torch.float32
+    torch.testing.assert_close(rough.image.norm(dim=-1), torch.ones(6))
+    assert 0 < (rough.image - exact.image).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("over", [0.0, 1e-6, 0.5])
+def test_a_scale_over_its_bound_is_the_bound_and_can_only_come_back(tiny_config, tokenizer, batch, over):
+    model = pair(tiny_config, tokenizer)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100.0) + over)
+    for direction in (1.0, -1.0):
+        model.zero_grad()
+        scale = model(batch).scale
+        assert scale.item() == pytest.approx(100)
+        (direction * scale).backward()
+        assert model.logit_scale.grad is not None
+        # A descent step goes against the gradient: a positive one leads back inside.
+        passes = direction > 0 or over == 0
+        assert model.logit_scale.grad.item() == pytest.approx(direction * 100 if passes else 0)
+
+
+def test_a_scale_below_its_bound_has_the_plain_gradient(tiny_config, tokenizer, batch):
+    model = pair(tiny_config, tokenizer, initial_scale=30.0)
+    (-model(batch).scale).backward()
+    assert model.logit_scale.grad is not None
+    assert model.logit_scale.grad.item() == pytest.approx(-30)
+
+
+def test_every_parameter_receives_a_gradient(tiny_config, tokenizer, batch):
+    model = pair(tiny_config, tokenizer)
+    Objective.of(tiny_config, None)(model(batch), batch, 0).loss.backward()
+    without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    assert without == []
+
+
+def test_a_rank_without_rows_has_gradients_of_zero_for_every_parameter(tiny_config, tokenizer):
+    empty = Collate.of(tiny_config, tokenizer)([], 0)
+    model = pair(tiny_config, tokenizer)
+    Objective.of(tiny_config, None)(model(empty), empty, 0).loss.backward()
+    assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
+
+
+def test_recomputed_activations_change_neither_loss_nor_gradients(tiny_config, tokenizer, batch):
+    results = []
+    for recomputed in (False, True):
+        model = pair(tiny_config, tokenizer, checkpoint_activations=recomputed).train()
+        loss = Objective.of(tiny_config, None)(model(batch), batch, 0).loss
+        loss.backward()
+        results.append([loss.detach(), *(value.grad for value in model.parameters())])
+    for plain, replayed in zip(*results, strict=True):
+        torch.testing.assert_close(replayed, plain)
+
+
+def test_evaluation_gives_the_same_vectors_as_training_does(tiny_config, tokenizer, batch):
+    model = pair(tiny_config, tokenizer).eval()
+    embeddings = model(batch)
+    torch.testing.assert_close(model.embed_images(batch.images), embeddings.image)
+    torch.testing.assert_close(model.embed_texts(batch.whole), embeddings.whole)
+    torch.testing.assert_close(model.embed_texts(batch.summary), embeddings.summary)
+
+
+def test_the_prompt_length_and_pixels_are_those_of_the_run(tiny_config, tokenizer):
+    model = pair(tiny_config, tokenizer)
+    assert (model.pixels, model.prompt_length) == (16, 16)
