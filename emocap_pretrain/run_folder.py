@@ -40,14 +40,18 @@ class RunFolder:
         """The tracker's run of an earlier start; None at the first.
 
         Raises:
-            ConfigError: If the folder belongs to a run with other settings; it names the first that differs.
+            ConfigError: If the folder belongs to a run with other settings; it names the first that differs. Or if that
+                cannot be read.
         """
         try:
             first = json.loads(self.store.read(RUN))
+            before, run_id = dict[str, Any](first["config"]), str(first["run_id"])
         except NotFound:
             return None
-        _same_run(first["config"], config.stored(), self.store.url)
-        return str(first["run_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.store.url}/{RUN} is damaged: restore it, or give the run another url.") from error
+        _same_run(before, config.stored(), self.store.url)
+        return run_id
 
     def begin(self, config: Config, run_id: str) -> None:
         self.store.put(RUN, json.dumps({"run_id": run_id, "config": config.stored()}, indent=1).encode())

@@ -42,8 +42,8 @@ class MlflowTracker:
         """
         logging.getLogger("alembic").setLevel(logging.WARNING)
         settings = config.tracking
-        _make_room(settings.uri)
         try:
+            _make_room(settings.uri)
             mlflow.set_tracking_uri(settings.uri)
             client = MlflowClient(settings.uri)
             run_id = _continued(client, run_id) if run_id else _begun(client, config)

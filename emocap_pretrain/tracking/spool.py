@@ -40,6 +40,8 @@ class Spool:
                 self._rows.put(row)
                 self.last_step = row[0]
         self._file = path.open("a", encoding="utf-8")
+        if not _ends_in_whole_line(path):
+            self._file.write("\n")
         self._thread = threading.Thread(target=self._run, name="emocap-tracking", daemon=True)
         self._thread.start()
 
@@ -95,7 +97,7 @@ class Spool:
 
 
 def unsent(path: Path) -> list[Row]:
-    """Rows in a spool file; a last line that a crash cut short is left out."""
+    """Rows in a spool file; a line that a crash cut short is left out."""
     if not path.exists():
         return []
     rows: list[Row] = []
@@ -103,10 +105,14 @@ def unsent(path: Path) -> list[Row]:
         try:
             step, milliseconds, metrics = json.loads(line)
         except ValueError:
-            log.warning("%s ends in half a row, which is left out", path)
-            break
+            log.warning("%s has half a row, which is left out", path)
+            continue
         rows.append((step, milliseconds, metrics))
     return rows
+
+
+def _ends_in_whole_line(path: Path) -> bool:
+    return path.read_bytes()[-1:] in {b"", b"\n"}
 
 
 def _first_line(error: Exception) -> str:

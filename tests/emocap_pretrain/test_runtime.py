@@ -1,0 +1,95 @@
+import os
+import signal
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from emocap_pretrain.runtime import EnvRuntime, Rank, Runtime, launched
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No launcher's variables, and the signal handler as it was."""
+    for name in [*NAMES, *(name for name in os.environ if name.startswith("SLURM_"))]:
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def under(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> EnvRuntime:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return EnvRuntime.from_environment("cpu")
+
+
+def test_a_process_without_a_launcher_is_alone() -> None:
+    assert not launched()
+    assert EnvRuntime.from_environment("cpu").place == Rank(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, SLURM], ids=["torchrun", "deepspeed", "slurm"])
+def test_every_launcher_s_variables_say_the_same_place(
+    variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = under(variables, monkeypatch)
+    assert launched()
+    assert runtime.place == Rank(rank=5, world=8, local_rank=1, local_world=4)
+    assert runtime.device == "cpu"
+    assert isinstance(runtime, Runtime)
+
+
+def test_torchrun_s_variables_win_inside_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = TORCHRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    assert under(variables, monkeypatch).place.rank == 5
+
+
+def test_a_shell_in_a_slurm_allocation_of_one_task_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert under({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, monkeypatch).place == Rank()
+    assert not launched()
+
+
+def test_a_batch_script_that_holds_many_slurm_tasks_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    under({"SLURM_NTASKS": "8"}, monkeypatch)
+    assert not launched()
+
+
+def test_without_a_count_of_local_ranks_all_are_taken_to_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert under({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, monkeypatch).place.local_world == 2
+
+
+def test_no_cuda_means_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert EnvRuntime.from_environment("auto").device == "cpu"
+
+
+@pytest.mark.parametrize(("visible", "device"), [(8, "cuda:1"), (1, "cuda:0")])
+def test_a_rank_s_device_is_its_local_rank_or_the_only_one_that_it_sees(
+    visible: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert EnvRuntime.from_environment("auto").device == device
+
+
+def test_sigterm_asks_to_stop_and_ends_nothing() -> None:
+    runtime = EnvRuntime.from_environment("cpu")
+    assert not runtime.should_stop()
+    signal.raise_signal(signal.SIGTERM)
+    assert runtime.should_stop()
+
+
+def test_a_heartbeat_shows_the_step_and_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = EnvRuntime.from_environment("cpu")
+    runtime.heartbeat(3, 4, "loss 1.0")
+    runtime.heartbeat(4, 4, "loss 0.5")
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "loss 0.5" in shown
