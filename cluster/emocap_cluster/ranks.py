@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.train
 import ray.train.torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.runtime import RayRuntime
@@ -39,8 +40,12 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
     Raises:
         NoCluster: If Ray can neither be joined nor started.
     """
+    # That a new cluster asks for a token is how it should be, and no warning.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING)
+        ray.init(
+            runtime_env={"env_vars": dict(env), "worker_process_setup_hook": quieten}, logging_level=logging.WARNING
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS")
         raise NoCluster(
@@ -52,6 +57,13 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
         yield Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def quieten() -> None:
+    """Runs first in every process of the job: news that only maintainers of these libraries need stays away."""
+    for name in ("mlflow", "alembic", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def on_every_rank(
@@ -79,7 +91,11 @@ def on_every_rank(
             lambda: function(RayRuntime()),
             scaling_config=ScalingConfig(num_workers=ranks, use_gpu=on_gpu, resources_per_worker=held),
             torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=timeout_s),
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=0),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
         )
         try:
             trainer.fit()
