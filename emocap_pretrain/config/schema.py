@@ -110,7 +110,7 @@ class TextTower(Section):
     @model_validator(mode="after")
     def _pools_what_saw_the_text(self) -> "TextTower":
         if self.pooling == "cls" and self.pretrained is None:
-            raise ValueError("pooling=cls reads the first token, which sees no other one in a CLIP tower: use eos or mean.")
+            raise ValueError("pooling=cls reads the first token, which sees no other in a CLIP tower: use eos or mean.")
         return self
 
 

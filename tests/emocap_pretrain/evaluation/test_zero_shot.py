@@ -1,0 +1,132 @@
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emocap_shards.sample import Caption, Record
+from emocap_shards.writer import write_shards
+from PIL import Image
+from torch import Tensor
+
+from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.evaluation.zero_shot import zero_shot
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@dataclass(frozen=True)
+class Words:
+    texts: Sequence[str]
+
+    def to(self, device: str) -> "Words":  # noqa: ARG002
+        return self
+
+
+@dataclass
+class FakeTokenizer:
+    asked: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+
+    def encode(self, texts: Sequence[str], length: int) -> Any:
+        self.asked.append((tuple(texts), length))
+        return Words(texts)
+
+
+@dataclass
+class ColourModel:
+    """An image is its mean colour; a text is the sum of `meaning` over the words in it."""
+
+    meaning: Mapping[str, Sequence[float]] = field(default_factory=lambda: COLOURS)
+    pixels: int = 8
+    prompt_length: int = 5
+    logit_scale: Tensor = field(default_factory=lambda: torch.zeros(1))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (3, 8, 8)
+        return torch.nn.functional.normalize(images.float().mean((2, 3)), dim=-1)
+
+    def embed_texts(self, tokens: Any) -> Tensor:
+        rows = [sum(np.array(value) for word, value in self.meaning.items() if word in text) for text in tokens.texts]
+        return torch.nn.functional.normalize(torch.tensor(np.array(rows)).float(), dim=-1)
+
+
+def classify(settings: Evaluation, model: Any = None, tokenizer: Any = None):
+    return zero_shot(model or ColourModel(), tokenizer or FakeTokenizer(), settings)
+
+
+def packed(folder: Path, samples: Sequence[tuple[str, str | float | None]]) -> str:
+    """A dataset of plain colours, each with a label or none."""
+
+    def record(number: int, colour: str, label: str | float | None) -> Record:
+        file = io.BytesIO()
+        Image.new("RGB", (12, 10), COLOURS[colour]).save(file, "PNG")
+        labels = {} if label is None else {"emotion": label}
+        return Record(f"k{number}", file.getvalue(), "png", Caption("c", (), ""), labels)
+
+    write_shards((record(number, *sample) for number, sample in enumerate(samples)), str(folder), samples_per_shard=3)
+    return str(folder)
+
+
+def test_an_image_belongs_to_the_class_whose_prompts_it_is_closest_to(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", "blue"), ("blue", "red"), ("green", "green"), ("red", "red")])
+    matrix = classify(Evaluation(url=url, batch=2))
+    assert matrix.classes == ("blue", "green", "red")
+    assert matrix.counts.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 2]]
+
+
+def test_samples_without_the_label_are_left_out(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", None), ("green", ""), ("blue", "blue")])
+    assert classify(Evaluation(url=url, batch=2)).counts.tolist() == [[1, 0], [0, 1]]
+
+
+def test_the_label_0_is_a_label(tmp_path):
+    url = packed(tmp_path, [("red", 0.0), ("blue", 1.0)])
+    matrix = classify(Evaluation(url=url, classes={"0.0": ("red",), "1.0": ("blue",)}))
+    assert matrix.counts.tolist() == [[1, 0], [0, 1]]
+
+
+def test_classes_are_described_by_their_words_in_every_template(tmp_path):
+    url = packed(tmp_path, [("red", "warm"), ("green", "cold"), ("blue", "cold")])
+    tokenizer = FakeTokenizer()
+    classes = {"cold": ("green", "blue"), "warm": ("red",), "absent": ("red", "red", "green")}
+    settings = Evaluation(url=url, classes=classes, templates=("a {} b", "{}!"))
+    matrix = classify(settings, tokenizer=tokenizer)
+    assert matrix.classes == ("cold", "warm", "absent")
+    assert matrix.counts.tolist() == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert tokenizer.asked[0] == (("a green b", "a blue b", "green!", "blue!"), 5)
+
+
+def test_cosines_are_averaged_over_templates_and_not_embeddings(tmp_path):
+    """Class x has cosines 1 and 0, mean 0.5, though its mean direction has a cosine of 0.7; class y has 0.6 twice."""
+    url = packed(tmp_path, [("red", "x"), ("red", "y")])
+    meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8)}
+    settings = Evaluation(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))
+    assert classify(settings, ColourModel(meaning)).counts.tolist() == [[0, 1], [0, 1]]
+
+
+def test_the_result_does_not_depend_on_the_batch(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", "green"), ("green", "green"), ("blue", "blue")])
+    results = [classify(Evaluation(url=url, batch=batch)).counts.tolist() for batch in (1, 3, 100)]
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_label_that_the_classes_lack_is_named(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", "blue")])
+    with pytest.raises(DataError, match=r"^evaluation\.classes lacks blue, which .* has as labels\.$"):
+        classify(Evaluation(url=url, classes={"red": ("red",)}))
+
+
+def test_a_dataset_without_the_label_is_refused(tmp_path):
+    url = packed(tmp_path, [("red", "red")])
+    with pytest.raises(DataError, match=r"^no sample of .* has the label 'mood' \(evaluation\.label\)\.$"):
+        classify(Evaluation(url=url, label="mood"))
+
+
+def test_without_a_dataset_there_is_nothing_to_classify():
+    with pytest.raises(DataError, match=r"evaluation\.url is not set"):
+        classify(Evaluation())

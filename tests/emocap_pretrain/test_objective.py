@@ -1,0 +1,140 @@
+import emocap_kernels
+import pytest
+import torch
+from emocap_kernels import Mining
+from torch.nn.functional import normalize
+
+from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.config.schema import Objective as Settings
+from emocap_pretrain.encoders.pair import Embeddings
+from emocap_pretrain.objective import Objective
+
+ROWS, PATCHES, WIDTH = 6, 4, 8
+OWNER = torch.tensor([0, 0, 1, 2, 4, 4, 5])
+MINED = {"mining": {"guide": "text", "threshold": 0.1}, "local_mining": {"threshold": 0.1, "treatment": "ignore"}}
+
+
+def embeddings() -> Embeddings:
+    random = torch.Generator().manual_seed(0)
+
+    def units(*shape: int) -> torch.Tensor:
+        return normalize(torch.randn(*shape, WIDTH, generator=random), dim=-1).requires_grad_()
+
+    scales = torch.tensor(12.0, requires_grad=True), torch.tensor(7.0, requires_grad=True)
+    return Embeddings(units(ROWS), units(ROWS, PATCHES), units(ROWS), units(ROWS), units(len(OWNER)), *scales)
+
+
+def batch(whole_ids: list[int], summary_ids: list[int]) -> Batch:
+    none = Tokens(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.bool))
+    images = torch.zeros((ROWS, 3, 2, 2), dtype=torch.uint8)
+    return Batch(images, none, none, none, OWNER, torch.tensor(whole_ids), torch.tensor(summary_ids))
+
+
+DISTINCT = batch(list(range(6)), list(range(6)))
+REPEATED = batch([1, 2, 1, 4, 5, 6], [7, 7, 7, 1, 2, 3])
+
+
+def terms(settings: dict, given: Batch = DISTINCT, step: int = 0, vectors: Embeddings | None = None):
+    return Objective(Settings.model_validate(settings), None)(vectors or embeddings(), given, step)
+
+
+def kernels(given: Batch, mining: Mining | None = None, local_mining: Mining | None = None, ids: bool = True):
+    """The three losses by name, straight from the kernels."""
+    e = embeddings()
+    return {
+        "global": emocap_kernels.contrastive_loss(
+            e.image, e.whole, e.scale, mining=mining, ids=given.whole_ids if ids else None
+        ).loss,
+        "summary": emocap_kernels.contrastive_loss(
+            e.image, e.summary, e.scale, mining=mining, ids=given.summary_ids if ids else None
+        ).loss,
+        "local": emocap_kernels.region_contrastive_loss(
+            e.patches, e.sentences, OWNER, e.local_scale, mining=local_mining
+        ).loss,
+    }
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5, 1), (2, 0.25, 0.125), (0, 1, 3), (1, 0, 0), (0, 0, 2)])
+@pytest.mark.parametrize("given", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
+def test_the_loss_is_the_weighted_sum_of_the_kernels(weights, given):
+    names = "global", "summary", "local"
+    expected = kernels(given)
+    result = terms(dict(zip(names, weights, strict=True)), given)
+    total = sum(weight * expected[name] for name, weight in zip(names, weights, strict=True))
+    torch.testing.assert_close(result.loss, total)
+    torch.testing.assert_close(result.metrics["loss"], total)
+
+
+@pytest.mark.parametrize("off", ["global", "summary", "local"])
+def test_a_weight_of_zero_switches_its_term_off(off):
+    vectors = embeddings()
+    result = terms({off: 0}, vectors=vectors)
+    result.loss.backward()
+    assert not any(name.startswith(off) for name in result.metrics)
+    untouched = {"global": vectors.whole, "summary": vectors.summary, "local": vectors.sentences}
+    assert untouched.pop(off).grad is None
+    assert all(part.grad is not None and part.grad.any() for part in untouched.values())
+
+
+def test_each_term_tells_its_loss_its_recall_and_its_positives():
+    result = terms({})
+    expected = kernels(DISTINCT)
+    for name in ("global", "summary", "local"):
+        torch.testing.assert_close(result.metrics[f"{name}/loss"], expected[name])
+        mean = (result.metrics[f"{name}/image_to_text"] + result.metrics[f"{name}/text_to_image"]) / 2
+        torch.testing.assert_close(mean, expected[name])
+        assert 0 <= result.metrics[f"{name}/recall_at_1_image_to_text"] <= 1
+        assert 0 <= result.metrics[f"{name}/recall_at_1_text_to_image"] <= 1
+        assert result.metrics[f"{name}/positives"] >= 1
+    assert not any(value.requires_grad for value in result.metrics.values())
+
+
+@pytest.mark.parametrize(("step", "mines"), [(0, False), (2, False), (3, True), (100, True)])
+def test_mining_begins_after_its_warm_up(step, mines):
+    text, local = Mining(guide="text", threshold=0.1), Mining(guide="text", threshold=0.1, treatment="ignore")
+    expected = kernels(DISTINCT, text, local) if mines else kernels(DISTINCT)
+    result = terms(MINED | {"mining_warmup_steps": 3, "global": 1, "summary": 1, "local": 1}, step=step)
+    torch.testing.assert_close(result.loss, sum(expected.values()))
+    assert (result.metrics["global/positives"] > 1) == mines
+
+
+def test_mining_of_one_part_leaves_the_other_as_it_is():
+    plain, mined = kernels(DISTINCT), terms({"mining": MINED["mining"]})
+    torch.testing.assert_close(mined.metrics["local/loss"], plain["local"])
+    assert not torch.isclose(mined.metrics["global/loss"], plain["global"])
+    mined = terms({"local_mining": MINED["local_mining"]})
+    torch.testing.assert_close(mined.metrics["global/loss"], plain["global"])
+    assert not torch.isclose(mined.metrics["local/loss"], plain["local"])
+
+
+def test_equal_captions_are_positives_of_each_other_also_during_the_warm_up():
+    result = terms({"mining_warmup_steps": 10}, REPEATED)
+    # Rows 0 and 2 share a global part: 2 of 6 anchors have one more; rows 0 to 2 share a summary.
+    assert result.metrics["global/positives"].item() == pytest.approx((2 * 2 + 4) / 6)
+    assert result.metrics["summary/positives"].item() == pytest.approx((3 * 3 + 3) / 6)
+
+
+def test_equal_captions_can_be_taken_as_strangers():
+    result = terms({"known_positives": False}, REPEATED)
+    assert result.metrics["global/positives"] == 1
+    torch.testing.assert_close(result.metrics["global/loss"], kernels(REPEATED, ids=False)["global"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("sharpness", 1.0), ("scope", "image")])
+def test_settings_of_the_local_term_reach_its_kernel(name, value):
+    e = embeddings()
+    expected = emocap_kernels.region_contrastive_loss(
+        e.patches, e.sentences, OWNER, e.local_scale, **{name: value}
+    ).loss
+    result = terms({name: value})
+    torch.testing.assert_close(result.metrics["local/loss"], expected)
+    assert not torch.isclose(expected, kernels(DISTINCT)["local"])
+
+
+def test_both_scales_are_learned():
+    vectors = embeddings()
+    terms({}, vectors=vectors).loss.backward()
+    assert vectors.scale.grad is not None
+    assert vectors.local_scale.grad is not None
+    assert vectors.scale.grad.item() != 0
+    assert vectors.local_scale.grad.item() != 0
