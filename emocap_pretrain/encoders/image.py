@@ -65,6 +65,7 @@ def _create(settings: Settings) -> Any:
         ) from error
     _check_patch_dropout(model, settings)
     _check_widths(model, settings)
+    _check_pixels(model, settings)
     return model
 
 
@@ -86,4 +87,14 @@ def _check_widths(model: nn.Module, settings: Settings) -> None:
     if pooled not in {None, patch}:
         raise ConfigError(
             f"model.image: {settings.name} pools to {pooled} numbers but has {patch} for a patch; take another tower."
+        )
+
+
+def _check_pixels(model: nn.Module, settings: Settings) -> None:
+    """A remainder would be cut off the right and lower edge without a word."""
+    side, _ = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if settings.pixels % side:
+        nearest = max(1, round(settings.pixels / side)) * side
+        raise ConfigError(
+            f"model.image.pixels={settings.pixels} is no multiple of the patch size {side}; the nearest is {nearest}."
         )

@@ -1,0 +1,50 @@
+import pytest
+import yaml
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.plan import Plan
+
+
+def rows(config: Config, ranks: int, *, on_gpu: bool = False) -> dict[str, str]:
+    _, _, plan = Plan.of(config, ranks, on_gpu=on_gpu).text().partition("\n# plan\n")
+    return {line[:16].strip(): line[16:] for line in plan.splitlines()}
+
+
+def test_the_plan_names_devices_and_the_split_of_the_batch(tiny_config):
+    assert rows(tiny_config, 4)["devices"] == "4 ranks, one CPU process each"
+    assert rows(tiny_config, 4, on_gpu=True)["devices"] == "4 ranks, one GPU each"
+    assert rows(tiny_config, 4)["batch"] == "global 8 = 4 ranks x 2"
+
+
+def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
+    found = rows(tiny_config, 2)
+    assert found["data"].startswith("24 samples in 4 shards")
+    assert found["each rank"].startswith("about 12 samples an epoch")
+    assert found["length"] == "4 steps, 1.3 epochs"
+
+
+def test_the_plan_names_the_memory_of_a_rank(tiny_config):
+    found = rows(tiny_config, 1)
+    assert found["parameters"].endswith(" M")
+    assert "GiB on each rank's device" in found["memory"]
+
+
+def test_the_text_begins_with_the_config_as_it_is_stored(tiny_config, monkeypatch):
+    config = tiny_config.with_interpolations({("tracking", "uri"): "${oc.env:URI}"})
+    resolved, _, _ = Plan.of(config, 1, on_gpu=False).text().partition("\n# plan\n")
+    assert yaml.safe_load(resolved) == config.stored()
+    assert "${oc.env:URI}" in resolved
+    assert tiny_config.tracking.uri not in resolved
+
+
+def test_data_that_cannot_be_read_from_here_is_no_error(tiny_config, tmp_path):
+    data = tiny_config.data.model_copy(update={"url": str(tmp_path / "nowhere")})
+    found = rows(tiny_config.model_copy(update={"data": data}), 1)
+    assert found["data"] == f"no dataset can be read at {tmp_path}/nowhere from here"
+    assert "length" not in found
+
+
+def test_a_batch_that_does_not_split_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match=r"the nearest that does is 9\.$"):
+        Plan.of(tiny_config, 3, on_gpu=False)

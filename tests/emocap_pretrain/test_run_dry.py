@@ -1,0 +1,79 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer import Typer
+from typer.testing import CliRunner
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.run import command
+
+app = Typer()
+app.command()(command)
+
+
+@pytest.fixture
+def recipe(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("RANK", raising=False)
+    file = tmp_path / "cfg.yaml"
+    file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
+    return str(file)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_dry_run_prints_the_config_and_the_plan_and_does_nothing(recipe, tmp_path, tiny_config):
+    before = sorted(tmp_path.rglob("*"))
+    done = run(recipe, "steps=7", "cluster.ranks=2", "--dry-run")
+    assert done.exit_code == 0
+    resolved, found, plan = done.stdout.partition("\n# plan\n")
+    assert found
+    assert yaml.safe_load(resolved) == tiny_config.stored() | {
+        "steps": 7,
+        "cluster": tiny_config.stored()["cluster"] | {"ranks": 2},
+    }
+    assert "global 8 = 2 ranks x 4" in plan
+    assert "7 steps" in plan
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_number_of_ranks_a_machine_without_gpu_has_two(recipe):
+    done = run(recipe, "cluster.ranks=null", "--dry-run")
+    assert "2 ranks, one CPU process each" in done.stdout
+
+
+def test_a_wrong_value_ends_a_dry_run_with_code_2_and_one_line(recipe):
+    done = run(recipe, "steps=0", "--dry-run")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: command line: steps=0: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_batch_that_does_not_split_ends_a_dry_run_with_code_2(recipe):
+    done = run(recipe, "cluster.ranks=3", "--dry-run")
+    assert done.exit_code == 2
+    assert "the nearest that does is 9" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.image.name=vit_tinny", "model.text.architecture.heads=5", "model.image.options.patch_size=64"],
+)
+def test_a_model_that_cannot_be_built_ends_a_dry_run_with_code_2(recipe, override):
+    done = run(recipe, override, "--dry-run")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: model.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_module_is_a_command_whose_help_is_quick():
+    program = "import sys; from emocap_pretrain.run import main; sys.argv[1:] = ['--help']\n"
+    program += "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--dry-run" in done.stdout
+    assert done.stdout.endswith("False\n")
