@@ -51,7 +51,7 @@ def synth(
             url = f"{out.rstrip('/')}/{name}"
             if count and not _stands(url, count):
                 faces = _rendered(range(first, first + count), seed, pixels)
-                _write(tqdm(faces, f"rendering {name}", count, unit="face"), url, samples_per_shard)
+                _write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
 
 
 @app.command()
@@ -70,7 +70,7 @@ def pack(
     """Pack captioned images into WebDataset shards with a manifest."""
     with errors_as_lines(debug=debug):
         columns = Columns(image, whole, local, summary, key, tuple(label or ()))
-        _write(tqdm(records_from(source, columns), "packing", unit="sample"), out, samples_per_shard)
+        _write(tqdm(records_from(source, columns), "packing", unit="sample", disable=None), out, samples_per_shard)
 
 
 @app.command()

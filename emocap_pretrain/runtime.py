@@ -98,7 +98,8 @@ class EnvRuntime:
         """Nobody outside this process waits for the news."""
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        self._bar = self._bar or tqdm(total=steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True)
+        pause_s = 0.5 if sys.stderr.isatty() else 10.0  # A log gets a line now and then, not a moving bar.
+        self._bar = self._bar or tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=pause_s)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(step - self._bar.n)
         if step >= steps:

@@ -1,11 +1,15 @@
 """A rank's place under Ray Train; matches the training function's `Runtime` protocol by shape."""
 
+import math
+import sys
+import time
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 import ray.train
 import ray.train.torch
-from ray.experimental import tqdm_ray
+
+EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,7 @@ class RayRuntime:
         )
         device = ray.train.torch.get_device()
         self.device = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
-        self._bar: Any = None
-        self._shown = 0
+        self._pace = Pace()
 
     def should_stop(self) -> bool:
         """Never: when Ray loses a rank, the next start goes on from the newest committed checkpoint."""
@@ -42,10 +45,28 @@ class RayRuntime:
         """Ray is told nothing: at a start the store's manifests are the truth, not Ray's memory."""
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        """Moves a progress bar in the driver's terminal."""
-        self._bar = self._bar or tqdm_ray.tqdm(total=steps, unit="step")
-        self._bar.set_description(note)
-        self._bar.update(step - self._shown)
-        self._shown = step
-        if step >= steps:
-            self._bar.close()
+        """A line in the driver's terminal, at most one in `EVERY_S` seconds; it reads well in a job's log too."""
+        line = self._pace.line(step, steps, note, time.monotonic())
+        if line:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+@dataclass(slots=True)
+class Pace:
+    """Turns steps into lines with the time that is left, judged from the first step that was seen."""
+
+    _first: tuple[int, float] | None = None
+    _said_s: float = -math.inf
+
+    def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
+        """The line for this step; None if the last one is too fresh and the job goes on."""
+        self._first = self._first or (step, now_s)
+        if now_s - self._said_s < EVERY_S and step < steps:
+            return None
+        self._said_s = now_s
+        first_step, first_s = self._first
+        done = step - first_step
+        left_s = (now_s - first_s) / done * (steps - step) if done else None
+        left = "" if left_s is None else f" · {timedelta(seconds=round(left_s))} left"
+        return f"step {step}/{steps} · {note}{left}"
