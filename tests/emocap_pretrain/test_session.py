@@ -1,0 +1,130 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from emocap_shards.cursor import Cursor
+from emocap_shards.store import open_store
+from mlflow.tracking import MlflowClient
+from pretrain_fakes import changed, stand_alone
+
+from emocap_pretrain.checkpoint import TOKENIZER, WEIGHTS, committed, downloaded
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.session import Session, open_session
+from emocap_pretrain.world import World
+
+ALONE = World(Rank(), "cpu", None)
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all runs of this file: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    stand_alone()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return changed(tiny_config, tracking__uri=mlflow)
+
+
+def stepped(session: Session, steps: int) -> Cursor:
+    """The cursor behind that many steps."""
+    cursor = Cursor()
+    for _ in range(steps):
+        batch, cursor = next(session.batches)
+        session.engine.train(batch)
+    return cursor
+
+
+def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_samples(config: Config) -> None:
+    session = open_session(config, ALONE)
+    session.tracker.finish("KILLED")
+    assert session.engine.step == 0
+    run = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id)
+    assert run.data.params["url"] == config.url
+    artifacts = MlflowClient(config.tracking.uri).list_artifacts(session.tracker.run_id, "pictures")
+    assert [each.path for each in artifacts] == ["pictures/samples.png"]
+
+
+def test_equal_seeds_begin_with_equal_weights_and_samples(config: Config, tmp_path: Path) -> None:
+    sessions = [
+        open_session(changed(config, url=str(tmp_path / name), seed=seed), ALONE)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, same, other = [session.engine.weights() for session in sessions]
+    assert all(first[name].equal(same[name]) for name in first)
+    assert not all(first[name].equal(other[name]) for name in first)
+    images = [next(session.batches)[0].images for session in sessions]
+    assert images[0].equal(images[1])
+    assert not images[0].equal(images[2])
+
+
+def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
+    session = open_session(config, ALONE)
+    cursor = stepped(session, 4)
+    assert cursor == Cursor(1, 8)
+    session.save(cursor)
+    session.tracker.finish("KILLED")
+    again = open_session(config, ALONE)
+    again.tracker.finish("KILLED")
+    assert again.engine.step == 4
+    assert again.tracker.run_id == session.tracker.run_id
+    assert again.tokenizer.to_json() == session.tokenizer.to_json()
+    (batch, after), (wanted, wanted_after) = next(again.batches), next(session.batches)
+    assert after == wanted_after
+    assert batch.images.equal(wanted.images)
+    assert batch.whole.ids.equal(wanted.whole.ids)
+    weights = session.engine.weights()
+    assert all(weight.equal(weights[name]) for name, weight in again.engine.weights().items())
+
+
+def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
+    session = open_session(config, ALONE)
+    checkpoint = session.save(stepped(session, 1))
+    session.tracker.finish("KILLED")
+    assert checkpoint.state == {
+        "config": config.stored(),
+        "cursor": {"epoch": 0, "position": 8},
+        "data_digest": session.data_digest,
+        "ranks": 1,
+        "run_id": session.tracker.run_id,
+    }
+    assert {WEIGHTS, TOKENIZER} < {file.path for file in checkpoint.files}
+    restored = restore(config.url)
+    assert (restored.step, restored.config) == (1, config)
+    weights = session.engine.weights()
+    assert all(weight.equal(weights[name]) for name, weight in restored.model.state_dict().items())
+    with downloaded(session.store, checkpoint, TOKENIZER.__eq__) as folder:
+        assert (folder / TOKENIZER).read_text() == session.tokenizer.to_json()
+
+
+def test_retention_is_the_config_s(config: Config) -> None:
+    config = changed(config, checkpoint__keep_last=1, checkpoint__keep_every=2)
+    session = open_session(config, ALONE)
+    for _ in range(4):
+        session.save(stepped(session, 1))
+    session.tracker.finish("KILLED")
+    assert [each.step for each in committed(session.store)] == [4, 2]
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused_with_both_numbers(config: Config) -> None:
+    session = open_session(config, ALONE)
+    checkpoint = session.save(stepped(session, 1))
+    session.tracker.finish("KILLED")
+    path = "checkpoints/step-00000001/manifest.json"
+    session.store.put(path, replace(checkpoint, state={**checkpoint.state, "ranks": 2}).dump())
+    with pytest.raises(CheckpointError, match=r"2 ranks.*1: start with cluster\.ranks=2"):
+        open_session(config, ALONE)
+    assert session.store.exists(path)
+
+
+def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(config: Config) -> None:
+    with pytest.raises(ConfigError, match="micro_batch"):
+        open_session(changed(config, micro_batch=3), ALONE)
+    assert open_store(config.url).list() == []
