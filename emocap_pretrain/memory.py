@@ -36,6 +36,7 @@ class MemoryEstimate:
     buffers: int
     activations: int
     loss: int
+    recomputes: bool
 
     @property
     def total(self) -> int:
@@ -43,10 +44,12 @@ class MemoryEstimate:
 
     def lines(self) -> list[tuple[str, str]]:
         parts = ("weights", "gradients", "optimizer", "buffers", "activations", "loss")
+        # A recomputed block's activations stand beside what was kept, in the backward pass that is not traced.
+        bound = "at least " if self.recomputes else ""
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
-            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
+            ("memory", f"{bound}{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
             ("", f"GiB: {listed}"),
         ]
 
@@ -71,6 +74,7 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
         activations=saved[0],
         loss=_loss_bytes(config, embeddings),
+        recomputes=config.model.checkpoint_activations,
     )
 
 
