@@ -1,0 +1,234 @@
+"""One config through every form of start, with real processes: the curves are equal to the bit, also after kill -9."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from emocap_shards.store import open_store
+from emocap_shards.synthetic.dataset import records
+from emocap_shards.writer import write_shards
+from mlflow.tracking import MlflowClient
+
+from emocap_pretrain.checkpoint import committed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+STEPS, LIMIT_S = 12, 150.0
+RUN = ("-m", "emocap_pretrain.run")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder for the runs of this file, and what they share."""
+
+    folder: Path
+    faces: str
+    env: dict[str, str]
+
+    @property
+    def tracking(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def config(self, name: str) -> Path:
+        """Written to a folder of the run's own, as `cfg.yaml`."""
+        folder = self.folder / name
+        folder.mkdir()
+        tree = {
+            "name": name,
+            "url": "run",
+            "steps": STEPS,
+            "global_batch": 8,
+            "data": {"url": self.faces, "workers": 0, "window_shards": 2},
+            "model": {
+                "embedding": 16,
+                "image": {
+                    "name": "vit_tiny_patch16_224",
+                    "pixels": 16,
+                    "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+                },
+                "text": {
+                    "architecture": {"width": 16, "layers": 1, "heads": 2},
+                    "vocabulary": 300,
+                    "lengths": {"global": 16, "local": 16, "summary": 24},
+                },
+            },
+            "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+            "cluster": {"ranks": 2, "device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
+            "checkpoint": {"every_steps": 2},
+            "tracking": {"uri": self.tracking, "artifacts": "artifacts", "every_steps": 1},
+        }
+        path = folder / "cfg.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def curve(self, config: Path) -> list[tuple[int, float]]:
+        """Step and loss of every point that MLflow has of a run."""
+        client = MlflowClient(self.tracking)
+        run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
+        assert client.get_run(run_id).info.status == "FINISHED"
+        return sorted((point.step, point.value) for point in client.get_metric_history(run_id, "loss"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("forms")
+    faces = str(folder / "faces")
+    write_shards(records(24, pixels=32), faces, samples_per_shard=7)
+    outside = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "RAY_", "SLURM_", "TORCHELASTIC_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+    # Short, because Ray puts sockets below it; and its own, so that no other cluster of this machine is joined.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:
+        env |= {
+            "PATH": f"{BIN}:{env['PATH']}",
+            "DS_ACCELERATOR": "cpu",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "RAY_TMPDIR": ray,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+        yield Place(folder, faces, env)
+
+
+@pytest.fixture(scope="module")
+def unbroken(place: Place) -> list[tuple[int, float]]:
+    """The curve of a run under torchrun that nothing disturbs."""
+    config = place.config("unbroken")
+    finished(torchrun(config), place, config.parent)
+    curve = place.curve(config)
+    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
+    assert curve[-1][1] < curve[0][1]
+    return curve
+
+
+def torchrun(config: Path) -> list[str]:
+    return ["torchrun", "--nproc_per_node", "2", "--master_port", free_port(), *RUN, str(config)]
+
+
+def deepspeed(*arguments: str) -> list[str]:
+    ranks = ("--num_nodes", "1", "--num_gpus", "2", "--master_port", free_port())
+    return ["deepspeed", *ranks, str(ROOT / "launch" / "pretrain.py"), *arguments]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@contextmanager
+def started(command: Sequence[str], place: Place, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process and the file of its output; it and its children are gone afterwards."""
+    log = place.folder / f"{time.monotonic_ns()}.log"
+    program = str(BIN / command[0])
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([program, *command[1:]], cwd=folder, env=place.env, stdout=out, stderr=out) as process,
+    ):
+        try:
+            yield process, log
+        finally:
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process and all that came from it, at once."""
+    if process.poll() is None:
+        family = psutil.Process(process.pid)
+        family.suspend()
+        for member in [*family.children(recursive=True), family]:
+            member.kill()
+    process.wait(20)
+
+
+def finished(command: Sequence[str], place: Place, folder: Path) -> str:
+    """The output of a command that must succeed."""
+    with started(command, place, folder) as (process, log):
+        code = process.wait(LIMIT_S)
+        text = log.read_text()
+        assert code == 0, text[-4000:]
+        return text
+
+
+def wait_for(condition: str, ready: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not ready():
+        assert process.poll() is None, f"ended before {condition}: {log.read_text()[-4000:]}"
+        assert time.monotonic() < deadline, f"no {condition} in {LIMIT_S} s: {log.read_text()[-4000:]}"
+        time.sleep(0.01)
+
+
+def test_local_ray_gives_the_curve_of_torchrun(place: Place, unbroken: list[tuple[int, float]]) -> None:
+    config = place.config("local-ray")
+    text = finished(["python", *RUN, "cfg.yaml"], place, config.parent)
+    assert place.curve(config) == unbroken
+    assert "Run local-ray" in text
+
+
+def test_a_ray_job_gives_the_curve_of_torchrun(place: Place, unbroken: list[tuple[int, float]]) -> None:
+    config = place.config("ray-job")
+    port = free_port()
+    head = ["ray", "start", "--head", "--block", "--port", free_port(), "--dashboard-host", "127.0.0.1"]
+    head += ["--dashboard-port", port, "--dashboard-agent-listen-port", free_port()]
+    head += ["--ray-client-server-port", free_port(), "--num-cpus", "2", "--object-store-memory", "150000000"]
+    head += ["--temp-dir", place.env["RAY_TMPDIR"], "--disable-usage-stats"]
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5) as reply:
+                return reply.status == 200
+        except urllib.error.HTTPError as error:
+            return error.code == 401  # It is there, and asks for the token.
+        except OSError:
+            return False
+
+    with started(head, place, place.folder) as (process, log):
+        wait_for("dashboard", answers, process, log)
+        # A job stands in the folder where the head was started, so its paths are absolute.
+        job = (str(BIN / "python"), *RUN, str(config), f"url={config.parent / 'run'}")
+        finished(["ray", "job", "submit", "--address", address, "--", *job], place, config.parent)
+    assert place.curve(config) == unbroken
+
+
+def test_deepspeed_without_argument_takes_cfg_yaml_of_its_folder_and_gives_the_curve_of_torchrun(
+    place: Place, unbroken: list[tuple[int, float]]
+) -> None:
+    config = place.config("deepspeed")
+    finished(deepspeed(), place, config.parent)
+    assert place.curve(config) == unbroken
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_run_that_was_killed_goes_on_to_the_unbroken_curve_in_the_same_mlflow_run(
+    place: Place, unbroken: list[tuple[int, float]], launcher: str
+) -> None:
+    config = place.config(f"killed-{launcher}")
+    command = torchrun(config) if launcher == "torchrun" else deepspeed("cfg.yaml")
+    store = open_store(config.parent / "run")
+    with started(command, place, config.parent) as (process, log):
+        wait_for("checkpoint", lambda: committed(store), process, log)
+        kill(process)
+    assert process.returncode != 0
+    assert 0 < committed(store)[0].step < STEPS
+    first = json.loads(store.read("run.json"))["run_id"]
+    command = torchrun(config) if launcher == "torchrun" else deepspeed("cfg.yaml")
+    text = finished(command, place, config.parent)
+    assert "resuming from step" in text
+    assert json.loads(store.read("run.json"))["run_id"] == first
+    assert place.curve(config) == unbroken
