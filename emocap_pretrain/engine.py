@@ -30,6 +30,7 @@ class Engine:
         self._objective = Objective.of(config, world.group)
         self._engine = _initialise(model, config, world)
         self.step = 0
+        self._finite = torch.ones((), device=world.device)
 
     @property
     def learning_rate(self) -> float:
@@ -46,12 +47,15 @@ class Engine:
         rate = self._set_learning_rate()
         embeddings = cast(Embeddings, self._engine(batch))
         terms = self._objective(embeddings, batch, self.step)
+        # DeepSpeed leaves out an update that is not finite and goes on; this remembers it until somebody reads.
+        self._finite = self._finite * torch.isfinite(terms.loss.detach())
         self._engine.backward(terms.loss)
         norm = self._clip_unsharded()
         self._engine.step()
         self.step += 1
         return {
             **terms.metrics,
+            "finite": self._finite,
             "scale": embeddings.scale.detach(),
             "local_scale": embeddings.local_scale.detach(),
             "learning_rate": rate,
@@ -73,7 +77,7 @@ class Engine:
         if self._config.engine.zero_stage == 3:
             state = self._engine._zero3_consolidated_16bit_state_dict() or {}
         else:
-            state = self._engine.module.state_dict()
+            state = self._engine.module.state_dict() if self._world.is_main else {}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def _set_learning_rate(self) -> float:
@@ -94,7 +98,8 @@ def _initialise(model: TowerPair, config: Config, world: World) -> Any:
     on_cpu = world.device == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(world.place.local_rank))
+    # DeepSpeed takes the device of this number; a launcher may show each process its own device only.
+    os.environ["LOCAL_RANK"] = str(world.place.local_rank if on_cpu else torch.device(world.device).index)
     import deepspeed
 
     # An optional collective for CPUs that would be compiled for a minute at the first start, for no gain here.

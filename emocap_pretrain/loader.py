@@ -46,7 +46,7 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Batch:
         wholes = [sample.caption.whole for sample in samples]
-        summaries = [sample.caption.summary for sample in samples] if self.with_summary else []
+        summaries = [sample.caption.summary or sample.caption.whole for sample in samples] if self.with_summary else []
         sentences = [sample.caption.local if self.with_local else () for sample in samples]
         return Batch(
             images=self._images(samples, epoch),

@@ -33,8 +33,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         TrainingError: If the loss is no longer finite; no checkpoint holds it.
     """
     with joined(config, runtime) as world:
-        done = world.share(RunFolder(open_store(config.url)).report(config.steps) if world.is_main else None)
-        if done:
+        if world.from_main(lambda: _is_done(config)):
             return
         session = open_session(config, world)
         try:
@@ -45,6 +44,13 @@ def pretrain(config: Config, runtime: Runtime) -> None:
             session.tracker.finish("FAILED")
             raise
         session.tracker.finish("FINISHED" if session.engine.step >= config.steps else "KILLED")
+
+
+def _is_done(config: Config) -> bool:
+    """Whether the run of this folder, which must be this run, has its report."""
+    folder = RunFolder(open_store(config.url))
+    folder.run_id(config)
+    return folder.report(config.steps) is not None
 
 
 def _train(session: Session, runtime: Runtime) -> dict[str, float]:
@@ -81,6 +87,10 @@ def _finite(metrics: Mapping[str, Tensor | float | None], step: int) -> dict[str
     """Plain numbers, or an error that names those that are none; equal on all ranks, so all raise."""
     row = {name: float(value) for name, value in metrics.items() if value is not None}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
+    if not row.pop("finite", 1.0) and not wrong:
+        wrong = ["a loss since the last row"]
+    if row.get("gradient_norm", 0.0) < 0:  # What DeepSpeed's stage 3 says instead of a norm that is not finite.
+        wrong.append("gradient_norm")
     if wrong:
         raise TrainingError(
             f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before it; "
@@ -99,17 +109,17 @@ def _save(session: Session, runtime: Runtime, cursor: Cursor) -> None:
 
 def _conclude(session: Session, summary: Mapping[str, float]) -> None:
     """Evaluate the last checkpoint, track the result and write the report; rank 0 alone."""
-    config = session.config
+    config, stored = session.config, session.config.stored()
     report = Report(
         name=config.name,
-        url=config.url,
+        url=stored["url"],
         step=session.engine.step,
         seconds=summary["seconds"],
         ranks=session.world.place.world,
         samples_per_s=summary["mean_samples_per_s"],
         loss=summary.get("loss"),
         run_id=session.tracker.run_id,
-        tracking_uri=config.tracking.uri,
+        tracking_uri=stored["tracking"]["uri"],
         zero_shot=_evaluated(session) if config.evaluation.url else None,
     )
     session.tracker.text("report.json", report.dump().decode())
@@ -120,7 +130,7 @@ def _evaluated(session: Session) -> ZeroShot:
     config = session.config
     restored = restore(config.url, device=session.world.device)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
-    result = ZeroShot.of(str(config.evaluation.url), matrix)
+    result = ZeroShot.of(config.stored()["evaluation"]["url"], matrix)
     session.tracker.log({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step + 1)
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "confusion.png"

@@ -15,6 +15,7 @@ from emocap_shards.manifest import read_manifest
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.runtime import EnvRuntime, launched
 from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 
@@ -42,14 +43,21 @@ def command(
             _on_ray(loaded)
 
 
+def _ranks(config: Config, gpus: int) -> tuple[int, bool]:
+    """How many processes the job has where there are so many GPUs, and whether each holds one."""
+    settings = config.cluster
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
+    if on_gpu and not (settings.ranks or gpus):
+        raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or say cluster.ranks.")
+    return settings.ranks or (gpus if on_gpu else RANKS_WITHOUT_GPU), on_gpu
+
+
 def _print_plan(config: Config) -> None:
     import torch
 
     from emocap_pretrain.plan import Plan
 
-    gpus = torch.cuda.device_count()
-    on_gpu = config.cluster.device == "cuda" or (config.cluster.device == "auto" and gpus > 0)
-    ranks = config.cluster.ranks or (gpus if on_gpu else RANKS_WITHOUT_GPU)
+    ranks, on_gpu = _ranks(config, torch.cuda.device_count())
     sys.stdout.write(Plan.of(config, ranks, on_gpu=on_gpu).text() + "\n")
 
 
@@ -69,8 +77,7 @@ def _on_ray(config: Config) -> None:
 
     read_manifest(config.data.url)
     with connected(RANK_ENVIRONMENT) as resources:
-        on_gpu = config.cluster.device == "cuda" or (config.cluster.device == "auto" and resources.gpus > 0)
-        ranks = config.cluster.ranks or (resources.gpus if on_gpu else RANKS_WITHOUT_GPU)
+        ranks, on_gpu = _ranks(config, resources.gpus)
         micro_batch(config, ranks)
         on_every_rank(
             partial(pretrain, config),
@@ -93,7 +100,7 @@ def _print_result(config: Config) -> None:
         console.print(f"Run {config.name} was asked to stop and is saved; the same command goes on from there.")
         return
     console.print(report.table())
-    console.print(f"Look at it:  {_mlflow_command(config.tracking.uri)}")
+    console.print(f"Look at it:  {_mlflow_command(config.stored()['tracking']['uri'])}")
 
 
 def _mlflow_command(uri: str) -> str:

@@ -16,9 +16,12 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.report import Report
 
 RUN, REPORT = "run.json", "report.json"
-# What may change between two starts of one run: it decides where, how long and how fast, not what is learned.
+# What may change between two starts of one run: where, how long and how fast. The data are known by their digest.
 FREE = (
     "steps",
+    "name",
+    "url",
+    "data.url",
     "cluster.",
     "checkpoint.",
     "tracking.",
@@ -71,11 +74,15 @@ class RunFolder:
 def _same_run(first: dict[str, Any], now: dict[str, Any], url: str) -> None:
     before, after = _leaves(first), _leaves(now)
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(FREE):
+        if before.get(key) != after.get(key) and not _is_free(key):
             raise ConfigError(
                 f"the run at {url} was started with {key}={before.get(key)!r}, now it is {after.get(key)!r}: "
                 "put it back to resume, or give the new run another url."
             )
+
+
+def _is_free(key: str) -> bool:
+    return any(key.startswith(free) if free.endswith(".") else key == free for free in FREE)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -83,6 +83,8 @@ class EnvRuntime:
             device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
         """
         place = _place(os.environ)
+        if "RANK" not in os.environ and _in_slurm_step():
+            _meet_as_slurm_says()
         runtime = cls(place, _device(device, place.local_rank))
 
         def stop(_signal: int, _frame: object) -> None:
@@ -121,7 +123,14 @@ def _device(wanted: str, local_rank: int) -> str:
 
 
 def _in_slurm_step() -> bool:
-    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    """In a process that srun started; a batch script holds a procid and tasks too, but a step id of its own kind."""
+    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_STEP_ID", "").isdigit()
+
+
+def _meet_as_slurm_says() -> None:
+    """Torch asks for an address and a port; srun gives the first node's address, and the job's number makes a port."""
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
 
 
 def _place(variables: Mapping[str, str]) -> Rank:

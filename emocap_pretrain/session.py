@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from emocap_shards.cursor import Cursor
+from emocap_shards.errors import StoreError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import Store, open_store
 from emocap_shards.stream import Stream
@@ -60,9 +61,16 @@ class Session:
         }
         checkpoint = checkpoints.save(self.store, self.engine.step, state, self._write, self.world)
         if self.world.is_main:
-            settings = self.config.checkpoint
-            checkpoints.retain(self.store, keep_last=settings.keep_last, keep_every=settings.keep_every)
+            self._sweep()
         return checkpoint
+
+    def _sweep(self) -> None:
+        """Old checkpoints go; a store that refuses costs room, not the run."""
+        settings = self.config.checkpoint
+        try:
+            checkpoints.retain(self.store, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        except StoreError as error:
+            log.warning("old checkpoints stay: %s", error)
 
     def _write(self, folder: Path) -> None:
         self.engine.save(folder / checkpoints.ENGINE)
@@ -82,7 +90,9 @@ def open_session(config: Config, world: World) -> Session:
     micro_batch(config, world.place.world)
     store = open_store(config.url)
     manifest = read_manifest(config.data.url)
-    run_id = world.share(RunFolder(store).run_id(config) if world.is_main else None)
+    if config.evaluation.url:
+        read_manifest(config.evaluation.url)  # Rather now than after the last step.
+    run_id = world.from_main(lambda: RunFolder(store).run_id(config))
     with checkpoints.resumable(store, world) as found:
         if found:
             _check(found[0], config, manifest.digest, world)
@@ -122,12 +132,13 @@ def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
     settings = config.model.text
     if settings.tokenizer != "data":
         return Tokenizer.load(settings.tokenizer)
-    return Tokenizer.from_json(world.share(_train_tokenizer(config) if world.is_main else None))
+    return Tokenizer.from_json(world.from_main(lambda: _train_tokenizer(config)))
 
 
 def _train_tokenizer(config: Config) -> str:
     """On the first captions of the dataset, in the manifest's order."""
-    stream = Stream(url=config.data.url, global_batch=256, shuffle=False, epochs=1)
+    budget = config.data.error_budget
+    stream = Stream(url=config.data.url, global_batch=256, shuffle=False, epochs=1, error_budget=budget)
     samples = itertools.chain.from_iterable(samples for samples, _ in stream.steps())
     captions = (sample.caption for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
     texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
@@ -150,14 +161,17 @@ def _stream(config: Config, world: World, start: Cursor) -> Stream:
 
 def _tracker(config: Config, world: World, store: Store, run_id: str | None, stream: Stream) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
-    if not world.is_main:
-        return MemoryTracker(run_id=world.share(None))
-    tracker = MlflowTracker.start(config, run_id)
-    if run_id is None:
-        RunFolder(store).begin(config, tracker.run_id)
-        _preview(tracker, stream)
-    world.share(tracker.run_id)
-    return tracker
+    begun: list[Tracker] = []
+
+    def begin() -> str:
+        begun.append(MlflowTracker.start(config, run_id))
+        if run_id is None:
+            RunFolder(store).begin(config, begun[0].run_id)
+            _preview(begun[0], stream)
+        return begun[0].run_id
+
+    shared = world.from_main(begin)
+    return begun[0] if begun else MemoryTracker(run_id=shared)
 
 
 def _preview(tracker: Tracker, stream: Stream) -> None:

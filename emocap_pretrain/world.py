@@ -1,18 +1,21 @@
 """Joins this process to the others: threads, determinism, device, process group."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.runtime import Place, Runtime
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,23 @@ class World:
         box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device(self.device))
         return box[0]
+
+    def from_main(self, act: Callable[[], Value]) -> Value:
+        """What `act` gives on rank 0, on every rank; an error of rank 0 is raised on all of them, so none waits."""
+        if self.group is None:
+            return act()
+        value, error = None, None
+        if self.is_main:
+            try:
+                value = act()
+            except Exception as caught:  # noqa: BLE001 - raised again below, here and on every other rank
+                error = caught
+        told: tuple[Any, str | None] = self.share((value, None if error is None else str(error)))
+        if error is not None:
+            raise error
+        if told[1] is not None:
+            raise TrainingError(f"rank 0 failed: {told[1]}")
+        return told[0]
 
     def collect(self, value: Any) -> list[Any]:
         """Every rank's value in rank order, on every rank."""
@@ -65,10 +85,13 @@ def joined(config: Config, runtime: Runtime) -> Generator[World]:
         torch.cuda.set_device(device)
     if made:
         _init(place, device, config.cluster.timeout_s)
+    clean = False
     try:
         yield World(place, device, dist.group.WORLD if place.world > 1 else None)
+        clean = True
     finally:
-        if made:
+        # NCCL takes its groups down together: a rank that failed alone would wait for the others here.
+        if made and (clean or device == "cpu"):
             dist.destroy_process_group()
 
 

@@ -7,5 +7,6 @@ import sys
 
 from emocap_pretrain.run import main
 
-sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-main()
+if __name__ == "__main__":  # Loader processes import this file again; they are no ranks.
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    main()

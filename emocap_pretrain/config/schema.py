@@ -55,7 +55,9 @@ class Data(Section):
     drop_last: bool = Field(default=False, description="Drop the remainder of an epoch instead of a smaller last step.")
     workers: Count = Field(default=1, description="Loader processes of each rank; 0 loads in the training process.")
     prefetch: Positive = Field(default=4, description="Batches that each loader process holds ready.")
-    error_budget: Count = Field(default=0, description="Damaged samples that each rank leaves out before it stops.")
+    error_budget: Count = Field(
+        default=0, description="Damaged samples that a loader process leaves out before it stops."
+    )
     crop: Fraction = Field(
         default=0.8, description="Smallest share of the image side that a random crop keeps; 1 is no crop."
     )
@@ -85,7 +87,7 @@ class TextArchitecture(Section):
 
 
 class PartLengths(Section):
-    """Longest token sequence of each caption part; longer text is cut and counted."""
+    """Longest token sequence of each caption part; longer text is cut."""
 
     whole: Length = Field(default=48, alias="global")
     local: Length = 40

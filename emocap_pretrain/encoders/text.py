@@ -81,11 +81,12 @@ def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
 
 
 def _pretrained(name: str, weights: bool) -> nn.Module:
+    loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "clip":
-            return CLIPTextModel.from_pretrained(name) if weights else CLIPTextModel(config.text_config)
-        return AutoModel.from_pretrained(name, use_safetensors=True) if weights else AutoModel.from_config(config)
+            return CLIPTextModel.from_pretrained(name, **loading) if weights else CLIPTextModel(config.text_config)
+        return AutoModel.from_pretrained(name, **loading) if weights else AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "

@@ -85,7 +85,7 @@ class Stream:
             IndexError: If one is not in the dataset.
         """
         reader = Reader(open_store(self.url), read_manifest(self.url))
-        return list(_sound(reader.read(np.fromiter(indexes, np.int64)), Quarantine()))
+        return list(_sound(reader.read(np.fromiter(indexes, np.int64)), Quarantine(self.error_budget, self.on_damaged)))
 
     def _plan(self, samples: int) -> Iterator[Step]:
         return steps_from(
