@@ -179,7 +179,8 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     assert done.code == 0, done.err
     assert "zero-shot UAR" in done.out
     assert f"24 samples of {tiny_config.evaluation.url}" in done.out
-    assert Image.open(tmp_path / "confusion.png").size[0] > 100
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.size[0] > 100
     wrong = emocap("evaluate", tiny_config.url, "--step", "9")
     assert wrong.code == 1
     assert "no checkpoint of step 9; steps: 1" in wrong.err

@@ -98,6 +98,8 @@ def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Conf
     assert {WEIGHTS, TOKENIZER} < {file.path for file in checkpoint.files}
     restored = restore(config.url)
     assert (restored.step, restored.config) == (1, config)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 9; steps: 1"):
+        restore(config.url, step=9)
     weights = session.engine.weights()
     assert all(weight.equal(weights[name]) for name, weight in restored.model.state_dict().items())
     with downloaded(session.store, checkpoint, TOKENIZER.__eq__) as folder:
