@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -20,6 +21,8 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 
 from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.runtime import RayRuntime
+
+ANSWER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
     Raises:
         NoCluster: If Ray can neither be joined nor started.
     """
+    _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
     # That a new cluster asks for a token is how it should be, and no warning.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
@@ -57,6 +61,17 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
         yield Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray tries an address for minutes where nobody answers; an address without a port, such as `auto`, is its own."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
 
 
 def quieten() -> None:

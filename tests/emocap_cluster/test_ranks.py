@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from emocap_cluster.errors import NoCluster
-from emocap_cluster.ranks import Resources, on_every_rank
+from emocap_cluster.ranks import Resources, connected, on_every_rank
 from emocap_cluster.runtime import RayRuntime
 
 slow = pytest.mark.slow
@@ -73,3 +73,9 @@ def test_too_few_gpus_are_told_with_both_numbers_before_anything_starts() -> Non
 
     with pytest.raises(NoCluster, match=r"4 ranks need 4 GPUs and the cluster has 2; set cluster\.ranks"):
         on_every_rank(never, ranks=4, on_gpu=True, resources=Resources(cpus=8, gpus=2), timeout_s=60)
+
+
+def test_an_address_where_nobody_answers_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(NoCluster, match=r"RAY_ADDRESS=127\.0\.0\.1:9"), connected({}):
+        pytest.fail("there is no cluster at the discard port")
