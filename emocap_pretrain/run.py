@@ -4,10 +4,11 @@ Started by a person or by `ray job submit` it puts one rank on every device thro
 this process a rank already (deepspeed, torchrun, srun) it is that rank. Both call the same training function.
 """
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from emocap_shards.manifest import read_manifest
@@ -68,6 +69,19 @@ def _as_rank(config: Config) -> None:
     pretrain(config, runtime)
     if runtime.place.rank == 0:
         _print_result(config)
+    if runtime.place.world > 1:
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End this rank without Python's teardown.
+
+    A thread of gloo may still let go of the last collective's tensors; it needs the interpreter for that, and where the
+    interpreter is being taken down the process aborts (`terminate called without an active exception`).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _on_ray(config: Config) -> None:
