@@ -1,33 +1,39 @@
 """How much memory a rank needs, found without allocating it: the towers run on fake tensors.
 
-Activations are not guessed by a formula: the forward pass is traced at the real batch size with tensors that have a
-shape and no bytes, and what autograd would keep for backward is added up.
+Activations are not guessed by a formula: both passes are traced at the real batch size with tensors that have a shape
+and no bytes, and the storages that are alive at the same time are added up.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from emocap_kernels.blocks import BLOCK_BYTES
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine import BUCKET
-from emocap_pretrain.tokenizer import Vocabulary
+from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 
 SENTENCES_EACH = 5
 FLOAT = 4
-LOSS_CHUNK = 64 * 2**20
+LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on one rank's device at the peak of a step, the framework's own overhead not counted."""
+    """Bytes on one rank's device at the peak of a step, the framework's own overhead not counted.
+
+    `activations` is the most that is alive at a time in forward pass, loss and backward pass.
+    """
 
     parameters: int
     weights: int
@@ -35,21 +41,17 @@ class MemoryEstimate:
     optimizer: int
     buffers: int
     activations: int
-    loss: int
-    recomputes: bool
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.loss
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
-        parts = ("weights", "gradients", "optimizer", "buffers", "activations", "loss")
-        # A recomputed block's activations stand beside what was kept, in the backward pass that is not traced.
-        bound = "at least " if self.recomputes else ""
+        parts = ("weights", "gradients", "optimizer", "buffers", "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
-            ("memory", f"{bound}{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
+            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
             ("", f"GiB: {listed}"),
         ]
 
@@ -58,11 +60,10 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
     """Trace one step of a rank with captions of the longest length and five local sentences each."""
     rows = micro_batch(config, ranks)
     with torch.device("meta"):
-        model = TowerPair(config, Vocabulary(config.model.text.vocabulary, 0), weights=False)
+        model = TowerPair(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        with _saved_bytes(model) as saved:
-            embeddings = model(_longest_batch(config, rows))
+        activations = _traced(model, config, _longest_batch(config, rows))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     return MemoryEstimate(
@@ -72,30 +73,54 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
         # Two moments; with ZeRO also the rank's own copy of the weights that it updates.
         optimizer=2 * size if stage == 0 else 3 * size // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
-        activations=saved[0],
-        loss=_loss_bytes(config, embeddings),
-        recomputes=config.model.checkpoint_activations,
+        activations=activations,
     )
 
 
-@contextmanager
-def _saved_bytes(model: TowerPair) -> Generator[list[int]]:
-    """Adds up, in a list of one number, the distinct storages that autograd keeps, parameters left out."""
-    seen = {StorageWeakRef(parameter.untyped_storage()).cdata for parameter in model.parameters()}
-    total = [0]
-    alive: list[Tensor] = []  # A freed storage's address could come again.
+def _vocabulary(config: Config) -> Vocabulary:
+    text = config.model.text
+    return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
 
-    def pack(tensor: Tensor) -> Tensor:
+
+def _traced(model: TowerPair, config: Config, batch: Batch) -> int:
+    """Bytes at the peak of both passes and of the loss between them; weights' gradients go as soon as they are there."""
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_forget_gradient)
+    with _LiveStorages(model.state_dict().values()) as live:
+        embeddings = model(batch)
+        at_loss = live.bytes + _loss_bytes(config, embeddings)
+        torch.stack([each.sum() for each in embeddings]).sum().backward()
+    return max(live.peak_bytes, at_loss)
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of what operators make, for as long as it lives; views of `there` are not made."""
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.bytes = self.peak_bytes = 0
+        self._known = weakref.WeakSet[Any](each.untyped_storage() for each in there)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        identity = StorageWeakRef(storage).cdata
-        if identity not in seen:
-            seen.add(identity)
-            alive.append(tensor)
-            total[0] += storage.nbytes()
-        return tensor
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self._grow(storage.nbytes())
+        weakref.finalize(storage, self._grow, -storage.nbytes())
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
+    def _grow(self, by: int) -> None:
+        self.bytes += by
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
 def _longest_batch(config: Config, rows: int) -> Batch:
@@ -117,7 +142,10 @@ def _full(texts: int, length: int) -> Tokens:
 
 
 def _loss_bytes(config: Config, embeddings: Embeddings) -> int:
-    """Embeddings and their gradients, the gathered text side likewise, and one chunk of similarities."""
+    """Gradients of the embeddings, the gathered texts with theirs, and the largest block of similarities."""
     own = sum(each.numel() for each in embeddings)
-    gathered = config.global_batch * (2 + (SENTENCES_EACH if config.objective.local else 0)) * config.model.embedding
-    return 2 * FLOAT * (own + gathered) + LOSS_CHUNK
+    sentences = config.global_batch * (SENTENCES_EACH if config.objective.local else 0)
+    gathered = (2 * config.global_batch + sentences) * config.model.embedding
+    rows, patches, _ = embeddings.patches.shape
+    block = min(BLOCK_BYTES, FLOAT * rows * max(config.global_batch, patches * sentences))
+    return FLOAT * (own + 2 * gathered) + LOSS_BLOCKS * block

@@ -45,9 +45,25 @@ def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
             yield from _lines(value, inner)
 
 
-def explain(error: ValidationError, origin: Origin) -> list[str]:
-    """One line for each wrong value."""
-    return [_sentence(problem, origin) for problem in error.errors()]
+def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -> list[str]:
+    """One line for each wrong value; what came from a `${oc.env:...}` of `texts` may be a secret and shows as that."""
+    return [_veiled(_sentence(problem, origin), problem, texts) for problem in error.errors()]
+
+
+def _veiled(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
+    keys: Keys = problem["loc"]
+    for place, text in texts.items():
+        if place[: len(keys)] == keys:
+            value = str(_at(problem["input"], place[len(keys) :]))
+            for shown in (value, repr(value)[1:-1]):
+                sentence = sentence.replace(shown, text) if shown else sentence
+    return sentence
+
+
+def _at(tree: Any, keys: Keys) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
 
 
 def _sentence(problem: Any, origin: Origin) -> str:

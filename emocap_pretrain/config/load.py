@@ -67,7 +67,8 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
         if not separator or not key:
             raise ConfigError(f"override {text!r} is not of the form dotted.key=value, such as steps=100.")
         try:
-            OmegaConf.update(tree, key, yaml.safe_load(value), merge=False)
+            parsed = OmegaConf.from_dotlist([f"value={value}"])  # As a file's value is read; PyYAML has 1e3 a text.
+            OmegaConf.update(tree, key, OmegaConf.to_container(parsed, resolve=False)["value"], merge=False)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from error
 
@@ -81,7 +82,7 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
     try:
         return Config.model_validate(values).with_interpolations(texts)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, origin))) from error
+        raise ConfigError("\n".join(explain(error, origin, texts))) from error
 
 
 def _interpolations(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:

@@ -19,15 +19,20 @@ def _absolute(location: str) -> str:
     """A relative path becomes absolute here, because ranks may start in another folder; a URL stays as it is."""
     scheme, separator, path = location.partition("://")
     if not separator:
-        return str(Path(location).absolute())
+        return _absolute_path(location)
     if scheme == "sqlite" and path.startswith("/") and not path.startswith("//"):
-        return f"sqlite:///{Path(path[1:]).absolute()}"
+        return f"sqlite:///{_absolute_path(path[1:])}"
     return location
+
+
+def _absolute_path(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _absolute_if_there(name: str) -> str:
     """A path that is there becomes absolute; 'data' and 'hub' are words, also beside folders of these names."""
-    return str(Path(name).absolute()) if name not in {"data", "hub"} and Path(name).exists() else name
+    path = _absolute_path(name)
+    return path if name not in {"data", "hub"} and Path(path).exists() else name
 
 
 def _with_a_place(template: str) -> str:
@@ -39,6 +44,7 @@ def _with_a_place(template: str) -> str:
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 Template = Annotated[str, AfterValidator(_with_a_place)]
 FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
+Words = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -244,7 +250,7 @@ class Evaluation(Section):
 
     url: Location | None = Field(default=None, description="Packed dataset with labels; null skips the evaluation.")
     label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
-    classes: dict[str, tuple[str, ...]] | None = Field(
+    classes: dict[str, Words] | None = Field(
         default=None, description="Label to the words for it in prompts; default each label found, by its own name."
     )
     templates: tuple[Template, ...] = Field(

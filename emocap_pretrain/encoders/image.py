@@ -13,6 +13,7 @@ from emocap_pretrain.errors import ConfigError
 
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
+from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 
 
 class ImageTower(nn.Module):
@@ -21,9 +22,15 @@ class ImageTower(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, weights: bool = True) -> None:
+        """Build the tower.
+
+        Args:
+            settings: Name, size, options of timm's, and where pretrained weights come from.
+            weights: False leaves a pretrained tower at random values (a checkpoint overwrites them).
+        """
         super().__init__()
-        self.backbone: Any = _create(settings)
+        self.backbone: Any = _settled(_create(settings, weights), settings)
         self.width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
         statistics = self.backbone.pretrained_cfg
@@ -38,34 +45,45 @@ class ImageTower(nn.Module):
             return pooled[:0], patches[:0]
         features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
         pooled = self.backbone.forward_head(features, pre_logits=True)
-        if features.ndim == 4:  # A convolutional tower: its last map's cells are the patches.
-            return pooled, features.flatten(2).transpose(1, 2)
+        if features.ndim == 4:  # The cells of the last map are the patches.
+            last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+            return pooled, features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
         return pooled, features[:, self.prefix_tokens :]
 
 
-def _create(settings: Settings) -> Any:
+def _create(settings: Settings, weights: bool) -> Any:
     options: dict[str, Any] = dict(settings.options)
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
     if settings.patch_dropout:
         options["patch_drop_rate"] = settings.patch_dropout
-    local = settings.pretrained is not None and settings.pretrained != "hub"
+    pretrained = weights and settings.pretrained is not None
+    local = pretrained and settings.pretrained != "hub"
     overlay = {"file": str(_weights(str(settings.pretrained)))} if local else None
     try:
-        model = timm.create_model(
-            settings.name,
-            pretrained=settings.pretrained is not None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            **options,
+        return timm.create_model(
+            settings.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0, **options
         )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError, OSError) as error:
         raise ConfigError(
             f"model.image: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
+
+
+def _settled(model: Any, settings: Settings) -> Any:
+    """The model, once it is one that this system can train."""
     _check_patch_dropout(model, settings)
     _check_widths(model, settings)
     _check_pixels(model, settings)
+    if settings.pretrained is not None:
+        model = freeze_batch_norm_2d(model)
+    if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):
+        # Its statistics are of one rank's rows: the loss would depend on the number of ranks and on who holds which.
+        raise ConfigError(
+            f"model.image: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
+            "take a tower with layer norm (vit, convnext), or a convolutional one with pretrained weights, whose "
+            "statistics are then kept as they are."
+        )
     return model
 
 

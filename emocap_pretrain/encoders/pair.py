@@ -42,8 +42,7 @@ class TowerPair(nn.Module):
         """
         super().__init__()
         settings = config.model
-        image = settings.image if weights else settings.image.model_copy(update={"pretrained": None})
-        self.image = ImageTower(image)
+        self.image = ImageTower(settings.image, weights=weights)
         self.text = TextTower(settings.text, vocabulary, weights=weights)
         self.to_image = nn.Linear(self.image.width, settings.embedding, bias=False)
         self.to_patch = nn.Linear(self.image.width, settings.embedding, bias=False)

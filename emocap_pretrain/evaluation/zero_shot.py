@@ -75,7 +75,7 @@ def _class_embeddings(
     device = str(model.logit_scale.device)
     columns: list[Tensor] = []
     for words in classes.values():
-        texts = [template.format(word) for template in templates for word in words]
+        texts = [template.replace("{}", word) for template in templates for word in words]
         with torch.inference_mode():
             embedded = model.embed_texts(tokenizer.encode(texts, model.prompt_length).to(device)).float().cpu()
         columns.append(embedded.view(len(templates), len(words), -1).mean(1))

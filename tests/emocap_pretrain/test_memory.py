@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -79,18 +80,19 @@ def config(rows: int = 32, *, stage: int = 0, **changes) -> Config:
     return Config.model_validate(tree)
 
 
-# A step that recomputes needs the largest recomputed block beside what is kept; the estimate leaves it out.
-RECOMPUTED = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.xfail(reason="too low", strict=True)])
+# Freed blocks go back to the system at once, so that what Linux counts is what is alive.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-@pytest.mark.parametrize("recomputed", [False, RECOMPUTED])
+@pytest.mark.parametrize("recomputed", [False, True])
 def test_the_estimate_is_close_to_a_measured_step(recomputed):
-    """Within a quarter of what Linux saw; the loss' chunk, 64 MiB at most, is the estimate's only fixed guess."""
+    """Within a quarter of what Linux saw."""
     given = config(64, checkpoint_activations=recomputed).model_dump_json()
-    done = subprocess.run([sys.executable, "-c", MEASURED_STEP, given], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", MEASURED_STEP, given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | RETURN_FREED)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["measured"] > 100e6
+    assert result["measured"] > 80e6
     assert 0.8 < result["estimated"] / result["measured"] < 1.25, result
 
 
@@ -128,7 +130,7 @@ def test_each_stage_of_zero_splits_one_more_thing_over_the_ranks():
 
 def test_the_total_is_the_sum_of_its_lines():
     found = estimate(config(), 1)
-    parts = found.weights, found.gradients, found.optimizer, found.buffers, found.activations, found.loss
+    parts = found.weights, found.gradients, found.optimizer, found.buffers, found.activations
     assert found.total == sum(parts)
     named = dict(found.lines())
     assert named["parameters"] == f"{found.parameters / 1e6:.1f} M"
@@ -139,7 +141,6 @@ def test_a_part_that_the_objective_leaves_out_needs_no_memory():
     whole = config()
     without = whole.model_copy(update={"objective": whole.objective.model_copy(update={"summary": 0.0, "local": 0.0})})
     assert estimate(without, 1).activations < estimate(whole, 1).activations
-    assert estimate(without, 1).loss < estimate(whole, 1).loss
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("vit_*.yaml")), ids=lambda path: path.stem)

@@ -55,6 +55,44 @@ def test_an_override_without_key_and_value_shows_the_form(here, override):
     assert refusal(TEXT, override) == (f"override {override!r} is not of the form dotted.key=value, such as steps=100.")
 
 
+@pytest.mark.parametrize("value", ["1e3", "1_000", "1000.0"])
+def test_a_number_on_the_command_line_reads_as_in_the_file(here, value):
+    assert read(TEXT, f"steps={value}").steps == 1000
+    assert read(TEXT.replace("steps: 10\n", f"steps: {value}\n")).steps == 1000
+
+
+def test_an_interpolation_on_the_command_line_is_stored_as_its_text(here, monkeypatch):
+    monkeypatch.setenv("EMOCAP_TEST_SECRET", "s3://key@bucket")
+    config = read(TEXT, "data.url=${oc.env:EMOCAP_TEST_SECRET}")
+    assert config.data.url == "s3://key@bucket"
+    assert config.stored()["data"]["url"] == "${oc.env:EMOCAP_TEST_SECRET}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "seed: '${oc.env:EMOCAP_TEST_SECRET}'",
+        "tracking: '${oc.env:EMOCAP_TEST_SECRET}'",
+        "evaluation: {templates: ['${oc.env:EMOCAP_TEST_SECRET}']}",
+        "evaluation: {classes: ['${oc.env:EMOCAP_TEST_SECRET}']}",
+        "objective: {mining: {threshold: 0.9, guide: '${oc.env:EMOCAP_TEST_SECRET}'}}",
+    ],
+)
+@pytest.mark.parametrize("secret", ["hunter2", "a'b\\c"])
+def test_a_refusal_does_not_show_what_an_interpolation_gave(here, monkeypatch, line, secret):
+    monkeypatch.setenv("EMOCAP_TEST_SECRET", secret)
+    message = refusal(TEXT + line + "\n")
+    assert "${oc.env:EMOCAP_TEST_SECRET}" in message
+    assert secret not in message
+    assert repr(secret)[1:-1] not in message
+
+
+def test_a_tilde_is_the_home_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = read(TEXT, "url=~/run", "tracking.uri=sqlite:///~/mlflow.db")
+    assert (config.url, config.tracking.uri) == ("/home/someone/run", "sqlite:////home/someone/mlflow.db")
+
+
 def test_an_override_that_is_no_yaml_is_quoted(here):
     message = refusal(TEXT, "steps=[1")
     assert message.startswith("override 'steps=[1': ")

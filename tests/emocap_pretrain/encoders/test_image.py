@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from emocap_pretrain.config.schema import ImageTower as Settings
-from emocap_pretrain.encoders.image import ImageTower
+from emocap_pretrain.encoders.image import ImageTower, timm
 from emocap_pretrain.errors import ConfigError
 
 VIT = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -60,12 +60,8 @@ def test_patch_dropout_leaves_patches_out_in_training_only():
     assert model.eval()(images(2))[1].shape == (2, 16, 16)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("resnet10t", {}), ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16]})],
-)
-def test_the_cells_of_a_convolutional_towers_last_map_are_its_patches(name, options):
-    model = tower(name, options, pixels=64).eval()
+def test_the_cells_of_a_convolutional_towers_last_map_are_its_patches():
+    model = tower("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16]}, pixels=64).eval()
     pooled, patches = model(images(2, 64))
     grid = model.backbone.forward_features((images(2, 64).float() - model.mean) / model.std)
     assert grid.shape == (2, model.width, 2, 2)
@@ -74,9 +70,38 @@ def test_the_cells_of_a_convolutional_towers_last_map_are_its_patches(name, opti
     assert torch.equal(patches[:, 1], grid[:, :, 0, 1])
 
 
+def test_a_map_with_its_channels_last_gives_the_same_order_of_patches():
+    options = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 4, "img_size": 32}
+    model = tower("swin_tiny_patch4_window7_224", options).eval()
+    grid = model.backbone.forward_features((images(2).float() - model.mean) / model.std)
+    patches = model(images(2))[1]
+    assert (grid.shape, patches.shape) == ((2, 4, 4, 16), (2, 16, 16))
+    assert torch.equal(patches[:, 1], grid[:, 0, 1])
+
+
+def test_batch_norm_is_refused_from_scratch():
+    with pytest.raises(ConfigError, match=r"^model\.image: resnet10t has batch norm, .* layer norm"):
+        tower("resnet10t", {}, pixels=64)
+
+
+def test_the_statistics_of_a_pretrained_batch_norm_stay(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    source = timm.create_model("resnet10t", num_classes=0)
+    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, file)
+    model = tower("resnet10t", {}, pixels=64, pretrained=str(file)).train()
+    one, _ = model(images(3, 64)[:1])
+    many, _ = model(images(3, 64))
+    assert torch.allclose(one, many[:1], atol=1e-6)
+    assert torch.equal(model.backbone.conv1[1].running_mean, source.conv1[1].running_mean)
+    filled = ImageTower(Settings(name="resnet10t", pixels=64, pretrained=str(file)), weights=False)
+    filled.load_state_dict(model.state_dict())
+    assert torch.equal(filled.train()(images(3, 64))[0], many)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
+        ("vit_tiny_patch16_224", {"options": {"patch_size": 0}}, "by zero"),
         ("vit_tinny", {}, "Unknown model"),
         ("vit_tiny_patch16_224", {"options": {"dpeth": 1}}, "dpeth"),
         ("vit_tiny_patch16_224", {"options": {"embed_dim": 33, "num_heads": 2}}, "divisible"),
