@@ -19,7 +19,7 @@ from emocap_pretrain.evaluation.zero_shot import zero_shot
 from emocap_pretrain.meter import Meter
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import Runtime
-from emocap_pretrain.session import Session, open_session
+from emocap_pretrain.session import Progress, Session, open_session
 from emocap_pretrain.world import joined
 
 
@@ -37,9 +37,9 @@ def pretrain(config: Config, runtime: Runtime) -> None:
             return
         session = open_session(config, world)
         try:
-            summary = _train(session, runtime)
+            progress = _train(session, runtime)
             if world.is_main and session.engine.step >= config.steps:
-                _conclude(session, summary)
+                _conclude(session, progress)
         except BaseException:
             session.tracker.finish("FAILED")
             raise
@@ -53,11 +53,10 @@ def _is_done(config: Config) -> bool:
     return folder.report(config.steps) is not None
 
 
-def _train(session: Session, runtime: Runtime) -> dict[str, float]:
-    """Steps until the last one or until told to stop; the last row that was logged, and the seconds it took."""
+def _train(session: Session, runtime: Runtime) -> Progress:
+    """Steps until the last one or until told to stop."""
     config, engine, world = session.config, session.engine, session.world
-    meter, began, row, stopping = Meter(world), time.perf_counter(), dict[str, float](), False
-    first = engine.step
+    meter, began, progress, stopping = Meter(world), time.perf_counter(), session.before, False
     while engine.step < config.steps and not stopping:
         with meter.waiting():
             batch, cursor = next(session.batches)
@@ -68,15 +67,18 @@ def _train(session: Session, runtime: Runtime) -> dict[str, float]:
         saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
         if logs or saves:
             row = _finite(metrics, engine.step) | meter.read()
+            progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and world.is_main:
-            session.tracker.log(row, engine.step)
-            runtime.heartbeat(
-                engine.step, config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s"
-            )
+            _tell(session, runtime, progress.row)
         if saves:
-            _save(session, runtime, cursor)
-    seconds = time.perf_counter() - began
-    return row | {"seconds": seconds, "mean_samples_per_s": (engine.step - first) * config.global_batch / seconds}
+            _save(session, runtime, cursor, progress)
+    return progress
+
+
+def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
+    step = session.engine.step
+    session.tracker.log(row, step)
+    runtime.heartbeat(step, session.config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s")
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -99,25 +101,25 @@ def _finite(metrics: Mapping[str, Tensor | float | None], step: int) -> dict[str
     return row
 
 
-def _save(session: Session, runtime: Runtime, cursor: Cursor) -> None:
-    checkpoint = session.save(cursor)
+def _save(session: Session, runtime: Runtime, cursor: Cursor, progress: Progress) -> None:
+    checkpoint = session.save(cursor, progress)
     url = f"{session.store.url}/{checkpoint.folder}"
     if session.world.is_main:
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
     runtime.committed(url)
 
 
-def _conclude(session: Session, summary: Mapping[str, float]) -> None:
+def _conclude(session: Session, progress: Progress) -> None:
     """Evaluate the last checkpoint, track the result and write the report; rank 0 alone."""
     config, stored = session.config, session.config.stored()
     report = Report(
         name=config.name,
         url=stored["url"],
         step=session.engine.step,
-        seconds=summary["seconds"],
+        seconds=progress.seconds,
         ranks=session.world.place.world,
-        samples_per_s=summary["mean_samples_per_s"],
-        loss=summary.get("loss"),
+        samples_per_s=session.engine.step * config.global_batch / progress.seconds,
+        loss=progress.row["loss"],
         run_id=session.tracker.run_id,
         tracking_uri=stored["tracking"]["uri"],
         zero_shot=_evaluated(session) if config.evaluation.url else None,

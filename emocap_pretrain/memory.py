@@ -83,7 +83,7 @@ def _vocabulary(config: Config) -> Vocabulary:
 
 
 def _traced(model: TowerPair, config: Config, batch: Batch) -> int:
-    """Bytes at the peak of both passes and of the loss between them; weights' gradients go as soon as they are there."""
+    """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with _LiveStorages(model.state_dict().values()) as live:

@@ -2,8 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,6 +38,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Seconds of training so far, over all starts, and the row that was read last."""
+
+    seconds: float = 0.0
+    row: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """The parts of a run on this rank."""
 
@@ -49,13 +57,15 @@ class Session:
     engine: Engine
     tracker: Tracker
     batches: Iterator[tuple[Batch, Cursor]]
+    before: Progress
 
-    def save(self, cursor: Cursor) -> Checkpoint:
+    def save(self, cursor: Cursor, progress: Progress) -> Checkpoint:
         """Commit a checkpoint that goes on behind `cursor`; a collective."""
         state = {
             "config": self.config.stored(),
             "cursor": cursor.to_json(),
             "data_digest": self.data_digest,
+            "progress": asdict(progress),
             "ranks": self.world.place.world,
             "run_id": self.tracker.run_id,
         }
@@ -106,7 +116,15 @@ def open_session(config: Config, world: World) -> Session:
     tracker = _tracker(config, world, store, run_id, stream)
     pin = world.device.startswith("cuda")
     return Session(
-        config, world, store, manifest.digest, tokenizer, engine, tracker, batches(config, stream, tokenizer, pin=pin)
+        config=config,
+        world=world,
+        store=store,
+        data_digest=manifest.digest,
+        tokenizer=tokenizer,
+        engine=engine,
+        tracker=tracker,
+        batches=batches(config, stream, tokenizer, pin=pin),
+        before=Progress(**found[0].state["progress"]) if found else Progress(),
     )
 
 

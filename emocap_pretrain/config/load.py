@@ -67,8 +67,9 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
         if not separator or not key:
             raise ConfigError(f"override {text!r} is not of the form dotted.key=value, such as steps=100.")
         try:
-            parsed = OmegaConf.from_dotlist([f"value={value}"])  # As a file's value is read; PyYAML has 1e3 a text.
-            OmegaConf.update(tree, key, OmegaConf.to_container(parsed, resolve=False)["value"], merge=False)
+            # Read as in a file, where PyYAML alone takes 1e3 for a text.
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+            OmegaConf.update(tree, key, parsed["value"], merge=False)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from error
 

@@ -17,7 +17,7 @@ from pretrain_fakes import stand_alone
 from emocap_pretrain import cli, run
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.session import open_session
+from emocap_pretrain.session import Progress, open_session
 from emocap_pretrain.world import World
 
 
@@ -173,7 +173,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     session = open_session(tiny_config, World(Rank(), "cpu", None))
     batch, cursor = next(session.batches)
     session.engine.train(batch)
-    session.save(cursor)
+    session.save(cursor, Progress())
     session.tracker.finish("FINISHED")
     done = emocap("evaluate", tiny_config.url, "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err

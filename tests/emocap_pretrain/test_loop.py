@@ -13,6 +13,7 @@ from pretrain_fakes import FakeRuntime, changed, stand_alone
 from safetensors.torch import load_file
 from torch import Tensor
 
+from emocap_pretrain import loop
 from emocap_pretrain.checkpoint import WEIGHTS, Checkpoint, committed, downloaded
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
@@ -75,13 +76,17 @@ class Crash(Exception):  # noqa: N818
     """What nobody expects."""
 
 
+def crash(*_: object) -> None:
+    raise Crash
+
+
 @dataclass
 class CrashingRuntime(FakeRuntime):
     crash_at: int = 0
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
         if step == self.crash_at:
-            raise Crash
+            crash()
         super().heartbeat(step, steps, note)
 
 
@@ -151,6 +156,34 @@ def test_a_crash_costs_the_steps_behind_the_last_checkpoint_and_doubles_no_point
     pretrain(config, runtime)
     assert runtime.beats[0] == crash_at // 2 * 2 + 1
     assert curve(config) == curve(unbroken)
+
+
+def test_a_crash_between_the_last_checkpoint_and_the_report_costs_the_evaluation_only(
+    new_run: Callable[..., Config], faces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = new_run(steps=2, evaluation__url=faces)
+    with monkeypatch.context() as crashing:
+        crashing.setattr(loop, "zero_shot", crash)
+        with pytest.raises(Crash):
+            pretrain(config, FakeRuntime())
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    report = RunFolder(open_store(config.url)).report(2)
+    assert report is not None
+    assert runtime.beats == []
+    assert report.loss == curve(config)[-1][1]
+    assert report.seconds == saved(config)[0].state["progress"]["seconds"] > 0
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(new_run: Callable[..., Config]) -> None:
+    config = new_run(steps=2)
+    pretrain(config, FakeRuntime(stop_after=1))
+    first = saved(config)[0].state["progress"]["seconds"]
+    pretrain(config, FakeRuntime())
+    report = RunFolder(open_store(config.url)).report(2)
+    assert report is not None
+    assert report.seconds > first > 0
+    assert report.samples_per_s == 2 * config.global_batch / report.seconds
 
 
 def test_a_finished_run_is_left_alone(new_run: Callable[..., Config]) -> None:

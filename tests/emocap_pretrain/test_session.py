@@ -13,7 +13,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.session import Session, open_session
+from emocap_pretrain.session import Progress, Session, open_session
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -69,7 +69,7 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     session = open_session(config, ALONE)
     cursor = stepped(session, 4)
     assert cursor == Cursor(1, 8)
-    session.save(cursor)
+    session.save(cursor, Progress())
     session.tracker.finish("KILLED")
     again = open_session(config, ALONE)
     again.tracker.finish("KILLED")
@@ -86,12 +86,13 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
 
 def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
     session = open_session(config, ALONE)
-    checkpoint = session.save(stepped(session, 1))
+    checkpoint = session.save(stepped(session, 1), Progress(2.5, {"loss": 0.5}))
     session.tracker.finish("KILLED")
     assert checkpoint.state == {
         "config": config.stored(),
         "cursor": {"epoch": 0, "position": 8},
         "data_digest": session.data_digest,
+        "progress": {"seconds": 2.5, "row": {"loss": 0.5}},
         "ranks": 1,
         "run_id": session.tracker.run_id,
     }
@@ -110,14 +111,14 @@ def test_retention_is_the_config_s(config: Config) -> None:
     config = changed(config, checkpoint__keep_last=1, checkpoint__keep_every=2)
     session = open_session(config, ALONE)
     for _ in range(4):
-        session.save(stepped(session, 1))
+        session.save(stepped(session, 1), Progress())
     session.tracker.finish("KILLED")
     assert [each.step for each in committed(session.store)] == [4, 2]
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused_with_both_numbers(config: Config) -> None:
     session = open_session(config, ALONE)
-    checkpoint = session.save(stepped(session, 1))
+    checkpoint = session.save(stepped(session, 1), Progress())
     session.tracker.finish("KILLED")
     path = "checkpoints/step-00000001/manifest.json"
     session.store.put(path, replace(checkpoint, state={**checkpoint.state, "ranks": 2}).dump())
