@@ -114,13 +114,16 @@ def _print_result(config: Config) -> None:
         console.print(f"Run {config.name} was asked to stop and is saved; the same command goes on from there.")
         return
     console.print(report.table())
-    console.print(f"Look at it:  {_mlflow_command(config.stored()['tracking']['uri'])}")
+    console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
 
 
 def _mlflow_command(uri: str) -> str:
+    """What to type, or to open, to see the tracked runs; MLflow itself listens on 127.0.0.1:5000 only."""
     if uri.startswith(("http://", "https://")):
         return uri
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri} --host 127.0.0.1 --port 5000"
+    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    # In a terminal the command is for the folder that the person is in; a log may be read from anywhere.
+    return command.replace(f"{Path.cwd()}/", "") if sys.stdout.isatty() else command
 
 
 def main() -> None:

@@ -68,5 +68,5 @@ class Pace:
         first_step, first_s = self._first
         done = step - first_step
         left_s = (now_s - first_s) / done * (steps - step) if done else None
-        left = "" if left_s is None else f" · {timedelta(seconds=round(left_s))} left"
+        left = "" if left_s is None else f" · {str(timedelta(seconds=round(left_s))).removeprefix('0:').removeprefix('0')} left"
         return f"step {step}/{steps} · {note}{left}"

@@ -6,7 +6,7 @@ from emocap_cluster.runtime import EVERY_S, Pace
 def test_a_line_tells_the_step_the_note_and_the_time_that_is_left() -> None:
     pace = Pace()
     pace.line(0, 100, "loss 5.0", 0.0)
-    assert pace.line(25, 100, "loss 4.0", 50.0) == "step 25/100 · loss 4.0 · 0:02:30 left"
+    assert pace.line(25, 100, "loss 4.0", 50.0) == "step 25/100 · loss 4.0 · 2:30 left"
 
 
 def test_the_first_line_does_not_guess_how_long_it_takes() -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 
 from emocap_shards.synthetic import palette
-from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import Points, flipped, points, ribbon
 from emocap_shards.synthetic.sketch import Sketch
@@ -39,12 +38,12 @@ def draw(sketch: Sketch, face: Face) -> None:
     sketch.fill(*outlines, colour=ink, opacity=0.93, soft=0.008)
 
 
-def draw_creases(sketch: Sketch, face: Face, skin: Patch) -> None:
-    _forehead(sketch, face, skin)
-    _frown(sketch, face, skin)
+def draw_creases(sketch: Sketch, face: Face) -> None:
+    _forehead(sketch, face)
+    _frown(sketch, face)
 
 
-def _forehead(sketch: Sketch, face: Face, skin: Patch) -> None:
+def _forehead(sketch: Sketch, face: Face) -> None:
     """Horizontal lines: in the middle for AU 1, at the sides for AU 2, right across for both or for age."""
     person, act = face.identity, face.actions
     deep = palette.fold(person.skin)
@@ -58,16 +57,16 @@ def _forehead(sketch: Sketch, face: Face, skin: Patch) -> None:
     arcs = [points((0.28, y + 0.03), (0.5, y - 0.03), (0.72, y + 0.05)) for y in rows]
     outer = arcs + [flipped(arc, -1) for arc in arcs]
     for lines, force in ((full, across), (middle, centre), (outer, sides)):
-        sketch.strokes(*lines, width=0.03, colour=deep, opacity=force, within=skin)
+        sketch.strokes(*lines, width=0.03, colour=deep, opacity=force)
 
 
-def _frown(sketch: Sketch, face: Face, skin: Patch) -> None:
+def _frown(sketch: Sketch, face: Face) -> None:
     """The two upright folds between the brows, and the shade that gathers there."""
     person, act = face.identity, face.actions
     force = act[4]
     if force == 0:
         return
     deep, rise = palette.fold(person.skin), -0.12 * act[1]
-    sketch.glow(0.0, -0.36 + rise, 0.13, 0.11, colour=palette.shadow(person.skin), opacity=0.5 * force, within=skin)
+    sketch.glow(0.0, -0.36 + rise, 0.13, 0.11, colour=palette.shadow(person.skin), opacity=0.5 * force)
     fold = points((0.085, -0.24 + rise), (0.065, -0.36 + rise), (0.10, -0.50 + rise))
-    sketch.strokes(fold, flipped(fold, -1), width=0.042, colour=deep, opacity=0.85 * force, soft=0.006, within=skin)
+    sketch.strokes(fold, flipped(fold, -1), width=0.042, colour=deep, opacity=0.85 * force, soft=0.006)

@@ -1,6 +1,7 @@
 """An image under construction, and the shapes that cover part of it."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -68,20 +69,21 @@ class Canvas:
             soft_px: Radius of the blur.
             hole: One more outline, that is left out.
         """
-        window = self._window(corners, 1 + round(2 * soft_px))
+        flat, ink = _fine(corners), round(255 * opacity)
+        window = self._window(flat, 1 + round(2 * soft_px))
         if window is None:
             return None
-        flat, ink = _fine(corners), round(255 * opacity)
         for start, end in pairwise((0, *ends)):
             self._draw.polygon(flat[2 * start : 2 * end], fill=ink)
         if hole is not None:
             self._draw.polygon(_fine(hole), fill=0)
         return Patch(window[1], window[0], self._count(window, soft_px))
 
-    def _window(self, corners: Points, margin: int) -> tuple[int, int, int, int] | None:
-        """The pixels (left, top, right, bottom) that hold all `corners` and a margin."""
-        left, top = (max(int(low) - margin, 0) for low in corners.min(0).tolist())
-        right, bottom = (min(int(high) + 1 + margin, self.pixels) for high in corners.max(0).tolist())
+    def _window(self, flat: Sequence[float], margin: int) -> tuple[int, int, int, int] | None:
+        """The pixels (left, top, right, bottom) that hold all corners on the fine sheet, and a margin."""
+        across, down = flat[::2], flat[1::2]  # Lists this short are faster than arrays.
+        left, top = (max(int(min(line) // FINE) - margin, 0) for line in (across, down))
+        right, bottom = (min(int(max(line) // FINE) + 1 + margin, self.pixels) for line in (across, down))
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
@@ -90,6 +92,16 @@ class Canvas:
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))
         return blurred(mask, soft_px)
+
+    @contextmanager
+    def within(self, patch: Patch | None) -> Generator[None]:
+        """What is painted in here shows on the patch only: one cut for all of it."""
+        before = self.picture.copy()
+        yield
+        inside = Image.new("L", before.size)
+        if patch:
+            inside.paste(patch.mask, (patch.left, patch.top))
+        self.picture.paste(before, (0, 0), ImageChops.invert(inside))
 
     def fill(self, colour: Colour) -> None:
         self.picture.paste(_ink(colour), (0, 0, self.pixels, self.pixels))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from emocap_shards.synthetic import palette
-from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import Points, ellipse, flipped, moved
 from emocap_shards.synthetic.identity import Identity
@@ -63,11 +62,13 @@ def lids(face: Face) -> Lids:
     )
 
 
-def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
+def draw(sketch: Sketch, face: Face) -> None:
     shape = lids(face)
-    _sockets(sketch, face, shape, skin)
+    _sockets(sketch, face, shape)
     opening = sketch.cover(*_both(np.concatenate([shape.upper, shape.lower[::-1]])))
-    _eyeballs(sketch, face, shape, opening)
+    sketch.canvas.paint(opening, (0.96, 0.95, 0.94))
+    with sketch.canvas.within(opening):
+        _eyeballs(sketch, face, shape)
     _lashes(sketch, face, shape)
 
 
@@ -75,12 +76,12 @@ def _both(right: Points) -> tuple[Points, Points]:
     return flipped(right, 1), flipped(right, -1)
 
 
-def _sockets(sketch: Sketch, face: Face, shape: Lids, skin: Patch) -> None:
+def _sockets(sketch: Sketch, face: Face, shape: Lids) -> None:
     """The hollow around the eye, the lid and its fold."""
     person, act = face.identity, face.actions
     shadow, deep = palette.shadow(person.skin), palette.fold(person.skin)
     for side in (-1, 1):
-        sketch.glow(side * (shape.x - 0.04), EYE_Y - 0.10, 0.24, 0.13, colour=shadow, opacity=0.38, within=skin)
+        sketch.glow(side * (shape.x - 0.04), EYE_Y - 0.10, 0.24, 0.13, colour=shadow, opacity=0.38)
     lid = np.concatenate([shape.fold, shape.upper[::-1]])
     tone = palette.mix(person.skin, shadow, 0.35)
     if person.liner > 0.7:
@@ -91,26 +92,25 @@ def _sockets(sketch: Sketch, face: Face, shape: Lids, skin: Patch) -> None:
     sketch.strokes(*_both(shape.bag[2:-1:4]), width=0.024, colour=deep, opacity=min(pouch, 0.7), soft=0.008)
 
 
-def _eyeballs(sketch: Sketch, face: Face, shape: Lids, opening: Patch | None) -> None:
+def _eyeballs(sketch: Sketch, face: Face, shape: Lids) -> None:
     person, (look_x, look_y) = face.identity, face.scene.gaze
-    sketch.canvas.paint(opening, (0.96, 0.95, 0.94))
     radius = 0.126 * person.eye_size
     y = EYE_Y - 0.014 + 0.05 * look_y
     xs = [side * shape.x + 0.07 * look_x for side in (-1, 1)]
     dark = palette.darker(person.iris, 0.55)
-    sketch.fill(*(ellipse(x, y, radius, radius) for x in xs), colour=dark, within=opening)
+    sketch.fill(*(ellipse(x, y, radius, radius) for x in xs), colour=dark)
     inner = 0.80 * radius
-    sketch.fill(*(ellipse(x, y, inner, inner) for x in xs), colour=person.iris, within=opening)
+    sketch.fill(*(ellipse(x, y, inner, inner) for x in xs), colour=person.iris)
     bright = palette.lighter(person.iris, 0.35)
     glints = [ellipse(x, y + 0.05, 0.055, 0.04) for x in xs]
-    sketch.fill(*glints, colour=bright, opacity=0.6, soft=0.012, within=opening)
+    sketch.fill(*glints, colour=bright, opacity=0.6, soft=0.012)
     pupil = 0.44 * radius
-    sketch.fill(*(ellipse(x, y, pupil, pupil, count=16) for x in xs), colour=(0.03, 0.02, 0.03), within=opening)
+    sketch.fill(*(ellipse(x, y, pupil, pupil, count=16) for x in xs), colour=(0.03, 0.02, 0.03))
     shade = moved(shape.upper, 0.0, 0.012)
-    sketch.strokes(*_both(shade[::3]), width=0.085, colour=(0.25, 0.2, 0.22), opacity=0.45, within=opening)
+    sketch.strokes(*_both(shade[::3]), width=0.085, colour=(0.25, 0.2, 0.22), opacity=0.45)
     spot = 0.04 if face.scene.light.x > 0 else -0.04
     lights = [ellipse(x + spot, y - 0.045, 0.032, 0.032, count=12) for x in xs]
-    sketch.fill(*lights, colour=palette.WHITE, opacity=0.95, within=opening)
+    sketch.fill(*lights, colour=palette.WHITE, opacity=0.95)
 
 
 def _lashes(sketch: Sketch, face: Face, shape: Lids) -> None:

@@ -60,19 +60,23 @@ def draw_ears(sketch: Sketch, face: Face) -> None:
 
 
 def draw_face(sketch: Sketch, face: Face) -> Patch | None:
-    """Paint the skin; the patch it covers clips all that lies on it, and is None where no face is in sight."""
+    """Paint the skin; the patch it covers bounds all that lies on it, and is None where no face is in sight."""
     skin = face.identity.skin
     patch = sketch.cover(outline(face))
-    dark, bright = palette.shadow(skin), palette.lighter(skin, 0.32)
-    sketch.canvas.paint(patch, palette.mix(skin, dark, 0.5))
-    sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0, within=patch)
-    side = face.scene.light.x
-    sketch.glow(0.25 * side, -0.72, 0.38, 0.22, colour=bright, opacity=0.45, within=patch)
-    sketch.glow(0.0, 1.10 + jaw_fall(face), 0.17, 0.10, colour=bright, opacity=0.28, within=patch)
+    sketch.canvas.paint(patch, palette.mix(skin, palette.shadow(skin), 0.5))
     return patch
 
 
-def draw_marks(sketch: Sketch, face: Face, skin: Patch) -> None:
+def draw_relief(sketch: Sketch, face: Face) -> None:
+    """Light on the middle of the face, the forehead and the chin; the rim stays dark."""
+    skin = face.identity.skin
+    bright, side = palette.lighter(skin, 0.32), face.scene.light.x
+    sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0)
+    sketch.glow(0.25 * side, -0.72, 0.38, 0.22, colour=bright, opacity=0.45)
+    sketch.glow(0.0, 1.10 + jaw_fall(face), 0.17, 0.10, colour=bright, opacity=0.28)
+
+
+def draw_marks(sketch: Sketch, face: Face) -> None:
     """Freckles over nose and cheeks."""
     person = face.identity
     if person.freckles < 0.5:
@@ -81,10 +85,10 @@ def draw_marks(sketch: Sketch, face: Face, skin: Patch) -> None:
     places = rng.normal((0.0, 0.26), (0.36, 0.10), (24, 2))
     spots = [ellipse(x, y, 0.014, 0.014, count=6) for x, y in places.tolist()]
     brown = palette.fold(person.skin)
-    sketch.fill(*spots, colour=brown, opacity=0.35 * person.freckles, within=skin)
+    sketch.fill(*spots, colour=brown, opacity=0.35 * person.freckles)
 
 
-def draw_beard(sketch: Sketch, face: Face, skin: Patch) -> None:
+def draw_beard(sketch: Sketch, face: Face) -> None:
     """Stubble or a short full beard: a tint of the jaw that leaves its relief visible."""
     person = face.identity
     if person.beard not in {"stubble", "full"}:
@@ -96,7 +100,7 @@ def draw_beard(sketch: Sketch, face: Face, skin: Patch) -> None:
     upper = np.concatenate([spline(right), flipped(spline(right)[::-1], -1)])
     lower = np.concatenate([flipped(jaw, -1), jaw[::-1]])
     tint = palette.mix(palette.brow(person.hair, person.skin), person.skin, 0.1 if full else 0.3)
-    patch = sketch.cover(np.concatenate([upper, lower]), soft=0.05, within=skin)
+    patch = sketch.cover(np.concatenate([upper, lower]), soft=0.05)
     sketch.canvas.paint(patch, tint, 0.72 if full else 0.3)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 
 from emocap_shards.synthetic import palette
-from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import Points, flipped, moved, points
 from emocap_shards.synthetic.sketch import Sketch
@@ -74,28 +73,28 @@ def _thickness(face: Face) -> tuple[float, float]:
     return 0.085 * full * thin * (1 - 0.1 * act[10]), 0.105 * full * thin * (1 + 0.2 * act[17])
 
 
-def draw(sketch: Sketch, face: Face, skin: Patch, shape: Lips) -> None:
-    _groove(sketch, face, shape, skin)
-    _corners(sketch, face, shape, skin)
+def draw(sketch: Sketch, face: Face, shape: Lips) -> None:
+    _groove(sketch, face, shape)
+    _corners(sketch, face, shape)
     if shape.gap > 0:
         _inside(sketch, face, shape)
     _lips(sketch, face, shape)
 
 
-def _groove(sketch: Sketch, face: Face, shape: Lips, skin: Patch) -> None:
+def _groove(sketch: Sketch, face: Face, shape: Lips) -> None:
     """The philtrum above the lips and the shade below them; with AU 23 lines that radiate from tight lips."""
     person = face.identity
     shadow = palette.shadow(person.skin)
-    sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35, within=skin)
+    sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35)
     force = face.actions[23]
     if force == 0:
         return
     pale = palette.lighter(person.skin, 0.3)
-    sketch.glow(0.0, shape.bottom[14, 1] + 0.05, 0.22, 0.04, colour=pale, opacity=0.5 * force, within=skin)
-    sketch.glow(0.0, shape.top[14, 1] - 0.05, 0.24, 0.04, colour=pale, opacity=0.5 * force, within=skin)
+    sketch.glow(0.0, shape.bottom[14, 1] + 0.05, 0.22, 0.04, colour=pale, opacity=0.5 * force)
+    sketch.glow(0.0, shape.top[14, 1] - 0.05, 0.24, 0.04, colour=pale, opacity=0.5 * force)
     rays = [_ray(shape, column) for column in (4, 8, 12, 16, 20, 24)]
     deep = palette.fold(person.skin)
-    sketch.strokes(*rays, width=0.022, colour=deep, opacity=0.65 * force, within=skin)
+    sketch.strokes(*rays, width=0.022, colour=deep, opacity=0.65 * force)
 
 
 def _ray(shape: Lips, column: int) -> Points:
@@ -103,7 +102,7 @@ def _ray(shape: Lips, column: int) -> Points:
     return points((x, y - 0.005), (x * 1.06, y - 0.05), (x * 1.12, y - 0.09))
 
 
-def _corners(sketch: Sketch, face: Face, shape: Lips, skin: Patch) -> None:
+def _corners(sketch: Sketch, face: Face, shape: Lips) -> None:
     """Marks beside the corners: dimples (14, a little 12), hanging folds (15), stretched folds (20)."""
     act, (x, y) = face.actions, shape.corner
     deep = palette.fold(face.identity.skin)
@@ -116,10 +115,10 @@ def _corners(sketch: Sketch, face: Face, shape: Lips, skin: Patch) -> None:
         (stretch, act[20], 0.04),
     ):
         both = mark, flipped(mark, -1)
-        sketch.strokes(*both, width=width, colour=deep, opacity=min(0.8 * force, 0.9), soft=0.008, within=skin)
+        sketch.strokes(*both, width=width, colour=deep, opacity=min(0.8 * force, 0.9), soft=0.008)
     for side in (-1, 1):
         pit = 0.5 * act[14]
-        sketch.glow(side * (x + 0.04), y, 0.05, 0.05, colour=deep, opacity=pit, within=skin)
+        sketch.glow(side * (x + 0.04), y, 0.05, 0.05, colour=deep, opacity=pit)
 
 
 def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:

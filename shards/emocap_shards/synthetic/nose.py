@@ -1,7 +1,6 @@
 """The nose, its wrinkles, and the folds that run from it to the mouth."""
 
 from emocap_shards.synthetic import palette
-from emocap_shards.synthetic.canvas import Patch
 from emocap_shards.synthetic.face import Face
 from emocap_shards.synthetic.geometry import ellipse, flipped, moved, points
 from emocap_shards.synthetic.sketch import Sketch
@@ -9,7 +8,7 @@ from emocap_shards.synthetic.sketch import Sketch
 NOSE_Y = 0.36
 
 
-def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
+def draw(sketch: Sketch, face: Face) -> None:
     """Shade only: a lit ridge and tip, a shaded flank, wings and nostrils."""
     person, act = face.identity, face.actions
     wide, shadow = person.nose_width, palette.shadow(person.skin)
@@ -17,14 +16,14 @@ def draw(sketch: Sketch, face: Face, skin: Patch) -> None:
     base = NOSE_Y * person.nose_length
     rise = 0.055 * act[9] + 0.03 * act[10]
     flank = points((0.10, -0.28), (0.075, -0.05), (0.13 * wide, 0.18), (0.17 * wide, base - 0.04 - rise))
-    sketch.strokes(flipped(flank, -lit), width=0.10, colour=shadow, opacity=0.5, soft=0.03, within=skin)
+    sketch.strokes(flipped(flank, -lit), width=0.10, colour=shadow, opacity=0.5, soft=0.03)
     ridge = points((0.0, -0.22), (0.0, 0.0), (0.0, base - 0.1))
     bright = palette.lighter(person.skin, 0.4)
     sketch.strokes(moved(ridge, 0.02 * lit, 0.0), width=0.07, colour=bright, opacity=0.42, soft=0.025, lift=0.10)
-    sketch.glow(0.0, base + 0.07, 0.17 * wide, 0.05, colour=shadow, opacity=0.65, within=skin)
+    sketch.glow(0.0, base + 0.07, 0.17 * wide, 0.05, colour=shadow, opacity=0.65)
     sketch.glow(0.02 * lit, base - 0.06 - 0.5 * rise, 0.09, 0.075, colour=bright, opacity=0.5, lift=0.12)
     _wings(sketch, face, base, rise)
-    _wrinkles(sketch, face, skin)
+    _wrinkles(sketch, face)
 
 
 def _wings(sketch: Sketch, face: Face, base: float, rise: float) -> None:
@@ -47,7 +46,7 @@ def _wings(sketch: Sketch, face: Face, base: float, rise: float) -> None:
     sketch.strokes(tip, width=0.025, colour=deep, opacity=0.6, lift=0.1)
 
 
-def _wrinkles(sketch: Sketch, face: Face, skin: Patch) -> None:
+def _wrinkles(sketch: Sketch, face: Face) -> None:
     """AU 9: oblique folds along the bridge, and one across its root."""
     force = face.actions[9]
     if force == 0:
@@ -55,12 +54,12 @@ def _wrinkles(sketch: Sketch, face: Face, skin: Patch) -> None:
     deep = palette.fold(face.identity.skin)
     slants = [points((0.05, y), (0.11, y - 0.035), (0.19, y - 0.10)) for y in (-0.05, 0.05, 0.15)]
     both = [flipped(slant, side) for slant in slants for side in (-1, 1)]
-    sketch.strokes(*both, width=0.034, colour=deep, opacity=0.85 * force, within=skin)
+    sketch.strokes(*both, width=0.034, colour=deep, opacity=0.85 * force)
     roots = [points((-0.09, y), (0.0, y + 0.03), (0.09, y)) for y in (-0.22, -0.15)]
-    sketch.strokes(*roots, width=0.032, colour=deep, opacity=0.8 * force, within=skin)
+    sketch.strokes(*roots, width=0.032, colour=deep, opacity=0.8 * force)
 
 
-def draw_folds(sketch: Sketch, face: Face, skin: Patch, corner: tuple[float, float]) -> None:
+def draw_folds(sketch: Sketch, face: Face, corner: tuple[float, float]) -> None:
     """The nasolabial folds, which pass outside the mouth `corner` of the right side.
 
     AU 12 bows them outwards, AU 10 deepens and squares their upper half, AU 9 their top.
@@ -80,5 +79,5 @@ def draw_folds(sketch: Sketch, face: Face, skin: Patch, corner: tuple[float, flo
     light = moved(fold, 0.05, -0.01)
     lights = light, flipped(light, -1)
     force = min(depth, 1.0)
-    sketch.strokes(*lights, width=0.09, colour=bright, opacity=0.35 * force, soft=0.03, within=skin)
-    sketch.strokes(*both, width=0.055, colour=deep, opacity=0.80 * force, soft=0.014, within=skin, taper=(0.5, 0.1))
+    sketch.strokes(*lights, width=0.09, colour=bright, opacity=0.35 * force, soft=0.03)
+    sketch.strokes(*both, width=0.055, colour=deep, opacity=0.80 * force, soft=0.014, taper=(0.5, 0.1))

@@ -33,16 +33,22 @@ def _draw_features(sketch: Sketch, face: Face) -> None:
     skin = head.draw_face(sketch, face)
     if skin is None:
         return
-    lips = mouth.lips(face)
-    head.draw_beard(sketch, face, skin)
-    cheeks.draw(sketch, face, skin)
-    head.draw_marks(sketch, face, skin)
-    brows.draw_creases(sketch, face, skin)
-    nose.draw_folds(sketch, face, skin, lips.corner)
-    cheeks.draw_chin(sketch, face, skin, float(lips.bottom[:, 1].max()))
-    nose.draw(sketch, face, skin)
-    head.draw_moustache(sketch, face)
-    mouth.draw(sketch, face, skin, lips)
-    eyes.draw(sketch, face, skin)
+    with sketch.canvas.within(skin):
+        _draw_on_skin(sketch, face)
     hair.draw(sketch, face, skin)
     brows.draw(sketch, face)
+
+
+def _draw_on_skin(sketch: Sketch, face: Face) -> None:
+    lips = mouth.lips(face)
+    head.draw_relief(sketch, face)
+    head.draw_beard(sketch, face)
+    cheeks.draw(sketch, face)
+    head.draw_marks(sketch, face)
+    brows.draw_creases(sketch, face)
+    nose.draw_folds(sketch, face, lips.corner)
+    cheeks.draw_chin(sketch, face, float(lips.bottom[:, 1].max()))
+    nose.draw(sketch, face)
+    head.draw_moustache(sketch, face)
+    mouth.draw(sketch, face, lips)
+    eyes.draw(sketch, face)
