@@ -1,6 +1,7 @@
 """The one door to DeepSpeed: a step, its state in a folder, its weights as plain tensors."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,6 +103,8 @@ def _initialise(model: TowerPair, config: Config, world: World) -> Any:
     os.environ["LOCAL_RANK"] = str(world.place.local_rank if on_cpu else torch.device(world.device).index)
     import deepspeed
 
+    # Torch's advice to DeepSpeed, which calls them; twice a rank in every log otherwise.
+    warnings.filterwarnings("ignore", ".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
     # An optional collective for CPUs that would be compiled for a minute at the first start, for no gain here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)

@@ -90,7 +90,8 @@ class _Steps(IterableDataset[tuple[Batch, Cursor]]):
 def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[tuple[Batch, Cursor]]:
     """Endless batches of this rank from the stream's start cursor; each comes with the cursor that stands behind it.
 
-    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
+    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze. They are
+    children of this very process (no fork server), because that is whose end they watch for.
     """
     workers = config.data.workers
     loader = DataLoader(
@@ -98,7 +99,7 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         batch_size=None,
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_quiet_worker,
         pin_memory=pin,
     )

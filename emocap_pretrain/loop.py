@@ -125,6 +125,7 @@ def _conclude(session: Session, progress: Progress) -> None:
         zero_shot=_evaluated(session) if config.evaluation.url else None,
     )
     session.tracker.text("report.json", report.dump().decode())
+    session.tracker.describe(report.markdown())
     RunFolder(session.store).conclude(report)
 
 

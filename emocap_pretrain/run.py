@@ -16,8 +16,8 @@ from emocap_shards.manifest import read_manifest
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.runtime import EnvRuntime, launched
+from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 
 RANKS_WITHOUT_GPU = 2
@@ -64,9 +64,17 @@ def _print_plan(config: Config) -> None:
 
 def _as_rank(config: Config) -> None:
     from emocap_pretrain.loop import pretrain
+    from emocap_pretrain.world import lost_contact
 
     runtime = EnvRuntime.from_environment(config.cluster.device)
-    pretrain(config, runtime)
+    try:
+        pretrain(config, runtime)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        raise TrainingError(
+            "another rank has ended or hangs, see its own message; the same command goes on from the newest checkpoint."
+        ) from error
     if runtime.place.rank == 0:
         _print_result(config)
     if runtime.place.world > 1:
@@ -87,20 +95,27 @@ def _leave() -> NoReturn:
 def _on_ray(config: Config) -> None:
     from emocap_cluster.ranks import connected, on_every_rank
 
-    from emocap_pretrain.loop import pretrain
-
     read_manifest(config.data.url)
     with connected(RANK_ENVIRONMENT) as resources:
         ranks, on_gpu = _ranks(config, resources.gpus)
         micro_batch(config, ranks)
+        console.print(f"Starting {ranks} ranks with Ray; the run's folder is {config.url}")
         on_every_rank(
-            partial(pretrain, config),
+            partial(_pretrain, config),
             ranks=ranks,
             on_gpu=on_gpu,
             resources=resources,
             timeout_s=config.cluster.timeout_s,
         )
     _print_result(config)
+
+
+def _pretrain(config: Config, runtime: Runtime) -> None:
+    """What each process of Ray's calls."""
+    from emocap_pretrain.loop import pretrain
+
+    show_logs()
+    pretrain(config, runtime)
 
 
 def _print_result(config: Config) -> None:

@@ -95,6 +95,11 @@ def joined(config: Config, runtime: Runtime) -> Generator[World]:
             dist.destroy_process_group()
 
 
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone; gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def use_threads(config: Config, place: Place) -> None:
     """The config's thread count, whatever the launcher put into OMP_NUM_THREADS.
 

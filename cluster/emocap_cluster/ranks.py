@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import tempfile
-import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(
-            runtime_env={"env_vars": dict(env), "worker_process_setup_hook": quieten}, logging_level=logging.WARNING
+            runtime_env={"env_vars": {**env, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}},
+            logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS")
@@ -72,13 +72,6 @@ def _refuse_silence(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
     except OSError as error:
         raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
-
-
-def quieten() -> None:
-    """Runs first in every process of the job: news that only maintainers of these libraries need stays away."""
-    for name in ("mlflow", "alembic", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def on_every_rank(

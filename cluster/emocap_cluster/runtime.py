@@ -67,6 +67,7 @@ class Pace:
         self._said_s = now_s
         first_step, first_s = self._first
         done = step - first_step
-        left_s = (now_s - first_s) / done * (steps - step) if done else None
-        left = "" if left_s is None else f" · {str(timedelta(seconds=round(left_s))).removeprefix('0:').removeprefix('0')} left"
-        return f"step {step}/{steps} · {note}{left}"
+        if not done:
+            return f"step {step}/{steps} · {note}"
+        left = timedelta(seconds=round((now_s - first_s) / done * (steps - step)))
+        return f"step {step}/{steps} · {note} · {str(left).removeprefix('0:').removeprefix('0')} left"

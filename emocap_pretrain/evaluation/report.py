@@ -69,6 +69,10 @@ class Report:
             table.add_row(name, value)
         return table
 
+    def markdown(self) -> str:
+        """The same as a Markdown table."""
+        return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
+
 
 def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [

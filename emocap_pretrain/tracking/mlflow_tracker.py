@@ -9,7 +9,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
 import mlflow
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModelOutput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -40,7 +40,8 @@ class MlflowTracker:
         Raises:
             TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
         """
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for migrations in ("alembic", "mlflow.store.db"):
+            logging.getLogger(migrations).setLevel(logging.WARNING)
         settings = config.tracking
         try:
             _make_room(settings.uri)
@@ -64,11 +65,15 @@ class MlflowTracker:
         folder, _, _ = name.rpartition("/")
         _forgive(name, lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
+    def describe(self, markdown: str) -> None:
+        _forgive("description", lambda: self._client.set_tag(self.run_id, "mlflow.note.content", markdown))
+
     def checkpoint(self, url: str, step: int, digest: str) -> None:
         def register() -> None:
             tags = {"checkpoint.url": url, "checkpoint.manifest_sha256": digest, "checkpoint.step": str(step)}
             experiment = self._client.get_run(self.run_id).info.experiment_id
-            mlflow.create_external_model(f"step-{step:08d}", self.run_id, tags, experiment_id=experiment)
+            model = mlflow.create_external_model(f"step-{step:08d}", self.run_id, tags, experiment_id=experiment)
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
             self._client.set_tag(self.run_id, "checkpoint.url", url)
 
         _forgive(f"checkpoint of step {step}", register)
@@ -81,7 +86,8 @@ class MlflowTracker:
 
 def _begun(client: MlflowClient, config: Config) -> str:
     commit = environment.git_commit()
-    tags = {"mlflow.source.git.commit": commit} if commit else {}
+    tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
     run_id: str = client.create_run(_experiment(client, config), run_name=config.name, tags=tags).info.run_id
     facts = environment.versions() | environment.machine()
     values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
@@ -101,7 +107,9 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    return client.create_experiment(name, artifact_location=config.tracking.artifacts)
+    # The pages then are those of training; without a kind MLflow guesses.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=kind)
 
 
 def _last_step(client: MlflowClient, run_id: str) -> int:

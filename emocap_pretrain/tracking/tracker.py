@@ -22,6 +22,10 @@ class Tracker(Protocol):
 
     def picture(self, name: str, path: Path) -> None: ...
 
+    def describe(self, markdown: str) -> None:
+        """What a person reads first on the run's page."""
+        ...
+
     def checkpoint(self, url: str, step: int, digest: str) -> None:
         """A checkpoint was committed at `url`; its bytes stay there."""
         ...
@@ -38,6 +42,7 @@ class MemoryTracker:
     texts: dict[str, str] = field(default_factory=dict[str, str])
     pictures: dict[str, bytes] = field(default_factory=dict[str, bytes])
     checkpoints: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    description: str = ""
     status: Status | None = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -49,6 +54,9 @@ class MemoryTracker:
 
     def picture(self, name: str, path: Path) -> None:
         self.pictures[name] = path.read_bytes()
+
+    def describe(self, markdown: str) -> None:
+        self.description = markdown
 
     def checkpoint(self, url: str, step: int, digest: str) -> None:  # noqa: ARG002 - the protocol's form
         self.checkpoints.append((url, step))

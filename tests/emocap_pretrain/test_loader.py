@@ -1,8 +1,12 @@
 import dataclasses
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from emocap_shards.cursor import Cursor
@@ -45,6 +49,36 @@ def test_loader_processes_give_the_same_batches_in_the_same_order(tiny_config, s
     alone = take(tiny_config, stream, 8)
     assert equal(alone, take(tiny_config, stream, 8, workers=2, prefetch=1))
     assert not equal(alone, alone[::-1])
+
+
+RANK = """
+import json, sys, time
+import psutil
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.loader import batches
+from emocap_pretrain.tokenizer import Tokenizer
+from emocap_shards.stream import Stream
+
+config = Config.model_validate_json(sys.argv[1])
+tokenizer = Tokenizer.trained_on(["a happy face"], 300)
+for _ in batches(config, Stream(url=config.data.url, global_batch=5), tokenizer, pin=False):
+    print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_rank_that_is_killed_leaves_no_loader_processes(tiny_config):
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"workers": 2})})
+    command = [sys.executable, "-c", RANK, config.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as rank:
+        assert rank.stdout is not None
+        children = [psutil.Process(pid) for pid in json.loads(rank.stdout.readline())]
+        rank.kill()
+    assert len(children) >= 2
+    _, alive = psutil.wait_procs(children, timeout=30)
+    for child in alive:
+        child.kill()
+    assert not alive
 
 
 def test_resuming_from_any_cursor_gives_the_same_next_batches(tiny_config, stream):

@@ -12,7 +12,7 @@ from pretrain_fakes import FakeRuntime, changed, stand_alone
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World, joined, use_threads
+from emocap_pretrain.world import World, joined, lost_contact, use_threads
 
 # What a rank of two sees of the other, as JSON on stdout; the config comes as its first argument.
 TWO_RANKS = """
@@ -93,3 +93,15 @@ def test_two_ranks_meet_share_and_part(tiny_config: Config, tmp_path: Path) -> N
         assert each["collect"] == ["rank 0", "rank 1"]
         assert each["any"] == [False, True, True]
         assert each["left"]
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("[/build/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer.", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_a_collective_without_its_peer_is_told_from_other_errors(message: str, lost: bool) -> None:
+    assert lost_contact(RuntimeError(message)) is lost
+    assert lost_contact(torch.distributed.DistNetworkError(message))

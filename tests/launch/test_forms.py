@@ -45,8 +45,8 @@ class Place:
     def tracking(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def config(self, name: str) -> Path:
-        """Written to a folder of the run's own, as `cfg.yaml`."""
+    def config(self, name: str, *, workers: int = 0) -> Path:
+        """Written to a folder of the run's own, as `cfg.yaml`; `workers` are the loader processes of a rank."""
         folder = self.folder / name
         folder.mkdir()
         tree = {
@@ -54,7 +54,7 @@ class Place:
             "url": "run",
             "steps": STEPS,
             "global_batch": 8,
-            "data": {"url": self.faces, "workers": 0, "window_shards": 2},
+            "data": {"url": self.faces, "workers": workers, "window_shards": 2},
             "model": {
                 "embedding": 16,
                 "image": {
@@ -218,7 +218,7 @@ def test_deepspeed_without_argument_takes_cfg_yaml_of_its_folder_and_gives_the_c
 def test_a_run_that_was_killed_goes_on_to_the_unbroken_curve_in_the_same_mlflow_run(
     place: Place, unbroken: list[tuple[int, float]], launcher: str
 ) -> None:
-    config = place.config(f"killed-{launcher}")
+    config = place.config(f"killed-{launcher}", workers=2 if launcher == "deepspeed" else 0)
     command = torchrun(config) if launcher == "torchrun" else deepspeed("cfg.yaml")
     store = open_store(config.parent / "run")
     with started(command, place, config.parent) as (process, log):

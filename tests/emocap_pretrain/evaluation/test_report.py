@@ -57,3 +57,9 @@ def test_a_run_without_evaluation_has_no_such_rows():
     text = shown(dataclasses.replace(REPORT, zero_shot=None))
     assert "zero-shot" not in text
     assert "last loss" in text
+
+
+def test_the_markdown_has_the_rows_of_the_table():
+    lines = REPORT.markdown().splitlines()
+    assert lines[:3] == ["|  | tiny |", "| --- | --- |", "| steps | 240 on 2 ranks |"]
+    assert "| zero-shot UAR | 62.5%  (chance 50.0%: 2 classes) |" in lines

@@ -48,10 +48,14 @@ def points(client: MlflowClient, run_id: str, metric: str = "loss") -> list[tupl
 
 def test_a_new_run_has_its_name_experiment_settings_and_environment(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
+    tracker.describe("| | tiny |")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     assert run.info.run_name == "tiny"
-    assert client.get_experiment(run.info.experiment_id).name == "faces"
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.name == "faces"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert run.data.tags["mlflow.note.content"] == "| | tiny |"
     assert run.info.status == "FINISHED"
     assert run.data.params["optimizer.lr"] == "0.001"
     assert run.data.params["objective.global"] == "0.5"
@@ -129,6 +133,7 @@ def test_a_checkpoint_is_an_external_model_of_the_run_s_experiment(config: Confi
         [run.info.experiment_id], f"source_run_id='{tracker.run_id}'", output_format="list"
     )
     assert model.name == "step-00000004"
+    assert [(each.model_id, each.step) for each in run.outputs.model_outputs] == [(model.model_id, 4)]
     assert model.tags["checkpoint.url"] == "s3://bucket/run/checkpoints/step-00000004/a"
     assert model.tags["checkpoint.manifest_sha256"] == "abc"
     assert run.data.tags["checkpoint.url"] == "s3://bucket/run/checkpoints/step-00000004/a"
