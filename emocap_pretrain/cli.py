@@ -137,12 +137,12 @@ def _rendered(indexes: range, seed: int, pixels: int) -> Iterator[Record]:
 def _write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
     manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
     megabytes = manifest.total_bytes / 1e6
-    console.print(f"{url}: {manifest.samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB.")
+    console.print(f"{url}: {manifest.samples} samples in {_shards(len(manifest.shards))}, {megabytes:.1f} MB.")
 
 
 def _summary_table(summary: Summary) -> Table:
     rows = [
-        ("samples", f"{summary.samples:,} in {summary.shards} shards, {summary.bytes / 1e6:,.1f} MB"),
+        ("samples", f"{summary.samples:,} in {_shards(summary.shards)}, {summary.bytes / 1e6:,.1f} MB"),
         ("looked at", f"{summary.looked_at:,} samples, {summary.damaged} damaged"),
         ("image", f"{_spread(summary.width_px)} wide, {_spread(summary.height_px)} high, pixels"),
         *((f"words, {part}", _spread(words)) for part, words in summary.words.items()),
@@ -151,6 +151,10 @@ def _summary_table(summary: Summary) -> Table:
         *((name, _spread(numbers)) for name, numbers in summary.numbers.items()),
     ]
     return _table(summary.url, rows)
+
+
+def _shards(number: int) -> str:
+    return f"{number} shard" + ("s" if number > 1 else "")
 
 
 def _spread(spread: Spread) -> str:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 # Ray Train polls its workers; its default of 2 s is felt at the start and the end of short jobs.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -96,7 +97,7 @@ def on_every_rank(
     backend = "nccl" if on_gpu else "gloo"
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
         trainer = ray.train.torch.TorchTrainer(
-            lambda: function(RayRuntime()),
+            partial(_act, function),
             scaling_config=ScalingConfig(num_workers=ranks, use_gpu=on_gpu, resources_per_worker=held),
             torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=timeout_s),
             run_config=RunConfig(
@@ -109,6 +110,12 @@ def on_every_rank(
             trainer.fit()
         except TrainingFailedError as error:
             raise _failure(error) from error
+
+
+def _act(function: Callable[[RayRuntime], None]) -> None:
+    # What a rank raises reaches the driver whole, as the cause of the failure; not every rank need print it too.
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    function(RayRuntime())
 
 
 def _failure(error: TrainingFailedError) -> RankFailed:
