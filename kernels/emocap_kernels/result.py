@@ -25,8 +25,8 @@ class LossResult:
         text_to_image: Mean loss of the text (sentence) anchors.
         positives: Mean number of positives of an anchor, its own counted; the mean of the two directions.
         recall_at_1: Share of anchors whose best-scoring candidate is theirs by identity (own pair or equal id;
-            own sentences in the local loss). All candidates compete, ignored ones too; the lower global index
-            wins a tie.
+            own sentences in the local loss). All candidates compete, ignored ones too; of equal scores,
+            as a matrix product rounds them, the lower global index wins.
     """
 
     loss: Tensor
