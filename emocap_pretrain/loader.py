@@ -1,6 +1,10 @@
 """From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -90,8 +94,7 @@ class _Steps(IterableDataset[tuple[Batch, Cursor]]):
 def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[tuple[Batch, Cursor]]:
     """Endless batches of this rank from the stream's start cursor; each comes with the cursor that stands behind it.
 
-    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze. They are
-    children of this very process (no fork server), because that is whose end they watch for.
+    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
     """
     workers = config.data.workers
     loader = DataLoader(
@@ -107,8 +110,15 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread each, and the parent decides when to end: SIGTERM goes to the whole process group."""
-    import signal
-
+    """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Torch's own watch misses a parent that was killed while this process started."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
