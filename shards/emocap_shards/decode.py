@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emocap_shards.errors import ImageError
 
@@ -66,7 +66,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    known = sorted(set(FORMATS.values()))
+    try:
+        image = Image.open(io.BytesIO(data), formats=known)
+    except UnidentifiedImageError:  # Pillow names an address in memory.
+        raise ImageError(f"the bytes are no {', '.join(known[:-1])} or {known[-1]} image") from None
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels")
     return image
