@@ -21,7 +21,7 @@ from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 
 RANKS_WITHOUT_GPU = 2
-RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
 
 
 def command(

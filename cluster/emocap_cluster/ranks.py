@@ -46,9 +46,11 @@ def connected(env: Mapping[str, str]) -> Generator[Resources]:
     _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
     # That a new cluster asks for a token is how it should be, and no warning.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # No rank reacts to Ray's drain signal yet, and its watcher prints an error at every start.
+    watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     try:
         ray.init(
-            runtime_env={"env_vars": {**env, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}},
+            runtime_env={"env_vars": {**env, **watcher}},
             logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,10 +1,11 @@
 """The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
 
 import copy
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, model_validator
+
+from emocap_pretrain.config.location import FolderOrName, Location
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -15,35 +16,13 @@ Length = Annotated[int, Field(ge=3)]  # The marks of start and end, and a token 
 Keys = tuple[str | int, ...]
 
 
-def _absolute(location: str) -> str:
-    """A relative path becomes absolute here, because ranks may start in another folder; a URL stays as it is."""
-    scheme, separator, path = location.partition("://")
-    if not separator:
-        return _absolute_path(location)
-    if scheme == "sqlite" and path.startswith("/") and not path.startswith("//"):
-        return f"sqlite:///{_absolute_path(path[1:])}"
-    return location
-
-
-def _absolute_path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-def _absolute_if_there(name: str) -> str:
-    """A path that is there becomes absolute; 'data' and 'hub' are words, also beside folders of these names."""
-    path = _absolute_path(name)
-    return path if name not in {"data", "hub"} and Path(path).exists() else name
-
-
 def _with_a_place(template: str) -> str:
     if "{}" not in template:
         raise ValueError(f"{template!r} has no {{}}, where the words for a class go.")
     return template
 
 
-Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 Template = Annotated[str, AfterValidator(_with_a_place)]
-FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
 Words = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
