@@ -2,9 +2,18 @@
 
 from collections.abc import Iterator
 
+import torch
+
 # Small enough for a block and its few temporaries to be a fraction of a batch of 8,192, large enough for a matrix
 # product to run at full speed (docs/method.md has the measurement).
 BLOCK_BYTES = 16 * 2**20
+
+# A GPU needs more rows to fill its processors, and a launch for each operation on a block.
+DEVICE_BLOCK_BYTES = 128 * 2**20
+
+
+def block_bytes_on(device: torch.device) -> int:
+    return BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
 
 
 def even_blocks(length: int, longest: int) -> list[slice]:

@@ -14,6 +14,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """As `compute_dtype`, but a half precision that all share stays: a matrix unit adds its products in float32."""
+    kinds = {tensor.dtype for tensor in tensors}
+    return kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else compute_dtype(*tensors)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Shuts out autocast, which would run the similarities of a loss in half precision."""
     return torch.autocast(device_type=device.type, enabled=False)

@@ -43,6 +43,15 @@ class Anchors:
         mean = self.positive[own] / self.count[own].clamp(min=1)
         return (self.peak[own].double() - mean) + self.total[own].double().log()
 
+    def log_sums(self) -> Tensor:
+        """Natural logarithm of the sum of exp(score), in the type of the scores."""
+        return self.peak + self.total.log()
+
+    def log_sums_above(self, others: Anchors, part: slice) -> Tensor:
+        """How far the log-sums lie above those of `others`, float64 [part]."""
+        ratio = self.total[part].double().log() - others.total[part].double().log()
+        return (self.peak[part].double() - others.peak[part].double()) + ratio
+
 
 def row_anchors(score: Tensor, targets: Targets) -> Anchors:
     """The row anchors of a block that holds all columns, [rows, columns > 0]."""
@@ -70,6 +79,30 @@ def joined(parts: list[Anchors], like: Tensor) -> Anchors:
     )
 
 
+class ColumnBest:
+    """The best-scoring row of each column, while blocks of rows go by."""
+
+    def __init__(self, number: int, *, like: Tensor) -> None:
+        self._score = like.new_full((number,), float("-inf"))
+        self._row = torch.full((number,), FAR, dtype=torch.int64, device=like.device)
+
+    def add(self, score: Tensor, *, first: int) -> Tensor:
+        """Takes in a block, [rows > 0, columns], whose row 0 has the global index `first`; returns its maxima."""
+        block = score.amax(0)
+        better = block > self._score
+        self._score = torch.where(better, block, self._score)
+        self._row = torch.where(better, _first_row(score, block) + first, self._row)
+        return block
+
+    def over(self, ranks: Ranks) -> Tensor:
+        """Global indices once the rows of all ranks went by; the lower one of a tie."""
+        score = self._score.clone()
+        largest_over_(score, ranks)
+        row = torch.where(self._score == score, self._row, FAR)
+        smallest_over_(row, ranks)
+        return row
+
+
 class Columns:
     """The column anchors, while blocks of rows go by."""
 
@@ -79,19 +112,15 @@ class Columns:
         # Partial sums in float64: hundreds of scores near 100 must not round away a small loss.
         self._positive = like.new_zeros(number, dtype=torch.float64)
         self._count = like.new_zeros(number)
-        self._best_score = self._peak.clone()
-        self._best = torch.full((number,), FAR, dtype=torch.int64, device=like.device)
+        self._best = ColumnBest(number, like=like)
 
     def add(self, score: Tensor, targets: Targets, *, first: int) -> None:
         """Takes in a block, [rows > 0, columns], whose row 0 has the global index `first`."""
         self._positive += targets.column_sums(score)
         self._count += targets.column_counts()
-        best_score = score.amax(0)
-        better = best_score > self._best_score
-        self._best_score = torch.where(better, best_score, self._best_score)
-        self._best = torch.where(better, _first_row(score, best_score) + first, self._best)
+        best = self._best.add(score, first=first)
         candidates = targets.column_candidates(score)
-        block_peak = best_score if candidates is score else candidates.amax(0)
+        block_peak = best if candidates is score else candidates.amax(0)
         peak = torch.maximum(self._peak, block_peak)
         shift = _finite(peak)
         self._total *= (self._peak - shift).exp_()
@@ -100,16 +129,13 @@ class Columns:
 
     def over(self, ranks: Ranks) -> Anchors:
         """The columns once the rows of all ranks went by."""
-        peaks = torch.stack([self._peak, self._best_score])
-        largest_over_(peaks, ranks)
-        peak, best_score = peaks
+        peak = self._peak.clone()
+        largest_over_(peak, ranks)
         total = self._total * (self._peak - _finite(peak)).exp_()
         sums = torch.stack([total.double(), self._positive, self._count.double()])
         add_over_(sums, ranks)
-        best = torch.where(self._best_score == best_score, self._best, FAR)
-        smallest_over_(best, ranks)
         kind = self._total.dtype
-        return Anchors(peak, sums[0].to(kind), sums[1], sums[2].to(kind), best)
+        return Anchors(peak, sums[0].to(kind), sums[1], sums[2].to(kind), self._best.over(ranks))
 
 
 def _first_row(score: Tensor, value: Tensor) -> Tensor:
@@ -145,10 +171,15 @@ def shares(anchors: Anchors, weight: Tensor | float) -> Shares:
     return Shares(anchors.peak, weight / anchors.total, weight / anchors.count.clamp(min=1))
 
 
-def score_gradient(score: Tensor, targets: Targets, rows: Shares, columns: Shares) -> Tensor:
-    """Gradient of both directions in a block of scores, [rows, columns]."""
+def softmax_gradient(score: Tensor, targets: Targets, rows: Shares, columns: Shares) -> Tensor:
+    """Weighted softmax of the candidates of each row, plus that of each column, [rows, columns]."""
     gradient = (targets.row_candidates(score) - rows.peak[:, None]).exp_().mul_(rows.softmax[:, None])
     by_column = (targets.column_candidates(score) - columns.peak).exp_()
-    gradient.addcmul_(by_column, columns.softmax.expand_as(by_column))
+    return gradient.addcmul_(by_column, columns.softmax.expand_as(by_column))
+
+
+def score_gradient(score: Tensor, targets: Targets, rows: Shares, columns: Shares) -> Tensor:
+    """Gradient of both directions in a block of scores, [rows, columns]."""
+    gradient = softmax_gradient(score, targets, rows, columns)
     targets.subtract_(gradient, rows.positive, columns.positive)
     return gradient

@@ -30,6 +30,10 @@ class Targets(Protocol):
         ...
 
     def column_candidates(self, score: Tensor) -> Tensor: ...
+    def positives_alone(self) -> Targets:
+        """The same positives, as the only candidates."""
+        ...
+
     def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
         """Subtracts from each positive its row's and its column's share, in place."""
         ...
@@ -66,6 +70,11 @@ class Diagonal:
 
     def column_candidates(self, score: Tensor) -> Tensor:
         return score
+
+    def positives_alone(self) -> Masks:
+        own = torch.zeros(self.rows, len(self.zeros), dtype=torch.bool, device=self.zeros.device)
+        self._of(own).fill_(True)
+        return Masks(own, own).positives_alone()
 
     def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
         self._of(gradient).sub_(row_share + column_share[self._columns])
@@ -109,6 +118,9 @@ class Masks:
 
     def column_candidates(self, score: Tensor) -> Tensor:
         return _without(score, self.column_dropped)
+
+    def positives_alone(self) -> Masks:
+        return Masks(self.row_positive, self.column_positive, ~self.row_positive, ~self.column_positive)
 
     def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
         gradient.sub_(self.row_positive * row_share[:, None])

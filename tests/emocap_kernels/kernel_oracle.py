@@ -49,9 +49,12 @@ def contrastive(
     guide_image: Tensor | None = None,
     guide_text: Tensor | None = None,
     ids: Tensor | None = None,
+    objective: str = "infonce",
+    bias: Tensor | float = 0.0,
+    guide_scale: Tensor | float | None = None,
 ) -> Expected:
     batch = range(len(image))
-    score = scale * image @ text.T
+    score = scale * image @ text.T + bias
     known = [{c for c in batch if c == a or (ids is not None and int(ids[c]) == int(ids[a]))} for a in batch]
     by_image: list[set[int]] = [set() for _ in batch]
     by_text: list[set[int]] = [set() for _ in batch]
@@ -62,8 +65,12 @@ def contrastive(
         by_image = [mined(mining, for_image, a) for a in batch]
         by_text = [mined(mining, for_text, a) for a in batch]
     attract = mining is None or mining.treatment == "attract"
-    to_text = _mean_loss([score[i] for i in batch], known, by_image, attract)
-    to_image = _mean_loss([score[:, j] for j in batch], known, by_text, attract)
+    teacher = None
+    if objective == "soft":
+        v, u = (x if g is None else g for x, g in ((image.detach(), guide_image), (text.detach(), guide_text)))
+        teacher = ((scale if guide_scale is None else guide_scale) * v @ u.T).detach()
+    to_text = _mean_loss(list(score), known, by_image, attract, objective, teacher)
+    to_image = _mean_loss(list(score.T), known, by_text, attract, objective, None if teacher is None else teacher.T)
     sizes = [len(known[a] | (mine[a] if attract else set())) for mine in (by_image, by_text) for a in batch]
     hits = [
         sum(_best(lines[a].tolist()) in known[a] for a in batch) / len(batch)
@@ -82,13 +89,30 @@ def _guides(guide: str, v: Tensor, u: Tensor) -> tuple[Table, Table]:
     return {"counterpart": (uu, vv), "text": (uu, uu), "image": (vv, vv), "consensus": (both, both)}[guide]
 
 
-def _mean_loss(lines: list[Tensor], known: list[set[int]], mine: list[set[int]], attract: bool) -> Tensor:
+def _mean_loss(
+    lines: list[Tensor],
+    known: list[set[int]],
+    mine: list[set[int]],
+    attract: bool,
+    objective: str = "infonce",
+    teacher: Tensor | None = None,
+) -> Tensor:
     losses: list[Tensor] = []
     for anchor, line in enumerate(lines):
         positive = sorted(known[anchor] | mine[anchor] if attract else known[anchor])
         gone = set() if attract else mine[anchor] - known[anchor]
         present = [c for c in range(len(line)) if c not in gone]
-        losses.append(line[present].logsumexp(0) - line[positive].mean())
+        if objective == "infonce":
+            losses.append(line[present].logsumexp(0) - line[positive].mean())
+        elif objective == "mil_nce":
+            losses.append(-(line[positive].exp().sum() / line[present].exp().sum()).log())
+        elif objective == "sigmoid":
+            chances = [1 / (1 + (-line[c] if c in positive else line[c]).exp()) for c in present]
+            losses.append(-torch.stack(chances).log().sum())
+        else:
+            assert teacher is not None
+            target, guess = (x.exp() / x.exp().sum() for x in (teacher[anchor], line))
+            losses.append((target * (target / guess).log()).sum())
     return torch.stack(losses).mean()
 
 

@@ -29,16 +29,19 @@ MASK = torch.rand(11, 5, generator=torch.Generator().manual_seed(7)) > 0.3
 
 
 def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
-    """For each setting: loss, what is reported, and the gradients of the local rows and of the scale."""
+    """For each setting: loss, what is reported, and the gradients of the local rows, of scale and bias."""
     rows, answers = payload["rows"], []
     for settings in payload["settings"]:
         image, text = (t[rows].clone().requires_grad_() for t in (IMAGE, TEXT))
         scale = torch.tensor(21.0, dtype=torch.float64, requires_grad=True)
         local = {key: value[rows] if isinstance(value, Tensor) else value for key, value in settings.items()}
+        bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+        if local.get("objective") == "sigmoid":
+            local["bias"] = bias
         result = contrastive_loss(image, text, scale, group=group, **local)
-        result.loss.backward()
+        (result.loss + 0 * bias).backward()
         seen = torch.stack([result.loss.detach(), result.positives, *result.recall_at_1])
-        answers.append([seen, image.grad, text.grad, scale.grad])
+        answers.append([seen, image.grad, text.grad, torch.stack([scale.grad, bias.grad])])
     return answers
 
 
@@ -91,6 +94,9 @@ def test_the_global_loss_does_not_depend_on_the_ranks(ranks, counts, backend):
     settings += [{"ids": IDS}, *({"mining": rule, "ids": IDS, **guided} for rule in rules[::2])]
     settings += [{"mining": Mining("counterpart", 0.2), "guide_image": GUIDE_IMAGE}]
     settings += [{"mining": Mining("consensus", top_k=2), "guide_text": GUIDE_TEXT}]
+    settings += [{"objective": name, "ids": IDS} for name in ("mil_nce", "sigmoid")]
+    settings += [{"objective": name, "mining": rule} for name in ("mil_nce", "sigmoid") for rule in rules[::4]]
+    settings += [{"objective": "soft", **guided}, {"objective": "soft", **guided, "guide_scale": 4.0}]
     require_one_answer(ranks, global_job, counts, [{"backend": backend, **each} for each in settings])
 
 

@@ -6,7 +6,8 @@ import sys
 import emocap_kernels
 import pytest
 import torch
-from emocap_kernels import Mining, contrastive_loss, errors, region_contrastive_loss
+from emocap_kernels import Mining, choose_backend, contrastive_loss, errors, region_contrastive_loss
+from emocap_kernels.contrastive.choice import Choice
 from emocap_kernels.result import Directions, LossResult
 
 VECTORS = torch.eye(4)[:3]
@@ -14,16 +15,21 @@ PATCHES = torch.eye(4).repeat(3, 1, 1)
 OWNER = torch.tensor([0, 1, 2])
 
 
-def test_the_public_surface_is_three_names():
-    assert sorted(emocap_kernels.__all__) == ["Mining", "contrastive_loss", "region_contrastive_loss"]
+def test_the_public_surface_is_four_names():
+    assert sorted(emocap_kernels.__all__) == [
+        "Mining",
+        "choose_backend",
+        "contrastive_loss",
+        "region_contrastive_loss",
+    ]
 
 
 def test_the_signatures_are_those_that_callers_rely_on():
     assert str(inspect.signature(contrastive_loss)) == (
         "(image: 'Tensor', text: 'Tensor', scale: 'Tensor | float', *, objective: 'Objective' = 'infonce', "
         "bias: 'Tensor | float | None' = None, mining: 'Mining | None' = None, guide_image: 'Tensor | None' = None, "
-        "guide_text: 'Tensor | None' = None, ids: 'Tensor | None' = None, group: 'ProcessGroup | None' = None, "
-        "backend: 'Backend' = 'auto') -> 'LossResult'"
+        "guide_text: 'Tensor | None' = None, guide_scale: 'Tensor | float | None' = None, ids: 'Tensor | None' = None, "
+        "group: 'ProcessGroup | None' = None, backend: 'Backend' = 'auto') -> 'LossResult'"
     )
     assert str(inspect.signature(region_contrastive_loss)) == (
         "(patches: 'Tensor', sentences: 'Tensor', owner: 'Tensor', scale: 'Tensor | float', *, "
@@ -67,19 +73,18 @@ def test_importing_needs_torch_and_nothing_else():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-@pytest.mark.parametrize("objective", ["mil_nce", "sigmoid", "soft"])
-def test_an_objective_that_is_not_built_is_refused_by_name(objective):
-    with pytest.raises(errors.NotSupportedError, match=f"objective='{objective}' is not built yet; 'infonce' is"):
-        contrastive_loss(VECTORS, VECTORS, 5.0, objective=objective)
+def test_fused_kernels_without_a_gpu_are_refused_with_the_reason():
+    with pytest.raises(errors.NotSupportedError, match=r"the inputs are on cpu and the kernels need a CUDA.*'chunked'"):
+        contrastive_loss(VECTORS, VECTORS, 5.0, backend="fused")
+    with pytest.raises(errors.NotSupportedError, match="'chunked'"):
+        region_contrastive_loss(PATCHES, VECTORS, OWNER, 5.0, backend="fused")
 
 
-def test_the_fused_backend_is_refused_by_name():
-    for call in (
-        lambda: contrastive_loss(VECTORS, VECTORS, 5.0, backend="fused"),
-        lambda: region_contrastive_loss(PATCHES, VECTORS, OWNER, 5.0, backend="fused"),
-    ):
-        with pytest.raises(errors.NotSupportedError, match="'chunked'"):
-            call()
+def test_the_choice_of_a_backend_says_why():
+    choice = choose_backend(VECTORS, VECTORS)
+    assert choice.backend == "chunked"
+    assert choice.reason == "fused kernels cannot run: the inputs are on cpu and the kernels need a CUDA device."
+    assert choose_backend(VECTORS, VECTORS, backend="reference") == Choice("reference", "it was asked for.")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,11 @@ def test_the_fused_backend_is_refused_by_name():
         ({"objective": "triplet"}, errors.ArgumentError, "objective='triplet'"),
         ({"backend": "magic"}, errors.ArgumentError, "backend='magic'"),
         ({"bias": 1.0}, errors.ArgumentError, "bias"),
+        ({"objective": "sigmoid", "bias": torch.ones(2)}, errors.ShapeError, "bias"),
+        ({"guide_scale": 1.0}, errors.ArgumentError, "guide_scale"),
+        ({"objective": "soft"}, errors.ArgumentError, "needs a teacher"),
+        ({"objective": "soft", "guide_text": VECTORS, "mining": Mining(top_k=1)}, errors.ArgumentError, "mining=None"),
+        ({"objective": "soft", "guide_text": VECTORS[:, :3]}, errors.ShapeError, "'soft'"),
         ({"scale": float("inf")}, errors.ArgumentError, "scale=inf"),
         ({"scale": torch.ones(1)}, errors.ShapeError, "scale"),
         ({"scale": torch.tensor(3)}, errors.ShapeError, "scale"),

@@ -82,7 +82,7 @@ class Pairs:
 
 def pairs_of(problem: Problem, blocks: list[slice]) -> Pairs:
     """Fixes the positives; `top_k` lists are made here once, and travel between ranks."""
-    zeros = problem.text.new_zeros(len(problem.text))
+    zeros = problem.scale.new_zeros(len(problem.text))
     mining, features = problem.mining, problem.features
     if mining is None or features is None or mining.top_k is None:
         return Pairs(problem.span.first, zeros, problem.ids, mining, features)

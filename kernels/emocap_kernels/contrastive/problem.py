@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from emocap_kernels.distributed import Ranks, Span
+from emocap_kernels.distributed import ALONE, Ranks, Span
 from emocap_kernels.mining import Guide, Mining, first_twins
+from emocap_kernels.products import product
 
 Side = Literal["image", "text"]
+Objective = Literal["infonce", "mil_nce", "sigmoid", "soft"]
+OBJECTIVES: tuple[Objective, ...] = ("infonce", "mil_nce", "sigmoid", "soft")
 Products = tuple[tuple[Side, Side], ...]
 
 # The guide table: (side of the anchor, side of the candidate) of each similarity; of two, the smaller decides.
@@ -36,8 +39,10 @@ def flipped(products: Products) -> Products:
     return tuple((candidate, anchor) for anchor, candidate in products)
 
 
-def sides_needed(mining: Mining) -> set[Side]:
-    """The sides of which every rank needs the features of the whole batch."""
+def sides_needed(mining: Mining | None) -> set[Side]:
+    """The sides of which every rank needs the features of the whole batch; without mining, a teacher's texts."""
+    if mining is None:
+        return {"text"}
     texts = TEXT_ANCHORS[mining.guide]
     by_text = flipped(texts) if mining.top_k is None else texts
     return {side for _, side in (*IMAGE_ANCHORS[mining.guide], *by_text)}
@@ -59,7 +64,11 @@ class Features:
 
     def similarity(self, products: Products, rows: slice) -> Tensor:
         """Of the local anchors `rows` with all candidates, [rows, total]."""
-        return _smallest([self.own[a][rows] @ self.every[c].T for a, c in products])
+        return _smallest([product(self.own[a][rows], self.every[c].T) for a, c in products])
+
+    def teacher(self, rows: slice) -> Tensor:
+        """Cosines of the local guide images `rows` with all guide texts, [rows, total]."""
+        return self.similarity((("image", "text"),), rows)
 
     def twins(self, products: Products) -> list[Tensor | None]:
         return [first_twins(self.every[candidate]) for _, candidate in products]
@@ -68,7 +77,7 @@ class Features:
         """As `similarity`, equal for equal candidates to the bit (see `first_twins`)."""
         found: list[Tensor] = []
         for (anchor, candidate), twin in zip(products, twins, strict=True):
-            similarity = self.own[anchor][rows] @ self.every[candidate].T
+            similarity = product(self.own[anchor][rows], self.every[candidate].T)
             found.append(similarity if twin is None else similarity[:, twin])
         return _smallest(found)
 
@@ -86,9 +95,12 @@ class Problem:
         image: [local, width].
         text: [total, width], of the dtype of `image`.
         scale: 0-dim, of the dtype of `image`.
+        objective: What is made of the scores.
+        bias: 0-dim, added to the scores; of `sigmoid` only, else 0.
+        guide_scale: 0-dim; of `soft` only: the teacher's scores are `guide_scale` times the cosines of `features`.
         ids: int64 [total], or None if only own pairs are known positives.
-        mining: None for plain InfoNCE.
-        features: None exactly if `mining` is None.
+        mining: None if only known pairs are positives.
+        features: Those that guide the mining, or the teacher's of `soft`; else None.
         span: Where the local rows lie in the batch.
         ranks: Who holds the others.
     """
@@ -96,8 +108,15 @@ class Problem:
     image: Tensor
     text: Tensor
     scale: Tensor
+    objective: Objective
+    bias: Tensor
+    guide_scale: Tensor
     ids: Tensor | None
     mining: Mining | None
     features: Features | None
     span: Span
     ranks: Ranks
+
+    def alone(self) -> Problem:
+        """The same problem for one rank that holds all rows."""
+        return replace(self, span=self.span.whole(), ranks=ALONE)

@@ -1,10 +1,19 @@
-r"""The specification: InfoNCE with mined positives on the whole batch, as the formula reads.
+r"""The specification: the objectives with mined positives on the whole batch, as the formulas read.
+
+InfoNCE (van den Oord et al. 2018) with several positives, their log-probabilities averaged (Khosla et al. 2020):
 
 \[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
    \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
 
-and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. It makes every
-matrix in whole and leaves the gradients to autograd.
+and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. The others
+differ in what is averaged over the anchors of a direction:
+
+- `mil_nce` (Miech et al. 2020): \(\log\sum_j e^{S_{ij}} - \log\sum_{j \in P_i} e^{S_{ij}}\)
+- `sigmoid` (Zhai et al. 2023): \(-\sum_j \log\sigma(\pm(S_{ij} + \mathrm{bias}))\), plus for
+  positives, minus for others
+- `soft`: \(\mathrm{KL}(T_i \,\|\, \operatorname{softmax}_j S_{ij})\) with \(T_i\) the softmax of a teacher's scores
+
+It makes every matrix in whole and leaves the gradients to autograd.
 """
 
 from __future__ import annotations
@@ -14,18 +23,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from emocap_kernels.contrastive.problem import IMAGE_ANCHORS, TEXT_ANCHORS, Features, Problem, Products
+from emocap_kernels.contrastive.problem import (
+    IMAGE_ANCHORS,
+    TEXT_ANCHORS,
+    Features,
+    Objective,
+    Problem,
+    Products,
+)
 from emocap_kernels.mining import Guide, Mining
 from emocap_kernels.result import Directions, LossResult
 
 
 def evaluate(problem: Problem) -> LossResult:
     """The loss of a problem whose rank holds all rows."""
-    score = problem.scale * (problem.image @ problem.text.T)
+    score = problem.scale * (problem.image @ problem.text.T) + problem.bias
     known = _known(problem)
-    image = _direction(score, known, problem, IMAGE_ANCHORS)
-    text = _direction(score.T, known, problem, TEXT_ANCHORS)
+    teacher = _teacher(problem)
+    image = _direction(score, known, problem, IMAGE_ANCHORS, teacher)
+    text = _direction(score.T, known, problem, TEXT_ANCHORS, teacher.T)
     return LossResult(
         loss=(image.loss + text.loss) / 2,
         image_to_text=image.loss.detach(),
@@ -42,8 +60,10 @@ class _Direction:
     recall_at_1: Tensor
 
 
-def _direction(score: Tensor, known: Tensor, problem: Problem, guides: Mapping[Guide, Products]) -> _Direction:
-    """One direction: rows of `score` are its anchors."""
+def _direction(
+    score: Tensor, known: Tensor, problem: Problem, guides: Mapping[Guide, Products], teacher: Tensor
+) -> _Direction:
+    """One direction: rows of `score` and of `teacher` are its anchors."""
     positive, dropped = known, torch.zeros_like(known)
     if problem.mining is not None and problem.features is not None:
         mined = _mined(problem.mining, problem.features, guides[problem.mining.guide])
@@ -51,11 +71,29 @@ def _direction(score: Tensor, known: Tensor, problem: Problem, guides: Mapping[G
             positive = known | mined
         else:
             dropped = mined & ~known
-    log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
-    count = positive.sum(1)
-    loss = -(log_probability.where(positive, 0.0).sum(1) / count).mean()
+    loss = _anchor_losses(problem.objective, score, positive, dropped, teacher).mean()
     found = known.gather(1, score.detach().max(1, keepdim=True).indices)
-    return _Direction(loss, count.to(score.dtype).mean(), found.to(score.dtype).mean())
+    return _Direction(loss, positive.sum(1).to(score.dtype).mean(), found.to(score.dtype).mean())
+
+
+def _anchor_losses(objective: Objective, score: Tensor, positive: Tensor, dropped: Tensor, teacher: Tensor) -> Tensor:
+    if objective == "sigmoid":
+        signed = torch.where(positive, score, -score)
+        return -logsigmoid(signed).masked_fill(dropped, 0.0).sum(1)
+    log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
+    if objective == "mil_nce":
+        return -log_probability.masked_fill(~positive, float("-inf")).logsumexp(1)
+    if objective == "soft":
+        target = teacher.log_softmax(1)
+        return (target.exp() * (target - log_probability)).sum(1)
+    return -(log_probability.where(positive, 0.0).sum(1) / positive.sum(1))
+
+
+def _teacher(problem: Problem) -> Tensor:
+    """The teacher's scores, or without one a matrix of no rows that nobody reads."""
+    if problem.objective != "soft" or problem.features is None:
+        return problem.image.new_zeros(0, 0)
+    return problem.guide_scale * problem.features.teacher(slice(None)).to(problem.image.dtype)
 
 
 def _known(problem: Problem) -> Tensor:

@@ -1,0 +1,130 @@
+"""What one rank passes to the global loss: checked here, and said to the other ranks as a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+from torch import Tensor
+
+from emocap_kernels import checks
+from emocap_kernels.contrastive.problem import OBJECTIVES, Objective, Side
+from emocap_kernels.errors import ArgumentError
+from emocap_kernels.mining import Mining
+from emocap_kernels.precision import FLOATS
+
+# The facts in which all ranks must agree.
+ALIKE = (
+    "width",
+    "dtype of image",
+    "dtype of text",
+    "ids",
+    "guide_image",
+    "guide_text",
+    "guide_scale",
+    "bias",
+    "objective",
+    "backend",
+    "mining",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments of `contrastive_loss` as they came, on one rank."""
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor | float
+    objective: Objective
+    bias: Tensor | float | None
+    mining: Mining | None
+    guide_image: Tensor | None
+    guide_text: Tensor | None
+    guide_scale: Tensor | float | None
+    ids: Tensor | None
+
+    def guides(self) -> dict[Side, Tensor]:
+        """The features that guide, [rows, any width] each: those given, else the embeddings of that side."""
+        return {
+            "image": self.image if self.guide_image is None else self.guide_image,
+            "text": self.text if self.guide_text is None else self.guide_text,
+        }
+
+    def parameters(self) -> list[Tensor | float]:
+        """The inputs that may want a gradient."""
+        return [self.image, self.text, self.scale, 0.0 if self.bias is None else self.bias]
+
+
+def facts(inputs: Inputs, backend: int) -> Mapping[str, int]:
+    """Checks the inputs of this rank, then says what the other ranks must know of them.
+
+    Raises:
+        ArgumentError: If a value breaks its rule.
+        ShapeError: If tensors do not fit together.
+    """
+    _check_names(inputs)
+    _check_tensors(inputs)
+    if inputs.objective == "soft" or (inputs.mining is not None and inputs.mining.guide == "joint"):
+        _check_across(inputs)
+    return {
+        "rows": len(inputs.image),
+        "width": inputs.image.shape[1],
+        "dtype of image": FLOATS.index(inputs.image.dtype),
+        "dtype of text": FLOATS.index(inputs.text.dtype),
+        "ids": int(inputs.ids is not None),
+        "guide_image": 0 if inputs.guide_image is None else inputs.guide_image.shape[1],
+        "guide_text": 0 if inputs.guide_text is None else inputs.guide_text.shape[1],
+        "guide_scale": int(inputs.guide_scale is not None),
+        "bias": int(inputs.bias is not None),
+        "objective": OBJECTIVES.index(inputs.objective),
+        "backend": backend,
+        "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
+        "text needs a gradient": int(inputs.text.requires_grad),
+    }
+
+
+def _check_names(inputs: Inputs) -> None:
+    checks.check_choice("objective", inputs.objective, OBJECTIVES)
+    if inputs.bias is not None and inputs.objective != "sigmoid":
+        raise ArgumentError(f"bias belongs to objective='sigmoid'; in {inputs.objective!r} it cancels. Pass bias=None.")
+    if inputs.objective != "soft":
+        if inputs.guide_scale is not None:
+            raise ArgumentError("guide_scale belongs to objective='soft'; mining reads cosines. Pass guide_scale=None.")
+        return
+    if inputs.mining is not None:
+        raise ArgumentError("objective='soft' has a teacher's shares in the place of positives; pass mining=None.")
+    if inputs.guide_image is None and inputs.guide_text is None:
+        raise ArgumentError("objective='soft' needs a teacher; pass its features as guide_image and guide_text.")
+
+
+def _check_tensors(inputs: Inputs) -> None:
+    image, text = inputs.image, inputs.text
+    checks.check_floats("image", image, "rows", "width")
+    checks.check_floats("text", text, "rows", "width")
+    checks.check_same("the width of image", image.shape[1], "the width of text", text.shape[1])
+    checks.check_scale("scale", inputs.scale)
+    for name, number in (("bias", inputs.bias), ("guide_scale", inputs.guide_scale)):
+        if number is not None:
+            checks.check_scale(name, number)
+    for name, given in (("text", text), ("guide_image", inputs.guide_image), ("guide_text", inputs.guide_text)):
+        if given is not None:
+            checks.check_floats(name, given, "rows", "width")
+            checks.check_same("the number of rows of image", len(image), f"that of {name}", len(given))
+            checks.check_device(name, given, image)
+    if inputs.ids is not None:
+        checks.check_indices("ids", inputs.ids, "rows")
+        checks.check_same("the number of rows of image", len(image), "that of ids", len(inputs.ids))
+        checks.check_device("ids", inputs.ids, image)
+
+
+def _check_across(inputs: Inputs) -> None:
+    guides = inputs.guides()
+    what = "objective 'soft'" if inputs.objective == "soft" else "guide 'joint'"
+    checks.check_same(
+        f"with {what}, the width of the image features",
+        guides["image"].shape[1],
+        "that of the text",
+        guides["text"].shape[1],
+    )

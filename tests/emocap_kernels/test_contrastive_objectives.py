@@ -1,0 +1,133 @@
+"""The objectives beside InfoNCE, against formulas written from docs/method.md alone."""
+
+import kernel_oracle as oracle
+import pytest
+import torch
+from emocap_kernels import Mining, contrastive_loss
+from emocap_kernels.contrastive import chunked
+from torch import Tensor
+from torch.nn.functional import normalize
+
+OBJECTIVES = ["mil_nce", "sigmoid", "soft"]
+RULES = [
+    None,
+    Mining(threshold=0.1),
+    Mining("joint", threshold=0.1),
+    Mining("text", top_k=2),
+    Mining("consensus", threshold=0.0, treatment="ignore"),
+    Mining("image", top_k=3, treatment="ignore"),
+]
+
+
+def inputs_of(rows: int, width: int, dtype=torch.float64, seed: int = 0) -> tuple[Tensor, ...]:
+    source = torch.Generator().manual_seed(seed)
+    image, text, teacher = (
+        normalize(torch.randn(rows, width, generator=source, dtype=torch.float64), dim=1).to(dtype) for _ in range(3)
+    )
+    scale, bias = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-1.5, dtype=torch.float64)
+    return (*(x.requires_grad_() for x in (image, text, scale, bias)), teacher)
+
+
+def arguments(objective: str, bias: Tensor, teacher: Tensor, mining: Mining | None) -> dict:
+    if objective == "soft":
+        return {"objective": "soft", "guide_image": teacher, "guide_text": teacher.flip(0), "guide_scale": 4.0}
+    return {"objective": objective, "mining": mining} | ({"bias": bias} if objective == "sigmoid" else {})
+
+
+@pytest.fixture(params=[None, 3], ids=["one block", "blocks of 3 rows"])
+def blocks(request, monkeypatch):
+    if request.param is None:
+        return
+    original = chunked.evaluate
+    monkeypatch.setattr(
+        chunked, "evaluate", lambda problem: original(problem, block_bytes=request.param * 8 * len(problem.text))
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("ids", [None, torch.arange(11) // 2])
+@pytest.mark.parametrize("mining", RULES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradients_are_those_of_the_formula(objective, mining, ids, backend, blocks):
+    if objective == "soft" and mining is not None:
+        return
+    *mine, teacher = inputs_of(11, 6)
+    *theirs, _ = inputs_of(11, 6)
+    result = contrastive_loss(*mine[:3], ids=ids, backend=backend, **arguments(objective, mine[3], teacher, mining))
+    expected = oracle.contrastive(*theirs[:3], ids=ids, **arguments(objective, theirs[3], teacher, mining))
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-12, atol=1e-12)
+    assert result.image_to_text.item() == pytest.approx(expected.image_to_text, rel=1e-12)
+    assert result.text_to_image.item() == pytest.approx(expected.text_to_image, rel=1e-12)
+    assert result.positives.item() == pytest.approx(expected.positives)
+    assert [x.item() for x in result.recall_at_1] == pytest.approx(expected.recall)
+    result.loss.backward()
+    expected.loss.backward()
+    for a, b in zip(mine, theirs, strict=True):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradcheck_holds_and_one_graph_may_be_used_twice(objective):
+    *inputs, teacher = inputs_of(6, 4)
+
+    def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        # The bias is only differentiated where it exists.
+        return contrastive_loss(image, text, scale, **arguments(objective, bias, teacher, None)).loss + 0 * bias
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    value = loss(*inputs)
+    first = torch.autograd.grad(value, inputs, retain_graph=True)
+    second = torch.autograd.grad(3 * value, inputs, retain_graph=True)
+    third = torch.autograd.grad(value, inputs)
+    assert all(torch.equal(a, c) for a, c in zip(first, third, strict=True))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(3 * a, b)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_half_precision_inputs_are_computed_as_float32(objective):
+    *half, teacher = inputs_of(9, 16, torch.bfloat16)
+    wide = [x.detach().float().requires_grad_() for x in half[:2]]
+    a = contrastive_loss(half[0], half[1], 7.0, **arguments(objective, half[3], teacher, None))
+    b = contrastive_loss(*wide, 7.0, **arguments(objective, half[3], teacher.float(), None))
+    assert torch.equal(a.loss, b.loss)
+    a.loss.backward()
+    b.loss.backward()
+    torch.testing.assert_close(half[0].grad, wide[0].grad.bfloat16())
+
+
+def test_mil_nce_with_own_pairs_only_is_infonce():
+    *inputs, _ = inputs_of(12, 5)
+    a = contrastive_loss(*inputs[:3], objective="mil_nce").loss
+    torch.testing.assert_close(a, contrastive_loss(*inputs[:3]).loss, rtol=1e-13, atol=0)
+
+
+def test_a_student_that_is_its_teacher_has_no_divergence_and_no_gradient():
+    image, text, scale, *_ = inputs_of(12, 5)
+    guides = {"guide_image": image.detach(), "guide_text": text.detach()}
+    loss = contrastive_loss(image, text, scale, objective="soft", **guides).loss
+    assert abs(loss.item()) < 1e-14
+    loss.backward()
+    assert image.grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("cosine", [-1.0, 1.0])
+def test_scores_of_a_hundred_stay_finite_and_right(objective, cosine):
+    image = torch.eye(8)[:1].expand(8, 8).clone().requires_grad_()
+    text = (cosine * torch.eye(8)[:1].expand(8, 8)).clone().requires_grad_()
+    teacher = {"objective": objective} | ({"guide_text": -text.detach()} if objective == "soft" else {})
+    loss = contrastive_loss(image, text, 100.0, **teacher).loss
+    exact = contrastive_loss(image.double(), text.double(), 100.0, backend="reference", **teacher).loss
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-5)
+    loss.backward()
+    assert image.grad.isfinite().all()
+    assert text.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_without_any_wanted_gradient_none_is_made(objective):
+    image, text, *_, teacher = (x.detach() for x in inputs_of(6, 4))
+    result = contrastive_loss(image, text, 3.0, **arguments(objective, torch.tensor(-1.0), teacher, None))
+    assert not result.loss.requires_grad
