@@ -16,12 +16,17 @@ def block_bytes_on(device: torch.device) -> int:
     return BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
 
 
+def ceil_div(length: int, size: int) -> int:
+    """How many pieces of `size` cover `length`."""
+    return -(-length // size)
+
+
 def even_blocks(length: int, longest: int) -> list[slice]:
     """Slices that cover `range(length)`, none longer than `longest`, as equal in length as can be."""
     return list(_cut(length, max(1, longest)))
 
 
 def _cut(length: int, longest: int) -> Iterator[slice]:
-    number = -(-length // longest)
+    number = ceil_div(length, longest)
     for index in range(number):
         yield slice(index * length // number, (index + 1) * length // number)

@@ -82,6 +82,6 @@ def contrastive_loss(
         if chosen == "chunked":
             return chunked.evaluate(one_sided(inputs, span, ranks, needs_gradient=needs_gradient, narrow=image.is_cuda))
         # Triton is an optional dependency: without it nothing comes here.
-        from emocap_kernels.contrastive import fused
+        from emocap_kernels.contrastive.fused.evaluate import evaluate
 
-        return fused.evaluate(one_sided(inputs, span, ranks, needs_gradient=needs_gradient, narrow=True))
+        return evaluate(one_sided(inputs, span, ranks, needs_gradient=needs_gradient, narrow=True))

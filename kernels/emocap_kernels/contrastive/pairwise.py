@@ -1,4 +1,4 @@
-r"""Objectives whose gradient is known while their scores are seen: `sigmoid` at once, `soft` once it has its normalisers.
+r"""Objectives whose gradient is known while their scores are seen: `sigmoid` at once, `soft` with its normalisers.
 
 With \(t_{ij} = S_{ij} + \mathrm{bias}\), a direction of `sigmoid` is
 \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\), and its gradient \(\sigma(t_{ij}) - [j \in P_i]\). A
@@ -147,7 +147,11 @@ class _Sum(Function):
             score = cosine.mul_(scale).add_(bias)
             tallies.add(score, targets, objective.losses(score, targets, block), block)
             if sums is not None:
-                sums.add(objective.gradient(score, targets, block), block)
+                gradient = objective.gradient(score, targets, block)
+                sums.add(gradient, block, slice(None))
+                if sums.needs_bias:
+                    sums.bias += gradient.sum()
+                sums.add_scale(block)
         if sums is not None:
             ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
             ctx.save_for_backward(sums.image, sums.text, scale)

@@ -42,23 +42,30 @@ class GradientSums:
     def __init__(self, image: Tensor, text: Tensor, needs: Sequence[bool]) -> None:
         self._image, self._text = image, text
         wide = torch.promote_types(image.dtype, torch.float32)
-        needs_image, needs_text, needs_scale, needs_bias = needs
-        self._needs_bias = needs_bias
+        needs_image, needs_text, needs_scale, self.needs_bias = needs
         self.image = torch.zeros_like(image, dtype=wide) if needs_image or needs_scale else None
         self.text = torch.zeros_like(text, dtype=wide) if needs_text else None
         self.scale = torch.zeros((), dtype=torch.float64, device=image.device)
         self.bias = torch.zeros((), dtype=torch.float64, device=image.device)
 
-    def add(self, gradient: Tensor, block: slice) -> None:
-        """Takes in the gradient of the scores of the local images `block` with all texts, [rows, total]."""
+    def add(self, gradient: Tensor, rows: slice, columns: slice) -> None:
+        """Carries the gradient of a chunk of scores, [rows, columns], into both sides."""
         if self.image is not None:
-            rows = self.image[block]
-            add_product_(rows, gradient, self._text)
-            self.scale += (rows * self._image[block]).sum()
+            add_product_(self.image[rows], gradient, self._text[columns])
         if self.text is not None:
-            add_product_(self.text, gradient.T, self._image[block])
-        if self._needs_bias:
-            self.bias += gradient.sum()
+            add_product_(self.text[columns], gradient.T, self._image[rows])
+
+    def add_scale(self, rows: slice) -> None:
+        """Once `rows` of the image gradient are complete: their inner products with the images."""
+        if self.image is not None:
+            self.scale += (self.image[rows] * self._image[rows]).sum()
+
+    def subtract_own(self, share: float, span: Span) -> None:
+        """Takes `share` of each own pair off both sides."""
+        if self.image is not None:
+            self.image.sub_(self._text[span.own], alpha=share)
+        if self.text is not None:
+            self.text[span.own].sub_(self._image, alpha=share)
 
 
 def times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:

@@ -1,0 +1,48 @@
+"""Trying something that may fail, and keeping the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from emocap_kernels.errors import NotSupportedError
+
+Result = TypeVar("Result")
+OUT_OF_MEMORY = "out of memory"
+
+
+class UnableError(Exception):
+    """A contender that cannot take part; the message says why and what would help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Why there is no result; one line."""
+
+    reason: str
+
+
+def attempt(call: Callable[[], Result]) -> Result | Skipped:
+    """The result of `call`, or why there is none."""
+    try:
+        return call()
+    except (torch.OutOfMemoryError, MemoryError):
+        reason = OUT_OF_MEMORY
+    except (UnableError, NotSupportedError) as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - a peer may raise anything; the record says what
+        reason = _first_line(error)
+    # Outside of the handler: the traceback, and the tensors that its frames hold, are gone by now.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return Skipped(reason)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    # torch has no type of its own for a CPU that cannot give memory.
+    if "can't allocate memory" in text or "not enough memory" in text:
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"[:200]

@@ -1,0 +1,155 @@
+r"""The global loss by fused kernels: exact, mined, at the speed of its matrix products, in memory linear in the batch.
+
+Let \(X\) be the images of this rank and \(Y\) all texts. The score matrix \(Z = \mathrm{slope}\,X Y^\top\) is never
+stored.
+
+1. *Statistics* (`statistics.py`): one product makes each tile of \(Z\) once and gives the sums of its rows **and** of
+   its columns from one exponential, \(E_{ij} = 2^{z_{ij} - h}\) with one shift \(h\) for the whole batch. With
+   \(r_i = \sum_j E_{ij}\) and \(c_j = \sum_i E_{ij}\),
+   \[ L_{i2t} = \frac{\ln 2}{B} \sum_i \Big[ \log_2 r_i + h - \frac1{|P_i|} \sum_{j \in P_i} z_{ij} \Big], \qquad
+      L_{t2i} = \frac{\ln 2}{B} \sum_j \Big[ \log_2 c_j + h - \frac1{|Q_j|} \sum_{i \in Q_j} z_{ij} \Big]. \]
+   Ranks add up their \(c_j\): one all-reduce of numbers, no vectors.
+2. *Gradient* (`gradient.py`): the tiles are made again and leave
+   \[ G_{ij} = \frac{E_{ij}}{r_i} + \frac{E_{ij}}{c_j} - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
+   in a bounded chunk, in the type of the inputs. Two products of the library, summed in float32, carry it on:
+   \(\partial L/\partial X = \frac{\mathrm{scale}}{2B}\,G Y\) and
+   \(\partial L/\partial Y = \frac{\mathrm{scale}}{2B}\,G^\top X\). The gradient of the scale,
+   \(\frac1{2B} \sum G_{ij} \langle x_i, y_j \rangle\), is summed before \(G\) is rounded.
+3. *Positives* (`mining.py`) other than own pairs, equal ids and the score itself are marked in a chunk of bytes by
+   products of the guide features, again for each pass.
+
+That is 8 b B D floating point operations (2 + 2 + 2 + 2), the least for a symmetric loss of which nothing is stored.
+`sigmoid` has no normaliser: its gradient is made in forward, 6 b B D (`pairwise.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from emocap_kernels.contrastive.fused.marks import Positives, positives_of
+from emocap_kernels.contrastive.fused.pair_sums import sigmoid, soft
+from emocap_kernels.contrastive.fused.scores import Scores, aligned, scores_of
+from emocap_kernels.contrastive.fused.shapes import Shape, shape_for
+from emocap_kernels.contrastive.fused.stats import Stats
+from emocap_kernels.contrastive.fused.sweep import add_gradients, all_statistics
+from emocap_kernels.contrastive.outcome import Tally, outcome
+from emocap_kernels.contrastive.plan import GradientSums, times
+from emocap_kernels.contrastive.problem import Problem
+from emocap_kernels.distributed import Ranks, Span
+from emocap_kernels.precision import full_precision
+from emocap_kernels.result import LossResult
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What forward and backward share."""
+
+    positives: Positives
+    shape: Shape
+    span: Span
+    ranks: Ranks
+    sum_positives: bool
+
+
+def evaluate(problem: Problem) -> LossResult:
+    """The loss of a problem whose rank holds any of the rows, in float32 or a half precision."""
+    with torch.no_grad():
+        positives = positives_of(problem)
+    masked = positives.masked or problem.objective == "soft"
+    plan = Plan(
+        positives=positives,
+        shape=shape_for(problem.image.dtype, problem.image.device, masked=masked),
+        span=problem.span,
+        ranks=problem.ranks,
+        sum_positives=problem.objective == "mil_nce" and positives.masked,
+    )
+    if problem.objective in ("infonce", "mil_nce"):
+        loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        loss, seen = _Pairwise.apply(problem.image, problem.text, problem.scale, problem.bias, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
+    return outcome(loss, seen)
+
+
+class _Softmax(Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        scores = scores_of(image, text, scale, plan.span, plan.ranks, plan.shape)
+        rows, columns = all_statistics(scores, plan.positives, plan.span, plan.ranks, sum_positives=plan.sum_positives)
+        shares = rows.shares(scores.shift), columns.shares(scores.shift)
+        ctx.plan = plan
+        ctx.save_for_backward(
+            image, text, scale, scores.slope, scores.shift, scores.steep, *shares, *plan.positives.tensors()
+        )
+        seen = _softmax_tally(rows, columns.part(plan.span.own)).means(plan.span, plan.ranks).to(scale.dtype)
+        ctx.mark_non_differentiable(seen)
+        return (seen[0] + seen[1]) / 2, seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
+        plan: Plan = ctx.plan
+        image, text, scale, slope, shift, steep, row_shares, column_shares = ctx.saved_tensors[:8]
+        sums = GradientSums(image, text, (*ctx.needs_input_grad[:3], False))
+        with full_precision(image.device):
+            scores = Scores(aligned(image), aligned(text), slope, shift, steep, plan.shape)
+            shares = row_shares, column_shares
+            add_gradients(sums, scores, plan.positives, shares, plan.span, sum_positives=plan.sum_positives)
+        share = _share(grad_outputs[0], plan)
+        by_image, by_text = times(sums.image, share * scale), times(sums.text, share * scale)
+        return _typed(by_image, image), _typed(by_text, text), sums.scale.to(scale.dtype) * share, None
+
+
+def _softmax_tally(rows: Stats, columns: Stats) -> Tally:
+    return Tally(
+        image_loss=rows.losses().sum(),
+        text_loss=columns.losses().sum(),
+        image_positives=rows.count.double().sum(),
+        text_positives=columns.count.double().sum(),
+        image_found=rows.best.found.double().sum(),
+        text_found=columns.best.found.double().sum(),
+    )
+
+
+def _share(grad_output: Tensor, plan: Plan) -> Tensor:
+    """Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts."""
+    return grad_output * (plan.ranks.size / (2 * plan.span.total))
+
+
+def _typed(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(like.dtype)
+
+
+class _Pairwise(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, problem: Problem, plan: Plan
+    ) -> tuple[Tensor, Tensor]:
+        needs = ctx.needs_input_grad[:4]
+        sums = GradientSums(image, text, needs)
+        scores = scores_of(image, text, scale, plan.span, plan.ranks, plan.shape)
+        add_up = sigmoid if problem.objective == "sigmoid" else soft
+        tally = add_up(problem, scores, plan.positives, sums, wanted=any(needs))
+        if any(needs):
+            ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
+            ctx.save_for_backward(image, text, scale, sums.image, sums.text)
+        seen = tally.means(plan.span, plan.ranks).to(scale.dtype)
+        ctx.mark_non_differentiable(seen)
+        return (seen[0] + seen[1]) / 2, seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None]:
+        image, text, scale, by_image, by_text = ctx.saved_tensors
+        share = _share(grad_outputs[0], ctx.plan)
+        by_image, by_text = times(by_image, share * scale), times(by_text, share * scale)
+        return _typed(by_image, image), _typed(by_text, text), ctx.by_scale * share, ctx.by_bias * share, None, None

@@ -1,0 +1,153 @@
+r"""The gradient of the scores, a tile made again from the embeddings and the sums of its anchors.
+
+\[ G_{ij} = \frac{E_{ij}}{\sum_k E_{ik}} + \frac{E_{ij}}{\sum_k E_{kj}}
+          - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
+
+is 2B times the gradient of the loss in \(S_{ij}\), with no power of the scale in it and every entry in [-2, 2]: it fits
+a half-precision chunk, whose products with the embeddings are matrix products for the library. What a half would round
+away is summed here in float32: \(\sum G_{ij} \langle v_i, u_j \rangle\), the gradient of the scale. In `mil_nce` the
+last two terms are shares of a sum over positives, of the same form as the first two.
+"""
+
+# Triton has its own types.
+# pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, VARYING, cosines, has_known, mined_pairs
+
+# Lines of the shares of an anchor: how much a candidate gets of it, as a factor of E, or as the base-2 logarithm of the
+# sum on the steep branch; then the same for a positive.
+WEIGHT = tl.constexpr(0)
+LOG_SUM = tl.constexpr(1)
+POSITIVE_WEIGHT = tl.constexpr(2)
+POSITIVE_LOG_SUM = tl.constexpr(3)
+LINES = 4
+
+
+@triton.jit
+def share(shares_ptr, line: tl.constexpr, pitch, place, inside):
+    """Of no weight beyond the end."""
+    nothing: tl.constexpr = float("inf") if line == LOG_SUM or line == POSITIVE_LOG_SUM else 0.0
+    return tl.load(shares_ptr + line * pitch + place, mask=inside, other=nothing)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def gradient_kernel(
+    image_desc,
+    text_desc,
+    gradient_desc,
+    slope_ptr,
+    shift_ptr,
+    steep_ptr,
+    groups_ptr,
+    marks_desc,
+    row_shares_ptr,
+    column_shares_ptr,
+    scale_parts_ptr,
+    threshold,
+    first,
+    top,
+    bottom,
+    left,
+    right,
+    strip,
+    nD,
+    row_pitch,
+    column_pitch,
+    gain,
+    HAS_IDS: tl.constexpr,
+    RULE: tl.constexpr,
+    ATTRACT: tl.constexpr,
+    SUM_POSITIVES: tl.constexpr,
+    STEEP: tl.constexpr,
+    bR: tl.constexpr,
+    bC: tl.constexpr,
+    bD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """The chunk [top, bottom) x [left, right) of `gain` times G, and for each program its part of the scale's gradient.
+
+    With own pairs alone, their -2 is left out of G (not of the scale): the host knows where they are.
+    """
+    if (tl.load(steep_ptr) != 0) != STEEP:
+        return
+    row = top + tl.program_id(0) * bR
+    row_R = row + tl.arange(0, bR)
+    inside_R = row_R < bottom
+    own_R = first + row_R
+    group_R = tl.load(groups_ptr + own_R, mask=inside_R, other=-1)
+    slope = tl.load(slope_ptr)
+    shift = tl.load(shift_ptr)
+    weight_R = share(row_shares_ptr, WEIGHT, row_pitch, row_R, inside_R)
+    log_sum_R = share(row_shares_ptr, LOG_SUM, row_pitch, row_R, inside_R)
+    positive_R = share(row_shares_ptr, POSITIVE_WEIGHT, row_pitch, row_R, inside_R)
+    positive_log_sum_R = share(row_shares_ptr, POSITIVE_LOG_SUM, row_pitch, row_R, inside_R)
+    by_scale_R = tl.zeros([bR], tl.float32)
+    begin = left + tl.program_id(1) * strip
+    for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
+        cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
+        column_C = column + tl.arange(0, bC)
+        inside_C = column_C < right
+        group_C = tl.load(groups_ptr + column_C, mask=inside_C, other=-2)
+        positive_C = share(column_shares_ptr, POSITIVE_WEIGHT, column_pitch, column_C, inside_C)
+        score_RC = cosine_RC * slope
+
+        if RULE != RULE_NONE:
+            by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, marks_desc, row - top, column - left, RULE)
+            known_RC = group_R[:, None] == group_C[None, :]
+            row_candidate_RC = known_RC | ~by_row_RC
+            column_candidate_RC = known_RC | ~by_column_RC
+            if ATTRACT:
+                by_row_RC |= known_RC
+                by_column_RC |= known_RC
+            else:
+                by_row_RC = known_RC
+                by_column_RC = known_RC
+
+        if STEEP:
+            log_sum_C = share(column_shares_ptr, LOG_SUM, column_pitch, column_C, inside_C)
+            by_row_share_RC = tl.exp2(score_RC - log_sum_R[:, None])
+            by_column_share_RC = tl.exp2(score_RC - log_sum_C[None, :])
+            if RULE != RULE_NONE and not ATTRACT:
+                by_row_share_RC = tl.where(row_candidate_RC, by_row_share_RC, 0.0)
+                by_column_share_RC = tl.where(column_candidate_RC, by_column_share_RC, 0.0)
+            gradient_RC = by_row_share_RC + by_column_share_RC
+            if SUM_POSITIVES:
+                positive_log_sum_C = share(column_shares_ptr, POSITIVE_LOG_SUM, column_pitch, column_C, inside_C)
+                if RULE == RULE_NONE:
+                    by_row_RC = group_R[:, None] == group_C[None, :]
+                    by_column_RC = by_row_RC
+                gradient_RC -= tl.where(by_row_RC, tl.exp2(score_RC - positive_log_sum_R[:, None]), 0.0)
+                gradient_RC -= tl.where(by_column_RC, tl.exp2(score_RC - positive_log_sum_C[None, :]), 0.0)
+        else:
+            weight_C = share(column_shares_ptr, WEIGHT, column_pitch, column_C, inside_C)
+            weight_RC = weight_R[:, None] + weight_C[None, :]
+            if RULE != RULE_NONE and not ATTRACT:
+                weight_RC = tl.where(row_candidate_RC, weight_R[:, None], 0.0)
+                weight_RC += tl.where(column_candidate_RC, weight_C[None, :], 0.0)
+            if SUM_POSITIVES:
+                if RULE == RULE_NONE:
+                    by_row_RC = group_R[:, None] == group_C[None, :]
+                    by_column_RC = by_row_RC
+                weight_RC -= tl.where(by_row_RC, positive_R[:, None], 0.0)
+                weight_RC -= tl.where(by_column_RC, positive_C[None, :], 0.0)
+            gradient_RC = tl.exp2(score_RC - shift) * weight_RC
+
+        if not SUM_POSITIVES:
+            if RULE != RULE_NONE:
+                gradient_RC -= tl.where(by_row_RC, positive_R[:, None], 0.0)
+                gradient_RC -= tl.where(by_column_RC, positive_C[None, :], 0.0)
+            elif HAS_IDS:
+                known_RC = group_R[:, None] == group_C[None, :]
+                gradient_RC -= tl.where(known_RC, positive_R[:, None] + positive_C[None, :], 0.0)
+            elif has_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS):
+                known_RC = group_R[:, None] == group_C[None, :]
+                by_scale_R -= 2.0 * tl.sum(tl.where(known_RC, cosine_RC, 0.0), 1)
+        by_scale_R += tl.sum(gradient_RC * cosine_RC, 1)
+        gradient_desc.store([row - top, column - left], (gradient_RC * gain).to(gradient_desc.dtype))
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(scale_parts_ptr + program, tl.sum(by_scale_R, 0))
