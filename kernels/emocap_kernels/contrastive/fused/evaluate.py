@@ -81,7 +81,7 @@ class _Softmax(Function):
     def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         scores = scores_of(image, text, scale, plan.span, plan.ranks, plan.shape)
         rows, columns = all_statistics(scores, plan.positives, plan.span, plan.ranks, sum_positives=plan.sum_positives)
-        shares = rows.shares(scores.shift), columns.shares(scores.shift)
+        shares = rows.shares(scores.shift, scores.steep), columns.shares(scores.shift, scores.steep)
         ctx.plan = plan
         ctx.save_for_backward(
             image, text, scale, scores.slope, scores.shift, scores.steep, *shares, *plan.positives.tensors()

@@ -67,6 +67,11 @@ class LogSum:
         """Base-2 logarithm, float64."""
         return self.peak.double() + self.total.double().log2()
 
+    def share(self, shift: Tensor, steep: Tensor) -> tuple[Tensor, Tensor]:
+        """(weight, peak) with weight times 2^(score - peak) a candidate's part; `peak` is `shift` unless `steep`."""
+        peak = torch.where(steep, self.peak, shift)
+        return (peak.double() - self.value()).exp2(), peak
+
 
 def _finite(peak: Tensor) -> Tensor:
     # An anchor may have no candidate among the parts seen so far; 2^(-inf - -inf) would be NaN.
@@ -164,15 +169,13 @@ class Stats:
         attraction = self.positives.value() if isinstance(self.positives, LogSum) else self.positives / self.count
         return (self.candidates.value() - attraction) * LN_2
 
-    def shares(self, shift: Tensor) -> Tensor:
+    def shares(self, shift: Tensor, steep: Tensor) -> Tensor:
         """The lines that the gradient kernel reads, float32 [lines, anchors]."""
-        log_sum = self.candidates.value()
         shares = self.count.new_zeros(gradient.LINES, len(self.count))
-        shares[gradient.WEIGHT.value] = (shift - log_sum).exp2()
-        shares[gradient.LOG_SUM.value] = log_sum
+        shares[gradient.WEIGHT.value], shares[gradient.PEAK.value] = self.candidates.share(shift, steep)
         if isinstance(self.positives, LogSum):
-            shares[gradient.POSITIVE_WEIGHT.value] = (shift - self.positives.value()).exp2()
-            shares[gradient.POSITIVE_LOG_SUM.value] = self.positives.value()
+            weight, peak = self.positives.share(shift, steep)
+            shares[gradient.POSITIVE_WEIGHT.value], shares[gradient.POSITIVE_PEAK.value] = weight, peak
         else:
             shares[gradient.POSITIVE_WEIGHT.value] = 1.0 / self.count
         return shares

@@ -18,20 +18,25 @@ import triton.language as tl
 
 from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, VARYING, cosines, has_known, mined_pairs
 
-# Lines of the shares of an anchor: how much a candidate gets of it, as a factor of E, or as the base-2 logarithm of the
-# sum on the steep branch; then the same for a positive.
+# Lines of the shares of an anchor: a candidate gets WEIGHT times 2^(score - PEAK) of it, and PEAK is the common shift
+# where that fits. Then the same for a positive; in infonce a positive gets POSITIVE_WEIGHT.
 WEIGHT = tl.constexpr(0)
-LOG_SUM = tl.constexpr(1)
+PEAK = tl.constexpr(1)
 POSITIVE_WEIGHT = tl.constexpr(2)
-POSITIVE_LOG_SUM = tl.constexpr(3)
+POSITIVE_PEAK = tl.constexpr(3)
 LINES = 4
 
 
 @triton.jit
 def share(shares_ptr, line: tl.constexpr, pitch, place, inside):
-    """Of no weight beyond the end."""
-    nothing: tl.constexpr = float("inf") if line == LOG_SUM or line == POSITIVE_LOG_SUM else 0.0
-    return tl.load(shares_ptr + line * pitch + place, mask=inside, other=nothing)
+    """0, and so of no weight, beyond the end."""
+    return tl.load(shares_ptr + line * pitch + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def weighted(score_RC, peak, weight, part_RC):
+    """`weight` times 2^(score - peak) where a pair takes part, else 0."""
+    return tl.exp2(tl.where(part_RC, score_RC - peak, float("-inf"))) * weight
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -83,9 +88,9 @@ def gradient_kernel(
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
     weight_R = share(row_shares_ptr, WEIGHT, row_pitch, row_R, inside_R)
-    log_sum_R = share(row_shares_ptr, LOG_SUM, row_pitch, row_R, inside_R)
+    peak_R = share(row_shares_ptr, PEAK, row_pitch, row_R, inside_R)
     positive_R = share(row_shares_ptr, POSITIVE_WEIGHT, row_pitch, row_R, inside_R)
-    positive_log_sum_R = share(row_shares_ptr, POSITIVE_LOG_SUM, row_pitch, row_R, inside_R)
+    positive_peak_R = share(row_shares_ptr, POSITIVE_PEAK, row_pitch, row_R, inside_R)
     by_scale_R = tl.zeros([bR], tl.float32)
     begin = left + tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
@@ -108,31 +113,33 @@ def gradient_kernel(
                 by_row_RC = known_RC
                 by_column_RC = known_RC
 
+        weight_C = share(column_shares_ptr, WEIGHT, column_pitch, column_C, inside_C)
+        if RULE == RULE_NONE and SUM_POSITIVES:
+            by_row_RC = group_R[:, None] == group_C[None, :]
+            by_column_RC = by_row_RC
         if STEEP:
-            log_sum_C = share(column_shares_ptr, LOG_SUM, column_pitch, column_C, inside_C)
-            by_row_share_RC = tl.exp2(score_RC - log_sum_R[:, None])
-            by_column_share_RC = tl.exp2(score_RC - log_sum_C[None, :])
+            peak_C = share(column_shares_ptr, PEAK, column_pitch, column_C, inside_C)
+            # Beyond the end a score of 0 may lie far above the peaks of those inside.
+            inside_RC = inside_R[:, None] & inside_C[None, :]
+            row_part_RC = inside_RC
+            column_part_RC = inside_RC
             if RULE != RULE_NONE and not ATTRACT:
-                by_row_share_RC = tl.where(row_candidate_RC, by_row_share_RC, 0.0)
-                by_column_share_RC = tl.where(column_candidate_RC, by_column_share_RC, 0.0)
-            gradient_RC = by_row_share_RC + by_column_share_RC
+                row_part_RC = inside_RC & row_candidate_RC
+                column_part_RC = inside_RC & column_candidate_RC
+            gradient_RC = weighted(score_RC, peak_R[:, None], weight_R[:, None], row_part_RC)
+            gradient_RC += weighted(score_RC, peak_C[None, :], weight_C[None, :], column_part_RC)
             if SUM_POSITIVES:
-                positive_log_sum_C = share(column_shares_ptr, POSITIVE_LOG_SUM, column_pitch, column_C, inside_C)
-                if RULE == RULE_NONE:
-                    by_row_RC = group_R[:, None] == group_C[None, :]
-                    by_column_RC = by_row_RC
-                gradient_RC -= tl.where(by_row_RC, tl.exp2(score_RC - positive_log_sum_R[:, None]), 0.0)
-                gradient_RC -= tl.where(by_column_RC, tl.exp2(score_RC - positive_log_sum_C[None, :]), 0.0)
+                positive_peak_C = share(column_shares_ptr, POSITIVE_PEAK, column_pitch, column_C, inside_C)
+                row_part_RC = inside_RC & by_row_RC
+                column_part_RC = inside_RC & by_column_RC
+                gradient_RC -= weighted(score_RC, positive_peak_R[:, None], positive_R[:, None], row_part_RC)
+                gradient_RC -= weighted(score_RC, positive_peak_C[None, :], positive_C[None, :], column_part_RC)
         else:
-            weight_C = share(column_shares_ptr, WEIGHT, column_pitch, column_C, inside_C)
             weight_RC = weight_R[:, None] + weight_C[None, :]
             if RULE != RULE_NONE and not ATTRACT:
                 weight_RC = tl.where(row_candidate_RC, weight_R[:, None], 0.0)
                 weight_RC += tl.where(column_candidate_RC, weight_C[None, :], 0.0)
             if SUM_POSITIVES:
-                if RULE == RULE_NONE:
-                    by_row_RC = group_R[:, None] == group_C[None, :]
-                    by_column_RC = by_row_RC
                 weight_RC -= tl.where(by_row_RC, positive_R[:, None], 0.0)
                 weight_RC -= tl.where(by_column_RC, positive_C[None, :], 0.0)
             gradient_RC = tl.exp2(score_RC - shift) * weight_RC

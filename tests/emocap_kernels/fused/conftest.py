@@ -1,0 +1,18 @@
+"""Fused kernels run on a GPU, or in Triton's interpreter where TRITON_INTERPRET=1 was set before Triton was imported."""
+
+import os
+
+import pytest
+import torch
+from emocap_kernels.contrastive.fused import shapes
+
+RUNS = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if RUNS else ["test_fused_*.py"]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Panels of one tile of rows and chunks of two tiles of columns, whatever the tile is."""
+    monkeypatch.setattr(shapes, "LONGEST", 1)
+    monkeypatch.setattr(shapes, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(shapes, "PROGRAMS", 1)

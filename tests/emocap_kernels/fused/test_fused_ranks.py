@@ -1,0 +1,58 @@
+"""The answer does not depend on how many ranks computed it; one process with the same kernels is the measure."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from emocap_kernels import Mining, contrastive_loss
+from fused_cases import unit
+from rank_pool import RankPool
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the pool of ranks speaks gloo, on the CPU")
+
+COUNTS = ((20, 15), (0, 35), (9, 0, 26))
+IMAGE, TEXT = unit(35, 16, seed=1), unit(35, 16, seed=2)
+IDS = torch.arange(35) % 11
+GUIDES = {"guide_image": unit(35, 20, seed=3), "guide_text": unit(35, 20, seed=4)}
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"ids": IDS},
+    {"mining": Mining(threshold=0.2)},
+    {"mining": Mining(top_k=3, treatment="ignore"), "ids": IDS},
+    {"objective": "mil_nce", "ids": IDS, "mining": Mining("joint", 0.2)},
+    {"objective": "sigmoid", "bias": -2.0, "ids": IDS},
+    {"objective": "soft", **GUIDES},
+]
+
+
+def job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
+    rows, answers = payload["rows"], []
+    for setting in payload["settings"]:
+        image, text = (t[rows].clone().requires_grad_() for t in (IMAGE, TEXT))
+        scale = torch.tensor(payload["scale"], requires_grad=True)
+        local = {key: value[rows] if isinstance(value, Tensor) else value for key, value in setting.items()}
+        result = contrastive_loss(image, text, scale, group=group, backend="fused", **local)
+        result.loss.backward()
+        seen = torch.stack([result.loss.detach(), result.positives, *result.recall_at_1])
+        answers.append([seen, image.grad, text.grad, scale.grad])
+    return answers
+
+
+# At scale 100 the own pairs of these random vectors are out of reach of one shift, so all ranks must leave it together.
+@pytest.mark.parametrize("scale", [20.0, 100.0])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_the_fused_loss_does_not_depend_on_the_ranks(ranks: RankPool, counts, scale):
+    ends = list(itertools.accumulate(counts))
+    rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    alone = job(None, 0, {"rows": slice(0, 35), "settings": SETTINGS, "scale": scale})
+    many = ranks.run(job, [{"rows": part, "settings": SETTINGS, "scale": scale} for part in rows])
+    for number, (seen, image, text, by_scale) in enumerate(alone):
+        answers = [answer[number] for answer in many]
+        assert all(torch.equal(answer[0], answers[0][0]) for answer in answers), SETTINGS[number]
+        torch.testing.assert_close(answers[0][0], seen, rtol=1e-5, atol=1e-5)
+        size = len(counts)
+        torch.testing.assert_close(torch.cat([a[1] for a in answers]) / size, image, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(torch.cat([a[2] for a in answers]) / size, text, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(torch.stack([a[3] for a in answers]).mean(0), by_scale, rtol=1e-4, atol=2e-5)

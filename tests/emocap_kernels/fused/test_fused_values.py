@@ -1,0 +1,94 @@
+"""Fused kernels against float64: no further from it than the eager code that they replace."""
+
+import pytest
+import torch
+from emocap_kernels import Mining
+from emocap_kernels.contrastive.cases import CASES, draw
+from fused_cases import DEVICE, answer, named, require_as_right_as_eager, settings, unit
+
+ROWS, WIDTH = 45, 24
+WIDE_ENOUGH = [case for case in CASES if case.width >= 16]
+
+
+@pytest.mark.parametrize("setting", settings(ROWS), ids=named)
+def test_every_rule_and_objective_is_as_right_as_eager_code(setting):
+    image, text = unit(ROWS, WIDTH, seed=1), unit(ROWS, WIDTH, seed=2)
+    mine = require_as_right_as_eager(image, text, 20.0, setting)
+    exact = answer("reference", image, text, 20.0, torch.float64, setting)
+    assert [x.item() for x in mine.result.recall_at_1] == pytest.approx([x.item() for x in exact.result.recall_at_1])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"mining": Mining(threshold=0.15)},
+        {"mining": Mining("text", top_k=3, treatment="ignore")},
+        {"objective": "mil_nce", "mining": Mining("joint", 0.1)},
+        {"objective": "sigmoid", "bias": -3.0},
+        {"objective": "soft", "guide_image": unit(ROWS, 16, seed=4), "guide_text": unit(ROWS, 16, seed=5)},
+    ],
+    ids=named,
+)
+def test_panels_and_chunks_make_no_difference(setting, small_chunks):
+    image, text = unit(ROWS, WIDTH, seed=1), unit(ROWS, WIDTH, seed=2)
+    require_as_right_as_eager(image, text, 20.0, setting)
+
+
+@pytest.mark.parametrize("case", WIDE_ENOUGH, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_hard_inputs_of_every_type_are_as_right_as_eager_code(case, dtype):
+    if case.rows > 100 and DEVICE == "cpu" and dtype != torch.float32:
+        pytest.skip("many tiles in the interpreter; float32 covers the tails")
+    image, text = (x.to(DEVICE) for x in draw(case, dtype=dtype))
+    require_as_right_as_eager(image, text, case.scale, {})
+
+
+@pytest.mark.parametrize("objective", ["mil_nce", "sigmoid"])
+@pytest.mark.parametrize("case", WIDE_ENOUGH[1:], ids=lambda case: case.name)
+def test_hard_inputs_of_the_other_objectives_are_as_right_as_eager_code(case, objective):
+    image, text = (x.to(DEVICE) for x in draw(case, dtype=torch.float32))
+    ids = torch.arange(len(image), device=DEVICE) // 2
+    bias = {"bias": -10.0} if objective == "sigmoid" else {}
+    require_as_right_as_eager(image, text, case.scale, {"objective": objective, "ids": ids, **bias})
+
+
+@pytest.mark.parametrize("width", [16, 50, 384, 640, 1000])
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_any_width_and_any_number_of_rows(rows, width):
+    require_as_right_as_eager(unit(rows, width, seed=1), unit(rows, width, seed=2), 100.0, {})
+
+
+@pytest.mark.parametrize("treatment", ["attract", "ignore"])
+@pytest.mark.parametrize(("length", "scale"), [(1.0, 300.0), (4.0, 20.0), (0.01, 5.0), (1.0, -8.0), (1.0, 0.0)])
+def test_vectors_of_any_length_and_any_scale(length, scale, treatment):
+    image, text = length * unit(40, 16, seed=1), length * unit(40, 16, seed=2)
+    setting = {"mining": Mining("image", top_k=2, treatment=treatment)}
+    mine = answer("fused", image, text, scale, torch.float32, setting)
+    exact = answer("reference", image, text, scale, torch.float64, setting)
+    size = abs(scale) * length**2
+    torch.testing.assert_close(mine.result.loss.double(), exact.result.loss, rtol=2e-6, atol=2e-6 * size + 1e-6)
+    for name, gradient in mine.gradients.items():
+        expected = exact.gradients[name]
+        slack = (2e-6 * size + 2e-6) * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=slack)
+
+
+@pytest.mark.parametrize("objective", ["infonce", "mil_nce", "sigmoid"])
+def test_an_own_pair_that_is_the_worst_has_its_exact_loss(objective):
+    image = torch.zeros(3, 16, device=DEVICE)
+    image[:, 0] = 1.0
+    text = image.clone()
+    text[1] = -text[1]
+    mine = answer("fused", image, text, 100.0, torch.float32, {"objective": objective})
+    exact = answer("reference", image, text, 100.0, torch.float64, {"objective": objective})
+    torch.testing.assert_close(mine.result.loss.double(), exact.result.loss, rtol=1e-6, atol=0)
+    for name in ("image", "text"):
+        torch.testing.assert_close(mine.gradients[name].double(), exact.gradients[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_nan_embedding_gives_a_nan_loss_and_no_crash():
+    for setting in ({}, {"mining": Mining(threshold=0.2)}, {"mining": Mining(top_k=2)}, {"objective": "sigmoid"}):
+        image, text = unit(9, 16, seed=1), unit(9, 16, seed=2)
+        image[3] = float("nan")
+        assert answer("fused", image, text, 10.0, torch.float32, setting).result.loss.isnan()
