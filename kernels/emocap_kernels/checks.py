@@ -53,8 +53,8 @@ def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 
 def check_scale(name: str, scale: Tensor | float) -> None:
     if isinstance(scale, Tensor):
-        if scale.dim() != 0 or not scale.is_floating_point():
-            raise ShapeError(f"{name} is {scale.dtype} of shape {tuple(scale.shape)}; it must be floating and 0-dim.")
+        if scale.numel() != 1 or not scale.is_floating_point():
+            raise ShapeError(f"{name} is {scale.dtype} of shape {tuple(scale.shape)}; it must be one floating number.")
     elif not math.isfinite(scale):
         raise ArgumentError(f"{name}={scale} must be finite.")
 

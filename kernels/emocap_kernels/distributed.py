@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+# torch 2.13 renamed them, and warns of the old names.
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 # How many facts the ranks tell each other at most; a fixed number, so that a rank without facts can answer.
 MOST_FACTS = 15
 
@@ -126,7 +130,7 @@ def _require_alike(name: str, values: list[int]) -> None:
 def _exchange(ranks: Ranks, numbers: list[int], device: torch.device) -> list[list[int]]:
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)
     everyone = mine.new_empty(ranks.size * len(numbers))
-    dist.all_gather_single(everyone, mine, group=ranks.group)
+    _all_gather(everyone, mine, group=ranks.group)
     return everyone.view(ranks.size, len(numbers)).tolist()
 
 
@@ -138,7 +142,7 @@ def gather_rows(local: Tensor, span: Span, ranks: Ranks) -> Tensor:
         return local.new_empty(span.total, *local.shape[1:])
     longest = max(span.counts)
     received = local.new_empty(ranks.size * longest, *local.shape[1:])
-    dist.all_gather_single(received, _padded(local.detach(), longest), group=ranks.group)
+    _all_gather(received, _padded(local.detach(), longest), group=ranks.group)
     if min(span.counts) == longest:
         return received
     return torch.cat([received[rank * longest :][:count] for rank, count in enumerate(span.counts)])
@@ -151,7 +155,7 @@ def scatter_sum(partial: Tensor, span: Span, ranks: Ranks) -> Tensor:
     longest = max(span.counts)
     parts = [_padded(part, longest) for part in partial.split(list(span.counts))]
     received = partial.new_empty(longest, *partial.shape[1:])
-    dist.reduce_scatter_single(received, torch.cat(parts), group=ranks.group)
+    _reduce_scatter(received, torch.cat(parts), group=ranks.group)
     return received[: span.local]
 
 
@@ -166,7 +170,7 @@ def sum_over(values: Tensor, ranks: Ranks) -> Tensor:
     if ranks.size == 1:
         return values
     received = values.new_empty(ranks.size, *values.shape)
-    dist.all_gather_single(received.flatten(), values.flatten().contiguous(), group=ranks.group)
+    _all_gather(received.flatten(), values.flatten().contiguous(), group=ranks.group)
     return received.sum(0)
 
 

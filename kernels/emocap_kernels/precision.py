@@ -28,5 +28,5 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 def scale_tensor(scale: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` as a 0-dim tensor beside `like`, still connected to its graph."""
     if isinstance(scale, Tensor):
-        return scale.to(device=like.device, dtype=dtype)
+        return scale.reshape(()).to(device=like.device, dtype=dtype)
     return torch.tensor(scale, dtype=dtype, device=like.device)

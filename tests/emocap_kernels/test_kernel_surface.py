@@ -99,7 +99,7 @@ def test_the_choice_of_a_backend_says_why():
         ({"objective": "soft", "guide_text": VECTORS, "mining": Mining(top_k=1)}, errors.ArgumentError, "mining=None"),
         ({"objective": "soft", "guide_text": VECTORS[:, :3]}, errors.ShapeError, "'soft'"),
         ({"scale": float("inf")}, errors.ArgumentError, "scale=inf"),
-        ({"scale": torch.ones(1)}, errors.ShapeError, "scale"),
+        ({"scale": torch.ones(2)}, errors.ShapeError, "scale"),
         ({"scale": torch.tensor(3)}, errors.ShapeError, "scale"),
         ({"text": VECTORS[:2]}, errors.ShapeError, "that of text is 2"),
         ({"text": VECTORS[:, :3]}, errors.ShapeError, "width of text is 3"),

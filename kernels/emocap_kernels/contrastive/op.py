@@ -43,11 +43,11 @@ def contrastive_loss(
     Args:
         image: [rows, width], unit vectors; rows may be 0 and may differ between ranks.
         text: [rows, width], unit vectors.
-        scale: Inverse temperature, already exponentiated; 0-dim tensor or number.
+        scale: Inverse temperature, already exponentiated; a number or a tensor of one.
         objective: `infonce` averages the log-probabilities of an anchor's positives (SupCon, Khosla et al. 2020),
             `mil_nce` takes the log of their summed probability (Miech et al. 2020), `sigmoid` asks of every pair
             whether it is a positive (SigLIP, Zhai et al. 2023), `soft` is the KL divergence from a teacher's softmax.
-        bias: 0-dim tensor or number that `sigmoid` adds to every score; None is 0 there and required elsewhere.
+        bias: Number or tensor of one that `sigmoid` adds to every score; None is 0 there and required elsewhere.
         mining: None for own pairs and equal ids only; None for `soft`.
         guide_image: [rows, any width], replaces `image` where mining reads similarities; no gradient. For `soft`,
             the teacher's.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the pool of ranks speaks gloo, on the CPU")
 
-COUNTS = ((20, 15), (0, 35), (9, 0, 26))
-IMAGE, TEXT = unit(35, 16, seed=1), unit(35, 16, seed=2)
-IDS = torch.arange(35) % 11
-GUIDES = {"guide_image": unit(35, 20, seed=3), "guide_text": unit(35, 20, seed=4)}
+COUNTS = ((11, 7), (4, 0, 14))
+IMAGE, TEXT = unit(18, 16, seed=1), unit(18, 16, seed=2)
+IDS = torch.arange(18) % 7
+GUIDES = {"guide_image": unit(18, 20, seed=3), "guide_text": unit(18, 20, seed=4)}
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"ids": IDS},
@@ -40,17 +40,24 @@ def job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
     return answers
 
 
-# At scale 100 the own pairs of these random vectors are out of reach of one shift, so all ranks must leave it together.
-@pytest.mark.parametrize("scale", [20.0, 100.0])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
-def test_the_fused_loss_does_not_depend_on_the_ranks(ranks: RankPool, counts, scale):
+def test_the_fused_loss_does_not_depend_on_the_ranks(ranks: RankPool, counts):
+    require_one_answer(ranks, counts, SETTINGS, 20.0)
+
+
+def test_ranks_leave_the_common_shift_together(ranks: RankPool):
+    # At scale 100 the own pairs of these random vectors are out of its reach.
+    require_one_answer(ranks, (4, 0, 14), [{}, {"objective": "mil_nce", "ids": IDS}], 100.0)
+
+
+def require_one_answer(ranks: RankPool, counts: tuple[int, ...], settings: list[dict[str, Any]], scale: float) -> None:
     ends = list(itertools.accumulate(counts))
     rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    alone = job(None, 0, {"rows": slice(0, 35), "settings": SETTINGS, "scale": scale})
-    many = ranks.run(job, [{"rows": part, "settings": SETTINGS, "scale": scale} for part in rows])
+    alone = job(None, 0, {"rows": slice(0, 18), "settings": settings, "scale": scale})
+    many = ranks.run(job, [{"rows": part, "settings": settings, "scale": scale} for part in rows])
     for number, (seen, image, text, by_scale) in enumerate(alone):
         answers = [answer[number] for answer in many]
-        assert all(torch.equal(answer[0], answers[0][0]) for answer in answers), SETTINGS[number]
+        assert all(torch.equal(answer[0], answers[0][0]) for answer in answers), settings[number]
         torch.testing.assert_close(answers[0][0], seen, rtol=1e-5, atol=1e-5)
         size = len(counts)
         torch.testing.assert_close(torch.cat([a[1] for a in answers]) / size, image, rtol=1e-4, atol=2e-5)

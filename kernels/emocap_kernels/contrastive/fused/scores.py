@@ -31,7 +31,9 @@ def aligned(vectors: Tensor) -> Tensor:
 
 
 def tiled(vectors: Tensor, rows: int, depth: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(vectors, [rows, depth])
+    """Describes tiles of `vectors`; a rank without rows describes one of zeros, of which no program asks."""
+    held = vectors if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
+    return TensorDescriptor.from_tensor(held, [rows, depth])
 
 
 @dataclass(frozen=True, slots=True)

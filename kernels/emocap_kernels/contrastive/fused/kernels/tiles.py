@@ -79,10 +79,13 @@ def cosines(
 def mined_pairs(cosine_RC, threshold, marks_desc, row, column, RULE: tl.constexpr):
     """Pairs mined by their row's anchor, and by their column's."""
     if RULE == RULE_JOINT:
-        close_RC = cosine_RC >= threshold
-        return close_RC, close_RC
-    marks_RC = marks_desc.load([row, column])
-    return (marks_RC & ROW_MARK) != 0, (marks_RC & COLUMN_MARK) != 0
+        by_row_RC = cosine_RC >= threshold
+        by_column_RC = by_row_RC
+    else:
+        marks_RC = marks_desc.load([row, column])
+        by_row_RC = (marks_RC & ROW_MARK) != 0
+        by_column_RC = (marks_RC & COLUMN_MARK) != 0
+    return by_row_RC, by_column_RC
 
 
 @triton.jit
@@ -129,8 +132,10 @@ def found_pairs(score_RC, group_R, group_C, own_R, column_C, touched, bR: tl.con
 def has_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
     """Whether a tile holds any known pair: without ids, whether the diagonal crosses it."""
     if HAS_IDS:
-        return tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
-    return (row < column + bC) & (column < row + bR)
+        found = tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
+    else:
+        found = (row < column + bC) & (column < row + bR)
+    return found
 
 
 @triton.jit

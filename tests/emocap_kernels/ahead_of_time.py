@@ -1,0 +1,72 @@
+"""Compiles kernels for GPUs that are not there, and reads what the assembler says of the result."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(sys.modules["triton"].__file__ or "").parent / "backends/nvidia/bin"
+POINTERS = {
+    "groups_ptr": "*i32",
+    "indices_ptr": "*i32",
+    "steep_ptr": "*i1",
+    "image_ptr": "*bf16",
+    "text_ptr": "*bf16",
+}
+NAMES = {torch: short for torch, short in (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"))}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of one kernel.
+
+    Attributes:
+        ptx: Its assembly.
+        shared_bytes: Of shared memory, for a program.
+        stack_bytes: Of local memory for a thread: registers that did not fit.
+    """
+
+    ptx: str
+    shared_bytes: int
+    stack_bytes: int
+
+
+def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], folder: Path) -> Compiled:
+    """`kernel` for compute capability `capability`, with the constants and compiler options in `options`."""
+    settings = {key: options[key] for key in ("num_warps", "num_stages") if key in options}
+    constants = {key: value for key, value in options.items() if key not in settings}
+    signature = {name: _type_of(name, constants, NAMES[dtype]) for name in kernel.arg_names}
+    if constants.get("RULE", 2) != 2:
+        signature["marks_desc"], constants["marks_desc"] = "constexpr", None
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature=signature, constexprs=places)
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
+    binary = folder / f"{kernel.__name__}.cubin"
+    binary.write_bytes(found.asm["cubin"])
+    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", binary], capture_output=True, text=True, check=True)
+    (stack,) = re.findall(r"STACK:(\d+)", usage.stdout)
+    return Compiled(found.asm["ptx"], found.metadata.shared, int(stack))
+
+
+def _type_of(name: str, constants: dict[str, Any], dtype: str) -> str:
+    if name in constants:
+        return "constexpr"
+    if name.endswith("_desc"):
+        rows, columns, depth = (constants[axis] for axis in ("bR", "bC", "bD"))
+        if name == "marks_desc":
+            return f"tensordesc<u8[{rows},{columns}]>"
+        if name == "gradient_desc":
+            return f"tensordesc<{dtype}[{rows},{columns}]>"
+        return f"tensordesc<{dtype}[{columns if 'text' in name or 'right' in name else rows},{depth}]>"
+    if name.endswith("_ptr"):
+        return POINTERS.get(name, "*fp32")
+    return "fp32" if name in ("threshold", "gain") else "i32"
