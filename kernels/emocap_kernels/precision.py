@@ -29,4 +29,5 @@ def scale_tensor(scale: Tensor | float, like: Tensor, dtype: torch.dtype) -> Ten
     """`scale` as a 0-dim tensor beside `like`, still connected to its graph."""
     if isinstance(scale, Tensor):
         return scale.reshape(()).to(device=like.device, dtype=dtype)
-    return torch.tensor(scale, dtype=dtype, device=like.device)
+    # Filled on the device: a copy of a number from the host would wait for all that is under way.
+    return torch.full((), scale, dtype=dtype, device=like.device)

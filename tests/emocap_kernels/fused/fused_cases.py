@@ -52,7 +52,12 @@ def named(setting: dict[str, Any]) -> str:
     rule = setting.get("mining")
     parts = [setting.get("objective", "infonce")]
     if rule is not None:
-        parts += [rule.guide, f"threshold {rule.threshold}" if rule.threshold else "", f"top {rule.top_k}", rule.treatment]
+        parts += [
+            rule.guide,
+            f"threshold {rule.threshold}" if rule.threshold else "",
+            f"top {rule.top_k}",
+            rule.treatment,
+        ]
     return " ".join([*parts, *(key for key in ("ids", "guide_text") if key in setting)])
 
 
@@ -62,7 +67,9 @@ class Answer:
     gradients: dict[str, Tensor]
 
 
-def answer(backend: str, image: Tensor, text: Tensor, scale: float, dtype: torch.dtype, setting: dict[str, Any]) -> Answer:
+def answer(
+    backend: str, image: Tensor, text: Tensor, scale: float, dtype: torch.dtype, setting: dict[str, Any]
+) -> Answer:
     """With `dtype` for the embeddings; numbers are float64 for float64 and float32 elsewhere."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = {"image": image.to(dtype), "text": text.to(dtype), "scale": torch.tensor(scale, dtype=wide, device=DEVICE)}
@@ -94,7 +101,13 @@ def require_as_right_as_eager(image: Tensor, text: Tensor, scale: float, setting
         require_right(name, *values, magnitude=largest)
     for name, gradient in mine.gradients.items():
         magnitude = max(exact.gradients[name].abs().max().item(), largest / len(image) if name != "scale" else 1.0)
-        require_right(f"gradient of {name}", gradient, eager.gradients.get(name, gradient), exact.gradients[name], magnitude=magnitude)
+        require_right(
+            f"gradient of {name}",
+            gradient,
+            eager.gradients.get(name, gradient),
+            exact.gradients[name],
+            magnitude=magnitude,
+        )
     for name in ("positives",):
         torch.testing.assert_close(getattr(mine.result, name).double(), getattr(exact.result, name))
     return mine

@@ -79,7 +79,8 @@ def scores_of(left: Tensor, right: Tensor, scale: Tensor, span: Span, ranks: Ran
 
 def _margins(left: Tensor, right: Tensor, span: Span, ranks: Ranks) -> Tensor:
     """Largest over all ranks: the negated own cosine, and the squared norms of both sides, float32 [3]."""
-    largest = left.new_tensor([-math.inf, 0.0, 0.0], dtype=torch.float32)
+    nothing = left.new_zeros(1, dtype=torch.float32)
+    largest = torch.cat([nothing - math.inf, nothing, nothing])
     if span.local > 0:
         rows = 32
         programs = ceil_div(span.local, rows)
@@ -98,7 +99,7 @@ def _margins(left: Tensor, right: Tensor, span: Span, ranks: Ranks) -> Tensor:
             bR=rows,
             bD=128,
         )
-        own, norms = margins[OWN.value].amin(), margins[[IMAGE_NORM.value, TEXT_NORM.value]].amax(1)
-        largest = torch.cat([-own[None], norms])
+        own, image_norm, text_norm = margins[OWN.value], margins[IMAGE_NORM.value], margins[TEXT_NORM.value]
+        largest = torch.stack([-own.amin(), image_norm.amax(), text_norm.amax()])
     largest_over_(largest, ranks)
     return largest

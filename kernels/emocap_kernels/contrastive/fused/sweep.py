@@ -51,7 +51,8 @@ def all_statistics(
 def _unseen(scores: Scores, number: int) -> Tensor:
     """One part of anchors that saw no candidate, [lines, 1, number]."""
     parts = scores.slope.new_zeros(statistics.LINES, 1, number)
-    parts[[statistics.PEAK.value, statistics.BEST.value, statistics.POSITIVE_PEAK.value]] = float("-inf")
+    for line in (statistics.PEAK, statistics.BEST, statistics.POSITIVE_PEAK):
+        parts[line.value].fill_(float("-inf"))
     return parts
 
 
