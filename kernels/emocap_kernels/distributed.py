@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 # torch 2.13 renamed them, and warns of the old names.
-_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_RENAMED = hasattr(dist, "all_gather_single")
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single" if _RENAMED else "all_gather_into_tensor")
+_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single" if _RENAMED else "reduce_scatter_tensor")
 
 # How many facts the ranks tell each other at most; a fixed number, so that a rank without facts can answer.
 MOST_FACTS = 15

@@ -21,7 +21,7 @@ POINTERS = {
     "image_ptr": "*bf16",
     "text_ptr": "*bf16",
 }
-NAMES = {torch: short for torch, short in (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"))}
+NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from ahead_of_time import compiled  # noqa: E402  (needs triton)
-from emocap_kernels.contrastive.fused import shapes  # noqa: E402
-from emocap_kernels.contrastive.fused.kernels import (  # noqa: E402
+from ahead_of_time import compiled
+from emocap_kernels.contrastive.fused import shapes
+from emocap_kernels.contrastive.fused.kernels import (
     gradient,
     margins,
     mining,
@@ -51,7 +51,7 @@ SHARED_BYTES = {80: 163 * 2**10, 90: 227 * 2**10}
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_compiles_for(name, capability, tmp_path, monkeypatch):
     kernel, constants = KERNELS[name]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability // 10, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability // 10, 0))
     masked = constants.get("RULE") != 0 or constants.get("HAS_IDS", False)
     shape = shapes.shape_for(torch.bfloat16, torch.device("cuda"), masked=masked)
     found = compiled(kernel, capability, "bfloat16", {**shape.options(), **constants}, tmp_path)
@@ -63,7 +63,7 @@ def test_a_kernel_compiles_for(name, capability, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["statistics", "gradient, marks", "sigmoid"])
 def test_a_kernel_compiles_in_every_type(name, dtype, tmp_path, monkeypatch):
     kernel, constants = KERNELS[name]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     shape = shapes.shape_for(dtype, torch.device("cuda"), masked=constants["RULE"] != 0)
     short = str(dtype).removeprefix("torch.")
     found = compiled(kernel, 90, short, {**shape.options(), **constants}, tmp_path)
@@ -79,7 +79,7 @@ def test_the_margins_compile(tmp_path):
 @pytest.mark.parametrize(("name", "most"), [("statistics, marks", 384), ("gradient", 512), ("gradient, marks", 128)])
 def test_hardly_any_register_of_a_hot_kernel_spills(name, most, tmp_path, monkeypatch):
     kernel, constants = KERNELS[name]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     shape = shapes.shape_for(torch.bfloat16, torch.device("cuda"), masked=constants["RULE"] != 0)
     constants = {**constants, **MEAN}
     found = compiled(kernel, 90, "bfloat16", {**shape.options(), **constants}, tmp_path)

@@ -1,4 +1,4 @@
-"""Fused kernels run on a GPU, or in Triton's interpreter where TRITON_INTERPRET=1 was set before Triton was imported."""
+"""Fused kernels run on a GPU, or in Triton's interpreter: TRITON_INTERPRET=1, set before Triton is imported."""
 
 import os
 

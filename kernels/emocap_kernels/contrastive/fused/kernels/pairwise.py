@@ -6,8 +6,8 @@ both: with \(e = 2^{-|t| \log_2 e}\), \(\log(1 + e^t) = \max(t, 0) + \log(1 + e)
 \(e\), over \(1 + e\). Almost all pairs have a tiny \(e\), of which \(1 + e\) in float32 would lose most: a
 polynomial in \(e\) replaces the logarithm.
 
-`soft` adds for each direction \(T (\log T - \log p)\), the gradient is \(p - T\). The normalisers of \(T\) and \(p\) are
-known from an earlier pass of the statistics over teacher and student.
+`soft` adds for each direction \(T (\log T - \log p)\), the gradient is \(p - T\). The normalisers of \(T\) and
+\(p\) are known from an earlier pass of the statistics over teacher and student.
 """
 
 # Triton has its own types.
