@@ -14,10 +14,12 @@ from pathlib import Path
 import record
 import tables
 import torch
+from batches import draw
 from contenders import Contender, roster
 from machine import REPOSITORY, occasion
 from measure import Plan, measure
 from record import Line
+from tune import tune
 from variants import PLAIN, VARIANTS
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks" / "contrastive.jsonl"
@@ -50,8 +52,18 @@ def _run(options: argparse.Namespace) -> None:
 
         for path in plots.draw(record.read(options.out), options.figures or options.out.parent):
             _say(str(path))
+    elif options.command == "tune":
+        _tune(options)
     else:
         _measure(options)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    plan = _plan(options)
+    variants = [contender.variant for contender in plan.contenders if contender.name == "fused"]
+    batch = draw(plan.rows[-1], plan.widths[-1], plan.dtype, plan.device)
+    for tried in tune(batch, variants, occasion(plan.device), options.out, repeats=plan.repeats):
+        _say(tried.progress())
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -112,7 +124,7 @@ def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python kernels/benchmarks", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("command", nargs="?", choices=("measure", "plot", "table"), default="measure")
+    add("command", nargs="?", choices=("measure", "plot", "table", "tune"), default="measure")
     add("--rows", type=_numbers, help="batch sizes, as 1024,8192")
     add("--width", type=_numbers, help="embedding sizes, as 512,768")
     add("--dtype", choices=tuple(_DTYPES), help="of the embeddings; bfloat16 on CUDA, float32 on CPU")

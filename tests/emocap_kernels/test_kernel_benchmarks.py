@@ -188,3 +188,8 @@ def test_what_a_process_did_not_live_to_report_is_skipped_with_its_end() -> None
     findings = probe.probe(job)
     assert set(findings) == {("plain", None, None), ("plain", 8, FORWARD), ("plain", 8, BOTH)}
     assert all((each.skipped or "").startswith("its process failed: RuntimeError") for each in findings.values())
+
+
+def test_tiles_are_tuned_on_a_gpu_only(tmp_path, capsys):
+    assert main(["tune", "--device", "cpu", "--rows", "8", "--width", "16", "--out", str(tmp_path / "lines")]) == 1
+    assert "tune needs a CUDA device" in capsys.readouterr().err
