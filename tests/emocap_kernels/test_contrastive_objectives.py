@@ -5,6 +5,9 @@ import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive import chunked
+from emocap_kernels.contrastive.gathered import one_sided
+from emocap_kernels.contrastive.inputs import Inputs
+from emocap_kernels.distributed import ALONE, Span
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -131,3 +134,25 @@ def test_without_any_wanted_gradient_none_is_made(objective):
     image, text, *_, teacher = (x.detach() for x in inputs_of(6, 4))
     result = contrastive_loss(image, text, 3.0, **arguments(objective, torch.tensor(-1.0), teacher, None))
     assert not result.loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("objective", ["infonce", *OBJECTIVES])
+def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objective, dtype):
+    """As on a GPU, where the matrix units take them as they are."""
+    *half, teacher = inputs_of(23, 16, dtype)
+    keywords = {"bias": None, "mining": None, "guide_image": None, "guide_text": None, "guide_scale": None}
+    keywords |= {"objective": objective} | arguments(objective, half[3], teacher, None)
+    answers = []
+    for narrow in (True, False):
+        image, text, scale = (x.detach().clone().requires_grad_() for x in half[:3])
+        inputs = Inputs(image=image, text=text, scale=scale, ids=None, **keywords)
+        problem = one_sided(inputs, Span((23,), 0), ALONE, needs_gradient=True, narrow=narrow)
+        assert problem.image.dtype == (dtype if narrow else torch.float32)
+        loss = chunked.evaluate(problem, block_bytes=5 * 4 * 23).loss
+        loss.backward()
+        answers.append((loss.detach(), image.grad, text.grad))
+    torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-6, atol=1e-6)
+    for narrow, wide in zip(answers[0][1:], answers[1][1:], strict=True):
+        # The gradient of the scores is rounded to the half, and so is the result.
+        torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=2e-2 * wide.abs().max().item())

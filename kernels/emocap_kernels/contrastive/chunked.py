@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from emocap_kernels.contrastive import pairwise
 from emocap_kernels.contrastive.outcome import Tally, hits, outcome
-from emocap_kernels.contrastive.plan import GradientSums, Plan, planned, times
+from emocap_kernels.contrastive.plan import GradientSums, Plan, planned
 from emocap_kernels.contrastive.problem import Objective, Problem
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import product
@@ -77,8 +77,7 @@ class _Softmax(Function):
                 sums.add_scale(block)
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * (ctx.plan.ranks.size / (2 * ctx.plan.span.total))
-        by_scale = sums.scale.to(scale.dtype) * share
-        return times(sums.image, share * scale), times(sums.text, share * scale), by_scale, None, None
+        return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class _Sum(Function):
                 sums.add_scale(block)
         if sums is not None:
             ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
+            ctx.dtype = image.dtype
             ctx.save_for_backward(sums.image, sums.text, scale)
         seen = tallies.all().means(plan.span, plan.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
@@ -167,7 +168,7 @@ class _Sum(Function):
         by_image, by_text, scale = ctx.saved_tensors
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * (ctx.plan.ranks.size / (2 * ctx.plan.span.total))
-        rows, columns = times(by_image, share * scale), times(by_text, share * scale)
+        rows, columns = (times(side, share * scale, ctx.dtype) for side in (by_image, by_text))
         return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None
 
 

@@ -60,6 +60,12 @@ class GradientSums:
         if self.image is not None:
             self.scale += (self.image[rows] * self._image[rows]).sum()
 
+    def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of image and text in their own types; uses the sums up."""
+        image = None if self.image is None else self.image.mul_(factor).to(self._image.dtype)
+        text = None if self.text is None else self.text.mul_(factor).to(self._text.dtype)
+        return image, text
+
     def subtract_own(self, share: float, span: Span) -> None:
         """Takes `share` of each own pair off both sides."""
         if self.image is not None:
@@ -68,5 +74,5 @@ class GradientSums:
             self.text[span.own].sub_(self._image, alpha=share)
 
 
-def times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient * factor
+def times(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    return None if gradient is None else (gradient * factor).to(dtype)

@@ -36,12 +36,17 @@ def settings(rows: int) -> list[dict[str, Any]]:
     ]
     found: list[dict[str, Any]] = [{}, {"ids": ids}]
     found += [{"mining": rule, "ids": ids} if number % 2 else {"mining": rule} for number, rule in enumerate(rules)]
+    found += [
+        {"mining": Mining(guide, threshold=-0.2, treatment=treatment)}
+        for guide in ("joint", "image")
+        for treatment in ("attract", "ignore")
+    ]
     found += [{"mining": Mining("text", -0.05, 4)}, {"mining": Mining("consensus", -0.1, 8), "ids": ids}]
     guided = {"guide_image": unit(rows, 24, seed=8), "guide_text": unit(rows, 24, seed=9)}
     found += [{"mining": rule, **guided} for rule in (Mining("joint", 0.1), Mining("counterpart", top_k=2))]
     for objective in ("mil_nce", "sigmoid"):
         more = {"bias": -3.0} if objective == "sigmoid" else {}
-        chosen = (None, rules[0], rules[3], rules[16], rules[17])
+        chosen = (None, rules[0], rules[3], rules[16], rules[17], Mining("joint", -0.2))
         found += [{"objective": objective, "mining": rule, "ids": ids, **more} for rule in chosen]
         found += [{"objective": objective, **more}]
     found += [{"objective": "soft", **guided, "guide_scale": 6.0}, {"objective": "soft", **guided, "ids": ids}]

@@ -61,10 +61,9 @@ def evaluate(problem: Problem) -> LossResult:
     """The loss of a problem whose rank holds any of the rows, in float32 or a half precision."""
     with torch.no_grad():
         positives = positives_of(problem)
-    masked = positives.masked or problem.objective == "soft"
     plan = Plan(
         positives=positives,
-        shape=shape_for(problem.image.dtype, problem.image.device, masked=masked),
+        shape=_shape(problem, positives),
         span=problem.span,
         ranks=problem.ranks,
         sum_positives=problem.objective == "mil_nce" and positives.masked,
@@ -74,6 +73,16 @@ def evaluate(problem: Problem) -> LossResult:
     else:
         loss, seen = _Pairwise.apply(problem.image, problem.text, problem.scale, problem.bias, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
     return outcome(loss, seen)
+
+
+def _shape(problem: Problem, positives: Positives) -> Shape:
+    """The tile of the scores, and of a teacher's beside them."""
+    image = problem.image
+    if problem.objective != "soft" or problem.features is None:
+        return shape_for(image.dtype, image.device, masked=positives.masked)
+    taught = problem.features.own["image"].dtype
+    dtype = image.dtype if image.dtype == taught else torch.float32
+    return shape_for(dtype, image.device, masked=True)
 
 
 class _Softmax(Function):
@@ -103,8 +112,7 @@ class _Softmax(Function):
             shares = row_shares, column_shares
             add_gradients(sums, scores, plan.positives, shares, plan.span, sum_positives=plan.sum_positives)
         share = _share(grad_outputs[0], plan)
-        by_image, by_text = times(sums.image, share * scale), times(sums.text, share * scale)
-        return _typed(by_image, image), _typed(by_text, text), sums.scale.to(scale.dtype) * share, None
+        return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None
 
 
 def _softmax_tally(rows: Stats, columns: Stats) -> Tally:
@@ -123,10 +131,6 @@ def _share(grad_output: Tensor, plan: Plan) -> Tensor:
     return grad_output * (plan.ranks.size / (2 * plan.span.total))
 
 
-def _typed(gradient: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(like.dtype)
-
-
 class _Pairwise(Function):
     @staticmethod
     def forward(
@@ -139,7 +143,8 @@ class _Pairwise(Function):
         tally = add_up(problem, scores, plan.positives, sums, wanted=any(needs))
         if any(needs):
             ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            ctx.save_for_backward(image, text, scale, sums.image, sums.text)
+            ctx.dtype = image.dtype
+            ctx.save_for_backward(sums.image, sums.text, scale)
         seen = tally.means(plan.span, plan.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
@@ -149,7 +154,7 @@ class _Pairwise(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None]:
-        image, text, scale, by_image, by_text = ctx.saved_tensors
+        by_image, by_text, scale = ctx.saved_tensors
         share = _share(grad_outputs[0], ctx.plan)
-        by_image, by_text = times(by_image, share * scale), times(by_text, share * scale)
-        return _typed(by_image, image), _typed(by_text, text), ctx.by_scale * share, ctx.by_bias * share, None, None
+        rows, columns = (times(side, share * scale, ctx.dtype) for side in (by_image, by_text))
+        return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None

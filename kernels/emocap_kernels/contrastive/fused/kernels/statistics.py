@@ -142,8 +142,10 @@ def statistics_kernel(
             by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, marks_desc, row - top, column - left, RULE)
             known_RC = group_R[:, None] == group_C[None, :]
             if ATTRACT:
-                by_row_RC |= known_RC
-                by_column_RC |= known_RC
+                # Beyond the end cosines are 0, which a threshold below 0 would mine.
+                inside_RC = inside_R[:, None] & inside_C[None, :]
+                by_row_RC = (by_row_RC | known_RC) & inside_RC
+                by_column_RC = (by_column_RC | known_RC) & inside_RC
             else:
                 row_score_RC = tl.where(by_row_RC & ~known_RC, float("-inf"), score_RC)
                 column_score_RC = tl.where(by_column_RC & ~known_RC, float("-inf"), score_RC)
