@@ -80,7 +80,8 @@ class Objective:
             scope=self.settings.scope,
             mining=Mining(guide="text", **mining.model_dump()) if mining and mined else None,
             group=self.group,
-            backend=self.settings.backend,
+            # There are fused kernels for the global loss alone.
+            backend="auto" if self.settings.backend == "fused" else self.settings.backend,
         )
 
 

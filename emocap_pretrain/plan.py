@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import torch
 import yaml
+from emocap_kernels import Mining, choose_backend
+from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
 
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.memory import MemoryEstimate, estimate
 
 
@@ -34,7 +38,8 @@ class Plan:
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
-        lines = [f"{name:<16}{value}" for name, value in (*self._split(), *self.memory.lines(), *self._data())]
+        rows = (*self._split(), self._loss(), *self.memory.lines(), *self._data())
+        lines = [f"{name:<16}{value}" for name, value in rows]
         return f"{resolved}\n# plan\n" + "\n".join(lines)
 
     def _split(self) -> list[tuple[str, str]]:
@@ -43,6 +48,18 @@ class Plan:
             ("devices", f"{self.ranks} ranks, one {device} each"),
             ("batch", f"global {self.config.global_batch} = {self.ranks} ranks x {self.micro_batch}"),
         ]
+
+    def _loss(self) -> tuple[str, str]:
+        if self.on_gpu and not torch.cuda.is_available():
+            return ("global loss", f"{self.config.objective.backend}, decided on the GPUs")
+        vectors = torch.empty(0, self.config.model.embedding, device="cuda" if self.on_gpu else "cpu")
+        rule = self.config.objective.mining
+        mining = Mining(**rule.model_dump()) if rule else None
+        try:
+            choice = choose_backend(vectors, vectors, mining=mining, backend=self.config.objective.backend)
+        except NotSupportedError as error:
+            raise ConfigError(f"objective.backend: {error}") from None
+        return ("global loss", f"{choice.backend}: {choice.reason}")
 
     def _data(self) -> list[tuple[str, str]]:
         if self.manifest is None:

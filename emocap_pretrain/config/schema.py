@@ -157,7 +157,9 @@ class Objective(Section):
     local_mining: LocalMining | None = None
     mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
     known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
-    backend: Literal["auto", "reference", "chunked", "fused"] = "auto"
+    backend: Literal["auto", "reference", "chunked", "fused"] = Field(
+        default="auto", description="Of the losses; fused is of the global ones, the local loss is then chunked."
+    )
     model_config = ConfigDict(serialize_by_alias=True)
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ class Compiled:
 
 def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], folder: Path) -> Compiled:
     """`kernel` for compute capability `capability`, with the constants and compiler options in `options`."""
-    settings = {key: options[key] for key in ("num_warps", "num_stages") if key in options}
+    settings = {key: options[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in options}
     constants = {key: value for key, value in options.items() if key not in settings}
     signature = {name: _type_of(name, constants, NAMES[dtype]) for name in kernel.arg_names}
     if constants.get("RULE", 2) != 2:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 import yaml
 
 from emocap_pretrain.config.schema import Config
@@ -22,6 +23,15 @@ def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     assert found["data"].startswith("24 samples in 4 shards")
     assert found["each rank"].startswith("about 12 samples an epoch")
     assert found["length"] == "4 steps, 1.3 epochs"
+
+
+def test_the_plan_says_which_backend_computes_the_loss_and_why(tiny_config):
+    assert rows(tiny_config, 2)["global loss"].startswith("chunked: fused kernels cannot run: the inputs are on cpu")
+    if not torch.cuda.is_available():
+        assert rows(tiny_config, 2, on_gpu=True)["global loss"] == "auto, decided on the GPUs"
+    asked = tiny_config.objective.model_copy(update={"backend": "fused"})
+    with pytest.raises(ConfigError, match=r"objective\.backend: backend='fused' cannot run: the inputs are on cpu"):
+        rows(tiny_config.model_copy(update={"objective": asked}), 2)
 
 
 def test_the_plan_names_the_memory_of_a_rank(tiny_config):

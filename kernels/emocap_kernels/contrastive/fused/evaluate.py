@@ -79,7 +79,9 @@ def _shape(problem: Problem, positives: Positives) -> Shape:
     """The tile of the scores, and of a teacher's beside them."""
     image = problem.image
     if problem.objective != "soft" or problem.features is None:
-        return shape_for(image.dtype, image.device, masked=positives.masked)
+        # The gradient of a sigmoid is made beside its losses, which takes the registers of half a tile as well.
+        masked = positives.masked or problem.objective == "sigmoid"
+        return shape_for(image.dtype, image.device, masked=masked)
     taught = problem.features.own["image"].dtype
     dtype = image.dtype if image.dtype == taught else torch.float32
     return shape_for(dtype, image.device, masked=True)
