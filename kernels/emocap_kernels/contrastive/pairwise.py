@@ -10,16 +10,15 @@ makes the gradients of the inputs as well, where any is wanted, and backward onl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from emocap_kernels.contrastive.outcome import Tally, hits, outcome
-from emocap_kernels.contrastive.plan import GradientSums, Plan, times
+from emocap_kernels.contrastive.early import evaluate_early
+from emocap_kernels.contrastive.outcome import Tally, hits
+from emocap_kernels.contrastive.plan import GradientSums, Plan
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.products import product
 from emocap_kernels.result import LossResult
@@ -43,8 +42,23 @@ def evaluate(problem: Problem, plan: Plan) -> LossResult:
     """The loss of a problem whose objective is `sigmoid` or `soft`."""
     with torch.no_grad():
         objective = _Sigmoid() if problem.objective == "sigmoid" else _soft(problem, plan)
-    loss, seen = _Sum.apply(problem.image, problem.text, problem.scale, problem.bias, objective, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    return outcome(loss, seen)
+
+    def add_up(sums: GradientSums, *, wanted: bool) -> Tally:
+        tallies = _Tallies(plan, like=problem.scale)
+        for block in plan.blocks:
+            cosine = product(problem.image[block], problem.text.T)
+            targets = plan.pairs.targets(block, cosine)
+            score = cosine.mul_(problem.scale).add_(problem.bias)
+            tallies.add(score, targets, objective.losses(score, targets, block), block)
+            if wanted:
+                gradient = objective.gradient(score, targets, block)
+                sums.add(gradient, block, slice(None))
+                sums.add_scale(block)
+                if sums.needs_bias:
+                    sums.bias += gradient.sum()
+        return tallies.all()
+
+    return evaluate_early(problem, add_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,45 +145,6 @@ def teacher_scores(problem: Problem, rows: slice) -> Tensor:
     """Of the local images `rows` with all texts, [rows, total], in the type of the scores."""
     assert problem.features is not None
     return problem.features.teacher(rows).to(problem.scale.dtype).mul_(problem.guide_scale)
-
-
-class _Sum(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, objective: Pairwise, plan: Plan
-    ) -> tuple[Tensor, Tensor]:
-        needs = ctx.needs_input_grad[:4]
-        sums = GradientSums(image, text, needs) if any(needs) else None
-        tallies = _Tallies(plan, like=scale)
-        for block in plan.blocks:
-            cosine = product(image[block], text.T)
-            targets = plan.pairs.targets(block, cosine)
-            score = cosine.mul_(scale).add_(bias)
-            tallies.add(score, targets, objective.losses(score, targets, block), block)
-            if sums is not None:
-                gradient = objective.gradient(score, targets, block)
-                sums.add(gradient, block, slice(None))
-                if sums.needs_bias:
-                    sums.bias += gradient.sum()
-                sums.add_scale(block)
-        if sums is not None:
-            ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            ctx.dtype = image.dtype
-            ctx.save_for_backward(sums.image, sums.text, scale)
-        seen = tallies.all().means(plan.span, plan.ranks).to(scale.dtype)
-        ctx.mark_non_differentiable(seen)
-        return (seen[0] + seen[1]) / 2, seen
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None]:
-        by_image, by_text, scale = ctx.saved_tensors
-        # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (ctx.plan.ranks.size / (2 * ctx.plan.span.total))
-        rows, columns = (times(side, share * scale, ctx.dtype) for side in (by_image, by_text))
-        return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None
 
 
 class _Tallies:

@@ -72,7 +72,3 @@ class GradientSums:
             self.image.sub_(self._text[span.own], alpha=share)
         if self.text is not None:
             self.text[span.own].sub_(self._image, alpha=share)
-
-
-def times(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
-    return None if gradient is None else (gradient * factor).to(dtype)

@@ -32,14 +32,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from emocap_kernels.contrastive.early import evaluate_early
 from emocap_kernels.contrastive.fused.marks import Positives, positives_of
-from emocap_kernels.contrastive.fused.pair_sums import sigmoid, soft
+from emocap_kernels.contrastive.fused.pair_sums import PairSums
 from emocap_kernels.contrastive.fused.scores import Scores, aligned, scores_of
 from emocap_kernels.contrastive.fused.shapes import Shape, shape_for
 from emocap_kernels.contrastive.fused.stats import Stats
 from emocap_kernels.contrastive.fused.sweep import add_gradients, all_statistics
 from emocap_kernels.contrastive.outcome import Tally, outcome
-from emocap_kernels.contrastive.plan import GradientSums, times
+from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.distributed import Ranks, Span
 from emocap_kernels.precision import full_precision
@@ -70,9 +71,9 @@ def evaluate(problem: Problem) -> LossResult:
     )
     if problem.objective in ("infonce", "mil_nce"):
         loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    else:
-        loss, seen = _Pairwise.apply(problem.image, problem.text, problem.scale, problem.bias, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    return outcome(loss, seen)
+        return outcome(loss, seen)
+    pair_sums = PairSums(problem, positives, plan.shape)
+    return evaluate_early(problem, pair_sums.sigmoid if problem.objective == "sigmoid" else pair_sums.soft)
 
 
 def _shape(problem: Problem, positives: Positives) -> Shape:
@@ -131,32 +132,3 @@ def _softmax_tally(rows: Stats, columns: Stats) -> Tally:
 def _share(grad_output: Tensor, plan: Plan) -> Tensor:
     """Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts."""
     return grad_output * (plan.ranks.size / (2 * plan.span.total))
-
-
-class _Pairwise(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, problem: Problem, plan: Plan
-    ) -> tuple[Tensor, Tensor]:
-        needs = ctx.needs_input_grad[:4]
-        sums = GradientSums(image, text, needs)
-        scores = scores_of(image, text, scale, plan.span, plan.ranks, plan.shape)
-        add_up = sigmoid if problem.objective == "sigmoid" else soft
-        tally = add_up(problem, scores, plan.positives, sums, wanted=any(needs))
-        if any(needs):
-            ctx.plan, ctx.by_scale, ctx.by_bias = plan, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            ctx.dtype = image.dtype
-            ctx.save_for_backward(sums.image, sums.text, scale)
-        seen = tally.means(plan.span, plan.ranks).to(scale.dtype)
-        ctx.mark_non_differentiable(seen)
-        return (seen[0] + seen[1]) / 2, seen
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None]:
-        by_image, by_text, scale = ctx.saved_tensors
-        share = _share(grad_outputs[0], ctx.plan)
-        rows, columns = (times(side, share * scale, ctx.dtype) for side in (by_image, by_text))
-        return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None
