@@ -35,7 +35,7 @@ class Mining:
             raise ArgumentError("Mining has no rule; give threshold, top_k or both, or pass mining=None.")
         if self.threshold is not None and not -1.0 <= self.threshold <= 1.0:
             raise ArgumentError(f"threshold={self.threshold} is no cosine; it must lie in [-1, 1].")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or int(self.top_k) != self.top_k):
+        if self.top_k is not None and type(self.top_k) is not int:
             raise ArgumentError(f"top_k={self.top_k} is no whole number.")
         if self.top_k is not None and self.top_k < 1:
             raise ArgumentError(f"top_k={self.top_k} mines nothing; it must be at least 1.")

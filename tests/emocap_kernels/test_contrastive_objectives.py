@@ -7,6 +7,7 @@ from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive import chunked
 from emocap_kernels.contrastive.gathered import one_sided
 from emocap_kernels.contrastive.inputs import Inputs
+from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.distributed import ALONE, Span
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -130,10 +131,13 @@ def test_scores_of_a_hundred_stay_finite_and_right(objective, cosine):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_without_any_wanted_gradient_none_is_made(objective):
-    image, text, *_, teacher = (x.detach() for x in inputs_of(6, 4))
-    result = contrastive_loss(image, text, 3.0, **arguments(objective, torch.tensor(-1.0), teacher, None))
-    assert not result.loss.requires_grad
+def test_without_any_wanted_gradient_none_is_made(objective, monkeypatch):
+    image, text, scale, bias, teacher = inputs_of(6, 4)
+    monkeypatch.setattr(GradientSums, "add", lambda *_: pytest.fail("a gradient was made"))
+    settings = arguments(objective, bias.detach(), teacher, None)
+    assert not contrastive_loss(image.detach(), text.detach(), 3.0, **settings).loss.requires_grad
+    with torch.no_grad():
+        contrastive_loss(image, text, scale, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -151,8 +155,10 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objecti
         assert problem.image.dtype == (dtype if narrow else torch.float32)
         loss = chunked.evaluate(problem, block_bytes=5 * 4 * 23).loss
         loss.backward()
-        answers.append((loss.detach(), image.grad, text.grad))
+        answers.append((loss.detach(), image.grad, text.grad, scale.grad))
+    # The scale's gradient is summed before the gradient of the scores is rounded.
+    torch.testing.assert_close(answers[0][3], answers[1][3], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-6, atol=1e-6)
-    for narrow, wide in zip(answers[0][1:], answers[1][1:], strict=True):
+    for narrow, wide in zip(answers[0][1:3], answers[1][1:3], strict=True):
         # The gradient of the scores is rounded to the half, and so is the result.
         torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=2e-2 * wide.abs().max().item())

@@ -32,7 +32,15 @@ class Choice:
     reason: str
 
 
-def choose_backend(image: Tensor, text: Tensor, *, mining: Mining | None = None, backend: Backend = "auto") -> Choice:
+def choose_backend(
+    image: Tensor,
+    text: Tensor,
+    *,
+    mining: Mining | None = None,
+    guide_image: Tensor | None = None,
+    guide_text: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Choice:
     """What `contrastive_loss` does with these arguments: `auto` is `fused` wherever that can run, else `chunked`.
 
     It depends on device, dtype, width and mining rule, never on the number of rows: no result changes its rounding
@@ -45,7 +53,8 @@ def choose_backend(image: Tensor, text: Tensor, *, mining: Mining | None = None,
     checks.check_choice("backend", backend, checks.BACKENDS)
     if backend in ("reference", "chunked"):
         return Choice(backend, "it was asked for.")
-    obstacle = _obstacle(image, text, mining)
+    vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
+    obstacle = _obstacle(vectors, mining)
     if backend == "fused":
         if obstacle is not None:
             raise NotSupportedError(f"backend='fused' cannot run: {obstacle}; use 'chunked', or 'auto' to choose.")
@@ -57,19 +66,27 @@ def choose_backend(image: Tensor, text: Tensor, *, mining: Mining | None = None,
     return Choice("fused", f"{_short(image.dtype)} vectors of width {image.shape[1]} on {_device_name(image.device)}.")
 
 
-def _obstacle(image: Tensor, text: Tensor, mining: Mining | None) -> str | None:
+def _obstacle(vectors: list[Tensor], mining: Mining | None) -> str | None:
     """Why fused kernels cannot run on these inputs, or None."""
+    image = vectors[0]
     if not image.is_cuda and not _interpreted():
         return f"the inputs are on {image.device.type} and the kernels need a CUDA device"
     if image.is_cuda and torch.cuda.get_device_capability(image.device) < OLDEST_CAPABILITY:
         return f"{_device_name(image.device)} is older than compute capability {_dotted(OLDEST_CAPABILITY)}"
-    if torch.float64 in (image.dtype, text.dtype):
+    return _shape_obstacle(vectors, mining) or _triton_obstacle()
+
+
+def _shape_obstacle(vectors: list[Tensor], mining: Mining | None) -> str | None:
+    image = vectors[0]
+    if any(each.dtype == torch.float64 for each in vectors):
         return "float64 inputs are computed in float64"
-    if image.dim() == 2 and image.shape[1] < LEAST_WIDTH:
-        return f"the width {image.shape[1]} is below {LEAST_WIDTH}"
+    if image.shape[-1] < LEAST_WIDTH:
+        return f"the width {image.shape[-1]} is below {LEAST_WIDTH}"
+    if any(each.shape[-1] == 0 for each in vectors):
+        return "a guide has no width"
     if mining is not None and mining.top_k is not None and mining.top_k > MOST_NEAREST:
         return f"top_k={mining.top_k} is above {MOST_NEAREST}"
-    return _triton_obstacle()
+    return None
 
 
 def _triton_obstacle() -> str | None:

@@ -73,8 +73,9 @@ class _Softmax(Function):
             for block in ctx.plan.blocks:
                 cosine = product(image[block], text.T)
                 targets = ctx.plan.pairs.targets(block, cosine)
-                sums.add(ctx.shares.gradient(cosine.mul_(scale), targets, block), block, slice(None))
-                sums.add_scale(block)
+                gradient = ctx.shares.gradient(cosine.mul_(scale), targets, block)
+                sums.add(gradient, block, slice(None))
+                sums.add_numbers(gradient, block)
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * (ctx.plan.ranks.size / (2 * ctx.plan.span.total))
         return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None, None

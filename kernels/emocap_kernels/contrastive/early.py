@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -24,16 +25,25 @@ class AddUp(Protocol):
 
 def evaluate_early(problem: Problem, add_up: AddUp) -> LossResult:
     """The loss that `add_up` tallies for `problem`."""
-    loss, seen = _Early.apply(problem.image, problem.text, problem.scale, problem.bias, problem, add_up)  # pyright: ignore[reportGeneralTypeIssues]
+    inputs = problem.image, problem.text, problem.scale, problem.bias
+    # Within the function grad mode is off, and its inputs still say that they need a gradient.
+    loss, seen = _Early.apply(*inputs, problem, add_up, torch.is_grad_enabled())  # pyright: ignore[reportGeneralTypeIssues]
     return outcome(loss, seen)
 
 
 class _Early(Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, problem: Problem, add_up: AddUp
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        problem: Problem,
+        add_up: AddUp,
+        recording: bool,
     ) -> tuple[Tensor, Tensor]:
-        needs = ctx.needs_input_grad[:4]
+        needs = [recording and each for each in ctx.needs_input_grad[:4]]
         sums = GradientSums(image, text, needs)
         seen = add_up(sums, wanted=any(needs)).means(problem.span, problem.ranks).to(scale.dtype)
         if any(needs):
@@ -47,11 +57,11 @@ class _Early(Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None, None]:
         by_image, by_text, scale = ctx.saved_tensors
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * ctx.ranks_over_anchors
         rows, columns = (
             None if side is None else (side * (share * scale)).to(ctx.dtype) for side in (by_image, by_text)
         )
-        return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None
+        return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None, None

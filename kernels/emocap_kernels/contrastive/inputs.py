@@ -22,6 +22,8 @@ ALIKE = (
     "ids",
     "guide_image",
     "guide_text",
+    "dtype of guide_image",
+    "dtype of guide_text",
     "guide_scale",
     "bias",
     "objective",
@@ -57,7 +59,7 @@ class Inputs:
         return [self.image, self.text, self.scale, 0.0 if self.bias is None else self.bias]
 
 
-def facts(inputs: Inputs, backend: int) -> Mapping[str, int]:
+def facts(inputs: Inputs) -> Mapping[str, int]:
     """Checks the inputs of this rank, then says what the other ranks must know of them.
 
     Raises:
@@ -76,10 +78,11 @@ def facts(inputs: Inputs, backend: int) -> Mapping[str, int]:
         "ids": int(inputs.ids is not None),
         "guide_image": 0 if inputs.guide_image is None else inputs.guide_image.shape[1],
         "guide_text": 0 if inputs.guide_text is None else inputs.guide_text.shape[1],
+        "dtype of guide_image": FLOATS.index(inputs.guides()["image"].dtype),
+        "dtype of guide_text": FLOATS.index(inputs.guides()["text"].dtype),
         "guide_scale": int(inputs.guide_scale is not None),
         "bias": int(inputs.bias is not None),
         "objective": OBJECTIVES.index(inputs.objective),
-        "backend": backend,
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "text needs a gradient": int(inputs.text.requires_grad),
     }

@@ -67,8 +67,11 @@ def contrastive_loss(
     ranks = ranks_of(group)
 
     def describe() -> dict[str, int]:
-        chosen = choose_backend(image, text, mining=mining, backend=backend).backend
-        return dict(facts(inputs, checks.BACKENDS.index(chosen)))
+        found = facts(inputs)
+        chosen = choose_backend(
+            image, text, mining=mining, guide_image=guide_image, guide_text=guide_text, backend=backend
+        )
+        return {**found, "backend": checks.BACKENDS.index(chosen.backend)}
 
     said = agreed(ranks, describe, alike=ALIKE, device=image.device)
     span = Span(counts=tuple(each["rows"] for each in said), rank=ranks.rank)

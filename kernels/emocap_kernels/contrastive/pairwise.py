@@ -53,9 +53,7 @@ def evaluate(problem: Problem, plan: Plan) -> LossResult:
             if wanted:
                 gradient = objective.gradient(score, targets, block)
                 sums.add(gradient, block, slice(None))
-                sums.add_scale(block)
-                if sums.needs_bias:
-                    sums.bias += gradient.sum()
+                sums.add_numbers(gradient, block)
         return tallies.all()
 
     return evaluate_early(problem, add_up)

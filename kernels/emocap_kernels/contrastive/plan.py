@@ -12,7 +12,7 @@ from emocap_kernels.blocks import block_bytes_on, even_blocks
 from emocap_kernels.contrastive.pairs import Pairs, pairs_of
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.distributed import Ranks, Span
-from emocap_kernels.products import add_product_
+from emocap_kernels.products import HALVES, add_product_, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class GradientSums:
     def __init__(self, image: Tensor, text: Tensor, needs: Sequence[bool]) -> None:
         self._image, self._text = image, text
         wide = torch.promote_types(image.dtype, torch.float32)
-        needs_image, needs_text, needs_scale, self.needs_bias = needs
-        self.image = torch.zeros_like(image, dtype=wide) if needs_image or needs_scale else None
+        needs_image, needs_text, self.needs_scale, self.needs_bias = needs
+        self.image = torch.zeros_like(image, dtype=wide) if needs_image else None
         self.text = torch.zeros_like(text, dtype=wide) if needs_text else None
         self.scale = torch.zeros((), dtype=torch.float64, device=image.device)
         self.bias = torch.zeros((), dtype=torch.float64, device=image.device)
@@ -55,20 +55,24 @@ class GradientSums:
         if self.text is not None:
             add_product_(self.text[columns], gradient.T, self._image[rows])
 
-    def add_scale(self, rows: slice) -> None:
-        """Once `rows` of the image gradient are complete: their inner products with the images."""
-        if self.image is not None:
+    def add_numbers(self, gradient: Tensor, rows: slice) -> None:
+        """Carries the gradient of all scores of `rows` into scale and bias; comes after `add`.
+
+        The image gradient knows the scale's already, unless it is made of halves: those round away a sum in which
+        almost everything cancels, so the cosines are made again.
+        """
+        if self.needs_bias:
+            self.bias += gradient.sum()
+        if not self.needs_scale:
+            return
+        if self.image is not None and self._image.dtype not in HALVES:
             self.scale += (self.image[rows] * self._image[rows]).sum()
+        else:
+            cosine = product(self._image[rows], self._text.T)
+            self.scale += cosine.mul_(gradient).sum(1).double().sum()
 
     def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of image and text in their own types; uses the sums up."""
         image = None if self.image is None else self.image.mul_(factor).to(self._image.dtype)
         text = None if self.text is None else self.text.mul_(factor).to(self._text.dtype)
         return image, text
-
-    def subtract_own(self, share: float, span: Span) -> None:
-        """Takes `share` of each own pair off both sides."""
-        if self.image is not None:
-            self.image.sub_(self._text[span.own], alpha=share)
-        if self.text is not None:
-            self.text[span.own].sub_(self._image, alpha=share)

@@ -94,7 +94,7 @@ class Problem:
     Attributes:
         image: [local, width].
         text: [total, width], of the dtype of `image`.
-        scale: 0-dim, of the dtype of `image`.
+        scale: 0-dim, of the type of the scores: at least float32.
         objective: What is made of the scores.
         bias: 0-dim, added to the scores; of `sigmoid` only, else 0.
         guide_scale: 0-dim; of `soft` only: the teacher's scores are `guide_scale` times the cosines of `features`.

@@ -138,6 +138,9 @@ def test_what_cannot_be_fused_is_refused_with_the_reason():
     image, text, scale = leaves(4)
     with pytest.raises(NotSupportedError, match="top_k=9 is above 8"):
         contrastive_loss(image, text, scale, mining=Mining(top_k=9), backend="fused")
+    wide = {"guide_text": text.detach().double(), "mining": Mining(threshold=0.1)}
+    with pytest.raises(NotSupportedError, match="float64"):
+        contrastive_loss(image, text, scale, **wide, backend="fused")
     with pytest.raises(NotSupportedError, match="float64"):
         contrastive_loss(image.double(), text.double(), scale, backend="fused")
     assert choose_backend(image, text, mining=Mining(top_k=9)).backend == "chunked"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emocap_kernels import Mining
+from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive.cases import CASES, draw
 from fused_cases import DEVICE, answer, named, require_as_right_as_eager, settings, unit
 
@@ -92,3 +92,36 @@ def test_a_nan_embedding_gives_a_nan_loss_and_no_crash():
         image, text = unit(9, 16, seed=1), unit(9, 16, seed=2)
         image[3] = float("nan")
         assert answer("fused", image, text, 10.0, torch.float32, setting).result.loss.isnan()
+
+
+@pytest.mark.parametrize("objective", ["infonce", "mil_nce", "sigmoid"])
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
+def test_the_gradient_of_fitted_pairs_keeps_its_digits_in_half_precision(dtype, most, with_ids, objective):
+    """Probabilities near 1 meet the 1 of a positive: rounded before they meet, nothing right would be left."""
+    image = unit(40, 64, seed=1, dtype=dtype)
+    text = image.clone()
+    setting = {"objective": objective} | ({"ids": torch.arange(40, device=DEVICE)} if with_ids else {})
+    mine = answer("fused", image, text, 10.0, dtype, setting)
+    exact = answer("reference", image, text, 10.0, torch.float64, setting)
+    assert 1e-4 < exact.result.loss or objective == "sigmoid"
+    for name in ("image", "text"):
+        error = (mine.gradients[name].double() - exact.gradients[name]).norm() / exact.gradients[name].norm()
+        assert error < most, (name, error)
+
+
+def test_vectors_that_begin_anywhere_in_memory(small_chunks):
+    held = unit(41, 16, seed=1).flatten()
+    image, text = held[3 : 3 + 20 * 16].view(20, 16), unit(41, 33, seed=2)[1:21, 1:17]
+    for rows in (20, 1):
+        require_as_right_as_eager(image[:rows], text[:rows], 10.0, {})
+
+
+@pytest.mark.parametrize("guide", ["text", "joint"])
+def test_guides_of_another_type_than_the_embeddings(guide):
+    image, text = unit(40, 16, seed=1, dtype=torch.bfloat16), unit(40, 16, seed=2, dtype=torch.bfloat16)
+    guides = {"guide_image": unit(40, 20, seed=3), "guide_text": unit(40, 20, seed=4)}
+    for setting in ({"mining": Mining(guide, 0.1), **guides}, {"objective": "soft", **guides}):
+        loss = contrastive_loss(image, text, 10.0, backend="fused", **setting).loss
+        exact = contrastive_loss(image, text, 10.0, backend="reference", **setting).loss
+        torch.testing.assert_close(loss, exact, rtol=1e-5, atol=1e-5)

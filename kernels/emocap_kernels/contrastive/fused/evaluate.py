@@ -60,6 +60,12 @@ class Plan:
 
 def evaluate(problem: Problem) -> LossResult:
     """The loss of a problem whose rank holds any of the rows, in float32 or a half precision."""
+    # Triton launches on the current device, which need not be that of the inputs.
+    with torch.cuda.device_of(problem.image):
+        return _evaluate(problem)
+
+
+def _evaluate(problem: Problem) -> LossResult:
     with torch.no_grad():
         positives = positives_of(problem)
     plan = Plan(
@@ -110,7 +116,7 @@ class _Softmax(Function):
         plan: Plan = ctx.plan
         image, text, scale, slope, shift, steep, row_shares, column_shares = ctx.saved_tensors[:8]
         sums = GradientSums(image, text, (*ctx.needs_input_grad[:3], False))
-        with full_precision(image.device):
+        with full_precision(image.device), torch.cuda.device_of(image):
             scores = Scores(aligned(image), aligned(text), slope, shift, steep, plan.shape)
             shares = row_shares, column_shares
             add_gradients(sums, scores, plan.positives, shares, plan.span, sum_positives=plan.sum_positives)

@@ -57,13 +57,12 @@ class Positives:
         return self.has_ids or self.rule != RULE_NONE.value
 
     @property
-    def own_alone(self) -> bool:
-        return not self.masked
+    def attract(self) -> bool:
+        return self.mining is None or self.mining.treatment == "attract"
 
     def options(self) -> dict[str, bool | int]:
-        """The arguments that kernels with positives share."""
-        attract = self.mining is None or self.mining.treatment == "attract"
-        return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": attract}
+        """The arguments that kernels which look for known pairs share."""
+        return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
 
     @property
     def threshold(self) -> float:

@@ -16,7 +16,7 @@ from emocap_kernels.contrastive.fused.marks import Positives
 from emocap_kernels.contrastive.fused.scores import Scores, scores_of, tiled
 from emocap_kernels.contrastive.fused.shapes import Shape, panels, strips
 from emocap_kernels.contrastive.fused.stats import Best, Stats
-from emocap_kernels.contrastive.fused.sweep import OWN_SHARE, Buffer, all_statistics, chunked
+from emocap_kernels.contrastive.fused.sweep import Buffer, all_statistics, chunked
 from emocap_kernels.contrastive.outcome import Tally
 from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.contrastive.problem import Problem
@@ -52,13 +52,13 @@ class PairSums:
             column_parts = scale.new_empty(pairwise.COLUMN_LINES, row_tiles, span.total)
             slot = 0
             for chunk, (number, strip) in zip(ranges, cuts, strict=True):
-                gradient = buffer.of(rows, chunk)
+                gradient = buffer.of(rows, chunk) if wanted else None
                 launch(
                     sigmoid_kernel,
                     (row_tiles, number),
                     image,
                     text,
-                    tiled(gradient, shape.rows, shape.columns),
+                    None if gradient is None else tiled(gradient, shape.rows, shape.columns),
                     scale,
                     bias,
                     positives.groups,
@@ -76,21 +76,18 @@ class PairSums:
                     height,
                     row_tiles,
                     span.total,
-                    gain(gradient.dtype),
+                    gain(scores.left.dtype),
                     WANTED=wanted,
                     **positives.options(),
                     **shape.options(),
                 )
                 slot += number
-                if wanted:
+                if gradient is not None:
                     sums.add(gradient[:, : chunk[1] - chunk[0]], slice(*rows), slice(*chunk))
             found = Best(row_parts[pairwise.BEST.value], row_parts[pairwise.FOUND.value]).folded().found
             totals[: pairwise.BEST.value] += row_parts[: pairwise.BEST.value].double().sum((1, 2))
             totals[pairwise.FOUND.value] += found.double().sum()
             columns = columns.then(Best(*column_parts).folded())
-        if positives.own_alone:
-            sums.subtract_own(OWN_SHARE, span)
-            totals[pairwise.BY_BIAS.value] -= OWN_SHARE * span.local
         sums.scale += totals[pairwise.BY_SCALE.value]
         sums.bias += totals[pairwise.BY_BIAS.value]
         return _sigmoid_tally(totals, columns.over(problem.ranks).found[span.own].double().sum(), problem, positives)
@@ -111,7 +108,7 @@ class PairSums:
         for rows in panels(span.local, shape, span.total):
             height, row_tiles = rows[1] - rows[0], ceil_div(rows[1] - rows[0], shape.rows)
             for chunk in chunked(scores, rows, scores.left.element_size()):
-                gradient = buffer.of(rows, chunk)
+                gradient = buffer.of(rows, chunk) if wanted else None
                 number, strip = strips(height, chunk[1] - chunk[0], shape)
                 row_parts = scores.slope.new_zeros(pairwise.ROW_LINES, number, height)
                 launch(
@@ -119,7 +116,7 @@ class PairSums:
                     (row_tiles, number),
                     *scores.sides(),
                     *teacher.sides(),
-                    tiled(gradient, shape.rows, shape.columns),
+                    None if gradient is None else tiled(gradient, shape.rows, shape.columns),
                     scores.slope,
                     teacher.slope,
                     row_log_sums,
@@ -135,12 +132,12 @@ class PairSums:
                     0,
                     number,
                     height,
-                    gain(gradient.dtype),
+                    gain(scores.left.dtype),
                     WANTED=wanted,
                     **shape.options(),
                 )
                 totals += row_parts.double().sum((1, 2))
-                if wanted:
+                if gradient is not None:
                     sums.add(gradient[:, : chunk[1] - chunk[0]], slice(*rows), slice(*chunk))
         sums.scale += totals[pairwise.BY_SCALE.value]
         known = positives.group_sizes[span.own].double().sum()
@@ -169,5 +166,6 @@ def _sigmoid_tally(totals: Tensor, text_found: Tensor, problem: Problem, positiv
 
 
 def _log_sums(student: Stats, teacher: Stats) -> Tensor:
-    """The lines of the normalisers, float32 [2, anchors]."""
-    return torch.stack([student.candidates.value(), teacher.candidates.value()]).float()
+    """The lines of the normalisers, float32 [4, anchors]."""
+    sums = student.candidates, teacher.candidates
+    return torch.stack([line for each in sums for line in (each.peak, each.total.log2())])

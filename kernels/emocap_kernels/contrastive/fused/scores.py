@@ -25,9 +25,13 @@ ALIGNMENT = 16
 
 
 def aligned(vectors: Tensor) -> Tensor:
-    """[rows, width] whose rows begin on multiples of 16 bytes, filled up with zeros."""
+    """[rows, width] whose rows begin on multiples of 16 bytes, filled up with zeros; the same tensor if it fits."""
     missing = -vectors.shape[1] % (ALIGNMENT // vectors.element_size())
-    return (pad(vectors, (0, missing)) if missing else vectors).contiguous()
+    if missing:
+        return pad(vectors, (0, missing))
+    rows, width = vectors.shape
+    fits = vectors.stride() == (width, 1) and vectors.data_ptr() % ALIGNMENT == 0
+    return vectors if fits else vectors.new_empty(rows, width).copy_(vectors)
 
 
 def tiled(vectors: Tensor, rows: int, depth: int) -> TensorDescriptor:

@@ -13,7 +13,7 @@ from emocap_kernels.blocks import ceil_div
 CHUNK_BYTES = 128 * 2**20
 # One line of the parts that tiles of a panel leave for each column.
 PART_BYTES = 128 * 2**20
-# Rows of a panel and columns of a chunk, when the bytes allow: long enough sums for a fast matrix product.
+# Rows of a panel, when the bytes allow; a chunk of 128 MiB then has as many columns, in half precision.
 LONGEST = 8192
 # Programs of a launch: several waves on all processors, or the last wave leaves most of them idle.
 PROGRAMS = 2048
@@ -45,8 +45,8 @@ class Shape:
 
     def options(self) -> dict[str, int | str | bool]:
         """The arguments that all kernels share."""
-        # Fused multiply-adds are said aloud: their default is an environment variable from triton 3.9 on.
-        compiled = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        # A score must be the same number in every kernel, so no product is fused into a sum unless it says so.
+        compiled = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
         return {
             "bR": self.rows,
             "bC": self.columns,
@@ -61,8 +61,10 @@ class Shape:
 TALL = Shape(rows=256, columns=128, depth=64, warps=8, stages=3)
 # Masks take the registers of half a tile.
 SQUARE = Shape(rows=128, columns=128, depth=64, warps=8, stages=3)
-# Before sm_90 operands pass through registers, and a float32 tile is twice as large in shared memory.
+# Where matrix units read registers, and 99 KiB of shared memory are all there may be: sm_80 to sm_89, sm_120.
 SMALL = Shape(rows=128, columns=64, depth=32, warps=8, stages=3)
+# float32 takes twice the bytes.
+WIDE = Shape(rows=128, columns=64, depth=32, warps=8, stages=2)
 INTERPRETER = Shape(rows=32, columns=32, depth=32, warps=4, stages=1, widen=True)
 
 
@@ -70,8 +72,10 @@ def shape_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -> Shap
     """The tile of a problem; `masked` if its pairs are not own pairs alone."""
     if INTERPRETED:
         return INTERPRETER
-    hopper = torch.cuda.get_device_capability(device) >= (9, 0)
-    if dtype == torch.float32 or not hopper:
+    if dtype == torch.float32:
+        return WIDE
+    # sm_90 and sm_100 have 227 KiB and matrix units that read it.
+    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
         return SMALL
     return SQUARE if masked else TALL
 

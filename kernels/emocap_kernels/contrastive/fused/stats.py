@@ -37,7 +37,7 @@ class Best:
         score = self.score.clone()
         largest_over_(score, ranks)
         # The lowest rank with the best score, and whether it found: one number, the smaller the better.
-        key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.found, 2.0 * ranks.size)
+        key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.found, 2.0 * ranks.size + 1.0)
         smallest_over_(key, ranks)
         return Best(score, (key % 2 == 0).float())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
@@ -21,9 +20,6 @@ from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.distributed import Ranks, Span
 from emocap_kernels.products import gain
 
-# What is left out of the gradient of a chunk if own pairs are the only positives: one for each direction.
-OWN_SHARE = 2.0
-
 
 def chunked(scores: Scores, rows: Range, itemsize: int) -> list[Range]:
     """The chunks of a panel of rows, of `itemsize` bytes for each pair."""
@@ -38,9 +34,9 @@ def all_statistics(
     row_stats: list[Stats] = [nothing.part(slice(0, 0))]
     columns = nothing
     for rows in panels(span.local, scores.shape, span.total):
-        row_parts, column_parts = _panel(scores, positives, rows, span, sum_positives=sum_positives)
-        row_stats.append(Stats.of(row_parts, sum_positives=sum_positives).folded())
-        columns = columns.then(Stats.of(column_parts, sum_positives=sum_positives).folded())
+        of_rows, of_columns = _panel(scores, positives, rows, span, sum_positives=sum_positives)
+        row_stats.append(of_rows)
+        columns = columns.then(of_columns)
     rows, columns = joined(row_stats), columns.over(ranks)
     if positives.rule == RULE_NONE.value:
         sizes = positives.group_sizes
@@ -58,14 +54,15 @@ def _unseen(scores: Scores, number: int) -> Tensor:
 
 def _panel(
     scores: Scores, positives: Positives, rows: Range, span: Span, *, sum_positives: bool
-) -> tuple[Tensor, Tensor]:
-    """Parts of the rows, [lines, strips, rows], and of all columns, [lines, tiles of rows, total]."""
+) -> tuple[Stats, Stats]:
+    """Of a panel of local rows, and of all columns so far as these rows go."""
     shape, lines = scores.shape, statistics.LINES if sum_positives else statistics.LINES - 1
     height = rows[1] - rows[0]
     marked = positives.rule == RULE_MARKS.value
     ranges = chunked(scores, rows, 1) if marked else [(0, span.total)]
     cuts = [strips(height, right - left, shape) for left, right in ranges]
     row_tiles, row_slots = ceil_div(height, shape.rows), sum(number for number, _ in cuts)
+    # A slot for each strip of columns, and one for each tile of rows.
     row_parts = scores.slope.new_empty(lines, row_slots, height)
     column_parts = scores.slope.new_empty(lines, row_tiles, span.total)
     image, text = scores.sides()
@@ -103,7 +100,9 @@ def _panel(
                 **shape.options(),
             )
         slot += number
-    return row_parts, column_parts
+        del marks
+    row_stats = Stats.of(row_parts, sum_positives=sum_positives).folded()
+    return row_stats, Stats.of(column_parts, sum_positives=sum_positives).folded()
 
 
 def add_gradients(
@@ -120,7 +119,12 @@ def add_gradients(
     image, text = scores.sides()
     row_shares, column_shares = shares
     buffer = Buffer(scores)
-    for rows, columns in pairs_of_ranges(scores, span):
+    ranges = [
+        (rows, columns)
+        for rows in panels(span.local, shape, span.total)
+        for columns in chunked(scores, rows, scores.left.element_size())
+    ]
+    for rows, columns in ranges:
         gradient = buffer.of(rows, columns)
         row_tiles = ceil_div(rows[1] - rows[0], shape.rows)
         number, strip = strips(rows[1] - rows[0], columns[1] - columns[0], shape)
@@ -152,20 +156,13 @@ def add_gradients(
                 gain(gradient.dtype),
                 SUM_POSITIVES=sum_positives,
                 STEEP=steep,
-                **positives.options(),
+                RULE=positives.rule,
+                ATTRACT=positives.attract,
                 **shape.options(),
             )
+        del marks
         sums.add(gradient[:, : columns[1] - columns[0]], slice(*rows), slice(*columns))
         sums.scale += by_scale.double().sum()
-    if positives.own_alone:
-        sums.subtract_own(OWN_SHARE, span)
-
-
-def pairs_of_ranges(scores: Scores, span: Span) -> Iterator[tuple[Range, Range]]:
-    """Panels of local rows, each with its chunks of columns."""
-    for rows in panels(span.local, scores.shape, span.total):
-        for columns in chunked(scores, rows, scores.left.element_size()):
-            yield rows, columns
 
 
 class Buffer:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, VARYING, cosines, has_known, mined_pairs
+from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, VARYING, cosines, mined_pairs
 
 # Lines of the shares of an anchor: a candidate gets WEIGHT times 2^(score - PEAK) of it, and PEAK is the common shift
 # where that fits. Then the same for a positive; in infonce a positive gets POSITIVE_WEIGHT.
@@ -63,7 +63,6 @@ def gradient_kernel(
     row_pitch,
     column_pitch,
     gain,
-    HAS_IDS: tl.constexpr,
     RULE: tl.constexpr,
     ATTRACT: tl.constexpr,
     SUM_POSITIVES: tl.constexpr,
@@ -74,10 +73,7 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """The chunk [top, bottom) x [left, right) of `gain` times G, and for each program its part of the scale's gradient.
-
-    With own pairs alone, their -2 is left out of G (not of the scale): the host knows where they are.
-    """
+    """The chunk [top, bottom) x [left, right) of `gain` times G, and each program's part of the scale's gradient."""
     if (tl.load(steep_ptr) != 0) != STEEP:
         return
     row = top + tl.program_id(0) * bR
@@ -148,12 +144,10 @@ def gradient_kernel(
             if RULE != RULE_NONE:
                 gradient_RC -= tl.where(by_row_RC, positive_R[:, None], 0.0)
                 gradient_RC -= tl.where(by_column_RC, positive_C[None, :], 0.0)
-            elif HAS_IDS:
+            else:
+                # In every tile: a branch for those with a known pair would hold two tiles in registers.
                 known_RC = group_R[:, None] == group_C[None, :]
                 gradient_RC -= tl.where(known_RC, positive_R[:, None] + positive_C[None, :], 0.0)
-            elif has_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS):
-                known_RC = group_R[:, None] == group_C[None, :]
-                by_scale_R -= 2.0 * tl.sum(tl.where(known_RC, cosine_RC, 0.0), 1)
         by_scale_R += tl.sum(gradient_RC * cosine_RC, 1)
         gradient_desc.store([row - top, column - left], (gradient_RC * gain).to(gradient_desc.dtype))
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)

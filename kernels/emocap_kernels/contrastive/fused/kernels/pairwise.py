@@ -43,22 +43,30 @@ COLUMN_BEST = tl.constexpr(0)
 COLUMN_FOUND = tl.constexpr(1)
 COLUMN_LINES = 2
 
-# Lines of the normalisers of `soft`: base-2 logarithms of the sums of student and teacher.
-STUDENT = tl.constexpr(0)
-TEACHER = tl.constexpr(1)
+# Lines of the normalisers of `soft`, in base 2: a peak, and the logarithm of the sum relative to it. One number for
+# both would round away how far a score is from the peak.
+STUDENT_PEAK = tl.constexpr(0)
+STUDENT_LOG = tl.constexpr(1)
+TEACHER_PEAK = tl.constexpr(2)
+TEACHER_LOG = tl.constexpr(3)
+
+
+@triton.jit
+def normaliser(log_sums_ptr, line: tl.constexpr, pitch, place, inside):
+    return tl.load(log_sums_ptr + line * pitch + place, mask=inside, other=0.0)
 
 
 @triton.jit
 def log_of_one_plus(e):
     """Natural logarithm of 1 + e for e in [0, 1]: e times a polynomial, within 2^-22 of the result."""
-    p = e * 0.005232623778283596 - 0.029504956677556038
-    p = p * e + 0.07822549343109131
-    p = p * e - 0.1366320699453354
-    p = p * e + 0.1910598874092102
-    p = p * e - 0.2484297752380371
-    p = p * e + 0.3331909477710724
-    p = p * e - 0.4999949336051941
-    p = p * e + 0.9999999403953552
+    p = tl.fma(e, 0.005232623778283596, -0.029504956677556038)
+    p = tl.fma(p, e, 0.07822549343109131)
+    p = tl.fma(p, e, -0.1366320699453354)
+    p = tl.fma(p, e, 0.1910598874092102)
+    p = tl.fma(p, e, -0.2484297752380371)
+    p = tl.fma(p, e, 0.3331909477710724)
+    p = tl.fma(p, e, -0.4999949336051941)
+    p = tl.fma(p, e, 0.9999999403953552)
     return p * e
 
 
@@ -99,8 +107,7 @@ def sigmoid_kernel(
 ):
     """Losses, counts and best scores of the chunk [top, bottom) x [left, right), and if `WANTED` its gradient.
 
-    With own pairs alone, their -2 is left out of the gradient and of the bias (not of the scale): the host knows where
-    they are. Without a rule the text direction has the losses of the image direction; counts are written under
+    Without a rule the text direction has the losses of the image direction; counts are written under
     `attract` only, elsewhere they are those of the groups.
     """
     tile = tl.program_id(0)
@@ -143,8 +150,6 @@ def sigmoid_kernel(
             if touched:
                 known_RC = group_R[:, None] == group_C[None, :]
                 image_loss_R -= tl.sum(tl.where(known_RC, score_RC, 0.0), 1)
-                if not HAS_IDS:
-                    by_scale_R -= 2.0 * tl.sum(tl.where(known_RC, cosine_RC, 0.0), 1)
             image_loss_R += tl.sum(softplus_RC, 1)
         else:
             mined_row_RC, mined_column_RC = mined_pairs(
@@ -170,9 +175,8 @@ def sigmoid_kernel(
             # 1 / (1 + e) as one instruction and a product: a division is eight.
             chance_RC = tl.where(score_RC >= 0, 1.0, e_RC) * tl.rsqrt((1.0 + e_RC) * (1.0 + e_RC))
             if RULE == RULE_NONE:
-                gradient_RC = 2.0 * chance_RC
-                if HAS_IDS:
-                    gradient_RC -= tl.where(group_R[:, None] == group_C[None, :], 2.0, 0.0)
+                known_RC = group_R[:, None] == group_C[None, :]
+                gradient_RC = 2.0 * chance_RC - tl.where(known_RC, 2.0, 0.0)
             elif ATTRACT:
                 gradient_RC = 2.0 * chance_RC
                 gradient_RC -= mined_row_RC.to(tl.float32) + mined_column_RC.to(tl.float32)
@@ -234,8 +238,10 @@ def soft_kernel(
     inside_R = row_R < bottom
     slope = tl.load(slope_ptr)
     teacher_slope = tl.load(teacher_slope_ptr)
-    student_R = tl.load(row_log_sums_ptr + STUDENT * row_log_sums_pitch + row_R, mask=inside_R, other=0.0)
-    teacher_R = tl.load(row_log_sums_ptr + TEACHER * row_log_sums_pitch + row_R, mask=inside_R, other=0.0)
+    peak_R = normaliser(row_log_sums_ptr, STUDENT_PEAK, row_log_sums_pitch, row_R, inside_R)
+    log_R = normaliser(row_log_sums_ptr, STUDENT_LOG, row_log_sums_pitch, row_R, inside_R)
+    teacher_peak_R = normaliser(row_log_sums_ptr, TEACHER_PEAK, row_log_sums_pitch, row_R, inside_R)
+    teacher_log_R = normaliser(row_log_sums_ptr, TEACHER_LOG, row_log_sums_pitch, row_R, inside_R)
     image_loss_R = tl.zeros([bR], tl.float32)
     text_loss_R = tl.zeros([bR], tl.float32)
     by_scale_R = tl.zeros([bR], tl.float32)
@@ -248,19 +254,21 @@ def soft_kernel(
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
         inside_RC = inside_R[:, None] & inside_C[None, :]
-        student_C = tl.load(column_log_sums_ptr + STUDENT * column_log_sums_pitch + column_C, mask=inside_C, other=0.0)
-        teacher_C = tl.load(column_log_sums_ptr + TEACHER * column_log_sums_pitch + column_C, mask=inside_C, other=0.0)
+        peak_C = normaliser(column_log_sums_ptr, STUDENT_PEAK, column_log_sums_pitch, column_C, inside_C)
+        log_C = normaliser(column_log_sums_ptr, STUDENT_LOG, column_log_sums_pitch, column_C, inside_C)
+        teacher_peak_C = normaliser(column_log_sums_ptr, TEACHER_PEAK, column_log_sums_pitch, column_C, inside_C)
+        teacher_log_C = normaliser(column_log_sums_ptr, TEACHER_LOG, column_log_sums_pitch, column_C, inside_C)
         # Beyond the end both distributions are 1 and their difference 0.
         score_RC = tl.where(inside_RC, cosine_RC * slope, 0.0)
         taught_RC = tl.where(inside_RC, taught_RC * teacher_slope, 0.0)
-        log_student_RC = score_RC - student_R[:, None]
-        log_teacher_RC = taught_RC - teacher_R[:, None]
+        log_student_RC = (score_RC - peak_R[:, None]) - log_R[:, None]
+        log_teacher_RC = (taught_RC - teacher_peak_R[:, None]) - teacher_log_R[:, None]
         teacher_RC = tl.exp2(log_teacher_RC)
         loss_RC = tl.where(inside_RC, teacher_RC * (log_teacher_RC - log_student_RC), 0.0)
         image_loss_R += tl.sum(loss_RC, 1)
         gradient_RC = tl.exp2(log_student_RC) - teacher_RC
-        log_student_RC = score_RC - student_C[None, :]
-        log_teacher_RC = taught_RC - teacher_C[None, :]
+        log_student_RC = (score_RC - peak_C[None, :]) - log_C[None, :]
+        log_teacher_RC = (taught_RC - teacher_peak_C[None, :]) - teacher_log_C[None, :]
         teacher_RC = tl.exp2(log_teacher_RC)
         loss_RC = tl.where(inside_RC, teacher_RC * (log_teacher_RC - log_student_RC), 0.0)
         text_loss_R += tl.sum(loss_RC, 1)
