@@ -3,7 +3,7 @@
 KernelError
 ├── ArgumentError        a value breaks its rule (also a ValueError)
 ├── ShapeError           tensors do not fit together (also a ValueError)
-├── NotSupportedError    a known name that nothing here computes yet (also a NotImplementedError)
+├── NotSupportedError    a known backend that cannot run on these inputs (also a NotImplementedError)
 ├── RanksDisagreeError   the ranks of one group were called differently (also a RuntimeError)
 └── NumericalError       a result is further from float64 than the rule allows (also an AssertionError)
 """
@@ -22,7 +22,7 @@ class ShapeError(KernelError, ValueError):
 
 
 class NotSupportedError(KernelError, NotImplementedError):
-    """A known name that nothing here computes yet."""
+    """A known backend that cannot run on these inputs, or is not built for this loss; the message says why."""
 
 
 class RanksDisagreeError(KernelError, RuntimeError):

@@ -6,8 +6,8 @@ import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive import chunked
 from emocap_kernels.contrastive.gathered import one_sided
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.inputs import Inputs
-from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.distributed import ALONE, Span
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -17,8 +17,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from emocap_kernels.contrastive import pairwise
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, hits, outcome
-from emocap_kernels.contrastive.plan import GradientSums, Plan, planned
+from emocap_kernels.contrastive.plan import Plan, planned
 from emocap_kernels.contrastive.problem import Objective, Problem
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import product

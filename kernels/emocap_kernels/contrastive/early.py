@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, outcome
-from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.result import LossResult
 

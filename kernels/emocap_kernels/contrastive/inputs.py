@@ -105,8 +105,6 @@ def _check_names(inputs: Inputs) -> None:
 def _check_tensors(inputs: Inputs) -> None:
     image, text = inputs.image, inputs.text
     checks.check_floats("image", image, "rows", "width")
-    checks.check_floats("text", text, "rows", "width")
-    checks.check_same("the width of image", image.shape[1], "the width of text", text.shape[1])
     checks.check_scale("scale", inputs.scale)
     for name, number in (("bias", inputs.bias), ("guide_scale", inputs.guide_scale)):
         if number is not None:
@@ -116,6 +114,7 @@ def _check_tensors(inputs: Inputs) -> None:
             checks.check_floats(name, given, "rows", "width")
             checks.check_same("the number of rows of image", len(image), f"that of {name}", len(given))
             checks.check_device(name, given, image)
+    checks.check_same("the width of image", image.shape[1], "the width of text", text.shape[1])
     if inputs.ids is not None:
         checks.check_indices("ids", inputs.ids, "rows")
         checks.check_same("the number of rows of image", len(image), "that of ids", len(inputs.ids))

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from emocap_kernels.contrastive.early import evaluate_early
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, hits
-from emocap_kernels.contrastive.plan import GradientSums, Plan
+from emocap_kernels.contrastive.plan import Plan
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.products import product
 from emocap_kernels.result import LossResult

@@ -39,8 +39,8 @@ from emocap_kernels.contrastive.fused.scores import Scores, aligned, scores_of
 from emocap_kernels.contrastive.fused.shapes import Shape, shape_for
 from emocap_kernels.contrastive.fused.stats import Stats
 from emocap_kernels.contrastive.fused.sweep import add_gradients, all_statistics
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, outcome
-from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.distributed import Ranks, Span
 from emocap_kernels.precision import full_precision
@@ -117,7 +117,7 @@ class _Softmax(Function):
         image, text, scale, slope, shift, steep, row_shares, column_shares = ctx.saved_tensors[:8]
         sums = GradientSums(image, text, (*ctx.needs_input_grad[:3], False))
         with full_precision(image.device), torch.cuda.device_of(image):
-            scores = Scores(aligned(image), aligned(text), slope, shift, steep, plan.shape)
+            scores = Scores(aligned(image), aligned(text), plan.shape, slope, shift, steep)
             shares = row_shares, column_shares
             add_gradients(sums, scores, plan.positives, shares, plan.span, sum_positives=plan.sum_positives)
         share = _share(grad_outputs[0], plan)

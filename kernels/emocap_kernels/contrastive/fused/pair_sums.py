@@ -13,12 +13,12 @@ from emocap_kernels.contrastive.fused.kernels.pairwise import sigmoid_kernel, so
 from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE
 from emocap_kernels.contrastive.fused.launch import launch
 from emocap_kernels.contrastive.fused.marks import Positives
-from emocap_kernels.contrastive.fused.scores import Scores, scores_of, tiled
+from emocap_kernels.contrastive.fused.scores import Sides, aligned, scores_of, tiled
 from emocap_kernels.contrastive.fused.shapes import Shape, panels, strips
 from emocap_kernels.contrastive.fused.stats import Best, Stats
 from emocap_kernels.contrastive.fused.sweep import Buffer, all_statistics, chunked
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally
-from emocap_kernels.contrastive.plan import GradientSums
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.products import gain
 
@@ -31,22 +31,18 @@ class PairSums:
     positives: Positives
     shape: Shape
 
-    def _scores(self) -> Scores:
-        problem = self.problem
-        return scores_of(problem.image, problem.text, problem.scale, problem.span, problem.ranks, self.shape)
-
     def sigmoid(self, sums: GradientSums, *, wanted: bool) -> Tally:
         """See `AddUp`."""
         problem, positives = self.problem, self.positives
-        scores = self._scores()
-        span, shape, buffer = problem.span, scores.shape, Buffer(scores)
-        image, text = scores.sides()
+        sides = Sides(aligned(problem.image), aligned(problem.text), self.shape)
+        span, shape, buffer = problem.span, self.shape, Buffer(sides)
+        image, text = sides.described()
         scale, bias = (number.detach().float().reshape(1) for number in (problem.scale, problem.bias))
         totals = scale.new_zeros(pairwise.ROW_LINES, dtype=torch.float64)
         columns = Best(scale.new_full((span.total,), float("-inf")), scale.new_zeros(span.total))
         for rows in panels(span.local, shape, span.total):
             height, row_tiles = rows[1] - rows[0], ceil_div(rows[1] - rows[0], shape.rows)
-            ranges = chunked(scores, rows, scores.left.element_size())
+            ranges = chunked(sides, rows, sides.left.element_size())
             cuts = [strips(height, right - left, shape) for left, right in ranges]
             row_parts = scale.new_zeros(pairwise.ROW_LINES, sum(number for number, _ in cuts), height)
             column_parts = scale.new_empty(pairwise.COLUMN_LINES, row_tiles, span.total)
@@ -70,13 +66,13 @@ class PairSums:
                     *rows,
                     *chunk,
                     strip,
-                    scores.width,
+                    sides.width,
                     slot,
                     row_parts.shape[1],
                     height,
                     row_tiles,
                     span.total,
-                    gain(scores.left.dtype),
+                    gain(sides.left.dtype),
                     WANTED=wanted,
                     **positives.options(),
                     **shape.options(),
@@ -95,7 +91,8 @@ class PairSums:
     def soft(self, sums: GradientSums, *, wanted: bool) -> Tally:
         """See `AddUp`."""
         problem, positives = self.problem, self.positives
-        scores = self._scores()
+        image_text = problem.image, problem.text
+        scores = scores_of(*image_text, problem.scale, problem.span, problem.ranks, self.shape)
         assert problem.features is not None
         span, shape, buffer = problem.span, scores.shape, Buffer(scores)
         features = problem.features.own["image"], problem.features.every["text"]
@@ -114,8 +111,8 @@ class PairSums:
                 launch(
                     soft_kernel,
                     (row_tiles, number),
-                    *scores.sides(),
-                    *teacher.sides(),
+                    *scores.described(),
+                    *teacher.described(),
                     None if gradient is None else tiled(gradient, shape.rows, shape.columns),
                     scores.slope,
                     teacher.slope,

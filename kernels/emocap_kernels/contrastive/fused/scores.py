@@ -41,32 +41,41 @@ def tiled(vectors: Tensor, rows: int, depth: int) -> TensorDescriptor:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """`slope` times the cosines of local rows with all columns, in base 2.
+class Sides:
+    """Local rows and all columns.
 
     Attributes:
         left: [local, width], aligned.
         right: [total, width], aligned.
-        slope: float32 [1].
-        shift: float32 [1], subtracted from every score before the exponential.
-        steep: bool [1], true where one shift does not fit all sums.
         shape: Of the tiles.
     """
 
     left: Tensor
     right: Tensor
-    slope: Tensor
-    shift: Tensor
-    steep: Tensor
     shape: Shape
 
     @property
     def width(self) -> int:
         return self.left.shape[1]
 
-    def sides(self) -> tuple[TensorDescriptor, TensorDescriptor]:
+    def described(self) -> tuple[TensorDescriptor, TensorDescriptor]:
         shape = self.shape
         return tiled(self.left, shape.rows, shape.depth), tiled(self.right, shape.columns, shape.depth)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores(Sides):
+    """`slope` times the cosines of both sides, in base 2.
+
+    Attributes:
+        slope: float32 [1].
+        shift: float32 [1], subtracted from every score before the exponential.
+        steep: bool [1], true where one shift does not fit all sums.
+    """
+
+    slope: Tensor
+    shift: Tensor
+    steep: Tensor
 
 
 def scores_of(left: Tensor, right: Tensor, scale: Tensor, span: Span, ranks: Ranks, shape: Shape) -> Scores:
@@ -78,7 +87,7 @@ def scores_of(left: Tensor, right: Tensor, scale: Tensor, span: Span, ranks: Ran
     negated_own, image_norm, text_norm = _margins(left, right, span, ranks).unbind()
     fits = (slope >= 0) & (-negated_own * slope - shift >= LEAST + log_total)
     fits &= slope * (image_norm * text_norm).sqrt() - shift + log_total <= LARGEST
-    return Scores(left, right, slope, shift, ~fits, shape)
+    return Scores(left, right, shape, slope, shift, ~fits)
 
 
 def _margins(left: Tensor, right: Tensor, span: Span, ranks: Ranks) -> Tensor:

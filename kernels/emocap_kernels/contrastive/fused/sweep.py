@@ -13,17 +13,17 @@ from emocap_kernels.contrastive.fused.kernels.statistics import statistics_kerne
 from emocap_kernels.contrastive.fused.kernels.tiles import RULE_MARKS, RULE_NONE
 from emocap_kernels.contrastive.fused.launch import launch
 from emocap_kernels.contrastive.fused.marks import Positives, Range
-from emocap_kernels.contrastive.fused.scores import ALIGNMENT, Scores, tiled
+from emocap_kernels.contrastive.fused.scores import ALIGNMENT, Scores, Sides, tiled
 from emocap_kernels.contrastive.fused.shapes import chunks, panels, strips
 from emocap_kernels.contrastive.fused.stats import Stats, joined
-from emocap_kernels.contrastive.plan import GradientSums
+from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.distributed import Ranks, Span
 from emocap_kernels.products import gain
 
 
-def chunked(scores: Scores, rows: Range, itemsize: int) -> list[Range]:
+def chunked(sides: Sides, rows: Range, itemsize: int) -> list[Range]:
     """The chunks of a panel of rows, of `itemsize` bytes for each pair."""
-    return chunks(len(scores.right), scores.shape, rows[1] - rows[0], itemsize)
+    return chunks(len(sides.right), sides.shape, rows[1] - rows[0], itemsize)
 
 
 def all_statistics(
@@ -65,7 +65,7 @@ def _panel(
     # A slot for each strip of columns, and one for each tile of rows.
     row_parts = scores.slope.new_empty(lines, row_slots, height)
     column_parts = scores.slope.new_empty(lines, row_tiles, span.total)
-    image, text = scores.sides()
+    image, text = scores.described()
     slot = 0
     for (left, right), (number, strip) in zip(ranges, cuts, strict=True):
         marks = positives.marks(rows, (left, right), shape)
@@ -116,7 +116,7 @@ def add_gradients(
 ) -> None:
     """Adds the gradients of a softmax objective; `shares` are those of the local rows and of all columns."""
     shape = scores.shape
-    image, text = scores.sides()
+    image, text = scores.described()
     row_shares, column_shares = shares
     buffer = Buffer(scores)
     ranges = [
@@ -168,8 +168,8 @@ def add_gradients(
 class Buffer:
     """Memory for the gradient of one chunk, in the type of the embeddings; each use overwrites the last."""
 
-    def __init__(self, scores: Scores) -> None:
-        self._memory = scores.left.new_empty(0)
+    def __init__(self, sides: Sides) -> None:
+        self._memory = sides.left.new_empty(0)
 
     def of(self, rows: Range, columns: Range) -> Tensor:
         """[rows, columns and what aligns them]."""
