@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from emocap_kernels.errors import ArgumentError, NotSupportedError, ShapeError
+from emocap_kernels.errors import ArgumentError, ShapeError
 from emocap_kernels.precision import FLOATS
 
 BACKENDS = ("auto", "reference", "chunked", "fused")
@@ -16,14 +16,6 @@ BACKENDS = ("auto", "reference", "chunked", "fused")
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ArgumentError(f"{name}={value!r} is unknown; it must be one of {', '.join(allowed)}.")
-
-
-def check_backend(backend: str) -> None:
-    check_choice("backend", backend, BACKENDS)
-    if backend == "fused":
-        raise NotSupportedError(
-            "backend='fused' is not built yet; use 'chunked' (the default of 'auto') or 'reference'."
-        )
 
 
 def check_floats(name: str, tensor: Tensor, *axes: str) -> None:
@@ -67,3 +59,37 @@ def check_mask(name: str, mask: Tensor | None, patches: Tensor) -> None:
             f"{name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {tuple(patches.shape[:2])}."
         )
     check_device(name, mask, patches)
+
+
+def check_sharpness(sharpness: float) -> None:
+    if not math.isfinite(sharpness) or sharpness < 0:
+        raise ArgumentError(f"sharpness={sharpness} must be finite and at least 0.")
+
+
+def check_regions(
+    patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str
+) -> None:
+    """Patches, sentences, and for each sentence an image, in an argument called `owner`."""
+    check_floats("patches", patches, "rows", "patches", "width")
+    check_floats("sentences", sentences, "sentences", "width")
+    check_same("the width of patches", patches.shape[2], "that of sentences", sentences.shape[1])
+    check_device("sentences", sentences, patches)
+    check_indices(owner, images, "sentences")
+    check_device(owner, images, patches)
+    check_same("the number of sentences", len(sentences), f"that of {owner}", len(images))
+    if patches.shape[1] == 0:
+        raise ShapeError(f"patches has shape {tuple(patches.shape)}; an image needs at least one patch.")
+    check_mask("patch_mask", patch_mask, patches)
+    if len(images) > 0:
+        _check_range(owner, images, len(patches))
+
+
+def _check_range(name: str, images: Tensor, rows: int) -> None:
+    if images.is_cuda:
+        # The host would have to wait for the device; the device checks by itself.
+        inside = (images >= 0) & (images < rows)
+        torch._assert_async(inside.all(), f"{name} must name local rows, 0 to {rows - 1}.")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        return
+    low, high = (int(end) for end in images.aminmax())
+    if low < 0 or high >= rows:
+        raise ArgumentError(f"{name} runs from {low} to {high}; it must name local rows, 0 to {rows - 1}.")

@@ -41,10 +41,10 @@ class Targets(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Diagonal:
-    """Row r has one positive, column `first + r`: plain InfoNCE without a mask in memory.
+    """Row r has one positive, column `first + r`, if the block has that column: InfoNCE without a mask in memory.
 
     Attributes:
-        first: The column of row 0.
+        first: The column of row 0, below 0 or beyond the end where other columns are meant.
         rows: How many rows the block has.
         zeros: [columns] of the type of the scores.
     """
@@ -54,16 +54,16 @@ class Diagonal:
     zeros: Tensor
 
     def row_sums(self, score: Tensor) -> Tensor:
-        return self._of(score).clone()
+        return self._spread(self._of(score), self.rows, max(0, -self.first))
 
     def column_sums(self, score: Tensor) -> Tensor:
-        return self._spread(self._of(score))
+        return self._spread(self._of(score), len(self.zeros), max(0, self.first))
 
     def row_counts(self) -> Tensor:
-        return self.zeros.new_ones(self.rows)
+        return self._spread(self.zeros.new_ones(self._length), self.rows, max(0, -self.first))
 
     def column_counts(self) -> Tensor:
-        return self._spread(self.row_counts())
+        return self._spread(self.zeros.new_ones(self._length), len(self.zeros), max(0, self.first))
 
     def row_candidates(self, score: Tensor) -> Tensor:
         return score
@@ -77,18 +77,20 @@ class Diagonal:
         return Masks(own, own).positives_alone()
 
     def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
-        self._of(gradient).sub_(row_share + column_share[self._columns])
+        row, column = max(0, -self.first), max(0, self.first)
+        share = row_share[row : row + self._length] + column_share[column : column + self._length]
+        self._of(gradient).sub_(share)
 
     @property
-    def _columns(self) -> slice:
-        return slice(self.first, self.first + self.rows)
+    def _length(self) -> int:
+        return max(0, min(self.rows, len(self.zeros) - self.first) - max(0, -self.first))
 
     def _of(self, matrix: Tensor) -> Tensor:
-        return matrix[:, self._columns].diagonal()
+        return matrix.diagonal(self.first)
 
-    def _spread(self, values: Tensor) -> Tensor:
-        spread = self.zeros.clone()
-        spread[self._columns] = values
+    def _spread(self, values: Tensor, length: int, first: int) -> Tensor:
+        spread = self.zeros.new_zeros(length)
+        spread[first : first + self._length] = values
         return spread
 
 
@@ -181,9 +183,11 @@ class PairList:
         starts = torch.searchsorted(rows, edges).tolist()
         return PairList(rows, columns[inside][order], tuple(starts), width)
 
-    def mask(self, part: slice) -> Tensor:
-        """Bool [rows of part, width]."""
+    def mask(self, part: slice, columns: slice) -> Tensor:
+        """Bool [rows of part, columns]."""
         listed = slice(self.starts[part.start], self.starts[part.stop])
-        mask = self.rows.new_zeros(part.stop - part.start, self.width, dtype=torch.bool)
-        mask[self.rows[listed] - part.start, self.columns[listed]] = True
+        rows, places = self.rows[listed] - part.start, self.columns[listed]
+        mask = self.rows.new_zeros(part.stop - part.start, columns.stop - columns.start, dtype=torch.bool)
+        inside = (places >= columns.start) & (places < columns.stop)
+        mask[rows[inside], places[inside] - columns.start] = True
         return mask

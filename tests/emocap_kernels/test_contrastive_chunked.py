@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from emocap_kernels import Mining, contrastive_loss
+from emocap_kernels import Mining, contrastive_loss, softmax
 from emocap_kernels.contrastive import chunked
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.result import LossResult
@@ -99,14 +99,14 @@ def test_two_runs_are_equal_to_the_bit(mining):
 @pytest.mark.parametrize("mining", RULES[1:])
 def test_the_masks_of_backward_are_those_of_forward(mining, monkeypatch, in_blocks):
     seen: dict[str, list[Tensor]] = {"forward": [], "backward": []}
-    rows, gradient = chunked.row_anchors, score_gradient
+    rows, gradient = softmax.row_anchors, score_gradient
 
     def watch(phase, targets):
         seen[phase] += [
             m for m in (targets.row_positive, targets.column_positive, targets.row_dropped) if m is not None
         ]
 
-    monkeypatch.setattr(chunked, "row_anchors", lambda s, t: (watch("forward", t), rows(s, t))[1])
+    monkeypatch.setattr(softmax, "row_anchors", lambda s, t, best: (watch("forward", t), rows(s, t, best))[1])
     monkeypatch.setattr(chunked, "score_gradient", lambda s, t, *rest: (watch("backward", t), gradient(s, t, *rest))[1])
     contrastive_loss(*inputs_of(40, 9, torch.float32), mining=mining).loss.backward()
     assert len(seen["forward"]) > 20
@@ -152,7 +152,7 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
 
 PEAK = """
 import torch
-from emocap_kernels import Mining, contrastive_loss
+from emocap_kernels import Mining, contrastive_loss, softmax
 from torch.nn.functional import normalize
 
 def status(name):

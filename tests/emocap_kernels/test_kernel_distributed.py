@@ -154,7 +154,9 @@ def test_half_precision_travels_between_ranks(ranks):
     answers = ranks.run(half_job, slices((4, 0, 7)))
     torch.testing.assert_close(answers[2][0], loss)
     torch.testing.assert_close(torch.cat([a[1] for a in answers]) / 3, by_image, rtol=1e-2, atol=1e-5)
-    torch.testing.assert_close(torch.cat([a[2] for a in answers]) / 3, by_text, rtol=1e-2, atol=1e-5)
+    # Each rank's part is rounded to bfloat16 before it travels; the parts are larger than their sum.
+    largest = by_text.abs().max().item()
+    torch.testing.assert_close(torch.cat([a[2] for a in answers]) / 3, by_text, rtol=1e-2, atol=largest / 256)
 
 
 def frozen_job(group: Any, rank: int, rows: slice) -> list[Tensor]:

@@ -7,7 +7,7 @@ import emocap_kernels
 import pytest
 import torch
 from emocap_kernels import Mining, choose_backend, contrastive_loss, errors, region_contrastive_loss
-from emocap_kernels.contrastive.choice import Choice
+from emocap_kernels.choice import Choice
 from emocap_kernels.result import Directions, LossResult
 
 VECTORS = torch.eye(4)[:3]
@@ -15,11 +15,13 @@ PATCHES = torch.eye(4).repeat(3, 1, 1)
 OWNER = torch.tensor([0, 1, 2])
 
 
-def test_the_public_surface_is_four_names():
+def test_the_public_surface_is_six_names():
     assert sorted(emocap_kernels.__all__) == [
         "Mining",
         "choose_backend",
+        "choose_region_backend",
         "contrastive_loss",
+        "region_attention",
         "region_contrastive_loss",
     ]
 
@@ -29,13 +31,14 @@ def test_the_signatures_are_those_that_callers_rely_on():
         "(image: 'Tensor', text: 'Tensor', scale: 'Tensor | float', *, objective: 'Objective' = 'infonce', "
         "bias: 'Tensor | float | None' = None, mining: 'Mining | None' = None, guide_image: 'Tensor | None' = None, "
         "guide_text: 'Tensor | None' = None, guide_scale: 'Tensor | float | None' = None, ids: 'Tensor | None' = None, "
-        "group: 'ProcessGroup | None' = None, backend: 'Backend' = 'auto') -> 'LossResult'"
+        "group: 'ProcessGroup | None' = None, schedule: 'Schedule' = 'auto', backend: 'Backend' = 'auto') "
+        "-> 'LossResult'"
     )
     assert str(inspect.signature(region_contrastive_loss)) == (
         "(patches: 'Tensor', sentences: 'Tensor', owner: 'Tensor', scale: 'Tensor | float', *, "
         "sharpness: 'float' = 10.0, scope: 'Scope' = 'batch', patch_mask: 'Tensor | None' = None, "
-        "mining: 'Mining | None' = None, group: 'ProcessGroup | None' = None, backend: 'Backend' = 'auto') "
-        "-> 'LossResult'"
+        "mining: 'Mining | None' = None, group: 'ProcessGroup | None' = None, schedule: 'Schedule' = 'auto', "
+        "backend: 'Backend' = 'auto') -> 'LossResult'"
     )
 
 
@@ -126,7 +129,7 @@ def test_wrong_inputs_of_the_global_loss_are_refused_by_name(change, error, said
         ({"scope": "image", "mining": Mining(top_k=1)}, errors.ArgumentError, "mining"),
         ({"owner": torch.tensor([0, 1, 3])}, errors.ArgumentError, "0 to 3"),
         ({"owner": torch.tensor([0, -1, 2])}, errors.ArgumentError, "-1 to 2"),
-        ({"owner": torch.tensor([0, 1])}, errors.ShapeError, "owners is 2"),
+        ({"owner": torch.tensor([0, 1])}, errors.ShapeError, "owner is 2"),
         ({"owner": torch.ones(3)}, errors.ShapeError, "owner"),
         ({"patches": PATCHES[:, :0]}, errors.ShapeError, "at least one patch"),
         ({"patches": PATCHES[0]}, errors.ShapeError, "patches"),

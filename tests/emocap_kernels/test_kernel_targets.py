@@ -1,8 +1,8 @@
 import pytest
 import torch
 from emocap_kernels.blocks import even_blocks
-from emocap_kernels.distributed import ALONE
-from emocap_kernels.softmax import Columns, joined, row_anchors, score_gradient, shares
+from emocap_kernels.distributed.ranks import ALONE
+from emocap_kernels.softmax import RunningBoth, score_gradient, shares
 from emocap_kernels.targets import Diagonal, Masks, PairList, treated
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,19 +18,24 @@ def test_blocks_cover_the_axis_in_order_and_none_is_too_long(length, longest):
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
-@given(pairs=st.lists(st.tuples(st.integers(-2, 8), st.integers(0, 4)), max_size=30), start=st.integers(0, 6))
-def test_a_pair_list_draws_the_mask_of_any_rows(pairs, start):
+@given(
+    pairs=st.lists(st.tuples(st.integers(-2, 8), st.integers(0, 4)), max_size=30),
+    start=st.integers(0, 6),
+    left=st.integers(0, 5),
+)
+def test_a_pair_list_draws_the_mask_of_any_rows_and_columns(pairs, start, left):
     rows, columns = (torch.tensor([pair[place] for pair in pairs], dtype=torch.int64) for place in (0, 1))
-    mask = PairList.of(rows, columns, height=6, width=5).mask(slice(start, 6))
-    expected = [[(row, column) in pairs for column in range(5)] for row in range(start, 6)]
+    mask = PairList.of(rows, columns, height=6, width=5).mask(slice(start, 6), slice(left, 5))
+    expected = [[(row, column) in pairs for column in range(left, 5)] for row in range(start, 6)]
     assert mask.tolist() == expected
 
 
-def test_the_diagonal_is_the_mask_it_stands_for():
+@pytest.mark.parametrize("first", [-5, -3, -1, 0, 2, 5, 7, 9])
+def test_the_diagonal_is_the_mask_it_stands_for(first):
     score = torch.randn(3, 7, dtype=torch.float64)
     eye = torch.zeros(3, 7, dtype=torch.bool)
-    eye.diagonal(2).fill_(True)
-    diagonal, masks = Diagonal(2, 3, torch.zeros(7, dtype=torch.float64)), Masks(eye, eye)
+    eye.diagonal(first).fill_(True)
+    diagonal, masks = Diagonal(first, 3, torch.zeros(7, dtype=torch.float64)), Masks(eye, eye)
     for name in ("row_sums", "column_sums", "row_candidates", "column_candidates"):
         torch.testing.assert_close(getattr(diagonal, name)(score), getattr(masks, name)(score))
     for name in ("row_counts", "column_counts"):
@@ -51,32 +56,36 @@ def test_known_positives_stay_positives_whatever_the_treatment():
     assert ignore.row_dropped.tolist() == [[False, True, False]]
 
 
-def swept(score: Tensor, targets: Masks, blocks: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of rows and columns, and the gradient of the sum of all."""
+def swept(score: Tensor, targets: Masks, heights: list[slice], widths: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of rows and columns, and the gradient of the sum of all, tile by tile."""
 
-    def part(rows: slice) -> Masks:
-        return Masks(*(getattr(targets, name)[rows] for name in Masks.__slots__))
+    def part(rows: slice, columns: slice) -> Masks:
+        return Masks(*(getattr(targets, name)[rows, columns] for name in Masks.__slots__))
 
-    columns, parts = Columns(score.shape[1], like=score), []
-    for rows in blocks:
-        parts.append(row_anchors(score[rows], part(rows)))
-        columns.add(score[rows], part(rows), first=rows.start)
-    row, column = joined(parts, score), columns.over(ALONE)
-    gradient = [
-        score_gradient(score[rows], part(rows), shares(row, 1.0).part(rows), shares(column, 1.0)) for rows in blocks
-    ]
-    return row.row_losses(), column.column_losses(slice(None)), torch.cat(gradient)
+    running = RunningBoth(*score.shape, first=0, like=score)
+    for columns in reversed(widths):
+        for rows in heights:
+            running.add(score[rows, columns], part(rows, columns), rows, columns)
+    both = running.over(ALONE)
+    assert both.row_best.equal(score.max(1).indices)
+    assert both.column_best.equal(score.max(0).indices)
+    gradient = torch.empty_like(score)
+    for columns in widths:
+        for rows in heights:
+            by_row, by_column = shares(both.rows, 1.0).part(rows), shares(both.columns, 1.0).part(columns)
+            gradient[rows, columns] = score_gradient(score[rows, columns], part(rows, columns), by_row, by_column)
+    return both.rows.losses(), both.columns.losses(), gradient
 
 
 @pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
-@pytest.mark.parametrize("height", [1, 2, 9])
-def test_blocks_of_rows_give_the_cross_entropy_of_both_directions(height, size):
+@pytest.mark.parametrize(("height", "width"), [(1, 9), (2, 4), (9, 1), (9, 9)])
+def test_tiles_give_the_cross_entropy_of_both_directions(height, width, size):
     source = torch.Generator().manual_seed(0)
     score = (size * torch.randn(9, 9, generator=source, dtype=torch.float64)).requires_grad_()
     eye = torch.eye(9, dtype=torch.bool)
     positive = [eye | (torch.rand(9, 9, generator=source) > 0.7) for _ in range(2)]
     dropped = [~chosen & (torch.rand(9, 9, generator=source) > 0.5) for chosen in positive]
-    rows, columns, gradient = swept(score.detach(), Masks(*positive, *dropped), even_blocks(9, height))
+    rows, columns, gradient = swept(score.detach(), Masks(*positive, *dropped), even_blocks(9, height), even_blocks(9, width))
     means = [(score * chosen).sum(axis) / chosen.sum(axis) for chosen, axis in zip(positive, (1, 0), strict=True)]
     by_row = score.masked_fill(dropped[0], float("-inf")).logsumexp(1) - means[0]
     by_column = score.masked_fill(dropped[1], float("-inf")).logsumexp(0) - means[1]
@@ -91,7 +100,7 @@ def test_a_loss_near_zero_is_not_rounded_away_at_scale_100():
     score.diagonal().fill_(100.0)
     eye = torch.eye(2, dtype=torch.bool)
     none = torch.zeros_like(eye)
-    rows, columns, _ = swept(score, Masks(eye, eye, none, none), even_blocks(2, 1))
+    rows, columns, _ = swept(score, Masks(eye, eye, none, none), even_blocks(2, 1), even_blocks(2, 1))
     exact = torch.tensor(-15.0, dtype=torch.float64).exp().log1p()
     for losses in (rows, columns):
         torch.testing.assert_close(losses, exact.expand(2), rtol=0.2, atol=0.0)

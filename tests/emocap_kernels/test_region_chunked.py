@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from emocap_kernels import Mining, region_contrastive_loss
+from emocap_kernels import Mining, region_contrastive_loss, softmax
 from emocap_kernels.region import chunked
 from emocap_kernels.region.problem import RegionProblem
 from emocap_kernels.result import LossResult
@@ -95,13 +95,13 @@ def test_two_runs_are_equal_to_the_bit(mining):
 @pytest.mark.parametrize("mining", RULES)
 def test_scores_and_masks_of_backward_are_those_of_forward(mining, monkeypatch):
     seen: dict[str, list[Tensor]] = {"forward": [], "backward": []}
-    rows, gradient = chunked.row_anchors, score_gradient
+    rows, gradient = softmax.row_anchors, score_gradient
 
     def watch(phase, score, targets):
         masks = (targets.row_positive, targets.column_positive, targets.row_dropped)
         seen[phase] += [score.clone(), *(mask for mask in masks if mask is not None)]
 
-    monkeypatch.setattr(chunked, "row_anchors", lambda s, t: (watch("forward", s, t), rows(s, t))[1])
+    monkeypatch.setattr(softmax, "row_anchors", lambda s, t, best: (watch("forward", s, t), rows(s, t, best))[1])
     monkeypatch.setattr(
         chunked, "score_gradient", lambda s, t, *rest: (watch("backward", s, t), gradient(s, t, *rest))[1]
     )
@@ -157,7 +157,7 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
 
 PEAK = """
 import torch
-from emocap_kernels import Mining, region_contrastive_loss
+from emocap_kernels import Mining, region_contrastive_loss, softmax
 from torch.nn.functional import normalize
 
 def status(name):

@@ -221,7 +221,7 @@ def test_every_backend_and_scope_is_dispatched(monkeypatch):
         (within, "evaluate"),
     ):
         name = f"{module.__name__.rpartition('.')[2]}.{function}"
-        monkeypatch.setattr(module, function, lambda _, name=name: called.append(name))
+        monkeypatch.setattr(module, function, lambda *_, name=name: called.append(name))
     for backend in ("auto", "chunked", "reference"):
         for scope in ("batch", "image"):
             op.region_contrastive_loss(unit(3, 2, 2), unit(3, 2), torch.arange(3), 1.0, scope=scope, backend=backend)

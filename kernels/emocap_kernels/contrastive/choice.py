@@ -1,35 +1,11 @@
-"""Which backend computes the global loss, and why."""
+"""Which backend computes the global loss."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
-
-import torch
 from torch import Tensor
 
-from emocap_kernels import checks
-from emocap_kernels.errors import NotSupportedError
+from emocap_kernels.choice import Backend, Choice, chosen, obstacle
 from emocap_kernels.mining import Mining
-
-Backend = Literal["auto", "reference", "chunked", "fused"]
-
-OLDEST_TRITON = (3, 6)
-OLDEST_CAPABILITY = (8, 0)
-# The nearest candidates of an anchor stay in registers while the others go by.
-MOST_NEAREST = 8
-# Below, a tile's products are mostly padding.
-LEAST_WIDTH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend by name, and one sentence that says why it is this one."""
-
-    backend: Backend
-    reason: str
 
 
 def choose_backend(
@@ -41,7 +17,7 @@ def choose_backend(
     guide_text: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Choice:
-    """What `contrastive_loss` does with these arguments: `auto` is `fused` wherever that can run, else `chunked`.
+    """What `contrastive_loss` does with these arguments, and why: `auto` is `fused` wherever that can run.
 
     It depends on device, dtype, width and mining rule, never on the number of rows: no result changes its rounding
     when a batch grows past some size, and ranks with uneven rows choose alike.
@@ -50,66 +26,5 @@ def choose_backend(
         ArgumentError: If `backend` is unknown.
         NotSupportedError: If `backend` is `fused` and it cannot run.
     """
-    checks.check_choice("backend", backend, checks.BACKENDS)
-    if backend in ("reference", "chunked"):
-        return Choice(backend, "it was asked for.")
     vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
-    obstacle = _obstacle(vectors, mining)
-    if backend == "fused":
-        if obstacle is not None:
-            raise NotSupportedError(f"backend='fused' cannot run: {obstacle}; use 'chunked', or 'auto' to choose.")
-        return Choice(backend, "it was asked for.")
-    if obstacle is not None:
-        return Choice("chunked", f"fused kernels cannot run: {obstacle}.")
-    if not image.is_cuda:
-        return Choice("chunked", "the inputs are on the CPU, where Triton's interpreter only checks kernels.")
-    return Choice("fused", f"{_short(image.dtype)} vectors of width {image.shape[1]} on {_device_name(image.device)}.")
-
-
-def _obstacle(vectors: list[Tensor], mining: Mining | None) -> str | None:
-    """Why fused kernels cannot run on these inputs, or None."""
-    image = vectors[0]
-    if not image.is_cuda and not _interpreted():
-        return f"the inputs are on {image.device.type} and the kernels need a CUDA device"
-    if image.is_cuda and torch.cuda.get_device_capability(image.device) < OLDEST_CAPABILITY:
-        return f"{_device_name(image.device)} is older than compute capability {_dotted(OLDEST_CAPABILITY)}"
-    return _shape_obstacle(vectors, mining) or _triton_obstacle()
-
-
-def _shape_obstacle(vectors: list[Tensor], mining: Mining | None) -> str | None:
-    image = vectors[0]
-    if any(each.dtype == torch.float64 for each in vectors):
-        return "float64 inputs are computed in float64"
-    if image.shape[-1] < LEAST_WIDTH:
-        return f"the width {image.shape[-1]} is below {LEAST_WIDTH}"
-    if any(each.shape[-1] == 0 for each in vectors):
-        return "a guide has no width"
-    if mining is not None and mining.top_k is not None and mining.top_k > MOST_NEAREST:
-        return f"top_k={mining.top_k} is above {MOST_NEAREST}"
-    return None
-
-
-def _triton_obstacle() -> str | None:
-    try:
-        installed = version("triton")
-    except PackageNotFoundError:
-        return "triton is not installed"
-    if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST_TRITON:
-        return f"triton {installed} is older than {_dotted(OLDEST_TRITON)}"
-    return None
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dotted(numbers: tuple[int, int]) -> str:
-    return ".".join(str(number) for number in numbers)
+    return chosen(backend, obstacle(vectors, mining), image)

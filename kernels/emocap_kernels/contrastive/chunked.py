@@ -1,8 +1,8 @@
-"""The global loss in bounded memory: a block of images against all texts, made twice and kept never.
+"""The global loss in bounded memory: a tile of images by texts, made twice and kept never.
 
 Here are the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers of each
-anchor. Backward makes each block again, in the same shapes from the same tensors, so its scores and its masks are those
-of forward to the bit; then it adds the block's part to the gradients. The cost is four matrix products of the size of
+anchor. Backward makes each tile again, in the same shapes from the same tensors, so its scores and its masks are those
+of forward to the bit; then it adds the tile's part to the gradients. The cost is four matrix products of the size of
 the score matrix, the least for a symmetric loss of which nothing is stored. The other objectives know their gradient
 while they see the scores: `pairwise`.
 """
@@ -20,16 +20,14 @@ from emocap_kernels.contrastive import pairwise
 from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, hits, outcome
 from emocap_kernels.contrastive.plan import Plan, planned
-from emocap_kernels.contrastive.problem import Objective, Problem
+from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import product
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import (
-    Anchors,
-    Columns,
+    Both,
+    RunningBoth,
     Shares,
-    joined,
-    row_anchors,
     score_gradient,
     shares,
     softmax_gradient,
@@ -42,24 +40,27 @@ def evaluate(problem: Problem, *, block_bytes: int | None = None) -> LossResult:
 
     Args:
         problem: Embeddings of any type; half precision is multiplied as it is on a GPU.
-        block_bytes: Bounds one block of scores; None is the default of the device.
+        block_bytes: Bounds one tile of scores; None is the default of the device.
     """
     plan = planned(problem, block_bytes)
     if problem.objective in ("sigmoid", "soft"):
         return pairwise.evaluate(problem, plan)
-    loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem.objective, plan)  # pyright: ignore[reportGeneralTypeIssues]
+    loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
     return outcome(loss, seen)
 
 
 class _Softmax(Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, objective: Objective, plan: Plan
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, problem: Problem, plan: Plan
     ) -> tuple[Tensor, Tensor]:
-        anchors = _sweep(image, text, scale, plan, objective)
+        # What autograd differentiates; the problem holds it.
+        del image, text
+        anchors = _sweep(problem, plan)
         ctx.plan, ctx.shares = plan, anchors.shares()
-        ctx.save_for_backward(image, text, scale, *plan.pairs.tensors())
-        seen = anchors.tally(plan).means(plan.span, plan.ranks).to(scale.dtype)
+        ctx.problem, vectors = problem.put_away()
+        ctx.save_for_backward(scale, problem.ids, *vectors)
+        seen = anchors.tally(problem, plan).means(problem.span, problem.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -68,87 +69,85 @@ class _Softmax(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:
-        image, text, scale = ctx.saved_tensors[:3]
-        sums = GradientSums(image, text, (*ctx.needs_input_grad[:3], False))
-        with full_precision(image.device):
-            for block in ctx.plan.blocks:
-                cosine = product(image[block], text.T)
-                targets = ctx.plan.pairs.targets(block, cosine)
-                gradient = ctx.shares.gradient(cosine.mul_(scale), targets, block)
-                sums.add(gradient, block, slice(None))
-                sums.add_numbers(gradient, block)
+        scale, _, *vectors = ctx.saved_tensors
+        problem: Problem = ctx.problem.taken_out(vectors)
+        sums = GradientSums(problem, (*ctx.needs_input_grad[:3], False))
+        with full_precision(scale.device):
+            for block in sums.blocks():
+                for rows in ctx.plan.rows:
+                    cosine = product(problem.image[rows], block.text.T)
+                    targets = ctx.plan.pairs.targets(rows, block, cosine, problem.features)
+                    gradient = ctx.shares.gradient(cosine.mul_(scale), targets, rows, block.columns)
+                    sums.add(gradient, rows, slice(None))
+                    sums.add_numbers(gradient, rows)
+            sums.follow()
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (ctx.plan.ranks.size / (2 * ctx.plan.span.total))
+        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.span.total))
         return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None, None
 
 
 @dataclass(frozen=True, slots=True)
-class _SoftmaxAnchors:
-    """All anchors of this rank's rows and of all columns; `attracting` sums over positives alone, in `mil_nce`."""
+class _Seen:
+    """All sums of a sweep; those over positives alone in `mil_nce` only."""
 
-    rows: Anchors
-    columns: Anchors
-    attracting_rows: Anchors | None = None
-    attracting_columns: Anchors | None = None
+    every: Both
+    positives: Both | None
 
-    def tally(self, plan: Plan) -> Tally:
-        own, ids = plan.span.own, plan.pairs.ids
-        rows, columns = self.rows.row_losses(), self.columns.column_losses(own)
-        if self.attracting_rows is not None and self.attracting_columns is not None:
-            rows = self.rows.log_sums_above(self.attracting_rows, slice(None))
-            columns = self.columns.log_sums_above(self.attracting_columns, own)
+    def tally(self, problem: Problem, plan: Plan) -> Tally:
+        span, ids = problem.span, plan.pairs.ids
+        rows, columns = self.every.rows, self.every.columns.part(span.own)
+        if self.positives is None:
+            image_losses, text_losses = rows.losses(), columns.losses()
+        else:
+            image_losses = rows.log_sums_above(self.positives.rows)
+            text_losses = columns.log_sums_above(self.positives.columns.part(span.own))
         return Tally(
-            image_loss=rows.sum(),
-            text_loss=columns.sum(),
-            image_positives=self.rows.count.double().sum(),
-            text_positives=self.columns.count[own].double().sum(),
-            image_found=hits(self.rows.best, plan.span, ids),
-            text_found=hits(self.columns.best[own], plan.span, ids),
+            image_loss=image_losses.sum(),
+            text_loss=text_losses.sum(),
+            image_positives=rows.count.double().sum(),
+            text_positives=columns.count.double().sum(),
+            image_found=hits(self.every.row_best, span, ids),
+            text_found=hits(self.every.column_best[span.own], span, ids),
         )
 
     def shares(self) -> _SoftmaxShares:
-        rows, columns = shares(self.rows, 1.0), shares(self.columns, 1.0)
-        if self.attracting_rows is None or self.attracting_columns is None:
-            return _SoftmaxShares(rows, columns)
-        return _SoftmaxShares(rows, columns, shares(self.attracting_rows, 1.0), shares(self.attracting_columns, 1.0))
+        every = shares(self.every.rows, 1.0), shares(self.every.columns, 1.0)
+        if self.positives is None:
+            return _SoftmaxShares(*every)
+        return _SoftmaxShares(*every, shares(self.positives.rows, 1.0), shares(self.positives.columns, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class _SoftmaxShares:
-    """What `_SoftmaxAnchors` leave for the way back."""
+    """What a sweep leaves for the way back."""
 
     rows: Shares
     columns: Shares
-    attracting_rows: Shares | None = None
-    attracting_columns: Shares | None = None
+    positive_rows: Shares | None = None
+    positive_columns: Shares | None = None
 
-    def gradient(self, score: Tensor, targets: Targets, block: slice) -> Tensor:
-        """Of both directions together, [rows, total]."""
-        rows = self.rows.part(block)
-        if self.attracting_rows is None or self.attracting_columns is None:
-            return score_gradient(score, targets, rows, self.columns)
-        gradient = softmax_gradient(score, targets, rows, self.columns)
-        attracting = self.attracting_rows.part(block)
-        return gradient.sub_(softmax_gradient(score, targets.positives_alone(), attracting, self.attracting_columns))
+    def gradient(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> Tensor:
+        """Of both directions together, in a tile of scores."""
+        if self.positive_rows is None or self.positive_columns is None:
+            return score_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
+        gradient = softmax_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
+        attracting = self.positive_rows.part(rows), self.positive_columns.part(columns)
+        return gradient.sub_(softmax_gradient(score, targets.positives_alone(), *attracting))
 
 
-def _sweep(image: Tensor, text: Tensor, scale: Tensor, plan: Plan, objective: Objective) -> _SoftmaxAnchors:
-    """Rows of this rank and columns of the whole batch."""
-    rows: list[Anchors] = []
-    attracting_rows: list[Anchors] = []
-    columns, attracting_columns = Columns(len(text), like=scale), Columns(len(text), like=scale)
-    for block in plan.blocks:
-        cosine = product(image[block], text.T)
-        targets = plan.pairs.targets(block, cosine)
-        score = cosine.mul_(scale)
-        first = plan.span.first + block.start
-        rows.append(row_anchors(score, targets))
-        columns.add(score, targets, first=first)
-        if objective == "mil_nce":
-            positives = targets.positives_alone()
-            attracting_rows.append(row_anchors(score, positives))
-            attracting_columns.add(score, positives, first=first)
-    seen = _SoftmaxAnchors(joined(rows, scale), columns.over(plan.ranks))
-    if objective != "mil_nce":
-        return seen
-    return _SoftmaxAnchors(seen.rows, seen.columns, joined(attracting_rows, scale), attracting_columns.over(plan.ranks))
+def _sweep(problem: Problem, plan: Plan) -> _Seen:
+    every = _running(problem)
+    positives = _running(problem) if problem.objective == "mil_nce" else None
+    for block in problem.blocks():
+        for rows in plan.rows:
+            cosine = product(problem.image[rows], block.text.T)
+            targets = plan.pairs.targets(rows, block, cosine, problem.features)
+            score = cosine.mul_(problem.scale)
+            every.add(score, targets, rows, block.columns)
+            if positives is not None:
+                positives.add(score, targets.positives_alone(), rows, block.columns)
+    return _Seen(every.over(problem.ranks), None if positives is None else positives.over(problem.ranks))
+
+
+def _running(problem: Problem) -> RunningBoth:
+    return RunningBoth(problem.span.local, problem.span.total, first=problem.span.first, like=problem.scale)

@@ -44,12 +44,13 @@ class _Early(Function):
         recording: bool,
     ) -> tuple[Tensor, Tensor]:
         needs = [recording and each for each in ctx.needs_input_grad[:4]]
-        sums = GradientSums(image, text, needs)
+        sums = GradientSums(problem, needs)
         seen = add_up(sums, wanted=any(needs)).means(problem.span, problem.ranks).to(scale.dtype)
         if any(needs):
             ctx.ranks_over_anchors = problem.ranks.size / (2 * problem.span.total)
-            ctx.dtype, ctx.by_scale, ctx.by_bias = image.dtype, sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            ctx.save_for_backward(sums.image, sums.text, scale)
+            ctx.dtypes = image.dtype, text.dtype
+            ctx.by_scale, ctx.by_bias = sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
+            ctx.save_for_backward(sums.image, sums.text(), scale)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -62,6 +63,7 @@ class _Early(Function):
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * ctx.ranks_over_anchors
         rows, columns = (
-            None if side is None else (side * (share * scale)).to(ctx.dtype) for side in (by_image, by_text)
+            None if side is None else (side * (share * scale)).to(dtype)
+            for side, dtype in zip((by_image, by_text), ctx.dtypes, strict=True)
         )
         return rows, columns, ctx.by_scale * share, ctx.by_bias * share, None, None, None

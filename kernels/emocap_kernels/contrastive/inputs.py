@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emocap_kernels import checks
 from emocap_kernels.contrastive.problem import OBJECTIVES, Objective, Side
+from emocap_kernels.distributed.route import SCHEDULES, Schedule
 from emocap_kernels.errors import ArgumentError
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import FLOATS
@@ -29,6 +30,7 @@ ALIKE = (
     "objective",
     "backend",
     "mining",
+    "schedule",
 )
 
 
@@ -46,6 +48,7 @@ class Inputs:
     guide_text: Tensor | None
     guide_scale: Tensor | float | None
     ids: Tensor | None
+    schedule: Schedule
 
     def guides(self) -> dict[Side, Tensor]:
         """The features that guide, [rows, any width] each: those given, else the embeddings of that side."""
@@ -84,12 +87,14 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         "bias": int(inputs.bias is not None),
         "objective": OBJECTIVES.index(inputs.objective),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
+        "schedule": SCHEDULES.index(inputs.schedule),
         "text needs a gradient": int(inputs.text.requires_grad),
     }
 
 
 def _check_names(inputs: Inputs) -> None:
     checks.check_choice("objective", inputs.objective, OBJECTIVES)
+    checks.check_choice("schedule", inputs.schedule, SCHEDULES)
     if inputs.bias is not None and inputs.objective != "sigmoid":
         raise ArgumentError(f"bias belongs to objective='sigmoid'; in {inputs.objective!r} it cancels. Pass bias=None.")
     if inputs.objective != "soft":

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from emocap_kernels import checks
 from emocap_kernels.contrastive import chunked, reference
-from emocap_kernels.contrastive.choice import Backend, choose_backend
+from emocap_kernels.choice import Backend
+from emocap_kernels.contrastive.choice import choose_backend
 from emocap_kernels.contrastive.gathered import one_sided, whole
 from emocap_kernels.contrastive.inputs import ALIKE, Inputs, facts
 from emocap_kernels.contrastive.problem import Objective
-from emocap_kernels.distributed import Span, agreed, ranks_of
+from emocap_kernels.distributed.agreement import agreed
+from emocap_kernels.distributed.ranks import Span, ranks_of
+from emocap_kernels.distributed.route import Schedule
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult, nothing
@@ -34,6 +37,7 @@ def contrastive_loss(
     guide_scale: Tensor | float | None = None,
     ids: Tensor | None = None,
     group: ProcessGroup | None = None,
+    schedule: Schedule = "auto",
     backend: Backend = "auto",
 ) -> LossResult:
     """Contrastive loss of the global batch with known and mined positives, both directions.
@@ -55,6 +59,8 @@ def contrastive_loss(
         guide_scale: Inverse temperature of the teacher of `soft`; None is `scale`.
         ids: int64 [rows]; samples of equal id, on any rank, are always positives of each other.
         group: The ranks that share the batch; None means no communication. All of its ranks must call alike.
+        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` those of two at a time and
+            sends them again for the gradient. `auto` is `hierarchical` from two machines on, else `gather`.
         backend: `choose_backend` says which one `auto` is, and why.
 
     Raises:
@@ -63,7 +69,7 @@ def contrastive_loss(
         NotSupportedError: If the backend cannot run on these inputs.
         RanksDisagreeError: If the ranks of the group were called differently.
     """
-    inputs = Inputs(image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids)
+    inputs = Inputs(image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids, schedule)
     ranks = ranks_of(group)
 
     def describe() -> dict[str, int]:
@@ -73,7 +79,7 @@ def contrastive_loss(
         )
         return {**found, "backend": checks.BACKENDS.index(chosen.backend)}
 
-    said = agreed(ranks, describe, alike=ALIKE, device=image.device)
+    said = agreed(ranks, describe, alike=ALIKE)
     span = Span(counts=tuple(each["rows"] for each in said), rank=ranks.rank)
     chosen = checks.BACKENDS[said[ranks.rank]["backend"]]
     needs_gradient = any(each["text needs a gradient"] for each in said)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emocap_kernels.distributed import Ranks, Span, sum_over
+from emocap_kernels.distributed.numbers import sum_over
+from emocap_kernels.distributed.ranks import Ranks, Span
 from emocap_kernels.result import Directions, LossResult
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,26 +11,28 @@ from torch import Tensor
 from emocap_kernels.contrastive.problem import (
     IMAGE_ANCHORS,
     TEXT_ANCHORS,
+    Block,
     Features,
     Problem,
     Products,
+    Side,
     flipped,
+    twins_of,
 )
-from emocap_kernels.distributed import gather_rows
+from emocap_kernels.distributed.numbers import gather_rows
 from emocap_kernels.mining import Mining, nearest
 from emocap_kernels.targets import Diagonal, Masks, PairList, Targets, treated
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Everything that decides the positives; a function of this and of a block of cosines, nothing else.
+    """What decides the positives, beside the guide features.
 
     Attributes:
         first: Global index of local row 0.
         zeros: [total], of the type of the scores.
         ids: int64 [total] or None.
         mining: None if only known pairs are positives.
-        features: The guide features, if `mining` is given.
         by_image: With `top_k`: the mined pairs of the local images.
         by_text: With `top_k`: the mined pairs of all texts that fall on local images.
     """
@@ -38,70 +41,75 @@ class Pairs:
     zeros: Tensor
     ids: Tensor | None
     mining: Mining | None
-    features: Features | None
     by_image: PairList | None = None
     by_text: PairList | None = None
 
-    def targets(self, rows: slice, cosine: Tensor) -> Targets:
-        """For the local images `rows`, whose cosines with all texts are `cosine` [rows, total]."""
-        if self.mining is None or self.features is None:
+    def targets(self, rows: slice, block: Block, cosine: Tensor, features: Features | None) -> Targets:
+        """For the local images `rows`, whose cosines with the texts of `block` are `cosine` [rows, texts]."""
+        if self.mining is None or features is None:
             if self.ids is None:
-                return Diagonal(self.first + rows.start, rows.stop - rows.start, self.zeros)
-            known = self._known(rows)
+                own = self.first + rows.start - block.columns.start
+                return Diagonal(own, rows.stop - rows.start, self.zeros[block.columns])
+            known = self._known(rows, block.columns)
             return Masks(known, known)
-        by_image, by_text = self._mined(rows, cosine, self.mining, self.features)
-        return treated(self._known(rows), by_image, by_text, self.mining.treatment)
+        by_image, by_text = self._mined(rows, block, cosine, self.mining, features)
+        return treated(self._known(rows, block.columns), by_image, by_text, self.mining.treatment)
 
-    def tensors(self) -> list[Tensor]:
-        """What must not change between forward and backward."""
-        given = [] if self.ids is None else [self.ids]
-        if self.features is not None:
-            given += [*self.features.own.values(), *self.features.every.values()]
-        return given
-
-    def _known(self, rows: slice) -> Tensor:
+    def _known(self, rows: slice, columns: slice) -> Tensor:
         if self.ids is not None:
-            return self.ids[self.first + rows.start : self.first + rows.stop, None] == self.ids
-        known = torch.zeros(rows.stop - rows.start, len(self.zeros), dtype=torch.bool, device=self.zeros.device)
-        known.diagonal(self.first + rows.start).fill_(True)
+            return self.ids[self.first + rows.start : self.first + rows.stop, None] == self.ids[columns]
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        known = torch.zeros(height, width, dtype=torch.bool, device=self.zeros.device)
+        known.diagonal(self.first + rows.start - columns.start).fill_(True)
         return known
 
-    def _mined(self, rows: slice, cosine: Tensor, mining: Mining, features: Features) -> tuple[Tensor, Tensor]:
+    def _mined(
+        self, rows: slice, block: Block, cosine: Tensor, mining: Mining, features: Features
+    ) -> tuple[Tensor, Tensor]:
         if self.by_image is not None and self.by_text is not None:
-            return self.by_image.mask(rows), self.by_text.mask(rows)
+            return self.by_image.mask(rows, block.columns), self.by_text.mask(rows, block.columns)
         assert mining.threshold is not None
         if mining.guide == "joint" and features.is_logit:
             close = cosine >= mining.threshold
             return close, close
         images, texts = IMAGE_ANCHORS[mining.guide], flipped(TEXT_ANCHORS[mining.guide])
-        by_image = features.similarity(images, rows) >= mining.threshold
+        by_image = features.similarity(images, rows, block.every) >= mining.threshold
         if texts == images:
             return by_image, by_image
-        return by_image, features.similarity(texts, rows) >= mining.threshold
+        return by_image, features.similarity(texts, rows, block.every) >= mining.threshold
 
 
 def pairs_of(problem: Problem, blocks: list[slice]) -> Pairs:
     """Fixes the positives; `top_k` lists are made here once, and travel between ranks."""
-    zeros = problem.scale.new_zeros(len(problem.text))
+    zeros = problem.scale.new_zeros(problem.span.total)
     mining, features = problem.mining, problem.features
     if mining is None or features is None or mining.top_k is None:
-        return Pairs(problem.span.first, zeros, problem.ids, mining, features)
+        return Pairs(problem.span.first, zeros, problem.ids, mining)
     images, texts = IMAGE_ANCHORS[mining.guide], TEXT_ANCHORS[mining.guide]
-    lists = _lists(problem, mining, features, images, blocks)
-    text_lists = lists if texts == images else _lists(problem, mining, features, texts, blocks)
+    # In whole: of equal candidates the first one may be anywhere.
+    every = problem.everybody()
+    lists = _lists(problem, mining, features, images, every, blocks)
+    text_lists = lists if texts == images else _lists(problem, mining, features, texts, every, blocks)
     every_text = gather_rows(text_lists, problem.span, problem.ranks)
     by_image, by_text = _by_image(lists, problem), _by_text(every_text, problem)
-    return Pairs(problem.span.first, zeros, problem.ids, mining, features, by_image, by_text)
+    return Pairs(problem.span.first, zeros, problem.ids, mining, by_image, by_text)
 
 
-def _lists(problem: Problem, mining: Mining, features: Features, products: Products, blocks: list[slice]) -> Tensor:
+def _lists(
+    problem: Problem,
+    mining: Mining,
+    features: Features,
+    products: Products,
+    every: Mapping[Side, Tensor],
+    blocks: list[slice],
+) -> Tensor:
     """The mined candidates of each local anchor, int64 [local, at most top_k], -1 for none."""
     assert mining.top_k is not None
-    twins = features.twins(products)
-    own = problem.span.indices(problem.text.device)
+    twins = twins_of(products, every)
+    own = problem.span.indices(problem.image.device)
     parts = [own.new_empty(0, max(0, min(mining.top_k, problem.span.total - 1)))]
     for rows in blocks:
-        similarity = features.similarity_of_twins(products, rows, twins)
+        similarity = features.similarity_of_twins(products, rows, every, twins)
         found = nearest(similarity, own[rows], mining.top_k)
         if mining.threshold is not None:
             found.masked_fill_(similarity.gather(1, found) < mining.threshold, -1)

@@ -28,12 +28,12 @@ from torch.nn.functional import logsigmoid
 from emocap_kernels.contrastive.problem import (
     IMAGE_ANCHORS,
     TEXT_ANCHORS,
-    Features,
     Objective,
     Problem,
     Products,
+    twins_of,
 )
-from emocap_kernels.mining import Guide, Mining
+from emocap_kernels.mining import Guide
 from emocap_kernels.result import Directions, LossResult
 
 
@@ -42,8 +42,8 @@ def evaluate(problem: Problem) -> LossResult:
     score = problem.scale * (problem.image @ problem.text.T) + problem.bias
     known = _known(problem)
     teacher = _teacher(problem)
-    image = _direction(score, known, problem, IMAGE_ANCHORS, teacher)
-    text = _direction(score.T, known, problem, TEXT_ANCHORS, teacher.T)
+    image = _direction(score, known, problem, _mined(problem, IMAGE_ANCHORS), teacher)
+    text = _direction(score.T, known, problem, _mined(problem, TEXT_ANCHORS), teacher.T)
     return LossResult(
         loss=(image.loss + text.loss) / 2,
         image_to_text=image.loss.detach(),
@@ -61,12 +61,11 @@ class _Direction:
 
 
 def _direction(
-    score: Tensor, known: Tensor, problem: Problem, guides: Mapping[Guide, Products], teacher: Tensor
+    score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor
 ) -> _Direction:
     """One direction: rows of `score` and of `teacher` are its anchors."""
     positive, dropped = known, torch.zeros_like(known)
-    if problem.mining is not None and problem.features is not None:
-        mined = _mined(problem.mining, problem.features, guides[problem.mining.guide])
+    if problem.mining is not None and mined is not None:
         if problem.mining.treatment == "attract":
             positive = known | mined
         else:
@@ -93,7 +92,8 @@ def _teacher(problem: Problem) -> Tensor:
     """The teacher's scores, or without one a matrix of no rows that nobody reads."""
     if problem.objective != "soft" or problem.features is None:
         return problem.image.new_zeros(0, 0)
-    return problem.guide_scale * problem.features.teacher(slice(None)).to(problem.image.dtype)
+    cosine = problem.features.similarity((("image", "text"),), slice(None), problem.features.own)
+    return problem.guide_scale * cosine.to(problem.image.dtype)
 
 
 def _known(problem: Problem) -> Tensor:
@@ -103,16 +103,19 @@ def _known(problem: Problem) -> Tensor:
     return ids[:, None] == ids[None, :]
 
 
-def _mined(mining: Mining, features: Features, products: Products) -> Tensor:
+def _mined(problem: Problem, guides: Mapping[Guide, Products]) -> Tensor | None:
     """Bool [anchors, candidates] of one direction."""
-    everything = slice(None)
+    mining, features = problem.mining, problem.features
+    if mining is None or features is None:
+        return None
+    everything, products, every = slice(None), guides[mining.guide], features.own
     mined = None
     if mining.threshold is not None:
-        mined = features.similarity(products, everything) >= mining.threshold
+        mined = features.similarity(products, everything, every) >= mining.threshold
     if mining.top_k is not None:
-        close = _top_k(features.similarity_of_twins(products, everything, features.twins(products)), mining.top_k)
+        twins = twins_of(products, every)
+        close = _top_k(features.similarity_of_twins(products, everything, every, twins), mining.top_k)
         mined = close if mined is None else mined & close
-    assert mined is not None
     return mined
 
 

@@ -6,7 +6,7 @@ gradient from those numbers, and carries it through the pooling into patches and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from emocap_kernels.blocks import BLOCK_BYTES, even_blocks
-from emocap_kernels.distributed import Ranks, Span, sum_over
+from emocap_kernels.blocks import block_bytes_on, even_blocks
+from emocap_kernels.distributed.columns import Sums
 from emocap_kernels.precision import full_precision
+from emocap_kernels.products import add_product_, product
+from emocap_kernels.region.outcome import means, outcome, row_weights
 from emocap_kernels.region.pairs import RegionPairs, pairs_of
-from emocap_kernels.region.problem import RegionProblem, weights
-from emocap_kernels.result import Directions, LossResult
-from emocap_kernels.softmax import Anchors, Columns, Shares, joined, row_anchors, score_gradient, shares
+from emocap_kernels.region.pooling import weights
+from emocap_kernels.region.problem import Block, RegionProblem
+from emocap_kernels.result import LossResult
+from emocap_kernels.softmax import RunningBoth, Shares, score_gradient, shares
 
 # Sentences of a tile while there are more images to put into it: long enough for a fast matrix product.
 TILE_SENTENCES = 1024
@@ -28,60 +31,62 @@ TILE_SENTENCES = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """How one rank walks: images together, and at most `longest` sentences beside them."""
+
+    problem: RegionProblem
     pairs: RegionPairs
     images: list[slice]
-    sentences: list[slice]
-    sharpness: float
-    mask: Tensor | None
+    longest: int
     row_weight: Tensor
-    anchors: Tensor
-    span: Span
-    lines: Span
-    ranks: Ranks
 
-    def kept(self, images: slice) -> Tensor | None:
-        return None if self.mask is None else self.mask[images]
+    def tiles(self, block: Block) -> list[slice]:
+        """Of the sentences of `block`."""
+        return even_blocks(len(block.sentences), self.longest)
+
+    def similarity(self, images: slice, sentences: Tensor) -> Tensor:
+        """[sentences, images, patches]: one matrix product, and the softmax over patches runs along memory."""
+        patches = self.problem.patches[images]
+        return product(sentences, patches.flatten(0, 1).T).view(len(sentences), *patches.shape[:2])
+
+    def attention(self, similarity: Tensor, images: slice) -> Tensor:
+        return weights(similarity, self.problem.sharpness, self.problem.kept(images))
 
 
-def evaluate(problem: RegionProblem, *, block_bytes: int = BLOCK_BYTES) -> LossResult:
-    """The loss of a problem whose rank holds any of the images; `block_bytes` bounds one tile of similarities."""
+def evaluate(problem: RegionProblem, *, block_bytes: int | None = None) -> LossResult:
+    """The loss of a problem whose rank holds any of the images.
+
+    Args:
+        problem: Vectors of any type; half precision is multiplied as it is on a GPU.
+        block_bytes: Bounds one tile of similarities; None is the default of the device.
+    """
     with torch.no_grad():
-        plan = _planned(problem, block_bytes)
+        plan = _planned(problem, block_bytes_on(problem.patches.device) if block_bytes is None else block_bytes)
     loss, seen = _RegionNCE.apply(problem.patches, problem.sentences, problem.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    image_to_text, text_to_image, positives, by_image, by_text = seen.unbind()
-    return LossResult(loss, image_to_text, text_to_image, positives, Directions(by_image, by_text))
+    return outcome(loss, seen)
 
 
 def _planned(problem: RegionProblem, block_bytes: int) -> _Plan:
-    numbers = max(1, block_bytes // problem.patches.element_size())
+    numbers = max(1, block_bytes // problem.scale.element_size())
     patches, total = problem.patches.shape[1], problem.lines.total
     together = min(numbers // (patches * min(total, TILE_SENTENCES)), numbers // total)
     images = even_blocks(problem.images.local, together)
     tallest = max((block.stop - block.start for block in images), default=1)
-    anchors = problem.anchors()
-    row_weight = anchors[problem.images.own].to(problem.patches.dtype) / anchors.sum()
-    return _Plan(
-        pairs=pairs_of(problem, longest=max(1, numbers // total)),
-        images=images,
-        sentences=even_blocks(total, numbers // (patches * tallest)),
-        sharpness=problem.sharpness,
-        mask=problem.patch_mask,
-        row_weight=row_weight,
-        anchors=anchors,
-        span=problem.images,
-        lines=problem.lines,
-        ranks=problem.ranks,
-    )
+    pairs = pairs_of(problem, longest=max(1, numbers // total))
+    return _Plan(problem, pairs, images, numbers // (patches * tallest), row_weights(problem))
 
 
 class _RegionNCE(Function):
     @staticmethod
     def forward(ctx: Any, patches: Tensor, sentences: Tensor, scale: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-        rows, columns = _sweep(patches, sentences, scale, plan)
-        ctx.plan = plan
-        ctx.rows, ctx.columns = shares(rows, plan.row_weight), shares(columns, 1.0 / plan.lines.total)
-        ctx.save_for_backward(patches, sentences, scale, plan.pairs.owner, plan.mask)
-        seen = _seen(rows, columns, plan).to(patches.dtype)
+        # What autograd differentiates; the plan's problem holds it.
+        del patches, sentences
+        problem = plan.problem
+        both = _running(plan).over(problem.ranks)
+        left, vectors = problem.put_away()
+        ctx.plan = replace(plan, problem=left)
+        ctx.rows, ctx.columns = shares(both.rows, plan.row_weight), shares(both.columns, 1.0 / problem.lines.total)
+        ctx.save_for_backward(scale, problem.owner, problem.patch_mask, *vectors)
+        seen = means(problem, both, plan.row_weight).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -90,91 +95,78 @@ class _RegionNCE(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
-        patches, sentences, scale = ctx.saved_tensors[:3]
-        with full_precision(patches.device):
-            parts = _Gradients(ctx, patches, sentences)
-            for images in ctx.plan.images:
-                parts.add(images, scale)
+        scale, _, _, *vectors = ctx.saved_tensors
+        problem: RegionProblem = ctx.plan.problem.taken_out(vectors)
+        with full_precision(scale.device):
+            sums = _Gradients(replace(ctx.plan, problem=problem), ctx.rows, ctx.columns, ctx.needs_input_grad)
+            sums.run()
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (ctx.plan.ranks.size / 2)
-        by_scale = parts.by_scale.to(scale.dtype) * share
-        return _times(parts.by_patch, share * scale), _times(parts.by_sentence, share * scale), by_scale, None
+        share = grad_outputs[0] * (problem.ranks.size / 2)
+        return *sums.finished(share * scale), sums.by_scale.to(scale.dtype) * share, None
 
 
-def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.mul_(factor)
-
-
-def _sweep(patches: Tensor, sentences: Tensor, scale: Tensor, plan: _Plan) -> tuple[Anchors, Anchors]:
-    """Images of this rank and sentences of the whole batch."""
-    parts: list[Anchors] = []
-    columns = Columns(len(sentences), like=sentences)
-    for images in plan.images:
-        score = patches.new_empty(images.stop - images.start, len(sentences))
-        for part in plan.sentences:
-            similarity = _similarity(patches[images], sentences[part])
-            attention = weights(similarity, plan.sharpness, plan.kept(images))
-            score[:, part] = attention.mul_(similarity).sum(-1).T
-        score *= scale
-        targets = plan.pairs.targets(images)
-        parts.append(row_anchors(score, targets))
-        columns.add(score, targets, first=plan.span.first + images.start)
-    return joined(parts, sentences), columns.over(plan.ranks)
-
-
-def _similarity(patches: Tensor, sentences: Tensor) -> Tensor:
-    """[sentences, images, patches]: one matrix product, and the softmax over patches runs along memory."""
-    return (sentences @ patches.flatten(0, 1).T).view(len(sentences), *patches.shape[:2])
+def _running(plan: _Plan) -> RunningBoth:
+    """Images of this rank and sentences of the whole batch, once all tiles went by."""
+    problem = plan.problem
+    running = RunningBoth(
+        problem.images.local, problem.lines.total, first=problem.images.first, like=problem.scale
+    )
+    for block in problem.blocks():
+        for images in plan.images:
+            score = problem.scale.new_empty(images.stop - images.start, len(block.sentences))
+            for part in plan.tiles(block):
+                similarity = plan.similarity(images, block.sentences[part])
+                score[:, part] = plan.attention(similarity, images).mul_(similarity).sum(-1).T
+            score *= problem.scale
+            running.add(score, plan.pairs.targets(problem, images, block), images, block.columns)
+    return running
 
 
 class _Gradients:
     """Sums, over tiles, of twice the gradient in patches / scale, sentences / scale and scale."""
 
-    def __init__(self, ctx: Any, patches: Tensor, sentences: Tensor) -> None:
-        self._plan: _Plan = ctx.plan
-        self._rows: Shares = ctx.rows
-        self._columns: Shares = ctx.columns
-        self._patches, self._sentences = patches, sentences
-        self.by_patch = torch.zeros_like(patches) if ctx.needs_input_grad[0] else None
-        self.by_sentence = torch.zeros_like(sentences) if ctx.needs_input_grad[1] else None
-        self.by_scale = torch.zeros((), dtype=torch.float64, device=patches.device)
+    def __init__(self, plan: _Plan, rows: Shares, columns: Shares, needs: tuple[bool, ...]) -> None:
+        self._plan, self._rows, self._columns = plan, rows, columns
+        problem, wide = plan.problem, plan.problem.scale.dtype
+        like = problem.patches.new_empty(0, problem.patches.shape[2], dtype=wide)
+        self.by_patch = torch.zeros_like(problem.patches, dtype=wide) if needs[0] else None
+        self.by_sentence = Sums(problem.columns, like, problem.sentences.dtype) if needs[1] else None
+        self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
-    def add(self, images: slice, scale: Tensor) -> None:
-        targets = self._plan.pairs.targets(images)
-        rows = self._rows.part(images)
-        for part in self._plan.sentences:
-            similarity = _similarity(self._patches[images], self._sentences[part])
-            attention = weights(similarity, self._plan.sharpness, self._plan.kept(images))
+    def run(self) -> None:
+        for block in self._plan.problem.blocks(self.by_sentence):
+            wide = self._plan.problem.scale.dtype
+            part = torch.zeros_like(block.sentences, dtype=wide) if self.by_sentence is not None else None
+            for images in self._plan.images:
+                self._add(images, block, part)
+            if self.by_sentence is not None and part is not None:
+                self.by_sentence.add(block.columns, part)
+
+    def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of patches and sentences in their own types; uses the sums up."""
+        problem = self._plan.problem
+        by_sentence = None if self.by_sentence is None else self.by_sentence.own()
+        return (
+            None if self.by_patch is None else self.by_patch.mul_(factor).to(problem.patches.dtype),
+            None if by_sentence is None else by_sentence.mul_(factor).to(problem.sentences.dtype),
+        )
+
+    def _add(self, images: slice, block: Block, by_sentence: Tensor | None) -> None:
+        problem = self._plan.problem
+        targets = self._plan.pairs.targets(problem, images, block)
+        rows, columns = self._rows.part(images), self._columns.part(block.columns)
+        for part in self._plan.tiles(block):
+            similarity = self._plan.similarity(images, block.sentences[part])
+            attention = self._plan.attention(similarity, images)
             pooled = (attention * similarity).sum(-1)
-            score = pooled.T * scale
-            gradient = score_gradient(score, targets.columns(part), rows, self._columns.part(part)).T
+            score = pooled.T * problem.scale
+            gradient = score_gradient(score, targets.columns(part), rows, columns.part(part)).T
             self.by_scale += (gradient * pooled).sum()
             # d pooled / d similarity = attention * (1 + sharpness * (similarity - pooled))
             similarity.sub_(pooled[:, :, None]).mul_(attention)
-            attention.add_(similarity, alpha=self._plan.sharpness).mul_(gradient[:, :, None])
-            self._carry(attention.flatten(1), images, part)
-
-    def _carry(self, gradient: Tensor, images: slice, part: slice) -> None:
-        """From similarities, [sentences, images * patches], into both inputs."""
-        if self.by_patch is not None:
-            self.by_patch[images].flatten(0, 1).addmm_(gradient.T, self._sentences[part])
-        if self.by_sentence is not None:
-            self.by_sentence[part].addmm_(gradient, self._patches[images].flatten(0, 1))
-
-
-def _seen(rows: Anchors, columns: Anchors, plan: _Plan) -> Tensor:
-    """Losses of both directions, mean number of positives, recall of both directions, float64 [5]."""
-    weight, own = plan.row_weight.double(), plan.lines.own
-    share = 1.0 / plan.lines.total
-    found_sentence = plan.pairs.owner[rows.best] == plan.span.indices(weight.device)
-    found_image = columns.best[own] == plan.pairs.owner[own]
-    sums = torch.stack(
-        [
-            (rows.row_losses() * weight).sum(),
-            columns.column_losses(own).sum() * share,
-            ((rows.count * weight).sum() + columns.count[own].double().sum() * share) / 2,
-            (found_sentence * weight).sum(),
-            found_image.double().sum() * share,
-        ]
-    )
-    return sum_over(sums, plan.ranks)
+            attention.add_(similarity, alpha=problem.sharpness).mul_(gradient[:, :, None])
+            carried = attention.flatten(1)
+            if self.by_patch is not None:
+                add_product_(self.by_patch[images].flatten(0, 1), carried.T, block.sentences[part])
+            if by_sentence is not None:
+                add_product_(by_sentence[part], carried, problem.patches[images].flatten(0, 1))

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from emocap_kernels.mining import Mining, first_twins
-from emocap_kernels.region.problem import RegionProblem, weights
+from emocap_kernels.region.pooling import weights
+from emocap_kernels.region.problem import RegionProblem
 from emocap_kernels.region.within import pooled
 from emocap_kernels.result import Directions, LossResult
 

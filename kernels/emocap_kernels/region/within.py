@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emocap_kernels.distributed import sum_of_parts, sum_over
-from emocap_kernels.region.problem import RegionProblem
+from emocap_kernels.distributed.numbers import sum_of_parts, sum_over
+from emocap_kernels.distributed.ranks import Ranks, Span
+from emocap_kernels.precision import compute_dtype, scale_tensor
+from emocap_kernels.region.inputs import Inputs
 from emocap_kernels.result import Directions, LossResult
 
 
@@ -46,44 +48,37 @@ def pooled(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
     return normalize(weight @ patches, dim=-1)
 
 
-def evaluate(problem: RegionProblem) -> LossResult:
-    """The loss of a problem that holds only the sentences of its own images; memory is linear in them.
+def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossResult:
+    """The loss of this rank's images and their own sentences; no vector travels, memory is linear in them.
 
     Images that own equally many sentences are computed together, so nothing is padded.
     """
-    owner = problem.owner - problem.images.first
-    counts = torch.bincount(owner, minlength=problem.images.local)
-    order = owner.sort(stable=True).indices
+    patches, sentences, scale = _typed(inputs)
+    counts = torch.bincount(inputs.owner, minlength=images.local)
+    order = inputs.owner.sort(stable=True).indices
     starts = counts.cumsum(0) - counts
-    losses = [problem.scale.reshape(1)[:0].sum() + problem.patches[:0].sum() + problem.sentences[:0].sum()]
+    losses = [scale.reshape(1)[:0].sum() + patches[:0].sum() + sentences[:0].sum()]
     to_text, to_image = losses[0], losses[0]
     hits = to_text.new_zeros(2, dtype=torch.float64)
     for number in counts.unique().tolist():
         if number == 0:
             continue
-        images = (counts == number).nonzero()[:, 0]
-        lines = order[starts[images][:, None] + torch.arange(number, device=order.device)]
-        score = _scores(problem, images, lines)
+        group = (counts == number).nonzero()[:, 0]
+        lines_of = order[starts[group][:, None] + torch.arange(number, device=order.device)]
+        kept = None if inputs.patch_mask is None else inputs.patch_mask[group]
+        # [images, sentences, sentences] for images that own equally many.
+        own = sentences[lines_of]
+        score = scale * (pooled(patches[group], own, kept) @ own.mT)
         found = torch.arange(number, device=order.device)
         to_text = to_text - score.log_softmax(2).diagonal(dim1=1, dim2=2).mean(1).sum()
         to_image = to_image - score.log_softmax(1).diagonal(dim1=1, dim2=2).mean(1).sum()
         hits[0] += (score.detach().max(2).indices == found).sum()
         hits[1] += (score.detach().max(1).indices == found).sum()
-    return _over_ranks(problem, to_text, to_image, hits, (counts > 0).sum())
-
-
-def _scores(problem: RegionProblem, images: Tensor, lines: Tensor) -> Tensor:
-    """[images, sentences, sentences] for images that own equally many sentences, `lines` [images, sentences]."""
-    kept = None if problem.patch_mask is None else problem.patch_mask[images]
-    sentences = problem.sentences[lines]
-    return problem.scale * (pooled(problem.patches[images], sentences, kept) @ sentences.mT)
-
-
-def _over_ranks(problem: RegionProblem, to_text: Tensor, to_image: Tensor, hits: Tensor, anchors: Tensor) -> LossResult:
-    sums = sum_over(torch.cat([hits, anchors[None].double()]), problem.ranks)
-    both = sum_of_parts(torch.stack([to_text, to_image]) / sums[2].to(to_text.dtype), problem.ranks)
+    anchors = (counts > 0).sum()
+    sums = sum_over(torch.cat([hits, anchors[None].double()]), ranks)
+    both = sum_of_parts(torch.stack([to_text, to_image]) / sums[2].to(to_text.dtype), ranks)
     image_to_text, text_to_image = both.detach().unbind()
-    recall = (sums[:2] / problem.lines.total).to(both.dtype)
+    recall = (sums[:2] / lines.total).to(both.dtype)
     return LossResult(
         loss=both.mean(),
         image_to_text=image_to_text,
@@ -91,3 +86,12 @@ def _over_ranks(problem: RegionProblem, to_text: Tensor, to_image: Tensor, hits:
         positives=torch.ones_like(image_to_text),
         recall_at_1=Directions(recall[0], recall[1]),
     )
+
+
+def _typed(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(inputs.patches, inputs.sentences)
+    patches = inputs.patches.to(dtype)
+    if inputs.patch_mask is not None:
+        # Whatever lies in a patch that is not kept, NaN included, must not reach a product.
+        patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
+    return patches, inputs.sentences.to(dtype), scale_tensor(inputs.scale, patches, dtype)

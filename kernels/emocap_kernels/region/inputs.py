@@ -1,0 +1,78 @@
+"""What one rank passes to the local loss: checked here, and said to the other ranks as a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+from zlib import crc32
+
+from torch import Tensor
+
+from emocap_kernels import checks
+from emocap_kernels.distributed.route import SCHEDULES, Schedule
+from emocap_kernels.errors import ArgumentError
+from emocap_kernels.mining import Mining
+from emocap_kernels.precision import FLOATS
+
+Scope = Literal["batch", "image"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+# The facts in which all ranks must agree.
+ALIKE = (
+    "patches of an image",
+    "width",
+    "dtype of patches",
+    "dtype of sentences",
+    "patch_mask",
+    "scope",
+    "sharpness",
+    "mining",
+    "schedule",
+    "backend",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments of `region_contrastive_loss` as they came, on one rank."""
+
+    patches: Tensor
+    sentences: Tensor
+    owner: Tensor
+    scale: Tensor | float
+    sharpness: float
+    scope: Scope
+    patch_mask: Tensor | None
+    mining: Mining | None
+    schedule: Schedule
+
+
+def facts(inputs: Inputs) -> Mapping[str, int]:
+    """Checks the inputs of this rank, then says what the other ranks must know of them.
+
+    Raises:
+        ArgumentError: If a value breaks its rule.
+        ShapeError: If tensors do not fit together.
+    """
+    checks.check_choice("scope", inputs.scope, SCOPES)
+    checks.check_choice("schedule", inputs.schedule, SCHEDULES)
+    checks.check_sharpness(inputs.sharpness)
+    if inputs.scope == "image" and inputs.mining is not None:
+        raise ArgumentError("mining looks for sentences of other images, and scope='image' has none; pass None.")
+    checks.check_regions(inputs.patches, inputs.sentences, inputs.owner, inputs.patch_mask, owner="owner")
+    checks.check_scale("scale", inputs.scale)
+    return {
+        "rows": len(inputs.patches),
+        "sentences": len(inputs.sentences),
+        "patches of an image": inputs.patches.shape[1],
+        "width": inputs.patches.shape[2],
+        "dtype of patches": FLOATS.index(inputs.patches.dtype),
+        "dtype of sentences": FLOATS.index(inputs.sentences.dtype),
+        "patch_mask": int(inputs.patch_mask is not None),
+        "scope": SCOPES.index(inputs.scope),
+        "sharpness": crc32(repr(inputs.sharpness).encode()),
+        "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
+        "schedule": SCHEDULES.index(inputs.schedule),
+        "sentences need a gradient": int(inputs.sentences.requires_grad),
+    }

@@ -1,0 +1,64 @@
+"""How a sentence weighs the patches of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from emocap_kernels import checks
+from emocap_kernels.blocks import block_bytes_on, even_blocks
+from emocap_kernels.precision import compute_dtype, full_precision
+
+
+def weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -> Tensor:
+    """Softmax over patches of `sharpness * similarity`, and 0 for an image of which no patch is kept.
+
+    Args:
+        similarity: [..., images, patches].
+        sharpness: At least 0.
+        kept: Bool [images, patches] or None.
+    """
+    logits = similarity * sharpness
+    if kept is None:
+        return logits.softmax(-1)
+    return logits.masked_fill(~kept, torch.finfo(logits.dtype).min).softmax(-1) * kept
+
+
+def region_attention(
+    patches: Tensor,
+    sentences: Tensor,
+    image: Tensor,
+    *,
+    sharpness: float = 10.0,
+    patch_mask: Tensor | None = None,
+) -> Tensor:
+    """The weights by which `region_contrastive_loss` pools, for chosen pairs only: for maps over a face.
+
+    Args:
+        patches: [rows, patches, width], unit vectors.
+        sentences: [pairs, width], unit vectors.
+        image: int64 [pairs], the row whose patches each sentence weighs.
+        sharpness: As in the loss.
+        patch_mask: Bool [rows, patches], True is kept.
+
+    Returns:
+        [pairs, patches], at least float32, without gradient; each row sums to 1, or to 0 if no patch is kept.
+
+    Raises:
+        ArgumentError: If a value breaks its rule.
+        ShapeError: If tensors do not fit together.
+    """
+    checks.check_regions(patches, sentences, image, patch_mask, owner="image")
+    checks.check_sharpness(sharpness)
+    dtype = compute_dtype(patches, sentences)
+    _, number, width = patches.shape
+    together = block_bytes_on(patches.device) // max(1, dtype.itemsize * number * width)
+    found = sentences.new_empty(len(sentences), number, dtype=dtype)
+    with torch.no_grad(), full_precision(patches.device):
+        for part in even_blocks(len(sentences), together):
+            similarity = torch.einsum("npd,nd->np", patches[image[part]].to(dtype), sentences[part].to(dtype))
+            kept = None if patch_mask is None else patch_mask[image[part]]
+            if kept is not None:
+                similarity = similarity.masked_fill(~kept, 0.0)
+            found[part] = weights(similarity, sharpness, kept)
+    return found
