@@ -9,8 +9,8 @@ from pathlib import Path
 
 from batches import Batch
 from contenders import ours
-from emocap_kernels.contrastive.fused import shapes
-from emocap_kernels.contrastive.fused.shapes import Shape
+from emocap_kernels.fused import shapes
+from emocap_kernels.fused.shapes import Shape
 from machine import Occasion, versions
 from outcome import Skipped
 from passes import call_of

@@ -15,7 +15,8 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(sys.modules["triton"].__file__ or "").parent / "backends/nvidia/bin"
 POINTERS = {
-    "groups_ptr": "*i32",
+    "row_groups_ptr": "*i32",
+    "column_groups_ptr": "*i32",
     "indices_ptr": "*i32",
     "steep_ptr": "*i1",
     "image_ptr": "*bf16",

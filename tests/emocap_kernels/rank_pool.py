@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -21,6 +22,8 @@ Job = Callable[[Any, int, Any], Any]
 
 def _serve(rank: int, meeting: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    # Two ranks to a machine, as far as the losses know.
+    os.environ["EMOCAP_NODE"] = str(rank // 2)
     store = dist.FileStore(meeting, LARGEST)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=LARGEST, timeout=timedelta(seconds=60))
     groups = {size: dist.new_group(list(range(size))) for size in range(1, LARGEST + 1)}

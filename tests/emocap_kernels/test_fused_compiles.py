@@ -9,14 +9,9 @@ import torch
 pytest.importorskip("triton")
 
 from ahead_of_time import compiled
-from emocap_kernels.contrastive.fused import shapes
-from emocap_kernels.contrastive.fused.kernels import (
-    gradient,
-    margins,
-    mining,
-    pairwise,
-    statistics,
-)
+from emocap_kernels.contrastive.fused.kernels import gradient, margins, mining, pairwise, statistics
+from emocap_kernels.fused import shapes
+from emocap_kernels.fused.kernels import nearest
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -42,7 +37,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sigmoid, marks": (pairwise.sigmoid_kernel, MARKED | {"WANTED": True}),
     "soft": (pairwise.soft_kernel, {"WANTED": True}),
     "threshold": (mining.threshold_kernel, {"MEET": 1}),
-    "nearest": (mining.nearest_kernel, {"TOP_K": 8, "bK": 8, "TWO": True}),
+    "nearest": (nearest.nearest_kernel, {"TOP_K": 8, "bK": 8, "TWO": True}),
 }
 # What a program may have; tiles for sm_80 serve its smaller kin as well (sm_86, sm_89).
 SHARED_BYTES = {80: 99 * 2**10, 90: 227 * 2**10}

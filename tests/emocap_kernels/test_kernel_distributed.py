@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss
+from emocap_kernels.distributed import route
 from emocap_kernels.errors import RanksDisagreeError, ShapeError
 from rank_pool import RankPool
 from torch import Tensor
@@ -30,6 +31,8 @@ MASK = torch.rand(11, 5, generator=torch.Generator().manual_seed(7)) > 0.3
 
 def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
     """For each setting: loss, what is reported, and the gradients of the local rows, of scale and bias."""
+    # Every rank's rows are worth a journey of their own.
+    route.LEAST_ROWS = payload.get("least_rows", route.LEAST_ROWS)
     rows, answers = payload["rows"], []
     for settings in payload["settings"]:
         image, text = (t[rows].clone().requires_grad_() for t in (IMAGE, TEXT))
@@ -46,6 +49,7 @@ def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tens
 
 
 def local_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
+    route.LEAST_ROWS = payload.get("least_rows", route.LEAST_ROWS)
     rows, answers = payload["rows"], []
     lines = (rows.start <= OWNER) & (rows.stop > OWNER)
     for settings in payload["settings"]:
@@ -64,9 +68,12 @@ def slices(counts: tuple[int, ...]) -> list[slice]:
     return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def require_one_answer(ranks: RankPool, job: Any, counts: tuple[int, ...], settings: list[dict[str, Any]]) -> None:
+def require_one_answer(
+    ranks: RankPool, job: Any, counts: tuple[int, ...], settings: list[dict[str, Any]], least_rows: int = 4096
+) -> None:
     (alone,) = [job(None, 0, {"rows": slice(0, 11), "settings": settings})]
-    many = ranks.run(job, [{"rows": rows, "settings": settings} for rows in slices(counts)])
+    payloads = [{"rows": rows, "settings": settings, "least_rows": least_rows} for rows in slices(counts)]
+    many = ranks.run(job, payloads)
     for number, (seen, first, second, scale) in enumerate(alone):
         answers = [answer[number] for answer in many]
         assert all(torch.equal(answer[0], answers[0][0]) for answer in answers), settings[number]
@@ -112,6 +119,20 @@ def test_the_local_loss_does_not_depend_on_the_ranks(ranks, counts, backend):
     settings += [{"mining": rules[0], "patch_mask": MASK, "sharpness": 3.0}]
     settings += [{"scope": "image"}, {"scope": "image", "patch_mask": MASK}]
     require_one_answer(ranks, local_job, counts, [{"backend": backend, **each} for each in settings])
+
+
+@pytest.mark.parametrize("least_rows", [1, 4096])
+@pytest.mark.parametrize("schedule", ["gather", "hierarchical", "ring"])
+@pytest.mark.parametrize("counts", [(6, 5), (4, 0, 7), (3, 2, 5, 1), (0, 10, 0, 1)], ids=str)
+def test_the_answer_does_not_depend_on_how_vectors_travel(ranks, counts, schedule, least_rows):
+    rules = (None, Mining("counterpart", 0.2), Mining("consensus", top_k=3), Mining("joint", 0.2, treatment="ignore"))
+    settings: list[dict[str, Any]] = [{"mining": rule, "ids": IDS} for rule in rules]
+    settings += [{"mining": rules[1], "guide_image": GUIDE_IMAGE}]
+    settings += [{"objective": name, "ids": IDS} for name in ("mil_nce", "sigmoid")]
+    settings += [{"objective": "soft", "guide_image": GUIDE_IMAGE, "guide_text": GUIDE_TEXT}]
+    require_one_answer(ranks, global_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
+    settings = [{"mining": rule} for rule in (None, Mining("text", 0.4), Mining("text", top_k=3, treatment="ignore"))]
+    require_one_answer(ranks, local_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
 
 
 def tower_job(group: Any, rank: int, rows: slice) -> list[Tensor]:

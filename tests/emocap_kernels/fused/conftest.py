@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from emocap_kernels.contrastive.fused import shapes
+from emocap_kernels.fused import shapes
 
 RUNS = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if RUNS else ["test_fused_*.py"]

@@ -18,13 +18,14 @@ stored.
 3. *Positives* (`mining.py`) other than own pairs, equal ids and the score itself are marked in a chunk of bytes by
    products of the guide features, again for each pass.
 
+Texts come in blocks, as they arrive from other ranks; a block is walked over like a whole batch of columns.
+
 That is 8 b B D floating point operations (2 + 2 + 2 + 2), the least for a symmetric loss of which nothing is stored.
 `sigmoid` has no normaliser: its gradient is made in forward, 6 b B D (`pairwise.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,27 +36,15 @@ from torch.autograd.function import once_differentiable
 from emocap_kernels.contrastive.early import evaluate_early
 from emocap_kernels.contrastive.fused.marks import Positives, positives_of
 from emocap_kernels.contrastive.fused.pair_sums import PairSums
-from emocap_kernels.contrastive.fused.scores import Scores, aligned, scores_of
-from emocap_kernels.contrastive.fused.shapes import Shape, shape_for
+from emocap_kernels.contrastive.fused.scores import Exponents, exponents_of
 from emocap_kernels.contrastive.fused.stats import Stats
-from emocap_kernels.contrastive.fused.sweep import add_gradients, all_statistics
+from emocap_kernels.contrastive.fused.sweep import Walk, add_gradients, all_statistics
 from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, outcome
 from emocap_kernels.contrastive.problem import Problem
-from emocap_kernels.distributed import Ranks, Span
+from emocap_kernels.fused.shapes import Shape, shape_for
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What forward and backward share."""
-
-    positives: Positives
-    shape: Shape
-    span: Span
-    ranks: Ranks
-    sum_positives: bool
 
 
 def evaluate(problem: Problem) -> LossResult:
@@ -68,17 +57,12 @@ def evaluate(problem: Problem) -> LossResult:
 def _evaluate(problem: Problem) -> LossResult:
     with torch.no_grad():
         positives = positives_of(problem)
-    plan = Plan(
-        positives=positives,
-        shape=_shape(problem, positives),
-        span=problem.span,
-        ranks=problem.ranks,
-        sum_positives=problem.objective == "mil_nce" and positives.masked,
-    )
+    sum_positives = problem.objective == "mil_nce" and positives.masked
+    walk = Walk(positives, _shape(problem, positives), sum_positives)
     if problem.objective in ("infonce", "mil_nce"):
-        loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
+        loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem, walk)  # pyright: ignore[reportGeneralTypeIssues]
         return outcome(loss, seen)
-    pair_sums = PairSums(problem, positives, plan.shape)
+    pair_sums = PairSums(problem, walk)
     return evaluate_early(problem, pair_sums.sigmoid if problem.objective == "sigmoid" else pair_sums.soft)
 
 
@@ -96,15 +80,20 @@ def _shape(problem: Problem, positives: Positives) -> Shape:
 
 class _Softmax(Function):
     @staticmethod
-    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        scores = scores_of(image, text, scale, plan.span, plan.ranks, plan.shape)
-        rows, columns = all_statistics(scores, plan.positives, plan.span, plan.ranks, sum_positives=plan.sum_positives)
-        shares = rows.shares(scores.shift, scores.steep), columns.shares(scores.shift, scores.steep)
-        ctx.plan = plan
-        ctx.save_for_backward(
-            image, text, scale, scores.slope, scores.shift, scores.steep, *shares, *plan.positives.tensors()
-        )
-        seen = _softmax_tally(rows, columns.part(plan.span.own)).means(plan.span, plan.ranks).to(scale.dtype)
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, problem: Problem, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        # What autograd differentiates; the problem holds it.
+        del text
+        own = problem.text.to(image.dtype)
+        exponents = exponents_of(image, own, scale, problem.span, problem.ranks)
+        rows, columns = all_statistics(problem, exponents, walk)
+        shares = (each.shares(exponents.shift, exponents.steep) for each in (rows, columns))
+        ctx.walk = walk
+        ctx.problem, vectors = problem.put_away()
+        saved = scale, exponents.slope, exponents.shift, exponents.steep, *shares, walk.positives.groups
+        ctx.save_for_backward(*saved, *vectors)
+        seen = _tally(rows, columns.part(problem.span.own)).means(problem.span, problem.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -112,19 +101,18 @@ class _Softmax(Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
-        plan: Plan = ctx.plan
-        image, text, scale, slope, shift, steep, row_shares, column_shares = ctx.saved_tensors[:8]
-        sums = GradientSums(image, text, (*ctx.needs_input_grad[:3], False))
-        with full_precision(image.device), torch.cuda.device_of(image):
-            scores = Scores(aligned(image), aligned(text), plan.shape, slope, shift, steep)
-            shares = row_shares, column_shares
-            add_gradients(sums, scores, plan.positives, shares, plan.span, sum_positives=plan.sum_positives)
-        share = _share(grad_outputs[0], plan)
-        return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:
+        scale, slope, shift, steep, row_shares, column_shares, _, *vectors = ctx.saved_tensors
+        problem: Problem = ctx.problem.taken_out(vectors)
+        sums = GradientSums(problem, (*ctx.needs_input_grad[:3], False))
+        with full_precision(scale.device), torch.cuda.device_of(scale):
+            add_gradients(sums, problem, Exponents(slope, shift, steep), ctx.walk, (row_shares, column_shares))
+        # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
+        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.span.total))
+        return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None, None
 
 
-def _softmax_tally(rows: Stats, columns: Stats) -> Tally:
+def _tally(rows: Stats, columns: Stats) -> Tally:
     return Tally(
         image_loss=rows.losses().sum(),
         text_loss=columns.losses().sum(),
@@ -133,8 +121,3 @@ def _softmax_tally(rows: Stats, columns: Stats) -> Tally:
         image_found=rows.best.found.double().sum(),
         text_found=columns.best.found.double().sum(),
     )
-
-
-def _share(grad_output: Tensor, plan: Plan) -> Tensor:
-    """Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts."""
-    return grad_output * (plan.ranks.size / (2 * plan.span.total))

@@ -7,46 +7,29 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emocap_kernels.blocks import ceil_div
 from emocap_kernels.contrastive.fused.kernels.margins import IMAGE_NORM, OWN, TEXT_NORM, margins_kernel
 from emocap_kernels.contrastive.fused.kernels.margins import LINES as MARGIN_LINES
-from emocap_kernels.contrastive.fused.launch import launch
-from emocap_kernels.contrastive.fused.shapes import Shape
-from emocap_kernels.distributed import Ranks, Span, largest_over_
+from emocap_kernels.distributed.numbers import largest_over_
+from emocap_kernels.distributed.ranks import Ranks, Span
+from emocap_kernels.fused.descriptors import aligned, tiled
+from emocap_kernels.fused.launch import launch
+from emocap_kernels.fused.shapes import Shape
 
 LOG2_E = 1.0 / math.log(2.0)
 # Exponents of float32: sums stay below 2^127, and a sum above B 2^-102 loses less than a rounding to underflow.
 LARGEST, LEAST = 127.0, -102.0
-# Rows and strips of a tile copy begin on addresses of this many bytes.
-ALIGNMENT = 16
-
-
-def aligned(vectors: Tensor) -> Tensor:
-    """[rows, width] whose rows begin on multiples of 16 bytes, filled up with zeros; the same tensor if it fits."""
-    missing = -vectors.shape[1] % (ALIGNMENT // vectors.element_size())
-    if missing:
-        return pad(vectors, (0, missing))
-    rows, width = vectors.shape
-    fits = vectors.stride() == (width, 1) and vectors.data_ptr() % ALIGNMENT == 0
-    return vectors if fits else vectors.new_empty(rows, width).copy_(vectors)
-
-
-def tiled(vectors: Tensor, rows: int, depth: int) -> TensorDescriptor:
-    """Describes tiles of `vectors`; a rank without rows describes one of zeros, of which no program asks."""
-    held = vectors if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
-    return TensorDescriptor.from_tensor(held, [rows, depth])
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Local rows and all columns.
+    """Local rows and a block of columns.
 
     Attributes:
         left: [local, width], aligned.
-        right: [total, width], aligned.
+        right: [columns, width], aligned.
         shape: Of the tiles.
     """
 
@@ -64,11 +47,11 @@ class Sides:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores(Sides):
-    """`slope` times the cosines of both sides, in base 2.
+class Exponents:
+    """How cosines become exponents of two, for all scores of a batch.
 
     Attributes:
-        slope: float32 [1].
+        slope: float32 [1]; a score is `slope` times a cosine.
         shift: float32 [1], subtracted from every score before the exponential.
         steep: bool [1], true where one shift does not fit all sums.
     """
@@ -78,41 +61,47 @@ class Scores(Sides):
     steep: Tensor
 
 
-def scores_of(left: Tensor, right: Tensor, scale: Tensor, span: Span, ranks: Ranks, shape: Shape) -> Scores:
-    """Chooses the shift from `scale` and the size of the batch, and tests it on the device; the ranks agree."""
-    left, right = aligned(left), aligned(right)
+def exponents_of(left: Tensor, own: Tensor, scale: Tensor, span: Span, ranks: Ranks) -> Exponents:
+    """Chooses the shift from `scale` and the size of the batch, and tests it on the device; the ranks agree.
+
+    Args:
+        left: [local, width].
+        own: Row r is the column that belongs to row r of `left`.
+        scale: 0-dim.
+        span: Of the rows.
+        ranks: Who holds the others.
+    """
     slope = (scale.detach().float() * LOG2_E).reshape(1)
     log_total = math.log2(span.total)
     shift = (1.02 * slope + log_total).ceil().sub_(LARGEST - 1).clamp_(min=0.0)
-    negated_own, image_norm, text_norm = _margins(left, right, span, ranks).unbind()
+    negated_own, left_norm, right_norm = _margins(aligned(left), aligned(own), ranks).unbind()
     fits = (slope >= 0) & (-negated_own * slope - shift >= LEAST + log_total)
-    fits &= slope * (image_norm * text_norm).sqrt() - shift + log_total <= LARGEST
-    return Scores(left, right, shape, slope, shift, ~fits)
+    fits &= slope * (left_norm * right_norm).sqrt() - shift + log_total <= LARGEST
+    return Exponents(slope, shift, ~fits)
 
 
-def _margins(left: Tensor, right: Tensor, span: Span, ranks: Ranks) -> Tensor:
+def _margins(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
     """Largest over all ranks: the negated own cosine, and the squared norms of both sides, float32 [3]."""
     nothing = left.new_zeros(1, dtype=torch.float32)
     largest = torch.cat([nothing - math.inf, nothing, nothing])
-    if span.local > 0:
+    if len(left) > 0:
         rows = 32
-        programs = ceil_div(span.local, rows)
+        programs = ceil_div(len(left), rows)
         margins = left.new_empty(MARGIN_LINES, programs, dtype=torch.float32)
         launch(
             margins_kernel,
             (programs,),
             left,
-            right,
+            own,
             margins,
-            span.first,
-            span.local,
+            len(left),
             left.shape[1],
             left.stride(0),
-            right.stride(0),
+            own.stride(0),
             bR=rows,
             bD=128,
         )
-        own, image_norm, text_norm = margins[OWN.value], margins[IMAGE_NORM.value], margins[TEXT_NORM.value]
-        largest = torch.stack([-own.amin(), image_norm.amax(), text_norm.amax()])
+        own_cosine, left_norm, right_norm = margins[OWN.value], margins[IMAGE_NORM.value], margins[TEXT_NORM.value]
+        largest = torch.stack([-own_cosine.amin(), left_norm.amax(), right_norm.amax()])
     largest_over_(largest, ranks)
     return largest

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from emocap_kernels.contrastive.fused.kernels import gradient, statistics
-from emocap_kernels.distributed import Ranks, add_over_, largest_over_, smallest_over_
+from emocap_kernels.distributed.numbers import add_over_, largest_over_, smallest_over_
+from emocap_kernels.distributed.ranks import Ranks
 
 LN_2 = math.log(2.0)
 
@@ -112,7 +113,7 @@ class Stats:
         return Stats(self.candidates.folded(), summed, self.count.sum(0), self.best.folded())
 
     def then(self, later: Stats) -> Stats:
-        """With the sums over later rows."""
+        """With the sums over later candidates."""
         if isinstance(self.positives, LogSum) and isinstance(later.positives, LogSum):
             positives = self.positives.then(later.positives)
         else:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, VARYING, cosines, mined_pairs
+from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, mined_pairs
+from emocap_kernels.fused.kernels.tiles import VARYING, cosines
 
 # Lines of the shares of an anchor: a candidate gets WEIGHT times 2^(score - PEAK) of it, and PEAK is the common shift
 # where that fits. Then the same for a positive; in infonce a positive gets POSITIVE_WEIGHT.
@@ -47,13 +48,13 @@ def gradient_kernel(
     slope_ptr,
     shift_ptr,
     steep_ptr,
-    groups_ptr,
+    row_groups_ptr,
+    column_groups_ptr,
     marks_desc,
     row_shares_ptr,
     column_shares_ptr,
     scale_parts_ptr,
     threshold,
-    first,
     top,
     bottom,
     left,
@@ -79,8 +80,7 @@ def gradient_kernel(
     row = top + tl.program_id(0) * bR
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
-    own_R = first + row_R
-    group_R = tl.load(groups_ptr + own_R, mask=inside_R, other=-1)
+    group_R = tl.load(row_groups_ptr + row_R, mask=inside_R, other=-1)
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
     weight_R = share(row_shares_ptr, WEIGHT, row_pitch, row_R, inside_R)
@@ -93,7 +93,7 @@ def gradient_kernel(
         cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
-        group_C = tl.load(groups_ptr + column_C, mask=inside_C, other=-2)
+        group_C = tl.load(column_groups_ptr + column_C, mask=inside_C, other=-2)
         positive_C = share(column_shares_ptr, POSITIVE_WEIGHT, column_pitch, column_C, inside_C)
         score_RC = cosine_RC * slope
 

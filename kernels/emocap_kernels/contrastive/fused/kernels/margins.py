@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import VARYING
+from emocap_kernels.fused.kernels.tiles import VARYING
 
 # Lines of the margins, of which each program writes one column.
 OWN = tl.constexpr(0)
@@ -21,7 +21,6 @@ def margins_kernel(
     image_ptr,
     text_ptr,
     margins_ptr,
-    first,
     bottom,
     nD,
     image_pitch,
@@ -40,7 +39,7 @@ def margins_kernel(
         depth_D = d + tl.arange(0, bD)
         inside_RD = inside_R[:, None] & (depth_D < nD)[None, :]
         image_place_RD = row_R[:, None].to(tl.int64) * image_pitch + depth_D[None, :]
-        text_place_RD = (first + row_R)[:, None].to(tl.int64) * text_pitch + depth_D[None, :]
+        text_place_RD = row_R[:, None].to(tl.int64) * text_pitch + depth_D[None, :]
         image_RD = tl.load(image_ptr + image_place_RD, mask=inside_RD, other=0.0).to(tl.float32)
         text_RD = tl.load(text_ptr + text_place_RD, mask=inside_RD, other=0.0).to(tl.float32)
         own_R += tl.sum(image_RD * text_RD, 1)

@@ -17,17 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import (
-    LN_2,
-    LOG2_E,
-    RULE_NONE,
-    VARYING,
-    cosines,
-    found_pairs,
-    has_known,
-    mined_pairs,
-    put,
-)
+from emocap_kernels.contrastive.fused.kernels.tiles import LN_2, LOG2_E, RULE_NONE, found_pairs, has_known, mined_pairs
+from emocap_kernels.fused.kernels.tiles import VARYING, cosines, put
 
 # Lines of the parts of rows; columns have the last two alone, as their lines 0 and 1.
 IMAGE_LOSS = tl.constexpr(0)
@@ -77,7 +68,8 @@ def sigmoid_kernel(
     gradient_desc,
     scale_ptr,
     bias_ptr,
-    groups_ptr,
+    row_groups_ptr,
+    column_groups_ptr,
     marks_desc,
     row_parts_ptr,
     column_parts_ptr,
@@ -115,7 +107,7 @@ def sigmoid_kernel(
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
     own_R = first + row_R
-    group_R = tl.load(groups_ptr + own_R, mask=inside_R, other=-1)
+    group_R = tl.load(row_groups_ptr + row_R, mask=inside_R, other=-1)
     scale = tl.load(scale_ptr)
     bias = tl.load(bias_ptr)
     image_loss_R = tl.zeros([bR], tl.float32)
@@ -131,7 +123,7 @@ def sigmoid_kernel(
         cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
-        group_C = tl.load(groups_ptr + column_C, mask=inside_C, other=-2)
+        group_C = tl.load(column_groups_ptr + column_C, mask=inside_C, other=-2)
         score_RC = cosine_RC * scale + bias
         if (row + bR > bottom) | (column + bC > right):
             score_RC = tl.where(inside_R[:, None] & inside_C[None, :], score_RC, float("-inf"))

@@ -24,17 +24,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import (
-    RULE_NONE,
-    VARYING,
-    add_two,
-    cosines,
-    found_pairs,
-    has_known,
-    log_sum_step,
-    mined_pairs,
-    put,
-)
+from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, add_two, found_pairs, has_known, log_sum_step, mined_pairs
+from emocap_kernels.fused.kernels.tiles import VARYING, cosines, put
 
 # Lines of the parts. A positive is averaged in infonce: POSITIVE is the sum of its scores. In mil_nce it is summed:
 # POSITIVE is the sum of 2^(score - POSITIVE_PEAK).
@@ -55,7 +46,8 @@ def statistics_kernel(
     slope_ptr,
     shift_ptr,
     steep_ptr,
-    groups_ptr,
+    row_groups_ptr,
+    column_groups_ptr,
     marks_desc,
     row_parts_ptr,
     column_parts_ptr,
@@ -85,7 +77,8 @@ def statistics_kernel(
 ):
     """Statistics of the local rows [top, bottom) against the columns [left, right), `strip` of them in a program.
 
-    Local row 0 has the global index `first`. Parts of rows lie in slots from `row_slot` on, one for each strip; parts
+    Columns are those of a block; in their numbering
+    local row 0 would be `first`, which may lie outside. Parts of rows lie in slots from `row_slot` on, one for each strip; parts
     of columns in one slot for each tile of rows.
     """
     if (tl.load(steep_ptr) != 0) != STEEP:
@@ -95,7 +88,7 @@ def statistics_kernel(
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
     own_R = first + row_R
-    group_R = tl.load(groups_ptr + own_R, mask=inside_R, other=-1)
+    group_R = tl.load(row_groups_ptr + row_R, mask=inside_R, other=-1)
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
     peak_R = tl.full([bR], float("-inf"), tl.float32)
@@ -110,7 +103,7 @@ def statistics_kernel(
         cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
-        group_C = tl.load(groups_ptr + column_C, mask=inside_C, other=-2)
+        group_C = tl.load(column_groups_ptr + column_C, mask=inside_C, other=-2)
         score_RC = cosine_RC * slope
         if (row + bR > bottom) | (column + bC > right):
             score_RC = tl.where(inside_R[:, None] & inside_C[None, :], score_RC, float("-inf"))

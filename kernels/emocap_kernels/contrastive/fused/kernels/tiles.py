@@ -17,8 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Dimension key:  R rows of a tile   C its columns   D embedding   b* size of one tile along *   n* how many there are
-
 # Which rule mines pairs: none, the tile's own cosines, or marks that another kernel left (1 by row, 2 by column).
 RULE_NONE = tl.constexpr(0)
 RULE_JOINT = tl.constexpr(1)
@@ -27,52 +25,8 @@ RULE_MARKS = tl.constexpr(2)
 ROW_MARK = tl.constexpr(1)
 COLUMN_MARK = tl.constexpr(2)
 
-# Numbers that change from launch to launch: compiling a kernel anew for each that happens to be 1 or a multiple of 16
-# would cost seconds in the middle of training.
-VARYING = [
-    "first",
-    "top",
-    "bottom",
-    "left",
-    "right",
-    "strip",
-    "marks",
-    "row_slot",
-    "n_row_slots",
-    "row_pitch",
-    "n_column_slots",
-    "column_pitch",
-    "row_log_sums_pitch",
-    "column_log_sums_pitch",
-]
-
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def cosines(
-    left_desc,
-    right_desc,
-    row,
-    column,
-    nD,
-    bR: tl.constexpr,
-    bC: tl.constexpr,
-    bD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """Products of `bR` rows of the left side and `bC` of the right one, float32; 0 beyond the end of either."""
-    cosine_RC = tl.zeros([bR, bC], tl.float32)
-    for d in range(0, nD, bD):
-        left_RD = left_desc.load([row, d])
-        right_CD = right_desc.load([column, d])
-        if WIDEN:
-            left_RD = left_RD.to(tl.float32)
-            right_CD = right_CD.to(tl.float32)
-        cosine_RC = tl.dot(left_RD, right_CD.T, cosine_RC, input_precision=PRECISION)
-    return cosine_RC
 
 
 @triton.jit
@@ -149,10 +103,3 @@ def log_sum_step(peak, total, score_RC, axis: tl.constexpr):
     else:
         part = tl.sum(tl.exp2(score_RC - shift[None, :]), 0)
     return new_peak, total * tl.exp2(peak - shift) + part
-
-
-@triton.jit
-def put(parts_ptr, stat: tl.constexpr, slot, n_slots, pitch, place, value, inside):
-    """Into parts[stat, slot, place]."""
-    line = tl.cast(slot, tl.int64) + stat * n_slots
-    tl.store(parts_ptr + line * pitch + place, value, mask=inside)

@@ -1,0 +1,82 @@
+"""The most similar candidates of every anchor: a list in registers while the candidates go by."""
+
+# Triton has its own types.
+# pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from emocap_kernels.fused.kernels.tiles import VARYING, cosines
+
+
+@triton.jit(do_not_specialize=VARYING)
+def nearest_kernel(
+    left_desc,
+    right_desc,
+    second_left_desc,
+    second_right_desc,
+    values_ptr,
+    indices_ptr,
+    threshold,
+    first,
+    bottom,
+    right,
+    strip,
+    nD,
+    second_nD,
+    TOP_K: tl.constexpr,
+    bK: tl.constexpr,
+    TWO: tl.constexpr,
+    bR: tl.constexpr,
+    bC: tl.constexpr,
+    bD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """The nearest of each row among a strip of columns, its own one not counted.
+
+    Writes to [strips, rows, bK]: similarities in descending order, of equal ones the lower index first; -inf and -1
+    where there are fewer than `TOP_K` that reach the threshold.
+    """
+    row = tl.program_id(0) * bR
+    row_R = row + tl.arange(0, bR)
+    inside_R = row_R < bottom
+    slot_K = tl.arange(0, bK)
+    value_RK = tl.full([bR, bK], float("-inf"), tl.float32)
+    index_RK = tl.full([bR, bK], -1, tl.int32)
+    begin = tl.program_id(1) * strip
+    for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
+        similarity_RC = cosines(left_desc, right_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
+        if TWO:
+            second_RC = cosines(
+                second_left_desc, second_right_desc, row, column, second_nD, bR, bC, bD, PRECISION, WIDEN
+            )
+            similarity_RC = tl.minimum(similarity_RC, second_RC)
+        column_C = column + tl.arange(0, bC)
+        candidate_RC = (first + row_R[:, None] != column_C[None, :]) & (column_C < right)[None, :]
+        similarity_RC = tl.where(candidate_RC & (similarity_RC >= threshold), similarity_RC, float("-inf"))
+        # As long as any row has a candidate above its last one, one candidate of each such row is taken in.
+        last_R = tl.min(tl.where(slot_K[None, :] == TOP_K - 1, value_RK, float("inf")), 1)
+        best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
+        while tl.max((best_R > last_R).to(tl.int32), 0) > 0:
+            better_R = best_R > last_R
+            # Behind all that are as near: those came earlier, so their index is lower.
+            ahead_RK = value_RK >= best_R[:, None]
+            rank_R = tl.sum(ahead_RK.to(tl.int32), 1)
+            before_RK = tl.broadcast_to(tl.maximum(slot_K - 1, 0)[None, :], [bR, bK])
+            shifted_value_RK = tl.gather(value_RK, before_RK, 1)
+            shifted_index_RK = tl.gather(index_RK, before_RK, 1)
+            here_RK = slot_K[None, :] == rank_R[:, None]
+            new_value_RK = tl.where(here_RK, best_R[:, None], tl.where(ahead_RK, value_RK, shifted_value_RK))
+            new_index_RK = tl.where(here_RK, column + place_R[:, None], tl.where(ahead_RK, index_RK, shifted_index_RK))
+            value_RK = tl.where(better_R[:, None], new_value_RK, value_RK)
+            index_RK = tl.where(better_R[:, None], new_index_RK, index_RK)
+            taken_RC = better_R[:, None] & (tl.arange(0, bC)[None, :] == place_R[:, None])
+            similarity_RC = tl.where(taken_RC, float("-inf"), similarity_RC)
+            last_R = tl.min(tl.where(slot_K[None, :] == TOP_K - 1, value_RK, float("inf")), 1)
+            best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
+    place_RK = (tl.program_id(1).to(tl.int64) * bottom + row_R[:, None]) * bK + slot_K[None, :]
+    kept_RK = inside_R[:, None] & (slot_K < TOP_K)[None, :]
+    tl.store(values_ptr + place_RK, value_RK, mask=kept_RK)
+    tl.store(indices_ptr + place_RK, index_RK, mask=kept_RK)
