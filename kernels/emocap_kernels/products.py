@@ -28,21 +28,23 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return left.to(wide) @ right.to(wide)
 
 
-def add_product_(total: Tensor, gradient: Tensor, vectors: Tensor) -> None:
+def add_product_(total: Tensor, gradient: Tensor, vectors: Tensor, *, stored_times: float | None = None) -> None:
     """Adds `gradient @ vectors` to `total`.
 
     Args:
         total: In at least float32.
         gradient: Of scores; in the type of `vectors` and multiplied by its `gain`, or as it is in that of `total`.
         vectors: In the type of the inputs.
+        stored_times: By what a `gradient` in the type of `vectors` is multiplied, if not by its `gain`.
     """
     kind = vectors.dtype
     if kind not in HALVES:
         total.addmm_(gradient, vectors)
         return
+    factor = gain(kind) if stored_times is None else stored_times
     if gradient.dtype != kind:
-        gradient = (gradient * gain(kind)).to(kind)
-    alpha = 1.0 / gain(kind)
+        gradient = (gradient * factor).to(kind)
+    alpha = 1.0 / factor
     if total.is_cuda:
         torch.addmm(total, gradient, vectors, out_dtype=total.dtype, alpha=alpha, out=total)  # pyright: ignore[reportCallIssue]
     else:
