@@ -21,6 +21,25 @@ POINTERS = {
     "steep_ptr": "*i1",
     "image_ptr": "*bf16",
     "text_ptr": "*bf16",
+    "marks_ptr": "*u8",
+    "reached_ptr": "*u8",
+    "starts_ptr": "*i32",
+}
+# Which axes of a tile a descriptor has; of the global loss unless the kernel has pieces of patches.
+TILES = {
+    "marks_desc": ("bR", "bC"),
+    "gradient_desc": ("bR", "bC"),
+    "sentence_desc": ("bR", "bD"),
+    "own_desc": ("bC", "bD"),
+}
+REGION_TILES = {
+    "sentence_desc": ("bS", "bD"),
+    "patch_desc": ("bP", "bD"),
+    "patch_desc_1": ("bP_1", "bD"),
+    "patch_desc_2": ("bP_2", "bD"),
+    "gradient_desc": ("bS", "1", "bP"),
+    "gradient_desc_1": ("bS", "1", "bP_1"),
+    "gradient_desc_2": ("bS", "1", "bP_2"),
 }
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -44,6 +63,12 @@ def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], 
     """`kernel` for compute capability `capability`, with the constants and compiler options in `options`."""
     settings = {key: options[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in options}
     constants = {key: value for key, value in options.items() if key not in settings}
+    for name, axes in REGION_TILES.items():
+        # A piece of patches that is not there.
+        if "bP" in constants and constants.get(axes[-1]) == 1 or constants.get(axes[0]) == 1:
+            constants[name] = None
+    if constants.get("MASKED") is False:
+        constants["keep_ptr"] = None
     signature = {name: _type_of(name, constants, NAMES[dtype]) for name in kernel.arg_names}
     if constants.get("RULE", 2) != 2:
         signature["marks_desc"], constants["marks_desc"] = "constexpr", None
@@ -61,13 +86,14 @@ def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], 
 def _type_of(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name.endswith("_desc"):
-        rows, columns, depth = (constants[axis] for axis in ("bR", "bC", "bD"))
-        if name == "marks_desc":
-            return f"tensordesc<u8[{rows},{columns}]>"
-        if name == "gradient_desc":
-            return f"tensordesc<{dtype}[{rows},{columns}]>"
-        return f"tensordesc<{dtype}[{columns if 'text' in name or 'right' in name else rows},{depth}]>"
+    if "_desc" in name:
+        tiles = REGION_TILES if "bP" in constants else TILES
+        side = "bC" if "text" in name or "right" in name else "bR"
+        axes = tiles.get(name, (side, "bD"))
+        sizes = ",".join(str(constants.get(axis, axis)) for axis in axes)
+        return f"tensordesc<{'u8' if name == 'marks_desc' else dtype}[{sizes}]>"
+    if name == "keep_ptr":
+        return "*u8"
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
-    return "fp32" if name in ("threshold", "gain") else "i32"
+    return "fp32" if name in ("threshold", "gain", "slope", "sharpness") else "i32"

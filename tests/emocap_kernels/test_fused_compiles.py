@@ -12,6 +12,9 @@ from ahead_of_time import compiled
 from emocap_kernels.contrastive.fused.kernels import gradient, margins, mining, pairwise, statistics
 from emocap_kernels.fused import shapes
 from emocap_kernels.fused.kernels import nearest
+from emocap_kernels.region.fused import shapes as region_shapes
+from emocap_kernels.region.fused.kernels import mining as region_mining
+from emocap_kernels.region.fused.kernels import pooling
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -65,6 +68,46 @@ def test_a_kernel_compiles_in_every_type(name, dtype, tmp_path, monkeypatch):
     found = compiled(kernel, 90, short, {**shape.options(), **constants}, tmp_path)
     assert "wgmma.mma_async" in found.ptx
     assert found.shared_bytes <= SHARED_BYTES[90]
+
+
+LOCAL_KERNELS = {"pool": pooling.pool_kernel, "carry": pooling.carry_kernel}
+
+
+def region_options(patches: int, dtype: torch.dtype, *, masked: bool) -> dict[str, Any]:
+    shape = region_shapes.region_shape(patches, dtype, torch.device("cuda"))
+    return {"nP": patches, "MASKED": masked, **shape.options()}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("patches", "masked"), [(49, False), (196, False), (196, True), (256, False), (576, False)])
+@pytest.mark.parametrize("name", LOCAL_KERNELS)
+def test_a_kernel_of_the_local_loss_compiles_for(name, patches, masked, capability, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability // 10, 0))
+    options = region_options(patches, torch.bfloat16, masked=masked)
+    found = compiled(LOCAL_KERNELS[name], capability, "bfloat16", options, tmp_path)
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in found.ptx
+    assert found.shared_bytes <= SHARED_BYTES[capability]
+    # Hardly any register spills: a few bytes where masks are read.
+    assert found.stack_bytes <= 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", LOCAL_KERNELS)
+def test_a_kernel_of_the_local_loss_compiles_in_every_type(name, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    options = region_options(196, dtype, masked=False)
+    found = compiled(LOCAL_KERNELS[name], 90, str(dtype).removeprefix("torch."), options, tmp_path)
+    assert "wgmma.mma_async" in found.ptx
+    assert found.shared_bytes <= SHARED_BYTES[90]
+    assert found.stack_bytes <= 64
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_marks_of_the_local_loss_compile(capability, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability // 10, 0))
+    options = shapes.shape_for(torch.bfloat16, torch.device("cuda"), masked=True).options()
+    found = compiled(region_mining.reached_kernel, capability, "bfloat16", {**options, "bC": 16}, tmp_path)
+    assert found.shared_bytes <= SHARED_BYTES[capability]
 
 
 def test_the_margins_compile(tmp_path):

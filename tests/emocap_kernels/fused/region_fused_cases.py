@@ -1,0 +1,71 @@
+"""What the tests of the fused local loss share: inputs, and a result beside float64 and beside eager code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from emocap_kernels import Mining, region_contrastive_loss
+from emocap_kernels.numerics import require_right
+from emocap_kernels.region.cases import Case, Drawn, draw
+from emocap_kernels.result import LossResult
+from fused_cases import DEVICE
+from torch import Tensor
+
+RULES = (
+    None,
+    Mining("text", 0.2),
+    Mining("text", top_k=3),
+    Mining("text", 0.1, treatment="ignore"),
+    Mining("text", 0.0, 4, treatment="ignore"),
+)
+
+
+@dataclass
+class Answer:
+    result: LossResult
+    gradients: dict[str, Tensor]
+
+
+def answer(drawn: Drawn, case: Case, backend: str, dtype: torch.dtype, **settings: Any) -> Answer:
+    """With `dtype` for the vectors; the scale is float64 for float64 and float32 elsewhere."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {
+        "patches": drawn.patches.to(DEVICE, dtype, copy=True).requires_grad_(),
+        "sentences": drawn.sentences.to(DEVICE, dtype, copy=True).requires_grad_(),
+        "scale": torch.tensor(case.scale, dtype=wide, device=DEVICE, requires_grad=True),
+    }
+    patches, sentences, scale = leaves.values()
+    owner = drawn.owner.to(DEVICE)
+    result = region_contrastive_loss(
+        patches, sentences, owner, scale, sharpness=case.sharpness, backend=backend, **settings
+    )
+    result.loss.backward()
+    return Answer(result, {name: leaf.grad for name, leaf in leaves.items()})
+
+
+def require_as_right_as_eager(case: Case, dtype: torch.dtype = torch.float32, **settings: Any) -> Answer:
+    """The rule of `numerics` for the loss, both directions and every gradient on the inputs of `case`.
+
+    Eager code here is the reference in float32, also for halves: nothing rounds what the fused kernels round there but
+    the vectors, which are the same for both, and the gradients of similarities and results, which the slack of the type
+    covers.
+    """
+    rounded = draw(case, dtype=dtype)
+    drawn = Drawn(rounded.patches.double(), rounded.sentences.double(), rounded.owner)
+    mine = answer(drawn, case, "fused", dtype, **settings)
+    exact = answer(drawn, case, "reference", torch.float64, **settings)
+    eager = answer(drawn, case, "reference", torch.float32, **settings)
+    for name in ("loss", "image_to_text", "text_to_image"):
+        values = [getattr(each.result, name).detach().float() for each in (mine, eager)]
+        truth = getattr(exact.result, name).detach()
+        require_right(name, *values, truth, magnitude=max(case.scale, truth.abs().item()))
+    for name, gradient in mine.gradients.items():
+        truth = exact.gradients[name]
+        # Of the largest term of the sums: attention times its slope, and shares of at most 2, times the scale.
+        steep = 1.0 + case.sharpness
+        size = max(truth.abs().max().item(), 1.0 if name == "scale" else case.scale * steep / case.rows)
+        require_right(f"gradient of {name}", gradient, eager.gradients[name].to(gradient.dtype), truth, magnitude=size)
+    torch.testing.assert_close(mine.result.positives.double(), exact.result.positives)
+    return mine
