@@ -1,4 +1,4 @@
-"""Measures the global contrastive loss beside the losses of others: `python kernels/benchmarks`.
+"""Measures the contrastive losses beside those of others: `python kernels/benchmarks`.
 
 Every measurement is appended to a file of JSON lines at once; `plot` and `table` read nothing but that file.
 """
@@ -9,26 +9,37 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import record
 import tables
 import torch
-from batches import draw
-from contenders import Contender, roster
 from machine import REPOSITORY, occasion
 from measure import Plan, measure
+from outcome import UnableError
+from pairs import GLOBAL, draw
 from record import Line
+from regions import REGION
+from subject import Contender, Size, Subject
+from subjects import SUBJECTS
 from tune import tune
-from variants import PLAIN, VARIANTS
+from variants import PLAIN
 
-_RECORDS = REPOSITORY / "docs" / "benchmarks" / "contrastive.jsonl"
+_RECORDS = REPOSITORY / "docs" / "benchmarks"
+_STEP_RECORDS = "step.jsonl"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-# Rows, widths, dtype, repetitions, and the side of the product that gives the rate of the machine.
-_DEFAULTS = {
-    "cuda": ((4096, 8192, 16384, 32768, 65536), (512, 768), "bfloat16", 20, 8192),
-    "cpu": ((512, 1024, 2048, 4096, 8192), (512,), "float32", 7, 2048),
+# Dtype, repetitions, and the side of the product that gives the rate of the machine.
+_DEFAULTS = {"cuda": ("bfloat16", 20, 8192), "cpu": ("float32", 7, 2048)}
+# Rows and widths; where the loss has them, patches of an image and sentences for each.
+_SIZES: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {
+    (GLOBAL.name, "cuda"): ((4096, 8192, 16384, 32768, 65536), (512, 768)),
+    (GLOBAL.name, "cpu"): ((512, 1024, 2048, 4096, 8192), (512,)),
+    (REGION.name, "cuda"): ((256, 1024, 4096), (512,), (196,), (4,)),
+    (REGION.name, "cpu"): ((16, 32, 64), (256,), (49,), (4,)),
 }
+# Rows, width and sentences for each of a training step; its image tower decides the patches.
+_STEPS = {"cuda": (256, 512, 4), "cpu": (8, 512, 4)}
 _LARGE_ROWS = 1 << 20
 _LARGE_REPEATS = 3
 
@@ -37,13 +48,16 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         _run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnableError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
+    subject = SUBJECTS[options.loss]
+    _refuse_foreign(options)
+    options.out = options.out or _RECORDS / (_STEP_RECORDS if options.command == "step" else subject.records)
     if options.command == "table":
         _say(tables.markdown(record.read(options.out)))
     elif options.command == "plot":
@@ -54,41 +68,65 @@ def _run(options: argparse.Namespace) -> None:
             _say(str(path))
     elif options.command == "tune":
         _tune(options)
+    elif options.command == "step":
+        _step(options)
     else:
-        _measure(options)
+        _measure(options, subject)
+
+
+def _step(options: argparse.Namespace) -> None:
+    # Only a step needs towers.
+    from step import Setting, share
+    from towers import Shape
+
+    device = _device(options)
+    rows, width, sentences = _STEPS[device.type]
+    dtype, repeats, _ = _DEFAULTS[device.type]
+    about = occasion(device)
+    _say(f"{about.device}; {options.dtype or dtype}; images x patches x sentences; records go to {options.out}")
+    for each, embedding, number in product(
+        options.rows or (rows,), options.width or (width,), options.sentences_per_image or (sentences,)
+    ):
+        setting = Setting(
+            rows=each,
+            sentences=each * number,
+            towers=Shape(options.image_tower, options.text_layers, options.text_width, embedding),
+            dtype=_DTYPES[options.dtype or dtype],
+            device=device,
+            repeats=options.repeats or repeats,
+        )
+        _say(share(setting, about, options.out).progress())
 
 
 def _tune(options: argparse.Namespace) -> None:
-    plan = _plan(options)
+    plan = _plan(options, GLOBAL)
     variants = [contender.variant for contender in plan.contenders if contender.name == "fused"]
-    batch = draw(plan.rows[-1], plan.widths[-1], plan.dtype, plan.device)
+    batch = draw(plan.sizes[-1], plan.dtype, plan.device)
     for tried in tune(batch, variants, occasion(plan.device), options.out, repeats=plan.repeats):
         _say(tried.progress())
 
 
-def _measure(options: argparse.Namespace) -> None:
-    plan = _plan(options)
+def _measure(options: argparse.Namespace, subject: Subject) -> None:
+    plan = _plan(options, subject)
     lines: list[Line] = []
     plans = [plan, _large(plan)] if options.large else [plan]
     about = occasion(plan.device)
     _say(f"{about.device}; {plan.dtype_name}; {plan.repeats} rounds; records go to {options.out}")
     for each in plans:
         for line in measure(each, about):
-            record.append(options.out, line)
+            record.append(options.out, record.to_json(line))
             lines.append(line)
             _say(tables.progress(line))
     _say("\n" + tables.markdown(lines))
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type not in _DEFAULTS:
-        raise ValueError(f"--device {device.type} is neither cuda nor cpu.")
-    rows, widths, dtype, repeats, matmul = _DEFAULTS[device.type]
+def _plan(options: argparse.Namespace, subject: Subject) -> Plan:
+    device = _device(options)
+    dtype, repeats, matmul = _DEFAULTS[device.type]
     return Plan(
-        contenders=_chosen(options.contenders, options.variants),
-        rows=options.rows or rows,
-        widths=options.width or widths,
+        subject=subject,
+        contenders=_chosen(subject, options.contenders, options.variants),
+        sizes=_sizes(options, subject, device),
         dtype=_DTYPES[options.dtype or dtype],
         device=device,
         repeats=options.repeats or repeats,
@@ -97,16 +135,53 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def _device(options: argparse.Namespace) -> torch.device:
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type not in _DEFAULTS:
+        raise ValueError(f"--device {device.type} is neither cuda nor cpu.")
+    return device
+
+
+def _sizes(options: argparse.Namespace, subject: Subject, device: torch.device) -> list[Size]:
+    """Every width with every number of rows, and where the loss has them of patches and of sentences."""
+    rows, widths, *regions = _SIZES[subject.name, device.type]
+    rows, widths = options.rows or rows, options.width or widths
+    if not regions:
+        return [Size(each, width) for width, each in product(widths, rows)]
+    patches, sentences = (given or known for given, known in zip(_regions(options), regions, strict=True))
+    return [
+        Size(each, width, number, each * many)
+        for width, each, number, many in product(widths, rows, patches, sentences)
+    ]
+
+
+def _regions(options: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    return options.patches, options.sentences_per_image
+
+
+def _refuse_foreign(options: argparse.Namespace) -> None:
+    """Options that the command would not read."""
+    local, step = options.loss == REGION.name and options.command == "measure", options.command == "step"
+    for flag, given, read in (
+        ("--patches", options.patches, local),
+        ("--sentences-per-image", options.sentences_per_image, local or step),
+        ("--large", options.large, not local and not step),
+    ):
+        if given and not read:
+            raise ValueError(f"{flag} is of {'the global loss' if local else '--loss region'} only.")
+
+
 def _large(plan: Plan) -> Plan:
     """A million rows, for whoever needs memory linear in them."""
     contenders = [contender for contender in plan.contenders if contender.ours and contender.variant == PLAIN]
-    return replace(plan, contenders=contenders, rows=(_LARGE_ROWS,), repeats=min(plan.repeats, _LARGE_REPEATS))
+    sizes = [Size(_LARGE_ROWS, width) for width in dict.fromkeys(size.width for size in plan.sizes)]
+    return replace(plan, contenders=contenders, sizes=sizes, repeats=min(plan.repeats, _LARGE_REPEATS))
 
 
-def _chosen(names: Sequence[str] | None, variants: Sequence[str] | None) -> list[Contender]:
-    everybody = roster()
+def _chosen(subject: Subject, names: Sequence[str] | None, variants: Sequence[str] | None) -> list[Contender]:
+    everybody = subject.roster()
     _refuse_unknown("--contenders", names, (contender.name for contender in everybody))
-    _refuse_unknown("--variants", variants, (variant.name for variant in VARIANTS))
+    _refuse_unknown("--variants", variants, (variant.name for variant in subject.variants))
     return [
         contender
         for contender in everybody
@@ -124,9 +199,15 @@ def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python kernels/benchmarks", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("command", nargs="?", choices=("measure", "plot", "table", "tune"), default="measure")
+    add("command", nargs="?", choices=("measure", "plot", "table", "tune", "step"), default="measure")
+    add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="which to measure, plot or tabulate")
     add("--rows", type=_numbers, help="batch sizes, as 1024,8192")
     add("--width", type=_numbers, help="embedding sizes, as 512,768")
+    add("--patches", type=_numbers, help="of an image, for the local loss, as 49,196")
+    add("--sentences-per-image", type=_numbers, help="for the local loss, and in a step, as 2,4")
+    add("--image-tower", default="vit_base_patch16_224", help="of a step, a vit by its name in timm")
+    add("--text-layers", type=_count, default=12, help="of a step")
+    add("--text-width", type=_count, default=512, help="of a step")
     add("--dtype", choices=tuple(_DTYPES), help="of the embeddings; bfloat16 on CUDA, float32 on CPU")
     add("--device", help="cuda or cpu; by default what there is")
     add("--contenders", type=_words, help="names, as chunked,dense; by default all")
@@ -134,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=_count, help="rounds; 20 on CUDA, 7 on CPU")
     add("--check-rows", type=int, default=0, metavar="N", help="recompute N rows in float64 at every size")
     add("--large", action="store_true", help=f"{_LARGE_ROWS} rows as well, ours only")
-    add("--out", type=Path, default=_RECORDS, help="the JSON lines to add to or to read")
+    add("--out", type=Path, help="the JSON lines to add to or to read")
     add("--figures", type=Path, help="the folder for plots; by default the one of --out")
     return parser
 

@@ -6,24 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from batches import Batch, draw
-from contenders import OURS, Contender, Loss
 from machine import Occasion, versions
 from outcome import Skipped
 from passes import call_of
 from probe import Finding, Job, Place, probe
 from record import Line
+from subject import OURS, Batch, Contender, Loss, Size, Subject
 from timing import Call, clock_of, in_rounds, ratios, spread
-from variants import PASSES, Pass, floor_flops
+from variants import PASSES, PLAIN, Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to measure; `matmul` is the side of the square product whose rate is the yardstick."""
 
+    subject: Subject
     contenders: Sequence[Contender]
-    rows: Sequence[int]
-    widths: Sequence[int]
+    sizes: Sequence[Size]
     dtype: torch.dtype
     device: torch.device
     repeats: int
@@ -56,11 +55,11 @@ class Findings:
     def overall(self, contender: Contender) -> Finding:
         return self.found[contender.name, (contender.variant.name, None, None)]
 
-    def at(self, entry: Entry, rows: int) -> Finding:
-        return self.found[entry.contender.name, (entry.contender.variant.name, rows, entry.pass_)]
+    def at(self, entry: Entry, size: Size) -> Finding:
+        return self.found[entry.contender.name, (entry.contender.variant.name, size, entry.pass_)]
 
-    def in_samples(self, contender: Contender, rows: int) -> Finding | None:
-        return self.found.get((contender.name, (contender.variant.name, rows, None)))
+    def in_samples(self, contender: Contender, size: Size) -> Finding | None:
+        return self.found.get((contender.name, (contender.variant.name, size, None)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,7 @@ class Block:
     plan: Plan
     occasion: Occasion
     findings: Findings
-    rows: int
-    width: int
+    size: Size
     readings: Mapping[Entry | str, list[float] | Skipped]
 
     def seconds(self, entry: Entry | str) -> list[float] | None:
@@ -81,19 +79,21 @@ class Block:
 
 def measure(plan: Plan, occasion: Occasion) -> Iterator[Line]:
     """Lines as they are made, so that a run that is cut short leaves what it had."""
-    for width in plan.widths:
-        findings = _probe_all(plan, width)
+    for width in dict.fromkeys(size.width for size in plan.sizes):
+        sizes = [size for size in plan.sizes if size.width == width]
+        findings = _probe_all(plan, sizes)
         able = [contender for contender in plan.contenders if findings.overall(contender).skipped is None]
         for contender in plan.contenders:
             if contender not in able:
                 yield _skipped_line(plan, occasion, contender, width, findings.overall(contender).skipped)
-        entries = [Entry(contender, pass_) for pass_ in PASSES for contender in able]
-        for rows in plan.rows if entries else ():
-            block = Block(plan, occasion, findings, rows, width, _readings(plan, findings, entries, rows, width))
+        entries = [Entry(each, pass_) for pass_ in PASSES for each in able if pass_ in each.passes]
+        for size in sizes if entries else ():
+            block = Block(plan, occasion, findings, size, _readings(plan, findings, entries, size))
             yield from (_line(block, entry) for entry in entries)
 
 
-def _probe_all(plan: Plan, width: int) -> Findings:
+def _probe_all(plan: Plan, sizes: Sequence[Size]) -> Findings:
+    """Of all contenders at `sizes`, which are of one width."""
     found: dict[tuple[str, Place], Finding] = {}
     able: list[Contender] = []
     for contender in plan.contenders:
@@ -104,10 +104,10 @@ def _probe_all(plan: Plan, width: int) -> Findings:
             able.append(contender)
     for name in dict.fromkeys(contender.name for contender in able):
         job = Job(
+            subject=plan.subject.name,
             name=name,
             variants=[contender.variant.name for contender in able if contender.name == name],
-            rows=plan.rows,
-            width=width,
+            sizes=sizes,
             dtype=plan.dtype_name,
             device=str(plan.device),
             check_rows=plan.check_rows,
@@ -117,10 +117,10 @@ def _probe_all(plan: Plan, width: int) -> Findings:
 
 
 def _readings(
-    plan: Plan, findings: Findings, entries: Sequence[Entry], rows: int, width: int
+    plan: Plan, findings: Findings, entries: Sequence[Entry], size: Size
 ) -> Mapping[Entry | str, list[float] | Skipped]:
-    able = [entry for entry in entries if findings.at(entry, rows).skipped is None]
-    batch = draw(rows, width, plan.dtype, plan.device)
+    able = [entry for entry in entries if findings.at(entry, size).skipped is None]
+    batch = plan.subject.draw(size, plan.dtype, plan.device)
     calls: dict[Entry | str, Call] = {MATMUL: _matmul(plan), **_calls(able, batch)}
     return in_rounds(calls, clock_of(plan.device), repeats=plan.repeats)
 
@@ -139,25 +139,29 @@ def _matmul(plan: Plan) -> Call:
 
 def _line(block: Block, entry: Entry) -> Line:
     taken, rate = block.readings.get(entry), block.seconds(MATMUL)
-    finding = block.findings.at(entry, block.rows)
+    finding = block.findings.at(entry, block.size)
     if taken is None or isinstance(taken, Skipped) or rate is None:
         reason = taken.reason if isinstance(taken, Skipped) else finding.skipped
         return _skipped_line(
-            block.plan, block.occasion, entry.contender, block.width, reason, rows=block.rows, pass_=entry.pass_
+            block.plan, block.occasion, entry.contender, block.size.width, reason, size=block.size, pass_=entry.pass_
         )
     variant = entry.contender.variant
-    flops = floor_flops(variant, entry.pass_, block.rows, block.width)
+    flops = block.plan.subject.floor_flops(variant, entry.pass_, block.size)
     flops_per_s = 2 * block.plan.matmul**3 / spread(rate).median
     ratio_to, own = _ours(block, entry)
-    samples = block.findings.in_samples(entry.contender, block.rows)
+    samples = block.findings.in_samples(entry.contender, block.size)
     return Line(
+        what=block.plan.subject.what,
         contender=entry.contender.name,
         variant=variant.name,
         objective=variant.objective,
         mining=variant.mining_in_words,
+        function=variant.function,
         pass_=entry.pass_,
-        rows=block.rows,
-        width=block.width,
+        rows=block.size.rows,
+        patches=block.size.patches,
+        sentences=block.size.sentences,
+        width=block.size.width,
         dtype=block.plan.dtype_name,
         seconds=spread(taken),
         repetitions=len(taken),
@@ -178,7 +182,7 @@ def _line(block: Block, entry: Entry) -> Line:
 
 
 def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
-    """The fastest kind of ours that ran the same variant and pass in these rounds, and its readings."""
+    """The fastest kind of ours that ran alike in these rounds, and its readings."""
     for name in OURS:
         for other in block.readings:
             if isinstance(other, Entry) and other.contender.name == name and _alike(other, entry):
@@ -188,8 +192,11 @@ def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
     return None, None
 
 
-def _alike(one: Entry, other: Entry) -> bool:
-    return one.contender.variant == other.contender.variant and one.pass_ == other.pass_
+def _alike(ours: Entry, entry: Entry) -> bool:
+    """Whether in the same pass `ours` does what `entry` does, or the plain loss if that is another function."""
+    variant = entry.contender.variant
+    wanted = variant if variant.function is None else PLAIN
+    return ours.contender.variant == wanted and ours.pass_ == entry.pass_
 
 
 def _skipped_line(
@@ -199,16 +206,20 @@ def _skipped_line(
     width: int,
     reason: str | None,
     *,
-    rows: int | None = None,
+    size: Size | None = None,
     pass_: Pass | None = None,
 ) -> Line:
     return Line(
+        what=plan.subject.what,
         contender=contender.name,
         variant=contender.variant.name,
         objective=contender.variant.objective,
         mining=contender.variant.mining_in_words,
+        function=contender.variant.function,
         pass_=pass_,
-        rows=rows,
+        rows=None if size is None else size.rows,
+        patches=None if size is None else size.patches,
+        sentences=None if size is None else size.sentences,
         width=width,
         dtype=plan.dtype_name,
         skipped=reason or "no reading of the matrix product",

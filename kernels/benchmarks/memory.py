@@ -8,10 +8,6 @@ from pathlib import Path
 import torch
 from timing import Call
 
-_FLOAT_BYTES = 4
-# Counted with autograd in float32: scores, two log-softmaxes, and the gradients of two of these at a time.
-_DENSE_MATRICES = 5
-
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
     """Bytes that `call` needs at its worst moment, its results counted; None where the system does not tell."""
@@ -19,12 +15,11 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
     return _cuda_peak(call) if device.type == "cuda" else _cpu_peak(call)
 
 
-def dense_refusal(rows: int, device: torch.device) -> str | None:
-    """Why matrices of rows by rows should not even be tried; CUDA refuses by itself, a CPU starts to swap."""
+def dense_refusal(needed: float, device: torch.device) -> str | None:
+    """Why matrices of `needed` bytes should not even be tried; CUDA refuses by itself, a CPU starts to swap."""
     available = available_bytes()
     if device.type != "cpu" or available is None:
         return None
-    needed = _DENSE_MATRICES * _FLOAT_BYTES * rows * rows
     if needed <= available / 2:
         return None
     return f"out of memory: needs about {needed / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} GB free"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from batches import Batch
-from contenders import Loss
+from subject import Batch, Loss
 from torch import Tensor
 from variants import FORWARD, Pass, Variant
 

@@ -17,24 +17,24 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batches import Batch
+    from pairs import Pairs
 
 _INSTALL = "not installed; pip install --no-deps -r kernels/benchmarks/requirements.txt"
 _INF_CL_HEAD = 256
 
 
-def open_clip(batch: Batch) -> Tensor:
+def open_clip(batch: Pairs) -> Tensor:
     """ClipLoss: two products, both matrices kept for backward."""
     with _as_it_trains(batch):
         return _open_clip().ClipLoss()(batch.image, batch.text, batch.scale)
 
 
-def open_clip_sigmoid(batch: Batch) -> Tensor:
+def open_clip_sigmoid(batch: Pairs) -> Tensor:
     with _as_it_trains(batch):
         return _open_clip().SigLipLoss()(batch.image, batch.text, batch.scale, batch.bias)
 
 
-def inf_cl(batch: Batch) -> Tensor:
+def inf_cl(batch: Pairs) -> Tensor:
     """Inf-CL on one device, where it takes its tiles without the ring.
 
     Its `scale` argument all-reduces a gradient and so wants a process group; a product outside is the same loss.
@@ -45,26 +45,26 @@ def inf_cl(batch: Batch) -> Tensor:
     return (loss(batch.scale * batch.image, batch.text) + loss(batch.scale * batch.text, batch.image)) / 2
 
 
-def cut_cross_entropy(batch: Batch) -> Tensor:
+def cut_cross_entropy(batch: Pairs) -> Tensor:
     """Without the gradient filter, whose threshold is made for vocabularies and drops what this loss needs."""
     loss = _peer("cut_cross_entropy").linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, filter_eps=None, impl="cce"))
 
 
-def liger(batch: Batch) -> Tensor:
+def liger(batch: Pairs) -> Tensor:
     """With float32 sums of the gradients: its default adds up chunks in the type of the inputs."""
     loss = _peer("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, accum_dtype=torch.float32))
 
 
-def _both_directions(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+def _both_directions(batch: Pairs, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """Rows against columns and columns against rows, from a loss that knows one direction and no scale."""
     own = torch.arange(len(batch.image), device=batch.image.device)
     forth = loss(batch.scale * batch.image, batch.text, own)
     return (forth + loss(batch.scale * batch.text, batch.image, own)) / 2
 
 
-def _as_it_trains(batch: Batch) -> torch.autocast:
+def _as_it_trains(batch: Pairs) -> torch.autocast:
     """open_clip computes its loss under autocast: products in half precision, the softmax in float32."""
     half = batch.image.dtype if batch.image.dtype in (torch.bfloat16, torch.float16) else None
     return torch.autocast(batch.image.device.type, dtype=half, enabled=half is not None)

@@ -1,28 +1,34 @@
-"""Figures from the records alone: time and memory over the batch, both axes logarithmic."""
+"""Figures from the records alone: time and memory over the size of the batch, both axes logarithmic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import matplotlib as mpl
-from contenders import OURS, roster
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from pairs import GLOBAL
 from record import Line
+from regions import REGION
+from subject import OURS, Size
+from subjects import SUBJECTS
 from tables import duration, size
-from variants import BOTH, FORWARD, PLAIN, VARIANTS
+from variants import BOTH, FORWARD, PLAIN
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; yellow is too light for a line.
 _COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # Positions in the two tuples above, so that nobody's looks depend on who else was measured.
-_CONTENDERS = tuple(dict.fromkeys(contender.name for contender in roster()))
-_VARIANTS = tuple(variant.name for variant in VARIANTS)
+_CONTENDERS = {
+    subject.what: tuple(dict.fromkeys(contender.name for contender in subject.roster()))
+    for subject in SUBJECTS.values()
+}
+_VARIANTS = {subject.what: tuple(variant.name for variant in subject.variants) for subject in SUBJECTS.values()}
 # Where the largest value is less than this many times the smallest, there is room for three ticks a decade.
 _DENSE_TICKS = 300
 # More sizes than these, written level, would touch each other.
@@ -51,6 +57,84 @@ class Panel:
     limited: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One size that varies while the others stay.
+
+    Attributes:
+        name: In the names of files, after those of the figures.
+        label: Of the axis.
+        value: What varies.
+        fixed: What stays, equal within one figure.
+        told: The same in words.
+    """
+
+    name: str
+    label: str
+    value: Callable[[Size], int]
+    fixed: Callable[[Size], tuple[float, ...]] = lambda _: ()
+    told: Callable[[Size], str] = lambda _: ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """How the figures of a subject are named.
+
+    Attributes:
+        name: Of their files.
+        plain: Title of the figure of the plain loss.
+        varied: Title of the figure of other losses beside it.
+        limited: What the fewest operations are of.
+        sweeps: Over what they are drawn; the first also where nothing varies.
+    """
+
+    name: str
+    plain: str
+    varied: str
+    limited: str
+    sweeps: Sequence[Sweep]
+
+
+_TOPICS = {
+    GLOBAL.what: Topic(
+        name="contrastive",
+        plain="Symmetric InfoNCE",
+        varied="Mined positives and the sigmoid loss",
+        limited="plain InfoNCE",
+        sweeps=(Sweep("", "batch (rows)", lambda size: size.rows),),
+    ),
+    REGION.what: Topic(
+        name="region",
+        plain="Local loss",
+        varied="Local loss and other ways to compare images with sentences",
+        limited="plain local loss",
+        sweeps=(
+            Sweep(
+                "-rows",
+                "images of the batch",
+                lambda size: size.rows,
+                lambda size: (size.regions[0], size.regions[1] / size.rows),
+                lambda size: f"{size.regions[0]} patches and {size.regions[1] / size.rows:g} sentences an image",
+            ),
+            Sweep(
+                "-sentences",
+                "sentences of the batch",
+                lambda size: size.regions[1],
+                lambda size: (size.rows, size.regions[0]),
+                lambda size: f"{size.rows:,} images of {size.regions[0]} patches",
+            ),
+            Sweep(
+                "-patches",
+                "patches of an image",
+                lambda size: size.regions[0],
+                lambda size: (size.rows, size.regions[1]),
+                lambda size: f"{size.rows:,} images, {size.regions[1]:,} sentences",
+            ),
+        ),
+    ),
+}
+
+
 def _time(line: Line) -> float | None:
     return None if line.seconds is None else line.seconds.median
 
@@ -63,7 +147,7 @@ _PANELS = (
 
 
 def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
-    """For each device, type and width: plain InfoNCE by everybody, and the variants of ours beside SigLIP.
+    """For each device, type, width and size that varies: the plain loss by everybody, and ours beside other losses.
 
     Yields:
         The paths written, an SVG and a PNG for each figure.
@@ -74,20 +158,38 @@ def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
         plain = [line for line in here if line.variant == PLAIN.name]
         varied = [line for line in here if line.contender in OURS or line.variant != PLAIN.name]
         varied = varied if len({line.variant for line in varied}) > 1 else []
+        what, device, dtype, width = place
+        topic = _TOPICS[what]
         for name, title, chosen in (
-            ("contrastive", "Symmetric InfoNCE", plain),
-            ("contrastive-variants", "Mined positives and the sigmoid loss", varied),
+            (topic.name, topic.plain, plain),
+            (f"{topic.name}-variants", topic.varied, varied),
         ):
-            if chosen:
-                device, dtype, width = place
-                heading = f"{title}, {device}, {dtype}, width {width}"
-                yield from _saved(chosen, heading, folder / f"{name}-{_slug(device)}-{dtype}-{width}")
+            for sweep, told, swept in _sweeps(topic, chosen):
+                heading = ", ".join([title, *([told] if told else []), device, dtype, f"width {width}"])
+                path = folder / f"{name}{sweep.name}-{_slug(device)}-{dtype}-{width}"
+                yield from _saved(swept, sweep, heading, path)
 
 
-def _saved(lines: Sequence[Line], heading: str, path: Path) -> Sequence[Path]:
+def _sweeps(topic: Topic, lines: Sequence[Line]) -> Iterator[tuple[Sweep, str, Sequence[Line]]]:
+    """Of each size that varies: what stays, in words, and the lines in which nothing else varies."""
+    sizes = {line.size for line in lines if line.size is not None}
+    groups = [(sweep, _longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
+    for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
+        yield sweep, sweep.told(group[0]), [line for line in lines if line.size in group]
+
+
+def _longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
+    """The most sizes that differ in what `sweep` varies alone; of equally many the largest."""
+    groups: dict[tuple[float, ...], list[Size]] = {}
+    for size in sorted(sizes, key=lambda size: size.order):
+        groups.setdefault(sweep.fixed(size), []).append(size)
+    return max(groups.values(), key=lambda group: (len(group), group[-1].order))
+
+
+def _saved(lines: Sequence[Line], sweep: Sweep, heading: str, path: Path) -> Sequence[Path]:
     targets = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
     with mpl.rc_context(_LOOKS):
-        figure = _figure(lines, heading)
+        figure = _figure(lines, sweep, heading)
         for target in targets:
             # Without a date the same records are the same file.
             figure.savefig(target, bbox_inches="tight", metadata={"Date": None} if target.suffix == ".svg" else None)
@@ -98,15 +200,15 @@ def _slug(device: str) -> str:
     return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
 
 
-def _figure(lines: Sequence[Line], title: str) -> Figure:
+def _figure(lines: Sequence[Line], sweep: Sweep, title: str) -> Figure:
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     styles = _styles(lines)
-    sizes = sorted({line.rows for line in lines if line.rows is not None})
+    sizes = sorted({sweep.value(line.size) for line in lines if line.size is not None})
     handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        _draw_panel(axes, panel, lines, styles)
-        _dress(axes, panel, sizes)
+        _draw_panel(axes, panel, sweep, lines, styles)
+        _dress(axes, panel, sweep, sizes)
         artists, labels = axes.get_legend_handles_labels()
         handles.update(zip(labels, artists, strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
@@ -118,8 +220,8 @@ def _styles(lines: Sequence[Line]) -> Mapping[str, Mapping[str, Any]]:
     told_apart = len({line.variant for line in lines}) > 1
     styles: dict[str, Mapping[str, Any]] = {}
     for line in lines:
-        who = _CONTENDERS.index(line.contender)
-        colour = _VARIANTS.index(line.variant) if told_apart else who
+        who = _CONTENDERS[line.what].index(line.contender)
+        colour = _VARIANTS[line.what].index(line.variant) if told_apart else who
         styles[line.label] = {
             "color": _COLOURS[colour % len(_COLOURS)],
             "marker": _MARKERS[who % len(_MARKERS)],
@@ -130,36 +232,40 @@ def _styles(lines: Sequence[Line]) -> Mapping[str, Mapping[str, Any]]:
     return styles
 
 
-def _draw_panel(axes: Axes, panel: Panel, lines: Sequence[Line], styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_panel(
+    axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Line], styles: Mapping[str, Mapping[str, Any]]
+) -> None:
     chosen = [line for line in lines if line.pass_ == panel.pass_]
     for label, style in styles.items():
-        points = sorted((line.rows or 0, panel.value(line)) for line in chosen if line.label == label)
-        points = [(rows, value) for rows, value in points if value]
+        drawn = [(line.size, panel.value(line)) for line in chosen if line.label == label]
+        points = sorted((sweep.value(size), value) for size, value in drawn if size is not None and value)
         if points:
             axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
     if panel.limited:
-        _draw_limit(axes, [line for line in chosen if line.variant == PLAIN.name])
+        _draw_limit(axes, sweep, [line for line in chosen if line.variant == PLAIN.name])
 
 
-def _draw_limit(axes: Axes, lines: Sequence[Line]) -> None:
+def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Line]) -> None:
     """The time that the fewest operations take at the rate of a square matrix product in the same rounds."""
     limits: dict[int, list[float]] = {}
     for line in lines:
-        if line.rows and line.floor_flops and line.matmul_flops_per_s:
-            limits.setdefault(line.rows, []).append(line.floor_flops / line.matmul_flops_per_s)
-    rows = sorted(limits)
+        if line.size and line.floor_flops and line.matmul_flops_per_s:
+            limits.setdefault(sweep.value(line.size), []).append(line.floor_flops / line.matmul_flops_per_s)
+    if not limits:
+        return
+    along = sorted(limits)
     axes.plot(
-        rows,
-        [median(limits[size]) for size in rows],
+        along,
+        [median(limits[each]) for each in along],
         color="0.45",
         linewidth=1.2,
         linestyle=":",
-        label="limit: fewest operations with no\nmatrix kept, at the rate of a product\n(plain InfoNCE)",
+        label=f"limit: fewest operations with no\nmatrix kept, at the rate of a product\n({_TOPICS[lines[0].what].limited})",
     )
 
 
-def _dress(axes: Axes, panel: Panel, sizes: Sequence[int]) -> None:
-    axes.set(title=panel.title, xlabel="batch (rows)", xscale="log", yscale="log")
+def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None:
+    axes.set(title=panel.title, xlabel=sweep.label, xscale="log", yscale="log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_major_formatter(FuncFormatter(_whole))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -11,19 +11,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from batches import Batch, draw
-from contenders import Contender, Loss, roster
 from memory import dense_refusal, peak_bytes
 from outcome import Skipped, attempt
 from passes import call_of
+from subject import Batch, Contender, Loss, Size, Subject
+from subjects import SUBJECTS
 from truth import Agreement, Sampled, agreement, sampled
-from variants import PASSES, PLAIN, Pass
+from variants import PLAIN, Pass
 
 # A kernel that waits for a lock may wait for ever.
 _LONGEST_S = 900
@@ -31,23 +31,36 @@ _LONGEST_S = 900
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """`name` at all `rows`, in the named variants."""
+    """`name` at all `sizes`, which are of one width, in the named variants."""
 
+    subject: str
     name: str
     variants: Sequence[str]
-    rows: Sequence[int]
-    width: int
+    sizes: Sequence[Size]
     dtype: str
     device: str
     check_rows: int
 
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        raw: dict[str, Any] = json.loads(text)
+        return cls(**{**raw, "sizes": [Size(**each) for each in raw["sizes"]]})
+
+    @property
+    def about(self) -> Subject:
+        return SUBJECTS[self.subject]
+
+    @property
+    def contenders(self) -> list[Contender]:
+        return [each for each in self.about.roster() if each.name == self.name and each.variant.name in self.variants]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one process found; without `rows` it is about every size."""
+    """What one process found; without `size` it is about every one."""
 
     variant: str
-    rows: int | None = None
+    size: Size | None = None
     pass_: Pass | None = None
     skipped: str | None = None
     peak_bytes: int | None = None
@@ -55,7 +68,7 @@ class Finding:
     sampled: Sampled | None = None
 
 
-Place = tuple[str, int | None, Pass | None]
+Place = tuple[str, Size | None, Pass | None]
 
 
 def probe(job: Job) -> dict[Place, Finding]:
@@ -65,10 +78,10 @@ def probe(job: Job) -> dict[Place, Finding]:
         report.touch()
         reason = _run([json.dumps(asdict(job)), str(report)])
         found = [_finding(text) for text in report.read_text().splitlines()]
-    findings: dict[Place, Finding] = {(each.variant, each.rows, each.pass_): each for each in found}
+    findings: dict[Place, Finding] = {(each.variant, each.size, each.pass_): each for each in found}
     if reason is not None:
         for place in _places(job):
-            findings.setdefault(place, Finding(variant=place[0], rows=place[1], pass_=place[2], skipped=reason))
+            findings.setdefault(place, Finding(variant=place[0], size=place[1], pass_=place[2], skipped=reason))
     return findings
 
 
@@ -90,11 +103,12 @@ def _run(words: Sequence[str]) -> str | None:
 
 
 def _places(job: Job) -> Iterator[Place]:
-    for variant in job.variants:
+    for contender in job.contenders:
+        variant = contender.variant.name
         yield (variant, None, None)
-        for rows in job.rows:
-            for pass_ in PASSES:
-                yield (variant, rows, pass_)
+        for size in job.sizes:
+            for pass_ in contender.passes:
+                yield (variant, size, pass_)
 
 
 def _how_it_ended(code: int, errors: str) -> str:
@@ -106,34 +120,31 @@ def _how_it_ended(code: int, errors: str) -> str:
 
 def _finding(text: str) -> Finding:
     raw: dict[str, Any] = json.loads(text)
-    agreed, checked = raw.pop("agreement"), raw.pop("sampled")
-    return Finding(
-        **raw,
-        agreement=None if agreed is None else Agreement(**agreed),
-        sampled=None if checked is None else Sampled(**checked),
-    )
+    kinds: Mapping[str, type] = {"size": Size, "agreement": Agreement, "sampled": Sampled}
+    nested = {name: None if raw[name] is None else kind(**raw[name]) for name, kind in kinds.items()}
+    return Finding(**{**raw, **nested})
 
 
 def findings_of(contender: Contender, job: Job) -> Iterator[Finding]:
     """Agreement first; if the contender does not run at all, nothing else."""
     device, dtype = torch.device(job.device), getattr(torch, job.dtype)
     overall = Finding(variant=contender.variant.name)
-    agreed = agreement(contender, job.width, dtype, device)
+    agreed = agreement(job.about, contender, job.sizes[0].width, dtype, device)
     if isinstance(agreed, Skipped):
         yield replace(overall, skipped=agreed.reason)
         return
     yield replace(overall, agreement=agreed)
-    for rows in job.rows:
-        yield from _at_size(contender, rows, job)
+    for size in job.sizes:
+        yield from _at_size(contender, size, job)
 
 
-def _at_size(contender: Contender, rows: int, job: Job) -> Iterator[Finding]:
+def _at_size(contender: Contender, size: Size, job: Job) -> Iterator[Finding]:
     device, dtype = torch.device(job.device), getattr(torch, job.dtype)
-    overall = Finding(variant=contender.variant.name, rows=rows)
-    refusal = dense_refusal(rows, device) if contender.dense else None
-    batch = attempt(lambda: draw(rows, job.width, dtype, device))
+    overall = Finding(variant=contender.variant.name, size=size)
+    refusal = None if contender.dense is None else dense_refusal(contender.dense(size), device)
+    batch = attempt(lambda: job.about.draw(size, dtype, device))
     loss = attempt(contender.build)
-    for pass_ in PASSES:
+    for pass_ in contender.passes:
         at = replace(overall, pass_=pass_)
         if refusal is not None:
             yield replace(at, skipped=refusal)
@@ -142,26 +153,25 @@ def _at_size(contender: Contender, rows: int, job: Job) -> Iterator[Finding]:
         else:
             yield _peak(at, contender, loss, batch, pass_)
     if job.check_rows and contender.variant == PLAIN and not isinstance(batch, Skipped) and refusal is None:
-        checked = attempt(lambda: sampled(contender.build(), batch, contender.variant, job.check_rows))
+        checked = attempt(lambda: sampled(job.about, contender.build(), batch, contender.variant, job.check_rows))
         yield replace(overall, sampled=None if isinstance(checked, Skipped) else checked)
 
 
 def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pass) -> Finding:
     call = call_of(loss, batch, contender.variant, pass_)
     # On a CPU the check of correctness was warm-up enough for whoever does not compile.
-    if contender.compiles or batch.image.is_cuda:
+    if contender.compiles or batch.device.type == "cuda":
         attempt(call)
-    peak = attempt(lambda: peak_bytes(call, batch.image.device))
+    peak = attempt(lambda: peak_bytes(call, batch.device))
     return replace(at, skipped=peak.reason) if isinstance(peak, Skipped) else replace(at, peak_bytes=peak)
 
 
 def main(job: Job, report: Path) -> None:
     with report.open("a", buffering=1) as file:
-        for contender in roster():
-            if contender.name == job.name and contender.variant.name in job.variants:
-                for finding in findings_of(contender, job):
-                    file.write(json.dumps(asdict(finding)) + "\n")
+        for contender in job.contenders:
+            for finding in findings_of(contender, job):
+                file.write(json.dumps(asdict(finding)) + "\n")
 
 
 if __name__ == "__main__":
-    main(Job(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+    main(Job.from_json(sys.argv[1]), Path(sys.argv[2]))

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from subject import Size
+from subjects import subject_of
 from timing import Spread
 from truth import Agreement, Sampled
-
-WHAT = "global contrastive loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +19,15 @@ class Line:
     """One contender in one pass at one size, measured, or skipped and why.
 
     Attributes:
-        what: Tells these lines from others in the same file.
+        what: Which loss of ours it is about; tells these lines from others in the same file.
         contender: Who; with `variant` it is what a curve of a plot is named.
+        function: What is computed if it is another function than the plain loss, mined or not; in words.
         pass_: `forward` or `forward+backward`; in JSON it is called `pass`. None if skipped at every size.
         rows: The batch, on one device; None if skipped at every size.
+        patches: Of an image; None where the loss knows whole images only.
+        sentences: Of the batch; None as well.
         seconds: Of one call.
-        ratio: Seconds over those of `ratio_to` in the same round.
+        ratio: Seconds over those of `ratio_to` in the same round; of another function, over those of the plain loss.
         peak_bytes: At the worst moment of a call, above the inputs; results counted.
         floor_flops: The fewest operations that this loss takes.
         eff: `floor_flops` / (median seconds x `matmul_flops_per_s`).
@@ -33,13 +36,16 @@ class Line:
         sampled: With float64 at this size, in sampled rows.
     """
 
-    what: str = WHAT
+    what: str
     contender: str
     variant: str
     objective: str
     mining: str | None = None
+    function: str | None = None
     pass_: str | None = None
     rows: int | None = None
+    patches: int | None = None
+    sentences: int | None = None
     width: int
     dtype: str
     skipped: str | None = None
@@ -60,9 +66,13 @@ class Line:
     command: str
 
     @property
-    def place(self) -> tuple[str, str, int]:
+    def place(self) -> tuple[str, str, str, int]:
         """What a figure or a table is about."""
-        return (self.device, self.dtype, self.width)
+        return (self.what, self.device, self.dtype, self.width)
+
+    @property
+    def size(self) -> Size | None:
+        return None if self.rows is None else Size(self.rows, self.width, self.patches, self.sentences)
 
     @property
     def label(self) -> str:
@@ -82,7 +92,7 @@ def to_json(line: Line) -> str:
 def from_json(text: str) -> Line | None:
     """None for a line about something else."""
     raw: dict[str, Any] = json.loads(text)
-    if raw.get("what") != WHAT:
+    if subject_of(raw.get("what", "")) is None:
         return None
     known = {name: value for name, value in raw.items() if name in _KNOWN}
     for name, kind in _NESTED.items():
@@ -91,10 +101,11 @@ def from_json(text: str) -> Line | None:
     return Line(pass_=known.pop("pass", None), **known)
 
 
-def append(path: Path, line: Line) -> None:
+def append(path: Path, text: str) -> None:
+    """Adds one line of JSON, so that a run that is cut short leaves what it had."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(to_json(line) + "\n")
+        file.write(text + "\n")
 
 
 def read(path: Path) -> list[Line]:
@@ -108,5 +119,5 @@ def latest(lines: Iterable[Line]) -> list[Line]:
     """Of equal measurements the last one, in the order of their first."""
     kept: dict[tuple[object, ...], Line] = {}
     for line in lines:
-        kept[(line.contender, line.variant, line.pass_, line.rows, *line.place)] = line
+        kept[(line.contender, line.variant, line.pass_, line.size, *line.place)] = line
     return list(kept.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from record import Line
+from subject import Size
 from variants import BOTH, PASSES
 
 Cell = Callable[[Line], str]
@@ -17,7 +18,7 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def _of_place(lines: Sequence[Line]) -> str:
-    device, dtype, width = lines[0].place
+    _, device, dtype, width = lines[0].place
     parts = [f"### {device}, {dtype}, width {width}\n"]
     for pass_ in PASSES:
         measured = [line for line in lines if line.pass_ == pass_]
@@ -29,11 +30,12 @@ def _of_place(lines: Sequence[Line]) -> str:
 
 def _matrix(lines: Sequence[Line], cell: Cell) -> str:
     """Contenders by batch sizes."""
-    sizes = sorted({line.rows for line in lines if line.rows is not None})
-    text = {(line.label, line.rows): cell(line) for line in lines}
-    head = ["", *(f"{rows:,}" for rows in sizes)]
+    sizes = sorted({line.size for line in lines if line.size is not None}, key=lambda size: size.order)
+    text = {(line.label, line.size): cell(line) for line in lines}
+    regions = any(size.patches is not None for size in sizes)
+    head = ["images x patches x sentences" if regions else "", *map(shape, sizes)]
     labels = dict.fromkeys(line.label for line in lines)
-    body = ([label, *(text.get((label, rows), "") for rows in sizes)] for label in labels)
+    body = ([label, *(text.get((label, size), "") for size in sizes)] for label in labels)
     return "\n".join([_row(head), _row(["---", *("---:" for _ in sizes)]), *map(_row, body), ""])
 
 
@@ -44,7 +46,8 @@ def _row(cells: Iterable[str]) -> str:
 def _time(line: Line) -> str:
     if line.seconds is None:
         return "out of memory" if (line.skipped or "").startswith("out of memory") else "skipped"
-    ratio = "" if line.ratio is None or line.ratio_to == line.contender else f"x {line.ratio.median:.2f}, "
+    itself = line.ratio_to == line.contender and line.function is None
+    ratio = "" if line.ratio is None or itself else f"x {line.ratio.median:.2f}, "
     return f"{duration(line.seconds.median)} ({ratio}{line.eff:.2f})"
 
 
@@ -54,30 +57,43 @@ def _memory(line: Line) -> str:
 
 def _reasons(lines: Sequence[Line]) -> str:
     """One entry for each contender that was skipped anywhere, a reason once."""
-    found: dict[tuple[str, str], list[int]] = {}
+    found: dict[tuple[str, str], list[Size]] = {}
     for line in lines:
         if line.skipped is not None:
-            found.setdefault((line.label, line.skipped), []).extend([] if line.rows is None else [line.rows])
-    entries = [f"- {label}{_at(rows)}: {reason}" for (label, reason), rows in found.items()]
+            found.setdefault((line.label, line.skipped), []).extend([] if line.size is None else [line.size])
+    entries = [f"- {label}{_at(sizes)}: {reason}" for (label, reason), sizes in found.items()]
     return "\n".join(["Skipped:\n", *entries, ""]) if entries else ""
 
 
-def _at(rows: Iterable[int]) -> str:
-    sizes = ", ".join(f"{size:,}" for size in sorted(set(rows)))
-    return f" at {sizes}" if sizes else ""
+def _at(sizes: Iterable[Size]) -> str:
+    ordered = sorted(set(sizes), key=lambda size: size.order)
+    return f" at {', '.join(map(shape, ordered))}" if ordered else ""
+
+
+def shape(size: Size) -> str:
+    """What varies within one table."""
+    return " x ".join(f"{number:,}" for number in (size.rows, size.patches, size.sentences) if number is not None)
 
 
 def progress(line: Line) -> str:
     """One line of at most 79 characters."""
-    shape = "" if line.rows is None else f"{line.rows}x{line.width}"
     pass_ = {"forward": "fwd", "forward+backward": "fwd+bwd", None: ""}[line.pass_]
-    start = f"{line.contender:<9} {line.variant:<9} {pass_:<7} {shape:>11} "
+    start = f"{line.contender:<9} {line.variant:<9} {pass_:<7} {_short_shape(line.size):>11} "
     if line.seconds is None or line.eff is None:
         return f"{start} skipped: {line.skipped}"[:79]
     ratio = "" if line.ratio is None else f"x{line.ratio.median:.2f}"
     memory = "" if line.peak_bytes is None else size(line.peak_bytes)
     wrong = "" if line.agreement is None or line.agreement.right else " WRONG"
     return f"{start}{duration(line.seconds.median):>8} {ratio:>6} eff {line.eff:.2f} {memory:>8}{wrong}"[:79]
+
+
+def _short_shape(size: Size | None) -> str:
+    """Rows and width, or rows, patches and sentences of an image."""
+    if size is None:
+        return ""
+    if size.patches is None or size.sentences is None:
+        return f"{size.rows}x{size.width}"
+    return f"{size.rows}x{size.patches}x{size.sentences / size.rows:g}"
 
 
 def duration(seconds: float) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batches import Batch
-from contenders import ours
+import record
 from emocap_kernels.fused import shapes
 from emocap_kernels.fused.shapes import Shape
 from machine import Occasion, versions
 from outcome import Skipped
+from pairs import Pairs, ours
 from passes import call_of
 from timing import Spread, clock_of, in_rounds, spread
 from variants import PASSES, Pass, Variant
@@ -30,7 +30,7 @@ class Tried:
     seconds: Spread | None
     skipped: str | None
 
-    def line(self, about: Occasion, batch: Batch) -> str:
+    def line(self, about: Occasion, batch: Pairs) -> str:
         rows, width = batch.image.shape
         size = {"rows": rows, "width": width, "dtype": str(batch.image.dtype).removeprefix("torch.")}
         return json.dumps({"what": WHAT, **asdict(self), **size, **versions(None), **asdict(about)})
@@ -58,13 +58,13 @@ CANDIDATES = tuple(
 )
 
 
-def tune(batch: Batch, variants: Sequence[Variant], about: Occasion, out: Path, *, repeats: int) -> Iterator[Tried]:
+def tune(batch: Pairs, variants: Sequence[Variant], about: Occasion, out: Path, *, repeats: int) -> Iterator[Tried]:
     """Tries every candidate on `batch` for each of `variants`.
 
     Raises:
         ValueError: Without a CUDA device.
     """
-    device = batch.image.device
+    device = batch.device
     if device.type != "cuda":
         raise ValueError("tune needs a CUDA device; elsewhere Triton's interpreter only checks the kernels.")
     for variant in variants:
@@ -75,12 +75,11 @@ def tune(batch: Batch, variants: Sequence[Variant], about: Occasion, out: Path, 
                     tried = Tried(variant.name, pass_, tile, None, readings.reason)
                 else:
                     tried = Tried(variant.name, pass_, tile, spread(readings), None)
-                with out.open("a") as lines:
-                    lines.write(tried.line(about, batch) + "\n")
+                record.append(out, tried.line(about, batch))
                 yield tried
 
 
-def _with(tile: Shape, batch: Batch, variant: Variant, pass_: Pass) -> Callable[[], object]:
+def _with(tile: Shape, batch: Pairs, variant: Variant, pass_: Pass) -> Callable[[], object]:
     call = call_of(ours("fused", variant), batch, variant, pass_)
 
     def timed() -> object:

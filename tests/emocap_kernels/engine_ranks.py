@@ -1,0 +1,188 @@
+"""One rank of a tiny training in float64, under DDP or a stage of DeepSpeed's ZeRO; a script that a test starts.
+
+Every optimizer step has another setting of the two losses, so a run is a path through all of them; whoever walks it in
+one process without any engine must arrive at the same weights.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+ROWS, WIDTH, PATCHES = 9, 16, 4
+RATE = 0.05
+# Uneven, and an empty rank from three ranks on.
+COUNTS = {1: (9,), 2: (5, 4), 3: (4, 0, 5), 4: (2, 3, 0, 4)}
+ENGINES = ("ddp", "zero 1", "zero 2", "zero 3")
+
+
+class Towers(nn.Module):
+    """Linear towers for images, texts, patches and sentences, both scales and a bias."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        source = torch.Generator().manual_seed(7)
+        for name in ("image", "text", "patches", "sentences"):
+            weight = torch.randn(WIDTH, WIDTH, generator=source, dtype=torch.float64)
+            self.register_parameter(name, nn.Parameter(weight.to(dtype)))
+        for name, value in (("log_scale", 2.0), ("log_local_scale", 1.5), ("bias", -2.0)):
+            self.register_parameter(name, nn.Parameter(torch.full((1,), value, dtype=dtype)))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = ("image", "text", "patches", "sentences")
+        found = {name: normalize(batch[name] @ getattr(self, name), dim=-1) for name in names}
+        scales = {"scale": self.log_scale.exp(), "local_scale": self.log_local_scale.exp(), "bias": self.bias * 1.0}
+        return {**found, **scales, "owner": batch["owner"], "ids": batch["ids"]}
+
+
+def batch_of(step: int, rows: slice, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The rows of one rank; sample r has r % 4 sentences."""
+    source = torch.Generator().manual_seed(100 + step)
+    owner = torch.arange(ROWS).repeat_interleave(torch.arange(ROWS) % 4)
+    drawn = {
+        "image": torch.randn(ROWS, WIDTH, generator=source, dtype=torch.float64),
+        "text": torch.randn(ROWS, WIDTH, generator=source, dtype=torch.float64),
+        "patches": torch.randn(ROWS, PATCHES, WIDTH, generator=source, dtype=torch.float64),
+        "sentences": torch.randn(len(owner), WIDTH, generator=source, dtype=torch.float64),
+    }
+    mine = (owner >= rows.start) & (owner < rows.stop)
+    local = {name: (each[mine] if name == "sentences" else each[rows]).to(dtype) for name, each in drawn.items()}
+    return {**local, "owner": owner[mine] - rows.start, "ids": (torch.arange(ROWS) // 2)[rows]}
+
+
+def settings(backends: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """For each step, what the global and what the local loss get beside the vectors."""
+    rules = [
+        Mining(guide, threshold, top_k, treatment)
+        for guide in ("counterpart", "text", "image", "consensus", "joint")
+        for threshold, top_k in ((0.1, None), (None, 2))
+        for treatment in ("attract", "ignore")
+    ]
+    for number, rule in enumerate((None, *rules)):
+        backend, schedule = backends[number % len(backends)], ("gather", "ring", "hierarchical")[number % 3]
+        shared = {"backend": backend, "schedule": schedule}
+        objective = ("infonce", "mil_nce", "sigmoid")[number % 3]
+        yield {"objective": objective, "mining": rule, **shared}, {"mining": rule, **shared}
+    shared = {"backend": backends[-1]}
+    yield {**shared}, {"scope": "image"}
+
+
+def total(found: dict[str, Tensor], far: dict[str, Any], near: dict[str, Any], group: Any) -> Tensor:
+    bias = found["bias"] if far.get("objective") == "sigmoid" else None
+    whole = contrastive_loss(
+        found["image"], found["text"], found["scale"], bias=bias, ids=found["ids"], group=group, **far
+    )
+    local = region_contrastive_loss(
+        found["patches"], found["sentences"], found["owner"], found["local_scale"], group=group, **near
+    )
+    # Every parameter takes part in every step.
+    return whole.loss + local.loss + 0.0 * found["bias"].sum()
+
+
+Step = Callable[[list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]], None]
+
+
+def walk(step: Step, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
+    """All optimizer steps, of `accumulation` batches each."""
+    for number, (far, near) in enumerate(settings(backends)):
+        batches = [batch_of(number * accumulation + part, rows, dtype) for part in range(accumulation)]
+        step([(batch, far, near) for batch in batches])
+
+
+def alone(accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> dict[str, Tensor]:
+    """Weights after the walk in one process, with plain autograd and plain steps."""
+    towers = Towers(dtype)
+    optimizer = torch.optim.SGD(towers.parameters(), lr=RATE)
+
+    def step(parts: list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]) -> None:
+        optimizer.zero_grad()
+        for batch, far, near in parts:
+            (total(towers(batch), far, near, None) / len(parts)).backward()
+        optimizer.step()
+
+    walk(step, slice(0, ROWS), accumulation, dtype, backends)
+    return {name: weight.detach().clone() for name, weight in towers.named_parameters()}
+
+
+def under_ddp(rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> dict[str, Tensor]:
+    wrapped = DistributedDataParallel(Towers(dtype))
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=RATE)
+
+    def step(parts: list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]) -> None:
+        optimizer.zero_grad()
+        for number, (batch, far, near) in enumerate(parts):
+            wrapped.require_backward_grad_sync = number == len(parts) - 1
+            (total(wrapped(batch), far, near, dist.group.WORLD) / len(parts)).backward()
+        optimizer.step()
+
+    walk(step, rows, accumulation, dtype, backends)
+    return {name: weight.detach().clone() for name, weight in wrapped.module.named_parameters()}
+
+
+def under_zero(
+    stage: int, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]
+) -> dict[str, Tensor]:
+    import deepspeed  # noqa: PLC0415  (a second to import; DDP does without)
+
+    towers = Towers(dtype)
+    engine, *_ = deepspeed.initialize(
+        model=towers,
+        optimizer=torch.optim.SGD(towers.parameters(), lr=RATE),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": accumulation,
+            "zero_optimization": {"stage": stage},
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        },
+    )
+
+    def step(parts: list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]) -> None:
+        for batch, far, near in parts:
+            engine.backward(total(engine(batch), far, near, dist.group.WORLD))
+            engine.step()
+
+    walk(step, rows, accumulation, dtype, backends)
+    gathered = deepspeed.zero.GatheredParameters(list(towers.parameters()), enabled=stage == 3)
+    with gathered:
+        return {name: weight.detach().clone() for name, weight in towers.named_parameters()}
+
+
+def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), DS_ACCELERATOR="cpu", EMOCAP_NODE=str(rank // 2)
+    )
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
+    first = sum(COUNTS[size][:rank])
+    rows = slice(first, first + COUNTS[size][rank])
+    found: dict[tuple[str, int], dict[str, Tensor]] = {}
+    for accumulation in (1, 2):
+        shared = rows, accumulation, dtype, backends
+        found["ddp", accumulation] = under_ddp(*shared)
+        for stage in (1, 2, 3):
+            found[f"zero {stage}", accumulation] = under_zero(stage, *shared)
+    if rank == 0:
+        torch.save(found, folder / "weights.pt")
+    dist.barrier()
+    # Engines leave threads behind that would not let the process end.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), getattr(torch, sys.argv[4]), tuple(sys.argv[5:]))
