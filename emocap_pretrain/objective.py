@@ -30,10 +30,11 @@ class Objective:
 
     settings: Settings
     group: ProcessGroup | None
+    vectors: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, config: Config, group: ProcessGroup | None) -> "Objective":
-        return cls(config.objective, group)
+        return cls(config.objective, group, vector_dtype(config))
 
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> Terms:
         """Terms of the global batch.
@@ -60,29 +61,36 @@ class Objective:
     def _aligned(self, embeddings: Embeddings, text: Tensor, ids: Tensor, mined: bool) -> LossResult:
         mining = self.settings.mining
         return emocap_kernels.contrastive_loss(
-            embeddings.image,
-            text,
+            embeddings.image.to(self.vectors),
+            text.to(self.vectors),
             embeddings.scale,
             mining=Mining(**mining.model_dump()) if mining and mined else None,
             ids=ids if self.settings.known_positives else None,
             group=self.group,
+            schedule=self.settings.schedule,
             backend=self.settings.backend,
         )
 
     def _local(self, embeddings: Embeddings, owner: Tensor, mined: bool) -> LossResult:
         mining = self.settings.local_mining
         return emocap_kernels.region_contrastive_loss(
-            embeddings.patches,
-            embeddings.sentences,
+            embeddings.patches.to(self.vectors),
+            embeddings.sentences.to(self.vectors),
             owner,
             embeddings.local_scale,
             sharpness=self.settings.sharpness,
             scope=self.settings.scope,
             mining=Mining(guide="text", **mining.model_dump()) if mining and mined else None,
             group=self.group,
-            # There are fused kernels for the global loss alone.
-            backend="auto" if self.settings.backend == "fused" else self.settings.backend,
+            schedule=self.settings.schedule,
+            backend=self.settings.backend,
         )
+
+
+def vector_dtype(config: Config) -> torch.dtype:
+    """Of the unit vectors that the losses multiply: products are added in float32 whatever it is."""
+    chosen = config.engine.precision if config.objective.vectors == "auto" else config.objective.vectors
+    return torch.bfloat16 if chosen == "bf16" else torch.float32
 
 
 def _metrics(name: str, result: LossResult) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import yaml
-from emocap_kernels import Mining, choose_backend
+from emocap_kernels import Mining, choose_backend, choose_region_backend
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
@@ -13,6 +13,7 @@ from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.memory import MemoryEstimate, estimate
+from emocap_pretrain.objective import vector_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Plan:
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
-        rows = (*self._split(), self._loss(), *self.memory.lines(), *self._data())
+        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data())
         lines = [f"{name:<16}{value}" for name, value in rows]
         return f"{resolved}\n# plan\n" + "\n".join(lines)
 
@@ -49,17 +50,26 @@ class Plan:
             ("batch", f"global {self.config.global_batch} = {self.ranks} ranks x {self.micro_batch}"),
         ]
 
-    def _loss(self) -> tuple[str, str]:
+    def _losses(self) -> list[tuple[str, str]]:
+        settings = self.config.objective
         if self.on_gpu and not torch.cuda.is_available():
-            return ("global loss", f"{self.config.objective.backend}, decided on the GPUs")
-        vectors = torch.empty(0, self.config.model.embedding, device="cuda" if self.on_gpu else "cpu")
-        rule = self.config.objective.mining
+            return [(name, f"{settings.backend}, decided on the GPUs") for name in ("global loss", "local loss")]
+        width, dtype = self.config.model.embedding, vector_dtype(self.config)
+        vectors = torch.empty(0, width, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
+        rule, local_rule = settings.mining, settings.local_mining
         mining = Mining(**rule.model_dump()) if rule else None
+        local_mining = Mining(guide="text", **local_rule.model_dump()) if local_rule else None
         try:
-            choice = choose_backend(vectors, vectors, mining=mining, backend=self.config.objective.backend)
+            whole = choose_backend(vectors, vectors, mining=mining, backend=settings.backend)
+            local = choose_region_backend(
+                vectors[:, None], vectors, scope=settings.scope, mining=local_mining, backend=settings.backend
+            )
         except NotSupportedError as error:
             raise ConfigError(f"objective.backend: {error}") from None
-        return ("global loss", f"{choice.backend}: {choice.reason}")
+        return [
+            ("global loss", f"{whole.backend}: {whole.reason}"),
+            ("local loss", f"{local.backend}: {local.reason}"),
+        ]
 
     def _data(self) -> list[tuple[str, str]]:
         if self.manifest is None:

@@ -30,6 +30,7 @@ FREE = (
     "data.prefetch",
     "data.error_budget",
     "objective.backend",
+    "objective.schedule",
 )
 
 

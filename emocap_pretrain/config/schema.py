@@ -158,7 +158,14 @@ class Objective(Section):
     mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
     known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
     backend: Literal["auto", "reference", "chunked", "fused"] = Field(
-        default="auto", description="Of the losses; fused is of the global ones, the local loss is then chunked."
+        default="auto", description="Of all losses; auto is fused where its kernels can run, else chunked."
+    )
+    schedule: Literal["auto", "gather", "hierarchical", "ring"] = Field(
+        default="auto",
+        description="How texts reach all ranks; auto is hierarchical from two machines on, ring needs least memory.",
+    )
+    vectors: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="What the losses multiply and ranks exchange; auto is engine.precision."
     )
     model_config = ConfigDict(serialize_by_alias=True)
 

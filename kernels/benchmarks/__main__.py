@@ -161,14 +161,16 @@ def _regions(options: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple
 
 def _refuse_foreign(options: argparse.Namespace) -> None:
     """Options that the command would not read."""
-    local, step = options.loss == REGION.name and options.command == "measure", options.command == "step"
-    for flag, given, read in (
-        ("--patches", options.patches, local),
-        ("--sentences-per-image", options.sentences_per_image, local or step),
-        ("--large", options.large, not local and not step),
+    local = options.loss == REGION.name
+    for flag, given, readers in (
+        ("--patches", options.patches, [("measure", True)]),
+        ("--sentences-per-image", options.sentences_per_image, [("measure", True), ("step", local)]),
+        ("--large", options.large, [("measure", False)]),
     ):
-        if given and not read:
-            raise ValueError(f"{flag} is of {'the global loss' if local else '--loss region'} only.")
+        if given and (options.command, local) not in readers:
+            raise ValueError(f"{flag} is not read by {options.command} --loss {options.loss}.")
+    if options.command == "tune" and local:
+        raise ValueError("tune tries tiles of the global loss only.")
 
 
 def _large(plan: Plan) -> Plan:

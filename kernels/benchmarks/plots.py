@@ -181,8 +181,8 @@ def _sweeps(topic: Topic, lines: Sequence[Line]) -> Iterator[tuple[Sweep, str, S
 def _longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
     """The most sizes that differ in what `sweep` varies alone; of equally many the largest."""
     groups: dict[tuple[float, ...], list[Size]] = {}
-    for size in sorted(sizes, key=lambda size: size.order):
-        groups.setdefault(sweep.fixed(size), []).append(size)
+    for each in sorted(sizes, key=lambda each: each.order):
+        groups.setdefault(sweep.fixed(each), []).append(each)
     return max(groups.values(), key=lambda group: (len(group), group[-1].order))
 
 
@@ -238,7 +238,7 @@ def _draw_panel(
     chosen = [line for line in lines if line.pass_ == panel.pass_]
     for label, style in styles.items():
         drawn = [(line.size, panel.value(line)) for line in chosen if line.label == label]
-        points = sorted((sweep.value(size), value) for size, value in drawn if size is not None and value)
+        points = sorted((sweep.value(at), value) for at, value in drawn if at is not None and value)
         if points:
             axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
     if panel.limited:
@@ -254,13 +254,14 @@ def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Line]) -> None:
     if not limits:
         return
     along = sorted(limits)
+    what = _TOPICS[lines[0].what].limited
     axes.plot(
         along,
         [median(limits[each]) for each in along],
         color="0.45",
         linewidth=1.2,
         linestyle=":",
-        label=f"limit: fewest operations with no\nmatrix kept, at the rate of a product\n({_TOPICS[lines[0].what].limited})",
+        label=f"limit: fewest operations with no\nmatrix kept, at the rate of a product\n({what})",
     )
 
 

@@ -44,7 +44,8 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         raw: dict[str, Any] = json.loads(text)
-        return cls(**{**raw, "sizes": [Size(**each) for each in raw["sizes"]]})
+        raw["sizes"] = [Size(**each) for each in raw["sizes"]]
+        return cls(**raw)
 
     @property
     def about(self) -> Subject:
@@ -120,9 +121,10 @@ def _how_it_ended(code: int, errors: str) -> str:
 
 def _finding(text: str) -> Finding:
     raw: dict[str, Any] = json.loads(text)
-    kinds: Mapping[str, type] = {"size": Size, "agreement": Agreement, "sampled": Sampled}
-    nested = {name: None if raw[name] is None else kind(**raw[name]) for name, kind in kinds.items()}
-    return Finding(**{**raw, **nested})
+    kinds: Mapping[str, type[Any]] = {"size": Size, "agreement": Agreement, "sampled": Sampled}
+    for name, kind in kinds.items():
+        raw[name] = None if raw[name] is None else kind(**raw[name])
+    return Finding(**raw)
 
 
 def findings_of(contender: Contender, job: Job) -> Iterator[Finding]:

@@ -88,9 +88,9 @@ def best_patches(batch: Regions) -> Tensor:
 
 
 def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
-    """The mean of both cross-entropies of `score` [rows, sentences]; an image has all of its own sentences as positives.
+    """The mean of both cross-entropies of `score` [rows, sentences].
 
-    Images without a sentence are candidates only.
+    All sentences of an image are its positives; images without a sentence are candidates only.
     """
     own = owner == torch.arange(len(score), device=score.device)[:, None]
     count = own.sum(1)

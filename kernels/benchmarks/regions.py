@@ -55,14 +55,15 @@ class Regions:
         return [self.patches, self.sentences, self.scale]
 
     def to(self, dtype: torch.dtype) -> Regions:
-        return Regions(*(leaf(tensor, dtype) for tensor in (self.patches, self.sentences, self.scale)), self.owner)
+        patches, sentences, scale = (leaf(tensor, dtype) for tensor in (self.patches, self.sentences, self.scale))
+        return Regions(patches, sentences, scale, self.owner)
 
 
 def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Regions:
     """A batch half way through training: a sentence resembles one patch of its image, and the others a little.
 
-    Four sentences, mostly of different images, say the same, at cosines that a rounding cannot move across the threshold
-    of mining.
+    Four sentences, mostly of different images, say the same, at cosines that a rounding cannot move across the
+    threshold of mining.
     """
     source = torch.Generator(device).manual_seed(seed)
     patches, sentences = size.regions

@@ -28,7 +28,7 @@ from variants import LOCAL_THRESHOLD, THRESHOLD
 
 WHAT = "share of the objective in a training step"
 
-# Tokens of the global text, of the summary and of a local sentence, and the weights of their terms: the defaults of a run.
+# Defaults of a run: tokens of the global text, of the summary and of a local sentence, and the weights of their terms.
 _LENGTHS = (48, 77, 40)
 _WEIGHTS = (0.5, 0.5, 1.0)
 # How far towers with random weights, whose vectors are all alike, move the drawn vectors.

@@ -30,7 +30,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Vectors of any length: `image` [rows, embedding], `patches` [rows, patches, embedding], `texts` [each, embedding]."""
+    """Vectors of any length.
+
+    Attributes:
+        image: [rows, embedding].
+        patches: [rows, patches, embedding].
+        texts: [each, embedding].
+    """
 
     image: Tensor
     patches: Tensor

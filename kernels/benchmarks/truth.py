@@ -19,7 +19,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.1, tor
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Relative distances from float64: of the loss, and of the gradient of images (or patches) in the Frobenius norm."""
+    """Relative distances from float64: of the loss, and of the image (or patch) gradient in the Frobenius norm."""
 
     loss_error: float
     gradient_error: float

@@ -66,9 +66,7 @@ def check_sharpness(sharpness: float) -> None:
         raise ArgumentError(f"sharpness={sharpness} must be finite and at least 0.")
 
 
-def check_regions(
-    patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str
-) -> None:
+def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str) -> None:
     """Patches, sentences, and for each sentence an image, in an argument called `owner`."""
     check_floats("patches", patches, "rows", "patches", "width")
     check_floats("sentences", sentences, "sentences", "width")
@@ -88,7 +86,7 @@ def _check_range(name: str, images: Tensor, rows: int) -> None:
     if images.is_cuda:
         # The host would have to wait for the device; the device checks by itself.
         inside = (images >= 0) & (images < rows)
-        torch._assert_async(inside.all(), f"{name} must name local rows, 0 to {rows - 1}.")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        torch._assert_async(inside.all(), f"{name} must name local rows, 0 to {rows - 1}.")  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return
     low, high = (int(end) for end in images.aminmax())
     if low < 0 or high >= rows:

@@ -65,7 +65,7 @@ def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], 
     constants = {key: value for key, value in options.items() if key not in settings}
     for name, axes in REGION_TILES.items():
         # A piece of patches that is not there.
-        if "bP" in constants and constants.get(axes[-1]) == 1 or constants.get(axes[0]) == 1:
+        if ("bP" in constants and constants.get(axes[-1]) == 1) or constants.get(axes[0]) == 1:
             constants[name] = None
     if constants.get("MASKED") is False:
         constants["keep_ptr"] = None

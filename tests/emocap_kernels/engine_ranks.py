@@ -134,7 +134,7 @@ def under_ddp(rows: slice, accumulation: int, dtype: torch.dtype, backends: tupl
 def under_zero(
     stage: int, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    import deepspeed  # noqa: PLC0415  (a second to import; DDP does without)
+    import deepspeed
 
     towers = Towers(dtype)
     engine, *_ = deepspeed.initialize(

@@ -145,7 +145,8 @@ def test_without_any_wanted_gradient_none_is_made(objective, monkeypatch):
 def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objective, dtype):
     """As on a GPU, where the matrix units take them as they are."""
     *half, teacher = inputs_of(23, 16, dtype)
-    keywords = {"bias": None, "mining": None, "guide_image": None, "guide_text": None, "guide_scale": None, "schedule": "auto"}
+    keywords = {"bias": None, "mining": None, "guide_image": None, "guide_text": None, "guide_scale": None}
+    keywords |= {"schedule": "auto"}
     keywords |= {"objective": objective} | arguments(objective, half[3], teacher, None)
     answers = []
     for narrow in (True, False):

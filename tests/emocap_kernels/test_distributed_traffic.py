@@ -131,7 +131,7 @@ def test_within_an_image_no_vector_travels(ranks):
 
 def crossing_job(group: Any, rank: int, schedule: str) -> int:
     """Bytes that come from the other machine, in a step."""
-    from emocap_kernels.distributed import collectives  # noqa: PLC0415
+    from emocap_kernels.distributed import collectives
 
     crossed = 0
     original = collectives.dist.P2POp

@@ -10,37 +10,34 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import batches  # noqa: E402 - beside the script that is tested, not in a package
-import contenders  # noqa: E402
-import memory  # noqa: E402
+import memory  # noqa: E402 - beside the script that is tested, not in a package
+import pairs  # noqa: E402
 import peers  # noqa: E402
 import probe  # noqa: E402
 import record  # noqa: E402
+import region_losses  # noqa: E402
+import regions  # noqa: E402
 import tables  # noqa: E402
 import timing  # noqa: E402
 import truth  # noqa: E402
 from machine import Occasion  # noqa: E402
 from measure import Plan, measure  # noqa: E402
 from outcome import Skipped, attempt  # noqa: E402
-from variants import BOTH, FORWARD, PLAIN, VARIANTS, floor_flops  # noqa: E402
+from pairs import GLOBAL  # noqa: E402
+from regions import REGION  # noqa: E402
+from subject import Contender, Size, Subject  # noqa: E402
+from variants import BOTH, FORWARD, LOCAL_VARIANTS, PLAIN, VARIANTS, floor_flops, local_floor_flops  # noqa: E402
 
 CPU = torch.device("cpu")
 main = runpy.run_path(str(BENCHMARKS / "__main__.py"))["main"]
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a tiny run leaves: chunked and dense measured, liger skipped."""
-    path = tmp_path_factory.mktemp("benchmarks") / "contrastive.jsonl"
-    chosen = [
-        contender
-        for contender in contenders.roster()
-        if contender.name in ("chunked", "dense", "liger") and contender.variant == PLAIN
-    ]
+def run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
+    """Appends what a tiny run leaves."""
     plan = Plan(
+        subject=subject,
         contenders=chosen,
-        rows=(24, 48),
-        widths=(16,),
+        sizes=sizes,
         dtype=torch.float32,
         device=CPU,
         repeats=3,
@@ -48,8 +45,28 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
         matmul=64,
     )
     for line in measure(plan, Occasion("a CPU", "0123", "2026-01-01", "a test")):
-        record.append(path, line)
+        record.append(path, record.to_json(line))
     return path
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the global loss: chunked and dense measured, liger skipped."""
+    chosen = [
+        contender
+        for contender in GLOBAL.roster()
+        if contender.name in ("chunked", "dense", "liger") and contender.variant == PLAIN
+    ]
+    path = tmp_path_factory.mktemp("benchmarks") / "contrastive.jsonl"
+    return run(path, GLOBAL, chosen, [Size(24, 16), Size(48, 16)])
+
+
+@pytest.fixture(scope="module")
+def local_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the local loss: all that run without a compiler measured, fused skipped; patches and sentences vary."""
+    chosen = [contender for contender in REGION.roster() if not contender.compiles]
+    path = tmp_path_factory.mktemp("benchmarks") / "region.jsonl"
+    return run(path, REGION, chosen, [Size(12, 16, 4, 24), Size(12, 16, 9, 24), Size(12, 16, 9, 36)])
 
 
 @pytest.mark.parametrize(
@@ -58,8 +75,24 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_floor_counts_products_of_images_and_texts(variant: str, forward: int, both: int) -> None:
     (chosen,) = (each for each in VARIANTS if each.name == variant)
-    assert floor_flops(chosen, FORWARD, 10, 3) == forward * 10 * 10 * 3
-    assert floor_flops(chosen, BOTH, 10, 3) == both * 10 * 10 * 3
+    assert floor_flops(chosen, FORWARD, Size(10, 3)) == forward * 10 * 10 * 3
+    assert floor_flops(chosen, BOTH, Size(10, 3)) == both * 10 * 10 * 3
+
+
+@pytest.mark.parametrize(
+    ("variant", "forward", "both"),
+    [
+        ("plain", 2 * 10 * 7, 8 * 10 * 7),
+        ("threshold", 2 * 10 * 7 + 2 * 20, 8 * 10 * 7 + 4 * 20),
+        ("sparc", 4 * 7, 12 * 7),
+        ("flair", 2 * 10 * 7, 8 * 10 * 7),
+    ],
+)
+def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forward: int, both: int) -> None:
+    (chosen,) = (each for each in LOCAL_VARIANTS if each.name == variant)
+    size = Size(10, 3, patches=7, sentences=20)
+    assert local_floor_flops(chosen, FORWARD, size) == forward * 20 * 3
+    assert local_floor_flops(chosen, BOTH, size) == both * 20 * 3
 
 
 def test_a_spread_is_made_of_the_readings() -> None:
@@ -147,34 +180,113 @@ def test_progress_fits_a_terminal(records: Path) -> None:
     assert max(len(tables.progress(line)) for line in [*lines, *long]) < 80
 
 
+def test_a_local_run_measures_everybody_in_the_passes_that_they_have(local_records: Path) -> None:
+    lines = record.read(local_records)
+    at = Size(12, 16, 9, 36)
+    measured = {(line.label, line.pass_) for line in lines if line.size == at and line.skipped is None}
+    names = ("chunked", "chunked threshold", "chunked sparc", "dense", "reference", "dense sparc", "dense flair")
+    assert measured == {(who, each) for who in names for each in (FORWARD, BOTH)} | {("blockwise maxsim", FORWARD)}
+    assert {line.label for line in lines if line.skipped == "needs a CUDA device"} == {"fused", "fused threshold"}
+
+
+def test_a_local_line_says_what_was_measured_and_against_what(local_records: Path) -> None:
+    lines = {(line.label, line.pass_): line for line in record.read(local_records) if line.sentences == 36}
+    plain, other = lines["dense", BOTH], lines["dense flair", BOTH]
+    assert (plain.what, plain.rows, plain.patches, plain.width) == ("local contrastive loss", 12, 9, 16)
+    assert plain.floor_flops == other.floor_flops == 8 * 12 * 9 * 36 * 16
+    assert plain.ratio_to == other.ratio_to == "chunked"
+    assert max(plain.agreement.loss_error, plain.agreement.gradient_error) < 1e-5
+    assert max(plain.sampled.loss_error, plain.sampled.image_gradient_error, plain.sampled.text_gradient_error) < 1e-5
+    # Another function says so, and is held to the truth only where ours has it too.
+    assert plain.function is None
+    assert other.function.startswith("in the style of FLAIR")
+    assert other.agreement is other.sampled is lines["blockwise maxsim", FORWARD].agreement is None
+    assert lines["dense sparc", BOTH].agreement.right
+    assert lines["chunked sparc", BOTH].ratio.median != 1
+
+
+def test_local_plots_are_made_over_each_size_that_varies(local_records: Path, tmp_path: Path) -> None:
+    assert main(["plot", "--loss", "region", "--out", str(local_records), "--figures", str(tmp_path)]) == 0
+    end = "a-cpu-float32-16.svg"
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        f"region{kind}-{over}-{end}" for kind in ("", "-variants") for over in ("sentences", "patches")
+    }
+
+
+def test_local_tables_name_sizes_in_full(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--loss", "region", "--out", str(local_records)]) == 0
+    text = capsys.readouterr().out
+    assert "| images x patches x sentences | 12 x 4 x 24 | 12 x 9 x 24 | 12 x 9 x 36 |" in text
+    assert "| dense flair |" in text
+
+
+def test_local_losses_of_plain_pytorch_are_ours_also_where_images_own_nothing() -> None:
+    batch = regions.draw(Size(9, 16, 5, 11), torch.float64, CPU)
+    assert len(batch.owner.unique()) < 9
+    for name, loss in (("plain", region_losses.dense), ("sparc", region_losses.within_images)):
+        (variant,) = (each for each in LOCAL_VARIANTS if each.name == name)
+        assert loss(batch).item() == pytest.approx(regions.ours("reference", variant)(batch).item(), rel=1e-12)
+
+
+def test_one_patch_is_pooled_as_it_is() -> None:
+    batch = regions.draw(Size(6, 16, 1, 8), torch.float64, CPU)
+    score = torch.einsum("ipd,nd->in", batch.patches, batch.sentences)
+    assert torch.allclose(region_losses.best_patches(batch), score)
+    assert region_losses.pooled_vectors(batch).item() == pytest.approx(region_losses.dense(batch).item())
+
+
+def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "step.jsonl"
+    words = ["--image-tower", "test_vit", "--text-layers", "1", "--text-width", "64", "--width", "16"]
+    assert main(["step", *words, "--rows", "4", "--device", "cpu", "--repeats", "2", "--out", str(out)]) == 0
+    line = json.loads(out.read_text())
+    assert (line["rows"], line["sentences"], line["image"], line["dtype"]) == (4, 16, "test_vit", "float32")
+    assert all(line[part]["min"] > 0 for part in ("step", "towers", "objective", "local", "share"))
+    assert "share" in capsys.readouterr().out
+
+
+def test_options_that_a_command_does_not_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--patches", "49"]) == 1
+    assert main(["step", "--large"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: --patches is not read by measure --loss global.",
+        "error: --large is not read by step --loss global.",
+    ]
+
+
 def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--contenders", "nobody"]) == 1
     assert capsys.readouterr().err.startswith("error: --contenders nobody is unknown; it must be one of fused, chunked")
 
 
 def test_a_contender_that_is_wrong_is_told() -> None:
-    wrong = contenders.Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * contenders.dense(batch))
-    found = truth.agreement(wrong, 16, torch.float32, CPU)
+    wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * pairs.dense(batch))
+    found = truth.agreement(GLOBAL, wrong, 16, torch.float32, CPU)
     assert isinstance(found, truth.Agreement)
     assert found.loss_error == pytest.approx(0.5, rel=1e-3)
     assert not found.right
 
 
 def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
-    batch = batches.draw(40, 16, torch.float64, CPU)
-    found = truth.sampled(contenders.dense, batch, PLAIN, 8)
-    assert max(found.loss_error, found.image_gradient_error, found.text_gradient_error) < 1e-12
+    for subject, size, loss in (
+        (GLOBAL, Size(40, 16), pairs.dense),
+        (REGION, Size(40, 16, 5, 60), region_losses.dense),
+    ):
+        found = truth.sampled(subject, loss, subject.draw(size, torch.float64, CPU), PLAIN, 8)
+        assert found.rows == 8
+        assert max(found.loss_error, found.image_gradient_error, found.text_gradient_error) < 1e-12
 
 
 def test_a_dense_size_beyond_half_of_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
-    assert memory.dense_refusal(8192, CPU) is None
-    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(16384, CPU)
+    assert memory.dense_refusal(pairs.dense_bytes(Size(8192, 512)), CPU) is None
+    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(pairs.dense_bytes(Size(16384, 512)), CPU)
 
 
 def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
-    batch = batches.draw(8, 256, torch.float32, CPU)
+    batch = pairs.draw(Size(8, 256), torch.float32, CPU)
     for peer in (peers.open_clip, peers.open_clip_sigmoid, peers.inf_cl, peers.cut_cross_entropy, peers.liger):
         skipped = attempt(lambda peer=peer: peer(batch))
         assert isinstance(skipped, Skipped)
@@ -182,11 +294,18 @@ def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 
 
 def test_what_a_process_did_not_live_to_report_is_skipped_with_its_end() -> None:
+    size = Size(8, 4)
     job = probe.Job(
-        name="dense", variants=("plain",), rows=(8,), width=4, dtype="float32", device="nowhere", check_rows=0
+        subject="global",
+        name="dense",
+        variants=("plain",),
+        sizes=(size,),
+        dtype="float32",
+        device="nowhere",
+        check_rows=0,
     )
     findings = probe.probe(job)
-    assert set(findings) == {("plain", None, None), ("plain", 8, FORWARD), ("plain", 8, BOTH)}
+    assert set(findings) == {("plain", None, None), ("plain", size, FORWARD), ("plain", size, BOTH)}
     assert all((each.skipped or "").startswith("its process failed: RuntimeError") for each in findings.values())
 
 

@@ -12,7 +12,10 @@ from torch import Tensor
 SCRIPT = Path(engine_ranks.__file__)
 
 
-def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -> dict[tuple[str, int], dict[str, Tensor]]:
+Weights = dict[tuple[str, int], dict[str, Tensor]]
+
+
+def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -> Weights:
     """After the walk of `size` ranks, by engine and accumulation."""
     commands = [
         [sys.executable, str(SCRIPT), str(rank), str(size), str(folder), dtype, *backends] for rank in range(size)

@@ -85,7 +85,8 @@ def test_tiles_give_the_cross_entropy_of_both_directions(height, width, size):
     eye = torch.eye(9, dtype=torch.bool)
     positive = [eye | (torch.rand(9, 9, generator=source) > 0.7) for _ in range(2)]
     dropped = [~chosen & (torch.rand(9, 9, generator=source) > 0.5) for chosen in positive]
-    rows, columns, gradient = swept(score.detach(), Masks(*positive, *dropped), even_blocks(9, height), even_blocks(9, width))
+    targets = Masks(*positive, *dropped)
+    rows, columns, gradient = swept(score.detach(), targets, even_blocks(9, height), even_blocks(9, width))
     means = [(score * chosen).sum(axis) / chosen.sum(axis) for chosen, axis in zip(positive, (1, 0), strict=True)]
     by_row = score.masked_fill(dropped[0], float("-inf")).logsumexp(1) - means[0]
     by_column = score.masked_fill(dropped[1], float("-inf")).logsumexp(0) - means[1]

@@ -20,7 +20,8 @@ def test_pieces_cover_the_patches_within_what_registers_hold(patches):
 
 
 @pytest.mark.parametrize(
-    ("patches", "pieces"), [(196, (128, 64, 16)), (49, (64, 1, 1)), (256, (256, 1, 1)), (144, (128, 16, 1)), (1, (16, 1, 1))]
+    ("patches", "pieces"),
+    [(196, (128, 64, 16)), (49, (64, 1, 1)), (256, (256, 1, 1)), (144, (128, 16, 1)), (1, (16, 1, 1))],
 )
 def test_usual_towers_get_few_and_full_pieces(patches, pieces):
     assert pieces_of(patches, 256) == pieces

@@ -138,3 +138,30 @@ def test_both_scales_are_learned():
     assert vectors.local_scale.grad is not None
     assert vectors.scale.grad.item() != 0
     assert vectors.local_scale.grad.item() != 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "vectors", "expected"),
+    [("fp32", "auto", torch.float32), ("bf16", "auto", torch.bfloat16), ("bf16", "fp32", torch.float32)],
+)
+def test_losses_multiply_vectors_of_the_engines_precision_unless_told_otherwise(
+    tiny_config, precision, vectors, expected, monkeypatch
+):
+    seen: list[torch.dtype] = []
+    for name in ("contrastive_loss", "region_contrastive_loss"):
+        original = getattr(emocap_kernels, name)
+
+        def watched(*tensors, original=original, **settings):
+            seen.extend(tensor.dtype for tensor in tensors[:2])
+            return original(*tensors, **settings)
+
+        monkeypatch.setattr(emocap_kernels, name, watched)
+    engine = tiny_config.engine.model_copy(update={"precision": precision})
+    objective = tiny_config.objective.model_copy(update={"vectors": vectors})
+    config = tiny_config.model_copy(update={"engine": engine, "objective": objective})
+    given = embeddings()
+    result = Objective.of(config, None)(given, DISTINCT, 0)
+    result.loss.backward()
+    assert set(seen) == {expected}
+    assert given.patches.grad is not None
+    assert given.patches.grad.dtype == torch.float32

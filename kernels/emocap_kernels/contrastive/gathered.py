@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from emocap_kernels.contrastive.inputs import Inputs
-from emocap_kernels.contrastive.problem import Features, Problem, Side, sides_needed
+from emocap_kernels.contrastive.problem import SIDES, Features, Problem, Side, sides_needed
 from emocap_kernels.distributed.columns import Columns
 from emocap_kernels.distributed.numbers import gather_rows, gather_to_repeat
 from emocap_kernels.distributed.ranks import ALONE, Ranks, Span
@@ -32,7 +32,8 @@ def one_sided(inputs: Inputs, span: Span, ranks: Ranks, *, needs_gradient: bool,
     if needs_gradient and not text.requires_grad:
         text = text.detach().requires_grad_()
     guided = inputs.mining is not None or inputs.objective == "soft"
-    sides = tuple(side for side in sorted(sides_needed(inputs.mining)) if guided and _travels(inputs, side))
+    needed = sides_needed(inputs.mining) if guided else set[Side]()
+    sides: tuple[Side, ...] = tuple(side for side in SIDES if side in needed and _travels(inputs, side))
     local = [text, *(inputs.guides()[side] for side in sides)]
     kind = typed(*inputs.guides().values(), inputs.text)
     features = None

@@ -27,7 +27,9 @@ class GradientSums:
         self.image = torch.zeros_like(self._image, dtype=wide) if needs_image else None
         self.scale = torch.zeros((), dtype=torch.float64, device=self._image.device)
         self.bias = torch.zeros((), dtype=torch.float64, device=self._image.device)
-        self._texts = Sums(problem.columns, self._image.new_empty(0, self._image.shape[1], dtype=wide), problem.text.dtype)
+        self._texts = Sums(
+            problem.columns, self._image.new_empty(0, self._image.shape[1], dtype=wide), problem.text.dtype
+        )
         self._needs_text = needs_text
         self._block: Block | None = None
         self._part: Tensor | None = None

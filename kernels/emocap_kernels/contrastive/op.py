@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from emocap_kernels import checks
-from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.choice import Backend
+from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.contrastive.choice import choose_backend
 from emocap_kernels.contrastive.gathered import one_sided, whole
 from emocap_kernels.contrastive.inputs import ALIKE, Inputs, facts
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def contrastive_loss(
+def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     image: Tensor,
     text: Tensor,
     scale: Tensor | float,
@@ -59,8 +59,8 @@ def contrastive_loss(
         guide_scale: Inverse temperature of the teacher of `soft`; None is `scale`.
         ids: int64 [rows]; samples of equal id, on any rank, are always positives of each other.
         group: The ranks that share the batch; None means no communication. All of its ranks must call alike.
-        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` those of two at a time and
-            sends them again for the gradient. `auto` is `hierarchical` from two machines on, else `gather`.
+        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` holds two ranks' at a
+            time and sends them again for the gradient; `auto` is `hierarchical` from two machines on, else `gather`.
         backend: `choose_backend` says which one `auto` is, and why.
 
     Raises:

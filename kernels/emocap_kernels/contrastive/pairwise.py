@@ -122,9 +122,7 @@ class _LogSums:
 def _soft(problem: Problem, plan: Plan) -> _Soft:
     """A first sweep, for the normalisers."""
     span = problem.span
-    student, teacher = (
-        RunningBoth(span.local, span.total, first=span.first, like=problem.scale) for _ in range(2)
-    )
+    student, teacher = (RunningBoth(span.local, span.total, first=span.first, like=problem.scale) for _ in range(2))
     for block in problem.blocks():
         for rows in plan.rows:
             score = product(problem.image[rows], block.text.T).mul_(problem.scale)
@@ -156,9 +154,7 @@ class _Tallies:
         self._images = RunningTop(problem.span.local, like=problem.scale)
         self._texts = RunningTop(problem.span.total, like=problem.scale)
 
-    def add(
-        self, score: Tensor, targets: Targets, losses: tuple[Tensor, Tensor], rows: slice, block: Block
-    ) -> None:
+    def add(self, score: Tensor, targets: Targets, losses: tuple[Tensor, Tensor], rows: slice, block: Block) -> None:
         self._image_loss = self._image_loss + losses[0]
         self._text_loss = self._text_loss + losses[1]
         self._image_positives = self._image_positives + targets.row_counts().double().sum()

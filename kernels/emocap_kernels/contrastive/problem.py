@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from emocap_kernels.distributed.columns import Columns, Sums
 from emocap_kernels.distributed.columns import Block as Arrived
+from emocap_kernels.distributed.columns import Columns, Sums
 from emocap_kernels.distributed.ranks import Ranks, Span
 from emocap_kernels.mining import Guide, Mining, first_twins
 from emocap_kernels.products import product
 
 Side = Literal["image", "text"]
+SIDES: tuple[Side, ...] = ("image", "text")
 Objective = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 OBJECTIVES: tuple[Objective, ...] = ("infonce", "mil_nce", "sigmoid", "soft")
 Products = tuple[tuple[Side, Side], ...]

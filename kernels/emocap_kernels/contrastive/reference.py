@@ -60,9 +60,7 @@ class _Direction:
     recall_at_1: Tensor
 
 
-def _direction(
-    score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor
-) -> _Direction:
+def _direction(score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor) -> _Direction:
     """One direction: rows of `score` and of `teacher` are its anchors."""
     positive, dropped = known, torch.zeros_like(known)
     if problem.mining is not None and mined is not None:

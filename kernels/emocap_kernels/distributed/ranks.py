@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
@@ -64,7 +64,7 @@ def _acquainted(group: ProcessGroup) -> Ranks:
     hosts = group
     if "cpu:" not in dist.get_backend_config(group):
         members = dist.get_process_group_ranks(group)
-        hosts = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        hosts = cast("ProcessGroup", dist.new_group(members, backend="gloo", use_local_synchronization=True))
         # NCCL wants a collective of all members before messages between some of them.
         dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()

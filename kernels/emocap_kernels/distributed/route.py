@@ -1,11 +1,12 @@
 r"""In which order the rows of all ranks reach one of them: a plan, made of rank numbers alone.
 
-Rank r meets its own rows first, then those of r + 1, r + 2, ... of its machine, then whole machines, the next one first.
-So at any time every rank sends as much as it receives, to ranks that differ, and the first rows need no journey at all.
+Rank r meets its own rows first, then those of r + 1, r + 2, ... of its machine, then whole machines, the next one
+first. So at any time every rank sends as much as it receives, to ranks that differ, and the first rows need no
+journey at all.
 
 - `gather`: all ranks as one machine. Rows stay for the way back.
-- `hierarchical`: between machines a row crosses once, to the rank of equal place there, which passes it on inside; a sum
-  of gradients is formed inside and crosses once. With G ranks a machine that is G times less between machines.
+- `hierarchical`: between machines a row crosses once, to the rank of equal place there, which passes it on inside; a
+  sum of gradients is formed inside and crosses once. With G ranks a machine that is G times less between machines.
 - `ring`: as `gather`, one rank at a time; nothing stays, so two blocks of rows are held at most, and rows travel again
   on the way back.
 

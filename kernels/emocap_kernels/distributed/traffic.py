@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,7 +18,7 @@ def count(kind: Kind, received_bytes: int) -> None:
 
 
 @contextmanager
-def counted() -> Iterator[Counter[Kind]]:
+def counted() -> Generator[Counter[Kind]]:
     """Bytes received within the block, by all threads: `vectors` and their gradients, and `numbers` beside them."""
     counter: Counter[Kind] = Counter()
     _open.append(counter)

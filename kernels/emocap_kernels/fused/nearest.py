@@ -45,7 +45,8 @@ def nearest_of(
         found.append((block.start, values, torch.where(indices >= 0, indices + block.start, indices)))
     # Blocks and strips in the order of their columns: a stable sort keeps the lower index first among equals.
     found.sort(key=lambda each: each[0])
-    values, indices = (torch.cat([each[place] for each in found], dim=1) for place in (1, 2))
+    values = torch.cat([each[1] for each in found], dim=1)
+    indices = torch.cat([each[2] for each in found], dim=1)
     order = values.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
     nearest = indices.gather(1, order)
     if nearest.shape[1] == top_k:

@@ -108,9 +108,7 @@ class _RegionNCE(Function):
 def _running(plan: _Plan) -> RunningBoth:
     """Images of this rank and sentences of the whole batch, once all tiles went by."""
     problem = plan.problem
-    running = RunningBoth(
-        problem.images.local, problem.lines.total, first=problem.images.first, like=problem.scale
-    )
+    running = RunningBoth(problem.images.local, problem.lines.total, first=problem.images.first, like=problem.scale)
     for block in problem.blocks():
         for images in plan.images:
             score = problem.scale.new_empty(images.stop - images.start, len(block.sentences))

@@ -140,7 +140,9 @@ class BlockPositives:
         self._mark(marks, texts[0], rows, columns, COLUMN_MARK.value, meet=OR.value)
         return marks
 
-    def _mark(self, marks: Tensor, product: tuple[Side, Side], rows: Range, columns: Range, bits: int, *, meet: int) -> None:
+    def _mark(
+        self, marks: Tensor, product: tuple[Side, Side], rows: Range, columns: Range, bits: int, *, meet: int
+    ) -> None:
         left, right = self.left[product[0]], self.right[product[1]]
         shape = shape_for(left.dtype, left.device, masked=False)
         grid = (ceil_div(_height(rows), shape.rows), ceil_div(columns[1] - columns[0], shape.columns))
@@ -225,9 +227,7 @@ def _nearest(problem: Problem, mining: Mining, products: Products) -> Tensor:
             yield Candidates(block.columns.start, [(own[a], block.every[c]) for a, c in products])
 
     span = problem.span
-    return nearest_of(
-        candidates(), span.local, span.first, shape, top_k=mining.top_k, threshold=mining.threshold
-    )
+    return nearest_of(candidates(), span.local, span.first, shape, top_k=mining.top_k, threshold=mining.threshold)
 
 
 def _height(rows: Range) -> int:

@@ -155,7 +155,9 @@ def add_gradients(
         for rows in panels(len(left), walk.shape, len(sides.right)):
             for columns in chunked(sides, rows, left.element_size()):
                 gradient = buffer.of(rows, columns)
-                by_scale = _gradient(gradient, sides, exponents, positives, (row_shares, column_shares), rows, columns, walk)
+                by_scale = _gradient(
+                    gradient, sides, exponents, positives, (row_shares, column_shares), rows, columns, walk
+                )
                 sums.add(gradient[:, : columns[1] - columns[0]], slice(*rows), slice(*columns))
                 sums.scale += by_scale
 

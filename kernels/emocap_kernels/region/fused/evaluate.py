@@ -4,9 +4,9 @@ r"""The local loss by fused kernels: every image's patches against every sentenc
    weighed, and leave one score. Scores of some images with a block of sentences are all that reaches memory.
 2. *Sums*: the losses need sums over the scores and their positives, in both directions; a score stands for hundreds of
    products, so these sums are plain tensor operations, the same that `chunked` uses.
-3. *Gradient*: similarities are made again in registers, the gradient of a score follows from the sums of its anchors and
-   from a byte of marks, and what is left for each patch and sentence goes to a bounded chunk \(H\). Two products of the
-   library carry it on: \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
+3. *Gradient*: similarities are made again in registers, the gradient of a score follows from the sums of its anchors
+   and from a byte of marks, and what is left for each patch and sentence goes to a bounded chunk \(H\). Two products of
+   the library carry it on: \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
 With b images of P patches and N sentences of width D that is 8 b P N D floating point operations, the least of which
@@ -72,7 +72,11 @@ class _Walk:
         return tiled(aligned(sentences), self.shape.sentences, self.shape.depth)
 
     def options(self) -> dict[str, int | str | bool]:
-        return {"nP": self.problem.patches.shape[1], "MASKED": self.problem.patch_mask is not None, **self.shape.options()}
+        return {
+            "nP": self.problem.patches.shape[1],
+            "MASKED": self.problem.patch_mask is not None,
+            **self.shape.options(),
+        }
 
     def kept(self, images: slice) -> Tensor | None:
         kept = self.problem.kept(images)
@@ -168,9 +172,7 @@ def _lines(shares: Shares) -> Tensor:
 class _Gradients:
     """Gradients of one rank, while blocks of sentences go by."""
 
-    def __init__(
-        self, walk: _Walk, lines: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]
-    ) -> None:
+    def __init__(self, walk: _Walk, lines: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]) -> None:
         """`factor` turns the sums of chunks into gradients of patches and sentences."""
         problem = walk.problem
         self._walk, self._problem, self._factor = walk, problem, factor
@@ -218,7 +220,9 @@ class _Gradients:
         by_patch: Tensor | None = None
         for part in columns:
             sentences = block.sentences[part]
-            gradient = self._chunk(patches, images, sentences, slice(block.columns.start + part.start, None), marks[:, part])
+            gradient = self._chunk(
+                patches, images, sentences, slice(block.columns.start + part.start, None), marks[:, part]
+            )
             if by_sentence is not None:
                 add_product_(by_sentence[part], gradient, vectors, stored_times=self._gain)
             if self._by_patch is None:

@@ -139,6 +139,4 @@ def _nearest(problem: RegionProblem, mining: Mining) -> Tensor:
             yield Candidates(block.columns.start, [(own, block.sentences)])
 
     lines = problem.lines
-    return nearest_of(
-        candidates(), lines.local, lines.first, shape, top_k=mining.top_k, threshold=mining.threshold
-    )
+    return nearest_of(candidates(), lines.local, lines.first, shape, top_k=mining.top_k, threshold=mining.threshold)

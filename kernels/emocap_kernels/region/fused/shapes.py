@@ -78,7 +78,7 @@ def _shape(
 
 
 def pieces_of(patches: int, most: int) -> tuple[int, int, int]:
-    """Up to three powers of two, at least 16 each and together at most `most`, that cover `patches` at the least cost."""
+    """Up to three powers of two, at least 16 each, together at most `most`, that cover `patches` at the least cost."""
     sizes = [1, *(size for size in (16, 32, 64, 128, 256) if size <= most)]
     found = [
         each

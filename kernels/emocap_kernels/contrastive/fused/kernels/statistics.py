@@ -24,7 +24,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, add_two, found_pairs, has_known, log_sum_step, mined_pairs
+from emocap_kernels.contrastive.fused.kernels.tiles import (
+    RULE_NONE,
+    add_two,
+    found_pairs,
+    has_known,
+    log_sum_step,
+    mined_pairs,
+)
 from emocap_kernels.fused.kernels.tiles import VARYING, cosines, put
 
 # Lines of the parts. A positive is averaged in infonce: POSITIVE is the sum of its scores. In mil_nce it is summed:
@@ -78,7 +85,8 @@ def statistics_kernel(
     """Statistics of the local rows [top, bottom) against the columns [left, right), `strip` of them in a program.
 
     Columns are those of a block; in their numbering
-    local row 0 would be `first`, which may lie outside. Parts of rows lie in slots from `row_slot` on, one for each strip; parts
+    local row 0 would be `first`, which may lie outside. Parts of rows lie in slots from `row_slot` on, one for each
+    strip; parts
     of columns in one slot for each tile of rows.
     """
     if (tl.load(steep_ptr) != 0) != STEEP:

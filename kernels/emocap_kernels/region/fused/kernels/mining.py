@@ -26,7 +26,7 @@ def reached_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """1 where any of the own sentences [starts[i], starts[i + 1]) of image i has that cosine, uint8 [images, row_pitch].
+    """1 where an own sentence [starts[i], starts[i + 1]) of image i has that cosine, uint8 [images, row_pitch].
 
     Rows of a tile are sentences of the batch, columns own sentences of one image; both directions reach alike.
     """

@@ -1,10 +1,11 @@
 r"""Attention-weighted similarity of patches and sentences, and its gradient, an image at a time in registers.
 
-Sentences are the rows of a tile and the patches of one image its columns, so that what a sentence makes of an image is a
-reduction along its row, within a few lanes:
+Sentences are the rows of a tile and the patches of one image its columns, so that what a sentence makes of an image
+is a reduction along its row, within a few lanes:
 
 \[ r_{in} = \frac{\sum_p e_{ipn} z_{ipn}}{\sum_p e_{ipn}}, \qquad
-   e_{ipn} = 2^{\mathrm{slope}\,(z_{ipn} - \max_q z_{iqn})}, \qquad \mathrm{slope} = \mathrm{sharpness} \cdot \log_2 e \]
+   e_{ipn} = 2^{\mathrm{slope}\,(z_{ipn} - \max_q z_{iqn})}, \qquad
+   \mathrm{slope} = \mathrm{sharpness} \cdot \log_2 e \]
 
 No exponent is above 0, so any sharpness is safe. A tile is as wide as the patches of an image: up to three pieces,
 powers of two each (196 = 128 + 64 + 4), that share every strip of the sentences. Where an image has more patches than
@@ -45,9 +46,7 @@ SHARES = 3
 
 
 @triton.jit
-def product_step(
-    sentence_SD, patch_desc, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr
-):
+def product_step(sentence_SD, patch_desc, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     patch_PD = patch_desc.load([place, d])
     if WIDEN:
         patch_PD = patch_PD.to(tl.float32)
@@ -416,14 +415,12 @@ def put_window(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """e (constant + linear z) of a window, into the chunk."""
+    """E (constant + linear z) of a window, into the chunk."""
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
     keep_P = kept(keep_ptr, image, patch, nP, bP, MASKED)
-    put_piece(
-        gradient_desc, sentence, image, patch, z_SP, keep_P, shift_S, slope, constant_S, linear_S, bS, bP, RAGGED
-    )
+    put_piece(gradient_desc, sentence, image, patch, z_SP, keep_P, shift_S, slope, constant_S, linear_S, bS, bP, RAGGED)
     if bP_1 > 1:
         place = patch + bP
         keep_P_1 = kept(keep_ptr, image, place, nP, bP_1, MASKED)
