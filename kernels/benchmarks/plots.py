@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,12 +12,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from pairs import GLOBAL
 from record import Line
-from regions import REGION
-from subject import OURS, Size
+from subject import OURS
 from subjects import SUBJECTS
 from tables import duration, size
+from topics import TOPICS, Sweep, Topic, longest
 from variants import BOTH, FORWARD, PLAIN
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; yellow is too light for a line.
@@ -57,84 +56,6 @@ class Panel:
     limited: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """One size that varies while the others stay.
-
-    Attributes:
-        name: In the names of files, after those of the figures.
-        label: Of the axis.
-        value: What varies.
-        fixed: What stays, equal within one figure.
-        told: The same in words.
-    """
-
-    name: str
-    label: str
-    value: Callable[[Size], int]
-    fixed: Callable[[Size], tuple[float, ...]] = lambda _: ()
-    told: Callable[[Size], str] = lambda _: ""
-
-
-@dataclass(frozen=True, slots=True)
-class Topic:
-    """How the figures of a subject are named.
-
-    Attributes:
-        name: Of their files.
-        plain: Title of the figure of the plain loss.
-        varied: Title of the figure of other losses beside it.
-        limited: What the fewest operations are of.
-        sweeps: Over what they are drawn; the first also where nothing varies.
-    """
-
-    name: str
-    plain: str
-    varied: str
-    limited: str
-    sweeps: Sequence[Sweep]
-
-
-_TOPICS = {
-    GLOBAL.what: Topic(
-        name="contrastive",
-        plain="Symmetric InfoNCE",
-        varied="Mined positives and the sigmoid loss",
-        limited="plain InfoNCE",
-        sweeps=(Sweep("", "batch (rows)", lambda size: size.rows),),
-    ),
-    REGION.what: Topic(
-        name="region",
-        plain="Local loss",
-        varied="Local loss and other ways to compare images with sentences",
-        limited="plain local loss",
-        sweeps=(
-            Sweep(
-                "-rows",
-                "images of the batch",
-                lambda size: size.rows,
-                lambda size: (size.regions[0], size.regions[1] / size.rows),
-                lambda size: f"{size.regions[0]} patches and {size.regions[1] / size.rows:g} sentences an image",
-            ),
-            Sweep(
-                "-sentences",
-                "sentences of the batch",
-                lambda size: size.regions[1],
-                lambda size: (size.rows, size.regions[0]),
-                lambda size: f"{size.rows:,} images of {size.regions[0]} patches",
-            ),
-            Sweep(
-                "-patches",
-                "patches of an image",
-                lambda size: size.regions[0],
-                lambda size: (size.rows, size.regions[1]),
-                lambda size: f"{size.rows:,} images, {size.regions[1]:,} sentences",
-            ),
-        ),
-    ),
-}
-
-
 def _time(line: Line) -> float | None:
     return None if line.seconds is None else line.seconds.median
 
@@ -159,7 +80,7 @@ def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
         varied = [line for line in here if line.contender in OURS or line.variant != PLAIN.name]
         varied = varied if len({line.variant for line in varied}) > 1 else []
         what, device, dtype, width = place
-        topic = _TOPICS[what]
+        topic = TOPICS[what]
         for name, title, chosen in (
             (topic.name, topic.plain, plain),
             (f"{topic.name}-variants", topic.varied, varied),
@@ -173,17 +94,9 @@ def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
 def _sweeps(topic: Topic, lines: Sequence[Line]) -> Iterator[tuple[Sweep, str, Sequence[Line]]]:
     """Of each size that varies: what stays, in words, and the lines in which nothing else varies."""
     sizes = {line.size for line in lines if line.size is not None}
-    groups = [(sweep, _longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
+    groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
     for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
         yield sweep, sweep.told(group[0]), [line for line in lines if line.size in group]
-
-
-def _longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
-    """The most sizes that differ in what `sweep` varies alone; of equally many the largest."""
-    groups: dict[tuple[float, ...], list[Size]] = {}
-    for each in sorted(sizes, key=lambda each: each.order):
-        groups.setdefault(sweep.fixed(each), []).append(each)
-    return max(groups.values(), key=lambda group: (len(group), group[-1].order))
 
 
 def _saved(lines: Sequence[Line], sweep: Sweep, heading: str, path: Path) -> Sequence[Path]:
@@ -254,7 +167,7 @@ def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Line]) -> None:
     if not limits:
         return
     along = sorted(limits)
-    what = _TOPICS[lines[0].what].limited
+    what = TOPICS[lines[0].what].limited
     axes.plot(
         along,
         [median(limits[each]) for each in along],

@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 SHARPNESS = 10.0
 
 _FLOAT_BYTES = 4
-# Counted with autograd in float32: similarities, weights, and four more of their kind while they are differentiated.
-_DENSE_MATRICES = 6
-# Pooled vectors, the same of unit length, and the gradients of both.
-_POOLED_MATRICES = 4
+# Measured with autograd in float32: similarities, weights, and what differentiates them; the same of pooled vectors.
+_DENSE_MATRICES = 5
+_POOLED_MATRICES = 5
 # Similarities of one block of images with all sentences; a few hundred MB at most.
 _BLOCK_NUMBERS = {"cuda": 1 << 27, "cpu": 1 << 22}
 
 
 def dense(batch: Regions) -> Tensor:
     """Every sentence weighs the patches of every image by a softmax; a weighted mean of similarities is the score."""
-    similarity = _at_least_float(torch.einsum("ipd,nd->inp", batch.patches, batch.sentences))
+    similarity = _similarity(batch)
     weight = (SHARPNESS * similarity).softmax(2)
-    return _both_directions(batch.scale * (weight * similarity).sum(2), batch.owner)
+    return _both_directions(batch.scale * (weight * similarity).sum(2).T, batch.owner)
 
 
 def dense_bytes(size: Size) -> float:
@@ -41,9 +40,8 @@ def dense_bytes(size: Size) -> float:
 
 def pooled_vectors(batch: Regions) -> Tensor:
     """A softmax over patches pools a vector for each image and sentence; its cosine with the sentence is the score."""
-    similarity = _at_least_float(torch.einsum("ipd,nd->inp", batch.patches, batch.sentences))
-    weight = (SHARPNESS * similarity).softmax(2).to(batch.patches.dtype)
-    vector = _at_least_float(weight @ batch.patches)
+    weight = (SHARPNESS * _similarity(batch)).softmax(2).to(batch.patches.dtype)
+    vector = _at_least_float(weight.transpose(0, 1) @ batch.patches)
     cosine = torch.einsum("ind,nd->in", normalize(vector, dim=2), batch.sentences.to(vector.dtype))
     return _both_directions(batch.scale * cosine, batch.owner)
 
@@ -85,6 +83,11 @@ def best_patches(batch: Regions) -> Tensor:
         similarity = batch.sentences @ block.reshape(-1, width).T
         scores[start : start + together] = similarity.unflatten(1, (-1, patches)).amax(2).T
     return scores
+
+
+def _similarity(batch: Regions) -> Tensor:
+    """[sentences, rows, patches]: in this order one matrix product, and a softmax over patches runs along memory."""
+    return _at_least_float(torch.einsum("ipd,nd->nip", batch.patches, batch.sentences))
 
 
 def _both_directions(score: Tensor, owner: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pairs
 import record
 import regions
 import torch
-from emocap_kernels import contrastive_loss, region_contrastive_loss
+from emocap_kernels import choose_region_backend, contrastive_loss, region_contrastive_loss
 from machine import Occasion, versions
 from outcome import Skipped, UnableError
 from pairs import Pairs
@@ -59,6 +59,8 @@ class Share:
         rows: Images of the rank.
         patches: Of an image.
         sentences: Of all images together.
+        backend: What computed the local loss.
+        repetitions: Readings of each.
         step: Towers and objective.
         towers: Without an objective.
         objective: The global, the summary and the local loss, mined by thresholds, without the towers.
@@ -69,6 +71,8 @@ class Share:
     rows: int
     patches: int
     sentences: int
+    backend: str
+    repetitions: int
     step: Spread
     towers: Spread
     objective: Spread
@@ -100,6 +104,8 @@ def share(setting: Setting, about: Occasion, out: Path) -> Share:
         rows=setting.rows,
         patches=rounds.regions.patches.shape[1],
         sentences=setting.sentences,
+        backend=choose_region_backend(rounds.regions.patches, rounds.regions.sentences).backend,
+        repetitions=setting.repeats,
         **{name: spread(each) for name, each in readings.items()},
         share=spread(ratios(readings["objective"], readings["step"])),
     )

@@ -94,6 +94,8 @@ def _type_of(name: str, constants: dict[str, Any], dtype: str) -> str:
         return f"tensordesc<{'u8' if name == 'marks_desc' else dtype}[{sizes}]>"
     if name == "keep_ptr":
         return "*u8"
+    if name in ("patches_ptr", "sentences_ptr", "by_patch_ptr"):
+        return f"*{dtype}"
     if name.endswith("_ptr"):
         return POINTERS.get(name, "*fp32")
     return "fp32" if name in ("threshold", "gain", "slope", "sharpness") else "i32"

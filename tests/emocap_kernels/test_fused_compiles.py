@@ -13,8 +13,9 @@ from emocap_kernels.contrastive.fused.kernels import gradient, margins, mining, 
 from emocap_kernels.fused import shapes
 from emocap_kernels.fused.kernels import nearest
 from emocap_kernels.region.fused import shapes as region_shapes
+from emocap_kernels.region.fused import within as region_within
 from emocap_kernels.region.fused.kernels import mining as region_mining
-from emocap_kernels.region.fused.kernels import pooling
+from emocap_kernels.region.fused.kernels import pooling, within
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -108,6 +109,17 @@ def test_marks_of_the_local_loss_compile(capability, tmp_path, monkeypatch):
     options = shapes.shape_for(torch.bfloat16, torch.device("cuda"), masked=True).options()
     found = compiled(region_mining.reached_kernel, capability, "bfloat16", {**options, "bC": 16}, tmp_path)
     assert found.shared_bytes <= SHARED_BYTES[capability]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["pool", "contrast", "score_gradient", "carry"])
+def test_a_kernel_within_an_image_compiles(name, dtype, tmp_path):
+    patches = torch.empty(1, 196, 512, dtype=dtype)
+    options = {"MASKED": True, **region_within.options(dtype), **region_within.patch_options(patches, masked=True)}
+    short = str(dtype).removeprefix("torch.")
+    found = compiled(getattr(within, f"{name}_kernel"), 90, short, options, tmp_path)
+    assert found.shared_bytes <= SHARED_BYTES[90]
+    assert dtype == torch.float32 or found.stack_bytes <= 32
 
 
 def test_the_margins_compile(tmp_path):

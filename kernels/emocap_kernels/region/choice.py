@@ -8,6 +8,9 @@ from emocap_kernels.choice import Backend, Choice, chosen, obstacle
 from emocap_kernels.mining import Mining
 from emocap_kernels.region.inputs import Scope
 
+# Within an image the similarities of a sentence with all patches lie in registers.
+MOST_PATCHES_WITHIN = 256
+
 
 def choose_region_backend(
     patches: Tensor,
@@ -23,6 +26,7 @@ def choose_region_backend(
         ArgumentError: If `backend` is unknown.
         NotSupportedError: If `backend` is `fused` and it cannot run.
     """
-    # Within an image there is little to multiply: no kernel of ours beats the library there.
-    found = "scope='image' has no kernels" if scope == "image" else obstacle([patches, sentences], mining)
+    found = obstacle([patches, sentences], mining)
+    if found is None and scope == "image" and patches.shape[-2] > MOST_PATCHES_WITHIN:
+        found = f"{patches.shape[-2]} patches are above {MOST_PATCHES_WITHIN}, the most with scope='image'"
     return chosen(backend, found, patches)

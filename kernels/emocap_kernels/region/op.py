@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from emocap_kernels import checks
 from emocap_kernels.choice import Backend
 from emocap_kernels.distributed.agreement import agreed
-from emocap_kernels.distributed.ranks import Span, ranks_of
+from emocap_kernels.distributed.ranks import Ranks, Span, ranks_of
 from emocap_kernels.distributed.route import Schedule
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
@@ -84,7 +85,7 @@ def region_contrastive_loss(
             evaluate = reference.evaluate if scope == "batch" else reference.evaluate_within
             return evaluate(whole(inputs, images, lines, ranks))
         if scope == "image":
-            return within.evaluate(inputs, images, lines, ranks)
+            return _within(chosen)(inputs, images, lines, ranks)
         if chosen == "chunked":
             narrow = patches.is_cuda
             return chunked.evaluate(
@@ -94,3 +95,11 @@ def region_contrastive_loss(
         from emocap_kernels.region.fused.evaluate import evaluate
 
         return evaluate(one_sided(inputs, images, lines, ranks, needs_gradient=needs_gradient, narrow=True))
+
+
+def _within(backend: str) -> Callable[[Inputs, Span, Span, Ranks], LossResult]:
+    if backend == "chunked":
+        return within.evaluate
+    from emocap_kernels.region.fused.within import evaluate
+
+    return evaluate

@@ -22,7 +22,9 @@ def means(problem: RegionProblem, both: Both, row_weight: Tensor) -> Tensor:
     weight, own = row_weight.double(), problem.lines.own
     share = 1.0 / problem.lines.total
     columns = both.columns.part(own)
-    found_sentence = problem.owner[both.row_best] == problem.images.indices(weight.device)
+    # Scores that are no numbers have no best one.
+    best = both.row_best.clamp(max=len(problem.owner) - 1)
+    found_sentence = problem.owner[best] == problem.images.indices(weight.device)
     found_image = both.column_best[own] == problem.owner[own]
     sums = torch.stack(
         [

@@ -57,6 +57,7 @@ REGION_SETTINGS: list[dict[str, Any]] = [
     {},
     {"mining": Mining("text", 0.2), "patch_mask": torch.arange(18 * 20).view(18, 20) % 3 > 0},
     {"mining": Mining("text", top_k=3, treatment="ignore")},
+    {"scope": "image"},
 ]
 
 

@@ -86,3 +86,36 @@ def test_two_faces_that_say_the_same_are_positives_of_each_other():
         found = answer(same, case, "fused", torch.float32, mining=rule).result.positives
         exact = answer(same, case, "reference", torch.float64, mining=rule).result.positives
         assert found.item() == pytest.approx(exact.item())
+
+
+WITHIN = [
+    Case("few", 7, 5, 19, 16, 14.3, 10.0, "images of none to a few sentences"),
+    Case("many", 3, 70, 60, 20, 50.0, 10.0, "more sentences of an image than are taken together"),
+    Case("alone", 4, 20, 1, 50, 100.0, 10.0, "one sentence: the loss is 0"),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", WITHIN, ids=lambda case: case.name)
+def test_within_an_image_it_is_as_right_as_eager_code(case, masked):
+    mask = mask_of(case) if masked else None
+    mine = require_as_right_as_eager(case, scope="image", patch_mask=mask)
+    exact = answer(draw(case), case, "reference", torch.float64, scope="image", patch_mask=mask)
+    assert [x.item() for x in mine.result.recall_at_1] == pytest.approx([x.item() for x in exact.result.recall_at_1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_within_an_image_halves_are_as_right_as_eager_code(dtype):
+    require_as_right_as_eager(WITHIN[0], dtype, scope="image")
+
+
+def test_patches_that_are_all_equal_weigh_the_same_and_have_no_slope():
+    case = WITHIN[0]
+    drawn = draw(case)
+    drawn.patches[:] = drawn.patches[:, :1]
+    mine = answer(drawn, case, "fused", torch.float32, scope="image")
+    exact = answer(drawn, case, "chunked", torch.float32, scope="image")
+    torch.testing.assert_close(mine.result.loss, exact.result.loss)
+    # Which patches are equal to the last bit depends on the product; their sum does not.
+    by_image = [each.gradients["patches"].sum(1) for each in (mine, exact)]
+    torch.testing.assert_close(*by_image, rtol=1e-4, atol=1e-5)
