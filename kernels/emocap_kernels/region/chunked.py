@@ -84,7 +84,8 @@ class _RegionNCE(Function):
         both = _running(plan).over(problem.ranks)
         left, vectors = problem.put_away()
         ctx.plan = replace(plan, problem=left)
-        ctx.rows, ctx.columns = shares(both.rows, plan.row_weight), shares(both.columns, 1.0 / problem.lines.total)
+        # Times the number of sentences, so that no share is small because the batch is large.
+        ctx.rows, ctx.columns = shares(both.rows, plan.row_weight * problem.lines.total), shares(both.columns, 1.0)
         ctx.save_for_backward(scale, problem.owner, problem.patch_mask, *vectors)
         seen = means(problem, both, plan.row_weight).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
@@ -101,7 +102,7 @@ class _RegionNCE(Function):
             sums = _Gradients(replace(ctx.plan, problem=problem), ctx.rows, ctx.columns, ctx.needs_input_grad)
             sums.run()
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (problem.ranks.size / 2)
+        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.lines.total))
         return *sums.finished(share * scale), sums.by_scale.to(scale.dtype) * share, None
 
 
@@ -121,7 +122,7 @@ def _running(plan: _Plan) -> RunningBoth:
 
 
 class _Gradients:
-    """Sums, over tiles, of twice the gradient in patches / scale, sentences / scale and scale."""
+    """Sums, over tiles, of 2 N times the gradient in patches / scale, sentences / scale and scale."""
 
     def __init__(self, plan: _Plan, rows: Shares, columns: Shares, needs: tuple[bool, ...]) -> None:
         self._plan, self._rows, self._columns = plan, rows, columns
