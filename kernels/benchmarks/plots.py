@@ -28,8 +28,8 @@ _CONTENDERS = {
     for subject in SUBJECTS.values()
 }
 _VARIANTS = {subject.what: tuple(variant.name for variant in subject.variants) for subject in SUBJECTS.values()}
-# Where the largest value is less than this many times the smallest, there is room for three ticks a decade.
-_DENSE_TICKS = 300
+# Ticks of a decade, where the largest value is less than so many times the smallest.
+_TICKS = ((20, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (float("inf"), (1, 3)))
 # More sizes than these, written level, would touch each other.
 _LEVEL_LABELS = 5
 _WIDTHS = {"fused": 2.6, "chunked": 1.8}
@@ -190,7 +190,7 @@ def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None
         return _short(panel.written(value))
 
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _DENSE_TICKS * low else (1, 3)))
+    axes.yaxis.set_major_locator(LogLocator(subs=next(ticks for most, ticks in _TICKS if high < most * low)))
     axes.yaxis.set_major_formatter(FuncFormatter(written))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="major", color="0.9", linewidth=0.8)

@@ -108,12 +108,12 @@ def ours(backend: Literal["reference", "chunked", "fused"], variant: Variant) ->
 
 
 def roster() -> tuple[Contender, ...]:
-    """Everybody; ours first. Within one image there is one code for all backends but `reference`."""
+    """Everybody; ours first."""
     several, pooled = region_losses.dense_bytes, region_losses.pooled_bytes
-    scored = (PLAIN, LOCAL_THRESHOLD)
+    own = (PLAIN, LOCAL_THRESHOLD, SPARC)
     return (
-        *(Contender("fused", variant, lambda v=variant: ours("fused", v), needs_cuda=True) for variant in scored),
-        *(Contender("chunked", variant, lambda v=variant: ours("chunked", v)) for variant in (*scored, SPARC)),
+        *(Contender("fused", variant, lambda v=variant: ours("fused", v), needs_cuda=True) for variant in own),
+        *(Contender("chunked", variant, lambda v=variant: ours("chunked", v)) for variant in own),
         Contender("dense", PLAIN, lambda: region_losses.dense, dense=several),
         Contender("compiled", PLAIN, lambda: compiled(region_losses.dense), dense=several, compiles=True),
         Contender("reference", PLAIN, lambda: ours("reference", PLAIN), dense=several),

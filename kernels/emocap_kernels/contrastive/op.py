@@ -59,8 +59,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         guide_scale: Inverse temperature of the teacher of `soft`; None is `scale`.
         ids: int64 [rows]; samples of equal id, on any rank, are always positives of each other.
         group: The ranks that share the batch; None means no communication. All of its ranks must call alike.
-        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` holds two ranks' at a
-            time and sends them again for the gradient; `auto` is `hierarchical` from two machines on, else `gather`.
+        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` holds three ranks' at
+            a time and sends them again for the gradient; `auto` is `hierarchical` from two machines on, else `gather`.
         backend: `choose_backend` says which one `auto` is, and why.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -29,11 +28,6 @@ def all_gather(local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
     traffic.count("numbers", (size - 1) * local.nbytes)
     _all_gather(received.flatten(), local.flatten().contiguous(), group=group)
     return received
-
-
-def exchanged(numbers: Sequence[int], size: int, hosts: ProcessGroup | None) -> list[list[int]]:
-    """The whole numbers of every process, told among hosts: no device is waited for."""
-    return all_gather(torch.tensor(numbers, dtype=torch.int64), size, hosts).tolist()
 
 
 def all_reduce_(values: Tensor, operation: Any, size: int, group: ProcessGroup | None) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
 import torch.distributed as dist
 
-from emocap_kernels.distributed.collectives import exchanged
+from emocap_kernels.distributed.hosts import Hosts
 from emocap_kernels.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class Ranks:
 
     Attributes:
         group: Their tensors travel here.
-        hosts: Their processes talk here, without waiting for a device; `group` itself if it speaks for the CPU.
+        hosts: Their processes talk here, without waiting for a device.
         size: How many there are.
         rank: This one.
         node: How many of them share a machine, if machines hold equally many in rank order; else `size`.
     """
 
     group: ProcessGroup | None
-    hosts: ProcessGroup | None
+    hosts: Hosts | None
     size: int
     rank: int
     node: int
@@ -60,16 +60,18 @@ def _acquainted(group: ProcessGroup) -> Ranks:
     if rank < 0:
         raise ArgumentError("This process is not in the group that it was given; only members may call the loss.")
     if size == 1:
-        return Ranks(group, group, size, rank, size)
-    hosts = group
-    if "cpu:" not in dist.get_backend_config(group):
-        members = dist.get_process_group_ranks(group)
-        hosts = cast("ProcessGroup", dist.new_group(members, backend="gloo", use_local_synchronization=True))
-        # NCCL wants a collective of all members before messages between some of them.
-        dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
+        return Ranks(group, None, size, rank, size)
+    _greet(group)
+    hosts = Hosts(group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
-    (names,) = zip(*exchanged([crc32(name.encode())], size, hosts), strict=True)
+    (names,) = zip(*hosts.exchanged([crc32(name.encode())]), strict=True)
     return Ranks(group, hosts, size, rank, ranks_per_node(names))
+
+
+def _greet(group: ProcessGroup) -> None:
+    """NCCL wants a collective of all members before messages between some of them."""
+    if "nccl" in dist.get_backend_config(group):
+        dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
 
 def ranks_per_node(names: tuple[int, ...]) -> int:

@@ -7,8 +7,8 @@ journey at all.
 - `gather`: all ranks as one machine. Rows stay for the way back.
 - `hierarchical`: between machines a row crosses once, to the rank of equal place there, which passes it on inside; a
   sum of gradients is formed inside and crosses once. With G ranks a machine that is G times less between machines.
-- `ring`: as `gather`, one rank at a time; nothing stays, so two blocks of rows are held at most, and rows travel again
-  on the way back.
+- `ring`: as `gather`, one rank at a time; nothing stays, so the rows of three ranks are held at most (own ones, those
+  in use, those under way), and rows travel again on the way back.
 
 The gradient of a row takes the same hops backward: whoever received it sends a sum for it there.
 """

@@ -1,0 +1,41 @@
+"""Who is in a group, and where its processes talk."""
+
+from typing import Any
+
+import torch.distributed as dist
+from emocap_kernels.distributed.hosts import Hosts
+from emocap_kernels.distributed.ranks import ALONE, ranks_of
+from rank_pool import RankPool
+
+
+def known_job(group: Any, rank: int, payload: None) -> tuple[int, int, int, bool]:
+    found = ranks_of(group)
+    return found.size, found.rank, found.node, ranks_of(group) is found
+
+
+def test_the_ranks_of_a_group_learn_who_shares_a_machine(ranks: RankPool):
+    # The pool names its machines so that two ranks share one.
+    assert ranks.run(known_job, [None] * 4) == [(4, rank, 2, True) for rank in range(4)]
+    assert ranks.run(known_job, [None] * 3) == [(3, rank, 3, True) for rank in range(3)]
+    assert ranks.run(known_job, [None]) == [(1, 0, 1, True)]
+
+
+def device_job(group: Any, rank: int, payload: None) -> list[list[int]]:
+    """Two groups side by side that say they speak for another device only, as those of NCCL do."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    said = dist.get_backend_config
+    try:
+        dist.get_backend_config = lambda _: "cuda:other"
+        return Hosts(groups[rank // 2]).exchanged([rank, 7])
+    finally:
+        dist.get_backend_config = said
+
+
+def test_processes_of_a_group_without_a_cpu_talk_beside_it(ranks: RankPool):
+    first, second = [[0, 7], [1, 7]], [[2, 7], [3, 7]]
+    assert ranks.run(device_job, [None] * 4) == [first, first, second, second]
+
+
+def test_without_a_group_a_process_is_alone():
+    assert ranks_of(None) is ALONE
+    assert (ALONE.size, ALONE.rank, ALONE.node) == (1, 0, 1)
