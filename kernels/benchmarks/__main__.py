@@ -15,6 +15,7 @@ from pathlib import Path
 import record
 import tables
 import torch
+from emocap_kernels.distributed.route import SCHEDULES
 from machine import REPOSITORY, occasion
 from measure import Plan, measure
 from outcome import UnableError
@@ -27,7 +28,7 @@ from tune import tune
 from variants import PLAIN
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
-_STEP_RECORDS = "step.jsonl"
+_OWN_RECORDS = {"step": "step.jsonl", "ranks": "ranks.jsonl"}
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 # Dtype, repetitions, and the side of the product that gives the rate of the machine.
 _DEFAULTS = {"cuda": ("bfloat16", 20, 8192), "cpu": ("float32", 7, 2048)}
@@ -57,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     subject = SUBJECTS[options.loss]
     _refuse_foreign(options)
-    options.out = options.out or _RECORDS / (_STEP_RECORDS if options.command == "step" else subject.records)
+    options.out = options.out or _RECORDS / _OWN_RECORDS.get(options.command, subject.records)
     if options.command == "table":
         _say(tables.markdown(record.read(options.out)))
     elif options.command == "plot":
@@ -70,6 +71,8 @@ def _run(options: argparse.Namespace) -> None:
         _tune(options)
     elif options.command == "step":
         _step(options)
+    elif options.command == "ranks":
+        _ranks(options, subject)
     else:
         _measure(options, subject)
 
@@ -96,6 +99,28 @@ def _step(options: argparse.Namespace) -> None:
             repeats=options.repeats or repeats,
         )
         _say(share(setting, about, options.out).progress())
+
+
+def _ranks(options: argparse.Namespace, subject: Subject) -> None:
+    # Each process imports this anew; only they need it.
+    from ranks import Setting, across
+
+    device = _device(options)
+    dtype, repeats, _ = _DEFAULTS[device.type]
+    about = occasion(device)
+    _say(f"{about.device}; {options.dtype or dtype}; one thread a process; records go to {options.out}")
+    for size in _sizes(options, subject, device):
+        for schedule in options.schedule:
+            setting = Setting(
+                loss=subject.name,
+                size=size,
+                processes=options.processes,
+                schedule=schedule,
+                dtype=_DTYPES[options.dtype or dtype],
+                device=device.type,
+                repeats=options.repeats or repeats,
+            )
+            _say(across(setting, about, options.out).progress())
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -163,8 +188,8 @@ def _refuse_foreign(options: argparse.Namespace) -> None:
     """Options that the command would not read."""
     local = options.loss == REGION.name
     for flag, given, readers in (
-        ("--patches", options.patches, [("measure", True)]),
-        ("--sentences-per-image", options.sentences_per_image, [("measure", True), ("step", local)]),
+        ("--patches", options.patches, [("measure", True), ("ranks", True)]),
+        ("--sentences-per-image", options.sentences_per_image, [("measure", True), ("ranks", True), ("step", local)]),
         ("--large", options.large, [("measure", False)]),
     ):
         if given and (options.command, local) not in readers:
@@ -201,7 +226,7 @@ def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python kernels/benchmarks", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("command", nargs="?", choices=("measure", "plot", "table", "tune", "step"), default="measure")
+    add("command", nargs="?", choices=("measure", "plot", "table", "tune", "step", "ranks"), default="measure")
     add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="which to measure, plot or tabulate")
     add("--rows", type=_numbers, help="batch sizes, as 1024,8192")
     add("--width", type=_numbers, help="embedding sizes, as 512,768")
@@ -210,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-tower", default="vit_base_patch16_224", help="of a step, a vit by its name in timm")
     add("--text-layers", type=_count, default=12, help="of a step")
     add("--text-width", type=_count, default=512, help="of a step")
+    add("--processes", type=_count, default=2, help="of ranks, each with one thread or one GPU")
+    add("--schedule", type=_schedules, default=("gather",), help="of ranks, as gather,ring")
     add("--dtype", choices=tuple(_DTYPES), help="of the embeddings; bfloat16 on CUDA, float32 on CPU")
     add("--device", help="cuda or cpu; by default what there is")
     add("--contenders", type=_words, help="names, as chunked,dense; by default all")
@@ -224,6 +251,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _schedules(text: str) -> tuple[str, ...]:
+    for word in (words := _words(text)):
+        if word not in SCHEDULES:
+            raise argparse.ArgumentTypeError(f"{word} must be one of {', '.join(SCHEDULES)}")
+    return words
 
 
 def _numbers(text: str) -> tuple[int, ...]:

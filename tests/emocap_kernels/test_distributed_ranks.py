@@ -1,16 +1,18 @@
 """Who is in a group, and where its processes talk."""
 
+import subprocess
+import sys
 from typing import Any
 
 import torch.distributed as dist
-from emocap_kernels.distributed.hosts import Hosts
+from emocap_kernels.distributed.hosts import exchanged, meeting_beside
 from emocap_kernels.distributed.ranks import ALONE, ranks_of
 from rank_pool import RankPool
 
 
 def known_job(group: Any, rank: int, payload: None) -> tuple[int, int, int, bool]:
     found = ranks_of(group)
-    return found.size, found.rank, found.node, ranks_of(group) is found
+    return found.size, found.rank, found.node, ranks_of(group) == found
 
 
 def test_the_ranks_of_a_group_learn_who_shares_a_machine(ranks: RankPool):
@@ -26,7 +28,8 @@ def device_job(group: Any, rank: int, payload: None) -> list[list[int]]:
     said = dist.get_backend_config
     try:
         dist.get_backend_config = lambda _: "cuda:other"
-        return Hosts(groups[rank // 2]).exchanged([rank, 7])
+        mine = groups[rank // 2]
+        return exchanged([rank, 7], mine, meeting_beside(mine))
     finally:
         dist.get_backend_config = said
 
@@ -39,3 +42,24 @@ def test_processes_of_a_group_without_a_cpu_talk_beside_it(ranks: RankPool):
 def test_without_a_group_a_process_is_alone():
     assert ranks_of(None) is ALONE
     assert (ALONE.size, ALONE.rank, ALONE.node) == (1, 0, 1)
+
+
+LEAVES = """
+import gc, weakref
+import torch, torch.distributed as dist
+from emocap_kernels import contrastive_loss
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = dist.new_group([0])
+x = torch.eye(3)
+contrastive_loss(x, x, 5.0, group=group)
+known = weakref.ref(group)
+del group
+dist.destroy_process_group()
+gc.collect()
+print(known() is None)
+"""
+
+
+def test_a_group_that_was_used_ends_with_its_owner():
+    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

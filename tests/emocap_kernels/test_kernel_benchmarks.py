@@ -253,6 +253,25 @@ def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.C
     assert "share" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [[], ["--loss", "region", "--patches", "5", "--sentences-per-image", "2"]], ids=str)
+def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path, capsys):
+    out = tmp_path / "ranks.jsonl"
+    sizes = ["--rows", "16", "--width", "16", "--repeats", "2", "--device", "cpu"]
+    assert main(["ranks", *words, *sizes, "--out", str(out)]) == 0
+    line = json.loads(out.read_text())
+    assert line["vector_bytes"] == line["expected_bytes"] > 0
+    assert line["ratio"]["median"] == pytest.approx(2 * line["seconds"]["median"] / line["alone"]["median"], rel=0.5)
+    assert "of a share" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_divide_and_unknown_schedules_are_one_line(tmp_path, capsys):
+    assert main(["ranks", "--rows", "15", "--width", "16", "--device", "cpu", "--out", str(tmp_path / "no")]) == 1
+    assert capsys.readouterr().err == "error: 15 rows do not divide among 2 processes.\n"
+    with pytest.raises(SystemExit):
+        main(["ranks", "--schedule", "star"])
+    assert "star must be one of auto, gather, hierarchical, ring" in capsys.readouterr().err
+
+
 def test_options_that_a_command_does_not_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "--patches", "49"]) == 1
     assert main(["step", "--large"]) == 1

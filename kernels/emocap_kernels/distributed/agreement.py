@@ -24,7 +24,7 @@ def agreed(
     Raises:
         RanksDisagreeError: If a rank refused its inputs, or two ranks differ in one of `alike`.
     """
-    if ranks.hosts is None or ranks.size == 1:
+    if ranks.size == 1:
         return [describe()]
     refusal: KernelError | None = None
     facts: Mapping[str, int] = {}
@@ -34,7 +34,7 @@ def agreed(
         refusal = error
     # One exchange for both: a rank that refuses sends zeros in the place of its facts.
     numbers = [int(refusal is not None), *facts.values()]
-    table = ranks.hosts.exchanged(numbers + [0] * (MOST_FACTS + 1 - len(numbers)))
+    table = ranks.exchanged(numbers + [0] * (MOST_FACTS + 1 - len(numbers)))
     if refusal is not None:
         raise refusal
     refused = [str(rank) for rank, row in enumerate(table) if row[0]]

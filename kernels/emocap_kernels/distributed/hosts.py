@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from emocap_kernels.distributed import traffic
 from emocap_kernels.distributed.collectives import all_gather
@@ -19,23 +20,21 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)
 
 
-class Hosts:
-    """The processes of one group; made by all of them at once."""
+def meeting_beside(group: ProcessGroup) -> dist.ProcessGroupGloo | None:
+    """Where the processes of a group talk that does not speak for the CPU itself; all of them ask at once."""
+    if "cpu:" in dist.get_backend_config(group):
+        return None
+    # Not `new_group`: every process of the world would have to call it, for every group, in one order.
+    store = PrefixStore("emocap_kernels.hosts/", group.get_group_store())
+    return dist.ProcessGroupGloo(store, dist.get_rank(group), dist.get_world_size(group), TIMEOUT)
 
-    def __init__(self, group: ProcessGroup) -> None:
-        self._group, self._size = group, dist.get_world_size(group)
-        self._beside = None
-        if "cpu:" not in dist.get_backend_config(group):
-            # Not `new_group`: every process of the world would have to call it, for every group, in one order.
-            store = dist.PrefixStore("emocap_kernels.hosts/", group.get_group_store())
-            self._beside = dist.ProcessGroupGloo(store, dist.get_rank(group), self._size, TIMEOUT)
 
-    def exchanged(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Those of every process, in rank order; all give equally many."""
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        if self._beside is None:
-            return all_gather(mine, self._size, self._group).tolist()
-        traffic.count("numbers", (self._size - 1) * mine.nbytes)
-        received = [torch.empty_like(mine) for _ in range(self._size)]
-        self._beside.allgather([received], [mine]).wait()
-        return [each.tolist() for each in received]
+def exchanged(numbers: Sequence[int], group: ProcessGroup, beside: dist.ProcessGroupGloo | None) -> list[list[int]]:
+    """The numbers of every process, in rank order; all give equally many."""
+    mine, size = torch.tensor(numbers, dtype=torch.int64), dist.get_world_size(group)
+    if beside is None:
+        return all_gather(mine, size, group).tolist()
+    traffic.count("numbers", (size - 1) * mine.nbytes)
+    received = [torch.empty_like(mine) for _ in range(size)]
+    beside.allgather([received], [mine]).wait()  # pyright: ignore[reportAttributeAccessIssue]
+    return [each.tolist() for each in received]

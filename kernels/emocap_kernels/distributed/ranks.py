@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ from zlib import crc32
 import torch
 import torch.distributed as dist
 
-from emocap_kernels.distributed.hosts import Hosts
+from emocap_kernels.distributed.hosts import exchanged, meeting_beside
 from emocap_kernels.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -28,44 +29,50 @@ class Ranks:
 
     Attributes:
         group: Their tensors travel here.
-        hosts: Their processes talk here, without waiting for a device.
+        beside: Their processes talk here if the group does not speak for the CPU.
         size: How many there are.
         rank: This one.
         node: How many of them share a machine, if machines hold equally many in rank order; else `size`.
     """
 
     group: ProcessGroup | None
-    hosts: Hosts | None
+    beside: dist.ProcessGroupGloo | None
     size: int
     rank: int
     node: int
 
+    def exchanged(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The whole numbers of every process, without waiting for a device."""
+        return [list(numbers)] if self.group is None else exchanged(numbers, self.group, self.beside)
 
-ALONE = Ranks(group=None, hosts=None, size=1, rank=0, node=1)
 
-_KNOWN: WeakKeyDictionary[ProcessGroup, Ranks] = WeakKeyDictionary()
+ALONE = Ranks(group=None, beside=None, size=1, rank=0, node=1)
+
+# What was found out about a group, without a reference to it: it must end when its owner ends it.
+_KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]] = WeakKeyDictionary()
 
 
 def ranks_of(group: ProcessGroup | None) -> Ranks:
     """The members of `group`; its first call is a collective, in which they learn who shares a machine."""
     if group is None:
         return ALONE
-    if group not in _KNOWN:
-        _KNOWN[group] = _acquainted(group)
-    return _KNOWN[group]
-
-
-def _acquainted(group: ProcessGroup) -> Ranks:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ArgumentError("This process is not in the group that it was given; only members may call the loss.")
-    if size == 1:
-        return Ranks(group, None, size, rank, size)
+    if group not in _KNOWN:
+        _KNOWN[group] = _acquainted(group)
+    beside, node = _KNOWN[group]
+    return Ranks(group, beside, size, rank, node)
+
+
+def _acquainted(group: ProcessGroup) -> tuple[dist.ProcessGroupGloo | None, int]:
+    if dist.get_world_size(group) == 1:
+        return None, 1
     _greet(group)
-    hosts = Hosts(group)
+    beside = meeting_beside(group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
-    (names,) = zip(*hosts.exchanged([crc32(name.encode())]), strict=True)
-    return Ranks(group, hosts, size, rank, ranks_per_node(names))
+    (names,) = zip(*exchanged([crc32(name.encode())], group, beside), strict=True)
+    return beside, ranks_per_node(names)
 
 
 def _greet(group: ProcessGroup) -> None:

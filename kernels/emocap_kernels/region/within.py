@@ -34,18 +34,19 @@ def pooled(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
         [..., sentences, width].
     """
     similarity = sentences @ patches.mT
-    here = torch.ones_like(similarity, dtype=torch.bool)
-    if kept is not None:
-        here = here & kept[..., None, :]
-    low = similarity.masked_fill(~here, float("inf")).amin(-1, keepdim=True)
-    high = similarity.masked_fill(~here, float("-inf")).amax(-1, keepdim=True)
+    smallest = largest = similarity
+    least: Tensor | float = 1.0 / patches.shape[-2]
+    gone = None if kept is None else ~kept[..., None, :]
+    if kept is not None and gone is not None:
+        smallest, largest = similarity.masked_fill(gone, float("inf")), similarity.masked_fill(gone, float("-inf"))
+        least = 1.0 / kept.sum(-1).clamp(min=1)[..., None, None]
+    low, high = smallest.amin(-1, keepdim=True), largest.amax(-1, keepdim=True)
     flat = ~(high > low)
-    share = (similarity - low) / (high - low).masked_fill(flat, 1.0)
-    share = share.masked_fill(flat, 1.0)
-    least = 1.0 / here.sum(-1, keepdim=True).clamp(min=1)
-    weight = share.masked_fill(~here | (share < least), 0.0)
-    weight = weight / weight.sum(-1, keepdim=True).masked_fill(~here.any(-1, keepdim=True), 1.0)
-    return normalize(weight @ patches, dim=-1)
+    share = ((similarity - low) / (high - low).masked_fill(flat, 1.0)).masked_fill(flat, 1.0)
+    weight = share.masked_fill(share < least if gone is None else gone | (share < least), 0.0)
+    total = weight.sum(-1, keepdim=True)
+    # Without a kept patch there is nothing to divide.
+    return normalize((weight / total.masked_fill(total == 0.0, 1.0)) @ patches, dim=-1)
 
 
 def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossResult:
