@@ -61,10 +61,14 @@ class RunningTop:
         """Global indices, once all candidates went by on this rank."""
         return self._place
 
-    def over(self, ranks: Ranks) -> Tensor:
-        """Global indices, once the candidates of all ranks went by."""
-        score = self._score.clone()
-        largest_over_(score, ranks)
+    def peaks(self) -> Tensor:
+        return self._score
+
+    def over(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
+        """Global indices, once the candidates of all ranks went by; `score` are the largest `peaks` of any rank."""
+        if score is None:
+            score = self._score.clone()
+            largest_over_(score, ranks)
         place = torch.where(self._score == score, self._place, FAR)
         smallest_over_(place, ranks)
         return place
@@ -156,11 +160,9 @@ class Running:
         """Once all candidates went by on this rank."""
         return self._found
 
-    def over(self, ranks: Ranks) -> Anchors:
-        """Once the candidates of all ranks went by: every rank gets the same."""
+    def over(self, ranks: Ranks, peak: Tensor) -> Anchors:
+        """Once the candidates of all ranks went by: every rank gets the same; `peak` are the largest of any rank."""
         mine = self._found
-        peak = mine.peak.clone()
-        largest_over_(peak, ranks)
         total = mine.total * (mine.peak - _finite(peak)).exp_()
         sums = torch.stack([total.double(), mine.positive, mine.count.double()])
         add_over_(sums, ranks)
@@ -190,7 +192,13 @@ class RunningBoth:
 
     def over(self, ranks: Ranks) -> Both:
         """Once all tiles of all ranks went by."""
-        return Both(self._rows.all(), self._columns.over(ranks), self._row_tops.all(), self._column_tops.over(ranks))
+        peak, score = self._columns.all().peak, self._column_tops.peaks()
+        if ranks.size > 1:
+            # Both at once: a round trip costs more than what it carries.
+            largest_over_(both := torch.stack([peak, score]), ranks)
+            peak, score = both
+        columns, best = self._columns.over(ranks, peak), self._column_tops.over(ranks, score)
+        return Both(self._rows.all(), columns, self._row_tops.all(), best)
 
 
 @dataclass(frozen=True, slots=True)

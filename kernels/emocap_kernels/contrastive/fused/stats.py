@@ -33,10 +33,11 @@ class Best:
     def then(self, later: Best) -> Best:
         return Best(torch.stack([self.score, later.score]), torch.stack([self.found, later.found])).folded()
 
-    def over(self, ranks: Ranks) -> Best:
-        """Of equal scores the lower rank wins."""
-        score = self.score.clone()
-        largest_over_(score, ranks)
+    def over(self, ranks: Ranks, score: Tensor | None = None) -> Best:
+        """Of equal scores the lower rank wins; `score` are the largest of any rank."""
+        if score is None:
+            score = self.score.clone()
+            largest_over_(score, ranks)
         # The lowest rank with the best score, and whether it found: one number, the smaller the better.
         key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.found, 2.0 * ranks.size + 1.0)
         smallest_over_(key, ranks)
@@ -57,10 +58,14 @@ class LogSum:
     def then(self, later: LogSum) -> LogSum:
         return LogSum(torch.stack([self.peak, later.peak]), torch.stack([self.total, later.total])).folded()
 
+    def rescaled(self, peak: Tensor) -> Tensor:
+        """The totals relative to another peak, float64."""
+        return self.total.double() * (self.peak - _finite(peak)).exp2()
+
     def over(self, ranks: Ranks) -> LogSum:
         peak = self.peak.clone()
         largest_over_(peak, ranks)
-        total = self.total.double() * (self.peak - _finite(peak)).exp2()
+        total = self.rescaled(peak)
         add_over_(total, ranks)
         return LogSum(peak, total.to(self.total.dtype))
 
@@ -128,14 +133,20 @@ class Stats:
         """Columns once the rows of all ranks went by."""
         if ranks.size == 1:
             return self
-        positives = self.positives
-        if isinstance(positives, LogSum):
-            positives = positives.over(ranks)
-        else:
-            add_over_(positives, ranks)
-        count = self.count.clone()
-        add_over_(count, ranks)
-        return Stats(self.candidates.over(ranks), positives, count, self.best.over(ranks))
+        if isinstance(self.positives, LogSum):
+            count = self.count.clone()
+            add_over_(count, ranks)
+            best, positives = self.best.over(ranks), self.positives.over(ranks)
+            return Stats(self.candidates.over(ranks), positives, count, best)
+        # Together: a round trip costs more than what it carries.
+        largest = torch.stack([self.candidates.peak, self.best.score])
+        largest_over_(largest, ranks)
+        peak, score = largest
+        sums = torch.stack([self.candidates.rescaled(peak), self.positives, self.count.double()])
+        add_over_(sums, ranks)
+        total, positives, count = sums
+        candidates = LogSum(peak, total.to(self.candidates.total.dtype))
+        return Stats(candidates, positives, count.to(self.count.dtype), self.best.over(ranks, score))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Stats:
         """Each tensor changed alike."""
