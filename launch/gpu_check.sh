@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a GPU can say of the fused kernels: right on the device, no access out of bounds, how fast.
-# Arguments go to the benchmark, as --rows 65536 --width 768. PYTHON names the interpreter.
+# Arguments go to the measurement of the global loss, as --rows 65536 --width 768. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -17,5 +17,10 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "compute-sanitizer is not on the PATH (it comes with the CUDA toolkit): not run"
 fi
-echo "Beside the losses of others; records go to docs/benchmarks/contrastive.jsonl"
-exec "$python" kernels/benchmarks measure --device cuda "$@"
+echo "Both losses beside those of others; records go to docs/benchmarks"
+"$python" kernels/benchmarks measure --device cuda "$@"
+"$python" kernels/benchmarks measure --device cuda --loss region --rows 1024 --patches 49,196 --width 512
+"$python" kernels/benchmarks step --device cuda --rows 256
+if [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -gt 1 ]; then
+  "$python" kernels/benchmarks ranks --device cuda --rows 8192 --width 512 --schedule gather,ring
+fi
