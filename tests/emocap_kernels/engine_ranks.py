@@ -63,7 +63,13 @@ def batch_of(step: int, rows: slice, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def settings(backends: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """For each step, what the global and what the local loss get beside the vectors."""
+    """For each step, what the global and what the local loss get beside the vectors; kernels that are interpreted get
+    every fourth."""
+    every = list(_settings(backends))
+    yield from every[1::4] if "fused" in backends else every
+
+
+def _settings(backends: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     rules = [
         Mining(guide, threshold, top_k, treatment)
         for guide in ("counterpart", "text", "image", "consensus", "joint")
@@ -178,7 +184,9 @@ def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple
         for stage in (1, 2, 3):
             found[f"zero {stage}", accumulation] = under_zero(stage, *shared)
     if rank == 0:
-        torch.save(found, folder / "weights.pt")
+        # Here, because kernels are interpreted only in a process that was started so.
+        expected = {("alone", accumulation): alone(accumulation, dtype, backends) for accumulation in (1, 2)}
+        torch.save(found | expected, folder / "weights.pt")
     dist.barrier()
     # Engines leave threads behind that would not let the process end.
     os._exit(0)
