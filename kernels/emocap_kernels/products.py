@@ -15,6 +15,15 @@ HALVES = (torch.bfloat16, torch.float16)
 HALF_GAIN = 2.0**14
 
 
+# Those of similarities in the local loss are times the slope of the weights as well, which may reach a dozen.
+HALF_SIMILARITY_GAIN = 2.0**8
+
+
+def similarity_gain(dtype: torch.dtype) -> float:
+    """As `gain`, for gradients of similarities of the local loss."""
+    return HALF_SIMILARITY_GAIN if dtype == torch.float16 else 1.0
+
+
 def gain(dtype: torch.dtype) -> float:
     """By what a gradient of scores is multiplied when it is stored as `dtype`."""
     return HALF_GAIN if dtype == torch.float16 else 1.0

@@ -4,15 +4,18 @@ import subprocess
 import sys
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from emocap_kernels.distributed.hosts import exchanged, meeting_beside
 from emocap_kernels.distributed.ranks import ALONE, ranks_of
 from rank_pool import RankPool
 
+CPU = torch.device("cpu")
+
 
 def known_job(group: Any, rank: int, payload: None) -> tuple[int, int, int, bool]:
-    found = ranks_of(group)
-    return found.size, found.rank, found.node, ranks_of(group) == found
+    found = ranks_of(group, CPU)
+    return found.size, found.rank, found.node, ranks_of(group, CPU) == found
 
 
 def test_the_ranks_of_a_group_learn_who_shares_a_machine(ranks: RankPool):
@@ -40,7 +43,7 @@ def test_processes_of_a_group_without_a_cpu_talk_beside_it(ranks: RankPool):
 
 
 def test_without_a_group_a_process_is_alone():
-    assert ranks_of(None) is ALONE
+    assert ranks_of(None, CPU) is ALONE
     assert (ALONE.size, ALONE.rank, ALONE.node) == (1, 0, 1)
 
 

@@ -60,11 +60,11 @@ def test_a_kernel_compiles_for(name, capability, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["statistics", "gradient, marks", "sigmoid"])
+@pytest.mark.parametrize("name", ["statistics", "gradient, marks", "sigmoid", "soft", "threshold", "nearest"])
 def test_a_kernel_compiles_in_every_type(name, dtype, tmp_path, monkeypatch):
     kernel, constants = KERNELS[name]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    shape = shapes.shape_for(dtype, torch.device("cuda"), masked=name not in ("statistics", "gradient"))
+    shape = shapes.shape_for(dtype, torch.device("cuda"), masked=name not in ("statistics", "gradient", "threshold"))
     short = str(dtype).removeprefix("torch.")
     found = compiled(kernel, 90, short, {**shape.options(), **constants}, tmp_path)
     assert "wgmma.mma_async" in found.ptx

@@ -194,6 +194,29 @@ def test_a_rank_whose_empty_inputs_need_no_gradient_stops_nobody(ranks):
         torch.testing.assert_close(torch.cat([a[place] for a in answers]) / 3, expected[place], atol=1e-13, rtol=1e-10)
 
 
+def frozen_text_job(group: Any, rank: int, payload: tuple[slice, str]) -> list[Tensor]:
+    """Frozen texts and sentences; a rank without rows wants no gradient at all, and still must answer the others."""
+    rows, schedule = payload
+    image = IMAGE[rows].clone().requires_grad_(len(IMAGE[rows]) > 0)
+    patches = PATCHES[rows].clone().requires_grad_(len(IMAGE[rows]) > 0)
+    lines = (rows.start <= OWNER) & (rows.stop > OWNER)
+    settings: dict[str, Any] = {"group": group, "schedule": schedule}
+    far = contrastive_loss(image, TEXT[rows], 5.0, **settings).loss
+    near = region_contrastive_loss(patches, LINES[lines], OWNER[lines] - rows.start, 5.0, **settings).loss
+    loss = far + near
+    if loss.requires_grad:
+        loss.backward()
+    return [t.grad if t.grad is not None else torch.zeros_like(t) for t in (image, patches)]
+
+
+@pytest.mark.parametrize("schedule", ["gather", "ring"])
+def test_frozen_texts_stop_nobody(ranks, schedule):
+    expected = frozen_text_job(None, 0, (slice(0, 11), "gather"))
+    answers = ranks.run(frozen_text_job, [(rows, schedule) for rows in slices((5, 0, 6))])
+    for place in (0, 1):
+        torch.testing.assert_close(torch.cat([a[place] for a in answers]) / 3, expected[place], atol=1e-13, rtol=1e-10)
+
+
 def nothing_job(group: Any, rank: int, payload: Any) -> float:
     image, text = (torch.zeros(0, 4, requires_grad=True) for _ in range(2))
     loss = contrastive_loss(image, text, 5.0, mining=Mining(top_k=2), group=group).loss

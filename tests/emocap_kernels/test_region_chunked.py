@@ -5,7 +5,10 @@ import sys
 import pytest
 import torch
 from emocap_kernels import Mining, region_contrastive_loss, softmax
+from emocap_kernels.distributed.ranks import ALONE, Span
 from emocap_kernels.region import chunked
+from emocap_kernels.region.gathered import one_sided
+from emocap_kernels.region.inputs import Inputs
 from emocap_kernels.region.problem import RegionProblem
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import score_gradient
@@ -153,6 +156,30 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
         return sum(sizes.values())
 
     assert saved(256) <= 2 * saved(128) + 4096
+
+
+@pytest.mark.parametrize("sentences", [1, 12, 300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(dtype, sentences):
+    """As on a GPU; an image may own so many sentences that its share of the gradient is large."""
+    source = torch.Generator().manual_seed(3)
+    patches = normalize(torch.randn(3, 5, 16, generator=source), dim=-1).to(dtype)
+    lines = normalize(torch.randn(2 * sentences, 16, generator=source), dim=-1).to(dtype)
+    owner = torch.arange(2 * sentences) % 2
+    answers = []
+    for narrow in (True, False):
+        leaves = [each.clone().requires_grad_() for each in (patches, lines, torch.tensor(100.0))]
+        inputs = Inputs(leaves[0], leaves[1], owner, leaves[2], 100.0, "batch", None, None, "auto")
+        spans = Span((3,), 0), Span((2 * sentences,), 0)
+        problem = one_sided(inputs, *spans, ALONE, needs_gradient=True, narrow=narrow)
+        assert problem.patches.dtype == (dtype if narrow else torch.float32)
+        loss = chunked.evaluate(problem).loss
+        loss.backward()
+        answers.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-5, atol=1e-5)
+    for narrow, wide in zip(answers[0][1:], answers[1][1:], strict=True):
+        assert narrow.isfinite().all()
+        torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=2e-2 * wide.abs().max().item())
 
 
 PEAK = """

@@ -88,8 +88,14 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         "objective": OBJECTIVES.index(inputs.objective),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "text needs a gradient": int(inputs.text.requires_grad),
+        "text needs a gradient": int(_backward_travels(inputs)),
     }
+
+
+def _backward_travels(inputs: Inputs) -> bool:
+    """Whether backward has anything to say to other ranks: to one of them it must then come on all."""
+    wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
+    return any(wanted) if inputs.schedule == "ring" else inputs.text.requires_grad
 
 
 def _check_names(inputs: Inputs) -> None:

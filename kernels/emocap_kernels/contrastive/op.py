@@ -70,7 +70,7 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         RanksDisagreeError: If the ranks of the group were called differently.
     """
     inputs = Inputs(image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids, schedule)
-    ranks = ranks_of(group)
+    ranks = ranks_of(group, image.device)
 
     def describe() -> dict[str, int]:
         found = facts(inputs)

@@ -36,15 +36,12 @@ def all_reduce_(values: Tensor, operation: Any, size: int, group: ProcessGroup |
     dist.all_reduce(values, op=operation, group=group)
 
 
-def post(
-    sends: Sequence[Message], receives: Sequence[Message], group: ProcessGroup | None, tag: int
-) -> list[dist.Work]:
-    """Starts messages between pairs of ranks; empty ones are left out on both sides."""
-    calls = [
-        dist.P2POp(dist.isend, each, group=group, tag=tag, group_peer=peer) for peer, each in sends if each.numel()
-    ]
-    calls += [
-        dist.P2POp(dist.irecv, each, group=group, tag=tag, group_peer=peer) for peer, each in receives if each.numel()
-    ]
+def post(sends: Sequence[Message], receives: Sequence[Message], group: ProcessGroup | None) -> list[dist.Work]:
+    """Starts messages between pairs of ranks; empty ones are left out on both sides.
+
+    Two ranks match their messages by order alone, so all ranks start theirs in one order.
+    """
+    calls = [dist.P2POp(dist.isend, each, group=group, group_peer=peer) for peer, each in sends if each.numel()]
+    calls += [dist.P2POp(dist.irecv, each, group=group, group_peer=peer) for peer, each in receives if each.numel()]
     traffic.count("vectors", sum(each.nbytes for _, each in receives))
     return dist.batch_isend_irecv(calls) if calls else []

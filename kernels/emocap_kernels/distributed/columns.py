@@ -92,7 +92,7 @@ class Columns:
 
     def _arriving(self) -> Iterator[list[Block]]:
         """The blocks of each leg; a leg sets out when the one before it, or two before it, is computed with."""
-        trips = [_Trip(self._local, leg, self.span, self.ranks, number) for number, leg in enumerate(self.route.legs)]
+        trips = [_Trip(self._local, leg, self.span, self.ranks) for leg in self.route.legs]
         while trips:
             trip = trips.pop(0)
             trip.end_hop()
@@ -104,8 +104,8 @@ class Columns:
 class _Trip:
     """One leg under way to this rank."""
 
-    def __init__(self, local: tuple[Tensor, ...], leg: Leg, span: Span, ranks: Ranks, number: int) -> None:
-        self._local, self._leg, self._span, self._ranks, self._tag = local, leg, span, ranks, 2 * number
+    def __init__(self, local: tuple[Tensor, ...], leg: Leg, span: Span, ranks: Ranks) -> None:
+        self._local, self._leg, self._span, self._ranks = local, leg, span, ranks
         ends = list(accumulate((span.counts[rank] for rank in leg.ranks), initial=0))
         self._rows = {rank: slice(*ends[place : place + 2]) for place, rank in enumerate(leg.ranks)}
         self._vectors = local
@@ -123,7 +123,7 @@ class _Trip:
         hop = self._leg.hops[place]
         sends = [(peer, each) for peer, source in hop.sends for each in self._of(source)]
         receives = [(peer, each) for peer, source in hop.receives for each in self._of(source)]
-        self._works = post(sends, receives, self._ranks.group, self._tag + place)
+        self._works = post(sends, receives, self._ranks.group)
 
     def end_hop(self) -> None:
         for work in self._works:
@@ -165,7 +165,7 @@ class Sums:
 
     def __init__(self, columns: Columns, like: Tensor, travels_as: torch.dtype) -> None:
         """`like` has the type and device of the parts, and their shape but for the rows."""
-        self._span, self._ranks, self._legs = columns.span, columns.ranks, columns.route.legs
+        self._span, self._ranks = columns.span, columns.ranks
         self._dtype = travels_as
         self._nothing = like[:0]
         self._own = self._nothing
@@ -184,7 +184,7 @@ class Sums:
         parts = {rank: self._parts.pop(rank, self._nothing) for rank in leg.ranks}
         self._own = parts.get(self._ranks.rank, self._own)
         self._proceed()
-        trip = _Return({**parts, self._ranks.rank: self._own}, leg, self._span, self._ranks, self._tag(leg))
+        trip = _Return({**parts, self._ranks.rank: self._own}, leg, self._span, self._ranks)
         if trip.start_hop(self._dtype):
             self._returns.append(trip)
 
@@ -193,9 +193,6 @@ class Sums:
         while self._returns:
             self._proceed()
         return self._own
-
-    def _tag(self, leg: Leg) -> int:
-        return 2 * (len(self._legs) + self._legs.index(leg))
 
     def _proceed(self) -> None:
         """Ends the hop that every leg under way is in, and starts the next one of those that have one."""
@@ -207,8 +204,8 @@ class Sums:
 class _Return:
     """The sums of one leg under way to the ranks that hold their rows: its hops backward."""
 
-    def __init__(self, parts: dict[int, Tensor], leg: Leg, span: Span, ranks: Ranks, tag: int) -> None:
-        self._parts, self._span, self._ranks, self._tag = parts, span, ranks, tag
+    def __init__(self, parts: dict[int, Tensor], leg: Leg, span: Span, ranks: Ranks) -> None:
+        self._parts, self._span, self._ranks = parts, span, ranks
         self._hops = list(leg.hops)
         self._leaving: list[tuple[int, Tensor]] = []
         self._arriving: list[tuple[int, int, Tensor]] = []
@@ -226,7 +223,7 @@ class _Return:
             for peer, source in hop.sends
         ]
         receives = [(peer, part) for peer, _, part in self._arriving]
-        self._works = post(self._leaving, receives, self._ranks.group, self._tag + len(self._hops))
+        self._works = post(self._leaving, receives, self._ranks.group)
         return True
 
     def end_hop(self) -> None:

@@ -52,33 +52,36 @@ ALONE = Ranks(group=None, beside=None, size=1, rank=0, node=1)
 _KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]] = WeakKeyDictionary()
 
 
-def ranks_of(group: ProcessGroup | None) -> Ranks:
-    """The members of `group`; its first call is a collective, in which they learn who shares a machine."""
+def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
+    """The members of `group`; its first call is a collective, in which they learn who shares a machine.
+
+    Tensors will travel between `device` and those of the others.
+    """
     if group is None:
         return ALONE
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ArgumentError("This process is not in the group that it was given; only members may call the loss.")
     if group not in _KNOWN:
-        _KNOWN[group] = _acquainted(group)
+        _KNOWN[group] = _acquainted(group, device)
     beside, node = _KNOWN[group]
     return Ranks(group, beside, size, rank, node)
 
 
-def _acquainted(group: ProcessGroup) -> tuple[dist.ProcessGroupGloo | None, int]:
+def _acquainted(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGroupGloo | None, int]:
     if dist.get_world_size(group) == 1:
         return None, 1
-    _greet(group)
+    _greet(group, device)
     beside = meeting_beside(group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
     (names,) = zip(*exchanged([crc32(name.encode())], group, beside), strict=True)
     return beside, ranks_per_node(names)
 
 
-def _greet(group: ProcessGroup) -> None:
+def _greet(group: ProcessGroup, device: torch.device) -> None:
     """NCCL wants a collective of all members before messages between some of them."""
     if "nccl" in dist.get_backend_config(group):
-        dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def ranks_per_node(names: tuple[int, ...]) -> int:

@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 from emocap_kernels.blocks import block_bytes_on, even_blocks
 from emocap_kernels.distributed.columns import Sums
 from emocap_kernels.precision import full_precision
-from emocap_kernels.products import add_product_, product
-from emocap_kernels.region.outcome import means, outcome, row_weights
+from emocap_kernels.products import add_product_, product, similarity_gain
+from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
 from emocap_kernels.region.pairs import RegionPairs, pairs_of
 from emocap_kernels.region.pooling import weights
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
-from emocap_kernels.softmax import RunningBoth, Shares, score_gradient, shares
+from emocap_kernels.softmax import RunningBoth, Shares, score_gradient
 
 # Sentences of a tile while there are more images to put into it: long enough for a fast matrix product.
 TILE_SENTENCES = 1024
@@ -37,7 +37,7 @@ class _Plan:
     pairs: RegionPairs
     images: list[slice]
     longest: int
-    row_weight: Tensor
+    weights: Weights
 
     def tiles(self, block: Block) -> list[slice]:
         """Of the sentences of `block`."""
@@ -72,7 +72,7 @@ def _planned(problem: RegionProblem, block_bytes: int) -> _Plan:
     images = even_blocks(problem.images.local, together)
     tallest = max((block.stop - block.start for block in images), default=1)
     pairs = pairs_of(problem, longest=max(1, numbers // total))
-    return _Plan(problem, pairs, images, numbers // (patches * tallest), row_weights(problem))
+    return _Plan(problem, pairs, images, numbers // (patches * tallest), weights_of(problem))
 
 
 class _RegionNCE(Function):
@@ -84,10 +84,9 @@ class _RegionNCE(Function):
         both = _running(plan).over(problem.ranks)
         left, vectors = problem.put_away()
         ctx.plan = replace(plan, problem=left)
-        # Times the number of sentences, so that no share is small because the batch is large.
-        ctx.rows, ctx.columns = shares(both.rows, plan.row_weight * problem.lines.total), shares(both.columns, 1.0)
+        ctx.rows, ctx.columns = plan.weights.shares(both)
         ctx.save_for_backward(scale, problem.owner, problem.patch_mask, *vectors)
-        seen = means(problem, both, plan.row_weight).to(scale.dtype)
+        seen = means(problem, both, plan.weights).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -101,8 +100,7 @@ class _RegionNCE(Function):
         with full_precision(scale.device):
             sums = _Gradients(replace(ctx.plan, problem=problem), ctx.rows, ctx.columns, ctx.needs_input_grad)
             sums.run()
-        # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.lines.total))
+        share = ctx.plan.weights.factor(grad_outputs[0], problem.ranks)
         return *sums.finished(share * scale), sums.by_scale.to(scale.dtype) * share, None
 
 
@@ -122,7 +120,7 @@ def _running(plan: _Plan) -> RunningBoth:
 
 
 class _Gradients:
-    """Sums, over tiles, of 2 N times the gradient in patches / scale, sentences / scale and scale."""
+    """Sums, over tiles, of 2 A times the gradient in patches / scale, sentences / scale and scale; A image anchors."""
 
     def __init__(self, plan: _Plan, rows: Shares, columns: Shares, needs: tuple[bool, ...]) -> None:
         self._plan, self._rows, self._columns = plan, rows, columns
@@ -130,6 +128,7 @@ class _Gradients:
         like = problem.patches.new_empty(0, problem.patches.shape[2], dtype=wide)
         self.by_patch = torch.zeros_like(problem.patches, dtype=wide) if needs[0] else None
         self.by_sentence = Sums(problem.columns, like, problem.sentences.dtype) if needs[1] else None
+        self._gain = similarity_gain(problem.patches.dtype)
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
@@ -166,6 +165,8 @@ class _Gradients:
             attention.add_(similarity, alpha=problem.sharpness).mul_(gradient[:, :, None])
             carried = attention.flatten(1)
             if self.by_patch is not None:
-                add_product_(self.by_patch[images].flatten(0, 1), carried.T, block.sentences[part])
+                rows_of = self.by_patch[images].flatten(0, 1)
+                add_product_(rows_of, carried.T, block.sentences[part], stored_times=self._gain)
             if by_sentence is not None:
-                add_product_(by_sentence[part], carried, problem.patches[images].flatten(0, 1))
+                vectors = problem.patches[images].flatten(0, 1)
+                add_product_(by_sentence[part], carried, vectors, stored_times=self._gain)

@@ -74,5 +74,12 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         "sharpness": crc32(repr(inputs.sharpness).encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "sentences need a gradient": int(inputs.sentences.requires_grad),
+        "sentences need a gradient": int(_backward_travels(inputs)),
     }
+
+
+def _backward_travels(inputs: Inputs) -> bool:
+    """Whether backward has anything to say to other ranks: to one of them it must then come on all."""
+    given = (inputs.patches, inputs.sentences, inputs.scale)
+    wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
+    return any(wanted) if inputs.schedule == "ring" else inputs.sentences.requires_grad

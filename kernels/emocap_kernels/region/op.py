@@ -66,7 +66,7 @@ def region_contrastive_loss(
         RanksDisagreeError: If the ranks of the group were called differently.
     """
     inputs = Inputs(patches, sentences, owner, scale, float(sharpness), scope, patch_mask, mining, schedule)
-    ranks = ranks_of(group)
+    ranks = ranks_of(group, patches.device)
 
     def describe() -> dict[str, int]:
         found = facts(inputs)

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from emocap_kernels.distributed.numbers import sum_over
+from emocap_kernels.distributed.ranks import Ranks
 from emocap_kernels.region.problem import RegionProblem
 from emocap_kernels.result import Directions, LossResult
-from emocap_kernels.softmax import Both
+from emocap_kernels.softmax import Both, Shares, shares
 
 
-def row_weights(problem: RegionProblem) -> Tensor:
-    """What each local image weighs in the mean over images that own a sentence, [local images]; 0 for the others."""
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What anchors weigh in the mean of their direction, times the number of image anchors: none more than 1.
+
+    Attributes:
+        rows: 1 for a local image that owns a sentence and 0 for the others, [local images].
+        column: Of every sentence, 0-dim.
+        anchors: Number of images of the batch that own a sentence, 0-dim.
+    """
+
+    rows: Tensor
+    column: Tensor
+    anchors: Tensor
+
+    def shares(self, both: Both) -> tuple[Shares, Shares]:
+        """Of gradients in scores, which then lie in [-2, 2] whatever the batch is."""
+        return shares(both.rows, self.rows), shares(both.columns, self.column)
+
+    def factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:
+        """What such gradients are multiplied with: a mean over ranks must give the sum of their parts."""
+        return grad_output * ranks.size / (2.0 * self.anchors)
+
+
+def weights_of(problem: RegionProblem) -> Weights:
     anchors = problem.anchors()
-    return anchors[problem.images.own].to(problem.scale.dtype) / anchors.sum()
+    number = anchors.sum().to(problem.scale.dtype)
+    rows = anchors[problem.images.own].to(problem.scale.dtype)
+    return Weights(rows, number / problem.lines.total, number)
 
 
-def means(problem: RegionProblem, both: Both, row_weight: Tensor) -> Tensor:
+def means(problem: RegionProblem, both: Both, weights: Weights) -> Tensor:
     """Losses of both directions, mean number of positives, recall of both directions, float64 [5]."""
-    weight, own = row_weight.double(), problem.lines.own
+    weight, own = weights.rows.double() / weights.anchors.double(), problem.lines.own
     share = 1.0 / problem.lines.total
     columns = both.columns.part(own)
     # Scores that are no numbers have no best one.

@@ -85,6 +85,19 @@ def test_inputs_may_lie_in_memory_in_any_order():
     torch.testing.assert_close(sentences.grad, lines.grad)
 
 
+@pytest.mark.parametrize("scope", ["batch", "image"])
+def test_a_mask_may_lie_in_memory_in_any_order(scope):
+    patches, sentences, owner, scale = leaves()
+    drawn = torch.rand(20, 7, generator=torch.Generator().manual_seed(2)) > 0.4
+    twisted = drawn.to(DEVICE).T
+    settings = {"scope": scope, "backend": "fused"}
+    losses = [
+        region_contrastive_loss(patches, sentences, owner, scale, patch_mask=mask, **settings).loss.item()
+        for mask in (twisted, twisted.contiguous())
+    ]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("mining", RULES)
 def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
     def saved(rows: int) -> int:

@@ -30,7 +30,7 @@ from emocap_kernels.distributed.columns import Sums
 from emocap_kernels.fused.descriptors import ALIGNMENT, aligned, tiled
 from emocap_kernels.fused.launch import launch
 from emocap_kernels.precision import full_precision
-from emocap_kernels.products import add_product_, product
+from emocap_kernels.products import add_product_, product, similarity_gain
 from emocap_kernels.region.fused.kernels.pooling import LOG2_E, carry_kernel, pool_kernel
 from emocap_kernels.region.fused.marks import RegionPositives, packed, positives_of
 from emocap_kernels.region.fused.shapes import (
@@ -40,14 +40,10 @@ from emocap_kernels.region.fused.shapes import (
     region_shape,
     score_chunks,
 )
-from emocap_kernels.region.outcome import means, outcome, row_weights
+from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
-from emocap_kernels.softmax import RunningBoth, Shares, shares
-
-# Times what gradients of similarities are stored as float16: they may exceed 1 by what a batch has sentences to an
-# image, and small ones must not vanish.
-HALF_GAIN = 2.0**8
+from emocap_kernels.softmax import RunningBoth, Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ class _Walk:
     problem: RegionProblem
     positives: RegionPositives
     shape: RegionShape
-    row_weight: Tensor
+    weights: Weights
 
     @property
     def slope(self) -> float:
@@ -80,7 +76,7 @@ class _Walk:
 
     def kept(self, images: slice) -> Tensor | None:
         kept = self.problem.kept(images)
-        return None if kept is None else kept.to(torch.uint8)
+        return None if kept is None else kept.to(torch.uint8).contiguous()
 
 
 def evaluate(problem: RegionProblem) -> LossResult:
@@ -90,7 +86,7 @@ def evaluate(problem: RegionProblem) -> LossResult:
         with torch.no_grad():
             _, patches, _ = problem.patches.shape
             shape = region_shape(patches, problem.patches.dtype, problem.patches.device)
-            walk = _Walk(problem, positives_of(problem), shape, row_weights(problem))
+            walk = _Walk(problem, positives_of(problem), shape, weights_of(problem))
         loss, seen = _RegionNCE.apply(problem.patches, problem.sentences, problem.scale, walk)  # pyright: ignore[reportGeneralTypeIssues]
         return outcome(loss, seen)
 
@@ -102,13 +98,11 @@ class _RegionNCE(Function):
         del patches, sentences
         problem = walk.problem
         both = _running(walk).over(problem.ranks)
-        # Times the number of sentences, so that no share is small because the batch is large.
-        total = problem.lines.total
-        lines = _lines(shares(both.rows, walk.row_weight * total)), _lines(shares(both.columns, 1.0))
+        lines = [_lines(each) for each in walk.weights.shares(both)]
         left, vectors = problem.put_away()
         ctx.walk = replace(walk, problem=left)
         ctx.save_for_backward(scale, *lines, problem.owner, problem.patch_mask, *vectors)
-        seen = means(problem, both, walk.row_weight).to(scale.dtype)
+        seen = means(problem, both, walk.weights).to(scale.dtype)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
@@ -120,8 +114,7 @@ class _RegionNCE(Function):
         scale, row_lines, column_lines, _, _, *vectors = ctx.saved_tensors
         problem: RegionProblem = ctx.walk.problem.taken_out(vectors)
         walk = replace(ctx.walk, problem=problem)
-        # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.lines.total))
+        share = walk.weights.factor(grad_outputs[0], problem.ranks)
         with full_precision(scale.device), torch.cuda.device_of(scale):
             gradients = _Gradients(walk, (row_lines, column_lines), share * scale, ctx.needs_input_grad)
             gradients.run()
@@ -178,7 +171,7 @@ class _Gradients:
         self._walk, self._problem, self._factor = walk, problem, factor
         self._row_lines, self._column_lines = lines
         self._dtype = problem.patches.dtype
-        self._gain = HALF_GAIN if self._dtype == torch.float16 else 1.0
+        self._gain = similarity_gain(self._dtype)
         # Rows of a chunk begin on addresses that tile copies can reach.
         self._pitch = problem.patches.shape[1] + -problem.patches.shape[1] % (ALIGNMENT // self._dtype.itemsize)
         # With one block an image is through at once; with more its sums stay in float32.

@@ -67,7 +67,7 @@ def _planned(inputs: Inputs, owner: Tensor, images: Span, ranks: Ranks) -> _Plan
     counts = starts.diff()
     anchors = sum_over((counts > 0).sum().double(), ranks)
     weight = 1.0 / (counts[owner] * anchors)
-    kept = None if inputs.patch_mask is None else inputs.patch_mask.to(torch.uint8)
+    kept = None if inputs.patch_mask is None else inputs.patch_mask.to(torch.uint8).contiguous()
     return _Plan(kept, starts.int(), weight, ranks)
 
 

@@ -40,7 +40,7 @@ def weighted(score_RC, peak, weight, part_RC):
     return tl.exp2(tl.where(part_RC, score_RC - peak, float("-inf"))) * weight
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["row_groups_ptr", "column_groups_ptr"])
 def gradient_kernel(
     image_desc,
     text_desc,

@@ -61,7 +61,7 @@ def log_of_one_plus(e):
     return p * e
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["row_groups_ptr", "column_groups_ptr"])
 def sigmoid_kernel(
     image_desc,
     text_desc,

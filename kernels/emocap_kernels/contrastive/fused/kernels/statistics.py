@@ -46,7 +46,7 @@ POSITIVE_PEAK = tl.constexpr(6)
 LINES = 7
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["row_groups_ptr", "column_groups_ptr"])
 def statistics_kernel(
     image_desc,
     text_desc,

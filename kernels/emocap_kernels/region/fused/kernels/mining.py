@@ -10,7 +10,7 @@ import triton.language as tl
 from emocap_kernels.fused.kernels.tiles import VARYING, cosines
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["starts_ptr"])
 def reached_kernel(
     sentence_desc,
     own_desc,

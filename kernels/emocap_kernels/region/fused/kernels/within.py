@@ -177,7 +177,7 @@ def direction(
     return (peak_K - own_K) + log_K, found_K.to(tl.float32), peak_K + log_K
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sentences"])
 def contrast_kernel(
     unit_ptr,
     sentences_ptr,
@@ -250,7 +250,7 @@ def add_products(
         put_strip(sums_ptr, row, end, d, nD, sum_KD, bK, bD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sentences"])
 def score_gradient_kernel(
     unit_ptr,
     sentences_ptr,
