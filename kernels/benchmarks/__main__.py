@@ -16,13 +16,15 @@ import record
 import tables
 import torch
 from emocap_kernels.distributed.route import SCHEDULES
+from global_loss import GLOBAL
+from local_loss import REGION
 from machine import REPOSITORY, occasion
 from measure import Plan, measure
 from outcome import UnableError
-from pairs import GLOBAL, draw
+from pairs import draw
 from record import Line
-from regions import REGION
-from subject import Contender, Size, Subject
+from size import Size
+from subject import Contender, Subject
 from subjects import SUBJECTS
 from tune import tune
 from variants import PLAIN

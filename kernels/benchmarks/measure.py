@@ -11,7 +11,8 @@ from outcome import Skipped
 from passes import call_of
 from probe import Finding, Job, Place, probe
 from record import Line
-from subject import OURS, Batch, Contender, Loss, Size, Subject
+from size import Size
+from subject import OURS, Batch, Contender, Loss, Subject
 from timing import Call, clock_of, in_rounds, ratios, spread
 from variants import PASSES, PLAIN, Pass
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from pairs import Pairs
 from subject import Exact, sample
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from pairs import Pairs
 
 _BLOCK_NUMBERS = 1 << 25
 

@@ -5,19 +5,16 @@ They are optional and untyped, so this is the one place that imports by name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from outcome import UnableError
+from pairs import Pairs
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pairs import Pairs
 
 _INSTALL = "not installed; pip install --no-deps -r kernels/benchmarks/requirements.txt"
 _INF_CL_HEAD = 256

@@ -20,7 +20,8 @@ import torch
 from memory import dense_refusal, peak_bytes
 from outcome import Skipped, attempt
 from passes import call_of
-from subject import Batch, Contender, Loss, Size, Subject
+from size import Size
+from subject import Batch, Contender, Loss, Subject
 from subjects import SUBJECTS
 from truth import Agreement, Sampled, agreement, sampled
 from variants import PLAIN, Pass

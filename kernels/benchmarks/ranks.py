@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from emocap_kernels import choose_backend, choose_region_backend, contrastive_loss, region_contrastive_loss
 from emocap_kernels.distributed.traffic import counted
+from local_loss import REGION
 from machine import Occasion, versions
 from outcome import UnableError
-from region_losses import SHARPNESS
-from regions import REGION
-from subject import Size, leaf
+from regions import SHARPNESS
+from size import Size
+from subject import leaf
 from tables import duration
 from timing import Spread, ratios, spread
 from torch import Tensor

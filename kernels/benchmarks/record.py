@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from subject import Size
+from size import Size
 from subjects import subject_of
 from timing import Spread
 from truth import Agreement, Sampled

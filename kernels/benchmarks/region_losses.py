@@ -6,17 +6,11 @@ projections of their authors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from regions import SHARPNESS, Regions
+from size import Size
 from torch import Tensor
 from torch.nn.functional import normalize
-
-if TYPE_CHECKING:
-    from regions import Regions
-    from subject import Size
-
-SHARPNESS = 10.0
 
 _FLOAT_BYTES = 4
 # Measured with autograd in float32: similarities, weights, and what differentiates them; the same of pooled vectors.

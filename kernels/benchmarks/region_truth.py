@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
-from region_losses import SHARPNESS
+from regions import SHARPNESS, Regions
 from subject import Exact, sample
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from regions import Regions
 
 _BLOCK_NUMBERS = 1 << 25
 

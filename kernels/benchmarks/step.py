@@ -16,9 +16,9 @@ from emocap_kernels import choose_region_backend, contrastive_loss, region_contr
 from machine import Occasion, versions
 from outcome import Skipped, UnableError
 from pairs import Pairs
-from region_losses import SHARPNESS
-from regions import Regions
-from subject import Size, leaf
+from regions import SHARPNESS, Regions
+from size import Size
+from subject import leaf
 from tables import duration
 from timing import Call, Spread, clock_of, in_rounds, ratios, spread
 from torch import Tensor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pairs import GLOBAL
-from regions import REGION
+from global_loss import GLOBAL
+from local_loss import REGION
 from subject import Subject
 
 SUBJECTS: Mapping[str, Subject] = {subject.name: subject for subject in (GLOBAL, REGION)}

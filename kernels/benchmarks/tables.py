@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from record import Line
-from subject import Size
+from size import Size
 from variants import BOTH, PASSES
 
 Cell = Callable[[Line], str]

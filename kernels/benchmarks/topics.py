@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pairs import GLOBAL
-from regions import REGION
-from subject import Size
+from global_loss import GLOBAL
+from local_loss import REGION
+from size import Size
 
 
 @dataclass(frozen=True, slots=True)

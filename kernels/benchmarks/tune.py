@@ -10,9 +10,10 @@ from pathlib import Path
 import record
 from emocap_kernels.fused import shapes
 from emocap_kernels.fused.shapes import Shape
+from global_loss import ours
 from machine import Occasion, versions
 from outcome import Skipped
-from pairs import Pairs, ours
+from pairs import Pairs
 from passes import call_of
 from timing import Spread, clock_of, in_rounds, spread
 from variants import PASSES, Pass, Variant

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from emocap_kernels import Mining
-
-if TYPE_CHECKING:
-    from subject import Size
+from size import Size
 
 Pass = Literal["forward", "forward+backward"]
 FORWARD: Pass = "forward"

@@ -10,6 +10,8 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import global_loss  # noqa: E402
+import local_loss  # noqa: E402
 import memory  # noqa: E402 - beside the script that is tested, not in a package
 import pairs  # noqa: E402
 import peers  # noqa: E402
@@ -21,12 +23,13 @@ import tables  # noqa: E402
 import timing  # noqa: E402
 import topics  # noqa: E402
 import truth  # noqa: E402
+from global_loss import GLOBAL  # noqa: E402
+from local_loss import REGION  # noqa: E402
 from machine import Occasion  # noqa: E402
 from measure import Plan, measure  # noqa: E402
 from outcome import Skipped, attempt  # noqa: E402
-from pairs import GLOBAL  # noqa: E402
-from regions import REGION  # noqa: E402
-from subject import Contender, Size, Subject  # noqa: E402
+from size import Size  # noqa: E402
+from subject import Contender, Subject  # noqa: E402
 from variants import BOTH, FORWARD, LOCAL_VARIANTS, PLAIN, VARIANTS, floor_flops, local_floor_flops  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -233,7 +236,7 @@ def test_local_losses_of_plain_pytorch_are_ours_also_where_images_own_nothing() 
     assert len(batch.owner.unique()) < 9
     for name, loss in (("plain", region_losses.dense), ("sparc", region_losses.within_images)):
         (variant,) = (each for each in LOCAL_VARIANTS if each.name == name)
-        assert loss(batch).item() == pytest.approx(regions.ours("reference", variant)(batch).item(), rel=1e-12)
+        assert loss(batch).item() == pytest.approx(local_loss.ours("reference", variant)(batch).item(), rel=1e-12)
 
 
 def test_one_patch_is_pooled_as_it_is() -> None:
@@ -288,7 +291,7 @@ def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_contender_that_is_wrong_is_told() -> None:
-    wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * pairs.dense(batch))
+    wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * global_loss.dense(batch))
     found = truth.agreement(GLOBAL, wrong, 16, torch.float32, CPU)
     assert isinstance(found, truth.Agreement)
     assert found.loss_error == pytest.approx(0.5, rel=1e-3)
@@ -297,7 +300,7 @@ def test_a_contender_that_is_wrong_is_told() -> None:
 
 def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
     for subject, size, loss in (
-        (GLOBAL, Size(40, 16), pairs.dense),
+        (GLOBAL, Size(40, 16), global_loss.dense),
         (REGION, Size(40, 16, 5, 60), region_losses.dense),
     ):
         found = truth.sampled(subject, loss, subject.draw(size, torch.float64, CPU), PLAIN, 8)
@@ -307,8 +310,8 @@ def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
 
 def test_a_dense_size_beyond_half_of_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
-    assert memory.dense_refusal(pairs.dense_bytes(Size(8192, 512)), CPU) is None
-    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(pairs.dense_bytes(Size(16384, 512)), CPU)
+    assert memory.dense_refusal(global_loss.dense_bytes(Size(8192, 512)), CPU) is None
+    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(global_loss.dense_bytes(Size(16384, 512)), CPU)
 
 
 def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

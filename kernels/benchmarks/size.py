@@ -1,0 +1,34 @@
+"""How large a batch is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a batch on one device.
+
+    Attributes:
+        rows: Images.
+        width: Numbers in a vector.
+        patches: Of each image; None where the loss knows whole images only.
+        sentences: Of all images together; None as well.
+    """
+
+    rows: int
+    width: int
+    patches: int | None = None
+    sentences: int | None = None
+
+    @property
+    def regions(self) -> tuple[int, int]:
+        """Patches of an image and sentences of the batch, of a size that has them."""
+        if self.patches is None or self.sentences is None:
+            raise ValueError(f"{self} has no patches and sentences.")
+        return self.patches, self.sentences
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """By which sizes are sorted."""
+        return (self.width, self.rows, self.patches or 0, self.sentences or 0)
