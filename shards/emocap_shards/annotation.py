@@ -1,9 +1,14 @@
-"""The JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}."""
+"""The JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
+
+An image with several captions has the others, in the same form, as a list called "further".
+"""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+import orjson
 
 from emocap_shards.errors import AnnotationError
 from emocap_shards.sample import Caption
@@ -11,32 +16,43 @@ from emocap_shards.sample import Caption
 Labels = Mapping[str, str | float]
 
 
-def dump_annotation(caption: Caption, labels: Labels) -> bytes:
+def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
     """One line of UTF-8 JSON, keys sorted, so that equal annotations are equal bytes.
 
     Raises:
         AnnotationError: If the result would not be read again by `load_annotation`.
     """
-    parts = {"global": caption.whole, "local": list(caption.local), "summary": caption.summary}
-    annotation = {"caption": parts, "labels": _labels(dict(labels))}
-    _caption(parts)
+    parts = [_parts(each) for each in (caption, *further)]
+    annotation: dict[str, Any] = {"caption": parts[0], "labels": _labels(dict(labels))}
+    if further:
+        annotation["further"] = parts[1:]
     return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
-def load_annotation(data: bytes) -> tuple[Caption, Labels]:
-    """The caption and the labels.
+def load_annotation(data: bytes) -> tuple[tuple[Caption, ...], Labels]:
+    """The captions, one or more, and the labels.
 
     Raises:
-        AnnotationError: If the bytes are no JSON object of the form above, or the global part is missing.
+        AnnotationError: If the bytes are no JSON object of the form above, or a global part is missing.
     """
     try:
-        value: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value: Any = orjson.loads(data)
+    except ValueError as error:
         raise AnnotationError(f"the annotation is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise AnnotationError(f"the annotation is {type(value).__name__}, not an object")
     annotation = cast("dict[str, Any]", value)
-    return _caption(annotation.get("caption")), _labels(annotation.get("labels", {}))
+    further = annotation.get("further", [])
+    if not isinstance(further, list):
+        raise AnnotationError('"further" is no list of captions')
+    captions = _caption(annotation.get("caption")), *map(_caption, cast("list[object]", further))
+    return captions, _labels(annotation.get("labels", {}))
+
+
+def _parts(caption: Caption) -> dict[str, Any]:
+    parts = {"global": caption.whole, "local": list(caption.local), "summary": caption.summary}
+    _caption(parts)
+    return parts
 
 
 def _caption(value: object) -> Caption:

@@ -91,9 +91,9 @@ def records_from_csv(path: str | Path, columns: Columns = _STANDARD) -> Iterator
 def _row(source: Path, line: int, values: Mapping[str, Any], columns: Columns) -> Record:
     try:
         image = Path(str(values[columns.image]))
-        caption, labels = load_annotation(_annotation(values, columns))
+        captions, labels = load_annotation(_annotation(values, columns))
         key = str(values[columns.key]) if values.get(columns.key) else None
-        return _record(source.parent / image, image, caption, labels, key=key)
+        return _record(source.parent / image, image, captions, labels, key=key)
     except KeyError as error:
         raise RecordError(f"{source}:{line}: there is no column {error}; map the columns to yours.") from error
     except (AnnotationError, RecordError) as error:
@@ -119,7 +119,7 @@ def _annotation(values: Mapping[str, Any], columns: Columns) -> bytes:
 
 
 def _record(
-    path: Path, name: Path, caption: Caption, labels: Mapping[str, str | float], *, key: str | None = None
+    path: Path, name: Path, captions: tuple[Caption, ...], labels: Mapping[str, str | float], *, key: str | None = None
 ) -> Record:
     """The record of the image at `path`; without a key, its `name` without suffix becomes one."""
     try:
@@ -127,10 +127,10 @@ def _record(
     except OSError as error:
         raise RecordError(f"the image {path} cannot be read ({error})") from error
     own = "_".join(name.with_suffix("").parts).replace(".", "_").strip("/_")
-    return Record(key or own, data, path.suffix[1:].lower(), caption, labels)
+    return Record(key or own, data, path.suffix[1:].lower(), captions[0], labels, captions[1:])
 
 
-def _sidecar(path: Path) -> tuple[Caption, Mapping[str, str | float]]:
+def _sidecar(path: Path) -> tuple[tuple[Caption, ...], Mapping[str, str | float]]:
     try:
         return load_annotation(path.read_bytes())
     except OSError as error:

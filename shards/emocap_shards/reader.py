@@ -115,7 +115,7 @@ def open_block(block: bytes, slot: Slot, *, index: int, shard: str) -> Sample:
         members = _members(block)
         annotation = members.pop("json")
         (image,) = members.values()
-        caption, labels = load_annotation(annotation)
+        (caption, *_), labels = load_annotation(annotation)
         return Sample(index, slot.key, decode_image(image), caption, labels)
     except (AnnotationError, ImageError) as error:
         raise DamagedSample.at(shard, slot.key, str(error)) from error

@@ -25,7 +25,8 @@ class Caption:
 class Record:
     """A sample on its way into a shard: the encoded image as it will stand in the tar.
 
-    `extension` names the encoding ("jpg", "png", "webp"). `key` has no dot and no slash.
+    `extension` names the encoding ("jpg", "png", "webp"). `key` has no dot and no slash. `further` holds other
+    captions of the same image: a stream shows one of all of them each time.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Record:
     extension: str
     caption: Caption
     labels: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
+    further: tuple[Caption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

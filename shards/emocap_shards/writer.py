@@ -64,7 +64,7 @@ def tar_sample(record: Record) -> bytes:
     """
     _check_key(record.key)
     try:
-        annotation = dump_annotation(record.caption, record.labels)
+        annotation = dump_annotation(record.caption, record.labels, record.further)
         _check_image(record)
     except (AnnotationError, ImageError) as error:
         raise RecordError(f"record {record.key!r}: {error}; correct or leave out this record.") from error

@@ -14,7 +14,8 @@ from emocap_shards.manifest import read_manifest
 from PIL import Image
 from pretrain_fakes import stand_alone
 
-from emocap_pretrain import cli, run
+from emocap_pretrain import run
+from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, open_session
@@ -154,7 +155,7 @@ def test_a_dry_run_prints_config_and_plan_and_starts_nothing(tiny_config: Config
 @pytest.mark.parametrize("command", [(), ("synth",), ("pack",), ("inspect",), ("pretrain",), ("evaluate",)])
 def test_help_imports_no_framework(command: tuple[str, ...]) -> None:
     code = (
-        "import sys\nfrom emocap_pretrain.cli import app\n"
+        "import sys\nfrom emocap_pretrain.cli.app import app\n"
         f"try:\n    app([*{command!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'ray', 'deepspeed', 'mlflow', 'transformers', 'timm'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
@@ -187,5 +188,5 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
 
 
 def test_the_module_and_the_command_are_one_function() -> None:
-    (registered,) = [each for each in cli.app.registered_commands if each.name == "pretrain"]
+    (registered,) = [each for each in app.registered_commands if each.name == "pretrain"]
     assert registered.callback is run.command

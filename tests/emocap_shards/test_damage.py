@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.errors import BudgetSpent, DamagedSample, DamagedShard, ShardsError
-from emocap_shards.folder import FolderStore
 from emocap_shards.index import Slot, load_index
 from emocap_shards.inspect import verify
+from emocap_shards.store.folder import FolderStore
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
 from hypothesis import HealthCheck, given, settings

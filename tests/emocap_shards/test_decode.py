@@ -104,7 +104,7 @@ def test_no_scrambled_image_raises_anything_else(kind, data):
 )
 def test_an_annotation_survives_the_way_through_json(whole, local, summary, labels):
     caption = Caption(whole, local, summary)
-    assert load_annotation(dump_annotation(caption, labels)) == (caption, labels)
+    assert load_annotation(dump_annotation(caption, labels, [caption])) == ((caption, caption), labels)
 
 
 @pytest.mark.parametrize(

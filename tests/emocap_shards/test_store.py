@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import s3fs
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.store import _OPTIONS, Entry, Store, open_store
+from emocap_shards.store import Entry, Store, open_store
+from emocap_shards.store.objects import _OPTIONS
 from fsspec.implementations.memory import MemoryFileSystem
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import PlanError
-from emocap_shards.folder import FolderStore
+from emocap_shards.store.folder import FolderStore
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
 from hypothesis import given, settings

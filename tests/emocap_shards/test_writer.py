@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import webdataset
 from emocap_shards.errors import ManifestError, RecordError
-from emocap_shards.folder import FolderStore
 from emocap_shards.index import load_index
 from emocap_shards.inspect import verify
 from emocap_shards.manifest import Manifest, load_manifest, read_manifest
 from emocap_shards.sample import Caption
+from emocap_shards.store.folder import FolderStore
 from emocap_shards.writer import write_shards
 from shard_cases import encode, record, records
 

@@ -1,4 +1,4 @@
-"""The one door to stores: a folder, S3, or any file system that fsspec knows."""
+"""A store behind fsspec: S3, Google's, Azure's, HTTP, memory."""
 
 import functools
 import os
@@ -8,14 +8,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.folder import Entry, FolderStore, checked
+from emocap_shards.store.protocol import Entry, checked
 
 _S3 = {
     "use_listings_cache": False,
@@ -24,83 +23,6 @@ _S3 = {
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
 # The memory file system looks and then writes; this makes the two one act inside a process.
 _MEMORY = threading.Lock()
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Objects below one root. Paths are relative to it, written with "/".
-
-    A store is a small picklable value; connections open in the process that uses it. An object is whole or absent
-    at every moment, and what `put` returned from is durable. Every method raises `StoreError`: `NotFound` when
-    there is no such object (`delete` and `delete_tree` do not mind), `ConditionFailed` when a condition lost.
-    """
-
-    @property
-    def url(self) -> str: ...
-
-    def honours_conditions(self) -> bool:
-        """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
-        ...
-
-    def read(self, path: str) -> bytes: ...
-
-    def read_versioned(self, path: str) -> tuple[bytes, str]:
-        """The bytes, and the version to give to `put_if_match`."""
-        ...
-
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end); fewer, or none, where the object ends earlier."""
-        ...
-
-    def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Many `read_range`s in one call, at the same time where the store can."""
-        ...
-
-    def put(self, path: str, data: bytes) -> None: ...
-
-    def put_file(self, path: str, local_path: str | Path) -> None:
-        """Streams a local file into the store, in parts where the store has them."""
-        ...
-
-    def get_file(self, path: str, local_path: str | Path) -> None:
-        """Copies an object to a local file, which is whole or absent."""
-        ...
-
-    def put_if_absent(self, path: str, data: bytes) -> None: ...
-
-    def put_if_match(self, path: str, data: bytes, version: str) -> None:
-        """Writes only if the object still is the version that `read_versioned` gave."""
-        ...
-
-    def list(self, prefix: str = "") -> list[Entry]:
-        """Every object below the folder `prefix`, sorted by path; hidden files are not listed."""
-        ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def delete(self, path: str) -> None: ...
-
-    def delete_tree(self, prefix: str) -> None:
-        """Deletes every object below the folder `prefix`."""
-        ...
-
-
-def open_store(url: str | Path) -> Store:
-    """The store rooted at a URL ("s3://bucket/folder", "memory://x") or at a plain path.
-
-    Nothing is contacted yet. Credentials and the endpoint of S3 come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
-
-    Raises:
-        StoreError: If no file system is known for the URL's protocol.
-    """
-    text = str(url)
-    protocol = text.split("://", 1)[0] if "://" in text else "file"
-    if protocol in {"file", "local"}:
-        return FolderStore(str(Path(text.removeprefix(f"{protocol}://")).expanduser().absolute()))
-    if protocol not in fsspec.available_protocols():
-        raise StoreError(f"{text}: unknown protocol {protocol!r}; use a path, s3://bucket/folder or memory://name.")
-    return ObjectStore(text.rstrip("/"))
 
 
 @dataclass(frozen=True)

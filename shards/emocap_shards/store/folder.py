@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One object in a listing: its path below the store's root, its size in bytes."""
-
-    path: str
-    size: int
+from emocap_shards.store.protocol import Entry, checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +133,6 @@ class FolderStore:
             raise NotFound(message, path=path) from error
         except OSError as error:
             raise StoreError(f"cannot {verb} {path!r} in {self.root}: {error}; check the disk.") from error
-
-
-def checked(path: str) -> str:
-    """The path itself, if it stays below the root of its store.
-
-    Raises:
-        StoreError: If it is empty, absolute, or climbs.
-    """
-    if not path or path.startswith("/") or {"", ".", ".."} & set(path.rstrip("/").split("/")):
-        raise StoreError(f"{path!r} is no path below a store's root; write it like 'folder/file'.")
-    return path
 
 
 def copy_whole(source: Path, target: Path) -> None:

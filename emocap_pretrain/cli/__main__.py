@@ -1,0 +1,5 @@
+"""`python -m emocap_pretrain.cli`."""
+
+from emocap_pretrain.cli.app import main
+
+main()

@@ -1,0 +1,23 @@
+"""`emocap`: make, pack and look at data; pretrain; evaluate."""
+
+import typer
+
+from emocap_pretrain import run
+from emocap_pretrain.cli import evaluate, inspect, pack, synth
+
+app = typer.Typer(
+    help="Image-text pretraining on structured emotion captions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("pretrain")(run.command)
+app.command("synth")(synth.command)
+app.command("pack")(pack.command)
+app.command("inspect")(inspect.command)
+app.command("evaluate")(evaluate.command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,57 @@
+"""`emocap synth`."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Annotated
+
+import typer
+from emocap_shards.errors import ManifestError
+from emocap_shards.manifest import read_manifest
+from emocap_shards.sample import Record
+from emocap_shards.store import open_store
+from emocap_shards.synthetic.dataset import record
+from tqdm import tqdm
+
+from emocap_pretrain.cli.options import Debug, ShardSamples
+from emocap_pretrain.cli.pack import write
+from emocap_pretrain.terminal import console, errors_as_lines
+
+RENDERED_TOGETHER = 50
+
+
+def command(
+    out: Annotated[str, typer.Argument(help="Folder or URL; the datasets train and test come to lie in it.")],
+    train: Annotated[int, typer.Option(help="Faces to train on.", min=1)] = 1800,
+    test: Annotated[int, typer.Option(help="Further faces to evaluate on.", min=0)] = 200,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
+    pixels: Annotated[int, typer.Option(help="Side of the images.", min=16)] = 112,
+    samples_per_shard: ShardSamples = 200,
+    debug: Debug = False,
+) -> None:
+    """Render synthetic faces with true captions and pack them; a dataset that stands already is kept."""
+    with errors_as_lines(debug=debug):
+        for name, first, count in (("train", 0, train), ("test", train, test)):
+            url = f"{out.rstrip('/')}/{name}"
+            if count and not _stands(url, count):
+                faces = _rendered(range(first, first + count), seed, pixels)
+                write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
+
+
+def _stands(url: str, samples: int) -> bool:
+    """Whether this dataset is there already; another one at the same place is an error."""
+    store = open_store(url)
+    if not store.exists("manifest.json"):
+        return False
+    found = read_manifest(store).samples
+    if found != samples:
+        raise ManifestError(
+            f"{url} holds a dataset of {found} samples, not {samples}: delete it or choose another place."
+        )
+    console.print(f"{url}: {samples} samples are there already.")
+    return True
+
+
+def _rendered(indexes: range, seed: int, pixels: int) -> Iterator[Record]:
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(partial(record, seed, pixels=pixels), indexes, chunksize=RENDERED_TOGETHER)

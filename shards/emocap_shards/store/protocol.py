@@ -1,0 +1,86 @@
+"""What a store promises."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from emocap_shards.errors import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object in a listing: its path below the store's root, its size in bytes."""
+
+    path: str
+    size: int
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Objects below one root. Paths are relative to it, written with "/".
+
+    A store is a small picklable value; connections open in the process that uses it. An object is whole or absent
+    at every moment, and what `put` returned from is durable. Every method raises `StoreError`: `NotFound` when
+    there is no such object (`delete` and `delete_tree` do not mind), `ConditionFailed` when a condition lost.
+    """
+
+    @property
+    def url(self) -> str: ...
+
+    def honours_conditions(self) -> bool:
+        """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
+        ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        """The bytes, and the version to give to `put_if_match`."""
+        ...
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end); fewer, or none, where the object ends earlier."""
+        ...
+
+    def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Many `read_range`s in one call, at the same time where the store can."""
+        ...
+
+    def put(self, path: str, data: bytes) -> None: ...
+
+    def put_file(self, path: str, local_path: str | Path) -> None:
+        """Streams a local file into the store, in parts where the store has them."""
+        ...
+
+    def get_file(self, path: str, local_path: str | Path) -> None:
+        """Copies an object to a local file, which is whole or absent."""
+        ...
+
+    def put_if_absent(self, path: str, data: bytes) -> None: ...
+
+    def put_if_match(self, path: str, data: bytes, version: str) -> None:
+        """Writes only if the object still is the version that `read_versioned` gave."""
+        ...
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Every object below the folder `prefix`, sorted by path; hidden files are not listed."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def delete(self, path: str) -> None: ...
+
+    def delete_tree(self, prefix: str) -> None:
+        """Deletes every object below the folder `prefix`."""
+        ...
+
+
+def checked(path: str) -> str:
+    """The path itself, if it stays below the root of its store.
+
+    Raises:
+        StoreError: If it is empty, absolute, or climbs.
+    """
+    if not path or path.startswith("/") or {"", ".", ".."} & set(path.rstrip("/").split("/")):
+        raise StoreError(f"{path!r} is no path below a store's root; write it like 'folder/file'.")
+    return path
