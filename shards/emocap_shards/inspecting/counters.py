@@ -1,0 +1,124 @@
+"""Counts and spreads of a stream of any length, in bounded memory."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+_KEPT = 20_000
+_BINS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How often each item came: `total` items, `distinct` different ones, `once` of them a single time.
+
+    `short` is by how much a count may be too small, because rare items were forgotten; with 0 all of it is exact,
+    otherwise `distinct` is a lower bound. `top` is the most frequent ones, descending.
+    """
+
+    total: int
+    distinct: int
+    once: int
+    short: int
+    top: tuple[tuple[str, int], ...]
+
+
+class Tally:
+    """Counts texts; beyond `cap` different ones it forgets the rarest (after lossy counting, Manku & Motwani 2002)."""
+
+    def __init__(self, cap: int) -> None:
+        self._cap = cap
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+        self._short = 0
+
+    def add(self, items: Iterable[str]) -> None:
+        for item in items:
+            self._counts[item] += 1
+            self._total += 1
+            if len(self._counts) > self._cap:
+                self._forget()
+
+    def counts(self, top: int) -> Counts:
+        once = sum(1 for count in self._counts.values() if count == 1)
+        ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        return Counts(self._total, len(self._counts), once, self._short, tuple(ordered[:top]))
+
+    def _forget(self) -> None:
+        """The rarer half goes. What comes back later starts at zero, so the losses add up."""
+        limit = sorted(self._counts.values())[len(self._counts) // 2]
+        self._short += limit
+        self._counts = Counter({item: count for item, count in self._counts.items() if count > limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Numbers in short. All zero where there is none.
+
+    `count`, `least`, `mean` and `most` are exact; the others come from at most 20,000 of the numbers, drawn evenly.
+    `bins[i]` numbers lie from `edges[i]` to `edges[i + 1]`.
+    """
+
+    count: int
+    least: float
+    mean: float
+    most: float
+    median: float
+    edges: tuple[float, ...]
+    bins: tuple[int, ...]
+
+
+class Numbers:
+    """Collects numbers; keeps an even draw of them (reservoir sampling, Vitter 1985)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = 0.0
+        self._least = float("inf")
+        self._most = float("-inf")
+        self._kept: list[float] = []
+        self._random = random.Random(0)
+
+    def add(self, numbers: Iterable[float]) -> None:
+        for number in numbers:
+            self._count += 1
+            self._sum += number
+            self._least, self._most = min(self._least, number), max(self._most, number)
+            self._keep(number)
+
+    def spread(self) -> Spread:
+        if not self._count:
+            return Spread(0, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0), (0,))
+        kept = np.array(self._kept)
+        bins, edges = np.histogram(kept, _edges(kept))
+        mean, median = self._sum / self._count, float(np.median(kept))
+        return Spread(self._count, self._least, mean, self._most, median, tuple(edges.tolist()), tuple(bins.tolist()))
+
+    def _keep(self, number: float) -> None:
+        if len(self._kept) < _KEPT:
+            self._kept.append(number)
+        elif (place := self._random.randrange(self._count)) < _KEPT:
+            self._kept[place] = number
+
+
+def spread_of(numbers: Iterable[float]) -> Spread:
+    collected = Numbers()
+    collected.add(numbers)
+    return collected.spread()
+
+
+def _edges(numbers: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> list[float]:
+    """One bin for each whole number where there are few, else bins of equal width."""
+    least, most = float(numbers.min()), float(numbers.max())
+    whole = bool(np.all(numbers == np.floor(numbers)))
+    if whole and abs(least) < 1 << 52 and most - least < _BINS:
+        return [least - 0.5 + step for step in range(int(most - least) + 2)]
+    if whole and most - least < 1 << 52:
+        width = -(-(int(most - least) + 1) // _BINS)
+        return [least - 0.5 + width * step for step in range(-(-(int(most - least) + 1) // width) + 1)]
+    if not most - least > 0 or not np.isfinite(most - least):
+        return [least - 0.5, least + 0.5] if np.isfinite(least + 0.5) and least + 0.5 > least else [0.0, 1.0]
+    return [float(edge) for edge in np.linspace(least, most, _BINS + 1)]

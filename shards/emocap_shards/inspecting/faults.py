@@ -1,0 +1,77 @@
+"""What can be wrong with a dataset, and what helps."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The kinds of damage, from the whole dataset down to one sample."""
+
+    MANIFEST = "damaged manifest"
+    STRAY = "stray file"
+    MISSING_SHARD = "missing shard"
+    MISSING_INDEX = "missing index"
+    UNREADABLE = "unreadable object"
+    SIZE = "wrong size"
+    SWAPPED = "another shard's bytes"
+    SHARD_DIGEST = "wrong digest of a shard"
+    INDEX_DIGEST = "wrong digest of an index"
+    INDEX = "inconsistent index"
+    CUT = "cut shard"
+    END = "damaged end of a shard"
+    HEADER = "damaged tar header"
+    BYTES = "changed bytes"
+    UNSTEADY = "unsteady reads"
+    MEMBERS = "wrong members"
+    ANNOTATION = "unusable annotation"
+    IMAGE = "unusable image"
+    TWICE = "sample twice"
+
+
+_AGAIN = "upload or pack this shard again"
+_SOURCE = "correct the source and pack it again"
+CURES = {
+    Kind.MANIFEST: "upload it again, or pack the dataset again",
+    Kind.STRAY: "delete it, or upload the manifest that names it",
+    Kind.MISSING_SHARD: "upload this shard again",
+    Kind.MISSING_INDEX: "upload it again",
+    Kind.UNREADABLE: "mend the store or the permissions, then verify again",
+    Kind.SIZE: _AGAIN,
+    Kind.SWAPPED: "upload the right file under this name",
+    Kind.SHARD_DIGEST: _AGAIN,
+    Kind.INDEX_DIGEST: "upload the index again",
+    Kind.INDEX: "pack this shard again",
+    Kind.CUT: _AGAIN,
+    Kind.END: _AGAIN,
+    Kind.HEADER: _AGAIN,
+    Kind.BYTES: _AGAIN,
+    Kind.UNSTEADY: "check network, disk and memory, then verify again",
+    Kind.MEMBERS: _SOURCE,
+    Kind.ANNOTATION: _SOURCE,
+    Kind.IMAGE: _SOURCE,
+    Kind.TWICE: "give every sample a key of its own and pack it again",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is not what was written.
+
+    `shard` is a path in the dataset, `key` a sample's or "". `lost` samples cannot be read because of it; no sample
+    is counted by two faults. `found` is the SHA-256 of what lies there, where that is another than the manifest's.
+    """
+
+    kind: Kind
+    shard: str
+    reason: str
+    key: str = ""
+    lost: int = 0
+    found: str = ""
+
+    @property
+    def cure(self) -> str:
+        return CURES[self.kind]
+
+    def __str__(self) -> str:
+        where = f"{self.shard} {self.key!r}" if self.key else self.shard
+        return f"{where}: {self.reason}; {self.cure}."

@@ -1,0 +1,45 @@
+"""Labels in numbers: balance of text labels, spread of numeric ones."""
+
+from collections.abc import Mapping
+
+from emocap_shards.annotation import Labels
+from emocap_shards.inspecting.counters import Counts, Numbers, Spread, Tally
+
+MOST_NAMES = 200
+_MOST_VALUES = 10_000
+_TOP_VALUES = 40
+_VALUE_CHARACTERS = 100
+
+
+class LabelCounter:
+    """Counts labels of up to 200 names of each kind; further names are counted in `names_left_out`."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, Tally] = {}
+        self._numbers: dict[str, Numbers] = {}
+        self.names_left_out = 0
+
+    def add(self, labels: Labels) -> None:
+        for name, label in labels.items():
+            if isinstance(label, str):
+                self._add_text(name, label)
+            else:
+                self._add_number(name, label)
+
+    def texts(self) -> Mapping[str, Counts]:
+        return {name: tally.counts(_TOP_VALUES) for name, tally in sorted(self._texts.items())}
+
+    def numbers(self) -> Mapping[str, Spread]:
+        return {name: numbers.spread() for name, numbers in sorted(self._numbers.items())}
+
+    def _add_text(self, name: str, label: str) -> None:
+        if name in self._texts or len(self._texts) < MOST_NAMES:
+            self._texts.setdefault(name, Tally(_MOST_VALUES)).add([label[:_VALUE_CHARACTERS]])
+        else:
+            self.names_left_out += 1
+
+    def _add_number(self, name: str, label: float) -> None:
+        if name in self._numbers or len(self._numbers) < MOST_NAMES:
+            self._numbers.setdefault(name, Numbers()).add([label])
+        else:
+            self.names_left_out += 1

@@ -1,0 +1,103 @@
+"""Some samples of a dataset, spread over it, as they stand in the tar: no pixel is decoded."""
+
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, tee
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int64
+
+from emocap_shards.annotation import Labels, load_annotation
+from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError
+from emocap_shards.inspecting.block import checked_header
+from emocap_shards.inspecting.parallel import in_order
+from emocap_shards.manifest import Manifest
+from emocap_shards.reader import Reader
+from emocap_shards.sample import Caption, Encoded
+
+_SHARDS_AT_MOST = 256
+_READERS = 8
+_ROWS_TOGETHER = 256
+_BYTES_TOGETHER = 8 << 20
+
+Pick: TypeAlias = Int64[np.ndarray, " samples"]
+"""Ids of samples in one shard, so few that they fit into memory together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A sample as it stands in its tar; `kind` is "JPEG", "PNG" or "WEBP"."""
+
+    shard: str
+    key: str
+    kind: str
+    width: int
+    height: int
+    image: bytes
+    captions: tuple[Caption, ...]
+    labels: Labels
+
+
+Seen: TypeAlias = Glance | DamagedSample
+
+
+def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
+    """`look_at` samples, or all if there are fewer, at even distances over at most 256 evenly spread shards.
+
+    They come in a fixed random order, so that whoever stops early has seen some of everything.
+    """
+    firsts = [0, *accumulate(map(int, manifest.counts))]
+    number = min(len(manifest.counts), _SHARDS_AT_MOST)
+    shards = [turn * len(manifest.counts) // number for turn in range(number)]
+    sizes = [firsts[shard + 1] - firsts[shard] for shard in shards]
+    ends = np.cumsum(sizes)
+    wanted = max(0, min(look_at, int(ends[-1])))
+    places = np.arange(wanted, dtype=np.int64) * int(ends[-1]) // max(wanted, 1)
+    parts = np.split(places, np.searchsorted(places, ends[:-1]))
+    picks: list[Pick] = []
+    for shard, size, end, part in zip(shards, sizes, ends.tolist(), parts, strict=True):
+        picks += _portions(manifest, shard, part - (end - size) + firsts[shard])
+    random.Random(0).shuffle(picks)
+    return picks
+
+
+def everything(manifest: Manifest) -> Iterator[Pick]:
+    first = 0
+    for shard, count in enumerate(map(int, manifest.counts)):
+        yield from _portions(manifest, shard, np.arange(first, first + count, dtype=np.int64))
+        first += count
+
+
+def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[Seen] | DamagedShard]]:
+    """What stands at each pick, in their order; a shard that cannot be read at all is one error."""
+    first, second = tee(picks)
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from zip(first, in_order(pool, partial(_open, reader), second, ahead=_READERS), strict=True)
+
+
+def _portions(manifest: Manifest, shard: int, ids: Pick) -> Iterator[Pick]:
+    row = manifest.shards[shard]
+    size = max(1, min(_ROWS_TOGETHER, _BYTES_TOGETHER * row.samples // row.bytes))
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _open(reader: Reader, pick: Pick) -> list[Seen] | DamagedShard:
+    try:
+        return [_glance(each) for each in reader.fetch(pick)]
+    except DamagedShard as damage:
+        return damage
+
+
+def _glance(sample: Encoded | DamagedSample) -> Seen:
+    if isinstance(sample, DamagedSample):
+        return sample
+    try:
+        kind, width, height = checked_header(sample.image, sample.extension)
+        captions, labels = load_annotation(sample.annotation)
+    except (AnnotationError, ImageError) as error:
+        return DamagedSample.at(sample.shard, sample.key, str(error))
+    return Glance(sample.shard, sample.key, kind, width, height, sample.image, captions, labels)

@@ -1,0 +1,173 @@
+"""One shard, its index and every sample in it."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from jaxtyping import UInt64
+
+from emocap_shards.annotation import load_annotation
+from emocap_shards.decode import decode_image
+from emocap_shards.errors import AnnotationError, DamagedShard, ImageError, NotFound, StoreError
+from emocap_shards.index import ShardIndex, Slot, load_index
+from emocap_shards.inspecting.block import checked_header, members
+from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.tape import Tape
+from emocap_shards.manifest import Shard
+from emocap_shards.store import Store
+
+_BLOCK = 512
+_END_BYTES = 2 * _BLOCK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checked:
+    """What was found in one shard.
+
+    `sha256` is that of its bytes, "" if they were not read. `keys` are 64-bit hashes, to find a key that comes twice.
+    """
+
+    faults: tuple[Fault, ...]
+    keys: UInt64[np.ndarray, " samples"]
+    sha256: str = ""
+
+
+def check_shard(store: Store, shard: Shard, *, quick: bool, tell: Callable[[int], None]) -> Checked:
+    """Every fault of one shard that stands in the store. `quick` looks at its index alone."""
+    try:
+        index, faults = _index(store, shard)
+        if index is not None:
+            faults += _layout(index, shard)
+        keys = np.zeros(0, np.uint64) if index is None else key_hashes(index)
+        if quick:
+            return Checked(tuple(faults), keys)
+        tape = Tape(store, shard.path, tell)
+        faults += _bytes(tape, store, shard, index)
+        return Checked(tuple(faults), keys, tape.sha256())
+    except StoreError as error:
+        kind = Kind.MISSING_SHARD if isinstance(error, NotFound) else Kind.UNREADABLE
+        fault = Fault(kind=kind, shard=shard.path, reason=str(error).rstrip("."), lost=shard.samples)
+        return Checked((fault,), np.zeros(0, np.uint64))
+
+
+def key_hashes(index: ShardIndex) -> UInt64[np.ndarray, " samples"]:
+    digests = b"".join(hashlib.blake2b(slot.key.encode(), digest_size=8).digest() for slot in index)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
+    try:
+        data = store.read(shard.index_path)
+    except NotFound:  # the listing told of it
+        return None, []
+    found = hashlib.sha256(data).hexdigest()
+    if found != shard.index_sha256:
+        reason = f"its index {shard.index_path} is not the one in the manifest"
+        return None, [_fault(Kind.INDEX_DIGEST, shard, reason, lost=shard.samples, found=found)]
+    try:
+        index = load_index(data, shard=shard.path)
+    except DamagedShard as damage:
+        return None, [
+            _fault(Kind.INDEX, shard, f"its index is no index ({damage.__cause__ or damage})", lost=shard.samples)
+        ]
+    if len(index) != shard.samples:
+        reason = f"its index has {len(index)} samples, the manifest {shard.samples}"
+        return None, [_fault(Kind.INDEX, shard, reason, lost=shard.samples)]
+    return index, []
+
+
+def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
+    """Whether the samples of the index lie end to end, with room for the end of the tar behind them."""
+    ends = index.offsets + index.lengths
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    odd = np.flatnonzero((index.offsets != starts) | (index.lengths <= 0) | (index.lengths % _BLOCK != 0))
+    if odd.size:
+        first = int(odd[0])
+        reason = f"the index has it at byte {index.offsets[first]}, but the sample before ends at {starts[first]}"
+        return [_fault(Kind.INDEX, shard, reason, key=index[first].key)]
+    if (needed := int(ends[-1]) + _END_BYTES) > shard.bytes:
+        reason = f"the samples of its index and an end need {needed:,} bytes, the manifest says {shard.bytes:,}"
+        return [_fault(Kind.INDEX, shard, reason)]
+    return []
+
+
+def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> list[Fault]:
+    faults = [] if index is None else list(_samples(store, tape, shard, index))
+    last = 0 if index is None else int((index.offsets + index.lengths).max())
+    faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not Kind.CUT for f in faults))
+    if not faults and (found := tape.sha256()) != shard.sha256:  # otherwise they say more than the digest does
+        reason = f"its SHA-256 is {found[:16]}…, the manifest says {shard.sha256[:16]}…"
+        faults.append(_fault(Kind.SHARD_DIGEST, shard, reason, found=found))
+    return faults
+
+
+def _samples(store: Store, tape: Tape, shard: Shard, index: ShardIndex) -> Iterator[Fault]:
+    for row, slot in enumerate(index):
+        block = tape.take(slot.offset, slot.offset + slot.length)
+        if len(block) < slot.length:
+            yield _cut(tape.position, shard, index, row)
+            return
+        if fault := _sample(block, slot, shard):
+            yield _unsteady(store, slot, shard, block) or fault
+
+
+def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
+    lost = len(index) - row
+    more = f", this sample and the {lost - 1} after it are lost" if lost > 1 else ", this last sample is lost"
+    where = "between two samples" if size == int(index.offsets[row]) else "inside a sample"
+    return _fault(Kind.CUT, shard, f"the shard ends {where} at byte {size:,}{more}", key=index[row].key, lost=lost)
+
+
+def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
+    if (found := google_crc32c.value(block)) != slot.crc32c:
+        kind, what = _changed(block)
+        reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
+        return _fault(kind, shard, reason, key=slot.key, lost=1)
+    try:
+        parts = members(block)
+        if parts.key != slot.key:
+            raise ValueError(f"the index calls it so, but its members bear the key {parts.key!r}")
+        load_annotation(parts.annotation)
+        checked_header(parts.image, parts.extension)
+        decode_image(parts.image)
+    except AnnotationError as error:
+        return _fault(Kind.ANNOTATION, shard, str(error), key=slot.key, lost=1)
+    except ImageError as error:
+        return _fault(Kind.IMAGE, shard, str(error), key=slot.key, lost=1)
+    except ValueError as error:
+        return _fault(Kind.MEMBERS, shard, str(error), key=slot.key, lost=1)
+    return None
+
+
+def _changed(block: bytes) -> tuple[Kind, str]:
+    try:
+        members(block)
+    except ValueError as error:
+        return Kind.HEADER, str(error)
+    return Kind.BYTES, "its image or annotation is not what was written"
+
+
+def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
+    """Another fault if a second reading gives other bytes: then the way here is to blame."""
+    if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
+        return None
+    return _fault(Kind.UNSTEADY, shard, "two readings of it gave different bytes", key=slot.key)
+
+
+def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
+    """Two blocks of zeros or more, and nothing else, stand behind the last sample. Reads the tape to its end."""
+    zeros, others = 0, 0
+    for piece in tape.rest(last):
+        zeros += piece.count(0)
+        others += len(piece) - piece.count(0)
+    if is_known and others:
+        return [_fault(Kind.END, shard, f"behind its last sample, at byte {last:,}, stands what no index names")]
+    if is_known and zeros < _END_BYTES:
+        return [_fault(Kind.END, shard, f"{zeros} bytes of zeros stand behind its last sample, not {_END_BYTES}")]
+    return []
+
+
+def _fault(kind: Kind, shard: Shard, reason: str, *, key: str = "", lost: int = 0, found: str = "") -> Fault:
+    return Fault(kind=kind, shard=shard.path, reason=reason, key=key, lost=lost, found=found)

@@ -1,0 +1,122 @@
+"""Checks of shards, over processes where that pays."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from emocap_shards.errors import ShardsError
+from emocap_shards.inspecting.parallel import in_order
+from emocap_shards.inspecting.shard_check import Checked, check_shard
+from emocap_shards.manifest import Shard
+from emocap_shards.store import Store
+
+_WORTH_PROCESSES_BYTES = 32 << 20
+_READERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a verification is; `bytes_all` is 0 where no bytes are read."""
+
+    shards: int
+    shards_all: int
+    bytes: int
+    bytes_all: int
+
+
+def check_shards(
+    store: Store,
+    shards: Sequence[Shard],
+    *,
+    quick: bool,
+    processes: int | None,
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Checked]:
+    """One result for each shard, in their order.
+
+    Raises:
+        ShardsError: If a process died.
+    """
+    total = sum(shard.bytes for shard in shards)
+    if quick:
+        yield from _in_threads(store, shards, on_progress)
+    elif (number := _processes(processes, total, len(shards))) > 1:
+        yield from _in_processes(store, shards, number, partial(_told, on_progress, len(shards), total))
+    else:
+        yield from _here(store, shards, partial(_told, on_progress, len(shards), total))
+
+
+_Tell = Callable[[int, int], None]
+
+
+def _told(on_progress: Callable[[Progress], None], shards_all: int, bytes_all: int, shards: int, done: int) -> None:
+    on_progress(Progress(shards, shards_all, done, bytes_all))
+
+
+def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if total_bytes >= _WORTH_PROCESSES_BYTES else 1
+    return min(asked or cores, shards)
+
+
+def _here(store: Store, shards: Sequence[Shard], tell: _Tell) -> Iterator[Checked]:
+    done = 0
+
+    def read(length: int) -> None:
+        nonlocal done
+        done += length
+        tell(number, done)
+
+    for number, shard in enumerate(shards):
+        yield check_shard(store, shard, quick=False, tell=read)
+        tell(number + 1, done)
+
+
+def _in_threads(store: Store, shards: Sequence[Shard], on_progress: Callable[[Progress], None]) -> Iterator[Checked]:
+    """Indexes are small and far away: many at a time hide the way there."""
+    work = partial(check_shard, store, quick=True, tell=lambda _: None)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for number, checked in enumerate(in_order(pool, work, shards, ahead=4 * _READERS), 1):
+            on_progress(Progress(number, len(shards), 0, 0))
+            yield checked
+
+
+def _in_processes(store: Store, shards: Sequence[Shard], processes: int, tell: _Tell) -> Iterator[Checked]:
+    # Not forked: connections of this process must not be shared.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    work = partial(_check_there, store)
+    done = 0
+    with ProcessPoolExecutor(processes, context, _Worker.begin, (counter,)) as pool:
+        try:
+            waiting = lambda: tell(done, counter.value)  # noqa: E731 - a name for one line
+            for checked in in_order(pool, work, shards, ahead=4 * processes, waiting=waiting):
+                done += 1
+                tell(done, counter.value)
+                yield checked
+        except BrokenProcessPool as error:
+            cure = "give it more memory, or run it again with one process"
+            raise ShardsError(f"a process that checks {store.url} died ({error}); {cure}.") from error
+
+
+def _check_there(store: Store, shard: Shard) -> Checked:
+    return check_shard(store, shard, quick=False, tell=_Worker.read)
+
+
+class _Worker:
+    """What a process of the pool holds: the counter that all of them share, which cannot travel with the work."""
+
+    counter: ClassVar[Any] = None
+
+    @classmethod
+    def begin(cls, counter: Any) -> None:
+        cls.counter = counter
+
+    @classmethod
+    def read(cls, length: int) -> None:
+        with cls.counter.get_lock():
+            cls.counter.value += length

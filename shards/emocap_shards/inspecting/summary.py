@@ -1,0 +1,215 @@
+"""A dataset in numbers: exact ones from the manifest, the others from samples spread over it."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.errors import DamagedSample, DamagedShard
+from emocap_shards.inspecting.counters import Counts, Numbers, Spread, Tally, spread_of
+from emocap_shards.inspecting.faces import Face, Sheet
+from emocap_shards.inspecting.labels import LabelCounter
+from emocap_shards.inspecting.look import Glance, evenly, everything, look
+from emocap_shards.inspecting.parts import Part, caption_digest, part_counters
+from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.reader import Reader
+from emocap_shards.store import open_store
+
+LOOK_AT, SECONDS, FACES = 5000, 20.0, 42
+_MOST_CAPTIONS = 500_000
+_MOST_REASONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What the manifest says: exact, and nothing of a shard was read for it."""
+
+    url: str
+    digest: str
+    samples: int
+    shards: int
+    bytes: int
+    samples_per_shard: Spread
+    bytes_per_shard: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """How much was looked at: `samples` of the `asked` ones, `damaged` of which are in no other number.
+
+    `reasons` has the first ten of the damages. `out_of_time` says that the time was up before all were seen.
+    """
+
+    asked: int
+    samples: int
+    damaged: int
+    seconds: float
+    out_of_time: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Formats, sizes ("width x height"), and both sides in pixels and encoded bytes of an image."""
+
+    formats: Counts
+    sizes: Counts
+    width_px: Spread
+    height_px: Spread
+    bytes: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All of it; `stock` is exact, the rest is about the samples in `looked`.
+
+    `sentences` is how many local sentences a caption has; `captions` counts whole captions by a digest, so that
+    captions.total - captions.distinct of them repeat another one.
+    """
+
+    stock: Stock
+    looked: Looked
+    captions_per_image: Spread
+    sentences: Spread
+    captions: Counts
+    parts: Mapping[str, Part]
+    images: Images
+    text_labels: Mapping[str, Counts]
+    number_labels: Mapping[str, Spread]
+    labels_left_out: int
+    faces: tuple[Face, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for scripts; the faces are left out."""
+        values = asdict(self)
+        del values["faces"]
+        return values
+
+
+def summarise(
+    url: str | Path,
+    *,
+    look_at: int | None = LOOK_AT,
+    seconds: float | None = SECONDS,
+    faces: int = FACES,
+    on_progress: Callable[[int, int], None] = lambda _seen, _of: None,
+) -> Summary:
+    """Reads the manifest and some samples. Memory is bounded, whatever the size of the dataset.
+
+    Args:
+        url: The dataset.
+        look_at: Samples at even distances; None is all of them.
+        seconds: Stops looking after this time, with what was seen until then; None takes all the time it needs.
+        faces: For the contact sheet, at most.
+        on_progress: Hears how many samples were seen, and of how many.
+
+    Raises:
+        ManifestError: If there is no dataset.
+        StoreError: If the store cannot be read.
+    """
+    store = open_store(url)
+    manifest = read_manifest(store)
+    reader = Reader(store, manifest)
+    picks = everything(manifest) if look_at is None else evenly(manifest, look_at)
+    collector = _Collector(manifest.samples if look_at is None else min(look_at, manifest.samples), faces)
+    for pick, found in look(reader, picks):
+        if isinstance(found, DamagedShard):
+            collector.lose(len(pick), str(found))
+        else:
+            for seen in found:
+                collector.add(seen)
+        on_progress(collector.seen, collector.asked)
+        if seconds is not None and collector.age_s > seconds:
+            break
+    return collector.summary(_stock(store.url, manifest))
+
+
+class _Collector:
+    """Adds up samples, one at a time."""
+
+    def __init__(self, asked: int, faces: int) -> None:
+        self.asked = asked
+        self.seen = 0
+        self._started = time.monotonic()
+        self._damaged = 0
+        self._reasons: list[str] = []
+        self._captions_per_image, self._sentences = Numbers(), Numbers()
+        self._captions = Tally(_MOST_CAPTIONS)
+        self._parts = part_counters()
+        self._images = _ImageCounter()
+        self._labels = LabelCounter()
+        self._sheet = Sheet(faces)
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def lose(self, samples: int, reason: str) -> None:
+        self.seen += samples
+        self._damaged += samples
+        if len(self._reasons) < _MOST_REASONS:
+            self._reasons.append(reason)
+
+    def add(self, seen: Glance | DamagedSample) -> None:
+        if isinstance(seen, DamagedSample):
+            self.lose(1, str(seen))
+            return
+        if not self._sheet.add(seen):
+            self.lose(1, f"{seen.shard} {seen.key!r}: the image cannot be decoded")
+            return
+        self.seen += 1
+        self._captions_per_image.add([len(seen.captions)])
+        self._sentences.add(len(caption.local) for caption in seen.captions)
+        self._captions.add(map(caption_digest, seen.captions))
+        for part in self._parts.values():
+            part.add(seen.captions)
+        self._images.add(seen)
+        self._labels.add(seen.labels)
+
+    def summary(self, stock: Stock) -> Summary:
+        out_of_time = self.seen < self.asked
+        return Summary(
+            stock=stock,
+            looked=Looked(
+                self.asked, self.seen, self._damaged, round(self.age_s, 2), out_of_time, tuple(self._reasons)
+            ),
+            captions_per_image=self._captions_per_image.spread(),
+            sentences=self._sentences.spread(),
+            captions=self._captions.counts(0),
+            parts={name: counter.part() for name, counter in self._parts.items()},
+            images=self._images.images(),
+            text_labels=self._labels.texts(),
+            number_labels=self._labels.numbers(),
+            labels_left_out=self._labels.names_left_out,
+            faces=self._sheet.faces(),
+        )
+
+
+class _ImageCounter:
+    def __init__(self) -> None:
+        self._formats, self._sizes = Tally(100), Tally(10_000)
+        self._width, self._height, self._bytes = Numbers(), Numbers(), Numbers()
+
+    def add(self, seen: Glance) -> None:
+        self._formats.add([seen.kind])
+        self._sizes.add([f"{seen.width} x {seen.height}"])
+        self._width.add([seen.width])
+        self._height.add([seen.height])
+        self._bytes.add([len(seen.image)])
+
+    def images(self) -> Images:
+        spreads = self._width.spread(), self._height.spread(), self._bytes.spread()
+        return Images(self._formats.counts(10), self._sizes.counts(8), *spreads)
+
+
+def _stock(url: str, manifest: Manifest) -> Stock:
+    return Stock(
+        url=url,
+        digest=manifest.digest,
+        samples=manifest.samples,
+        shards=len(manifest.shards),
+        bytes=manifest.total_bytes,
+        samples_per_shard=spread_of(manifest.counts),
+        bytes_per_shard=spread_of(shard.bytes for shard in manifest.shards),
+    )

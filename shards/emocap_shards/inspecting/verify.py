@@ -1,0 +1,168 @@
+"""Whether a dataset is still what was written: every digest and every sample."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.errors import ManifestError
+from emocap_shards.inspecting.bucket import compare
+from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.shard_check import Checked
+from emocap_shards.inspecting.shard_pool import Progress, check_shards
+from emocap_shards.inspecting.twice import sharing_keys
+from emocap_shards.manifest import MANIFEST, Manifest, Shard, read_manifest
+from emocap_shards.store import Store, open_store
+
+MOST_FAULTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verification found. `faults` holds the first 10,000; `kinds` counts all. `lost` samples are unreadable."""
+
+    url: str
+    digest: str
+    quick: bool
+    samples: int
+    shards: int
+    bytes: int
+    lost: int
+    kinds: Mapping[Kind, int]
+    faults: tuple[Fault, ...]
+    seconds: float
+
+    @property
+    def whole(self) -> bool:
+        return not self.kinds
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for scripts."""
+        rows = [
+            {"kind": fault.kind, "shard": fault.shard, "key": fault.key, "reason": fault.reason, "cure": fault.cure}
+            for fault in self.faults
+        ]
+        numbers = {name: getattr(self, name) for name in ("url", "digest", "quick", "samples", "shards", "bytes")}
+        more = {"lost": self.lost, "seconds": round(self.seconds, 2), "kinds": {**self.kinds}, "faults": rows}
+        return {"whole": self.whole, **numbers, **more}
+
+
+def verify(
+    url: str | Path,
+    *,
+    quick: bool = False,
+    processes: int | None = None,
+    on_fault: Callable[[Fault], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Verdict:
+    """Checks a dataset; what is wrong is told at once to `on_fault` and stands in the verdict.
+
+    First comes the listing of the store, then each shard, its index and its samples, last the keys that come twice.
+    A process holds one range of a shard and one sample; this one 8 bytes for each sample.
+
+    Args:
+        url: The dataset.
+        quick: Listing and indexes only; no shard is read.
+        processes: For the shards; default is one for each core where there is much to read.
+        on_fault: Hears of each fault when it is found.
+        on_progress: Hears several times a second how far it is.
+
+    Raises:
+        ManifestError: If there is no dataset, or one that this version does not read.
+        StoreError: If the store cannot be listed.
+    """
+    started = time.monotonic()
+    store = open_store(url)
+    ledger = _Ledger(on_fault)
+    manifest = _manifest(store, ledger)
+    if manifest.shards:
+        for fault in _faults(store, manifest, quick=quick, processes=processes, on_progress=on_progress):
+            ledger.admit(fault)
+    return Verdict(
+        url=store.url,
+        digest=manifest.digest if manifest.shards else "",
+        quick=quick,
+        samples=manifest.samples,
+        shards=len(manifest.shards),
+        bytes=manifest.total_bytes,
+        lost=min(ledger.lost, manifest.samples),
+        kinds=dict(ledger.kinds.most_common()),
+        faults=tuple(ledger.faults),
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Ledger:
+    """Counts faults, keeps the first of them, and passes each on."""
+
+    def __init__(self, on_fault: Callable[[Fault], None]) -> None:
+        self._on_fault = on_fault
+        self.kinds: Counter[Kind] = Counter()
+        self.faults: list[Fault] = []
+        self.lost = 0
+
+    def admit(self, fault: Fault) -> None:
+        self.kinds[fault.kind] += 1
+        self.lost += fault.lost
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(fault)
+        self._on_fault(fault)
+
+
+def _manifest(store: Store, ledger: _Ledger) -> Manifest:
+    """The manifest; an empty one, and a fault, if its bytes are no JSON. Other errors are not about damage."""
+    try:
+        return read_manifest(store)
+    except ManifestError:
+        if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST)):
+            raise
+        ledger.admit(Fault(kind=Kind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
+        return Manifest(())
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _faults(
+    store: Store,
+    manifest: Manifest,
+    *,
+    quick: bool,
+    processes: int | None,
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Fault]:
+    gross = list(compare(manifest, store.list()))
+    yield from gross
+    missing = {fault.shard for fault in gross if fault.kind is Kind.MISSING_SHARD}
+    shards = [shard for shard in manifest.shards if shard.path not in missing]
+    owners = {shard.sha256: shard.path for shard in manifest.shards}
+    index_owners = {shard.index_sha256: shard.path for shard in manifest.shards}
+    hashes: list[Any] = []
+    checks = check_shards(store, shards, quick=quick, processes=processes, on_progress=on_progress)
+    for shard, checked in zip(shards, checks, strict=True):
+        hashes.append(checked.keys)
+        yield from _recognised(checked, shard, owners, index_owners)
+    yield from sharing_keys(store, shards, hashes)
+
+
+def _recognised(
+    checked: Checked, shard: Shard, owners: Mapping[str, str], index_owners: Mapping[str, str]
+) -> Iterator[Fault]:
+    """The faults of a shard, said in short where its bytes, or its index, are another shard's."""
+    owner = owners.get(checked.sha256)
+    if owner is not None and checked.sha256 != shard.sha256:
+        lost = sum(fault.lost for fault in checked.faults)
+        yield Fault(kind=Kind.SWAPPED, shard=shard.path, reason=f"its bytes are those of {owner}", lost=lost)
+        return
+    for fault in checked.faults:
+        owner = index_owners.get(fault.found)
+        named = f"its index {shard.index_path} is that of {owner}"
+        yield replace(fault, reason=named) if owner is not None else fault
