@@ -1,16 +1,13 @@
 import hashlib
 import multiprocessing
-import os
 import pickle
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import s3fs
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.store import Entry, Store, open_store
-from emocap_shards.store.objects import _OPTIONS
+from emocap_shards.store import Entry, Patience, Store, open_store
 from fsspec.implementations.memory import MemoryFileSystem
 
 
@@ -177,20 +174,10 @@ def test_an_unknown_protocol_is_refused_with_the_ones_that_work():
 def test_a_store_that_cannot_be_reached_is_an_error_and_not_an_empty_one(monkeypatch):
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setitem(_OPTIONS["s3"]["config_kwargs"], "retries", {"max_attempts": 1})
-    store = open_store(f"s3://bucket/{uuid.uuid4().hex}")
+    store = open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=Patience(deadline_s=0))
     for ask in (lambda: store.exists("x"), lambda: store.read("x"), store.list):
         with pytest.raises(StoreError, match="check endpoint, credentials and bucket"):
             ask()
-
-
-def test_a_forked_process_does_not_share_the_connection(monkeypatch):
-    store = open_store("memory://fork")
-    before = store._fs
-    assert store._fs is before
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    assert store._fs is not before
 
 
 def _read(store, pipe):

@@ -1,184 +1,219 @@
-"""A store behind fsspec: S3, Google's, Azure's, HTTP, memory."""
+"""A store of objects: S3 and its like, web servers, fsspec's drivers, memory."""
 
+import asyncio
 import functools
 import os
-import threading
 import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from botocore.exceptions import BotoCoreError
-from fsspec.core import url_to_fs
-
-from emocap_shards.errors import ConditionFailed, NotFound, StoreError
+from emocap_shards.errors import ConditionFailed, NotFound, ShardsError, StoreError
+from emocap_shards.store.backend import Backend, Condition, Page
+from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_condition, reason
+from emocap_shards.store.landing import landing
+from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.mask import MASK, masked
 from emocap_shards.store.protocol import Entry, checked
+from emocap_shards.store.retry import Retrier
+from emocap_shards.store.together import in_parallel, wait_for
+from emocap_shards.store.transfer import Connection
 
-_S3 = {
-    "use_listings_cache": False,
-    "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 5}},
-}
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
-# The memory file system looks and then writes; this makes the two one act inside a process.
-_MEMORY = threading.Lock()
+T = TypeVar("T")
+DELETED_AT_ONCE = 1000  # the most that S3 takes in one request
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A store behind fsspec. Only S3, Google's store and memory:// are trusted with conditions."""
+    """Requests are repeated until they succeed, fail for good, or the patience ends (`retry.py`).
+
+    Args:
+        url: Without user, password and query, which take the form of ***.
+        secret_url: The URL with them, or "" when there are none. It does not travel in pickles.
+    """
 
     url: str
+    patience: Patience = Patience()  # noqa: RUF009 - a frozen value
+    traffic: Traffic = Traffic()  # noqa: RUF009 - a frozen value
+    secret_url: str = field(default="", repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "secret_url": ""}
 
     def honours_conditions(self) -> bool:
-        return self._protocol in {"memory", "s3", "s3a", "gs", "gcs"} and _refuses_second_write(self)
+        return self._connection.backend.trusted and _refuses_second_write(self)
 
     def read(self, path: str) -> bytes:
-        with self._told("read", path):
-            return self._fs.cat_file(self._at(path))
+        return self._run("read", path, lambda: self._connection.get_whole(checked(path))).data
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
-        # Version first: if the object changes in between, the bytes are newer and `put_if_match` is refused.
-        version = self._version(path)
-        return self.read(path), version
+        part = self._run("read", path, lambda: self._connection.get_whole(checked(path)))
+        return part.data, part.version
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         return self.read_ranges([(path, start, end)])[0]
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        paths = [self._at(path) for path, _, _ in spans]
-        starts, ends = [start for _, start, _ in spans], [end for _, _, end in spans]
-        parts = self._fs.cat_ranges(paths, starts, ends, on_error="return")
-        return [self._range(span[0], part) for span, part in zip(spans, parts, strict=True)]
+        wanted = [(checked(path), start, end) for path, start, end in spans]
+        return self._run("read", _paths(spans), lambda: self._connection.get_spans(wanted)) if wanted else []
 
     def put(self, path: str, data: bytes) -> None:
-        with self._told("write", path):
-            self._fs.pipe_file(self._at(path), data)
+        self._run("write", path, lambda: self._put(checked(path), data))
 
     def put_file(self, path: str, local_path: str | Path) -> None:
-        with self._told("write", path):
-            self._fs.put_file(str(local_path), self._at(path))
+        self._run("write", path, lambda: self._connection.put_file(checked(path), Path(local_path)))
 
     def get_file(self, path: str, local_path: str | Path) -> None:
         target = Path(local_path)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        with self._told("copy", path):
-            try:
-                self._fs.get_file(self._at(path), str(part))
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
+        with landing(target) as part, part.open("xb") as file:
+            self._run("copy", path, lambda: self._connection.get_to(checked(path), file.fileno(), target))
+            os.fsync(file.fileno())
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        with self._told("write", path), _MEMORY if self._protocol == "memory" else nullcontext():
-            try:
-                self._fs.pipe_file(self._at(path), data, mode="create")
-            except OSError as error:
-                if not _lost(error):
-                    raise
-                raise ConditionFailed(f"{path} exists already in {self.url}; nothing was written.") from error
+        if not self._won(path, data, Condition(absent=True, writer=uuid.uuid4().hex)):
+            raise ConditionFailed(f"{path} exists already in {self.url}; nothing was written.")
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
-        if self._protocol == "memory":
-            self._swap_in_memory(path, data, version)
-        elif self._protocol in {"s3", "s3a"}:
-            self._swap_on_s3(path, data, version)
-        else:
-            raise StoreError(f"{self.url} cannot write on a condition; keep what needs it on S3 or in a folder.")
+        if not self._won(path, data, Condition(version=version, writer=uuid.uuid4().hex)):
+            raise ConditionFailed(f"{path} in {self.url} is not the version that was read: read it again.")
 
     def list(self, prefix: str = "") -> list[Entry]:
-        top = self._at(prefix.rstrip("/")) if prefix else self._root
-        with self._told("list", prefix):
-            found: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
-            if set(found) == {top}:  # an object with the folder's own name is not below the folder
-                return []
-            entries = (Entry(self._below(name), int(info["size"])) for name, info in found.items())
-            return sorted((entry for entry in entries if not _hidden(entry)), key=lambda entry: entry.path)
+        top = checked(prefix).rstrip("/") if prefix else ""
+        entries = self._run("list", prefix, lambda: self._list(top))
+        return sorted((entry for entry in entries if not _hidden(entry)), key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
-        # Not `isfile`: that takes every error, also a lost connection, for absence.
         try:
-            with self._told("find", path):
-                return self._fs.info(self._at(path))["type"] == "file"
+            self._run("find", path, lambda: self._connection.head(checked(path)))
         except NotFound:
             return False
+        return True
 
     def delete(self, path: str) -> None:
-        with self._told("delete", path):
-            try:
-                self._fs.rm_file(self._at(path))
-            except FileNotFoundError:
-                return
+        self._run("delete", path, lambda: self._delete([checked(path)]))
 
     def delete_tree(self, prefix: str) -> None:
-        for entry in self.list(checked(prefix)):
-            self.delete(entry.path)
+        self._run("delete", prefix, lambda: self._delete_tree(checked(prefix).rstrip("/")))
 
     @property
-    def _protocol(self) -> str:
-        return self.url.split("://", 1)[0]
+    def _connection(self) -> Connection:
+        return _connection(self, self.secret_url or self.url, os.getpid())
 
-    @property
-    def _fs(self) -> Any:
-        return _filesystem(self.url, os.getpid())[0]
+    async def _put(self, path: str, data: bytes) -> None:
+        await self._connection.put_large(path, len(data), lambda start, end: data[start:end])
 
-    @property
-    def _root(self) -> str:
-        return _filesystem(self.url, os.getpid())[1].rstrip("/")
-
-    def _at(self, path: str) -> str:
-        return f"{self._root}/{checked(path)}"
-
-    def _below(self, name: str) -> str:
-        return name.removeprefix(self._root).lstrip("/")
-
-    def _range(self, path: str, part: bytes | BaseException) -> bytes:
-        """The bytes; none when the range starts behind the object's end."""
-        if isinstance(part, OSError) and _code(part) in {"InvalidRange", "416"}:
-            return b""
-        with self._told("read", path):
-            if isinstance(part, BaseException):
-                raise part
-            return bytes(part)
-
-    def _version(self, path: str) -> str:
-        with self._told("read", path):
-            info: dict[str, Any] = self._fs.info(self._at(path))
-            return str(info.get("ETag") or info.get("etag") or info.get("created"))
-
-    def _swap_in_memory(self, path: str, data: bytes, version: str) -> None:
-        with _MEMORY:
-            if not self.exists(path) or self._version(path) != version:
-                raise _stale(path, self.url)
-            self.put(path, data)
-
-    def _swap_on_s3(self, path: str, data: bytes, version: str) -> None:
-        bucket, key, _ = self._fs.split_path(self._at(path))
-        with self._told("write", path):
-            try:
-                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=version)
-            except OSError as error:
-                if isinstance(error, FileNotFoundError) or _lost(error):
-                    raise _stale(path, self.url) from error
-                raise
-
-    @contextmanager
-    def _told(self, verb: str, path: str) -> Generator[None]:
+    def _won(self, path: str, data: bytes, condition: Condition) -> bool:
         try:
-            yield
-        except FileNotFoundError as error:
-            message = f"cannot {verb} {path!r}: no such object in {self.url}; check the path."
-            raise NotFound(message, path=path) from error
-        except (OSError, BotoCoreError) as error:
-            cure = "check endpoint, credentials and bucket"
-            raise StoreError(f"cannot {verb} {path!r} in {self.url}: {error!r}; {cure}.") from error
+            self._run("write", path, lambda: self._put_on(checked(path), data, condition))
+        except NotFound:  # the object of `put_if_match` is gone
+            return False
+        except ConditionFailed:
+            return False
+        return True
+
+    async def _put_on(self, path: str, data: bytes, condition: Condition) -> None:
+        """A refused condition is a loss, unless an earlier attempt of ours, whose answer was lost, made it fail.
+
+        Who wrote stands beside the object as metadata. A server that forgets metadata leaves only the bytes to
+        compare: two writers of equal bytes, both with lost answers, then both believe that they were first.
+        """
+        backend = self._connection.backend
+
+        async def act(number: int) -> None:
+            try:
+                await backend.put(path, data, condition)
+            except EXPECTED as error:
+                if not is_lost_condition(error):
+                    raise
+                if number == 1 or not await self._is_ours(path, data, condition.writer):
+                    raise ConditionFailed(path) from error
+
+        await self._connection.ask("write", path, act)
+
+    async def _is_ours(self, path: str, data: bytes, writer: str) -> bool:
+        backend = self._connection.backend
+        try:
+            facts = await backend.head(path)
+            if facts.writer or facts.size != len(data):
+                return facts.writer == writer
+            return (await backend.get_whole(path, limit_bytes=len(data))).data == data
+        except EXPECTED as error:
+            if is_absence(error):
+                return False
+            raise
+
+    async def _list(self, top: str) -> Sequence[Entry]:
+        connection, token = self._connection, ""
+        found: deque[Entry] = deque()
+        while True:
+            page: Page = await connection.ask("list", top, functools.partial(_page, connection.backend, top, token))
+            found += page.entries
+            token = page.token
+            if not token:
+                return found
+
+    async def _delete(self, paths: Sequence[str]) -> None:
+        connection = self._connection
+
+        async def delete(some: Sequence[str]) -> None:
+            try:
+                await connection.ask("delete", some[0], lambda _: connection.backend.delete(some))
+            except EXPECTED as error:
+                if not is_absence(error):
+                    raise
+
+        groups = [paths[first : first + DELETED_AT_ONCE] for first in range(0, len(paths), DELETED_AT_ONCE)]
+        await in_parallel(groups, delete, width=connection.traffic.in_flight)
+
+    async def _delete_tree(self, top: str) -> None:
+        paths = [entry.path for entry in await self._list(top)]
+        if paths:
+            await self._delete(paths)
+
+    def _run(self, verb: str, path: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return wait_for(work())
+        except ShardsError:
+            raise
+        except EXPECTED as error:
+            # A traceback prints causes too: one with a secret in it is left out.
+            cause = error if masked(str(error)) == str(error) else None
+            if is_absence(error):
+                message = f"cannot {verb} {path!r}: no such object in {self.url}; check the path."
+                raise NotFound(message, path=path) from cause
+            raise StoreError(f"cannot {verb} {path!r} in {self.url}: {reason(error)}; {cure(error)}.") from cause
 
 
 @functools.lru_cache(maxsize=64)
-def _filesystem(url: str, pid: int) -> tuple[Any, str]:  # noqa: ARG001 - a fork must not share connections
-    fs, root = url_to_fs(url, **_OPTIONS.get(url.split("://", 1)[0], {}))
-    return fs, root
+def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # noqa: ARG001 - a fork must not share connections
+    if MASK in url:
+        cure = "open it by its full URL in this process, or put user and password into ~/.netrc"
+        raise StoreError(f"{url}: the secrets of a URL do not travel; {cure}.")
+    traffic = store.traffic
+    backend = _backend(url, store.patience, traffic)
+    return Connection(backend, Retrier(store.patience, store.url), traffic, asyncio.Semaphore(traffic.in_flight))
+
+
+def _backend(url: str, patience: Patience, traffic: Traffic) -> Backend:
+    """Imported as needed: a folder or a memory store must not wait for the libraries of S3."""
+    protocol = url.split("://", 1)[0]
+    if protocol in {"s3", "s3a"}:
+        from emocap_shards.store.s3 import S3
+
+        return S3(url, patience, traffic)
+    if protocol in {"http", "https"}:
+        from emocap_shards.store.web import WebServer
+
+        return WebServer(url, patience, traffic)
+    if protocol == "memory":
+        from emocap_shards.store.memory import Memory
+
+        return Memory(url)
+    from emocap_shards.store.driver import Driver
+
+    return Driver(url)
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,20 +230,13 @@ def _refuses_second_write(store: ObjectStore) -> bool:
     return False
 
 
-def _stale(path: str, url: str) -> ConditionFailed:
-    return ConditionFailed(f"{path} in {url} is not the version that was read: read it again.")
+async def _page(backend: Backend, top: str, token: str, _: int) -> Page:
+    return await backend.page(top, token)
 
 
 def _hidden(entry: Entry) -> bool:
     return entry.path.rsplit("/", 1)[-1].startswith(".")
 
 
-def _code(error: OSError) -> str:
-    """The code that S3 answered with, or "" when the error is not S3's."""
-    response: dict[str, Any] = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
-
-
-def _lost(error: OSError) -> bool:
-    codes = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
-    return isinstance(error, FileExistsError) or _code(error) in codes
+def _paths(spans: Sequence[tuple[str, int, int]]) -> str:
+    return spans[0][0] if spans else ""

@@ -6,23 +6,51 @@ import fsspec
 
 from emocap_shards.errors import StoreError
 from emocap_shards.store.folder import FolderStore
+from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.mask import holds_secret, masked, masked_url
 from emocap_shards.store.objects import ObjectStore
 from emocap_shards.store.protocol import Store
 
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "adl": "adlfs"}
+_IN_QUERY = {"http", "https"}
 
-def open_store(url: str | Path) -> Store:
-    """The store rooted at a URL ("s3://bucket/folder", "memory://x") or at a plain path.
 
-    Nothing is contacted yet. Credentials and the endpoint of S3 come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
+def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Traffic | None = None) -> Store:
+    """The store rooted at a URL ("s3://bucket/folder", "https://host/folder", "memory://x") or at a plain path.
+
+    Nothing is contacted yet. Credentials come from the standard chain of each service: for S3 the environment
+    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL), AWS_PROFILE, or the role of the machine.
+
+    Args:
+        url: Read-only for http and https.
+        patience: How long a store that fails is waited for; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
+        traffic: What is asked of it at once.
 
     Raises:
-        StoreError: If no file system is known for the URL's protocol.
+        StoreError: If no file system is known for the URL's protocol, or its driver is not installed.
     """
     text = str(url)
     protocol = text.split("://", 1)[0] if "://" in text else "file"
     if protocol in {"file", "local"}:
         return FolderStore(str(Path(text.removeprefix(f"{protocol}://")).expanduser().absolute()))
+    _need_driver(protocol, text)
+    if holds_secret(text) and protocol not in _IN_QUERY:
+        cure = "leave them to the environment, a profile or the machine's role"
+        raise StoreError(f"{masked_url(text)}: credentials do not belong into this URL; {cure}.")
+    shown = masked_url(text).rstrip("/")
+    secret = text if shown != text.rstrip("/") else ""
+    return ObjectStore(shown, patience or Patience.of_environment(), traffic or Traffic(), secret)
+
+
+def _need_driver(protocol: str, url: str) -> None:
     if protocol not in fsspec.available_protocols():
-        raise StoreError(f"{text}: unknown protocol {protocol!r}; use a path, s3://bucket/folder or memory://name.")
-    return ObjectStore(text.rstrip("/"))
+        known = "use a path, s3://bucket/folder, https://host/folder or memory://name"
+        raise StoreError(f"{masked_url(url)}: unknown protocol {protocol!r}; {known}.")
+    if protocol in {"s3", "s3a", "http", "https", "memory"}:
+        return
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        how = f"pip install {package}" if package else masked(str(error))
+        raise StoreError(f"{masked_url(url)}: the driver for {protocol}:// is not installed; {how}.") from error

@@ -1,0 +1,90 @@
+"""Any other file system that fsspec has a driver for, such as Google's and Azure's stores."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+from emocap_shards.errors import StoreError
+from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.failure import EXPECTED, Refusal
+from emocap_shards.store.mask import masked_url
+from emocap_shards.store.protocol import Entry
+
+_GOOGLE = {"gs", "gcs"}
+
+
+class Driver:
+    """Objects behind fsspec's own methods. Only Google's store is trusted with `put_if_absent`."""
+
+    def __init__(self, url: str) -> None:
+        fs, root = url_to_fs(url, use_listings_cache=False)
+        self._fs: Any = fs if fs.async_impl else AsyncFileSystemWrapper(fs)
+        self._root = str(root).rstrip("/")
+        self._shown = masked_url(url)
+        self.trusted = url.split("://", 1)[0] in _GOOGLE
+
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
+        try:
+            data = await _call(self._fs._cat_file, self._at(path), start=start, end=end)
+        except Refusal as refusal:
+            if refusal.status == 416:
+                return Part(b"", start, "")
+            raise
+        # The driver does not say how long the object is: short bytes are worth a question.
+        return Part(data, None if len(data) == end - start else (await self.head(path)).size, "")
+
+    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
+        facts = await self.head(path)
+        if facts.size > limit_bytes:
+            return Part(b"", facts.size, facts.version)
+        data = await _call(self._fs._cat_file, self._at(path))
+        # The version is older than the bytes, if anything: then `put_if_match` is refused.
+        return Part(data, facts.size, facts.version)
+
+    async def head(self, path: str) -> Facts:
+        info = await _call(self._fs._info, self._at(path))
+        if info["type"] != "file":
+            raise FileNotFoundError(path)
+        return Facts(int(info["size"]), str(info.get("etag") or info.get("ETag") or info.get("mtime") or ""))
+
+    async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
+        if condition is not None and not condition.absent:
+            cure = "keep what needs it on S3 or in a folder"
+            raise StoreError(f"{self._shown} cannot write if an object still is what it was; {cure}.")
+        mode = {} if condition is None else {"mode": "create"}
+        await _call(self._fs._pipe_file, self._at(path), data, **mode)
+
+    async def put_file(self, path: str, local_path: str) -> None:
+        await _call(self._fs._put_file, local_path, self._at(path))
+
+    async def page(self, prefix: str, token: str) -> Page:  # noqa: ARG002
+        top = self._at(prefix) if prefix else self._root
+        found = await _call(self._fs._find, top, detail=True)
+        files = ((name, info) for name, info in found.items() if name != top)
+        return Page([Entry(name.removeprefix(self._root).lstrip("/"), int(info["size"])) for name, info in files])
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                await _call(self._fs._rm_file, self._at(path))
+            except FileNotFoundError:
+                continue
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+async def _call(method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+    """Drivers raise what they like: what is not expected and has an HTTP status becomes a `Refusal` with it."""
+    try:
+        return await method(*arguments, **options)
+    except EXPECTED:
+        raise
+    except Exception as error:
+        status = next(
+            (value for name in ("status_code", "code", "status") if isinstance(value := getattr(error, name, 0), int)),
+            0,
+        )
+        raise Refusal(status, type(error).__name__, str(error)) from error

@@ -1,0 +1,159 @@
+"""What an error of a store means: worth another attempt or not, why, and what to do."""
+
+import errno
+import re
+import ssl
+from typing import Any
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import SSLError as BotoSSLError
+from botocore.parsers import ResponseParserError
+
+from emocap_shards.store.mask import masked
+
+_CUT = (
+    aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
+    ConnectionError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+    ResponseStreamingError,
+    TimeoutError,
+)
+# Codes that come with a status below 500 and pass by themselves. The digests: bytes that were damaged on their way.
+_PASSING = {
+    "BadDigest",
+    "BandwidthLimitExceeded",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "PriorRequestNotComplete",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestTimeout",
+    "ServiceRequestError",  # with the next one, Azure's names of a lost connection
+    "ServiceResponseError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "TooManyRequestsException",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+_FOREVER = {"501", "505"}
+_KEYS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
+_LOCAL = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file may not grow so large",
+}
+
+
+class Refusal(Exception):  # noqa: N818 - never leaves the store: `StoreError` does
+    """An HTTP answer other than the one that was asked for."""
+
+    def __init__(self, status: int, code: str = "", message: str = "") -> None:
+        super().__init__(f"{status} {code}: {message}")
+        self.status, self.code, self.message = status, code, message
+
+
+class ShortAnswer(ConnectionError):  # noqa: N818
+    """Fewer bytes than the object holds there: never data, always another attempt."""
+
+
+EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponseParserError, Refusal)
+"""What a request may raise; the rest is a mistake of ours."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: lost connections, timeouts, damage on the way, 408, 429, 5xx."""
+    status, code = answer(error)
+    if status or code:
+        return code in _PASSING or status in {408, 429} or (status >= 500 and str(status) not in _FOREVER)
+    if isinstance(error, BotoSSLError | aiohttp.ClientSSLError | ssl.SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" not in str(error)
+    return isinstance(error, _CUT)
+
+
+def is_absence(error: BaseException) -> bool:
+    return isinstance(error, FileNotFoundError) or (answer(error)[0] == 404 and not is_no_bucket(error))
+
+
+def is_no_bucket(error: BaseException) -> bool:
+    return answer(error)[1] == "NoSuchBucket"
+
+
+def is_lost_condition(error: BaseException) -> bool:
+    return isinstance(error, FileExistsError) or answer(error)[0] == 412 or answer(error)[1] == "PreconditionFailed"
+
+
+def answer(error: BaseException) -> tuple[int, str]:
+    """HTTP status and code of the answer; (0, "") where there was none."""
+    if isinstance(error, Refusal):
+        return error.status, error.code
+    response: dict[str, Any] = getattr(error, "response", None) or {}
+    if isinstance(error, ClientError):
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+        return status or (int(code) if code.isdecimal() else 0), code
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status, ""
+    return 0, ""
+
+
+def reason(error: BaseException) -> str:
+    """One line, without secrets, on what happened."""
+    status, code = answer(error)
+    if status or code:
+        text = error.message if isinstance(error, Refusal) else _told(error)
+        return masked(" ".join(f"{code or 'HTTP'} ({status}) {text}".split()))[:300]
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, aiohttp.ClientError):
+        return masked(f"{error.strerror}" + (f" ({error.filename})" if error.filename else ""))
+    text = " ".join(str(error).split()) or "no more is known"
+    return masked(f"{type(error).__name__}: {text}")[:300]
+
+
+def cure(error: BaseException) -> str:
+    status, code = answer(error)
+    if code in _KEYS or status == 401 or isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return "check the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role"
+    if status == 403:
+        return "these credentials may not do that: check them, the bucket's name and its policy"
+    if is_no_bucket(error):
+        return "make the bucket, or correct its name in the URL"
+    return "check endpoint, credentials and bucket"
+
+
+def local_trouble(error: OSError) -> str:
+    """Reason and cure of an error of the local disk."""
+    if error.errno in _LOCAL:
+        return f"{_LOCAL[error.errno]} there: free some, or choose another disk"
+    if isinstance(error, PermissionError):
+        return "permission denied: check who owns the folder and its rights"
+    if error.errno == errno.EROFS:
+        return "the file system is read-only: choose another folder"
+    return f"{error.strerror or error}; check the disk"
+
+
+def _told(error: BaseException) -> str:
+    """The server's own message: botocore wraps it into a sentence of its own."""
+    response: dict[str, Any] = getattr(error, "response", None) or {}
+    found = response.get("Error", {}).get("Message") if response else None
+    return str(found or re.sub(r"^An error occurred .*?: ", "", str(error)))

@@ -1,0 +1,67 @@
+"""How long a store is waited for, and how much is asked of it at once."""
+
+import os
+from dataclasses import dataclass, fields
+
+from emocap_shards.errors import StoreError
+
+DEADLINE = "EMOCAP_STORE_DEADLINE_S"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """When to try again, and when to give up.
+
+    Args:
+        deadline_s: For how long one request is repeated after its first failure; 0 tries once.
+        first_wait_s: The longest first pause; it doubles with every attempt, and each pause is a random share of it
+            (full jitter, Brooker 2015), so that a thousand readers do not come back at once.
+        longest_wait_s: Where the doubling ends.
+        connect_timeout_s: For a connection to open.
+        read_timeout_s: For the next byte to come.
+    """
+
+    deadline_s: float = 900.0
+    first_wait_s: float = 0.2
+    longest_wait_s: float = 5.0
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        _refuse_below(self, 0)
+
+    @classmethod
+    def of_environment(cls) -> "Patience":
+        """The defaults, with the deadline of EMOCAP_STORE_DEADLINE_S when that is set."""
+        text = os.environ.get(DEADLINE)
+        if text is None:
+            return cls()
+        try:
+            return cls(deadline_s=float(text))
+        except ValueError as error:
+            raise StoreError(f"{DEADLINE}={text!r} is no number of seconds; write it like 900.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What one process asks of one store at the same time.
+
+    Args:
+        in_flight: Requests; the others wait for their turn.
+        part_bytes: A longer range, or file, travels in parts of this size; S3 wants at least 5 MiB.
+        parts_in_flight: Parts of files in memory at the same time, in each direction.
+    """
+
+    in_flight: int = 32
+    part_bytes: int = 8 << 20
+    parts_in_flight: int = 8
+
+    def __post_init__(self) -> None:
+        _refuse_below(self, 1)
+
+
+def _refuse_below(limits: Patience | Traffic, least: int) -> None:
+    for field in fields(limits):
+        value = getattr(limits, field.name)
+        if not value >= least:
+            raise StoreError(f"{field.name}={value} is too small; give {least} or more.")

@@ -1,0 +1,193 @@
+"""S3 and its like: s3fs opens the session, the requests are S3's own."""
+
+import ssl
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import yarl
+from fsspec.core import split_protocol
+from s3fs import S3FileSystem
+
+from emocap_shards.errors import StoreError
+from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.failure import Refusal, answer
+from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.protocol import Entry
+from emocap_shards.store.web import open_session, ranged
+
+WRITER = "emocap-writer"
+# A signed URL serves for all ranges of an object: far cheaper than to sign and parse every request.
+SIGNED_FOR_S, KEPT_FOR_S, KEPT_URLS = 3600, 300.0, 4096
+_UNSIGNED = {400, 401, 403}
+
+
+class S3:
+    """Objects below s3://bucket/prefix. Credentials come from the standard chain: environment, profile, role."""
+
+    trusted = True
+
+    def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
+        self._bucket, _, self._prefix = (split_protocol(url)[1] or "").partition("/")
+        self._patience, self._traffic = patience, traffic
+        self._fs = S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=self._config())
+        self._session: aiohttp.ClientSession | None = None
+        self._signs, self._signed_once = True, False
+        self._urls: dict[str, yarl.URL] = {}
+        self._urls_of = float("-inf")
+        self._bucket_seen = False
+
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:
+        # Any doubt about the signed URL, and every further attempt, goes the ordinary way, which decides.
+        signed = self._signs and attempt == 1
+        if signed:
+            try:
+                part = await ranged(await self._web(), await self._signed(path), start, end)
+            except Refusal as refusal:
+                if refusal.status not in _UNSIGNED:
+                    raise
+                self._urls.clear()
+            else:
+                self._signed_once = True
+                return part
+        part = await self._get(path, start, end)
+        self._signs = self._signs and (self._signed_once or not signed)
+        return part
+
+    async def _get(self, path: str, start: int, end: int) -> Part:
+        client = await self._client()
+        try:
+            response = await client.get_object(**self._at(path), Range=f"bytes={start}-{end - 1}")
+        except client.exceptions.ClientError as error:
+            if answer(error)[0] == 416:
+                return Part(b"", start, "")
+            raise
+        async with response["Body"] as body:
+            data = await body.read()
+        total = response.get("ContentRange", "").rpartition("/")[2]
+        if not total.isdecimal():  # a server that ignores ranges sent all of it
+            return Part(data[start:end], len(data), response.get("ETag", ""))
+        return Part(data, int(total), response.get("ETag", ""))
+
+    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
+        """The server's own checksum is verified where it sends one."""
+        response = await (await self._client()).get_object(**self._at(path))
+        total = int(response["ContentLength"])
+        async with response["Body"] as body:
+            if total <= limit_bytes:
+                return Part(await body.read(), total, response.get("ETag", ""))
+            body.close()
+        return Part(b"", total, response.get("ETag", ""))
+
+    async def head(self, path: str) -> Facts:
+        client = await self._client()
+        try:
+            response = await client.head_object(**self._at(path))
+        except client.exceptions.ClientError as error:
+            if answer(error)[0] == 404:
+                await self._need_bucket()
+            raise
+        return Facts(response["ContentLength"], response.get("ETag", ""), response.get("Metadata", {}).get(WRITER, ""))
+
+    async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
+        extra: dict[str, Any] = {}
+        if condition is not None:
+            extra = {"IfNoneMatch": "*"} if condition.absent else {"IfMatch": condition.version}
+            extra["Metadata"] = {WRITER: condition.writer}
+        await (await self._client()).put_object(**self._at(path), Body=data, **extra)
+
+    async def put_file(self, path: str, local_path: str) -> None:
+        raise NotImplementedError("files go in parts")
+
+    async def start_upload(self, path: str, writer: str) -> str:
+        client = await self._client()
+        return (await client.create_multipart_upload(**self._at(path), Metadata={WRITER: writer}))["UploadId"]
+
+    async def put_part(self, path: str, upload: str, number: int, data: bytes) -> str:
+        client = await self._client()
+        response = await client.upload_part(**self._at(path), UploadId=upload, PartNumber=number, Body=data)
+        return response["ETag"]
+
+    async def finish_upload(self, path: str, upload: str, tags: list[str]) -> None:
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        client = await self._client()
+        await client.complete_multipart_upload(**self._at(path), UploadId=upload, MultipartUpload={"Parts": parts})
+
+    async def abort_upload(self, path: str, upload: str) -> None:
+        await (await self._client()).abort_multipart_upload(**self._at(path), UploadId=upload)
+
+    async def page(self, prefix: str, token: str) -> Page:
+        top = self._key(prefix)
+        more = {"ContinuationToken": token} if token else {}
+        client = await self._client()
+        response = await client.list_objects_v2(Bucket=self._bucket, Prefix=f"{top}/" if top else "", **more)
+        skip = len(self._prefix) + 1 if self._prefix else 0
+        found = [(str(item["Key"]), int(item["Size"])) for item in response.get("Contents", [])]
+        # Keys that end in "/" are folders that somebody drew in a console.
+        entries = [Entry(key[skip:], size) for key, size in found if not key.endswith("/")]
+        return Page(entries, response.get("NextContinuationToken", "") if response.get("IsTruncated") else "")
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        client = await self._client()
+        if len(paths) == 1:
+            await client.delete_object(**self._at(paths[0]))
+            return
+        keys = [{"Key": self._key(path)} for path in paths]
+        response = await client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+        for failed in response.get("Errors", []):
+            code = str(failed.get("Code", ""))
+            status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
+            raise Refusal(status, code, f"{failed.get('Key')}: {failed.get('Message', '')}")
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "connect_timeout": self._patience.connect_timeout_s,
+            "read_timeout": self._patience.read_timeout_s,
+            "max_pool_connections": self._traffic.in_flight,
+            "retries": {"total_max_attempts": 1},  # all retries are in retry.py: two places would multiply
+        }
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self._prefix, path) if part)
+
+    def _at(self, path: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._key(path)}
+
+    async def _client(self) -> Any:
+        if not self._bucket:
+            raise StoreError("s3:// has no bucket in it; write it like s3://bucket/folder.")
+        return await self._fs.set_session()
+
+    async def _need_bucket(self) -> None:
+        """A HEAD says 404 for a missing object and for a missing bucket; asked once."""
+        if self._bucket_seen:
+            return
+        client = await self._client()
+        try:
+            await client.head_bucket(Bucket=self._bucket)
+        except client.exceptions.ClientError as error:
+            if answer(error)[0] == 404:
+                raise Refusal(404, "NoSuchBucket", f"there is no bucket {self._bucket!r}") from error
+            if answer(error)[0] != 403:  # who may not ask for the bucket may still read objects
+                raise
+        self._bucket_seen = True
+
+    async def _web(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            await self._client()
+            session: Any = self._fs.session
+            bundle = session.get_config_variable("ca_bundle")
+            trust = ssl.create_default_context(cafile=bundle) if bundle else True
+            self._session = open_session(self, self._patience, self._traffic, trust)
+        return self._session
+
+    async def _signed(self, path: str) -> yarl.URL:
+        now = time.monotonic()
+        if now - self._urls_of > KEPT_FOR_S or len(self._urls) > KEPT_URLS:
+            self._urls, self._urls_of = {}, now
+        if path not in self._urls:
+            client = await self._client()
+            url = await client.generate_presigned_url("get_object", Params=self._at(path), ExpiresIn=SIGNED_FOR_S)
+            self._urls[path] = yarl.URL(url, encoded=True)
+        return self._urls[path]

@@ -1,0 +1,42 @@
+"""Requests side by side: the loop of this process, and a bounded crowd on it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fsspec.asyn import get_loop
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+__all__ = ["get_loop", "in_parallel", "wait_for"]
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Runs the work on fsspec's loop, which a forked process opens anew; Ctrl-C ends the work too."""
+    future = asyncio.run_coroutine_threadsafe(work, get_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+async def in_parallel(jobs: Sequence[T], act: Callable[[T], Awaitable[R]], *, width: int) -> list[R]:
+    """Results in the order of the jobs, at most `width` at a time; the first error ends all of them."""
+    if len(jobs) == 1:
+        return [await act(jobs[0])]
+    results: dict[int, R] = {}
+    queue = iter(enumerate(jobs))
+
+    async def work() -> None:
+        for number, job in queue:
+            results[number] = await act(job)
+
+    tasks = [asyncio.create_task(work()) for _ in range(min(width, len(jobs)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [results[number] for number in range(len(jobs))]

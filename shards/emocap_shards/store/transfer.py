@@ -1,0 +1,168 @@
+"""Large objects in parts, many at a time: which parts, and what to do when one of them fails."""
+
+import asyncio
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from emocap_shards.errors import StoreError
+from emocap_shards.store.backend import Backend, Facts, Multipart, Part
+from emocap_shards.store.failure import EXPECTED, ShortAnswer, answer, reason
+from emocap_shards.store.landing import local_errors, write_at
+from emocap_shards.store.limits import Traffic
+from emocap_shards.store.retry import Retrier
+from emocap_shards.store.together import in_parallel
+
+MOST_PARTS = 10_000  # of one upload to S3
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A backend with its retries, and a turn for each request in flight. One for a process and a store."""
+
+    backend: Backend
+    ask: Retrier
+    traffic: Traffic
+    turn: asyncio.Semaphore
+
+    async def get(self, path: str, start: int, end: int) -> Part:
+        """Bytes [start, end): all that the object holds there, never fewer."""
+
+        async def act(number: int) -> Part:
+            async with self.turn:
+                part = await self.backend.get(path, start, end, attempt=number)
+            there = (end if part.total is None else max(start, min(end, part.total))) - start
+            if len(part.data) != there:
+                raise ShortAnswer(f"got {len(part.data)} of {there} bytes from {start}")
+            return part
+
+        return await self.ask("read", path, act)
+
+    async def get_whole(self, path: str) -> Part:
+        """The object in one request, or in parts where it is large."""
+        limit = 4 * self.traffic.part_bytes
+
+        async def act(_: int) -> Part:
+            async with self.turn:
+                return await self.backend.get_whole(path, limit_bytes=limit)
+
+        part = await self.ask("read", path, act)
+        if part.total is None or len(part.data) == part.total:
+            return part
+        data = await self.get_spans([(path, 0, part.total)], version=part.version)
+        return Part(data[0], part.total, part.version)
+
+    async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
+        """The bytes of every span; of a `version`, if one is given."""
+        pieces = [
+            (number, path, begin, stop)
+            for number, (path, start, end) in enumerate(spans)
+            for begin, stop in pieces_of(start, end, self.traffic.part_bytes)
+        ]
+        found = await in_parallel(pieces, lambda piece: self.get(*piece[1:]), width=self.traffic.in_flight)
+        results = [b""] * len(spans)
+        for number, group in groupby(zip(pieces, found, strict=True), key=lambda pair: pair[0][0]):
+            parts = [part for _, part in group]
+            if len({part.version for part in parts if part.version} | ({version} if version else set())) > 1:
+                raise StoreError(f"{spans[number][0]!r} was overwritten while it was read; read it again.")
+            results[number] = parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts)
+        return results
+
+    async def get_to(self, path: str, descriptor: int, target: Path) -> None:
+        """Fills an open local file, in any order; refuses an object that changes meanwhile."""
+        part_bytes = self.traffic.part_bytes
+        first = await self.get(path, 0, part_bytes)
+        facts = (
+            Facts(first.total, first.version) if first.total is not None and first.version else await self.head(path)
+        )
+
+        async def copy(piece: tuple[int, int]) -> None:
+            part = first if piece[0] == 0 else await self.get(path, *piece)
+            if part.version not in {"", facts.version} or len(part.data) != piece[1] - piece[0]:
+                raise _changed(path)
+            with local_errors(target):
+                await asyncio.to_thread(write_at, descriptor, part.data, piece[0])
+
+        await in_parallel(pieces_of(0, facts.size, part_bytes), copy, width=self.traffic.parts_in_flight)
+        if not first.version and await self.head(path) != facts:
+            raise _changed(path)
+
+    async def head(self, path: str) -> Facts:
+        return await self.ask("find", path, lambda _: self.backend.head(path))
+
+    async def put_file(self, path: str, local_path: Path) -> None:
+        size = local_path.stat().st_size
+        if not isinstance(self.backend, Multipart):
+            await self.ask("write", path, lambda _: self.backend.put_file(path, str(local_path)))
+            return
+        descriptor = os.open(local_path, os.O_RDONLY)
+        try:
+            await self.put_large(path, size, lambda start, end: os.pread(descriptor, end - start, start))
+        finally:
+            os.close(descriptor)
+
+    async def put_large(self, path: str, size: int, take: Callable[[int, int], bytes]) -> None:
+        """Writes what `take(start, end)` gives, in parts where it is large; `take` runs in threads."""
+        backend = self.backend
+        if size <= 2 * self.traffic.part_bytes or not isinstance(backend, Multipart):
+            data = await asyncio.to_thread(take, 0, size)
+            await self.ask("write", path, lambda _: backend.put(path, data))
+            return
+        writer = uuid.uuid4().hex
+        upload = await self.ask("write", path, lambda _: backend.start_upload(path, writer))
+        try:
+            await self._put_parts(backend, path, upload, size, take, writer)
+        except BaseException:
+            await _abort(backend, path, upload)
+            raise
+
+    async def _put_parts(
+        self, backend: Multipart, path: str, upload: str, size: int, take: Callable[[int, int], bytes], writer: str
+    ) -> None:
+        pieces = pieces_of(0, size, max(self.traffic.part_bytes, math.ceil(size / MOST_PARTS)))
+
+        async def put(job: tuple[int, tuple[int, int]]) -> str:
+            number, piece = job
+            data = await asyncio.to_thread(take, *piece)
+            if len(data) != piece[1] - piece[0]:
+                raise StoreError(f"the file for {path!r} shrank while it was uploaded; nothing was written.")
+            return await self.ask("write", path, lambda _: backend.put_part(path, upload, number, data))
+
+        tags = await in_parallel(list(enumerate(pieces, 1)), put, width=self.traffic.parts_in_flight)
+
+        async def finish(number: int) -> None:
+            try:
+                await backend.finish_upload(path, upload, tags)
+            except EXPECTED as error:
+                # Only the end of an upload, or its abortion, makes it unknown: an earlier answer was lost.
+                if number == 1 or answer(error)[1] != "NoSuchUpload":
+                    raise
+                facts = await backend.head(path)
+                if facts.size != size or facts.writer not in {writer, ""}:
+                    raise
+
+        await self.ask("write", path, finish)
+
+
+def pieces_of(start: int, end: int, length: int) -> list[tuple[int, int]]:
+    """[start, end) cut into pieces of `length`, the last one shorter; none of an empty range."""
+    return [(begin, min(end, begin + length)) for begin in range(start, end, length)]
+
+
+def _changed(path: str) -> StoreError:
+    return StoreError(f"{path!r} was overwritten while it was copied; nothing was kept: copy it again.")
+
+
+async def _abort(backend: Multipart, path: str, upload: str) -> None:
+    """One attempt: the error that led here is what the caller must hear of."""
+    try:
+        await backend.abort_upload(path, upload)
+    except EXPECTED as error:
+        cure = "a lifecycle rule AbortIncompleteMultipartUpload of the bucket removes it"
+        _log.warning("the parts of an unfinished upload of %r stay (%s); %s.", path, reason(error), cure)

@@ -1,0 +1,143 @@
+"""Ranged reads over plain HTTP, and a web server as a store that is read-only."""
+
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from ssl import SSLContext
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import aiohttp
+import yarl
+from fsspec.implementations.http import HTTPFileSystem
+
+from emocap_shards.errors import StoreError
+from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.failure import Refusal, ShortAnswer
+from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.mask import masked_url
+from emocap_shards.store.together import get_loop
+
+_TOTAL = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+)")
+_XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message")}
+
+
+class WebServer:
+    """Files below a URL, read over HTTP or HTTPS. User, password and query of the URL go with every request."""
+
+    trusted = False
+
+    def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
+        self._parts = urlsplit(url)
+        self._shown = masked_url(url)
+        self._patience, self._traffic = patience, traffic
+        self._opened: aiohttp.ClientSession | None = None
+
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
+        return await ranged(self._session(), self._url(path), start, end)
+
+    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
+        async with self._session().get(self._url(path), headers={"Accept-Encoding": "identity"}) as response:
+            await _refuse(response)
+            total = response.content_length
+            # A server without ranges could not give the rest later.
+            if total is not None and total > limit_bytes and response.headers.get("Accept-Ranges") == "bytes":
+                response.close()
+                return Part(b"", total, _version(response.headers))
+            data = await response.read()
+            return Part(data, len(data), _version(response.headers))
+
+    async def head(self, path: str) -> Facts:
+        async with self._session().head(self._url(path), allow_redirects=True) as response:
+            if response.status not in {405, 501}:
+                await _refuse(response)
+                if response.content_length is not None:
+                    return Facts(response.content_length, _version(response.headers))
+        part = await self.get(path, 0, 1, attempt=1)  # servers without HEAD
+        return Facts(part.total if part.total is not None else len(part.data), part.version)
+
+    async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:  # noqa: ARG002
+        raise self._read_only(path)
+
+    async def put_file(self, path: str, local_path: str) -> None:  # noqa: ARG002
+        raise self._read_only(path)
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        raise self._read_only(paths[0])
+
+    async def page(self, prefix: str, token: str) -> Page:  # noqa: ARG002
+        cure = "read by name, or list where the files come from"
+        raise StoreError(f"cannot list {prefix!r} in {self._shown}: web servers have no listing; {cure}.")
+
+    def _read_only(self, path: str) -> StoreError:
+        cure = "write to a folder or to S3"
+        return StoreError(f"cannot write {path!r} in {self._shown}: a web server is read-only here; {cure}.")
+
+    def _url(self, path: str) -> yarl.URL:
+        whole = f"{self._parts.path.rstrip('/')}/{quote(path)}"
+        return yarl.URL(urlunsplit(self._parts._replace(path=whole)), encoded=True)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            self._opened = open_session(self, self._patience, self._traffic)
+        return self._opened
+
+
+def open_session(
+    owner: object, patience: Patience, traffic: Traffic, ssl: SSLContext | bool = True
+) -> aiohttp.ClientSession:
+    """A session of the running loop that closes when its owner goes. It obeys HTTPS_PROXY, NO_PROXY and ~/.netrc."""
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
+    )
+    connector = aiohttp.TCPConnector(limit=traffic.in_flight, ssl=ssl)
+    session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True)
+    weakref.finalize(owner, HTTPFileSystem.close_session, get_loop(), session)
+    return session
+
+
+async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> Part:
+    """Bytes [start, end) in one GET, also from a server that ignores ranges.
+
+    Raises:
+        Refusal: If the answer is an error.
+        ShortAnswer: If it holds another range than the one that was asked for.
+    """
+    # Not compressed: a range of a compressed body would be other bytes.
+    asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    async with session.get(url, headers=asked) as response:
+        version, found = _version(response.headers), _TOTAL.match(response.headers.get("Content-Range", ""))
+        total = int(found["total"]) if found else None
+        if response.status == 416:
+            return Part(b"", total if total is not None else start, version)
+        await _refuse(response)
+        if response.status != 206:
+            return await _slice(response, start, end)
+        if found and found["start"] is not None and int(found["start"]) != start:
+            raise ShortAnswer(f"asked for bytes from {start}, got them from {found['start']}")
+        return Part(await response.read(), total, version)
+
+
+async def _slice(response: aiohttp.ClientResponse, start: int, end: int) -> Part:
+    """What the range would have been, out of the whole body that came instead; the rest is not waited for."""
+    kept, seen = bytearray(), 0
+    async for chunk in response.content.iter_any():
+        kept += chunk[max(0, start - seen) : max(0, end - seen)]
+        seen += len(chunk)
+        if seen >= end:
+            response.close()
+            break
+    total = response.content_length if response.content_length is not None else (seen if seen < end else None)
+    return Part(bytes(kept), total, _version(response.headers))
+
+
+async def _refuse(response: aiohttp.ClientResponse) -> None:
+    if response.status < 400:
+        return
+    text = await response.text(errors="replace")
+    found = {name: pattern.search(text) for name, pattern in _XML.items()}
+    code, message = (match[1].strip() if match else "" for match in found.values())
+    raise Refusal(response.status, code, message or str(response.reason))
+
+
+def _version(headers: Mapping[str, str]) -> str:
+    return headers.get("ETag", "") or headers.get("Last-Modified", "")
