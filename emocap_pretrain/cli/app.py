@@ -3,7 +3,7 @@
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import evaluate, inspect, pack, synth
+from emocap_pretrain.cli import evaluate, inspect, pack, synth, verify
 
 app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
@@ -15,6 +15,7 @@ app.command("pretrain")(run.command)
 app.command("synth")(synth.command)
 app.command("pack")(pack.command)
 app.command("inspect")(inspect.command)
+app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 
 

@@ -1,52 +1,61 @@
 """`emocap inspect`."""
 
-from collections.abc import Mapping
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from emocap_shards.inspect import Spread, Summary, summarise, verify
-from rich.table import Table
+from emocap_shards.errors import ManifestError, StoreError
+from emocap_shards.inspecting.summary import LOOK_AT, SECONDS, Summary, summarise
+from tqdm import tqdm
 
-from emocap_pretrain.cli import tables
+from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import console, errors_as_lines
 
 
 def command(
     url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    check: Annotated[bool, typer.Option("--verify", help="Read every byte and check every digest.")] = False,
+    look_at: Annotated[int, typer.Option(help="Samples to look at, spread evenly.", min=0)] = LOOK_AT,
+    whole: Annotated[bool, typer.Option("--all", help="Look at every sample, however long it takes.")] = False,
+    seconds: Annotated[float, typer.Option(help="Stop looking after this time.", min=0)] = SECONDS,
+    html: Annotated[Path | None, typer.Option(help="Write it as one page, with faces, to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what stands in a dataset; with --verify, whether it is whole (exit code 1 if not)."""
+    """Show what stands in a dataset: counts, captions, words, labels, images, faces."""
     with errors_as_lines(debug=debug):
-        console.print(_summary_table(summarise(url)))
-        faults = verify(url) if check else []
-        for fault in faults:
-            console.print(fault, markup=False)
-        if check:
-            console.print(f"{len(faults)} faults found." if faults else "Every digest holds.")
-        raise typer.Exit(1 if faults else 0)
+        summary = _summary(url, None if whole else look_at, None if whole else seconds)
+        if html:
+            _write(summary, html)
+        if as_json:
+            typer.echo(json.dumps(summary.to_json(), ensure_ascii=False))
+        else:
+            show(summary)
+            if html:
+                console.print(f"The page is {html}.", markup=False)
 
 
-def _summary_table(summary: Summary) -> Table:
-    rows = [
-        ("samples", f"{summary.samples:,} in {tables.shards(summary.shards)}, {summary.bytes / 1e6:,.1f} MB"),
-        ("looked at", f"{summary.looked_at:,} samples, {summary.damaged} damaged"),
-        ("image", f"{_spread(summary.width_px)} wide, {_spread(summary.height_px)} high, pixels"),
-        *((f"words, {part}", _spread(words)) for part, words in summary.words.items()),
-        ("local sentences", _spread(summary.sentences)),
-        *((name, _counts(counts)) for name, counts in summary.labels.items()),
-        *((name, _spread(numbers)) for name, numbers in summary.numbers.items()),
-    ]
-    return tables.table(summary.url, rows)
+def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
+    with tqdm(desc="looking", unit="sample", disable=None, leave=False) as bar:
+
+        def told(seen: int, of: int) -> None:
+            bar.total = of
+            bar.update(seen - bar.n)
+
+        try:
+            return summarise(url, look_at=look_at, seconds=seconds, on_progress=told)
+        except (ManifestError, StoreError) as error:
+            raise ConfigError(str(error)) from error
 
 
-def _spread(spread: Spread) -> str:
-    if spread.least == spread.most:
-        return f"{spread.least:g}"
-    return f"{spread.least:.3g} to {spread.most:.3g}, mean {spread.mean:.3g}"
+def _write(summary: Summary, path: Path) -> None:
+    from emocap_shards.inspecting.page import page
 
-
-def _counts(counts: Mapping[str, int]) -> str:
-    shown = [f"{name} {count}" for name, count in list(counts.items())[:12]]
-    return ", ".join(shown) + (f", {len(counts) - 12} more" if len(counts) > 12 else "")
+    try:
+        path.write_text(page(summary), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--html {path}: it cannot be written ({error}); name a file in a folder of yours."
+        ) from error

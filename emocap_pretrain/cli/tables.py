@@ -1,8 +1,11 @@
-"""What the commands print: rows of a name and a text, and numbers in words."""
+"""What the commands print: rows of a name and a text, small bars, numbers in words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
@@ -12,5 +15,64 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     return drawn
 
 
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> Table:
+    """A table with a header; the first `left` columns are texts, then come numbers. No text is markup.
+
+    A column called "histogram" or "" holds bars.
+    """
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", pad_edge=False, box=None)
+    for number, name in enumerate(columns):
+        is_text = number < left
+        justify = "left" if is_text or name in {"histogram", ""} else "right"
+        drawn.add_column(name, justify=justify, header_style="dim", overflow="fold", no_wrap=not is_text)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn
+
+
 def shards(number: int) -> str:
     return f"{number} shard" + ("s" if number > 1 else "")
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """Text from data as it may be shown on a terminal: one line, nothing that moves the cursor or turns the text."""
+    line = "".join(letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in text)
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def sparkline(bins: Sequence[int], width: int = 24) -> str:
+    """A histogram of one line; neighbouring bins are joined where there are more than `width`."""
+    together = -(-len(bins) // width)
+    sums = [sum(bins[start : start + together]) for start in range(0, len(bins), together)]
+    most = max(sums, default=0)
+    return "".join(" " if not each else _BARS[min(7, each * 8 // max(most, 1))] for each in sums)
+
+
+def bar(share: float, width: int = 24) -> str:
+    """A bar in eighths of a character; a share above zero is never invisible."""
+    eighths = max(round(share * width * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+
+
+def number(value: float) -> str:
+    """Whole numbers in full, others in three digits."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share of nothing is "-"; one that only rounds to 0 or 100 says so."""
+    if not whole:
+        return "-"
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "<0.1 %"
+    return ">99.9 %" if 99.9 < share < 100 else f"{share:.3g} %"
+
+
+def size(number_bytes: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number_bytes) < 1000:
+            return f"{number_bytes:.3g} {unit}"
+        number_bytes /= 1000
+    return f"{number_bytes:,.3g} TB"

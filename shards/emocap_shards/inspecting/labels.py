@@ -1,5 +1,6 @@
 """Labels in numbers: balance of text labels, spread of numeric ones."""
 
+import re
 from collections.abc import Mapping
 
 from emocap_shards.annotation import Labels
@@ -27,10 +28,10 @@ class LabelCounter:
                 self._add_number(name, label)
 
     def texts(self) -> Mapping[str, Counts]:
-        return {name: tally.counts(_TOP_VALUES) for name, tally in sorted(self._texts.items())}
+        return {name: tally.counts(_TOP_VALUES) for name, tally in sorted(self._texts.items(), key=_natural)}
 
     def numbers(self) -> Mapping[str, Spread]:
-        return {name: numbers.spread() for name, numbers in sorted(self._numbers.items())}
+        return {name: numbers.spread() for name, numbers in sorted(self._numbers.items(), key=_natural)}
 
     def _add_text(self, name: str, label: str) -> None:
         if name in self._texts or len(self._texts) < MOST_NAMES:
@@ -43,3 +44,8 @@ class LabelCounter:
             self._numbers.setdefault(name, Numbers()).add([label])
         else:
             self.names_left_out += 1
+
+
+def _natural(item: tuple[str, object]) -> list[tuple[int, str]]:
+    """AU2 before AU10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", item[0])]

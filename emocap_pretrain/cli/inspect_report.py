@@ -1,0 +1,171 @@
+"""A dataset's summary on a terminal, 80 columns wide or more."""
+
+from collections.abc import Iterable, Mapping
+
+from emocap_shards.inspecting.counters import Counts, Spread
+from emocap_shards.inspecting.faces import Face
+from emocap_shards.inspecting.summary import Summary
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from emocap_pretrain.cli.tables import bar, grid, number, percent, plain, size, sparkline
+from emocap_pretrain.terminal import console
+
+_CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
+
+
+def show(summary: Summary) -> None:
+    """Prints all of it."""
+    for block in _blocks(summary):
+        console.print(block, soft_wrap=False)
+        console.print()
+
+
+def _blocks(summary: Summary) -> Iterable[RenderableType]:
+    yield _stock(summary)
+    yield _looked(summary)
+    if summary.looked.samples == summary.looked.damaged:
+        return
+    yield _parts(summary)
+    yield from _vocabularies(summary)
+    yield _repeats(summary)
+    yield _images(summary)
+    for name, counts in summary.text_labels.items():
+        yield _balance(name, counts)
+    if summary.number_labels:
+        yield _numbers(summary.number_labels)
+    yield from map(_face, summary.faces[:: max(1, len(summary.faces) // _FACES)][:_FACES])
+
+
+def _stock(summary: Summary) -> RenderableType:
+    stock = summary.stock
+    lines = Text(f"{plain(stock.url)}\n", style="bold")
+    shards, per_shard = stock.samples_per_shard, stock.bytes_per_shard
+    lines.append(f"{stock.samples:,} samples in {stock.shards:,} shards, {size(stock.bytes)}", style="not bold")
+    lines.append(" (exact, from the manifest)\n", style="dim not bold")
+    each = f"a shard has {_range(shards)} samples, {size(per_shard.least)} to {size(per_shard.most)}"
+    lines.append(f"{each}\ndigest {stock.digest[:16]}", style="not bold")
+    return lines
+
+
+def _looked(summary: Summary) -> RenderableType:
+    looked = summary.looked
+    whole = looked.samples == summary.stock.samples
+    share = "every one of them" if whole else f"{percent(looked.samples, summary.stock.samples)} of them, spread evenly"
+    lines = Text(f"What follows comes from {looked.samples:,} samples, {share} ({looked.seconds:.1f} s).")
+    if looked.out_of_time:
+        lines.append(f"\nThe time was up before all {looked.asked:,} were seen; --seconds gives more.", style="yellow")
+    if looked.damaged:
+        lines.append(
+            f"\n{looked.damaged:,} of them are damaged and not counted below; run `emocap verify`.", style="red"
+        )
+        lines.append("".join(f"\n  {plain(reason)}" for reason in looked.reasons[:3]))
+    return lines
+
+
+def _parts(summary: Summary) -> RenderableType:
+    sound = summary.looked.samples - summary.looked.damaged
+    rows = [
+        (
+            f"{name}, words",
+            f"{part.words.count:,}",
+            percent(part.without, sound),
+            *_spread(part.words),
+            sparkline(part.words.bins),
+        )
+        for name, part in summary.parts.items()
+    ]
+    sentences, captions = summary.sentences, summary.captions_per_image
+    rows.append(("caption, sentences", f"{sentences.count:,}", "", *_spread(sentences), sparkline(sentences.bins)))
+    rows.append(("image, captions", f"{captions.count:,}", "", *_spread(captions), sparkline(captions.bins)))
+    columns = ("of a", "number", "without", "least", "mean", "most", "histogram")
+    return grid("Captions", columns, rows)
+
+
+def _vocabularies(summary: Summary) -> Iterable[RenderableType]:
+    rows = [
+        (name, f"{words.total:,}", f"{_floor(words)}{words.distinct:,}", percent(words.once, words.distinct))
+        for name, words in ((name, part.vocabulary) for name, part in summary.parts.items())
+    ]
+    yield grid("Vocabulary", ("part", "words", "different", "seen once"), rows)
+    for name, part in summary.parts.items():
+        words = (f"{plain(word, 30)} {count:,}" for word, count in part.vocabulary.top[:_WORDS])
+        yield Text.assemble((f"{name}: ", "bold"), " · ".join(words))
+
+
+def _repeats(summary: Summary) -> RenderableType:
+    texts = {name: part.texts for name, part in summary.parts.items()} | {"whole caption": summary.captions}
+    rows = [
+        (name, f"{counts.total:,}", f"{_floor(counts)}{counts.distinct:,}", percent(_repeated(counts), counts.total))
+        for name, counts in texts.items()
+    ]
+    return grid("Repeated texts", ("part", "texts", "different", "repeat another"), rows)
+
+
+def _images(summary: Summary) -> RenderableType:
+    images = summary.images
+    rows = [
+        ("width, px", *_spread(images.width_px), sparkline(images.width_px.bins)),
+        ("height, px", *_spread(images.height_px), sparkline(images.height_px.bins)),
+        ("bytes", *(size(value) for value in _three(images.bytes)), sparkline(images.bytes.bins)),
+    ]
+    kinds = ", ".join(f"{kind} {percent(count, images.formats.total)}" for kind, count in images.formats.top)
+    return grid(f"Images: {kinds}", ("", "least", "mean", "most", "histogram"), rows)
+
+
+def _balance(name: str, counts: Counts) -> RenderableType:
+    shown = counts.top[:_CLASSES]
+    most = shown[0][1] if shown else 1
+    rows = [
+        (plain(value, 24) or "(empty)", f"{count:,}", percent(count, counts.total), bar(count / most, 30))
+        for value, count in shown
+    ]
+    hidden = counts.distinct - len(shown)
+    more = f", the {len(shown)} most frequent" if hidden else ""
+    return grid(f"Label {plain(name, 30)}: {_floor(counts)}{counts.distinct:,} values{more}", _BALANCE, rows)
+
+
+_BALANCE = ("value", "samples", "share", "")
+
+
+def _numbers(numbers: Mapping[str, Spread]) -> RenderableType:
+    rows = [
+        (plain(name, 20), f"{spread.count:,}", *_spread(spread), sparkline(spread.bins))
+        for name, spread in list(numbers.items())[:_NUMBERS]
+    ]
+    more = f" ({_NUMBERS} of {len(numbers)})" if len(numbers) > _NUMBERS else ""
+    return grid(f"Numeric labels{more}", ("label", "samples", "least", "mean", "most", "histogram"), rows)
+
+
+def _face(face: Face) -> RenderableType:
+    drawn = Table.grid(padding=(0, 2))
+    drawn.title, drawn.title_justify, drawn.title_style = Text(f"{plain(face.shard)} {plain(face.key)}"), "left", "bold"
+    for caption in face.captions[:2]:
+        drawn.add_row("global", Text(plain(caption.whole, 400)))
+        for sentence in caption.local[:8]:
+            drawn.add_row("local", Text(plain(sentence, 400)))
+        drawn.add_row("summary", Text(plain(caption.summary, 400)))
+    return drawn
+
+
+def _spread(spread: Spread) -> tuple[str, ...]:
+    return tuple(number(value) for value in _three(spread))
+
+
+def _three(spread: Spread) -> tuple[float, float, float]:
+    return spread.least, spread.mean, spread.most
+
+
+def _range(spread: Spread) -> str:
+    if spread.least == spread.most:
+        return number(spread.least)
+    return f"{number(spread.least)} to {number(spread.most)}"
+
+
+def _repeated(counts: Counts) -> int:
+    return counts.total - counts.distinct
+
+
+def _floor(counts: Counts) -> str:
+    return "≥ " if counts.short else ""

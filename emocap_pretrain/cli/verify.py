@@ -1,0 +1,73 @@
+"""`emocap verify`."""
+
+import json
+from typing import Annotated
+
+import typer
+from emocap_shards.errors import ManifestError, StoreError
+from emocap_shards.inspecting.faults import Fault
+from emocap_shards.inspecting.shard_pool import Progress
+from emocap_shards.inspecting.verify import Verdict, verify
+from tqdm import tqdm
+
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.tables import grid, percent, plain, size
+from emocap_pretrain.cli.tables import shards as in_words
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
+
+
+def command(
+    url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and indexes only; no shard is read.")] = False,
+    processes: Annotated[int | None, typer.Option(help="Processes; default one for each core.", min=1)] = None,
+    show: Annotated[int, typer.Option(help="Print at most so many faults; all are counted.", min=0)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check every digest and every sample of a dataset; exit code 0 whole, 1 damaged, 2 nothing to check."""
+    with errors_as_lines(debug=debug):
+        verdict = _verdict(url, quick=quick, processes=processes, show=0 if as_json else show)
+        if as_json:
+            typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
+        else:
+            _conclude(verdict, show)
+        raise typer.Exit(0 if verdict.whole else FAILED)
+
+
+def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verdict:
+    shown = 0
+    unit = "shard" if quick else "B"
+    with tqdm(desc="verifying", unit=unit, unit_scale=not quick, disable=None, leave=False) as bar:
+
+        def tell(fault: Fault) -> None:
+            nonlocal shown
+            shown += 1
+            if shown <= show:
+                bar.clear()
+                console.print(plain(str(fault)), markup=False)
+
+        def move(progress: Progress) -> None:
+            bar.total = progress.shards_all if quick else progress.bytes_all
+            bar.set_postfix_str(f"{progress.shards}/{progress.shards_all} shards", refresh=False)
+            bar.update((progress.shards if quick else progress.bytes) - bar.n)
+
+        try:
+            return verify(url, quick=quick, processes=processes, on_fault=tell, on_progress=move)
+        except (ManifestError, StoreError) as error:
+            raise ConfigError(str(error)) from error
+
+
+def _conclude(verdict: Verdict, show: int) -> None:
+    faults = sum(verdict.kinds.values())
+    if faults > show:
+        console.print(f"{faults - show:,} further faults are not printed; --show prints more, --json 10,000.")
+    looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
+    how = "sizes and indexes only" if verdict.quick else "every byte read"
+    if verdict.whole:
+        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)
+        return
+    rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
+    console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)
+    lost = f"{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
+    console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)

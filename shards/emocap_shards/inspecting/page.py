@@ -1,0 +1,114 @@
+"""A summary as one page of HTML that needs nothing else: no network, no script."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from emocap_shards.inspecting.faces import Face
+from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram, number
+from emocap_shards.inspecting.summary import Summary
+from emocap_shards.sample import Caption
+
+_CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
+_CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS = 3, 12, 600, 60
+
+
+def page(summary: Summary) -> str:
+    """The page. What comes from the data is escaped, cut where it is long, and may not run: the page's own
+    Content-Security-Policy forbids all scripts and every address but inline images.
+    """
+    # Captions are untrusted, so escaping is the rule and not a thing to remember at each place.
+    environment = Environment(
+        loader=PackageLoader("emocap_shards", "inspecting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cast("dict[str, Any]", environment.filters).update(number=number, size=_size, percent=_percent, cut=_cut)
+    style = resources.files("emocap_shards.inspecting").joinpath("page.css").read_text("utf-8")
+    template = environment.get_template("page.html")
+    return template.render(**_values(summary), style=style, style_hash=_style_hash(style))
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """One face as the template shows it."""
+
+    shard: str
+    key: str
+    source: str
+    captions: tuple[Caption, ...]
+    further: int
+    labels: Mapping[str, str]
+
+
+def _values(summary: Summary) -> dict[str, Any]:
+    parts = summary.parts
+    per_image = [
+        histogram("local sentences", summary.sentences, "in a caption"),
+        histogram("captions", summary.captions_per_image, "of an image"),
+    ]
+    images = summary.images
+    return {
+        "summary": summary,
+        "sound": summary.looked.samples - summary.looked.damaged,
+        "lengths": [histogram(name, part.words, "words in a text") for name, part in parts.items()] + per_image,
+        "sizes": [
+            histogram("width", images.width_px, "pixels"),
+            histogram("height", images.height_px, "pixels"),
+            histogram("file size", images.bytes, "bytes"),
+        ],
+        "shards": histogram("samples in a shard", summary.stock.samples_per_shard),
+        "balances": [balance(name, counts, _CLASSES) for name, counts in summary.text_labels.items()],
+        "numbers": [histogram(name, spread) for name, spread in list(summary.number_labels.items())[:_NUMBERS]],
+        "repeats": {name: part.texts for name, part in parts.items()} | {"whole caption": summary.captions},
+        "cards": [_card(face) for face in summary.faces],
+        "most_words": _WORDS,
+        "most_texts": _TEXTS,
+        "plot_width": WIDTH,
+        "plot_height": HEIGHT,
+    }
+
+
+def _card(face: Face) -> _Card:
+    labels = list(face.labels.items())[:_LABELS]
+    return _Card(
+        shard=face.shard,
+        key=face.key,
+        source="data:image/jpeg;base64," + base64.b64encode(face.jpeg).decode(),
+        captions=tuple(_short(caption) for caption in face.captions[:_CAPTIONS]),
+        further=max(0, len(face.captions) - _CAPTIONS),
+        labels={_cut(name): _cut(value) if isinstance(value, str) else number(value) for name, value in labels},
+    )
+
+
+def _short(caption: Caption) -> Caption:
+    local = tuple(_cut(sentence) for sentence in caption.local[:_SENTENCES])
+    return Caption(_cut(caption.whole), local, _cut(caption.summary))
+
+
+def _cut(text: str, most: int = _CHARACTERS) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.3g} %" if whole else "-"
+
+
+def _size(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
+
+
+def _style_hash(style: str) -> str:
+    """The page's own style is allowed by its hash, so that no style from elsewhere counts."""
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

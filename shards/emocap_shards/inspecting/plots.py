@@ -1,0 +1,110 @@
+"""Histograms and bars as numbers for SVG: where each rectangle stands. The template draws them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from emocap_shards.inspecting.counters import Counts, Spread
+
+WIDTH, HEIGHT = 320.0, 90.0
+_LEAST_VISIBLE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """One bar, y from the top; `tip` is shown where it is pointed at. A cut one is higher than there is room."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    tip: str
+    is_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Bars over a line from `least` to `most`; `mean_x` is where on it the mean stands.
+
+    `peak` tells of a bar that is cut, because most numbers are alike: what it holds, and its share.
+    """
+
+    name: str
+    unit: str
+    bars: tuple[Rectangle, ...]
+    least: str
+    most: str
+    mean: str
+    mean_x: float
+    median: str
+    peak: str
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A row for each value of a text label: value, count, share of all, and the width of its bar in percent."""
+
+    name: str
+    counts: Counts
+    rows: tuple[tuple[str, int, float, float], ...]
+
+    @property
+    def hidden(self) -> int:
+        return self.counts.distinct - len(self.rows)
+
+
+def histogram(name: str, spread: Spread, unit: str = "") -> Histogram:
+    ceiling = _ceiling(spread.bins)
+    bars = tuple(_bars(spread.edges, spread.bins, ceiling))
+    first, last = spread.edges[0], spread.edges[-1]
+    mean_x = (spread.mean - first) / (last - first) * WIDTH if last > first else 0.0
+    texts = [number(value) for value in (spread.least, spread.most, spread.mean, spread.median)]
+    least, most, mean, median = texts
+    peak = _peak(spread) if max(spread.bins) > ceiling else ""
+    return Histogram(name, unit, bars, least, most, mean, round(mean_x, 1), median, peak)
+
+
+def balance(name: str, counts: Counts, most: int) -> Balance:
+    shown = counts.top[:most]
+    highest = max((count for _, count in shown), default=1)
+    rows = tuple((value, count, count / counts.total, round(100 * count / highest, 2)) for value, count in shown)
+    return Balance(name, counts, rows)
+
+
+def number(value: float) -> str:
+    """Whole numbers in full, others in three digits."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _ceiling(bins: Sequence[int]) -> float:
+    """What fills the height: the highest bar, unless it is so high that the others could not be told apart."""
+    *_, second, highest = sorted([0, *bins])
+    return float(max(second * 1.25 if 0 < second * 4 < highest else highest, 1))
+
+
+def _peak(spread: Spread) -> str:
+    place = max(range(len(spread.bins)), key=lambda each: spread.bins[each])
+    share = spread.bins[place] / sum(spread.bins)
+    return f"{_between(spread.edges[place], spread.edges[place + 1])}: {100 * share:.3g} %"
+
+
+def _bars(edges: Sequence[float], bins: Sequence[int], ceiling: float) -> Iterator[Rectangle]:
+    width = WIDTH / len(bins)
+    gap = min(1.5, width / 8)
+    for place, count in enumerate(bins):
+        height = max(min(count / ceiling, 1) * HEIGHT, _LEAST_VISIBLE) if count else 0.0
+        yield Rectangle(
+            x=round(place * width + gap / 2, 2),
+            y=round(HEIGHT - height, 2),
+            width=round(width - gap, 2),
+            height=round(height, 2),
+            tip=f"{_between(edges[place], edges[place + 1])}: {count:,}",
+            is_cut=count > ceiling,
+        )
+
+
+def _between(low: float, high: float) -> str:
+    """Bins of whole numbers have edges at halves, so that each number lies inside."""
+    if low % 1 == high % 1 == 0.5:
+        first, last = low + 0.5, high - 0.5
+        return number(first) if first == last else f"{number(first)} to {number(last)}"
+    return f"{number(low)} to {number(high)}"
