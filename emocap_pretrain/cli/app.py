@@ -3,7 +3,7 @@
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import evaluate, inspect, pack, synth, verify
+from emocap_pretrain.cli import evaluate, inspect, pack, reshard, synth, unpack, verify
 
 app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
@@ -14,6 +14,8 @@ app = typer.Typer(
 app.command("pretrain")(run.command)
 app.command("synth")(synth.command)
 app.command("pack")(pack.command)
+app.command("unpack")(unpack.command)
+app.command("reshard")(reshard.command)
 app.command("inspect")(inspect.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)

@@ -1,39 +1,132 @@
 """`emocap pack`."""
 
+import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated
+from contextlib import AbstractContextManager
+from typing import Annotated, cast
 
 import typer
-from emocap_shards.pack import Columns, records_from
 from emocap_shards.sample import Record
 from emocap_shards.writer import write_shards
+from emocap_shards.writing.duplicates import DuplicateRule
+from emocap_shards.writing.encode import Encoding, Extension
+from emocap_shards.writing.packing import DUPLICATES, SKIPPED, Packed, PackOptions, Progress, pack
+from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.shards import ShardSize
+from emocap_shards.writing.sources.choice import open_source
+from emocap_shards.writing.sources.columns import Columns
 from tqdm import tqdm
 
-from emocap_pretrain.cli import tables
-from emocap_pretrain.cli.options import Debug, ShardSamples
+from emocap_pretrain.cli import options, tables
 from emocap_pretrain.terminal import console, errors_as_lines
 
 
-def command(
-    source: Annotated[Path, typer.Argument(help="Folder with image + .json pairs, a .jsonl or a .csv table.")],
+def command(  # noqa: PLR0913, PLR0917 - one argument for each option
+    source: Annotated[str, typer.Argument(help="What to pack: folder, table, tars or dataset.")],
     out: Annotated[str, typer.Argument(help="Folder or URL of the new dataset.")],
-    image: Annotated[str, typer.Option(help="Column with the image's path.")] = "image",
-    whole: Annotated[str, typer.Option("--global", help="Column of the global part.")] = "global",
-    local: Annotated[str, typer.Option(help="Column of the local sentences: a list, or text split by |.")] = "local",
-    summary: Annotated[str, typer.Option(help="Column of the summary.")] = "summary",
-    key: Annotated[str, typer.Option(help="Column of the key; default the image's path.")] = "key",
-    label: Annotated[list[str] | None, typer.Option(help="A column to keep as label; may be given often.")] = None,
-    samples_per_shard: ShardSamples = 1000,
-    debug: Debug = False,
+    image: options.Image = "image",
+    whole: options.Whole = "global",
+    local: options.Local = "local",
+    summary: options.Summary = "summary",
+    further: options.Further = "further",
+    key: options.Key = "key",
+    label: options.Label = None,
+    image_root: options.ImageRoot = None,
+    image_format: options.Format = None,
+    quality: options.Quality = None,
+    longest_px: options.LongestPx = None,
+    shortest_px: options.ShortestPx = None,
+    find_duplicates: options.FindDuplicates = False,
+    drop_duplicates: options.DropDuplicates = False,
+    duplicate_bits: options.DuplicateBits = 10,
+    shard_samples: options.ShardLimit = None,
+    shard_bytes: options.ShardBytes = None,
+    skip_bad: options.SkipBad = 0,
+    number_keys: options.NumberKeys = False,
+    processes: options.Processes = options.DEFAULT_PROCESSES,
+    debug: options.Debug = False,
 ) -> None:
-    """Pack captioned images into WebDataset shards with a manifest."""
+    """Pack captioned images into WebDataset shards with a manifest.
+
+    Interrupted, the same command goes on where it stopped. Images stay as they are, if no option on images is given.
+    """
     with errors_as_lines(debug=debug):
-        columns = Columns(image, whole, local, summary, key, tuple(label or ()))
-        write(tqdm(records_from(source, columns), "packing", unit="sample", disable=None), out, samples_per_shard)
+        columns = Columns(image, whole, local, summary, further, key, tuple(label or ()))
+        search = find_duplicates or drop_duplicates
+        pack_options = PackOptions(
+            size=shard_size(shard_samples, shard_bytes),
+            recipe=Recipe(_encoding(image_format, quality, longest_px, shortest_px), fingerprints=search),
+            duplicates=DuplicateRule(duplicate_bits, drop_duplicates) if search else None,
+            number_keys=number_keys,
+            skip_bad=skip_bad,
+        )
+        opened = open_source(source, columns, image_root=image_root)
+        with Bar("packing", opened.total) as bar:
+            packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
+        summarise(out, packed, bar, dropped=drop_duplicates)
 
 
 def write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
     manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
     megabytes = manifest.total_bytes / 1e6
     console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")
+
+
+def shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
+    """A thousand samples, unless either is given."""
+    return ShardSize(1000 if samples is None and size_bytes is None else samples, size_bytes)
+
+
+class Bar(AbstractContextManager["Bar"]):
+    """A progress bar of rows, with the bytes of their images."""
+
+    def __init__(self, verb: str, total: int | None) -> None:
+        self._bar = tqdm(total=total, desc=verb, unit=" samples", disable=None, smoothing=0.1, dynamic_ncols=True)
+        self._begun = time.monotonic()
+        self._rows = self._resumed = 0
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    @property
+    def rows(self) -> int:
+        """How many rows this run went through itself."""
+        return self._rows - self._resumed
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def show(self, progress: Progress) -> None:
+        step = progress.rows - self._rows
+        if step > 1:  # a shard that stood already
+            self._bar.initial += step
+            self._resumed += step
+        self._rows = progress.rows
+        self._bar.set_postfix_str(f"{progress.bytes / 1e6:,.0f} MB", refresh=False)
+        self._bar.update(step)
+
+
+def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
+    """One line: what stands there now, how quickly it came, and what was let go."""
+    manifest = packed.manifest
+    parts = [
+        f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"
+    ]
+    if packed.resumed:
+        parts.append(f"{packed.resumed} of them from before")
+    if bar.rows:
+        parts.append(f"{bar.rows / max(bar.seconds, 1e-3):,.0f} samples/s")
+    if packed.skipped:
+        parts.append(f"{len(packed.skipped)} bad rows in {SKIPPED}")
+    if packed.duplicates:
+        verb = "dropped, see" if dropped else "in"
+        parts.append(f"{len(packed.duplicates)} duplicates {verb} {DUPLICATES}")
+    console.print(f"{url}: {', '.join(parts)}.", markup=False)
+
+
+def _encoding(name: str | None, quality: int | None, longest: int | None, shortest: int | None) -> Encoding | None:
+    """None when no option on images is given: their bytes stay what they are."""
+    if (name, quality, longest, shortest) == (None, None, None, None):
+        return None
+    return Encoding(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)

@@ -1,0 +1,133 @@
+"""What of a pack is finished, kept in the store itself, so that an interrupted one goes on where it stopped.
+
+One small JSON for each finished shard, put after shard and index: `journal/shard-000000.json`. It says which rows of
+the source the shard came from (how many, and the digest of their stamps) and with which options, so that another source
+or other options are refused. The journal is deleted when the manifest stands.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from emocap_shards.errors import NotFound, RecordError
+from emocap_shards.manifest import Shard
+from emocap_shards.store import Store
+from emocap_shards.writing.fingerprint import FINGERPRINT_BYTES
+from emocap_shards.writing.prepare import Prepared
+from emocap_shards.writing.row import BadRow
+
+JOURNAL = "journal"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The rows that one shard came from.
+
+    `bad` has, for each that was unusable, its number in the stretch, its place and the reason. `fingerprints` are
+    those of all others, end to end, if there are any.
+    """
+
+    rows: int
+    sha256: str
+    bad: tuple[tuple[int, str, str], ...]
+    fingerprints: bytes
+
+    def fingerprint(self, number: int) -> bytes:
+        """That of the `number`-th row that was not bad."""
+        return self.fingerprints[number * FINGERPRINT_BYTES : (number + 1) * FINGERPRINT_BYTES]
+
+
+@dataclass(slots=True)
+class StretchSoFar:
+    """A stretch that still grows."""
+
+    rows: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    bad: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+    fingerprints: bytearray = field(default_factory=bytearray)
+
+    def add(self, result: Prepared | BadRow) -> None:
+        self.digest.update(result.stamp())
+        if isinstance(result, BadRow):
+            self.bad.append((self.rows, result.where, result.reason))
+        else:
+            self.fingerprints += result.fingerprint
+        self.rows += 1
+
+    def done(self) -> Stretch:
+        return Stretch(self.rows, self.digest.hexdigest(), tuple(self.bad), bytes(self.fingerprints))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished shard and the rows it came from."""
+
+    shard: Shard
+    stretch: Stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The journal in a store; `options` is all but the source on which the bytes of the dataset depend."""
+
+    store: Store
+    options: Mapping[str, Any]
+
+    def put(self, number: int, entry: Entry) -> None:
+        stretch = {**asdict(entry.stretch), "fingerprints": entry.stretch.fingerprints.hex()}
+        value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": stretch}
+        self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
+
+    def finished(self) -> list[Entry]:
+        """The entries from the first on, up to one that is missing or whose shard is not there in full.
+
+        Raises:
+            RecordError: If the unfinished pack had other options, or its journal cannot be read.
+        """
+        if not self.store.exists(_path(0)):
+            return []
+        sizes = {entry.path: entry.size for entry in self.store.list()}
+        entries: list[Entry] = []
+        while (entry := self._read(len(entries))) is not None and self._stands(entry.shard, sizes):
+            entries.append(entry)
+        return entries
+
+    def clear(self) -> None:
+        """Deletes it; without one this does nothing."""
+        self.store.delete_tree(JOURNAL)
+
+    def _read(self, number: int) -> Entry | None:
+        try:
+            value: dict[str, Any] = json.loads(self.store.read(_path(number)))
+            self._check_options(value["options"], value["schema"])
+            stretch = value["stretch"]
+            bad = tuple((row, where, reason) for row, where, reason in stretch["bad"])
+            rows = Stretch(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
+            return Entry(Shard(**value["shard"]), rows)
+        except NotFound:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"{self.store.url}/{_path(number)}"
+            raise RecordError(f"{where} is no journal of a pack ({error!r}); delete {self.store.url}.") from error
+
+    def _check_options(self, found: Mapping[str, Any], schema: int) -> None:
+        wanted = json.loads(json.dumps(self.options))
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        if names or schema != _SCHEMA:
+            told = ", ".join(f"{name}={found.get(name)!r} instead of {wanted.get(name)!r}" for name in names)
+            raise RecordError(
+                f"{self.store.url} holds an unfinished pack with other options ({told or f'schema {schema}'}): "
+                "give the same ones to go on with it, choose another URL, or delete it."
+            )
+
+    def _stands(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
+        if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
+            return False
+        return hashlib.sha256(self.store.read(shard.index_path)).hexdigest() == shard.index_sha256
+
+
+def _path(number: int) -> str:
+    return f"{JOURNAL}/shard-{number:06d}.json"

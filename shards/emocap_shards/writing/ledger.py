@@ -1,0 +1,59 @@
+"""What is decided about rows in their order, in one process: which keys are taken, what is bad, what is there twice."""
+
+from dataclasses import dataclass, field
+
+from emocap_shards.errors import RecordError
+from emocap_shards.writing.duplicates import Duplicate, DuplicateRule, Lookalikes
+from emocap_shards.writing.row import BadRow
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All keys stand in memory, some 100 bytes for a sample; with a rule for duplicates 150 more."""
+
+    skip_bad: int = 0
+    rule: DuplicateRule | None = None
+    skipped: list[BadRow] = field(default_factory=list[BadRow])
+    duplicates: list[Duplicate] = field(default_factory=list[Duplicate])
+    keys: dict[str, str] = field(default_factory=dict[str, str])
+    lookalikes: Lookalikes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookalikes = Lookalikes(self.rule.bits if self.rule else 0)
+
+    def reject(self, bad: BadRow) -> None:
+        """Notes a row that stays out.
+
+        Raises:
+            RecordError: If it is one more than `skip_bad`.
+        """
+        self.skipped.append(bad)
+        if len(self.skipped) <= self.skip_bad:
+            return
+        if self.skip_bad:
+            raise RecordError(f"{len(self.skipped)} bad rows, {self.skip_bad} are allowed; the last: {bad}.")
+        raise RecordError(f"{bad}; correct or leave out this row, or allow a number of them with --skip-bad.")
+
+    def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
+        """Whether a sample enters a shard.
+
+        Raises:
+            RecordError: If its key is taken, and `skip_bad` rows were bad already.
+        """
+        if (first := self.keys.get(key)) is not None:
+            same = f"at {first} too" if first != where else "twice"
+            self.reject(BadRow(where, f"the key {key!r} comes {same}; give every sample a key of its own"))
+            return False
+        if self.rule and not self._is_new(self.rule, where, key, fingerprint):
+            return False
+        self.keys[key] = where
+        return True
+
+    def _is_new(self, rule: DuplicateRule, where: str, key: str, fingerprint: bytes) -> bool:
+        if found := self.lookalikes.find(fingerprint):
+            like, bits, exact = found
+            self.duplicates.append(Duplicate(key, where, like, bits, exact))
+            if rule.drop:
+                return False
+        self.lookalikes.add(key, fingerprint)
+        return True

@@ -1,0 +1,190 @@
+"""A source -> a dataset: in parallel, in order, and from where an interrupted pack stopped."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.errors import RecordError
+from emocap_shards.manifest import MANIFEST, Manifest, Shard, refuse_dataset
+from emocap_shards.store import Store, open_store
+from emocap_shards.writing.duplicates import Duplicate, DuplicateRule
+from emocap_shards.writing.journal import Entry, Journal
+from emocap_shards.writing.ledger import Ledger
+from emocap_shards.writing.prepare import Prepared, Recipe
+from emocap_shards.writing.replay import replay
+from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.shards import ShardSize, ShardWriter
+from emocap_shards.writing.source import Source
+from emocap_shards.writing.workers import prepared
+
+SKIPPED = "skipped.json"
+DUPLICATES = "duplicates.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """Everything but the source on which the bytes of a dataset depend, and how many bad rows are let go.
+
+    `number_keys`: the key of a sample is the number of its row, nine digits.
+    """
+
+    size: ShardSize = field(default_factory=ShardSize)
+    recipe: Recipe = field(default_factory=Recipe)
+    duplicates: DuplicateRule | None = None
+    number_keys: bool = False
+    skip_bad: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        rule = self.duplicates and asdict(self.duplicates)
+        return {
+            "shard_samples": self.size.samples,
+            "shard_bytes": self.size.max_bytes,
+            "duplicates": rule,
+            "number_keys": self.number_keys,
+            **self.recipe.describe(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pack is. `stored` samples of `stored_shards` shards are safe in the store; `bytes` are of images."""
+
+    rows: int = 0
+    samples: int = 0
+    bytes: int = 0
+    stored: int = 0
+    stored_shards: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A finished pack: `resumed` of its shards were there already."""
+
+    manifest: Manifest
+    skipped: tuple[BadRow, ...]
+    duplicates: tuple[Duplicate, ...]
+    resumed: int
+
+
+def pack(
+    source: Source,
+    url: str | Path,
+    options: PackOptions | None = None,
+    *,
+    processes: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+) -> Packed:
+    """Writes the dataset; equal rows in equal order give equal bytes, whatever the number of processes.
+
+    Interrupted at any point and called again with the same source and options, it goes on behind the last finished
+    shard and ends with the same bytes. Rows that were let go are listed in `skipped.json` beside the manifest,
+    duplicates in `duplicates.json`; without any there is no such file. Of two packs to one URL at the same time, one
+    is refused at its end; `verify` the dataset of the other if their sources differed.
+
+    Raises:
+        ManifestError: If a dataset stands at the URL already.
+        RecordError: If there is no row, more than `skip_bad` are unusable, or an unfinished pack stands at the URL
+            that had another source or other options.
+        StoreError: If the store fails.
+    """
+    options = options or PackOptions()
+    store = open_store(url)
+    journal = Journal(store, options.describe())
+    _refuse(store, journal)
+    ledger = Ledger(options.skip_bad, options.duplicates)
+    rows = _numbered(source.rows()) if options.number_keys else iter(source.rows())
+    teller = _Teller(progress)
+    finished = journal.finished()
+    for entry in finished:
+        replay(entry, rows, ledger, url=store.url)
+        teller.resumed(entry)
+    results = prepared(rows, options.recipe, processes)
+    with ShardWriter(store, journal, options.size, first=len(finished)) as writer:
+        _write(results, ledger, writer, teller)
+    shards = [*(entry.shard for entry in finished), *writer.done]
+    if not shards:
+        raise RecordError(f"there is no record to write to {url}; check the source.")
+    _report(store, ledger)
+    manifest = Manifest(tuple(shards))
+    manifest.write(store)
+    journal.clear()
+    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished))
+
+
+def _write(results: Iterator[Prepared | BadRow], ledger: Ledger, writer: ShardWriter, teller: "_Teller") -> None:
+    for result in results:
+        if isinstance(result, BadRow):
+            ledger.reject(result)
+            entered = None
+        else:
+            entered = result if ledger.admits(result.where, result.key, result.fingerprint) else None
+        if entered:
+            writer.add(entered)
+        else:
+            writer.pass_over(result)
+        teller.row(entered)
+        teller.shards(writer.done)
+    writer.finish()
+    teller.shards(writer.done)
+
+
+class _Teller:
+    """Counts for `progress`, which is called after each row and for each shard that came to stand."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+        self._tell = progress or _say_nothing
+        self._now = Progress()
+        self._collected = 0
+
+    def resumed(self, entry: Entry) -> None:
+        """A shard that stood already."""
+        now = replace(self._now, rows=self._now.rows + entry.stretch.rows, bytes=self._now.bytes + entry.shard.bytes)
+        self._now = replace(now, samples=now.samples + entry.shard.samples)
+        self._stored(entry.shard)
+
+    def row(self, sample: Prepared | None) -> None:
+        """A row, and the sample that it became."""
+        now = replace(self._now, rows=self._now.rows + 1)
+        if sample:
+            now = replace(now, samples=now.samples + 1, bytes=now.bytes + len(sample.image))
+        self._now = now
+        self._tell(now)
+
+    def shards(self, done: Sequence[Shard]) -> None:
+        """All shards that this pack has stored so far."""
+        for shard in done[self._collected :]:
+            self._stored(shard)
+        self._collected = len(done)
+
+    def _stored(self, shard: Shard) -> None:
+        now = self._now
+        self._now = replace(now, stored=now.stored + shard.samples, stored_shards=now.stored_shards + 1)
+        self._tell(self._now)
+
+
+def _say_nothing(_: Progress) -> None: ...
+
+
+def _refuse(store: Store, journal: Journal) -> None:
+    """Also finishes what a pack that was killed behind its manifest left undone: the journal goes."""
+    if store.exists(MANIFEST):
+        journal.clear()
+    refuse_dataset(store)
+
+
+def _numbered(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+    for number, row in enumerate(rows):
+        yield replace(row, key=f"{number:09d}") if isinstance(row, Row) else row
+
+
+def _report(store: Store, ledger: Ledger) -> None:
+    if ledger.skipped:
+        _put(store, SKIPPED, [{"where": bad.where, "reason": bad.reason} for bad in ledger.skipped])
+    if ledger.duplicates:
+        _put(store, DUPLICATES, [asdict(duplicate) for duplicate in ledger.duplicates])
+
+
+def _put(store: Store, path: str, rows: list[dict[str, Any]]) -> None:
+    store.put(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())

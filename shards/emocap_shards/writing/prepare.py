@@ -1,0 +1,105 @@
+"""A row -> what enters a shard: loaded, checked to the last pixel, encoded again if asked. Runs in worker processes."""
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from emocap_shards.annotation import dump_annotation, load_annotation
+from emocap_shards.decode import FORMATS, decode_image, image_header
+from emocap_shards.errors import AnnotationError, ImageError, RecordError
+from emocap_shards.writing.encode import Encoding
+from emocap_shards.writing.fingerprint import fingerprint
+from emocap_shards.writing.row import BadRow, LocalFile, Row
+
+MAX_KEY_BYTES = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is done to every row. Without `encoding` the bytes of an image stay what they are.
+
+    `fingerprints`: of the images as they come, to find duplicates. `trusted`: the samples were checked when they
+    were packed before, and their checksums held; they are not decoded again.
+    """
+
+    encoding: Encoding | None = None
+    fingerprints: bool = False
+    trusted: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """All on which the bytes of a dataset depend; encoders change with their library."""
+        encoding = self.encoding and {**asdict(self.encoding), "pillow": PIL.__version__}
+        return {"encoding": encoding, "fingerprints": self.fingerprints}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sample that may enter a shard. `mark` is the stamp of its row."""
+
+    where: str
+    key: str
+    extension: str
+    image: bytes
+    annotation: bytes
+    mark: bytes
+    fingerprint: bytes = b""
+
+    def stamp(self) -> bytes:
+        return self.mark
+
+
+def prepare(row: Row | BadRow, recipe: Recipe) -> Prepared | BadRow:
+    """The sample of a row, or why there is none."""
+    mark = row.stamp()
+    if isinstance(row, BadRow):
+        return BadRow(row.where, row.reason, mark)
+    try:
+        return _prepare(row, recipe, mark)
+    except (RecordError, AnnotationError, ImageError) as error:
+        return BadRow(row.where, str(error), mark)
+
+
+def prepare_all(rows: list[Row | BadRow], recipe: Recipe) -> list[Prepared | BadRow]:
+    """`prepare` for each; this is what a worker is sent."""
+    with warnings.catch_warnings():
+        # Pillow warns of what is refused anyway: too many pixels.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return [prepare(row, recipe) for row in rows]
+
+
+def check_key(key: str) -> None:
+    """Returns only if `key` may name a sample.
+
+    Raises:
+        RecordError: If it is empty, too long, or holds what a path or a tar would read otherwise.
+    """
+    if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > MAX_KEY_BYTES:
+        rule = f"1 to {MAX_KEY_BYTES} bytes of printable text without dot, slash and backslash"
+        raise RecordError(f"{key!r} is an unusable key; a key is {rule} (--number-keys makes such keys)")
+
+
+def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
+    check_key(row.key)
+    annotation = row.annotation.read() if isinstance(row.annotation, LocalFile) else row.annotation
+    image = row.image.read() if isinstance(row.image, LocalFile) else row.image
+    if recipe.trusted:
+        return Prepared(row.where, row.key, row.extension, image, annotation, mark)
+    captions, labels = load_annotation(annotation)
+    annotation = dump_annotation(captions[0], labels, captions[1:])
+    extension = _extension(image, row.extension)
+    pixels = decode_image(image)  # all of it: a cut image has a good header, and would stop a training run
+    print_ = fingerprint(image, pixels) if recipe.fingerprints else b""
+    if recipe.encoding:
+        image, extension = recipe.encoding.encode(pixels, extension)
+    return Prepared(row.where, row.key, extension, image, annotation, mark, print_)
+
+
+def _extension(image: bytes, hint: str) -> str:
+    """That of the image's own format, unless the hint means the same."""
+    found = image_header(image)[0]
+    if FORMATS.get(hint) == found:
+        return hint
+    return next(extension for extension, format_ in FORMATS.items() if format_ == found)

@@ -1,0 +1,36 @@
+"""The rows of a finished shard, gone over again without loading them."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+
+from emocap_shards.errors import RecordError
+from emocap_shards.writing.journal import Entry
+from emocap_shards.writing.ledger import Ledger
+from emocap_shards.writing.row import BadRow, Row
+
+
+def replay(entry: Entry, rows: Iterator[Row | BadRow], ledger: Ledger, *, url: str) -> None:
+    """Takes the shard's rows from the source, and decides in the ledger what was decided of them when it was made.
+
+    Raises:
+        RecordError: If they are not the rows that it was made of.
+    """
+    digest = hashlib.sha256()
+    taken: list[tuple[str, str]] = []
+    for row in islice(rows, entry.stretch.rows):
+        digest.update(row.stamp())
+        taken.append((row.where, row.key if isinstance(row, Row) else ""))
+    if digest.hexdigest() != entry.stretch.sha256:
+        raise RecordError(
+            f"{url} holds an unfinished pack of another source (the rows of {entry.shard.path} have changed): "
+            "give the same one to go on with it, choose another URL, or delete it."
+        )
+    bad = {number: BadRow(where, reason) for number, where, reason in entry.stretch.bad}
+    good = 0
+    for number, (where, key) in enumerate(taken):
+        if number in bad:
+            ledger.reject(bad[number])
+        else:
+            ledger.admits(where, key, entry.stretch.fingerprint(good))
+            good += 1

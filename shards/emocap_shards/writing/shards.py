@@ -1,0 +1,89 @@
+"""Prepared samples in order -> shards of a bounded size."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from emocap_shards.errors import RecordError
+from emocap_shards.manifest import Shard
+from emocap_shards.store import Store
+from emocap_shards.writing.journal import Journal, StretchSoFar
+from emocap_shards.writing.prepare import Prepared
+from emocap_shards.writing.row import BadRow
+from emocap_shards.writing.tar import TarFile, tar_bytes
+from emocap_shards.writing.uploads import Uploads
+
+_TAR_END_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSize:
+    """How large a shard may grow; it has at least one sample. `max_bytes` is of the whole tar."""
+
+    samples: int | None = 1000
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise RecordError(f"samples_per_shard={self.samples}, but a shard holds at least one sample.")
+        if self.samples is None and self.max_bytes is None:
+            raise RecordError("a shard needs a limit: give its samples, its bytes or both.")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise RecordError(f"a shard of {self.max_bytes} bytes holds no sample; give at least 1 MB.")
+
+    def has_room(self, tar: TarFile, sample: Prepared) -> bool:
+        if self.samples is not None and len(tar.spans) >= self.samples:
+            return False
+        end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES
+        return self.max_bytes is None or not tar.spans or end <= self.max_bytes
+
+
+class ShardWriter:
+    """Fills one tar after the other and hands them over; `first` is the number of the first of them."""
+
+    def __init__(self, store: Store, journal: Journal, size: ShardSize, *, first: int) -> None:
+        self._size = size
+        self._next = first
+        self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
+        self._uploads = Uploads(store, journal)
+        self._tar: TarFile | None = None
+        self._stretch = StretchSoFar()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tar:
+            self._tar.close()
+        self._uploads.__exit__(*error)
+        self._folder.cleanup()
+
+    @property
+    def done(self) -> list[Shard]:
+        """The shards that are known to stand in the store."""
+        return self._uploads.done
+
+    def add(self, sample: Prepared) -> None:
+        """Puts the sample into the current shard, or, if that is full, into the next."""
+        if self._tar and not self._size.has_room(self._tar, sample):
+            self._hand_over(self._tar)
+        if not self._tar:
+            self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
+        self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
+        self._stretch.add(sample)
+
+    def pass_over(self, result: Prepared | BadRow) -> None:
+        """Notes that this row was seen, and is in no shard."""
+        self._stretch.add(result)
+
+    def finish(self) -> list[Shard]:
+        """Ends the last shard and waits until all of them are stored."""
+        if self._tar:
+            self._hand_over(self._tar)
+        return self._uploads.finish()
+
+    def _hand_over(self, tar: TarFile) -> None:
+        tar.close()
+        self._uploads.submit(self._next, tar, self._stretch.done())
+        self._next += 1
+        self._tar, self._stretch = None, StretchSoFar()

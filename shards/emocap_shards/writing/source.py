@@ -1,0 +1,24 @@
+"""What a source is."""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from emocap_shards.writing.row import BadRow, Row
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows in an order that is the same each time."""
+
+    @property
+    def total(self) -> int | None:
+        """How many rows there are, if that is known without reading them."""
+        ...
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """The rows from the first on.
+
+        Raises:
+            RecordError: If the source as a whole cannot be read.
+        """
+        ...

@@ -1,0 +1,148 @@
+"""Which column of a table is what, and how the values of a row become a caption and labels."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, cast
+
+from emocap_shards.errors import AnnotationError, RecordError
+from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of columns.
+
+    `image` holds a path, relative to the table's folder, or the encoded bytes, or an object of both ("bytes", "path").
+    `whole` is the global part; a list there is several captions of one image, of which the first has the row's other
+    parts. `local` is a list, or text with "|" between the sentences. `further` lists other captions of the image:
+    texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the image's path,
+    or else from its own number. `labels` are columns of their own; a row may have them as one object "labels" instead.
+    A row that holds a whole "caption" object, as it stands in a shard, needs no other column of it.
+    """
+
+    image: str = "image"
+    whole: str = "global"
+    local: str = "local"
+    summary: str = "summary"
+    further: str = "further"
+    key: str = "key"
+    labels: tuple[str, ...] = ()
+
+    def check(self, present: Sequence[str], *, where: str) -> None:
+        """Returns only if a table with these columns can be read.
+
+        Raises:
+            RecordError: If the image, the global part or a label is not among them.
+        """
+        wanted = [self.image, *self.labels] + ([] if "caption" in present else [self.whole])
+        if missing := [name for name in wanted if name not in present]:
+            raise RecordError(
+                f"{where} has no column {', '.join(map(repr, missing))}, but {', '.join(present)}; "
+                "say which is which with --image, --global, --label."
+            )
+
+    @property
+    def used(self) -> frozenset[str]:
+        """All columns that a row may need."""
+        parts = {self.image, self.whole, self.local, self.summary, self.further, self.key}
+        return frozenset({*parts, *self.labels, "caption", "labels"})
+
+
+STANDARD = Columns()
+
+
+def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: int, root: str) -> Row | BadRow:
+    """The row of some values; images named by a path lie below `root`, and `number` is its last resort for a key."""
+    try:
+        image = image_of(values[columns.image], root)
+        annotation = annotation_of(values, columns)
+    except KeyError as error:
+        return BadRow(where, f"there is no column {error}; map the columns to yours")
+    except (AnnotationError, RecordError) as error:
+        return BadRow(where, str(error))
+    extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
+    given = values.get(columns.key)
+    key = _own_key(image, values[columns.image], root) if given is None or given == "" else str(given)
+    return Row(where, key or f"{number:09d}", image, annotation, extension)
+
+
+def image_of(value: object, root: str) -> bytes | LocalFile:
+    """An image column's value.
+
+    Raises:
+        RecordError: If it is neither a path nor bytes.
+    """
+    if isinstance(value, Mapping):
+        parts = cast("Mapping[str, object]", value)
+        value = parts.get("bytes") or parts.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value:
+        return LocalFile(root, value)
+    raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
+
+
+def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
+    """A row's caption and labels in the form of a shard, where one function checks them all.
+
+    Raises:
+        KeyError: If a needed column is missing.
+        AnnotationError: If a value cannot stand in JSON.
+    """
+    if columns.whole not in values and isinstance(values.get("caption"), Mapping):
+        captions = [values["caption"], *map(_view, _items(values.get(columns.further)))]
+    else:
+        first, *others = _texts(values[columns.whole])
+        local, summary = _items(values.get(columns.local)), values.get(columns.summary)
+        views = [*others, *_items(values.get(columns.further))]
+        captions = [{"global": first, "local": local, "summary": summary or ""}, *map(_view, views)]
+    annotation: dict[str, Any] = {"caption": captions[0], "labels": _labels(values, columns)}
+    if captions[1:]:
+        annotation["further"] = captions[1:]
+    try:
+        return json.dumps(annotation, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise AnnotationError(f"the row holds what JSON cannot ({error})") from error
+
+
+def _own_key(image: bytes | LocalFile, value: object, root: str) -> str:
+    path = image.path if isinstance(image, LocalFile) else ""
+    if isinstance(value, Mapping):
+        path = str(cast("Mapping[str, object]", value).get("path") or "")
+    return key_of(os.path.relpath(path, root) if path.startswith("/") and isinstance(image, LocalFile) else path)
+
+
+def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """The labels that have a value; yes and no are 1 and 0."""
+    found = {name: values[name] for name in columns.labels} if columns.labels else values.get("labels") or {}
+    if not isinstance(found, Mapping):
+        raise AnnotationError('"labels" is no object')
+    labels = {name: float(label) if isinstance(label, bool) else label for name, label in found.items()}
+    for name, label in labels.items():
+        if isinstance(label, float) and math.isinf(label):
+            raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
+    return {name: label for name, label in labels.items() if not _is_missing(label)}
+
+
+def _view(value: object) -> object:
+    return {"global": value, "local": [], "summary": ""} if isinstance(value, str) else value
+
+
+def _texts(value: object) -> Sequence[object]:
+    """One caption or several."""
+    return cast("list[object]", value) if isinstance(value, list) and value else [value]
+
+
+def _items(value: object) -> Sequence[object]:
+    """A list as it is, and text cut at "|"."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split("|") if part.strip()]
+    return cast("Sequence[object]", value or [])
+
+
+def _is_missing(label: object) -> bool:
+    return label is None or (isinstance(label, float) and math.isnan(label))

@@ -1,0 +1,98 @@
+"""A Hugging Face dataset as `save_to_disk` leaves it, read with pyarrow: the `datasets` library is not needed for it.
+
+It is a folder with `state.json` (which Arrow files, in which order), `dataset_info.json` (the features: names of
+classes) and the files themselves, Arrow streams in which images are objects of "bytes" and "path".
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+from emocap_shards.errors import RecordError
+from emocap_shards.writing.row import BadRow, LocalFile, Row
+from emocap_shards.writing.sources.columns import Columns, row_of
+
+STATE = "state.json"
+SPLITS = "dataset_dict.json"
+_INFO = "dataset_info.json"
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceSource:
+    """The rows of one split. A class label becomes its name; -1, which means that there is none, no label."""
+
+    folder: Path
+    columns: Columns
+    root: str
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        classes = self._classes()
+        number = 0
+        for file in self._files():
+            for values in self._values(file):
+                where = f"{self.folder}: row {number}"
+                try:
+                    named = values | {name: _name(values[name], names) for name, names in classes.items()}
+                    yield row_of(named, self.columns, where=where, number=number, root=self.root)
+                except RecordError as error:
+                    yield BadRow(where, str(error))
+                number += 1
+
+    def _files(self) -> list[str]:
+        state = _load(self.folder / STATE)
+        if state.get("_indices_data_files"):
+            raise RecordError(f"{self.folder} holds indices beside its rows; save it again after flatten_indices().")
+        root = os.path.realpath(self.folder)
+        try:
+            return [LocalFile(root, file["filename"]).locate() for file in state["_data_files"]]
+        except (KeyError, TypeError) as error:
+            raise RecordError(f"{self.folder / STATE} names no data files ({error!r}).") from error
+
+    def _classes(self) -> dict[str, list[str]]:
+        """Column -> names of its classes, for the columns that are used."""
+        features = cast("dict[str, Any]", _load(self.folder / _INFO).get("features") or {})
+        self.columns.check(list(features), where=str(self.folder))
+        labels = {name: feature for name, feature in features.items() if isinstance(feature, Mapping)}
+        return {
+            name: list(feature["names"])
+            for name, feature in labels.items()
+            if feature.get("_type") == "ClassLabel" and name in self.columns.used
+        }
+
+    def _values(self, file: str) -> Iterator[dict[str, Any]]:
+        try:
+            with pa.memory_map(file) as source, pa.ipc.open_stream(source) as stream:
+                wanted = [name for name in stream.schema.names if name in self.columns.used]
+                for batch in stream:
+                    for start in range(0, batch.num_rows, _TOGETHER):
+                        yield from batch.select(wanted).slice(start, _TOGETHER).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise RecordError(f"{file} is no Arrow stream that can be read ({error}).") from error
+
+
+def _name(value: object, names: list[str]) -> str | None:
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise RecordError(f"class {value!r} has no name; there are {len(names)}")
+    return names[value]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read ({error}); save the dataset again with save_to_disk.") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path} holds no JSON object; save the dataset again with save_to_disk.")
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,48 @@
+"""One JSON object a line."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from emocap_shards.errors import RecordError
+from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.sources.columns import Columns, row_of
+
+MAX_LINE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLinesSource:
+    """The objects of a file; empty lines are skipped."""
+
+    path: Path
+    columns: Columns
+    root: str
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        try:
+            with self.path.open("rb") as file:
+                number = 0
+                for line, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+                    if text.strip():
+                        yield self._row(text, where=f"{self.path}:{line}", number=number)
+                        number += 1
+        except OSError as error:
+            raise RecordError(f"{os.fspath(self.path)} cannot be read ({error.strerror}).") from error
+
+    def _row(self, text: bytes, *, where: str, number: int) -> Row | BadRow:
+        try:
+            values: Any = orjson.loads(text)
+        except ValueError as error:
+            return BadRow(where, f"the line is no JSON ({error})")
+        if not isinstance(values, dict):
+            return BadRow(where, "the line is no JSON object")
+        return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, root=self.root)

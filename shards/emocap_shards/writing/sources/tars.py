@@ -1,0 +1,143 @@
+"""Other people's WebDatasets: tars in which the members of a sample stand together and share a name."""
+
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from tarfile import HeaderError, ReadError
+from typing import Any, cast
+
+import orjson
+from webdataset.tariterators import base_plus_ext, group_by_keys
+
+from emocap_shards.decode import FORMATS
+from emocap_shards.errors import NotFound, RecordError
+from emocap_shards.store import Store
+from emocap_shards.writing.reading import matching, open_object
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, Row, key_of
+from emocap_shards.writing.sources.columns import Columns, row_of
+
+# typeshed does not know these two.
+_BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass(frozen=True, slots=True)
+class TarsSource:
+    """The samples of tars named by paths or URLs with {braces} and wild cards, grouped by the webdataset library.
+
+    A sample is a row whose columns are the fields of its "json" member and, by their extension, its other members as
+    text ("txt", "cls"). The image is the member that the image column names, or else the first JPEG, PNG or WebP;
+    without a column for the global part it is "txt". The key is the members' common name.
+    """
+
+    pattern: str
+    columns: Columns
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        number = 0
+        for store, path in matching(self.pattern):
+            url = f"{store.url}/{path}"
+            stray: list[BadRow] = []
+            for group in group_by_keys(_members(store, path, url, stray)):
+                yield from stray
+                stray.clear()
+                yield self._row(group, where=f"{url}: {group['__key__']}", number=number)
+                number += 1
+            yield from stray
+
+    def _row(self, group: Mapping[str, Any], *, where: str, number: int) -> Row | BadRow:
+        name = str(group["__key__"])
+        if name.startswith("/") or ".." in name.split("/"):
+            return BadRow(where, "the name of its members leads out of the tar")
+        members = {extension: data for extension, data in group.items() if not extension.startswith("__")}
+        try:
+            values = self._values(members, name)
+        except RecordError as error:
+            return BadRow(where, str(error))
+        row = row_of(values, self._mapped(values), where=where, number=number, root="/")
+        if isinstance(row, Row) and not isinstance(row.image, bytes):
+            return BadRow(where, "its image is a path, and a tar's image is one of its members")
+        return row
+
+    def _values(self, members: Mapping[str, bytes], name: str) -> dict[str, Any]:
+        image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
+        if image is None:
+            raise RecordError(f"it has no image, but {', '.join(members) or 'nothing'}; name the member with --image")
+        texts = {each: _text(data, each) for each, data in members.items() if each not in {image, "json", *FORMATS}}
+        fields = _object(members.get("json")) | texts
+        return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
+
+    def _mapped(self, values: Mapping[str, Any]) -> Columns:
+        """The columns, with "txt" for a global part that is not there."""
+        if self.columns.whole in values or "caption" in values or "txt" not in values:
+            return self.columns
+        return replace(self.columns, whole="txt")
+
+
+def _members(store: Store, path: str, url: str, stray: list[BadRow]) -> Iterator[dict[str, Any]]:
+    """The files of a tar in the form that `group_by_keys` takes; what has no place in a sample becomes a bad row."""
+    seen: set[str] = set()
+    try:
+        with open_object(store, path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+            for member in tar:
+                if member.isdir() or _META.match(member.name):
+                    continue
+                if reason := _fault(member, seen):
+                    stray.append(BadRow(f"{url}: {member.name}", reason))
+                    continue
+                content = tar.extractfile(member)
+                yield {"fname": member.name, "data": content.read() if content else b"", "__url__": url}
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - the headers of a whole tar
+    except (tarfile.TarError, EOFError, OSError, NotFound) as error:
+        stray.append(BadRow(url, f"the tar cannot be read to its end, and what follows is lost ({error})"))
+
+
+def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
+    """Why a member cannot be part of a sample, or ""."""
+    key, _ = base_plus_ext(member.name)
+    if not member.isreg():
+        return "it is no plain file, but a link or a device"
+    if key is None:
+        return "its name has no extension, so that it belongs to no sample"
+    if member.size > MAX_FILE_BYTES:
+        return f"it has {member.size} bytes; the limit is {MAX_FILE_BYTES}"
+    name = member.name.lower()
+    if name in seen:
+        return "the tar has two members of this name"
+    seen.add(name)
+    return ""
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile takes a broken header for the end of the archive, if it is not the first one; this does not."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tarfile)
+        except HeaderError as error:
+            if isinstance(error, _BROKEN):
+                raise ReadError(str(error)) from error
+            raise
+
+
+def _text(data: bytes, member: str) -> str:
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"its member {member!r} is no UTF-8 ({error})") from error
+
+
+def _object(data: bytes | None) -> dict[str, Any]:
+    try:
+        value: Any = {} if data is None else orjson.loads(data)
+    except ValueError as error:
+        raise RecordError(f'its "json" member is no JSON ({error})') from error
+    if not isinstance(value, dict):
+        raise RecordError(f'its "json" member is {type(value).__name__}, no object')
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,81 @@
+"""One tar on the local disk, written by the webdataset library: equal samples are equal bytes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from emocap_shards.index import Slot
+
+_BLOCK = 512
+_END = 2 * _BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a sample lies in its tar: bytes [start, stop), first header to last padding."""
+
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealedTar:
+    """A finished tar: its size, its digest, and the slots of its samples, all read back from the disk."""
+
+    bytes: int
+    sha256: str
+    slots: tuple[Slot, ...]
+
+
+class TarFile:
+    """A tar that is being written. Owner, mode and time of its members are always the same."""
+
+    def __init__(self, path: Path) -> None:
+        from webdataset.writer import TarWriter  # imports torch, which nothing else here needs
+
+        self.path = path
+        self._file = path.open("wb")
+        self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
+        self.spans: list[Span] = []
+
+    @property
+    def stop(self) -> int:
+        """Where the next sample will begin."""
+        return self._writer.tarstream.offset
+
+    def add(self, key: str, extension: str, image: bytes, annotation: bytes) -> None:
+        """Two calls, because the library sorts the members of one call: the image comes first, the JSON behind it."""
+        start = self.stop
+        self._writer.write({"__key__": key, extension: image})
+        self._writer.write({"__key__": key, "json": annotation})
+        self.spans.append(Span(key, start, self.stop))
+
+    def close(self) -> None:
+        """Ends the tar; the zeros at its end are two blocks, and not padded to a tape's record of 10,240 bytes."""
+        end = self.stop + _END
+        self._writer.close()
+        self._file.truncate(end)
+        self._file.close()
+
+
+def tar_bytes(image: bytes, annotation: bytes) -> int:
+    """How many bytes a sample of these members takes in a tar."""
+    return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation))
+
+
+def seal(path: Path, spans: Sequence[Span]) -> SealedTar:
+    """Reads a closed tar back, once: what is checksummed is what stands on the disk."""
+    digest = hashlib.sha256()
+    slots: list[Slot] = []
+    with path.open("rb") as file:
+        for span in spans:
+            block = file.read(span.stop - span.start)
+            digest.update(block)
+            slots.append(Slot(span.key, span.start, len(block), google_crc32c.value(block)))
+        end = file.read()
+        digest.update(end)
+        return SealedTar(file.tell(), digest.hexdigest(), tuple(slots))

@@ -1,0 +1,67 @@
+"""Finished tars -> the store, in the background: while one is sent, the next is being written."""
+
+import hashlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from emocap_shards.index import dump_index
+from emocap_shards.manifest import Shard, refuse_dataset
+from emocap_shards.store import Store
+from emocap_shards.writing.journal import Entry, Journal, Stretch
+from emocap_shards.writing.tar import TarFile, seal
+
+_WAITING = 2
+
+
+class Uploads:
+    """One thread that sends shards in their order. At most two wait, so at most three tars stand on the local disk.
+
+    Leaving the `with` block waits for the shards that were handed over, also when it is left by an error.
+    """
+
+    def __init__(self, store: Store, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._pending: deque[Future[Shard]] = deque()
+        self.done: list[Shard] = []
+
+    def __enter__(self) -> "Uploads":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def submit(self, number: int, tar: TarFile, stretch: Stretch) -> None:
+        """Hands over a closed tar, which is deleted when it is in the store.
+
+        Raises:
+            StoreError: If an earlier shard could not be stored.
+            ManifestError: If a dataset has come to stand there in the meantime.
+        """
+        self._pending.append(self._thread.submit(self._store_shard, number, tar, stretch))
+        while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
+            self._collect()
+
+    def finish(self) -> list[Shard]:
+        """All shards, when the last one is stored."""
+        while self._pending:
+            self._collect()
+        return self.done
+
+    def _collect(self) -> None:
+        self.done.append(self._pending.popleft().result())
+
+    def _store_shard(self, number: int, tar: TarFile, stretch: Stretch) -> Shard:
+        sealed = seal(tar.path, tar.spans)
+        index = dump_index(sealed.slots)
+        path, index_path = f"shard-{number:06d}.tar", f"shard-{number:06d}.npy"
+        shard = Shard(
+            path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, hashlib.sha256(index).hexdigest()
+        )
+        refuse_dataset(self._store)
+        self._store.put_file(path, tar.path)
+        self._store.put(index_path, index)
+        self._journal.put(number, Entry(shard, stretch))
+        tar.path.unlink()
+        return shard

@@ -1,0 +1,88 @@
+"""Rows -> prepared samples, on all cores and in order."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+
+from emocap_shards.errors import RecordError
+from emocap_shards.writing.prepare import Prepared, Recipe, prepare_all
+from emocap_shards.writing.row import BadRow, Row
+
+_TOGETHER_BYTES = 1 << 22
+_TOGETHER_ROWS = 64
+_FIRST_ROWS = 4
+
+
+def prepared(rows: Iterable[Row | BadRow], recipe: Recipe, processes: int) -> Iterator[Prepared | BadRow]:
+    """What becomes of each row, in the order of the rows, whatever the number of processes.
+
+    With one process everything happens in this one, row by row. Otherwise two groups of rows or of their samples
+    stand in memory for each process, some 4 MiB each (one row at least).
+
+    Raises:
+        RecordError: If a worker process was killed.
+    """
+    if processes <= 1:
+        for row in rows:
+            yield from prepare_all([row], recipe)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
+        yield from _in_order(pool, _Groups(rows), recipe, ahead=2 * processes)
+
+
+class _Groups:
+    """Cuts rows into groups whose samples have some megabytes together, by the mean of those seen so far."""
+
+    def __init__(self, rows: Iterable[Row | BadRow]) -> None:
+        self._rows = iter(rows)
+        self._samples = self._bytes = 0
+
+    def take(self) -> list[Row | BadRow]:
+        return list(islice(self._rows, self._size()))
+
+    def weigh(self, results: list[Prepared | BadRow]) -> list[Prepared | BadRow]:
+        sizes = [len(result.image) for result in results if isinstance(result, Prepared)]
+        self._samples += len(sizes)
+        self._bytes += sum(sizes)
+        return results
+
+    def _size(self) -> int:
+        if not self._bytes:
+            return _FIRST_ROWS
+        return max(1, min(_TOGETHER_ROWS, _TOGETHER_BYTES * self._samples // self._bytes))
+
+
+def _in_order(pool: ProcessPoolExecutor, groups: _Groups, recipe: Recipe, ahead: int) -> Iterator[Prepared | BadRow]:
+    waiting: deque[Future[list[Prepared | BadRow]]] = deque()
+    try:
+        while True:
+            while len(waiting) < ahead and (group := groups.take()):
+                waiting.append(pool.submit(prepare_all, group, recipe))
+            if not waiting:
+                return
+            yield from groups.weigh(waiting.popleft().result())
+    except BrokenProcessPool as error:
+        cure = "most often memory ran out: try fewer --processes, and the same command goes on where it stopped"
+        raise RecordError(f"a worker process was killed; {cure}.") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a worker: Ctrl-C is for the parent alone, and without a parent there is nothing to live for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
