@@ -1,17 +1,19 @@
 """From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
 
 import hashlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from emocap_shards.cursor import Cursor
+from emocap_shards.errors import DamagedSample
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -48,12 +50,12 @@ class Collate:
             with_local=config.objective.local > 0,
         )
 
-    def __call__(self, samples: Sequence[Sample], epoch: int) -> Batch:
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
         wholes = [sample.caption.whole for sample in samples]
         summaries = [sample.caption.summary or sample.caption.whole for sample in samples] if self.with_summary else []
         sentences = [sample.caption.local if self.with_local else () for sample in samples]
         return Batch(
-            images=self._images(samples, epoch),
+            images=self._images(samples),
             whole=self.tokenizer.encode(wholes, self.lengths.whole),
             summary=self.tokenizer.encode(summaries, self.lengths.summary),
             sentences=self.tokenizer.encode([text for texts in sentences for text in texts], self.lengths.local),
@@ -62,10 +64,10 @@ class Collate:
             summary_ids=_identities(summaries),
         )
 
-    def _images(self, samples: Sequence[Sample], epoch: int) -> torch.Tensor:
+    def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
         images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
         for row, sample in zip(images, samples, strict=True):
-            key = (self.seed, epoch, sample.index)
+            key = (self.seed, sample.epoch, sample.index)
             pixels = augment(sample.image, self.pixels, crop=self.crop, flip=self.flip, key=key)
             row.copy_(torch.from_numpy(np.ascontiguousarray(pixels)))
         return images
@@ -76,23 +78,29 @@ def _identities(texts: Sequence[str]) -> torch.Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
-class _Steps(IterableDataset[tuple[Batch, Cursor]]):
+class Delivery(NamedTuple):
+    """A batch, the cursor that stands behind it, and the samples that were left out of it."""
+
+    batch: Batch
+    cursor: Cursor
+    damaged: tuple[DamagedSample, ...]
+
+
+class _Steps(IterableDataset[Delivery]):
     """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn."""
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
-    def __iter__(self) -> Iterator[tuple[Batch, Cursor]]:
+    def __iter__(self) -> Iterator[Delivery]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        for samples, cursor in self.stream.steps(part, parts):
-            # A cursor at position 0 stands behind the last step of the epoch before it.
-            epoch = cursor.epoch if cursor.position else cursor.epoch - 1
-            yield self.collate(samples, epoch), cursor
+        for portion in self.stream.steps(part, parts):
+            yield Delivery(self.collate(portion.samples), portion.cursor, portion.damaged)
 
 
-def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[tuple[Batch, Cursor]]:
-    """Endless batches of this rank from the stream's start cursor; each comes with the cursor that stands behind it.
+def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[Delivery]:
+    """Endless batches of this rank from the stream's start cursor.
 
     Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
     """
@@ -110,7 +118,11 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
 
 
 def _quiet_worker(_: int) -> None:
-    """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group."""
+    """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group.
+
+    Warnings are shown: a store that is gone, a sample that is left out.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

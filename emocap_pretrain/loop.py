@@ -17,6 +17,7 @@ from emocap_pretrain.evaluation.report import Report, ZeroShot
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
 from emocap_pretrain.meter import Meter
+from emocap_pretrain.quarantine import QUARANTINE
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Progress, Session, open_session
@@ -59,14 +60,15 @@ def _train(session: Session, runtime: Runtime) -> Progress:
     meter, began, progress, stopping = Meter(world), time.perf_counter(), session.before, False
     while engine.step < config.steps and not stopping:
         with meter.waiting():
-            batch, cursor = next(session.batches)
+            batch, cursor, damaged = next(session.batches)
+        session.quarantine.meet(damaged, engine.step)
         metrics = engine.train(batch.to(world.device))
         meter.count(batch)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
         stopping = logs and world.any(runtime.should_stop())
         saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
         if logs or saves:
-            row = _finite(metrics, engine.step) | meter.read()
+            row = _finite(metrics, engine.step) | meter.read() | _left_out(session)
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and world.is_main:
             _tell(session, runtime, progress.row)
@@ -79,6 +81,14 @@ def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
     step = session.engine.step
     session.tracker.log(row, step)
     runtime.heartbeat(step, session.config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s")
+
+
+def _left_out(session: Session) -> dict[str, float]:
+    """How many samples the run has left out so far; those that are new go to the tracker by name. A collective."""
+    quarantine = session.quarantine
+    if quarantine.settle() and session.world.is_main:
+        session.tracker.text(QUARANTINE, quarantine.dump().decode())
+    return {"data_quarantined": float(len(quarantine.rows))} if quarantine.budget else {}
 
 
 def _due(step: int, every: int, steps: int) -> bool:

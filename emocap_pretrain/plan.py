@@ -18,14 +18,14 @@ from emocap_pretrain.objective import vector_dtype
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The run's split over ranks, its memory, its data; `manifest` is None where no dataset can be read."""
+    """The run's split over ranks, its memory, its data; `manifests` is empty where no dataset can be read."""
 
     config: Config
     ranks: int
     on_gpu: bool
     micro_batch: int
     memory: MemoryEstimate
-    manifest: Manifest | None
+    manifests: tuple[Manifest, ...]
 
     @classmethod
     def of(cls, config: Config, ranks: int, *, on_gpu: bool) -> "Plan":
@@ -35,7 +35,7 @@ class Plan:
             ConfigError: If the batch does not split over the ranks.
         """
         rows = micro_batch(config, ranks)
-        return cls(config, ranks, on_gpu, rows, estimate(config, ranks), _manifest(config))
+        return cls(config, ranks, on_gpu, rows, estimate(config, ranks), _manifests(config))
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
@@ -72,22 +72,34 @@ class Plan:
         ]
 
     def _data(self) -> list[tuple[str, str]]:
-        if self.manifest is None:
-            return [("data", f"no dataset can be read at {self.config.data.url} from here")]
-        samples = self.manifest.samples
+        sources = self.config.data.sources
+        if not self.manifests:
+            return [("data", f"no dataset can be read at {' and '.join(source.url for source in sources)} from here")]
+        samples = sum(manifest.samples for manifest in self.manifests)
         epochs = self.config.steps * self.config.global_batch / samples
         return [
-            (
-                "data",
-                f"{samples:,} samples in {len(self.manifest.shards)} shards, {self.manifest.total_bytes / 1e6:,.0f} MB",
-            ),
-            ("each rank", f"about {samples // self.ranks:,} samples an epoch, every shard by ranges"),
+            *(("data", _described(manifest)) for manifest in self.manifests),
+            *self._mixture(),
+            ("each rank", f"about {samples // self.ranks:,} samples an epoch, of each step a stretch of neighbours"),
             ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
         ]
 
+    def _mixture(self) -> list[tuple[str, str]]:
+        if len(self.manifests) == 1:
+            return []
+        pairs = zip(self.config.data.sources, self.manifests, strict=True)
+        weights = [source.weight or manifest.samples for source, manifest in pairs]
+        shares = " + ".join(f"{weight / sum(weights):.1%}" for weight in weights)
+        return [("mixture", f"{shares} of every batch")]
 
-def _manifest(config: Config) -> Manifest | None:
+
+def _described(manifest: Manifest) -> str:
+    shards = f"{len(manifest.shards)} shard" + ("s" if len(manifest.shards) > 1 else "")
+    return f"{manifest.samples:,} samples in {shards}, {manifest.total_bytes / 1e6:,.0f} MB"
+
+
+def _manifests(config: Config) -> tuple[Manifest, ...]:
     try:
-        return read_manifest(config.data.url)
+        return tuple(read_manifest(source.url) for source in config.data.sources)
     except ShardsError:
-        return None
+        return ()

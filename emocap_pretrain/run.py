@@ -95,7 +95,8 @@ def _leave() -> NoReturn:
 def _on_ray(config: Config) -> None:
     from emocap_cluster.ranks import connected, on_every_rank
 
-    read_manifest(config.data.url)
+    for source in config.data.sources:
+        read_manifest(source.url)
     with connected(RANK_ENVIRONMENT) as resources:
         ranks, on_gpu = _ranks(config, resources.gpus)
         micro_batch(config, ranks)

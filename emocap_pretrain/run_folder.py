@@ -22,6 +22,8 @@ FREE = (
     "name",
     "url",
     "data.url",
+    "data.cache",
+    "data.cache_gb",
     "cluster.",
     "checkpoint.",
     "tracking.",

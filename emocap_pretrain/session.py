@@ -1,30 +1,34 @@
 """A run made ready: everything the loop touches, built new or from the newest checkpoint."""
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from emocap_shards.annotation import load_annotation
+from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
 from emocap_shards.manifest import read_manifest
+from emocap_shards.source import Source
 from emocap_shards.store import Store, open_store
 from emocap_shards.stream import Stream
 from safetensors.torch import save_file
 
 from emocap_pretrain import checkpoint as checkpoints
 from emocap_pretrain import pictures
-from emocap_pretrain.batch import Batch
 from emocap_pretrain.checkpoint import Checkpoint
 from emocap_pretrain.config.batch_split import micro_batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine import Engine
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.loader import batches
+from emocap_pretrain.loader import Delivery, batches
+from emocap_pretrain.quarantine import Quarantine
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
@@ -33,6 +37,9 @@ from emocap_pretrain.world import World
 
 TOKENIZER_SAMPLES = 20_000
 PREVIEWED = 8
+# The shuffle window, where the config does not say: a batch then has few of any shard's samples.
+WINDOW_BATCHES = 8
+WINDOW_SAMPLES = 1 << 14
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +63,8 @@ class Session:
     tokenizer: Tokenizer
     engine: Engine
     tracker: Tracker
-    batches: Iterator[tuple[Batch, Cursor]]
+    batches: Iterator[Delivery]
+    quarantine: Quarantine
     before: Progress
 
     def save(self, cursor: Cursor, progress: Progress) -> Checkpoint:
@@ -99,13 +107,13 @@ def open_session(config: Config, world: World) -> Session:
     """
     micro_batch(config, world.place.world)
     store = open_store(config.url)
-    manifest = read_manifest(config.data.url)
+    data_digest = _data_digest(config)
     if config.evaluation.url:
         read_manifest(config.evaluation.url)  # Rather now than after the last step.
     run_id = world.from_main(lambda: RunFolder(store).run_id(config))
     with checkpoints.resumable(store, world) as found:
         if found:
-            _check(found[0], config, manifest.digest, world)
+            _check(found[0], config, data_digest, world)
         tokenizer = _tokenizer(config, world, found[1] if found else None)
         torch.manual_seed(config.seed)
         engine = Engine(TowerPair(config, tokenizer.vocabulary, weights=not found), config, world)
@@ -119,11 +127,12 @@ def open_session(config: Config, world: World) -> Session:
         config=config,
         world=world,
         store=store,
-        data_digest=manifest.digest,
+        data_digest=data_digest,
         tokenizer=tokenizer,
         engine=engine,
         tracker=tracker,
         batches=batches(config, stream, tokenizer, pin=pin),
+        quarantine=Quarantine.open(store, world, config.data.error_budget),
         before=Progress(**found[0].state["progress"]) if found else Progress(),
     )
 
@@ -137,7 +146,7 @@ def _check(found: Checkpoint, config: Config, data_digest: str, world: World) ->
         )
     if found.state["data_digest"] != data_digest:
         raise CheckpointError(
-            f"{config.data.url} is not the dataset that {config.url} was trained on: its manifest has changed. "
+            f"{_named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
             "Give a new run another url."
         )
     if world.is_main:
@@ -156,25 +165,41 @@ def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
 def _train_tokenizer(config: Config) -> str:
     """On the first captions of the dataset, in the manifest's order."""
     budget = config.data.error_budget
-    stream = Stream(url=config.data.url, global_batch=256, shuffle=False, epochs=1, error_budget=budget)
-    samples = itertools.chain.from_iterable(samples for samples, _ in stream.steps())
-    captions = (sample.caption for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
+    stream = Stream(url=_sources(config), global_batch=256, shuffle=False, epochs=1, error_budget=budget)
+    samples = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
+    annotations = (sample.annotation for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
+    captions = itertools.chain.from_iterable(load_annotation(annotation)[0] for annotation in annotations)
     texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
     return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
 
 
 def _stream(config: Config, world: World, start: Cursor) -> Stream:
     return Stream(
-        url=config.data.url,
+        url=_sources(config),
         global_batch=config.global_batch,
         seed=config.seed,
         rank=world.place.rank,
         world=world.place.world,
-        window_shards=config.data.window_shards,
+        window_samples=config.data.shuffle_window or max(WINDOW_BATCHES * config.global_batch, WINDOW_SAMPLES),
         drop_last=config.data.drop_last,
         start=start,
         error_budget=config.data.error_budget,
+        cache=Cache(config.data.cache, round(config.data.cache_gb * 1e9)) if config.data.cache_gb else None,
     )
+
+
+def _sources(config: Config) -> tuple[Source, ...]:
+    return tuple(Source(source.url, source.weight) for source in config.data.sources)
+
+
+def _named(config: Config) -> str:
+    return " with ".join(source.url for source in config.data.sources)
+
+
+def _data_digest(config: Config) -> str:
+    """Of the one manifest, or of all of them."""
+    digests = [read_manifest(source.url).digest for source in config.data.sources]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _tracker(config: Config, world: World, store: Store, run_id: str | None, stream: Stream) -> Tracker:
@@ -195,5 +220,6 @@ def _tracker(config: Config, world: World, store: Store, run_id: str | None, str
 def _preview(tracker: Tracker, stream: Stream) -> None:
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
-        pictures.preview(stream.read(range(min(PREVIEWED, read_manifest(stream.url).samples))), path)
+        first = replace(stream, rank=0, world=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False)
+        pictures.preview(next(first.steps()).samples, path)
         tracker.picture("pictures/samples.png", path)

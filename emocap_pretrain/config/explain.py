@@ -109,9 +109,9 @@ def _described(keys: Keys) -> str:
 
 
 def _section(keys: Keys) -> type[BaseModel] | None:
-    """The model class that stands at these keys."""
+    """The model class that stands at these keys; of a list it is that of every entry."""
     section: type[BaseModel] | None = Config
-    for key in keys:
+    for key in (key for key in keys if isinstance(key, str)):
         fields = section.model_fields if section else {}
         found = next((field for name, field in fields.items() if key in {name, field.alias}), None)
         section = _model_in(found.annotation) if found else None
@@ -119,6 +119,6 @@ def _section(keys: Keys) -> type[BaseModel] | None:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) in {Union, UnionType}:
+    if get_origin(annotation) in {Union, UnionType, tuple}:
         return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

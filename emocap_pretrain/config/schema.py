@@ -32,21 +32,52 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Mixed(Section):
+    """One dataset of a mixture."""
+
+    url: Location = Field(description="Folder or URL of a packed dataset")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Its share beside the other weights; default its number of samples."
+    )
+
+
 class Data(Section):
     """Which samples, in which order."""
 
-    url: Location = Field(description="Folder or URL of a packed dataset (the one that holds manifest.json).")
-    window_shards: Positive = Field(default=8, description="Shards whose samples are shuffled together.")
+    url: Location | None = Field(
+        default=None, description="Folder or URL of a packed dataset (the one that holds manifest.json)."
+    )
+    mix: tuple[Mixed, ...] = Field(default=(), description="Instead of url: several datasets, each with its share.")
+    shuffle_window: Positive | None = Field(
+        default=None, description="Samples that are shuffled together; default 8 global batches, 16,384 at least."
+    )
+    cache: Location = Field(
+        default="~/.cache/emocap/shards",
+        validate_default=True,
+        description="Folder on the node's own disk for what comes from object storage.",
+    )
+    cache_gb: Weight = Field(default=32, description="Most that the cache holds, in GB; 0 is no cache.")
     drop_last: bool = Field(default=False, description="Drop the remainder of an epoch instead of a smaller last step.")
     workers: Count = Field(default=1, description="Loader processes of each rank; 0 loads in the training process.")
     prefetch: Positive = Field(default=4, description="Batches that each loader process holds ready.")
     error_budget: Count = Field(
-        default=0, description="Damaged samples that a loader process leaves out before it stops."
+        default=0, description="Damaged samples that the run leaves out before it stops, over all ranks."
     )
     crop: Fraction = Field(
         default=0.8, description="Smallest share of the image side that a random crop keeps; 1 is no crop."
     )
     flip: Fraction = Field(default=0.5, description="Probability of a mirror image.")
+
+    @property
+    def sources(self) -> tuple[Mixed, ...]:
+        """The datasets, one or more."""
+        return self.mix or (Mixed(url=str(self.url)),)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Data":
+        if (self.url is None) == (not self.mix):
+            raise ValueError("give either url, the one dataset, or mix, a list of {url, weight}.")
+        return self
 
 
 class ImageTower(Section):

@@ -36,8 +36,8 @@ def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> C
     truth: list[str] = []
     embeddings: list[Tensor] = []
     stream = Stream(url=settings.url, global_batch=settings.batch, shuffle=False, epochs=1)
-    for samples, _ in stream.steps():
-        labelled = [sample for sample in samples if sample.labels.get(settings.label, "") != ""]
+    for portion in stream.steps():
+        labelled = [sample for sample in portion.samples if sample.labels.get(settings.label, "") != ""]
         if labelled:
             truth += [str(sample.labels[settings.label]) for sample in labelled]
             embeddings.append(_embed(model, labelled))

@@ -4,6 +4,7 @@ import io
 import struct
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -24,14 +25,23 @@ _BROKEN = (
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
+_EXIF_WITHIN = 1 << 16  # an APP1 segment stands near the start, behind at most an APP0
+
+
+_JPEG = b"\xff\xd8\xff"
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
     """The upright image (EXIF orientation applied) in RGB; transparency is dropped.
 
+    A plain JPEG goes straight to libjpeg-turbo, which gives Pillow's pixels in half the time; all that is less plain,
+    and all that is broken, goes to Pillow.
+
     Raises:
         ImageError: If the bytes are no whole JPEG, PNG or WebP, or the image has more than `max_pixels` pixels.
     """
+    if (pixels := _plain_jpeg(data, max_pixels)) is not None:
+        return pixels
     try:
         with _opened(data, max_pixels) as image:
             return np.array(_rgb(_upright(image)))
@@ -50,6 +60,19 @@ def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int
             return str(image.format), image.width, image.height
     except _BROKEN as error:
         raise ImageError(f"the image has no readable header ({error})") from error
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
+    """The pixels of a whole JPEG in grey or YCbCr without EXIF; None for anything else."""
+    if data[:3] != _JPEG or b"Exif\0\0" in data[:_EXIF_WITHIN]:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in {"Gray", "YCbCr"} or int(height) * int(width) > max_pixels:
+            return None
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:  # Pillow says what is wrong.
+        return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

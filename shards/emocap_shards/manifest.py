@@ -1,58 +1,71 @@
 """What a dataset is: its shards, each with its size and digest. A folder without a manifest is no dataset."""
 
+import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from emocap_shards.errors import ConditionFailed, ManifestError, NotFound
+import orjson
+
+from emocap_shards.errors import ConditionFailed, ManifestError, NotFound, StoreError
+from emocap_shards.order import Ids
+from emocap_shards.shard import Shard, Shards
 from emocap_shards.store import Store, open_store
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One tar and its sample index; paths are relative to the dataset's root, digests are hexadecimal."""
-
-    path: str
-    samples: int
-    bytes: int
-    sha256: str
-    index_path: str
-    index_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
-    """The shards in their canonical order: sample `i` of the dataset is the i-th of them laid end to end."""
+    """The shards in their canonical order: sample `i` of the dataset is the i-th of them laid end to end.
 
-    shards: tuple[Shard, ...]
-    schema: int = SCHEMA
+    A hundred thousand shards are some 16 MB in memory: columns, of which `shards` shows the rows.
+    """
+
+    def __init__(self, shards: Iterable[Shard], *, digest: str | None = None) -> None:
+        self.shards = shards if isinstance(shards, Shards) else Shards.of([asdict(shard) for shard in shards])
+        self._digest = digest
+
+    @classmethod
+    def load(cls, data: bytes, *, url: str) -> "Manifest":
+        """The manifest from its bytes; `url` is named in errors.
+
+        Raises:
+            ManifestError: If it is of another schema, empty or damaged.
+        """
+        return cls(_shards(data, url), digest=hashlib.sha256(data).hexdigest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Manifest) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @property
-    def counts(self) -> tuple[int, ...]:
+    def counts(self) -> Ids:
         """Samples in each shard."""
-        return tuple(shard.samples for shard in self.shards)
+        return self.shards.samples
 
     @property
     def samples(self) -> int:
-        return sum(self.counts)
+        return int(self.counts.sum())
 
     @property
     def total_bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+        return int(self.shards.bytes.sum())
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the manifest, and so of every byte of the dataset."""
-        return hashlib.sha256(self.dump()).hexdigest()
+        return self._digest or hashlib.sha256(self.dump()).hexdigest()
 
     def dump(self) -> bytes:
         """Equal manifests are equal bytes."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        rows = {"schema": SCHEMA, "shards": [asdict(shard) for shard in self.shards]}
+        return json.dumps(rows, indent=1, sort_keys=True).encode()
 
     def write(self, store: Store) -> None:
         """Makes the dataset exist.
@@ -79,29 +92,7 @@ def read_manifest(where: Store | str | Path) -> Manifest:
         data = store.read(MANIFEST)
     except NotFound as error:
         raise ManifestError(f"{store.url} has no {MANIFEST}, so no dataset: make one with `emocap pack`.") from error
-    return load_manifest(data, url=store.url)
-
-
-def load_manifest(data: bytes, *, url: str) -> Manifest:
-    """The manifest from its bytes; `url` is named in errors.
-
-    Raises:
-        ManifestError: As `read_manifest`.
-    """
-    try:
-        value = cast("dict[str, Any]", json.loads(data))
-        schema = int(value["schema"])
-        if schema != SCHEMA:
-            raise ManifestError(f"{url}: the manifest has schema {schema}, this code reads {SCHEMA}: pack it again.")
-        manifest = Manifest(tuple(Shard(**shard) for shard in value["shards"]), schema)
-        whole = all(_is_whole(shard) for shard in manifest.shards)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{url}: {MANIFEST} is damaged ({error!r}): pack the dataset again.") from error
-    if not whole:
-        raise ManifestError(f"{url}: {MANIFEST} names a shard without samples or bytes: pack the dataset again.")
-    if not manifest.shards:
-        raise ManifestError(f"{url}: the dataset is empty: pack at least one sample.")
-    return manifest
+    return Manifest.load(data, url=store.url)
 
 
 def refuse_dataset(store: Store) -> None:
@@ -118,5 +109,16 @@ def _occupied(store: Store) -> ManifestError:
     return ManifestError(f"{store.url} holds a dataset already: choose another URL, or delete that one first.")
 
 
-def _is_whole(shard: Shard) -> bool:
-    return shard.samples > 0 and shard.bytes > 0
+def _shards(data: bytes, url: str) -> Shards:
+    try:
+        value = cast("dict[str, Any]", orjson.loads(data))
+        schema = int(value["schema"])
+        if schema != SCHEMA:
+            cure = "update emocap_pretrain" if schema > SCHEMA else "pack it again"
+            raise ManifestError(f"{url}: the manifest has schema {schema}, this code reads {SCHEMA}: {cure}.")
+        shards = Shards.of(value["shards"])
+    except (ValueError, KeyError, TypeError, OverflowError, StoreError) as error:
+        raise ManifestError(f"{url}: {MANIFEST} is damaged ({error!r}): pack the dataset again.") from error
+    if not len(shards):
+        raise ManifestError(f"{url}: the dataset is empty: pack at least one sample.")
+    return shards

@@ -2,87 +2,155 @@
 
 import functools
 import hashlib
-import io
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import google_crc32c
 import numpy as np
 
 from emocap_shards.annotation import load_annotation
+from emocap_shards.cache import Cache
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
 from emocap_shards.index import ShardIndex, Slot, load_index
-from emocap_shards.manifest import Manifest, Shard
-from emocap_shards.plan import Ids
-from emocap_shards.sample import Sample
+from emocap_shards.manifest import Manifest
+from emocap_shards.members import members_of
+from emocap_shards.order import Ids, Layout
+from emocap_shards.sample import Encoded, Sample
+from emocap_shards.segment import Rows
+from emocap_shards.shard import Shard
 from emocap_shards.store import Store
+from emocap_shards.store.folder import FolderStore
 
-# Reading over a gap this small costs less than a second request.
-_GAP_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """One wanted sample: its number in the dataset, its shard, its slot there."""
-
-    index: int
-    shard: Shard
-    slot: Slot
-
-    @property
-    def end(self) -> int:
-        return self.slot.offset + self.slot.length
+# Reading over a gap this small costs less than a second request, of a server and of a disk.
+_REMOTE_GAP_BYTES = 1 << 16
+_LOCAL_GAP_BYTES = 1 << 12
+# Indexes that are kept hold this many samples together, some 100 bytes each.
+_INDEXED_SAMPLES = 1 << 21
+_INDEXES_AT_ONCE = 16
 
 
 class Reader:
-    """Reads one dataset. It keeps the indexes of the shards that it used last, and is not meant to be pickled."""
+    """Reads one dataset. It keeps the indexes of the shards that it used last; threads may share it.
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    Args:
+        store: Where the dataset is.
+        manifest: What it is.
+        cache: For segments of its shards, if it is far away.
+        first: What the `index` of its first sample is to be; ids count from 0 all the same.
+        place: Stands before the paths of damaged shards where there are several datasets.
+    """
+
+    def __init__(
+        self, store: Store, manifest: Manifest, cache: Cache | None = None, *, first: int = 0, place: str = ""
+    ) -> None:
         self._store = store
         self._manifest = manifest
-        self._firsts = np.concatenate([[0], np.cumsum(manifest.counts)])
-        self._index = functools.lru_cache(maxsize=256)(self._read_index)
+        self._cache = cache
+        self._first = first
+        self._place = place
+        self._layout = Layout(manifest.counts)
+        self._gap_bytes = _LOCAL_GAP_BYTES if isinstance(store, FolderStore) else _REMOTE_GAP_BYTES
+        kept = max(64, _INDEXED_SAMPLES * len(manifest.shards) // self._layout.samples)
+        self._index = functools.lru_cache(maxsize=kept)(self._read_index)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:
+        """`fetch`, decoded: each sample with the first of its captions."""
+        return [decoded(each) for each in self.fetch(ids)]
+
+    def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
         """One entry for each id, in their order: the sample, or what is wrong with it.
+
+        Args:
+            ids: Numbers in the dataset.
+            direct: Ask for no more than these samples, also where there is a cache: the quickest way to a few.
 
         Raises:
             DamagedShard: If a shard or its index is missing or not what the manifest says.
             StoreError: If the store cannot be read.
             IndexError: If an id is not in the dataset.
         """
-        places = [self._place(int(index)) for index in ids]
-        blocks = self._fetch(places)
-        return [self._sample(place, blocks[place.index]) for place in places]
+        unique, places = np.unique(ids, return_inverse=True)
+        wanted = self._wanted(unique)
+        if not direct:
+            self._fill(wanted)
+        slots = ((rows.shard, rows.index[row]) for rows in wanted for row in rows.rows.tolist())
+        found = zip(unique.tolist(), slots, self._blocks(wanted), strict=True)
+        results = [self._opened(index, *slot, block) for index, slot, block in found]
+        return [results[place] for place in places.tolist()]
 
-    def _place(self, index: int) -> _Place:
-        if not 0 <= index < self._manifest.samples:
-            raise IndexError(f"sample {index} of {self._manifest.samples} in {self._store.url}")
-        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return _Place(index, self._manifest.shards[number], self._index(number)[index - int(self._firsts[number])])
+    def warm(self, ids: Ids) -> None:
+        """Bring the segments that hold these samples into the cache.
+
+        Raises:
+            As `fetch`.
+        """
+        self._fill(self._wanted(np.unique(ids)))
+
+    def _wanted(self, ids: Ids) -> list[Rows]:
+        """Ascending ids by shard."""
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < self._layout.samples:
+            raise IndexError(f"samples {ids[0]} to {ids[-1]} of {self._layout.samples} in {self._store.url}")
+        numbers = self._layout.shard_of(ids)
+        parts = np.split(ids, np.flatnonzero(np.diff(numbers)) + 1) if len(ids) else []
+        firsts = [int(self._layout.shard_of(part[:1])[0]) for part in parts]
+        return [self._rows(number, part) for number, part in zip(self._indexed(firsts), parts, strict=True)]
+
+    def _indexed(self, numbers: list[int]) -> list[int]:
+        """The same shards, their indexes read: side by side, for each of a store's answers takes its time."""
+        if len(numbers) > 1 and not isinstance(self._store, FolderStore):
+            with ThreadPoolExecutor(min(len(numbers), _INDEXES_AT_ONCE)) as pool:
+                list(pool.map(self._index, numbers))
+        return numbers
+
+    def _rows(self, number: int, ids: Ids) -> Rows:
+        return Rows(self._manifest.shards[number], self._index(number), ids - self._layout.firsts[number])
 
     def _read_index(self, number: int) -> ShardIndex:
         return read_index(self._store, self._manifest.shards[number])
 
-    def _fetch(self, places: Iterable[_Place]) -> dict[int, bytes]:
-        """The bytes of every place, neighbours in one request."""
-        runs = list(merged(places))
-        try:
-            parts = self._store.read_ranges([(run[0].shard.path, run[0].slot.offset, run[-1].end) for run in runs])
-        except NotFound as error:
-            raise DamagedShard.at(error.path, "it is missing") from error
-        return {place.index: _cut(part, run[0], place) for run, part in zip(runs, parts, strict=True) for place in run}
+    def _fill(self, wanted: Iterable[Rows]) -> None:
+        if self._cache:
+            self._cache.fill((segment for rows in wanted for segment, _ in rows.segments()), self._ranges)
 
-    def _sample(self, place: _Place, block: bytes) -> Sample | DamagedSample:
-        if not _is_intact(block, place.slot):
-            # Once more: bits that flipped on the way are not damage.
-            block = self._store.read_range(place.shard.path, place.slot.offset, place.end)
+    def _blocks(self, wanted: Iterable[Rows]) -> Iterator[bytes]:
+        """The bytes of every wanted sample in order: from the cache, or else neighbours in one request."""
+        parts = list(self._kept(wanted))
+        runs = [run for rows, kept in parts if kept is None for run in rows.runs(self._gap_bytes)]
+        ranges = self._ranges([(run.shard.path, run.start, run.stop) for run in runs])
+        fresh = (block for run, data in zip(runs, ranges, strict=True) for block in run.pieces(data))
+        for rows, kept in parts:
+            yield from islice(fresh, len(rows)) if kept is None else kept
+
+    def _kept(self, wanted: Iterable[Rows]) -> Iterator[tuple[Rows, list[bytes] | None]]:
+        for rows in wanted:
+            if self._cache is None:
+                yield rows, None
+            else:
+                yield from ((part, self._cache.read(segment, part)) for segment, part in rows.segments())
+
+    def _ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
         try:
-            return open_block(block, place.slot, index=place.index, shard=place.shard.path)
+            return self._store.read_ranges(spans)
+        except NotFound as error:
+            raise DamagedShard.at(self._place + error.path, "it is missing") from error
+
+    def _opened(self, index: int, shard: Shard, slot: Slot, block: bytes) -> Encoded | DamagedSample:
+        if not is_intact(block, slot):
+            block = self._again(index, shard, slot)
+        try:
+            return open_block(block, slot, index=self._first + index, shard=self._place + shard.path)
         except DamagedSample as damage:
             return damage
+
+    def _again(self, index: int, shard: Shard, slot: Slot) -> bytes:
+        """Once more, from the store itself: bits that flipped on the way or in the cache are no damage."""
+        if self._cache:
+            for rows in self._wanted(np.array([index])):
+                self._cache.drop(next(rows.segments())[0])
+        return self._ranges([(shard.path, slot.offset, slot.offset + slot.length)])[0]
 
 
 def read_index(store: Store, shard: Shard) -> ShardIndex:
@@ -100,58 +168,53 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     index = load_index(data, shard=shard.path)
     if len(index) != shard.samples:
         raise DamagedShard.at(shard.path, f"its index has {len(index)} samples, the manifest {shard.samples}")
+    if int(index.lengths.max()) > shard.bytes or index[len(index) - 1].stop > shard.bytes:
+        raise DamagedShard.at(shard.path, f"its index goes beyond the {shard.bytes} bytes of the shard")
     return index
 
 
-def open_block(block: bytes, slot: Slot, *, index: int, shard: str) -> Sample:
+def open_block(block: bytes, slot: Slot, *, index: int, shard: str) -> Encoded:
     """The sample in its stretch of a tar.
 
     Raises:
-        DamagedSample: If the bytes are not those that were written, or cannot be decoded.
+        DamagedSample: If the bytes are not those that were written, or are not one image and one annotation.
     """
-    if not _is_intact(block, slot):
+    if not is_intact(block, slot):
         raise DamagedSample.at(shard, slot.key, _difference(block, slot))
     try:
-        members = _members(block)
+        members = members_of(block)
         annotation = members.pop("json")
-        (image,) = members.values()
-        (caption, *_), labels = load_annotation(annotation)
-        return Sample(index, slot.key, decode_image(image), caption, labels)
-    except (AnnotationError, ImageError) as error:
-        raise DamagedSample.at(shard, slot.key, str(error)) from error
+        ((extension, image),) = members.items()
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise DamagedSample.at(shard, slot.key, f"it is not one image and one annotation ({error!r})") from error
+    return Encoded(index, slot.key, shard, extension, image, annotation)
 
 
-def merged(places: Iterable[_Place]) -> Iterator[list[_Place]]:
-    """Runs of places that lie close together in one shard, in the order of the tar."""
-    run: list[_Place] = []
-    for place in sorted(set(places), key=lambda place: (place.shard.path, place.slot.offset)):
-        if run and (place.shard != run[-1].shard or place.slot.offset - run[-1].end > _GAP_BYTES):
-            yield run
-            run = []
-        run.append(place)
-    if run:
-        yield run
+def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
+    """The sample with its pixels, and with the caption that is shown in this epoch; damage stays what it is."""
+    if isinstance(sample, DamagedSample):
+        return sample
+    try:
+        captions, labels = load_annotation(sample.annotation)
+        image = decode_image(sample.image)
+    except (AnnotationError, ImageError) as error:
+        return DamagedSample.at(sample.shard, sample.key, str(error))
+    shown = _view(len(captions), (seed, epoch, sample.index))
+    further = captions[:shown] + captions[shown + 1 :]
+    return Sample(sample.index, sample.key, image, captions[shown], labels, further, epoch)
 
 
-def _cut(part: bytes, first: _Place, place: _Place) -> bytes:
-    start = place.slot.offset - first.slot.offset
-    return part[start : start + place.slot.length]
-
-
-def _is_intact(block: bytes, slot: Slot) -> bool:
+def is_intact(block: bytes, slot: Slot) -> bool:
+    """Whether these are the bytes that were written."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
+
+
+def _view(captions: int, key: tuple[int, int, int]) -> int:
+    """Which of several captions, a function of (seed, epoch, sample)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
 
 
 def _difference(block: bytes, slot: Slot) -> str:
     if len(block) != slot.length:
         return f"the shard ends {slot.length - len(block)} bytes early"
     return f"its CRC-32C is {google_crc32c.value(block):08x}, the index says {slot.crc32c:08x}"
-
-
-def _members(block: bytes) -> dict[str, bytes]:
-    """Extension -> bytes of the members of one sample."""
-    with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
-        files = ((member, tar.extractfile(member)) for member in tar)
-        return {member.name.split(".", 1)[-1]: file.read() for member, file in files if file}

@@ -38,11 +38,32 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample as it stands in its shard: nothing decoded yet, every byte checked.
+
+    `index` is its number in the manifest's order, stable over epochs and world sizes; `shard` is the path of its tar.
+    """
+
+    index: int
+    key: str
+    shard: str
+    extension: str
+    image: bytes
+    annotation: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample out of a shard. `index` is its number in the manifest's order, stable over epochs and world sizes."""
+    """A sample out of a shard, decoded.
+
+    `index` is its number in the order of the manifests, stable over epochs and world sizes; `epoch` is how often its
+    dataset was passed before. `further` holds the captions of the image that are not shown this time.
+    """
 
     index: int
     key: str
     image: UInt8[np.ndarray, "height width 3"]
     caption: Caption
     labels: Mapping[str, str | float]
+    further: tuple[Caption, ...] = ()
+    epoch: int = 0

@@ -4,62 +4,84 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, PlanError
-from emocap_shards.manifest import read_manifest
-from emocap_shards.plan import Ids, Order, Step, rank_slice, steps_from
+from emocap_shards.mixture import Mixture
+from emocap_shards.order import Ids, Order
+from emocap_shards.plan import Epochs, Plan, Step, rank_slice
+from emocap_shards.prefetch import ahead
 from emocap_shards.quarantine import Quarantine
-from emocap_shards.reader import Reader
-from emocap_shards.sample import Sample
-from emocap_shards.store import open_store
+from emocap_shards.reader import decoded
+from emocap_shards.sample import Encoded, Sample
+from emocap_shards.source import Library, Source
+
+# Steps whose segments a process brings into the cache before they are wanted, at most.
+WARMED_AHEAD = 256
+
+T = TypeVar("T")
+Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
+
+
+@dataclass(frozen=True, slots=True)
+class Portion(Generic[T]):
+    """A rank's rows of one step, the samples that it had to leave out, and the cursor behind the step."""
+
+    samples: list[T]
+    cursor: Cursor
+    damaged: tuple[DamagedSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """What one rank reads, as a value that pickles; the dataset is opened where the steps are asked for.
+    """What one rank reads, as a value that pickles; the datasets are opened where the steps are asked for.
 
     Args:
-        url: The dataset.
+        url: The dataset, or several that are mixed.
         global_batch: Samples in a step, over all ranks.
         seed: Of the order; zero or more.
         rank: Of `world`. With rows < world in the last step, some ranks get an empty list.
         world: Number of ranks.
-        window_shards: Samples are shuffled among this many shards at a time.
-        drop_last: Drops the samples of an epoch that fill no step.
+        window_samples: Samples are shuffled among so many neighbours of the shuffled sequence of shards. Several
+            times `global_batch`, or else the samples of a shard meet in every epoch.
+        drop_last: Drops the samples of an epoch that fill no step; a mixture has none.
         shuffle: False reads in the manifest's order.
         start: Where to go on; with another `global_batch` than before it is still exact.
         epochs: Ends before this epoch; None goes on for ever.
         error_budget: Damaged samples that may be left out, for each process of a rank; 0 raises at the first.
-        on_damaged: Hears of each sample that is left out; a function that pickles.
+        cache: For datasets that are not on a local disk; shared by the processes of a node.
     """
 
-    url: str
+    url: str | tuple[Source, ...]
     global_batch: int
     seed: int = 0
     rank: int = 0
     world: int = 1
-    window_shards: int = 16
+    window_samples: int = 1 << 14
     drop_last: bool = False
     shuffle: bool = True
     start: Cursor = Cursor()  # noqa: RUF009 - a frozen value
     epochs: int | None = None
     error_budget: int = 0
-    on_damaged: Callable[[DamagedSample], None] | None = None
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         rank_slice(self.global_batch, self.rank, self.world)
-        self._order((), 0)
+        if self.window_samples < 1 or self.seed < 0:
+            raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: at least 1, and no seed < 0.")
         if self.global_batch < 1 or self.error_budget < 0:
             raise PlanError(f"global_batch={self.global_batch} must be 1 or more, error_budget={self.error_budget} 0.")
 
-    def steps(self, part: int = 0, parts: int = 1) -> Iterator[tuple[list[Sample], Cursor]]:
-        """This rank's rows of every step, and the cursor behind the step: what a checkpoint made then stores.
+    def steps(self, part: int = 0, parts: int = 1) -> Iterator[Portion[Sample]]:
+        """This rank's rows of every step, decoded.
 
         Of the steps counted from `start`, those with number % parts == part: a DataLoader that takes from `parts`
-        workers in turn gets them in order. A quarantined sample leaves a hole, so that a step may have fewer rows.
+        workers in turn gets them in order. Within a step the samples stand in the order of the manifest, so that a
+        rank's share of it are neighbours. A quarantined sample leaves a hole: a step may have fewer rows.
 
         Raises:
             PlanError: If there is no such part, or no step would ever come.
@@ -68,46 +90,90 @@ class Stream:
             DamagedSample: If a sample is damaged and there is no error budget.
             BudgetSpent: If there are more of them than the budget.
         """
-        rank_slice(parts, part, parts)
-        manifest = read_manifest(self.url)
-        reader = Reader(open_store(self.url), manifest)
-        quarantine = Quarantine(self.error_budget, self.on_damaged)
-        order_of = functools.lru_cache(maxsize=2)(functools.partial(self._order, manifest.counts))
-        for step in islice(self._plan(manifest.samples), part, None, parts):
-            ids = self._share(step, order_of(step.epoch))
-            yield list(_sound(reader.read(ids), quarantine)), step.after
+        return self._portions(part, parts, lambda sample, epoch: decoded(sample, seed=self.seed, epoch=epoch))
+
+    def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[Portion[Encoded]]:
+        """`steps`, with every byte checked and nothing decoded."""
+        return self._portions(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
         """These samples in this order, for evaluation and previews.
 
         Raises:
             DamagedSample: If one is damaged.
-            IndexError: If one is not in the dataset.
+            IndexError: If one is not in the datasets.
         """
-        reader = Reader(open_store(self.url), read_manifest(self.url))
-        return list(_sound(reader.read(np.fromiter(indexes, np.int64)), Quarantine(self.error_budget, self.on_damaged)))
+        library = Library.open(self.url, self.cache)
+        found = (decoded(sample) for sample in library.fetch(np.fromiter(indexes, np.int64), direct=True))
+        return _sound(found, Quarantine(self.error_budget))[0]
 
-    def _plan(self, samples: int) -> Iterator[Step]:
-        return steps_from(
-            self.start,
-            samples=samples,
-            global_batch=self.global_batch,
-            drop_last=self.drop_last,
-            epochs=self.epochs,
-        )
+    def _portions(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[Portion[T]]:
+        rank_slice(parts, part, parts)
+        library = Library.open(self.url, self.cache)
+        reading = _Reading(self, library)
+        steps = islice(self._plan(library).steps(self.start), part, None, parts)
+        quarantine = Quarantine(self.error_budget)
+        for step, found in ahead(steps, reading.fetch, reading.warm, warmed_ahead=self._warmed_ahead(library, parts)):
+            samples, damaged = _sound((decode(sample, epoch) for sample, epoch in found), quarantine)
+            yield Portion(samples, step.after, damaged)
 
-    def _order(self, counts: tuple[int, ...], epoch: int) -> Order:
-        return Order(counts, self.seed, epoch, self.window_shards, self.shuffle)
+    def _plan(self, library: Library) -> Plan:
+        if len(library) == 1:
+            return Epochs(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
+        return Mixture(library.samples, library.weights, self.global_batch, self.epochs)
 
-    def _share(self, step: Step, order: Order) -> Ids:
-        """Sample ids of this rank in a step."""
-        share = rank_slice(step.stop - step.start, self.rank, self.world)
-        return order.ids(step.start + share.start, step.start + share.stop)
+    def _warmed_ahead(self, library: Library, parts: int) -> int:
+        """Steps of a part within a window: the cache is filled for the next window while this one is used."""
+        steps = -(-self.window_samples // (self.global_batch * parts)) + 1
+        return min(steps, WARMED_AHEAD) if library.uses_cache else 0
 
 
-def _sound(results: Iterable[Sample | DamagedSample], quarantine: Quarantine) -> Iterator[Sample]:
-    for result in results:
-        if isinstance(result, DamagedSample):
-            quarantine.admit(result)
-        else:
-            yield result
+class _Reading:
+    """Steps of a stream -> this rank's samples."""
+
+    def __init__(self, stream: Stream, library: Library) -> None:
+        self._stream = stream
+        self._library = library
+        self._order = functools.lru_cache(maxsize=2 * len(library))(self._new_order)
+
+    def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
+        """The rank's samples of a step, each with the epoch of its dataset."""
+        shares = list(self._shares(step))
+        epochs = [epoch for epoch, ids in shares for _ in ids]
+        return step, list(zip(self._library.fetch(_joined(shares), direct=direct), epochs, strict=True))
+
+    def warm(self, step: Step) -> None:
+        self._library.warm(_joined(list(self._shares(step))))
+
+    def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
+        """(epoch, sample numbers) of the rank's rows; of each stretch in the order of the manifest."""
+        share = rank_slice(step.rows, self._stream.rank, self._stream.world)
+        before = 0
+        for stretch in step.stretches:
+            first, last = max(share.start - before, 0), min(share.stop - before, len(stretch))
+            before += len(stretch)
+            if first < last:
+                ids = np.sort(self._order(stretch.source, stretch.epoch).ids(stretch.start, stretch.stop))
+                yield stretch.epoch, self._library.first(stretch.source) + ids[first:last]
+
+    def _new_order(self, source: int, epoch: int) -> Order:
+        # The first source has the seed's own order, alone or in a mixture.
+        seed = self._stream.seed + (source << 64)
+        layout, stream = self._library.layout(source), self._stream
+        return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
+
+
+def _joined(shares: list[tuple[int, Ids]]) -> Ids:
+    return np.concatenate([np.empty(0, dtype=np.int64), *(ids for _, ids in shares)])
+
+
+def _sound(rows: "Iterable[T | DamagedSample]", quarantine: Quarantine) -> "tuple[list[T], tuple[DamagedSample, ...]]":
+    """The undamaged rows, and the damage that is new."""
+    samples: list[T] = []
+    damaged: list[DamagedSample] = []
+    for row in rows:
+        if not isinstance(row, DamagedSample):
+            samples.append(row)
+        elif quarantine.admit(row):
+            damaged.append(row)
+    return samples, tuple(damaged)

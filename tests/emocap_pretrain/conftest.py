@@ -42,7 +42,7 @@ def tiny_config(faces: str, tmp_path: Path) -> Config:
             "url": str(tmp_path / "run"),
             "steps": 4,
             "global_batch": 8,
-            "data": {"url": faces, "workers": 0, "window_shards": 2},
+            "data": {"url": faces, "workers": 0, "shuffle_window": 12},
             "model": {
                 "embedding": 16,
                 "image": {

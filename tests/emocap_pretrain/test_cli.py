@@ -172,7 +172,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     session = open_session(tiny_config, World(Rank(), "cpu", None))
-    batch, cursor = next(session.batches)
+    batch, cursor, _ = next(session.batches)
     session.engine.train(batch)
     session.save(cursor, Progress())
     session.tracker.finish("FINISHED")

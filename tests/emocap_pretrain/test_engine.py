@@ -42,7 +42,7 @@ def tokenizer(config: Config) -> Tokenizer:
 @pytest.fixture
 def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
     stream = Stream(url=config.data.url, global_batch=config.global_batch)
-    return [batch for batch, _ in islice(batches(config, stream, tokenizer, pin=False), STEPS)]
+    return [delivery.batch for delivery in islice(batches(config, stream, tokenizer, pin=False), STEPS)]
 
 
 def engine_of(config: Config, tokenizer: Tokenizer, *, seed: int = 0) -> Engine:

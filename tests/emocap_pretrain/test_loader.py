@@ -16,7 +16,7 @@ from emocap_shards.stream import Stream
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.loader import Collate, batches
+from emocap_pretrain.loader import Collate, Delivery, batches
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
 
@@ -26,7 +26,7 @@ STEPS_OF_AN_EPOCH = 5  # 24 faces, 5 a step: the last one has 4.
 
 @pytest.fixture
 def stream(faces: str) -> Stream:
-    return Stream(url=faces, global_batch=5, seed=3, window_shards=2)
+    return Stream(url=faces, global_batch=5, seed=3, window_samples=12)
 
 
 def flat(value: Batch | Tokens) -> list[torch.Tensor]:
@@ -34,14 +34,14 @@ def flat(value: Batch | Tokens) -> list[torch.Tensor]:
     return [each for part in parts for each in (flat(part) if isinstance(part, Tokens) else [part])]
 
 
-def equal(left: Sequence[tuple[Batch, Cursor]], right: Sequence[tuple[Batch, Cursor]]) -> bool:
-    if [cursor for _, cursor in left] != [cursor for _, cursor in right]:
+def equal(left: Sequence[Delivery], right: Sequence[Delivery]) -> bool:
+    if [each.cursor for each in left] != [each.cursor for each in right]:
         return False
-    ours, theirs = ([each for batch, _ in side for each in flat(batch)] for side in (left, right))
+    ours, theirs = ([each for delivery in side for each in flat(delivery.batch)] for side in (left, right))
     return all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
-def take(config: Config, stream: Stream, count: int, **changes) -> list[tuple[Batch, Cursor]]:
+def take(config: Config, stream: Stream, count: int, **changes) -> list[Delivery]:
     config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
     return list(itertools.islice(batches(config, stream, TOKENIZER, pin=False), count))
 
@@ -94,20 +94,20 @@ def runs(process: psutil.Process) -> bool:
 
 def test_resuming_from_any_cursor_gives_the_same_next_batches(tiny_config, stream):
     whole = take(tiny_config, stream, 2 * STEPS_OF_AN_EPOCH + 1)
-    for done, (_, cursor) in enumerate(whole[:-1], 1):
+    for done, (_, cursor, _) in enumerate(whole[:-1], 1):
         resumed = dataclasses.replace(stream, start=cursor)
         assert equal(take(tiny_config, resumed, len(whole) - done), whole[done:])
 
 
 def test_the_last_step_of_an_epoch_takes_the_remainder(tiny_config, stream):
-    rows = [batch.rows for batch, _ in take(tiny_config, stream, 7)]
+    rows = [delivery.batch.rows for delivery in take(tiny_config, stream, 7)]
     assert rows == [5, 5, 5, 5, 4, 5, 5]
 
 
 def test_ranks_share_an_uneven_step_without_overlap(tiny_config, stream):
     whole = take(tiny_config, stream, STEPS_OF_AN_EPOCH)
     ranks = [take(tiny_config, dataclasses.replace(stream, rank=rank, world=3), STEPS_OF_AN_EPOCH) for rank in range(3)]
-    for (batch, cursor), *shares in zip(whole, *ranks, strict=True):
+    for (batch, cursor, _), *shares in zip(whole, *ranks, strict=True):
         assert {share[1] for share in shares} == {cursor}
         assert torch.equal(torch.cat([share[0].images for share in shares]), batch.images)
         assert torch.equal(torch.cat([share[0].whole_ids for share in shares]), batch.whole_ids)
@@ -115,7 +115,7 @@ def test_ranks_share_an_uneven_step_without_overlap(tiny_config, stream):
 
 def test_a_rank_without_rows_has_an_empty_batch(tiny_config, faces):
     last = Stream(url=faces, global_batch=23, rank=0, world=2)
-    batch, _ = take(tiny_config, last, 2)[1]
+    batch = take(tiny_config, last, 2)[1].batch
     assert batch.rows == 0
     assert batch.tokens == 0
     assert batch.images.shape == (0, 3, 16, 16)
@@ -127,9 +127,9 @@ def test_augmentation_changes_with_the_epoch_and_not_with_the_place_in_it(tiny_c
     sample = stream.read([7])[0]
     collate = Collate.of(tiny_config, TOKENIZER)
     others = stream.read([1, 2])
-    first = collate([sample], 0).images[0]
-    assert torch.equal(collate([*others, sample], 0).images[2], first)
-    assert not torch.equal(collate([sample], 1).images[0], first)
+    first = collate([sample]).images[0]
+    assert torch.equal(collate([*others, sample]).images[2], first)
+    assert not torch.equal(collate([dataclasses.replace(sample, epoch=1)]).images[0], first)
     expected = augment(sample.image, 16, crop=tiny_config.data.crop, flip=tiny_config.data.flip, key=(0, 0, 7))
     assert torch.equal(first, torch.from_numpy(expected.copy()))
 
@@ -141,8 +141,8 @@ def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces)
     collate = Collate.of(tiny_config, TOKENIZER)
     for epoch in range(2):
         steps = take(tiny_config, dataclasses.replace(in_order, start=Cursor(epoch, 0)), STEPS_OF_AN_EPOCH)
-        images = torch.cat([batch.images for batch, _ in steps])
-        assert torch.equal(images, collate(samples, epoch).images)
+        images = torch.cat([delivery.batch.images for delivery in steps])
+        assert torch.equal(images, collate([dataclasses.replace(sample, epoch=epoch) for sample in samples]).images)
 
 
 def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str = "") -> Sample:
@@ -152,7 +152,7 @@ def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str 
 
 def test_sentences_know_the_row_they_belong_to(tiny_config):
     samples = [captioned(0, "a", ("x y", "z")), captioned(1, "b"), captioned(2, "c", ("the brows",))]
-    batch = Collate.of(tiny_config, TOKENIZER)(samples, 0)
+    batch = Collate.of(tiny_config, TOKENIZER)(samples)
     assert batch.owner.tolist() == [0, 0, 2]
     expected = TOKENIZER.encode(["x y", "z", "the brows"], 16)
     assert torch.equal(batch.sentences.ids, expected.ids)
@@ -161,14 +161,14 @@ def test_sentences_know_the_row_they_belong_to(tiny_config):
 
 def test_equal_captions_have_equal_numbers(tiny_config):
     samples = [captioned(0, "a", (), "s"), captioned(1, "b", (), "s"), captioned(2, "a", (), "t")]
-    batch = Collate.of(tiny_config, TOKENIZER)(samples, 0)
+    batch = Collate.of(tiny_config, TOKENIZER)(samples)
     assert (batch.whole_ids[:, None] == batch.whole_ids).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     assert (batch.summary_ids[:, None] == batch.summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
 
 
 def test_each_part_is_cut_at_its_own_length(tiny_config):
     long = "a happy face with raised cheeks " * 9
-    batch = Collate.of(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)], 0)
+    batch = Collate.of(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)])
     lengths = tiny_config.model.text.lengths
     assert batch.whole.ids.shape[1] == lengths.whole == 16
     assert batch.sentences.ids.shape[1] == lengths.local == 16
@@ -178,7 +178,7 @@ def test_each_part_is_cut_at_its_own_length(tiny_config):
 def test_a_part_that_the_objective_leaves_out_is_not_tokenised(tiny_config):
     off = tiny_config.objective.model_copy(update={"summary": 0.0, "local": 0.0})
     config = tiny_config.model_copy(update={"objective": off})
-    batch = Collate.of(config, TOKENIZER)([captioned(0, "a", ("b",), "c")], 0)
+    batch = Collate.of(config, TOKENIZER)([captioned(0, "a", ("b",), "c")])
     assert batch.whole.ids.shape[0] == 1
     assert batch.summary.ids.shape[0] == batch.sentences.ids.shape[0] == batch.owner.shape[0] == 0
     assert batch.rows == 1

@@ -219,7 +219,7 @@ def test_other_data_at_another_place_are_refused(new_run: Callable[..., Config],
     pretrain(new_run(), FakeRuntime(stop_after=1))
     other = str(tmp_path / "other")
     write_shards(records(20, seed=1, pixels=32), other)
-    with pytest.raises(CheckpointError, match="is not the dataset"):
+    with pytest.raises(CheckpointError, match="is not the data"):
         pretrain(new_run(data__url=other), FakeRuntime())
 
 
@@ -239,7 +239,7 @@ def test_another_dataset_at_the_same_place_is_refused(new_run: Callable[..., Con
     for entry in open_store(data).list():
         open_store(data).delete(entry.path)
     write_shards(records(20, seed=1, pixels=32), data)
-    with pytest.raises(CheckpointError, match="is not the dataset"):
+    with pytest.raises(CheckpointError, match="is not the data"):
         pretrain(config, FakeRuntime())
     assert [each.step for each in saved(config)] == [1]
 

@@ -62,7 +62,7 @@ def test_what_does_not_decide_what_is_learned_may_change(
         ("global_batch", 16),
         ("optimizer.lr", 0.5),
         ("data.flip", 0.25),
-        ("data.window_shards", 3),
+        ("data.shuffle_window", 3),
         ("model.embedding", 24),
         ("model.image.options.depth", 2),
         ("model.text.lengths.global", 17),

@@ -37,7 +37,7 @@ def stepped(session: Session, steps: int) -> Cursor:
     """The cursor behind that many steps."""
     cursor = Cursor()
     for _ in range(steps):
-        batch, cursor = next(session.batches)
+        batch, cursor, _ = next(session.batches)
         session.engine.train(batch)
     return cursor
 
@@ -76,7 +76,7 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     assert again.engine.step == 4
     assert again.tracker.run_id == session.tracker.run_id
     assert again.tokenizer.to_json() == session.tokenizer.to_json()
-    (batch, after), (wanted, wanted_after) = next(again.batches), next(session.batches)
+    (batch, after, _), (wanted, wanted_after, _) = next(again.batches), next(session.batches)
     assert after == wanted_after
     assert batch.images.equal(wanted.images)
     assert batch.whole.ids.equal(wanted.whole.ids)

@@ -54,7 +54,7 @@ class Place:
             "url": "run",
             "steps": STEPS,
             "global_batch": 8,
-            "data": {"url": self.faces, "workers": workers, "window_shards": 2},
+            "data": {"url": self.faces, "workers": workers, "shuffle_window": 12},
             "model": {
                 "embedding": 16,
                 "image": {

@@ -47,10 +47,14 @@ def test_a_setting_has_one_name_the_one_of_the_caption_part():
 
 
 def test_a_missing_key_says_what_it_is_for():
-    text = TEXT.replace("  url: data/x", "  workers: 1")
-    assert refusal(text) == (
-        "cfg.yaml:5: data.url is required (Folder or URL of a packed dataset (the one that holds manifest.json))."
-    )
+    text = TEXT.replace("  url: data/x", "  mix:\n    - weight: 1")
+    assert refusal(text) == "cfg.yaml:6: data.mix.0.url is required (Folder or URL of a packed dataset)."
+
+
+@pytest.mark.parametrize("data", ["  workers: 1", "  url: data/x\n  mix: [{url: data/y}]"])
+def test_data_are_one_dataset_or_a_mixture(data):
+    rule = "data: give either url, the one dataset, or mix, a list of {url, weight}."
+    assert refusal(TEXT.replace("  url: data/x", data)) == f"cfg.yaml:5: {rule}"
 
 
 def test_a_missing_key_of_the_whole_file_names_the_file():

@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def batch(tiny_config: Config, tokenizer: Tokenizer) -> Batch:
     samples = Stream(url=tiny_config.data.url, global_batch=6).read(range(6))
-    return Collate.of(tiny_config, tokenizer)(samples, 0)
+    return Collate.of(tiny_config, tokenizer)(samples)
 
 
 def pair(config: Config, tokenizer: Tokenizer, **changes) -> TowerPair:
@@ -85,7 +85,7 @@ def test_every_parameter_receives_a_gradient(tiny_config, tokenizer, batch):
 
 
 def test_a_rank_without_rows_has_gradients_of_zero_for_every_parameter(tiny_config, tokenizer):
-    empty = Collate.of(tiny_config, tokenizer)([], 0)
+    empty = Collate.of(tiny_config, tokenizer)([])
     model = pair(tiny_config, tokenizer)
     Objective.of(tiny_config, None)(model(empty), empty, 0).loss.backward()
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())

@@ -1,0 +1,80 @@
+"""The damaged samples that a run left out, over all ranks and starts."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from emocap_shards.errors import BudgetSpent, DamagedSample, NotFound
+from emocap_shards.store import Store
+
+from emocap_pretrain.world import World
+
+QUARANTINE = "quarantine.json"
+Row = dict[str, str | int]
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """Held in `<run>/quarantine.json`, one row for each sample; all ranks know all rows.
+
+    Args:
+        store: The run's folder.
+        world: All ranks.
+        budget: Samples that the run may leave out.
+        rows: {"shard", "key", "reason", "step"}, in the order in which they were met.
+    """
+
+    store: Store
+    world: World
+    budget: int
+    rows: list[Row] = field(default_factory=list[Row])
+    _pending: list[Row] = field(default_factory=list[Row])
+
+    @classmethod
+    def open(cls, store: Store, world: World, budget: int) -> "Quarantine":
+        """With what earlier starts of the run have met; a collective."""
+        return cls(store, world, budget, world.from_main(lambda: _stored(store)))
+
+    def meet(self, damaged: Iterable[DamagedSample], step: int) -> None:
+        """Notes what was left out of a step on this rank."""
+        self._pending += [
+            {"shard": each.shard, "key": each.key, "reason": each.reason, "step": step} for each in damaged
+        ]
+
+    def settle(self) -> list[Row]:
+        """Shares what the ranks have met since the last time; the rows that are new; a collective.
+
+        Raises:
+            BudgetSpent: On every rank, if there are more than the budget.
+        """
+        if self.budget == 0 or not self.world.any(bool(self._pending)):
+            return []
+        known = {_place(row): row for row in self.rows}
+        found = {_place(row): row for rows in self.world.collect(self._pending) for row in rows}
+        fresh = [row for place, row in found.items() if place not in known]
+        self.rows += fresh
+        self._pending = []
+        if fresh and self.world.is_main:
+            self.store.put(QUARANTINE, self.dump())
+        if len(self.rows) > self.budget:
+            report = f"{self.store.url}/{QUARANTINE}"
+            raise BudgetSpent(
+                f"data.error_budget={self.budget} is used up: {len(self.rows)} damaged samples, the last "
+                f"{fresh[-1]['key']!r} of {fresh[-1]['shard']} ({fresh[-1]['reason']}). {report} lists them; "
+                "repair the shards, or allow more."
+            )
+        return fresh
+
+    def dump(self) -> bytes:
+        return json.dumps(self.rows, indent=1).encode()
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return str(row["shard"]), str(row["key"])
+
+
+def _stored(store: Store) -> list[Row]:
+    try:
+        return list(json.loads(store.read(QUARANTINE)))
+    except NotFound:
+        return []

@@ -1,0 +1,94 @@
+"""Several sources in fixed shares, at every moment: which source gives the sample at which position.
+
+Stride scheduling (Waldspurger and Weihl 1995): the j-th sample of a source of weight w has its turn at time
+(j + 1/2) / w. The turns repeat after a round of `ROUND` positions, so that how many samples a source gave among the
+first p is arithmetic, and no state but p is needed to go on from p.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from jaxtyping import Int64
+
+from emocap_shards.cursor import Cursor
+from emocap_shards.errors import PlanError
+from emocap_shards.plan import Step, Stretch, check_cursor, passes
+
+ROUND = 1 << 14
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Steps of `global_batch` samples without end; each source goes through its own epochs, every sample once in each.
+
+    What the cursor calls an epoch is as many samples as all sources have together. There is no remainder: a step goes
+    on into the next epoch.
+
+    Args:
+        samples: Of each source.
+        weights: Share of each source, positive; their sum does not matter. A share is kept to 1 / `ROUND`.
+        global_batch: Samples in a step, over all ranks.
+        epochs: Ends before this epoch, with a smaller step if need be; None goes on for ever.
+    """
+
+    samples: tuple[int, ...]
+    weights: tuple[float, ...]
+    global_batch: int
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1 or len(self.samples) != len(self.weights) or min(self.samples) < 1:
+            raise PlanError(f"{self}: a mixture takes a weight for each source, and steps of one sample or more.")
+        if not all(weight > 0 and np.isfinite(weight) for weight in self.weights):
+            raise PlanError(f"weights={self.weights}: every weight is a number above 0; leave out a source instead.")
+
+    def steps(self, start: Cursor) -> Iterator[Step]:
+        epoch = sum(self.samples)
+        check_cursor(start, epoch)
+        end = None if self.epochs is None else self.epochs * epoch
+        for position in count(start.epoch * epoch + start.position, self.global_batch):
+            if end is not None and position >= end:
+                return
+            stop = position + self.global_batch if end is None else min(position + self.global_batch, end)
+            yield Step(tuple(self.stretches(position, stop)), Cursor(*divmod(stop, epoch)))
+
+    def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
+        """What each source gives to positions [start, stop)."""
+        for source, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
+            yield from passes(source, first, last, self.samples[source])
+
+    def given(self, position: int) -> list[int]:
+        """How many samples each source gave before a position."""
+        rounds, rest = divmod(position, ROUND)
+        return (rounds * self._turns[-1] + self._turns[rest]).tolist()
+
+    @functools.cached_property
+    def _turns(self) -> Int64[np.ndarray, "turns sources"]:
+        """How many samples each source gave before each position of a round; the last row is the whole round."""
+        parts = apportioned(self.weights, ROUND)
+        times = np.concatenate([(np.arange(part) + 0.5) / part for part in parts])
+        sources = np.repeat(np.arange(len(parts)), parts)[np.argsort(times, kind="stable")]
+        given = np.zeros((ROUND + 1, len(parts)), dtype=np.int64)
+        np.cumsum(sources[:, None] == np.arange(len(parts)), axis=0, out=given[1:])
+        return given
+
+
+def apportioned(weights: Sequence[float], seats: int) -> list[int]:
+    """Whole numbers in the proportion of the weights that add up to `seats`, each at least 1 (largest remainders).
+
+    Raises:
+        PlanError: If there are more weights than seats.
+    """
+    if len(weights) > seats:
+        raise PlanError(f"{len(weights)} sources are more than a mixture takes, {seats}.")
+    free = seats - len(weights)
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * seats
+    above = np.maximum(exact - 1, 0)
+    quotas = above / above.sum() * free if above.sum() else np.full(len(weights), free / len(weights))
+    parts = np.floor(quotas).astype(np.int64)
+    leftover = np.argsort(parts - quotas, kind="stable")[: free - int(parts.sum())]
+    parts[leftover] += 1
+    return (parts + 1).tolist()

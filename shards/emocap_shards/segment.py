@@ -1,0 +1,87 @@
+"""Neighbouring samples of a shard that travel together: what one request brings, and what the cache keeps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+
+from emocap_shards.index import ShardIndex
+from emocap_shards.order import Ids
+from emocap_shards.shard import Shard
+
+# Large enough that a request's latency and cost are small beside its bytes, small enough that a rank that wants a
+# part of a shard reads little else.
+SEGMENT_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Some samples of one shard: `rows` counts within the shard and ascends."""
+
+    shard: Shard
+    index: ShardIndex
+    rows: Ids
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def starts(self) -> Ids:
+        return self.index.offsets[self.rows]
+
+    @property
+    def stops(self) -> Ids:
+        return self.starts + self.index.lengths[self.rows]
+
+    @property
+    def start(self) -> int:
+        return int(self.starts[0])
+
+    @property
+    def stop(self) -> int:
+        return int(self.stops[-1])
+
+    def runs(self, gap_bytes: int) -> Iterator["Rows"]:
+        """Cut where more than `gap_bytes` lie between two samples."""
+        breaks = np.flatnonzero(self.starts[1:] - self.stops[:-1] > gap_bytes) + 1
+        return self._cut(breaks)
+
+    def segments(self) -> Iterator[tuple["Segment", "Rows"]]:
+        """The segments that hold these samples, each with the ones that it holds."""
+        numbers = self.starts // SEGMENT_BYTES
+        every = self.index.offsets // SEGMENT_BYTES
+        for part in self._cut(np.flatnonzero(np.diff(numbers)) + 1):
+            number = part.start // SEGMENT_BYTES
+            first, last = np.searchsorted(every, [number, number + 1])
+            yield Segment(Rows(self.shard, self.index, np.arange(first, last)), number), part
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """The bytes of each sample out of the shard's bytes [start, stop), or as much as there is of them."""
+        bounds = zip((self.starts - self.start).tolist(), (self.stops - self.start).tolist(), strict=True)
+        return [data[start:stop] for start, stop in bounds]
+
+    def _cut(self, places: Sequence[int] | Ids) -> Iterator["Rows"]:
+        return (Rows(self.shard, self.index, rows) for rows in np.split(self.rows, places) if len(rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """All samples of a shard that begin in the same `SEGMENT_BYTES` of it."""
+
+    samples: Rows
+    number: int
+
+    @property
+    def name(self) -> str:
+        """By content, so that equal shards at two places are one."""
+        return f"{self.samples.shard.sha256}-{self.number:06d}"
+
+    @property
+    def span(self) -> tuple[str, int, int]:
+        return self.samples.shard.path, self.samples.start, self.samples.stop
+
+    def is_intact(self, data: bytes) -> bool:
+        """Whether every sample in the segment's bytes is what was written."""
+        sums = self.samples.index.crc32c[self.samples.rows].tolist()
+        return [google_crc32c.value(block) for block in self.samples.pieces(data)] == sums

@@ -1,0 +1,102 @@
+"""What a manifest says of its shards."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from emocap_shards.order import Ids
+from emocap_shards.store.protocol import checked
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar and its sample index; paths are relative to the dataset's root, digests are hexadecimal."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_path: str
+    index_sha256: str
+
+
+class Shards(Sequence[Shard]):
+    """Shards as columns; a row is made when it is asked for."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self._columns = columns
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Shards":
+        """From rows with the fields of `Shard`.
+
+        Raises:
+            ValueError: If a field is no text or number of its kind, a digest is none, or a path leaves the dataset.
+            KeyError: If a field is missing.
+        """
+        texts = {name: [_text(row[name], name) for row in rows] for name in ("path", "index_path")}
+        digests = {name: _digests([row[name] for row in rows]) for name in ("sha256", "index_sha256")}
+        numbers = {name: _numbers([row[name] for row in rows], name) for name in ("samples", "bytes")}
+        if len(set(texts["path"])) < len(rows):
+            raise ValueError("a shard is named twice")
+        return cls({name: _packed(lines) for name, lines in texts.items()} | digests | numbers)
+
+    @property
+    def samples(self) -> Ids:
+        return self._columns["samples"]
+
+    @property
+    def bytes(self) -> Ids:
+        return self._columns["bytes"]
+
+    def __len__(self) -> int:
+        return len(self._columns["samples"])
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Shards": ...
+    def __getitem__(self, index: int | slice) -> "Shard | Shards":
+        row = {name: column[index] for name, column in self._columns.items()}
+        return Shards(row) if isinstance(index, slice) else _shard(row)
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self[row] for row in range(len(self)))
+
+
+def _shard(row: Mapping[str, Any]) -> Shard:
+    return Shard(
+        path=row["path"].decode(),
+        samples=int(row["samples"]),
+        bytes=int(row["bytes"]),
+        sha256=row["sha256"].tobytes().hex(),
+        index_path=row["index_path"].decode(),
+        index_sha256=row["index_sha256"].tobytes().hex(),
+    )
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{name}={value!r} is no path")
+    return checked(value)
+
+
+def _packed(lines: Sequence[str]) -> np.ndarray:
+    return np.array([line.encode() for line in lines], dtype=np.bytes_)
+
+
+def _digests(texts: Sequence[str]) -> np.ndarray:
+    """Hexadecimal SHA-256s as rows of 32 bytes."""
+    data = bytes.fromhex("".join(texts))
+    if any(len(text) != 64 for text in texts):
+        raise ValueError("a digest has not 64 hexadecimal digits")
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, 32)
+
+
+def _numbers(values: Sequence[Any], name: str) -> Ids:
+    for value in values:
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} of a shard is no whole number above 0")
+    return np.array(values, dtype=np.int64)

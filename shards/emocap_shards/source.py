@@ -1,0 +1,98 @@
+"""Datasets opened for reading; several are read as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emocap_shards.cache import Cache
+from emocap_shards.errors import DamagedSample
+from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.order import Ids, Layout
+from emocap_shards.reader import Reader
+from emocap_shards.sample import Encoded
+from emocap_shards.store import Store, open_store
+from emocap_shards.store.folder import FolderStore
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One dataset of a mixture; `weight` is its share beside the others' weights, by default its number of samples."""
+
+    url: str
+    weight: float | None = None
+
+
+class Library:
+    """Datasets whose samples are numbered through: those of the second come behind those of the first."""
+
+    def __init__(
+        self, datasets: Sequence[tuple[Store, Manifest]], weights: Sequence[float | None], cache: Cache | None
+    ):
+        self._layouts = [Layout(manifest.counts) for _, manifest in datasets]
+        self._firsts = np.cumsum([0, *self.samples])
+        self.weights = tuple(
+            float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
+        )
+        self.uses_cache = cache is not None and any(not isinstance(store, FolderStore) for store, _ in datasets)
+        several = len(datasets) > 1
+        self._readers = [
+            _reader(store, manifest, cache, int(first), f"{store.url}/" if several else "")
+            for (store, manifest), first in zip(datasets, self._firsts, strict=False)
+        ]
+
+    @classmethod
+    def open(cls, url: str | Sequence[Source], cache: Cache | None = None) -> "Library":
+        """The datasets at their URLs.
+
+        Raises:
+            ManifestError: If there is none at one of them.
+            StoreError: If a store cannot be reached.
+        """
+        sources = (Source(url),) if isinstance(url, str) else tuple(url)
+        stores = [open_store(source.url) for source in sources]
+        return cls([(store, read_manifest(store)) for store in stores], [source.weight for source in sources], cache)
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Of each dataset."""
+        return tuple(layout.samples for layout in self._layouts)
+
+    def layout(self, source: int) -> Layout:
+        return self._layouts[source]
+
+    def first(self, source: int) -> int:
+        """The number of a dataset's first sample."""
+        return int(self._firsts[source])
+
+    def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
+        """As `Reader.fetch`, with numbers that go through all datasets."""
+        found: list[Encoded | DamagedSample | None] = [None] * len(ids)
+        for source, places in self._by_source(ids):
+            for place, sample in zip(places, self._fetch(source, ids[places], direct), strict=True):
+                found[place] = sample
+        return [sample for sample in found if sample is not None]
+
+    def warm(self, ids: Ids) -> None:
+        """As `Reader.warm`."""
+        for source, places in self._by_source(ids):
+            self._readers[source].warm(ids[places] - self._firsts[source])
+
+    def _fetch(self, source: int, ids: Ids, direct: bool) -> list[Encoded | DamagedSample]:
+        return self._readers[source].fetch(ids - self._firsts[source], direct=direct)
+
+    def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
+        """For each source that has some of these samples, their places in `ids`."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
+            wrong = int(ids.min() if ids.min() < 0 else ids.max())
+            raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")
+        sources = np.searchsorted(self._firsts, ids, side="right") - 1
+        return [(int(source), np.flatnonzero(sources == source)) for source in np.unique(sources)]
+
+
+def _reader(store: Store, manifest: Manifest, cache: Cache | None, first: int, place: str) -> Reader:
+    """What lies on a disk of this machine needs no cache on another."""
+    return Reader(store, manifest, None if isinstance(store, FolderStore) else cache, first=first, place=place)
