@@ -39,5 +39,6 @@ def _enter(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None
     """Sets the variables, and nothing of the person's own AWS set-up remains."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "60")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

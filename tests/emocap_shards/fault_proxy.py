@@ -53,7 +53,8 @@ class Request:
 class FaultProxy:
     """In front of `upstream`, a port of 127.0.0.1; listens on `port`. A context manager.
 
-    `counts` says how many requests passed ("none") or met each fault; `requests` lists "METHOD target".
+    `counts` says how many requests passed ("none") or met each fault; `requests` lists "METHOD target";
+    `most_at_once` is how many were under way at the same time.
     """
 
     def __init__(self, upstream: int, *, seed: int = 0) -> None:
@@ -61,12 +62,15 @@ class FaultProxy:
         self.port = 0
         self.counts: Counter[str] = Counter()
         self.requests: list[str] = []
+        self.most_at_once = 0
+        self._now = 0
         self.delay_s = 0.2
         self._rules: list[Rule] = []
         self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None] | None] = set()  # the loop alone would hold them weakly
 
     @property
     def endpoint(self) -> str:
@@ -118,13 +122,16 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             while await self._one(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return  # a client that hangs up, or a server that is down: the client sees its line cut
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            return  # the end of the test, a client that hangs up, or a server that is down: the client sees its line cut
         finally:
             writer.transport.abort()
+            self._tasks.discard(task)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answers one request; whether the connection goes on."""
@@ -132,6 +139,14 @@ class FaultProxy:
         fault = next((rule.fault for rule in self._rules if rule.hits(request, self._dice)), "none")
         self.counts[fault] += 1
         self.requests.append(f"{request.method} {request.target}")
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            return await self._answer(request, fault, writer)
+        finally:
+            self._now -= 1
+
+    async def _answer(self, request: Request, fault: str, writer: asyncio.StreamWriter) -> bool:
         if fault == "reset":
             return False
         if fault in _ANSWERS:

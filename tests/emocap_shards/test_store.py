@@ -11,8 +11,10 @@ from emocap_shards.store import Entry, Patience, Store, open_store
 from fsspec.implementations.memory import MemoryFileSystem
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def store(request, tmp_path):
+    if request.param == "s3":
+        return open_store(request.getfixturevalue("s3"))
     return open_store(tmp_path / "root" if request.param == "folder" else f"memory://{uuid.uuid4().hex}/root")
 
 

@@ -17,12 +17,14 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ResponseStreamingError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import SSLError as BotoSSLError
 from botocore.parsers import ResponseParserError
 
 from emocap_shards.store.mask import masked
 
 _CUT = (
+    BotoConnectionError,
     aiohttp.ClientConnectionError,
     aiohttp.ClientPayloadError,
     ConnectionError,

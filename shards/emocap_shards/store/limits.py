@@ -19,6 +19,8 @@ class Patience:
         longest_wait_s: Where the doubling ends.
         connect_timeout_s: For a connection to open.
         read_timeout_s: For the next byte to come.
+        slowest_bytes_per_s: A request whose bytes travel slower than this is given up and made again: a server can
+            stall where no timeout of the HTTP library looks, as before it says "100 Continue".
     """
 
     deadline_s: float = 900.0
@@ -26,9 +28,14 @@ class Patience:
     longest_wait_s: float = 5.0
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
+    slowest_bytes_per_s: float = 65536.0
 
     def __post_init__(self) -> None:
         _refuse_below(self, 0)
+
+    def attempt_s(self, size_bytes: int) -> float:
+        """How long one request that carries so many bytes may take."""
+        return self.connect_timeout_s + self.read_timeout_s + size_bytes / max(1.0, self.slowest_bytes_per_s)
 
     @classmethod
     def of_environment(cls) -> "Patience":

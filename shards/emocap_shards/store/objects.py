@@ -116,8 +116,9 @@ class ObjectStore:
     async def _put_on(self, path: str, data: bytes, condition: Condition) -> None:
         """A refused condition is a loss, unless an earlier attempt of ours, whose answer was lost, made it fail.
 
-        Who wrote stands beside the object as metadata. A server that forgets metadata leaves only the bytes to
-        compare: two writers of equal bytes, both with lost answers, then both believe that they were first.
+        Who wrote stands beside the object as metadata: that decides, also at the first attempt, for aiohttp itself
+        repeats a PUT on a connection that was cut. Where there is no metadata, a later attempt compares bytes: then
+        two writers of equal bytes, one of them with a lost answer, may both believe that they were first.
         """
         backend = self._connection.backend
 
@@ -127,16 +128,16 @@ class ObjectStore:
             except EXPECTED as error:
                 if not is_lost_condition(error):
                     raise
-                if number == 1 or not await self._is_ours(path, data, condition.writer):
+                if not await self._is_ours(path, data, condition.writer, again=number > 1):
                     raise ConditionFailed(path) from error
 
-        await self._connection.ask("write", path, act)
+        await self._connection.ask("write", path, act, size_bytes=len(data))
 
-    async def _is_ours(self, path: str, data: bytes, writer: str) -> bool:
+    async def _is_ours(self, path: str, data: bytes, writer: str, *, again: bool) -> bool:
         backend = self._connection.backend
         try:
             facts = await backend.head(path)
-            if facts.writer or facts.size != len(data):
+            if facts.writer or not again or facts.size != len(data):
                 return facts.writer == writer
             return (await backend.get_whole(path, limit_bytes=len(data))).data == data
         except EXPECTED as error:
@@ -193,7 +194,8 @@ def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # noqa: 
         raise StoreError(f"{url}: the secrets of a URL do not travel; {cure}.")
     traffic = store.traffic
     backend = _backend(url, store.patience, traffic)
-    return Connection(backend, Retrier(store.patience, store.url), traffic, asyncio.Semaphore(traffic.in_flight))
+    patience, turn = store.patience, asyncio.Semaphore(traffic.in_flight)
+    return Connection(backend, Retrier(patience, store.url), patience, traffic, turn)
 
 
 def _backend(url: str, patience: Patience, traffic: Traffic) -> Backend:

@@ -1,5 +1,6 @@
 """The one place of retries: full-jitter backoff until a deadline, and one voice about an outage."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -31,18 +32,28 @@ class Retrier:
         self._silent_since: float | None = None
         self._last_word = float("-inf")
 
-    async def __call__(self, verb: str, path: str, act: Callable[[int], Awaitable[T]]) -> T:
+    async def __call__(
+        self, verb: str, path: str, act: Callable[[int], Awaitable[T]], *, size_bytes: int | None = 0
+    ) -> T:
         """Awaits act(1), act(2), ... until one returns; an error that will not pass goes through as it is.
+
+        Args:
+            verb: What is done, for messages.
+            path: To what.
+            act: One attempt; its argument counts from 1.
+            size_bytes: That travel in one attempt, which bounds its time; None for no bound.
 
         Raises:
             StoreError: If the deadline is over.
         """
         number = 0
+        limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
 
         async def once() -> T:
             nonlocal number
             number += 1
-            return await act(number)
+            async with asyncio.timeout(limit_s):
+                return await act(number)
 
         try:
             result = await self._retrying(verb, path)(once)
@@ -86,7 +97,7 @@ class Retrier:
     def _gave_up(self, verb: str, path: str, attempts: int, error: RetryError) -> StoreError:
         last = error.last_attempt.exception()
         assert last is not None
-        spent = f"gave up after {attempts} attempts in {self._patience.deadline_s:.0f} s"
+        spent = f"gave up after {attempts} attempts in {self._patience.deadline_s:g} s"
         return StoreError(f"cannot {verb} {path!r} in {self._where}: {reason(last)}; {spent}; {cure(last)}.")
 
 

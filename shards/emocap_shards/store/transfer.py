@@ -1,6 +1,7 @@
 """Large objects in parts, many at a time: which parts, and what to do when one of them fails."""
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store.backend import Backend, Facts, Multipart, Part
 from emocap_shards.store.failure import EXPECTED, ShortAnswer, answer, reason
 from emocap_shards.store.landing import local_errors, write_at
-from emocap_shards.store.limits import Traffic
+from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel
 
@@ -28,6 +29,7 @@ class Connection:
 
     backend: Backend
     ask: Retrier
+    patience: Patience
     traffic: Traffic
     turn: asyncio.Semaphore
 
@@ -35,14 +37,14 @@ class Connection:
         """Bytes [start, end): all that the object holds there, never fewer."""
 
         async def act(number: int) -> Part:
-            async with self.turn:
+            async with self.turn, asyncio.timeout(self.patience.attempt_s(end - start)):
                 part = await self.backend.get(path, start, end, attempt=number)
             there = (end if part.total is None else max(start, min(end, part.total))) - start
             if len(part.data) != there:
                 raise ShortAnswer(f"got {len(part.data)} of {there} bytes from {start}")
             return part
 
-        return await self.ask("read", path, act)
+        return await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
 
     async def get_whole(self, path: str) -> Part:
         """The object in one request, or in parts where it is large."""
@@ -52,7 +54,7 @@ class Connection:
             async with self.turn:
                 return await self.backend.get_whole(path, limit_bytes=limit)
 
-        part = await self.ask("read", path, act)
+        part = await self.ask("read", path, act, size_bytes=None)
         if part.total is None or len(part.data) == part.total:
             return part
         data = await self.get_spans([(path, 0, part.total)], version=part.version)
@@ -99,7 +101,7 @@ class Connection:
     async def put_file(self, path: str, local_path: Path) -> None:
         size = local_path.stat().st_size
         if not isinstance(self.backend, Multipart):
-            await self.ask("write", path, lambda _: self.backend.put_file(path, str(local_path)))
+            await self.ask("write", path, lambda _: self.backend.put_file(path, str(local_path)), size_bytes=size)
             return
         descriptor = os.open(local_path, os.O_RDONLY)
         try:
@@ -112,7 +114,7 @@ class Connection:
         backend = self.backend
         if size <= 2 * self.traffic.part_bytes or not isinstance(backend, Multipart):
             data = await asyncio.to_thread(take, 0, size)
-            await self.ask("write", path, lambda _: backend.put(path, data))
+            await self.ask("write", path, lambda _: backend.put(path, data), size_bytes=size)
             return
         writer = uuid.uuid4().hex
         upload = await self.ask("write", path, lambda _: backend.start_upload(path, writer))
@@ -132,7 +134,8 @@ class Connection:
             data = await asyncio.to_thread(take, *piece)
             if len(data) != piece[1] - piece[0]:
                 raise StoreError(f"the file for {path!r} shrank while it was uploaded; nothing was written.")
-            return await self.ask("write", path, lambda _: backend.put_part(path, upload, number, data))
+            act = functools.partial(_put_part, backend, path, upload, number, data)
+            return await self.ask("write", path, act, size_bytes=len(data))
 
         tags = await in_parallel(list(enumerate(pieces, 1)), put, width=self.traffic.parts_in_flight)
 
@@ -147,7 +150,11 @@ class Connection:
                 if facts.size != size or facts.writer not in {writer, ""}:
                     raise
 
-        await self.ask("write", path, finish)
+        await self.ask("write", path, finish, size_bytes=None)  # S3 may take minutes to put the parts together
+
+
+async def _put_part(backend: Multipart, path: str, upload: str, number: int, data: bytes, _: int) -> str:
+    return await backend.put_part(path, upload, number, data)
 
 
 def pieces_of(start: int, end: int, length: int) -> list[tuple[int, int]]:
