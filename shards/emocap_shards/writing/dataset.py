@@ -41,7 +41,9 @@ class DatasetSource:
             RecordError: If the seed is negative, or there is no URL.
         """
         if not urls or (seed is not None and seed < 0):
-            raise RecordError(f"{len(urls)} datasets, seed {seed}: give one or more, and no seed below 0.")
+            raise RecordError(
+                f"{len(urls)} datasets with seed {seed}: name one or more, and behind them the new one; a seed is 0 or more."
+            )
         return cls(tuple(urls), tuple(map(read_manifest, urls)), seed)
 
     @property

@@ -41,8 +41,8 @@ class Ledger:
             RecordError: If its key is taken, and `skip_bad` rows were bad already.
         """
         if (first := self.keys.get(key)) is not None:
-            same = f"at {first} too" if first != where else "twice"
-            self.reject(BadRow(where, f"the key {key!r} comes {same}; give every sample a key of its own"))
+            fault = "comes twice" if first == where else f"is taken by {first}"
+            self.reject(BadRow(where, f"the key {key!r} {fault}; every sample needs one of its own (--number-keys)"))
             return False
         if self.rule and not self._is_new(self.rule, where, key, fingerprint):
             return False

@@ -66,6 +66,8 @@ def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: i
         return BadRow(where, str(error))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
     given = values.get(columns.key)
+    if not isinstance(given, str | int | None):
+        return BadRow(where, f"the key {given!r} is an unusable key; a key is text or a whole number")
     key = _own_key(image, values[columns.image], root) if given is None or given == "" else str(given)
     return Row(where, key or f"{number:09d}", image, annotation, extension)
 

@@ -68,7 +68,8 @@ class TarsSource:
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
         if image is None:
             raise RecordError(f"it has no image, but {', '.join(members) or 'nothing'}; name the member with --image")
-        texts = {each: _text(data, each) for each, data in members.items() if each not in {image, "json", *FORMATS}}
+        wanted = (self.columns.used | {"txt"}) - {image, "json"}
+        texts = {each: _text(data, each) for each, data in members.items() if each in wanted}
         fields = _object(members.get("json")) | texts
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 

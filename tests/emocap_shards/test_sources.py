@@ -1,0 +1,377 @@
+import csv
+import json
+import os
+import struct
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from emocap_shards.annotation import load_annotation
+from emocap_shards.errors import ManifestError, RecordError
+from emocap_shards.writing.row import LocalFile, key_of
+from emocap_shards.writing.sources.choice import open_source
+from emocap_shards.writing.sources.columns import Columns
+from pack_cases import bad_rows, folder_of, packed, parts, samples_of, table_of, table_row, write_lines
+from shard_cases import encode, record, records
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A folder with three images, 0.png to 2.png, and faces.jsonl."""
+    table_of(tmp_path, 3)
+    return tmp_path
+
+
+def read_back(url):
+    """(image, captions, labels) of each sample."""
+    return [(sample.image, *load_annotation(sample.annotation)) for sample in samples_of(url)]
+
+
+def expected(count=3):
+    return [(each.image, (each.caption,), each.labels) for each in records(count)]
+
+
+def test_json_lines_become_samples_keyed_by_their_images(faces, tmp_path):
+    packed(faces / "faces.jsonl", tmp_path / "out")
+    assert read_back(tmp_path / "out") == expected()
+    assert [sample.key for sample in samples_of(tmp_path / "out")] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_a_delimited_table_becomes_the_same_samples(faces, tmp_path, suffix, delimiter):
+    with (faces / f"table.{suffix}").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["image", "global", "local", "summary", "emotion", "valence"])
+        for number, (_, (caption,), labels) in enumerate(expected()):
+            local = " | ".join(caption.local)
+            writer.writerow(
+                [f"{number}.png", caption.whole, local, caption.summary, labels["emotion"], labels["valence"]]
+            )
+    packed(faces / f"table.{suffix}", tmp_path / "out", Columns(labels=("emotion", "valence")))
+    assert read_back(tmp_path / "out") == expected()
+
+
+def test_a_folder_with_annotations_becomes_the_same_samples(tmp_path):
+    packed(folder_of(tmp_path / "in", 3), tmp_path / "out")
+    assert read_back(tmp_path / "out") == expected()
+
+
+IMAGES = {
+    "paths": lambda number: f"{number}.png",
+    "bytes": encode,
+    "objects with bytes": lambda number: {"bytes": encode(number), "path": f"elsewhere/{number}.png"},
+    "objects with paths": lambda number: {"bytes": None, "path": f"{number}.png"},
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_parquet_with_images_as_paths_or_bytes_becomes_the_same_samples(faces, tmp_path, kind):
+    rows = [table_row(number, image=IMAGES[kind](number)) for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows[:2]), faces / "part-0.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[2:]), faces / "part-1.parquet")
+    packed(str(faces / "part-*.parquet"), tmp_path / "out")
+    assert read_back(tmp_path / "out") == expected()
+    assert open_source(faces / "part-{0..1}.parquet").total == 3
+
+
+def save_to_disk(folder, rows, features):
+    """What `datasets.Dataset.save_to_disk` leaves, written with pyarrow."""
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+    for name, part in zip(names, (rows[:1], rows[1:]), strict=True):
+        table = pa.Table.from_pylist(part)
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    return folder
+
+
+FEATURES = {
+    "photo": {"_type": "Image"},
+    "text": {"dtype": "string", "_type": "Value"},
+    "emotion": {"names": ["joy", "fear"], "_type": "ClassLabel"},
+}
+
+
+def test_a_saved_hugging_face_dataset_becomes_samples_with_the_names_of_its_classes(tmp_path):
+    rows = [
+        {"photo": {"bytes": encode(number), "path": None}, "text": f"Face {number}.", "emotion": label}
+        for number, label in enumerate((0, 1, -1))
+    ]
+    saved = save_to_disk(tmp_path / "saved", rows, FEATURES)
+    packed(saved, tmp_path / "out", Columns(image="photo", whole="text", labels=("emotion",)))
+    assert [sample[2] for sample in read_back(tmp_path / "out")] == [{"emotion": "joy"}, {"emotion": "fear"}, {}]
+    assert [sample.key for sample in samples_of(tmp_path / "out")] == ["000000000", "000000001", "000000002"]
+
+
+def test_a_class_without_a_name_is_a_bad_row(tmp_path):
+    rows = [{"photo": {"bytes": encode(0), "path": None}, "text": "Glad.", "emotion": 2}] * 2
+    saved = save_to_disk(tmp_path / "saved", rows, FEATURES)
+    (first, _) = bad_rows(saved, Columns(image="photo", whole="text", labels=("emotion",)))
+    assert first.endswith("saved: row 0: class 2 has no name; there are 2")
+
+
+def test_splits_are_told_apart(tmp_path):
+    save_to_disk(tmp_path / "test", [table_row(0), table_row(1)], {})
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    with pytest.raises(RecordError, match=r"holds the splits test; name one of them, such as .*/test"):
+        open_source(tmp_path)
+
+
+def test_data_files_of_a_saved_dataset_may_not_lie_elsewhere(tmp_path):
+    saved = save_to_disk(tmp_path / "saved", [table_row(0), table_row(1)], {name: {} for name in table_row(0)})
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}')
+    with pytest.raises(RecordError, match="leads out of"):
+        list(open_source(saved).rows())
+
+
+def test_our_own_dataset_is_a_source(tmp_path):
+    packed(folder_of(tmp_path / "in", 3), tmp_path / "first")
+    assert packed(tmp_path / "first", tmp_path / "second").manifest == packed(tmp_path / "in", tmp_path / "x").manifest
+
+
+def test_columns_may_have_other_names_and_keys_of_their_own(faces, tmp_path):
+    source = write_lines(faces / "t.jsonl", [{"file": "0.png", "text": "Glad.", "id": "a", "mood": "joy"}])
+    packed(source, tmp_path / "out", Columns(image="file", whole="text", key="id", labels=("mood",)))
+    ((_, (caption,), labels),) = read_back(tmp_path / "out")
+    assert (caption.whole, caption.local, labels) == ("Glad.", (), {"mood": "joy"})
+    assert samples_of(tmp_path / "out")[0].key == "a"
+
+
+def test_several_captions_of_one_image_are_further_ones(faces, tmp_path):
+    rows = [
+        table_row(0, **{"global": ["One.", "Two."]}),
+        table_row(1, further=["Two.", {"global": "Three.", "local": ["Eyes."], "summary": "S."}]),
+        {"image": "2.png", "caption": parts(2), "further": [parts(1)]},
+    ]
+    packed(write_lines(faces / "t.jsonl", rows), tmp_path / "out")
+    captions = [captions for _, captions, _ in read_back(tmp_path / "out")]
+    assert [[view.whole for view in views] for views in captions] == [
+        ["One.", "Two."],
+        [record(1).caption.whole, "Two.", "Three."],
+        [record(2).caption.whole, record(1).caption.whole],
+    ]
+    assert captions[0][0].summary == record(0).caption.summary
+    assert captions[1][2].local == ("Eyes.",)
+
+
+def test_a_table_may_list_further_captions_in_a_cell(faces, tmp_path):
+    (faces / "t.csv").write_text("image,global,further\n0.png,One.,Two. | Three.\n")
+    packed(faces / "t.csv", tmp_path / "out")
+    ((_, views, _),) = read_back(tmp_path / "out")
+    assert [view.whole for view in views] == ["One.", "Two.", "Three."]
+
+
+def test_labels_without_a_value_are_left_out_and_yes_is_one(faces, tmp_path):
+    rows = [table_row(0, labels={"a": None, "b": True, "c": "x"})]
+    packed(write_lines(faces / "t.jsonl", rows), tmp_path / "json")
+    assert read_back(tmp_path / "json")[0][2] == {"b": 1.0, "c": "x"}
+    (faces / "t.csv").write_text("image,global,a,b,c\n0.png,x,,1e3,1_0\n")
+    packed(faces / "t.csv", tmp_path / "csv", Columns(labels=("a", "b", "c")))
+    assert read_back(tmp_path / "csv")[0][2] == {"b": 1000.0, "c": "1_0"}
+
+
+def test_a_misnamed_image_gets_the_extension_of_what_it_is(faces, tmp_path):
+    (faces / "0.png").write_bytes(encode(0, kind="JPEG"))
+    (faces / "1.png").rename(faces / "1.jpeg")
+    (faces / "1.jpeg").write_bytes(encode(1, kind="JPEG"))
+    packed(write_lines(faces / "t.jsonl", [table_row(0), table_row(1, image="1.jpeg")]), tmp_path / "out")
+    assert [sample.extension for sample in samples_of(tmp_path / "out")] == ["jpg", "jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("left/face.v1.PNG", "left_face_v1"),
+        ("_x_.jpg", "_x_"),
+        ("/data/x.webp", "data_x"),
+        ("v1.2", "v1_2"),
+        ("", ""),
+        ("a/b.tar.png", "a_b_tar"),
+    ],
+)
+def test_a_key_is_made_of_a_path(path, key):
+    assert key_of(path) == key
+
+
+BAD_LINES = {
+    b"{": "the line is no JSON",
+    b"\xff\xfe": "the line is no JSON",
+    b"[1]": "the line is no JSON object",
+    b'{"image": "0.png"}': "there is no column 'global'",
+    b'{"global": "Glad."}': "there is no column 'image'",
+    b'{"image": "9.png", "global": "Glad."}': "9.png cannot be read",
+    b'{"image": 9, "global": "Glad."}': "the image is int, neither a path nor encoded bytes",
+    b'{"image": "0.png", "global": ""}': 'no "global" part',
+    b'{"image": "0.png", "global": []}': 'no "global" part',
+    b'{"image": "0.png", "global": "x", "local": [1]}': '"local" part',
+    b'{"image": "0.png", "global": "x", "labels": [1]}': '"labels" is no object',
+    b'{"image": "0.png", "global": "x", "labels": {"a": []}}': "label 'a' is []",
+    b'{"image": "0.png", "global": "x", "further": [7]}': 'no "caption" object',
+    b'{"image": "0.png", "global": "x", "key": "a.b"}': "unusable key",
+    b'{"image": "0.png", "global": "x", "key": ["a"]}': "unusable key",
+    b'{"image": "a\\u0000b", "global": "x", "key": "k"}': "no path of a file",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_named_by_file_and_number(faces, line):
+    (faces / "t.jsonl").write_bytes(json.dumps(table_row(0)).encode() + b"\n\n" + line)
+    (told,) = bad_rows(faces / "t.jsonl")
+    assert told.startswith(f"{faces}/t.jsonl:3: ")
+    assert BAD_LINES[line] in told
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"0.png,Glad", "it has 2 cells, the header 3"),
+        (b"0.png,Glad,1,2", "it has 4 cells, the header 3"),
+        (b"0.png,\xff,1", "save the table as UTF-8"),
+        (b'0.png,"a"b,1', "the row cannot be read"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reason):
+    (faces / "t.csv").write_bytes(b"image,global,valence\n1.png,x,0\n" + row + b"\n2.png,y,1\n9.png,z,1\n")
+    first, last = bad_rows(faces / "t.csv", Columns(labels=("valence",)))
+    assert first.startswith(f"{faces}/t.csv:3: ")
+    assert reason in first
+    assert last.startswith(f"{faces}/t.csv:5: 9.png cannot be read")
+
+
+def test_a_missing_column_is_told_before_any_row(faces):
+    (faces / "t.csv").write_text("file,text\n0.png,x\n")
+    with pytest.raises(RecordError, match="no column 'image', 'global', but file, text; say which is which"):
+        bad_rows(faces / "t.csv")
+
+
+def test_paths_that_leave_the_folder_are_refused(faces, tmp_path):
+    secret = tmp_path.parent / f"{tmp_path.name}-secret.png"
+    secret.write_bytes(encode(7))
+    (faces / "link.png").symlink_to(secret)
+    names = ["../../etc/passwd", f"../{secret.name}", str(secret), "link.png"]
+    told = bad_rows(write_lines(faces / "t.jsonl", [table_row(0, image=name) for name in names]))
+    assert len(told) == 4
+    assert all("leads out of" in line and "--image-root" in line for line in told)
+
+
+def test_an_image_root_allows_another_folder_and_nothing_beyond_it(faces, tmp_path):
+    (tmp_path / "tables").mkdir()
+    rows = [table_row(0), table_row(1, image=str(faces / "1.png")), table_row(2, image="../outside.png")]
+    source = write_lines(tmp_path / "tables" / "t.jsonl", rows)
+    (told,) = bad_rows(source, image_root=faces)
+    assert "../outside.png" in told
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    told = bad_rows(
+        write_lines(tmp_path / "t.jsonl", [table_row(0, image="pipe.png"), table_row(0, image="folder.png")])
+    )
+    assert "no plain file" in told[0]
+    assert "folder.png cannot be read" in told[1]
+
+
+def test_a_file_of_many_gigabytes_is_not_loaded(tmp_path):
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RecordError, match="1099511627776 bytes; the limit is"):
+        LocalFile(str(tmp_path), "x.png").read()
+
+
+def bomb(side):
+    """A PNG of side x side pixels, all black, in a few hundred kilobytes at most."""
+    rows = zlib.compress(bytes(side // 8 + 1) * 64)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+BAD_IMAGES = {
+    "html": (b"<!DOCTYPE html><html>404</html>", "no JPEG, PNG or WEBP image"),
+    "gif": (encode(1, kind="GIF"), "no JPEG, PNG or WEBP image"),
+    "empty": (b"", "no JPEG, PNG or WEBP image"),
+    "bomb": (bomb(10_000), "10000 x 10000, more than"),
+    "cut": (encode(1, kind="JPEG", size=64)[:-200], "cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_an_image_that_is_none_is_named_with_what_it_is(faces, name):
+    data, reason = BAD_IMAGES[name]
+    (faces / "bad.png").write_bytes(data)
+    (told,) = bad_rows(write_lines(faces / "t.jsonl", [table_row(0), table_row(1, image="bad.png")]))
+    assert told.startswith(f"{faces}/t.jsonl:2: ")
+    assert reason in told
+
+
+def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
+    folder = folder_of(tmp_path / "in", 3)
+    (folder / "0000.json").unlink()
+    (folder / "0001.png").rename(folder / "0001.gif")
+    (folder / "linked").symlink_to(tmp_path)
+    told = bad_rows(folder)
+    assert len(told) == 3
+    assert told[0].endswith("0000.json cannot be read (No such file or directory)")
+    assert "0001.json: it has no image of its name" in told[1]
+    assert "linked: it is a link to a folder" in told[2]
+
+
+def test_an_annotation_that_is_no_object_is_a_bad_row(tmp_path):
+    folder = folder_of(tmp_path / "in", 2)
+    (folder / "0001.json").write_text("[1]")
+    (told,) = bad_rows(folder)
+    assert told == f"{folder}/0001.png: the annotation is list, not an object"
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
+    names = ["b.png", "a/z.png", "a.png", "a-b.png", "a/b/c.png", "B.png"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = [row.image.path for row in open_source(tmp_path).rows()]
+    assert found == [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+
+
+def test_a_file_order_txt_puts_its_images_first(tmp_path):
+    folder = folder_of(tmp_path / "in", 4)
+    (folder / "order.txt").write_text("0002.png\n0000.png\n0009.png\n")
+    assert [row.image.path for row in open_source(folder).rows()] == [
+        "0002.png",
+        "0000.png",
+        "0009.png",
+        "0001.png",
+        "0003.png",
+    ]
+    (told,) = bad_rows(folder)
+    assert "0009" in told
+
+
+@pytest.mark.parametrize("name", ["table.xlsx", "missing", "missing.csv", "s3"])
+def test_an_unknown_source_is_refused_with_what_there_is(tmp_path, name):
+    with pytest.raises(RecordError, match="is no source; give a folder of image"):
+        open_source(tmp_path / name)
+
+
+def test_a_url_without_a_dataset_is_refused():
+    with pytest.raises((RecordError, ManifestError), match=r"holds no manifest\.json; give a folder"):
+        open_source("memory://nothing-here")
+
+
+def test_a_parquet_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RecordError, match=r"x\.parquet is no Parquet file that can be read"):
+        list(open_source(tmp_path / "x.parquet").rows())
+    with pytest.raises(RecordError, match="names no file"):
+        open_source(tmp_path / "y*.parquet")
+
+
+def test_nothing_is_read_before_it_is_asked_for(faces):
+    source = write_lines(faces / "t.jsonl", [table_row(0), {}])
+    assert next(open_source(source).rows()).key == "0"
