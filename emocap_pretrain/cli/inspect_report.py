@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import Face
+from emocap_shards.inspecting.plots import number
 from emocap_shards.inspecting.summary import Summary
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emocap_pretrain.cli.tables import bar, grid, number, percent, plain, size, sparkline
+from emocap_pretrain.cli.tables import bar, grid, percent, plain, shards, size, sparkline
 from emocap_pretrain.terminal import console
 
 _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
@@ -41,10 +42,10 @@ def _blocks(summary: Summary) -> Iterable[RenderableType]:
 def _stock(summary: Summary) -> RenderableType:
     stock = summary.stock
     lines = Text(f"{plain(stock.url)}\n", style="bold")
-    shards, per_shard = stock.samples_per_shard, stock.bytes_per_shard
-    lines.append(f"{stock.samples:,} samples in {stock.shards:,} shards, {size(stock.bytes)}", style="not bold")
+    samples, sizes = stock.samples_per_shard, stock.bytes_per_shard
+    lines.append(f"{stock.samples:,} samples in {shards(stock.shards)}, {size(stock.bytes)}", style="not bold")
     lines.append(" (exact, from the manifest)\n", style="dim not bold")
-    each = f"a shard has {_range(shards)} samples, {size(per_shard.least)} to {size(per_shard.most)}"
+    each = f"a shard has {_range(samples)} samples, {size(sizes.least)} to {size(sizes.most)}"
     lines.append(f"{each}\ndigest {stock.digest[:16]}", style="not bold")
     return lines
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from emocap_shards.inspecting.plots import ceiling
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +32,7 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
 
 
 def shards(number: int) -> str:
-    return f"{number} shard" + ("s" if number > 1 else "")
+    return f"{number:,} shard" + ("s" if number > 1 else "")
 
 
 def plain(text: str, most: int | None = None) -> str:
@@ -41,22 +42,20 @@ def plain(text: str, most: int | None = None) -> str:
 
 
 def sparkline(bins: Sequence[int], width: int = 24) -> str:
-    """A histogram of one line; neighbouring bins are joined where there are more than `width`."""
+    """A histogram of one line; neighbouring bins are joined where there are more than `width`.
+
+    One bin far above the others is cut, so that these can be told apart.
+    """
     together = -(-len(bins) // width)
     sums = [sum(bins[start : start + together]) for start in range(0, len(bins), together)]
-    most = max(sums, default=0)
-    return "".join(" " if not each else _BARS[min(7, each * 8 // max(most, 1))] for each in sums)
+    top = ceiling(sums)
+    return "".join(" " if not each else _BARS[min(7, int(each * 8 / top))] for each in sums)
 
 
 def bar(share: float, width: int = 24) -> str:
     """A bar in eighths of a character; a share above zero is never invisible."""
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
-
-
-def number(value: float) -> str:
-    """Whole numbers in full, others in three digits."""
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percent(part: float, whole: float) -> str:

@@ -61,7 +61,8 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
 def _conclude(verdict: Verdict, show: int) -> None:
     faults = sum(verdict.kinds.values())
     if faults > show:
-        console.print(f"{faults - show:,} further faults are not printed; --show prints more, --json 10,000.")
+        further = f"{faults - show:,} further fault" + ("s" if faults - show > 1 else "")
+        console.print(f"{further} not printed; --show prints more, --json up to 10,000.")
     looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
     how = "sizes and indexes only" if verdict.quick else "every byte read"
     if verdict.whole:

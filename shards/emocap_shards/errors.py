@@ -66,7 +66,7 @@ class DamagedShard(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, reason: str) -> "DamagedShard":
-        cure = "run `emocap inspect --verify` on the dataset, then upload or pack this shard again"
+        cure = "run `emocap verify` on the dataset, then upload or pack this shard again"
         return cls(f"shard {shard}: {reason}; {cure}.", shard=shard)
 
 

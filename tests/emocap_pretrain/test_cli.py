@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from emocap_shards.inspect import verify
+from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from PIL import Image
 from pretrain_fakes import stand_alone
+from typer.testing import CliRunner
 
 from emocap_pretrain import run
 from emocap_pretrain.cli.app import app
@@ -31,12 +32,18 @@ class Done:
     err: str
 
 
-def emocap(*arguments: str | Path) -> Done:
+def emocap(*arguments: str | Path, columns: int = 200) -> Done:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "emocap_pretrain.cli", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200"}
+    env = {**os.environ, "COLUMNS": str(columns)}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=env)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def here(*arguments: str | Path) -> Done:
+    """The command line in this process, which is quicker."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def table(tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(table: Path, tmp_path: Path) -> Path:
     out = tmp_path / "packed"
-    assert emocap("pack", table, out, "--label", "emotion").code == 0
+    assert here("pack", table, out, "--label", "emotion").code == 0
     return out
 
 
@@ -72,7 +79,7 @@ def test_synth_renders_two_datasets_and_keeps_those_that_stand(tmp_path: Path) -
     assert done.code == 0, done.err
     assert read_manifest(tmp_path / "faces" / "train").samples == 6
     assert read_manifest(tmp_path / "faces" / "test").samples == 3
-    assert verify(tmp_path / "faces" / "train") == []
+    assert verify(tmp_path / "faces" / "train").whole
     before = read_manifest(tmp_path / "faces" / "train").digest
     again = emocap(*command)
     assert again.code == 0
@@ -86,25 +93,86 @@ def test_synth_renders_two_datasets_and_keeps_those_that_stand(tmp_path: Path) -
 def test_pack_writes_what_the_table_says(packed: Path) -> None:
     manifest = read_manifest(packed)
     assert manifest.samples == 3
-    assert verify(packed) == []
+    assert verify(packed).whole
 
 
-def test_inspect_tells_what_is_there_and_that_it_is_whole(packed: Path) -> None:
-    done = emocap("inspect", packed, "--verify")
-    assert done.code == 0, done.err
-    assert "joy 2, fear 1" in done.out
-    assert "Every digest holds." in done.out
-
-
-def test_inspect_verify_finds_a_flipped_byte_and_ends_with_1(packed: Path) -> None:
-    (shard,) = packed.glob("*.tar")
+def flip_a_byte(dataset: Path) -> Path:
+    (shard,) = dataset.glob("*.tar")
     data = bytearray(shard.read_bytes())
     data[600] ^= 1
     shard.write_bytes(data)
-    done = emocap("inspect", packed, "--verify")
+    return shard
+
+
+def test_inspect_tells_what_is_there(packed: Path) -> None:
+    done = emocap("inspect", packed, columns=80)
+    assert done.code == 0, done.err
+    assert "3 samples in 1 shard," in done.out
+    assert "exact, from the manifest" in done.out
+    assert "from 3 samples, every one of them" in done.out
+    assert re.search(r"joy +2 +66.7 %", done.out)
+    assert "Glad, number 1." in done.out
+    assert max(map(len, done.out.splitlines())) <= max(80, len(str(packed)))
+
+
+def test_inspect_writes_one_page_and_prints_json(packed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = here("inspect", packed, "--html", page, "--json", "--look-at", "2")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["looked"]["samples"] == 2
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 2
+    refused = here("inspect", packed, "--html", tmp_path / "no" / "such" / "page.html")
+    assert refused.code == 2
+    assert "it cannot be written" in refused.err
+
+
+def test_captions_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "0.png")
+    evil = "A [bold]glad[/] \x1b[31mface\u202e."
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "0.png", "global": evil, "emotion": "\x1b]0;title\x07"}))
+    assert here("pack", tmp_path / "t.jsonl", tmp_path / "out", "--label", "emotion").code == 0
+    done = here("inspect", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "A [bold]glad[/] \ufffd[31mface\ufffd." in done.out
+    assert not set("\x1b\x07\u202e") & set(done.out)
+
+
+def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: Path) -> None:
+    whole = here("verify", packed)
+    assert whole.code == 0, whole.err
+    assert "Whole: 3 samples in 1 shard" in whole.out
+    shard = flip_a_byte(packed)
+    damaged = here("verify", packed)
+    assert damaged.code == 1
+    assert damaged.out.startswith(shard.name)
+    assert "1 of 3 samples are lost" in damaged.out
+    assert "Traceback" not in damaged.err
+    quick = here("verify", packed, "--quick", "--json")
+    assert quick.code == 0
+    assert json.loads(quick.out)["whole"] is True
+
+
+def test_verify_prints_as_much_as_it_may_and_counts_all(packed: Path) -> None:
+    flip_a_byte(packed)
+    done = here("verify", packed, "--show", "0")
     assert done.code == 1
-    assert shard.name in done.out
-    assert "Traceback" not in done.err
+    assert "1 further fault" in done.out
+    found = here("verify", packed, "--json")
+    assert found.code == 1
+    assert json.loads(found.out)["kinds"] == {"changed bytes": 1}
+
+
+def test_verify_tells_damage_from_nothing_to_check(packed: Path) -> None:
+    manifest = packed / "manifest.json"
+    honest = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(honest) | {"schema": 99}))
+    later = here("verify", packed)
+    assert later.code == 2
+    assert "schema 99" in later.err
+    manifest.write_text(honest[:50])
+    assert here("verify", packed).code == 1
+    manifest.unlink()
+    assert here("verify", packed).code == 2
 
 
 def test_a_file_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -116,7 +184,7 @@ def test_a_file_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) ->
     assert str(missing) in done.err
 
 
-@pytest.mark.parametrize("command", ["pack", "inspect", "evaluate"])
+@pytest.mark.parametrize("command", ["pack", "inspect", "verify", "evaluate"])
 def test_every_command_says_what_is_missing_in_one_line(command: str, tmp_path: Path) -> None:
     arguments = (tmp_path / "nothing.csv", tmp_path / "out") if command == "pack" else (tmp_path / "nothing",)
     done = emocap(command, *arguments)
@@ -152,7 +220,9 @@ def test_a_dry_run_prints_config_and_plan_and_starts_nothing(tiny_config: Config
     assert not Path(tiny_config.url).exists()
 
 
-@pytest.mark.parametrize("command", [(), ("synth",), ("pack",), ("inspect",), ("pretrain",), ("evaluate",)])
+@pytest.mark.parametrize(
+    "command", [(), ("synth",), ("pack",), ("inspect",), ("verify",), ("pretrain",), ("evaluate",)]
+)
 def test_help_imports_no_framework(command: tuple[str, ...]) -> None:
     code = (
         "import sys\nfrom emocap_pretrain.cli.app import app\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from emocap_shards.errors import BudgetSpent, DamagedSample, DamagedShard, ShardsError
 from emocap_shards.index import Slot, load_index
-from emocap_shards.inspect import verify
+from emocap_shards.inspecting.verify import verify
 from emocap_shards.store.folder import FolderStore
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
@@ -77,9 +77,9 @@ def test_each_kind_of_damage_is_named_by_stream_and_by_verify(folder, index, nam
         epoch(folder)
     assert raised.value.shard == SHARD
     assert raised.value.key in {"face-0003", "face-0004", "face-0005"}
-    lines = verify(folder)
-    assert any(line.startswith(f"{SHARD}: ") for line in lines)
-    assert any("'face-0004'" in line for line in lines)
+    faults = verify(folder).faults
+    assert {fault.shard for fault in faults} == {SHARD}
+    assert {fault.key for fault in faults} & {"face-0003", "face-0004"}
 
 
 def test_the_undamaged_samples_of_a_cut_shard_are_still_delivered(folder, index):
@@ -120,7 +120,7 @@ def test_a_missing_shard_is_named(folder):
     with pytest.raises(DamagedShard, match=rf"shard {SHARD}.*missing") as raised:
         epoch(folder, error_budget=9)
     assert raised.value.shard == SHARD
-    assert verify(folder) == [f"{SHARD}: it is missing."]
+    assert [str(fault) for fault in verify(folder).faults] == [f"{SHARD}: it is missing; upload this shard again."]
 
 
 @pytest.mark.parametrize("change", [flip(200), cut(100), cut(0)])
@@ -128,7 +128,7 @@ def test_a_damaged_index_is_named(folder, change):
     rewrite(folder / "shard-000001.npy", change)
     with pytest.raises(DamagedShard, match=r"shard-000001.tar: its index shard-000001.npy is not the one"):
         epoch(folder)
-    assert len(verify(folder)) == 1
+    assert len(verify(folder).faults) == 1
 
 
 def test_a_missing_index_is_named(folder):
@@ -167,12 +167,13 @@ def test_damage_survives_the_way_out_of_a_worker_process():
 
 
 def test_a_whole_dataset_has_nothing_to_say(folder):
-    assert verify(folder) == []
+    assert verify(folder).whole
 
 
 def test_a_stray_shard_is_reported(folder):
     (folder / "shard-000009.tar").write_bytes(b"")
-    assert verify(folder) == ["shard-000009.tar: the manifest does not name it; delete it."]
+    (fault,) = verify(folder).faults
+    assert str(fault).startswith("shard-000009.tar: the manifest does not name it; delete it")
 
 
 def test_every_error_has_the_one_root():

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 _KEPT = 20_000
 _BINS = 24
+_WHOLE = 1 << 50  # halves between whole numbers are exact below
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Numbers:
         self._random = random.Random(0)
 
     def add(self, numbers: Iterable[float]) -> None:
-        for number in numbers:
+        for number in map(float, numbers):
             self._count += 1
             self._sum += number
             self._least, self._most = min(self._least, number), max(self._most, number)
@@ -110,15 +112,16 @@ def spread_of(numbers: Iterable[float]) -> Spread:
     return collected.spread()
 
 
-def _edges(numbers: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> list[float]:
-    """One bin for each whole number where there are few, else bins of equal width."""
+def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
+    """One bin for each whole number where there are few, a few for each where there are more, else equal widths."""
     least, most = float(numbers.min()), float(numbers.max())
-    whole = bool(np.all(numbers == np.floor(numbers)))
-    if whole and abs(least) < 1 << 52 and most - least < _BINS:
-        return [least - 0.5 + step for step in range(int(most - least) + 2)]
-    if whole and most - least < 1 << 52:
-        width = -(-(int(most - least) + 1) // _BINS)
-        return [least - 0.5 + width * step for step in range(-(-(int(most - least) + 1) // width) + 1)]
-    if not most - least > 0 or not np.isfinite(most - least):
-        return [least - 0.5, least + 0.5] if np.isfinite(least + 0.5) and least + 0.5 > least else [0.0, 1.0]
-    return [float(edge) for edge in np.linspace(least, most, _BINS + 1)]
+    if np.all(numbers == np.floor(numbers)) and max(abs(least), abs(most)) < _WHOLE:
+        values = int(most - least) + 1
+        width = -(-values // _BINS)
+        return [least - 0.5 + width * step for step in range(-(-values // width) + 1)]
+    # Halves, because the difference of two numbers may be no number.
+    edges = np.unique(2 * np.linspace(least / 2, most / 2, _BINS + 1))
+    edges[0], edges[-1] = least, most
+    if len(edges) > 1:
+        return [float(edge) for edge in edges]
+    return [float(np.nextafter(least, -np.inf)), float(np.nextafter(least, np.inf))]

@@ -15,7 +15,7 @@ from emocap_shards.inspecting.summary import Summary
 from emocap_shards.sample import Caption
 
 _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
-_CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS = 3, 12, 600, 60
+_CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS, _CLASSES_BESIDE = 3, 12, 600, 60, 4
 
 
 def page(summary: Summary) -> str:
@@ -46,6 +46,7 @@ class _Card:
     captions: tuple[Caption, ...]
     further: int
     labels: Mapping[str, str]
+    classes: tuple[str, ...]
 
 
 def _values(summary: Summary) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def _card(face: Face) -> _Card:
         captions=tuple(_short(caption) for caption in face.captions[:_CAPTIONS]),
         further=max(0, len(face.captions) - _CAPTIONS),
         labels={_cut(name): _cut(value) if isinstance(value, str) else number(value) for name, value in labels},
+        classes=tuple(_cut(value, 40) for _, value in labels if isinstance(value, str))[:_CLASSES_BESIDE],
     )
 
 

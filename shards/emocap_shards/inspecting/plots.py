@@ -53,13 +53,13 @@ class Balance:
 
 
 def histogram(name: str, spread: Spread, unit: str = "") -> Histogram:
-    ceiling = _ceiling(spread.bins)
-    bars = tuple(_bars(spread.edges, spread.bins, ceiling))
+    top = ceiling(spread.bins)
+    bars = tuple(_bars(spread, top))
     first, last = spread.edges[0], spread.edges[-1]
     mean_x = (spread.mean - first) / (last - first) * WIDTH if last > first else 0.0
     texts = [number(value) for value in (spread.least, spread.most, spread.mean, spread.median)]
     least, most, mean, median = texts
-    peak = _peak(spread) if max(spread.bins) > ceiling else ""
+    peak = _peak(spread) if max(spread.bins) > top else ""
     return Histogram(name, unit, bars, least, most, mean, round(mean_x, 1), median, peak)
 
 
@@ -72,10 +72,12 @@ def balance(name: str, counts: Counts, most: int) -> Balance:
 
 def number(value: float) -> str:
     """Whole numbers in full, others in three digits."""
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _ceiling(bins: Sequence[int]) -> float:
+def ceiling(bins: Sequence[int]) -> float:
     """What fills the height: the highest bar, unless it is so high that the others could not be told apart."""
     *_, second, highest = sorted([0, *bins])
     return float(max(second * 1.25 if 0 < second * 4 < highest else highest, 1))
@@ -84,27 +86,27 @@ def _ceiling(bins: Sequence[int]) -> float:
 def _peak(spread: Spread) -> str:
     place = max(range(len(spread.bins)), key=lambda each: spread.bins[each])
     share = spread.bins[place] / sum(spread.bins)
-    return f"{_between(spread.edges[place], spread.edges[place + 1])}: {100 * share:.3g} %"
+    return f"{_values(spread, place)}: {100 * share:.3g} %"
 
 
-def _bars(edges: Sequence[float], bins: Sequence[int], ceiling: float) -> Iterator[Rectangle]:
-    width = WIDTH / len(bins)
+def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:
+    width = WIDTH / len(spread.bins)
     gap = min(1.5, width / 8)
-    for place, count in enumerate(bins):
-        height = max(min(count / ceiling, 1) * HEIGHT, _LEAST_VISIBLE) if count else 0.0
+    for place, count in enumerate(spread.bins):
+        height = max(min(count / top, 1) * HEIGHT, _LEAST_VISIBLE) if count else 0.0
         yield Rectangle(
             x=round(place * width + gap / 2, 2),
             y=round(HEIGHT - height, 2),
             width=round(width - gap, 2),
             height=round(height, 2),
-            tip=f"{_between(edges[place], edges[place + 1])}: {count:,}",
-            is_cut=count > ceiling,
+            tip=f"{_values(spread, place)}: {count:,}",
+            is_cut=count > top,
         )
 
 
-def _between(low: float, high: float) -> str:
-    """Bins of whole numbers have edges at halves, so that each number lies inside."""
+def _values(spread: Spread, place: int) -> str:
+    """What lies in a bin. Bins of whole numbers have edges at halves, so that each number lies inside."""
+    low, high = spread.edges[place], spread.edges[place + 1]
     if low % 1 == high % 1 == 0.5:
-        first, last = low + 0.5, high - 0.5
-        return number(first) if first == last else f"{number(first)} to {number(last)}"
-    return f"{number(low)} to {number(high)}"
+        low, high = low + 0.5, min(high - 0.5, spread.most)
+    return number(low) if low == high else f"{number(low)} to {number(high)}"

@@ -34,7 +34,7 @@ class Tape:
         return self._held[max(0, start - self._start) : max(0, end - self._start)]
 
     def rest(self, start: int) -> Iterator[bytes]:
-        """The bytes from `start` on, in pieces."""
+        """The bytes from `start` on, which is no less than what was taken last, in pieces."""
         self.take(start, start)
         yield self._held[max(0, start - self._start) :]
         while not self._ended:
