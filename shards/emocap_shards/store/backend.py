@@ -53,6 +53,8 @@ class Backend(Protocol):
 
     trusted: bool
     """Whether its conditions are worth a probe."""
+    swaps: bool
+    """Whether it can write only if an object still is a version."""
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:
         """Bytes [start, end), start < end; fewer, or none, where the object ends earlier."""

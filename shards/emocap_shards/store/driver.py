@@ -18,6 +18,8 @@ _GOOGLE = {"gs", "gcs"}
 class Driver:
     """Objects behind fsspec's own methods. Only Google's store is trusted with `put_if_absent`."""
 
+    swaps = False
+
     def __init__(self, url: str) -> None:
         fs, root = url_to_fs(url, use_listings_cache=False)
         self._fs: Any = fs if fs.async_impl else AsyncFileSystemWrapper(fs)

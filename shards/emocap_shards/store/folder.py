@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
+from emocap_shards.store.failure import local_trouble
+from emocap_shards.store.landing import landing
 from emocap_shards.store.protocol import Entry, checked
 
 
@@ -132,17 +134,13 @@ class FolderStore:
             message = f"cannot {verb} {path!r}: no such file in {self.root}; check the path."
             raise NotFound(message, path=path) from error
         except OSError as error:
-            raise StoreError(f"cannot {verb} {path!r} in {self.root}: {error}; check the disk.") from error
+            raise StoreError(f"cannot {verb} {path!r} in {self.root}: {local_trouble(error)}.") from error
 
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copies a file so that `target` is whole or absent."""
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
+    with source.open("rb"), landing(target) as part:  # opened first: what is missing is the source
         shutil.copyfile(source, part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write(part: Path, data: bytes) -> None:

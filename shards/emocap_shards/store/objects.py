@@ -22,6 +22,7 @@ from emocap_shards.store.together import in_parallel, wait_for
 from emocap_shards.store.transfer import Connection
 
 T = TypeVar("T")
+OTHER_VERSION = '"00000000000000000000000000000000"'
 DELETED_AT_ONCE = 1000  # the most that S3 takes in one request
 
 
@@ -63,6 +64,9 @@ class ObjectStore:
         self._run("write", path, lambda: self._put(checked(path), data))
 
     def put_file(self, path: str, local_path: str | Path) -> None:
+        if not Path(local_path).is_file():
+            message = f"cannot write {path!r} to {self.url}: no such local file, {str(local_path)!r}; check its path."
+            raise NotFound(message, path=str(local_path))
         self._run("write", path, lambda: self._connection.put_file(checked(path), Path(local_path)))
 
     def get_file(self, path: str, local_path: str | Path) -> None:
@@ -96,6 +100,11 @@ class ObjectStore:
 
     def delete_tree(self, prefix: str) -> None:
         self._run("delete", prefix, lambda: self._delete_tree(checked(prefix).rstrip("/")))
+
+    @property
+    def swaps(self) -> bool:
+        """Whether `put_if_match` is there at all; it is an error where not."""
+        return self._connection.backend.swaps
 
     @property
     def _connection(self) -> Connection:
@@ -220,15 +229,22 @@ def _backend(url: str, patience: Patience, traffic: Traffic) -> Backend:
 
 @functools.lru_cache(maxsize=64)
 def _refuses_second_write(store: ObjectStore) -> bool:
-    """Asked once for a store, by writing a probe object twice."""
+    """Asked once for a store, with a probe object."""
     probe = f".emocap-probe-{uuid.uuid4().hex}"
     try:
         store.put_if_absent(probe, b"first")
-        store.put_if_absent(probe, b"second")
-    except ConditionFailed:
-        return True
+        second = _refuses(lambda: store.put_if_absent(probe, b"second"))
+        third = not store.swaps or _refuses(lambda: store.put_if_match(probe, b"third", OTHER_VERSION))
+        return second and third
     finally:
         store.delete(probe)
+
+
+def _refuses(write: Callable[[], None]) -> bool:
+    try:
+        write()
+    except ConditionFailed:
+        return True
     return False
 
 

@@ -1,10 +1,10 @@
 """The one place of retries: full-jitter backoff until a deadline, and one voice about an outage."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception
@@ -12,7 +12,7 @@ from tenacity.stop import stop_before_delay
 from tenacity.wait import wait_random_exponential
 
 from emocap_shards.errors import StoreError
-from emocap_shards.store.failure import cure, is_transient, reason
+from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason
 from emocap_shards.store.limits import Patience
 
 T = TypeVar("T")
@@ -46,22 +46,31 @@ class Retrier:
         Raises:
             StoreError: If the deadline is over.
         """
-        number = 0
         limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
+        attempt = functools.partial(_attempt, act, limit_s)
+        try:
+            result = await attempt(1)
+        except EXPECTED as error:
+            # Tenacity costs as much as a small request, so it begins with the first failure.
+            result = await self._again(verb, path, attempt, error)
+        if self._silent_since is not None:
+            self._back()
+        return result
+
+    async def _again(self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException) -> T:
+        number = 0
 
         async def once() -> T:
             nonlocal number
             number += 1
-            async with asyncio.timeout(limit_s):
-                return await act(number)
+            if number == 1:
+                raise first
+            return await attempt(number)
 
         try:
-            result = await self._retrying(verb, path)(once)
+            return await self._retrying(verb, path)(once)
         except RetryError as error:
             raise self._gave_up(verb, path, number, error) from None
-        if self._silent_since is not None:
-            self._back()
-        return result
 
     def _retrying(self, verb: str, path: str) -> AsyncRetrying:
         patience = self._patience
@@ -69,7 +78,7 @@ class Retrier:
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=patience.first_wait_s, max=patience.longest_wait_s),
             stop=stop_before_delay(patience.deadline_s),
-            before_sleep=partial(self._failed, verb, path),
+            before_sleep=functools.partial(self._failed, verb, path),
         )
 
     def _failed(self, verb: str, path: str, state: RetryCallState) -> None:
@@ -99,6 +108,11 @@ class Retrier:
         assert last is not None
         spent = f"gave up after {attempts} attempts in {self._patience.deadline_s:g} s"
         return StoreError(f"cannot {verb} {path!r} in {self._where}: {reason(last)}; {spent}; {cure(last)}.")
+
+
+async def _attempt(act: Callable[[int], Awaitable[T]], limit_s: float | None, number: int) -> T:
+    async with asyncio.timeout(limit_s):
+        return await act(number)
 
 
 def _error_of(state: RetryCallState) -> BaseException:

@@ -26,7 +26,7 @@ _UNSIGNED = {400, 401, 403}
 class S3:
     """Objects below s3://bucket/prefix. Credentials come from the standard chain: environment, profile, role."""
 
-    trusted = True
+    trusted, swaps = True, True
 
     def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
         self._bucket, _, self._prefix = (split_protocol(url)[1] or "").partition("/")
@@ -175,11 +175,11 @@ class S3:
 
     async def _web(self) -> aiohttp.ClientSession:
         if self._session is None:
-            await self._client()
+            client = await self._client()
             session: Any = self._fs.session
             bundle = session.get_config_variable("ca_bundle")
             trust = ssl.create_default_context(cafile=bundle) if bundle else True
-            self._session = open_session(self, self._patience, self._traffic, trust)
+            self._session = open_session(self, client.meta.endpoint_url, self._patience, self._traffic, trust)
         return self._session
 
     async def _signed(self, path: str) -> yarl.URL:

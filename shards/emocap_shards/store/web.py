@@ -1,10 +1,13 @@
 """Ranged reads over plain HTTP, and a web server as a store that is read-only."""
 
+import netrc
+import os
 import re
 import weakref
 from collections.abc import Mapping, Sequence
 from ssl import SSLContext
 from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yarl
@@ -24,7 +27,7 @@ _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Co
 class WebServer:
     """Files below a URL, read over HTTP or HTTPS. User, password and query of the URL go with every request."""
 
-    trusted = False
+    trusted, swaps = False, False
 
     def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
         self._parts = urlsplit(url)
@@ -78,21 +81,46 @@ class WebServer:
 
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            self._opened = open_session(self, self._patience, self._traffic)
+            auth = None if self._parts.username else _netrc(self._parts.hostname or "")
+            self._opened = open_session(self, urlunsplit(self._parts), self._patience, self._traffic, auth=auth)
         return self._opened
 
 
 def open_session(
-    owner: object, patience: Patience, traffic: Traffic, ssl: SSLContext | bool = True
+    owner: object,
+    url: str,
+    patience: Patience,
+    traffic: Traffic,
+    trust: SSLContext | bool = True,
+    auth: aiohttp.BasicAuth | None = None,
 ) -> aiohttp.ClientSession:
-    """A session of the running loop that closes when its owner goes. It obeys HTTPS_PROXY, NO_PROXY and ~/.netrc."""
+    """A session of the running loop for the host of a URL, which closes when its owner goes.
+
+    It obeys HTTPS_PROXY and NO_PROXY, looked at once: aiohttp's own way opens ~/.netrc for every request too.
+    """
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
     )
-    connector = aiohttp.TCPConnector(limit=traffic.in_flight, ssl=ssl)
-    session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True)
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=traffic.in_flight, ssl=trust),
+        timeout=timeout,
+        proxy=None if proxy_bypass(host) else getproxies().get(parts.scheme),
+        auth=auth,
+    )
     weakref.finalize(owner, HTTPFileSystem.close_session, get_loop(), session)
     return session
+
+
+def _netrc(host: str) -> aiohttp.BasicAuth | None:
+    try:
+        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except FileNotFoundError:
+        return None
+    except netrc.NetrcParseError as error:
+        raise StoreError(f"cannot read ~/.netrc: {error.msg}; correct it.") from None
+    return aiohttp.BasicAuth(found[0], found[2]) if found else None
 
 
 async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> Part:
