@@ -38,7 +38,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     shortest_px: options.ShortestPx = None,
     find_duplicates: options.FindDuplicates = False,
     drop_duplicates: options.DropDuplicates = False,
-    duplicate_bits: options.DuplicateBits = 10,
+    duplicate_bits: options.DuplicateBits = 12,
     shard_samples: options.ShardLimit = None,
     shard_bytes: options.ShardBytes = None,
     skip_bad: options.SkipBad = 0,

@@ -21,7 +21,7 @@ MAX_BITS = _BANDS - 1
 class DuplicateRule:
     """`bits`: in how many of 256 two hashes may differ, 0 to 15. `drop`: of those alike, only the first is packed."""
 
-    bits: int = 10
+    bits: int = 12
     drop: bool = False
 
     def __post_init__(self) -> None:

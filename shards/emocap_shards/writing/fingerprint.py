@@ -2,9 +2,10 @@
 
 The perceptual hash is that of Zauner (2010) at 256 bits instead of 64: which of the 16 x 16 lowest frequencies of the
 image in grey, 64 x 64 pixels, lie above their median. Written here, because the library for it brings wavelets and
-scipy along. On 204 portraits with one pose and background (256 pixels), JPEG at quality 25, half the size and other
-brightness change at most 8 bits, and two different photographs differ in 58 or more; with 64 bits it was 2 and 8.
-A crop of 2 % changes about 44 bits and is not found.
+scipy along. JPEG at quality 60, half the size and other brightness change at most 10 bits in 95 of 100 images (204
+portraits of one pose, 256 pixels, and 600 faces of 48 pixels). Different portraits of that one pose differ in 58 bits
+or more, and 999 of 1,000 pairs of the small faces in 96; with 64 bits the nearest of them were 8 and 0 apart. A crop
+of 2 % changes about 44 bits and is not found.
 """
 
 import hashlib

@@ -31,9 +31,11 @@ class ShardSize:
         if self.max_bytes is not None and self.max_bytes < 1:
             raise RecordError(f"a shard of {self.max_bytes} bytes holds no sample; give at least 1 MB.")
 
+    def is_full(self, tar: TarFile) -> bool:
+        """Whether no sample fits, however small."""
+        return self.samples is not None and len(tar.spans) >= self.samples
+
     def has_room(self, tar: TarFile, sample: Prepared) -> bool:
-        if self.samples is not None and len(tar.spans) >= self.samples:
-            return False
         end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES
         return self.max_bytes is None or not tar.spans or end <= self.max_bytes
 
@@ -64,13 +66,15 @@ class ShardWriter:
         return self._uploads.done
 
     def add(self, sample: Prepared) -> None:
-        """Puts the sample into the current shard, or, if that is full, into the next."""
+        """Puts the sample into the current shard, or, if there is no room, into the next."""
         if self._tar and not self._size.has_room(self._tar, sample):
             self._hand_over(self._tar)
         if not self._tar:
             self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
         self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
         self._stretch.add(sample)
+        if self._size.is_full(self._tar):
+            self._hand_over(self._tar)
 
     def pass_over(self, result: Prepared | BadRow) -> None:
         """Notes that this row was seen, and is in no shard."""
@@ -83,7 +87,7 @@ class ShardWriter:
         return self._uploads.finish()
 
     def _hand_over(self, tar: TarFile) -> None:
+        stretch, number = self._stretch.done(), self._next
+        self._tar, self._stretch, self._next = None, StretchSoFar(), number + 1
         tar.close()
-        self._uploads.submit(self._next, tar, self._stretch.done())
-        self._next += 1
-        self._tar, self._stretch = None, StretchSoFar()
+        self._uploads.submit(number, tar, stretch)
