@@ -49,7 +49,8 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
 
         def move(progress: Progress) -> None:
             bar.total = progress.shards_all if quick else progress.bytes_all
-            bar.set_postfix_str(f"{progress.shards}/{progress.shards_all} shards", refresh=False)
+            if not quick:
+                bar.set_postfix_str(f"{progress.shards}/{progress.shards_all} shards", refresh=False)
             bar.update((progress.shards if quick else progress.bytes) - bar.n)
 
         try:
@@ -70,5 +71,6 @@ def _conclude(verdict: Verdict, show: int) -> None:
         return
     rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
     console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)
-    lost = f"{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
+    least = "at least " if verdict.quick else ""
+    lost = f"{least}{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
     console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)

@@ -22,7 +22,10 @@ MOST_FAULTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verification found. `faults` holds the first 10,000; `kinds` counts all. `lost` samples are unreadable."""
+    """What a verification found. `faults` holds the first 10,000; `kinds` counts all.
+
+    `lost` samples are unreadable; a quick verification sees only some of them.
+    """
 
     url: str
     digest: str
