@@ -21,8 +21,10 @@ class Store(Protocol):
     """Objects below one root. Paths are relative to it, written with "/".
 
     A store is a small picklable value; connections open in the process that uses it. An object is whole or absent
-    at every moment, and what `put` returned from is durable. Every method raises `StoreError`: `NotFound` when
-    there is no such object (`delete` and `delete_tree` do not mind), `ConditionFailed` when a condition lost.
+    at every moment, and what `put` returned from is durable. A store that fails is waited for (`Patience`), with a
+    line in the log now and then; what cannot succeed later is an error at once. Every method raises `StoreError`:
+    `NotFound` when there is no such object (`delete` and `delete_tree` do not mind), `ConditionFailed` when a
+    condition lost.
     """
 
     @property
@@ -32,14 +34,19 @@ class Store(Protocol):
         """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
         ...
 
-    def read(self, path: str) -> bytes: ...
+    def read(self, path: str) -> bytes:
+        """All bytes. S3's own checksum is verified up to 32 MiB, where the server sends one."""
+        ...
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         """The bytes, and the version to give to `put_if_match`."""
         ...
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end); fewer, or none, where the object ends earlier."""
+        """Bytes [start, end); fewer, or none, where the object ends earlier, and only there.
+
+        Bits that flip on the way are not seen: no server sends a checksum of a range. Who calls must verify.
+        """
         ...
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
@@ -53,10 +60,19 @@ class Store(Protocol):
         ...
 
     def get_file(self, path: str, local_path: str | Path) -> None:
-        """Copies an object to a local file, which is whole or absent."""
+        """Copies an object to a local file, which is whole or absent; verify it, as with `read_range`.
+
+        Raises:
+            StoreError: Also if the object was overwritten meanwhile, or the local disk is full.
+        """
         ...
 
-    def put_if_absent(self, path: str, data: bytes) -> None: ...
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        """Of all who call it for a path, one wins; the others get `ConditionFailed`.
+
+        If the answer to our own write was lost, the object that then stands there is recognized as ours.
+        """
+        ...
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
         """Writes only if the object still is the version that `read_versioned` gave."""

@@ -81,8 +81,8 @@ class WebServer:
 
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            auth = None if self._parts.username else _netrc(self._parts.hostname or "")
-            self._opened = open_session(self, urlunsplit(self._parts), self._patience, self._traffic, auth=auth)
+            headers = None if self._parts.username else _netrc(self._parts.hostname or "")
+            self._opened = open_session(self, urlunsplit(self._parts), self._patience, self._traffic, headers=headers)
         return self._opened
 
 
@@ -92,7 +92,7 @@ def open_session(
     patience: Patience,
     traffic: Traffic,
     trust: SSLContext | bool = True,
-    auth: aiohttp.BasicAuth | None = None,
+    headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
     """A session of the running loop for the host of a URL, which closes when its owner goes.
 
@@ -107,20 +107,20 @@ def open_session(
         connector=aiohttp.TCPConnector(limit=traffic.in_flight, ssl=trust),
         timeout=timeout,
         proxy=None if proxy_bypass(host) else getproxies().get(parts.scheme),
-        auth=auth,
+        headers=headers,
     )
     weakref.finalize(owner, HTTPFileSystem.close_session, get_loop(), session)
     return session
 
 
-def _netrc(host: str) -> aiohttp.BasicAuth | None:
+def _netrc(host: str) -> dict[str, str] | None:
     try:
         found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
     except FileNotFoundError:
         return None
     except netrc.NetrcParseError as error:
         raise StoreError(f"cannot read ~/.netrc: {error.msg}; correct it.") from None
-    return aiohttp.BasicAuth(found[0], found[2]) if found else None
+    return {"Authorization": aiohttp.encode_basic_auth(found[0], found[2])} if found else None
 
 
 async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> Part:

@@ -1,0 +1,72 @@
+import pytest
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store.mask import masked
+from emocap_shards.store.objects import ObjectStore
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("az", "adlfs"), ("abfs", "adlfs")])
+def test_a_missing_driver_says_what_to_install(protocol, package):
+    with pytest.raises(StoreError, match=rf"driver for {protocol}:// is not installed; pip install {package}\.$"):
+        open_store(f"{protocol}://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["s3://user:canary@bucket/x", "s3://bucket/x?token=canary"])
+def test_credentials_in_an_s3_url_are_refused_without_repeating_them(url):
+    with pytest.raises(StoreError, match="leave them to the environment") as caught:
+        open_store(url)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET https://user:canary@host/x failed",
+        "Cannot connect to 'https://host/x?X-Amz-Signature=canary&a=b'",
+        'url="http://u@h/?sv=1&sig=canary"',
+        "aws_secret_access_key=canary",
+        "{'password': 'canary'}",
+    ],
+)
+def test_no_text_keeps_its_secrets(text):
+    assert "canary" not in masked(text)
+
+
+@pytest.mark.parametrize("text", ["no such key: 'a/b.tar'", "s3://bucket/folder/x.tar", "read 3 of 5 bytes (206)"])
+def test_texts_without_secrets_stay_as_they_are(text):
+    assert masked(text) == text
+
+
+def test_wrong_limits_are_refused_at_birth(monkeypatch):
+    with pytest.raises(StoreError, match=r"deadline_s=-1 is too small"):
+        Patience(deadline_s=-1)
+    with pytest.raises(StoreError, match=r"in_flight=0 is too small; give 1 or more"):
+        Traffic(in_flight=0)
+    monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "soon")
+    with pytest.raises(StoreError, match=r"EMOCAP_STORE_DEADLINE_S='soon' is no number"):
+        open_store("memory://x")
+
+
+def test_the_deadline_comes_from_the_environment(monkeypatch):
+    assert open_store("memory://x").patience.deadline_s == 900
+    monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "7.5")
+    assert open_store("memory://x").patience.deadline_s == 7.5
+    assert open_store("memory://x", patience=Patience()).patience.deadline_s == 900
+
+
+def test_a_store_behind_any_driver_of_fsspec_works(tmp_path):
+    store = ObjectStore(f"local://{tmp_path}/root", traffic=Traffic(part_bytes=1000))
+    (tmp_path / "root").mkdir()
+    data = bytes(range(256)) * 40
+    store.put("x", data)
+    assert store.read("x") == data
+    assert store.read_ranges([("x", 5, 5000), ("x", 10_000, 20_000)]) == [data[5:5000], data[10_000:]]
+    store.get_file("x", tmp_path / "back")
+    store.put_file("y", tmp_path / "back")
+    assert store.read("y") == data
+    assert [entry.path for entry in store.list()] == ["x", "y"]
+    store.delete("x")
+    assert not store.exists("x")
+    with pytest.raises(StoreError, match="cannot write if an object still is"):
+        store.put_if_match("y", b"1", "v")
+    assert not store.honours_conditions()
