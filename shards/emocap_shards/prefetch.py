@@ -2,8 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import TypeVar
+
+from emocap_shards.background import Background
 
 # Results that wait to be asked for.
 FETCHED_AHEAD = 2
@@ -20,26 +23,26 @@ def ahead(
     A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The very first item is
     fetched directly and before all warming: somebody is waiting for it.
     """
-    fetcher, warmer = ThreadPoolExecutor(1, "fetch"), ThreadPoolExecutor(1, "warm")
+    fetcher, warmer = Background("fetch"), Background("warm")
     upcoming: deque[Item] = deque()
     begun: deque[Future[Result]] = deque()
     try:
         for number, item in enumerate(items):
             if number == 0:
-                begun.append(fetcher.submit(fetch, item, True))
-                warmer.submit(wait, [begun[0]])
+                begun.append(fetcher.submit(partial(fetch, item, True)))
+                warmer.submit(partial(wait, [begun[0]]))
             else:
                 upcoming.append(item)
                 if warmed_ahead:
-                    warmer.submit(warm, item)  # An error in it is not lost: `fetch` meets it too.
+                    warmer.submit(partial(warm, item))  # An error in it is not lost: `fetch` meets it too.
             if len(upcoming) > warmed_ahead:
-                begun.append(fetcher.submit(fetch, upcoming.popleft(), False))
+                begun.append(fetcher.submit(partial(fetch, upcoming.popleft(), False)))
             if len(begun) > FETCHED_AHEAD:
                 yield begun.popleft().result()
         while begun or upcoming:
             if upcoming:
-                begun.append(fetcher.submit(fetch, upcoming.popleft(), False))
+                begun.append(fetcher.submit(partial(fetch, upcoming.popleft(), False)))
             yield begun.popleft().result()
     finally:
-        fetcher.shutdown(wait=False, cancel_futures=True)
-        warmer.shutdown(wait=False, cancel_futures=True)
+        fetcher.close()
+        warmer.close()

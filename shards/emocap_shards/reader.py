@@ -3,14 +3,14 @@
 import functools
 import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import google_crc32c
 import numpy as np
 
 from emocap_shards.annotation import load_annotation
+from emocap_shards.background import concurrently
 from emocap_shards.cache import Cache
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
@@ -30,6 +30,7 @@ _LOCAL_GAP_BYTES = 1 << 12
 # Indexes that are kept hold this many samples together, some 100 bytes each.
 _INDEXED_SAMPLES = 1 << 21
 _INDEXES_AT_ONCE = 16
+_READS_AGAIN = 4
 
 
 class Reader:
@@ -101,8 +102,7 @@ class Reader:
     def _indexed(self, numbers: list[int]) -> list[int]:
         """The same shards, their indexes read: side by side, for each of a store's answers takes its time."""
         if len(numbers) > 1 and not isinstance(self._store, FolderStore):
-            with ThreadPoolExecutor(min(len(numbers), _INDEXES_AT_ONCE)) as pool:
-                list(pool.map(self._index, numbers))
+            concurrently(self._index, numbers, at_once=_INDEXES_AT_ONCE)
         return numbers
 
     def _rows(self, number: int, ids: Ids) -> Rows:
@@ -139,18 +139,19 @@ class Reader:
 
     def _opened(self, index: int, shard: Shard, slot: Slot, block: bytes) -> Encoded | DamagedSample:
         if not is_intact(block, slot):
-            block = self._again(index, shard, slot)
+            self._forget(index)
+            span = shard.path, slot.offset, slot.stop
+            block = settled(block, lambda: self._ranges([span])[0], lambda found: is_intact(found, slot))
         try:
             return open_block(block, slot, index=self._first + index, shard=self._place + shard.path)
         except DamagedSample as damage:
             return damage
 
-    def _again(self, index: int, shard: Shard, slot: Slot) -> bytes:
-        """Once more, from the store itself: bits that flipped on the way or in the cache are no damage."""
+    def _forget(self, index: int) -> None:
+        """What the cache holds of a sample may be what is damaged."""
         if self._cache:
             for rows in self._wanted(np.array([index])):
                 self._cache.drop(next(rows.segments())[0])
-        return self._ranges([(shard.path, slot.offset, slot.offset + slot.length)])[0]
 
 
 def read_index(store: Store, shard: Shard) -> ShardIndex:
@@ -159,11 +160,17 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     Raises:
         DamagedShard: If it is missing or another.
     """
+
+    def is_right(data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() == shard.index_sha256
+
     try:
         data = store.read(shard.index_path)
+        if not is_right(data):
+            data = settled(data, lambda: store.read(shard.index_path), is_right)
     except NotFound as error:
         raise DamagedShard.at(shard.path, f"its index {shard.index_path} is missing") from error
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+    if not is_right(data):
         raise DamagedShard.at(shard.path, f"its index {shard.index_path} is not the one in the manifest")
     index = load_index(data, shard=shard.path)
     if len(index) != shard.samples:
@@ -207,6 +214,18 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 def is_intact(block: bytes, slot: Slot) -> bool:
     """Whether these are the bytes that were written."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
+
+
+def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:
+    """What a store really holds where wrong bytes were `found`: bits that flip on the way are no damage.
+
+    Reads again until the bytes are right, or wrong in the same way twice.
+    """
+    for _ in range(_READS_AGAIN):
+        before, found = found, read()
+        if is_right(found) or found == before:
+            break
+    return found
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:

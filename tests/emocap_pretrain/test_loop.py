@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -5,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from emocap_shards.errors import BudgetSpent
+from emocap_shards.index import load_index
 from emocap_shards.store import open_store
 from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
@@ -265,3 +268,43 @@ def test_a_loss_that_is_not_finite_between_two_logged_steps_is_in_no_checkpoint(
     with pytest.raises(TrainingError, match="step 3"):
         pretrain(config, FakeRuntime())
     assert saved(config) == []
+
+
+def damaged_faces(folder: Path, count: int) -> str:
+    """Faces of which some have a flipped bit."""
+    write_shards(records(24, pixels=32), folder, samples_per_shard=24)
+    tar = folder / "shard-000000.tar"
+    index = load_index((folder / "shard-000000.npy").read_bytes(), shard="")
+    data = bytearray(tar.read_bytes())
+    for row in range(count):
+        data[index[row * 5].offset + 600] ^= 1
+    tar.write_bytes(data)
+    return str(folder)
+
+
+def test_damaged_samples_are_left_out_reported_and_tracked(new_run: Callable[..., Config], tmp_path: Path) -> None:
+    config = new_run(data__url=damaged_faces(tmp_path / "faces", 2), data__error_budget=3)
+    pretrain(config, FakeRuntime())
+    rows = json.loads((tmp_path / "run" / "quarantine.json").read_text())
+    assert len({row["key"] for row in rows}) == len(rows) == 2
+    client = MlflowClient(config.tracking.uri)
+    history = client.get_metric_history(run_id(config), "data_quarantined")
+    assert [point.value for point in history][-1] == 2
+    assert "quarantine.json" in [file.path for file in client.list_artifacts(run_id(config))]
+
+
+def test_more_damage_than_the_budget_ends_the_run_with_a_list(new_run: Callable[..., Config], tmp_path: Path) -> None:
+    config = new_run(data__url=damaged_faces(tmp_path / "faces", 4), data__error_budget=2)
+    with pytest.raises(BudgetSpent, match="error_budget=2 is used up"):
+        pretrain(config, FakeRuntime())
+
+
+def test_a_mixture_trains_and_resumes(new_run: Callable[..., Config], faces: str, tmp_path: Path) -> None:
+    write_shards(records(9, seed=5, pixels=32), tmp_path / "others")
+    mix = [{"url": faces, "weight": 3}, {"url": str(tmp_path / "others"), "weight": 1}]
+    config = new_run(data__url=None, data__mix=mix)
+    broken = changed(config, url=str(tmp_path / "broken"))
+    pretrain(broken, FakeRuntime(stop_after=2))
+    pretrain(broken, FakeRuntime())
+    pretrain(config, FakeRuntime())
+    assert curve(broken) == curve(config)

@@ -1,0 +1,89 @@
+"""Epochs from a real S3 server that is slow, lies, resets, or dies."""
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from emocap_shards.cache import Cache
+from emocap_shards.errors import DamagedSample
+from emocap_shards.store import open_store
+from emocap_shards.stream import Stream
+from emocap_shards.writer import write_shards
+from shard_cases import records
+
+from launch.local_s3 import BUCKET, LocalS3
+
+SAMPLES = 60
+
+
+@pytest.fixture
+def dataset(s3, faulty_s3):
+    """Written, and then read, through the proxy."""
+    write_shards(records(SAMPLES), s3, samples_per_shard=12)
+    return s3
+
+
+@pytest.fixture(params=["cache", "no cache"])
+def stream(request, dataset, tmp_path):
+    cache = Cache(str(tmp_path / "cache"), 1 << 30) if request.param == "cache" else None
+    return Stream(url=dataset, global_batch=7, seed=2, window_samples=24, epochs=1, cache=cache)
+
+
+def epoch(stream):
+    return [sample.index for portion in stream.steps() for sample in portion.samples]
+
+
+def test_an_epoch_is_whole(stream):
+    assert sorted(epoch(stream)) == list(range(SAMPLES))
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncate", "flip", "500", "503", "429"])
+def test_an_epoch_is_whole_whatever_the_line_does(stream, faulty_s3, fault):
+    faulty_s3.inject(fault, probability=0.3)
+    assert sorted(epoch(stream)) == list(range(SAMPLES))
+    assert faulty_s3.counts[fault] > 0
+
+
+def test_a_second_epoch_comes_from_the_cache(dataset, tmp_path, faulty_s3):
+    stream = Stream(url=dataset, global_batch=7, epochs=1, cache=Cache(str(tmp_path), 1 << 30))
+    first = epoch(stream)
+    faulty_s3.forget()
+    assert epoch(stream) == first
+    # The first step asks for nothing that is there already; indexes and manifest are read anew.
+    assert not [line for line in faulty_s3.requests if line.endswith(".tar") or ".tar?" in line]
+
+
+def test_a_sample_that_is_damaged_in_the_store_is_named_after_a_second_look(dataset, stream, faulty_s3):
+    store = open_store(dataset)
+    tar = bytearray(store.read("shard-000002.tar"))
+    tar[700] ^= 1
+    store.put("shard-000002.tar", bytes(tar))
+    with pytest.raises(DamagedSample, match=r"sample 'face-0024' of shard shard-000002.tar: its CRC-32C"):
+        epoch(stream)
+    portions = list(replace(stream, error_budget=1).steps())
+    seen = sorted(sample.index for portion in portions for sample in portion.samples)
+    assert seen == [number for number in range(SAMPLES) if number != 24]
+    assert [damage.key for portion in portions for damage in portion.damaged] == ["face-0024"]
+
+
+def test_a_server_that_is_killed_in_the_middle_of_an_epoch_costs_time_and_no_sample(tmp_path, monkeypatch, caplog):
+    with LocalS3(tmp_path / "s3") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://{BUCKET}/killed"
+        write_shards(records(SAMPLES), url, samples_per_shard=6)
+        stream = Stream(url=url, global_batch=4, window_samples=12, epochs=1)
+        steps, seen = stream.steps(), []
+        for _ in range(3):
+            seen += [sample.index for sample in next(steps).samples]
+        server.kill()
+        back = threading.Thread(target=lambda: (time.sleep(8), server.restart()))
+        back.start()
+        with caplog.at_level(logging.INFO):
+            seen += [sample.index for portion in steps for sample in portion.samples]
+        back.join()
+    assert sorted(seen) == list(range(SAMPLES))
+    assert "cannot read" in caplog.text
+    assert "answers again" in caplog.text
