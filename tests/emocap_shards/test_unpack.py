@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 from emocap_shards.errors import DamagedSample, DamagedShard, ManifestError, RecordError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.writer import write_shards
+from emocap_shards.writing import prepare
 from emocap_shards.writing.unpack import unpack
 from pack_cases import files_of, folder_of, packed
 from shard_cases import encode, record, records
@@ -82,18 +84,10 @@ def test_without_a_dataset_nothing_is_made(tmp_path):
 @pytest.mark.parametrize("key", ["../evil", "a.b", "/etc/x", "a/b"])
 def test_a_key_that_is_no_safe_name_is_refused(tmp_path, monkeypatch, key):
     """Our writer makes no such key; a forged dataset may."""
-    from emocap_shards.writing import prepare
-
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "check_key", lambda key: None)
-        write_shards([record(0), forged(key)], tmp_path / "forged")
+        patch.setattr(prepare, "check_key", lambda _: None)
+        write_shards([record(0), replace(record(1), key=key)], tmp_path / "forged")
     assert read_manifest(tmp_path / "forged").samples == 2
     with pytest.raises((RecordError, DamagedSample)):
         unpack(tmp_path / "forged", tmp_path / "deep" / "deeper" / "out")
     assert not list(tmp_path.rglob("evil*"))
-
-
-def forged(key):
-    from dataclasses import replace
-
-    return replace(record(1), key=key)
