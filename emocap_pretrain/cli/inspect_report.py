@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import Face
-from emocap_shards.inspecting.plots import number
 from emocap_shards.inspecting.summary import Summary
+from emocap_shards.inspecting.wording import number, percent, size
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emocap_pretrain.cli.tables import bar, grid, percent, plain, shards, size, sparkline
+from emocap_pretrain.cli.tables import bar, grid, plain, shards, sparkline
 from emocap_pretrain.terminal import console
 
 _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30

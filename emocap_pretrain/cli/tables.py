@@ -56,22 +56,3 @@ def bar(share: float, width: int = 24) -> str:
     """A bar in eighths of a character; a share above zero is never invisible."""
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
-
-
-def percent(part: float, whole: float) -> str:
-    """A share of nothing is "-"; one that only rounds to 0 or 100 says so."""
-    if not whole:
-        return "-"
-    share = 100 * part / whole
-    if 0 < share < 0.1:
-        return "<0.1 %"
-    return ">99.9 %" if 99.9 < share < 100 else f"{share:.3g} %"
-
-
-def size(number_bytes: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number_bytes) < 1000:
-            return f"{number_bytes:.3g} {unit}"
-        number_bytes /= 1000
-    return f"{number_bytes:,.3g} TB"

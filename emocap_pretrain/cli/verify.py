@@ -8,10 +8,11 @@ from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.faults import Fault
 from emocap_shards.inspecting.shard_pool import Progress
 from emocap_shards.inspecting.verify import Verdict, verify
+from emocap_shards.inspecting.wording import percent, size
 from tqdm import tqdm
 
 from emocap_pretrain.cli.options import Debug
-from emocap_pretrain.cli.tables import grid, percent, plain, size
+from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.cli.tables import shards as in_words
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines

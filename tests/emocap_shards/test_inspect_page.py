@@ -119,8 +119,8 @@ def test_the_url_is_escaped_too(tmp_path):
 
 
 def test_long_captions_are_cut_so_that_the_page_stays_small(tmp_path):
-    caption = Caption("word " * 40_000, ("long " * 40_000,) * 30, "more " * 40_000)
-    members = {"png": encode(1, size=400), "json": dump_annotation(caption, {"emotion": "joy " * 9_000}, [caption] * 5)}
+    caption = Caption("word " * 4_000, ("long " * 4_000,) * 30, "more " * 4_000)
+    members = {"png": encode(1, size=400), "json": dump_annotation(caption, {"emotion": "joy " * 900}, [caption] * 5)}
     forge(tmp_path, [[sample(str(number), members) for number in range(3)]])
     text = page(summarise(tmp_path))
     assert len(text) < 200_000

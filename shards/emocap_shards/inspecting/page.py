@@ -10,8 +10,9 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from emocap_shards.inspecting.faces import Face
-from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram, number
+from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
+from emocap_shards.inspecting.wording import number, percent, size
 from emocap_shards.sample import Caption
 
 _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
@@ -30,7 +31,7 @@ def page(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cast("dict[str, Any]", environment.filters).update(number=number, size=_size, percent=_percent, cut=_cut)
+    cast("dict[str, Any]", environment.filters).update(number=number, size=size, percent=percent, cut=_cut)
     style = resources.files("emocap_shards.inspecting").joinpath("page.css").read_text("utf-8")
     template = environment.get_template("page.html")
     return template.render(**_values(summary), style=style, style_hash=_style_hash(style))
@@ -97,18 +98,6 @@ def _short(caption: Caption) -> Caption:
 
 def _cut(text: str, most: int = _CHARACTERS) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.3g} %" if whole else "-"
-
-
-def _size(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.3g} TB"
 
 
 def _style_hash(style: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from emocap_shards.inspecting.counters import Counts, Spread
+from emocap_shards.inspecting.wording import number, percent
 
 WIDTH, HEIGHT = 320.0, 90.0
 _LEAST_VISIBLE = 1.5
@@ -70,13 +71,6 @@ def balance(name: str, counts: Counts, most: int) -> Balance:
     return Balance(name, counts, rows)
 
 
-def number(value: float) -> str:
-    """Whole numbers in full, others in three digits."""
-    if abs(value) >= 1e15:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
-
-
 def ceiling(bins: Sequence[int]) -> float:
     """What fills the height: the highest bar, unless it is so high that the others could not be told apart."""
     *_, second, highest = sorted([0, *bins])
@@ -85,8 +79,7 @@ def ceiling(bins: Sequence[int]) -> float:
 
 def _peak(spread: Spread) -> str:
     place = max(range(len(spread.bins)), key=lambda each: spread.bins[each])
-    share = spread.bins[place] / sum(spread.bins)
-    return f"{_values(spread, place)}: {100 * share:.3g} %"
+    return f"{_values(spread, place)}: {percent(spread.bins[place], sum(spread.bins))}"
 
 
 def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:

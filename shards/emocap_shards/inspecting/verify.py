@@ -160,12 +160,13 @@ def _recognised(
     checked: Checked, shard: Shard, owners: Mapping[str, str], index_owners: Mapping[str, str]
 ) -> Iterator[Fault]:
     """The faults of a shard, said in short where its bytes, or its index, are another shard's."""
+    faults = checked.faults
     owner = owners.get(checked.sha256)
     if owner is not None and checked.sha256 != shard.sha256:
-        lost = sum(fault.lost for fault in checked.faults)
+        faults = tuple(fault for fault in checked.faults if fault.kind in {Kind.INDEX, Kind.INDEX_DIGEST})
+        lost = sum(fault.lost for fault in checked.faults) - sum(fault.lost for fault in faults)
         yield Fault(kind=Kind.SWAPPED, shard=shard.path, reason=f"its bytes are those of {owner}", lost=lost)
-        return
-    for fault in checked.faults:
+    for fault in faults:
         owner = index_owners.get(fault.found)
         named = f"its index {shard.index_path} is that of {owner}"
         yield replace(fault, reason=named) if owner is not None else fault

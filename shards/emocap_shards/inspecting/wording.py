@@ -1,0 +1,27 @@
+"""Numbers as a person reads them."""
+
+
+def number(value: float) -> str:
+    """Whole numbers in full, others in three digits."""
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share of nothing is "-"; one that only rounds to 0 or 100 says so."""
+    if not whole:
+        return "-"
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "< 0.1 %"
+    return "> 99.9 %" if 99.9 < share < 100 else f"{share:.3g} %"
+
+
+def size(number_bytes: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number_bytes) < 1000:
+            return f"{number_bytes:.3g} {unit}"
+        number_bytes /= 1000
+    return f"{number_bytes:,.3g} TB"

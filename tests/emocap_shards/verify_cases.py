@@ -1,0 +1,40 @@
+"""What the tests of verification share: ways to break a file, and a short look at a verdict."""
+
+from pathlib import Path
+
+from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.verify import Verdict
+
+FIRST, SHARD, LAST = (f"shard-00000{number}.tar" for number in range(3))
+INDEX = "shard-000001.npy"
+
+
+def only(verdict: Verdict) -> Fault:
+    (fault,) = verdict.faults
+    assert not verdict.whole
+    assert verdict.kinds == {fault.kind: 1}
+    assert verdict.lost == fault.lost
+    assert str(fault).startswith(fault.shard)
+    assert str(fault).endswith(f"; {fault.cure}.")
+    return fault
+
+
+def kinds(verdict: Verdict) -> set[Kind]:
+    assert set(verdict.kinds) == {fault.kind for fault in verdict.faults}
+    return set(verdict.kinds)
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
