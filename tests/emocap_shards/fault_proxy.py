@@ -128,7 +128,7 @@ class FaultProxy:
             while await self._one(reader, writer):
                 pass
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            return  # the end of the test, a client that hangs up, or a server that is down: the client sees its line cut
+            return  # the test ended, a client hung up, or the server is down: the client sees its line cut
         finally:
             writer.transport.abort()
             self._tasks.discard(task)

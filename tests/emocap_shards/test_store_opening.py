@@ -18,6 +18,12 @@ def test_credentials_in_an_s3_url_are_refused_without_repeating_them(url):
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://Bad_Bucket!/x", "s3a://b"])
+def test_what_names_no_bucket_is_refused_at_birth(url):
+    with pytest.raises(StoreError, match=r"names no bucket; write it like s3://bucket/folder"):
+        open_store(url)
+
+
 @pytest.mark.parametrize(
     "text",
     [

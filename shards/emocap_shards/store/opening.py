@@ -1,5 +1,6 @@
 """URL -> store."""
 
+import re
 from pathlib import Path
 
 import fsspec
@@ -12,6 +13,9 @@ from emocap_shards.store.objects import ObjectStore
 from emocap_shards.store.protocol import Store
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "adl": "adlfs"}
+_S3 = {"s3", "s3a"}
+# Some servers, and AWS of old, allow more than AWS does now; access points are ARNs.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}$|arn:")
 _IN_QUERY = {"http", "https"}
 
 
@@ -27,7 +31,8 @@ def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Tr
         traffic: What is asked of it at once.
 
     Raises:
-        StoreError: If no file system is known for the URL's protocol, or its driver is not installed.
+        StoreError: If no file system is known for the URL's protocol, its driver is not installed, or the URL holds
+            no bucket, or credentials.
     """
     text = str(url)
     protocol = text.split("://", 1)[0] if "://" in text else "file"
@@ -37,16 +42,23 @@ def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Tr
     if holds_secret(text) and protocol not in _IN_QUERY:
         cure = "leave them to the environment, a profile or the machine's role"
         raise StoreError(f"{masked_url(text)}: credentials do not belong into this URL; {cure}.")
+    _need_bucket(protocol, text)
     shown = masked_url(text).rstrip("/")
     secret = text if shown != text.rstrip("/") else ""
     return ObjectStore(shown, patience or Patience.of_environment(), traffic or Traffic(), secret)
+
+
+def _need_bucket(protocol: str, url: str) -> None:
+    if protocol in _S3 and not _BUCKET.match(url.split("://", 1)[1].split("/", 1)[0]):
+        name = "a bucket's name has 3 to 63 lower-case letters, digits, dots and hyphens"
+        raise StoreError(f"{masked_url(url)} names no bucket; write it like s3://bucket/folder: {name}.")
 
 
 def _need_driver(protocol: str, url: str) -> None:
     if protocol not in fsspec.available_protocols():
         known = "use a path, s3://bucket/folder, https://host/folder or memory://name"
         raise StoreError(f"{masked_url(url)}: unknown protocol {protocol!r}; {known}.")
-    if protocol in {"s3", "s3a", "http", "https", "memory"}:
+    if protocol in _S3 | _IN_QUERY | {"memory"}:
         return
     try:
         fsspec.get_filesystem_class(protocol)

@@ -10,7 +10,6 @@ import yarl
 from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
-from emocap_shards.errors import StoreError
 from emocap_shards.store.backend import Condition, Facts, Page, Part
 from emocap_shards.store.failure import Refusal, answer
 from emocap_shards.store.limits import Patience, Traffic
@@ -155,8 +154,6 @@ class S3:
         return {"Bucket": self._bucket, "Key": self._key(path)}
 
     async def _client(self) -> Any:
-        if not self._bucket:
-            raise StoreError("s3:// has no bucket in it; write it like s3://bucket/folder.")
         return await self._fs.set_session()
 
     async def _need_bucket(self) -> None:
