@@ -82,7 +82,7 @@ class Bar(AbstractContextManager["Bar"]):
 
     def __init__(self, verb: str, total: int | None) -> None:
         self._bar = tqdm(total=total, desc=verb, unit=" samples", disable=None, smoothing=0.1, dynamic_ncols=True)
-        self._begun = time.monotonic()
+        self._begun = 0.0
         self._rows = self._resumed = 0
 
     def __exit__(self, *error: object) -> None:
@@ -95,9 +95,11 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def seconds(self) -> float:
+        """Since the first row: imports and worker processes take a second or two before it."""
         return time.monotonic() - self._begun
 
     def show(self, progress: Progress) -> None:
+        self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
         if step > 1:  # a shard that stood already
             self._bar.initial += step
@@ -115,7 +117,7 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
     ]
     if packed.resumed:
         parts.append(f"{packed.resumed} of them from before")
-    if bar.rows:
+    if bar.rows > 100:
         parts.append(f"{bar.rows / max(bar.seconds, 1e-3):,.0f} samples/s")
     if packed.skipped:
         parts.append(f"{len(packed.skipped)} bad rows in {SKIPPED}")

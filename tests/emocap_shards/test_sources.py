@@ -113,6 +113,14 @@ def test_a_class_without_a_name_is_a_bad_row(tmp_path):
     assert first.endswith("saved: row 0: class 2 has no name; there are 2")
 
 
+def test_parquet_of_the_datasets_library_has_the_names_of_its_classes(tmp_path):
+    rows = [{"image": encode(number), "global": "Glad.", "emotion": number} for number in range(2)]
+    metadata = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    packed(tmp_path / "t.parquet", tmp_path / "out", Columns(labels=("emotion",)))
+    assert [sample[2]["emotion"] for sample in read_back(tmp_path / "out")] == ["joy", "fear"]
+
+
 def test_splits_are_told_apart(tmp_path):
     save_to_disk(tmp_path / "test", [table_row(0), table_row(1)], {})
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["test"]}')

@@ -92,6 +92,7 @@ BAD_GROUPS = {
     "absolute name": ([("/a.png", encode(0)), ("/a.json", CAPTION)], "leads out of the tar"),
     "image by path": ([("a.png", encode(0)), ("a.json", b'{"global": "x", "key": {}}')], "unusable key"),
     "name without extension": ([("README", b"x")], "README: its name has no extension"),
+    "name for a terminal": ([("\x1b[2J", b"x")], "x.tar: \ufffd[2J: its name has no extension"),
     "one name twice": ([("a.png", encode(0)), ("a.json", CAPTION), ("a.PNG", encode(1))], "two members of this name"),
 }
 

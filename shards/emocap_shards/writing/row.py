@@ -96,7 +96,9 @@ class BadRow:
     mark: bytes = b""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" if self.where else self.reason
+        """For a terminal: names in a source may hold what moves its cursor."""
+        line = f"{self.where}: {self.reason}" if self.where else self.reason
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
     def stamp(self) -> bytes:
         """`mark`, the stamp of the row that turned out bad; a row that was never read has its reason instead."""

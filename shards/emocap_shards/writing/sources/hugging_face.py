@@ -6,7 +6,7 @@ classes) and the files themselves, Arrow streams in which images are objects of 
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, Row
+from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
 
 STATE = "state.json"
@@ -42,8 +43,7 @@ class HuggingFaceSource:
             for values in self._values(file):
                 where = f"{self.folder}: row {number}"
                 try:
-                    named = values | {name: _name(values[name], names) for name, names in classes.items()}
-                    yield row_of(named, self.columns, where=where, number=number, root=self.root)
+                    yield row_of(with_names(values, classes), self.columns, where=where, number=number, root=self.root)
                 except RecordError as error:
                     yield BadRow(where, str(error))
                 number += 1
@@ -58,16 +58,10 @@ class HuggingFaceSource:
         except (KeyError, TypeError) as error:
             raise RecordError(f"{self.folder / STATE} names no data files ({error!r}).") from error
 
-    def _classes(self) -> dict[str, list[str]]:
-        """Column -> names of its classes, for the columns that are used."""
-        features = cast("dict[str, Any]", _load(self.folder / _INFO).get("features") or {})
+    def _classes(self) -> Classes:
+        features: dict[str, Any] = _load(self.folder / _INFO).get("features") or {}
         self.columns.check(list(features), where=str(self.folder))
-        labels = {name: feature for name, feature in features.items() if isinstance(feature, Mapping)}
-        return {
-            name: list(feature["names"])
-            for name, feature in labels.items()
-            if feature.get("_type") == "ClassLabel" and name in self.columns.used
-        }
+        return classes_of(features, self.columns.used)
 
     def _values(self, file: str) -> Iterator[dict[str, Any]]:
         try:
@@ -78,14 +72,6 @@ class HuggingFaceSource:
                         yield from batch.select(wanted).slice(start, _TOGETHER).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise RecordError(f"{file} is no Arrow stream that can be read ({error}).") from error
-
-
-def _name(value: object, names: list[str]) -> str | None:
-    if value is None or value == -1:
-        return None
-    if not isinstance(value, int) or not 0 <= value < len(names):
-        raise RecordError(f"class {value!r} has no name; there are {len(names)}")
-    return names[value]
 
 
 def _load(path: Path) -> dict[str, Any]:

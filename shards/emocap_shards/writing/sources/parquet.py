@@ -1,14 +1,17 @@
 """Parquet files: images as paths, as bytes, or as objects of both."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
 
 _TOGETHER = 64
@@ -16,7 +19,10 @@ _TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """The rows of one file or of several, in the order given. Columns that are not asked for are not read."""
+    """The rows of one file or of several, in the order given. Columns that are not asked for are not read.
+
+    In files of the `datasets` library a class label becomes its name, as in `HuggingFaceSource`.
+    """
 
     paths: Sequence[Path]
     columns: Columns
@@ -31,13 +37,21 @@ class ParquetSource:
         for path in self.paths:
             file = _open(path)
             self.columns.check(file.schema_arrow.names, where=str(path))
+            classes = _classes(file, self.columns)
             wanted = [name for name in file.schema_arrow.names if name in self.columns.used]
             try:
                 for row, values in enumerate(_values(file, wanted)):
-                    yield row_of(values, self.columns, where=f"{path}: row {row}", number=number, root=self.root)
+                    yield self._row(values, classes, where=f"{path}: row {row}", number=number)
                     number += 1
             except (pa.ArrowException, OSError) as error:
                 raise RecordError(f"{path} cannot be read ({error}); is it whole?") from error
+
+    def _row(self, values: Mapping[str, Any], classes: Classes, *, where: str, number: int) -> Row | BadRow:
+        try:
+            named = with_names(values, classes)
+        except RecordError as error:
+            return BadRow(where, str(error))
+        return row_of(named, self.columns, where=where, number=number, root=self.root)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -45,6 +59,15 @@ def _open(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} is no Parquet file that can be read ({error}).") from error
+
+
+def _classes(file: pq.ParquetFile, columns: Columns) -> Classes:
+    """The names that the `datasets` library leaves in the metadata of a file."""
+    try:
+        info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        return classes_of(info["info"]["features"], columns.used)
+    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's metadata
+        return {}
 
 
 def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, object]]:

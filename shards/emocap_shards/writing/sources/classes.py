@@ -1,0 +1,31 @@
+"""Class labels of Hugging Face datasets: numbers whose names stand in the features."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from emocap_shards.errors import RecordError
+
+Classes = Mapping[str, list[str]]
+
+
+def classes_of(features: Mapping[str, Any], used: Collection[str]) -> Classes:
+    """Column -> names of its classes, for the columns that are used."""
+    objects = {name: feature for name, feature in features.items() if isinstance(feature, Mapping) and name in used}
+    return {name: list(each["names"]) for name, each in objects.items() if each.get("_type") == "ClassLabel"}
+
+
+def with_names(values: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+    """The values of a row, each class by its name; -1, which means that there is none, becomes None.
+
+    Raises:
+        RecordError: If a class has no name.
+    """
+    return {**values, **{name: _name(values[name], names) for name, names in classes.items()}}
+
+
+def _name(value: object, names: list[str]) -> str | None:
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise RecordError(f"class {value!r} has no name; there are {len(names)}")
+    return names[value]
