@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample
@@ -26,7 +25,7 @@ from emocap_pretrain.transform import augment
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Samples of one step -> Batch. Parts whose weight in the objective is 0 are left empty."""
+    """Samples of one step, each prepared -> Batch. Parts whose weight in the objective is 0 are left empty."""
 
     tokenizer: Tokenizer
     lengths: PartLengths
@@ -50,6 +49,11 @@ class Collate:
             with_local=config.objective.local > 0,
         )
 
+    def prepare(self, sample: Sample) -> Sample:
+        """The sample with the pixels that the tower sees in its epoch."""
+        key = (self.seed, sample.epoch, sample.index)
+        return replace(sample, image=augment(sample.image, self.pixels, crop=self.crop, flip=self.flip, key=key))
+
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         wholes = [sample.caption.whole for sample in samples]
         summaries = [sample.caption.summary or sample.caption.whole for sample in samples] if self.with_summary else []
@@ -66,10 +70,8 @@ class Collate:
 
     def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
         images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
-        for row, sample in zip(images, samples, strict=True):
-            key = (self.seed, sample.epoch, sample.index)
-            pixels = augment(sample.image, self.pixels, crop=self.crop, flip=self.flip, key=key)
-            row.copy_(torch.from_numpy(np.ascontiguousarray(pixels)))
+        for row, sample in zip(images.numpy(), samples, strict=True):
+            row[:] = sample.image.transpose(2, 0, 1)
         return images
 
 
@@ -95,7 +97,7 @@ class _Steps(IterableDataset[Delivery]):
     def __iter__(self) -> Iterator[Delivery]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        for portion in self.stream.steps(part, parts):
+        for portion in self.stream.steps(part, parts, each=self.collate.prepare):
             yield Delivery(self.collate(portion.samples), portion.cursor, portion.damaged)
 
 

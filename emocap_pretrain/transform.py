@@ -16,7 +16,7 @@ def augment(
     crop: float,
     flip: float,
     key: tuple[int, int, int],
-) -> UInt8[np.ndarray, "3 pixels pixels"]:
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """A random square crop, mirrored or not, at `pixels`.
 
     Args:
@@ -31,10 +31,10 @@ def augment(
     side = max(1, round(min(height, width) * random.uniform(crop, 1.0)))
     top, left = (int(random.integers(0, extent - side + 1)) for extent in (height, width))
     square = _resize(image, (left, top, left + side, top + side), pixels)
-    return square[:, :, ::-1] if random.random() < flip else square
+    return square[:, ::-1] if random.random() < flip else square
 
 
-def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "3 pixels pixels"]:
+def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """The central square at `pixels`: what evaluation sees."""
     height, width = image.shape[:2]
     side = min(height, width)
@@ -42,6 +42,6 @@ def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.
     return _resize(image, (left, top, left + side, top + side), pixels)
 
 
-def _resize(image: np.ndarray, box: tuple[int, int, int, int], pixels: int) -> UInt8[np.ndarray, "3 pixels pixels"]:
+def _resize(image: np.ndarray, box: tuple[int, int, int, int], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     resized = Image.fromarray(image).resize((pixels, pixels), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized).transpose(2, 0, 1)
+    return np.asarray(resized)

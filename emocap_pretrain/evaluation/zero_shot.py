@@ -4,6 +4,8 @@ Cosines, not embeddings, are averaged over the prompts of a class (the protocol 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> C
     truth: list[str] = []
     embeddings: list[Tensor] = []
     stream = Stream(url=settings.url, global_batch=settings.batch, shuffle=False, epochs=1)
-    for portion in stream.steps():
+    for portion in stream.steps(each=partial(_centred, pixels=model.pixels)):
         labelled = [sample for sample in portion.samples if sample.labels.get(settings.label, "") != ""]
         if labelled:
             truth += [str(sample.labels[settings.label]) for sample in labelled]
@@ -59,8 +61,12 @@ def _classes(settings: Evaluation, truth: Iterable[str]) -> Mapping[str, Sequenc
     return classes
 
 
+def _centred(sample: Sample, pixels: int) -> Sample:
+    return replace(sample, image=centre(sample.image, pixels))
+
+
 def _embed(model: TowerPair, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
-    images = np.stack([centre(sample.image, model.pixels) for sample in samples])
+    images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
     with torch.inference_mode():
         return model.embed_images(torch.from_numpy(images).to(model.logit_scale.device)).float().cpu()
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emocap_shards.errors import StoreError
-from emocap_shards.segment import Rows, Segment
+from emocap_shards.segment import Rows, Segment, Span
 
-Span = tuple[str, int, int]
 Fetch = Callable[[Sequence[Span]], list[bytes]]
 
 # Segments in one go: what a process holds in memory while it fetches.

@@ -21,14 +21,23 @@ def members_of(block: bytes) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     position = 0
     while position < len(block):
-        header = block[position : position + _BLOCK]
-        if header[156:157] != _FILE or header[257:265] != _USTAR or header[345:346] != b"\0":
+        if not _is_plain(block, position):
             return _by_tarfile(block)
+        name = block[position : block.index(0, position, position + 100)].decode()
         start = position + _BLOCK
-        stop = start + int(header[124:136].rstrip(b"\0 "), 8)
-        _add(members, header[: header.index(b"\0")].decode(), block[start:stop], start <= stop <= len(block))
+        stop = start + int(block[position + 124 : position + 135], 8)
+        _add(members, name, block[start:stop], start <= stop <= len(block))
         position = stop + -stop % _BLOCK
     return members
+
+
+def _is_plain(block: bytes, position: int) -> bool:
+    """A regular file with a short name, its size in eleven octal digits."""
+    return (
+        block.startswith(_USTAR, position + 257)
+        and block.startswith(_FILE, position + 156)
+        and block.startswith(b"\0", position + 345)
+    )
 
 
 def _by_tarfile(block: bytes) -> dict[str, bytes]:

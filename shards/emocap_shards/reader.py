@@ -19,7 +19,7 @@ from emocap_shards.manifest import Manifest
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, Layout
 from emocap_shards.sample import Encoded, Sample
-from emocap_shards.segment import Rows
+from emocap_shards.segment import Rows, Span
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 from emocap_shards.store.folder import FolderStore
@@ -77,7 +77,7 @@ class Reader:
         wanted = self._wanted(unique)
         if not direct:
             self._fill(wanted)
-        slots = ((rows.shard, rows.index[row]) for rows in wanted for row in rows.rows.tolist())
+        slots = ((rows.shard, slot) for rows in wanted for slot in rows.slots())
         found = zip(unique.tolist(), slots, self._blocks(wanted), strict=True)
         results = [self._opened(index, *slot, block) for index, slot, block in found]
         return [results[place] for place in places.tolist()]
@@ -118,11 +118,11 @@ class Reader:
     def _blocks(self, wanted: Iterable[Rows]) -> Iterator[bytes]:
         """The bytes of every wanted sample in order: from the cache, or else neighbours in one request."""
         parts = list(self._kept(wanted))
-        runs = [run for rows, kept in parts if kept is None for run in rows.runs(self._gap_bytes)]
-        ranges = self._ranges([(run.shard.path, run.start, run.stop) for run in runs])
-        fresh = (block for run, data in zip(runs, ranges, strict=True) for block in run.pieces(data))
-        for rows, kept in parts:
-            yield from islice(fresh, len(rows)) if kept is None else kept
+        runs = [rows.runs(self._gap_bytes) for rows, kept in parts if kept is None]
+        ranges = iter(self._ranges([span for spans, _ in runs for span in spans]))
+        fresh = (_cut(list(islice(ranges, len(spans))), cuts) for spans, cuts in runs)
+        for _, kept in parts:
+            yield from next(fresh) if kept is None else kept
 
     def _kept(self, wanted: Iterable[Rows]) -> Iterator[tuple[Rows, list[bytes] | None]]:
         for rows in wanted:
@@ -131,7 +131,7 @@ class Reader:
             else:
                 yield from ((part, self._cache.read(segment, part)) for segment, part in rows.segments())
 
-    def _ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    def _ranges(self, spans: Sequence[Span]) -> list[bytes]:
         try:
             return self._store.read_ranges(spans)
         except NotFound as error:
@@ -142,8 +142,10 @@ class Reader:
             self._forget(index)
             span = shard.path, slot.offset, slot.stop
             block = settled(block, lambda: self._ranges([span])[0], lambda found: is_intact(found, slot))
+            if not is_intact(block, slot):
+                return DamagedSample.at(self._place + shard.path, slot.key, _difference(block, slot))
         try:
-            return open_block(block, slot, index=self._first + index, shard=self._place + shard.path)
+            return open_block(block, slot.key, index=self._first + index, shard=self._place + shard.path)
         except DamagedSample as damage:
             return damage
 
@@ -180,21 +182,19 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     return index
 
 
-def open_block(block: bytes, slot: Slot, *, index: int, shard: str) -> Encoded:
+def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
     """The sample in its stretch of a tar.
 
     Raises:
-        DamagedSample: If the bytes are not those that were written, or are not one image and one annotation.
+        DamagedSample: If it is not one image and one annotation.
     """
-    if not is_intact(block, slot):
-        raise DamagedSample.at(shard, slot.key, _difference(block, slot))
     try:
         members = members_of(block)
         annotation = members.pop("json")
         ((extension, image),) = members.items()
     except (tarfile.TarError, KeyError, ValueError) as error:
-        raise DamagedSample.at(shard, slot.key, f"it is not one image and one annotation ({error!r})") from error
-    return Encoded(index, slot.key, shard, extension, image, annotation)
+        raise DamagedSample.at(shard, key, f"it is not one image and one annotation ({error!r})") from error
+    return Encoded(index, key, shard, extension, image, annotation)
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
@@ -231,6 +231,10 @@ def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes],
 def _view(captions: int, key: tuple[int, int, int]) -> int:
     """Which of several captions, a function of (seed, epoch, sample)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
+
+
+def _cut(parts: Sequence[bytes], cuts: Iterable[tuple[int, int, int]]) -> list[bytes]:
+    return [parts[number][start:stop] for number, start, stop in cuts]
 
 
 def _difference(block: bytes, slot: Slot) -> str:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import google_crc32c
 import numpy as np
 
-from emocap_shards.index import ShardIndex
+from emocap_shards.index import ShardIndex, Slot
 from emocap_shards.order import Ids
 from emocap_shards.shard import Shard
+
+# Path, first byte, and the byte behind the last one: what a store is asked for.
+Span = tuple[str, int, int]
 
 # Large enough that a request's latency and cost are small beside its bytes, small enough that a rank that wants a
 # part of a shard reads little else.
@@ -42,10 +45,26 @@ class Rows:
     def stop(self) -> int:
         return int(self.stops[-1])
 
-    def runs(self, gap_bytes: int) -> Iterator["Rows"]:
-        """Cut where more than `gap_bytes` lie between two samples."""
-        breaks = np.flatnonzero(self.starts[1:] - self.stops[:-1] > gap_bytes) + 1
-        return self._cut(breaks)
+    def slots(self) -> list[Slot]:
+        index, rows = self.index, self.rows
+        columns = (index.encoded_keys, index.offsets, index.lengths, index.crc32c)
+        values = zip(*(column[rows].tolist() for column in columns), strict=True)
+        return [Slot(key.decode(), offset, length, crc32c) for key, offset, length, crc32c in values]
+
+    def runs(self, gap_bytes: int) -> tuple[list[Span], list[tuple[int, int, int]]]:
+        """Ranges of the shard, cut where more than `gap_bytes` lie between two samples, and how to take them apart.
+
+        Returns:
+            The ranges, and for each sample (number of its range, start and stop within it).
+        """
+        starts, stops = self.starts, self.stops
+        breaks = np.flatnonzero(starts[1:] - stops[:-1] > gap_bytes) + 1
+        heads, tails = np.append(0, breaks), np.append(breaks, len(starts)) - 1
+        ranges = zip(starts[heads].tolist(), stops[tails].tolist(), strict=True)
+        run = np.searchsorted(breaks, np.arange(len(starts)), side="right")
+        origin = starts[heads][run]
+        cuts = zip(run.tolist(), (starts - origin).tolist(), (stops - origin).tolist(), strict=True)
+        return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
     def segments(self) -> Iterator[tuple["Segment", "Rows"]]:
         """The segments that hold these samples, each with the ones that it holds."""
@@ -78,7 +97,7 @@ class Segment:
         return f"{self.samples.shard.sha256}-{self.number:06d}"
 
     @property
-    def span(self) -> tuple[str, int, int]:
+    def span(self) -> Span:
         return self.samples.shard.path, self.samples.start, self.samples.stop
 
     def is_intact(self, data: bytes) -> bool:

@@ -46,6 +46,10 @@ def take(config: Config, stream: Stream, count: int, **changes) -> list[Delivery
     return list(itertools.islice(batches(config, stream, TOKENIZER, pin=False), count))
 
 
+def prepared(collate: Collate, samples: Sequence[Sample]) -> Batch:
+    return collate([collate.prepare(sample) for sample in samples])
+
+
 def test_loader_processes_give_the_same_batches_in_the_same_order(tiny_config, stream):
     alone = take(tiny_config, stream, 8)
     assert equal(alone, take(tiny_config, stream, 8, workers=2, prefetch=1))
@@ -127,11 +131,11 @@ def test_augmentation_changes_with_the_epoch_and_not_with_the_place_in_it(tiny_c
     sample = stream.read([7])[0]
     collate = Collate.of(tiny_config, TOKENIZER)
     others = stream.read([1, 2])
-    first = collate([sample]).images[0]
-    assert torch.equal(collate([*others, sample]).images[2], first)
-    assert not torch.equal(collate([dataclasses.replace(sample, epoch=1)]).images[0], first)
+    first = prepared(collate, [sample]).images[0]
+    assert torch.equal(prepared(collate, [*others, sample]).images[2], first)
+    assert not torch.equal(prepared(collate, [dataclasses.replace(sample, epoch=1)]).images[0], first)
     expected = augment(sample.image, 16, crop=tiny_config.data.crop, flip=tiny_config.data.flip, key=(0, 0, 7))
-    assert torch.equal(first, torch.from_numpy(expected.copy()))
+    assert torch.equal(first, torch.from_numpy(expected.transpose(2, 0, 1).copy()))
 
 
 def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces):
@@ -142,12 +146,14 @@ def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces)
     for epoch in range(2):
         steps = take(tiny_config, dataclasses.replace(in_order, start=Cursor(epoch, 0)), STEPS_OF_AN_EPOCH)
         images = torch.cat([delivery.batch.images for delivery in steps])
-        assert torch.equal(images, collate([dataclasses.replace(sample, epoch=epoch) for sample in samples]).images)
+        assert torch.equal(
+            images, prepared(collate, [dataclasses.replace(sample, epoch=epoch) for sample in samples]).images
+        )
 
 
 def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str = "") -> Sample:
     caption = Caption(whole, local, summary)
-    return Sample(index, f"k{index}", np.zeros((8, 8, 3), dtype=np.uint8), caption, {})
+    return Sample(index, f"k{index}", np.zeros((16, 16, 3), dtype=np.uint8), caption, {})
 
 
 def test_sentences_know_the_row_they_belong_to(tiny_config):

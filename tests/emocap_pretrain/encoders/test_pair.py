@@ -20,7 +20,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def batch(tiny_config: Config, tokenizer: Tokenizer) -> Batch:
     samples = Stream(url=tiny_config.data.url, global_batch=6).read(range(6))
-    return Collate.of(tiny_config, tokenizer)(samples)
+    collate = Collate.of(tiny_config, tokenizer)
+    return collate([collate.prepare(sample) for sample in samples])
 
 
 def pair(config: Config, tokenizer: Tokenizer, **changes) -> TowerPair:

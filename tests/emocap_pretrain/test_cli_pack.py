@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from emocap_shards.inspecting.verify import verify
+from emocap_shards.manifest import read_manifest
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "emocap_pretrain.cli", *map(str, arguments)]
+
+
+def emocap(*arguments: str | Path) -> Done:
+    env = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(command(*arguments), check=False, capture_output=True, text=True, timeout=120, env=env)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Twenty captioned images; the table's names of columns are its own, and two rows are bad."""
+    for number in range(20):
+        Image.effect_noise((24, 20), 60).convert("RGB").save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,Face {number}.,joy" for number in range(20)]
+    rows[4], rows[9] = "../../etc/passwd,x,joy", "19.png,,joy"
+    path = tmp_path / "faces.csv"
+    path.write_text("\n".join(["file,text,mood", *rows]))
+    return path
+
+
+COLUMNS = ("--image", "file", "--global", "text", "--label", "mood")
+
+
+def test_pack_unpack_and_reshard_tell_in_a_line_what_they_did(table: Path, tmp_path: Path) -> None:
+    options = ("--skip-bad", "2", "--format", "webp", "--longest-px", "12", "--shard-samples", "8", "--find-duplicates")
+    packed = emocap("pack", table, tmp_path / "a", *COLUMNS, *options, "--processes", "2")
+    assert packed.code == 0, packed.err
+    assert packed.out == f"{tmp_path}/a: 18 samples in 3 shards, 0.0 MB, 2 bad rows in skipped.json.\n"
+    assert verify(tmp_path / "a").whole
+
+    unpacked = emocap("unpack", tmp_path / "a", tmp_path / "folder")
+    assert unpacked.out == f"{tmp_path}/folder: 18 samples.\n", unpacked.err
+    assert {path.suffix for path in (tmp_path / "folder").iterdir()} == {".webp", ".json", ".txt"}
+    again = emocap("pack", tmp_path / "folder", tmp_path / "b", "--shard-samples", "8", "--processes", "1")
+    assert again.code == 0, again.err
+    assert read_manifest(tmp_path / "b") == read_manifest(tmp_path / "a")
+
+    options = ("--shard-bytes", "10kB", "--shuffle", "7", "--number-keys")
+    resharded = emocap("reshard", tmp_path / "a", tmp_path / "b", tmp_path / "c", *options)
+    assert resharded.code == 0, resharded.err
+    assert "36 samples in " in resharded.out
+    assert max(shard.bytes for shard in read_manifest(tmp_path / "c").shards) <= 10_000
+
+
+def test_a_bad_row_is_one_line_with_its_place(table: Path, tmp_path: Path) -> None:
+    done = emocap("pack", table, tmp_path / "a", *COLUMNS)
+    assert done.code == 1
+    line = done.err.strip().splitlines()[-1]
+    assert line.startswith(f"error: {table}:6: the file '../../etc/passwd' is refused: it leads out of {tmp_path};")
+    assert line.endswith("or allow a number of them with --skip-bad.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("pack", "nowhere", "out"), "nowhere is no source; give a folder of image + .json pairs"),
+        (("pack", "x.tar", "out"), "no such file"),
+        (("unpack", "nowhere", "out"), "has no manifest.json"),
+        (("reshard", "only-one"), "name one or more and the new one behind them"),
+        (("pack", ".", "out", "--format", "gif"), "image format 'gif' is none of jpg, png, webp"),
+        (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is no size; write it like 256MB or 1GiB"),
+    ],
+)
+def test_what_is_wrong_is_told_without_a_traceback(arguments: tuple[str, ...], told: str) -> None:
+    done = emocap(*arguments)
+    assert done.code != 0
+    assert told in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+
+
+def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    for number in range(1500):
+        Image.new("RGB", (200, 200), (number % 256, 0, 0)).save(tmp_path / f"{number:04d}.png")
+    rows = "\n".join(f"{number:04d}.png,Face {number}." for number in range(1500))
+    (tmp_path / "t.csv").write_text(f"image,global\n{rows}\n")
+    arguments = ("pack", tmp_path / "t.csv", tmp_path / "out", "--shard-samples", "50", "--format", "png")
+    run = subprocess.Popen(command(*arguments, "--processes", "2"), stderr=subprocess.PIPE, start_new_session=True)
+    while not (tmp_path / "out" / "journal" / "shard-000002.json").exists():
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert b"Traceback" not in said
+    done = emocap(*arguments, "--processes", "1")
+    assert done.code == 0, done.err
+    assert "1,500 samples in 30 shards" in done.out
+    assert " of them from before" in done.out
