@@ -102,8 +102,9 @@ class Bar(AbstractContextManager["Bar"]):
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
         if step > 1:  # a shard that stood already
-            self._bar.initial += step
             self._resumed += step
+            if not self._bar.disable:
+                self._bar.initial += step
         self._rows = progress.rows
         self._bar.set_postfix_str(f"{progress.bytes / 1e6:,.0f} MB", refresh=False)
         self._bar.update(step)
