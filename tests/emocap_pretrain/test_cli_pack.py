@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from PIL import Image
+
+from emocap_pretrain.cli.app import app
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,17 @@ class Done:
     err: str
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "emocap_pretrain.cli", *map(str, arguments)]
+@pytest.fixture
+def emocap(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """The command line in this process."""
+    monkeypatch.setenv("COLUMNS", "80")
 
+    def run(*arguments: str | Path) -> Done:
+        with pytest.raises(SystemExit) as end:
+            app([str(argument) for argument in arguments])
+        return Done(int(end.value.code or 0), *capfd.readouterr())
 
-def emocap(*arguments: str | Path) -> Done:
-    env = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command(*arguments), check=False, capture_output=True, text=True, timeout=120, env=env)
-    return Done(done.returncode, done.stdout, done.stderr)
+    return run
 
 
 @pytest.fixture
@@ -46,7 +52,9 @@ def table(tmp_path: Path) -> Path:
 COLUMNS = ("--image", "file", "--global", "text", "--label", "mood")
 
 
-def test_pack_unpack_and_reshard_tell_in_a_line_what_they_did(table: Path, tmp_path: Path) -> None:
+def test_pack_unpack_and_reshard_tell_in_a_line_what_they_did(
+    emocap: Callable[..., Done], table: Path, tmp_path: Path
+) -> None:
     options = ("--skip-bad", "2", "--format", "webp", "--longest-px", "12", "--shard-samples", "8", "--find-duplicates")
     packed = emocap("pack", table, tmp_path / "a", *COLUMNS, *options, "--processes", "2")
     assert packed.code == 0, packed.err
@@ -67,7 +75,7 @@ def test_pack_unpack_and_reshard_tell_in_a_line_what_they_did(table: Path, tmp_p
     assert max(shard.bytes for shard in read_manifest(tmp_path / "c").shards) <= 10_000
 
 
-def test_a_bad_row_is_one_line_with_its_place(table: Path, tmp_path: Path) -> None:
+def test_a_bad_row_is_one_line_with_its_place(emocap: Callable[..., Done], table: Path, tmp_path: Path) -> None:
     done = emocap("pack", table, tmp_path / "a", *COLUMNS)
     assert done.code == 1
     line = done.err.strip().splitlines()[-1]
@@ -86,20 +94,25 @@ def test_a_bad_row_is_one_line_with_its_place(table: Path, tmp_path: Path) -> No
         (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is no size; write it like 256MB or 1GiB"),
     ],
 )
-def test_what_is_wrong_is_told_without_a_traceback(arguments: tuple[str, ...], told: str) -> None:
+def test_what_is_wrong_is_told_without_a_traceback(
+    emocap: Callable[..., Done], arguments: tuple[str, ...], told: str
+) -> None:
     done = emocap(*arguments)
     assert done.code != 0
     assert told in " ".join(done.err.replace("│", " ").split())
     assert "Traceback" not in done.err
 
 
-def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(
+    emocap: Callable[..., Done], tmp_path: Path
+) -> None:
     for number in range(1500):
         Image.new("RGB", (200, 200), (number % 256, 0, 0)).save(tmp_path / f"{number:04d}.png")
     rows = "\n".join(f"{number:04d}.png,Face {number}." for number in range(1500))
     (tmp_path / "t.csv").write_text(f"image,global\n{rows}\n")
     arguments = ("pack", tmp_path / "t.csv", tmp_path / "out", "--shard-samples", "50", "--format", "png")
-    run = subprocess.Popen(command(*arguments, "--processes", "2"), stderr=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, "-m", "emocap_pretrain.cli", *map(str, arguments), "--processes", "2"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     while not (tmp_path / "out" / "journal" / "shard-000002.json").exists():
         assert run.poll() is None
         time.sleep(0.01)

@@ -9,7 +9,7 @@ from emocap_shards.writing.row import BadRow
 
 @dataclass(slots=True)
 class Ledger:
-    """All keys stand in memory, some 100 bytes for a sample; with a rule for duplicates 150 more."""
+    """All keys stand in memory, some 100 bytes for a sample; with a rule for duplicates 1 to 2 kB."""
 
     skip_bad: int = 0
     rule: DuplicateRule | None = None
