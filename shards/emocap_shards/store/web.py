@@ -20,6 +20,7 @@ from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.mask import masked_url
 from emocap_shards.store.together import get_loop
 
+READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader of parts stops and starts all the time
 _TOTAL = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+)")
 _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message")}
 
@@ -105,6 +106,7 @@ def open_session(
     host = parts.hostname or ""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=traffic.in_flight, ssl=trust),
+        read_bufsize=READ_AHEAD_BYTES,
         timeout=timeout,
         proxy=None if proxy_bypass(host) else getproxies().get(parts.scheme),
         headers=headers,
