@@ -81,7 +81,9 @@ class Bar(AbstractContextManager["Bar"]):
     """A progress bar of rows, with the bytes of their images."""
 
     def __init__(self, verb: str, total: int | None) -> None:
-        self._bar = tqdm(total=total, desc=verb, unit=" samples", disable=None, smoothing=0.1, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total, desc=verb, unit=" samples", disable=None, smoothing=0.1, dynamic_ncols=True, leave=False
+        )
         self._begun = 0.0
         self._rows = self._resumed = 0
 

@@ -21,7 +21,7 @@ def command(
     """Write every sample as an image and a .json beside it; `emocap pack` makes the same shards of them."""
     with errors_as_lines(debug=debug):
         total = read_manifest(url).samples
-        with tqdm(total=total, desc="unpacking", unit=" samples", disable=None, dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc="unpacking", unit=" samples", disable=None, dynamic_ncols=True, leave=False) as bar:
             unpacked = unpack(url, folder, skip_bad=skip_bad, progress=lambda _: _step(bar))
         for damage in unpacked.damaged:
             console.print(str(damage), markup=False)

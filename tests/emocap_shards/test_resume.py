@@ -197,7 +197,8 @@ if __name__ == "__main__":
 
 def kill_once_there(script, table, out, *, shards, processes):
     """Runs the script and kills it with SIGKILL when so many shards are finished; the names of its children."""
-    run = subprocess.Popen([sys.executable, script, table, out, str(processes)], env=os.environ)
+    env = {**os.environ, "TMPDIR": str(script.parent)}
+    run = subprocess.Popen([sys.executable, script, table, out, str(processes)], env=env)
     store = open_store(out)
     deadline = time.monotonic() + 60
     while not store.exists(f"journal/shard-{shards - 1:06d}.json"):

@@ -167,7 +167,8 @@ write_shards(endless(), sys.argv[1], samples_per_shard=2)
 
 def test_a_killed_writer_leaves_no_dataset_and_a_second_run_makes_one(tmp_path):
     run = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(run, env=os.environ, capture_output=True, text=True, check=False)
+    env = {**os.environ, "TMPDIR": str(tmp_path.parent)}
+    done = subprocess.run(run, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "seventy\n")
     assert (tmp_path / "shard-000002.tar").exists()
     with pytest.raises(ManifestError, match=r"no manifest\.json, so no dataset: make one with `emocap pack`"):
