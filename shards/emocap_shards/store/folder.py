@@ -5,9 +5,11 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
@@ -47,7 +49,8 @@ class FolderStore:
         return self.read_ranges([(path, start, end)])[0]
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        return [self._span(*span) for span in spans]
+        together = groupby(spans, key=itemgetter(0))  # neighbours in a file: it is opened once for them
+        return [part for path, group in together for part in self._parts(path, group)]
 
     def put(self, path: str, data: bytes) -> None:
         with self._told("write", path), self._landing(path) as part:
@@ -102,9 +105,9 @@ class FolderStore:
     def _entry(self, path: Path) -> Entry:
         return Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
 
-    def _span(self, path: str, start: int, end: int) -> bytes:
-        with self._told("read", path), self._at(path).open("rb") as file:
-            return os.pread(file.fileno(), end - start, start)
+    def _parts(self, path: str, spans: Iterable[tuple[str, int, int]]) -> Sequence[bytes]:
+        with self._told("read", path), self._at(path).open("rb", buffering=0) as file:
+            return [os.pread(file.fileno(), end - start, start) for _, start, end in spans]
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:

@@ -144,6 +144,7 @@ class S3:
             "connect_timeout": self._patience.connect_timeout_s,
             "read_timeout": self._patience.read_timeout_s,
             "max_pool_connections": self._traffic.in_flight,
+            "signature_version": "s3v4",  # botocore signs URLs in the old way where it may; younger buckets refuse it
             "retries": {"total_max_attempts": 1},  # all retries are in retry.py: two places would multiply
         }
 
