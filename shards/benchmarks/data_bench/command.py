@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 
 from . import first, mixing, pictures, plots, record, scale, stream, tables
 from .dataset import Datasets, Wanted, faces, prepare
@@ -16,6 +17,7 @@ from .record import Line
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
 _PAGE = REPOSITORY / "docs" / "streaming-benchmarks.md"
+_TEMPORARY = Path(gettempdir())
 _MEASURES = ("stream", "first", "scale", "decode", "resize", "shuffle")
 
 
@@ -111,7 +113,7 @@ def _shuffle(options: argparse.Namespace, about: Occasion) -> Iterator[Line]:
 
 
 @contextmanager
-def _place(store: str, work: Path) -> Iterator[Callable[[Datasets], Place]]:
+def _place(store: str, work: Path) -> Generator[Callable[[Datasets], Place]]:
     if store == FILE:
         yield lambda dataset: local(dataset, work)
         return
@@ -170,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-samples", type=_count, default=512, help="in a shard of ours; the peers' are as large (512)")
     add("--shards", type=_numbers, default=(1_000, 100_000), help="of scale (1000,100000)")
     add("--ranks", type=_count, default=1024, help="of scale (1024)")
-    add("--peers", type=Path, default=Path("/tmp/peer-venv"), help="what peers.sh made")
-    add("--work", type=Path, default=Path("/tmp/emocap-shard-benchmarks"), help="datasets and caches, some 2 GB")
+    add("--peers", type=Path, default=_TEMPORARY / "peer-venv", help="what peers.sh made")
+    add("--work", type=Path, default=_TEMPORARY / "emocap-shard-benchmarks", help="datasets and caches, some 2 GB")
     add("--out", type=Path, default=_RECORDS, help="the folder of the records and figures")
     add("--write", action="store_true", help="table: into docs/streaming-benchmarks.md")
     return parser

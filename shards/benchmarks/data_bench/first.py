@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .dataset import Datasets
 from .host import HostError, Pythons, System, once, systems
@@ -23,9 +24,7 @@ class _Times:
     failure: str | None = None
 
 
-def measure(
-    datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion
-) -> Iterator[Line]:
+def measure(datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion) -> Iterator[Line]:
     """Batches of decoded samples, shuffled, read by the process itself."""
     resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
     for position in (0, resumed):
@@ -37,9 +36,7 @@ def measure(
         yield from (_line(system, times, place, datasets, position, occasion) for system, times in taken.items())
 
 
-def _read(
-    times: _Times, system: System, datasets: Datasets, place: Place, pythons: Pythons, position: int
-) -> None:
+def _read(times: _Times, system: System, datasets: Datasets, place: Place, pythons: Pythons, position: int) -> None:
     if times.failure is not None:
         return
     with place.task(system, samples=datasets.samples, workers=0, batches=1, position=position) as fields:
@@ -52,11 +49,9 @@ def _read(
     times.started.append(found.moments["first"] - begin)
 
 
-def _line(
-    system: System, times: _Times, place: Place, datasets: Datasets, position: int, occasion: Occasion
-) -> Line:
+def _line(system: System, times: _Times, place: Place, datasets: Datasets, position: int, occasion: Occasion) -> Line:
     setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}
-    about = {"what": WHAT, "contender": system.name, "setting": setting, "unit": "s"}
+    about: dict[str, Any] = {"what": WHAT, "contender": system.name, "setting": setting, "unit": "s"}
     about["versions"] = versions(system.packages)
     if times.failure is not None:
         return line(occasion, **about, skipped=times.failure)

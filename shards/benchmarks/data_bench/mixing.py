@@ -84,7 +84,13 @@ def quality(order: np.ndarray, batch: int) -> Quality:
 
 
 def _line(
-    contender: str, name: str, size: int, orders: Sequence[np.ndarray], plan: Plan, shard_samples: int, occasion: Occasion
+    contender: str,
+    name: str,
+    size: int,
+    orders: Sequence[np.ndarray],
+    plan: Plan,
+    shard_samples: int,
+    occasion: Occasion,
 ) -> Line:
     found = [quality(order, plan.batch) for order in orders]
     setting = {"samples": plan.samples, "batch": plan.batch, "shard_samples": shard_samples, "kind": name, "size": size}

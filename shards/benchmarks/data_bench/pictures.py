@@ -18,7 +18,13 @@ BASE = {"decoders": "simplejpeg", "resizers": "Pillow, bicubic"}
 
 
 def measure(
-    module: str, faces: Sequence[Record], sizes: Sequence[int], work: Path, pythons: Pythons, rounds: int, occasion: Occasion
+    module: str,
+    faces: Sequence[Record],
+    sizes: Sequence[int],
+    work: Path,
+    pythons: Pythons,
+    rounds: int,
+    occasion: Occasion,
 ) -> Iterator[Line]:
     """Args: `module` is "decoders" or "resizers"."""
     folder = work / "pictures"
@@ -30,7 +36,7 @@ def measure(
     for each in answers:
         about = {"what": WHAT[module], "contender": each["contender"], "unit": "s", "versions": each["versions"]}
         about["setting"] = {"pixels": each["pixels"], "quality": QUALITY}
-        if "skipped" in each:
+        if each["skipped"]:
             yield line(occasion, **about, skipped=each["skipped"])
             continue
         yield line(

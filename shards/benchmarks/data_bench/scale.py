@@ -28,6 +28,8 @@ BATCHES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
+    """Numbers of shards, and of ranks of 8 samples a step."""
+
     shards: tuple[int, ...]
     ranks: int
     rounds: int
@@ -43,9 +45,7 @@ def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: O
         yield _planned(place, number, plan, occasion)
 
 
-def _reader(
-    system: System, place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion
-) -> Line:
+def _reader(system: System, place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion) -> Line:
     setting = {"shards": number, "batches": BATCHES, "store": FILE}
     about: dict[str, Any] = {"what": MEMORY, "contender": system.name, "setting": setting, "unit": "bytes of USS"}
     about["versions"] = versions(system.packages)

@@ -97,9 +97,7 @@ def _read(readings: Readings, plan: Plan, host: Host) -> None:
     decode = readings.setting["decode"]
     datasets, place = plan.decoded if decode else plan.raw
     with place.task(readings.system, samples=datasets.samples, decode=decode, decoder=plan.decoder) as fields:
-        task = Task(
-            **fields, workers=readings.setting["workers"], shuffle=plan.shuffle, delivered=plan.delivered
-        )
+        task = Task(**fields, workers=readings.setting["workers"], shuffle=plan.shuffle, delivered=plan.delivered)
         try:
             found = host.ask(task)
         except HostError as error:

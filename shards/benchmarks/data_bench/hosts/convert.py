@@ -1,12 +1,15 @@
 """Tars of ours -> the formats of the peers, in shards of about the same size: `... convert TARS FOLDER BYTES`."""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+# pyright: reportUntypedBaseClass=false
 
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import quiet, torch_vision  # noqa: F401, I001 - before the peers
+from . import quiet, torch_vision  # noqa: F401 - before the peers
+
+# isort: split
 
 from litdata.streaming.writer import BinaryWriter
 from streaming import MDSWriter

@@ -1,15 +1,9 @@
-"""JPEG decoders side by side, one thread each: `... decoders FOLDER ROUNDS` prints JSON.
-
-FOLDER holds a folder of JPEG files for each size.
-"""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+"""JPEG decoders: `... decoders FOLDER ROUNDS` prints JSON. FOLDER holds a folder of JPEG files for each size."""
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+# pyright: reportUnknownLambdaType=false
 
 import io
-import json
-import sys
-import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +12,7 @@ import torch
 from PIL import Image
 
 from . import torch_vision  # noqa: F401 - before torchvision
+from .lineup import Way, answer
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -57,7 +52,7 @@ def torch_vision_io() -> Decode:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(data: bytes) -> np.ndarray:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        pixels: Any = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
         return np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))
 
     return decode
@@ -80,61 +75,21 @@ def spdl() -> Decode:
     return decode
 
 
-CONTENDERS: dict[str, tuple[Callable[[], Decode], str]] = {
-    "Pillow": (pillow, "pillow"),
-    "simplejpeg": (simple_jpeg, "simplejpeg"),
-    "simplejpeg, fast and coarse": (simple_jpeg_fast, "simplejpeg"),
-    "PyTurboJPEG": (py_turbo_jpeg, "PyTurboJPEG"),
-    "OpenCV": (open_cv, "opencv-python-headless"),
-    "torchvision.io": (torch_vision_io, "torchvision"),
-    "torchcodec": (torch_codec, "torchcodec"),
-    "spdl": (spdl, "spdl-io"),
-}
+WAYS: tuple[Way[bytes], ...] = (
+    Way("Pillow", pillow, "pillow"),
+    Way("simplejpeg", simple_jpeg, "simplejpeg"),
+    Way("simplejpeg, fast and coarse", simple_jpeg_fast, "simplejpeg"),
+    Way("PyTurboJPEG", py_turbo_jpeg, "PyTurboJPEG"),
+    Way("OpenCV", open_cv, "opencv-python-headless"),
+    Way("torchvision.io", torch_vision_io, "torchvision"),
+    Way("torchcodec", torch_codec, "torchcodec"),
+    Way("spdl", spdl, "spdl-io"),
+)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
-    answers = [each for size in sorted(folder.iterdir(), key=lambda path: int(path.name)) for each in of_size(size, rounds)]
-    sys.stdout.write(json.dumps(answers))
-
-
-def of_size(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    data = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-    truth = list(map(pillow(), data))
-    found = [{"contender": name, "pixels": int(folder.name)} | probe(name, data, truth) for name in CONTENDERS]
-    working = [each for each in found if "skipped" not in each]
-    for number in range(rounds):
-        first = number % len(working)
-        for each in working[first:] + working[:first]:
-            each.setdefault("seconds", []).append(seconds_each(CONTENDERS[each["contender"]][0](), data))
-    return found
-
-
-def probe(name: str, data: Sequence[bytes], truth: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Versions and differences to Pillow's pixels, or why it cannot take part."""
-    make, package = CONTENDERS[name]
-    try:
-        decode = make()
-        apart = [np.abs(decode(each).astype(int) - pixels) for each, pixels in zip(data, truth, strict=True)]
-        versions = {package: version(package)}
-    except Exception as error:  # noqa: BLE001 - a peer may raise anything; the record says what
-        text = str(error).strip()
-        return {"skipped": f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"[:160], "versions": {}}
-    mean = float(np.mean([each.mean() for each in apart]))
-    return {"greatest_difference": int(max(each.max() for each in apart)), "mean_difference": mean, "versions": versions}
-
-
-def seconds_each(decode: Decode, data: Sequence[bytes]) -> float:
-    """One after another, none kept; at least 0.2 s of them."""
-    decode(data[0])
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.2:
-        for each in data:
-            decode(each)
-        count += len(data)
-    return (time.perf_counter() - begin) / count
+def files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
 
 if __name__ == "__main__":
-    main()
+    answer(WAYS, files)

@@ -1,11 +1,14 @@
 """litdata: chunks of its own, through its own loader."""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+# pyright: reportUntypedBaseClass=false
 
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from . import quiet, torch_vision  # noqa: F401, I001 - before the peers
+from . import quiet, torch_vision  # noqa: F401 - before the peers
+
+# isort: split
 
 from litdata import StreamingDataLoader, StreamingDataset
 from litdata.streaming import downloader
@@ -14,7 +17,7 @@ from .serving import collating, main, opening
 from .task import BATCH, Task
 
 # Its client in Rust refuses a server without TLS, such as the one on this machine, and has no option to say otherwise.
-downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # noqa: SLF001
+downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
 
 class _Faces(StreamingDataset):
@@ -32,9 +35,7 @@ class _Faces(StreamingDataset):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    loader = StreamingDataLoader(
-        _Faces(task), batch_size=BATCH, num_workers=task.workers, collate_fn=collating(task)
-    )
+    loader = StreamingDataLoader(_Faces(task), batch_size=BATCH, num_workers=task.workers, collate_fn=collating(task))
     if task.position:
         loader.load_state_dict(_state(loader, task))
     return loader

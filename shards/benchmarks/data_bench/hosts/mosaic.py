@@ -1,10 +1,13 @@
 """mosaicml-streaming: MDS shards, through the DataLoader of torch."""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+# pyright: reportUntypedBaseClass=false
 
 from collections.abc import Iterable
 from typing import Any
 
-from . import torch_vision  # noqa: F401, I001 - before the peers
+from . import torch_vision  # noqa: F401 - before the peers
+
+# isort: split
 
 from streaming import StreamingDataset
 from streaming.base.util import clean_stale_shared_memory

@@ -1,4 +1,5 @@
 """emocap_shards, as a training reads it: loader process `w` of `n` makes every n-th step."""
+# pyright: reportUnusedImport=false
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 """webdataset over the very tars of ours: shards shuffled, then a buffer of samples."""
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from collections.abc import Iterable, Mapping
 from typing import Any

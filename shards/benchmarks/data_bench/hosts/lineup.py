@@ -1,0 +1,91 @@
+"""Several ways to make pixels, on one core, in common rounds, and how far each is from Pillow's."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+Item = TypeVar("Item")
+Make = Callable[[Item], np.ndarray]
+READING_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Way(Generic[Item]):
+    """Who, how (made when it is asked for, because a package may be missing), and which distribution it is of."""
+
+    name: str
+    build: Callable[[], Make[Item]]
+    package: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """Seconds of each round for one item; or why there are none."""
+
+    contender: str
+    pixels: int
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    skipped: str | None = None
+    greatest_difference: int = 0
+    mean_difference: float = 0.0
+    seconds: list[float] = field(default_factory=list[float])
+
+
+def answer(ways: Sequence[Way[Item]], load: Callable[[Path], list[Item]]) -> None:
+    """Prints the entries of all sizes as JSON; on the command line stand a folder of FOLDER/SIZE/*.jpg and the rounds."""
+    torch.set_num_threads(1)
+    folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+    entries: list[Entry] = []
+    for size in sorted(folder.iterdir(), key=lambda path: int(path.name)):
+        entries += _in_rounds(ways, load(size), int(size.name), rounds)
+    sys.stdout.write(json.dumps([asdict(each) for each in entries]))
+
+
+def _in_rounds(ways: Sequence[Way[Item]], items: Sequence[Item], pixels: int, rounds: int) -> list[Entry]:
+    """The first of the ways is the one that differences are to."""
+    truth = [ways[0].build()(each) for each in items]
+    entries = [_probed(way, pixels, items, truth) for way in ways]
+    makes = {id(entry): way.build() for way, entry in zip(ways, entries, strict=True) if entry.skipped is None}
+    working = [entry for entry in entries if entry.skipped is None]
+    for number in range(rounds):
+        first = number % len(working)
+        for entry in working[first:] + working[:first]:
+            entry.seconds.append(_seconds_each(makes[id(entry)], items))
+    return entries
+
+
+def _probed(way: Way[Item], pixels: int, items: Sequence[Item], truth: Sequence[np.ndarray]) -> Entry:
+    entry = Entry(way.name, pixels)
+    try:
+        entry.versions = {way.package: version(way.package)}
+        apart = list(_apart(way.build(), items, truth))
+    except Exception as error:  # noqa: BLE001 - a peer may raise anything; the record says what
+        entry.skipped = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+        return entry
+    entry.greatest_difference = int(max(each.max() for each in apart))
+    entry.mean_difference = float(np.mean([each.mean() for each in apart]))
+    return entry
+
+
+def _apart(make: Make[Item], items: Sequence[Item], truth: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    for item, right in zip(items, truth, strict=True):
+        yield np.abs(make(item).astype(int) - right)
+
+
+def _seconds_each(make: Make[Item], items: Sequence[Item]) -> float:
+    """One after another, none kept."""
+    make(items[0])
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < READING_S:
+        for each in items:
+            make(each)
+        count += len(items)
+    return (time.perf_counter() - begin) / count
