@@ -29,7 +29,7 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
     return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
-def load_annotation(data: bytes) -> tuple[tuple[Caption, ...], Labels]:
+def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
     """The captions, one or more, and the labels.
 
     Raises:

@@ -25,13 +25,12 @@ _BROKEN = (
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
-_EXIF_WITHIN = 1 << 16  # an APP1 segment stands near the start, behind at most an APP0
 
 
 _JPEG = b"\xff\xd8\xff"
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
     """The upright image (EXIF orientation applied) in RGB; transparency is dropped.
 
     A plain JPEG goes straight to libjpeg-turbo, which gives Pillow's pixels in half the time; all that is less plain,
@@ -49,7 +48,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
         raise ImageError(f"the image cannot be decoded ({error})") from error
 
 
-def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
+def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
     """("JPEG", "PNG" or "WEBP", width, height) from the header alone; pixels as stored.
 
     Raises:
@@ -62,9 +61,9 @@ def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int
         raise ImageError(f"the image has no readable header ({error})") from error
 
 
-def _plain_jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
+def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
     """The pixels of a whole JPEG in grey or YCbCr without EXIF; None for anything else."""
-    if data[:3] != _JPEG or b"Exif\0\0" in data[:_EXIF_WITHIN]:
+    if data[:3] != _JPEG or _may_have_exif(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -73,6 +72,19 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width
         return simplejpeg.decode_jpeg(data)
     except ValueError:  # Pillow says what is wrong.
         return None
+
+
+def _may_have_exif(data: bytes | memoryview) -> bool:
+    """Whether EXIF stands among the APPn and COM segments that a JPEG begins with."""
+    place = 2
+    while place + 4 <= len(data):
+        marker = data[place + 1]
+        if data[place] != 0xFF or marker == 0xFF or (marker == 0xE1 and data[place + 4 : place + 8] == b"Exif"):
+            return True
+        if not 0xE0 <= marker <= 0xEF and marker != 0xFE:
+            return False
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return True
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -88,7 +100,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return through.convert("RGB")
 
 
-def _opened(data: bytes, max_pixels: int) -> Image.Image:
+def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     known = sorted(set(FORMATS.values()))
     try:
         image = Image.open(io.BytesIO(data), formats=known)

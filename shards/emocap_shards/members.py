@@ -8,17 +8,20 @@ _FILE = b"0"
 _USTAR = b"ustar\x0000"
 
 
-def members_of(block: bytes) -> dict[str, bytes]:
-    """Extension -> bytes; the extension is what follows the first dot of the name.
+Places = dict[str, tuple[int, int]]
+
+
+def members_of(block: bytes) -> Places:
+    """Extension -> from where to where the member goes; the extension is what follows the first dot of the name.
 
     Headers that a plain ustar writer makes are read in place; all others (pax, GNU, other types) by tarfile, which
     takes thirty times as long.
 
     Raises:
         tarfile.TarError: If the bytes are no tar.
-        ValueError: If a member comes twice or does not end inside the block.
+        ValueError: If a member comes twice, does not end inside the block, or is no plain file.
     """
-    members: dict[str, bytes] = {}
+    members: Places = {}
     position = 0
     while position < len(block):
         if not _is_plain(block, position):
@@ -26,7 +29,7 @@ def members_of(block: bytes) -> dict[str, bytes]:
         name = block[position : block.index(0, position, position + 100)].decode()
         start = position + _BLOCK
         stop = start + int(block[position + 124 : position + 135], 8)
-        _add(members, name, block[start:stop], start <= stop <= len(block))
+        _add(members, name, start, stop, len(block))
         position = stop + -stop % _BLOCK
     return members
 
@@ -40,17 +43,19 @@ def _is_plain(block: bytes, position: int) -> bool:
     )
 
 
-def _by_tarfile(block: bytes) -> dict[str, bytes]:
-    members: dict[str, bytes] = {}
+def _by_tarfile(block: bytes) -> Places:
+    members: Places = {}
     with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
         for member in tar:
-            if file := tar.extractfile(member):
-                _add(members, member.name, file.read())
+            if not member.isreg() or member.issparse():
+                raise ValueError(f"member {member.name!r} is no plain file")
+            _add(members, member.name, member.offset_data, member.offset_data + member.size, len(block))
     return members
 
 
-def _add(members: dict[str, bytes], name: str, data: bytes, is_whole: bool = True) -> None:
+def _add(members: Places, name: str, start: int, stop: int, end: int) -> None:
     extension = name.rsplit("/", 1)[-1].partition(".")[2]
+    is_whole = start <= stop <= end
     if extension in members or not is_whole:
         raise ValueError(f"member {name!r} {'comes twice' if is_whole else 'is cut'}")
-    members[extension] = data
+    members[extension] = start, stop

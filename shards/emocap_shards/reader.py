@@ -194,7 +194,7 @@ def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
         ((extension, image),) = members.items()
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise DamagedSample.at(shard, key, f"it is not one image and one annotation ({error!r})") from error
-    return Encoded(index, key, shard, extension, image, annotation)
+    return Encoded(index, key, shard, extension, block, image, annotation)
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
@@ -202,8 +202,9 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
     if isinstance(sample, DamagedSample):
         return sample
     try:
-        captions, labels = load_annotation(sample.annotation)
-        image = decode_image(sample.image)
+        view = memoryview(sample.block)
+        captions, labels = load_annotation(view[slice(*sample.annotation_at)])
+        image = decode_image(view[slice(*sample.image_at)])
     except (AnnotationError, ImageError) as error:
         return DamagedSample.at(sample.shard, sample.key, str(error))
     shown = _view(len(captions), (seed, epoch, sample.index))

@@ -41,15 +41,25 @@ class Record:
 class Encoded:
     """A sample as it stands in its shard: nothing decoded yet, every byte checked.
 
-    `index` is its number in the manifest's order, stable over epochs and world sizes; `shard` is the path of its tar.
+    `index` is its number in the manifest's order, stable over epochs and world sizes; `shard` is the path of its tar,
+    `block` its stretch of it. `image_at` and `annotation_at` say from where to where the two members go in the block.
     """
 
     index: int
     key: str
     shard: str
     extension: str
-    image: bytes
-    annotation: bytes
+    block: bytes = field(repr=False)
+    image_at: tuple[int, int]
+    annotation_at: tuple[int, int]
+
+    @property
+    def image(self) -> bytes:
+        return self.block[slice(*self.image_at)]
+
+    @property
+    def annotation(self) -> bytes:
+        return self.block[slice(*self.annotation_at)]
 
 
 @dataclass(frozen=True, slots=True)

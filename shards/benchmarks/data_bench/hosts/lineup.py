@@ -40,7 +40,7 @@ class Entry:
 
 
 def answer(ways: Sequence[Way[Item]], load: Callable[[Path], list[Item]]) -> None:
-    """Prints the entries of all sizes as JSON; on the command line stand a folder of FOLDER/SIZE/*.jpg and the rounds."""
+    """Prints the entries of all sizes as JSON; the command line has a folder of SIZE/*.jpg and the number of rounds."""
     torch.set_num_threads(1)
     folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
     entries: list[Entry] = []
