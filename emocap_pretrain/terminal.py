@@ -32,7 +32,7 @@ def errors_as_lines(*, debug: bool) -> Generator[None]:
             _say(str(error))
         sys.exit(WRONG_INPUT if wrong_input else FAILED)
     except KeyboardInterrupt:
-        _say("interrupted; start the same command again to go on from the newest checkpoint.")
+        _say("interrupted; start the same command again to go on.")
         sys.exit(INTERRUPTED)
 
 
