@@ -70,7 +70,9 @@ def python_command(pythons: Pythons, module: str, words: Sequence[str], *, of_pe
     return [str(pythons.peers if of_peers else pythons.ours), "-m", f"data_bench.hosts.{module}", *words]
 
 
-def call(command: Sequence[str], pythons: Pythons, environment: Mapping[str, str] | None = None) -> str:
+def call(
+    command: Sequence[str], pythons: Pythons, environment: Mapping[str, str] | None = None, *, text: str = ""
+) -> str:
     """The standard output of a process that runs to its end.
 
     Raises:
@@ -82,6 +84,7 @@ def call(command: Sequence[str], pythons: Pythons, environment: Mapping[str, str
                 command,
                 cwd=_ABOVE,
                 env={**os.environ, **(environment or {})},
+                input=text,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -95,9 +98,9 @@ def call(command: Sequence[str], pythons: Pythons, environment: Mapping[str, str
 
 def once(system: System, task: Task, pythons: Pythons, environment: Mapping[str, str]) -> tuple[float, Pass]:
     """A task in a fresh process: `time.monotonic()` when it was started, and what it took."""
-    command = system.command(pythons, [json.dumps(asdict(task))])
+    text = json.dumps(asdict(task))  # by standard input: the shards of webdataset are too many words for a command line
     begin = time.monotonic()
-    return begin, Pass(**json.loads(call(command, pythons, environment)))
+    return begin, Pass(**json.loads(call(system.command(pythons, ["once"]), pythons, environment, text=text)))
 
 
 class Host:
