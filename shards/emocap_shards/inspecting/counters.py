@@ -124,4 +124,5 @@ def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
     edges[0], edges[-1] = least, most
     if len(edges) > 1:
         return [float(edge) for edge in edges]
-    return [float(np.nextafter(least, -np.inf)), float(np.nextafter(least, np.inf))]
+    beside = np.nextafter(least, 0.0 if least else 1.0)  # towards the middle: away from it there may be no number
+    return sorted([least, float(beside)])

@@ -1,0 +1,118 @@
+"""Stop anywhere, go on with any number of ranks and workers: every sample of an epoch once, in the same steps."""
+
+import uuid
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from emocap_shards.cache import Cache
+from emocap_shards.cursor import Cursor
+from emocap_shards.order import Order
+from emocap_shards.source import Source
+from emocap_shards.stream import Stream
+from emocap_shards.writer import write_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_cases import record, records
+
+WORLDS = st.sampled_from([1, 2, 3, 4, 8])
+SAMPLES, OTHERS, STEPS = 37, 11, 13
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory):
+    """Two datasets, the first on a disk and the second far away."""
+    near, far = str(tmp_path_factory.mktemp("near")), f"memory://{uuid.uuid4().hex}"
+    write_shards(records(SAMPLES), near, samples_per_shard=5)
+    write_shards((record(number) for number in range(100, 100 + OTHERS)), far, samples_per_shard=3)
+    return near, far
+
+
+@pytest.fixture(scope="module")
+def streams(urls, tmp_path_factory):
+    near, far = urls
+    common = {"seed": 4, "window_samples": 12, "cache": Cache(str(tmp_path_factory.mktemp("cache")), 1 << 20)}
+    return {
+        "one dataset": Stream(url=near, global_batch=7, **common),
+        "from far": Stream(url=far, global_batch=3, **common),
+        "a mixture": Stream(url=(Source(near, 2), Source(far, 1)), global_batch=6, **common),
+    }
+
+
+def of_all_ranks(stream, world, workers, steps):
+    """The steps (sample numbers, cursor) as all ranks see them together, each rank with so many workers in turn."""
+    ranks = []
+    for rank in range(world):
+        mine = replace(stream, rank=rank, world=world)
+        parts = [mine.encoded_steps(part, workers) for part in range(workers)]
+        ranks.append([next(parts[turn % workers]) for turn in range(steps)])
+    for step in zip(*ranks, strict=True):
+        assert len({portion.cursor for portion in step}) == 1
+        yield [sample.index for portion in step for sample in portion.samples], step[0].cursor
+
+
+@pytest.mark.parametrize("name", ["one dataset", "from far", "a mixture"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_chain_of_stops_sees_the_unbroken_steps(streams, name, data):
+    stream, done = streams[name], []
+    whole = list(of_all_ranks(stream, 1, 1, STEPS))
+    while len(done) < STEPS:
+        count = data.draw(st.integers(1, STEPS - len(done)))
+        start = done[-1][1] if done else Cursor()
+        done += of_all_ranks(replace(stream, start=start), data.draw(WORLDS), data.draw(st.integers(1, 4)), count)
+    assert done == whole
+
+
+def test_each_source_of_a_mixture_is_passed_exactly_once_in_each_of_its_epochs(streams):
+    passed = Counter()
+    for portion in islice(streams["a mixture"].steps(), 40):
+        passed.update((sample.epoch, sample.index) for sample in portion.samples)
+    assert set(passed.values()) == {1}
+    far = [index for epoch, index in passed if index >= SAMPLES and epoch < 6]
+    assert Counter(far) == dict.fromkeys(range(SAMPLES, SAMPLES + OTHERS), 6)
+
+
+def test_every_batch_of_a_mixture_has_its_shares(streams):
+    for portion in islice(streams["a mixture"].encoded_steps(), 20):
+        assert sum(sample.index < SAMPLES for sample in portion.samples) == 4
+        assert len(portion.samples) == 6
+
+
+def test_weights_default_to_sizes(urls):
+    stream = Stream(url=tuple(map(Source, urls)), global_batch=SAMPLES + OTHERS)
+    portion = next(stream.encoded_steps())
+    assert abs(sum(sample.index >= SAMPLES for sample in portion.samples) - OTHERS) <= 1
+
+
+def test_resuming_late_evaluates_one_window_and_reads_one_step(streams, monkeypatch):
+    windows, honest = [], Order._window
+    monkeypatch.setattr(Order, "_window", lambda self, number: windows.append(number) or honest(self, number))
+    next(replace(streams["one dataset"], start=Cursor(3, 28), global_batch=1).encoded_steps())
+    assert 1 <= len(set(windows)) <= 2
+
+
+def test_a_rank_reads_neighbours(urls):
+    """Within a step samples stand in storage order, so the ranks' shares lie beside each other, not across."""
+    stream = Stream(url=urls[0], global_batch=20, window_samples=SAMPLES)
+    for rank in range(4):
+        portion = next(replace(stream, rank=rank, world=4).encoded_steps())
+        numbers = [sample.index for sample in portion.samples]
+        assert numbers == sorted(numbers)
+        assert numbers[-1] - numbers[0] < SAMPLES / 2
+
+
+def test_several_captions_take_turns_by_epoch_and_are_the_same_for_every_world(tmp_path):
+    def captions(number):
+        return [record(other).caption for other in (number, number + 50, number + 80)]
+
+    write_shards((replace(record(number), further=tuple(captions(number)[1:])) for number in range(12)), tmp_path)
+    stream = Stream(url=str(tmp_path), global_batch=12)
+    shown = [portion.samples for portion in islice(stream.steps(), 8)]
+    for number in range(12):
+        views = [sample for samples in shown for sample in samples if sample.index == number]
+        assert len({view.caption for view in views}) >= 2
+        assert all({view.caption, *view.further} == set(captions(number)) for view in views)
+    again = next(replace(stream, rank=1, world=2, start=Cursor(5, 0)).steps()).samples
+    assert [sample.caption for sample in again] == [sample.caption for sample in shown[5][6:]]
