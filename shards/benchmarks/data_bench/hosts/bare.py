@@ -45,4 +45,4 @@ def _images_of(path: Path) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    main(opened)
+    main(opened, before=lambda task: images(task.place))

@@ -26,10 +26,10 @@ Raw = tuple[bytes, bytes]
 Opened = tuple[np.ndarray, Any]
 
 
-def main(opened: Open) -> None:
+def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
     """Answers each line of standard input, a task; with "once" on the command line, one in this very process.
 
-    Whatever libraries print goes to standard error.
+    Whatever libraries print goes to standard error. What `before` makes of a task is in memory when its time begins.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -38,9 +38,11 @@ def main(opened: Open) -> None:
         _answer(answers, asdict(run(opened, Task(**json.loads(sys.stdin.readline())), imported=imported)))
         return
     for text in sys.stdin:
+        task = Task(**json.loads(text))
+        before(task)
         child = os.fork()
         if child == 0:
-            _child(opened, Task(**json.loads(text)), answers)
+            _child(opened, task, answers)
         _, status = os.waitpid(child, 0)
         if status:
             _answer(answers, {"error": f"a pass ended with status {status}; its reason is in the log"})
