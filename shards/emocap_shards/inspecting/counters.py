@@ -78,7 +78,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sum = 0.0
+        self._mean = 0.0
         self._least = float("inf")
         self._most = float("-inf")
         self._kept: list[float] = []
@@ -87,7 +87,7 @@ class Numbers:
     def add(self, numbers: Iterable[float]) -> None:
         for number in map(float, numbers):
             self._count += 1
-            self._sum += number
+            self._mean += number / self._count - self._mean / self._count
             self._least, self._most = min(self._least, number), max(self._most, number)
             self._keep(number)
 
@@ -96,8 +96,10 @@ class Numbers:
             return Spread(0, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0), (0,))
         kept = np.array(self._kept)
         bins, edges = np.histogram(kept, _edges(kept))
-        mean, median = self._sum / self._count, float(np.median(kept))
-        return Spread(self._count, self._least, mean, self._most, median, tuple(edges.tolist()), tuple(bins.tolist()))
+        median = 2 * float(np.median(kept / 2))  # halves, because the sum of two numbers may be no number
+        return Spread(
+            self._count, self._least, self._mean, self._most, median, tuple(edges.tolist()), tuple(bins.tolist())
+        )
 
     def _keep(self, number: float) -> None:
         if len(self._kept) < _KEPT:
