@@ -78,7 +78,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean = 0.0
+        self._sum = 0.0
         self._least = float("inf")
         self._most = float("-inf")
         self._kept: list[float] = []
@@ -87,7 +87,7 @@ class Numbers:
     def add(self, numbers: Iterable[float]) -> None:
         for number in map(float, numbers):
             self._count += 1
-            self._mean += number / self._count - self._mean / self._count
+            self._sum += number
             self._least, self._most = min(self._least, number), max(self._most, number)
             self._keep(number)
 
@@ -98,7 +98,13 @@ class Numbers:
         bins, edges = np.histogram(kept, _edges(kept))
         median = 2 * float(np.median(kept / 2))  # halves, because the sum of two numbers may be no number
         return Spread(
-            self._count, self._least, self._mean, self._most, median, tuple(edges.tolist()), tuple(bins.tolist())
+            self._count,
+            self._least,
+            self._sum / self._count,
+            self._most,
+            median,
+            tuple(edges.tolist()),
+            tuple(bins.tolist()),
         )
 
     def _keep(self, number: float) -> None:
