@@ -35,6 +35,7 @@ class Library:
             float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
         )
         self.uses_cache = cache is not None and any(not isinstance(store, FolderStore) for store, _ in datasets)
+        self.total_bytes = sum(manifest.total_bytes for _, manifest in datasets)
         several = len(datasets) > 1
         self._readers = [
             _reader(store, manifest, cache, int(first), f"{store.url}/" if several else "")

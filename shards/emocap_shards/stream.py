@@ -1,6 +1,7 @@
 """The stream of a rank: steps of samples, each with the cursor to resume behind it."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,8 @@ from emocap_shards.quarantine import Quarantine
 from emocap_shards.reader import decoded
 from emocap_shards.sample import Encoded, Sample
 from emocap_shards.source import Library, Source
+
+_log = logging.getLogger(__name__)
 
 # Steps whose segments a process brings into the cache before they are wanted, at most.
 WARMED_AHEAD = 256
@@ -121,13 +124,31 @@ class Stream:
 
     def _portions(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[Portion[T]]:
         rank_slice(parts, part, parts)
-        library = Library.open(self.url, self.cache)
+        library = self._library()
         reading = _Reading(self, library)
         steps = islice(self._plan(library).steps(self.start), part, None, parts)
         quarantine = Quarantine(self.error_budget)
         for step, found in ahead(steps, reading.fetch, reading.warm, warmed_ahead=self._warmed_ahead(library, parts)):
             samples, damaged = _sound((decode(sample, epoch) for sample, epoch in found), quarantine)
             yield Portion(samples, step.after, damaged)
+
+    def _library(self) -> Library:
+        """The datasets, with the cache unless it would drop each segment before its samples are used up."""
+        library = Library.open(self.url, self.cache)
+        if self.cache is None or not library.uses_cache:
+            return library
+        windows = 2 * min(1.0, self.window_samples / sum(library.samples))
+        needed_bytes = windows * library.total_bytes / self.world
+        if needed_bytes <= self.cache.max_bytes:
+            return library
+        _log.warning(
+            "the cache %s is not used: it holds %.3g GB, and two shuffle windows of a rank are %.3g GB; "
+            "make it larger, or shuffle_window smaller.",
+            self.cache.folder,
+            self.cache.max_bytes / 1e9,
+            needed_bytes / 1e9,
+        )
+        return Library.open(self.url)
 
     def _plan(self, library: Library) -> Plan:
         if len(library) == 1:

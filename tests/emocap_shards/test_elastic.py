@@ -116,3 +116,11 @@ def test_several_captions_take_turns_by_epoch_and_are_the_same_for_every_world(t
         assert all({view.caption, *view.further} == set(captions(number)) for view in views)
     again = next(replace(stream, rank=1, world=2, start=Cursor(5, 0)).steps()).samples
     assert [sample.caption for sample in again] == [sample.caption for sample in shown[5][6:]]
+
+
+def test_a_cache_that_two_windows_do_not_fit_into_is_left_out_and_said(urls, tmp_path, caplog):
+    stream = Stream(url=urls[1], global_batch=3, epochs=1, cache=Cache(str(tmp_path / "cache"), 10_000))
+    seen = [sample.index for portion in stream.steps() for sample in portion.samples]
+    assert sorted(seen) == list(range(OTHERS))
+    assert "is not used: it holds 1e-05 GB, and two shuffle windows of a rank are" in caplog.text
+    assert not (tmp_path / "cache").exists()
