@@ -37,9 +37,6 @@ from emocap_pretrain.world import World
 
 TOKENIZER_SAMPLES = 20_000
 PREVIEWED = 8
-# The shuffle window, where the config does not say: a batch then has few of any shard's samples.
-WINDOW_BATCHES = 8
-WINDOW_SAMPLES = 1 << 14
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +177,7 @@ def _stream(config: Config, world: World, start: Cursor) -> Stream:
         seed=config.seed,
         rank=world.place.rank,
         world=world.place.world,
-        window_samples=config.data.shuffle_window or max(WINDOW_BATCHES * config.global_batch, WINDOW_SAMPLES),
+        window_samples=config.shuffle_window,
         drop_last=config.data.drop_last,
         start=start,
         error_budget=config.data.error_budget,

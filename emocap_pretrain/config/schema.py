@@ -303,6 +303,11 @@ class Config(Section):
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
 
+    @property
+    def shuffle_window(self) -> int:
+        """Samples that are shuffled together; by default so many that a batch has few of any shard's samples."""
+        return self.data.shuffle_window or max(8 * self.global_batch, 1 << 14)
+
     def stored(self) -> dict[str, Any]:
         """The settings as they may be logged: interpolated values appear as the text that stood in the file."""
         tree = copy.deepcopy(self.model_dump(mode="json"))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import yaml
+from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
@@ -23,6 +24,15 @@ def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     assert found["data"].startswith("24 samples in 4 shards")
     assert found["each rank"].startswith("about 12 samples an epoch")
     assert found["length"] == "4 steps, 1.3 epochs"
+    assert found["shuffle"].startswith("12 samples together; of two windows, ")
+    assert found["shuffle"].endswith(f"a cache of 32 GB in {tiny_config.data.cache}")
+
+
+def test_the_plan_names_the_shares_of_a_mixture(tiny_config, faces):
+    mix = [{"url": faces, "weight": 3}, {"url": faces, "weight": 1}]
+    found = rows(changed(tiny_config, data__url=None, data__mix=mix), 2)
+    assert found["mixture"] == "75.0% + 25.0% of every batch"
+    assert found["length"] == "4 steps, 0.7 epochs"
 
 
 def test_the_plan_says_which_backend_computes_the_loss_and_why(tiny_config):
