@@ -108,7 +108,7 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
     """
     workers = config.data.workers
     loader = DataLoader(
-        _Steps(replace(stream), Collate.of(config, tokenizer)),
+        _Steps(stream, Collate.of(config, tokenizer)),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,

@@ -32,8 +32,14 @@ class Quarantine:
 
     @classmethod
     def open(cls, store: Store, world: World, budget: int) -> "Quarantine":
-        """With what earlier starts of the run have met; a collective."""
-        return cls(store, world, budget, world.from_main(lambda: _stored(store)))
+        """With what earlier starts of the run have met; a collective.
+
+        Raises:
+            BudgetSpent: If that is more than the budget already.
+        """
+        quarantine = cls(store, world, budget, world.from_main(lambda: _stored(store)))
+        quarantine._check()
+        return quarantine
 
     def meet(self, damaged: Iterable[DamagedSample], step: int) -> None:
         """Notes what was left out of a step on this rank."""
@@ -56,14 +62,17 @@ class Quarantine:
         self._pending = []
         if fresh and self.world.is_main:
             self.store.put(QUARANTINE, self.dump())
+        self._check()
+        return fresh
+
+    def _check(self) -> None:
         if len(self.rows) > self.budget:
-            report = f"{self.store.url}/{QUARANTINE}"
+            last = self.rows[-1]
             raise BudgetSpent(
                 f"data.error_budget={self.budget} is used up: {len(self.rows)} damaged samples, the last "
-                f"{fresh[-1]['key']!r} of {fresh[-1]['shard']} ({fresh[-1]['reason']}). {report} lists them; "
-                "repair the shards, or allow more."
+                f"{last['key']!r} of {last['shard']} ({last['reason']}). {self.store.url}/{QUARANTINE} lists them: "
+                "allow more, or repair the shards and delete that file."
             )
-        return fresh
 
     def dump(self) -> bytes:
         return json.dumps(self.rows, indent=1).encode()

@@ -190,7 +190,7 @@ def _sources(config: Config) -> tuple[Source, ...]:
 
 
 def _named(config: Config) -> str:
-    return " with ".join(source.url for source in config.data.sources)
+    return " with ".join(open_store(source.url).url for source in config.data.sources)
 
 
 def _data_digest(config: Config) -> str:

@@ -30,6 +30,6 @@ class Cursor:
             PlanError: If a number is missing, or is no whole number from zero up.
         """
         numbers = value.get("epoch"), value.get("position")
-        if not all(isinstance(number, int) for number in numbers):
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             raise PlanError(f"{value!r} is no cursor; it has the whole numbers epoch and position.")
         return cls(value["epoch"], value["position"])

@@ -11,7 +11,8 @@ from jaxtyping import Int64, UInt32
 
 from emocap_shards.errors import DamagedShard
 
-_MOST_BYTES = 1 << 50
+_MOST_BYTES = 1 << 40
+_MOST_SAMPLE_BYTES = 1 << 30
 # Format 1.0 of .npy: magic, two bytes of header length, the header padded with blanks.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)\{'descr': \[\('key', '\|S(?P<width>[1-9]\d{0,3})'\), \('offset', '<i8'\), "
@@ -79,7 +80,7 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
         raise DamagedShard.at(shard, f"its index cannot be read ({error})") from error
     starts, lengths = index.offsets, index.lengths
     # Bounded one by one before they are added: int64 wraps around.
-    bounded = ((starts >= 0) & (starts < _MOST_BYTES) & (lengths > 0) & (lengths < _MOST_BYTES)).all()
+    bounded = ((starts >= 0) & (starts < _MOST_BYTES) & (lengths > 0) & (lengths <= _MOST_SAMPLE_BYTES)).all()
     if not bounded or (starts[1:] < (starts + lengths)[:-1]).any():
         raise DamagedShard.at(shard, "its index does not go forward through the tar")
     return index

@@ -45,11 +45,14 @@ def _is_plain(block: bytes, position: int) -> bool:
 
 def _by_tarfile(block: bytes) -> Places:
     members: Places = {}
-    with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
-        for member in tar:
-            if not member.isreg() or member.issparse():
-                raise ValueError(f"member {member.name!r} is no plain file")
-            _add(members, member.name, member.offset_data, member.offset_data + member.size, len(block))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
+            for member in tar:
+                if not member.isreg() or member.issparse():
+                    raise ValueError(f"member {member.name!r} is no plain file")
+                _add(members, member.name, member.offset_data, member.offset_data + member.size, len(block))
+    except (OverflowError, RecursionError) as error:  # sizes of 80 bits, thousands of headers for one member
+        raise ValueError(f"its headers are no tar's ({error})") from error
     return members
 
 

@@ -1,20 +1,18 @@
 """Sample ids -> samples: ranged reads, checked byte for byte against the shard index."""
 
-import functools
-import hashlib
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import google_crc32c
 import numpy as np
 
 from emocap_shards.annotation import load_annotation
-from emocap_shards.background import concurrently
 from emocap_shards.cache import Cache
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
-from emocap_shards.index import ShardIndex, Slot, load_index
+from emocap_shards.index import Slot
+from emocap_shards.indexes import READS_AGAIN, Indexes
 from emocap_shards.manifest import Manifest
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, Layout
@@ -27,10 +25,6 @@ from emocap_shards.store.folder import FolderStore
 # Reading over a gap this small costs less than a second request, of a server and of a disk.
 _REMOTE_GAP_BYTES = 1 << 16
 _LOCAL_GAP_BYTES = 1 << 12
-# Indexes that are kept hold this many samples together, some 100 bytes each.
-_INDEXED_SAMPLES = 1 << 21
-_INDEXES_AT_ONCE = 16
-_READS_AGAIN = 4
 
 
 class Reader:
@@ -54,8 +48,7 @@ class Reader:
         self._place = place
         self._layout = Layout(manifest.counts)
         self._gap_bytes = _LOCAL_GAP_BYTES if isinstance(store, FolderStore) else _REMOTE_GAP_BYTES
-        kept = max(64, _INDEXED_SAMPLES * len(manifest.shards) // self._layout.samples)
-        self._index = functools.lru_cache(maxsize=kept)(self._read_index)
+        self._indexes = Indexes(store, manifest)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:
         """`fetch`, decoded: each sample with the first of its captions."""
@@ -77,9 +70,14 @@ class Reader:
         wanted = self._wanted(unique)
         if not direct:
             self._fill(wanted)
-        slots = ((rows.shard, slot) for rows in wanted for slot in rows.slots())
-        found = zip(unique.tolist(), slots, self._blocks(wanted), strict=True)
-        results = [self._opened(index, *slot, block) for index, slot, block in found]
+        slots = [(rows.shard, slot) for rows in wanted for slot in rows.slots()]
+        blocks = list(self._blocks(wanted))
+        damaged = self._repaired(unique, slots, blocks)
+        found = enumerate(zip(unique.tolist(), slots, blocks, strict=True))
+        results = [
+            self._damage(shard, slot, block) if place in damaged else self._opened(index, shard, slot, block)
+            for place, (index, (shard, slot), block) in found
+        ]
         return [results[place] for place in places.tolist()]
 
     def warm(self, ids: Ids) -> None:
@@ -94,22 +92,13 @@ class Reader:
         """Ascending ids by shard."""
         if len(ids) and not 0 <= ids[0] <= ids[-1] < self._layout.samples:
             raise IndexError(f"samples {ids[0]} to {ids[-1]} of {self._layout.samples} in {self._store.url}")
-        numbers = self._layout.shard_of(ids)
-        parts = np.split(ids, np.flatnonzero(np.diff(numbers)) + 1) if len(ids) else []
-        firsts = [int(self._layout.shard_of(part[:1])[0]) for part in parts]
-        return [self._rows(number, part) for number, part in zip(self._indexed(firsts), parts, strict=True)]
-
-    def _indexed(self, numbers: list[int]) -> list[int]:
-        """The same shards, their indexes read: side by side, for each of a store's answers takes its time."""
-        if len(numbers) > 1 and not isinstance(self._store, FolderStore):
-            concurrently(self._index, numbers, at_once=_INDEXES_AT_ONCE)
-        return numbers
-
-    def _rows(self, number: int, ids: Ids) -> Rows:
-        return Rows(self._manifest.shards[number], self._index(number), ids - self._layout.firsts[number])
-
-    def _read_index(self, number: int) -> ShardIndex:
-        return read_index(self._store, self._manifest.shards[number])
+        numbers, heads = np.unique(self._layout.shard_of(ids), return_index=True)
+        parts = np.split(ids, heads[1:])
+        shards = zip(numbers.tolist(), self._indexes.of(numbers.tolist()), parts, strict=False)
+        return [
+            Rows(self._manifest.shards[number], index, part - self._layout.firsts[number])
+            for number, index, part in shards
+        ]
 
     def _fill(self, wanted: Iterable[Rows]) -> None:
         if self._cache:
@@ -137,49 +126,44 @@ class Reader:
         except NotFound as error:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
+    def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
+        """Puts what the store really holds in place of wrong blocks: bits that flip on the way are no damage.
+
+        They are read again until they are right, or wrong in the same way twice.
+
+        Returns:
+            The places of the blocks that stay wrong.
+        """
+        open_cases = [place for place, (_, slot) in enumerate(slots) if not is_intact(blocks[place], slot)]
+        damaged = set(open_cases)
+        self._forget(ids[open_cases])
+        for _ in range(READS_AGAIN):
+            if not open_cases:
+                break
+            spans = [(shard.path, slot.offset, slot.stop) for shard, slot in (slots[place] for place in open_cases)]
+            before = [blocks[place] for place in open_cases]
+            for place, data in zip(open_cases, self._ranges(spans), strict=True):
+                blocks[place] = data
+            damaged -= {place for place in open_cases if is_intact(blocks[place], slots[place][1])}
+            pairs = zip(open_cases, before, strict=True)
+            open_cases = [place for place, data in pairs if place in damaged and blocks[place] != data]
+        return damaged
+
     def _opened(self, index: int, shard: Shard, slot: Slot, block: bytes) -> Encoded | DamagedSample:
-        if not is_intact(block, slot):
-            self._forget(index)
-            span = shard.path, slot.offset, slot.stop
-            block = settled(block, lambda: self._ranges([span])[0], lambda found: is_intact(found, slot))
-            if not is_intact(block, slot):
-                return DamagedSample.at(self._place + shard.path, slot.key, _difference(block, slot))
         try:
             return open_block(block, slot.key, index=self._first + index, shard=self._place + shard.path)
         except DamagedSample as damage:
             return damage
 
-    def _forget(self, index: int) -> None:
-        """What the cache holds of a sample may be what is damaged."""
-        if self._cache:
-            for rows in self._wanted(np.array([index])):
-                self._cache.drop(next(rows.segments())[0])
+    def _damage(self, shard: Shard, slot: Slot, block: bytes) -> DamagedSample:
+        return DamagedSample.at(self._place + shard.path, slot.key, _difference(block, slot))
 
-
-def read_index(store: Store, shard: Shard) -> ShardIndex:
-    """The index of a shard, if it is the one that the manifest means.
-
-    Raises:
-        DamagedShard: If it is missing or another.
-    """
-
-    def is_right(data: bytes) -> bool:
-        return hashlib.sha256(data).hexdigest() == shard.index_sha256
-
-    try:
-        data = store.read(shard.index_path)
-        if not is_right(data):
-            data = settled(data, lambda: store.read(shard.index_path), is_right)
-    except NotFound as error:
-        raise DamagedShard.at(shard.path, f"its index {shard.index_path} is missing") from error
-    if not is_right(data):
-        raise DamagedShard.at(shard.path, f"its index {shard.index_path} is not the one in the manifest")
-    index = load_index(data, shard=shard.path)
-    if len(index) != shard.samples:
-        raise DamagedShard.at(shard.path, f"its index has {len(index)} samples, the manifest {shard.samples}")
-    if int(index.lengths.max()) > shard.bytes or index[len(index) - 1].stop > shard.bytes:
-        raise DamagedShard.at(shard.path, f"its index goes beyond the {shard.bytes} bytes of the shard")
-    return index
+    def _forget(self, ids: Ids) -> None:
+        """What the cache holds of these samples may be what is damaged."""
+        if self._cache and len(ids):
+            for rows in self._wanted(ids):
+                for segment, _ in rows.segments():
+                    self._cache.drop(segment)
 
 
 def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
@@ -215,18 +199,6 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 def is_intact(block: bytes, slot: Slot) -> bool:
     """Whether these are the bytes that were written."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
-
-
-def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:
-    """What a store really holds where wrong bytes were `found`: bits that flip on the way are no damage.
-
-    Reads again until the bytes are right, or wrong in the same way twice.
-    """
-    for _ in range(_READS_AGAIN):
-        before, found = found, read()
-        if is_right(found) or found == before:
-            break
-    return found
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:

@@ -9,6 +9,10 @@ import numpy as np
 from emocap_shards.order import Ids
 from emocap_shards.store.protocol import checked
 
+# What a manifest may ask for, so that a false one cannot ask for all memory.
+_MOST, _MOST_PATH = 1 << 40, 1024
+_LEAST_SAMPLE = 1024  # two headers of a tar
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -41,6 +45,8 @@ class Shards(Sequence[Shard]):
         numbers = {name: _numbers([row[name] for row in rows], name) for name in ("samples", "bytes")}
         if len(set(texts["path"])) < len(rows):
             raise ValueError("a shard is named twice")
+        if (numbers["samples"] > numbers["bytes"] // _LEAST_SAMPLE).any():
+            raise ValueError("a shard has more samples than its bytes can hold")
         return cls({name: _packed(lines) for name, lines in texts.items()} | digests | numbers)
 
     @property
@@ -78,8 +84,8 @@ def _shard(row: Mapping[str, Any]) -> Shard:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{name}={value!r} is no path")
+    if not isinstance(value, str) or "\0" in value or len(value) > _MOST_PATH:
+        raise ValueError(f"{name}={str(value)[:80]!r} is no path")
     return checked(value)
 
 
@@ -97,6 +103,6 @@ def _digests(texts: Sequence[str]) -> np.ndarray:
 
 def _numbers(values: Sequence[Any], name: str) -> Ids:
     for value in values:
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} of a shard is no whole number above 0")
+        if not isinstance(value, int) or not 0 < value < _MOST:
+            raise ValueError(f"{name}={value!r} of a shard is no whole number from 1 to 2^40")
     return np.array(values, dtype=np.int64)

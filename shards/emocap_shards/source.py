@@ -1,7 +1,7 @@
 """Datasets opened for reading; several are read as one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from emocap_shards.store.folder import FolderStore
 class Source:
     """One dataset of a mixture; `weight` is its share beside the others' weights, by default its number of samples."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     weight: float | None = None
 
 

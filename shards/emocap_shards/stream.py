@@ -3,7 +3,8 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
@@ -59,7 +60,7 @@ class Stream:
         cache: For datasets that are not on a local disk; shared by the processes of a node.
     """
 
-    url: str | tuple[Source, ...]
+    url: str | tuple[Source, ...] = field(repr=False)  # it may hold a password
     global_batch: int
     seed: int = 0
     rank: int = 0
@@ -78,6 +79,8 @@ class Stream:
             raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: at least 1, and no seed < 0.")
         if self.global_batch < 1 or self.error_budget < 0:
             raise PlanError(f"global_batch={self.global_batch} must be 1 or more, error_budget={self.error_budget} 0.")
+        if not self.url or (self.epochs is not None and self.epochs < 0):
+            raise PlanError(f"there must be a dataset, and epochs={self.epochs} must be none or 0 or more.")
 
     @overload
     def steps(self, part: int = 0, parts: int = 1) -> Iterator[Portion[Sample]]: ...
@@ -120,7 +123,7 @@ class Stream:
         """
         library = Library.open(self.url, self.cache)
         found = (decoded(sample) for sample in library.fetch(np.fromiter(indexes, np.int64), direct=True))
-        return _sound(found, Quarantine(self.error_budget))[0]
+        return _sound(found, Quarantine(0))[0]
 
     def _portions(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[Portion[T]]:
         rank_slice(parts, part, parts)
@@ -167,7 +170,8 @@ class _Reading:
     def __init__(self, stream: Stream, library: Library) -> None:
         self._stream = stream
         self._library = library
-        self._order = functools.lru_cache(maxsize=2 * len(library))(self._new_order)
+        # Two epochs of each source: a small one that passes many epochs in a step must not push out a large one's.
+        self._orders = [functools.lru_cache(maxsize=2)(partial(self._order, source)) for source in range(len(library))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
         """The rank's samples of a step, each with the epoch of its dataset."""
@@ -186,10 +190,10 @@ class _Reading:
             first, last = max(share.start - before, 0), min(share.stop - before, len(stretch))
             before += len(stretch)
             if first < last:
-                ids = np.sort(self._order(stretch.source, stretch.epoch).ids(stretch.start, stretch.stop))
+                ids = np.sort(self._orders[stretch.source](stretch.epoch).ids(stretch.start, stretch.stop))
                 yield stretch.epoch, self._library.first(stretch.source) + ids[first:last]
 
-    def _new_order(self, source: int, epoch: int) -> Order:
+    def _order(self, source: int, epoch: int) -> Order:
         # The first source has the seed's own order, alone or in a mixture.
         seed = self._stream.seed + (source << 64)
         layout, stream = self._library.layout(source), self._stream

@@ -64,3 +64,11 @@ def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
     assert keys(again.settle()) == ["b"]
     assert keys(again.rows) == keys(json.loads(open_store(url).read(QUARANTINE))) == ["a", "b"]
     assert again.settle() == []
+
+
+def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> None:
+    settled([["a", "b", "c"]], 2, url)
+    alone = World(Rank(), "cpu", None)
+    with pytest.raises(BudgetSpent, match=r"3 damaged samples, the last 'c' .* delete that file"):
+        Quarantine.open(open_store(url), alone, 2)
+    assert len(Quarantine.open(open_store(url), alone, 3).rows) == 3

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from emocap_shards.cache import Cache
+from emocap_shards.indexes import read_index
 from emocap_shards.manifest import read_manifest
-from emocap_shards.reader import read_index
 from emocap_shards.segment import Rows
 from emocap_shards.store import open_store
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
+from emocap_shards.indexes import read_index
 from emocap_shards.manifest import read_manifest
-from emocap_shards.reader import Reader, read_index
+from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.segment import Rows
 from emocap_shards.store import open_store

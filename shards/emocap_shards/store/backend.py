@@ -60,8 +60,12 @@ class Backend(Protocol):
         """Bytes [start, end), start < end; fewer, or none, where the object ends earlier."""
         ...
 
-    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
-        """All bytes; only a beginning, or none, of an object beyond the limit, whose `total` says so."""
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+        """All bytes; only a beginning, or none, of an object beyond the limit, whose `total` says so.
+
+        A backend that could not give the rest in ranges may exceed `limit_bytes`, but nobody reads on beyond
+        `most_bytes`; `total` is then any number above it.
+        """
         ...
 
     async def head(self, path: str) -> Facts: ...

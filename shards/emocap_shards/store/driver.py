@@ -37,9 +37,9 @@ class Driver:
         # The driver does not say how long the object is: short bytes are worth a question.
         return Part(data, None if len(data) == end - start else (await self.head(path)).size, "")
 
-    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
         facts = await self.head(path)
-        if facts.size > limit_bytes:
+        if facts.size > limit_bytes or (most_bytes is not None and facts.size > most_bytes):
             return Part(b"", facts.size, facts.version)
         data = await _call(self._fs._cat_file, self._at(path))
         # The version is older than the bytes, if anything: then `put_if_match` is refused.

@@ -16,7 +16,9 @@ from typing import IO
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
 from emocap_shards.store.failure import local_trouble
 from emocap_shards.store.landing import landing
-from emocap_shards.store.protocol import Entry, checked
+from emocap_shards.store.protocol import Entry, checked, too_large
+
+_CHUNK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,23 @@ class FolderStore:
     def url(self) -> str:
         return self.root
 
+    @property
+    def is_near(self) -> bool:
+        return True
+
     def honours_conditions(self) -> bool:
         return True
 
-    def read(self, path: str) -> bytes:
-        with self._told("read", path):
-            return self._at(path).read_bytes()
+    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+        with self._told("read", path), self._at(path).open("rb") as file:
+            if limit_bytes is None:
+                return file.read()
+            # The size is asked for first; more is read than it says only if the file grows meanwhile.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit_bytes + 1) if size <= limit_bytes else b""
+        if max(size, len(data)) > limit_bytes:
+            raise too_large(path, self.root, max(size, len(data)), limit_bytes)
+        return data
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         data = self.read(path)
@@ -107,7 +120,9 @@ class FolderStore:
 
     def _parts(self, path: str, spans: Iterable[tuple[str, int, int]]) -> Sequence[bytes]:
         with self._told("read", path), self._at(path).open("rb", buffering=0) as file:
-            return [os.pread(file.fileno(), end - start, start) for _, start, end in spans]
+            # A span is clamped first: room is made for what is asked, and a damaged index asks for anything.
+            size = os.fstat(file.fileno()).st_size
+            return [_span(file.fileno(), start, min(end, size)) for _, start, end in spans]
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:
@@ -144,6 +159,15 @@ def copy_whole(source: Path, target: Path) -> None:
     """Copies a file so that `target` is whole or absent."""
     with source.open("rb"), landing(target) as part:  # opened first: what is missing is the source
         shutil.copyfile(source, part)
+
+
+def _span(descriptor: int, start: int, end: int) -> bytes:
+    """Bytes [start, end); the kernel gives at most 2 GiB at a time."""
+    chunks: list[bytes] = []
+    while start < end and (chunk := os.pread(descriptor, min(end - start, _CHUNK_BYTES), start)):
+        chunks.append(chunk)
+        start += len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _write(part: Path, data: bytes) -> None:

@@ -24,9 +24,11 @@ class Memory:
         whole = await self.get_whole(path, limit_bytes=0)
         return Part(whole.data[start:end], whole.total, whole.version)
 
-    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:  # noqa: ARG002
-        data = bytes(self._fs.cat_file(self._at(path)))
-        return Part(data, len(data), (await self.head(path)).version)
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:  # noqa: ARG002
+        facts = await self.head(path)
+        if most_bytes is not None and facts.size > most_bytes:
+            return Part(b"", facts.size, facts.version)
+        return Part(bytes(self._fs.cat_file(self._at(path))), facts.size, facts.version)
 
     async def head(self, path: str) -> Facts:
         info = self._fs.info(self._at(path))

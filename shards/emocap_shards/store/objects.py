@@ -16,7 +16,7 @@ from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_cond
 from emocap_shards.store.landing import landing
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.mask import MASK, masked
-from emocap_shards.store.protocol import Entry, checked
+from emocap_shards.store.protocol import Entry, checked, too_large
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel, wait_for
 from emocap_shards.store.transfer import Connection
@@ -43,11 +43,19 @@ class ObjectStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "secret_url": ""}
 
+    @property
+    def is_near(self) -> bool:
+        return False
+
     def honours_conditions(self) -> bool:
         return self._connection.backend.trusted and _refuses_second_write(self)
 
-    def read(self, path: str) -> bytes:
-        return self._run("read", path, lambda: self._connection.get_whole(checked(path))).data
+    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+        part = self._run("read", path, lambda: self._connection.get_whole(checked(path), most_bytes=limit_bytes))
+        size = max(len(part.data), part.total or 0)
+        if limit_bytes is not None and size > limit_bytes:
+            raise too_large(path, self.url, size, limit_bytes)
+        return part.data
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         part = self._run("read", path, lambda: self._connection.get_whole(checked(path)))

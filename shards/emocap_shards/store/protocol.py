@@ -30,12 +30,22 @@ class Store(Protocol):
     @property
     def url(self) -> str: ...
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it is a folder that this machine's system reads itself: a cache of it gains nothing."""
+        ...
+
     def honours_conditions(self) -> bool:
         """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
         ...
 
-    def read(self, path: str) -> bytes:
-        """All bytes. S3's own checksum is verified up to 32 MiB, where the server sends one."""
+    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+        """All bytes. S3's own checksum is verified up to 32 MiB, where the server sends one.
+
+        Args:
+            path: Of the object.
+            limit_bytes: A larger object is a `StoreError`, and is not read to its end.
+        """
         ...
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
@@ -89,6 +99,11 @@ class Store(Protocol):
     def delete_tree(self, prefix: str) -> None:
         """Deletes every object below the folder `prefix`."""
         ...
+
+
+def too_large(path: str, url: str, size: int, limit_bytes: int) -> StoreError:
+    cure = "check that it is the file that you mean, and that it is not damaged"
+    return StoreError(f"cannot read {path!r} in {url}: {size} bytes, where {limit_bytes} is the limit; {cure}.")
 
 
 def checked(path: str) -> str:

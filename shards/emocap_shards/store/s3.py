@@ -11,7 +11,8 @@ from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
 from emocap_shards.store.backend import Condition, Facts, Page, Part
-from emocap_shards.store.failure import Refusal, answer
+from emocap_shards.store.body import at_most, cut, total_of
+from emocap_shards.store.failure import Refusal, ShortAnswer, answer
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.protocol import Entry
 from emocap_shards.store.web import open_session, ranged
@@ -19,7 +20,7 @@ from emocap_shards.store.web import open_session, ranged
 WRITER = "emocap-writer"
 # A signed URL serves for all ranges of an object: far cheaper than to sign and parse every request.
 SIGNED_FOR_S, KEPT_FOR_S, KEPT_URLS = 3600, 300.0, 4096
-_UNSIGNED = {400, 401, 403}
+_UNSIGNED = {301, 400, 401, 403}  # 301: another region, which botocore follows
 
 
 class S3:
@@ -62,22 +63,26 @@ class S3:
             if answer(error)[0] == 416:
                 return Part(b"", start, "")
             raise
+        version, size = response.get("ETag", ""), response.get("ContentLength")
         async with response["Body"] as body:
-            data = await body.read()
-        total = response.get("ContentRange", "").rpartition("/")[2]
-        if not total.isdecimal():  # a server that ignores ranges sent all of it
-            return Part(data[start:end], len(data), response.get("ETag", ""))
-        return Part(data, int(total), response.get("ETag", ""))
+            if response["ResponseMetadata"]["HTTPStatusCode"] != 206:  # a server that ignores ranges sends all of it
+                data, seen = await cut(body.read, start, end)
+                return Part(data, seen if size is None else int(size), version)
+            total = total_of(response.get("ContentRange", ""), start)
+            return Part(await at_most(body.read, end - start + 1), total, version)
 
-    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
         """The server's own checksum is verified where it sends one."""
         response = await (await self._client()).get_object(**self._at(path))
-        total = int(response["ContentLength"])
+        version, size = response.get("ETag", ""), response.get("ContentLength")
+        limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
         async with response["Body"] as body:
-            if total <= limit_bytes:
-                return Part(await body.read(), total, response.get("ETag", ""))
-            body.close()
-        return Part(b"", total, response.get("ETag", ""))
+            if size is not None and int(size) > limit:
+                return Part(b"", int(size), version)
+            data = await at_most(body.read, limit + 1)  # its end is read too: there the checksum is verified
+        if len(data) > limit and most_bytes is None:
+            raise ShortAnswer(f"more than {limit} bytes came without a Content-Length")
+        return Part(data, len(data), version)
 
     async def head(self, path: str) -> Facts:
         client = await self._client()

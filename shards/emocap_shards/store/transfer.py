@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,26 +47,28 @@ class Connection:
 
         return await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
 
-    async def get_whole(self, path: str) -> Part:
-        """The object in one request, or in parts where it is large."""
+    async def get_whole(self, path: str, *, most_bytes: int | None = None) -> Part:
+        """The object in one request, or in parts where it is large; of one beyond `most_bytes`, `total` says so."""
         limit = 4 * self.traffic.part_bytes
+        most = sys.maxsize if most_bytes is None else most_bytes
 
         async def act(_: int) -> Part:
-            async with self.turn:
-                return await self.backend.get_whole(path, limit_bytes=limit)
+            async with self.turn, asyncio.timeout(self.patience.attempt_s(min(limit, most))):
+                return await self.backend.get_whole(path, limit_bytes=limit, most_bytes=most_bytes)
 
-        part = await self.ask("read", path, act, size_bytes=None)
-        if part.total is None or len(part.data) == part.total:
+        part = await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
+        if part.total is None or len(part.data) == part.total or part.total > most:
             return part
         data = await self.get_spans([(path, 0, part.total)], version=part.version)
         return Part(data[0], part.total, part.version)
 
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
         """The bytes of every span; of a `version`, if one is given."""
+        sizes = await self._sizes(spans)
         pieces = [
             (number, path, begin, stop)
             for number, (path, start, end) in enumerate(spans)
-            for begin, stop in pieces_of(start, end, self.traffic.part_bytes)
+            for begin, stop in pieces_of(start, min(end, sizes.get(path, end)), self.traffic.part_bytes)
         ]
         found = await in_parallel(pieces, lambda piece: self.get(*piece[1:]), width=self.traffic.in_flight)
         results = [b""] * len(spans)
@@ -75,6 +78,13 @@ class Connection:
                 raise StoreError(f"{spans[number][0]!r} was overwritten while it was read; read it again.")
             results[number] = parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts)
         return results
+
+    async def _sizes(self, spans: list[tuple[str, int, int]]) -> dict[str, int]:
+        """Sizes of the objects that far more is asked of than travels at once: a damaged index asks for anything."""
+        far = self.traffic.in_flight * self.traffic.part_bytes
+        paths = list({path for path, start, end in spans if end - start > far})
+        found = await in_parallel(paths, self.head, width=self.traffic.in_flight)
+        return {path: facts.size for path, facts in zip(paths, found, strict=True)}
 
     async def get_to(self, path: str, descriptor: int, target: Path) -> None:
         """Fills an open local file, in any order; refuses an object that changes meanwhile."""

@@ -3,6 +3,7 @@
 import netrc
 import os
 import re
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from ssl import SSLContext
@@ -15,13 +16,18 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from emocap_shards.errors import StoreError
 from emocap_shards.store.backend import Condition, Facts, Page, Part
-from emocap_shards.store.failure import Refusal, ShortAnswer
+from emocap_shards.store.body import at_most, cut, total_of
+from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.mask import masked_url
 from emocap_shards.store.together import get_loop
 
 READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader of parts stops and starts all the time
-_TOTAL = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+)")
+ERROR_BYTES = 64 << 10  # of the body of an error: what it says is in its beginning
+# Not compressed: a range of a compressed body would be other bytes.
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+# The last one is how a body travelled to S3, which some servers keep as if it were a property of the object.
+_PLAIN = {"", "identity", "aws-chunked"}
 _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message")}
 
 
@@ -39,21 +45,22 @@ class WebServer:
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
         return await ranged(self._session(), self._url(path), start, end)
 
-    async def get_whole(self, path: str, *, limit_bytes: int) -> Part:
-        async with self._session().get(self._url(path), headers={"Accept-Encoding": "identity"}) as response:
-            await _refuse(response)
-            total = response.content_length
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+        async with self._session().get(self._url(path), headers=_AS_IT_IS) as response:
+            await _need(response, {200})
+            total, most = response.content_length, sys.maxsize if most_bytes is None else most_bytes
             # A server without ranges could not give the rest later.
-            if total is not None and total > limit_bytes and response.headers.get("Accept-Ranges") == "bytes":
+            limit = min(limit_bytes, most) if response.headers.get("Accept-Ranges") == "bytes" else most
+            if total is not None and total > limit:
                 response.close()
                 return Part(b"", total, _version(response.headers))
-            data = await response.read()
+            data = await at_most(response.content.read, most + 1)
             return Part(data, len(data), _version(response.headers))
 
     async def head(self, path: str) -> Facts:
-        async with self._session().head(self._url(path), allow_redirects=True) as response:
+        async with self._session().head(self._url(path), headers=_AS_IT_IS, allow_redirects=True) as response:
             if response.status not in {405, 501}:
-                await _refuse(response)
+                await _need(response, {200})
                 if response.content_length is not None:
                     return Facts(response.content_length, _version(response.headers))
         part = await self.get(path, 0, 1, attempt=1)  # servers without HEAD
@@ -97,7 +104,8 @@ def open_session(
 ) -> aiohttp.ClientSession:
     """A session of the running loop for the host of a URL, which closes when its owner goes.
 
-    It obeys HTTPS_PROXY and NO_PROXY, looked at once: aiohttp's own way opens ~/.netrc for every request too.
+    It obeys HTTPS_PROXY and NO_PROXY, looked at once: aiohttp's own way opens ~/.netrc for every request too. Names
+    are resolved in threads that the interpreter joins: a resolver that hangs delays the end of the process.
     """
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
@@ -110,6 +118,7 @@ def open_session(
         timeout=timeout,
         proxy=None if proxy_bypass(host) else getproxies().get(parts.scheme),
         headers=headers,
+        auto_decompress=False,  # a few bytes can be inflated to gigabytes
     )
     weakref.finalize(owner, HTTPFileSystem.close_session, get_loop(), session)
     return session
@@ -129,41 +138,31 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
     """Bytes [start, end) in one GET, also from a server that ignores ranges.
 
     Raises:
-        Refusal: If the answer is an error.
+        Refusal: If the answer is an error, or compressed.
         ShortAnswer: If it holds another range than the one that was asked for.
     """
-    # Not compressed: a range of a compressed body would be other bytes.
-    asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    async with session.get(url, headers=asked) as response:
-        version, found = _version(response.headers), _TOTAL.match(response.headers.get("Content-Range", ""))
-        total = int(found["total"]) if found else None
+    async with session.get(url, headers={"Range": f"bytes={start}-{end - 1}", **_AS_IT_IS}) as response:
+        version, content_range = _version(response.headers), response.headers.get("Content-Range", "")
         if response.status == 416:
+            total = total_of(content_range, start)
             return Part(b"", total if total is not None else start, version)
-        await _refuse(response)
-        if response.status != 206:
-            return await _slice(response, start, end)
-        if found and found["start"] is not None and int(found["start"]) != start:
-            raise ShortAnswer(f"asked for bytes from {start}, got them from {found['start']}")
-        return Part(await response.read(), total, version)
+        await _need(response, {200, 206})
+        if response.status == 206:
+            total = total_of(content_range, start)
+            return Part(await at_most(response.content.read, end - start + 1), total, version)
+        data, seen = await cut(response.content.read, start, end)
+        return Part(data, seen if response.content_length is None else response.content_length, version)
 
 
-async def _slice(response: aiohttp.ClientResponse, start: int, end: int) -> Part:
-    """What the range would have been, out of the whole body that came instead; the rest is not waited for."""
-    kept, seen = bytearray(), 0
-    async for chunk in response.content.iter_any():
-        kept += chunk[max(0, start - seen) : max(0, end - seen)]
-        seen += len(chunk)
-        if seen >= end:
-            response.close()
-            break
-    total = response.content_length if response.content_length is not None else (seen if seen < end else None)
-    return Part(bytes(kept), total, _version(response.headers))
-
-
-async def _refuse(response: aiohttp.ClientResponse) -> None:
-    if response.status < 400:
+async def _need(response: aiohttp.ClientResponse, statuses: set[int]) -> None:
+    """Raises `Refusal` unless the body that follows is bytes of the object as they are."""
+    if response.status in statuses:
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _PLAIN:
+            message = f"the server sends it compressed ({encoding[:20]}); let it send these files as they are"
+            raise Refusal(response.status, "ContentEncoding", message)
         return
-    text = await response.text(errors="replace")
+    text = (await at_most(response.content.read, ERROR_BYTES)).decode(errors="replace")
     found = {name: pattern.search(text) for name, pattern in _XML.items()}
     code, message = (match[1].strip() if match else "" for match in found.values())
     raise Refusal(response.status, code, message or str(response.reason))
