@@ -1,8 +1,8 @@
 """Several sources in fixed shares, at every moment: which source gives the sample at which position.
 
-Stride scheduling (Waldspurger and Weihl 1995): the j-th sample of a source of weight w has its turn at time
-(j + 1/2) / w. The turns repeat after a round of `ROUND` positions, so that how many samples a source gave among the
-first p is arithmetic, and no state but p is needed to go on from p.
+The chairman assignment (Tijdeman 1980): of the sources whose turn it may be, the one with the earliest deadline. What a
+source gave among the first p samples is then within one sample of its share of p, for any number of sources. The turns
+repeat after a round of `ROUND` positions, so it is also arithmetic, and no state but p is needed to go on from p.
 """
 
 import functools
@@ -17,7 +17,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.errors import PlanError
 from emocap_shards.plan import Step, Stretch, check_cursor, passes
 
-ROUND = 1 << 14
+ROUND = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,15 @@ class Mixture:
     @functools.cached_property
     def _turns(self) -> Int64[np.ndarray, "turns sources"]:
         """How many samples each source gave before each position of a round; the last row is the whole round."""
-        parts = apportioned(self.weights, ROUND)
-        times = np.concatenate([(np.arange(part) + 0.5) / part for part in parts])
-        sources = np.repeat(np.arange(len(parts)), parts)[np.argsort(times, kind="stable")]
+        parts = np.array(apportioned(self.weights, ROUND))
         given = np.zeros((ROUND + 1, len(parts)), dtype=np.int64)
-        np.cumsum(sources[:, None] == np.arange(len(parts)), axis=0, out=given[1:])
+        slack = max(2 * len(parts) - 2, 1)
+        for turn in range(1, ROUND + 1):
+            # How far a source is behind, in 1 / (slack ROUND) of a sample; whole numbers, so equal everywhere.
+            behind = slack * (parts * turn - ROUND * given[turn - 1])
+            deadline = np.where(behind >= ROUND, (slack * ROUND - ROUND - behind) / parts, np.inf)
+            given[turn] = given[turn - 1]
+            given[turn, int(np.argmin(deadline))] += 1
         return given
 
 

@@ -24,24 +24,30 @@ def ahead(
     fetched directly and before all warming: somebody is waiting for it.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
-    upcoming: deque[Item] = deque()
+    upcoming: deque[tuple[Item, Future[None] | None]] = deque()
     begun: deque[Future[Result]] = deque()
+
+    def fetch_next() -> None:
+        item, warming = upcoming.popleft()
+        if warming:
+            warming.cancel()  # Unless it is under way: to warm what is being fetched comes too late.
+        begun.append(fetcher.submit(partial(fetch, item, False)))
+
     try:
         for number, item in enumerate(items):
             if number == 0:
                 begun.append(fetcher.submit(partial(fetch, item, True)))
                 warmer.submit(partial(wait, [begun[0]]))
             else:
-                upcoming.append(item)
-                if warmed_ahead:
-                    warmer.submit(partial(warm, item))  # An error in it is not lost: `fetch` meets it too.
+                # An error in it is not lost: `fetch` meets it too.
+                upcoming.append((item, warmer.submit(partial(warm, item)) if warmed_ahead else None))
             if len(upcoming) > warmed_ahead:
-                begun.append(fetcher.submit(partial(fetch, upcoming.popleft(), False)))
+                fetch_next()
             if len(begun) > FETCHED_AHEAD:
                 yield begun.popleft().result()
         while begun or upcoming:
             if upcoming:
-                begun.append(fetcher.submit(partial(fetch, upcoming.popleft(), False)))
+                fetch_next()
             yield begun.popleft().result()
     finally:
         fetcher.close()

@@ -93,12 +93,25 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """By content, so that equal shards at two places are one."""
-        return f"{self.samples.shard.sha256}-{self.number:06d}"
+        """By content and cut, so that equal shards at two places are one, and another `SEGMENT_BYTES` another."""
+        return f"{self.samples.shard.sha256}-{SEGMENT_BYTES}-{self.number:06d}"
 
     @property
     def span(self) -> Span:
         return self.samples.shard.path, self.samples.start, self.samples.stop
+
+    @property
+    def size_bytes(self) -> int:
+        return self.samples.stop - self.samples.start
+
+    def places(self, wanted: Rows) -> list[tuple[int, int]]:
+        """First byte within the segment, and length, of some of its samples."""
+        starts = (wanted.starts - self.samples.start).tolist()
+        return list(zip(starts, (wanted.stops - wanted.starts).tolist(), strict=True))
+
+    def pieces(self, wanted: Rows, data: bytes) -> list[bytes]:
+        """The bytes of some of its samples out of its own, or as much as there is of them."""
+        return [data[start : start + length] for start, length in self.places(wanted)]
 
     def is_intact(self, data: bytes) -> bool:
         """Whether every sample in the segment's bytes is what was written."""

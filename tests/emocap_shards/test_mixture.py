@@ -22,9 +22,8 @@ def mixtures(draw):
 def test_every_prefix_is_shared_by_weight(mixture, position):
     given_each = mixture.given(position)
     assert sum(given_each) == position
-    for count, weight in zip(given_each, mixture.weights, strict=True):
-        share = weight / sum(mixture.weights)
-        assert abs(count - position * share) < len(mixture.weights) * (1 + position / ROUND)
+    for count, part in zip(given_each, apportioned(mixture.weights, ROUND), strict=True):
+        assert abs(count - position * part / ROUND) < 1
 
 
 @given(mixtures(), st.integers(0, 3 * ROUND))
@@ -66,6 +65,14 @@ def test_seats_add_up_and_everyone_has_one(shares, seats):
     assert all(
         abs(part - share / sum(shares) * seats) < len(shares) + 1 for part, share in zip(parts, shares, strict=True)
     )
+
+
+def test_every_batch_of_many_sources_has_its_shares_to_within_two_samples():
+    mixture = Mixture((50,) * 10, (100, 2, 2, 1, 2, 1, 3.4, 6, 9, 10), 256)
+    parts = apportioned(mixture.weights, ROUND)
+    for start in range(0, 3 * ROUND, 97):
+        pairs = zip(mixture.given(start), mixture.given(start + 256), parts, strict=True)
+        assert all(abs(after - before - 256 * part / ROUND) < 2 for before, after, part in pairs)
 
 
 def test_equal_weights_take_turns():
