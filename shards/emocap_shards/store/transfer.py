@@ -83,7 +83,7 @@ class Connection:
         """Sizes of the objects that far more is asked of than travels at once: a damaged index asks for anything."""
         far = self.traffic.in_flight * self.traffic.part_bytes
         paths = list({path for path, start, end in spans if end - start > far})
-        found = await in_parallel(paths, self.head, width=self.traffic.in_flight)
+        found = await in_parallel(paths, self.head, width=self.traffic.in_flight) if paths else []
         return {path: facts.size for path, facts in zip(paths, found, strict=True)}
 
     async def get_to(self, path: str, descriptor: int, target: Path) -> None:

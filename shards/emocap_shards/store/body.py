@@ -1,0 +1,48 @@
+"""Bodies of answers, of which no more is kept than was asked for: a broken server may send without end."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+from emocap_shards.store.failure import ShortAnswer
+
+_STEP_BYTES = 1 << 20
+_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
+
+Read = Callable[[int], Awaitable[bytes]]
+"""Gives at most so many of the next bytes, and none at the end."""
+
+
+async def at_most(read: Read, limit_bytes: int) -> bytes:
+    """The body, or its beginning where it is longer."""
+    chunks: list[bytes] = []
+    left = limit_bytes
+    while left and (chunk := await read(left)):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
+    """Bytes [start, end) of the body, and its size if it ended before; what follows is not waited for."""
+    kept, seen = bytearray(), 0
+    while seen < end:
+        chunk = await read(_STEP_BYTES)
+        if not chunk:
+            return bytes(kept), seen
+        kept += chunk[max(0, start - seen) : max(0, end - seen)]
+        seen += len(chunk)
+    return bytes(kept), None
+
+
+def total_of(content_range: str, start: int) -> int | None:
+    """The object's size, or None where the header does not say.
+
+    Raises:
+        ShortAnswer: If the range begins elsewhere than at `start`.
+    """
+    found = _RANGE.match(content_range)
+    if not found:
+        return None
+    if found["start"] is not None and int(found["start"]) != start:
+        raise ShortAnswer(f"asked for bytes from {start}, got them from {found['start']}")
+    return int(found["total"]) if found["total"] != "*" else None
