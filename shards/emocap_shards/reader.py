@@ -26,6 +26,9 @@ from emocap_shards.store.folder import FolderStore
 _REMOTE_GAP_BYTES = 1 << 16
 _LOCAL_GAP_BYTES = 1 << 12
 
+# The wanted samples of the segments that were fetched.
+Fetched = dict[Span, list[bytes]]
+
 
 class Reader:
     """Reads one dataset. It keeps the indexes of the shards that it used last; threads may share it.
@@ -68,10 +71,9 @@ class Reader:
         """
         unique, places = np.unique(ids, return_inverse=True)
         wanted = self._wanted(unique)
-        if not direct:
-            self._fill(wanted)
+        fetched = {} if direct else self._fill(wanted)
         slots = [(rows.shard, slot) for rows in wanted for slot in rows.slots()]
-        blocks = list(self._blocks(wanted))
+        blocks = list(self._blocks(wanted, fetched))
         damaged = self._repaired(unique, slots, blocks)
         found = enumerate(zip(unique.tolist(), slots, blocks, strict=True))
         results = [
@@ -86,7 +88,9 @@ class Reader:
         Raises:
             As `fetch`.
         """
-        self._fill(self._wanted(np.unique(ids)))
+        if self._cache:
+            parts = (part for rows in self._wanted(np.unique(ids)) for part in rows.segments())
+            self._cache.fill((segment for segment, _ in parts), self._ranges)
 
     def _wanted(self, ids: Ids) -> list[Rows]:
         """Ascending ids by shard."""
@@ -100,25 +104,31 @@ class Reader:
             for number, index, part in shards
         ]
 
-    def _fill(self, wanted: Iterable[Rows]) -> None:
-        if self._cache:
-            self._cache.fill((segment for rows in wanted for segment, _ in rows.segments()), self._ranges)
+    def _fill(self, wanted: Sequence[Rows]) -> Fetched:
+        """Fills the cache. What had to be fetched for that need not be there: its samples are taken out here."""
+        if self._cache is None:
+            return {}
+        parts = [part for rows in wanted for part in rows.segments()]
+        rows_of = {segment.name: rows for segment, rows in parts}
+        brought = self._cache.bring((segment for segment, _ in parts), self._ranges)
+        return {segment.span: segment.pieces(rows_of[segment.name], data) for segment, data in brought}
 
-    def _blocks(self, wanted: Iterable[Rows]) -> Iterator[bytes]:
-        """The bytes of every wanted sample in order: from the cache, or else neighbours in one request."""
-        parts = list(self._kept(wanted))
+    def _blocks(self, wanted: Iterable[Rows], fetched: Fetched) -> Iterator[bytes]:
+        """The bytes of every wanted sample in order: just fetched, from the cache, or neighbours in one request."""
+        parts = list(self._kept(wanted, fetched))
         runs = [rows.runs(self._gap_bytes) for rows, kept in parts if kept is None]
         ranges = iter(self._ranges([span for spans, _ in runs for span in spans]))
         fresh = (_cut(list(islice(ranges, len(spans))), cuts) for spans, cuts in runs)
         for _, kept in parts:
             yield from next(fresh) if kept is None else kept
 
-    def _kept(self, wanted: Iterable[Rows]) -> Iterator[tuple[Rows, list[bytes] | None]]:
+    def _kept(self, wanted: Iterable[Rows], fetched: Fetched) -> Iterator[tuple[Rows, list[bytes] | None]]:
         for rows in wanted:
             if self._cache is None:
                 yield rows, None
             else:
-                yield from ((part, self._cache.read(segment, part)) for segment, part in rows.segments())
+                for segment, part in rows.segments():
+                    yield part, fetched.get(segment.span) or self._cache.read(segment, part)
 
     def _ranges(self, spans: Sequence[Span]) -> list[bytes]:
         try:

@@ -1,9 +1,13 @@
 import subprocess
 import sys
 import threading
+import time
+import weakref
+from concurrent.futures import CancelledError, wait
 from itertools import count, islice
 
 import pytest
+from emocap_shards.background import Background
 from emocap_shards.prefetch import FETCHED_AHEAD, ahead
 
 
@@ -32,15 +36,81 @@ def test_an_endless_source_is_asked_for_no_more_than_is_wanted():
 
 
 def test_warming_waits_for_the_first_fetch_and_goes_ahead_of_the_others():
-    events, lock = [], threading.Lock()
+    events, far = [], threading.Event()
 
-    def note(*event):
-        with lock:
-            events.append(event)
+    def fetch(item, _):
+        assert item != 1 or far.wait(timeout=10)
+        events.append(("fetched", item))
 
-    list(ahead(range(4), lambda item, _: note("fetched", item), lambda item: note("warmed", item), warmed_ahead=3))
+    def warm(item):
+        events.append(("warmed", item))
+        if item == 5:
+            far.set()
+
+    list(ahead(range(9), fetch, warm, warmed_ahead=3))
     assert events[0] == ("fetched", 0)
-    assert [item for what, item in events if what == "warmed"] == [1, 2, 3]
+    assert [event for event in events[: events.index(("fetched", 1))] if event[1] in (3, 4, 5)] == [
+        ("warmed", 3),
+        ("warmed", 4),
+        ("warmed", 5),
+    ]
+
+
+def test_what_is_being_fetched_is_not_warmed_any_more():
+    warmed, free = [], threading.Event()
+
+    def warm(item):
+        warmed.append(item)
+        assert free.wait(timeout=10)
+
+    results = ahead(count(), lambda item, _: item, warm, warmed_ahead=3)
+    for expected in range(40):
+        assert next(results) == expected  # The fetches go on while the first warming hangs.
+    first = warmed[0]
+    free.set()
+    for _ in range(20):
+        next(results)
+    results.close()
+    assert all(item == first or item >= 40 for item in warmed)
+
+
+def test_the_last_result_is_not_kept_alive_while_nothing_is_to_be_done():
+    class Step:
+        pass
+
+    thread = Background("fetch")
+    future = thread.submit(Step)
+    step = weakref.ref(future.result())
+    del future
+    until = time.monotonic() + 10
+    while step() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert step() is None
+    thread.close()
+
+
+def test_who_waits_for_work_that_is_called_off_is_told():
+    thread, hanging = Background("fetch"), threading.Event()
+    begun = thread.submit(lambda: hanging.wait(timeout=10))
+    queued = [thread.submit(lambda: 1) for _ in range(3)]
+    thread.close()
+    assert wait(queued, timeout=5).not_done == set()
+    with pytest.raises(CancelledError):
+        queued[-1].result(timeout=5)
+    hanging.set()
+    assert begun.result(timeout=5)
+
+
+def test_cancelled_work_is_skipped():
+    thread, hanging, done = Background("fetch"), threading.Event(), []
+    thread.submit(lambda: hanging.wait(timeout=10))
+    cancelled = thread.submit(lambda: done.append("cancelled"))
+    last = thread.submit(lambda: done.append("last"))
+    assert cancelled.cancel()
+    hanging.set()
+    last.result(timeout=5)
+    assert done == ["last"]
+    thread.close()
 
 
 def test_an_error_comes_at_its_place():
