@@ -20,7 +20,6 @@ from emocap_shards.sample import Encoded, Sample
 from emocap_shards.segment import Rows, Span
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
-from emocap_shards.store.folder import FolderStore
 
 # Reading over a gap this small costs less than a second request, of a server and of a disk.
 _REMOTE_GAP_BYTES = 1 << 16
@@ -50,7 +49,7 @@ class Reader:
         self._first = first
         self._place = place
         self._layout = Layout(manifest.counts)
-        self._gap_bytes = _LOCAL_GAP_BYTES if isinstance(store, FolderStore) else _REMOTE_GAP_BYTES
+        self._gap_bytes = _LOCAL_GAP_BYTES if store.is_near else _REMOTE_GAP_BYTES
         self._indexes = Indexes(store, manifest)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:

@@ -12,7 +12,6 @@ from emocap_shards.order import Ids, Layout
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import Store, open_store
-from emocap_shards.store.folder import FolderStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Library:
         self.weights = tuple(
             float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
         )
-        self.uses_cache = cache is not None and any(not isinstance(store, FolderStore) for store, _ in datasets)
+        self.uses_cache = cache is not None and any(not store.is_near for store, _ in datasets)
         self.total_bytes = sum(manifest.total_bytes for _, manifest in datasets)
         several = len(datasets) > 1
         self._readers = [
@@ -96,4 +95,4 @@ class Library:
 
 def _reader(store: Store, manifest: Manifest, cache: Cache | None, first: int, place: str) -> Reader:
     """What lies on a disk of this machine needs no cache on another."""
-    return Reader(store, manifest, None if isinstance(store, FolderStore) else cache, first=first, place=place)
+    return Reader(store, manifest, None if store.is_near else cache, first=first, place=place)
