@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dataset import Datasets
-from .host import HostError, Pythons, System, once, systems
+from .host import HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import BATCH, Task
-from .machine import Occasion, versions
+from .machine import Occasion
 from .place import Place
 from .record import Line, line, spread
 
@@ -33,7 +33,9 @@ def measure(datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occ
             order = list(taken)
             for system in order[number % len(order) :] + order[: number % len(order)]:
                 _read(taken[system], system, datasets, place, pythons, position)
-        yield from (_line(system, times, place, datasets, position, occasion) for system, times in taken.items())
+        yield from (
+            _line(system, times, place, datasets, position, pythons, occasion) for system, times in taken.items()
+        )
 
 
 def _read(times: _Times, system: System, datasets: Datasets, place: Place, pythons: Pythons, position: int) -> None:
@@ -49,10 +51,8 @@ def _read(times: _Times, system: System, datasets: Datasets, place: Place, pytho
     times.started.append(found.moments["first"] - begin)
 
 
-def _line(system: System, times: _Times, place: Place, datasets: Datasets, position: int, occasion: Occasion) -> Line:
-    setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}
-    about: dict[str, Any] = {"what": WHAT, "contender": system.name, "setting": setting, "unit": "s"}
-    about["versions"] = versions(system.packages)
+def _line(times: _Times, about: dict[str, Any], occasion: Occasion) -> Line:
+    about = {"what": WHAT, "unit": "s", **about}
     if times.failure is not None:
         return line(occasion, **about, skipped=times.failure)
     more = {"with_start_and_imports_s": spread(times.started)}

@@ -70,6 +70,11 @@ def python_command(pythons: Pythons, module: str, words: Sequence[str], *, of_pe
     return [str(pythons.peers if of_peers else pythons.ours), "-m", f"data_bench.hosts.{module}", *words]
 
 
+def versions_of(system: System, pythons: Pythons) -> dict[str, str | None]:
+    """Of the Python that runs it, and of its packages there."""
+    return json.loads(call(python_command(pythons, "versions", system.packages, of_peers=system.is_peer), pythons))
+
+
 def call(
     command: Sequence[str], pythons: Pythons, environment: Mapping[str, str] | None = None, *, text: str = ""
 ) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from os import cpu_count, getloadavg
 from pathlib import Path
 
@@ -39,16 +39,9 @@ def occasion() -> Occasion:
     )
 
 
-def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Of this Python, and of packages in it; None where one is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of this Python, and of packages in it."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _commit() -> str | None:

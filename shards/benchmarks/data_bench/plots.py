@@ -102,7 +102,10 @@ def _mixing(lines: Sequence[Line]) -> Figure:
             axes.plot(*zip(*points, strict=True), style, color=_COLOURS[number], label=f"{who}, shards of {shard:,}")
         axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
         axes.set(title=title, xscale="log", xlabel="window (ours) or buffer (webdataset), samples")
-        axes.set_yscale("linear" if quantity == "displacement" else "log")
+        if quantity == "displacement":
+            axes.set_ylim(0, 1.2)
+        else:
+            axes.set_yscale("log")
         axes.grid(which="major", color="0.92")
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure

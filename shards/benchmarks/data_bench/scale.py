@@ -16,7 +16,7 @@ from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
 
 from .dataset import Datasets
-from .host import OURS, HostError, Pythons, System, once, systems
+from .host import OURS, HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import Task
 from .machine import Occasion, versions
 from .place import FILE, Place
@@ -48,7 +48,7 @@ def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: O
 def _reader(system: System, place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion) -> Line:
     setting = {"shards": number, "batches": BATCHES, "store": FILE}
     about: dict[str, Any] = {"what": MEMORY, "contender": system.name, "setting": setting, "unit": "bytes of USS"}
-    about["versions"] = versions(system.packages)
+    about["versions"] = versions_of(system, pythons)
     with place.task(system, samples=number, workers=0, batches=BATCHES) as fields:
         try:
             found = [once(system, Task(**fields), pythons, place.environment)[1] for _ in range(rounds)]

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 from .dataset import Datasets
-from .host import BARE, OURS, Host, HostError, Pythons, System, systems
+from .host import BARE, OURS, Host, HostError, Pythons, System, systems, versions_of
 from .hosts.task import Pass, Task
-from .machine import Occasion, versions
+from .machine import Occasion
 from .place import Place
 from .record import Line, line, ratios, spread
 
@@ -73,7 +73,7 @@ def measure(plan: Plan, pythons: Pythons, occasion: Occasion) -> Iterator[Line]:
                 for each in readings[first:] + readings[:first]:
                     _read(each, plan, hosts[each.system])
     for readings in taken:
-        yield from _lines(readings, occasion)
+        yield from _lines(readings, pythons, occasion)
 
 
 def _setting(plan: Plan, decode: bool, workers: int) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def _read(readings: Readings, plan: Plan, host: Host) -> None:
     readings.passes.append(found)
 
 
-def _lines(readings: Sequence[Readings], occasion: Occasion) -> Iterator[Line]:
+def _lines(readings: Sequence[Readings], pythons: Pythons, occasion: Occasion) -> Iterator[Line]:
     (ours,) = (each for each in readings if each.system == OURS)
     for each in readings:
         common = {"what": WHAT, "contender": each.system.name, "setting": each.setting, "unit": "samples/s"}
-        about = {"versions": versions(each.system.packages)}
+        about = {"versions": versions_of(each.system, pythons)}
         if each.failure is not None or ours.failure is not None:
             yield line(occasion, **common, **about, skipped=each.failure or f"ours: {ours.failure}")
             continue
