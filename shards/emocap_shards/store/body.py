@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from emocap_shards.store.failure import ShortAnswer
 
+ERROR_BYTES = 64 << 10  # of the body of an error: what it says is in its beginning
 _STEP_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
 

@@ -12,6 +12,7 @@ from s3fs import S3FileSystem
 
 from emocap_shards.store.backend import Condition, Facts, Page, Part
 from emocap_shards.store.body import at_most, cut, total_of
+from emocap_shards.store.boto import BoundedSession
 from emocap_shards.store.failure import Refusal, ShortAnswer, answer
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.protocol import Entry
@@ -150,6 +151,7 @@ class S3:
             "read_timeout": self._patience.read_timeout_s,
             "max_pool_connections": self._traffic.in_flight,
             "signature_version": "s3v4",  # botocore signs URLs in the old way where it may; younger buckets refuse it
+            "http_session_cls": BoundedSession,
             "retries": {"total_max_attempts": 1},  # all retries are in retry.py: two places would multiply
         }
 

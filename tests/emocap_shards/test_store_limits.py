@@ -1,0 +1,192 @@
+"""What a broken or hostile server, file or index can cost: bounded time, bounded memory."""
+
+import gzip
+import os
+import re
+import time
+import tracemalloc
+import uuid
+
+import pytest
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store.folder import FolderStore
+from test_store_web import DATA, answers
+
+__all__ = ["answers"]  # a fixture
+MIB = 1 << 20
+ONCE = Patience(deadline_s=0, read_timeout_s=2)
+FAR = 1 << 49
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "web"])
+def filled(request, tmp_path):
+    """A store whose object "x" holds DATA."""
+    if request.param == "web":
+        return open_store(request.getfixturevalue("answers").url)
+    urls = {"folder": tmp_path / "root", "memory": f"memory://{uuid.uuid4().hex}/root"}
+    store = open_store(urls.get(request.param) or request.getfixturevalue("s3"))
+    store.put("x", DATA)
+    return store
+
+
+def peak_bytes(act):
+    """The most memory that Python held while `act` ran, in all threads, and what was raised."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError) as caught:
+            act()
+        return tracemalloc.get_traced_memory()[1], str(caught.value)
+    finally:
+        tracemalloc.stop()
+
+
+def start(request, status, headers):
+    request.send_response(status)
+    for name, value in headers.items():
+        request.send_header(name, value)
+    request.end_headers()
+    request.close_connection = True
+
+
+def pour(request, status, headers, *, total=48 * MIB):
+    """Sends a long body, as far as the client takes it."""
+    start(request, status, {"Content-Length": str(total), **headers})
+    try:
+        for _ in range(total // MIB):
+            request.wfile.write(bytes(MIB))
+            request.server.poured += MIB
+    except OSError:
+        pass  # the client hung up: what a test wants
+    return True
+
+
+def test_a_larger_object_than_the_limit_is_named_and_one_at_the_limit_is_read(filled):
+    assert filled.read("x", limit_bytes=len(DATA)) == DATA
+    with pytest.raises(StoreError, match=rf"cannot read 'x' in .*: {len(DATA)} bytes, where {len(DATA) - 1} is the"):
+        filled.read("x", limit_bytes=len(DATA) - 1)
+
+
+@pytest.mark.parametrize("headers", [{"Accept-Ranges": "bytes"}, {}, {"Transfer-Encoding": "chunked"}])
+def test_a_limit_holds_whatever_the_server_says_of_the_size(answers, headers):
+    def endless(request):
+        if "Transfer-Encoding" not in headers:
+            return pour(request, 200, headers)
+        start(request, 200, headers)
+        try:
+            for _ in range(48):
+                request.wfile.write(b"100000\r\n" + bytes(MIB) + b"\r\n")
+        except OSError:
+            pass  # as above
+        return True
+
+    answers.odd, answers.poured = endless, 0
+    peak, message = peak_bytes(lambda: open_store(answers.url, patience=ONCE).read("x", limit_bytes=1000))
+    assert re.search(r"cannot read 'x' .* where 1000 is the limit", message)
+    assert peak < 12 * MIB
+
+
+def test_only_a_folder_is_near(filled):
+    assert filled.is_near == isinstance(filled, FolderStore)
+
+
+def test_a_body_that_drips_is_given_up(answers):
+    def drip(request):
+        start(request, 200, {"Content-Length": "1000"})
+        try:
+            for _ in range(40):
+                request.wfile.write(b"x")
+                time.sleep(0.2)
+        except OSError:
+            pass  # as above
+        return True
+
+    answers.odd = drip
+    patience = Patience(deadline_s=0, connect_timeout_s=0.5, read_timeout_s=1)
+    store = open_store(answers.url, patience=patience, traffic=Traffic(part_bytes=1))
+    for limit_bytes in (None, 2000):
+        begin = time.monotonic()
+        with pytest.raises(StoreError, match="TimeoutError"):
+            store.read("x", limit_bytes=limit_bytes)
+        assert time.monotonic() - begin < 5
+
+
+def test_a_compressed_body_is_refused_and_not_inflated(answers):
+    bomb = gzip.compress(bytes(64 * MIB))
+    answers.odd = lambda request: request.send(206, bomb, {"Content-Encoding": "gzip"}) or True
+    store = open_store(answers.url, patience=ONCE)
+    for act in (lambda: store.read_range("x", 0, 1000), lambda: store.read("x"), lambda: store.exists("x")):
+        peak, message = peak_bytes(act)
+        assert "sends it compressed (gzip); let it send these files as they are" in message
+        assert peak < 8 * MIB
+
+
+@pytest.mark.parametrize("status", [206, 403, 500])
+def test_no_more_is_read_of_a_long_body_than_was_asked_for(answers, status):
+    answers.poured = 0
+    answers.odd = lambda request: pour(request, status, {"Content-Range": f"bytes 0-999/{len(DATA)}"})
+    peak, _ = peak_bytes(lambda: open_store(answers.url, patience=ONCE).read_range("x", 0, 1000))
+    assert peak < 12 * MIB
+    assert answers.poured < 48 * MIB
+
+
+@pytest.mark.parametrize("status", [201, 204, 300, 301, 304])
+def test_an_answer_without_the_object_is_never_data(answers, status):
+    def bare(request):
+        start(request, status, {"Content-Length": "0"})
+        return True
+
+    answers.odd = bare
+    store = open_store(answers.url, patience=ONCE)
+    for act in (lambda: store.read_range("x", 0, 5), lambda: store.read("x"), lambda: store.exists("x")):
+        with pytest.raises(StoreError, match=rf"\({status}\)"):
+            act()
+
+
+def through_botocore(answers, monkeypatch, status, headers):
+    """A store on a pretended S3 server whose first answer drives the store to botocore's way, and then pours."""
+    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    answers.poured = 0
+
+    def odd(request):
+        if len(answers.seen) == 1:
+            return request.send(403, b"no") or True
+        return pour(request, status, headers)
+
+    answers.odd = odd
+    return open_store("s3://bucket/folder", patience=ONCE)
+
+
+def test_an_s3_server_that_ignores_ranges_is_cut_short(answers, monkeypatch):
+    store = through_botocore(answers, monkeypatch, 200, {})
+    tracemalloc.start()
+    try:
+        assert store.read_range("x", 5, 1000) == bytes(995)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(answers.seen) == 2
+    assert peak < 24 * MIB  # botocore's own tables are most of it
+    assert answers.poured < 48 * MIB
+
+
+@pytest.mark.parametrize("status", [206, 500])
+def test_no_more_is_read_of_a_long_body_from_s3_than_was_asked_for(answers, monkeypatch, status):
+    store = through_botocore(answers, monkeypatch, status, {"Content-Range": f"bytes 0-999/{len(DATA)}"})
+    peak, _ = peak_bytes(lambda: store.read_range("x", 0, 1000))
+    assert peak < 24 * MIB
+    assert answers.poured < 48 * MIB
+
+
+def test_a_span_far_behind_the_end_costs_no_more_than_the_object(filled):
+    begin = time.monotonic()
+    assert filled.read_ranges([("x", 5, FAR), ("x", FAR, 2 * FAR)]) == [DATA[5:], b""]
+    assert time.monotonic() - begin < 5
+
+
+def test_a_span_that_the_kernel_gives_in_pieces_is_whole(tmp_path, monkeypatch):
+    store, pread = open_store(tmp_path), os.pread
+    store.put("x", DATA)
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: pread(descriptor, min(size, 100_000), at))
+    assert store.read_range("x", 5, 900_000) == DATA[5:900_000]
