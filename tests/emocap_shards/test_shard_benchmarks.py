@@ -11,7 +11,7 @@ from PIL import Image
 BENCHMARKS = Path(__file__).parents[2] / "shards" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from data_bench import mixing, plots, record, scale, tables  # noqa: E402 - beside the script that is tested
+from data_bench import first, mixing, plots, record, scale, tables  # noqa: E402 - beside the script that is tested
 from data_bench.command import main  # noqa: E402
 from data_bench.dataset import Datasets, Wanted, commented, prepare  # noqa: E402
 from data_bench.host import BARE, OURS, Host, HostError, Pythons  # noqa: E402
@@ -84,6 +84,14 @@ def test_a_pass_that_begins_later_reads_the_rest(datasets, work, alone):
         Host(OURS, alone, {}) as host,
     ):
         assert host.ask(Task(**fields)).samples == SAMPLES - 512
+
+
+def test_the_first_batch_is_timed_at_the_begin_and_far_behind_it(datasets, work, alone):
+    begin, late = first.measure(datasets, local(datasets, work), alone, 1, OCCASION)
+    assert (begin.setting["position"], late.setting["position"]) == (0, 512)
+    for line in (begin, late):
+        assert 0 < line.value.median < line.more["with_start_and_imports_s"].median
+        assert line.versions["torch"]
 
 
 def test_a_host_that_fails_says_where_to_read_why(work, alone):

@@ -33,9 +33,10 @@ def measure(datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occ
             order = list(taken)
             for system in order[number % len(order) :] + order[: number % len(order)]:
                 _read(taken[system], system, datasets, place, pythons, position)
-        yield from (
-            _line(system, times, place, datasets, position, pythons, occasion) for system, times in taken.items()
-        )
+        setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}
+        for system, times in taken.items():
+            about = {"contender": system.name, "setting": setting, "versions": versions_of(system, pythons)}
+            yield _line(times, about, occasion)
 
 
 def _read(times: _Times, system: System, datasets: Datasets, place: Place, pythons: Pythons, position: int) -> None:
