@@ -85,7 +85,8 @@ def _scale(lines: Sequence[Line]) -> Iterable[str]:
 
 def _pictures(lines: Sequence[Line]) -> Iterable[str]:
     columns = {size: f"{size} px" for size in sorted({line.setting["pixels"] for line in lines})}
-    yield "Milliseconds an image on one core (over the first row's way; greatest and mean difference to Pillow)\n"
+    base = next(name for line in lines for name in line.ratios or ())
+    yield f"Milliseconds an image on one core ({base}; greatest and mean difference to Pillow)\n"
     yield _matrix(lines, lambda line: line.setting["pixels"], columns, _picture)
 
 
