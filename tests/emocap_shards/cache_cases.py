@@ -1,0 +1,66 @@
+"""What the tests of the cache share: ranges that are counted, and what lies in its folder."""
+
+import time
+from pathlib import Path
+
+from emocap_shards.ledger import Ledger
+from emocap_shards.store import open_store
+
+# Samples of the small dataset, and bytes of a segment of it.
+SAMPLES, SEGMENT = 40, 4000
+
+
+class Fetch:
+    """Ranges of a dataset, counted; `change` may alter what a call gives."""
+
+    def __init__(self, url, change=lambda _, parts: parts):
+        self.store, self.change, self.calls = open_store(url), change, []
+
+    def __call__(self, spans):
+        self.calls.append(list(spans))
+        return self.change(len(self.calls), self.store.read_ranges(spans))
+
+
+class Counted:
+    """A dataset's store whose ranges are counted, as a place far away."""
+
+    def __init__(self, url):
+        self.store, self.url, self.bytes = open_store(url), url, 0
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def read_ranges(self, spans):
+        self.bytes += sum(stop - start for _, start, stop in spans)
+        return self.store.read_ranges(spans)
+
+
+def files(cache, suffix=".seg"):
+    return sorted(Path(cache.folder).glob(f"*/*{suffix}"))
+
+
+def segments(rows):
+    return [segment for segment, _ in rows.segments()]
+
+
+def taken(cache):
+    """Bytes of all files of segments at one moment: nothing is booked or evicted while the ledger is held."""
+    if not Path(cache.folder, "ledger").exists():
+        return 0
+    with Ledger(Path(cache.folder), cache.max_bytes).opened():
+        stats = [path.stat() for suffix in (".part", ".seg") for path in files(cache, suffix) if path.exists()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
+
+
+def until(holds):
+    limit = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def size_of(path):
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
