@@ -5,8 +5,9 @@ reads it.
 """
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
-from PIL import Image
+from torch.nn.functional import interpolate
 
 
 def augment(
@@ -30,7 +31,7 @@ def augment(
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * random.uniform(crop, 1.0)))
     top, left = (int(random.integers(0, extent - side + 1)) for extent in (height, width))
-    square = _resize(image, (left, top, left + side, top + side), pixels)
+    square = _resized(image[top : top + side, left : left + side], pixels)
     return square[:, ::-1] if random.random() < flip else square
 
 
@@ -39,9 +40,11 @@ def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return _resize(image, (left, top, left + side, top + side), pixels)
+    return _resized(image[top : top + side, left : left + side], pixels)
 
 
-def _resize(image: np.ndarray, box: tuple[int, int, int, int], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    resized = Image.fromarray(image).resize((pixels, pixels), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized)
+def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Bicubic with antialiasing: Pillow's filter to within rounding, in a quarter of its time (docs/benchmarks)."""
+    channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
+    resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()

@@ -14,6 +14,7 @@ from cache_cases import SAMPLES, SEGMENT, Counted, Fetch, files, segments, size_
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
 from emocap_shards.indexes import read_index
+from emocap_shards.ledger import Ledger
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
@@ -145,6 +146,23 @@ def test_a_child_that_was_forked_in_the_middle_of_a_fetch_holds_nothing(cache, r
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def test_a_child_that_was_forked_while_the_ledger_was_held_does_not_hold_it(cache):
+    assert cache._keeps()
+    ledger = Ledger(Path(cache.folder), cache.max_bytes)
+    with ledger.opened():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        begin = time.monotonic()
+        with ledger.opened():
+            assert time.monotonic() - begin < 5
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def held(cache, segment):

@@ -110,6 +110,41 @@ def test_a_journal_that_a_kill_left_behind_a_manifest_is_cleared(source, unbroke
     assert files_of(tmp_path) == unbroken
 
 
+def test_a_journal_that_cannot_be_cleared_is_a_warning(source, tmp_path, monkeypatch, caplog):
+    def refused(store, path):
+        raise StoreError(f"{path}: delete is not allowed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "delete_tree", refused)
+        done = pack(source, tmp_path, OPTIONS)
+        with pytest.raises(ManifestError, match="holds a dataset already"):
+            pack(source, tmp_path, OPTIONS)
+    assert read_manifest(tmp_path) == done.manifest
+    assert [line.levelname for line in caplog.records] == ["WARNING", "WARNING"]
+    assert "journal: delete is not allowed" in caplog.text
+
+
+@pytest.mark.parametrize("after", [1, 4, 7])
+def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path, after):
+    """The second begins and is stopped while the first runs; its shards have the same names."""
+
+    def meanwhile():
+        yield from records(after)
+        with pytest.raises(_PlugPulled):
+            write_shards(ends(), tmp_path, samples_per_shard=2)
+        yield from records(8)[after:]
+
+    def ends():
+        yield from records(20)[10:]
+        raise _PlugPulled
+
+    (tmp_path / "journal").mkdir()
+    with pytest.raises(RecordError, match=r"another (pack writes to|source)"):
+        write_shards(meanwhile(), tmp_path, samples_per_shard=2)
+    assert not (tmp_path / "manifest.json").exists()
+    assert list((tmp_path / "journal").iterdir())
+
+
 def _pull_the_plug(*_):
     raise _PlugPulled
 

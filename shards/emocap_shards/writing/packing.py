@@ -1,12 +1,13 @@
 """A source -> a dataset: in parallel, in order, and from where an interrupted pack stopped."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from emocap_shards.errors import RecordError
+from emocap_shards.errors import RecordError, StoreError
 from emocap_shards.manifest import MANIFEST, Manifest, Shard, refuse_dataset
 from emocap_shards.store import Store, open_store
 from emocap_shards.writing.duplicates import Duplicate, DuplicateRule
@@ -18,6 +19,8 @@ from emocap_shards.writing.row import BadRow, Row
 from emocap_shards.writing.shards import ShardSize, ShardWriter
 from emocap_shards.writing.source import Source
 from emocap_shards.writing.workers import prepared
+
+_log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.json"
 DUPLICATES = "duplicates.json"
@@ -81,12 +84,12 @@ def pack(
     Interrupted at any point and called again with the same source and options, it goes on behind the last finished
     shard and ends with the same bytes. Rows that were let go are listed in `skipped.json` beside the manifest,
     duplicates in `duplicates.json`; without any there is no such file. Of two packs to one URL at the same time, one
-    is refused at its end; `verify` the dataset of the other if their sources differed.
+    is refused at its end, or both if they wrote different shards.
 
     Raises:
         ManifestError: If a dataset stands at the URL already.
-        RecordError: If there is no row, more than `skip_bad` are unusable, or an unfinished pack stands at the URL
-            that had another source or other options.
+        RecordError: If there is no row, more than `skip_bad` are unusable, another pack writes to the URL, or an
+            unfinished one stands there that had another source or other options.
         StoreError: If the store fails.
     """
     options = options or PackOptions()
@@ -106,10 +109,11 @@ def pack(
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
         raise RecordError(f"there is no record to write to {url}; check the source.")
+    _refuse_another_pack(store, journal, shards)
     _report(store, ledger)
     manifest = Manifest(tuple(shards))
     manifest.write(store)
-    journal.clear()
+    _clear(journal)
     return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished))
 
 
@@ -170,8 +174,26 @@ def _say_nothing(_: Progress) -> None: ...
 def _refuse(store: Store, journal: Journal) -> None:
     """Also finishes what a pack that was killed behind its manifest left undone: the journal goes."""
     if store.exists(MANIFEST):
-        journal.clear()
+        _clear(journal)
     refuse_dataset(store)
+
+
+def _refuse_another_pack(store: Store, journal: Journal, shards: Sequence[Shard]) -> None:
+    """Returns only if every shard in the store is still the one that this pack wrote or found there."""
+    refuse_dataset(store)
+    if [entry.shard for entry in journal.finished()] != shards:
+        raise RecordError(
+            f"another pack writes to {store.url}, and its shards replaced some of this one: "
+            "end both, delete what stands there, and give each a URL of its own."
+        )
+
+
+def _clear(journal: Journal) -> None:
+    """The dataset is whole with or without its journal, so one that stays is no failure."""
+    try:
+        journal.clear()
+    except StoreError as error:
+        _log.warning("the journal of a finished pack could not be deleted, which does no harm: %s", error)
 
 
 def _numbered(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
