@@ -7,12 +7,12 @@ from typing import Any
 
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
-from emocap_shards.sample import Encoded, Sample
+from emocap_shards.sample import Sample
 from emocap_shards.store import s3  # noqa: F401 - a dataset on S3 would import it within the time that is measured
-from emocap_shards.stream import Portion, Stream
+from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .serving import collating, main
+from .serving import collating, main, seen
 from .task import BATCH, Task
 
 CACHE_BYTES = 64 << 30
@@ -26,9 +26,12 @@ class _Steps(IterableDataset[Any]):
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         collate, task = collating(self.task), self.task
-        read = stream(task).steps if task.decode else stream(task).encoded_steps
-        for portion in read(part, parts):
-            yield collate(_pairs(portion))
+        if task.decode:
+            portions = stream(task).steps(part, parts, each=_pair if task.delivered else _seen)
+            yield from (collate(portion.samples) for portion in portions)
+        else:
+            portions = stream(task).encoded_steps(part, parts)
+            yield from (collate([(each.image, each.annotation) for each in portion.samples]) for portion in portions)
 
 
 def stream(task: Task) -> Stream:
@@ -46,11 +49,12 @@ def opened(task: Task) -> Iterable[Any]:
     return DataLoader(_Steps(task), batch_size=None, num_workers=task.workers)
 
 
-def _pairs(portion: Portion[Sample] | Portion[Encoded]) -> list[tuple[Any, Any]]:
-    return [
-        (each.image, (each.caption, each.labels) if isinstance(each, Sample) else each.annotation)
-        for each in portion.samples
-    ]
+def _pair(sample: Sample) -> tuple[Any, Any]:
+    return sample.image, (sample.caption, sample.labels)
+
+
+def _seen(sample: Sample) -> tuple[Any, Any]:
+    return seen(*_pair(sample))
 
 
 if __name__ == "__main__":

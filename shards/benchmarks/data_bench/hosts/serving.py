@@ -78,7 +78,13 @@ def opening(task: Task) -> Callable[[Raw], Any]:
     """Bytes of an image and of its annotation -> what the task wants of them."""
     if not task.decode:
         return _as_bytes
-    return _open_quickly if task.decoder == "simplejpeg" else _open_with_pillow
+    decode = _open_quickly if task.decoder == "simplejpeg" else _open_with_pillow
+    return decode if task.delivered else lambda sample: seen(*decode(sample))
+
+
+def seen(pixels: np.ndarray, annotation: Any) -> tuple[tuple[int, ...], Any]:
+    """What stays of a sample that is counted: its pixels are dropped as soon as they are there, as a resize would."""
+    return pixels.shape, annotation
 
 
 def collating(task: Task) -> Callable[[Sequence[Any]], Batch]:
