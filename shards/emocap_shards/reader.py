@@ -17,7 +17,7 @@ from emocap_shards.manifest import Manifest
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, Layout
 from emocap_shards.sample import Encoded, Sample
-from emocap_shards.segment import Rows, Span
+from emocap_shards.segment import Rows, Segment, Span
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 
@@ -26,6 +26,7 @@ _REMOTE_GAP_BYTES = 1 << 16
 _LOCAL_GAP_BYTES = 1 << 12
 
 # The wanted samples of the segments that were fetched.
+Part = tuple[Segment | None, Rows]
 Fetched = dict[Span, list[bytes]]
 
 
@@ -70,9 +71,10 @@ class Reader:
         """
         unique, places = np.unique(ids, return_inverse=True)
         wanted = self._wanted(unique)
-        fetched = {} if direct else self._fill(wanted)
+        parts = self._parts(wanted)
+        fetched = {} if direct else self._fill(parts)
         slots = [(rows.shard, slot) for rows in wanted for slot in rows.slots()]
-        blocks = list(self._blocks(wanted, fetched))
+        blocks = list(self._blocks(parts, fetched))
         damaged = self._repaired(unique, slots, blocks)
         found = enumerate(zip(unique.tolist(), slots, blocks, strict=True))
         results = [
@@ -88,8 +90,8 @@ class Reader:
             As `fetch`.
         """
         if self._cache:
-            parts = (part for rows in self._wanted(np.unique(ids)) for part in rows.segments())
-            self._cache.fill((segment for segment, _ in parts), self._ranges)
+            parts = self._parts(self._wanted(np.unique(ids)))
+            self._cache.fill([segment for segment, _ in parts if segment], self._ranges)
 
     def _wanted(self, ids: Ids) -> list[Rows]:
         """Ascending ids by shard."""
@@ -103,31 +105,33 @@ class Reader:
             for number, index, part in shards
         ]
 
-    def _fill(self, wanted: Sequence[Rows]) -> Fetched:
+    def _parts(self, wanted: Iterable[Rows]) -> list[Part]:
+        """What is wanted, by segment where there is a cache."""
+        if self._cache is None:
+            return [(None, rows) for rows in wanted]
+        return [part for rows in wanted for part in rows.segments()]
+
+    def _fill(self, parts: Sequence[Part]) -> Fetched:
         """Fills the cache. What had to be fetched for that need not be there: its samples are taken out here."""
         if self._cache is None:
             return {}
-        parts = [part for rows in wanted for part in rows.segments()]
-        rows_of = {segment.name: rows for segment, rows in parts}
-        brought = self._cache.bring((segment for segment, _ in parts), self._ranges)
+        rows_of = {segment.name: rows for segment, rows in parts if segment}
+        brought = self._cache.bring([segment for segment, _ in parts if segment], self._ranges)
         return {segment.span: segment.pieces(rows_of[segment.name], data) for segment, data in brought}
 
-    def _blocks(self, wanted: Iterable[Rows], fetched: Fetched) -> Iterator[bytes]:
+    def _blocks(self, parts: Iterable[Part], fetched: Fetched) -> Iterator[bytes]:
         """The bytes of every wanted sample in order: just fetched, from the cache, or neighbours in one request."""
-        parts = list(self._kept(wanted, fetched))
-        runs = [rows.runs(self._gap_bytes) for rows, kept in parts if kept is None]
+        found = [(rows, self._kept(segment, rows, fetched)) for segment, rows in parts]
+        runs = [rows.runs(self._gap_bytes) for rows, kept in found if kept is None]
         ranges = iter(self._ranges([span for spans, _ in runs for span in spans]))
         fresh = (_cut(list(islice(ranges, len(spans))), cuts) for spans, cuts in runs)
-        for _, kept in parts:
+        for _, kept in found:
             yield from next(fresh) if kept is None else kept
 
-    def _kept(self, wanted: Iterable[Rows], fetched: Fetched) -> Iterator[tuple[Rows, list[bytes] | None]]:
-        for rows in wanted:
-            if self._cache is None:
-                yield rows, None
-            else:
-                for segment, part in rows.segments():
-                    yield part, fetched.get(segment.span) or self._cache.read(segment, part)
+    def _kept(self, segment: Segment | None, rows: Rows, fetched: Fetched) -> list[bytes] | None:
+        if segment is None or self._cache is None:
+            return None
+        return fetched.get(segment.span) or self._cache.read(segment, rows)
 
     def _ranges(self, spans: Sequence[Span]) -> list[bytes]:
         try:

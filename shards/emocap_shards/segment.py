@@ -39,11 +39,12 @@ class Rows:
 
     @property
     def start(self) -> int:
-        return int(self.starts[0])
+        return int(self.index.offsets[self.rows[0]])
 
     @property
     def stop(self) -> int:
-        return int(self.stops[-1])
+        last = self.rows[-1]
+        return int(self.index.offsets[last] + self.index.lengths[last])
 
     def slots(self) -> list[Slot]:
         index, rows = self.index, self.rows

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from emocap_shards.writing.row import BadRow
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from pack_cases import files_of, packed, table_of, table_row, write_lines
-from shard_cases import records
+from shard_cases import record, records
 
 OPTIONS = PackOptions(ShardSize(4), Recipe(fingerprints=True), duplicates=DuplicateRule(bits=0, drop=True), skip_bad=20)
 
@@ -124,25 +126,32 @@ def test_a_journal_that_cannot_be_cleared_is_a_warning(source, tmp_path, monkeyp
     assert "journal: delete is not allowed" in caplog.text
 
 
-@pytest.mark.parametrize("after", [1, 4, 7])
-def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path, after):
-    """The second begins and is stopped while the first runs; its shards have the same names."""
+def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path):
+    """The second begins before the first has finished a shard, and later replaces its first ones."""
+    started, go_on = threading.Event(), threading.Event()
 
-    def meanwhile():
-        yield from records(after)
-        with pytest.raises(_PlugPulled):
-            write_shards(ends(), tmp_path, samples_per_shard=2)
-        yield from records(8)[after:]
-
-    def ends():
-        yield from records(20)[10:]
+    def others():
+        started.set()
+        go_on.wait(30)
+        yield from records(20)[10:14]
         raise _PlugPulled
 
-    (tmp_path / "journal").mkdir()
-    with pytest.raises(RecordError, match=r"another (pack writes to|source)"):
-        write_shards(meanwhile(), tmp_path, samples_per_shard=2)
+    def own(thread):
+        second = thread.submit(write_shards, others(), tmp_path, samples_per_shard=2)
+        started.wait(30)
+        yield from records(8)[:7]
+        go_on.set()
+        with pytest.raises(_PlugPulled):
+            second.result()
+        yield record(7)
+
+    with (
+        ThreadPoolExecutor(1) as thread,
+        pytest.raises(RecordError, match="another pack writes to .* delete what stands there"),
+    ):
+        write_shards(own(thread), tmp_path, samples_per_shard=2)
     assert not (tmp_path / "manifest.json").exists()
-    assert list((tmp_path / "journal").iterdir())
+    assert len(list((tmp_path / "journal").iterdir())) == 4
 
 
 def _pull_the_plug(*_):

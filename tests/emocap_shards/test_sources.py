@@ -249,6 +249,24 @@ def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reas
     assert last.startswith(f"{faces}/t.csv:5: 9.png cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("row", "line"), [('1.png,"Glad.', 3), (f'1.png,"{"x" * 200_000}', 3), ('1.png,"two\nlines"\n2.png,"Glad.', 5)]
+)
+def test_a_quote_that_is_never_closed_is_no_single_bad_row(faces, row, line):
+    """It would take all rows behind it along."""
+    (faces / "t.csv").write_text(f"image,global\n0.png,x\n{row}\n" + "2.png,y\n" * 5)
+    with pytest.raises(RecordError, match=rf"t\.csv:{line}: a quote that opens here is not closed.*correct this row"):
+        bad_rows(faces / "t.csv")
+
+
+def test_not_a_number_is_no_label_and_infinity_a_bad_row(faces, tmp_path):
+    (faces / "t.csv").write_text("image,global,mood\n0.png,x,nan\n1.png,x,NaN\n2.png,x,-inf\n2.png,x,2\n")
+    columns = Columns(labels=("mood",))
+    done = packed(faces / "t.csv", tmp_path / "out", columns, skip_bad=1)
+    assert [labels for _, _, labels in read_back(tmp_path / "out")] == [{}, {}, {"mood": 2.0}]
+    assert "label 'mood' is -inf" in str(done.skipped[0])
+
+
 def test_a_missing_column_is_told_before_any_row(faces):
     (faces / "t.csv").write_text("file,text\n0.png,x\n")
     with pytest.raises(RecordError, match="no column 'image', 'global', but file, text; say which is which"):

@@ -90,9 +90,7 @@ def test_an_existing_dataset_is_refused_before_the_first_record_is_made(tmp_path
 def test_the_manifest_is_put_on_condition_even_if_nobody_was_seen(tmp_path, monkeypatch):
     first = write_shards(records(2), tmp_path)
     exists = FolderStore.exists
-    monkeypatch.setattr(
-        FolderStore, "exists", lambda store, path: path != "manifest.json" and exists(store, path)
-    )
+    monkeypatch.setattr(FolderStore, "exists", lambda store, path: path != "manifest.json" and exists(store, path))
     with pytest.raises(ManifestError, match="holds a dataset already"):
         write_shards(records(3), tmp_path)
     assert read_manifest(tmp_path) == first

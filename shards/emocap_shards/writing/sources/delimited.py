@@ -1,8 +1,8 @@
 """CSV and TSV tables with a header."""
 
 import csv
-import math
 import os
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, Row
 from emocap_shards.writing.sources.columns import Columns, row_of
 
+# What Python's csv says of a quote that is open at the end of the file, and of a cell that is too long.
+_ENDLESS = re.compile("unexpected end of data|field larger than field limit")
+
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """The rows of a table. A label that reads as a finite number becomes one; an empty cell is no label."""
+    """The rows of a table. A label that reads as a number becomes one; an empty cell or `nan` is no label."""
 
     path: Path
     columns: Columns
@@ -33,7 +36,7 @@ class DelimitedSource:
             table = csv.reader(file, delimiter=self.delimiter, strict=True)
             header = _header(table, str(self.path))
             self.columns.check(header, where=str(self.path))
-            for number, (line, cells) in enumerate(_records(table)):
+            for number, (line, cells) in enumerate(_records(table, str(self.path))):
                 yield self._row(header, cells, where=f"{self.path}:{line}", number=number)
 
     def _row(self, header: list[str], cells: list[str] | str, *, where: str, number: int) -> Row | BadRow:
@@ -66,8 +69,12 @@ def _header(table: Any, where: str) -> list[str]:
     return header
 
 
-def _records(table: Any) -> Iterator[tuple[int, list[str] | str]]:
-    """First line and cells of each row that is not empty, or what is wrong with it."""
+def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
+    """First line and cells of each row that is not empty, or what is wrong with it.
+
+    Raises:
+        RecordError: If a row does not end, or a cell of it: most often an unclosed quote took the rows behind it.
+    """
     while True:
         line = table.line_num + 1
         try:
@@ -75,6 +82,11 @@ def _records(table: Any) -> Iterator[tuple[int, list[str] | str]]:
         except StopIteration:
             return
         except csv.Error as error:
+            if _ENDLESS.search(str(error)):
+                raise RecordError(
+                    f"{where}:{line}: a quote that opens here is not closed, or a cell has more than "
+                    f"{csv.field_size_limit()} characters ({error}); correct this row, or the rows behind it are lost."
+                ) from error
             yield line, f"the row cannot be read ({error})"
             continue
         if cells:
@@ -86,8 +98,9 @@ def _is_text(cell: str) -> bool:
 
 
 def _label(cell: str) -> str | float | None:
+    """Not a number is a missing label, as in other tables; infinity is refused where labels are checked."""
     try:
         number = float(cell)
     except ValueError:
         return cell or None
-    return number if math.isfinite(number) and "_" not in cell else cell
+    return cell if "_" in cell else number
