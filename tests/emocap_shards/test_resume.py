@@ -147,7 +147,7 @@ def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path):
 
     with (
         ThreadPoolExecutor(1) as thread,
-        pytest.raises(RecordError, match="another pack writes to .* delete what stands there"),
+        pytest.raises(RecordError, match=r"another pack writes to .* delete what stands there"),
     ):
         write_shards(own(thread), tmp_path, samples_per_shard=2)
     assert not (tmp_path / "manifest.json").exists()

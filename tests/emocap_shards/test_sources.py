@@ -238,7 +238,7 @@ def test_a_bad_line_is_named_by_file_and_number(faces, line):
         (b"0.png,Glad", "it has 2 cells, the header 3"),
         (b"0.png,Glad,1,2", "it has 4 cells, the header 3"),
         (b"0.png,\xff,1", "save the table as UTF-8"),
-        (b'0.png,"a"b,1', "the row cannot be read"),
+        (b'0.png,"a"b,1', "the row cannot be read (',' expected after '\"')"),
     ],
 )
 def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reason):

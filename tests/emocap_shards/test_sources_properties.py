@@ -32,7 +32,7 @@ whole_rows = st.fixed_dictionaries(
         "local": st.lists(sentences, max_size=3),
         "summary": texts,
         "further": st.lists(sentences, max_size=2),
-        "mood": texts,
+        "mood": texts.filter(lambda text: text.strip().lower().lstrip("+-") not in {"nan", "inf", "infinity"}),
         "valence": numbers,
     }
 )

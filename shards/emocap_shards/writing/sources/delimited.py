@@ -87,7 +87,8 @@ def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
                     f"{where}:{line}: a quote that opens here is not closed, or a cell has more than "
                     f"{csv.field_size_limit()} characters ({error}); correct this row, or the rows behind it are lost."
                 ) from error
-            yield line, f"the row cannot be read ({error})"
+            lost = f", and all up to line {table.line_num} is lost with it" if table.line_num > line else ""
+            yield line, f"the row cannot be read ({error}){lost}"
             continue
         if cells:
             yield line, cells
