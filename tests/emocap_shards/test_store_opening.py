@@ -38,7 +38,17 @@ def test_no_text_keeps_its_secrets(text):
     assert "canary" not in masked(text)
 
 
-@pytest.mark.parametrize("text", ["no such key: 'a/b.tar'", "s3://bucket/folder/x.tar", "read 3 of 5 bytes (206)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no such key: 'a/b.tar'",
+        "s3://bucket/folder/x.tar",
+        "read 3 of 5 bytes (206)",
+        "NoCredentialsError: Unable to locate credentials",
+        "botocore.exceptions.TokenRetrievalError: Error when retrieving token from sso",
+        "ExpiredTokenException: The provided token has expired",
+    ],
+)
 def test_texts_without_secrets_stay_as_they_are(text):
     assert masked(text) == text
 

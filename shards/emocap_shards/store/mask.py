@@ -7,8 +7,9 @@ MASK = "***"
 _USER = re.compile(r"(?<=://)[^/@\s?#]+@")
 # A query belongs to a URL up to a blank, a quote or a bracket; every value in it goes, for names of secrets vary.
 _QUERY = re.compile(r"(?P<path>://[^\s?'\"<>]+)\?[^\s'\"<>)]+")
+# NoCredentialsError: the name of an error, with prose behind it, is no key with a value.
 _NAMED = re.compile(
-    r"(?P<name>(?:secret|password|passwd|token|signature|credential|sig|(?:access|account|api)[_-]?key)[\w-]*['\"]?\s*[=:]\s*['\"]?)[^\s'\",;&)]+",
+    r"(?P<name>(?:secret|password|passwd|token|signature|credential|sig|(?:access|account|api)[_-]?key)[\w-]*['\"]?\s*(?:=|(?<!Error)(?<!Exception):)\s*['\"]?)[^\s'\",;&)]+",
     re.IGNORECASE,
 )
 
