@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import Face
 from emocap_shards.inspecting.summary import Summary
-from emocap_shards.inspecting.wording import number, percent, size
+from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -86,7 +86,7 @@ def _parts(summary: Summary) -> RenderableType:
 
 def _vocabularies(summary: Summary) -> Iterable[RenderableType]:
     rows = [
-        (name, f"{words.total:,}", f"{_floor(words)}{words.distinct:,}", percent(words.once, words.distinct))
+        (name, f"{words.total:,}", f"{_floor(words)}{words.distinct:,}", share_once(words))
         for name, words in ((name, part.vocabulary) for name, part in summary.parts.items())
     ]
     yield grid("Vocabulary", ("part", "words", "different", "seen once"), rows)
@@ -98,7 +98,7 @@ def _vocabularies(summary: Summary) -> Iterable[RenderableType]:
 def _repeats(summary: Summary) -> RenderableType:
     texts = {name: part.texts for name, part in summary.parts.items()} | {"whole caption": summary.captions}
     rows = [
-        (name, f"{counts.total:,}", f"{_floor(counts)}{counts.distinct:,}", percent(_repeated(counts), counts.total))
+        (name, f"{counts.total:,}", f"{_floor(counts)}{counts.distinct:,}", share_repeated(counts))
         for name, counts in texts.items()
     ]
     return grid("Repeated texts", ("part", "texts", "different", "repeat another"), rows)
@@ -162,10 +162,6 @@ def _range(spread: Spread) -> str:
     if spread.least == spread.most:
         return number(spread.least)
     return f"{number(spread.least)} to {number(spread.most)}"
-
-
-def _repeated(counts: Counts) -> int:
-    return counts.total - counts.distinct
 
 
 def _floor(counts: Counts) -> str:

@@ -16,6 +16,7 @@ from emocap_shards.inspecting.look import evenly, everything
 from emocap_shards.inspecting.parts import words
 from emocap_shards.inspecting.plots import ceiling, histogram
 from emocap_shards.inspecting.summary import summarise
+from emocap_shards.inspecting.wording import share_once, share_repeated, size
 from emocap_shards.manifest import Manifest, Shard, read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.writer import write_shards
@@ -196,9 +197,31 @@ def test_a_tally_without_room_is_short_by_no_more_than_it_says(numbers, cap):
     tally = Tally(cap)
     tally.add(map(str, numbers))
     counts, true = tally.counts(cap), Counter(map(str, numbers))
-    assert counts.distinct <= cap
+    assert min(len(true), cap) <= counts.distinct <= len(true)
     assert all(count <= true[item] <= count + counts.short for item, count in counts.top)
     assert all(true[item] <= counts.short for item in true.keys() - dict(counts.top).keys())
+
+
+def test_what_a_tally_forgot_repeats_nothing():
+    tally = Tally(1000)
+    tally.add(map(str, range(1200)))
+    counts = tally.counts(3)
+    assert counts.short > 0
+    assert (counts.distinct, counts.repeats) == (1001, 199)
+    assert (share_repeated(counts), share_once(counts)) == ("≤ 16.6 %", "-")
+
+
+@pytest.mark.parametrize(
+    ("counts", "repeated", "once"),
+    [
+        (Counts(10, 8, 6, 0, ()), "20 %", "75 %"),
+        (Counts(10_000, 9_999, 9_998, 1, ()), "< 0.1 %", "-"),
+        (Counts(10_000, 1, 0, 1, ()), "≤ 100 %", "-"),
+        (Counts(0, 0, 0, 0, ()), "-", "-"),
+    ],
+)
+def test_shares_are_bounds_where_items_were_forgotten(counts, repeated, once):
+    assert (share_repeated(counts), share_once(counts)) == (repeated, once)
 
 
 @given(
@@ -263,3 +286,19 @@ def test_a_bar_far_above_the_others_is_cut():
     plot = histogram("x", spread_of([0] * 1000 + [1] * 10))
     assert [bar.is_cut for bar in plot.bars] == [True, False]
     assert plot.peak == "0: 99 %"
+
+
+@pytest.mark.parametrize(
+    ("number_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999_999, "1 MB"),
+        (1_416_192, "1.42 MB"),
+        (5 * 10**12, "5 TB"),
+        (999_900 * 10**9, "1,000 TB"),
+        (2**63 - 1, "9,223,372 TB"),
+    ],
+)
+def test_sizes_are_plain_numbers(number_bytes, text):
+    assert size(number_bytes) == text

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from emocap_shards.annotation import dump_annotation
+from emocap_shards.inspecting.counters import Counts
 from emocap_shards.inspecting.page import page
 from emocap_shards.inspecting.summary import summarise
 from emocap_shards.sample import Caption
@@ -147,3 +148,14 @@ def test_a_dataset_of_which_nothing_was_seen_has_a_page(tmp_path):
     (tmp_path / "shard-000000.tar").unlink()
     assert Elements(page(summarise(tmp_path))).open == []
     assert Elements(page(summarise(tmp_path, look_at=0))).open == []
+
+
+def test_bounds_stand_on_the_page_where_texts_were_forgotten(tmp_path):
+    write_shards(records(10), tmp_path)
+    summary = summarise(tmp_path)
+    assert "≤ 20 %" not in page(summary)
+    part = summary.parts["summary"]
+    forgot = replace(part, texts=Counts(10, 8, 3, 1, ()), vocabulary=Counts(100, 50, 25, 1, ()))
+    text = page(replace(summary, parts={"summary": forgot}))
+    assert '<td class="number">≥ 8</td><td class="number">≤ 20 %</td>' in text
+    assert '<td class="number">≥ 50</td><td class="number">-</td>' in text

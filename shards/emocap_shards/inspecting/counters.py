@@ -18,7 +18,7 @@ class Counts:
     """How often each item came: `total` items, `distinct` different ones, `once` of them a single time.
 
     `short` is by how much a count may be too small, because rare items were forgotten; with 0 all of it is exact,
-    otherwise `distinct` is a lower bound. `top` is the most frequent ones, descending.
+    otherwise `distinct` is a lower bound and `once` says nothing. `top` is the most frequent ones, descending.
     """
 
     total: int
@@ -26,6 +26,11 @@ class Counts:
     once: int
     short: int
     top: tuple[tuple[str, int], ...]
+
+    @property
+    def repeats(self) -> int:
+        """How many items repeat an earlier one; with `short` an upper bound."""
+        return self.total - self.distinct
 
 
 class Tally:
@@ -36,6 +41,7 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self._total = 0
         self._short = 0
+        self._most = 0
 
     def add(self, items: Iterable[str]) -> None:
         for item in items:
@@ -47,10 +53,15 @@ class Tally:
     def counts(self, top: int) -> Counts:
         once = sum(1 for count in self._counts.values() if count == 1)
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        return Counts(self._total, len(self._counts), once, self._short, tuple(ordered[:top]))
+        distinct = max(self._most, len(self._counts))
+        return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
     def _forget(self) -> None:
-        """The rarer half goes. What comes back later starts at zero, so the losses add up."""
+        """The rarer half goes. What comes back later starts at zero, so the losses add up.
+
+        Where all are equally rare, all go; how many there were at once stays known.
+        """
+        self._most = max(self._most, len(self._counts))
         limit = sorted(self._counts.values())[len(self._counts) // 2]
         self._short += limit
         self._counts = Counter({item: count for item, count in self._counts.items() if count > limit})

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from emocap_shards.inspecting.faces import Face
 from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
-from emocap_shards.inspecting.wording import number, percent, size
+from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
 from emocap_shards.sample import Caption
 
 _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
@@ -31,7 +31,8 @@ def page(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cast("dict[str, Any]", environment.filters).update(number=number, size=size, percent=percent, cut=_cut)
+    filters = {"share_once": share_once, "share_repeated": share_repeated}
+    cast("dict[str, Any]", environment.filters).update(number=number, size=size, percent=percent, cut=_cut, **filters)
     style = resources.files("emocap_shards.inspecting").joinpath("page.css").read_text("utf-8")
     template = environment.get_template("page.html")
     return template.render(**_values(summary), style=style, style_hash=_style_hash(style))
