@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 HOST, BUCKET = "127.0.0.1", "emocap"
 START_LIMIT_S = 60.0
 GRPC_STEP = 10_000  # SeaweedFS puts the gRPC port of a service this far above its HTTP port
+_LAST_PORT = 65_535 - GRPC_STEP
 SERVICES = ("s3", "filer", "volume", "master")
 # The server has its own process group, and that dies when our end of the pipe closes: also when we are killed.
 LEASHED = '{ "$@" </dev/null; kill $$; } & read _; kill -9 0'
@@ -49,6 +50,9 @@ class LocalS3:
     Args:
         folder: Made when it is not there; holds data, configuration and weed.log. One server at a time.
         port: Of S3; 0 takes a free one. The ports stay the same across `restart`.
+
+    Raises:
+        RuntimeError: If `port` is taken, or is none of 1 to 55535.
     """
 
     def __init__(self, folder: str | Path, *, port: int = 0, credentials: tuple[str, str] = CREDENTIALS) -> None:
@@ -83,7 +87,11 @@ class LocalS3:
             RuntimeError: If the program is missing, the folder is in use, or nothing could be written within 60 s.
         """
         self.spawn()
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:  # also a signal: nobody else would end what was started here
+            self.kill()
+            raise
 
     def spawn(self) -> None:
         """Starts the server without waiting for it."""
@@ -185,6 +193,8 @@ def _locked(path: Path) -> IO[str]:
 
 def _free_ports(count: int, *, first: int) -> list[int]:
     """Ports that are free, and their gRPC ports too; `first`, when it is not 0, is one of them."""
+    if first:
+        _check_port(first)
     ports = [first] if first else []
     while len(ports) < count:
         with socket.socket() as probe:
@@ -194,6 +204,15 @@ def _free_ports(count: int, *, first: int) -> list[int]:
         if port not in ports and _is_free(port) and _is_free(port + GRPC_STEP):
             ports.append(port)
     return ports
+
+
+def _check_port(port: int) -> None:
+    if not 0 < port <= _LAST_PORT:
+        raise RuntimeError(f"port {port} is none of 1 to {_LAST_PORT}; choose another, or 0 for a free one.")
+    for each in (port, port + GRPC_STEP):
+        if not _is_free(each):
+            needed = "" if each == port else f", which port {port} needs too,"
+            raise RuntimeError(f"port {each} of {HOST}{needed} is taken; choose another --port, or 0 for a free one.")
 
 
 def _is_free(port: int) -> bool:
@@ -211,6 +230,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the objects live; they are kept when the server ends")
     parser.add_argument("--port", type=int, default=8333, help="of S3 on 127.0.0.1; 0 takes a free one (8333)")
     arguments = parser.parse_args()
+    # A shell starts what runs in its background with SIGINT ignored; Python then leaves it so.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with LocalS3(arguments.folder, port=arguments.port) as server:
             lines = [f"export {name}={shlex.quote(value)}" for name, value in server.environment().items()]
