@@ -1,7 +1,9 @@
 """`emocap inspect`."""
 
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -26,6 +28,8 @@ def command(
 ) -> None:
     """Show what stands in a dataset: counts, captions, words, labels, images, faces."""
     with errors_as_lines(debug=debug):
+        if html:
+            _check_place(html)
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         if html:
             _write(summary, html)
@@ -51,11 +55,31 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 
 def _write(summary: Summary, path: Path) -> None:
+    """The page appears whole or not at all: what stood there stays until all of it is on the disk."""
     from emocap_shards.inspecting.page import page
 
+    place = path.resolve()  # a link stays a link
+    beside = place.with_name(f".page-{os.getpid()}.tmp")
+    text = page(summary)
     try:
-        path.write_text(page(summary), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(place)
     except OSError as error:
-        raise ConfigError(
-            f"--html {path}: it cannot be written ({error}); name a file in a folder of yours."
-        ) from error
+        raise _unwritable(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    """Looking takes a while, so it is not begun for a page that could not be written."""
+    try:
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            raise _unwritable(path, "what stands there is no file that you may write")
+        with TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, why: object) -> ConfigError:
+    return ConfigError(f"--html {path}: it cannot be written ({why}); name a file in a folder of yours.")

@@ -6,7 +6,7 @@ from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import Face
 from emocap_shards.inspecting.summary import Summary
 from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -141,13 +141,13 @@ def _numbers(numbers: Mapping[str, Spread]) -> RenderableType:
 
 def _face(face: Face) -> RenderableType:
     drawn = Table.grid(padding=(0, 2))
-    drawn.title, drawn.title_justify, drawn.title_style = Text(f"{plain(face.shard)} {plain(face.key)}"), "left", "bold"
     for caption in face.captions[:2]:
         drawn.add_row("global", Text(plain(caption.whole, 400)))
         for sentence in caption.local[:8]:
             drawn.add_row("local", Text(plain(sentence, 400)))
         drawn.add_row("summary", Text(plain(caption.summary, 400)))
-    return drawn
+    # Not the table's own title, which is broken where the table is narrow.
+    return Group(Text(f"{plain(face.shard)} {plain(face.key)}", style="bold"), drawn)
 
 
 def _spread(spread: Spread) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from emocap_shards.inspecting.plots import ceiling
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,19 +17,20 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     return drawn
 
 
-def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> Table:
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> RenderableType:
     """A table with a header; the first `left` columns are texts, then come numbers. No text is markup.
 
     A column called "histogram" or "" holds bars.
     """
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", pad_edge=False, box=None)
+    drawn = Table(pad_edge=False, box=None)
     for number, name in enumerate(columns):
         is_text = number < left
         justify = "left" if is_text or name in {"histogram", ""} else "right"
         drawn.add_column(name, justify=justify, header_style="dim", overflow="fold", no_wrap=not is_text)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    return drawn
+    # Not the table's own title, which is broken where the table is narrow.
+    return Group(Text(title, style="bold"), drawn)
 
 
 def shards(number: int) -> str:

@@ -103,7 +103,10 @@ def test_a_summary_counts_damage_and_goes_on(folder):
     shard.write_bytes(shard.read_bytes()[:-2000])
     summary = summarise(folder)
     assert (summary.looked.samples, summary.looked.damaged) == (10, 1)
-    assert "face-0009" in summary.looked.reasons[0]
+    (reason,) = summary.looked.reasons
+    assert reason.startswith("sample 'face-0009' of shard shard-000002.tar: ")
+    assert reason.endswith("; run `emocap verify`.")
+    assert "budget" not in reason
     assert summary.text_labels["emotion"].total == 9
 
 
@@ -119,7 +122,9 @@ def test_a_shard_that_is_not_there_is_counted_and_named(folder, name):
 def test_an_image_that_cannot_be_decoded_for_the_sheet_is_damage(tmp_path):
     broken = sample("b", {"png": encode(1, size=64)[:-3000], "json": ANNOTATION})
     forge(tmp_path, [[sample("a"), broken]])
-    assert summarise(tmp_path).looked.damaged == 1
+    assert summarise(tmp_path).looked.reasons == (
+        "sample 'b' of shard shard-000000.tar: the image cannot be decoded; run `emocap verify`.",
+    )
 
 
 def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):

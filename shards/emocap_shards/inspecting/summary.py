@@ -153,10 +153,10 @@ class _Collector:
 
     def add(self, seen: Glance | DamagedSample) -> None:
         if isinstance(seen, DamagedSample):
-            self.lose(1, str(seen))
+            self.lose(1, _lost(seen.shard, seen.key, seen.reason))
             return
         if not self._sheet.add(seen):
-            self.lose(1, f"{seen.shard} {seen.key!r}: the image cannot be decoded")
+            self.lose(1, _lost(seen.shard, seen.key, "the image cannot be decoded"))
             return
         self.seen += 1
         self._captions_per_image.add([len(seen.captions)])
@@ -201,6 +201,11 @@ class _ImageCounter:
     def images(self) -> Images:
         spreads = self._width.spread(), self._height.spread(), self._bytes.spread()
         return Images(self._formats.counts(10), self._sizes.counts(8), *spreads)
+
+
+def _lost(shard: str, key: str, reason: str) -> str:
+    """In words of its own: the reader's advice is for those who train."""
+    return f"sample {key!r} of shard {shard}: {reason}; run `emocap verify`."
 
 
 def _stock(url: str, manifest: Manifest) -> Stock:

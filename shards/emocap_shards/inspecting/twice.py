@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt64
 
 from emocap_shards.errors import DamagedShard
+from emocap_shards.indexes import read_index
 from emocap_shards.inspecting.faults import Fault, Kind
 from emocap_shards.manifest import Shard
-from emocap_shards.indexes import read_index
 from emocap_shards.store import Store
 
 

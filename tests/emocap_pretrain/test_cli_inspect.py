@@ -1,0 +1,85 @@
+"""What `emocap inspect` prints in 80 columns, and the page that it writes."""
+
+import io
+from pathlib import Path
+
+import pytest
+from emocap_shards.inspecting.summary import summarise
+from emocap_shards.sample import Caption, Record
+from emocap_shards.writer import write_shards
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from emocap_pretrain.cli import inspect, inspect_report
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.cli.tables import grid
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    rows = [Record(f"k{number}", image.getvalue(), "png", Caption("Glad.", (), ""), {}) for number in range(3)]
+    folder = tmp_path / "packed"
+    write_shards(rows, folder)
+    return folder
+
+
+def refusal(packed: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said when no page can be written there; nothing may be looked at before."""
+
+    def too_soon(*_: object) -> None:
+        pytest.fail("it looked first")
+
+    monkeypatch.setattr(inspect, "_summary", too_soon)
+    done = CliRunner().invoke(app, ["inspect", str(packed), "--html", str(page)])
+    assert done.exit_code == 2
+    return done.stderr
+
+
+def test_a_title_is_one_line_however_narrow_what_stands_under_it(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inspect_report, "console", Console(width=80, highlight=False, soft_wrap=True))
+    inspect_report.show(summarise(packed))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "shard-000000.tar k1" in lines
+    assert max(map(len, lines)) <= max(80, len(str(packed)))
+    Console(width=80).print(grid("A title that is wider", ("a", "b"), [("x", "1")]))
+    assert capsys.readouterr().out.splitlines()[0].rstrip() == "A title that is wider"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_looked_at(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "it cannot be written" in refusal(packed, tmp_path / "no" / "page.html", monkeypatch)
+    assert "no file that you may write" in refusal(packed, packed, monkeypatch)
+
+
+def test_a_page_that_fails_leaves_what_stood_there(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("older")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        done = CliRunner().invoke(app, ["inspect", str(packed), "--html", str(page)])
+    assert (done.exit_code, page.read_text()) == (2, "older")
+    assert "no space left" in done.stderr
+    assert CliRunner().invoke(app, ["inspect", str(packed), "--html", str(page)]).exit_code == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "page.html"]
+
+
+def test_a_page_is_written_through_a_link(packed: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "link.html"
+    target.touch()
+    link.symlink_to(target)
+    assert CliRunner().invoke(app, ["inspect", str(packed), "--html", str(link)]).exit_code == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("<!doctype html>")
