@@ -1,5 +1,5 @@
 import pytest
-from emocap_shards.errors import DamagedShard, ManifestError, RecordError
+from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from emocap_shards.order import permutation
@@ -12,8 +12,9 @@ from emocap_shards.writing.packing import PackOptions, pack
 from emocap_shards.writing.prepare import Recipe
 from emocap_shards.writing.reshard import reshard
 from emocap_shards.writing.shards import ShardSize
+from forged import ANNOTATION, forge, sample
 from pack_cases import files_of, samples_of
-from shard_cases import records
+from shard_cases import encode, records
 
 
 @pytest.fixture
@@ -78,8 +79,27 @@ def test_damage_is_named_and_may_be_let_go(url, tmp_path):
     done = reshard([url], tmp_path / "out", skip_bad=1)
     assert (done.manifest.samples, len(done.skipped)) == (19, 1)
     (tmp_path / "dataset" / "shard-000004.tar").unlink()
-    with pytest.raises(DamagedShard, match=r"shard-000004\.tar: it is missing"):
-        reshard([url], tmp_path / "other", skip_bad=5)
+    with pytest.raises(RecordError, match=r"shard-000004\.tar: it is missing"):
+        reshard([url], tmp_path / "other", skip_bad=3)
+    assert reshard([url], tmp_path / "third", skip_bad=4).manifest.samples == 16
+    assert reshard([url], tmp_path / "fourth", skip_bad=4, seed=3).manifest.samples == 16
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"gif": encode(1), "json": ANNOTATION}, "extension 'gif', none of"),
+        ({"jpg": encode(1), "json": ANNOTATION}, "the image is PNG, but"),
+        ({"png": b"<html>", "json": ANNOTATION}, "no JPEG, PNG or WEBP"),
+        ({"png": encode(1), "json": b"[1]"}, "annotation is list"),
+    ],
+)
+def test_what_another_program_put_into_a_dataset_is_not_copied_on(tmp_path, members, reason):
+    forge_at = tmp_path / "forged"
+    forge_at.mkdir()
+    forge(forge_at, [[sample("good"), sample("bad", members)]])
+    with pytest.raises(RecordError, match=f"{reason}"):
+        reshard([str(forge_at)], tmp_path / "out")
 
 
 def test_it_goes_on_where_it_was_interrupted(url, tmp_path):

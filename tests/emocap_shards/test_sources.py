@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import ManifestError, RecordError
+from emocap_shards.writing import prepare
 from emocap_shards.writing.row import LocalFile, key_of
+from emocap_shards.writing.sources import batches
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import Columns
 from pack_cases import bad_rows, folder_of, packed, parts, samples_of, table_of, table_row, write_lines
@@ -396,6 +398,32 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path):
         list(open_source(tmp_path / "x.parquet").rows())
     with pytest.raises(RecordError, match="names no file"):
         open_source(tmp_path / "y*.parquet")
+
+
+def test_a_small_parquet_file_of_one_large_value_is_read_row_by_row(tmp_path):
+    """Sixty-four rows of it together would be a gigabyte."""
+    table = pa.table({"image": [bytes(1 << 24)] * 64, "global": ["x"] * 64})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd", dictionary_pagesize_limit=1 << 26)
+    assert (tmp_path / "x.parquet").stat().st_size < 10_000
+    before = pa.total_allocated_bytes()
+    rows = open_source(tmp_path / "x.parquet").rows()
+    assert len(next(rows).image) == 1 << 24
+    assert pa.total_allocated_bytes() - before < 1 << 29
+
+
+def test_arrow_rows_are_cut_by_their_bytes(monkeypatch):
+    monkeypatch.setattr(batches, "TOGETHER_BYTES", 1000)
+    values = [bytes(100), bytes(100)] * 50
+    for array in (pa.array(values), pa.array(values).dictionary_encode()):
+        batch = pa.record_batch({"image": array})
+        assert [row["image"] for row in batches.rows_of(batch)] == values
+
+
+def test_bytes_in_a_table_have_the_limit_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_FILE_BYTES", 100)
+    pq.write_table(pa.Table.from_pylist([table_row(0, image=encode(0))]), tmp_path / "x.parquet")
+    with pytest.raises(RecordError, match=r"the image has \d+ bytes; the limit is 100"):
+        packed(tmp_path / "x.parquet", tmp_path / "out")
 
 
 def test_nothing_is_read_before_it_is_asked_for(faces):

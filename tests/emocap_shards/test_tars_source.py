@@ -6,6 +6,7 @@ import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import RecordError
 from emocap_shards.store import open_store
+from emocap_shards.writing.sources import tars
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import Columns
 from pack_cases import bad_rows, folder_of, packed, samples_of
@@ -144,6 +145,41 @@ def test_a_tar_that_is_cut_or_overwritten_in_the_middle_is_told(tmp_path):
 def test_a_tar_that_is_none_or_not_there_is_told(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"<html>" * 1000)
     assert "cannot be read" in bad_rows(tmp_path / "x.tar")[0]
-    assert "no such file" in bad_rows(tmp_path / "y.tar")[0]
+    with pytest.raises(RecordError, match=r"y\.tar is not there; correct its name"):
+        bad_rows(tmp_path / "y.tar")
+    foreign(tmp_path / "a-0.tar", range(2))
+    with pytest.raises(RecordError, match=r"a-1\.tar is not there"):
+        bad_rows(tmp_path / "a-{0..1}.tar")
     with pytest.raises(RecordError, match="names no file"):
         list(open_source(tmp_path / "z-*.tar").rows())
+
+
+def test_members_that_nobody_asked_for_are_not_read(tmp_path, monkeypatch):
+    """Ten of them would fill the memory, each below the limit of a member."""
+    monkeypatch.setattr(tars, "_MAX_SAMPLE_BYTES", 2000)
+    bulk = [(f"a.bulk{number}", bytes(1500)) for number in range(10)]
+    members = [("a.png", encode(0)), ("a.json", CAPTION), *bulk]
+    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
+    assert samples_of(tmp_path / "out")[0].image == encode(0)
+
+
+def test_a_sample_whose_members_are_too_large_together_is_a_bad_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "_MAX_SAMPLE_BYTES", 2000)
+    members = [
+        ("a.png", encode(0)),
+        ("a.txt", b"x" * 1000),
+        ("a.json", b" " * 1000),
+        ("b.png", encode(1)),
+        ("b.txt", b"B"),
+    ]
+    (told,) = bad_rows(tar_of(tmp_path / "x.tar", members))
+    assert told.endswith("x.tar: a: its members have more than 2000 bytes together; make them smaller")
+
+
+@pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_header_of_megabytes_is_refused(tmp_path, format_):
+    with tarfile.open(tmp_path / "x.tar", "w", format=format_) as tar:
+        tar.addfile(tarfile.TarInfo("n" * (1 << 21) + ".png"))
+    (told,) = bad_rows(tmp_path / "x.tar")
+    assert "a header has 20971" in told
+    assert "the limit is 1048576" in told

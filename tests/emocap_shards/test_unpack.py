@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from emocap_shards.errors import DamagedSample, DamagedShard, ManifestError, RecordError
+from emocap_shards.errors import DamagedSample, ManifestError, RecordError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.writer import write_shards
 from emocap_shards.writing import prepare
@@ -54,7 +54,7 @@ def test_a_folder_that_is_there_is_left_alone(dataset, tmp_path):
 
 def test_what_is_not_whole_does_not_bear_the_folders_name(dataset, tmp_path):
     (dataset / "shard-000002.tar").unlink()
-    with pytest.raises(DamagedShard, match=r"dataset/shard-000002\.tar: it is missing"):
+    with pytest.raises(DamagedSample, match=r"dataset/shard-000002\.tar: it is missing"):
         unpack(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(RecordError, match=r"out\.partial is there already"):

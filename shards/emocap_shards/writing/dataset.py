@@ -8,9 +8,9 @@ from itertools import islice
 
 import numpy as np
 
-from emocap_shards.errors import DamagedSample, RecordError
+from emocap_shards.errors import DamagedSample, DamagedShard, RecordError
 from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.order import Ids, permutation
+from emocap_shards.order import Ids, Layout, permutation
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import open_store
@@ -25,7 +25,7 @@ class DatasetSource:
     """The samples of one or more datasets, one behind the other, or in one order shuffled over all of them.
 
     In memory stand up to three groups of some 8 MiB. Shuffled, each sample is a read of its own, many at a time.
-    A damaged sample is a bad row.
+    A damaged sample is a bad row, and so is each sample of a shard that is missing.
     """
 
     urls: tuple[str, ...]
@@ -62,7 +62,6 @@ class DatasetSource:
         """The samples as they lie in the shards, or what is wrong with one.
 
         Raises:
-            DamagedShard: If a whole shard or an index is missing or not what the manifest says.
             StoreError: If a store cannot be read.
         """
         parts = zip(self.urls, self.manifests, self._firsts.tolist(), strict=False)
@@ -92,6 +91,20 @@ class DatasetSource:
         size = max(1, min(2048, int(_TOGETHER_BYTES / mean)))
         return (order[start : start + size] for start in range(0, total, size))
 
+    def _read(self, reader: Reader, manifest: Manifest, ids: Ids) -> list[Encoded | DamagedSample]:
+        """What the reader fetches; a shard that it cannot read takes none but its own samples along."""
+        try:
+            return reader.fetch(ids)
+        except DamagedShard as error:
+            shards = Layout(manifest.counts).shard_of(ids)
+            if (shards == shards[0]).all():
+                return [DamagedSample(f"sample {index}: {error}", shard=error.shard) for index in ids.tolist()]
+        found: dict[int, Encoded | DamagedSample] = {}
+        for shard in np.unique(shards).tolist():
+            own = ids[shards == shard]
+            found |= zip(own.tolist(), self._read(reader, manifest, own), strict=True)
+        return [found[index] for index in ids.tolist()]
+
     def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Encoded | DamagedSample]:
         """The samples in the order of `ids`, each dataset asked once."""
         firsts = self._firsts
@@ -99,5 +112,7 @@ class DatasetSource:
         found: dict[int, Encoded | DamagedSample] = {}
         for number in np.unique(numbers).tolist():
             own = ids[numbers == number]
-            found |= zip(own.tolist(), readers[number].fetch(own - firsts[number]), strict=True)
+            found |= zip(
+                own.tolist(), self._read(readers[number], self.manifests[number], own - firsts[number]), strict=True
+            )
         return [found[index] for index in ids.tolist()]

@@ -12,7 +12,7 @@ from emocap_shards.decode import FORMATS, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.writing.encode import Encoding
 from emocap_shards.writing.fingerprint import fingerprint
-from emocap_shards.writing.row import BadRow, LocalFile, Row
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, Row
 
 MAX_KEY_BYTES = 80
 
@@ -22,7 +22,7 @@ class Recipe:
     """What is done to every row. Without `encoding` the bytes of an image stay what they are.
 
     `fingerprints`: of the images as they come, to find duplicates. `trusted`: the samples were checked when they
-    were packed before, and their checksums held; they are not decoded again.
+    were packed before, and their checksums held; of the images only the headers are checked again.
     """
 
     encoding: Encoding | None = None
@@ -85,7 +85,11 @@ def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
     check_key(row.key)
     annotation = row.annotation.read() if isinstance(row.annotation, LocalFile) else row.annotation
     image = row.image.read() if isinstance(row.image, LocalFile) else row.image
+    if len(image) > MAX_FILE_BYTES:
+        raise RecordError(f"the image has {len(image)} bytes; the limit is {MAX_FILE_BYTES}")
     if recipe.trusted:
+        _check_header(image, row.extension)
+        load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
     captions, labels = load_annotation(annotation)
     annotation = dump_annotation(captions[0], labels, captions[1:])
@@ -95,6 +99,14 @@ def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
     return Prepared(row.where, row.key, extension, image, annotation, mark, print_)
+
+
+def _check_header(image: bytes, extension: str) -> None:
+    """All that can be said of an image without decoding it."""
+    if extension not in FORMATS:
+        raise RecordError(f"it has the extension {extension!r}, none of {', '.join(FORMATS)}")
+    if (found := image_header(image)[0]) != FORMATS[extension]:
+        raise RecordError(f"the image is {found}, but its extension is {extension!r}")
 
 
 def _extension(image: bytes, hint: str) -> str:

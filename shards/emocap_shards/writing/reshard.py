@@ -21,14 +21,14 @@ def reshard(
 ) -> Packed:
     """Writes the samples of all datasets, one behind the other or shuffled by `seed`, in shards of another size.
 
-    Images and annotations stay the bytes that they are; every checksum is checked, nothing is decoded. Reading,
-    writing and uploading go on at the same time. Interrupted and called again, it goes on where it stopped.
+    Images and annotations stay the bytes that they are; every checksum, header and annotation is checked, no pixel is
+    decoded. Reading, writing and uploading go on at the same time. Interrupted and called again, it goes on where it
+    stopped.
 
     Raises:
         ManifestError: If there is no dataset at one of `urls`, or one at `out` already.
         RecordError: If more than `skip_bad` samples are damaged or have the key of another (`number_keys` gives each a
-            key of its own).
-        DamagedShard: If a whole shard or an index is missing.
+            key of its own); a missing shard counts with all of its samples.
     """
     source = DatasetSource.open(urls, seed=seed)
     options = PackOptions(size or ShardSize(), Recipe(trusted=True), number_keys=number_keys, skip_bad=skip_bad)

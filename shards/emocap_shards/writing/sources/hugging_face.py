@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, Row
+from emocap_shards.writing.sources.batches import rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
 _INFO = "dataset_info.json"
-_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ class HuggingFaceSource:
             with pa.memory_map(file) as source, pa.ipc.open_stream(source) as stream:
                 wanted = [name for name in stream.schema.names if name in self.columns.used]
                 for batch in stream:
-                    for start in range(0, batch.num_rows, _TOGETHER):
-                        yield from batch.select(wanted).slice(start, _TOGETHER).to_pylist()
+                    yield from rows_of(batch.select(wanted))
         except (pa.ArrowException, OSError) as error:
             raise RecordError(f"{file} is no Arrow stream that can be read ({error}).") from error
 

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.sources.batches import TOGETHER, TOGETHER_BYTES, rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
-
-_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +70,16 @@ def _classes(file: pq.ParquetFile, columns: Columns) -> Classes:
 
 
 def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, object]]:
-    for batch in file.iter_batches(batch_size=_TOGETHER, columns=wanted):
-        yield from batch.to_pylist()
+    for group in range(file.num_row_groups):
+        together = max(1, min(TOGETHER, TOGETHER_BYTES // _row_bytes(file.metadata.row_group(group), wanted)))
+        for batch in file.iter_batches(batch_size=together, row_groups=[group], columns=wanted):
+            yield from rows_of(batch)
+
+
+def _row_bytes(group: Any, wanted: Sequence[str]) -> int:
+    """What a row may take: the mean, but where values stand once in a dictionary each row may be all of it."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    used = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]
+    shared = (any("DICTIONARY" in encoding for encoding in column.encodings) for column in used)
+    sizes = zip(used, shared, strict=True)
+    return 1 + sum(column.total_uncompressed_size // (1 if all_ else max(1, group.num_rows)) for column, all_ in sizes)

@@ -2,7 +2,7 @@
 
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from tarfile import HeaderError, ReadError
 from typing import Any, cast
@@ -19,6 +19,16 @@ from emocap_shards.writing.sources.columns import Columns, row_of
 
 # typeshed does not know these two.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
+# A sample of an image with its texts; and a header, which tarfile reads whole, of a long name or attributes.
+_MAX_SAMPLE_BYTES = MAX_FILE_BYTES
+_MAX_HEADER_BYTES = 1 << 20
+_HEADERS = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -40,10 +50,11 @@ class TarsSource:
 
     def rows(self) -> Iterator[Row | BadRow]:
         number = 0
+        needed = self.columns.used | {"txt", "json", *FORMATS}
         for store, path in matching(self.pattern):
             url = f"{store.url}/{path}"
             stray: list[BadRow] = []
-            for group in group_by_keys(_members(store, path, url, stray)):
+            for group in group_by_keys(_members(store, path, url, stray, needed)):
                 yield from stray
                 stray.clear()
                 yield self._row(group, where=f"{url}: {group['__key__']}", number=number)
@@ -64,12 +75,14 @@ class TarsSource:
             return BadRow(where, "its image is a path, and a tar's image is one of its members")
         return row
 
-    def _values(self, members: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    def _values(self, members: Mapping[str, bytes | None], name: str) -> dict[str, Any]:
+        if None in members.values():
+            raise RecordError(f"its members have more than {_MAX_SAMPLE_BYTES} bytes together; make them smaller")
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
         if image is None:
             raise RecordError(f"it has no image, but {', '.join(members) or 'nothing'}; name the member with --image")
         wanted = (self.columns.used | {"txt"}) - {image, "json"}
-        texts = {each: _text(data, each) for each, data in members.items() if each in wanted}
+        texts = {each: _text(data, each) for each, data in members.items() if data is not None and each in wanted}
         fields = _object(members.get("json")) | texts
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
@@ -80,9 +93,18 @@ class TarsSource:
         return replace(self.columns, whole="txt")
 
 
-def _members(store: Store, path: str, url: str, stray: list[BadRow]) -> Iterator[dict[str, Any]]:
-    """The files of a tar in the form that `group_by_keys` takes; what has no place in a sample becomes a bad row."""
+def _members(
+    store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """The files of a tar in the form that `group_by_keys` takes; what has no place in a sample becomes a bad row.
+
+    The bytes of an extension that is not needed are not read, and None stands for those above a sample's limit.
+
+    Raises:
+        RecordError: If there is no tar.
+    """
     seen: set[str] = set()
+    sample, sample_bytes = "", 0
     try:
         with open_object(store, path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
             for member in tar:
@@ -91,11 +113,22 @@ def _members(store: Store, path: str, url: str, stray: list[BadRow]) -> Iterator
                 if reason := _fault(member, seen):
                     stray.append(BadRow(f"{url}: {member.name}", reason))
                     continue
-                content = tar.extractfile(member)
-                yield {"fname": member.name, "data": content.read() if content else b"", "__url__": url}
+                key, extension = base_plus_ext(member.name)
+                size = member.size if str(extension).lower() in needed else 0
+                sample, sample_bytes = key, size + (sample_bytes if key == sample else 0)
+                fits = sample_bytes <= _MAX_SAMPLE_BYTES
+                data = (_content(tar, member) if size else b"") if fits else None
+                yield {"fname": member.name, "data": data, "__url__": url}
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - the headers of a whole tar
-    except (tarfile.TarError, EOFError, OSError, NotFound) as error:
+    except NotFound as error:
+        raise RecordError(f"{url} is not there; correct its name, or put it there.") from error
+    except (tarfile.TarError, EOFError, OSError) as error:
         stray.append(BadRow(url, f"the tar cannot be read to its end, and what follows is lost ({error})"))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    return content.read() if content else b""
 
 
 def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
@@ -116,6 +149,13 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
 
 class _StrictInfo(tarfile.TarInfo):
     """tarfile takes a broken header for the end of the archive, if it is not the first one; this does not."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _HEADERS and info.size > _MAX_HEADER_BYTES:
+            raise ReadError(f"a header has {info.size} bytes; the limit is {_MAX_HEADER_BYTES}")
+        return info
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> tarfile.TarInfo:
