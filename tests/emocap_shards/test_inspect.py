@@ -16,7 +16,7 @@ from emocap_shards.inspecting.look import evenly, everything
 from emocap_shards.inspecting.parts import words
 from emocap_shards.inspecting.plots import ceiling, histogram
 from emocap_shards.inspecting.summary import summarise
-from emocap_shards.inspecting.wording import share_once, share_repeated, size
+from emocap_shards.inspecting.wording import share_once, share_repeated
 from emocap_shards.manifest import Manifest, Shard, read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.writer import write_shards
@@ -291,19 +291,3 @@ def test_a_bar_far_above_the_others_is_cut():
     plot = histogram("x", spread_of([0] * 1000 + [1] * 10))
     assert [bar.is_cut for bar in plot.bars] == [True, False]
     assert plot.peak == "0: 99 %"
-
-
-@pytest.mark.parametrize(
-    ("number_bytes", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (999_999, "1 MB"),
-        (1_416_192, "1.42 MB"),
-        (5 * 10**12, "5 TB"),
-        (999_900 * 10**9, "1,000 TB"),
-        (2**63 - 1, "9,223,372 TB"),
-    ],
-)
-def test_sizes_are_plain_numbers(number_bytes, text):
-    assert size(number_bytes) == text
