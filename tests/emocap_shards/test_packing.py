@@ -16,6 +16,7 @@ from emocap_shards.writing.packing import PackOptions, pack
 from emocap_shards.writing.prepare import Recipe
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
+from emocap_shards.writing.tar import TarFile
 from pack_cases import files_of, folder_of, packed, samples_of, table_of, table_row, write_lines
 from PIL import Image
 from shard_cases import encode
@@ -87,6 +88,16 @@ def test_bad_rows_are_let_go_up_to_a_number_and_all_are_reported(tmp_path):
     report = json.loads((tmp_path / "two" / "skipped.json").read_bytes())
     assert [row["where"].rsplit(":")[-1] for row in report] == ["3", "6"]
     assert "no JPEG" in report[0]["reason"]
+
+
+def test_a_full_local_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    source = table_of(tmp_path / "in", 2)
+    monkeypatch.setattr(TarFile, "add", full)
+    with pytest.raises(RecordError, match=r"No space left on device.*or set TMPDIR"):
+        packed(source, tmp_path / "out")
 
 
 def test_two_samples_of_one_key_are_told_by_both_places(tmp_path):

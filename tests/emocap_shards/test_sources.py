@@ -411,6 +411,14 @@ def test_a_small_parquet_file_of_one_large_value_is_read_row_by_row(tmp_path):
     assert pa.total_allocated_bytes() - before < 1 << 29
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"further": 7}, {"further": True}, {"further": {"a": 1}}, {"local": 0}, {"summary": 0}, {"labels": 0}],
+)
+def test_a_part_of_the_wrong_type_is_a_bad_row(faces, wrong):
+    assert len(bad_rows(write_lines(faces / "t.jsonl", [table_row(0, **wrong)]))) == 1
+
+
 def test_arrow_rows_are_cut_by_their_bytes(monkeypatch):
     monkeypatch.setattr(batches, "TOGETHER_BYTES", 1000)
     values = [bytes(100), bytes(100)] * 50

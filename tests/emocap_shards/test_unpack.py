@@ -7,6 +7,7 @@ from emocap_shards.manifest import read_manifest
 from emocap_shards.writer import write_shards
 from emocap_shards.writing import prepare
 from emocap_shards.writing.unpack import unpack
+from forged import forge, sample
 from pack_cases import files_of, folder_of, packed
 from shard_cases import encode, record, records
 
@@ -73,6 +74,13 @@ def test_damage_is_named_and_may_be_left_out(dataset, tmp_path):
         unpack(dataset, tmp_path / "out")
     done = unpack(dataset, tmp_path / "other", skip_bad=1)
     assert (done.samples, [damage.key for damage in done.damaged]) == (6, ["face-0003"])
+
+
+def test_two_samples_of_one_key_are_one_line(tmp_path):
+    (tmp_path / "forged").mkdir()
+    forge(tmp_path / "forged", [[sample("twice")], [sample("twice")]])
+    with pytest.raises(RecordError, match="two samples have the key 'twice'"):
+        unpack(tmp_path / "forged", tmp_path / "out")
 
 
 def test_without_a_dataset_nothing_is_made(tmp_path):

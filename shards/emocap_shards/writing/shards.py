@@ -1,6 +1,8 @@
 """Prepared samples in order -> shards of a bounded size."""
 
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,15 @@ class ShardSize:
         return self.max_bytes is None or not tar.spans or end <= self.max_bytes
 
 
+@contextmanager
+def _disk() -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise RecordError(f"the disk of {folder} fails ({error.strerror}); free some of it, or set TMPDIR.") from error
+
+
 class ShardWriter:
     """Fills one tar after the other and hands them over; `first` is the number of the first of them."""
 
@@ -55,10 +66,13 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._tar:
-            self._tar.close()
-        self._uploads.__exit__(*error)
-        self._folder.cleanup()
+        try:
+            if self._tar:
+                with _disk():
+                    self._tar.close()
+        finally:
+            self._uploads.__exit__(*error)
+            self._folder.cleanup()
 
     @property
     def done(self) -> list[Shard]:
@@ -71,7 +85,8 @@ class ShardWriter:
             self._hand_over(self._tar)
         if not self._tar:
             self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
-        self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
+        with _disk():
+            self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
         self._stretch.add(sample)
         if self._size.is_full(self._tar):
             self._hand_over(self._tar)
@@ -89,5 +104,6 @@ class ShardWriter:
     def _hand_over(self, tar: TarFile) -> None:
         stretch, number = self._stretch.done(), self._next
         self._tar, self._stretch, self._next = None, StretchSoFar(), number + 1
-        tar.close()
+        with _disk():
+            tar.close()
         self._uploads.submit(number, tar, stretch)

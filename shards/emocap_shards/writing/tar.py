@@ -57,9 +57,9 @@ class TarFile:
     def close(self) -> None:
         """Ends the tar; the zeros at its end are two blocks, and not padded to a tape's record of 10,240 bytes."""
         end = self.stop + _END
-        self._writer.close()
-        self._file.truncate(end)
-        self._file.close()
+        with self._file:
+            self._writer.close()
+            self._file.truncate(end)
 
 
 def tar_bytes(image: bytes, annotation: bytes) -> int:

@@ -74,6 +74,12 @@ def _write(sample: Encoded, folder: Path) -> str:
         )
     name = f"{sample.key}.{sample.extension}"
     for path, data in ((folder / name, sample.image), (folder / f"{sample.key}.json", sample.annotation)):
-        with path.open("xb") as file:
-            file.write(data)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError as error:
+            cure = "give them keys of their own: `emocap reshard --number-keys`"
+            raise RecordError(f"two samples have the key {sample.key!r} here; {cure}.") from error
+        except OSError as error:
+            raise RecordError(f"{path} cannot be written ({error.strerror}); is the disk full?") from error
     return name

@@ -53,6 +53,7 @@ class Columns:
 
 
 STANDARD = Columns()
+_EMPTY = (None, "")
 
 
 def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: int, root: str) -> Row | BadRow:
@@ -100,8 +101,9 @@ def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
     else:
         first, *others = _texts(values[columns.whole])
         local, summary = _items(values.get(columns.local)), values.get(columns.summary)
+        summary = "" if summary is None else summary
         views = [*others, *_items(values.get(columns.further))]
-        captions = [{"global": first, "local": local, "summary": summary or ""}, *map(_view, views)]
+        captions = [{"global": first, "local": local, "summary": summary}, *map(_view, views)]
     annotation: dict[str, Any] = {"caption": captions[0], "labels": _labels(values, columns)}
     if captions[1:]:
         annotation["further"] = captions[1:]
@@ -120,7 +122,8 @@ def _own_key(image: bytes | LocalFile, value: object, root: str) -> str:
 
 def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """The labels that have a value; yes and no are 1 and 0."""
-    found = {name: values[name] for name in columns.labels} if columns.labels else values.get("labels") or {}
+    given = values.get("labels")
+    found = {name: values[name] for name in columns.labels} if columns.labels else {} if given in _EMPTY else given
     if not isinstance(found, Mapping):
         raise AnnotationError('"labels" is no object')
     labels = {name: float(label) if isinstance(label, bool) else label for name, label in found.items()}
@@ -140,10 +143,16 @@ def _texts(value: object) -> Sequence[object]:
 
 
 def _items(value: object) -> Sequence[object]:
-    """A list as it is, and text cut at "|"."""
+    """A list as it is, and text cut at "|".
+
+    Raises:
+        AnnotationError: If it is neither.
+    """
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]
-    return cast("Sequence[object]", value or [])
+    if value is not None and not isinstance(value, list):
+        raise AnnotationError(f"{value!r} is neither a list nor text; a caption's parts and further ones are")
+    return cast("list[object]", value or [])
 
 
 def _is_missing(label: object) -> bool:
