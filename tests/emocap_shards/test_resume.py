@@ -207,6 +207,13 @@ def test_a_journal_that_is_none_is_told(half, tmp_path):
         packed(half, tmp_path / "out", samples=2)
 
 
+def test_a_journal_entry_of_another_shard_is_told(half, tmp_path):
+    journal = tmp_path / "out" / "journal"
+    (journal / "shard-000001.json").write_bytes((journal / "shard-000000.json").read_bytes())
+    with pytest.raises(RecordError, match=r"journal/shard-000001.json is no journal of a pack .*of shard-000000"):
+        packed(half, tmp_path / "out", samples=2)
+
+
 def test_records_of_another_kind_are_refused_at_an_unfinished_dataset(tmp_path):
     def ends():
         yield from records(9)

@@ -106,7 +106,10 @@ class Journal:
             stretch = value["stretch"]
             bad = tuple((row, where, reason) for row, where, reason in stretch["bad"])
             rows = Stretch(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
-            return Entry(Shard(**value["shard"]), rows)
+            shard = Shard(**value["shard"])
+            if shard.path != f"shard-{number:06d}.tar":
+                raise ValueError(f"it is of {shard.path}")
+            return Entry(shard, rows)
         except NotFound:
             return None
         except (ValueError, KeyError, TypeError) as error:
