@@ -42,7 +42,7 @@ class DatasetSource:
         """
         if not urls or (seed is not None and seed < 0):
             raise RecordError(
-                f"{len(urls)} datasets, seed {seed}: name the new dataset behind the old ones; no seed below 0."
+                f"{len(urls)} datasets, seed {seed}: name one or more and the new one behind them; no seed below 0."
             )
         return cls(tuple(urls), tuple(map(read_manifest, urls)), seed)
 
