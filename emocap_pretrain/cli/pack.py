@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from emocap_shards.errors import RecordError
 from emocap_shards.sample import Record
 from emocap_shards.writer import write_shards
 from emocap_shards.writing.duplicates import DuplicateRule
@@ -60,10 +62,18 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             number_keys=number_keys,
             skip_bad=skip_bad,
         )
+        _refuse_inside(source, out)
         opened = open_source(source, columns, image_root=image_root)
         with Bar("packing", opened.total) as bar:
             packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
         summarise(out, packed, bar, dropped=drop_duplicates)
+
+
+def _refuse_inside(source: str, out: str) -> None:
+    """What is written into the folder that is read would be read too when an interrupted pack goes on."""
+    folder, target = Path(source).absolute(), Path(out).absolute()
+    if folder.is_dir() and "://" not in out and (target == folder or folder in target.parents):
+        raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of it.")
 
 
 def write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:

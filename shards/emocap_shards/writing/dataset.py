@@ -40,10 +40,10 @@ class DatasetSource:
             ManifestError: If there is no dataset at a URL.
             RecordError: If the seed is negative, or there is no URL.
         """
-        if not urls or (seed is not None and seed < 0):
-            raise RecordError(
-                f"{len(urls)} datasets, seed {seed}: name one or more and the new one behind them; no seed below 0."
-            )
+        if not urls:
+            raise RecordError("there is no dataset to read: name the new dataset behind the old ones.")
+        if seed is not None and seed < 0:
+            raise RecordError(f"seed={seed}, but a seed is 0 or more.")
         return cls(tuple(urls), tuple(map(read_manifest, urls)), seed)
 
     @property
