@@ -116,12 +116,12 @@ def test_numbered_keys_count_rows(tmp_path):
     assert [sample.key for sample in samples_of(tmp_path / "out")] == ["000000000", "000000002"]
 
 
-def test_progress_counts_rows_samples_and_stored_shards(tmp_path):
+def test_progress_counts_rows_samples_and_what_is_stored(tmp_path):
     told = []
     source = open_source(folder_of(tmp_path / "in", 7))
     pack(source, tmp_path / "out", PackOptions(ShardSize(3)), progress=told.append)
     last = told[-1]
-    assert (last.rows, last.samples, last.stored, last.stored_shards) == (7, 7, 7, 3)
+    assert (last.rows, last.samples, last.stored) == (7, 7, 7)
     assert last.bytes == sum(len(encode(number)) for number in range(7))
     assert all(before.rows <= after.rows <= before.rows + 1 for before, after in pairwise(told))
 

@@ -1,6 +1,7 @@
 """Any other file system that fsspec has a driver for, such as Google's and Azure's stores."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -69,10 +70,8 @@ class Driver:
 
     async def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
-            try:
+            with suppress(FileNotFoundError):  # a store does not mind to delete what is absent
                 await _call(self._fs._rm_file, self._at(path))
-            except FileNotFoundError:
-                continue
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -52,13 +52,12 @@ class PackOptions:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pack is. `stored` samples of `stored_shards` shards are safe in the store; `bytes` are of images."""
+    """How far a pack is. `stored` samples are safe in the store; `bytes` are of images."""
 
     rows: int = 0
     samples: int = 0
     bytes: int = 0
     stored: int = 0
-    stored_shards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ class _Teller:
 
     def _stored(self, shard: Shard) -> None:
         now = self._now
-        self._now = replace(now, stored=now.stored + shard.samples, stored_shards=now.stored_shards + 1)
+        self._now = replace(now, stored=now.stored + shard.samples)
         self._tell(self._now)
 
 
