@@ -3,7 +3,9 @@
     EmocapError
     ├── ConfigError        a value that cannot work; raised before any process starts
     ├── DataError          samples or captions that the model cannot be trained on
-    ├── TrainingError      the run cannot go on (non-finite loss, lost rank)
+    ├── TrainingError      the run cannot go on (non-finite loss)
+    │   ├── LostContact    another rank has ended or hangs; the run itself can go on
+    │   └── Superseded     a newer start of the run has taken over
     ├── CheckpointError    a checkpoint that is absent, damaged, or of another run
     └── TrackingError      the tracker refused the run at its start
 
@@ -25,6 +27,14 @@ class DataError(EmocapError):
 
 class TrainingError(EmocapError):
     """Training cannot go on."""
+
+
+class LostContact(TrainingError):  # noqa: N818 - a state of the world, not a fault of this rank
+    """Another rank is gone or hangs."""
+
+
+class Superseded(TrainingError):  # noqa: N818
+    """A newer start of the run has taken over; this one must not write any more."""
 
 
 class CheckpointError(EmocapError):

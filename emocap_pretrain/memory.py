@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
-from emocap_pretrain.engine import BUCKET
+from emocap_pretrain.engine.engine import BUCKET
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 
 SENTENCES_EACH = 5
@@ -58,7 +58,7 @@ class MemoryEstimate:
 
 def estimate(config: Config, ranks: int) -> MemoryEstimate:
     """Trace one step of a rank with captions of the longest length and five local sentences each."""
-    rows = micro_batch(config, ranks)
+    rows = batch_split(config, ranks).micro_batch
     with torch.device("meta"):
         model = TowerPair(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -9,7 +9,7 @@ from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
 
-from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.memory import MemoryEstimate, estimate
@@ -23,7 +23,7 @@ class Plan:
     config: Config
     ranks: int
     on_gpu: bool
-    micro_batch: int
+    split: BatchSplit
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
 
@@ -32,10 +32,10 @@ class Plan:
         """Plan a run.
 
         Raises:
-            ConfigError: If the batch does not split over the ranks.
+            ConfigError: If there are more ranks than samples in a batch.
         """
-        rows = micro_batch(config, ranks)
-        return cls(config, ranks, on_gpu, rows, estimate(config, ranks), _manifests(config))
+        split = batch_split(config, ranks)
+        return cls(config, ranks, on_gpu, split, estimate(config, ranks), _manifests(config))
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
@@ -47,8 +47,12 @@ class Plan:
         device = "GPU" if self.on_gpu else "CPU process"
         return [
             ("devices", f"{self.ranks} ranks, one {device} each"),
-            ("batch", f"global {self.config.global_batch} = {self.ranks} ranks x {self.micro_batch}"),
+            ("batch", f"global {self.config.global_batch} over {self.ranks} ranks, {self._passes()}"),
         ]
+
+    def _passes(self) -> str:
+        rows, passes = f"{self.split.rows} rows each", self.split.passes
+        return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
         settings = self.config.objective

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from emocap_shards.manifest import read_manifest
 
-from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
@@ -48,9 +48,11 @@ def _ranks(config: Config, gpus: int) -> tuple[int, bool]:
     """How many processes the job has where there are so many GPUs, and whether each holds one."""
     settings = config.cluster
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-    if on_gpu and not (settings.ranks or gpus):
+    if settings.ranks != "auto":
+        return settings.ranks, on_gpu
+    if on_gpu and not gpus:
         raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or say cluster.ranks.")
-    return settings.ranks or (gpus if on_gpu else RANKS_WITHOUT_GPU), on_gpu
+    return gpus if on_gpu else RANKS_WITHOUT_GPU, on_gpu
 
 
 def _print_plan(config: Config) -> None:
@@ -99,7 +101,7 @@ def _on_ray(config: Config) -> None:
         read_manifest(source.url)
     with connected(RANK_ENVIRONMENT) as resources:
         ranks, on_gpu = _ranks(config, resources.gpus)
-        micro_batch(config, ranks)
+        batch_split(config, ranks)
         console.print(f"Starting {ranks} ranks with Ray; the run's folder is {config.url}")
         on_every_rank(
             partial(_pretrain, config),

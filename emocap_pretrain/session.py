@@ -19,13 +19,13 @@ from emocap_shards.store import Store, open_store
 from emocap_shards.stream import Stream
 from safetensors.torch import save_file
 
-from emocap_pretrain import checkpoint as checkpoints
 from emocap_pretrain import pictures
-from emocap_pretrain.checkpoint import Checkpoint
-from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.checkpoint import checkpoint as checkpoints
+from emocap_pretrain.checkpoint.checkpoint import Checkpoint
+from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.engine import Engine
+from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -99,10 +99,10 @@ def open_session(config: Config, world: World) -> Session:
     """Build the run on this rank and bring it to the step where it stands; a collective.
 
     Raises:
-        ConfigError: If the batch does not split over the ranks, or the run's folder is another run's.
+        ConfigError: If there are more ranks than samples in a batch, or the run's folder is another run's.
         CheckpointError: If the newest checkpoint is of other data or another number of ranks.
     """
-    micro_batch(config, world.place.world)
+    batch_split(config, world.place.world)
     store = open_store(config.url)
     data_digest = _data_digest(config)
     if config.evaluation.url:

@@ -1,36 +1,37 @@
-"""The batch algebra: global_batch = ranks x micro_batch, or a refusal with the nearest one that works."""
+"""The batch algebra: every rank has an even share of `global_batch`, in as many passes as `micro_batch` asks."""
+
+from dataclasses import dataclass
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 
 
-def micro_batch(config: Config, ranks: int) -> int:
-    """Rows of each rank in a full step.
+@dataclass(frozen=True, slots=True)
+class BatchSplit:
+    """A full step: `rows` of the rank that has most (others have at most one fewer), in `passes` of `micro_batch`.
+
+    With more than one pass the representations are cached and the encoders replayed; the loss still sees the whole
+    global batch at once.
+    """
+
+    rows: int
+    micro_batch: int
+
+    @property
+    def passes(self) -> int:
+        return -(-self.rows // self.micro_batch)
+
+
+def batch_split(config: Config, ranks: int) -> BatchSplit:
+    """How a full step is split over so many ranks.
 
     Raises:
-        ConfigError: If `global_batch` is not `ranks` x `micro_batch`. It is never split over several optimizer
-            micro-steps: that would shrink the set of negatives without saying so.
+        ConfigError: If some rank would have no sample.
     """
-    if config.micro_batch is None:
-        return _even_share(config.global_batch, ranks)
-    product = ranks * config.micro_batch
-    if product != config.global_batch:
+    if ranks > config.global_batch:
         raise ConfigError(
-            f"global_batch={config.global_batch} is not ranks x micro_batch = {ranks} x {config.micro_batch}; "
-            f"a contrastive batch is never accumulated, so set global_batch={product}"
-            f"{_or_micro(config.global_batch, ranks)}."
+            f"global_batch={config.global_batch} leaves some of {ranks} ranks without a sample: "
+            f"set global_batch to at least {ranks}, or cluster.ranks={config.global_batch}."
         )
-    return config.micro_batch
-
-
-def _even_share(global_batch: int, ranks: int) -> int:
-    if global_batch % ranks:
-        nearest = max(1, round(global_batch / ranks)) * ranks
-        raise ConfigError(
-            f"global_batch={global_batch} does not divide over {ranks} ranks; the nearest that does is {nearest}."
-        )
-    return global_batch // ranks
-
-
-def _or_micro(global_batch: int, ranks: int) -> str:
-    return f" or micro_batch={global_batch // ranks}" if global_batch % ranks == 0 else ""
+    rows = -(-config.global_batch // ranks)
+    return BatchSplit(rows, min(rows, config.micro_batch or rows))

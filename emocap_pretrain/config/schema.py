@@ -229,18 +229,47 @@ class Engine(Section):
 
 
 class Cluster(Section):
-    """How many processes, on what."""
+    """How many processes, on what, and how often they may fail."""
 
-    ranks: Positive | None = Field(
-        default=None, description="Processes of the job; default every GPU, or 2 without any."
+    ranks: Positive | Literal["auto"] = Field(
+        default="auto", description="Processes of the job; auto is every GPU, or without any one a node and 2 at least."
+    )
+    min_ranks: Positive | None = Field(
+        default=None, description="Fewest to go on with where nodes are lost; default 1 with ranks=auto, else ranks."
+    )
+    placement: Literal["pack", "spread"] = Field(
+        default="pack", description="Fill node after node, or take turns between nodes."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads_per_rank: Positive | None = Field(
         default=None, description="CPU threads of a rank; default its share of the cores."
     )
     timeout_s: Positive = Field(
-        default=600, description="Longest wait in a collective before the job ends with an error."
+        default=300, description="Longest wait in a collective before the rank that is missing is named and all end."
     )
+    silence_s: Positive = Field(default=60, description="A rank whose heartbeat is not seen for so long is lost.")
+    max_restarts: Count = Field(
+        default=10, description="Failures in a row, without a new checkpoint between them, before the job ends."
+    )
+    max_preemptions: Count | None = Field(
+        default=None, description="Announced losses of nodes before the job ends; null is any number."
+    )
+    patience_s: Count = Field(
+        default=30, description="How long a lost node may take to come back before the job goes on with fewer ranks."
+    )
+
+
+class Health(Section):
+    """What is done about a loss that is no number, or far above those before it."""
+
+    nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        default="stop", description="skip leaves the update out; rollback also returns to the newest checkpoint."
+    )
+    spike: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="A loss so many robust deviations above the median is a spike; null looks for none."
+    )
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    max_skips: Count = Field(default=20, description="Updates that the run may leave out before it stops.")
 
 
 class Checkpoint(Section):
@@ -288,7 +317,8 @@ class Config(Section):
     steps: Positive
     global_batch: Positive = Field(description="Samples whose embeddings meet in one loss, over all ranks.")
     micro_batch: Positive | None = Field(
-        default=None, description="Samples of one encoder pass; default global_batch / ranks."
+        default=None,
+        description="Most samples of one encoder pass on a device; a rank that has more caches representations.",
     )
     data: Data
     model: Model = Model()
@@ -297,6 +327,7 @@ class Config(Section):
     engine: Engine = Engine()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
+    health: Health = Health()
     tracking: Tracking = Field(default_factory=Tracking)
     evaluation: Evaluation = Evaluation()
 

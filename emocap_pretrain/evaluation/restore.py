@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from emocap_shards.store import open_store
 from safetensors.torch import load_file
 
-from emocap_pretrain import checkpoint as checkpoints
+from emocap_pretrain.checkpoint import checkpoint as checkpoints
 from emocap_pretrain.config.load import from_stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair

@@ -216,7 +216,7 @@ def test_a_dry_run_prints_config_and_plan_and_starts_nothing(tiny_config: Config
     done = emocap("pretrain", path, "steps=77", "--dry-run")
     assert done.code == 0, done.err
     assert "steps: 77" in done.out
-    assert re.search(r"global 8 = 1 ranks x 8", done.out)
+    assert re.search(r"global 8 over 1 ranks, 8 rows each in one pass", done.out)
     assert not Path(tiny_config.url).exists()
 
 

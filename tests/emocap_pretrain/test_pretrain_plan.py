@@ -16,7 +16,7 @@ def rows(config: Config, ranks: int, *, on_gpu: bool = False) -> dict[str, str]:
 def test_the_plan_names_devices_and_the_split_of_the_batch(tiny_config):
     assert rows(tiny_config, 4)["devices"] == "4 ranks, one CPU process each"
     assert rows(tiny_config, 4, on_gpu=True)["devices"] == "4 ranks, one GPU each"
-    assert rows(tiny_config, 4)["batch"] == "global 8 = 4 ranks x 2"
+    assert rows(tiny_config, 4)["batch"] == "global 8 over 4 ranks, 2 rows each in one pass"
 
 
 def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
@@ -66,6 +66,6 @@ def test_data_that_cannot_be_read_from_here_is_no_error(tiny_config, tmp_path):
     assert "length" not in found
 
 
-def test_a_batch_that_does_not_split_is_refused(tiny_config):
-    with pytest.raises(ConfigError, match=r"the nearest that does is 9\.$"):
-        Plan.of(tiny_config, 3, on_gpu=False)
+def test_more_ranks_than_samples_are_refused(tiny_config):
+    with pytest.raises(ConfigError, match="global_batch to at least 9"):
+        Plan.of(tiny_config, 9, on_gpu=False)

@@ -36,13 +36,13 @@ def test_a_dry_run_prints_the_config_and_the_plan_and_does_nothing(recipe, tmp_p
         "steps": 7,
         "cluster": tiny_config.stored()["cluster"] | {"ranks": 2},
     }
-    assert "global 8 = 2 ranks x 4" in plan
+    assert "global 8 over 2 ranks, 4 rows each in one pass" in plan
     assert "7 steps" in plan
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_a_number_of_ranks_a_machine_without_gpu_has_two(recipe):
-    done = run(recipe, "cluster.ranks=null", "--dry-run")
+    done = run(recipe, "cluster.ranks=auto", "--dry-run")
     assert "2 ranks, one CPU process each" in done.stdout
 
 
@@ -54,10 +54,10 @@ def test_a_wrong_value_ends_a_dry_run_with_code_2_and_one_line(recipe):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_batch_that_does_not_split_ends_a_dry_run_with_code_2(recipe):
-    done = run(recipe, "cluster.ranks=3", "--dry-run")
+def test_more_ranks_than_samples_end_a_dry_run_with_code_2(recipe):
+    done = run(recipe, "cluster.ranks=9", "--dry-run")
     assert done.exit_code == 2
-    assert "the nearest that does is 9" in done.stderr
+    assert "set global_batch to at least 9" in done.stderr
 
 
 @pytest.mark.parametrize(

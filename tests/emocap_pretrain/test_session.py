@@ -8,7 +8,7 @@ from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from pretrain_fakes import changed, stand_alone
 
-from emocap_pretrain.checkpoint import TOKENIZER, WEIGHTS, committed, downloaded
+from emocap_pretrain.checkpoint.checkpoint import TOKENIZER, WEIGHTS, committed, downloaded
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
@@ -128,6 +128,6 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused_with_both_numbers(co
 
 
 def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(config: Config) -> None:
-    with pytest.raises(ConfigError, match="micro_batch"):
-        open_session(changed(config, micro_batch=3), ALONE)
+    with pytest.raises(ConfigError, match="without a sample"):
+        open_session(changed(config, global_batch=1), World(Rank(0, 2), "cpu", None))
     assert open_store(config.url).list() == []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emocap_pretrain.batch import Batch
-from emocap_pretrain.config.batch_split import micro_batch
+from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.objective import Objective
@@ -123,7 +123,7 @@ def _initialise(model: TowerPair, config: Config, world: World) -> Any:
 def _deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
     stage = config.engine.zero_stage
     return {
-        "train_micro_batch_size_per_gpu": micro_batch(config, ranks),
+        "train_micro_batch_size_per_gpu": batch_split(config, ranks).rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.clip_norm if stage else 0.0,
         "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},

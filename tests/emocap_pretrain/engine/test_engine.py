@@ -11,7 +11,7 @@ from pretrain_fakes import changed, stand_alone
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.engine import Engine
+from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.loader import batches
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.schedule import learning_rate

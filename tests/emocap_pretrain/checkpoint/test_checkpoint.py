@@ -9,8 +9,8 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 from pretrain_fakes import ThreadWorld, on_ranks
 
-from emocap_pretrain import checkpoint as checkpoints
-from emocap_pretrain.checkpoint import Checkpoint, committed, downloaded, resumable, retain, save
+from emocap_pretrain.checkpoint import checkpoint as checkpoints
+from emocap_pretrain.checkpoint.checkpoint import Checkpoint, committed, downloaded, resumable, retain, save
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
