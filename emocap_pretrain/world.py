@@ -1,7 +1,7 @@
 """Joins this process to the others: threads, determinism, device, process group."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,11 +65,15 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on some rank; a collective."""
+        return bool(self.highest([int(flag)])[0])
+
+    def highest(self, numbers: Sequence[int]) -> list[int]:
+        """The greatest of each number over all ranks; a collective."""
         if self.group is None:
-            return flag
-        raised = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.group)
-        return bool(raised)
+            return list(numbers)
+        greatest = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.group)
+        return greatest.tolist()
 
 
 @contextmanager
