@@ -5,6 +5,7 @@ or SLURM's are served here; the Ray form lives in `emocap_cluster` and matches b
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ class EnvRuntime:
             device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
         """
         place = _place(os.environ)
-        if "RANK" not in os.environ and _in_slurm_step():
+        if "RANK" not in os.environ and _in_slurm_step(os.environ):
             _meet_as_slurm_says()
         runtime = cls(place, _device(device, place.local_rank))
 
@@ -110,7 +111,7 @@ class EnvRuntime:
 
 def launched() -> bool:
     """Whether a launcher already started this process as one rank of a job."""
-    return "RANK" in os.environ or _in_slurm_step()
+    return "RANK" in os.environ or _in_slurm_step(os.environ)
 
 
 def _device(wanted: str, local_rank: int) -> str:
@@ -122,28 +123,45 @@ def _device(wanted: str, local_rank: int) -> str:
     return f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
 
 
-def _in_slurm_step() -> bool:
-    """In a process that srun started; a batch script holds a procid and tasks too, but a step id of its own kind."""
-    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("SLURM_STEP_ID", "").isdigit()
+def _in_slurm_step(variables: Mapping[str, str]) -> bool:
+    """In one of several processes that srun started; a batch script has a step id of its own kind.
+
+    What Ray runs inherits them too where srun started Ray's nodes, and is no rank: then `RAY_ADDRESS` is there.
+    """
+    alone = variables.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "RAY_ADDRESS" in variables
+    return not alone and variables.get("SLURM_STEP_ID", "").isdigit()
 
 
 def _meet_as_slurm_says() -> None:
-    """Torch asks for an address and a port; srun gives the first node's address, and the job's number makes a port."""
-    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+    """Torch asks for an address and a port: rank 0 is on the step's first node, and the job's number makes a port.
+
+    Where srun itself runs, which its own variables tell, may be a login node.
+    """
+    os.environ.setdefault("MASTER_ADDR", _first_host(os.environ["SLURM_STEP_NODELIST"]))
+    # Below the range from which the kernel gives ports to clients.
+    os.environ.setdefault("MASTER_PORT", str(12_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
+
+
+def _first_host(hosts: str) -> str:
+    """`gpu[03-05,9],login` begins with gpu03."""
+    first = re.match(r"(\[[^]]*]|[^,[])+", hosts)
+    return re.sub(r"\[(\w+)[^]]*]", r"\1", first.group() if first else hosts)
 
 
 def _place(variables: Mapping[str, str]) -> Rank:
     if "RANK" in variables:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif _in_slurm_step():
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    else:
-        return Rank()
-    rank, world, local_rank = (int(variables[name]) for name in names[:3])
-    return Rank(rank, world, local_rank, int(variables.get(names[3]) or _local_world(variables, world)))
+        rank, world, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        # Torchrun's word, DeepSpeed's word; what has neither is taken to have all ranks on one host.
+        local_world = variables.get("LOCAL_WORLD_SIZE") or variables.get("LOCAL_SIZE") or world
+        return Rank(rank, world, local_rank, int(local_world))
+    if _in_slurm_step(variables):
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+        rank, world, local_rank, node = (int(variables[name]) for name in names)
+        return Rank(rank, world, local_rank, _tasks_on(node, variables["SLURM_STEP_TASKS_PER_NODE"]))
+    return Rank()
 
 
-def _local_world(variables: Mapping[str, str], world: int) -> int:
-    """DeepSpeed's launcher says `LOCAL_SIZE`, and nothing where it starts one process on a host."""
-    return int(variables.get("LOCAL_SIZE", world))
+def _tasks_on(node: int, layout: str) -> int:
+    """`2(x3),1` is 2 tasks on each of nodes 0, 1 and 2, and 1 task on node 3."""
+    counts = (each.partition("(x") for each in layout.split(","))
+    return [int(tasks) for tasks, _, times in counts for _ in range(int(times.rstrip(")") or 1))][node]

@@ -6,17 +6,20 @@ import pytest
 
 from emocap_pretrain.runtime import EnvRuntime, Rank, Runtime, launched
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+NAMES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "RAY_ADDRESS"),
+)
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
 SLURM = {
     "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "5",
-    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_LOCALID": "1",
-    "SLURM_NTASKS_PER_NODE": "4",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "20001",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "node[1-2]",
 }
 
 
@@ -25,6 +28,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No launcher's variables, and the signal handler as it was."""
     for name in [*NAMES, *(name for name in os.environ if name.startswith("SLURM_"))]:
         monkeypatch.delenv(name, raising=False)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "x")  # The runtime writes them itself: this has them removed afterwards.
+        del os.environ[name]
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -53,18 +59,57 @@ def test_every_launcher_s_variables_say_the_same_place(
 
 
 def test_torchrun_s_variables_win_inside_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    variables = TORCHRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
-    assert under(variables, monkeypatch).place.rank == 5
+    assert under(SLURM | {"SLURM_PROCID": "0"} | TORCHRUN, monkeypatch).place.rank == 5
+    assert "MASTER_ADDR" not in os.environ
 
 
 def test_a_shell_in_a_slurm_allocation_of_one_task_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert under({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, monkeypatch).place == Rank()
+    assert under(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, monkeypatch).place == Rank()
     assert not launched()
 
 
 def test_a_batch_script_that_holds_many_slurm_tasks_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    under({"SLURM_NTASKS": "8"}, monkeypatch)
+    under({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "batch"}, monkeypatch)
     assert not launched()
+
+
+def test_a_driver_on_a_ray_cluster_that_srun_started_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    under(SLURM | {"RAY_ADDRESS": "10.0.0.1:6379"}, monkeypatch)
+    assert not launched()
+
+
+@pytest.mark.parametrize(
+    ("layout", "counts"),
+    [("2(x2)", [2, 2]), ("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("3,1(x2),2", [3, 1, 1, 2])],
+)
+def test_slurm_s_layouts_say_how_many_ranks_each_node_has(
+    layout: str, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node, count in enumerate(counts):
+        variables = SLURM | {"SLURM_NODEID": str(node), "SLURM_STEP_TASKS_PER_NODE": layout}
+        assert under(variables, monkeypatch).place.local_world == count
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu[03-05,09],login", "gpu03"),
+        ("a-1,b-[2-3]", "a-1"),
+        ("rack[1-2]-node[07,9]-ib", "rack1-node07-ib"),
+    ],
+)
+def test_ranks_of_slurm_meet_on_the_first_node_of_the_step(
+    nodes: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(SLURM | {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "7000001"}, monkeypatch)
+    assert os.environ["MASTER_ADDR"] == first
+    assert os.environ["MASTER_PORT"] == "12001"
+
+
+def test_an_address_that_the_batch_script_gives_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    under(SLURM | {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "29500"}, monkeypatch)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.9", "29500")
 
 
 def test_without_a_count_of_local_ranks_all_are_taken_to_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
