@@ -45,20 +45,25 @@ CREDENTIALS = ("emocap", "emocap-secret")  # it answers on this machine alone
 
 
 class LocalS3:
-    """One S3 server on 127.0.0.1 whose data lives in `folder`; a context manager.
+    """One S3 server on this machine whose data lives in `folder`; a context manager.
 
     Args:
         folder: Made when it is not there; holds data, configuration and weed.log. One server at a time.
         port: Of S3; 0 takes a free one. The ports stay the same across `restart`.
+        credentials: Key and secret that clients show.
+        host: The address that it listens at.
 
     Raises:
         RuntimeError: If `port` is taken, or is none of 1 to 55535.
     """
 
-    def __init__(self, folder: str | Path, *, port: int = 0, credentials: tuple[str, str] = CREDENTIALS) -> None:
+    def __init__(
+        self, folder: str | Path, *, port: int = 0, credentials: tuple[str, str] = CREDENTIALS, host: str = HOST
+    ) -> None:
         self.folder = Path(folder).absolute()
-        self.ports = dict(zip(SERVICES, _free_ports(len(SERVICES), first=port), strict=True))
-        self.endpoint = f"http://{HOST}:{self.ports['s3']}"
+        self.host = host
+        self.ports = dict(zip(SERVICES, _free_ports(host, len(SERVICES), first=port), strict=True))
+        self.endpoint = f"http://{host}:{self.ports['s3']}"
         self._key, self._secret = credentials
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -168,7 +173,7 @@ class LocalS3:
 
     def _command(self, config: Path) -> list[str]:
         ports = [f"-{service}.port={port}" for service, port in self.ports.items()]
-        places = [f"-dir={self.folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-s3.config={config}"]
+        places = [f"-dir={self.folder / 'data'}", f"-ip={self.host}", f"-ip.bind={self.host}", f"-s3.config={config}"]
         return [_program(), "server", *places, *ports, *QUICK]
 
 
@@ -191,35 +196,35 @@ def _locked(path: Path) -> IO[str]:
     return lock
 
 
-def _free_ports(count: int, *, first: int) -> list[int]:
+def _free_ports(host: str, count: int, *, first: int) -> list[int]:
     """Ports that are free, and their gRPC ports too; `first`, when it is not 0, is one of them."""
     if first:
-        _check_port(first)
+        _check_port(host, first)
     ports = [first] if first else []
     while len(ports) < count:
         with socket.socket() as probe:
-            probe.bind((HOST, 0))
+            probe.bind((host, 0))
             # Below the range from which the kernel gives ports to clients: nobody takes them during a restart.
             port = 12_000 + probe.getsockname()[1] % 10_000
-        if port not in ports and _is_free(port) and _is_free(port + GRPC_STEP):
+        if port not in ports and _is_free(host, port) and _is_free(host, port + GRPC_STEP):
             ports.append(port)
     return ports
 
 
-def _check_port(port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     if not 0 < port <= _LAST_PORT:
         raise RuntimeError(f"port {port} is none of 1 to {_LAST_PORT}; choose another, or 0 for a free one.")
     for each in (port, port + GRPC_STEP):
-        if not _is_free(each):
+        if not _is_free(host, each):
             needed = "" if each == port else f", which port {port} needs too,"
-            raise RuntimeError(f"port {each} of {HOST}{needed} is taken; choose another --port, or 0 for a free one.")
+            raise RuntimeError(f"port {each} of {host}{needed} is taken; choose another --port, or 0 for a free one.")
 
 
-def _is_free(port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

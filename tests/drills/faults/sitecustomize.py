@@ -1,0 +1,99 @@
+"""Faults of a drill inside the ranks: Python imports this by itself where the folder is on PYTHONPATH.
+
+`$EMOCAP_DRILL/fault.json` says what is to happen as training begins, `{"pace_s": 0.1, "do": "raise", "rank": 1,
+"step": 7, "times": 1}`: every step takes `pace_s` longer, and at that step that rank acts, in so many starts of it.
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+ENGINE = "emocap_pretrain.engine.engine"
+ROOM_BYTES = 64 << 20
+
+
+class Trap(importlib.abc.MetaPathFinder):
+    """Waits for the engine to be imported, and changes how it trains."""
+
+    def find_spec(self, fullname, *_):
+        if fullname != ENGINE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module) -> None:
+            execute(module)
+            module.Engine.train = with_faults(module.Engine.train)
+
+        spec.loader.exec_module = execute_and_change
+        return spec
+
+
+def with_faults(train):
+    def trained(engine, *arguments, **named):
+        order = ordered()
+        time.sleep(order.get("pace_s", 0.0))
+        if order.get("step") == engine.step + 1 and order.get("rank") == rank() and once_more(order):
+            ACTS[order["do"]]()
+        return train(engine, *arguments, **named)
+
+    return trained
+
+
+def ordered() -> dict:
+    try:
+        return json.loads((folder() / "fault.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def once_more(order: dict) -> bool:
+    """Whether this act is still within `times`; each leaves a file behind."""
+    for number in range(order.get("times", 1)):
+        try:
+            (folder() / f"fault-{order['name']}-{number}").open("x").close()
+        except FileExistsError:
+            continue
+        return True
+    return False
+
+
+def rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank()
+
+
+def folder() -> Path:
+    return Path(os.environ["EMOCAP_DRILL"])
+
+
+def raises() -> None:
+    raise ArithmeticError("a drill's error")
+
+
+def hangs() -> None:
+    while True:
+        time.sleep(1)
+
+
+def exhausts() -> None:
+    """Python's own MemoryError, at a limit just above what this process has."""
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + ROOM_BYTES, has + ROOM_BYTES))
+    try:
+        bytearray(4 * ROOM_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+ACTS = {"raise": raises, "hang": hangs, "exhaust": exhausts}
+
+if "EMOCAP_DRILL" in os.environ:
+    sys.meta_path.insert(0, Trap())
