@@ -7,7 +7,7 @@ and no bytes, and the storages that are alive at the same time are added up.
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from emocap_kernels.blocks import BLOCK_BYTES
@@ -15,12 +15,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
-from emocap_pretrain.engine.engine import BUCKET
+from emocap_pretrain.engine.zero import BUCKET
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 
 SENTENCES_EACH = 5
@@ -32,7 +33,10 @@ LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
 class MemoryEstimate:
     """Bytes on one rank's device at the peak of a step, the framework's own overhead not counted.
 
-    `activations` is the most that is alive at a time in forward pass, loss and backward pass.
+    Attributes:
+        activations: The most that is alive at a time in forward pass, loss and backward pass.
+        patches: Of one image, as the local loss sees them.
+        row_flops: Of both towers for one row, forward and backward; products within attention are not counted.
     """
 
     parameters: int
@@ -41,6 +45,8 @@ class MemoryEstimate:
     optimizer: int
     buffers: int
     activations: int
+    patches: int
+    row_flops: int
 
     @property
     def total(self) -> int:
@@ -63,7 +69,8 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
         model = TowerPair(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        activations = _traced(model, config, _longest_batch(config, rows))
+        traced = _traced(model, config, _longest_batch(config, rows))
+        row_flops = _flops(model, _longest_batch(config, 1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     return MemoryEstimate(
@@ -73,7 +80,9 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
         # Two moments; with ZeRO also the rank's own copy of the weights that it updates.
         optimizer=2 * size if stage == 0 else 3 * size // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
-        activations=activations,
+        activations=traced.activations,
+        patches=traced.patches,
+        row_flops=row_flops,
     )
 
 
@@ -82,7 +91,12 @@ def _vocabulary(config: Config) -> Vocabulary:
     return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
 
 
-def _traced(model: TowerPair, config: Config, batch: Batch) -> int:
+class _Trace(NamedTuple):
+    activations: int
+    patches: int
+
+
+def _traced(model: TowerPair, config: Config, batch: Batch) -> _Trace:
     """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
@@ -90,7 +104,14 @@ def _traced(model: TowerPair, config: Config, batch: Batch) -> int:
         embeddings = model(batch)
         at_loss = live.bytes + _loss_bytes(config, embeddings)
         torch.stack([each.sum() for each in embeddings]).sum().backward()
-    return max(live.peak_bytes, at_loss)
+    return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
+
+
+def _flops(model: TowerPair, batch: Batch) -> int:
+    """Of both passes; counted apart from memory, because the counter keeps tensors alive."""
+    with FlopCounterMode(display=False) as counter:
+        torch.stack([each.sum() for each in model(batch)]).sum().backward()
+    return counter.get_total_flops()
 
 
 def _forget_gradient(parameter: Tensor) -> None:

@@ -12,13 +12,23 @@ from emocap_shards.manifest import Manifest, read_manifest
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.forecast.fabric import device_flops
+from emocap_pretrain.forecast.outlook import Assumed, Outlook
+from emocap_pretrain.forecast.step import Speed
+from emocap_pretrain.forecast.workload import Workload
 from emocap_pretrain.memory import MemoryEstimate, estimate
 from emocap_pretrain.objective import vector_dtype
+
+# Assumed where the device is unknown, by whether it is a GPU: an H100 in bfloat16, a core of a CPU in float32.
+LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The run's split over ranks, its memory, its data; `manifests` is empty where no dataset can be read."""
+    """The run's split over ranks, its memory, its data and how it may go.
+
+    `manifests` is empty where no dataset can be read.
+    """
 
     config: Config
     ranks: int
@@ -26,20 +36,21 @@ class Plan:
     split: BatchSplit
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
+    assumed: Assumed
 
     @classmethod
-    def of(cls, config: Config, ranks: int, *, on_gpu: bool) -> "Plan":
+    def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumed | None = None) -> "Plan":
         """Plan a run.
 
         Raises:
             ConfigError: If there are more ranks than samples in a batch.
         """
-        split = batch_split(config, ranks)
-        return cls(config, ranks, on_gpu, split, estimate(config, ranks), _manifests(config))
+        split, memory = batch_split(config, ranks), estimate(config, ranks)
+        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed())
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
-        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data())
+        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data(), *self._outlook().rows())
         lines = [f"{name:<16}{value}" for name, value in rows]
         return f"{resolved}\n# plan\n" + "\n".join(lines)
 
@@ -74,6 +85,26 @@ class Plan:
             ("global loss", f"{whole.backend}: {whole.reason}"),
             ("local loss", f"{local.backend}: {local.reason}"),
         ]
+
+    def _outlook(self) -> Outlook:
+        half = vector_dtype(self.config) == torch.bfloat16
+        memory, assumed = self.memory, self.assumed
+        work = Workload.of(
+            self.config, self.split.rows, parameters=memory.parameters, patches=memory.patches, half=half
+        )
+        fabric = assumed.fabric_for(on_gpu=self.on_gpu)
+        return Outlook(work, self.ranks, self.config.checkpoint.every_steps, fabric, assumed, self._speed(work))
+
+    def _speed(self, work: Workload) -> Speed | None:
+        """Of one rank alone: from a measured step, else from what is known of the GPU that is here."""
+        half = self.config.engine.precision == "bf16"
+        name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
+        flops = device_flops(name, half=half)
+        if self.assumed.step_s is not None:
+            return Speed.of_step(self.assumed.step_s, work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
+        # With more passes than one the forward pass runs twice, a third of the work.
+        again = 4 / 3 if self.split.passes > 1 else 1
+        return None if flops is None else Speed(again * work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
         sources = self.config.data.sources

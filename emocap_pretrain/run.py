@@ -30,6 +30,15 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then stop.")
     ] = False,
+    step_seconds: Annotated[
+        float | None, typer.Option(min=1e-6, help="For --dry-run: a step of one rank alone, as measured.")
+    ] = None,
+    fabric: Annotated[
+        str | None, typer.Option(help="For --dry-run: ib400, eth100, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s.")
+    ] = None,
+    node_mtbf_days: Annotated[
+        float, typer.Option(min=1e-3, help="For --dry-run: between failures of one node.")
+    ] = 30.0,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train a run from wherever it stands: new, or from its newest checkpoint."""
@@ -37,7 +46,7 @@ def command(
     with errors_as_lines(debug=debug):
         loaded = load(config, overrides or [])
         if dry_run:
-            _print_plan(loaded)
+            _print_plan(loaded, step_seconds, fabric, node_mtbf_days)
         elif launched():
             _as_rank(loaded)
         else:
@@ -55,13 +64,16 @@ def _ranks(config: Config, gpus: int) -> tuple[int, bool]:
     return gpus if on_gpu else RANKS_WITHOUT_GPU, on_gpu
 
 
-def _print_plan(config: Config) -> None:
+def _print_plan(config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float) -> None:
     import torch
 
+    from emocap_pretrain.forecast.fabric import fabric_of
+    from emocap_pretrain.forecast.outlook import Assumed
     from emocap_pretrain.plan import Plan
 
     ranks, on_gpu = _ranks(config, torch.cuda.device_count())
-    sys.stdout.write(Plan.of(config, ranks, on_gpu=on_gpu).text() + "\n")
+    assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
+    sys.stdout.write(Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text() + "\n")
 
 
 def _as_rank(config: Config) -> None:

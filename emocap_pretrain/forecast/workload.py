@@ -1,0 +1,157 @@
+"""What one rank computes and receives in a step: counted from the config by docs/method.md, sections 5 and 6."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from emocap_pretrain.config.schema import Config, Objective
+from emocap_pretrain.forecast.fabric import Fabric
+
+FLOAT = 4
+BUCKET_BYTES = 50_000_000 * FLOAT  # Of a gradient reduction.
+# Local sentences of a caption, as the estimate of memory has them.
+SENTENCES_EACH = 5
+# Guides that compare something other than the scores cost a product of their own each.
+_GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
+_IMAGE_GUIDES = {"counterpart", "consensus", "image"}
+
+Schedule = Literal["gather", "hierarchical", "ring"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A step of a rank with `rows` rows, which is also `rows` of every other rank.
+
+    Attributes:
+        vector_bytes: Of one number of a vector.
+        texts: Vectors that travel for each row: its global text, its summary and its sentences.
+        guides: Image vectors that travel for each row, because a guide compares images.
+        products: Of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
+        local_products: Of the rank's patches with the sentences of all ranks, for each patch and sentence of a row.
+        own_products: The same, where a sentence meets the patches of its own image alone.
+        parameters: Of the model, reduced and updated in float32.
+    """
+
+    rows: int
+    embedding: int
+    vector_bytes: int
+    texts: int
+    guides: int
+    products: int
+    local_products: int
+    own_products: int
+    parameters: int
+    zero_stage: int
+    schedule: Literal["auto", "gather", "hierarchical", "ring"] = "auto"
+
+    @classmethod
+    def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
+        """What `config` asks of a rank with so many rows; `patches` are those of an image that the local loss sees.
+
+        Vectors travel as bfloat16 if `half`.
+        """
+        settings, local = config.objective, bool(config.objective.local)
+        terms = bool(settings.whole) + bool(settings.summary)
+        pairs, whole_batch = patches * SENTENCES_EACH * local, settings.scope == "batch"
+        return cls(
+            rows=rows,
+            embedding=config.model.embedding,
+            vector_bytes=2 if half else FLOAT,
+            texts=terms + (SENTENCES_EACH if local and whole_batch else 0),
+            guides=terms if settings.mining and settings.mining.guide in _IMAGE_GUIDES else 0,
+            products=terms * _products(settings),
+            local_products=pairs * _local_products(settings, patches) if whole_batch else 0,
+            own_products=0 if whole_batch else 6 * pairs,
+            parameters=parameters,
+            zero_stage=config.engine.zero_stage,
+            schedule=settings.schedule,
+        )
+
+    def loss_flops(self, ranks: int) -> float:
+        """Of one rank, forward and backward: its share of a square grows with the number of ranks."""
+        everybody = ranks * (self.products + self.local_products)
+        return 2.0 * self.rows * self.embedding * (self.rows * everybody + self.own_products)
+
+    def route(self, nodes: int) -> Schedule:
+        """Which schedule `auto` is."""
+        if self.schedule != "auto":
+            return self.schedule
+        return "hierarchical" if nodes > 1 else "gather"
+
+    @property
+    def gradient_passes(self) -> int:
+        """Journeys of all parameters in a step: summed up and spread again; in stage 3 also gathered twice."""
+        return 3 if self.zero_stage == 3 else 2
+
+
+def _products(settings: Objective) -> int:
+    """Of one global term, both directions, forward and backward."""
+    base, again = (3, 1) if settings.backend == "reference" else (4, 2)
+    if settings.mining is None:
+        return base
+    by_threshold = settings.mining.threshold is not None
+    return base + _GUIDES[settings.mining.guide] * (again if by_threshold else 1)
+
+
+def _local_products(settings: Objective, patches: int) -> int:
+    if settings.backend == "reference":
+        return 3
+    return 5 if patches > 256 and settings.backend != "chunked" else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Bytes that reach one rank in a step, and the messages that bring them, inside its node and between nodes."""
+
+    inside_bytes: float
+    between_bytes: float
+    inside_messages: float
+    between_messages: float
+
+    @property
+    def bytes(self) -> float:
+        return self.inside_bytes + self.between_bytes
+
+    def seconds(self, fabric: Fabric) -> float:
+        """One after another; latency counts once for each message."""
+        return (
+            self.inside_bytes / fabric.inside.bytes_per_s
+            + self.between_bytes / fabric.between.bytes_per_s
+            + self.inside_messages * fabric.inside.latency_s
+            + self.between_messages * fabric.between.latency_s
+        )
+
+
+def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
+    """Texts and guides on their way there and gradients on their way back, by the table of docs/method.md, section 6.
+
+    The numbers that travel beside them (under 100 bytes for each column) are not counted.
+    """
+    nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
+    route = work.route(nodes)
+    far = ranks - here  # Ranks on other nodes.
+    crossing = nodes - 1 if route == "hierarchical" else far
+    # Passed on inside, once it has crossed.
+    near = here - 1 + (far - crossing)
+    there = 2 if route == "ring" else 1
+    journeys = there * (work.texts + work.guides) + work.texts
+    row_bytes = work.rows * work.embedding * work.vector_bytes
+    messages = there + 1
+    return Received(
+        inside_bytes=journeys * near * row_bytes,
+        between_bytes=journeys * crossing * row_bytes,
+        inside_messages=messages * (here - 1 + (nodes - 1 if route == "hierarchical" else 0)),
+        between_messages=messages * crossing,
+    )
+
+
+def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
+    """Reduced inside a node, then between the ranks of equal place, and back: what NCCL's rings move."""
+    nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
+    size, passes = work.parameters * FLOAT, work.gradient_passes
+    messages = passes * -(-size // BUCKET_BYTES)
+    return Received(
+        inside_bytes=passes * size * (here - 1) / here,
+        between_bytes=passes * size / here * (nodes - 1) / nodes,
+        inside_messages=messages * (here - 1),
+        between_messages=messages * (nodes - 1),
+    )
