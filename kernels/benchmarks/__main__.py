@@ -18,7 +18,7 @@ import torch
 from emocap_kernels.distributed.route import SCHEDULES
 from global_loss import GLOBAL
 from local_loss import REGION
-from machine import REPOSITORY, occasion
+from machine import occasion
 from measure import Plan, measure
 from outcome import UnableError
 from pairs import draw
@@ -28,6 +28,8 @@ from subject import Contender, Subject
 from subjects import SUBJECTS
 from tune import tune
 from variants import PLAIN
+
+from launch.measurement import REPOSITORY
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
 _OWN_RECORDS = {"step": "step.jsonl", "ranks": "ranks.jsonl"}

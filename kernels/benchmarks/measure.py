@@ -13,8 +13,10 @@ from probe import Finding, Job, Place, probe
 from record import Line
 from size import Size
 from subject import OURS, Batch, Contender, Loss, Subject
-from timing import Call, clock_of, in_rounds, ratios, spread
+from timing import Call, clock_of, in_rounds
 from variants import PASSES, PLAIN, Pass
+
+from launch.measurement import ratios, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

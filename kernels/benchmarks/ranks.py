@@ -25,9 +25,10 @@ from regions import SHARPNESS
 from size import Size
 from subject import leaf
 from tables import duration
-from timing import Spread, ratios, spread
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+
+from launch.measurement import Spread, ratios, spread
 
 WHAT = "loss across processes"
 _TIMEOUT = timedelta(minutes=10)

@@ -10,8 +10,9 @@ from typing import Any
 
 from size import Size
 from subjects import subject_of
-from timing import Spread
 from truth import Agreement, Sampled
+
+from launch.measurement import Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,13 @@ from regions import SHARPNESS, Regions
 from size import Size
 from subject import leaf
 from tables import duration
-from timing import Call, Spread, clock_of, in_rounds, ratios, spread
+from timing import Call, clock_of, in_rounds
 from torch import Tensor
 from torch.nn.functional import normalize
 from towers import Outputs, Shape, Towers
 from variants import LOCAL_THRESHOLD, THRESHOLD
+
+from launch.measurement import Spread, ratios, spread
 
 WHAT = "share of the objective in a training step"
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,28 +16,6 @@ Key = TypeVar("Key", bound=Hashable)
 # Shorter calls are repeated within one reading until they fill this.
 _READING_S = 0.02
 _MOST_CALLS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Of repeated readings; the quartiles are those of the readings themselves, linearly between two."""
-
-    min: float
-    median: float
-    low_quartile: float
-    high_quartile: float
-
-
-def spread(readings: Sequence[float]) -> Spread:
-    if len(readings) == 1:
-        return Spread(readings[0], readings[0], readings[0], readings[0])
-    low, middle, high = statistics.quantiles(readings, n=4, method="inclusive")
-    return Spread(min(readings), middle, low, high)
-
-
-def ratios(readings: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Each reading over the one of ours in the same round; above 1 means slower than ours."""
-    return [theirs / own for theirs, own in zip(readings, ours, strict=True)]
 
 
 class Clock(Protocol):

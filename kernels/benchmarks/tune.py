@@ -15,8 +15,10 @@ from machine import Occasion, versions
 from outcome import Skipped
 from pairs import Pairs
 from passes import call_of
-from timing import Spread, clock_of, in_rounds, spread
+from timing import clock_of, in_rounds
 from variants import PASSES, Pass, Variant
+
+from launch.measurement import Spread, spread
 
 WHAT = "tile of a fused kernel"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch import measurement
+
 BENCHMARKS = Path(__file__).parents[2] / "kernels" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
@@ -101,13 +103,13 @@ def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forwar
 
 
 def test_a_spread_is_made_of_the_readings() -> None:
-    assert timing.spread([4.0, 1.0, 2.0, 3.0, 10.0]) == timing.Spread(1.0, 3.0, 2.0, 4.0)
-    assert timing.spread([2.0]) == timing.Spread(2.0, 2.0, 2.0, 2.0)
+    assert measurement.spread([4.0, 1.0, 2.0, 3.0, 10.0]) == measurement.Spread(1.0, 3.0, 2.0, 4.0)
+    assert measurement.spread([2.0]) == measurement.Spread(2.0, 2.0, 2.0, 2.0)
 
 
 def test_ratios_compare_readings_of_the_same_round() -> None:
     # The machine is half as fast in the second round: the ratio does not notice.
-    assert timing.ratios([3.0, 6.0], [1.0, 2.0]) == [3.0, 3.0]
+    assert measurement.ratios([3.0, 6.0], [1.0, 2.0]) == [3.0, 3.0]
 
 
 def test_whoever_fails_leaves_the_rounds_and_the_others_go_on() -> None:

@@ -8,6 +8,8 @@ import pytest
 from emocap_shards.synthetic.dataset import record as face
 from PIL import Image
 
+from launch.measurement import REPOSITORY
+
 BENCHMARKS = Path(__file__).parents[2] / "shards" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
@@ -16,7 +18,7 @@ from data_bench.command import main  # noqa: E402
 from data_bench.dataset import Datasets, Wanted, commented, prepare  # noqa: E402
 from data_bench.host import BARE, OURS, Host, HostError, Pythons  # noqa: E402
 from data_bench.hosts.task import Task  # noqa: E402
-from data_bench.machine import REPOSITORY, Occasion  # noqa: E402
+from data_bench.machine import Occasion  # noqa: E402
 from data_bench.place import local  # noqa: E402
 
 SAMPLES = 600

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
+from launch.measurement import REPOSITORY
+
 from . import first, mixing, pictures, plots, record, scale, stream, tables
 from .dataset import Datasets, Wanted, faces, prepare
 from .host import HostError, Pythons
-from .machine import REPOSITORY, Occasion, occasion
+from .machine import Occasion, occasion
 from .place import FILE, S3, Place, local, served, uploaded
 from .record import Line
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from launch.measurement import spread
+
 from .dataset import Datasets
 from .host import HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import BATCH, Task
 from .machine import Occasion
 from .place import Place
-from .record import Line, line, spread
+from .record import Line, line
 
 WHAT = "seconds to the first batch"
 RESUMED_AT = 0.9

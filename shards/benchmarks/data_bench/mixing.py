@@ -8,9 +8,11 @@ import numpy as np
 from emocap_shards.order import Layout, Order
 from webdataset.filters import _shuffle as buffered  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
+from launch.measurement import spread
+
 from .host import OURS
 from .machine import Occasion, versions
-from .record import Line, line, spread
+from .record import Line, line
 
 WHAT = "shuffle"
 CLASSES = 8

@@ -1,35 +1,14 @@
 """The measurements as JSON lines, of which all tables and plots are made."""
 
 import json
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.measurement import Spread
+
 from .machine import Occasion
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Of repeated readings; the quartiles are those of the readings themselves, linearly between two."""
-
-    min: float
-    median: float
-    low_quartile: float
-    high_quartile: float
-
-
-def spread(readings: Sequence[float]) -> Spread:
-    if len(readings) == 1:
-        return Spread(readings[0], readings[0], readings[0], readings[0])
-    low, middle, high = statistics.quantiles(readings, n=4, method="inclusive")
-    return Spread(min(readings), middle, low, high)
-
-
-def ratios(readings: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Each reading over the one of the same round."""
-    return [each / other for each, other in zip(readings, base, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,14 @@ from emocap_shards.plan import rank_slice
 from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
 
+from launch.measurement import spread
+
 from .dataset import Datasets
 from .host import OURS, HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import Task
 from .machine import Occasion, versions
 from .place import FILE, Place
-from .record import Line, line, spread
+from .record import Line, line
 
 MEMORY, MANIFEST, PLAN = "memory of a reader", "seconds to read the manifest", "seconds to plan a step"
 BATCHES = 4

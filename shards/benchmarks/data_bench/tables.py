@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .record import Line, Spread
+from launch.measurement import Spread
+
+from .record import Line
 
 Cell = Callable[[Line], str]
 Key = tuple[Any, ...]
