@@ -5,7 +5,8 @@
     ├── DataError          samples or captions that the model cannot be trained on
     ├── TrainingError      the run cannot go on (non-finite loss)
     │   ├── LostContact    another rank has ended or hangs; the run itself can go on
-    │   └── Superseded     a newer start of the run has taken over
+    │   ├── Superseded     a newer start of the run has taken over
+    │   └── RolledBack     the loss was no good: the run returns to its newest checkpoint
     ├── CheckpointError    a checkpoint that is absent, damaged, or of another run
     └── TrackingError      the tracker refused the run at its start
 
@@ -35,6 +36,10 @@ class LostContact(TrainingError):  # noqa: N818 - a state of the world, not a fa
 
 class Superseded(TrainingError):  # noqa: N818
     """A newer start of the run has taken over; this one must not write any more."""
+
+
+class RolledBack(TrainingError):  # noqa: N818
+    """The run returns to its newest checkpoint, and leaves out the update that was no good when it comes by again."""
 
 
 class CheckpointError(EmocapError):

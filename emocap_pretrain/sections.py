@@ -1,11 +1,12 @@
 """Where the time of a step goes: data, forward, loss, backward, update."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch.profiler import record_function
 
 SECTIONS = ("data", "forward", "loss", "backward", "update")
 UNREAD_EVENTS = 4096  # Pairs of CUDA events that wait for a reading at most; those that are over are added up then.
@@ -13,16 +14,19 @@ UNREAD_EVENTS = 4096  # Pairs of CUDA events that wait for a reading at most; th
 Pair = tuple[torch.cuda.Event, torch.cuda.Event]
 
 
+def _nobody_listens(_name: str) -> None: ...
+
+
 @dataclass(slots=True)
 class Sections:
     """Seconds that pass in named sections of a step.
 
     On a GPU a section is timed by events on its stream, so nothing waits for the device before `read`. "data" is the
-    host's own waiting and is timed by its clock everywhere.
+    host's own waiting and is timed by its clock everywhere. `entered` hears the name of each section at its begin.
     """
 
     device: str
-    current: str = ""
+    entered: Callable[[str], None] = _nobody_listens
     _seconds: dict[str, float] = field(default_factory=dict[str, float])
     _pairs: dict[str, list[Pair]] = field(default_factory=dict[str, list[Pair]])
     _steps: int = 0
@@ -30,10 +34,10 @@ class Sections:
     @contextmanager
     def timed(self, name: str) -> Generator[None]:
         """Time in here is time of the section `name`; sections do not nest. "update" ends a step."""
-        self.current = name
-        with self._on_device(name) if self.device.startswith("cuda") and name != "data" else self._on_host(name):
+        self.entered(name)
+        on_device = self.device.startswith("cuda") and name != "data"
+        with record_function(name), self._on_device(name) if on_device else self._on_host(name):
             yield
-        self.current = ""
         self._steps += name == "update"
 
     def read(self) -> dict[str, float]:

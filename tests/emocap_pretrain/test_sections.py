@@ -41,18 +41,12 @@ def test_a_section_of_another_name_is_read_too() -> None:
     assert list(sections.read()) == [*SECTIONS, "replay"]
 
 
-def test_the_section_that_is_under_way_has_a_name() -> None:
-    sections = Sections("cpu")
-    with sections.timed("loss"):
-        assert sections.current == "loss"
-    assert sections.current == ""
-
-
-def test_an_error_in_a_section_keeps_its_name_for_whoever_asks_where() -> None:
-    sections = Sections("cpu")
+def test_whoever_listens_hears_each_section_at_its_begin() -> None:
+    heard: list[str] = []
+    sections = Sections("cpu", heard.append)
     with pytest.raises(ZeroDivisionError), sections.timed("backward"):
+        assert heard == ["backward"]
         _ = 1 / 0
-    assert sections.current == "backward"
 
 
 @pytest.mark.gpu

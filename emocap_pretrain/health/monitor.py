@@ -1,0 +1,176 @@
+"""The one object through which the training loop is watched: `with monitored(config, world, start) as monitor`."""
+
+import logging
+import socket
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch.distributed as dist
+from emocap_shards.background import Background
+from emocap_shards.errors import BudgetSpent, StoreError
+
+from emocap_pretrain.batch import Batch
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError, DataError, LostContact
+from emocap_pretrain.health import readings, stacks
+from emocap_pretrain.health.beat import DONE, LOST, Beat
+from emocap_pretrain.health.contact import ASKING
+from emocap_pretrain.health.gather import gathered
+from emocap_pretrain.health.peers import Peers
+from emocap_pretrain.health.profiler import Profiler
+from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.health.status import StatusThread
+from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
+from emocap_pretrain.health.watch import Finding
+from emocap_pretrain.meter import OWN, Meter
+from emocap_pretrain.sections import SECTIONS, Sections
+from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.world import World, lost_contact
+
+FINAL = (ConfigError, DataError, BudgetSpent)  # They come again at every try.
+UPLOAD_S, FAILURE_S = 60.0, 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Of one rank. `sections` times the parts of a step; the loop says where it stands with `at`."""
+
+    def __init__(self, config: Config, world: World, start: Start) -> None:
+        self._config, self._world, self._start = config, world, start
+        self.beat = Beat()
+        self.sections = Sections(world.device, self.beat.mark)
+        self.host = socket.gethostname()
+        self._meter = Meter(world)
+        self._stragglers = Stragglers()
+        self._profiler = Profiler(start.store, rank=world.place.rank, world=world.place.world)
+        self._peers = Peers.meet(config, world, self.beat, self.host, self._last_word)
+        facts = {
+            "start": start.number,
+            "restarts": start.number - 1,
+            "steps": config.steps,
+            "ranks": world.place.world,
+            "hosts": sorted(set(self._peers.hosts)),
+        }
+        self._status = StatusThread(start, self.beat, facts) if world.is_main else None
+
+    def at(self, step: int, phase: str = "training") -> None:
+        """`step` steps are done and `phase` begins: "training", "logging", "saving", "evaluating"."""
+        self.beat.at(step, phase)
+        self._profiler.at(step)
+
+    def count(self, batch: Batch) -> None:
+        """This rank trained on a batch."""
+        self._meter.count(batch)
+
+    def row(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """These metrics with those of speed, memory and stragglers over all ranks; a collective."""
+        values = self._meter.own() | self.sections.read()
+        names: tuple[str, ...] = (*OWN, *SECTIONS)
+        table = gathered(self._world, [values[name] for name in names])
+        ranks: list[dict[str, float]] = [dict(zip(names, row, strict=True)) for row in table]
+        report = slowest(ranks, self._peers.hosts) if len(ranks) > 1 else None
+        row = {**metrics, **readings.metrics(ranks, report)}
+        if self._world.is_main:
+            self._show(row, report)
+        return row
+
+    def asked_to_stop(self, told: bool) -> bool:
+        """Whether some rank was told to stop, or a person asks for it. Begins a profile, if asked. A collective.
+
+        Args:
+            told: What this rank's runtime says.
+        """
+        asked = self._status.asked() if self._status else None
+        stop = told or bool(asked and asked.stop)
+        stop_all, profile = self._world.highest([int(stop), int(bool(asked and asked.profile))])
+        if profile:
+            body = self._world.share(asked.profile.to_json() if asked and asked.profile else None)
+            self._profiler.begin(ProfileRequest.from_json(body), self.beat.step)
+        return bool(stop_all)
+
+    def tell(self, **facts: Any) -> None:
+        """Further facts for `emocap status`, such as the newest checkpoint's step; kept by rank 0."""
+        if self._status:
+            self._status.tell(**facts)
+
+    def _show(self, row: Mapping[str, float], report: Report | None) -> None:
+        left = self._config.steps - self.beat.step
+        shown = {name: row[name] for name in ("loss", "samples_per_s") if name in row}
+        self.tell(**shown, eta_s=round(left * row["time/step_s"]), slowest=asdict(report) if report else None)
+        warning = self._stragglers.look(report, row["time/step_s"]) if report else None
+        if warning:
+            log.warning(warning)
+
+    def _last_word(self, finding: Finding) -> None:
+        """Before the watchdog ends this process."""
+        rank = self._world.place.rank
+        if rank in finding.ranks:
+            self._fail("Hang", f"{finding.text}; here: {stacks.training_thread()}", lost=False)
+        else:
+            self._fail(LostContact.__name__, finding.text, lost=True)
+        if self._status:
+            self._status.close("failed", finding.text)
+
+    def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False) -> None:
+        rank = self._world.place.rank
+        if lost and rank >= ASKING:  # A thousand ranks that lost one need not all say so.
+            return
+        self._start.fail(Failure(rank, self.host, self.beat.step, kind, message, final=final, lost=lost))
+
+    def done(self) -> None:
+        """The block has ended without an error."""
+        self._profiler.close(UPLOAD_S)
+        done = self.beat.step >= self._config.steps
+        self.beat.end(DONE)
+        if self._status:
+            self._status.close("done" if done else "stopped", "" if done else "asked to stop; the state is saved")
+        self._peers.close()
+
+    def failed(self, error: BaseException) -> None:
+        """The block has ended with this error: leave word of it everywhere, within seconds."""
+        lost = isinstance(error, LostContact)
+        message = str(error) or type(error).__name__
+        self.beat.end(LOST if lost else f"{type(error).__name__}: {message[:300]}")
+        word = Background("emocap-failure").submit(
+            lambda: self._fail(type(error).__name__, message, lost=lost, final=isinstance(error, FINAL))
+        )
+        try:
+            word.result(FAILURE_S)
+        except (TimeoutError, StoreError) as late:
+            log.warning("the failure could not be written down: %s", late or "the run's store does not answer")
+        if self._status:
+            self._status.close("failed", message)
+        self._peers.close()
+
+    def explained(self, error: RuntimeError) -> LostContact:
+        """The loss of another rank with its name, if that shows within seconds."""
+        found = self._peers.who_is_gone(timed_out="imed out" in str(error))
+        what = found.text if found else "another rank has ended or hangs, see its own message"
+        return LostContact(f"{what}; the same command goes on from the newest checkpoint.")
+
+
+@contextmanager
+def monitored(config: Config, world: World, start: Start) -> Generator[Monitor]:
+    """Watch over the block on all ranks; a collective at its begin.
+
+    Raises:
+        LostContact: If a collective in the block failed because another rank is gone or hangs; it says which.
+    """
+    monitor = Monitor(config, world, start)
+    try:
+        yield monitor
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or lost_contact(error)):
+            monitor.failed(error)
+            raise
+        explained = monitor.explained(error)
+        monitor.failed(explained)
+        raise explained from error
+    except BaseException as error:
+        monitor.failed(error)
+        raise
+    else:
+        monitor.done()

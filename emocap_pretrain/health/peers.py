@@ -1,0 +1,70 @@
+"""The other ranks, seen from this one."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.health.beat import Beat, Pulses, Stopwatch
+from emocap_pretrain.health.contact import who_is_gone
+from emocap_pretrain.health.exchange import Exchange, Line
+from emocap_pretrain.health.watch import LONGEST_TICK_S, Finding, Watch
+from emocap_pretrain.health.watchdog import Member, Watchdog
+from emocap_pretrain.world import World
+
+ALARM_S = 30.0  # So long after rank 0 should have found a hang, the others look for themselves.
+CONTACT_S, CLOSE_S = 4.0, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    exchange: Exchange
+    watch: Watch
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """All members of the job, and the threads that keep in touch with them; alone there are none."""
+
+    members: tuple[Member, ...]
+    rank: int
+    threads: _Threads | None
+
+    @classmethod
+    def meet(cls, config: Config, world: World, beat: Beat, host: str, last_word: Callable[[Finding], None]) -> "Peers":
+        """Begin to watch each other; a collective."""
+        rank, ranks = world.place.rank, world.place.world
+        if world.group is None:
+            return cls((Member(host, os.getpid()),), rank, None)
+        settings = config.cluster
+        group: Any = world.group  # Torch declares no number of collectives, but its own debugging asks for it.
+        stopwatch = Stopwatch(LONGEST_TICK_S)
+        pulses = Pulses(beat, rank, os.getpid(), stopwatch, group._get_sequence_number_for_group)
+        line = Line.open()
+        line.begin(pulses.next(0.0))
+        members = tuple(Member(*each) for each in world.collect((host, os.getpid())))
+        hosts = [member.host for member in members]
+        where = f"{line.address} (rank 0's host {hosts[0]})"
+        watch = Watch(hosts, where, timeout_s=settings.timeout_s, silence_s=settings.silence_s)
+        exchange = Exchange(line, pulses, rank=rank, world=ranks, alarm_s=settings.timeout_s + ALARM_S)
+        return cls(members, rank, _Threads(exchange, watch, Watchdog(exchange, watch, members, rank, last_word)))
+
+    @property
+    def hosts(self) -> list[str]:
+        """Of each rank."""
+        return [member.host for member in self.members]
+
+    def who_is_gone(self, *, timed_out: bool) -> Finding | None:
+        """Why a collective failed, if that shows within seconds. The watchdog looks no more."""
+        if self.threads is None:
+            return None
+        self.threads.watchdog.close()
+        each = self.threads
+        return who_is_gone(each.exchange, each.watch, self.members, self.rank, wait_s=CONTACT_S, timed_out=timed_out)
+
+    def close(self) -> None:
+        if self.threads:
+            self.threads.watchdog.close()
+            self.threads.exchange.close(CLOSE_S)

@@ -1,0 +1,87 @@
+"""How a run stands, for whoever looks into its folder; and the ear for what is asked of it.
+
+Rank 0's thread writes it every few seconds. A store that is away costs nothing but staleness.
+"""
+
+import logging
+import threading
+import time
+from queue import SimpleQueue
+from typing import Any
+
+from emocap_shards.errors import StoreError
+
+from emocap_pretrain.health import requests
+from emocap_pretrain.health.beat import Beat
+from emocap_pretrain.health.requests import Requests
+from emocap_pretrain.starts import Start
+
+EVERY_S = 5.0
+LAST_WORD_S = 10.0
+ENDED = "ended"
+
+log = logging.getLogger(__name__)
+
+
+class StatusThread:
+    """Writes facts and reads requests until it is closed."""
+
+    def __init__(self, start: Start, beat: Beat, facts: dict[str, Any], *, every_s: float = EVERY_S) -> None:
+        self._start, self._beat, self._every_s = start, beat, every_s
+        self._facts: dict[str, Any] = dict(facts)
+        self._asked = Requests()
+        self._taken: SimpleQueue[Requests] = SimpleQueue()
+        self._ids: set[str] = set()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="emocap-status", daemon=True)
+        self._thread.start()
+
+    def tell(self, **facts: Any) -> None:
+        """Facts for the next writing; they replace those of the same name."""
+        self._facts = self._facts | facts
+
+    def asked(self) -> Requests:
+        """What has been asked for since the last time."""
+        asked, self._asked = self._asked, Requests()
+        if asked.profile and asked.profile.id in self._ids:  # The thread saw it again before it was deleted.
+            asked = Requests(asked.stop)
+        if asked.profile:
+            self._ids.add(asked.profile.id)
+        self._taken.put(asked)
+        return asked
+
+    def close(self, how: str, reason: str) -> None:
+        """Write a last time; a store that is away is not waited for longer than a few seconds.
+
+        Args:
+            how: "done", "stopped" or "failed".
+            reason: In words.
+        """
+        self.tell(state=ENDED, how=how, reason=reason)
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(LAST_WORD_S)
+
+    def _run(self) -> None:
+        while True:
+            last = self._closing.is_set()
+            self._wake.clear()
+            try:
+                self._start.tell(self._status())
+                self._listen()
+            except (StoreError, OSError, ValueError, KeyError) as error:
+                log.warning("the run's status is stale: %s", error)
+            if last:
+                return
+            self._wake.wait(self._every_s)
+
+    def _status(self) -> dict[str, Any]:
+        beat = self._beat
+        state = {"opening": "opening", "saving": "saving", "evaluating": "evaluating"}.get(beat.phase, "training")
+        return {"at": time.time(), "state": state, "step": beat.step, "phase": beat.phase, **self._facts}
+
+    def _listen(self) -> None:
+        while not self._taken.empty():
+            requests.served(self._start.store, self._taken.get())
+        if not self._closing.is_set():
+            self._asked = requests.waiting(self._start.store)
