@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -62,6 +62,17 @@ class World:
         values: list[Any] = [None] * self.place.world
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def aside(self) -> "World":
+        """The same ranks in a gloo group of their own, for a thread beside the training's; a collective.
+
+        Its collectives wait a day: a rank may wait that long for a store. Whoever waits for a rank that is gone learns
+        it from the training's group.
+        """
+        if self.group is None:
+            return self
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        return World(self.place, "cpu", cast(ProcessGroup, group))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on some rank; a collective."""

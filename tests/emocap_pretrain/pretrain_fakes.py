@@ -71,6 +71,10 @@ class ThreadWorld:
     def any(self, flag: bool) -> bool:
         return any(self.collect(flag))
 
+    def aside(self) -> "ThreadWorld":
+        letters = [[queue.SimpleQueue[Any]() for _ in row] for row in self.letters]
+        return ThreadWorld(self.place, self.share(letters))
+
     def send(self, value: Any) -> None:
         for box in self.letters[self.place.rank]:
             box.put(value)

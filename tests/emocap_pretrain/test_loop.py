@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emocap_pretrain import loop
-from emocap_pretrain.checkpoint.checkpoint import WEIGHTS, Checkpoint, committed, downloaded
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.loop import pretrain

@@ -8,7 +8,9 @@ from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from pretrain_fakes import changed, stand_alone
 
-from emocap_pretrain.checkpoint.checkpoint import TOKENIZER, WEIGHTS, committed, downloaded
+from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore

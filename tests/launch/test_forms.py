@@ -23,7 +23,7 @@ from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from mlflow.tracking import MlflowClient
 
-from emocap_pretrain.checkpoint.checkpoint import committed
+from emocap_pretrain.checkpoint.manifest import committed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -1,0 +1,139 @@
+"""What a manifest says of a checkpoint, and which manifests are believed."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from emocap_shards.errors import NotFound, StoreError
+from emocap_shards.store import Store
+from emocap_shards.store.protocol import checked
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+
+from emocap_pretrain.checkpoint.layout import StepFolder, folder_of, manifest_of, step_folders
+from emocap_pretrain.errors import CheckpointError
+
+SCHEMA = 2
+LARGEST_BYTES = 64 << 20  # Some 150 bytes a file: enough for tens of thousands of ranks.
+
+
+def _inside(path: str) -> str:
+    """Only a path that stays inside its attempt."""
+    try:
+        checked(path)
+    except StoreError as error:
+        raise ValueError(str(error)) from error
+    if "\\" in path or not path.isprintable() or path.endswith("/"):
+        raise ValueError(f"{path!r} is no name of a file")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a checkpoint; `path` is relative to its attempt."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+    bytes: NonNegativeInt
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint: what its manifest says.
+
+    `state` is plain JSON of the loop's own; `ranks` have saved it, at `at`, seconds since 1970.
+    """
+
+    step: NonNegativeInt
+    attempt: Annotated[str, AfterValidator(_inside), StringConstraints(pattern=r"^[^/]+$")]
+    files: tuple[File, ...]
+    state: dict[str, Any]
+    ranks: PositiveInt = 1
+    at: float = 0.0
+    schema: int = SCHEMA
+
+    @property
+    def folder(self) -> str:
+        return f"{folder_of(self.step)}/{self.attempt}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of every byte of the checkpoint."""
+        return hashlib.sha256(self.dump()).hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def dump(self) -> "bytes":
+        body = asdict(self)
+        return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
+
+    @classmethod
+    def parse(cls, data: "bytes") -> "Checkpoint | None":
+        """What `dump` gave; None where a byte of it has changed or is missing.
+
+        Raises:
+            CheckpointError: If it is whole, and another version of this package wrote it, or it names files that are
+                not inside its own folder.
+        """
+        try:
+            tree: dict[str, Any] = dict(json.loads(data))
+            told, found = tree.pop("sha256", None), hashlib.sha256(_json(tree)).hexdigest()
+        except (ValueError, TypeError, RecursionError):
+            return None
+        if told != found:
+            return None
+        if tree.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"checkpoint schema {tree.get('schema')!r} is not {SCHEMA}: use the matching version."
+            )
+        try:
+            return _FORM.validate_python(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(
+                f"a manifest says {where}={str(first['input'])[:80]!r}, which no checkpoint of ours does: "
+                "find out who wrote it, or delete it."
+            ) from error
+
+
+def read(store: Store, step: int) -> Checkpoint | None:
+    """The manifest of a step; None where it is absent or damaged.
+
+    Raises:
+        CheckpointError: As `Checkpoint.parse` does, with the place.
+    """
+    path = manifest_of(step)
+    try:
+        found = Checkpoint.parse(store.read(path, limit_bytes=LARGEST_BYTES))
+    except NotFound:
+        return None
+    except CheckpointError as error:
+        raise CheckpointError(f"{store.url}/{path}: {error}") from error
+    return found if found and found.step == step else None
+
+
+def committed(store: Store) -> list[Checkpoint]:
+    """Every checkpoint of the run whose manifest stands whole, newest first; their files are not verified here."""
+    found = (read(store, each.step) for each in step_folders(store) if is_readable(each))
+    return [each for each in found if each]
+
+
+def is_readable(folder: StepFolder) -> bool:
+    """Whether there is a manifest of a size that we would write."""
+    return folder.manifest_bytes is not None and folder.manifest_bytes <= LARGEST_BYTES
+
+
+def misfits(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
+    """Paths of the checkpoint's files that are missing or have another size than the manifest says."""
+    present = folder.attempts.get(checkpoint.attempt, {})
+    return [file.path for file in checkpoint.files if present.get(file.path) != file.bytes]
+
+
+def _json(tree: dict[str, Any]) -> "bytes":
+    return json.dumps(tree, indent=1, sort_keys=True).encode()
+
+
+_FORM = TypeAdapter(Checkpoint)

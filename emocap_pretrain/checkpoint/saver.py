@@ -1,0 +1,193 @@
+"""Checkpoints that are written while training goes on."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.background import Background
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store
+
+from emocap_pretrain.checkpoint.commit import commit
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.retention import Retention, retain
+from emocap_pretrain.errors import CheckpointError, Superseded
+from emocap_pretrain.starts import Start
+from emocap_pretrain.world import World
+
+NOTABLE_WAIT_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of one `save`.
+
+    `deleted` steps went by retention (known on rank 0 alone). All that took `seconds` from the call on; before it, the
+    caller was held up for `held_s` by the checkpoint before this one.
+    """
+
+    checkpoint: Checkpoint
+    deleted: tuple[int, ...]
+    seconds: float
+    held_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    step: int
+    began: float
+    held_s: float
+    future: Future[tuple[Checkpoint, tuple[int, ...], float]]
+
+
+class Saver:
+    """Saves one checkpoint at a time in a thread of its own. All ranks make it, and call it, at the same points.
+
+    What goes wrong in the thread of one rank is raised by the next call on all of them: `Superseded` where a newer
+    start owns the run, `CheckpointError` that names the rank, or the error of a collective whose other rank is gone.
+
+    Args:
+        store: The run's store.
+        world: All ranks; the threads meet in a group of their own.
+        start: The start of the run that this is; without one nobody is kept from writing.
+        retention: What stays after each checkpoint.
+    """
+
+    def __init__(
+        self, store: Store, world: World, *, start: Start | None = None, retention: Retention | None = None
+    ) -> None:
+        self._store, self._world, self._start = store, world, start
+        self._retention = retention
+        self._aside = world.aside()
+        self._thread = Background("checkpoint-saver")
+        self._flight: _Flight | None = None
+        self._landed: list[Saved] = []
+        self._held_s = 0.0
+        if world.is_main:
+            self._thread.submit(partial(_warn_without_conditions, store))
+
+    def save(
+        self, step: int, state: dict[str, Any], write: Callable[[Path], None], done: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin to commit a checkpoint, as soon as the one before it is committed.
+
+        Args:
+            step: Optimizer steps done.
+            state: JSON values for the loop, equal on all ranks; a copy is taken.
+            write: Writes this rank's files into a folder, in the thread: no collective of the training's own group, and
+                nothing that a later step changes.
+            done: Called once, when `write` is not needed any more, whatever came of it.
+        """
+        frozen = json.dumps(state)
+        try:
+            self.ready()
+        except BaseException:
+            done()
+            raise
+        act = partial(self._act, step, frozen, write, done)
+        self._flight = _Flight(step, time.perf_counter(), self._held_s, self._thread.submit(act))
+        self._held_s = 0.0
+
+    def ready(self) -> None:
+        """Wait for the checkpoint under way, so that the memory of its snapshot is free for the next one."""
+        flight, began = self._flight, time.perf_counter()
+        self._land()
+        held_s = time.perf_counter() - began
+        self._held_s += held_s
+        if flight and held_s > NOTABLE_WAIT_S and self._world.is_main:
+            log.warning(
+                "training waited %.1f s for the checkpoint of step %d, which took longer than the steps to the next: "
+                "raise checkpoint.every_steps, or find out why the store is slow",
+                held_s,
+                flight.step,
+            )
+
+    def finished(self) -> list[Saved]:
+        """What was committed since the last call, equal on all ranks; waits for no upload. A small collective."""
+        if self._flight and not self._world.any(not self._flight.future.done()):
+            self._land()
+        return self._taken()
+
+    def wait(self, timeout_s: float | None = None) -> list[Saved]:
+        """As `finished`, after what is under way.
+
+        Raises:
+            CheckpointError: Also if that takes longer than `timeout_s`.
+        """
+        self._land(timeout_s)
+        return self._taken()
+
+    def close(self) -> None:
+        """Begin nothing more; what is under way is left to itself."""
+        self._thread.close()
+
+    def _taken(self) -> list[Saved]:
+        landed, self._landed = self._landed, []
+        return landed
+
+    def _land(self, timeout_s: float | None = None) -> None:
+        """Wait for what is under way; its error is raised once."""
+        flight = self._flight
+        if flight is None:
+            return
+        try:
+            checkpoint, deleted, ended = flight.future.result(timeout_s)
+        except TimeoutError as error:
+            if flight.future.done():
+                raise
+            raise CheckpointError(
+                f"the checkpoint of step {flight.step} is not committed after {timeout_s:g} s more: the store is slow "
+                "or gone; the newest one before it stands."
+            ) from error
+        finally:
+            self._flight = None
+        self._landed.append(Saved(checkpoint, deleted, ended - flight.began, flight.held_s))
+
+    def _act(
+        self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]
+    ) -> tuple[Checkpoint, tuple[int, ...], float]:
+        with ExitStack() as stack:
+            stack.callback(done)
+
+            def written(folder: Path) -> None:
+                write(folder)
+                stack.close()  # Before the upload, which takes far longer.
+
+            checkpoint = commit(self._store, step, json.loads(state), written, self._aside, self._start)
+        return checkpoint, tuple(self._sweep()), time.perf_counter()
+
+    def _sweep(self) -> list[int]:
+        """Old checkpoints go; a store that refuses costs room, not the run."""
+        if self._retention is None or not self._world.is_main:
+            return []
+        start = self._start
+        try:
+            if start is None:
+                return retain(self._store, self._retention)
+            return retain(self._store, self._retention, before=start.number, check=start.check)
+        except (StoreError, OSError, CheckpointError, Superseded) as error:
+            log.warning("old checkpoints stay: %s", error)
+            return []
+
+
+def _warn_without_conditions(store: Store) -> None:
+    try:
+        honours = store.honours_conditions()
+    except (StoreError, OSError) as error:
+        log.warning("whether %s keeps conditions could not be found out: %s", store.url, error)
+        return
+    if not honours:
+        log.warning(
+            "%s ignores conditions (If-None-Match): two starts of this run at the same moment may take one number, and "
+            "of their checkpoints of one step the later manifest stands; end a start before you begin another",
+            store.url,
+        )

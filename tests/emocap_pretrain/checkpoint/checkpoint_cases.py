@@ -1,0 +1,142 @@
+"""What the tests of checkpoints share: files to save, stores that fail, and views of what came to be."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.store import Store
+
+from emocap_pretrain.checkpoint.commit import commit
+from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
+from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.world import World
+
+ALONE = World(Rank(), "cpu", None)
+FILES = ("engine/rank-00000.safetensors", "engine/rank-00001.safetensors", WEIGHTS, TOKENIZER)
+WRITES = {"put", "put_file", "put_if_absent", "put_if_match", "delete", "delete_tree"}
+READS = {"list", "read", "read_versioned", "exists", "get_file", "read_range"}
+
+
+@dataclass
+class FailingStore:
+    """Raises at a write to a path that ends in `at`."""
+
+    store: Store
+    at: str
+    error: BaseException
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def put_file(self, path: str, local_path: Path) -> None:
+        self._stumble(path)
+        self.store.put_file(path, local_path)
+
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        self._stumble(path)
+        self.store.put_if_absent(path, data)
+
+    def _stumble(self, path: str) -> None:
+        if path.endswith(self.at):
+            raise self.error
+
+
+@dataclass
+class KillingStore:
+    """Kills this process with SIGKILL before or behind its `at`-th operation, counted from 0."""
+
+    store: Store
+    at: int
+    before: bool
+    done: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        act = getattr(self.store, name)
+        if name not in WRITES | READS:
+            return act
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            mine = len(self.done) == self.at
+            self.done.append(name)
+            if mine and self.before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = act(*arguments, **options)
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return counted
+
+
+@dataclass
+class UnconditionalStore:
+    """Takes every write, whatever its condition, as some S3 servers do."""
+
+    store: Store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def honours_conditions(self) -> bool:
+        return False
+
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        self.store.put(path, data)
+
+
+class Killed(BaseException):
+    """Ends a rank as no handler expects it."""
+
+
+def content(step: int, name: str) -> bytes:
+    return f"{name} of step {step} ".encode() * 20
+
+
+def writer(step: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name in FILES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content(step, name))
+
+    return write
+
+
+def saved(store: Store, *steps: int) -> list[Checkpoint]:
+    return [commit(store, step, {"cursor": step}, writer(step), ALONE) for step in steps]
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def everything(_: Checkpoint, __: str) -> bool:
+    return True
+
+
+def resumed_step(store: Store) -> int | None:
+    """The step that a start would go on from; every byte of it is right."""
+    with resumable(store, ALONE, everything) as found:
+        if found is None:
+            return None
+        assert read(found[1]) == {name: content(found[0].step, name) for name in FILES}
+        return found[0].step
+
+
+def steps(store: Store) -> list[int]:
+    return [each.step for each in committed(store)]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
+
+
+def damage(store: Store, path: str, how: str) -> None:
+    data = store.read(path)
+    store.delete(path)
+    if how != "missing":
+        store.put(path, flip(data) if how == "flipped" else data[:-1])

@@ -1,0 +1,249 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_cases import (
+    ALONE,
+    FILES,
+    FailingStore,
+    Killed,
+    KillingStore,
+    UnconditionalStore,
+    content,
+    flip,
+    read,
+    resumed_step,
+    saved,
+    steps,
+    writer,
+)
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store, open_store
+from pretrain_fakes import ThreadWorld, on_ranks
+
+from emocap_pretrain import starts
+from emocap_pretrain.checkpoint.commit import commit
+from emocap_pretrain.checkpoint.layout import MANIFEST, TOKENIZER, WEIGHTS, forget
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.retention import Retention, retain
+from emocap_pretrain.errors import CheckpointError, Superseded
+from emocap_pretrain.starts import Start
+
+
+def test_what_was_saved_comes_back_byte_for_byte(store: Store) -> None:
+    before = time.time()
+    (checkpoint,) = saved(store, 4)
+    assert committed(store) == [checkpoint]
+    assert checkpoint.state == {"cursor": 4}
+    assert checkpoint.ranks == 1
+    assert before <= checkpoint.at <= time.time()
+    with downloaded(store, checkpoint, lambda _: True) as folder:
+        assert read(folder) == {name: content(4, name) for name in FILES}
+
+
+def test_the_newest_comes_first_whatever_the_number_of_digits(store: Store) -> None:
+    saved(store, 2, 10, 9, 123_456_789)
+    assert steps(store) == [123_456_789, 10, 9, 2]
+
+
+def test_every_rank_s_files_are_in_one_manifest_with_the_number_of_ranks(store: Store) -> None:
+    def act(world: ThreadWorld) -> Checkpoint:
+        def write(folder: Path) -> None:
+            (folder / f"rank-{world.place.rank}").write_bytes(bytes([world.place.rank]))
+
+        return commit(store, 3, {}, write, world)
+
+    first, second = on_ranks(2, act)
+    assert first == second == committed(store)[0]
+    assert first.ranks == 2
+    assert [file.path for file in first.files] == ["rank-0", "rank-1"]
+
+
+def test_a_rank_without_files_of_its_own_takes_part(store: Store) -> None:
+    def act(world: ThreadWorld) -> Checkpoint:
+        return commit(store, 3, {}, writer(3) if world.is_main else lambda _: None, world)
+
+    assert on_ranks(2, act)[1].files == committed(store)[0].files
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError("the disk is gone"), "the disk is gone"), (ValueError("no tensor"), "ValueError: no tensor")],
+)
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_write_that_raises_on_one_rank_is_every_rank_s_error(
+    store: Store, broken: int, error: Exception, words: str
+) -> None:
+    def act(world: ThreadWorld) -> None:
+        def write(folder: Path) -> None:
+            writer(2)(folder)
+            if world.place.rank == broken:
+                raise error
+
+        commit(store, 2, {}, write, world)
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError)
+        assert str(outcome) == f"the checkpoint of step 2 was not saved: rank {broken}: {words}"
+    assert committed(store) == []
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_upload_that_fails_on_one_rank_is_every_rank_s_error_and_names_it(store: Store, broken: int) -> None:
+    def act(world: ThreadWorld) -> None:
+        error = StoreError("the bucket is full")
+        its = FailingStore(store, WEIGHTS, error) if world.place.rank == broken else store
+        commit(its, 2, {}, writer(2), world)
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError)
+        assert f"rank {broken}: the bucket is full" in str(outcome)
+    assert committed(store) == []
+
+
+def test_a_manifest_that_cannot_be_put_is_every_rank_s_error(store: Store) -> None:
+    def act(world: ThreadWorld) -> None:
+        commit(FailingStore(store, MANIFEST, StoreError("unreachable")), 2, {}, writer(2), world)
+
+    assert [type(each) for each in on_ranks(2, act)] == [CheckpointError, CheckpointError]
+    assert committed(store) == []
+
+
+def test_a_state_that_no_reader_would_take_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.checkpoint.commit.LARGEST_BYTES", 5000)
+    with pytest.raises(CheckpointError, match="keep less in its state"):
+        commit(store, 2, {"rows": "x" * 5000}, writer(2), ALONE)
+
+
+@pytest.mark.parametrize("at", [WEIGHTS, TOKENIZER, MANIFEST])
+def test_a_step_that_was_cut_off_is_not_believed_and_can_be_saved_again(store: Store, at: str) -> None:
+    saved(store, 2)
+    with pytest.raises(Killed):
+        commit(FailingStore(store, at, Killed()), 4, {}, writer(4), ALONE)
+    assert steps(store) == [2]
+    assert resumed_step(store) == 2
+    saved(store, 4)
+    assert resumed_step(store) == 4
+
+
+def test_of_two_attempts_at_a_step_the_first_manifest_stands(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    (first,) = saved(store, 4)
+    second = commit(store, 4, {"cursor": "another"}, writer(4), ALONE)
+    assert second == first
+    assert committed(store) == [first]
+    assert "was committed by start 0 already" in caplog.text
+    retain(store, Retention(1))
+    assert resumed_step(store) == 4
+
+
+@pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
+def test_a_damaged_manifest_is_replaced(
+    store: Store, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(store, 4)
+    path = "checkpoints/step-00000004/manifest.json"
+    store.put(path, harm(store.read(path)))
+    assert steps(store) == []
+    saved(store, 4)
+    assert "is damaged and is replaced" in caplog.text
+    assert resumed_step(store) == 4
+
+
+def test_a_start_that_a_newer_one_has_replaced_commits_nothing(store: Store) -> None:
+    old = Start.begin(store, {})
+
+    def write(folder: Path) -> None:
+        writer(4)(folder)
+        Start.begin(store, {})  # In the middle of the upload.
+
+    with pytest.raises(Superseded, match=r"start 2 .* has taken over from start 1"):
+        commit(store, 4, {}, write, ALONE, old)
+    assert committed(store) == []
+    files = len(store.list("checkpoints"))
+    with pytest.raises(Superseded):
+        commit(store, 6, {}, writer(6), ALONE, old)
+    assert len(store.list("checkpoints")) == files, "a start that is superseded need not upload"
+
+
+def test_superseded_is_what_every_rank_hears(store: Store) -> None:
+    old = Start.begin(store, {})
+    Start.begin(store, {})
+    outcomes = on_ranks(2, lambda world: commit(store, 4, {}, writer(4), world, old))
+    assert [type(each) for each in outcomes] == [Superseded, Superseded]
+    assert str(outcomes[0]) == str(outcomes[1])
+
+
+def test_where_conditions_are_ignored_the_later_manifest_stands_and_is_whole(store: Store) -> None:
+    careless = UnconditionalStore(store)
+    saved(careless, 4)
+    second = commit(careless, 4, {"cursor": "later"}, writer(4), ALONE)
+    assert committed(store) == [second]
+    assert resumed_step(store) == 4
+
+
+def test_the_digest_of_a_checkpoint_depends_on_every_byte_of_it(store: Store) -> None:
+    (first,) = saved(store, 4)
+    forget(store, 4)
+
+    def other(folder: Path) -> None:
+        writer(4)(folder)
+        (folder / FILES[0]).write_bytes(flip(content(4, FILES[0])))
+
+    second = commit(store, 4, {"cursor": 4}, other, ALONE)
+    same = Checkpoint(4, first.attempt, second.files, first.state, first.ranks, first.at)
+    assert same.digest != first.digest
+
+
+def in_a_child(act: Callable[[], Any]) -> int:
+    """The exit code of a forked process that does this, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def save_and_sweep(store: Store, step: int) -> None:
+    """What one start of the run does from its begin to its first checkpoint."""
+    start = Start.begin(store, {})
+    commit(store, step, {}, writer(step), ALONE, start)
+    retain(store, Retention(1), before=start.number, check=start.check)
+
+
+def operations(folder: Path, step: int) -> int:
+    counting = KillingStore(open_store(folder), -1, before=False)
+    save_and_sweep(counting, step)
+    return len(counting.done)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_at_any_operation_a_run_has_its_last_checkpoint_or_the_new_one_and_goes_on(
+    tmp_path: Path, before: bool
+) -> None:
+    rehearsal = tmp_path / "rehearsal"
+    saved(open_store(rehearsal), 2)
+    count = operations(rehearsal, 4)
+    assert count >= 10
+    seen: set[int | None] = set()
+    for at in range(count):
+        store = open_store(tmp_path / f"run-{at}")
+        saved(store, 2)
+        code = in_a_child(lambda s=store, a=at: save_and_sweep(KillingStore(s, a, before), 4))
+        assert code == -signal.SIGKILL
+        seen.add(step := resumed_step(store))
+        assert step in {2, 4}, at
+        save_and_sweep(store, 4)
+        assert resumed_step(store) == 4
+        names = {entry.path for entry in store.list("checkpoints")}
+        assert len(names) == len(FILES) + 1, f"operation {at}: {names}"
+        assert starts.newest(store) <= 2
+    assert seen == {2, 4}
