@@ -61,7 +61,7 @@ class _Clock:
         self.spent["absent"] += seconds * (self.nodes - working)
 
     def wait_for(self, nodes: int) -> int:
-        """How many are there, once there are at least so many."""
+        """How many are there, once there are at least so many; none of them fails while it waits."""
         while (there := self.there()) < nodes:
             self.spend(self.away[0] - self.now_s, 0, "goodput")
             self.now_s = self.away[0]
@@ -79,6 +79,8 @@ def simulate(
     about, draw, clock, failures = elastic or Elastic(), random.Random(seed), _Clock(trouble.nodes), 0
     while clock.now_s < horizon_s:
         nodes = clock.wait_for(about.min_nodes)
+        if clock.now_s >= horizon_s:
+            break
         fails_at = clock.now_s + _until_failure(trouble, nodes, draw)
         ends_at, failed = _attempt(trouble, interval_s, clock, nodes, min(fails_at, horizon_s))
         clock.now_s = ends_at

@@ -5,11 +5,13 @@ from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.forecast.fabric import fabric_of
+from emocap_pretrain.forecast.outlook import Assumed
 from emocap_pretrain.plan import Plan
 
 
-def rows(config: Config, ranks: int, *, on_gpu: bool = False) -> dict[str, str]:
-    _, _, plan = Plan.of(config, ranks, on_gpu=on_gpu).text().partition("\n# plan\n")
+def rows(config: Config, ranks: int, *, on_gpu: bool = False, assumed: Assumed | None = None) -> dict[str, str]:
+    _, _, plan = Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text().partition("\n# plan\n")
     return {line[:16].strip(): line[16:] for line in plan.splitlines()}
 
 
@@ -64,6 +66,34 @@ def test_data_that_cannot_be_read_from_here_is_no_error(tiny_config, tmp_path):
     found = rows(tiny_config.model_copy(update={"data": data}), 1)
     assert found["data"] == f"no dataset can be read at {tmp_path}/nowhere from here"
     assert "length" not in found
+
+
+def test_the_forecast_says_that_it_is_one_and_what_it_needs_where_the_device_is_unknown(tiny_config):
+    found = rows(tiny_config, 2)
+    assert found["forecast"] == "a model, not a measurement: processes on one machine, gloo"
+    assert found["step"] == "unknown here: give --step-seconds, of one rank alone"
+    assert found["failures"] == "one in 30 days of this job: 1 node, each one in 30 days"
+    assert "steps" not in found["save"]
+    assert "goodput" not in found
+
+
+def test_a_measured_step_gives_the_whole_forecast(tiny_config):
+    assumed = Assumed(step_s=0.5, fabric=fabric_of("2,10,1"), node_mtbf_days=4)
+    found = rows(tiny_config, 8, assumed=assumed)
+    assert found["step"].startswith("50")
+    assert "16 samples/s; towers " in found["step"]
+    assert found["failures"] == "one in 24 h of this job: 4 nodes, each one in 4 days"
+    assert found["weak scaling"].endswith("ranks")
+    assert " steps, if a save stalls " in found["save"]
+    assert found["goodput"].startswith("99.")
+    assert "saving every 2 steps" in found["goodput"]
+
+
+@pytest.mark.parametrize("assumed", [Assumed(), Assumed(step_s=0.5), Assumed(step_s=0.5, fabric=fabric_of("eth100"))])
+def test_the_forecast_fits_a_terminal_of_80_columns(tiny_config, assumed):
+    _, _, forecast = Plan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text().partition("\nforecast")
+    assert len(forecast.splitlines()) in {5, 7}
+    assert all(len(line) <= 80 for line in f"forecast{forecast}".splitlines())
 
 
 def test_more_ranks_than_samples_are_refused(tiny_config):
