@@ -1,150 +1,106 @@
-"""The one door to MLflow."""
+"""One MLflow run over all starts of a run of ours."""
 
+import base64
+import json
 import logging
-import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
-import mlflow
-from mlflow.entities import LoggedModelOutput, Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import TrackingError
-from emocap_pretrain.tracking import environment
-from emocap_pretrain.tracking.spool import Row, Spool
+from emocap_pretrain.tracking.masking import masked
+from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun
+from emocap_pretrain.tracking.spool import Row, Spool, row
 from emocap_pretrain.tracking.tracker import Status
 
-LONGEST_PARAM = 500
-METRICS_A_CALL = 1000
-FLUSH_S = 60.0
+FINISH_S = 20.0
+ARTIFACTS = ("text", "picture")
 
 log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """One MLflow run, new or continued."""
+    """Everything goes through two spools, so an artifact store that refuses holds up no metric."""
 
-    def __init__(self, client: MlflowClient, run_id: str, spool: Spool) -> None:
-        self.run_id = run_id
-        self._client, self._spool = client, spool
+    def __init__(self, run: MlflowRun, unsent: Sequence[Row] = ()) -> None:
+        self.run_id = run.run_id
+        artifacts = [each for each in unsent if each["kind"] in ARTIFACTS]
+        history = [each for each in unsent if each["kind"] not in ARTIFACTS]
+        self._history = Spool(run.deliver, history, name="rows of the run")
+        self._artifacts = Spool(run.deliver, artifacts, name="texts and pictures")
 
     @classmethod
-    def start(cls, config: Config, run_id: str | None) -> "MlflowTracker":
-        """Begin a run, or go on with `run_id`.
+    def start(
+        cls,
+        config: Config,
+        run_id: str | None,
+        *,
+        number: int = 1,
+        facts: Mapping[str, Any] | None = None,
+        unsent: Sequence[Row] = (),
+    ) -> "MlflowTracker":
+        """Begin an MLflow run, or go on with `run_id`, which may wait for a server that is away.
+
+        Args:
+            config: The run's.
+            run_id: MLflow's name for the run of an earlier start; None at the first.
+            number: Of this start. Starts with a lower number write no more.
+            facts: JSON values about this start (ranks, hosts, why the one before ended), for `starts/00001.json`.
+            unsent: What an earlier start could not deliver, from its last checkpoint; it is sent first.
 
         Raises:
-            TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
+            TrackingError: If MLflow does not take a new run, or does not know `run_id`; nothing was trained yet.
         """
-        for migrations in ("alembic", "mlflow.store.db"):
-            logging.getLogger(migrations).setLevel(logging.WARNING)
-        settings = config.tracking
-        try:
-            _make_room(settings.uri)
-            mlflow.set_tracking_uri(settings.uri)
-            client = MlflowClient(settings.uri)
-            run_id = _continued(client, run_id) if run_id else _begun(client, config)
-            last_step = _last_step(client, run_id)
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise TrackingError(f"tracking.uri={settings.uri}: MLflow does not take the run: {reason}") from error
-        path = _spool_folder() / f"{run_id}.jsonl"
-        return cls(client, run_id, Spool(path, lambda rows: _send(client, run_id, rows), after_step=last_step))
+        run = MlflowRun.known(config, run_id, number) if run_id else MlflowRun.begun(config, number)
+        tracker = cls(run, unsent)
+        tracker._began(number)
+        if facts is not None:
+            tracker.text(f"starts/{number:05d}.json", json.dumps({"number": number, **facts}, indent=1))
+        return tracker
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._spool.put(step, dict(metrics))
+        self._history.put(row("metrics", step, dict(metrics)))
+
+    def score(self, metrics: Mapping[str, float], step: int) -> None:
+        self._history.put(row("scores", step, dict(metrics)))
 
     def text(self, name: str, content: str) -> None:
-        _forgive(name, lambda: self._client.log_text(self.run_id, content, name))
+        self._artifacts.put(row("text", 0, {"name": name, "content": masked(content)}))
 
     def picture(self, name: str, path: Path) -> None:
-        folder, _, _ = name.rpartition("/")
-        _forgive(name, lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        content = base64.b64encode(path.read_bytes()).decode()
+        self._artifacts.put(row("picture", 0, {"name": name, "base64": content}))
 
     def describe(self, markdown: str) -> None:
-        _forgive("description", lambda: self._client.set_tag(self.run_id, "mlflow.note.content", markdown))
+        self._history.put(row("tags", 0, {"mlflow.note.content": masked(markdown)}))
 
     def checkpoint(self, url: str, step: int, digest: str) -> None:
-        def register() -> None:
-            tags = {"checkpoint.url": url, "checkpoint.manifest_sha256": digest, "checkpoint.step": str(step)}
-            experiment = self._client.get_run(self.run_id).info.experiment_id
-            model = mlflow.create_external_model(f"step-{step:08d}", self.run_id, tags, experiment_id=experiment)
-            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-            self._client.set_tag(self.run_id, "checkpoint.url", url)
+        tags = {"checkpoint.url": masked(url), "checkpoint.manifest_sha256": digest}
+        self._history.put(row("checkpoint", step, tags))
 
-        _forgive(f"checkpoint of step {step}", register)
+    def forget(self, steps: Collection[int]) -> None:
+        if steps:
+            self._history.put(row("forget", 0, {"steps": sorted(steps)}))
+
+    def flush(self, wait_s: float) -> bool:
+        return _in_turn(wait_s, self._history.flush, self._artifacts.flush)
+
+    def unsent(self) -> list[Row]:
+        return self._history.unsent() + self._artifacts.unsent()
 
     def finish(self, status: Status) -> None:
-        if not self._spool.close(FLUSH_S):
-            log.warning("MLflow did not take every row; the next start of this run on this host sends the rest.")
-        _forgive("run status", lambda: self._client.set_terminated(self.run_id, status))
+        self._history.put(row("status", 0, {"status": status}))
+        if not _in_turn(FINISH_S, self._history.close, self._artifacts.close):
+            log.warning("MLflow did not take everything; the next start of this run sends the rest.")
+
+    def _began(self, number: int) -> None:
+        self._history.put(row("tags", 0, {STARTS: str(number)}))
+        self._history.put(row("status", 0, {"status": "RUNNING"}))
 
 
-def _begun(client: MlflowClient, config: Config) -> str:
-    commit = environment.git_commit()
-    tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
-    tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    run_id: str = client.create_run(_experiment(client, config), run_name=config.name, tags=tags).info.run_id
-    facts = environment.versions() | environment.machine()
-    values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
-    client.log_batch(run_id, params=[Param(key, value[:LONGEST_PARAM]) for key, value in values.items()])
-    return run_id
-
-
-def _continued(client: MlflowClient, run_id: str) -> str:
-    restarts = int(client.get_run(run_id).data.tags.get("emocap.restarts", "0"))
-    client.set_tag(run_id, "emocap.restarts", str(restarts + 1))
-    client.update_run(run_id, "RUNNING")
-    return run_id
-
-
-def _experiment(client: MlflowClient, config: Config) -> str:
-    name = config.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # The pages then are those of training; without a kind MLflow guesses.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=kind)
-
-
-def _last_step(client: MlflowClient, run_id: str) -> int:
-    return max((point.step for point in client.get_metric_history(run_id, "loss")), default=-1)
-
-
-def _send(client: MlflowClient, run_id: str, rows: list[Row]) -> None:
-    points = [Metric(key, value, at_ms, step) for step, at_ms, metrics in rows for key, value in metrics.items()]
-    for start in range(0, len(points), METRICS_A_CALL):
-        client.log_batch(run_id, metrics=points[start : start + METRICS_A_CALL])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
-def _make_room(uri: str) -> None:
-    """The folder of an sqlite file: MLflow does not make it."""
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _spool_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "emocap" / "spool"
-
-
-def _forgive(what: str, act: Any) -> None:
-    """An outage after the start costs an artifact and a warning, never the run."""
-    try:
-        act()
-    except Exception as error:  # noqa: BLE001
-        log.warning("MLflow did not take %s: %s", what, str(error).split("\n")[0][:200])
+def _in_turn(wait_s: float, *acts: Callable[[float], bool]) -> bool:
+    """Each of them with what the ones before left of the time; whether all said True."""
+    deadline = time.monotonic() + wait_s
+    done = [act(max(0.0, deadline - time.monotonic())) for act in acts]
+    return all(done)

@@ -1,119 +1,131 @@
-"""Rows on their way to a tracker: kept on local disk until they arrived, sent by a thread of their own.
+"""Rows on their way to a tracker: kept until they arrived, sent in order by a thread of their own.
 
-A tracker that is down never stops training: rows wait, and a run that is resumed on this host sends what was left.
+A tracker that is down never stops training: rows wait in memory, and in the checkpoints that are saved meanwhile. What
+comes after a checkpoint needs no copy: training replays it.
 """
 
-import json
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Literal, TypedDict
 
-Row = tuple[int, int, dict[str, float]]  # (step, milliseconds since the epoch, metrics)
+from emocap_pretrain.tracking.masking import masked
+
+Kind = Literal["metrics", "scores", "tags", "status", "checkpoint", "forget", "text", "picture"]
+MOST_AT_ONCE = 200
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 log = logging.getLogger(__name__)
 
 
+class Row(TypedDict):
+    """Something to be tracked, in JSON's values; `body` is what its kind needs, `at_ms` counts from the epoch."""
+
+    kind: Kind
+    step: int
+    at_ms: int
+    body: dict[str, Any]
+
+
+def row(kind: Kind, step: int, body: dict[str, Any]) -> Row:
+    """A row of now."""
+    return {"kind": kind, "step": step, "at_ms": round(time.time() * 1000), "body": body}
+
+
 class Spool:
-    """Sends rows in order, a list at a time, and tries again until they arrive."""
+    """Sends rows in order, some at a time, and tries again until they arrive."""
 
     def __init__(
-        self, path: Path, send: Callable[[list[Row]], None], *, after_step: int = -1, longest_pause_s: float = 30.0
+        self,
+        deliver: Callable[[Sequence[Row]], None],
+        rows: Iterable[Row] = (),
+        *,
+        name: str = "rows",
+        longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
         """Open the spool.
 
         Args:
-            path: File of rows that have not arrived; what an earlier process left there is sent first.
-            send: Delivers rows or raises; it is called from one thread only.
-            after_step: Last step that arrived; older rows of the file are not sent again.
+            deliver: Takes rows or raises. It is called from one thread only, and must bear to get rows again: of a
+                delivery that failed nobody knows how much arrived.
+            rows: What an earlier spool could not deliver; it is sent first.
+            name: What the rows are, for the log.
             longest_pause_s: Between two tries.
         """
-        self._path, self._send, self._longest_pause_s = path, send, longest_pause_s
-        self.last_step = after_step
-        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-        self._give_up = threading.Event()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for row in unsent(path):
-            if row[0] > self.last_step:
-                self._rows.put(row)
-                self.last_step = row[0]
-        self._file = path.open("a", encoding="utf-8")
-        if not _ends_in_whole_line(path):
-            self._file.write("\n")
-        self._thread = threading.Thread(target=self._run, name="emocap-tracking", daemon=True)
-        self._thread.start()
+        self._deliver, self._name, self._longest_pause_s = deliver, name, longest_pause_s
+        self._waiting = deque(rows)
+        self._changed = threading.Condition()
+        self._away = self._closing = self._given_up = False
+        threading.Thread(target=self._run, name=f"emocap-tracking-{name}", daemon=True).start()
 
-    def put(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep a row and send it soon; a step at or before the last one is a replay and is left out."""
-        if step <= self.last_step:
-            return
-        self.last_step = step
-        row: Row = (step, round(time.time() * 1000), metrics)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        self._rows.put(row)
+    def put(self, new: Row) -> None:
+        with self._changed:
+            self._waiting.append(new)
+            self._changed.notify_all()
+
+    def unsent(self) -> list[Row]:
+        """Rows that were put and are not known to have arrived, in order."""
+        with self._changed:
+            return list(self._waiting)
+
+    def flush(self, wait_s: float) -> bool:
+        """Wait until every row arrived; False, and at once, while the tracker does not answer."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._away or not self._waiting, wait_s)
+            return not self._waiting
 
     def close(self, wait_s: float) -> bool:
-        """Wait for what is on its way; True, and the file is gone, if all of it arrived."""
-        self._rows.put(None)
-        self._thread.join(wait_s)
-        arrived = not self._thread.is_alive()
-        self._give_up.set()
-        self._file.close()
-        if arrived:
-            self._path.unlink(missing_ok=True)
-        return arrived
+        """Try for so long to deliver what waits; True if all of it arrived."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._waiting, wait_s)
+            self._given_up = True
+            self._changed.notify_all()
+            return not self._waiting
 
     def _run(self) -> None:
-        open_ = True
-        while open_:
-            rows, open_ = self._take()
-            if rows:
-                self._deliver(rows)
-
-    def _take(self) -> tuple[list[Row], bool]:
-        """All rows that wait, at least one; False once the spool is closing."""
-        rows: list[Row] = []
-        entry = self._rows.get()
-        while entry is not None:
-            rows.append(entry)
-            if self._rows.empty():
-                return rows, True
-            entry = self._rows.get()
-        return rows, False
-
-    def _deliver(self, rows: list[Row]) -> None:
-        pause_s = 1.0
-        while not self._give_up.is_set():
+        failures = 0
+        while rows := self._next():
             try:
-                self._send(rows)
-                return
+                self._deliver(rows)
             except Exception as error:  # noqa: BLE001 - whatever the tracker's client raises, training goes on
-                log.warning("tracker does not answer (%s); rows wait in %s", _first_line(error), self._path)
-            self._give_up.wait(pause_s)
-            pause_s = min(self._longest_pause_s, 2 * pause_s)
+                self._wait(error, min(self._longest_pause_s, FIRST_PAUSE_S * 2 ** min(failures, 10)))
+                failures += 1
+            else:
+                self._confirm(len(rows))
+                failures = 0
+
+    def _next(self) -> list[Row]:
+        """The rows at the front; none once the spool is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return [] if self._given_up else list(islice(self._waiting, MOST_AT_ONCE))
+
+    def _confirm(self, count: int) -> None:
+        with self._changed:
+            if self._away:
+                log.info("the tracker takes %s again", self._name)
+            for _ in range(count):
+                self._waiting.popleft()
+            self._away = False
+            self._changed.notify_all()
+
+    def _wait(self, error: Exception, pause_s: float) -> None:
+        """Pause after a failure, shortly once the spool is closing; an outage is told once."""
+        with self._changed:
+            if not self._away:
+                log.warning("the tracker does not take %s (%s); they wait, training goes on", self._name, line(error))
+            self._away = True
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._closing, pause_s):
+                return
+            self._changed.wait_for(lambda: self._given_up, min(pause_s, FIRST_PAUSE_S))
 
 
-def unsent(path: Path) -> list[Row]:
-    """Rows in a spool file; a line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            step, milliseconds, metrics = json.loads(line)
-        except ValueError:
-            log.warning("%s has half a row, which is left out", path)
-            continue
-        rows.append((step, milliseconds, metrics))
-    return rows
-
-
-def _ends_in_whole_line(path: Path) -> bool:
-    return path.read_bytes()[-1:] in {b"", b"\n"}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+def line(error: Exception) -> str:
+    """What the error says first, short and without secrets."""
+    return masked(str(error)).strip().split("\n")[0][:200] or type(error).__name__

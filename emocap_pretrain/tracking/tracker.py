@@ -1,21 +1,31 @@
 """What the loop says of a run while it goes; `MemoryTracker` is the form for tests and for ranks other than 0."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
+
+from emocap_pretrain.tracking.spool import Row
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """Remembers one run. Only `start` of an implementation may fail: later an outage must not stop training."""
+    """Remembers one run over all its starts. Only `start` of an implementation may fail; nothing here waits long.
+
+    Said again after a restart, everything counts once: a metric has one value at a step and goes on only upwards, a
+    checkpoint one entry, a text or a picture of the same name takes the place of the earlier one.
+    """
 
     @property
     def run_id(self) -> str: ...
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Scalars of a step. A step that was logged before (a replay after a restart) is not logged again."""
+        """Scalars of a step. A metric that has a value at this step or a later one keeps it (a replay)."""
+        ...
+
+    def score(self, metrics: Mapping[str, float], step: int) -> None:
+        """Scalars of the checkpoint of `step`: beside the run's own they are shown with it."""
         ...
 
     def text(self, name: str, content: str) -> None: ...
@@ -30,7 +40,21 @@ class Tracker(Protocol):
         """A checkpoint was committed at `url`; its bytes stay there."""
         ...
 
-    def finish(self, status: Status) -> None: ...
+    def forget(self, steps: Collection[int]) -> None:
+        """The checkpoints of these steps were swept."""
+        ...
+
+    def flush(self, wait_s: float) -> bool:
+        """Wait so long at most for what is on its way; whether all of it arrived. At once while the tracker is away."""
+        ...
+
+    def unsent(self) -> list[Row]:
+        """What has not arrived, as JSON values: kept in a checkpoint it survives this host."""
+        ...
+
+    def finish(self, status: Status) -> None:
+        """Say how the start ended. What then is `unsent` waits for the next start."""
+        ...
 
 
 @dataclass(slots=True)
@@ -39,6 +63,7 @@ class MemoryTracker:
 
     run_id: str = "memory"
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
+    scores: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
     texts: dict[str, str] = field(default_factory=dict[str, str])
     pictures: dict[str, bytes] = field(default_factory=dict[str, bytes])
     checkpoints: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
@@ -46,8 +71,13 @@ class MemoryTracker:
     status: Status | None = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        if not self.rows or step > self.rows[-1][0]:
-            self.rows.append((step, dict(metrics)))
+        last = {name: at for at, values in self.rows for name in values}
+        if new := {name: value for name, value in metrics.items() if step > last.get(name, -1)}:
+            self.rows.append((step, new))
+
+    def score(self, metrics: Mapping[str, float], step: int) -> None:
+        self.log(metrics, step)
+        self.scores[step] = {**metrics, **self.scores.get(step, {})}
 
     def text(self, name: str, content: str) -> None:
         self.texts[name] = content
@@ -59,7 +89,17 @@ class MemoryTracker:
         self.description = markdown
 
     def checkpoint(self, url: str, step: int, digest: str) -> None:  # noqa: ARG002 - the protocol's form
+        self.forget([step])
         self.checkpoints.append((url, step))
+
+    def forget(self, steps: Collection[int]) -> None:
+        self.checkpoints = [each for each in self.checkpoints if each[1] not in steps]
+
+    def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - the protocol's form
+        return True
+
+    def unsent(self) -> list[Row]:
+        return []
 
     def finish(self, status: Status) -> None:
         self.status = status

@@ -1,9 +1,15 @@
+import json
 import logging
 import time
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import mlflow
 import pytest
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pretrain_fakes import changed
 
@@ -14,32 +20,10 @@ from emocap_pretrain.tracking.environment import versions
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for all tests of this file: making one takes seconds."""
-    return tmp_path_factory.mktemp("mlflow")
-
-
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    return tmp_path / "cache" / "emocap" / "spool"
-
-
-@pytest.fixture
-def config(tiny_config: Config, place: Path) -> Config:
-    return changed(
-        tiny_config,
-        tracking__uri=f"sqlite:///{place / 'deep' / 'mlflow.db'}",
-        tracking__artifacts=str(place / "artifacts"),
-        tracking__experiment="faces",
-    )
-
-
-@pytest.fixture
-def client(config: Config) -> MlflowClient:
-    return MlflowClient(config.tracking.uri)
+    monkeypatch.setattr("emocap_pretrain.tracking.spool.FIRST_PAUSE_S", 0.05)
 
 
 def points(client: MlflowClient, run_id: str, metric: str = "loss") -> list[tuple[int, float]]:
@@ -89,12 +73,12 @@ def test_a_run_that_goes_on_keeps_its_id_and_doubles_no_point(config: Config, cl
     first.finish("KILLED")
     second = MlflowTracker.start(config, first.run_id)
     assert second.run_id == first.run_id
+    assert second.flush(20)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     for step in (3, 4, 5, 6):
         second.log({"loss": -1.0}, step)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, -1.0)]
-    assert client.get_run(first.run_id).data.tags["emocap.restarts"] == "1"
 
 
 def test_starting_twice_puts_two_runs_into_one_experiment(config: Config, client: MlflowClient) -> None:
@@ -121,22 +105,102 @@ def test_pictures_and_texts_lie_in_the_run_and_not_in_the_working_folder(
     assert {"pictures", "report.json"} <= names
     local = client.download_artifacts(tracker.run_id, "pictures/samples.png", str(tmp_path))
     assert Path(local).read_bytes() == b"pixels"
-    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in before} | {"pictures", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in before} | {"pictures"}
 
 
-def test_a_checkpoint_is_an_external_model_of_the_run_s_experiment(config: Config, client: MlflowClient) -> None:
+def models(client: MlflowClient, run_id: str) -> dict[str, LoggedModel]:
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id='{run_id}'")
+    assert len({each.name for each in found}) == len(found)
+    return {each.name: each for each in found}
+
+
+def url(step: int, attempt: str = "a") -> str:
+    return f"s3://bucket/run/checkpoints/step-{step:08d}/{attempt}"
+
+
+def test_a_checkpoint_is_an_external_model_of_the_run_that_points_into_the_store(
+    config: Config, client: MlflowClient
+) -> None:
     tracker = MlflowTracker.start(config, None)
-    tracker.checkpoint("s3://bucket/run/checkpoints/step-00000004/a", 4, "abc")
+    tracker.checkpoint(url(4), 4, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
-    (model,) = mlflow.search_logged_models(
-        [run.info.experiment_id], f"source_run_id='{tracker.run_id}'", output_format="list"
-    )
-    assert model.name == "step-00000004"
+    model = models(client, tracker.run_id)["step-00000004"]
+    assert model.status == LoggedModelStatus.READY
     assert [(each.model_id, each.step) for each in run.outputs.model_outputs] == [(model.model_id, 4)]
-    assert model.tags["checkpoint.url"] == "s3://bucket/run/checkpoints/step-00000004/a"
+    assert model.tags["checkpoint.url"] == url(4)
     assert model.tags["checkpoint.manifest_sha256"] == "abc"
-    assert run.data.tags["checkpoint.url"] == "s3://bucket/run/checkpoints/step-00000004/a"
+    assert model.tags["mlflow.model.isExternal"] == "true"
+    assert run.data.tags["checkpoint.url"] == url(4)
+
+
+def test_a_checkpoint_that_is_told_again_is_listed_once_at_its_newest_place(
+    config: Config, client: MlflowClient
+) -> None:
+    first = MlflowTracker.start(config, None)
+    first.checkpoint(url(4), 4, "abc")
+    first.finish("KILLED")
+    second = MlflowTracker.start(config, first.run_id, number=2)
+    second.checkpoint(url(4), 4, "abc")
+    second.checkpoint(url(4, "b"), 4, "def")
+    second.finish("FINISHED")
+    model = models(client, first.run_id)["step-00000004"]
+    assert (model.tags["checkpoint.url"], model.tags["checkpoint.manifest_sha256"]) == (url(4, "b"), "def")
+    assert len(client.get_run(first.run_id).outputs.model_outputs) == 1
+
+
+@pytest.mark.parametrize("call", ["finalize_logged_model", "log_outputs", "set_tag"])
+def test_a_checkpoint_whose_listing_broke_off_is_completed(
+    config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    breaks_once(monkeypatch, call)
+    tracker = MlflowTracker.start(config, None)
+    tracker.checkpoint(url(4), 4, "abc")
+    tracker.finish("FINISHED")
+    run = client.get_run(tracker.run_id)
+    model = models(client, tracker.run_id)["step-00000004"]
+    assert model.status == LoggedModelStatus.READY
+    assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
+    assert run.data.tags["checkpoint.url"] == url(4)
+
+
+def test_swept_checkpoints_are_listed_no_more(config: Config, client: MlflowClient) -> None:
+    tracker = MlflowTracker.start(config, None)
+    for step in (2, 4, 6):
+        tracker.checkpoint(url(step), step, "abc")
+    tracker.forget([2, 4])
+    tracker.forget([4, 99])
+    tracker.forget([])
+    tracker.finish("FINISHED")
+    assert list(models(client, tracker.run_id)) == ["step-00000006"]
+
+
+def test_scores_belong_to_the_run_and_to_the_checkpoint_of_their_step_and_count_once(
+    config: Config, client: MlflowClient
+) -> None:
+    first = MlflowTracker.start(config, None)
+    first.log({"loss": 2.5}, 4)
+    first.checkpoint(url(4), 4, "abc")
+    first.score({"zero_shot/uar": 0.25}, 4)
+    first.finish("KILLED")
+    second = MlflowTracker.start(config, first.run_id, number=2)
+    second.score({"zero_shot/uar": 0.75, "zero_shot/war": 0.5}, 4)
+    second.finish("FINISHED")
+    assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
+    assert points(client, first.run_id, "zero_shot/war") == [(4, 0.5)]
+    scores = models(client, first.run_id)["step-00000004"].metrics
+    assert {(each.key, each.value, each.step) for each in scores or []} == {
+        ("zero_shot/uar", 0.25, 4),
+        ("zero_shot/war", 0.5, 4),
+    }
+
+
+def test_scores_of_a_checkpoint_that_is_not_listed_are_the_run_s(config: Config, client: MlflowClient) -> None:
+    tracker = MlflowTracker.start(config, None)
+    tracker.score({"zero_shot/uar": 0.25}, 4)
+    tracker.finish("FINISHED")
+    assert points(client, tracker.run_id, "zero_shot/uar") == [(4, 0.25)]
 
 
 def test_a_value_from_the_environment_is_tracked_as_the_text_that_stood_in_the_file(
@@ -169,28 +233,222 @@ def test_a_run_that_mlflow_does_not_know_is_a_tracking_error(config: Config) -> 
         MlflowTracker.start(config, "0123456789abcdef0123456789abcdef")
 
 
-def test_an_outage_after_the_start_costs_a_warning_and_the_rows_wait_for_the_next_start(
-    config: Config, client: MlflowClient, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str, *, after: bool = False) -> None:
+    """MLflow's client fails at the first call of this name, before or after the server has done it."""
+    broken, original = list[str](), getattr(MlflowClient, call)
+
+    def breaking(*arguments: Any, **named: Any) -> Any:
+        done = original(*arguments, **named) if after or broken else None
+        if not broken:
+            broken.append(call)
+            raise ConnectionError("the server is gone")
+        return done
+
+    monkeypatch.setattr(MlflowClient, call, breaking)
+
+
+@contextmanager
+def outage(*calls: str) -> Generator[None]:
+    """MLflow's client cannot reach its server by these calls."""
+
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("the server is down")
 
-    tracker = MlflowTracker.start(config, None)
-    tracker.log({"loss": 1.0}, 1)
-    with monkeypatch.context() as outage:
-        outage.setattr("emocap_pretrain.tracking.mlflow_tracker.FLUSH_S", 0.1)
-        outage.setattr(MlflowClient, "log_batch", refuse)
-        outage.setattr(MlflowClient, "log_text", refuse)
-        tracker.log({"loss": 2.0}, 2)
-        tracker.text("report.json", "{}")
-        tracker.finish("KILLED")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
+        for call in calls or ("get_run",):
+            patch.setattr(MlflowClient, call, refuse)
+        yield
+
+
+def test_what_an_outage_held_up_is_sent_first_by_the_next_start_on_any_host(
+    config: Config, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = tmp_path / "samples.png"
+    picture.write_bytes(b"pixels")
+    first = MlflowTracker.start(config, None)
+    first.log({"loss": 1.0}, 1)
+    assert first.flush(20)
+    with outage():
+        first.log({"loss": 2.0}, 2)
+        first.checkpoint(url(2), 2, "abc")
+        first.text("report.json", "{}")
+        first.picture("pictures/samples.png", picture)
+        assert not first.flush(5)
+        checkpointed = json.loads(json.dumps(first.unsent()))
+        first.log({"loss": 3.0}, 3)  # A replay gives it again.
+        first.finish("KILLED")
     assert "the server is down" in caplog.text
-    assert len(list(cache.iterdir())) == 1
-    again = MlflowTracker.start(config, tracker.run_id)
-    again.log({"loss": 3.0}, 3)
-    again.finish("FINISHED")
-    assert points(client, tracker.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert list(cache.iterdir()) == []
+    assert "the next start of this run sends the rest" in caplog.text
+    second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
+    second.log({"loss": 3.5}, 3)
+    second.finish("FINISHED")
+    assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.5)]
+    assert list(models(client, first.run_id)) == ["step-00000002"]
+    names = {each.path for each in client.list_artifacts(first.run_id)}
+    assert {"report.json", "pictures"} <= names
+    assert second.unsent() == []
+
+
+def test_unsent_rows_that_arrived_after_all_are_not_sent_twice(config: Config, client: MlflowClient) -> None:
+    first = MlflowTracker.start(config, None)
+    with outage():
+        first.log({"loss": 1.0, "scale": 14.0}, 1)
+        first.log({"loss": 2.0}, 2)
+        checkpointed = first.unsent()
+    first.log({"loss": 3.0}, 3)
+    first.finish("KILLED")
+    second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
+    second.log({"loss": 9.0, "scale": 15.0}, 3)
+    second.finish("FINISHED")
+    assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert points(client, first.run_id, "scale") == [(1, 14.0), (3, 15.0)]
+
+
+def test_a_row_of_which_mlflow_took_a_part_is_completed(
+    config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.METRICS_A_CALL", 2)
+    names = ["a", "b", "c", "d", "e"]
+    tracker = MlflowTracker.start(config, None)
+    assert tracker.flush(20)
+    original, calls = MlflowClient.log_batch, list[int]()
+
+    def dies_at_the_second_call(self: MlflowClient, *arguments: Any, **named: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ConnectionError("the server is gone")
+        original(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dies_at_the_second_call)
+    tracker.log(dict.fromkeys(names, 1.0), 7)
+    tracker.finish("FINISHED")
+    assert len(calls) > 3
+    assert all(points(client, tracker.run_id, name) == [(7, 1.0)] for name in names)
+
+
+def test_a_row_whose_answer_was_lost_is_not_sent_twice(
+    config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MlflowTracker.start(config, None)
+    assert tracker.flush(20)
+    breaks_once(monkeypatch, "log_batch", after=True)
+    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"loss": 2.0}, 2)
+    tracker.finish("FINISHED")
+    assert points(client, tracker.run_id) == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_value_that_mlflow_refuses_is_named_and_holds_nothing_up(
+    config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MlflowTracker.start(config, None)
+    with outage():
+        tracker.log({"loss": 1.0}, 1)
+        tracker.log({"no?name": 1.0}, 2)
+        tracker.log({"loss": 3.0}, 3)
+    tracker.finish("FINISHED")
+    assert points(client, tracker.run_id) == [(1, 1.0), (3, 3.0)]
+    assert "MLflow refuses metrics of step 2" in caplog.text
+    assert tracker.unsent() == []
+
+
+def test_artifacts_that_cannot_be_stored_hold_up_no_metric(config: Config, client: MlflowClient) -> None:
+    with outage("log_text"):
+        tracker = MlflowTracker.start(config, None)
+        tracker.text("report.json", "{}")
+        tracker.log({"loss": 1.0}, 1)
+        assert not tracker.flush(20)
+        assert points(client, tracker.run_id) == [(1, 1.0)]
+        assert [each["kind"] for each in tracker.unsent()] == ["text"]
+        tracker.finish("FINISHED")
+
+
+def test_every_start_has_its_number_its_status_and_its_facts(
+    config: Config, client: MlflowClient, tmp_path: Path
+) -> None:
+    first = MlflowTracker.start(config, None, number=1, facts={"ranks": 8, "hosts": ["a", "b"]})
+    first.flush(20)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    first.finish("FAILED")
+    ended = client.get_run(first.run_id)
+    assert (ended.info.status, ended.data.tags["emocap.starts"]) == ("FAILED", "1")
+    second = MlflowTracker.start(
+        config, first.run_id, number=4, facts={"ranks": 4, "hosts": ["a"], "after": "b is gone"}
+    )
+    second.flush(20)
+    going = client.get_run(first.run_id)
+    assert (going.info.status, going.data.tags["emocap.starts"]) == ("RUNNING", "4")
+    second.finish("FINISHED")
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    told = {each.path for each in client.list_artifacts(first.run_id, "starts")}
+    assert told == {"starts/00001.json", "starts/00004.json"}
+    text = client.download_artifacts(first.run_id, "starts/00004.json", str(tmp_path))
+    assert json.loads(Path(text).read_text()) == {"number": 4, "ranks": 4, "hosts": ["a"], "after": "b is gone"}
+
+
+def test_a_start_during_an_outage_waits_for_nothing_and_is_told_once_mlflow_is_back(
+    config: Config, client: MlflowClient
+) -> None:
+    first = MlflowTracker.start(config, None)
+    first.finish("KILLED")
+
+    def away(*_: object) -> None:
+        raise MlflowException("API request to http://anna:sesame@tracker failed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "get_run", away)
+        second = MlflowTracker.start(config, first.run_id, number=2)
+        second.log({"loss": 1.0}, 1)
+        assert not second.flush(5)
+    assert client.get_run(first.run_id).info.status == "KILLED"
+    second.finish("FINISHED")
+    run = client.get_run(first.run_id)
+    assert (run.info.status, run.data.tags["emocap.starts"]) == ("FINISHED", "2")
+    assert points(client, first.run_id) == [(1, 1.0)]
+
+
+def test_a_start_that_was_taken_for_dead_writes_nothing_any_more(
+    config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    zombie = MlflowTracker.start(config, None)
+    zombie.flush(20)
+    owner = MlflowTracker.start(config, zombie.run_id, number=2)
+    owner.flush(20)
+    zombie.log({"loss": -1.0}, 5)
+    zombie.finish("FAILED")
+    owner.log({"loss": 5.0}, 5)
+    owner.flush(20)
+    assert client.get_run(owner.run_id).info.status == "RUNNING"
+    owner.finish("FINISHED")
+    assert points(client, owner.run_id) == [(5, 5.0)]
+    assert "start 1 is silent" in caplog.text
+
+
+def test_no_password_reaches_mlflow_the_log_or_an_error(
+    config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    uri = "http://anna:sesame@127.0.0.1:9"
+    with pytest.raises(TrackingError) as caught:
+        MlflowTracker.start(changed(config, tracking__uri=uri), None)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "http://***@127.0.0.1:9" in shown
+    waiting = MlflowTracker.start(changed(config, tracking__uri=uri), "0123456789abcdef0123456789abcdef", number=2)
+    waiting.log({"loss": 1.0}, 1)
+    waiting.flush(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
+        waiting.finish("KILLED")
+    tracker = MlflowTracker.start(changed(config, data__url="s3://anna:sesame@bucket/faces"), None)
+    tracker.text("report.json", f'{{"tracking_uri": "{uri}"}}')
+    tracker.describe(f"at {uri}")
+    tracker.checkpoint("s3://anna:sesame@bucket/run", 1, "abc")
+    tracker.finish("FINISHED")
+    run = client.get_run(tracker.run_id)
+    report = Path(client.download_artifacts(tracker.run_id, "report.json", str(tmp_path))).read_text()
+    tags = models(client, tracker.run_id)["step-00000001"].tags
+    assert run.data.params["data.url"] == "s3://***@bucket/faces"
+    assert "sesame" not in f"{shown} {caplog.text} {run.to_dictionary()} {report} {tags}"
 
 
 def test_mlflow_s_migrations_stay_quiet(config: Config) -> None:

@@ -1,0 +1,236 @@
+"""Puts rows into an MLflow run so that a row which comes twice counts once.
+
+MLflow adds a point at every call. So before rows are sent the run is asked how far each of its metrics is; this holds
+after a lost answer, a server that died between two calls, a restart on another host, and a replay of steps. The same
+answer tells whether a newer start of the run has taken over: then this one is silent.
+"""
+
+import base64
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+# Read at import. A call that fails is tried again by the spool, so MLflow itself may give up soon.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import TrackingError
+from emocap_pretrain.tracking import environment
+from emocap_pretrain.tracking.masking import masked
+from emocap_pretrain.tracking.spool import Kind, Row, line
+
+STARTS = "emocap.starts"
+METRICS_A_CALL = 1000
+LONGEST_PARAM = 500
+UNKNOWN = 404
+REFUSED = 400  # What MLflow says of a value that it never takes; everything else may pass.
+
+log = logging.getLogger(__name__)
+
+
+class MlflowRun:
+    """One MLflow run as a start sees it; called from one thread for each kind of rows."""
+
+    def __init__(self, client: MlflowClient, run_id: str, start: int) -> None:
+        self._client, self.run_id, self._start = client, run_id, start
+        self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
+            "metrics": self._metrics,
+            "scores": self._scores,
+            "tags": self._tags,
+            "status": self._status,
+            "checkpoint": self._checkpoint,
+            "forget": self._forget,
+            "text": self._text,
+            "picture": self._picture,
+        }
+
+    @classmethod
+    def begun(cls, config: Config, start: int) -> "MlflowRun":
+        """A new MLflow run with the config and what it runs on.
+
+        Raises:
+            TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
+        """
+        try:
+            client = _client(config.tracking.uri)
+            return cls(client, _create(client, config), start)
+        except (MlflowException, OSError) as error:
+            raise _refusal(config, error) from None
+
+    @classmethod
+    def known(cls, config: Config, run_id: str, start: int) -> "MlflowRun":
+        """The MLflow run of an earlier start, also while MLflow is away.
+
+        Raises:
+            TrackingError: If MLflow says that it has no such run.
+        """
+        client = _client(config.tracking.uri)
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if error.get_http_status_code() == UNKNOWN:
+                raise _refusal(config, error) from None
+            log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), line(error))
+        return cls(client, run_id, start)
+
+    def deliver(self, rows: Sequence[Row]) -> None:
+        """Send the rows, in order.
+
+        Raises:
+            Exception: Whatever says that MLflow is away; some rows may have arrived.
+        """
+        for _, group in groupby(rows, lambda row: row["kind"]):
+            self._offer(list(group))
+
+    def _offer(self, rows: list[Row]) -> None:
+        """A row that MLflow refuses for ever must not hold up the others: it is left out, and named."""
+        run = self._client.get_run(self.run_id)
+        if int(run.data.tags.get(STARTS, 0)) > self._start:
+            log.warning("a newer start writes to MLflow run %s; start %d is silent", self.run_id, self._start)
+            return
+        try:
+            self._acts[rows[0]["kind"]](run, rows)
+        except MlflowException as error:
+            if error.get_http_status_code() != REFUSED:
+                raise
+            if len(rows) == 1:
+                log.warning("MLflow refuses %s of step %d: %s", rows[0]["kind"], rows[0]["step"], line(error))
+            else:
+                for each in rows:
+                    self._offer([each])
+
+    def _metrics(self, run: Run, rows: list[Row]) -> None:
+        points = fresh(rows, _last_steps(run))
+        for start in range(0, len(points), METRICS_A_CALL):
+            self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_A_CALL])
+
+    def _scores(self, run: Run, rows: list[Row]) -> None:
+        models = {row["step"]: self._model(run, row["step"]) for row in rows}
+        ids = {step: model.model_id for step, model in models.items() if model}
+        for point in fresh(rows, _last_steps(run)):
+            self._client.log_metric(
+                self.run_id, point.key, point.value, point.timestamp, point.step, model_id=ids.get(point.step)
+            )
+
+    def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds have one form
+        tags = [RunTag(key, value) for row in rows for key, value in row["body"].items()]
+        self._client.log_batch(self.run_id, tags=tags)
+
+    def _status(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
+        status = rows[-1]["body"]["status"]
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status)
+        else:
+            self._client.set_terminated(self.run_id, status, rows[-1]["at_ms"])
+
+    def _checkpoint(self, run: Run, rows: list[Row]) -> None:
+        """A logged model that points into the store."""
+        outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
+        for row in rows:
+            step, tags = row["step"], {"checkpoint.step": str(row["step"]), **row["body"]}
+            model = self._model(run, step)
+            if model is None:
+                tags |= {MLFLOW_MODEL_IS_EXTERNAL: "true"}
+                model = self._client.create_logged_model(run.info.experiment_id, _name(step), self.run_id, tags)
+            elif model.tags.get("checkpoint.url") != row["body"]["checkpoint.url"]:
+                self._client.set_logged_model_tags(model.model_id, tags)
+            self._client.finalize_logged_model(model.model_id, "READY")
+            if model.model_id not in outputs:
+                self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+            self._client.set_tag(self.run_id, "checkpoint.url", row["body"]["checkpoint.url"])
+
+    def _forget(self, run: Run, rows: list[Row]) -> None:
+        for step in (step for row in rows for step in row["body"]["steps"]):
+            if model := self._model(run, step):
+                self._client.delete_logged_model(model.model_id)
+
+    def _text(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
+        for row in rows:
+            self._client.log_text(self.run_id, row["body"]["content"], row["body"]["name"])
+
+    def _picture(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
+        for row in rows:
+            above, _, name = row["body"]["name"].rpartition("/")
+            with TemporaryDirectory(prefix="emocap-") as folder:
+                path = Path(folder) / name
+                path.write_bytes(base64.b64decode(row["body"]["base64"]))
+                self._client.log_artifact(self.run_id, str(path), above or None)
+
+    def _model(self, run: Run, step: int) -> LoggedModel | None:
+        wanted = f"source_run_id='{self.run_id}' AND name='{_name(step)}'"
+        found = self._client.search_logged_models([run.info.experiment_id], wanted, max_results=1)
+        return next(iter(found), None)
+
+
+def fresh(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
+    """The points that are above the last step of their metric, in order."""
+    last, points = dict(last_steps), list[Metric]()
+    for row in rows:
+        for key, value in row["body"].items():
+            if row["step"] > last.get(key, -1):
+                last[key] = row["step"]
+                points.append(Metric(key, value, row["at_ms"], row["step"]))
+    return points
+
+
+def _last_steps(run: Run) -> dict[str, int]:
+    return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _create(client: MlflowClient, config: Config) -> str:
+    commit = environment.git_commit()
+    tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    run_id: str = client.create_run(_experiment(client, config), run_name=config.name, tags=tags).info.run_id
+    facts = environment.versions() | environment.machine()
+    values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
+    client.log_batch(run_id, params=[Param(key, masked(value)[:LONGEST_PARAM]) for key, value in values.items()])
+    return run_id
+
+
+def _refusal(config: Config, error: Exception) -> TrackingError:
+    """Raised without its cause: MLflow's own errors repeat the address with its password."""
+    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {line(error)}")
+
+
+def _experiment(client: MlflowClient, config: Config) -> str:
+    name = config.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # The pages then are those of training; without a kind MLflow guesses.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=kind)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _client(uri: str) -> MlflowClient:
+    for migrations in ("alembic", "mlflow.store.db"):
+        logging.getLogger(migrations).setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):  # MLflow does not make the folder of an sqlite file.
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(uri)

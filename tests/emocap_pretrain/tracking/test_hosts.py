@@ -1,0 +1,142 @@
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from emocap_pretrain.tracking import hosts
+from emocap_pretrain.tracking.hosts import NAMES, HostMetrics, by_host, gpu_count
+
+
+class FakeNvml:
+    """Two GPUs, the second of which tells neither its use nor its power, as a slice of a GPU does not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("Init", "DeviceGetCount", "DeviceGetHandleByIndex"):
+            monkeypatch.setattr(pynvml, f"nvml{name}", getattr(self, name))
+        for name in ("MemoryInfo", "UtilizationRates", "PowerUsage"):
+            monkeypatch.setattr(pynvml, f"nvmlDeviceGet{name}", getattr(self, name))
+
+    def Init(self) -> None: ...  # noqa: N802
+
+    def DeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def DeviceGetHandleByIndex(self, gpu: int) -> int:  # noqa: N802
+        return gpu
+
+    def MemoryInfo(self, gpu: int) -> Any:  # noqa: N802
+        return SimpleNamespace(used=20_000_000 * (gpu + 1), total=80_000_000)
+
+    def UtilizationRates(self, gpu: int) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=97) if gpu == 0 else self.refuse()
+
+    def PowerUsage(self, gpu: int) -> int:  # noqa: N802
+        return 650_500 if gpu == 0 else self.refuse()
+
+    def refuse(self) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+
+@pytest.fixture
+def traffic(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Counters of the host's network cards, and the clock."""
+    cards = {"lo": SimpleNamespace(bytes_recv=10**12, bytes_sent=10**12)}
+    cards |= {name: SimpleNamespace(bytes_recv=5 * 10**6, bytes_sent=0) for name in ("eth0", "ib0")}
+    told: dict[str, Any] = {"cards": cards, "now": 100.0}
+    monkeypatch.setattr(hosts.psutil, "net_io_counters", lambda **_: told["cards"])
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: told["now"])
+    return told
+
+
+def test_a_host_without_a_gpu_tells_its_own_use_and_nan_for_gpus() -> None:
+    host = HostMetrics(gpus=1)
+    time.sleep(0.05)
+    reading = host.read()
+    assert tuple(reading) == host.names
+    assert tuple(reading)[: len(NAMES)] == NAMES
+    assert all(0 <= reading[name] <= 100 for name in NAMES if name.endswith("percentage"))
+    assert reading["system_memory_usage_megabytes"] > 100
+    if gpu_count() == 0:
+        assert all(math.isnan(reading[name]) for name in host.names[len(NAMES) :])
+
+
+def test_rates_are_since_the_last_reading_over_all_cards_but_the_host_s_own(traffic: dict[str, Any]) -> None:
+    host = HostMetrics()
+    for card in traffic["cards"].values():
+        card.bytes_recv += 30 * 10**6
+        card.bytes_sent += 10**6
+    traffic["now"] += 10.0
+    reading = host.read()
+    assert reading["network_receive_megabytes_per_second"] == pytest.approx(6.0)
+    assert reading["network_transmit_megabytes_per_second"] == pytest.approx(0.2)
+    traffic["now"] += 10.0
+    assert host.read()["network_receive_megabytes_per_second"] == 0.0
+
+
+def test_two_readings_at_once_do_not_divide_by_nothing(traffic: dict[str, Any]) -> None:
+    assert HostMetrics().read()["network_receive_megabytes_per_second"] == 0.0
+
+
+def test_the_disk_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def usage(path: str) -> Any:
+        asked.append(path)
+        return SimpleNamespace(percent=40.0, free=2_000_000)
+
+    monkeypatch.setattr(hosts.psutil, "disk_usage", usage)
+    reading = HostMetrics(folder=tmp_path).read()
+    assert asked == [str(tmp_path)]
+    assert (reading["disk_usage_percentage"], reading["disk_available_megabytes"]) == (40.0, 2.0)
+
+
+def test_gpus_tell_what_they_can_and_nan_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml(monkeypatch)
+    assert gpu_count() == 2
+    reading = HostMetrics(gpus=3).read()
+    gpu = {name: value for name, value in reading.items() if name.startswith("gpu_")}
+    assert gpu["gpu_0_utilization_percentage"] == 97
+    assert gpu["gpu_0_memory_usage_megabytes"] == 20.0
+    assert gpu["gpu_0_memory_usage_percentage"] == 25.0
+    assert gpu["gpu_0_power_usage_watts"] == 650.5
+    assert gpu["gpu_1_memory_usage_percentage"] == 50.0
+    assert math.isnan(gpu["gpu_1_utilization_percentage"])
+    assert math.isnan(gpu["gpu_1_power_usage_watts"])
+    assert all(math.isnan(value) for name, value in gpu.items() if name.startswith("gpu_2"))
+
+
+def test_a_driver_that_does_not_work_is_told_and_costs_the_gpus_metrics(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", broken)
+    assert gpu_count() == 0
+    assert "no metrics of this host's GPUs" in caplog.text
+
+
+def test_hosts_stand_beside_each_other_under_mlflow_s_names_without_what_is_missing() -> None:
+    readings = [("node-a", {"cpu_utilization_percentage": 5.0, "gpu_0_utilization_percentage": math.nan})]
+    readings += [("node-b", {"cpu_utilization_percentage": 7.0, "gpu_0_utilization_percentage": 90.0})]
+    assert by_host(readings) == {
+        "system/node-a/cpu_utilization_percentage": 5.0,
+        "system/node-b/cpu_utilization_percentage": 7.0,
+        "system/node-b/gpu_0_utilization_percentage": 90.0,
+    }
+
+
+def test_the_names_are_mlflow_s_own_but_for_rates() -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+
+    theirs: set[str] = set()
+    for monitor in (CPUMonitor(), DiskMonitor()):
+        monitor.collect_metrics()
+        theirs |= monitor.metrics.keys()
+    assert {name for name in NAMES if not name.endswith("per_second")} <= theirs

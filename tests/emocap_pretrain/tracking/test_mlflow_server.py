@@ -1,0 +1,142 @@
+"""Against a real MLflow server, which is killed at every point where it hurts."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
+from pretrain_fakes import changed
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.tracking.hosts import HostMetrics, by_host
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if not running.answers():
+        running.start()
+    return running
+
+
+@pytest.fixture
+def config(tiny_config: Config, server: MlflowServer) -> Config:
+    return changed(tiny_config, tracking__uri=server.uri, tracking__artifacts=None, tracking__experiment="faces")
+
+
+def steps(client: MlflowClient, run_id: str, metric: str = "loss") -> list[int]:
+    return [point.step for point in client.get_metric_history(run_id, metric)]
+
+
+def url(step: int) -> str:
+    return f"s3://bucket/run/checkpoints/step-{step:08d}/a"
+
+
+def test_a_server_that_is_killed_while_rows_arrive_has_every_point_once(
+    config: Config, client: MlflowClient, server: MlflowServer
+) -> None:
+    tracker, names = MlflowTracker.start(config, None), [f"m{number}" for number in range(60)]
+    for step in range(1, 301):
+        tracker.log(dict.fromkeys(names, float(step)) | {"loss": 1 / step}, step)
+        if step == 150:
+            while not steps(client, tracker.run_id):
+                time.sleep(0.01)
+            server.kill()
+        time.sleep(0.002)
+    assert tracker.unsent()
+    server.start()
+    assert wait_until_sent(tracker)
+    tracker.finish("FINISHED")
+    for name in ("loss", *names):
+        assert steps(client, tracker.run_id, name) == list(range(1, 301))
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_start_that_is_lost_with_its_rows_goes_on_from_its_checkpoint_without_a_gap_or_a_double(
+    config: Config, client: MlflowClient, server: MlflowServer
+) -> None:
+    lost = MlflowTracker.start(config, None, number=1, facts={"ranks": 2})
+    for step in range(1, 21):
+        lost.log({"loss": 1 / step}, step)
+    assert lost.flush(30)
+    server.kill()
+    for step in range(21, 31):
+        lost.log({"loss": 1 / step}, step)
+    lost.checkpoint(url(20), 20, "abc")
+    began = time.perf_counter()
+    lost.flush(5)
+    assert time.perf_counter() - began < 10
+    checkpointed = json.dumps(lost.unsent())
+    for step in range(31, 36):
+        lost.log({"loss": 1 / step}, step)
+    # The host is gone with what its spool held: nothing of it is used below. The server is still away.
+    again = MlflowTracker.start(config, lost.run_id, number=2, facts={"ranks": 1}, unsent=json.loads(checkpointed))
+    for step in range(31, 41):
+        again.log({"loss": 1 / step}, step)
+    assert not again.flush(5)
+    server.start()
+    assert wait_until_sent(again)
+    assert client.get_run(lost.run_id).info.status == "RUNNING"
+    assert steps(client, lost.run_id) == list(range(1, 41))
+    again.checkpoint(url(40), 40, "def")
+    again.score({"checkpoint/loss": 1 / 40}, 40)
+    again.forget([20])
+    again.finish("FINISHED")
+    run = client.get_run(lost.run_id)
+    assert (run.info.status, run.data.tags["emocap.starts"]) == ("FINISHED", "2")
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id='{lost.run_id}'")
+    assert (model.name, model.tags["checkpoint.url"]) == ("step-00000040", url(40))
+    assert [(each.key, each.step) for each in model.metrics or []] == [("checkpoint/loss", 40)]
+    lost.finish("FAILED")  # The host wakes up again: the run is no longer its own.
+    assert client.get_run(lost.run_id).info.status == "FINISHED"
+    assert steps(client, lost.run_id) == list(range(1, 41))
+
+
+def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
+    config: Config, client: MlflowClient, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 3.0)
+    picture = tmp_path / "confusion.png"
+    picture.write_bytes(b"pixels")
+    first = MlflowTracker.start(config, None)
+    for step in (1, 2):
+        first.log({"loss": 1 / step} | by_host([("node-a", HostMetrics().read())]), step)
+    first.flush(30)
+    server.kill()
+    first.score({"zero_shot/uar": 0.5}, 2)
+    first.text("report.json", "{}")
+    first.picture("pictures/confusion.png", picture)
+    began = time.perf_counter()
+    first.finish("FINISHED")
+    assert time.perf_counter() - began < 20
+    left = json.loads(json.dumps(first.unsent()))
+    server.start()
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second = MlflowTracker.start(config, first.run_id, number=2, unsent=left)
+    second.score({"zero_shot/uar": 0.5}, 2)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 60.0)
+    second.finish("FINISHED")
+    assert steps(client, first.run_id, "zero_shot/uar") == [2]
+    assert steps(client, first.run_id, "system/node-a/cpu_utilization_percentage") == [1, 2]
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    assert {each.path for each in client.list_artifacts(first.run_id)} == {"report.json", "pictures"}
+
+
+def wait_until_sent(tracker: MlflowTracker) -> bool:
+    """A flush alone gives up while the tracker is away, which it is until the next try."""
+    deadline = time.monotonic() + 60
+    while not tracker.flush(5) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not tracker.unsent()

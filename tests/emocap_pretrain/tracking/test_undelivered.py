@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import open_store
+from mlflow.tracking import MlflowClient
+from pretrain_fakes import changed
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.tracking import undelivered
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.tracking.spool import row
+
+ROWS = [row("metrics", 4, {"zero_shot/uar": 0.5}), row("status", 0, {"status": "FINISHED"})]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 5.0)
+
+
+def test_rows_are_left_in_the_run_s_folder_until_none_are_left(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert undelivered.left(store) == []
+    undelivered.leave(store, ROWS)
+    assert undelivered.left(store) == ROWS
+    undelivered.leave(store, ROWS[:1])
+    assert undelivered.left(store) == ROWS[:1]
+    undelivered.leave(store, [])
+    undelivered.leave(store, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client: MlflowClient) -> None:
+    store = open_store(config.url)
+    tracker = MlflowTracker.start(config, None)
+    tracker.finish("FINISHED")
+    undelivered.leave(store, ROWS)
+    assert undelivered.deliver(store, config, tracker.run_id, number=1)
+    assert undelivered.left(store) == []
+    run = client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"zero_shot/uar": 0.5})
+
+
+def test_what_still_cannot_be_sent_is_left_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
+    away, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
+    undelivered.leave(store, ROWS)
+    assert not undelivered.deliver(store, away, "0123456789abcdef0123456789abcdef", number=1)
+    assert undelivered.left(store)[:2] == ROWS
+
+
+def test_a_run_that_owes_nothing_asks_no_tracker(config: Config) -> None:
+    away = changed(config, tracking__uri="http://127.0.0.1:9")
+    assert undelivered.deliver(open_store(config.url), away, "unknown", number=1)
