@@ -8,20 +8,30 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from emocap_shards.manifest import read_manifest
+from emocap_shards.store import open_store
 
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.record import RunRecord
+from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
-from emocap_pretrain.terminal import console, errors_as_lines, show_logs
+from emocap_pretrain.terminal import INTERRUPTED, STOPPED, console, duration, errors_as_lines, screen, show_logs
 
-RANKS_WITHOUT_GPU = 2
+if TYPE_CHECKING:
+    from emocap_cluster.placement import Wish
+    from emocap_cluster.supervise import Story
+
 RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
+# What reaches ranks on other nodes too: on Ray's dashboard, before they join each other; and with the function alone.
+OPEN = ("NCCL_", "GLOO_", "TORCH_")
+SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
+WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}
 
 
 def command(
@@ -53,27 +63,34 @@ def command(
             _on_ray(loaded)
 
 
-def _ranks(config: Config, gpus: int) -> tuple[int, bool]:
-    """How many processes the job has where there are so many GPUs, and whether each holds one."""
+def _wish(config: Config, gpus: int) -> "Wish":
+    """The devices that the job would like, where there are so many GPUs."""
+    from emocap_cluster.placement import Wish
+
     settings = config.cluster
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-    if settings.ranks != "auto":
-        return settings.ranks, on_gpu
-    if on_gpu and not gpus:
+    if settings.ranks == "auto" and on_gpu and not gpus:
         raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or say cluster.ranks.")
-    return gpus if on_gpu else RANKS_WITHOUT_GPU, on_gpu
+    ranks = None if settings.ranks == "auto" else settings.ranks
+    if ranks:
+        batch_split(config, ranks)
+    least = settings.min_ranks or ranks or 1
+    return Wish(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
 
 
 def _print_plan(config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float) -> None:
     import torch
+    from emocap_cluster.placement import Node, place
 
     from emocap_pretrain.forecast.fabric import fabric_of
     from emocap_pretrain.forecast.outlook import Assumed
     from emocap_pretrain.plan import Plan
 
-    ranks, on_gpu = _ranks(config, torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    wish = _wish(config, gpus)
+    ranks = wish.ranks or place([Node("here", "", os.cpu_count() or 1, gpus)], wish).ranks
     assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
-    sys.stdout.write(Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text() + "\n")
+    sys.stdout.write(Plan.of(config, ranks, on_gpu=wish.on_gpu, assumed=assumed).text() + "\n")
 
 
 def _as_rank(config: Config) -> None:
@@ -89,13 +106,15 @@ def _as_rank(config: Config) -> None:
         raise TrainingError(
             "another rank has ended or hangs, see its own message; the same command goes on from the newest checkpoint."
         ) from error
-    if runtime.place.rank == 0:
-        _print_result(config)
+    done = runtime.place.rank != 0 or _print_result(config)
+    # torchrun would take a code for a failure and start again what was to stop.
+    code = 0 if done or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
     if runtime.place.world > 1:
-        _leave()
+        _leave(code)
+    sys.exit(code)
 
 
-def _leave() -> NoReturn:
+def _leave(code: int) -> NoReturn:
     """End this rank without Python's teardown.
 
     A thread of gloo may still let go of the last collective's tensors; it needs the interpreter for that, and where the
@@ -103,26 +122,37 @@ def _leave() -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _on_ray(config: Config) -> None:
-    from emocap_cluster.ranks import connected, on_every_rank
+    from emocap_cluster.cluster import connected
+    from emocap_cluster.restarts import Restarts
+    from emocap_cluster.supervise import Job, supervise
 
     for source in config.data.sources:
         read_manifest(source.url)
-    with connected(RANK_ENVIRONMENT) as resources:
-        ranks, on_gpu = _ranks(config, resources.gpus)
-        batch_split(config, ranks)
-        console.print(f"Starting {ranks} ranks with Ray; the run's folder is {config.url}")
-        on_every_rank(
-            partial(_pretrain, config),
-            ranks=ranks,
-            on_gpu=on_gpu,
-            resources=resources,
-            timeout_s=config.cluster.timeout_s,
+    settings = config.cluster
+    record = RunRecord(open_store(config.url), config.steps)
+    with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:
+        job = Job(
+            function=partial(_pretrain, config),
+            wish=_wish(config, sum(node.gpus for node in cluster.nodes())),
+            restarts=Restarts(settings.max_restarts, settings.max_preemptions),
+            patience_s=settings.patience_s,
+            timeout_s=settings.timeout_s,
+            env=_chosen(SECRET),
         )
-    _print_result(config)
+        shown.say(f"Starting with Ray; the run's folder is {config.url}")
+        story = supervise(job, cluster, record, shown)
+    _print_story(story)
+    if not _print_result(config):
+        sys.exit(INTERRUPTED if story.interrupted else STOPPED)
+
+
+def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Variables of this process that ranks on other nodes need as well."""
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
@@ -133,18 +163,31 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
     pretrain(config, runtime)
 
 
-def _print_result(config: Config) -> None:
-    """The report's table, or where a stopped run stands; and how to look at it."""
-    from emocap_shards.store import open_store
+def _print_story(story: "Story") -> None:
+    """What the job has been through."""
+    last = story.attempts[-1] if story.attempts else None
+    if last is None:
+        return
+    again = len(story.attempts) - 1
+    times = "without a restart" if not again else f"with {again} restart{'s' if again > 1 else ''}:"
+    console.print(f"{duration(last.ended_s)} on {last.ranks} ranks, {times}")
+    for attempt in story.attempts[:-1]:
+        ended = attempt.ended
+        why = str(ended.cause) if ended.cause else WHY[ended.how.value]
+        console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}", markup=False)
 
-    from emocap_pretrain.run_folder import RunFolder
 
+def _print_result(config: Config) -> bool:
+    """The report's table, or where a stopped run stands, and how to look at it; whether the run is done."""
     report = RunFolder(open_store(config.url)).report(config.steps)
     if report is None:
-        console.print(f"Run {config.name} was asked to stop and is saved; the same command goes on from there.")
-        return
+        at = RunRecord(open_store(config.url), config.steps).progress()
+        console.print(f"Run {config.name} is stopped and saved at step {at}; the same command goes on from there.")
+        return False
     console.print(report.table())
+    console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")
     console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
+    return True
 
 
 def _mlflow_command(uri: str) -> str:

@@ -1,16 +1,31 @@
-"""How the commands speak to a person: one console, errors of one line, exit codes."""
+"""How the commands speak to a person: one console, errors of one line, a line of progress, exit codes.
+
+| code | what became of the command |
+|---|---|
+| 0 | done |
+| 1 | failed |
+| 2 | a value has to be corrected |
+| 75 | stopped and saved: the same command goes on from there (EX_TEMPFAIL of sysexits.h) |
+| 130 | Ctrl-C |
+"""
 
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from emocap_pretrain.errors import ConfigError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
+EVERY_S = 10.0
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -52,3 +67,72 @@ def _say(message: str) -> None:
     rank = os.environ.get("RANK")
     where = f"rank {rank}: " if rank else ""
     sys.stderr.write(f"error: {where}{message}\n")
+
+
+@contextmanager
+def screen() -> Generator["Screen"]:
+    """A line of progress for as long as the block lasts: a bar in a terminal, a line now and then in a log."""
+    if not console.is_terminal:
+        yield Screen(None)
+        return
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Screen(bar)
+
+
+class Screen:
+    """Says lines, and how far a run is. What others print meanwhile goes above the bar."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._pace = Pace()
+
+    def say(self, line: str) -> None:
+        console.print(line, markup=False)
+
+    def beat(self, step: int, steps: int, note: str) -> None:
+        if self._bar is None:
+            line = self._pace.line(step, steps, note, time.monotonic())
+            if line:
+                self.say(line)
+            return
+        if self._task is None or self._pace.went_back(step):
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("", total=steps, completed=step)
+        self._pace.seen = step
+        self._bar.update(self._task, completed=step, description=f"step {step}/{steps} · {note}")
+
+
+@dataclass(slots=True)
+class Pace:
+    """Turns steps into lines with the time that is left, judged from the first step that was seen since a start."""
+
+    seen: int = -1
+    _first: tuple[int, float] = (0, 0.0)
+    _said_s: float = -math.inf
+
+    def went_back(self, step: int) -> bool:
+        """Whether the run was started again from an older step than was seen."""
+        return step < self.seen
+
+    def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
+        """The line for this step; None if the last one is too fresh and the job goes on."""
+        if self.seen < 0 or self.went_back(step):
+            self._first = (step, now_s)
+        self.seen = step
+        if now_s - self._said_s < EVERY_S and step < steps:
+            return None
+        self._said_s = now_s
+        first_step, first_s = self._first
+        if step == first_step:
+            return f"step {step}/{steps} · {note}"
+        return (
+            f"step {step}/{steps} · {note} · {duration((now_s - first_s) / (step - first_step) * (steps - step))} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Such as 0:07, 2:30 or 1:02:03."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

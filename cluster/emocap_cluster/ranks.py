@@ -1,111 +1,72 @@
-"""Run one function on every rank of a job, with Ray Train as the control plane."""
+"""One attempt: a function on every rank of a job, with Ray Train as the control plane."""
 
 import logging
 import os
-import socket
 import tempfile
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
-# Ray Train polls its workers; its default of 2 s is felt at the start and the end of short jobs.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-# Accelerator variables stay as the node has them; Ray asks for this to be said.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import ray
 import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-from emocap_cluster.errors import NoCluster, RankFailed
+from emocap_cluster.causes import unwrapped
+from emocap_cluster.errors import RankFailed
+from emocap_cluster.output import name_lines
+from emocap_cluster.placement import Placement
 from emocap_cluster.runtime import RayRuntime
 
-ANSWER_S = 10.0
+Function = Callable[[RayRuntime], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What all nodes of the cluster have together."""
+def start(
+    function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int
+) -> Future[None]:
+    """Call `function` once on each rank, with the torch process group made; the future ends when all have.
 
-    cpus: int
-    gpus: int
-
-
-@contextmanager
-def connected(env: Mapping[str, str]) -> Generator[Resources]:
-    """Join the cluster of `RAY_ADDRESS` or of this host, or start one on this host for as long as the block lasts.
-
-    Args:
-        env: Environment variables for the ranks.
-
-    Raises:
-        NoCluster: If Ray can neither be joined nor started.
-    """
-    _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
-    # That a new cluster asks for a token is how it should be, and no warning.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # No rank reacts to Ray's drain signal yet, and its watcher prints an error at every start.
-    watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    try:
-        ray.init(
-            runtime_env={"env_vars": {**env, **watcher}},
-            logging_level=logging.WARNING,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS")
-        raise NoCluster(
-            f"Ray {f'at RAY_ADDRESS={address} cannot be joined' if address else 'cannot be started here'}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    try:
-        found = ray.cluster_resources()
-        yield Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
-    finally:
-        ray.shutdown()
-
-
-def _refuse_silence(address: str) -> None:
-    """Ray tries an address for minutes where nobody answers; an address without a port, such as `auto`, is its own."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except OSError as error:
-        raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
-
-
-def on_every_rank(
-    function: Callable[[RayRuntime], None], *, ranks: int, on_gpu: bool, resources: Resources, timeout_s: int
-) -> None:
-    """Call `function` once on each of `ranks` processes, with the torch process group made, and wait for all.
+    It gives `RankFailed` if a rank raised or died.
 
     Args:
         function: Picklable; what it returns is dropped.
-        ranks: Processes of the job.
-        on_gpu: Whether each rank holds one GPU; else each holds its share of the CPUs, at most one.
-        resources: What `connected` found.
+        placement: How many ranks, and what each holds.
+        board: Where the driver asks them to stop.
+        env: Environment variables for the ranks that nobody else is to see; they travel with the function.
         timeout_s: Longest wait in a collective.
-
-    Raises:
-        NoCluster: If the cluster is too small.
-        RankFailed: If a rank raised or died; the first error that a rank raised is its cause.
     """
-    held = {"GPU": 1.0} if on_gpu else {"CPU": min(1.0, resources.cpus / ranks)}
-    if on_gpu and ranks > resources.gpus:
-        raise NoCluster(f"{ranks} ranks need {ranks} GPUs and the cluster has {resources.gpus}; set cluster.ranks.")
-    backend = "nccl" if on_gpu else "gloo"
+    future: Future[None] = Future()
+    act = partial(_fit, partial(_act, function, board, dict(env)), placement, timeout_s)
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:  # noqa: BLE001 - raised where the future is asked
+            future.set_exception(error)
+
+    # Not the main thread: there Ray Train would take SIGINT for itself, and end the ranks without a checkpoint.
+    threading.Thread(target=run, name="attempt", daemon=True).start()
+    return future
+
+
+def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> None:
+    backend = "nccl" if placement.on_gpu else "gloo"
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
         trainer = ray.train.torch.TorchTrainer(
-            partial(_act, function),
-            scaling_config=ScalingConfig(num_workers=ranks, use_gpu=on_gpu, resources_per_worker=held),
+            function,
+            scaling_config=ScalingConfig(
+                num_workers=placement.ranks,
+                use_gpu=placement.on_gpu,
+                resources_per_worker=placement.held,
+                placement_strategy=placement.strategy,
+            ),
             torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=timeout_s),
             run_config=RunConfig(
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),
-                logging_config=LoggingConfig(log_level="WARNING"),
+                # The next attempt, if there is one, may have another number of ranks: that is decided above.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
         )
         try:
@@ -114,28 +75,21 @@ def on_every_rank(
             raise _failure(error) from error
 
 
-def _act(function: Callable[[RayRuntime], None]) -> None:
+def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
     # What a rank raises reaches the driver whole, as the cause of the failure; not every rank need print it too.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    function(RayRuntime())
+    os.environ.update(env)
+    name_lines(ray.train.get_context().get_world_rank())
+    function(RayRuntime(board))
 
 
 def _failure(error: TrainingFailedError) -> RankFailed:
-    """The failure of a rank without the framework's frames around it.
-
-    When one rank raises, the others fail in their next collective: an error of our own packages says more than theirs.
-    """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    causes = {rank: _unwrapped(each) for rank, each in sorted(failures.items())}
-    if not causes:
-        return RankFailed(f"Ray Train could not run the job: {str(error).splitlines()[-1]}")
-    rank, cause = next(
-        ((rank, cause) for rank, cause in causes.items() if type(cause).__module__.startswith("emocap_")),
-        next(iter(causes.items())),
-    )
-    return RankFailed(f"rank {rank} failed: {cause}", cause=cause)
+    if failures:
+        return RankFailed("ranks failed", errors={rank: unwrapped(each) for rank, each in failures.items()})
+    reason = getattr(error, "controller_failure", error)
+    return RankFailed(f"Ray could not start the ranks: {_last_line(reason)}")
 
 
-def _unwrapped(error: Exception) -> Exception:
-    inner = getattr(error, "cause", None) or error.__cause__ or getattr(error, "_base_exc", None)
-    return _unwrapped(inner) if isinstance(inner, Exception) else error
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

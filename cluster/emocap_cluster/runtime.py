@@ -1,15 +1,21 @@
 """A rank's place under Ray Train; matches the training function's `Runtime` protocol by shape."""
 
 import math
-import sys
+import socket
+import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 
-EVERY_S = 5.0
+from emocap_cluster.board import Beat
+
+SHORTEST_BEAT_S = 0.5
+RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,15 @@ class Place:
 
 
 class RayRuntime:
-    """Made inside a Ray Train worker."""
+    """Made inside a Ray Train worker.
 
-    def __init__(self) -> None:
+    Rank 0 alone listens to the driver and speaks of progress: the training loop takes the word of one rank for all.
+
+    Args:
+        board: Handle of the job's `Board`.
+    """
+
+    def __init__(self, board: Any) -> None:
         context = ray.train.get_context()
         self.place = Place(
             context.get_world_rank(),
@@ -35,39 +47,36 @@ class RayRuntime:
         )
         device = ray.train.torch.get_device()
         self.device = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
-        self._pace = Pace()
+        self._board = board
+        self._stop = threading.Event()
+        self._beat_s = -math.inf
+        board.here.remote(self.place.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
+        if self.place.rank == 0:
+            threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
 
     def should_stop(self) -> bool:
-        """Never: when Ray loses a rank, the next start goes on from the newest committed checkpoint."""
-        return False
+        """Whether the driver asked: it was told to end, a node is about to go, or there is room for more ranks."""
+        return self._stop.is_set()
 
-    def committed(self, checkpoint: str) -> None:
-        """Ray is told nothing: at a start the store's manifests are the truth, not Ray's memory."""
+    def committed(self, checkpoint: str) -> None:  # noqa: ARG002
+        """Tells the driver that this is a good time to grow.
+
+        Ray Train itself is told nothing: its `report` holds all ranks for up to 2 s, and at a start the manifests in
+        the store are the truth, not Ray's memory.
+        """
+        if self.place.rank == 0:
+            self._board.committed.remote()
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        """A line in the driver's terminal, at most one in `EVERY_S` seconds; it reads well in a job's log too."""
-        line = self._pace.line(step, steps, note, time.monotonic())
-        if line:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= SHORTEST_BEAT_S or step >= steps:
+            self._beat_s = now_s
+            self._board.beat.remote(Beat(step, steps, note))
 
-
-@dataclass(slots=True)
-class Pace:
-    """Turns steps into lines with the time that is left, judged from the first step that was seen."""
-
-    _first: tuple[int, float] | None = None
-    _said_s: float = -math.inf
-
-    def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
-        """The line for this step; None if the last one is too fresh and the job goes on."""
-        self._first = self._first or (step, now_s)
-        if now_s - self._said_s < EVERY_S and step < steps:
-            return None
-        self._said_s = now_s
-        first_step, first_s = self._first
-        done = step - first_step
-        if not done:
-            return f"step {step}/{steps} · {note}"
-        left = timedelta(seconds=round((now_s - first_s) / done * (steps - step)))
-        return f"step {step}/{steps} · {note} · {str(left).removeprefix('0:').removeprefix('0')} left"
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if ray.get(self._board.stop_asked.remote()):
+                    self._stop.set()
+            except RayActorError:  # The board's process is lost and comes back; until then nobody can ask.
+                time.sleep(RETRY_S)

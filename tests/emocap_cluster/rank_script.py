@@ -1,13 +1,27 @@
-"""What becomes of jobs on a Ray of their own, one JSON line each; a process of its own, as Ray leaves things behind."""
+"""What becomes of jobs on Ray, one JSON line each; a process of its own, as Ray leaves things behind.
+
+`rank_script.py FOLDER` has a Ray of its own, `rank_script.py FOLDER nodes` one with two nodes that come and go.
+"""
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from emocap_cluster.cluster import Cluster, connected
 from emocap_cluster.errors import ClusterError
-from emocap_cluster.ranks import Resources, connected, on_every_rank
+from emocap_cluster.placement import Wish
+from emocap_cluster.restarts import Cause, Restarts
 from emocap_cluster.runtime import RayRuntime
+from emocap_cluster.supervise import Job, supervise
+
+PATIENCE_S = 2.0
 
 
 def tell(**facts: object) -> None:
@@ -15,52 +29,202 @@ def tell(**facts: object) -> None:
     sys.stdout.flush()
 
 
-def run(name: str, function: object, resources: Resources) -> None:
+@dataclass
+class FileRecord:
+    """A run whose folder has a file `done`, one `progress`, and one for each failure."""
+
+    folder: Path
+
+    def done(self) -> bool:
+        return (self.folder / "done").exists()
+
+    def progress(self) -> int:
+        file = self.folder / "progress"
+        return int(file.read_text()) if file.exists() else 0
+
+    def failures(self) -> Sequence[Cause]:
+        file = self.folder / "failure"
+        if not file.exists():
+            return []
+        found = [Cause(**json.loads(file.read_text()))]
+        file.unlink()
+        return found
+
+    def judge(self, rank: int, error: Exception) -> Cause:
+        lost = "gloo" in str(error)
+        return Cause(type(error).__name__, str(error), rank, lost=lost, final=isinstance(error, ClusterError))
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.beats: list[list[object]] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def beat(self, *beat: object) -> None:
+        self.beats.append(list(beat))
+
+
+def run(
+    name: str,
+    folder: Path,
+    cluster: Cluster,
+    function: Callable[[Path, RayRuntime], None],
+    *,
+    ranks: int | None = 2,
+) -> None:
+    place = folder / name.replace(" ", "-")
+    place.mkdir()
+    screen = Lines()
+    wish = Wish(ranks, least=1, most=8, on_gpu=False)
+    job = Job(
+        lambda runtime: function(place, runtime), wish, Restarts(3), PATIENCE_S, timeout_s=60, env={"SECRET": "hidden"}
+    )
     try:
-        on_every_rank(function, ranks=2, on_gpu=False, resources=resources, timeout_s=60)  # type: ignore[arg-type]
-        tell(name=name)
+        story = supervise(job, cluster, FileRecord(place), screen)
+        attempts = [[each.ranks, each.ended.how.value, str(each.ended.cause or "")] for each in story.attempts]
+        tell(name=name, how=story.how.value, attempts=attempts, said=screen.said, beats=screen.beats)
     except ClusterError as error:
-        cause = getattr(error, "cause", None)
-        tell(name=name, kind=type(error).__name__, message=str(error), cause=type(cause).__name__, why=str(cause))
+        tell(name=name, kind=type(error).__name__, message=str(error), cause=type(error.cause).__name__)  # type: ignore[attr-defined]
 
 
-def jobs(folder: str, resources: Resources) -> None:
-    def sees(runtime: RayRuntime) -> None:
-        import torch.distributed as dist
+def first_time(place: Path, rank: int) -> bool:
+    mark = place / f"tried-{rank}"
+    before = mark.exists()
+    mark.touch()
+    return not before
 
-        place = runtime.place
-        numbers = [None] * place.world
-        dist.all_gather_object(numbers, place.rank * 10)
-        seen = [place.rank, place.world, place.local_rank, place.local_world, runtime.device, os.environ["GREETING"]]
-        Path(folder, str(place.rank)).write_text(json.dumps([*seen, numbers, runtime.should_stop()]))
 
-    def fails_on(rank: int) -> object:
-        def fails(runtime: RayRuntime) -> None:
-            import torch.distributed as dist
+def sees(place: Path, runtime: RayRuntime) -> None:
+    import torch.distributed as dist
 
-            if runtime.place.rank == rank:
-                raise ClusterError("the data ran out")
-            dist.barrier()
+    at = runtime.place
+    numbers = [None] * at.world
+    dist.all_gather_object(numbers, at.rank * 10)
+    env = [os.environ["GREETING"], os.environ["SECRET"]]
+    seen = [at.rank, at.world, at.local_rank, at.local_world, runtime.device, *env, numbers, runtime.should_stop()]
+    (place / str(at.rank)).write_text(json.dumps(seen))
+    sys.stderr.write(f"I am {at.rank}\n")
+    if at.rank == 0:
+        runtime.heartbeat(5, 5, "loss 1.0")
+        time.sleep(2.0)
+        (place / "done").touch()
+    dist.barrier()
 
-        return fails
 
-    def dies(runtime: RayRuntime) -> None:
-        import torch.distributed as dist
+def is_killed(place: Path, runtime: RayRuntime) -> None:
+    import torch.distributed as dist
 
-        if runtime.place.rank == 1:
-            os._exit(1)
+    rank = runtime.place.rank
+    (place / f"began-{rank}-{time.time()}").touch()
+    if first_time(place, rank):
+        if rank == 1:
+            (place / f"killed-{time.time()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         dist.barrier()
+    (place / "done").touch()
 
-    run("sees", sees, resources)
-    run("fails on 0", fails_on(0), resources)
-    run("fails on 1", fails_on(1), resources)
-    run("dies", dies, resources)
+
+def has_a_bug(place: Path, runtime: RayRuntime) -> None:
+    import torch.distributed as dist
+
+    if runtime.place.rank == 1:
+        (place / "failure").write_text(json.dumps({"kind": "ValueError", "message": "bad", "rank": 1, "step": 7}))
+        raise ValueError("bad")
+    dist.barrier()
+
+
+def is_set_wrongly(_place: Path, runtime: RayRuntime) -> None:
+    import torch.distributed as dist
+
+    if runtime.place.rank == 1:
+        raise ClusterError("the data ran out")
+    dist.barrier()
+
+
+def waits_to_be_stopped(place: Path, runtime: RayRuntime) -> None:
+    """Saves every half second; on the way out too."""
+    step = int((place / "progress").read_text()) if (place / "progress").exists() else 0
+    until_s = time.monotonic() + 60
+    while time.monotonic() < until_s:
+        step += 1
+        stopping = stops(runtime)
+        if runtime.place.rank == 0:
+            (place / "progress").write_text(str(step))
+            (place / f"ready-{runtime.place.world}").touch()
+            runtime.committed("a checkpoint")
+        if stopping:
+            return
+        time.sleep(0.5)
+
+
+def stops(runtime: RayRuntime) -> bool:
+    import torch
+    import torch.distributed as dist
+
+    flag = torch.tensor(int(runtime.should_stop()))
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def when(file: Path, act: Callable[[], object]) -> None:
+    """Act once the file is there."""
+
+    def wait() -> None:
+        while not file.exists():
+            time.sleep(0.2)
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def on_one_node(folder: Path, cluster: Cluster) -> None:
+    run("sees", folder, cluster, sees)
+    run("killed", folder, cluster, is_killed)
+    run("bug", folder, cluster, has_a_bug)
+    run("wrong", folder, cluster, is_set_wrongly)
+    when(folder / "stopped" / "ready-2", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run("stopped", folder, cluster, waits_to_be_stopped)
+
+
+def on_nodes(folder: Path) -> None:
+    """A head without CPUs; one node, then two (the job grows), then one is drained (it goes on without it)."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes.add_node(num_cpus=2)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    place = folder / "moves"
+    added = []
+
+    def drain() -> None:
+        node, here = added[0], str(Path(sys.executable).with_name("ray"))
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command = [here, "drain-node", "--address", nodes.address, "--node-id", node.node_id, *reason]
+        subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
+        when(place / "ready-2-again", lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    when(place / "ready-2", lambda: [added.append(nodes.add_node(num_cpus=2)) for _ in range(2)])
+    when(place / "ready-3", drain)
+    with connected({}) as cluster:
+        run("moves", folder, cluster, moves, ranks=None)
+
+
+def moves(place: Path, runtime: RayRuntime) -> None:
+    if runtime.place.world == 2 and (place / "ready-3").exists():
+        (place / "ready-2-again").touch()
+    waits_to_be_stopped(place, runtime)
 
 
 if __name__ == "__main__":
     try:
-        with connected({"GREETING": "hello"}) as found:
-            tell(name="connected", cpus=found.cpus, gpus=found.gpus)
-            jobs(sys.argv[1], found)
+        if "nodes" in sys.argv:
+            on_nodes(Path(sys.argv[1]))
+        else:
+            with connected({"GREETING": "hello"}) as found:
+                tell(name="connected", own=found.own, cpus=found.nodes()[0].cpus)
+                on_one_node(Path(sys.argv[1]), found)
     except ClusterError as error:
         tell(name="connected", kind=type(error).__name__, message=str(error))

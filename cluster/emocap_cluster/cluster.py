@@ -1,0 +1,117 @@
+"""The Ray cluster that a job runs on: the one of RAY_ADDRESS or of this host, or one of its own."""
+
+import logging
+import os
+import socket
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray._private.state import state as ray_state  # pyright: ignore[reportPrivateUsage]
+from ray.exceptions import RayActorError
+from ray.util.debug import log_once
+
+from emocap_cluster.board import News, put_up
+from emocap_cluster.errors import NoCluster
+from emocap_cluster.placement import Node, Placement
+
+ANSWER_S, NEWS_S = 10.0, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray that this process is connected to. `own` ones were started for it and have this host alone."""
+
+    own: bool
+    board: Any
+
+    def news(self) -> News | None:
+        """What the ranks have said; None while the board's process is lost and comes back, or the host is slow."""
+        try:
+            answer: Any = ray.get(self.board.news.remote(), timeout=NEWS_S)
+        except (RayActorError, TimeoutError):
+            return None
+        return answer
+
+    def nodes(self) -> list[Node]:
+        """All nodes that Ray counts; a node that has just died may be among the living for some seconds."""
+        draining = _draining()
+        return [
+            Node(
+                id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                cpus=int(node["Resources"].get("CPU", 0)),
+                gpus=int(node["Resources"].get("GPU", 0)),
+                alive=node["Alive"],
+                draining=node["NodeID"] in draining,
+            )
+            for node in ray.nodes()
+        ]
+
+    def has_free(self, more: int, placement: Placement) -> bool:
+        """Whether `more` ranks like the placed ones could start beside what runs now."""
+        free = ray.available_resources()
+        return all(free.get(name, 0.0) >= more * amount for name, amount in placement.held.items())
+
+
+def _draining() -> Mapping[str, int]:
+    """Nodes that are about to go. Ray's public functions do not tell; Ray Train's own watcher asks this one."""
+    return ray_state.get_draining_nodes()
+
+
+@contextmanager
+def connected(env: Mapping[str, str]) -> Generator[Cluster]:
+    """Join the cluster of `RAY_ADDRESS` or of this host, or start one on this host for as long as the block lasts.
+
+    One that is started here asks for a token and listens on this host alone (Ray's defaults since 2.60).
+
+    Args:
+        env: Environment variables for the ranks. Ray shows them in its dashboard, so there are no secrets among them.
+
+    Raises:
+        NoCluster: If Ray can neither be joined nor started.
+    """
+    _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
+    # That a new cluster asks for a token is how it should be, and no warning.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    log_once("log_dedup_warning")  # Said already, so that Ray does not explain the folding of repeated lines.
+    try:
+        own = _init({"env_vars": dict(env)})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise NoCluster(
+            f"Ray {f'at RAY_ADDRESS={address} cannot be joined' if address else 'cannot be started here'}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    try:
+        yield Cluster(own, put_up())
+    finally:
+        ray.shutdown()
+
+
+def _init(runtime_env: dict[str, Any]) -> bool:
+    """Join what there is or start a Ray here; whether it was started."""
+    join = partial(ray.init, runtime_env=runtime_env, logging_level=logging.WARNING)
+    if os.environ.get("RAY_ADDRESS"):
+        join()
+        return False
+    try:
+        join("auto")
+    except ConnectionError:  # There is none on this host.
+        join("local")
+        return True
+    return False
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray tries an address for minutes where nobody answers; an address without a port, such as `auto`, is its own."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error

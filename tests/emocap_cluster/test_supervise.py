@@ -1,0 +1,111 @@
+"""Jobs on a real Ray: ranks that die, err, grow in number and are taken away."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emocap_cluster.cluster import connected
+from emocap_cluster.errors import NoCluster
+
+slow = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("rank_script.py")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the script said of each job, what ranks printed, and where they left their files."""
+
+    jobs: dict[str, dict[str, Any]]
+    printed: str
+    folder: Path
+
+
+def told(folder: Path, *arguments: str) -> Told:
+    # Short, because Ray puts sockets below it; and its own, so that no other cluster of this machine is joined.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as place:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"RAY_TMPDIR": place, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        command = [sys.executable, str(SCRIPT), str(folder), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=env)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    assert lines, done.stderr[-3000:]
+    return Told({line.pop("name"): line for line in lines}, done.stdout + done.stderr, folder)
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return told(tmp_path_factory.mktemp("one"))
+
+
+@slow
+@pytest.mark.timeout(550)
+def test_ranks_are_numbered_meet_in_one_process_group_and_have_their_environment(one_node: Told) -> None:
+    assert one_node.jobs["sees"]["attempts"] == [[2, "done", ""]]
+    for rank in range(2):
+        seen = json.loads((one_node.folder / "sees" / str(rank)).read_text())
+        assert seen == [rank, 2, rank, 2, "cpu", "hello", "hidden", [0, 10], False]
+
+
+@slow
+def test_the_driver_hears_how_far_rank_0_is_and_lines_carry_their_rank(one_node: Told) -> None:
+    assert one_node.jobs["sees"]["beats"] == [[5, 5, "loss 1.0"]]
+    assert "\n[rank 0] I am 0\n" in one_node.printed or "\n[rank 1] I am 1\n" in one_node.printed
+    assert "hidden" not in one_node.printed
+
+
+@slow
+def test_a_rank_that_is_killed_is_named_and_the_job_goes_on(one_node: Told) -> None:
+    job = one_node.jobs["killed"]
+    assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
+    assert "rank 1" in job["attempts"][0][2]
+    assert "Killed" in job["attempts"][0][2]
+    assert "Starting again now, from the beginning." in job["said"][0]
+
+
+@slow
+def test_a_bug_is_tried_twice_and_told_with_rank_step_kind_and_message(one_node: Told) -> None:
+    job = one_node.jobs["bug"]
+    assert job["kind"] == "RankFailed"
+    assert job["message"].startswith("rank 1 failed at step 7: ValueError: bad (the same twice in a row")
+    assert job["cause"] == "ValueError"
+
+
+@slow
+def test_a_final_error_is_not_tried_again_and_arrives_whole(one_node: Told) -> None:
+    job = one_node.jobs["wrong"]
+    assert job == {
+        "kind": "RankFailed",
+        "message": "rank 1 failed: ClusterError: the data ran out",
+        "cause": "ClusterError",
+    }
+
+
+@slow
+def test_sigterm_of_the_driver_lets_the_ranks_save_and_ends_the_job_as_stopped(one_node: Told) -> None:
+    job = one_node.jobs["stopped"]
+    assert job["how"] == "stopped"
+    assert [each[1] for each in job["attempts"]] == ["stopped"]
+    assert int((one_node.folder / "stopped" / "progress").read_text()) > 0
+
+
+@slow
+@pytest.mark.timeout(550)
+def test_a_job_grows_when_nodes_come_and_leaves_one_that_is_announced_to_go(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    job = told(tmp_path_factory.mktemp("many"), "nodes").jobs["moves"]
+    assert [each[:2] for each in job["attempts"]] == [[2, "growing"], [3, "drained"], [2, "stopped"]]
+    assert "A node is about to be taken away: the ranks save and go on without it." in job["said"]
+
+
+def test_an_address_where_nobody_answers_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(NoCluster, match=r"RAY_ADDRESS=127\.0\.0\.1:9"), connected({}):
+        pytest.fail("there is no cluster at the discard port")
