@@ -8,17 +8,18 @@ import pytest
 from emocap_shards.synthetic.dataset import record as face
 from PIL import Image
 
+from launch import record
 from launch.measurement import REPOSITORY
+from launch.record import Occasion
 
 BENCHMARKS = Path(__file__).parents[2] / "shards" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from data_bench import first, mixing, plots, record, scale, tables  # noqa: E402 - beside the script that is tested
+from data_bench import first, mixing, plots, scale, tables  # noqa: E402 - beside the script that is tested
 from data_bench.command import main  # noqa: E402
 from data_bench.dataset import Datasets, Wanted, commented, prepare  # noqa: E402
 from data_bench.host import BARE, OURS, Host, HostError, Pythons  # noqa: E402
 from data_bench.hosts.task import Task  # noqa: E402
-from data_bench.machine import Occasion  # noqa: E402
 from data_bench.place import local  # noqa: E402
 
 SAMPLES = 600

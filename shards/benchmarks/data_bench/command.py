@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
+from launch import record
 from launch.measurement import REPOSITORY
+from launch.record import Line, Occasion, occasion
 
-from . import first, mixing, pictures, plots, record, scale, stream, tables
+from . import first, mixing, pictures, plots, scale, stream, tables
 from .dataset import Datasets, Wanted, faces, prepare
 from .host import HostError, Pythons
-from .machine import Occasion, occasion
 from .place import FILE, S3, Place, local, served, uploaded
-from .record import Line
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
 _PAGE = REPOSITORY / "docs" / "streaming-benchmarks.md"
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    about = occasion()
+    about = occasion("shards/benchmarks")
     target = options.out / f"{options.command}.jsonl"
     _say(f"{about.device}; load {about.load_before:.2f} before; records go to {target}")
     lines = {

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.measurement import spread
+from launch.record import Line, Occasion, line
 
 from .dataset import Datasets
 from .host import HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import BATCH, Task
-from .machine import Occasion
 from .place import Place
-from .record import Line, line
 
 WHAT = "seconds to the first batch"
 RESUMED_AT = 0.9

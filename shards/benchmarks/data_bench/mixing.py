@@ -9,10 +9,9 @@ from emocap_shards.order import Layout, Order
 from webdataset.filters import _shuffle as buffered  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from launch.measurement import spread
+from launch.record import Line, Occasion, line, versions
 
 from .host import OURS
-from .machine import Occasion, versions
-from .record import Line, line
 
 WHAT = "shuffle"
 CLASSES = 8

@@ -9,10 +9,9 @@ from emocap_shards.sample import Record
 from PIL import Image
 
 from launch.measurement import ratios, spread
+from launch.record import Line, Occasion, line
 
 from .host import Pythons, call, python_command
-from .machine import Occasion
-from .record import Line, line
 
 QUALITY = 90
 WHAT = {"decoders": "seconds to decode a JPEG", "resizers": "seconds to crop and resize to 224 px"}

@@ -8,7 +8,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .record import Line
+from launch.record import Line
+
 from .tables import stream_title
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision.

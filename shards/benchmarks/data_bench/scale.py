@@ -16,13 +16,12 @@ from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
 
 from launch.measurement import spread
+from launch.record import Line, Occasion, line, versions
 
 from .dataset import Datasets
 from .host import OURS, HostError, Pythons, System, once, systems, versions_of
 from .hosts.task import Task
-from .machine import Occasion, versions
 from .place import FILE, Place
-from .record import Line, line
 
 MEMORY, MANIFEST, PLAN = "memory of a reader", "seconds to read the manifest", "seconds to plan a step"
 BATCHES = 4

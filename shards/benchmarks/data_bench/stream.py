@@ -7,13 +7,12 @@ from itertools import product
 from typing import Any
 
 from launch.measurement import ratios, spread
+from launch.record import Line, Occasion, line
 
 from .dataset import Datasets
 from .host import BARE, OURS, Host, HostError, Pythons, System, systems, versions_of
 from .hosts.task import Pass, Task
-from .machine import Occasion
 from .place import Place
-from .record import Line, line
 
 WHAT = "samples per second"
 

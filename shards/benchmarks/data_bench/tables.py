@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.measurement import Spread
-
-from .record import Line
+from launch.record import Line
 
 Cell = Callable[[Line], str]
 Key = tuple[Any, ...]

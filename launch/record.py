@@ -1,14 +1,49 @@
-"""The measurements as JSON lines, of which all tables and plots are made."""
+"""The measurements as JSON lines, of which tables and plots are made: one form for whoever needs no other."""
 
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from os import cpu_count, getloadavg
 from pathlib import Path
 from typing import Any
 
-from launch.measurement import Spread
+from launch.measurement import Spread, commit, cpu_model
 
-from .machine import Occasion
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """What all lines of one run share.
+
+    Attributes:
+        load_before: Processes that wanted a core in the minute before the run began, on average: what disturbs it.
+    """
+
+    device: str
+    load_before: float
+    commit: str | None
+    date: str
+    command: str
+
+
+def occasion(program: str) -> Occasion:
+    """Here and now; `program` is what was called, such as `shards/benchmarks`."""
+    return Occasion(
+        device=f"{cpu_model()}, {cpu_count()} cores",
+        load_before=round(getloadavg()[0], 2),
+        commit=commit(),
+        date=datetime.now(UTC).date().isoformat(),
+        command=shlex.join(["python", program, *sys.argv[1:]]),
+    )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of this Python, and of packages in it."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
