@@ -8,7 +8,7 @@
 Hosts `node1`, `node2`, ... have the addresses 10.231.N.1, .2, ... on a bridge, N being free on this machine; the
 process that made them is at .254 and is called `outside`. They see the same file system except for /tmp, which is their
 own, empty, and lost with the power; `folder` is seen by all of them at the same path. There is no way to the internet.
-All of it ends with this process, also when that is killed; what such an end leaves of the bridge, the next one removes.
+All of it ends with this process, also when that is killed; what such an end leaves of the lines, the next one removes.
 """
 
 import os
@@ -203,11 +203,12 @@ def _claimed() -> int:
 
 
 def _remove_leftovers() -> None:
-    """Bridges of processes that were killed; their hosts ended with them."""
+    """Bridges of processes that were killed. Their hosts ended with them, but a line may outlast its host's end."""
     for bridge in Path("/sys/class/net").glob(f"{PREFIX}*/bridge"):
         alias = (bridge.parent / "ifalias").read_text().strip()
         if alias and not psutil.pid_exists(int(alias)):
-            _ip(f"link delete {bridge.parent.name}", may_fail=True)
+            for line in [*bridge.parent.glob("brif/*"), bridge.parent]:
+                _ip(f"link delete {line.name}", may_fail=True)
 
 
 def _ip(*lines: str, within: Sequence[str] = (), may_fail: bool = False) -> bool:

@@ -1,0 +1,41 @@
+"""One testbed for all drills, and one Ray over it for each module that asks for it."""
+
+from collections.abc import Iterator
+
+import pytest
+from hosts import missing
+from launchers import srun, succeed
+from ray_cluster import RayCluster, ray_cluster
+from testbed import Testbed, Unbroken, laid_out
+
+
+@pytest.fixture(scope="session")
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    if reason := missing():
+        pytest.skip(reason)
+    with laid_out(tmp_path_factory.mktemp("drills")) as ready:
+        yield ready
+
+
+@pytest.fixture(scope="session")
+def unbroken(testbed: Testbed) -> Unbroken:
+    """What every drill is compared with, whatever its launcher."""
+    run = testbed.new_run("unbroken")
+    succeed(srun(testbed, run))
+    return Unbroken.of(run)
+
+
+@pytest.fixture(scope="module")
+def running(testbed: Testbed, unbroken: Unbroken) -> Iterator[RayCluster]:
+    """Up before the first drill of a module; `unbroken` comes first, while the hosts are empty."""
+    with ray_cluster(testbed) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: RayCluster) -> Iterator[RayCluster]:
+    """Whole at the begin of each drill, whatever the one before has broken."""
+    running.up()
+    yield running
+    for job in running.jobs:
+        job.kill()

@@ -1,0 +1,231 @@
+"""What all drills share: hosts, a real S3 and MLflow outside of them, a dataset, tiny runs and their curves."""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from emocap_shards.errors import NotFound
+from emocap_shards.store import Store, open_store
+from emocap_shards.synthetic.dataset import records
+from emocap_shards.writer import write_shards
+from hosts import Hosts, Process
+from mlflow_server import MlflowServer
+
+from emocap_pretrain.checkpoint.manifest import committed
+from launch.local_s3 import BUCKET, LocalS3
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+FAULTS = Path(__file__).parent / "faults"
+PACKAGES = ("kernels", "shards", "cluster")
+HOSTS = 3
+STEPS, BATCH, SAMPLES = 40, 12, 55  # The last step of an epoch has 7 samples, uneven over 3 ranks like the others.
+EVERY_STEPS = 5
+NOISE = 1e-5  # Of sums in another order, relative.
+LIMIT_S = 180.0
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a drill; a launcher starts it."""
+
+    name: str
+    config: Path
+    url: str
+    mlflow: MlflowServer
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.url)
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's; None before the run has begun."""
+        try:
+            return str(json.loads(self.store.read("run.json"))["run_id"])
+        except NotFound:
+            return None
+
+    @property
+    def status(self) -> str:
+        return str(self.mlflow.run(str(self.run_id))["info"]["status"])
+
+    @property
+    def step(self) -> int:
+        """The newest that MLflow has heard of."""
+        return max((step for step, _ in self.curve()), default=0)
+
+    @property
+    def saved(self) -> int:
+        """The step of the newest checkpoint."""
+        return max((each.step for each in committed(self.store)), default=0)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the newest checkpoint says of the loop: cursor, ranks and the rest."""
+        return committed(self.store)[0].state
+
+    def curve(self) -> Curve:
+        """Step and loss of every point that MLflow has; a step that was logged twice is there twice."""
+        return self.mlflow.points(self.run_id, "loss") if self.run_id else []
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What each start of the run said of itself."""
+        paths = sorted(entry.path for entry in self.store.list("starts") if entry.path.endswith("/start.json"))
+        return [json.loads(self.store.read(path)) for path in paths]
+
+
+@dataclass(frozen=True, slots=True)
+class Unbroken:
+    """A run that nothing disturbed, on all hosts."""
+
+    curve: Curve
+    cursor: Any
+
+    @classmethod
+    def of(cls, run: Run) -> "Unbroken":
+        curve = run.curve()
+        assert [step for step, _ in curve] == list(range(1, STEPS + 1))
+        assert curve[-1][1] < curve[0][1]
+        return cls(curve, run.state["cursor"])
+
+    def check(self, run: Run, *, same_ranks: bool = True) -> None:
+        """That a run has gone the same way, every step once, and has consumed the same samples.
+
+        Args:
+            run: One that is done.
+            same_ranks: Whether all of it was done by as many ranks: then equal means to the bit.
+        """
+        curve = run.curve()
+        assert [step for step, _ in curve] == [step for step, _ in self.curve]
+        if same_ranks:
+            assert curve == self.curve
+        else:
+            assert [loss for _, loss in curve] == pytest.approx([loss for _, loss in self.curve], rel=NOISE)
+        assert run.status == "FINISHED"
+        assert run.saved == STEPS
+        assert run.state["cursor"] == self.cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Testbed:
+    __test__ = False
+
+    folder: Path
+    hosts: Hosts
+    s3: LocalS3
+    mlflow: MlflowServer
+    env: dict[str, str]
+
+    def new_run(
+        self, name: str, *, fault: Mapping[str, Any] | None = None, cluster: Mapping[str, Any] | None = None
+    ) -> Run:
+        """A config of its own, and what is to happen in its ranks.
+
+        Args:
+            name: Of the run.
+            fault: See faults/sitecustomize.py; at least steps take 0.1 s longer, so that there is time to interfere.
+            cluster: Settings of that section.
+        """
+        folder = self.folder / name
+        folder.mkdir()
+        url = f"s3://{BUCKET}/runs/{name}"
+        (folder / "cfg.yaml").write_text(yaml.safe_dump(self._config(name, url, cluster or {})))
+        (self.folder / "fault.json").write_text(json.dumps({"name": name, "pace_s": 0.1, **(fault or {})}))
+        return Run(name, folder / "cfg.yaml", url, self.mlflow)
+
+    def empty(self) -> None:
+        """All hosts are switched off and on again."""
+        for number in self.hosts.numbers:
+            if self.hosts.is_on(number):
+                self.hosts.power_off(number)
+            self.hosts.power_on(number)
+
+    def _config(self, name: str, url: str, cluster: Mapping[str, Any]) -> dict[str, Any]:
+        image = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        return {
+            "name": name,
+            "url": url,
+            "steps": STEPS,
+            "global_batch": BATCH,
+            # Without a cache every step reads from S3.
+            "data": {"url": f"s3://{BUCKET}/faces", "workers": 0, "shuffle_window": 24, "cache_gb": 0},
+            "model": {
+                "embedding": 16,
+                "image": {"name": "vit_tiny_patch16_224", "pixels": 16, "options": image},
+                "text": {
+                    "architecture": {"width": 16, "layers": 1, "heads": 2},
+                    "vocabulary": 300,
+                    "lengths": {"global": 16, "local": 16, "summary": 24},
+                },
+            },
+            "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+            "cluster": {
+                "ranks": HOSTS,
+                "device": "cpu",
+                "threads_per_rank": 1,
+                "timeout_s": 30,
+                "silence_s": 10,
+                **cluster,
+            },
+            "checkpoint": {"every_steps": EVERY_STEPS},
+            "tracking": {"uri": self.mlflow.uri, "artifacts": None, "every_steps": 1},
+        }
+
+
+@contextmanager
+def laid_out(folder: Path) -> Generator[Testbed]:
+    """Hosts, S3 and MLflow up, and a dataset in the bucket; this process gets the store's credentials, too."""
+    with ExitStack() as stack:
+        hosts = stack.enter_context(Hosts(HOSTS, folder))
+        mlflow = stack.enter_context(MlflowServer(folder / "mlflow", hosts.outside))
+        s3 = stack.enter_context(LocalS3(folder / "s3", host=hosts.outside))
+        monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in s3.environment().items():
+            monkeypatch.setenv(name, value)
+        write_shards(records(SAMPLES, pixels=32), f"s3://{BUCKET}/faces", samples_per_shard=7)
+        mlflow.wait()
+        yield Testbed(folder, hosts, s3, mlflow, _environment(folder, s3))
+
+
+def _environment(folder: Path, s3: LocalS3) -> dict[str, str]:
+    """Of every process on the hosts; nothing of this process's comes in unseen."""
+    return {
+        "PATH": f"{folder}/bin:{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        # This checkout, whichever one the environment was made from.
+        "PYTHONPATH": os.pathsep.join(str(path) for path in (FAULTS, ROOT, *(ROOT / name for name in PACKAGES))),
+        "PYTHONUNBUFFERED": "1",
+        "MPLCONFIGDIR": str(folder / "matplotlib"),
+        "EMOCAP_DRILL": str(folder),
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **s3.environment(),
+    }
+
+
+def until(what: str, ready: Callable[[], object], limit_s: float = LIMIT_S, hint: Callable[[], str] = str) -> float:
+    """Wait for a condition; the seconds that it took. `hint` is what a failure shows."""
+    began = time.monotonic()
+    while not ready():
+        assert time.monotonic() - began < limit_s, f"no {what} in {limit_s:g} s\n{hint()}"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def shown(processes: list[Process]) -> str:
+    """The last words of some processes."""
+    return "\n".join(f"--- {process.log.name}: {process.entry.poll()}\n{process.text[-3000:]}" for process in processes)
