@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,31 +13,39 @@ import torch
 from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
-from emocap_shards.errors import StoreError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.source import Source
 from emocap_shards.store import Store, open_store
 from emocap_shards.stream import Stream
-from safetensors.torch import save_file
 
 from emocap_pretrain import pictures
-from emocap_pretrain.checkpoint import checkpoint as checkpoints
-from emocap_pretrain.checkpoint.checkpoint import Checkpoint
+from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
+from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.retention import Retention
+from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
+from emocap_pretrain.engine.layout import Layout
+from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
 from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.starts import Start
 from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
-from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
+from emocap_pretrain.tracking.spool import Row
+from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
 from emocap_pretrain.world import World
 
 TOKENIZER_SAMPLES = 20_000
 PREVIEWED = 8
+FLUSH_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -60,66 +69,93 @@ class Session:
     tokenizer: Tokenizer
     engine: Engine
     tracker: Tracker
+    saver: Saver
+    guard: Guard
     batches: Iterator[Delivery]
     quarantine: Quarantine
     before: Progress
 
-    def save(self, cursor: Cursor, progress: Progress) -> Checkpoint:
-        """Commit a checkpoint that goes on behind `cursor`; a collective."""
+    def save(self, cursor: Cursor, progress: Progress) -> None:
+        """Begin to commit a checkpoint that goes on behind `cursor`; `saver` tells when it stands. A collective."""
+        self.saver.ready()
+        snapshot = self.engine.snapshot()
+        self.tracker.flush(FLUSH_S)
         state = {
             "config": self.config.stored(),
             "cursor": cursor.to_json(),
             "data_digest": self.data_digest,
+            "engine": self.engine.layout.to_json(),
+            "guard": self.guard.state(),
             "progress": asdict(progress),
-            "ranks": self.world.place.world,
             "run_id": self.tracker.run_id,
+            "unsent": self.tracker.unsent(),
         }
-        checkpoint = checkpoints.save(self.store, self.engine.step, state, self._write, self.world)
+
+        def write(folder: Path) -> None:
+            snapshot.write(folder)
+            if self.world.is_main:
+                (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+
+        self.saver.save(self.engine.step, state, write, snapshot.release)
+
+    @property
+    def judge(self) -> Callable[[float], bool] | None:
+        """Says of a step's loss whether its update shall be made; None where nobody has to look at every loss."""
+        if not self.guard.watches:
+            return None
+        return lambda loss: self.guard.judge(self.engine.step, loss).action == "apply"
+
+    def heed(self, step: int) -> None:
+        """Act on the guard's verdict of the step that is done.
+
+        Raises:
+            RolledBack: If training shall go back to the newest checkpoint; the step's update is left out then.
+            TrainingError: If the run shall stop.
+        """
+        verdict, self.guard.verdict = self.guard.verdict, Verdict()
+        if not verdict.reason:
+            return
         if self.world.is_main:
-            self._sweep()
-        return checkpoint
+            log.warning("%s: %s", verdict.reason, verdict.action)
+        if verdict.action == "rollback":
+            self.world.from_main(lambda: self.guard.remember(self.store, step - 1, verdict.reason))
+            raise RolledBack(
+                f"{verdict.reason}: the run goes back to its newest checkpoint and leaves this update out."
+            )
+        if verdict.action == "stop":
+            raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
 
-    def _sweep(self) -> None:
-        """Old checkpoints go; a store that refuses costs room, not the run."""
-        settings = self.config.checkpoint
-        try:
-            checkpoints.retain(self.store, keep_last=settings.keep_last, keep_every=settings.keep_every)
-        except StoreError as error:
-            log.warning("old checkpoints stay: %s", error)
-
-    def _write(self, folder: Path) -> None:
-        self.engine.save(folder / checkpoints.ENGINE)
-        weights = self.engine.weights()
+    def close(self, status: Status) -> None:
+        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+        self.saver.close()
+        self.tracker.finish(status)
         if self.world.is_main:
-            save_file(weights, folder / checkpoints.WEIGHTS)
-            (folder / checkpoints.TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+            undelivered.leave(self.store, self.tracker.unsent())
 
 
-def open_session(config: Config, world: World) -> Session:
+def open_session(config: Config, world: World, start: Start) -> Session:
     """Build the run on this rank and bring it to the step where it stands; a collective.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch, or the run's folder is another run's.
-        CheckpointError: If the newest checkpoint is of other data or another number of ranks.
+        CheckpointError: If the newest checkpoint is of other data or another model.
     """
     batch_split(config, world.place.world)
-    store = open_store(config.url)
+    store = start.store
     data_digest = _data_digest(config)
     if config.evaluation.url:
         read_manifest(config.evaluation.url)  # Rather now than after the last step.
     run_id = world.from_main(lambda: RunFolder(store).run_id(config))
-    with checkpoints.resumable(store, world) as found:
+    guard = Guard.open(config.health, store, world)
+    with resumable(store, world, _wanted(config, world)) as found:
         if found:
             _check(found[0], config, data_digest, world)
+            guard.load(found[0].state["guard"])
         tokenizer = _tokenizer(config, world, found[1] if found else None)
-        torch.manual_seed(config.seed)
-        engine = Engine(TowerPair(config, tokenizer.vocabulary, weights=not found), config, world)
-        if found:
-            engine.load(found[1] / checkpoints.ENGINE)
-    start = Cursor.from_json(found[0].state["cursor"]) if found else Cursor()
-    stream = _stream(config, world, start)
-    tracker = _tracker(config, world, store, run_id, stream)
-    pin = world.device.startswith("cuda")
+        engine = _engine(config, world, tokenizer, found)
+    stream = _stream(config, world, Cursor.from_json(found[0].state["cursor"]) if found else Cursor())
+    tracker = _tracker(config, world, start, run_id, stream, found[0].state["unsent"] if found else [])
+    settings = config.checkpoint
     return Session(
         config=config,
         world=world,
@@ -128,31 +164,58 @@ def open_session(config: Config, world: World) -> Session:
         tokenizer=tokenizer,
         engine=engine,
         tracker=tracker,
-        batches=batches(config, stream, tokenizer, pin=pin),
+        saver=Saver(store, world, start=start, retention=Retention(settings.keep_last, settings.keep_every)),
+        guard=guard,
+        batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
         quarantine=Quarantine.open(store, world, config.data.error_budget),
         before=Progress(**found[0].state["progress"]) if found else Progress(),
     )
 
 
+def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
+    """Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 the weights."""
+    files: dict[str, frozenset[str]] = {}
+
+    def engine_files(found: Checkpoint) -> frozenset[str]:
+        saved = Layout.from_json(found.state["engine"])
+        now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.place.world)
+        return frozenset(saved.files_for(now, world.place.rank))
+
+    def wanted(found: Checkpoint, path: str) -> bool:
+        if not path.startswith(f"{ENGINE}/"):
+            return world.is_main or path != WEIGHTS
+        files[found.attempt] = files.get(found.attempt) or engine_files(found)
+        return path in files[found.attempt]
+
+    return wanted
+
+
+def _engine(config: Config, world: World, tokenizer: Tokenizer, found: tuple[Checkpoint, Path] | None) -> Engine:
+    torch.manual_seed(config.seed)
+    model = TowerPair(config, tokenizer.vocabulary, weights=not found)
+    if found is None:
+        return Engine(model, config, world)
+    checkpoint, folder = found
+    if world.is_main:
+        fill(model, folder / WEIGHTS)
+    engine = Engine(model, config, world)
+    engine.load(folder, Layout.from_json(checkpoint.state["engine"]), checkpoint.step)
+    return engine
+
+
 def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
-    ranks = found.state["ranks"]
-    if ranks != world.place.world:
-        raise CheckpointError(
-            f"the checkpoint of step {found.step} in {config.url} was saved by {ranks} ranks and now there are "
-            f"{world.place.world}: start with cluster.ranks={ranks}, or start a new run from another url."
-        )
     if found.state["data_digest"] != data_digest:
         raise CheckpointError(
             f"{_named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
             "Give a new run another url."
         )
     if world.is_main:
-        log.info("resuming from step %d", found.step)
+        log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
 
 def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
     if saved:
-        return Tokenizer.from_json((saved / checkpoints.TOKENIZER).read_text(encoding="utf-8"))
+        return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
     settings = config.model.text
     if settings.tokenizer != "data":
         return Tokenizer.load(settings.tokenizer)
@@ -199,14 +262,20 @@ def _data_digest(config: Config) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _tracker(config: Config, world: World, store: Store, run_id: str | None, stream: Stream) -> Tracker:
+def _tracker(
+    config: Config, world: World, start: Start, run_id: str | None, stream: Stream, unsent: list[Row]
+) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
     begun: list[Tracker] = []
+    place = world.place
+    hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        begun.append(MlflowTracker.start(config, run_id))
+        rows = [*unsent, *undelivered.left(start.store)]
+        facts = {"ranks": place.world, "hosts": hosts}
+        begun.append(MlflowTracker.start(config, run_id, number=start.number, facts=facts, unsent=rows))
         if run_id is None:
-            RunFolder(store).begin(config, begun[0].run_id)
+            RunFolder(start.store).begin(config, begun[0].run_id)
             _preview(begun[0], stream)
         return begun[0].run_id
 

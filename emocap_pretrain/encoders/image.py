@@ -41,7 +41,8 @@ class ImageTower(nn.Module):
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"]]:
         if images.shape[0] == 0:  # Every parameter takes part on every rank, also on one without rows.
-            pooled, patches = self(images.new_zeros((1, *images.shape[1:])))
+            # Not through the hooks of ZeRO stage 3, which must see the same modules on all ranks.
+            pooled, patches = self.forward(images.new_zeros((1, *images.shape[1:])))
             return pooled[:0], patches[:0]
         features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
         pooled = self.backbone.forward_head(features, pre_logits=True)

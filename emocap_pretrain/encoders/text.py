@@ -44,7 +44,8 @@ class TextTower(nn.Module):
     def _of_nothing(self, tokens: Tokens) -> Float[Tensor, "0 width"]:
         """No rows, yet every parameter takes part, so that all ranks' gradients exist and hooks fire alike."""
         one = Tokens(tokens.ids.new_zeros((1, 1)), tokens.mask.new_ones((1, 1)))
-        return self(one)[:0]
+        # Not through the hooks of ZeRO stage 3, which must see the same modules on all ranks.
+        return self.forward(one)[:0]
 
 
 def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:

@@ -1,9 +1,10 @@
-"""The one door to DeepSpeed: a step, its state in a folder, its weights as plain tensors."""
+"""One optimizer step, and the state that it leaves: as a copy to be written, and read back on any number of ranks."""
 
-import os
-import warnings
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +13,34 @@ from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
+from emocap_pretrain.engine import zero
+from emocap_pretrain.engine.layout import Layout
+from emocap_pretrain.engine.replay import Cached
+from emocap_pretrain.engine.snapshot import Snapshot, read
 from emocap_pretrain.objective import Objective
 from emocap_pretrain.schedule import learning_rate
 from emocap_pretrain.world import World
 
-TAG = "state"
-BUCKET = 50_000_000  # Elements of a communication buffer; DeepSpeed allocates it whole, whatever the model's size.
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+def _untimed(_section: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class Engine:
-    """Trains a tower pair; `step` counts optimizer steps from 0.
+    """Trains a tower pair; `step` counts optimizer steps from 0, those that were left out too.
 
     The random numbers of a step (dropout) are a function of (seed, step, rank): there is no stream to save.
     """
 
     def __init__(self, model: TowerPair, config: Config, world: World) -> None:
+        """Take hold of the model; every rank gets rank 0's weights."""
         self._config, self._world = config, world
         self._objective = Objective.of(config, world.group)
-        self._engine = _initialise(model, config, world)
+        self._passes = batch_split(config, world.place.world).passes
+        self._engine, self.layout = zero.initialise(model, config, world)
+        self._snapshot = Snapshot(world.place.rank, world.device)
         self.step = 0
         self._finite = torch.ones((), device=world.device)
 
@@ -38,104 +49,108 @@ class Engine:
         """Of the next step."""
         return learning_rate(self._config.optimizer, self.step, self._config.steps)
 
-    def train(self, batch: Batch) -> dict[str, Tensor | float]:
+    def train(
+        self, batch: Batch, *, judge: Callable[[float], bool] | None = None, timed: Timed = _untimed
+    ) -> dict[str, Tensor | float]:
         """One optimizer step on this rank's rows of the global batch.
 
+        Args:
+            batch: As many rows as the split gives this rank; the last step of an epoch may have fewer, even none.
+            judge: Told the loss, which is the same on all ranks, says whether the update shall be made. The host waits
+                for the loss.
+            timed: Opens the sections `forward`, `loss`, `backward` and `update`.
+
         Returns:
-            Scalars by name, still on the device, equal on all ranks.
+            Scalars by name, still on the device, equal on all ranks. `skipped` is 1.0 where no update was made: `judge`
+            said no, or a gradient was not finite, in which case the norm is infinite. `finite` falls to 0 with the
+            first loss or gradient that is not, and stays there.
         """
-        torch.manual_seed(hash((self._config.seed, self.step, self._world.place.rank)) % 2**63)
         rate = self._set_learning_rate()
-        embeddings = cast(Embeddings, self._engine(batch))
-        terms = self._objective(embeddings, batch, self.step)
-        # DeepSpeed leaves out an update that is not finite and goes on; this remembers it until somebody reads.
-        self._finite = self._finite * torch.isfinite(terms.loss.detach())
-        self._engine.backward(terms.loss)
-        norm = self._clip_unsharded()
-        self._engine.step()
+        with timed("forward"):
+            cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
+            embeddings = cached.embeddings if cached else self._encode(0, batch)
+        with timed("loss"):
+            terms = self._objective(embeddings, batch, self.step)
+            wanted = judge is None or judge(float(terms.loss))
+        updated, norm = False, None
+        if wanted:
+            with timed("backward"):
+                self._backward(terms.loss, cached)
+            with timed("update"):
+                updated, norm = self._update()
+        else:
+            zero.forget_forward(self._engine)
         self.step += 1
-        return {
+        # For those who read the metrics of some steps only.
+        self._finite = self._finite * torch.isfinite(terms.loss.detach()) * (updated or not wanted)
+        metrics = {
             **terms.metrics,
             "finite": self._finite,
             "scale": embeddings.scale.detach(),
             "local_scale": embeddings.local_scale.detach(),
             "learning_rate": rate,
-            "gradient_norm": self._engine.get_global_grad_norm() if norm is None else norm,
+            "skipped": float(not updated),
         }
+        return metrics if norm is None else {**metrics, "gradient_norm": norm}
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of the training state into an own `folder`. All ranks call it."""
-        (folder / TAG).mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"step": self.step}, save_latest=False)
+    def snapshot(self) -> Snapshot:
+        """A copy of the state in host memory, for `write` in whatever thread; release it after. All ranks call it.
 
-    def load(self, folder: Path) -> None:
-        """Continue from a folder that holds what all ranks saved. It is unpickled: give it only verified folders."""
-        _, client = self._engine.load_checkpoint(str(folder), tag=TAG)
-        self.step = int(client["step"])
+        Raises:
+            CheckpointError: If the last one is not released yet.
+        """
+        engine, rank = self._engine, self._world.place.rank
+        held = {each.slice.name: each for each in zero.moments(engine, self.layout, rank)}
+        mine = (held[each.name].part(each) for each in self.layout.slices(rank))
+        self._snapshot.take(zero.weights(engine), mine, zero.updates(engine))
+        return self._snapshot
 
-    def weights(self) -> dict[str, Tensor]:
-        """The whole model's weights on the CPU, on rank 0 (elsewhere perhaps empty). All ranks call it."""
-        if self._config.engine.zero_stage == 3:
-            state = self._engine._zero3_consolidated_16bit_state_dict() or {}
-        else:
-            state = self._engine.module.state_dict() if self._world.is_main else {}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    def load(self, folder: Path, saved: Layout, step: int) -> None:
+        """Continue behind `step`; the weights are in the model already (`snapshot.fill`, on rank 0).
+
+        Args:
+            folder: Holds at least `saved.files_for(self.layout, rank)`.
+            saved: The layout of the engine that wrote them, of any number of ranks and any stage.
+            step: Steps done.
+
+        Raises:
+            CheckpointError: If the state is of another model or not all there.
+        """
+        rank = self._world.place.rank
+        paths = [folder / name for name in saved.files_for(self.layout, rank)]
+        zero.set_updates(self._engine, read(paths, zero.moments(self._engine, self.layout, rank)))
+        self.step = step
+
+    def _encode(self, number: int, batch: Batch) -> Embeddings:
+        torch.manual_seed(hash((self._config.seed, self.step, self._world.place.rank, number)) % 2**63)
+        return cast(Embeddings, self._engine(batch))
+
+    def _backward(self, loss: Tensor, cached: Cached | None) -> None:
+        if cached is None:
+            self._engine.backward(loss)
+            return
+        loss.backward()
+        with zero.reduced_once(self._engine):
+            for surrogate in cached.surrogates():
+                self._engine.backward(surrogate)
+
+    def _update(self) -> tuple[bool, Tensor | float]:
+        """Whether the weights have changed, and the norm before clipping; not where a gradient is not finite."""
+        if self._config.engine.zero_stage > 0:
+            self._engine.step()
+            updated = self._engine.was_step_applied()
+            return updated, self._engine.get_global_grad_norm() if updated else math.inf
+        # Without ZeRO, DeepSpeed would take any step, and clips without telling the norm.
+        bound = self._config.optimizer.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
+        if not norm.isfinite():
+            self._engine.zero_grad()
+            return False, math.inf
+        self._engine.step()
+        return True, norm
 
     def _set_learning_rate(self) -> float:
         rate = self.learning_rate
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-    def _clip_unsharded(self) -> Tensor | None:
-        """Clips without ZeRO, where DeepSpeed clips but does not tell the norm; None with ZeRO."""
-        if self._config.engine.zero_stage > 0:
-            return None
-        bound = self._config.optimizer.clip_norm or float("inf")
-        return nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
-
-
-def _initialise(model: TowerPair, config: Config, world: World) -> Any:
-    on_cpu = world.device == "cpu"
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed takes the device of this number; a launcher may show each process its own device only.
-    os.environ["LOCAL_RANK"] = str(world.place.local_rank if on_cpu else torch.device(world.device).index)
-    import deepspeed
-
-    # Torch's advice to DeepSpeed, which calls them; twice a rank in every log otherwise.
-    warnings.filterwarnings("ignore", ".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
-    # An optional collective for CPUs that would be compiled for a minute at the first start, for no gain here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
-    optimizer = torch.optim.AdamW(
-        _decayed_apart(model, config.optimizer.weight_decay),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-    )
-    engine, *_ = deepspeed.initialize(
-        model=model.to(world.device), optimizer=optimizer, config=_deepspeed_settings(config, world.place.world)
-    )
-    return engine
-
-
-def _deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
-    stage = config.engine.zero_stage
-    return {
-        "train_micro_batch_size_per_gpu": batch_split(config, ranks).rows,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.clip_norm if stage else 0.0,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-
-
-def _decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay acts on matrices; biases, norms and scales stay free."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
-    ]

@@ -9,9 +9,11 @@ from emocap_shards.stream import Stream
 from pretrain_fakes import changed, stand_alone
 
 from emocap_pretrain.batch import Batch
+from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
+from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.loader import batches
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.schedule import learning_rate
@@ -80,13 +82,24 @@ def test_an_engine_that_was_saved_and_loaded_goes_on_to_the_bit(
     config = changed(config, engine__zero_stage=stage)
     engine = engine_of(config, tokenizer)
     trained(engine, data[:2])
-    engine.save(tmp_path)
-    loaded = engine_of(config, tokenizer, seed=1)
-    loaded.load(tmp_path)
+    snapshot = engine.snapshot()
+    snapshot.write(tmp_path)
+    snapshot.release()
+    torch.manual_seed(1)
+    model = TowerPair(config, tokenizer.vocabulary)
+    fill(model, tmp_path / WEIGHTS)
+    loaded = Engine(model, config, ALONE)
+    loaded.load(tmp_path, engine.layout, 2)
     assert loaded.step == 2
-    assert_equal(loaded.weights(), engine.weights())
+    assert_equal(weights_of(loaded), weights_of(engine))
     assert trained(loaded, data[2:]) == trained(engine, data[2:])
-    assert_equal(loaded.weights(), engine.weights())
+    assert_equal(weights_of(loaded), weights_of(engine))
+
+
+def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
+    snapshot = engine.snapshot()
+    snapshot.release()
+    return {name: weight.clone() for name, weight in snapshot.weights.items()}
 
 
 def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -99,7 +112,7 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 def test_weights_are_the_whole_model_s_whatever_holds_it(config: Config, tokenizer: Tokenizer, stage: int) -> None:
     torch.manual_seed(0)
     whole = TowerPair(config, tokenizer.vocabulary).state_dict()
-    weights = engine_of(changed(config, engine__zero_stage=stage), tokenizer).weights()
+    weights = weights_of(engine_of(changed(config, engine__zero_stage=stage), tokenizer))
     assert_equal(weights, {name: tensor.detach() for name, tensor in whole.items()})
     assert all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights.values())
     TowerPair(config, tokenizer.vocabulary).load_state_dict(weights)
@@ -125,9 +138,9 @@ def test_clipping_scales_the_gradient(config: Config, tokenizer: Tokenizer, data
     changes = {"engine__zero_stage": stage, "optimizer__eps": 1.0, "optimizer__weight_decay": 0.0}
     config = changed(config, optimizer__clip_norm=1e-2, **changes)
     engine = engine_of(config, tokenizer)
-    before = {name: weight.clone() for name, weight in engine.weights().items()}
+    before = {name: weight.clone() for name, weight in weights_of(engine).items()}
     (row,) = trained(engine, data[:1])
-    moved = math.sqrt(sum(float((weight - before[name]).square().sum()) for name, weight in engine.weights().items()))
+    moved = math.sqrt(sum(float((weight - before[name]).square().sum()) for name, weight in weights_of(engine).items()))
     assert row["gradient_norm"] > 0.1
     assert moved == pytest.approx(config.optimizer.lr * 1e-2, rel=1e-2)
 
@@ -152,7 +165,7 @@ def test_weight_decay_acts_on_matrices_alone(config: Config, tokenizer: Tokenize
     for decay in (0.0, 1.0):
         engine = engine_of(changed(config, optimizer__weight_decay=decay), tokenizer)
         trained(engine, data[:1])
-        weights.append(engine.weights())
+        weights.append(weights_of(engine))
     trainable = [
         name for name, each in engine_of(config, tokenizer)._engine.module.named_parameters() if each.requires_grad
     ]

@@ -1,0 +1,133 @@
+"""Training state in host memory, between the step that made it and the files that will hold it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.engine.layout import Slice, file_of
+from emocap_pretrain.engine.zero import FIELDS, Moments
+from emocap_pretrain.errors import CheckpointError
+
+
+class Snapshot:
+    """This rank's share of the state at one step; its memory is used again for the next one.
+
+    `release` it once it is written, or no other can be taken. `write` touches neither the model nor other ranks, so a
+    thread may call it while training goes on.
+    """
+
+    def __init__(self, rank: int, device: str) -> None:
+        self._rank, self._pinned = rank, device.startswith("cuda")
+        self._weights, self._moments = dict[str, Tensor](), dict[str, Tensor]()
+        self._header = dict[str, str]()
+        self._copied: torch.cuda.Event | None = None
+        self._taken = False
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The whole model's on rank 0, elsewhere empty; valid until the release."""
+        self._settle()
+        return self._weights
+
+    def write(self, folder: Path) -> None:
+        """`engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
+        self._settle()
+        path = folder / file_of(self._rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self._moments, path, self._header)  # From these tensors straight to the disk, with no copy between.
+        if self._weights:
+            save_file(self._weights, folder / WEIGHTS)
+
+    def release(self) -> None:
+        self._taken = False
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], moments: Iterable[Moments], updates: int) -> None:
+        """Copy from the device; the engine's call.
+
+        Raises:
+            CheckpointError: If the last one is not released yet.
+        """
+        if self._taken:
+            raise CheckpointError("the last snapshot is still being written: release it before the next is taken.")
+        self._taken = True
+        offsets = dict[str, int]()
+        for each in moments:
+            offsets[each.slice.name] = each.slice.offset
+            for field, view in each.fields.items():
+                self._copy(self._moments, f"{field}/{each.slice.name}", view)
+        for name, tensor in weights:
+            if self._rank == 0:
+                self._copy(self._weights, name, tensor)
+        self._header = {"updates": str(updates), "offsets": json.dumps(offsets)}
+        if self._pinned:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def _copy(self, buffers: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        if name not in buffers:
+            buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
+        # In the order of the device's work: the next update cannot overtake it, and the host need not wait.
+        buffers[name].copy_(tensor, non_blocking=self._pinned)
+
+    def _settle(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Put the weights of a checkpoint's `model.safetensors` into a model that no engine holds yet.
+
+    Raises:
+        CheckpointError: If they are another model's.
+    """
+    saved, wanted = load_file(path), model.state_dict()
+    for name in sorted(saved.keys() | wanted.keys()):
+        shapes = [tuple(state[name].shape) if name in state else None for state in (saved, wanted)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {name} has shape {shapes[0]} there and {shapes[1]} here; "
+                "set model as it was, or start a new run from another url."
+            )
+    model.load_state_dict(saved)
+
+
+def read(paths: Iterable[Path], moments: Iterable[Moments]) -> int:
+    """Fill the moments from the files of one checkpoint, whoever wrote them, and give the number of updates.
+
+    Raises:
+        CheckpointError: If the files do not hold all of them.
+    """
+    held = {each.slice.name: each for each in moments}
+    missing = len(FIELDS) * sum(each.slice.length for each in held.values())
+    updates = 0
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            updates = int(header["updates"])
+            for name, offset in json.loads(header["offsets"]).items():
+                if name in held:
+                    missing -= _read(file, offset, held[name])
+    if missing:
+        raise CheckpointError(f"the checkpoint's engine files lack {missing} numbers of the optimizer's state.")
+    return updates
+
+
+def _read(file: Any, offset: int, target: Moments) -> int:
+    """How many elements were read."""
+    count = 0
+    mine = target.slice
+    for field in target.fields:
+        stored = file.get_slice(f"{field}/{mine.name}")
+        both = mine.overlap(Slice(mine.name, offset, stored.get_shape()[0]))
+        if both:
+            part = stored[both.offset - offset : both.end - offset]
+            target.part(both).fields[field].copy_(part)
+            count += both.length
+    return count

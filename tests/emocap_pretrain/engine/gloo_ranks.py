@@ -1,0 +1,68 @@
+"""Ranks that are processes of their own over gloo, forked from one server that has imported everything already.
+
+DeepSpeed keeps the process groups that it once made, so every job gets processes of its own.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.world import World
+
+Act = Callable[..., Any]
+
+
+def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
+    """What `act(world, *arguments)` gives on every rank, in rank order."""
+    # The server is started once for all tests; it reads the environment then.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.engine.engine"])
+    with TemporaryDirectory() as folder:
+        pipes: list[Connection] = []
+        processes: list[Any] = []
+        for rank in range(ranks):
+            here, there = context.Pipe()
+            job = (rank, ranks, folder, there, act, arguments)
+            processes.append(context.Process(target=_serve, args=job, daemon=True))
+            processes[-1].start()
+            there.close()
+            pipes.append(here)
+        try:
+            return [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _answer(pipe: Connection, rank: int) -> Any:
+    try:
+        value, error = pipe.recv()
+    except EOFError:
+        raise AssertionError(f"rank {rank} ended without an answer") from None
+    assert error is None, f"rank {rank}:\n{error}"
+    return value
+
+
+def _serve(rank: int, ranks: int, folder: str, pipe: Connection, act: Act, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder) / "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    world = World(Rank(rank, ranks, rank, ranks), "cpu", dist.group.WORLD if ranks > 1 else None)
+    try:
+        pipe.send((act(world, *arguments), None))
+    except BaseException:  # noqa: BLE001 - it travels to the test that asked
+        pipe.send((None, traceback.format_exc()))
+    # Killed by the parent; ending by itself would tear down threads that DeepSpeed left running.
+    pipe.poll(None)
