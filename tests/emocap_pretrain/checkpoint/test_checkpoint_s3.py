@@ -1,0 +1,140 @@
+"""Checkpoints on a real S3 server that dies, and by processes that die."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoint_cases import ALONE, everything, read
+from emocap_shards.store import Patience, Store, Traffic, open_store
+
+from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.checkpoint.retention import Retention
+from emocap_pretrain.checkpoint.saver import Saver
+from emocap_pretrain.checkpoint.verify import damaged_files
+from emocap_pretrain.starts import Start
+from launch.local_s3 import BUCKET, LocalS3
+
+MIB = 1 << 20
+PARTS = Traffic(part_bytes=5 * MIB)
+PATIENCE = Patience(deadline_s=60, first_wait_s=0.05, longest_wait_s=0.5)
+WEIGHTS = random.Random(0).randbytes(24 * MIB)
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh run's URL, with the environment that reaches it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def opened(url: str) -> Store:
+    return open_store(url, patience=PATIENCE, traffic=PARTS)
+
+
+def write(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "tokenizer.json").write_bytes(b"{}")
+
+
+def resumed(store: Store) -> int | None:
+    with resumable(store, ALONE, everything) as found:
+        if found is None:
+            return None
+        assert read(found[1]) == {"model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
+        return found[0].step
+
+
+def until_uploading(server: LocalS3, url: str) -> None:
+    """Some parts of the large file are there, and not all of it is."""
+    client, prefix, deadline = server.client(), url.split("/", 3)[3], time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads", [])
+        if uploads:
+            return
+        time.sleep(0.005)
+    pytest.fail("no upload began")
+
+
+def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_checkpoint(
+    server: LocalS3, url: str
+) -> None:
+    store = opened(url)
+    saver = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
+    saver.save(2, {"step": 2}, write)
+    saver.wait()
+    saver.save(4, {"step": 4}, write)
+    until_uploading(server, url)
+    server.kill()
+    trained = 0
+    threading.Timer(1.5, server.start).start()
+    while not (done := saver.finished()):
+        trained += 1
+        time.sleep(0.01)
+    assert trained > 50, "training went on meanwhile"
+    assert done[0].checkpoint.step == 4
+    assert done[0].deleted == (2,)
+    assert [each.step for each in committed(store)] == [4]
+    assert damaged_files(store, done[0].checkpoint) == []
+    assert resumed(store) == 4
+
+
+def save_4(url: str) -> None:
+    store = opened(url)
+    saver = Saver(store, ALONE, start=Start.begin(store, {}))
+    saver.save(4, {}, write)
+    saver.wait()
+
+
+def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoint_before(
+    server: LocalS3, url: str
+) -> None:
+    store = opened(url)
+    first = Saver(store, ALONE, start=Start.begin(store, {}))
+    first.save(2, {}, write)
+    first.wait()
+    process = multiprocessing.get_context("fork").Process(target=save_4, args=(url,))
+    process.start()
+    try:
+        until_uploading(server, url)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [each.step for each in committed(store)] == [2]
+    assert resumed(store) == 2
+    again = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
+    again.save(4, {}, write)
+    (done,) = again.wait()
+    assert done.checkpoint.attempt.startswith("00003-")
+    assert resumed(store) == 4
+    assert len(store.list("checkpoints")) == 3, "nothing of the killed attempt is left"
+
+
+def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(url: str) -> None:
+    store = opened(url)
+    assert store.honours_conditions()
+    savers = [Saver(opened(url), ALONE) for _ in range(6)]
+    for number, saver in enumerate(savers):
+        saver.save(4, {"saver": number}, lambda folder: (folder / "x").write_bytes(b"x") and None)
+    outcomes = {done.checkpoint.attempt for saver in savers for done in saver.wait()}
+    assert len(outcomes) == 1
+    assert [each.attempt for each in committed(store)] == list(outcomes)
+    assert len(store.list("checkpoints")) == 2, "who lost has taken its files away"

@@ -1,0 +1,236 @@
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_cases import (
+    ALONE,
+    FILES,
+    content,
+    damage,
+    everything,
+    flip,
+    read,
+    resumed_step,
+    saved,
+    steps,
+)
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store, open_store
+from pretrain_fakes import ThreadWorld, on_ranks
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS, manifest_of
+from emocap_pretrain.checkpoint.loader import downloaded, resumable
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.verify import PIECE_BYTES, damaged_files, is_whole
+from emocap_pretrain.errors import CheckpointError
+
+
+@dataclass
+class BadLine:
+    """Does something to each file of `folder` that arrives, `times` times."""
+
+    store: Store
+    folder: str
+    arrive: Callable[[Path], object]
+    times: int = 10**9
+    got: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def get_file(self, path: str, local_path: Path) -> None:
+        self.store.get_file(path, local_path)
+        self.got.append(path)
+        if path.startswith(self.folder) and self.times:
+            self.times -= 1
+            self.arrive(local_path)
+
+
+def turn_a_bit(path: Path) -> None:
+    path.write_bytes(flip(path.read_bytes()))
+
+
+def test_a_run_without_checkpoints_has_none_to_resume(store: Store) -> None:
+    assert steps(store) == []
+    assert resumed_step(store) is None
+
+
+def test_temporary_folders_are_gone_afterwards(store: Store, own_tmpdir: Path) -> None:
+    _, newest = saved(store, 2, 4)
+    damage(store, f"{newest.folder}/{WEIGHTS}", "flipped")
+    with downloaded(store, saved(store, 6)[0], lambda _: True):
+        assert len(list(own_tmpdir.iterdir())) == 1
+    assert resumed_step(store) == 6
+    assert list(own_tmpdir.iterdir()) == []
+
+
+def test_what_was_downloaded_of_a_damaged_one_takes_no_room(store: Store, own_tmpdir: Path) -> None:
+    _, newest = saved(store, 2, 4)
+    damage(store, f"{newest.folder}/{WEIGHTS}", "flipped")
+    with resumable(store, ALONE, everything) as found:
+        assert found
+        assert len(list(own_tmpdir.iterdir())) == 1
+
+
+def test_each_rank_downloads_what_it_wants_and_no_more(store: Store) -> None:
+    saved(store, 2)
+
+    def act(world: ThreadWorld) -> set[str]:
+        own = f"engine/rank-{world.place.rank:05d}.safetensors"
+        with resumable(store, world, lambda _, path: path == own or world.is_main) as found:
+            assert found
+            return set(read(found[1]))
+
+    assert on_ranks(2, act) == [set(FILES), {"engine/rank-00001.safetensors"}]
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_of_any_file_is_refused_and_named(store: Store, name: str, how: str) -> None:
+    (checkpoint,) = saved(store, 4)
+    assert damaged_files(store, checkpoint) == []
+    damage(store, f"{checkpoint.folder}/{name}", how)
+    with pytest.raises(CheckpointError, match=name), downloaded(store, checkpoint, lambda _: True):
+        pass
+    assert damaged_files(store, checkpoint) == [name]
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
+@pytest.mark.parametrize("name", FILES)
+def test_resuming_falls_back_behind_damage_and_deletes_it(
+    store: Store, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, newest = saved(store, 2, 4)
+    damage(store, f"{newest.folder}/{name}", how)
+    assert resumed_step(store) == 2
+    assert steps(store) == [2]
+    assert store.list("checkpoints/step-00000004") == []
+    assert "step 4" in caplog.text
+    assert name in caplog.text
+
+
+def test_resuming_passes_over_several_damaged_ones(store: Store) -> None:
+    _, third, fourth = saved(store, 2, 3, 4)
+    damage(store, f"{third.folder}/{WEIGHTS}", "missing")
+    damage(store, f"{fourth.folder}/{WEIGHTS}", "flipped")
+    assert resumed_step(store) == 2
+    assert steps(store) == [2]
+
+
+@pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
+def test_a_damaged_manifest_costs_its_checkpoint_alone(store: Store, harm: Callable[[bytes], bytes]) -> None:
+    saved(store, 2, 4)
+    store.put(manifest_of(4), harm(store.read(manifest_of(4))))
+    assert resumed_step(store) == 2
+    saved(store, 4)
+    assert resumed_step(store) == 4
+
+
+def test_damage_that_the_store_holds_sends_all_ranks_back(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    _, newest = saved(store, 2, 4)
+    damage(store, f"{newest.folder}/{FILES[1]}", "flipped")
+
+    def act(world: ThreadWorld) -> int | None:
+        wanted = FILES[1 - world.place.rank]  # Rank 0 wants the damaged one, rank 1 does not.
+        with resumable(store, world, lambda _, path: path == wanted) as found:
+            return found[0].step if found else None
+
+    assert on_ranks(2, act) == [2, 2]
+    assert steps(store) == [2]
+
+
+def test_bits_that_flip_on_the_way_are_read_again(store: Store) -> None:
+    _, newest = saved(store, 2, 4)
+    assert resumed_step(BadLine(store, newest.folder, turn_a_bit, times=2)) == 4
+    assert steps(store) == [4, 2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_host_changes_bytes_is_named_and_costs_no_checkpoint(tmp_path: Path, rank: int) -> None:
+    store = open_store(tmp_path)
+    _, newest = saved(store, 2, 4)
+    damaging = BadLine(store, newest.folder, turn_a_bit)
+
+    def act(world: ThreadWorld) -> None:
+        with resumable(damaging if world.place.rank == rank else store, world, everything):
+            pass
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError)
+        assert f"rank {rank} on " in str(outcome)
+        assert "than the store holds" in str(outcome)
+    assert steps(store) == [4, 2]
+
+
+@pytest.mark.parametrize("error", [StoreError("no answer"), OSError("no such device")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
+    tmp_path: Path, rank: int, error: Exception
+) -> None:
+    store = open_store(tmp_path)
+    _, newest = saved(store, 2, 4)
+
+    def fail(_: Path) -> None:
+        raise error
+
+    def act(world: ThreadWorld) -> None:
+        its = BadLine(store, newest.folder, fail) if world.place.rank == rank else store
+        with resumable(its, world, everything):
+            pass
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError)
+        assert str(outcome) == f"the checkpoint of step 4 could not be read: rank {rank}: {error}"
+    assert steps(store) == [4, 2]
+    assert resumed_step(store) == 4
+
+
+def test_a_newer_checkpoint_that_comes_while_an_older_one_is_read_is_not_lost(store: Store) -> None:
+    """A zombie commits step 6 and sweeps step 4 away under the reader, who then takes step 6."""
+    _, older = saved(store, 2, 4)
+
+    def overtake(_: Path) -> None:
+        saved(store, 6)
+        store.delete(manifest_of(4))
+        store.delete_tree(older.folder)
+
+    line = BadLine(store, f"{older.folder}/{FILES[0]}", lambda path: overtake(path) or turn_a_bit(path), times=1)
+    assert resumed_step(line) == 6
+    assert steps(store) == [6, 2]
+
+
+def test_a_file_that_grew_is_not_downloaded(store: Store) -> None:
+    _, newest = saved(store, 2, 4)
+    store.put(f"{newest.folder}/{FILES[0]}", bytes(10_000))
+    line = BadLine(store, newest.folder, lambda _: None)
+    assert resumed_step(line) == 2
+    assert not any(path.startswith(newest.folder) for path in line.got)
+
+
+def test_files_of_many_pieces_are_verified_whole(tmp_path: Path) -> None:
+    from emocap_pretrain.checkpoint.commit import commit
+
+    store, data = open_store(tmp_path / "run"), random.Random(0).randbytes(2 * PIECE_BYTES)
+
+    def write(folder: Path) -> None:
+        (folder / "exact").write_bytes(data)
+        (folder / "empty").write_bytes(b"")
+        (folder / "odd").write_bytes(data + b"1")
+
+    checkpoint: Checkpoint = commit(store, 2, {}, write, ALONE)
+    looked: list[int] = []
+    assert damaged_files(store, checkpoint, progress=looked.append) == []
+    assert sum(looked) == checkpoint.bytes == 4 * PIECE_BYTES + 1
+    for file, harm in zip(checkpoint.files, (data[:-1], data + b"2", b"1"), strict=False):
+        store.put(f"{checkpoint.folder}/{file.path}", harm)
+    assert not any(is_whole(store, checkpoint, file) for file in checkpoint.files)
+
+
+def test_every_file_is_right_after_any_damage_or_none(store: Store) -> None:
+    (checkpoint,) = saved(store, 4)
+    with downloaded(store, checkpoint, WEIGHTS.__eq__) as folder:
+        assert read(folder) == {WEIGHTS: content(4, WEIGHTS)}

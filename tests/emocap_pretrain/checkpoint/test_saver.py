@@ -1,0 +1,370 @@
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_cases import ALONE, FILES, UnconditionalStore, resumed_step, saved, steps, writer
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store, open_store
+from pretrain_fakes import ThreadWorld, on_ranks
+
+from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.checkpoint.retention import Retention
+from emocap_pretrain.checkpoint.saver import Saver
+from emocap_pretrain.errors import CheckpointError, Superseded
+from emocap_pretrain.starts import Start
+
+LIMIT_S = 20.0
+
+
+@dataclass
+class Gate:
+    """A store that takes no file until it is opened, or refuses it then."""
+
+    store: Store
+    error: Exception | None = None
+    open: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Event = field(default_factory=threading.Event)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def put_file(self, path: str, local_path: Path) -> None:
+        self.reached.set()
+        assert self.open.wait(LIMIT_S)
+        if self.error:
+            raise self.error
+        self.store.put_file(path, local_path)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(open_store(tmp_path / "run"))
+    yield gate
+    gate.open.set()
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_training_goes_on_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
+    saver = Saver(gate, ALONE)
+    state = {"rows": [1]}
+    saver.save(4, state, writer(4))
+    state["rows"].append(2)
+    assert gate.reached.wait(LIMIT_S)
+    assert saver.finished() == []
+    assert committed(gate.store) == []
+    gate.open.set()
+    until(lambda: committed(gate.store))
+    found: list[Any] = []
+    until(lambda: found.extend(saver.finished()) or found)
+    assert [each.checkpoint for each in found] == committed(gate.store)
+    assert found[0].checkpoint.state == {"rows": [1]}, "the state of the moment of saving"
+    assert found[0].seconds > 0
+    assert found[0].held_s < 1
+    assert saver.finished() == saver.wait() == []
+    assert resumed_step(gate.store) == 4
+
+
+def test_one_is_under_way_at_a_time_and_none_is_lost(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    saver = Saver(gate, ALONE)
+    saver.save(2, {}, writer(2))
+    threading.Timer(1.3, gate.open.set).start()
+    saver.save(4, {}, writer(4))
+    assert steps(gate.store)[-1] == 2, "the second began when the first was committed"
+    assert [each.checkpoint.step for each in saver.wait()] == [2, 4]
+    assert "for the checkpoint of step 2, which took longer than the steps to the next" in caplog.text
+
+
+def test_how_long_training_was_held_up_is_told(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = Saver(gate, ALONE)
+    saver.save(2, {}, writer(2))
+    threading.Timer(0.3, gate.open.set).start()
+    saver.ready()
+    saver.save(4, {}, writer(4))
+    first, second = saver.wait()
+    assert first.held_s < 0.2 < second.held_s
+    assert first.seconds > 0.2
+
+
+def test_a_snapshot_is_released_once_its_files_are_written_and_before_they_are_uploaded(gate: Gate) -> None:
+    saver, released = Saver(gate, ALONE), threading.Event()
+    saver.save(2, {}, writer(2), released.set)
+    assert gate.reached.wait(LIMIT_S)
+    assert released.is_set()
+    gate.open.set()
+    saver.wait()
+
+
+@pytest.mark.parametrize("when", ["writing", "superseded", "the one before"])
+def test_a_snapshot_is_released_once_whatever_comes_of_it(gate: Gate, when: str) -> None:
+    gate.open.set()
+    start, released = Start.begin(gate.store, {}), []
+
+    def fail(_: Path) -> None:
+        raise OSError("the disk is gone")
+
+    if when == "superseded":
+        Start.begin(gate.store, {})
+    saver = Saver(gate, ALONE, start=start)
+    if when == "the one before":
+        saver.save(1, {}, fail)
+        with pytest.raises(CheckpointError):
+            saver.save(2, {}, writer(2), lambda: released.append(2))
+    else:
+        saver.save(2, {}, fail if when == "writing" else writer(2), lambda: released.append(2))
+        with pytest.raises((CheckpointError, Superseded)):
+            saver.wait()
+    assert released == [2]
+
+
+@pytest.mark.parametrize("ask", ["save", "finished", "wait", "ready"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_what_goes_wrong_in_a_thread_is_raised_on_all_ranks_at_the_next_call(
+    tmp_path: Path, broken: int, ask: str
+) -> None:
+    store = open_store(tmp_path / "run")
+
+    def act(world: ThreadWorld) -> None:
+        gate = Gate(store, StoreError("the bucket is gone") if world.place.rank == broken else None)
+        gate.open.set()
+        saver = Saver(gate, world)
+        saver.save(2, {}, writer(2))
+        while ask == "finished":
+            assert saver.finished() == []
+            time.sleep(0.01)
+        {"save": lambda: saver.save(4, {}, writer(4)), "wait": saver.wait, "ready": saver.ready}[ask]()
+
+    for outcome in on_ranks(2, act):
+        assert isinstance(outcome, CheckpointError), outcome
+        assert str(outcome) == f"the checkpoint of step 2 was not saved: rank {broken}: the bucket is gone"
+    assert committed(store) == []
+
+
+def test_an_error_is_raised_once(gate: Gate) -> None:
+    gate.open.set()
+    gate.error = StoreError("the bucket is gone")
+    saver = Saver(gate, ALONE)
+    saver.save(2, {}, writer(2))
+    with pytest.raises(CheckpointError):
+        saver.wait()
+    assert saver.wait() == []
+
+
+def test_all_ranks_hear_of_a_checkpoint_in_the_same_call_although_one_is_slower(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+
+    def act(world: ThreadWorld) -> list[list[int]]:
+        gate = Gate(store)
+        if world.is_main:
+            gate.open.set()
+        saver, heard = Saver(gate, world), []
+        saver.save(2, {}, writer(2) if world.place.rank else lambda _: None)
+        for call in range(200):
+            if call == 5:
+                gate.open.set()
+            heard.append([each.checkpoint.step for each in saver.finished()])
+            time.sleep(0.005)
+        return heard
+
+    first, second = on_ranks(2, act)
+    assert first == second
+    assert [2] in first
+
+
+def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+    old = Start.begin(store, {})
+    zombie = Saver(store, ALONE, start=old, retention=Retention(1))
+    zombie.save(2, {}, writer(2))
+    zombie.wait()
+    gate = Gate(store)
+    slow = Saver(gate, ALONE, start=old, retention=Retention(1))
+    slow.save(4, {}, writer(4))
+    assert gate.reached.wait(LIMIT_S)
+    new = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(2))
+    gate.open.set()
+    with pytest.raises(Superseded, match="start 2"):
+        slow.wait()
+    new.save(4, {}, writer(4))
+    (done,) = new.wait()
+    assert done.checkpoint.attempt.startswith("00002-")
+    assert steps(store) == [4, 2]
+    assert len(store.list("checkpoints")) == 2 * (len(FILES) + 1), "what the zombie left is swept"
+    assert resumed_step(store) == 4
+
+
+def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+    saved(store, 1, 2)
+
+    def act(world: ThreadWorld) -> tuple[int, ...]:
+        saver = Saver(store, world, retention=Retention(1))
+        saver.save(3, {}, writer(3) if world.is_main else lambda _: None)
+        (done,) = saver.wait()
+        return done.deleted
+
+    assert on_ranks(2, act) == [(2, 1), ()]
+    assert steps(store) == [3]
+
+
+def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Keeper(Gate):
+        def delete(self, _: str) -> None:
+            raise StoreError("no right to delete")
+
+    store = Keeper(open_store(tmp_path / "run"))
+    store.open.set()
+    saver = Saver(store, ALONE, retention=Retention(1))
+    for step in (1, 2):
+        saver.save(step, {}, writer(step))
+    assert [each.deleted for each in saver.wait()] == [(), ()]
+    assert steps(store.store) == [2, 1]
+    assert "old checkpoints stay: no right to delete" in caplog.text
+
+
+def test_patience_has_an_end_where_one_is_given(gate: Gate) -> None:
+    saver = Saver(gate, ALONE)
+    saver.save(2, {}, writer(2))
+    with pytest.raises(CheckpointError, match=r"step 2 is not committed after 0\.05 s more"):
+        saver.wait(0.05)
+
+
+def test_a_state_that_is_no_json_is_an_error_of_the_caller(gate: Gate) -> None:
+    saver = Saver(gate, ALONE)
+    with pytest.raises(TypeError, match="JSON"):
+        saver.save(2, {"x": object()}, writer(2))
+
+
+@pytest.mark.parametrize("honours", [True, False])
+def test_a_store_that_ignores_conditions_is_named_once_at_the_start(
+    tmp_path: Path, honours: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path / "run")
+    saver = Saver(store if honours else UnconditionalStore(store), ALONE)
+    for step in (1, 2):
+        saver.save(step, {}, writer(step))
+    saver.wait()
+    assert caplog.text.count("ignores conditions") == (0 if honours else 1)
+
+
+def test_a_store_that_cannot_be_asked_for_its_conditions_is_no_end(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mute(Gate):
+        def honours_conditions(self) -> bool:
+            raise StoreError("no answer")
+
+    gate.open.set()
+    saver = Saver(Mute(gate.store, open=gate.open), ALONE)
+    saver.save(2, {}, writer(2))
+    assert [each.checkpoint.step for each in saver.wait()] == [2]
+    assert "could not be found out: no answer" in caplog.text
+
+
+def test_nothing_begins_after_the_end(gate: Gate) -> None:
+    saver = Saver(gate, ALONE)
+    saver.save(2, {}, writer(2))
+    assert gate.reached.wait(LIMIT_S)
+    saver.close()
+    gate.open.set()
+    assert [each.checkpoint.step for each in saver.wait()] == [2]
+    saver.save(4, {}, writer(4))
+    with pytest.raises((CancelledError, CheckpointError)):
+        saver.wait(0.2)
+    assert steps(gate.store) == [2]
+
+
+# A rank of two over gloo: collectives of the training go on while checkpoints are saved; JSON on stdout.
+TWO_RANKS = """
+import json, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from emocap_shards.errors import StoreError
+from emocap_shards.store import open_store
+from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.saver import Saver
+from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.runtime import EnvRuntime
+from emocap_pretrain.world import World
+
+runtime = EnvRuntime.from_environment("cpu")
+rank = runtime.place.rank
+dist.init_process_group("gloo", rank=rank, world_size=2)
+world = World(runtime.place, "cpu", dist.group.WORLD)
+store = open_store(sys.argv[1])
+saver, heard, error = Saver(store, world), [], ""
+
+def write(folder):
+    time.sleep(0.02 * rank)
+    (folder / f"rank-{rank}").write_bytes(bytes(100_000))
+
+for step in range(1, 201):
+    total = torch.ones(1000)
+    dist.all_reduce(total)
+    assert bool((total == 2).all())
+    if step % 10 == 0:
+        saver.save(step, {"step": step}, write)
+    heard += [(step, each.checkpoint.step) for each in saver.finished()]
+heard += [(200, each.checkpoint.step) for each in saver.wait()]
+
+def fail(folder):
+    if rank == 1:
+        raise OSError("the disk is gone")
+
+saver.save(300, {}, fail)
+try:
+    saver.wait()
+except CheckpointError as caught:
+    error = str(caught)
+with resumable(store, world, lambda _, path: path == f"rank-{rank}") as found:
+    resumed = [found[0].step, sorted(each.name for each in found[1].iterdir())]
+print(json.dumps({"heard": heard, "error": error, "resumed": resumed}))
+sys.stdout.flush()
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_save_over_gloo_while_they_train(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = tmp_path / "rank.py"
+    script.write_text(TWO_RANKS)
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "run")],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        first, second = [json.loads(each.communicate(timeout=90)[0]) for each in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
+    assert first["heard"] == second["heard"], "all ranks hear of a checkpoint at the same step"
+    assert [step for _, step in first["heard"]] == list(range(10, 201, 10))
+    assert first["error"] == second["error"] == "the checkpoint of step 300 was not saved: rank 1: the disk is gone"
+    assert first["resumed"] == [200, ["rank-0"]]
+    assert second["resumed"] == [200, ["rank-1"]]
