@@ -11,7 +11,10 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 ENGINE = "emocap_pretrain.engine.engine"
 ROOM_BYTES = 64 << 20
@@ -20,23 +23,25 @@ ROOM_BYTES = 64 << 20
 class Trap(importlib.abc.MetaPathFinder):
     """Waits for the engine to be imported, and changes how it trains."""
 
-    def find_spec(self, fullname, *_):
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname != ENGINE:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        execute = spec.loader.exec_module
+        assert spec is not None
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
-        def execute_and_change(module) -> None:
+        def execute_and_change(module: Any) -> None:
             execute(module)
             module.Engine.train = with_faults(module.Engine.train)
 
-        spec.loader.exec_module = execute_and_change
+        loader.exec_module = execute_and_change
         return spec
 
 
-def with_faults(train):
-    def trained(engine, *arguments, **named):
+def with_faults(train: Callable[..., Any]) -> Callable[..., Any]:
+    def trained(engine: Any, *arguments: Any, **named: Any) -> Any:
         order = ordered()
         time.sleep(order.get("pace_s", 0.0))
         if order.get("step") == engine.step + 1 and order.get("rank") == rank() and once_more(order):
@@ -46,14 +51,11 @@ def with_faults(train):
     return trained
 
 
-def ordered() -> dict:
-    try:
-        return json.loads((folder() / "fault.json").read_text())
-    except FileNotFoundError:
-        return {}
+def ordered() -> dict[str, Any]:
+    return dict(json.loads((folder() / "fault.json").read_text()))
 
 
-def once_more(order: dict) -> bool:
+def once_more(order: dict[str, Any]) -> bool:
     """Whether this act is still within `times`; each leaves a file behind."""
     for number in range(order.get("times", 1)):
         try:
