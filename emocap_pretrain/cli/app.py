@@ -3,7 +3,7 @@
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import evaluate, inspect, pack, reshard, synth, unpack, verify
+from emocap_pretrain.cli import evaluate, inspect, pack, profile, reshard, status, stop, synth, unpack, verify
 
 app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
@@ -19,6 +19,9 @@ app.command("reshard")(reshard.command)
 app.command("inspect")(inspect.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
+app.command("status")(status.command)
+app.command("stop")(stop.command)
+app.command("profile")(profile.command)
 
 
 def main() -> None:

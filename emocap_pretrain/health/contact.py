@@ -1,4 +1,7 @@
-"""Which rank is gone, once a collective has failed: its error names a socket at best."""
+"""Which rank is gone, once a collective has failed: its error names a socket at best.
+
+Whoever finds it tells the others, so that all say the same, and a rank that is alive but hangs ends too.
+"""
 
 import time
 from collections.abc import Sequence
@@ -29,22 +32,27 @@ def who_is_gone(
             of another host after three beats that do not come.
         timed_out: Whether the collective waited in vain; then a rank that is alive and behind is an answer too.
     """
-    if rank >= ASKING:
-        return exchange.finding
-    exchange.look_around()
+    if rank < ASKING:
+        exchange.look_around()
     changed: dict[int, tuple[int, float]] = {}
+    died: dict[int, int] = {}
     end_s = time.monotonic() + wait_s
     while (now_s := time.monotonic()) < end_s and not exchange.finding:
         answer = exchange.answer
-        if exchange.error and (answer is None or not answer.whole):
+        if exchange.error:
             return Finding((), f"nobody answers at the job's store at {watch.store}: that process or host is gone")
         if answer and answer.whole:
             quiet = {each: _quiet_s(changed, pulse, now_s) for each, pulse in answer.pulses.items()}
-            dead = {each: QUIET_S for each in answer.pulses if _is_dead(members, each, rank)}
+            for each in answer.pulses:
+                if each not in died and _is_dead(members, each, rank):
+                    died[each] = answer.number
+            # Its last pulse, which may say why it ended, is in the answers behind the one before its death.
+            dead = {each: QUIET_S for each, number in died.items() if answer.number > number}
             found = watch.gone(answer.pulses, quiet | dead, QUIET_S)
             found = found or (watch.behind(answer.pulses) if timed_out else None)
             if found:
-                return found
+                return exchange.post(found, BEAT_S)
+        exchange.hurry()
         time.sleep(PAUSE_S)
     return exchange.finding
 

@@ -95,8 +95,12 @@ class Exchange:
         self._thread.start()
 
     def look_around(self) -> None:
-        """From now on read the pulses of all ranks, at the next answer already."""
+        """From now on read the pulses of all ranks."""
         self._looks_around = True
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Send the next pulse now."""
         self._wake.set()
 
     def post(self, finding: Finding, wait_s: float) -> Finding:

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from emocap_pretrain.health.requests import ProfileRequest
 from emocap_pretrain.health.status import StatusThread
 from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
 from emocap_pretrain.health.watch import Finding
+from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.meter import OWN, Meter
 from emocap_pretrain.sections import SECTIONS, Sections
 from emocap_pretrain.starts import Failure, Start
@@ -45,9 +47,11 @@ class Monitor:
         self.host = socket.gethostname()
         self._meter = Meter(world)
         self._stragglers = Stragglers()
+        self._hung = False
         self._profiler = Profiler(start.store, rank=world.place.rank, world=world.place.world)
         self._peers = Peers.meet(config, world, self.beat, self.host, self._last_word)
         facts = {
+            "name": config.name,
             "start": start.number,
             "restarts": start.number - 1,
             "steps": config.steps,
@@ -60,6 +64,7 @@ class Monitor:
         """`step` steps are done and `phase` begins: "training", "logging", "saving", "evaluating"."""
         self.beat.at(step, phase)
         self._profiler.at(step)
+        self.sections.recorded = self._profiler.active
 
     def count(self, batch: Batch) -> None:
         """This rank trained on a batch."""
@@ -89,6 +94,7 @@ class Monitor:
         if profile:
             body = self._world.share(asked.profile.to_json() if asked and asked.profile else None)
             self._profiler.begin(ProfileRequest.from_json(body), self.beat.step)
+            self.sections.recorded = self._profiler.active
         return bool(stop_all)
 
     def tell(self, **facts: Any) -> None:
@@ -131,11 +137,14 @@ class Monitor:
 
     def failed(self, error: BaseException) -> None:
         """The block has ended with this error: leave word of it everywhere, within seconds."""
+        kind, message = type(error).__name__, str(error) or type(error).__name__
         lost = isinstance(error, LostContact)
-        message = str(error) or type(error).__name__
-        self.beat.end(LOST if lost else f"{type(error).__name__}: {message[:300]}")
+        if lost and self._hung:  # The others wait for this one.
+            kind, lost = "Hang", False
+        self.beat.end(LOST if lost else f"{kind}: {message[:300]}")
+        self._peers.hurry()
         word = Background("emocap-failure").submit(
-            lambda: self._fail(type(error).__name__, message, lost=lost, final=isinstance(error, FINAL))
+            lambda: self._fail(kind, message, lost=lost, final=isinstance(error, FINAL))
         )
         try:
             word.result(FAILURE_S)
@@ -143,12 +152,15 @@ class Monitor:
             log.warning("the failure could not be written down: %s", late or "the run's store does not answer")
         if self._status:
             self._status.close("failed", message)
-        self._peers.close()
+        self._peers.close(LINGER_S if isinstance(error, LostContact) else 0.0)
 
     def explained(self, error: RuntimeError) -> LostContact:
         """The loss of another rank with its name, if that shows within seconds."""
         found = self._peers.who_is_gone(timed_out="imed out" in str(error))
         what = found.text if found else "another rank has ended or hangs, see its own message"
+        self._hung = found is not None and self._world.place.rank in found.ranks
+        if self._hung:
+            what = f"{what}; here: {stacks.innermost(traceback.extract_tb(error.__traceback__))}"
         return LostContact(f"{what}; the same command goes on from the newest checkpoint.")
 
 

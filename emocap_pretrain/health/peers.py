@@ -1,6 +1,7 @@
 """The other ranks, seen from this one."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,15 @@ class Peers:
         each = self.threads
         return who_is_gone(each.exchange, each.watch, self.members, self.rank, wait_s=CONTACT_S, timed_out=timed_out)
 
-    def close(self) -> None:
+    def hurry(self) -> None:
+        """The others learn now what the beat says."""
         if self.threads:
+            self.threads.exchange.hurry()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """No more pulses; before, leave the others time to read what was found, if rank 0 holds the job's store."""
+        if self.threads:
+            if self.rank == 0:
+                time.sleep(linger_s)
             self.threads.watchdog.close()
             self.threads.exchange.close(CLOSE_S)

@@ -35,6 +35,10 @@ class Profiler:
         self._profile: torch.profiler.profile | None = None
         self._first_step = self._last_step = -1
 
+    @property
+    def active(self) -> bool:
+        return self._profile is not None
+
     def begin(self, request: ProfileRequest, step: int) -> None:
         """Record the steps behind `step`; while a recording is under way another request is not served."""
         if self._profile:

@@ -117,7 +117,7 @@ class Watch:
     def _named(self, ranks: Sequence[int], what: str, pulses: Mapping[int, Pulse]) -> Finding:
         last = pulses[ranks[0]]
         return Finding(
-            tuple(ranks), f"{self.names(ranks)} {what}; last seen at step {last.step}, {last.phase}", silent=True
+            tuple(ranks), f"{self.names(ranks)} {what}; last heard of at step {last.step}, {last.phase}", silent=True
         )
 
     def _store_is_away(self, seconds: float) -> Finding:

@@ -90,7 +90,8 @@ class Watchdog:
             lines += [f"What rank {self._rank} is doing:", stacks.own()]
         if finding.silent:
             lines += [
-                f"rank {rank}: {stacks.of_process(self._members[rank].pid)}" for rank in self._to_look_at(finding)
+                f"Rank {rank}, seen from here: {stacks.of_process(self._members[rank].pid)}"
+                for rank in self._to_look_at(finding)
             ]
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()

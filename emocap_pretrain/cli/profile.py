@@ -1,0 +1,77 @@
+"""`emocap profile`."""
+
+import json
+import secrets
+import time
+from typing import Annotated, Any
+
+import typer
+from emocap_shards.errors import NotFound
+from emocap_shards.store import Store, open_store
+from tqdm import tqdm
+
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.status import RunUrl
+from emocap_pretrain.cli.stop import running
+from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.health import requests
+from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.terminal import console, errors_as_lines
+
+EVERY_S = 1.0
+SMALL_BYTES = 1 << 20
+
+
+def command(
+    run_url: RunUrl,
+    steps: Annotated[int, typer.Option(help="Steps to record.", min=1, max=100)] = 5,
+    ranks: Annotated[str, typer.Option(help="all, or numbers such as 0,3.")] = "all",
+    debug: Debug = False,
+) -> None:
+    """Record some steps of a running job on its ranks and say where the traces lie; they open at ui.perfetto.dev."""
+    with errors_as_lines(debug=debug):
+        request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
+        store = open_store(run_url)
+        running(Standing.read(store, last=1))
+        requests.ask_for_profile(store, request)
+        with tqdm(desc="waiting for a logged step", unit="trace", disable=None, leave=False) as bar:
+            began = _awaited(store, request)
+            first, last = began["steps"]
+            bar.set_description(f"recording steps {first} to {last}")
+            bar.total = len(began["traces"])
+            while bar.n < bar.total:
+                bar.update(_present(store, began["traces"]) - bar.n)
+                _keep_waiting(store)
+        console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
+        for trace in began["traces"]:
+            console.print(f"  {store.url}/{trace}", markup=False)
+
+
+def _numbers(ranks: str) -> tuple[int, ...] | None:
+    if ranks == "all":
+        return None
+    try:
+        return tuple(sorted({int(each) for each in ranks.split(",")}))
+    except ValueError as error:
+        raise ConfigError(f"--ranks {ranks}: say all, or numbers such as 0,3.") from error
+
+
+def _awaited(store: Store, request: ProfileRequest) -> dict[str, Any]:
+    while True:
+        try:
+            return json.loads(store.read(f"profiles/{request.id}.json", limit_bytes=SMALL_BYTES))
+        except NotFound:
+            _keep_waiting(store)
+
+
+def _present(store: Store, traces: list[str]) -> int:
+    there = {entry.path for entry in store.list("profiles")}
+    return sum(trace in there for trace in traces)
+
+
+def _keep_waiting(store: Store) -> None:
+    time.sleep(EVERY_S)
+    newest = Standing.read(store, last=1).newest
+    if not newest.alive(time.time()):
+        raise TrainingError(f"the run has ended before the traces were there; start {newest.number} left none.")

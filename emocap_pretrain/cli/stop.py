@@ -1,0 +1,53 @@
+"""`emocap stop`."""
+
+import time
+from typing import Annotated
+
+import typer
+from emocap_shards.store import open_store
+
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.status import RunUrl
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.health import requests
+from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
+
+EVERY_S = 2.0
+
+
+def command(
+    run_url: RunUrl,
+    wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Ask a run to save and end; the command that started it goes on from there. Exit code 1 if it failed instead."""
+    with errors_as_lines(debug=debug):
+        store = open_store(run_url)
+        running(Standing.read(store))
+        requests.ask_to_stop(store)
+        console.print("Asked to stop: it saves and ends at the next logged step.")
+        if wait:
+            _wait(run_url)
+
+
+def running(standing: Standing) -> None:
+    """Raises:
+    ConfigError: If nothing runs that could hear a request.
+    """
+    newest, now_s = standing.newest, time.time()
+    if not newest.alive(now_s):
+        ending = newest.ending(newest=True, now_s=now_s)
+        raise ConfigError(f"nothing runs at {standing.url}; start {newest.number} ended {ending}")
+
+
+def _wait(run_url: str) -> None:
+    """Until the run ends; the request stands, whether somebody waits or not."""
+    store = open_store(run_url)
+    while (standing := Standing.read(store, last=1)).newest.alive(time.time()):
+        time.sleep(EVERY_S)
+    newest = standing.newest
+    how = newest.status.get("how")
+    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}", markup=False)
+    if how not in {"stopped", "done"}:
+        raise typer.Exit(FAILED)

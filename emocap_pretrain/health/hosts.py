@@ -1,0 +1,32 @@
+"""How busy every host of the job is, for rank 0 to write down."""
+
+import socket
+from pathlib import Path
+
+from emocap_pretrain.health.gather import gathered
+from emocap_pretrain.tracking.hosts import HostMetrics, by_host, gpu_count
+from emocap_pretrain.world import World
+
+
+class Hosts:
+    """All hosts; the first rank of each reads for it. A collective at its begin.
+
+    Args:
+        world: All ranks.
+        folder: On the disk of each host that may fill up.
+    """
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self._world = world
+        folder.mkdir(parents=True, exist_ok=True)
+        readers = world.collect(socket.gethostname() if world.place.local_rank == 0 else None)
+        self._hosts = dict[int, str]((rank, host) for rank, host in enumerate(readers) if host)
+        self._metrics = HostMetrics(gpus=world.highest([gpu_count()])[0], folder=folder)
+
+    def row(self) -> dict[str, float]:
+        """Metrics by their names in MLflow, one set for each host; a collective."""
+        names = self._metrics.names
+        reads = self._world.place.rank in self._hosts
+        own = self._metrics.read() if reads else dict.fromkeys(names, 0.0)
+        table = gathered(self._world, [own[name] for name in names])
+        return by_host((host, dict(zip(names, table[rank], strict=True))) for rank, host in self._hosts.items())

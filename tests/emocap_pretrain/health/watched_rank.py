@@ -1,0 +1,84 @@
+"""One rank of a job that is watched and then gets into trouble: `watched_rank.py CONFIG_JSON TROUBLE RANK`."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from emocap_shards.store import open_store
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import EmocapError
+from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.runtime import EnvRuntime
+from emocap_pretrain.starts import Start
+from emocap_pretrain.world import World, joined
+
+AT_STEP = 3
+
+
+def trouble(kind: str, world: World) -> None:
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind == "sleep":
+        time.sleep(3600)
+    if kind == "collective":
+        dist.barrier()
+    if kind == "error":
+        raise ValueError("a picture without pixels")
+    if kind == "leave":
+        os._exit(3)
+
+
+def step(monitor: Monitor, world: World, kind: str | None) -> None:
+    total = torch.ones(100)
+    with monitor.sections.timed("data"):
+        time.sleep(0.01)
+    with monitor.sections.timed("forward"):
+        if kind:
+            trouble(kind, world)
+    with monitor.sections.timed("loss"):
+        dist.all_reduce(total)
+    with monitor.sections.timed("backward"):
+        dist.all_reduce(total)
+    with monitor.sections.timed("update"):
+        pass
+
+
+def train(config: Config, world: World, start: Start, kind: str, victim: int) -> None:
+    with monitored(config, world, start) as monitor:
+        for number in range(config.steps):
+            monitor.at(number)
+            mine = number == AT_STEP and world.place.rank == victim
+            step(monitor, world, kind if mine else None)
+            monitor.at(number + 1, "logging")
+            row = monitor.row({"loss": 1.0 / (number + 1)})
+            if monitor.asked_to_stop(False):
+                break
+            if world.is_main and "verbose" in os.environ:
+                sys.stdout.write(f"{number} {row}\n")
+
+
+def main() -> None:
+    config, kind, victim = Config.model_validate_json(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    runtime = EnvRuntime.from_environment("cpu")
+    with joined(config, runtime) as world:
+        store = open_store(config.url)
+        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
+        try:
+            train(config, world, Start(store, number), kind, victim)
+        except (EmocapError, ValueError) as error:
+            sys.stderr.write(f"error: rank {world.place.rank}: {type(error).__name__}: {error}\n")
+            sys.stderr.flush()
+            os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
