@@ -17,6 +17,7 @@ from typing import Any
 # Read at import. A call that fails is tried again by the spool, so MLflow itself may give up soon.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # It may hold a password.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
@@ -28,7 +29,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment
 from emocap_pretrain.tracking.masking import masked
-from emocap_pretrain.tracking.spool import Kind, Row, line
+from emocap_pretrain.tracking.spool import Kind, Row, reason
 
 STARTS = "emocap.starts"
 METRICS_A_CALL = 1000
@@ -44,6 +45,7 @@ class MlflowRun:
 
     def __init__(self, client: MlflowClient, run_id: str, start: int) -> None:
         self._client, self.run_id, self._start = client, run_id, start
+        self._silent = False
         self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
             "metrics": self._metrics,
             "scores": self._scores,
@@ -81,7 +83,7 @@ class MlflowRun:
         except MlflowException as error:
             if error.get_http_status_code() == UNKNOWN:
                 raise _refusal(config, error) from None
-            log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), line(error))
+            log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), reason(error))
         return cls(client, run_id, start)
 
     def deliver(self, rows: Sequence[Row]) -> None:
@@ -97,7 +99,7 @@ class MlflowRun:
         """A row that MLflow refuses for ever must not hold up the others: it is left out, and named."""
         run = self._client.get_run(self.run_id)
         if int(run.data.tags.get(STARTS, 0)) > self._start:
-            log.warning("a newer start writes to MLflow run %s; start %d is silent", self.run_id, self._start)
+            self._fall_silent()
             return
         try:
             self._acts[rows[0]["kind"]](run, rows)
@@ -105,10 +107,15 @@ class MlflowRun:
             if error.get_http_status_code() != REFUSED:
                 raise
             if len(rows) == 1:
-                log.warning("MLflow refuses %s of step %d: %s", rows[0]["kind"], rows[0]["step"], line(error))
+                log.warning("MLflow refuses %s of step %d: %s", rows[0]["kind"], rows[0]["step"], reason(error))
             else:
                 for each in rows:
                     self._offer([each])
+
+    def _fall_silent(self) -> None:
+        if not self._silent:
+            log.warning("a newer start writes to MLflow run %s; start %d is silent", self.run_id, self._start)
+        self._silent = True
 
     def _metrics(self, run: Run, rows: list[Row]) -> None:
         points = fresh(rows, _last_steps(run))
@@ -205,7 +212,7 @@ def _create(client: MlflowClient, config: Config) -> str:
 
 def _refusal(config: Config, error: Exception) -> TrackingError:
     """Raised without its cause: MLflow's own errors repeat the address with its password."""
-    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {line(error)}")
+    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {reason(error)}")
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -229,8 +236,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _client(uri: str) -> MlflowClient:
-    for migrations in ("alembic", "mlflow.store.db"):
-        logging.getLogger(migrations).setLevel(logging.WARNING)
+    for talker in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
+        logging.getLogger(talker).setLevel(logging.ERROR)
     if uri.startswith("sqlite:///"):  # MLflow does not make the folder of an sqlite file.
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(uri)

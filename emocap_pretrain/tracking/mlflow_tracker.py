@@ -27,7 +27,7 @@ class MlflowTracker:
         self.run_id = run.run_id
         artifacts = [each for each in unsent if each["kind"] in ARTIFACTS]
         history = [each for each in unsent if each["kind"] not in ARTIFACTS]
-        self._history = Spool(run.deliver, history, name="rows of the run")
+        self._history = Spool(run.deliver, history, name="rows")
         self._artifacts = Spool(run.deliver, artifacts, name="texts and pictures")
 
     @classmethod

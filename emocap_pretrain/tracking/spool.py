@@ -17,6 +17,7 @@ from emocap_pretrain.tracking.masking import masked
 Kind = Literal["metrics", "scores", "tags", "status", "checkpoint", "forget", "text", "picture"]
 MOST_AT_ONCE = 200
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+AWAY_AFTER = 1  # One failure is a hiccup, such as a connection that was closed while it was idle.
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Spool:
         self._deliver, self._name, self._longest_pause_s = deliver, name, longest_pause_s
         self._waiting = deque(rows)
         self._changed = threading.Condition()
-        self._away = self._closing = self._given_up = False
+        self._failures = 0  # In a row.
+        self._closing = self._given_up = False
         threading.Thread(target=self._run, name=f"emocap-tracking-{name}", daemon=True).start()
 
     def put(self, new: Row) -> None:
@@ -74,7 +76,7 @@ class Spool:
     def flush(self, wait_s: float) -> bool:
         """Wait until every row arrived; False, and at once, while the tracker does not answer."""
         with self._changed:
-            self._changed.wait_for(lambda: self._away or not self._waiting, wait_s)
+            self._changed.wait_for(lambda: self._failures > AWAY_AFTER or not self._waiting, wait_s)
             return not self._waiting
 
     def close(self, wait_s: float) -> bool:
@@ -88,16 +90,13 @@ class Spool:
             return not self._waiting
 
     def _run(self) -> None:
-        failures = 0
         while rows := self._next():
             try:
                 self._deliver(rows)
             except Exception as error:  # noqa: BLE001 - whatever the tracker's client raises, training goes on
-                self._wait(error, min(self._longest_pause_s, FIRST_PAUSE_S * 2 ** min(failures, 10)))
-                failures += 1
+                self._wait(error, min(self._longest_pause_s, FIRST_PAUSE_S * 2 ** min(self._failures, 10)))
             else:
                 self._confirm(len(rows))
-                failures = 0
 
     def _next(self) -> list[Row]:
         """The rows at the front; none once the spool is closed."""
@@ -107,25 +106,29 @@ class Spool:
 
     def _confirm(self, count: int) -> None:
         with self._changed:
-            if self._away:
+            if self._failures > AWAY_AFTER:
                 log.info("the tracker takes %s again", self._name)
             for _ in range(count):
                 self._waiting.popleft()
-            self._away = False
+            self._failures = 0
             self._changed.notify_all()
 
     def _wait(self, error: Exception, pause_s: float) -> None:
-        """Pause after a failure, shortly once the spool is closing; an outage is told once."""
+        """Pause after a failure, shortly once the spool is closing."""
         with self._changed:
-            if not self._away:
-                log.warning("the tracker does not take %s (%s); they wait, training goes on", self._name, line(error))
-            self._away = True
+            if self._failures == AWAY_AFTER:
+                log.warning("the tracker does not take %s (%s); they wait", self._name, reason(error))
+            self._failures += 1
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._closing, pause_s):
                 return
             self._changed.wait_for(lambda: self._given_up, min(pause_s, FIRST_PAUSE_S))
 
 
-def line(error: Exception) -> str:
-    """What the error says first, short and without secrets."""
-    return masked(str(error)).strip().split("\n")[0][:200] or type(error).__name__
+def reason(error: BaseException) -> str:
+    """Why a call failed, in one short line without secrets; of a lost connection its first cause."""
+    root = error
+    while inner := root.__cause__ or root.__context__:
+        root = inner
+    told = root if isinstance(root, OSError) else error
+    return masked(str(told)).strip().split("\n")[0][:200] or type(told).__name__

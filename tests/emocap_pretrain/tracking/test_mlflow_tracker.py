@@ -453,4 +453,4 @@ def test_no_password_reaches_mlflow_the_log_or_an_error(
 
 def test_mlflow_s_migrations_stay_quiet(config: Config) -> None:
     MlflowTracker.start(config, None).finish("FINISHED")
-    assert logging.getLogger("alembic").level == logging.WARNING
+    assert logging.getLogger("alembic").level == logging.ERROR
