@@ -1,12 +1,30 @@
 """One testbed for all drills, and one Ray over it for each module that asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hosts import missing
 from launchers import srun, succeed
 from ray_cluster import RayCluster, ray_cluster
 from testbed import Testbed, Unbroken, laid_out
+
+NOTES = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(NOTES, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Takes what was measured and its seconds; shown at the end."""
+
+    def take(what: str, seconds: float) -> None:
+        lines = request.config.stash.setdefault(NOTES, [])
+        lines.append(f"{seconds:6.1f} s  {what}")
+
+    return take
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ MODULE = ("-m", "emocap_pretrain.run")
 
 def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int = 1) -> list[Process]:
     """One task on each of these hosts, with the variables that SLURM sets."""
-    names = [testbed.hosts.name(number) for number in on]
+    layout, nodes = f"1(x{len(on)})", f"node[{','.join(str(number) for number in on)}]"
     tasks: list[Process] = []
     for rank, number in enumerate(on):
         env = {
@@ -26,11 +26,13 @@ def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int 
             "SLURM_NODEID": str(rank),
             "SLURM_NTASKS": str(len(on)),
             "SLURM_NNODES": str(len(on)),
-            "SLURM_TASKS_PER_NODE": f"1(x{len(on)})",
-            "SLURM_STEP_TASKS_PER_NODE": f"1(x{len(on)})",
-            "SLURM_JOB_NODELIST": ",".join(names),
-            "SLURM_STEP_NODELIST": ",".join(names),
-            "SLURMD_NODENAME": names[rank],
+            "SLURM_TASKS_PER_NODE": layout,
+            "SLURM_JOB_NODELIST": nodes,
+            "SLURM_STEP_NUM_TASKS": str(len(on)),
+            "SLURM_STEP_NUM_NODES": str(len(on)),
+            "SLURM_STEP_TASKS_PER_NODE": layout,
+            "SLURM_STEP_NODELIST": nodes,
+            "SLURMD_NODENAME": testbed.hosts.name(number),
             "SLURM_LAUNCH_NODE_IPADDR": testbed.hosts.address(on[0]),
         }
         tasks.append(testbed.hosts.run(number, ["python", *MODULE, str(run.config)], {**testbed.env, **env}))
@@ -80,7 +82,7 @@ def ssh_servers(testbed: Testbed, on: Sequence[int] = (1, 2, 3)) -> None:
 
 def _server_config(folder: Path, env: Mapping[str, str]) -> str:
     """What a session finds in its environment is set by the host, as an administrator would."""
-    given = " ".join(f'"{name}={value}"' for name, value in env.items() if name != "HOME")
+    given = " ".join(f'"{name}={value}"' for name, value in env.items())
     return (
         f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nPermitRootLogin prohibit-password\n"
         f"StrictModes no\nUsePAM no\nPidFile none\nMaxStartups 100\nUseDNS no\nSetEnv {given}\n"

@@ -23,7 +23,7 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-RANK = "ray::"  # What Ray calls the process of a worker; those with torch in their memory are ranks.
+RANK = "ray::RayTrainWorker"  # What Ray calls the process of a rank.
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,7 @@ class RayCluster:
         return {row["node_ip"]: row["node_id"] for row in rows if row["state"] == "ALIVE"}
 
     def rank_on(self, number: int) -> psutil.Process:
-        """The rank of a host: of Ray's workers the one that has torch in its memory."""
-        workers = self.testbed.hosts.processes(number, RANK)
-        found = [each for each in workers if any("libtorch_cpu" in part.path for part in each.memory_maps())]
+        found = self.testbed.hosts.processes(number, RANK)
         assert len(found) == 1, f"{len(found)} ranks on {self.testbed.hosts.name(number)}"
         return found[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from launchers import SSHD, codes, deepspeed, srun, ssh_servers, succeed, torchrun
-from testbed import STEPS, Testbed, Unbroken, shown, until
+from testbed import STEPS, STOPPED, Testbed, Unbroken, shown, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540)]
 needs_ssh = pytest.mark.skipif(
@@ -25,7 +25,7 @@ def test_srun_told_to_end_saves_and_goes_on_to_the_bit(testbed: Testbed, unbroke
     tasks = srun(testbed, run)
     until("step 7", lambda: run.step >= 7, hint=lambda: shown(tasks))
     tasks[2].send(signal.SIGTERM)  # One task that was told is enough.
-    assert codes(tasks) == [0, 0, 0], shown(tasks)
+    assert codes(tasks) == [STOPPED, 0, 0], shown(tasks)
     assert run.status == "KILLED"
     assert 7 <= run.saved < STEPS
     succeed(srun(testbed, run, job=2))

@@ -13,7 +13,6 @@ from emocap_pretrain.starts import cause, failures, newest
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540)]
 ELASTIC = {"min_ranks": 2, "patience_s": 0}
 LONG_S = 400.0
-STOPPED = 75
 
 
 def test_a_cut_off_host_is_left_behind_and_writes_nothing_when_it_is_back(

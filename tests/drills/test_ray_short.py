@@ -1,32 +1,47 @@
 """The two faults that every change is tried on: a rank is killed, and a whole host is gone."""
 
+import time
+from collections.abc import Callable
+
 import pytest
-from ray_cluster import RayCluster
-from testbed import STEPS, Testbed, Unbroken, until
+from ray_cluster import Job, RayCluster
+from testbed import STEPS, Run, Testbed, Unbroken, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+Note = Callable[[str, float], None]
 
 
 def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_unbroken_to_the_bit(
-    testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
+    testbed: Testbed, cluster: RayCluster, unbroken: Unbroken, note: Note
 ) -> None:
     run = testbed.new_run("kill-rank")
     job = cluster.submit(run)
+    note("from ray job submit to the first step", until("first step", lambda: run.step, hint=lambda: job.text))
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
     cluster.rank_on(2).kill()
-    assert run.saved < STEPS
+    note("from kill -9 of a rank to the next step", next_step_s(run, job))
     job.succeed()
     unbroken.check(run)
     assert len(run.starts()) == 2
 
 
 def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
-    testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
+    testbed: Testbed, cluster: RayCluster, unbroken: Unbroken, note: Note
 ) -> None:
     run = testbed.new_run("power-off", cluster={"min_ranks": 2, "patience_s": 0})
     job = cluster.submit(run)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
     testbed.hosts.power_off(3)
+    note("from a power cut to the next step on fewer ranks", next_step_s(run, job))
     job.succeed()
     unbroken.check(run, same_ranks=False)
     assert [start["ranks"] for start in run.starts()] == [3, 2]
+
+
+def next_step_s(run: Run, job: Job) -> float:
+    """How long it takes from now until a second start has done a step that was not done yet."""
+    began, before = time.monotonic(), run.step
+    assert before < STEPS
+    until("second start", lambda: len(run.starts()) == 2, hint=lambda: job.text)
+    until("next step", lambda: run.step > before + 1, hint=lambda: job.text)  # One row may have been on its way.
+    return time.monotonic() - began
