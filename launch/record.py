@@ -107,3 +107,16 @@ def _lines(path: Path) -> Iterator[Line]:
         raw["value"] = raw["value"] and Spread(**raw["value"])
         raw["ratios"] = raw["ratios"] and {name: Spread(**each) for name, each in raw["ratios"].items()}
         yield Line(**raw)
+
+
+def insert(text: str, name: str, table: str) -> str:
+    """A document with the table between its markers <!-- NAME --> and <!-- end -->.
+
+    Raises:
+        ValueError: If it has no such markers.
+    """
+    before, found, rest = text.partition(f"<!-- {name} -->\n")
+    _, closed, after = rest.partition("<!-- end -->")
+    if not found or not closed:
+        raise ValueError(f"the document has no <!-- {name} --> with an <!-- end --> behind it; add both lines.")
+    return f"{before}{found}{table}\n{closed}{after}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.measurement import Spread
-from launch.record import Line
+from launch.record import Line, insert
 
 Cell = Callable[[Line], str]
 Key = tuple[Any, ...]
@@ -14,19 +14,6 @@ Key = tuple[Any, ...]
 def markdown(name: str, lines: Sequence[Line]) -> str:
     """All tables of a file of records, by its name without the ending."""
     return "\n".join([*_TABLES[name](lines), *_skipped(lines)])
-
-
-def insert(text: str, name: str, table: str) -> str:
-    """A document with the table between its markers <!-- NAME --> and <!-- end -->.
-
-    Raises:
-        ValueError: If it has no such markers.
-    """
-    before, found, rest = text.partition(f"<!-- {name} -->\n")
-    _, closed, after = rest.partition("<!-- end -->")
-    if not found or not closed:
-        raise ValueError(f"the document has no <!-- {name} --> with an <!-- end --> behind it; add both lines.")
-    return f"{before}{found}{table}\n{closed}{after}"
 
 
 def _stream(lines: Sequence[Line]) -> Iterable[str]:
