@@ -53,6 +53,7 @@ class MlflowRun:
             "status": self._status,
             "checkpoint": self._checkpoint,
             "forget": self._forget,
+            "keep": self._keep,
             "text": self._text,
             "picture": self._picture,
         }
@@ -162,6 +163,12 @@ class MlflowRun:
             if model := self._model(run, step):
                 self._client.delete_logged_model(model.model_id)
 
+    def _keep(self, run: Run, rows: list[Row]) -> None:
+        names = {_name(step) for step in rows[-1]["body"]["steps"]}
+        for model in self._models(run):
+            if model.name not in names:
+                self._client.delete_logged_model(model.model_id)
+
     def _text(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
         for row in rows:
             self._client.log_text(self.run_id, row["body"]["content"], row["body"]["name"])
@@ -175,9 +182,17 @@ class MlflowRun:
                 self._client.log_artifact(self.run_id, str(path), above or None)
 
     def _model(self, run: Run, step: int) -> LoggedModel | None:
-        wanted = f"source_run_id='{self.run_id}' AND name='{_name(step)}'"
-        found = self._client.search_logged_models([run.info.experiment_id], wanted, max_results=1)
-        return next(iter(found), None)
+        return next(iter(self._models(run, f" AND name='{_name(step)}'")), None)
+
+    def _models(self, run: Run, condition: str = "") -> list[LoggedModel]:
+        """The logged models of this run, of all pages."""
+        found, token = list[LoggedModel](), None
+        wanted = f"source_run_id='{self.run_id}'{condition}"
+        while page := self._client.search_logged_models([run.info.experiment_id], wanted, page_token=token):
+            found += page
+            if not (token := page.token):
+                break
+        return found
 
 
 def fresh(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:

@@ -83,6 +83,9 @@ class MlflowTracker:
         if steps:
             self._history.put(row("forget", 0, {"steps": sorted(steps)}))
 
+    def keep(self, steps: Collection[int]) -> None:
+        self._history.put(row("keep", 0, {"steps": sorted(steps)}))
+
     def flush(self, wait_s: float) -> bool:
         return _in_turn(wait_s, self._history.flush, self._artifacts.flush)
 

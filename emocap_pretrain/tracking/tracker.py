@@ -44,6 +44,10 @@ class Tracker(Protocol):
         """The checkpoints of these steps were swept."""
         ...
 
+    def keep(self, steps: Collection[int]) -> None:
+        """The run has checkpoints of these steps and no others; this makes good what a lost start left unsaid."""
+        ...
+
     def flush(self, wait_s: float) -> bool:
         """Wait so long at most for what is on its way; whether all of it arrived. At once while the tracker is away."""
         ...
@@ -94,6 +98,9 @@ class MemoryTracker:
 
     def forget(self, steps: Collection[int]) -> None:
         self.checkpoints = [each for each in self.checkpoints if each[1] not in steps]
+
+    def keep(self, steps: Collection[int]) -> None:
+        self.checkpoints = [each for each in self.checkpoints if each[1] in steps]
 
     def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - the protocol's form
         return True

@@ -5,25 +5,40 @@ of a run that was done while MLflow was away; a start on any host takes it from 
 """
 
 import json
+import logging
 from collections.abc import Sequence
 
-from emocap_shards.errors import NotFound
+from emocap_shards.errors import NotFound, StoreError
 from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.starts import newest
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import Row
 
 UNSENT = "unsent.json"
 LIMIT_BYTES = 1 << 28
 
+log = logging.getLogger(__name__)
 
-def leave(store: Store, rows: Sequence[Row]) -> None:
-    """Keep the rows for the next start; none remove what an earlier one left."""
-    if rows:
-        store.put(UNSENT, json.dumps(list(rows)).encode())
-    else:
-        store.delete(UNSENT)
+
+def leave(store: Store, rows: Sequence[Row], *, number: int | None = None) -> None:
+    """Keep the rows for the next start; none remove what an earlier one left. A store that refuses costs the rows.
+
+    Args:
+        store: The run's folder.
+        rows: What has not arrived.
+        number: Of this start: where a newer one has taken over, its file stays. Without a number nobody looks.
+    """
+    try:
+        if number is not None and newest(store) > number:
+            return
+        if rows:
+            store.put(UNSENT, json.dumps(list(rows)).encode())
+        else:
+            store.delete(UNSENT)
+    except (StoreError, OSError) as error:
+        log.warning("%d rows for the tracker could not be kept: %s", len(rows), error)
 
 
 def left(store: Store) -> list[Row]:
@@ -47,6 +62,6 @@ def deliver(store: Store, config: Config, run_id: str, *, number: int) -> bool:
     if rows:
         tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows)
         tracker.finish("FINISHED")
-        leave(store, tracker.unsent())
+        leave(store, tracker.unsent(), number=number)
         return not tracker.unsent()
     return True

@@ -176,6 +176,19 @@ def test_swept_checkpoints_are_listed_no_more(config: Config, client: MlflowClie
     assert list(models(client, tracker.run_id)) == ["step-00000006"]
 
 
+def test_checkpoints_that_a_lost_start_did_not_forget_are_made_good(config: Config, client: MlflowClient) -> None:
+    other = MlflowTracker.start(config, None)
+    other.checkpoint(url(2), 2, "abc")
+    other.finish("FINISHED")
+    tracker = MlflowTracker.start(config, None)
+    for step in (2, 4, 6):
+        tracker.checkpoint(url(step), step, "abc")
+    tracker.keep([6, 8])
+    tracker.finish("FINISHED")
+    assert list(models(client, tracker.run_id)) == ["step-00000006"]
+    assert list(models(client, other.run_id)) == ["step-00000002"]
+
+
 def test_scores_belong_to_the_run_and_to_the_checkpoint_of_their_step_and_count_once(
     config: Config, client: MlflowClient
 ) -> None:

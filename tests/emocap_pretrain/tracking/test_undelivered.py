@@ -6,6 +6,7 @@ from mlflow.tracking import MlflowClient
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.starts import Start
 from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import row
@@ -29,6 +30,24 @@ def test_rows_are_left_in_the_run_s_folder_until_none_are_left(tmp_path: Path) -
     undelivered.leave(store, [])
     undelivered.leave(store, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_was_taken_over_leaves_the_newer_one_s_rows_alone(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    old, new = Start.begin(store, {}), Start.begin(store, {})
+    undelivered.leave(store, ROWS, number=new.number)
+    undelivered.leave(store, [], number=old.number)
+    assert undelivered.left(store) == ROWS
+    undelivered.leave(store, [], number=new.number)
+    assert undelivered.left(store) == []
+
+
+def test_a_store_that_refuses_costs_a_warning_and_not_the_end_of_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / undelivered.UNSENT).mkdir()
+    undelivered.leave(open_store(str(tmp_path)), ROWS)
+    assert "2 rows for the tracker could not be kept" in caplog.text
 
 
 def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client: MlflowClient) -> None:
