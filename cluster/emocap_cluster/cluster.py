@@ -6,9 +6,9 @@ import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import psutil
 import ray
 from ray._private.state import state as ray_state  # pyright: ignore[reportPrivateUsage]
 from ray.exceptions import RayActorError
@@ -78,8 +78,10 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     # That a new cluster asks for a token is how it should be, and no warning.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     log_once("log_dedup_warning")  # Said already, so that Ray does not explain the folding of repeated lines.
+    # Helpers of Ray Train look for "the" cluster of their host; where there are several it must be this one.
+    here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
     try:
-        own = _init({"env_vars": dict(env)})
+        ray.init(runtime_env={"env_vars": {**env, **here}}, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS")
         raise NoCluster(
@@ -87,23 +89,14 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
             f"{str(error).splitlines()[0]}"
         ) from error
     try:
-        yield Cluster(own, put_up())
+        yield Cluster(_started_here(), put_up())
     finally:
         ray.shutdown()
 
 
-def _init(runtime_env: dict[str, Any]) -> bool:
-    """Join what there is or start a Ray here; whether it was started."""
-    join = partial(ray.init, runtime_env=runtime_env, logging_level=logging.WARNING)
-    if os.environ.get("RAY_ADDRESS"):
-        join()
-        return False
-    try:
-        join("auto")
-    except ConnectionError:  # There is none on this host.
-        join("local")
-        return True
-    return False
+def _started_here() -> bool:
+    """Whether the cluster's head was started by this process, and so goes with it."""
+    return any(child.name() == "gcs_server" for child in psutil.Process().children())
 
 
 def _refuse_silence(address: str) -> None:

@@ -1,6 +1,7 @@
 """What becomes of jobs on Ray, one JSON line each; a process of its own, as Ray leaves things behind.
 
-`rank_script.py FOLDER` has a Ray of its own, `rank_script.py FOLDER nodes` one with two nodes that come and go.
+`rank_script.py FOLDER` has a Ray of its own; `rank_script.py FOLDER nodes` starts one whose nodes come and go, and
+`rank_script.py FOLDER moves` in it.
 """
 
 import json
@@ -147,12 +148,10 @@ def is_set_wrongly(_place: Path, runtime: RayRuntime) -> None:
 def waits_to_be_stopped(place: Path, runtime: RayRuntime) -> None:
     """Saves every half second; on the way out too."""
     step = int((place / "progress").read_text()) if (place / "progress").exists() else 0
-    until_s = time.monotonic() + 60
-    while time.monotonic() < until_s:
-        step += 1
+    for now in range(step + 1, step + 200):
         stopping = stops(runtime)
         if runtime.place.rank == 0:
-            (place / "progress").write_text(str(step))
+            (place / "progress").write_text(str(now))
             (place / f"ready-{runtime.place.world}").touch()
             runtime.committed("a checkpoint")
         if stopping:
@@ -190,26 +189,30 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
 
 
 def on_nodes(folder: Path) -> None:
-    """A head without CPUs; one node, then two (the job grows), then one is drained (it goes on without it)."""
+    """A head without CPUs; one node, then three (the job grows), then one is drained (it goes on without it)."""
     from ray.cluster_utils import Cluster as Nodes
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes.add_node(num_cpus=2)
-    os.environ["RAY_ADDRESS"] = nodes.address
-    place = folder / "moves"
-    added = []
+    first = nodes.add_node(num_cpus=2)
+    env = os.environ | {"RAY_ADDRESS": nodes.address}
+    with subprocess.Popen([sys.executable, __file__, str(folder), "moves"], env=env) as job:
+        there(folder / "moves" / "ready-2", job)
+        for _ in range(2):
+            nodes.add_node(num_cpus=2)
+        there(folder / "moves" / "ready-3", job)
+        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address]
+        command += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+        subprocess.run(command, check=True, capture_output=True)
+        there(folder / "moves" / "ready-2-again", job)
+        job.send_signal(signal.SIGTERM)
+        job.wait(120)
+    nodes.shutdown()
 
-    def drain() -> None:
-        node, here = added[0], str(Path(sys.executable).with_name("ray"))
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        command = [here, "drain-node", "--address", nodes.address, "--node-id", node.node_id, *reason]
-        subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
-        when(place / "ready-2-again", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    when(place / "ready-2", lambda: [added.append(nodes.add_node(num_cpus=2)) for _ in range(2)])
-    when(place / "ready-3", drain)
-    with connected({}) as cluster:
-        run("moves", folder, cluster, moves, ranks=None)
+def there(file: Path, job: "subprocess.Popen[bytes]") -> None:
+    while not file.exists() and job.poll() is None:
+        time.sleep(0.2)
 
 
 def moves(place: Path, runtime: RayRuntime) -> None:
@@ -222,6 +225,9 @@ if __name__ == "__main__":
     try:
         if "nodes" in sys.argv:
             on_nodes(Path(sys.argv[1]))
+        elif "moves" in sys.argv:
+            with connected({}) as found:
+                run("moves", Path(sys.argv[1]), found, moves, ranks=None)
         else:
             with connected({"GREETING": "hello"}) as found:
                 tell(name="connected", own=found.own, cpus=found.nodes()[0].cpus)

@@ -1,0 +1,87 @@
+"""`emocap restart`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from emocap_cluster.relaunch import Outcome, relaunch
+from emocap_cluster.restarts import End, Restarts
+from emocap_shards.store import Store, open_store
+
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.health import requests
+from emocap_pretrain.record import RunRecord
+from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
+
+DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
+
+
+def command(
+    command: Annotated[list[str], typer.Argument(help="After --: what starts the ranks, in the foreground.")],
+    run: Annotated[str | None, typer.Option(help="Folder or URL of the run; default what the config says.")] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="Failures in a row without a checkpoint; default cluster.max_restarts.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a launcher's command, and again from the newest checkpoint when it fails.
+
+    emocap restart -- deepspeed --num_nodes 4 launch/pretrain.py cfg.yaml
+
+    The first SIGTERM or Ctrl-C lets all ranks save. Exit codes: 0 done, 75 stopped and saved, 130 by Ctrl-C, else
+    the command's.
+    """
+    show_logs()
+    with errors_as_lines(debug=debug):
+        config = _config(command)
+        if config is None and run is None:
+            raise ConfigError("the command names no config (cfg.yaml): say which run it is, with --run URL.")
+        store = open_store(run or config.url if config else str(run))
+        cluster = config.cluster if config else None
+        budget = max_restarts if max_restarts is not None else (cluster.max_restarts if cluster else 10)
+        try:
+            outcome = relaunch(
+                command,
+                record=RunRecord(store, config.steps if config else 0),
+                restarts=Restarts(budget),
+                ask=lambda: requests.ask_to_stop(store),
+                say=_say,
+            )
+        finally:
+            _forget_request(store)
+        if outcome.over.how is End.FAILED:
+            sys.stderr.write(f"error: {outcome.over.reason}\n")
+        sys.exit(_code(outcome))
+
+
+def _code(outcome: Outcome) -> int:
+    if outcome.over.how is End.DONE:
+        return 0
+    if outcome.interrupted:
+        return INTERRUPTED
+    return STOPPED if outcome.over.how is End.STOPPED else outcome.code or FAILED
+
+
+def _config(command: list[str]) -> Config | None:
+    """The config that the command names, with the overrides behind it; None where it names none."""
+    place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
+    if place is None:
+        return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None
+    return load(Path(command[place]), _overrides(command[place + 1 :]))
+
+
+def _overrides(words: list[str]) -> list[str]:
+    return [word for word in words if "=" in word and not word.startswith("-")]
+
+
+def _forget_request(store: Store) -> None:
+    """A request that the ranks did not need any more is not meant for the next start."""
+    requests.served(store, requests.Requests(stop=True))
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
