@@ -28,6 +28,8 @@ PATIENCE = Patience(deadline_s=60, first_wait_s=0.05, longest_wait_s=0.5)
 WEIGHTS = random.Random(0).randbytes(24 * MIB)
 LIMIT_S = 60.0
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:

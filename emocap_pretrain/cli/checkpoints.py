@@ -1,0 +1,209 @@
+"""`emocap checkpoints`: list, verify and prune what a run has saved."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from emocap_shards.errors import NotFound
+from emocap_shards.inspecting.wording import size
+from emocap_shards.store import Store, open_store
+from tqdm import tqdm
+
+from emocap_pretrain import starts
+from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
+from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, misfits, read
+from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
+from emocap_pretrain.checkpoint.verify import damaged_files
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.tables import grid, plain
+from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
+
+ALIVE_S = 60.0
+WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
+
+app = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
+Url = Annotated[str, typer.Argument(help="The run's folder or URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One step in the store. What is None is not known; `at` is seconds since 1970."""
+
+    step: int
+    state: str
+    bytes: int
+    files: int
+    at: float | None = None
+    ranks: int | None = None
+    zero_stage: int | None = None
+    loss: float | None = None
+    note: str = ""
+
+
+@app.command("list")
+def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show every checkpoint, newest first; sizes are compared, no file is read."""
+    with errors_as_lines(debug=debug):
+        store = open_store(url)
+        rows = [row for folder in step_folders(store) for row in _rows(store, folder)]
+        if as_json:
+            typer.echo(json.dumps([asdict(row) for row in rows]))
+        elif rows:
+            columns = ("step", "saved (UTC)", "size", "files", "ranks", "ZeRO", "loss", "state")
+            console.print(grid(f"Checkpoints of {store.url}", columns, map(_cells, rows), left=0))
+            for row in rows:
+                if row.note:
+                    console.print(plain(f"step {row.step}: {row.note}"), markup=False)
+        else:
+            console.print(f"{store.url} has no checkpoints.", markup=False)
+
+
+@app.command("verify")
+def verify_command(
+    url: Url,
+    step: Annotated[int | None, typer.Option(help="This step alone.", min=0)] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Read every byte of the checkpoints; exit code 0 whole, 1 damaged, 2 nothing to check."""
+    with errors_as_lines(debug=debug):
+        store = open_store(url)
+        folders = _chosen(store, step)
+        faults = {each.step: _faults(store, each, quiet=as_json) for each in folders}
+        if as_json:
+            typer.echo(json.dumps({str(step): found for step, found in faults.items()}))
+        else:
+            for number, found in faults.items():
+                _tell(number, found)
+            if any(faults.values()):
+                console.print("The next start deletes what is damaged, and goes on from the newest whole one.")
+        raise typer.Exit(FAILED if any(faults.values()) else 0)
+
+
+@app.command("prune")
+def prune_command(
+    url: Url,
+    keep_last: Annotated[int, typer.Option(help="How many of the newest stay.", min=1)],
+    keep_every: Annotated[int | None, typer.Option(help="Steps whose multiples stay.", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although a start of the run is alive.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Delete old checkpoints and what unfinished saves have left. It does not ask."""
+    with errors_as_lines(debug=debug):
+        store, retention = open_store(url), Retention(keep_last, keep_every)
+        alive = _alive(store)
+        if alive is not None and not force and not dry_run:
+            raise ConfigError(
+                f"start {alive} of the run at {store.url} is alive: end it first, or prune with --force "
+                "(what it is saving now is left alone)."
+            )
+        freed = 0
+        for each in deletions(store, retention, before=alive):
+            freed += each.bytes
+            what = "the checkpoint" if each.of_checkpoint else "what an unfinished save left"
+            verb = "would delete" if dry_run else "deleting"
+            console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}", markup=False)
+            if not dry_run:
+                delete(store, each)
+        console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.", markup=False)
+
+
+def _rows(store: Store, folder: StepFolder) -> list[Row]:
+    """The committed checkpoint of a step, and what other attempts at it have left."""
+    rows: list[Row] = []
+    standing = None
+    if folder.manifest_bytes is not None:
+        try:
+            standing = read(store, folder.step) if is_readable(folder) else None
+            note = "the manifest is damaged; the next start deletes this checkpoint and takes the one before it"
+            rows.append(_committed(standing, folder) if standing else _unknown(folder, DAMAGED, note))
+        except CheckpointError as error:
+            rows.append(_unknown(folder, FOREIGN, str(error)))
+    left = [folder.attempts[attempt] for attempt in unfinished(folder, standing)]
+    if left:
+        files, number = sum(map(len, left)), sum(sum(each.values()) for each in left)
+        rows.append(Row(folder.step, UNFINISHED, number, files))
+    return rows
+
+
+def _unknown(folder: StepFolder, state: str, note: str) -> Row:
+    present = [number for attempt in folder.attempts.values() for number in attempt.values()]
+    return Row(folder.step, state, sum(present), len(present), note=note)
+
+
+def _committed(checkpoint: Checkpoint, folder: StepFolder) -> Row:
+    lost = misfits(checkpoint, folder)
+    return Row(
+        checkpoint.step,
+        DAMAGED if lost else WHOLE,
+        checkpoint.bytes,
+        len(checkpoint.files),
+        checkpoint.at,
+        checkpoint.ranks,
+        _at(checkpoint.state, "config", "engine", "zero_stage"),
+        _at(checkpoint.state, "progress", "row", "loss"),
+        f"{len(lost)} of {len(checkpoint.files)} files are missing or cut, such as {lost[0]}" if lost else "",
+    )
+
+
+def _at(state: Any, *keys: str) -> Any:
+    """A number deep in a state; None where it is not there."""
+    for key in keys:
+        state = state.get(key) if isinstance(state, dict) else None
+    return state if isinstance(state, int | float) else None
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    saved = "-" if row.at is None else datetime.fromtimestamp(row.at, UTC).strftime("%Y-%m-%d %H:%M")
+    loss = "-" if row.loss is None else f"{row.loss:.4g}"
+    known = ("-" if each is None else str(each) for each in (row.ranks, row.zero_stage))
+    return str(row.step), saved, size(row.bytes), f"{row.files:,}", *known, loss, row.state
+
+
+def _chosen(store: Store, step: int | None) -> list[StepFolder]:
+    committed = [each for each in step_folders(store) if each.manifest_bytes is not None]
+    chosen = [each for each in committed if step in {None, each.step}]
+    if not chosen:
+        which = "no checkpoints" if step is None else f"no checkpoint of step {step}"
+        steps = ", ".join(str(each.step) for each in committed[:10]) or "none"
+        raise ConfigError(f"{store.url} has {which}; steps: {steps}.")
+    return chosen
+
+
+def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
+    checkpoint = read(store, folder.step) if is_readable(folder) else None
+    if checkpoint is None:
+        return [f"{store.url}/{manifest_of(folder.step)}"]
+    with tqdm(
+        desc=f"step {folder.step}",
+        total=checkpoint.bytes,
+        unit="B",
+        unit_scale=True,
+        disable=True if quiet else None,
+        leave=False,
+    ) as bar:
+        found = damaged_files(store, checkpoint, progress=bar.update)
+    return [f"{store.url}/{checkpoint.folder}/{path}" for path in found]
+
+
+def _tell(step: int, faults: Iterable[str]) -> None:
+    lines = [f"step {step}: {plain(fault)} is missing or damaged" for fault in faults]
+    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]), markup=False)
+
+
+def _alive(store: Store) -> int | None:
+    """The number of the newest start, if it gave a sign of life a moment ago."""
+    number = starts.newest(store)
+    try:
+        status = starts.status(store, number)
+    except NotFound:
+        return None
+    ended = status.get("state") == "ended"
+    return number if not ended and time.time() - float(status.get("at", 0)) < ALIVE_S else None

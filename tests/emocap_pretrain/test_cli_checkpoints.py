@@ -1,0 +1,191 @@
+"""What `emocap checkpoints` prints in 80 columns, and what it refuses."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import Store, open_store
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from emocap_pretrain.checkpoint.commit import commit
+from emocap_pretrain.checkpoint.layout import manifest_of
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.cli import checkpoints
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.starts import Start
+from emocap_pretrain.world import World
+
+ALONE = World(Rank(), "cpu", None)
+STATE = {"config": {"engine": {"zero_stage": 2}}, "progress": {"seconds": 9.0, "row": {"loss": 3.14159}}}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(checkpoints, "console", Console(width=80, highlight=False, soft_wrap=True))
+    return open_store(tmp_path / "run")
+
+
+def saved(store: Store, *steps: int, start: Start | None = None) -> list[Checkpoint]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(bytes(1_500_000))
+        (folder / "tokenizer.json").write_bytes(b"{}")
+
+    return [commit(store, step, STATE, write, ALONE, start) for step in steps]
+
+
+def cut_off(store: Store, step: int, start: Start) -> None:
+    """What a save leaves that is killed before its manifest."""
+    store.put(f"checkpoints/step-{step:08d}/{start.number:05d}-cut/a", bytes(1000))
+
+
+def emocap(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["checkpoints", *map(str, arguments)])
+
+
+def test_a_list_says_what_there_is_of_each_step_within_80_columns(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Start.begin(store, {})
+    saved(store, 2, 123_456_789, start=start)
+    cut_off(store, 123_456_790, start)
+    checkpoints.list_command(store.url)
+    title, header, *rows = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert title == f"Checkpoints of {store.url}"
+    assert header.split() == ["step", "saved", "(UTC)", "size", "files", "ranks", "ZeRO", "loss", "state"]
+    date = time.strftime("%Y-%m-%d", time.gmtime(committed(store)[0].at))
+    assert [row.split()[:2] for row in rows] == [["123456790", "-"], ["123456789", date], ["2", date]]
+    assert rows[0].split()[2:] == ["1", "kB", "1", "-", "-", "-", "unfinished"]
+    assert rows[1].split()[3:] == ["1.5", "MB", "2", "1", "2", "3.142", "whole"]
+    assert max(map(len, [header, *rows])) <= 80
+
+
+def test_a_list_names_what_is_cut_damaged_or_of_another_version(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, newest = saved(store, 1, 2, 3)
+    store.delete(f"{newest.folder}/tokenizer.json")
+    store.put(manifest_of(2), b"{}")
+    store.put(manifest_of(1), Checkpoint(1, "a", (), {}, schema=9).dump())
+    checkpoints.list_command(store.url)
+    out = capsys.readouterr().out
+    assert [line.split()[-1] for line in out.splitlines()[2:5]] == ["damaged", "damaged", "foreign"]
+    assert "step 3: 1 of 2 files are missing or cut, such as tokenizer.json" in out
+    assert "step 2: the manifest is damaged" in out
+    assert "checkpoint schema 9 is not" in out
+
+
+def test_a_list_of_nothing_says_so(store: Store) -> None:
+    done = emocap("list", store.url)
+    assert done.exit_code == 0
+    assert json.loads(emocap("list", store.url, "--json").stdout) == []
+
+
+def test_a_list_as_json_holds_numbers(store: Store) -> None:
+    (checkpoint,) = saved(store, 7)
+    (row,) = json.loads(emocap("list", store.url, "--json").stdout)
+    assert row == {
+        "step": 7,
+        "state": "whole",
+        "bytes": 1_500_002,
+        "files": 2,
+        "at": checkpoint.at,
+        "ranks": 1,
+        "zero_stage": 2,
+        "loss": 3.14159,
+        "note": "",
+    }
+
+
+def test_verify_reads_every_byte_and_names_what_changed(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    *_, newest = saved(store, 2, 4)
+    assert emocap("verify", store.url).exit_code == 0
+    changed = bytearray(1_500_000)
+    changed[1_400_000] = 1
+    store.put(f"{newest.folder}/model.safetensors", bytes(changed))
+    done = emocap("verify", store.url, "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == {"4": [f"{store.url}/{newest.folder}/model.safetensors"], "2": []}
+    assert emocap("verify", store.url, "--step", 2).exit_code == 0
+    assert emocap("verify", store.url, "--step", 4).exit_code == 1
+    store.put(manifest_of(2), b"{}")
+    assert json.loads(emocap("verify", store.url, "--json").stdout)["2"] == [f"{store.url}/{manifest_of(2)}"]
+
+
+def test_verify_without_anything_to_verify_is_a_value_to_correct(store: Store) -> None:
+    done = emocap("verify", store.url)
+    assert done.exit_code == 2
+    assert "has no checkpoints; steps: none" in done.stderr
+    saved(store, 2)
+    done = emocap("verify", store.url, "--step", 3)
+    assert done.exit_code == 2
+    assert "has no checkpoint of step 3; steps: 2." in done.stderr
+
+
+def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Start.begin(store, {})
+    saved(store, 2, 4, 6, 8, start=start)
+    cut_off(store, 9, start)
+    before = store.list()
+    checkpoints.prune_command(store.url, keep_last=1, keep_every=4, dry_run=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 9: would delete what an unfinished save left, 1 kB",
+        "step 6: would delete the checkpoint, 1.5 MB",
+        "step 2: would delete the checkpoint, 1.5 MB",
+        "3 MB would be freed.",
+    ]
+    assert store.list() == before
+    checkpoints.prune_command(store.url, keep_last=1, keep_every=4)
+    assert capsys.readouterr().out.splitlines()[-1] == "3 MB freed."
+    assert [each.step for each in committed(store)] == [8, 4]
+    assert len(store.list("checkpoints")) == 6
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        (None, False),
+        ({"at": time.time() + 100, "state": "training"}, True),
+        ({"at": time.time() + 100, "state": "ended"}, False),
+        ({"at": time.time() - 100, "state": "training"}, False),
+    ],
+)
+def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, object] | None, refused: bool) -> None:
+    start = Start.begin(store, {})
+    saved(store, 2, 4, start=start)
+    if status:
+        start.tell(status)
+    done = emocap("prune", store.url, "--keep-last", 1)
+    assert done.exit_code == (2 if refused else 0)
+    assert ("start 1 of the run" in done.stderr) is refused
+    assert [each.step for each in committed(store)] == ([4, 2] if refused else [4])
+
+
+def test_prune_by_force_leaves_what_is_being_saved(store: Store) -> None:
+    old, new = Start.begin(store, {}), Start.begin(store, {})
+    saved(store, 2, 4, start=new)
+    cut_off(store, 6, old)
+    cut_off(store, 6, new)
+    new.tell({"at": time.time() + 100})
+    assert emocap("prune", store.url, "--keep-last", 1, "--force").exit_code == 0
+    assert {entry.path.split("/")[1] for entry in store.list("checkpoints")} == {"step-00000004", "step-00000006"}
+    assert [entry.path for entry in store.list("checkpoints/step-00000006")] == [
+        "checkpoints/step-00000006/00002-cut/a"
+    ]
+
+
+def test_the_last_checkpoint_cannot_be_pruned(store: Store) -> None:
+    saved(store, 2)
+    assert emocap("prune", store.url, "--keep-last", 0).exit_code == 2
+    assert committed(store)
+
+
+def test_commands_about_checkpoints_need_no_torch() -> None:
+    script = "import sys; import emocap_pretrain.cli.checkpoints; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
