@@ -55,5 +55,5 @@ def cluster(running: RayCluster) -> Iterator[RayCluster]:
     """Whole at the begin of each drill, whatever the one before has broken."""
     running.up()
     yield running
-    for job in running.jobs:
-        job.kill()
+    if any(job.process.poll() is None for job in running.jobs):
+        running.down()

@@ -11,6 +11,7 @@ from testbed import HOSTS, LIMIT_S, ROOT, Run, Testbed, shown
 RENDEZVOUS = 29_500
 SSHD = "/usr/sbin/sshd"
 MODULE = ("-m", "emocap_pretrain.run")
+AGAIN = ("emocap", "restart", "--")
 
 
 def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int = 1) -> list[Process]:
@@ -39,13 +40,13 @@ def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int 
     return tasks
 
 
-def torchrun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3)) -> list[Process]:
-    """An agent on each of these hosts, which has one rank."""
+def torchrun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), under: Sequence[str] = ()) -> list[Process]:
+    """An agent on each of these hosts, which has one rank; `under` is a wrapper around each."""
     agents: list[Process] = []
     for rank, number in enumerate(on):
         command = ["torchrun", "--nnodes", str(len(on)), "--node-rank", str(rank), "--nproc-per-node", "1"]
         command += ["--master-addr", testbed.hosts.name(on[0]), "--master-port", str(RENDEZVOUS)]
-        agents.append(testbed.hosts.run(number, [*command, *MODULE, str(run.config)], testbed.env))
+        agents.append(testbed.hosts.run(number, [*under, *command, *MODULE, str(run.config)], testbed.env))
     return agents
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 from hosts import Process
+from launchers import MODULE
 from testbed import BIN, LIMIT_S, Run, Testbed, until
 
 HEAD, PORT, DASHBOARD = 1, 6379, 8265
@@ -100,22 +101,20 @@ class RayCluster:
             command += ["--address", f"{hosts.address(HEAD)}:{PORT}"]
         self.raylets[number] = hosts.run(number, command, self.env)
 
-    def submit(self, run: Run, *overrides: str) -> Job:
-        """`ray job submit` of a run."""
+    def submit(self, run: Run, *, under: Sequence[str] = ()) -> Job:
+        """`ray job submit` of a run; `under` is a wrapper around it."""
         name = f"{run.name}-{len(self.jobs)}"
         log = self.testbed.folder / f"job-{name}.log"
-        entry = [str(BIN / "python"), "-m", "emocap_pretrain.run", str(run.config), *overrides]
-        command = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--submission-id", name]
+        command = [*under, "ray", "job", "submit", "--address", self.dashboard, "--submission-id", name, "--"]
+        command += [str(BIN / "python"), *MODULE, str(run.config)]
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*command, "--", *entry], env=self._outside(), stdout=out, stderr=out, start_new_session=True
-            )
+            process = subprocess.Popen(command, env=self._outside(), stdout=out, stderr=out, start_new_session=True)
         self.jobs.append(Job(name, process, log))
         return self.jobs[-1]
 
     def stop(self, job: Job) -> None:
         """`ray job stop`."""
-        command = [str(BIN / "ray"), "job", "stop", "--address", self.dashboard, job.name]
+        command = ["ray", "job", "stop", "--address", self.dashboard, job.name]
         subprocess.run(command, env=self._outside(), check=True, capture_output=True, timeout=LIMIT_S)
 
     def drain(self, number: int, *, deadline_s: int) -> None:

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from launchers import SSHD, codes, deepspeed, srun, ssh_servers, succeed, torchrun
+from launchers import AGAIN, SSHD, codes, deepspeed, srun, ssh_servers, succeed, torchrun
 from testbed import STEPS, STOPPED, Testbed, Unbroken, shown, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540)]
@@ -42,6 +42,17 @@ def test_torchrun_after_the_loss_of_a_host_goes_on_to_the_bit(testbed: Testbed, 
     assert run.saved < STEPS
     testbed.hosts.power_on(3)
     succeed(torchrun(testbed, run))
+    unbroken.check(run)
+
+
+def test_torchrun_under_emocap_restart_needs_nobody_after_the_kill_of_a_rank(
+    testbed: Testbed, unbroken: Unbroken
+) -> None:
+    run = testbed.new_run("torchrun-again")
+    wrappers = torchrun(testbed, run, under=AGAIN)
+    until("checkpoint", lambda: run.saved, hint=lambda: shown(wrappers))
+    testbed.hosts.processes(2, "emocap_pretrain.run")[-1].kill()
+    succeed(wrappers)
     unbroken.check(run)
 
 

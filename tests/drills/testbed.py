@@ -223,7 +223,7 @@ def until(what: str, ready: Callable[[], object], limit_s: float = LIMIT_S, hint
     began = time.monotonic()
     while not ready():
         assert time.monotonic() - began < limit_s, f"no {what} in {limit_s:g} s\n{hint()}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return time.monotonic() - began
 
 
