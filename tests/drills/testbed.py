@@ -18,7 +18,7 @@ from emocap_shards.store import Store, open_store
 from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from hosts import Hosts, Process
-from mlflow_server import MlflowServer
+from tracking_server import MlflowServer
 
 from emocap_pretrain.checkpoint.manifest import committed
 from launch.local_s3 import BUCKET, LocalS3
