@@ -15,7 +15,7 @@ from emocap_pretrain.cli.status import RunUrl
 from emocap_pretrain.cli.stop import running
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.health import requests
-from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.health.requests import ProfileRequest, Requests
 from emocap_pretrain.health.standing import Standing
 from emocap_pretrain.terminal import console, errors_as_lines
 
@@ -36,12 +36,15 @@ def command(
         running(Standing.read(store, last=1))
         requests.ask_for_profile(store, request)
         with tqdm(desc="waiting for a logged step", unit="trace", disable=None, leave=False) as bar:
-            began = _awaited(store, request)
+            try:
+                began = _awaited(store, request)
+            finally:  # Nobody shall serve it later, when nobody waits; where it was served it is gone.
+                requests.served(store, Requests(profile=request))
             first, last = began["steps"]
             bar.set_description(f"recording steps {first} to {last}")
             bar.total = len(began["traces"])
-            while bar.n < bar.total:
-                bar.update(_present(store, began["traces"]) - bar.n)
+            while (present := _present(store, began["traces"])) < bar.total:
+                bar.update(present - bar.n)
                 _keep_waiting(store)
         console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
         for trace in began["traces"]:

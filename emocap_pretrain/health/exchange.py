@@ -8,7 +8,7 @@ frozen keeps a call waiting without end, whatever its timeout says: therefore th
 who looks at the answers sees that none comes.
 """
 
-import logging
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -22,9 +22,8 @@ from emocap_pretrain.health.watch import Answer, Finding
 
 BEAT_S = 1.0
 PATIENCE = timedelta(hours=1)
+ANSWER_S = 5.0
 _FINDING = "emocap/finding"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +42,26 @@ class Line:
         return cls(store)
 
     def reopened(self) -> "Line":
+        """A new connection.
+
+        Raises:
+            OSError: If nobody answers; the store itself would try for the whole of its patience, and print stacks.
+        """
+        socket.create_connection(self._address, timeout=ANSWER_S).close()
         return Line(self.store.clone())
 
     @property
     def address(self) -> str:
+        """In words."""
+        host, port = self._address
+        return f"{host}:{port}"
+
+    @property
+    def _address(self) -> tuple[str, int]:
         inner = self.store
         while hasattr(inner, "underlying_store"):
             inner = inner.underlying_store
-        return f"{inner.host}:{inner.port}" if hasattr(inner, "port") else type(inner).__name__
+        return inner.host, inner.port
 
     def begin(self, pulse: Pulse) -> None:
         """All ranks do so before one of them reads: who reads a key that is absent waits for it."""
@@ -125,9 +136,12 @@ class Exchange:
             self._wake.clear()
             number += 1
             try:
+                if self.error:  # A connection that broke once is of no use any more.
+                    self._line = self._line.reopened()
                 self._tick(number)
-            except (dist.DistError, RuntimeError) as error:  # gloo's store has no type of its own for some of them.
-                self._failed(error)
+                self.error = ""
+            except (dist.DistError, RuntimeError, OSError) as error:  # Some of the store's errors have no own type.
+                self.error = str(error).strip().split("\n")[0][:200] or type(error).__name__
             if last:
                 return
             self._wake.wait(BEAT_S)
@@ -142,11 +156,3 @@ class Exchange:
         ranks = list(range(self._world)) if whole else sorted({0, self._rank})
         pulses, self.finding = self._line.read(ranks)
         self.answer = Answer(number, pulses, whole)
-        self.error = ""
-
-    def _failed(self, error: Exception) -> None:
-        self.error = str(error).strip().split("\n")[0][:200]
-        try:
-            self._line = self._line.reopened()
-        except (dist.DistError, RuntimeError) as refused:
-            log.debug("the job's store is away: %s", refused)

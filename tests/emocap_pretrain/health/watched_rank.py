@@ -1,11 +1,13 @@
-"""One rank of a job that is watched and then gets into trouble: `watched_rank.py CONFIG_JSON TROUBLE RANK`."""
+"""One rank of a job that is watched and then gets into trouble: `watched_rank.py CONFIG_JSON TROUBLE RANK [WAIT_S]`.
+
+WAIT_S is the longest wait in a collective; by default it is the config's.
+"""
 
 import os
 import signal
 import sys
-import threading
 import time
-from typing import Any
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -58,16 +60,16 @@ def train(config: Config, world: World, start: Start, kind: str, victim: int) ->
             mine = number == AT_STEP and world.place.rank == victim
             step(monitor, world, kind if mine else None)
             monitor.at(number + 1, "logging")
-            row = monitor.row({"loss": 1.0 / (number + 1)})
+            monitor.row({"loss": 1.0 / (number + 1)})
             if monitor.asked_to_stop(False):
                 break
-            if world.is_main and "verbose" in os.environ:
-                sys.stdout.write(f"{number} {row}\n")
 
 
 def main() -> None:
     config, kind, victim = Config.model_validate_json(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     runtime = EnvRuntime.from_environment("cpu")
+    if sys.argv[4:]:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=float(sys.argv[4])))
     with joined(config, runtime) as world:
         store = open_store(config.url)
         number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)

@@ -1,0 +1,129 @@
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import Store, open_store
+
+from emocap_pretrain import starts
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.health import requests
+from emocap_pretrain.health.beat import Beat
+from emocap_pretrain.health.requests import ProfileRequest, Requests
+from emocap_pretrain.health.standing import DEAD_S, Standing
+from emocap_pretrain.health.status import StatusThread
+from emocap_pretrain.starts import Failure, Start
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "run")
+
+
+def until(true: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> None:
+    start, beat = Start.begin(store, {"ranks": 2}), Beat()
+    status = StatusThread(start, beat, {"ranks": 2}, every_s=0.02)
+    until(lambda: store.exists("starts/00001/status.json"))
+    assert starts.status(store, 1)["state"] == "opening"
+    beat.at(7, "training")
+    status.tell(loss=1.5)
+    until(lambda: starts.status(store, 1)["step"] == 7)
+    beat.at(7, "saving")
+    until(lambda: starts.status(store, 1)["state"] == "saving")
+    status.close("failed", "rank 1 is gone")
+    last = starts.status(store, 1)
+    assert (last["state"], last["how"], last["reason"], last["loss"]) == ("ended", "failed", "rank 1 is gone", 1.5)
+    assert abs(last["at"] - time.time()) < 10
+
+
+def test_a_store_that_is_away_costs_a_warning_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("a file where a folder belongs")
+    status = StatusThread(Start(open_store(tmp_path / "run"), 1), Beat(), {}, every_s=0.02)
+    until(lambda: "the run's status is stale" in caplog.text)
+    assert status.asked() == Requests()
+    status.close("done", "")
+
+
+def test_a_request_is_heard_once_and_is_gone_then(store: Store) -> None:
+    status = StatusThread(Start.begin(store, {}), Beat(), {}, every_s=0.02)
+    request = ProfileRequest("ab12", steps=5, ranks=(0, 3))
+    requests.ask_for_profile(store, request)
+    requests.ask_to_stop(store)
+    heard: list[Requests] = []
+
+    def all_heard() -> bool:
+        heard.append(status.asked())
+        return any(each.stop for each in heard) and any(each.profile for each in heard)
+
+    until(all_heard)
+    until(lambda: not store.list("requests"))
+    until(lambda: status.asked() == Requests())
+    assert [each.profile for each in heard if each.profile] == [request]
+    status.close("done", "")
+
+
+def test_a_request_that_came_too_late_for_its_start_does_not_stop_the_next_one(store: Store) -> None:
+    store.put(requests.STOP, json.dumps({"at": time.time() - requests.VALID_S - 1}).encode())
+    assert requests.waiting(store) == Requests()
+    assert store.list("requests") == []
+
+
+def put_status(store: Store, number: int, **status: object) -> None:
+    store.put(f"starts/{number:05d}/status.json", json.dumps({"at": time.time(), **status}).encode())
+
+
+def ending(store: Store, later_s: float = 0) -> str:
+    return Standing.read(store).newest.ending(newest=True, now_s=time.time() + later_s)
+
+
+def test_a_run_is_alive_while_it_gives_word(store: Store) -> None:
+    Start.begin(store, {})
+    put_status(store, 1, state="training", step=7)
+    newest = Standing.read(store).newest
+    assert newest.alive(time.time())
+    assert not newest.alive(time.time() + DEAD_S)
+    assert ending(store) == ""
+    assert "without a word" in ending(store, later_s=DEAD_S)
+
+
+def test_a_run_that_ended_is_not_alive_and_says_how(store: Store) -> None:
+    Start.begin(store, {})
+    put_status(store, 1, state="ended", how="stopped", reason="asked to", step=7)
+    assert not Standing.read(store).newest.alive(time.time())
+    assert ending(store) == "stopped: asked to"
+
+
+def test_the_cause_of_a_failure_says_more_than_what_followed_from_it(store: Store) -> None:
+    start = Start.begin(store, {})
+    put_status(store, 1, state="ended", how="failed", reason="rank 1 is gone", step=7)
+    start.fail(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
+    assert ending(store) == "failed: rank 1 is gone"
+    start.fail(Failure(1, "b", 8, "ValueError", "no pixels"))
+    assert ending(store) == "rank 1 (b): ValueError: no pixels"
+    assert Standing.read(store).newest.step == 8
+
+
+def test_a_start_whose_rank_0_fell_silent_is_told_by_another_rank(store: Store) -> None:
+    start = Start.begin(store, {})
+    put_status(store, 1, state="training", step=7)
+    start.fail(Failure(1, "b", 7, "LostContact", "no answer for 60 s", lost=True))
+    assert ending(store) == "no answer for 60 s"
+
+
+def test_only_the_last_starts_are_read(store: Store) -> None:
+    for _ in range(4):
+        Start.begin(store, {})
+    assert [story.number for story in Standing.read(store, last=2).stories] == [3, 4]
+
+
+def test_a_folder_without_a_run_is_named(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"no run was ever started at .*run"):
+        Standing.read(store)
