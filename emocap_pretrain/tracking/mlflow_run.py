@@ -1,13 +1,15 @@
 """Puts rows into an MLflow run so that a row which comes twice counts once.
 
-MLflow adds a point at every call. So before rows are sent the run is asked how far each of its metrics is; this holds
-after a lost answer, a server that died between two calls, a restart on another host, and a replay of steps. The same
-answer tells whether a newer start of the run has taken over: then this one is silent.
+MLflow adds a point at every call. So the run is asked how far each of its metrics is, at first, after each failure, and
+now and then; this holds after a lost answer, a server that died between two calls, a restart on another host, and a
+replay of steps. The same answer tells whether a newer start of the run has taken over: then this one is silent.
 """
 
 import base64
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +35,7 @@ from emocap_pretrain.tracking.spool import Kind, Row, reason
 
 STARTS = "emocap.starts"
 METRICS_A_CALL = 1000
+RECENT_S = 10.0
 LONGEST_PARAM = 500
 UNKNOWN = 404
 REFUSED = 400  # What MLflow says of a value that it never takes; everything else may pass.
@@ -46,6 +49,9 @@ class MlflowRun:
     def __init__(self, client: MlflowClient, run_id: str, start: int) -> None:
         self._client, self.run_id, self._start = client, run_id, start
         self._silent = False
+        self._run: Run
+        self._last_steps: dict[str, int] = {}
+        self._asked_s = -math.inf
         self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
             "metrics": self._metrics,
             "scores": self._scores,
@@ -98,30 +104,42 @@ class MlflowRun:
 
     def _offer(self, rows: list[Row]) -> None:
         """A row that MLflow refuses for ever must not hold up the others: it is left out, and named."""
-        run = self._client.get_run(self.run_id)
+        kind = rows[0]["kind"]
+        run = self._recent() if kind == "metrics" else self._client.get_run(self.run_id)
         if int(run.data.tags.get(STARTS, 0)) > self._start:
             self._fall_silent()
             return
         try:
-            self._acts[rows[0]["kind"]](run, rows)
-        except MlflowException as error:
-            if error.get_http_status_code() != REFUSED:
+            self._acts[kind](run, rows)
+        except Exception as error:
+            self._asked_s = -math.inf
+            if not isinstance(error, MlflowException) or error.get_http_status_code() != REFUSED:
                 raise
             if len(rows) == 1:
-                log.warning("MLflow refuses %s of step %d: %s", rows[0]["kind"], rows[0]["step"], reason(error))
+                log.warning("MLflow refuses %s of step %d: %s", kind, rows[0]["step"], reason(error))
             else:
                 for each in rows:
                     self._offer([each])
+
+    def _recent(self) -> Run:
+        """The run as it was at most `RECENT_S` ago and since the last failure; of many hosts it is large."""
+        now_s = time.monotonic()
+        if now_s - self._asked_s > RECENT_S:
+            self._run = self._client.get_run(self.run_id)
+            self._last_steps = _last_steps(self._run)
+            self._asked_s = now_s
+        return self._run
 
     def _fall_silent(self) -> None:
         if not self._silent:
             log.warning("a newer start writes to MLflow run %s; start %d is silent", self.run_id, self._start)
         self._silent = True
 
-    def _metrics(self, run: Run, rows: list[Row]) -> None:
-        points = fresh(rows, _last_steps(run))
+    def _metrics(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds have one form
+        points = fresh(rows, self._last_steps)
         for start in range(0, len(points), METRICS_A_CALL):
             self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_A_CALL])
+        self._last_steps |= {point.key: point.step for point in points}
 
     def _scores(self, run: Run, rows: list[Row]) -> None:
         models = {row["step"]: self._model(run, row["step"]) for row in rows}
@@ -130,8 +148,9 @@ class MlflowRun:
             self._client.log_metric(
                 self.run_id, point.key, point.value, point.timestamp, point.step, model_id=ids.get(point.step)
             )
+        self._asked_s = -math.inf
 
-    def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds have one form
+    def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
         tags = [RunTag(key, value) for row in rows for key, value in row["body"].items()]
         self._client.log_batch(self.run_id, tags=tags)
 

@@ -260,6 +260,27 @@ def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str, *, after: bool = Fal
     monkeypatch.setattr(MlflowClient, call, breaking)
 
 
+def test_rows_that_follow_each_other_are_not_asked_for_one_by_one(
+    config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MlflowTracker.start(config, None)
+    assert tracker.flush(20)
+    asked, original = list[str](), MlflowClient.get_run
+
+    def counting(self: MlflowClient, run_id: str) -> Any:
+        asked.append(run_id)
+        return original(self, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", counting)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.RECENT_S", 60.0)
+    for step in (1, 2, 2, 1, 3, 3):
+        tracker.log({"loss": float(step)}, step)
+        assert tracker.flush(20)
+    assert len(asked) == 1
+    tracker.finish("FINISHED")
+    assert points(client, tracker.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
 @contextmanager
 def outage(*calls: str) -> Generator[None]:
     """MLflow's client cannot reach its server by these calls."""
@@ -269,7 +290,7 @@ def outage(*calls: str) -> Generator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
-        for call in calls or ("get_run",):
+        for call in calls or ("get_run", "log_batch"):
             patch.setattr(MlflowClient, call, refuse)
         yield
 
@@ -422,12 +443,13 @@ def test_a_start_during_an_outage_waits_for_nothing_and_is_told_once_mlflow_is_b
 
 
 def test_a_start_that_was_taken_for_dead_writes_nothing_any_more(
-    config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture
+    config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zombie = MlflowTracker.start(config, None)
     zombie.flush(20)
     owner = MlflowTracker.start(config, zombie.run_id, number=2)
     owner.flush(20)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.RECENT_S", 0.0)  # It slept for long.
     zombie.log({"loss": -1.0}, 5)
     zombie.finish("FAILED")
     owner.log({"loss": 5.0}, 5)
