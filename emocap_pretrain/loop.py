@@ -2,85 +2,123 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from emocap_shards.cursor import Cursor
-from emocap_shards.store import open_store
+from emocap_shards.store import Store, open_store
 from torch import Tensor
 
 from emocap_pretrain import pictures
+from emocap_pretrain.checkpoint.saver import Saved
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.report import Report, ZeroShot
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
-from emocap_pretrain.meter import Meter
+from emocap_pretrain.health.hosts import Hosts
+from emocap_pretrain.health.monitor import Monitor, monitored
 from emocap_pretrain.quarantine import QUARANTINE
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Progress, Session, open_session
+from emocap_pretrain.starts import Start, newest
+from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.world import joined
+
+POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
     """Bring the run at `config.url` to its last step from wherever it stands, evaluate it, and write its report.
 
     Every rank of the job calls this. A run that is done already is left as it is. When the runtime asks to stop, the
-    state is committed and the function returns; a later start goes on from there.
+    state is committed and the function returns; a later start goes on from there, on any number of ranks.
 
     Raises:
         TrainingError: If the loss is no longer finite; no checkpoint holds it.
+        LostContact: If another rank is gone or hangs; it says which.
+        Superseded: If a newer start of the run has taken over.
     """
     with joined(config, runtime) as world:
-        if world.from_main(lambda: _is_done(config)):
+        store = open_store(config.url)
+        if world.from_main(lambda: _is_done(config, store)):
             return
-        session = open_session(config, world)
-        try:
-            progress = _train(session, runtime)
-            if world.is_main and session.engine.step >= config.steps:
-                _conclude(session, progress)
-        except BaseException:
-            session.tracker.finish("FAILED")
-            raise
-        session.tracker.finish("FINISHED" if session.engine.step >= config.steps else "KILLED")
+        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
+        with monitored(config, world, Start(store, number)) as monitor:
+            session = open_session(config, world, Start(store, number))
+            try:
+                progress = _train(session, runtime, monitor)
+                if world.is_main and session.engine.step >= config.steps:
+                    monitor.at(session.engine.step, "evaluating")
+                    _conclude(session, progress)
+            except BaseException:
+                session.close("FAILED")
+                raise
+            session.close("FINISHED" if session.engine.step >= config.steps else "KILLED")
 
 
-def _is_done(config: Config) -> bool:
-    """Whether the run of this folder, which must be this run, has its report."""
-    folder = RunFolder(open_store(config.url))
-    folder.run_id(config)
-    return folder.report(config.steps) is not None
+def _is_done(config: Config, store: Store) -> bool:
+    """Whether the run of this folder, which must be this run, has its report; then the tracker gets what it lacks."""
+    folder = RunFolder(store)
+    run_id = folder.run_id(config)
+    if run_id is None or folder.report(config.steps) is None:
+        return False
+    undelivered.deliver(store, config, run_id, number=newest(store))
+    return True
 
 
-def _train(session: Session, runtime: Runtime) -> Progress:
-    """Steps until the last one or until told to stop."""
+def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
+    """Steps until the last one or until told to stop; the last checkpoint stands when this returns."""
     config, engine, world = session.config, session.engine, session.world
-    meter, began, progress, stopping = Meter(world), time.perf_counter(), session.before, False
+    hosts = Hosts(world, Path(config.data.cache))
+    began, progress, poll_every = time.perf_counter(), session.before, 1
+    stopping = monitor.asked_to_stop(runtime.should_stop())
+    monitor.at(engine.step)
     while engine.step < config.steps and not stopping:
-        with meter.waiting():
+        with monitor.sections.timed("data"):
             batch, cursor, damaged = next(session.batches)
         session.quarantine.meet(damaged, engine.step)
-        metrics = engine.train(batch.to(world.device))
-        meter.count(batch)
+        metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.sections.timed)
+        session.heed(engine.step)
+        monitor.count(batch)
+        monitor.at(engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
-        stopping = logs and world.any(runtime.should_stop())
+        if logs or engine.step % poll_every == 0:
+            stopping = monitor.asked_to_stop(runtime.should_stop())
         saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
         if logs or saves:
-            row = _finite(metrics, engine.step) | meter.read() | _left_out(session)
+            row = monitor.row(_numbers(metrics, engine.step, session)) | hosts.row() | _left_out(session)
+            poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and world.is_main:
             _tell(session, runtime, progress.row)
         if saves:
-            _save(session, runtime, cursor, progress)
+            monitor.at(engine.step, "saving")
+            session.save(cursor, progress)
+            monitor.at(engine.step)
+        _spread(session.saver.finished() if logs else [], session, runtime, monitor)
+    monitor.at(engine.step, "saving")
+    _spread(session.saver.wait(), session, runtime, monitor)
     return progress
+
+
+def _spread(saved: Sequence[Saved], session: Session, runtime: Runtime, monitor: Monitor) -> None:
+    """The news of checkpoints that stand."""
+    for each in saved:
+        checkpoint = each.checkpoint
+        url = f"{session.store.url}/{checkpoint.folder}"
+        session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
+        session.tracker.forget(each.deleted)
+        monitor.tell(checkpoint=checkpoint.step)
+        runtime.committed(url)
 
 
 def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
     step = session.engine.step
     session.tracker.log(row, step)
-    runtime.heartbeat(step, session.config.steps, f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s")
+    loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
+    runtime.heartbeat(step, session.config.steps, f"{loss} · {row['samples_per_s']:.0f} samples/s")
 
 
 def _left_out(session: Session) -> dict[str, float]:
@@ -95,28 +133,21 @@ def _due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
-def _finite(metrics: Mapping[str, Tensor | float | None], step: int) -> dict[str, float]:
-    """Plain numbers, or an error that names those that are none; equal on all ranks, so all raise."""
+def _numbers(metrics: Mapping[str, Tensor | float | None], step: int, session: Session) -> dict[str, float]:
+    """Plain numbers. Those that are not finite are left out where such updates are, else they are an error.
+
+    Equal on all ranks, so all raise.
+    """
     row = {name: float(value) for name, value in metrics.items() if value is not None}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
     if not row.pop("finite", 1.0) and not wrong:
         wrong = ["a loss since the last row"]
-    if row.get("gradient_norm", 0.0) < 0:  # What DeepSpeed's stage 3 says instead of a norm that is not finite.
-        wrong.append("gradient_norm")
-    if wrong:
+    if wrong and session.config.health.nonfinite == "stop":
         raise TrainingError(
             f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before it; "
-            "try a smaller optimizer.lr, a longer warm-up, or engine.precision=fp32."
+            "try a smaller optimizer.lr, a longer warm-up, engine.precision=fp32, or health.nonfinite=skip."
         )
-    return row
-
-
-def _save(session: Session, runtime: Runtime, cursor: Cursor, progress: Progress) -> None:
-    checkpoint = session.save(cursor, progress)
-    url = f"{session.store.url}/{checkpoint.folder}"
-    if session.world.is_main:
-        session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
-    runtime.committed(url)
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def _conclude(session: Session, progress: Progress) -> None:
@@ -144,7 +175,7 @@ def _evaluated(session: Session) -> ZeroShot:
     restored = restore(config.url, device=session.world.device)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
     result = ZeroShot.of(config.stored()["evaluation"]["url"], matrix)
-    session.tracker.log({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step + 1)
+    session.tracker.score({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step)
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "confusion.png"
         pictures.confusion(matrix, path)

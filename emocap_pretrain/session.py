@@ -30,7 +30,7 @@ from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
-from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.errors import CheckpointError, RolledBack, TrainingError
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -103,7 +103,7 @@ class Session:
         """Says of a step's loss whether its update shall be made; None where nobody has to look at every loss."""
         if not self.guard.watches:
             return None
-        return lambda loss: self.guard.judge(self.engine.step, loss).action == "apply"
+        return lambda loss: self.guard.judge(self.engine.step + 1, loss).action == "apply"
 
     def heed(self, step: int) -> None:
         """Act on the guard's verdict of the step that is done.
@@ -118,10 +118,8 @@ class Session:
         if self.world.is_main:
             log.warning("%s: %s", verdict.reason, verdict.action)
         if verdict.action == "rollback":
-            self.world.from_main(lambda: self.guard.remember(self.store, step - 1, verdict.reason))
-            raise RolledBack(
-                f"{verdict.reason}: the run goes back to its newest checkpoint and leaves this update out."
-            )
+            self.world.from_main(lambda: self.guard.remember(self.store, step, verdict.reason))
+            raise RolledBack(f"{verdict.reason}: the run goes back to its newest checkpoint, without this update.")
         if verdict.action == "stop":
             raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
 

@@ -22,17 +22,19 @@ def stand_alone() -> None:
 
 @dataclass
 class FakeRuntime:
-    """Alone on the CPU; asks to stop once `stop_after` steps have been reported."""
+    """Alone on the CPU; asks to stop after `stop_after` steps."""
 
     stop_after: int | None = None
     place: Rank = field(default_factory=Rank)
     device: str = "cpu"
     beats: list[int] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
+    questions: int = 0
 
     def should_stop(self) -> bool:
-        # The loop asks before it reports a step.
-        return self.stop_after is not None and len(self.beats) + 1 >= self.stop_after
+        # The loop asks before the first step, and then at each of these quick ones that it reports.
+        self.questions += 1
+        return self.stop_after is not None and self.questions > self.stop_after
 
     def committed(self, checkpoint: str) -> None:
         self.commits.append(checkpoint)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from pretrain_fakes import changed, stand_alone
 
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
-from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, Session, open_session
+from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -35,6 +37,24 @@ def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest
     return changed(tiny_config, tracking__uri=mlflow)
 
 
+def begun(config: Config, world: World = ALONE) -> Session:
+    return open_session(config, world, Start.begin(open_store(config.url), {}))
+
+
+def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
+    """The checkpoint that now stands behind the cursor."""
+    session.save(cursor, progress)
+    (saved,) = session.saver.wait()
+    return saved.checkpoint
+
+
+def weights_of(session: Session) -> dict[str, torch.Tensor]:
+    snapshot = session.engine.snapshot()
+    weights = {name: tensor.clone() for name, tensor in snapshot.weights.items()}
+    snapshot.release()
+    return weights
+
+
 def stepped(session: Session, steps: int) -> Cursor:
     """The cursor behind that many steps."""
     cursor = Cursor()
@@ -45,8 +65,8 @@ def stepped(session: Session, steps: int) -> Cursor:
 
 
 def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_samples(config: Config) -> None:
-    session = open_session(config, ALONE)
-    session.tracker.finish("KILLED")
+    session = begun(config)
+    session.close("KILLED")
     assert session.engine.step == 0
     run = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id)
     assert run.data.params["url"] == config.url
@@ -56,10 +76,9 @@ def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_sam
 
 def test_equal_seeds_begin_with_equal_weights_and_samples(config: Config, tmp_path: Path) -> None:
     sessions = [
-        open_session(changed(config, url=str(tmp_path / name), seed=seed), ALONE)
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        begun(changed(config, url=str(tmp_path / name), seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
-    first, same, other = [session.engine.weights() for session in sessions]
+    first, same, other = [weights_of(session) for session in sessions]
     assert all(first[name].equal(same[name]) for name in first)
     assert not all(first[name].equal(other[name]) for name in first)
     images = [next(session.batches)[0].images for session in sessions]
@@ -68,12 +87,12 @@ def test_equal_seeds_begin_with_equal_weights_and_samples(config: Config, tmp_pa
 
 
 def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
-    session = open_session(config, ALONE)
+    session = begun(config)
     cursor = stepped(session, 4)
     assert cursor == Cursor(1, 8)
-    session.save(cursor, Progress())
-    session.tracker.finish("KILLED")
-    again = open_session(config, ALONE)
+    kept(session, cursor, Progress())
+    session.close("KILLED")
+    again = begun(config)
     again.tracker.finish("KILLED")
     assert again.engine.step == 4
     assert again.tracker.run_id == session.tracker.run_id
@@ -82,28 +101,33 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     assert after == wanted_after
     assert batch.images.equal(wanted.images)
     assert batch.whole.ids.equal(wanted.whole.ids)
-    weights = session.engine.weights()
-    assert all(weight.equal(weights[name]) for name, weight in again.engine.weights().items())
+    weights = weights_of(session)
+    assert all(weight.equal(weights[name]) for name, weight in weights_of(again).items())
 
 
 def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
-    session = open_session(config, ALONE)
-    checkpoint = session.save(stepped(session, 1), Progress(2.5, {"loss": 0.5}))
-    session.tracker.finish("KILLED")
-    assert checkpoint.state == {
-        "config": config.stored(),
-        "cursor": {"epoch": 0, "position": 8},
-        "data_digest": session.data_digest,
-        "progress": {"seconds": 2.5, "row": {"loss": 0.5}},
-        "ranks": 1,
-        "run_id": session.tracker.run_id,
-    }
+    session = begun(config)
+    checkpoint = kept(session, stepped(session, 1), Progress(2.5, {"loss": 0.5}))
+    session.close("KILLED")
+    assert (checkpoint.ranks, checkpoint.state) == (
+        1,
+        {
+            "config": config.stored(),
+            "cursor": {"epoch": 0, "position": 8},
+            "data_digest": session.data_digest,
+            "engine": json.loads(json.dumps(session.engine.layout.to_json())),
+            "guard": session.guard.state(),
+            "progress": {"seconds": 2.5, "row": {"loss": 0.5}},
+            "run_id": session.tracker.run_id,
+            "unsent": [],
+        },
+    )
     assert {WEIGHTS, TOKENIZER} < {file.path for file in checkpoint.files}
     restored = restore(config.url)
     assert (restored.step, restored.config) == (1, config)
     with pytest.raises(CheckpointError, match="no checkpoint of step 9; steps: 1"):
         restore(config.url, step=9)
-    weights = session.engine.weights()
+    weights = weights_of(session)
     assert all(weight.equal(weights[name]) for name, weight in restored.model.state_dict().items())
     with downloaded(session.store, checkpoint, TOKENIZER.__eq__) as folder:
         assert (folder / TOKENIZER).read_text() == session.tokenizer.to_json()
@@ -111,25 +135,25 @@ def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Conf
 
 def test_retention_is_the_config_s(config: Config) -> None:
     config = changed(config, checkpoint__keep_last=1, checkpoint__keep_every=2)
-    session = open_session(config, ALONE)
+    session = begun(config)
     for _ in range(4):
-        session.save(stepped(session, 1), Progress())
-    session.tracker.finish("KILLED")
+        kept(session, stepped(session, 1), Progress())
+    session.close("KILLED")
     assert [each.step for each in committed(session.store)] == [4, 2]
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused_with_both_numbers(config: Config) -> None:
-    session = open_session(config, ALONE)
-    checkpoint = session.save(stepped(session, 1), Progress())
-    session.tracker.finish("KILLED")
+def test_other_data_than_the_checkpoint_s_are_refused(config: Config) -> None:
+    session = begun(config)
+    checkpoint = kept(session, stepped(session, 1), Progress())
+    session.close("KILLED")
     path = "checkpoints/step-00000001/manifest.json"
-    session.store.put(path, replace(checkpoint, state={**checkpoint.state, "ranks": 2}).dump())
-    with pytest.raises(CheckpointError, match=r"2 ranks.*1: start with cluster\.ranks=2"):
-        open_session(config, ALONE)
+    session.store.put(path, replace(checkpoint, state={**checkpoint.state, "data_digest": "other"}).dump())
+    with pytest.raises(CheckpointError, match="is not the data that"):
+        begun(config)
     assert session.store.exists(path)
 
 
-def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(config: Config) -> None:
+def test_more_ranks_than_samples_are_refused_before_anything_is_written(config: Config) -> None:
     with pytest.raises(ConfigError, match="without a sample"):
-        open_session(changed(config, global_batch=1), World(Rank(0, 2), "cpu", None))
-    assert open_store(config.url).list() == []
+        begun(changed(config, global_batch=1), World(Rank(0, 2), "cpu", None))
+    assert open_store(config.url).list("checkpoints") == []
