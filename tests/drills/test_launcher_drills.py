@@ -8,7 +8,7 @@ import pytest
 from launchers import AGAIN, SSHD, codes, deepspeed, srun, ssh_servers, succeed, torchrun
 from testbed import STEPS, STOPPED, Testbed, Unbroken, shown, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func_only=True)]
 needs_ssh = pytest.mark.skipif(
     not (shutil.which(SSHD) and shutil.which("pdsh")), reason="needs apt-get install openssh-server pdsh"
 )

@@ -11,7 +11,7 @@ from testbed import STEPS, Testbed, Unbroken, until
 
 from emocap_pretrain.starts import cause, failures, newest
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func_only=True)]
 ELASTIC = {"min_ranks": 2, "patience_s": 0}
 LONG_S = 400.0
 

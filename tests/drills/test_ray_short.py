@@ -7,7 +7,7 @@ import pytest
 from ray_cluster import Job, RayCluster
 from testbed import STEPS, Run, Testbed, Unbroken, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(540, func_only=True)]
 Note = Callable[[str, float], None]
 
 
