@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class StatusThread:
     """Writes facts and reads requests until it is closed."""
 
-    def __init__(self, start: Start, beat: Beat, facts: dict[str, Any], *, every_s: float = EVERY_S) -> None:
-        self._start, self._beat, self._every_s = start, beat, every_s
+    def __init__(self, start: Start, beat: Beat, facts: dict[str, Any]) -> None:
+        self._start, self._beat = start, beat
         self._facts: dict[str, Any] = dict(facts)
         self._asked = Requests()
         self._taken: SimpleQueue[Requests] = SimpleQueue()
@@ -73,7 +73,7 @@ class StatusThread:
                 log.warning("the run's status is stale: %s", error)
             if last:
                 return
-            self._wake.wait(self._every_s)
+            self._wake.wait(EVERY_S)
 
     def _status(self) -> dict[str, Any]:
         beat = self._beat

@@ -9,11 +9,17 @@ from emocap_shards.store import Store, open_store
 from emocap_pretrain import starts
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.health import requests
+from emocap_pretrain.health import status as statuses
 from emocap_pretrain.health.beat import Beat
 from emocap_pretrain.health.requests import ProfileRequest, Requests
 from emocap_pretrain.health.standing import DEAD_S, Standing
 from emocap_pretrain.health.status import StatusThread
 from emocap_pretrain.starts import Failure, Start
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statuses, "EVERY_S", 0.02)
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> None:
     start, beat = Start.begin(store, {"ranks": 2}), Beat()
-    status = StatusThread(start, beat, {"ranks": 2}, every_s=0.02)
+    status = StatusThread(start, beat, {"ranks": 2})
     until(lambda: store.exists("starts/00001/status.json"))
     assert starts.status(store, 1)["state"] == "opening"
     beat.at(7, "training")
@@ -46,14 +52,14 @@ def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> Non
 
 def test_a_store_that_is_away_costs_a_warning_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").write_text("a file where a folder belongs")
-    status = StatusThread(Start(open_store(tmp_path / "run"), 1), Beat(), {}, every_s=0.02)
+    status = StatusThread(Start(open_store(tmp_path / "run"), 1), Beat(), {})
     until(lambda: "the run's status is stale" in caplog.text)
     assert status.asked() == Requests()
     status.close("done", "")
 
 
 def test_a_request_is_heard_once_and_is_gone_then(store: Store) -> None:
-    status = StatusThread(Start.begin(store, {}), Beat(), {}, every_s=0.02)
+    status = StatusThread(Start.begin(store, {}), Beat(), {})
     request = ProfileRequest("ab12", steps=5, ranks=(0, 3))
     requests.ask_for_profile(store, request)
     requests.ask_to_stop(store)

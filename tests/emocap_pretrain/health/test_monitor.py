@@ -1,0 +1,138 @@
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from emocap_shards.store import Store, open_store
+
+from emocap_pretrain import starts
+from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError, LostContact
+from emocap_pretrain.health import requests, status
+from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.sections import SECTIONS
+from emocap_pretrain.starts import Start
+from emocap_pretrain.world import World
+
+ALONE = World(Rank(), "cpu", None)
+GONE = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "EVERY_S", 0.05)
+
+
+def batch(rows: int) -> Batch:
+    texts = Tokens(torch.zeros((1, 5), dtype=torch.int64), torch.ones((1, 5), dtype=torch.bool))
+    nothing = Tokens(texts.ids[:0], texts.mask[:0])
+    numbers = torch.zeros(rows, dtype=torch.int64)
+    images = torch.zeros((rows, 3, 2, 2), dtype=torch.uint8)
+    return Batch(images, texts, nothing, nothing, numbers[:0], numbers, numbers)
+
+
+def train(monitor: Monitor, steps: int) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for step in range(steps):
+        monitor.at(step)
+        for name in SECTIONS:
+            with monitor.sections.timed(name):
+                pass
+        monitor.count(batch(8))
+        monitor.at(step + 1, "logging")
+        row = monitor.row({"loss": 1.5})
+    return row
+
+
+def test_a_row_holds_loss_speed_memory_and_sections(tiny_config: Config, store: Store) -> None:
+    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+        row = train(monitor, 4)
+    assert row["loss"] == 1.5
+    assert row["samples_per_s"] == pytest.approx(8 / row["time/step_s"])
+    assert {f"time/{name}_s" for name in SECTIONS} <= row.keys()
+    assert all(math.isfinite(value) for value in row.values())
+    last = starts.status(store, 1)
+    assert (last["state"], last["how"], last["step"], last["steps"], last["loss"]) == ("ended", "done", 4, 4, 1.5)
+
+
+def test_a_run_that_leaves_before_its_last_step_was_stopped(tiny_config: Config, store: Store) -> None:
+    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+        train(monitor, 2)
+        assert monitor.asked_to_stop(True)
+    assert starts.status(store, 1)["how"] == "stopped"
+
+
+def test_a_person_s_word_is_heard_at_a_logged_step(tiny_config: Config, store: Store) -> None:
+    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+        assert not monitor.asked_to_stop(False)
+        requests.ask_to_stop(store)
+        for _ in range(200):
+            if monitor.asked_to_stop(False):
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the request was not heard")
+    assert store.list("requests") == []
+
+
+def test_a_profile_is_recorded_by_steps_alone(tiny_config: Config, store: Store) -> None:
+    requests.ask_for_profile(store, ProfileRequest("ab", steps=2))
+    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+        for step in range(200):
+            monitor.at(step)
+            monitor.asked_to_stop(False)
+            if store.exists("profiles/ab.json"):
+                break
+            time.sleep(0.05)
+        train(monitor, 4)
+    assert len([entry for entry in store.list("profiles") if entry.path.endswith(".json.gz")]) == 1
+
+
+def fail_after(monitor: Monitor, steps: int) -> None:
+    train(monitor, steps)
+    raise ConfigError("no such class")
+
+
+def test_an_error_leaves_word_with_step_and_kind_and_goes_on(tiny_config: Config, store: Store) -> None:
+    with (
+        pytest.raises(ConfigError, match="no such class"),
+        monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor,
+    ):
+        fail_after(monitor, 3)
+    (failure,) = starts.failures(store, 1)
+    assert (failure.rank, failure.step, failure.kind, failure.final, failure.lost) == (0, 3, "ConfigError", True, False)
+    assert starts.status(store, 1)["reason"] == "no such class"
+
+
+def test_a_collective_without_its_peer_is_lost_contact(tiny_config: Config, store: Store) -> None:
+    with (
+        pytest.raises(LostContact, match="the same command goes on from the newest checkpoint") as caught,
+        monitored(tiny_config, ALONE, Start.begin(store, {})),
+    ):
+        raise RuntimeError(GONE)
+    assert str(caught.value.__cause__) == GONE
+    assert [each.lost for each in starts.failures(store, 1)] == [True]
+
+
+def test_another_runtime_error_stays_what_it_is(tiny_config: Config, store: Store) -> None:
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        monitored(tiny_config, ALONE, Start.begin(store, {})),
+    ):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert [each.kind for each in starts.failures(store, 1)] == ["RuntimeError"]
+
+
+def test_a_store_that_is_away_keeps_no_run_from_its_end(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where a folder belongs")
+    with monitored(tiny_config, ALONE, Start(open_store(tmp_path / "run"), 1)) as monitor:
+        assert train(monitor, 4)["loss"] == 1.5

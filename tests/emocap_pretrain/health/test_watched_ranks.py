@@ -1,0 +1,133 @@
+"""Real processes in real trouble; each rank's exit code, last words and failure."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import open_store
+from pretrain_fakes import changed
+
+from emocap_pretrain import starts
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.health.watchdog import HUNG
+from emocap_pretrain.starts import Failure
+
+slow = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("watched_rank.py")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of the ranks that were not in trouble, by rank, and of the run."""
+
+    codes: dict[int, int]
+    printed: dict[int, str]
+    failures: list[Failure]
+    story: str
+
+
+def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | None = None) -> Ended:
+    """Run a job in which `victim` gets into trouble, until the others have ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, str(SCRIPT), config.model_dump_json(), kind, str(victim)]
+    command += [] if wait_s is None else [str(wait_s)]
+    place = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    waited = [rank for rank in range(ranks) if not (rank == victim and kind == "freeze")]
+    try:
+        printed = {rank: processes[rank].communicate(timeout=150)[1] for rank in waited}
+        codes = {rank: processes[rank].returncode for rank in waited}
+    finally:
+        for each in processes:
+            each.kill()
+            each.communicate()
+    store = open_store(config.url)
+    story = Standing.read(store).newest.ending(newest=True, now_s=time.time() + 3600)
+    return Ended(codes, printed, starts.failures(store, 1), story)
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Config:
+    return changed(tiny_config, steps=400, cluster__timeout_s=6, cluster__silence_s=6)
+
+
+def test_a_rank_that_is_killed_is_named_by_the_others_within_seconds(config: Config) -> None:
+    ended = job(config, "kill", 1, ranks=2, wait_s=60)
+    assert ended.codes == {0: 1, 1: -9}
+    assert "LostContact: rank 1" in ended.printed[0]
+    assert "is gone" in ended.printed[0]
+    assert [(each.rank, each.kind, each.lost) for each in ended.failures] == [(0, "LostContact", True)]
+    assert "is gone" in ended.story
+
+
+@slow
+def test_an_error_of_one_rank_is_what_the_others_report(config: Config) -> None:
+    ended = job(config, "error", 2, ranks=3, wait_s=60)
+    assert ended.codes == {0: 1, 1: 1, 2: 1}
+    assert "has ended: ValueError: a picture without pixels" in ended.printed[0]
+    cause = starts.cause(ended.failures)
+    assert cause
+    assert (cause.rank, cause.kind, cause.step) == (2, "ValueError", 3)
+    assert "ValueError: a picture without pixels" in ended.story
+
+
+@slow
+def test_a_rank_that_sleeps_is_named_shows_its_stacks_and_all_end(config: Config) -> None:
+    ended = job(config, "sleep", 1, ranks=3, wait_s=120)
+    assert ended.codes == {0: HUNG, 1: HUNG, 2: HUNG}
+    assert "watchdog: rank 1 " in ended.printed[0]
+    assert "step 3, forward" in ended.printed[0]
+    assert "2 other ranks wait for it" in ended.printed[0]
+    assert "time.sleep(3600)" in ended.printed[1]
+    cause = starts.cause(ended.failures)
+    assert cause
+    assert (cause.rank, cause.kind) == (1, "Hang")
+    assert "trouble (watched_rank.py:" in cause.message
+
+
+@slow
+def test_a_rank_in_a_collective_that_the_others_never_call_is_named(config: Config) -> None:
+    ended = job(config, "collective", 1, ranks=3, wait_s=120)
+    assert ended.codes == {0: HUNG, 1: HUNG, 2: HUNG}
+    assert "watchdog: rank 1 " in ended.printed[0]
+    assert "dist.barrier()" in ended.printed[1]
+
+
+@slow
+def test_where_the_collective_s_own_timeout_comes_first_the_rank_is_named_too(config: Config) -> None:
+    ended = job(changed(config, cluster__timeout_s=5), "sleep", 1, ranks=2, wait_s=4)
+    assert ended.codes == {0: 1, 1: HUNG}
+    assert "LostContact: rank 1 " in ended.printed[0]
+    assert "time.sleep(3600)" in ended.printed[1]
+
+
+@slow
+def test_a_rank_that_is_frozen_is_missed_and_looked_into_from_outside(config: Config) -> None:
+    ended = job(config, "freeze", 1, ranks=3, wait_s=120)
+    assert ended.codes == {0: HUNG, 2: HUNG}
+    assert "gave no sign of life for 6 s" in ended.printed[0]
+    assert "is stopped" in ended.printed[0]
+
+
+@slow
+def test_the_loss_of_the_job_s_store_is_told_as_that(config: Config) -> None:
+    ended = job(config, "freeze", 0, ranks=2, wait_s=120)
+    assert ended.codes == {1: HUNG}
+    assert "no answer for 6 s from the job's store at 127.0.0.1:" in ended.printed[1]
+    assert "no answer for 6 s" in ended.story

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import Store, open_store
+from typer.testing import CliRunner, Result
+
+from emocap_pretrain.cli import profile, stop
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.health import requests
+from emocap_pretrain.health.profiler import trace_path
+from emocap_pretrain.starts import Failure, Start
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def narrow_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(stop, "EVERY_S", 0.02)
+    monkeypatch.setattr(profile, "EVERY_S", 0.02)
+
+
+def emocap(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def put(store: Store, number: int, **facts: object) -> None:
+    status = {"name": "tiny", "state": "training", "step": 120, "steps": 1000, "at": time.time(), "ranks": 3}
+    store.put(f"starts/{number:05d}/status.json", json.dumps(status | facts).encode())
+
+
+def two_starts(store: Store) -> None:
+    first = Start.begin(store, {"ranks": 4})
+    put(store, 1, state="ended", how="failed", reason="rank 3 is gone", step=57)
+    first.fail(Failure(3, "node2", 57, "OutOfMemoryError", "CUDA out of memory. " + "Tried to allocate much. " * 30))
+    Start.begin(store, {"ranks": 3})
+    slowest = {"rank": 2, "host": "node2", "section": "data", "factor": 1.62}
+    facts = {"loss": 1.23456, "samples_per_s": 5123.4, "eta_s": 3725, "hosts": ["node1", "node2"], "checkpoint": 100}
+    put(store, 2, **facts, slowest=slowest, restarts=1)
+
+
+def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:
+    two_starts(store)
+    done = emocap("status", store.url)
+    assert done.exit_code == 0
+    for words in (
+        "training",
+        "120 of 1,000",
+        "1.2346",
+        "5,123",
+        "1:02:05",
+        "3 on 2 hosts",
+        "step 100",
+        "2 (node2), 1.62 times the median, mostly data",
+        "rank 3 (node2): OutOfMemoryError",
+        "runs",
+    ):
+        assert words in done.output, words
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_a_run_that_has_been_silent_for_a_while_is_said_to_be(store: Store) -> None:
+    Start.begin(store, {"ranks": 3})
+    put(store, 1, at=time.time() - 34)
+    assert "no word for 34 s: training then" in " ".join(emocap("status", store.url).output.split())
+
+
+def test_everything_is_there_as_json(store: Store) -> None:
+    two_starts(store)
+    told = json.loads(emocap("status", store.url, "--json").output)
+    assert told["alive"]
+    assert told["status"]["loss"] == 1.23456
+    assert [start["number"] for start in told["starts"]] == [1, 2]
+    assert told["starts"][0]["ended"].startswith("rank 3 (node2): OutOfMemoryError")
+
+
+def test_watching_ends_with_the_run(store: Store) -> None:
+    Start.begin(store, {"ranks": 3})
+    put(store, 1, state="ended", how="done", step=1000, reason="")
+    assert "1,000 of 1,000" in emocap("status", store.url, "--watch").output
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "profile"])
+def test_a_folder_without_a_run_is_a_value_to_correct(store: Store, command: str) -> None:
+    done = emocap(command, store.url)
+    assert done.exit_code == 2
+    assert "no run was ever started at" in done.output
+
+
+@pytest.mark.parametrize("command", ["stop", "profile"])
+def test_nothing_is_asked_of_a_run_that_has_ended(store: Store, command: str) -> None:
+    Start.begin(store, {})
+    put(store, 1, state="ended", how="done", reason="")
+    done = emocap(command, store.url)
+    assert done.exit_code == 2
+    assert "nothing runs at" in done.output
+    assert store.list("requests") == []
+
+
+def beside(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_for(store: Store, path: str) -> None:
+    end_s = time.monotonic() + 20
+    while not store.exists(path):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("how", "code"), [("stopped", 0), ("failed", 1)])
+def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, code: int) -> None:
+    Start.begin(store, {})
+    put(store, 1)
+
+    def run() -> None:
+        wait_for(store, requests.STOP)
+        put(store, 1, state="ended", how=how, reason="asked to", step=130)
+
+    thread = beside(run)
+    done = emocap("stop", store.url)
+    thread.join(20)
+    assert done.exit_code == code
+    assert f"Step 130: {how}: asked to" in done.output
+
+
+def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> None:
+    Start.begin(store, {})
+    put(store, 1)
+    traces = [trace_path(121, rank) for rank in range(2)]
+
+    def run() -> None:
+        wait_for(store, requests.PROFILE)
+        asked = requests.waiting(store)
+        assert asked.profile
+        assert (asked.profile.steps, asked.profile.ranks) == (3, (0, 1))
+        requests.served(store, asked)
+        body = {"steps": [121, 123], "traces": traces}
+        store.put(f"profiles/{asked.profile.id}.json", json.dumps(body).encode())
+        for trace in traces:
+            time.sleep(0.1)
+            store.put(trace, b"")
+
+    thread = beside(run)
+    done = emocap("profile", store.url, "--steps", "3", "--ranks", "1,0")
+    thread.join(20)
+    assert done.exit_code == 0
+    assert "Steps 121 to 123" in done.output
+    assert all(f"{store.url}/{trace}" in done.output for trace in traces)
+
+
+def test_profile_withdraws_what_nobody_served(store: Store) -> None:
+    Start.begin(store, {})
+    put(store, 1)
+
+    def run() -> None:
+        wait_for(store, requests.PROFILE)
+        put(store, 1, state="ended", how="done", reason="")
+
+    thread = beside(run)
+    done = emocap("profile", store.url)
+    thread.join(20)
+    assert done.exit_code == 1
+    assert "the run has ended before the traces were there" in done.output
+    assert store.list("requests") == []
+
+
+def test_ranks_that_are_no_numbers_are_named(store: Store) -> None:
+    done = emocap("profile", store.url, "--ranks", "first")
+    assert done.exit_code == 2
+    assert "--ranks first: say all, or numbers such as 0,3" in done.output
+
+
+def test_looking_at_a_run_does_not_import_torch() -> None:
+    code = "import sys, emocap_pretrain.cli.status, emocap_pretrain.cli.stop, emocap_pretrain.cli.profile; "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False)
+    assert done.returncode == 0
