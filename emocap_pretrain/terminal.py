@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from emocap_pretrain.errors import ConfigError
 
@@ -75,9 +75,12 @@ def screen() -> Generator["Screen"]:
     if not console.is_terminal:
         yield Screen(None)
         return
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns(), console=console, transient=True) as bar:
         yield Screen(bar)
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    return BarColumn(bar_width=16), TextColumn("{task.description}"), TimeRemainingColumn(compact=True)
 
 
 class Screen:

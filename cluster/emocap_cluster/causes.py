@@ -58,10 +58,10 @@ def _actor_error(error: Exception) -> RayActorError | None:
 def _end_of_process(text: str) -> tuple[str, str]:
     """Ray's page on how a process ended, in a few words."""
     if any(sign in text for sign in OUT_OF_MEMORY):
-        return "OutOfMemory", "Ray ended its process because the node ran out of memory; use fewer data.workers."
+        return "OutOfMemory", "Ray ended its process because the node ran out of memory."
     if any(sign in text for sign in NODE_GONE):
         return "NodeLost", "its node is gone."
-    return "Killed", "its process ended without a word: SIGKILL (out of memory, as a rule) or a crash; see its log."
+    return "Killed", "its process ended without a word: SIGKILL, as when memory runs out, or a crash."
 
 
 def unwrapped(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Self
 
 import psutil
 
@@ -20,9 +21,18 @@ class Family:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _adopt(orphans=True)
         self._before = {each.pid for each in psutil.Process().children(recursive=True)}
         self._leader = subprocess.Popen(command, start_new_session=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After an error nothing is left of the family; else what still lives is no business of ours."""
+        if kind is not None:
+            self.end()
+        _adopt(orphans=False)
 
     def wait(self, timeout_s: float) -> int | None:
         """The command's exit code as a shell gives it (128 + signal); None if it still runs."""
@@ -63,6 +73,10 @@ class Family:
             with suppress(psutil.Error, ChildProcessError):
                 if child.pid not in {self._leader.pid, *self._before} and child.status() == psutil.STATUS_ZOMBIE:
                     os.waitpid(child.pid, os.WNOHANG)
+
+
+def _adopt(*, orphans: bool) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(orphans))
 
 
 def tell(processes: Iterable[psutil.Process], number: int) -> None:

@@ -71,9 +71,8 @@ def relaunch(
 
 def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None]) -> tuple[int, int]:
     """The exit code, and how many ranks the launcher left behind."""
-    family = Family(command)
     told = False
-    try:
+    with Family(command) as family:
         while (code := family.wait(LOOK_S)) is None:
             if stop.asked.is_set() and not told:
                 told = True
@@ -83,10 +82,7 @@ def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None]) -> tuple[
                 tell(ranks, signal.SIGTERM)
                 if not ranks:
                     ask()
-    except KeyboardInterrupt:
-        family.end()
-        raise
-    return code, family.end_ranks(ORPHANS_S)
+        return code, family.end_ranks(ORPHANS_S)
 
 
 def _ended(record: Record, code: int, orphans: int) -> Ended:

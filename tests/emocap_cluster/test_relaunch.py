@@ -143,8 +143,8 @@ def test_the_second_ctrl_c_ends_everything_at_once(shell: Shell) -> None:
 
 
 def test_the_exit_code_of_a_killed_command_is_that_of_a_shell(tmp_path: Path) -> None:
-    family = Family(["bash", "-c", "kill -9 $$"])
-    while (code := family.wait(0.1)) is None:
-        pass
-    assert code == 137
-    assert family.members() == []
+    with Family(["bash", "-c", "kill -9 $$"]) as family:
+        while (code := family.wait(0.1)) is None:
+            pass
+        assert code == 137
+        assert family.members() == []

@@ -1,0 +1,77 @@
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from emocap_shards.store import open_store
+from typer.testing import CliRunner
+
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.health import requests
+from emocap_pretrain.starts import Failure, Start
+
+
+@pytest.fixture
+def recipe(tiny_config: Config, tmp_path: Path) -> str:
+    file = tmp_path / "cfg.yaml"
+    file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
+    return str(file)
+
+
+def restart(*words: str):
+    return CliRunner().invoke(app, ["restart", *words])
+
+
+def test_a_command_is_run_again_as_often_as_the_config_of_its_run_allows(recipe: str, tmp_path: Path) -> None:
+    script = f"echo >> {tmp_path}/starts; exit 3"
+    done = restart("--", "bash", "-c", script, "-", recipe, "cluster.max_restarts=1")
+    assert done.exit_code == 3
+    assert (tmp_path / "starts").read_text() == "\n\n"
+    assert (
+        done.stderr
+        == "error: the job failed: Exit: the command ended with code 3 (2 failures in a row without a new checkpoint)\n"
+    )
+
+
+def test_the_option_wins_over_the_config(recipe: str, tmp_path: Path) -> None:
+    done = restart("--max-restarts", "0", "--", "bash", "-c", f"echo >> {tmp_path}/starts; exit 3", "-", recipe)
+    assert done.exit_code == 3
+    assert (tmp_path / "starts").read_text() == "\n"
+
+
+def test_the_cause_comes_from_the_folder_of_the_run(recipe: str, tiny_config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    Start.begin(open_store(folder), {}).fail(Failure(1, "b", 7, "ConfigError", "steps=0 is too few."))
+    copy = f"mkdir -p {tiny_config.url}; cp -r {folder}/* {tiny_config.url}; exit 1"
+    done = restart("--", "bash", "-c", copy, "-", recipe)
+    assert done.exit_code == 1
+    assert done.stderr == "error: rank 1 on b failed at step 7: ConfigError: steps=0 is too few.\n"
+
+
+def test_a_stop_reaches_ranks_elsewhere_through_the_folder_and_is_forgotten_then(
+    recipe: str, tiny_config: Config, tmp_path: Path
+) -> None:
+    request = Path(tiny_config.url) / requests.STOP
+
+    def tell() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    wait = f"touch {tmp_path}/ready; while [ ! -e {request} ]; do sleep 0.1; done"
+    done = restart("--", "bash", "-c", wait, "-", recipe)
+    assert done.exit_code == 75
+    assert not request.exists()
+
+
+def test_without_a_config_the_run_must_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = restart("--", "true")
+    assert done.exit_code == 2
+    assert "--run URL" in done.stderr
+    assert restart("--run", str(tmp_path / "run"), "--", "true").exit_code == 75

@@ -1,0 +1,62 @@
+"""What a person sees while a job runs."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from emocap_pretrain import terminal
+from emocap_pretrain.terminal import EVERY_S, Pace, Screen, duration, screen
+
+
+def test_a_line_tells_the_step_the_note_and_the_time_that_is_left() -> None:
+    pace = Pace()
+    pace.line(0, 100, "loss 5.0", 0.0)
+    assert pace.line(25, 100, "loss 4.0", 50.0) == "step 25/100 · loss 4.0 · 2:30 left"
+
+
+def test_the_first_line_does_not_guess_how_long_it_takes() -> None:
+    assert Pace().line(5, 100, "loss 5.0", 0.0) == "step 5/100 · loss 5.0"
+
+
+def test_lines_keep_their_distance_but_the_last_step_is_always_told() -> None:
+    pace = Pace()
+    pace.line(1, 100, "", 0.0)
+    assert pace.line(2, 100, "", EVERY_S / 2) is None
+    assert pace.line(100, 100, "", EVERY_S / 2) is not None
+
+
+def test_after_a_restart_the_time_left_is_judged_anew() -> None:
+    pace = Pace()
+    pace.line(10, 100, "", 0.0)
+    pace.line(50, 100, "", 40.0)
+    assert pace.line(40, 100, "", 200.0) == "step 40/100 · "
+    assert pace.line(50, 100, "", 220.0) == "step 50/100 ·  · 1:40 left"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(7, "0:07"), (150, "2:30"), (3723, "1:02:03")])
+def test_durations_are_short(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_in_a_terminal_one_line_moves_and_fits_80_columns() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80)
+    with Progress(*terminal.columns(), console=console) as bar:
+        shown = Screen(bar)
+        for step in (5, 20, 10):
+            shown.beat(step, 10_000, "loss 4.1234 · 123456 samples/s")
+        bar.refresh()
+    last = out.getvalue().rstrip().rpartition("\r")[2]
+    assert "step 10/10000 · loss 4.1234 · 123456 samples/s" in last
+    assert len(bar.tasks) == 1
+
+
+def test_in_a_log_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, soft_wrap=True))
+    with screen() as shown:
+        shown.say("a line with [brackets]")
+        shown.beat(1, 2, "loss 1.0")
+    assert out.getvalue() == "a line with [brackets]\nstep 1/2 · loss 1.0\n"
