@@ -71,7 +71,7 @@ class Engine:
             embeddings = cached.embeddings if cached else self._encode(0, batch)
         with timed("loss"):
             terms = self._objective(embeddings, batch, self.step)
-            wanted = judge is None or judge(float(terms.loss))
+            wanted = judge is None or judge(float(terms.loss.detach()))
         updated, norm = False, None
         if wanted:
             with timed("backward"):

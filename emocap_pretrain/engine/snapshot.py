@@ -15,6 +15,8 @@ from emocap_pretrain.engine.layout import Slice, file_of
 from emocap_pretrain.engine.zero import FIELDS, Moments
 from emocap_pretrain.errors import CheckpointError
 
+HEADER = "emocap"  # The key of a rank's file under which JSON says the updates done and the offset of each slice.
+
 
 class Snapshot:
     """This rank's share of the state at one step; its memory is used again for the next one.
@@ -65,7 +67,8 @@ class Snapshot:
         for name, tensor in weights:
             if self._rank == 0:
                 self._copy(self._weights, name, tensor)
-        self._header = {"updates": str(updates), "offsets": json.dumps(offsets)}
+        # One entry: the library orders several by chance, and equal states shall be equal files.
+        self._header = {HEADER: json.dumps({"updates": updates, "offsets": offsets})}
         if self._pinned:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -109,9 +112,9 @@ def read(paths: Iterable[Path], moments: Iterable[Moments]) -> int:
     updates = 0
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata()
+            header = json.loads(file.metadata()[HEADER])
             updates = int(header["updates"])
-            for name, offset in json.loads(header["offsets"]).items():
+            for name, offset in header["offsets"].items():
                 if name in held:
                     missing -= _read(file, offset, held[name])
     if missing:

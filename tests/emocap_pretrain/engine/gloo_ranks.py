@@ -27,7 +27,8 @@ def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
     # The server is started once for all tests; it reads the environment then.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.engine.engine"])
+    # The last one is what DeepSpeed imports late, for seconds, when it makes an optimizer.
+    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.engine.engine", "torch._inductor.compile_fx"])
     with TemporaryDirectory() as folder:
         pipes: list[Connection] = []
         processes: list[Any] = []
