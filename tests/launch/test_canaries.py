@@ -21,14 +21,16 @@ from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
+from emocap_pretrain.terminal import FAILED
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "launch"))
 from local_s3 import BUCKET, LocalS3  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LIMIT_S = 240.0
+LIMIT_S = 400.0
 OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "RAY_", "SLURM_", "TORCHELASTIC_", "AWS_", "MLFLOW_")
 
 
@@ -122,8 +124,6 @@ def answers(url: str) -> bool:
 def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> Iterator[Nest]:
     kinds = ("s3-key", "s3-secret", "mlflow-password", "ray-token", "hub-token")
     canaries = {kind: canary(kind.replace("-", "")) for kind in kinds}
-    faces = tmp_path_factory.mktemp("data") / "faces"
-    write_shards(records(24, pixels=32), str(faces), samples_per_shard=7)
     credentials = (canaries["s3-key"], canaries["s3-secret"])
     with (
         tempfile.TemporaryDirectory(prefix="c", ignore_cleanup_errors=True) as name,  # Short: Ray puts sockets into it.
@@ -132,6 +132,7 @@ def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> 
         folder = Path(name)
         for part in ("tmp", "cache", "ray"):
             (folder / part).mkdir()
+        write_shards(records(24, pixels=32), str(folder / "faces"), samples_per_shard=7)
         env = {key: value for key, value in os.environ.items() if not key.startswith(OUTSIDE)}
         env |= s3.environment() | {
             "PATH": f"{BIN}:{env['PATH']}",
@@ -150,9 +151,7 @@ def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> 
 
 def written(nest: Nest, name: str, ranks: int) -> str:
     """The path of a config whose tracking URI, with its password, comes from the environment."""
-    data = f"{nest.folder}/faces"
-    if not Path(data).exists():
-        write_shards(records(24, pixels=32), data, samples_per_shard=7)
+    data = str(nest.folder / "faces")
     tree = tiny(f"s3://{BUCKET}/{name}", data, "${oc.env:TRACKING}", None, steps=4, ranks=ranks)
     (nest.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     return f"{name}.yaml"
@@ -185,22 +184,19 @@ def test_a_run_leaves_no_secret_behind(nest: Nest, server: tuple[str, Path], lau
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "code"),
+    ("name", "changes"),
     [
-        ("wrong-secret", {"AWS_SECRET_ACCESS_KEY": "{wrong}"}, 1),
-        ("wrong-key", {"AWS_ACCESS_KEY_ID": "{wrong}"}, 1),
-        ("tracker-away", {"TRACKING": "http://user:{wrong}@127.0.0.1:1"}, 1),
-        ("tracker-is-no-uri", {"TRACKING": "postgresql://user:{wrong}@127.0.0.1:1/mlflow"}, 1),
+        ("wrong-secret", {"AWS_SECRET_ACCESS_KEY": "{wrong}"}),
+        ("wrong-key", {"AWS_ACCESS_KEY_ID": "{wrong}"}),
+        ("tracker-away", {"TRACKING": "http://user:{wrong}@127.0.0.1:1"}),
     ],
 )
-def test_a_run_that_fails_says_why_without_the_secret(
-    nest: Nest, name: str, changes: dict[str, str], code: int
-) -> None:
+def test_a_run_that_fails_says_why_without_the_secret(nest: Nest, name: str, changes: dict[str, str]) -> None:
     wrong = canary("wrong")
     config = written(nest, name, ranks=1)
     given = {key: value.format(wrong=wrong) for key, value in changes.items()}
     ended, output = nest.run([str(BIN / "python"), *RUN, config], **alone(), **given)
-    assert ended == code, output[-4000:]
+    assert ended == FAILED, output[-4000:]
     assert "error:" in output
     assert nest.leaks(output, wrong=wrong) == []
 

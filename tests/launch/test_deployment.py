@@ -15,7 +15,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from deepspeed.launcher.runner import fetch_hostfile
+from deepspeed.launcher.runner import EXPORT_ENVS, fetch_hostfile
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from emocap_pretrain.config.batch_split import batch_split
@@ -215,6 +215,12 @@ def test_a_spot_node_that_is_to_end_is_drained_once_its_metadata_say_so(
 
 def test_the_hostfile_is_one_that_deepspeed_reads() -> None:
     assert fetch_hostfile(str(LAUNCH / "hostfile.sample")) == {"node1": 8, "node2": 8}
+
+
+def test_the_page_names_every_variable_that_deepspeed_sends_over_ssh() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    assert "MLFLOW" in EXPORT_ENVS, "then MLFLOW_TRACKING_PASSWORD is no longer shown"
+    assert all(f"`{name}`" in page for name in [*EXPORT_ENVS, "NCCL"])
 
 
 def test_the_dockerfile_keeps_the_rules_of_hadolint() -> None:
