@@ -59,8 +59,8 @@ def who_is_gone(
 
 def _quiet_s(changed: dict[int, tuple[int, float]], pulse: Pulse, now_s: float) -> float:
     count, since_s = changed.get(pulse.rank, (-1, now_s))
-    if count != pulse.count:
-        changed[pulse.rank] = (pulse.count, now_s)
+    if count != pulse.number:
+        changed[pulse.rank] = (pulse.number, now_s)
         return 0.0
     return now_s - since_s
 

@@ -98,7 +98,7 @@ class Watch:
         return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}{more}"
 
     def _quiet_s(self, now_s: float, pulse: Pulse) -> float:
-        return self._quiet.setdefault(pulse.rank, Stopwatch(LONGEST_TICK_S)).look(now_s, pulse.count)
+        return self._quiet.setdefault(pulse.rank, Stopwatch(LONGEST_TICK_S)).look(now_s, pulse.number)
 
     def _missing(self, pulses: Mapping[int, Pulse], quiet: Mapping[int, float]) -> Finding | None:
         left = [rank for rank, pulse in pulses.items() if pulse.ended not in {"", DONE, LOST} and quiet[rank] >= LEFT_S]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.meter import Meter
+from emocap_pretrain.meter import OWN, Meter
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
 
@@ -60,3 +60,15 @@ def test_memory_is_that_of_this_process():
     row = meter().read()
     assert row["memory_gib"] == pytest.approx(psutil.Process().memory_info().rss / 2**30, rel=0.05)
     assert "device_memory_gib" not in row
+
+
+def test_what_a_rank_did_is_counted_for_itself_alone():
+    counter = meter(ranks=4)
+    for rows, tokens in ((3, 50), (5, 10)):
+        counter.count(batch(rows, tokens))
+    own = counter.own()
+    assert tuple(own) == OWN
+    assert (own["steps"], own["samples"], own["tokens"]) == (2, 8, 60)
+    assert own["memory_gib"] == pytest.approx(psutil.Process().memory_info().rss / 2**30, rel=0.05)
+    assert (own["device_memory_gib"], own["device_utilization"]) == (0, 0)
+    assert counter.own()["samples"] == 0

@@ -104,7 +104,8 @@ def test_a_rank_that_sleeps_is_named_shows_its_stacks_and_all_end(config: Config
 @slow
 def test_a_rank_in_a_collective_that_the_others_never_call_is_named(config: Config) -> None:
     ended = job(config, "collective", 1, ranks=3, wait_s=120)
-    assert ended.codes == {0: HUNG, 1: HUNG, 2: HUNG}
+    assert (ended.codes[0], ended.codes[2]) == (HUNG, HUNG)
+    assert ended.codes[1] in {HUNG, 1}  # Its collective fails as soon as the others have left.
     assert "watchdog: rank 1 " in ended.printed[0]
     assert "dist.barrier()" in ended.printed[1]
 
