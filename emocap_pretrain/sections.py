@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +22,13 @@ class Sections:
     """Seconds that pass in named sections of a step.
 
     On a GPU a section is timed by events on its stream, so nothing waits for the device before `read`. "data" is the
-    host's own waiting and is timed by its clock everywhere. `entered` hears the name of each section at its begin.
+    host's own waiting and is timed by its clock everywhere. `entered` hears the name of each section at its begin;
+    `recorded` puts sections into the trace of torch's profiler, which costs as much as all the rest.
     """
 
     device: str
     entered: Callable[[str], None] = _nobody_listens
+    recorded: bool = False
     _seconds: dict[str, float] = field(default_factory=dict[str, float])
     _pairs: dict[str, list[Pair]] = field(default_factory=dict[str, list[Pair]])
     _steps: int = 0
@@ -36,7 +38,10 @@ class Sections:
         """Time in here is time of the section `name`; sections do not nest. "update" ends a step."""
         self.entered(name)
         on_device = self.device.startswith("cuda") and name != "data"
-        with record_function(name), self._on_device(name) if on_device else self._on_host(name):
+        with (
+            record_function(name) if self.recorded else nullcontext(),
+            self._on_device(name) if on_device else self._on_host(name),
+        ):
             yield
         self._steps += name == "update"
 
