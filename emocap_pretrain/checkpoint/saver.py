@@ -82,7 +82,7 @@ class Saver:
 
         Args:
             step: Optimizer steps done.
-            state: JSON values for the loop, equal on all ranks; a copy is taken.
+            state: JSON values for the loop; rank 0's are kept, as they are now.
             write: Writes this rank's files into a folder, in the thread: no collective of the training's own group, and
                 nothing that a later step changes.
             done: Called once, when `write` is not needed any more, whatever came of it.
