@@ -34,6 +34,8 @@ class Cause:
     passing: bool = False
 
     def __str__(self) -> str:
+        if self.lost:  # It speaks of another rank.
+            return self.message
         who = "the job" if self.rank is None else f"rank {self.rank}"
         where = f" on {self.host}" if self.host else ""
         when = "" if self.step is None else f" at step {self.step}"
