@@ -7,6 +7,8 @@ from emocap_pretrain.health.gather import gathered
 from emocap_pretrain.tracking.hosts import HostMetrics, by_host, gpu_count
 from emocap_pretrain.world import World
 
+EVERY_S = 15.0
+
 
 class Hosts:
     """All hosts; the first rank of each reads for it. A collective at its begin.
@@ -17,14 +19,22 @@ class Hosts:
     """
 
     def __init__(self, world: World, folder: Path) -> None:
-        self._world = world
+        self._world, self._next_step = world, 0
         folder.mkdir(parents=True, exist_ok=True)
         readers = world.collect(socket.gethostname() if world.place.local_rank == 0 else None)
         self._hosts = dict[int, str]((rank, host) for rank, host in enumerate(readers) if host)
         self._metrics = HostMetrics(gpus=world.highest([gpu_count()])[0], folder=folder)
 
-    def row(self) -> dict[str, float]:
-        """Metrics by their names in MLflow, one set for each host; a collective."""
+    def row(self, step: int, step_s: float) -> dict[str, float]:
+        """Metrics by their names in MLflow, one set for each host, about every `EVERY_S`; a collective.
+
+        Args:
+            step: Steps done.
+            step_s: Seconds of a step; both are the same on all ranks, so all agree when.
+        """
+        if step < self._next_step:
+            return {}
+        self._next_step = step + max(1, int(EVERY_S / step_s))
         names = self._metrics.names
         reads = self._world.place.rank in self._hosts
         own = self._metrics.read() if reads else dict.fromkeys(names, 0.0)

@@ -14,7 +14,7 @@ from emocap_shards.errors import BudgetSpent, StoreError
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import ConfigError, DataError, LostContact
+from emocap_pretrain.errors import ConfigError, DataError, LostContact, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
@@ -45,7 +45,7 @@ class Monitor:
         self.beat = Beat()
         self.sections = Sections(world.device, self.beat.mark)
         self.host = socket.gethostname()
-        self._meter = Meter(world)
+        self._meter = Meter(world.device)
         self._stragglers = Stragglers()
         self._hung = False
         self._profiler = Profiler(start.store, rank=world.place.rank, world=world.place.world)
@@ -72,7 +72,7 @@ class Monitor:
 
     def row(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """These metrics with those of speed, memory and stragglers over all ranks; a collective."""
-        values = self._meter.own() | self.sections.read()
+        values = self._meter.read() | self.sections.read()
         names: tuple[str, ...] = (*OWN, *SECTIONS)
         table = gathered(self._world, [values[name] for name in names])
         ranks: list[dict[str, float]] = [dict(zip(names, row, strict=True)) for row in table]
@@ -115,15 +115,13 @@ class Monitor:
         rank = self._world.place.rank
         if rank in finding.ranks:
             self._fail("Hang", f"{finding.text}; here: {stacks.training_thread()}", lost=False)
-        else:
+        elif rank < ASKING:
             self._fail(LostContact.__name__, finding.text, lost=True)
         if self._status:
             self._status.close("failed", finding.text)
 
     def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False) -> None:
         rank = self._world.place.rank
-        if lost and rank >= ASKING:  # A thousand ranks that lost one need not all say so.
-            return
         self._start.fail(Failure(rank, self.host, self.beat.step, kind, message, final=final, lost=lost))
 
     def done(self) -> None:
@@ -143,11 +141,13 @@ class Monitor:
             kind, lost = "Hang", False
         self.beat.end(LOST if lost else f"{kind}: {message[:300]}")
         self._peers.hurry()
-        word = Background("emocap-failure").submit(
-            lambda: self._fail(kind, message, lost=lost, final=isinstance(error, FINAL))
-        )
+        # These come on all ranks at once; a thousand need not all say so.
+        silent = isinstance(error, TrainingError) and not self._hung and self._world.place.rank >= ASKING
+        final = isinstance(error, FINAL)
         try:
-            word.result(FAILURE_S)
+            if not silent:
+                word = Background("emocap-failure")
+                word.submit(lambda: self._fail(kind, message, lost=lost, final=final)).result(FAILURE_S)
         except (TimeoutError, StoreError) as late:
             log.warning("the failure could not be written down: %s", late or "the run's store does not answer")
         if self._status:
