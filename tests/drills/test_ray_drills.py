@@ -7,12 +7,11 @@ import pytest
 from emocap_shards.store import open_store
 from launchers import AGAIN
 from ray_cluster import RayCluster
-from testbed import STEPS, Testbed, Unbroken, until
+from testbed import ELASTIC, STEPS, Testbed, Unbroken, until
 
 from emocap_pretrain.starts import cause, failures, newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func_only=True)]
-ELASTIC = {"min_ranks": 2, "patience_s": 0}
 LONG_S = 400.0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from ray_cluster import Job, RayCluster
-from testbed import STEPS, Run, Testbed, Unbroken, until
+from testbed import ELASTIC, STEPS, Run, Testbed, Unbroken, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540, func_only=True)]
 Note = Callable[[str, float], None]
@@ -28,7 +28,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_unbroken_to_the
 def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken, note: Note
 ) -> None:
-    run = testbed.new_run("power-off", cluster={"min_ranks": 2, "patience_s": 0})
+    run = testbed.new_run("power-off", cluster=ELASTIC)
     job = cluster.submit(run)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
     testbed.hosts.power_off(3)

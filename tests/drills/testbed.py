@@ -30,6 +30,7 @@ PACKAGES = ("kernels", "shards", "cluster")
 HOSTS = 3
 STEPS, BATCH, SAMPLES = 40, 12, 55  # The last step of an epoch has 7 samples, uneven over 3 ranks like the others.
 EVERY_STEPS = 5
+ELASTIC = {"ranks": "auto", "patience_s": 0}  # One rank a host; a number would share the CPUs of those that are left.
 NOISE = 1e-5  # Of sums in another order, relative.
 STOPPED = 75  # Exit code of what was told to end and has saved.
 LIMIT_S = 300.0
