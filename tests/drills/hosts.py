@@ -84,6 +84,7 @@ class Hosts:
         self.numbers = range(1, count + 1)
         self._net = -1
         self._on: dict[int, subprocess.Popen[bytes]] = {}
+        self._entries: dict[int, list[subprocess.Popen[bytes]]] = {number: [] for number in self.numbers}
         self._started = 0
 
     def __enter__(self) -> Self:
@@ -142,6 +143,9 @@ class Hosts:
         with suppress(ProcessLookupError, IndexError):
             os.kill(_child(process.pid), signal.SIGKILL)
         process.wait(READY_LIMIT_S)
+        for entry in self._entries[number]:
+            entry.wait(READY_LIMIT_S)
+        self._entries[number].clear()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
@@ -162,6 +166,7 @@ class Hosts:
             entry = subprocess.Popen(
                 [*enter, *command], env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
+        self._entries[number].append(entry)
         return Process(entry, log)
 
     def processes(self, number: int, words: str = "") -> list[psutil.Process]:
