@@ -12,7 +12,7 @@ from torch import Tensor
 from emocap_pretrain import pictures
 from emocap_pretrain.checkpoint.saver import Saved
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import TrainingError
+from emocap_pretrain.errors import RolledBack, TrainingError
 from emocap_pretrain.evaluation.report import Report, ZeroShot
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
@@ -27,6 +27,7 @@ from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.world import joined
 
 POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
+LANDING_S = 60.0
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
@@ -52,8 +53,9 @@ def pretrain(config: Config, runtime: Runtime) -> None:
                 if world.is_main and session.engine.step >= config.steps:
                     monitor.at(session.engine.step, "evaluating")
                     _conclude(session, progress)
-            except BaseException:
-                session.close("FAILED")
+            except BaseException as error:
+                # All ranks have this one together, so the checkpoint under way can still come to stand.
+                session.close("FAILED", landing_s=LANDING_S if type(error) in (TrainingError, RolledBack) else 0.0)
                 raise
             session.close("FINISHED" if session.engine.step >= config.steps else "KILLED")
 
@@ -88,7 +90,8 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
             stopping = monitor.asked_to_stop(runtime.should_stop())
         saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
         if logs or saves:
-            row = monitor.row(_numbers(metrics, engine.step, session)) | hosts.row() | _left_out(session)
+            row = monitor.row(_numbers(metrics, engine.step, session)) | _left_out(session)
+            row |= hosts.row(engine.step, row["time/step_s"])
             poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and world.is_main:
@@ -109,6 +112,9 @@ def _spread(saved: Sequence[Saved], session: Session, runtime: Runtime, monitor:
         checkpoint = each.checkpoint
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
+        loss = checkpoint.state["progress"]["row"].get("loss")
+        if loss is not None:
+            session.tracker.score({"checkpoint/loss": loss}, checkpoint.step)
         session.tracker.forget(each.deleted)
         monitor.tell(checkpoint=checkpoint.step)
         runtime.committed(url)

@@ -18,10 +18,10 @@ from emocap_shards.source import Source
 from emocap_shards.store import Store, open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain import pictures
+from emocap_pretrain import pictures, starts
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import resumable
-from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.config.batch_split import batch_split
@@ -30,7 +30,7 @@ from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
-from emocap_pretrain.errors import CheckpointError, RolledBack, TrainingError
+from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -64,6 +64,7 @@ class Session:
 
     config: Config
     world: World
+    start: Start
     store: Store
     data_digest: str
     tokenizer: Tokenizer
@@ -123,12 +124,22 @@ class Session:
         if verdict.action == "stop":
             raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
 
-    def close(self, status: Status) -> None:
-        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+    def close(self, status: Status, *, landing_s: float = 0.0) -> None:
+        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start.
+
+        Args:
+            status: For the tracker.
+            landing_s: Longest wait for a checkpoint under way.
+        """
+        if landing_s:
+            try:
+                self.saver.wait(landing_s)
+            except (CheckpointError, Superseded, RuntimeError) as error:
+                log.warning("the checkpoint under way is lost: %s", error)
         self.saver.close()
         self.tracker.finish(status)
         if self.world.is_main:
-            undelivered.leave(self.store, self.tracker.unsent())
+            undelivered.leave(self.start.store, self.tracker.unsent(), number=self.start.number)
 
 
 def open_session(config: Config, world: World, start: Start) -> Session:
@@ -152,11 +163,12 @@ def open_session(config: Config, world: World, start: Start) -> Session:
         tokenizer = _tokenizer(config, world, found[1] if found else None)
         engine = _engine(config, world, tokenizer, found)
     stream = _stream(config, world, Cursor.from_json(found[0].state["cursor"]) if found else Cursor())
-    tracker = _tracker(config, world, start, run_id, stream, found[0].state["unsent"] if found else [])
+    tracker = _tracker(config, world, start, run_id, stream, found[0] if found else None)
     settings = config.checkpoint
     return Session(
         config=config,
         world=world,
+        start=start,
         store=store,
         data_digest=data_digest,
         tokenizer=tokenizer,
@@ -261,7 +273,7 @@ def _data_digest(config: Config) -> str:
 
 
 def _tracker(
-    config: Config, world: World, start: Start, run_id: str | None, stream: Stream, unsent: list[Row]
+    config: Config, world: World, start: Start, run_id: str | None, stream: Stream, found: Checkpoint | None
 ) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
     begun: list[Tracker] = []
@@ -269,9 +281,13 @@ def _tracker(
     hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        rows = [*unsent, *undelivered.left(start.store)]
-        facts = {"ranks": place.world, "hosts": hosts}
+        rows: list[Row] = [*(found.state["unsent"] if found else ()), *undelivered.left(start.store)]
+        before = starts.cause(starts.failures(start.store, start.number - 1))
+        facts = {"ranks": place.world, "hosts": hosts, "reason": before.message if before else ""}
         begun.append(MlflowTracker.start(config, run_id, number=start.number, facts=facts, unsent=rows))
+        if found:  # The host that committed it may be gone with the news.
+            begun[0].checkpoint(f"{start.store.url}/{found.folder}", found.step, found.digest)
+            begun[0].keep([each.step for each in committed(start.store)])
         if run_id is None:
             RunFolder(start.store).begin(config, begun[0].run_id)
             _preview(begun[0], stream)
