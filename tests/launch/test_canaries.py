@@ -96,10 +96,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     places = ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "artifacts")]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen([*command, *places], env=env, stdout=log, stderr=log) as it,
+        subprocess.Popen([*command, *places], env=env, stdout=log, stderr=log, start_new_session=True) as it,
     ):
         try:
             deadline = time.monotonic() + LIMIT_S
