@@ -92,7 +92,7 @@ def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[L
         parts = asdict(steps[len(steps) // 2]) | {"bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
         over = {"over the measured step": spread(ratios(predicted, [statistics.median(pair["step"])] * rounds))}
         yield _line(about, case, PREDICTED, spread(predicted), rounds, {"ratios": over, "more": parts})
-        more = {"one_rank_alone_s": spread(alone["step"])}
+        more = {"one_rank_alone_s": asdict(spread(alone["step"]))}
         yield _line(about, case, MEASURED, spread(pair["step"]), rounds, {"more": more})
 
 
