@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from emocap_cluster.placement import Wish
     from emocap_cluster.supervise import Story
 
-RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
+# TORCH_CPP_LOG_LEVEL: twenty lines about a socket, where the error's one line says which rank is gone.
+RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 # What reaches ranks on other nodes too: on Ray's dashboard, before they join each other; and with the function alone.
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
 SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
@@ -94,6 +95,8 @@ def _print_plan(config: Config, step_s: float | None, fabric: str | None, node_m
 
 
 def _as_rank(config: Config) -> None:
+    for name, value in RANK_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # Before torch is imported.
     from emocap_pretrain.loop import pretrain
     from emocap_pretrain.world import lost_contact
 
@@ -140,7 +143,7 @@ def _on_ray(config: Config) -> None:
             wish=_wish(config, sum(node.gpus for node in cluster.nodes())),
             restarts=Restarts(settings.max_restarts, settings.max_preemptions),
             patience_s=settings.patience_s,
-            timeout_s=settings.timeout_s,
+            timeout_s=settings.group_timeout_s,
             env=_chosen(SECRET),
         )
         shown.say(f"Starting with Ray; the run's folder is {config.url}")

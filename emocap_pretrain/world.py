@@ -99,7 +99,7 @@ def joined(config: Config, runtime: Runtime) -> Generator[World]:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     if made:
-        _init(place, device, config.cluster.timeout_s)
+        _init(place, device, config.cluster.group_timeout_s)
     clean = False
     try:
         yield World(place, device, dist.group.WORLD if place.world > 1 else None)

@@ -258,6 +258,11 @@ class Cluster(Section):
         default=30, description="How long a lost node may take to come back before the job goes on with fewer ranks."
     )
 
+    @property
+    def group_timeout_s(self) -> int:
+        """Of the process group: it gives up once the watchdog has had the time to name the rank that is missing."""
+        return self.timeout_s + 60
+
 
 class Health(Section):
     """What is done about a loss that is no number, or far above those before it."""
