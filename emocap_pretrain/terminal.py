@@ -80,7 +80,12 @@ def screen() -> Generator["Screen"]:
 
 
 def columns() -> tuple[ProgressColumn, ...]:
-    return BarColumn(bar_width=16), TextColumn("{task.description}"), TimeRemainingColumn(compact=True)
+    return (
+        BarColumn(bar_width=16),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
 
 
 class Screen:
