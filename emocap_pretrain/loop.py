@@ -82,7 +82,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
             batch, cursor, damaged = next(session.batches)
         session.quarantine.meet(damaged, engine.step)
         metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.sections.timed)
-        session.heed(engine.step)
+        session.heed(engine.step, skipped=bool(metrics["skipped"]))
         monitor.count(batch)
         monitor.at(engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
@@ -147,7 +147,7 @@ def _numbers(metrics: Mapping[str, Tensor | float | None], step: int, session: S
     row = {name: float(value) for name, value in metrics.items() if value is not None}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
     if not row.pop("finite", 1.0) and not wrong:
-        wrong = ["a loss since the last row"]
+        wrong = ["a loss or a gradient since the last row"]
     if wrong and session.config.health.nonfinite == "stop":
         raise TrainingError(
             f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before it; "

@@ -64,7 +64,8 @@ class MemoryEstimate:
 
 def estimate(config: Config, ranks: int) -> MemoryEstimate:
     """Trace one step of a rank with captions of the longest length and five local sentences each."""
-    rows = batch_split(config, ranks).micro_batch
+    split = batch_split(config, ranks)
+    rows = split.micro_batch
     with torch.device("meta"):
         model = TowerPair(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -76,7 +77,8 @@ def estimate(config: Config, ranks: int) -> MemoryEstimate:
     return MemoryEstimate(
         parameters=parameters,
         weights=size // (ranks if stage == 3 else 1),
-        gradients=size // (ranks if stage >= 2 else 1),
+        # With several passes the sum of their gradients is held in whole until it is reduced, once.
+        gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
         # Two moments; with ZeRO also the rank's own copy of the weights that it updates.
         optimizer=2 * size if stage == 0 else 3 * size // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),

@@ -106,13 +106,19 @@ class Session:
             return None
         return lambda loss: self.guard.judge(self.engine.step + 1, loss).action == "apply"
 
-    def heed(self, step: int) -> None:
+    def heed(self, step: int, *, skipped: bool) -> None:
         """Act on the guard's verdict of the step that is done.
+
+        Args:
+            step: Steps done.
+            skipped: Whether no update was made.
 
         Raises:
             RolledBack: If training shall go back to the newest checkpoint; the step's update is left out then.
             TrainingError: If the run shall stop.
         """
+        if skipped and self.guard.verdict.action == "apply" and self.config.health.nonfinite != "stop":
+            self.guard.left_out(step)
         verdict, self.guard.verdict = self.guard.verdict, Verdict()
         if not verdict.reason:
             return

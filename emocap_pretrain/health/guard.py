@@ -73,6 +73,12 @@ class Guard:
             self._skipped[step] = self.verdict.reason
         return self.verdict
 
+    def left_out(self, step: int) -> None:
+        """The engine made no update at `step`, whose loss was good: a gradient was not finite."""
+        self.verdict = self._within_budget(self._settings.nonfinite, f"a gradient at step {step} is not finite")
+        if self.verdict.action != "stop":
+            self._skipped[step] = self.verdict.reason
+
     def state(self) -> dict[str, Any]:
         """A JSON value."""
         return {"losses": list(self._losses), "skipped": [[step, why] for step, why in sorted(self._skipped.items())]}

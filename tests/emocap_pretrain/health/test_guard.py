@@ -126,3 +126,12 @@ def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
     store.put(SKIPPED, b"[1, 2")
     with pytest.raises(TrainingError, match=r"skipped\.json is damaged"):
         Guard.open(Health(), store, ALONE)
+
+
+def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
+    guard = Guard(Health(nonfinite="skip", max_skips=1))
+    guard.left_out(3)
+    assert guard.verdict == Verdict("skip", "a gradient at step 3 is not finite")
+    guard.left_out(4)
+    assert guard.verdict.action == "stop"
+    assert [step for step, _ in guard.state()["skipped"]] == [3]
