@@ -199,3 +199,4 @@ def _kill(job: Job) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     job.process.wait(20)
+    psutil.wait_procs(members, timeout=20)
