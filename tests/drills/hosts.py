@@ -94,7 +94,9 @@ class Hosts:
         names += [f"{self.outside} outside", "127.0.0.1 localhost"]
         (self.folder / "hosts").write_text("\n".join(names) + "\n")
         try:
-            _ip(f"address add {self.outside}/24 dev {self._bridge}", f"link set {self._bridge} up")
+            # By itself a bridge has the hardware address of one of its lines, and another when that is gone.
+            own = f"link set {self._bridge} address 02:00:00:00:00:{OUTSIDE:02x}"
+            _ip(own, f"address add {self.outside}/24 dev {self._bridge}", f"link set {self._bridge} up")
             for number in self.numbers:
                 self.power_on(number)
         except BaseException:

@@ -90,6 +90,19 @@ def test_power_off_ends_all_processes_without_a_word_and_forgets_tmp(hosts: Host
     assert said(hosts, 2, "ls /tmp/lost 2>/dev/null || echo nothing") == "nothing"
 
 
+def test_the_others_find_the_way_outside_when_a_host_is_gone(hosts: Hosts) -> None:
+    script = "import sys, socket; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
+    with socket.create_server((hosts.outside, 0)) as server:
+        ask = [sys.executable, "-c", script, hosts.outside, str(server.getsockname()[1])]
+        for number in hosts.numbers:
+            other = 3 - number
+            assert hosts.run(other, ask, ENV).wait(LIMIT_S) == 0
+            hosts.power_off(number)
+            process = hosts.run(other, ask, ENV)
+            assert process.wait(LIMIT_S) == 0, process.text
+            hosts.power_on(number)
+
+
 def test_what_a_killed_owner_leaves_is_removed_by_the_next(hosts: Hosts, tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from hosts import Hosts\n"
