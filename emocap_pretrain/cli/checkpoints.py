@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from emocap_shards.errors import NotFound
 from emocap_shards.inspecting.wording import size
 from emocap_shards.store import Store, open_store
 from tqdm import tqdm
@@ -21,9 +20,9 @@ from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.health.standing import Standing
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
-ALIVE_S = 60.0
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
 app = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
@@ -200,10 +199,7 @@ def _tell(step: int, faults: Iterable[str]) -> None:
 
 def _alive(store: Store) -> int | None:
     """The number of the newest start, if it gave a sign of life a moment ago."""
-    number = starts.newest(store)
-    try:
-        status = starts.status(store, number)
-    except NotFound:
+    if not starts.numbers(store):
         return None
-    ended = status.get("state") == "ended"
-    return number if not ended and time.time() - float(status.get("at", 0)) < ALIVE_S else None
+    newest = Standing.read(store, last=1).newest
+    return newest.number if newest.alive(time.time()) else None

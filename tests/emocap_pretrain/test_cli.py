@@ -11,6 +11,7 @@ import torch
 import yaml
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
+from emocap_shards.store import open_store
 from PIL import Image
 from pretrain_fakes import stand_alone
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, open_session
+from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 
@@ -241,11 +243,13 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     stand_alone()
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    session = open_session(tiny_config, World(Rank(), "cpu", None))
+    start = Start.begin(open_store(tiny_config.url), {})
+    session = open_session(tiny_config, World(Rank(), "cpu", None), start)
     batch, cursor, _ = next(session.batches)
     session.engine.train(batch)
     session.save(cursor, Progress())
-    session.tracker.finish("FINISHED")
+    session.saver.wait()
+    session.close("FINISHED")
     done = emocap("evaluate", tiny_config.url, "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err
     assert "zero-shot UAR" in done.out

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emocap_shards.store import Store, open_store
@@ -132,6 +133,7 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     start = Start.begin(store, {})
     saved(store, 2, 4, 6, 8, start=start)
     cut_off(store, 9, start)
+    start.tell({"at": time.time(), "state": "ended"})
     before = store.list()
     checkpoints.prune_command(store.url, keep_last=1, keep_every=4, dry_run=True)
     assert capsys.readouterr().out.splitlines() == [
@@ -150,17 +152,17 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
 @pytest.mark.parametrize(
     ("status", "refused"),
     [
-        (None, False),
-        ({"at": time.time() + 100, "state": "training"}, True),
-        ({"at": time.time() + 100, "state": "ended"}, False),
-        ({"at": time.time() - 100, "state": "training"}, False),
+        (None, True),  # It has just begun.
+        ({"ago_s": -100, "state": "training"}, True),
+        ({"ago_s": -100, "state": "ended"}, False),
+        ({"ago_s": 100, "state": "training"}, False),
     ],
 )
-def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, object] | None, refused: bool) -> None:
+def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, Any] | None, refused: bool) -> None:
     start = Start.begin(store, {})
     saved(store, 2, 4, start=start)
     if status:
-        start.tell(status)
+        start.tell({"at": time.time() - status["ago_s"], **status})
     done = emocap("prune", store.url, "--keep-last", 1)
     assert done.exit_code == (2 if refused else 0)
     assert ("start 1 of the run" in done.stderr) is refused

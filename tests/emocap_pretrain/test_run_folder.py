@@ -67,7 +67,7 @@ def test_what_does_not_decide_what_is_learned_may_change(
         ("model.image.options.depth", 2),
         ("model.text.lengths.global", 17),
         ("objective.global", 0.25),
-        ("engine.zero_stage", 2),
+        ("engine.precision", "bf16"),
     ],
 )
 def test_what_decides_what_is_learned_may_not_change_and_is_named(

@@ -44,9 +44,8 @@ def test_a_section_of_another_name_is_read_too() -> None:
 def test_whoever_listens_hears_each_section_at_its_begin() -> None:
     heard: list[str] = []
     sections = Sections("cpu", heard.append)
-    with pytest.raises(ZeroDivisionError), sections.timed("backward"):
+    with sections.timed("backward"):
         assert heard == ["backward"]
-        _ = 1 / 0
 
 
 @pytest.mark.gpu
