@@ -88,11 +88,12 @@ def hangs() -> None:
 def exhausts() -> None:
     """Python's own MemoryError, at a limit just above what this process has."""
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + ROOM_BYTES, has + ROOM_BYTES))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (has + ROOM_BYTES, hard))
     try:
         bytearray(4 * ROOM_BYTES)
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 ACTS = {"raise": raises, "hang": hangs, "exhaust": exhausts}
