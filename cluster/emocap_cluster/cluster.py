@@ -6,6 +6,7 @@ import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -81,7 +82,7 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     # Helpers of Ray Train look for "the" cluster of their host; where there are several it must be this one.
     here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
     try:
-        ray.init(runtime_env={"env_vars": {**env, **here}}, logging_level=logging.WARNING)
+        ray.init(_local_instead_of_dead(), runtime_env={"env_vars": {**env, **here}}, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS")
         raise NoCluster(
@@ -99,12 +100,30 @@ def _started_here() -> bool:
     return any(child.name() == "gcs_server" for child in psutil.Process().children())
 
 
-def _refuse_silence(address: str) -> None:
-    """Ray tries an address for minutes where nobody answers; an address without a port, such as `auto`, is its own."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return
+def _local_instead_of_dead() -> str | None:
+    """`local` where this host remembers a cluster that is gone (its head was killed); None leaves the choice to Ray."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+        remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()  # noqa: S108
+        _knock(remembered)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return "local"
+    return None
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray tries an address for minutes where nobody answers."""
+    try:
+        _knock(address)
     except OSError as error:
         raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody answers; an address without a port, such as `auto`, is Ray's own."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()

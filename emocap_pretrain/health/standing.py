@@ -50,7 +50,7 @@ class StartStory:
             return cause.message
         if newest and self.alive(now_s):
             return ""
-        return "without a word: its rank 0 was killed, or its host is gone"
+        return "without a word: killed, or its host is gone"
 
 
 @dataclass(frozen=True, slots=True)
