@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,20 @@ def _started_here() -> bool:
 
 
 def _local_instead_of_dead() -> str | None:
-    """`local` where this host remembers a cluster that is gone (its head was killed); None leaves the choice to Ray."""
+    """`local` where this host remembers a cluster that is gone (its head was killed); None leaves the choice to Ray.
+
+    What it remembers is deleted, as `ray stop` would: Ray's own helpers would ask the dead one too, for minutes.
+    """
     if os.environ.get("RAY_ADDRESS"):
         return None
+    remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
     try:
-        remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()  # noqa: S108
-        _knock(remembered)
+        _knock(remembered.read_text(encoding="utf-8").strip())
     except FileNotFoundError:
         return None
     except OSError:
+        with suppress(PermissionError):  # Another user's.
+            remembered.unlink()
         return "local"
     return None
 

@@ -24,6 +24,7 @@ def test_a_cluster_that_answers_is_joined_and_one_that_is_gone_is_not_waited_for
         remembered.write_text(f"127.0.0.1:{server.getsockname()[1]}\n")
         assert _local_instead_of_dead() is None
     assert _local_instead_of_dead() == "local"
+    assert not remembered.exists()
 
 
 def test_an_address_that_a_person_gives_counts_alone(remembered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
