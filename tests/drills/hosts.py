@@ -95,7 +95,7 @@ class Hosts:
         (self.folder / "hosts").write_text("\n".join(names) + "\n")
         try:
             # By itself a bridge has the hardware address of one of its lines, and another when that is gone.
-            own = f"link set {self._bridge} address 02:00:00:00:00:{OUTSIDE:02x}"
+            own = f"link set {self._bridge} address {_hardware(OUTSIDE)}"
             _ip(own, f"address add {self.outside}/24 dev {self._bridge}", f"link set {self._bridge} up")
             for number in self.numbers:
                 self.power_on(number)
@@ -131,7 +131,8 @@ class Hosts:
         assert process.stdout.readline() == b"up\n", f"{self.name(number)} did not start"
         line, init = self._line(number), self._init(number)
         _ip(
-            f"link add {line} type veth peer name eth0 netns {init}",
+            # The same as before a power cut: others remember it.
+            f"link add {line} type veth peer name eth0 address {_hardware(number)} netns {init}",
             f"link set {line} master {self._bridge}",
             f"link set {line} up",
         )
@@ -193,6 +194,10 @@ class Hosts:
 
     def _init(self, number: int) -> int:
         return _child(self._on[number].pid)
+
+
+def _hardware(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
 
 
 def _child(pid: int) -> int:

@@ -90,17 +90,23 @@ def test_power_off_ends_all_processes_without_a_word_and_forgets_tmp(hosts: Host
     assert said(hosts, 2, "ls /tmp/lost 2>/dev/null || echo nothing") == "nothing"
 
 
-def test_the_others_find_the_way_outside_when_a_host_is_gone(hosts: Hosts) -> None:
-    script = "import sys, socket; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
+def test_the_way_outside_outlasts_a_power_cut_of_another_host(hosts: Hosts) -> None:
     with socket.create_server((hosts.outside, 0)) as server:
-        ask = [sys.executable, "-c", script, hosts.outside, str(server.getsockname()[1])]
+        place = (hosts.outside, server.getsockname()[1])
         for number in hosts.numbers:
             other = 3 - number
-            assert hosts.run(other, ask, ENV).wait(LIMIT_S) == 0
+            assert tried(hosts, other, *place) == "connected"
             hosts.power_off(number)
-            process = hosts.run(other, ask, ENV)
-            assert process.wait(LIMIT_S) == 0, process.text
+            assert tried(hosts, other, *place) == "connected"
             hosts.power_on(number)
+
+
+def test_a_host_is_found_at_once_when_it_is_back(hosts: Hosts) -> None:
+    for _ in range(2):
+        assert tried(hosts, 1, hosts.address(2), 5001) == "ConnectionRefusedError"
+        hosts.power_off(2)
+        hosts.power_on(2)
+    assert tried(hosts, 1, hosts.address(2), 5001) == "ConnectionRefusedError"
 
 
 def test_what_a_killed_owner_leaves_is_removed_by_the_next(hosts: Hosts, tmp_path: Path) -> None:
@@ -125,6 +131,19 @@ def test_what_a_killed_owner_leaves_is_removed_by_the_next(hosts: Hosts, tmp_pat
         assert bridge.exists() == (after.outside.split(".")[2] == str(net))
     assert not bridge.exists()
     assert said(hosts, 1, "hostname") == "node1"
+
+
+def tried(hosts: Hosts, number: int, address: str, port: int) -> str:
+    """What becomes of a connection from a host within a second."""
+    script = (
+        "import sys, socket\n"
+        "try: socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)\n"
+        "except OSError as error: print(type(error).__name__)\n"
+        "else: print('connected')"
+    )
+    process = hosts.run(number, [sys.executable, "-c", script, address, str(port)], ENV)
+    assert process.wait(LIMIT_S) == 0, process.text
+    return process.text.strip()
 
 
 def until(ready: Callable[[], bool]) -> None:
