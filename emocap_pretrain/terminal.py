@@ -5,6 +5,7 @@
 | 0 | done |
 | 1 | failed |
 | 2 | a value has to be corrected |
+| 70 | a rank hung, or lost another one: its watchdog ended it (docs/health.md) |
 | 75 | stopped and saved: the same command goes on from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 """
