@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from emocap_pretrain import pictures
 from emocap_pretrain.checkpoint.saver import Saved
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import RolledBack, TrainingError
+from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.report import Report, ZeroShot
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
@@ -24,10 +25,11 @@ from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Progress, Session, open_session
 from emocap_pretrain.starts import Start, newest
 from emocap_pretrain.tracking import undelivered
+from emocap_pretrain.tracking.masking import masked
+from emocap_pretrain.tracking.spool import row
 from emocap_pretrain.world import joined
 
 POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
-LANDING_S = 60.0
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
@@ -46,18 +48,13 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         if world.from_main(lambda: _is_done(config, store)):
             return
         number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
-        with monitored(config, world, Start(store, number)) as monitor:
-            session = open_session(config, world, Start(store, number))
-            try:
-                progress = _train(session, runtime, monitor)
-                if world.is_main and session.engine.step >= config.steps:
-                    monitor.at(session.engine.step, "evaluating")
-                    _conclude(session, progress)
-            except BaseException as error:
-                # All ranks have this one together, so the checkpoint under way can still come to stand.
-                session.close("FAILED", landing_s=LANDING_S if type(error) in (TrainingError, RolledBack) else 0.0)
-                raise
-            session.close("FINISHED" if session.engine.step >= config.steps else "KILLED")
+        # What this start has opened is closed behind the monitor, which first leaves word of a failure.
+        with ExitStack() as behind, monitored(config, world, Start(store, number)) as monitor:
+            session = behind.enter_context(open_session(config, world, Start(store, number)))
+            progress = _train(session, runtime, monitor)
+            if world.is_main and session.engine.step >= config.steps:
+                monitor.at(session.engine.step, "evaluating")
+                _conclude(session, progress)
 
 
 def _is_done(config: Config, store: Store) -> bool:
@@ -166,13 +163,14 @@ def _conclude(session: Session, progress: Progress) -> None:
         seconds=progress.seconds,
         ranks=session.world.place.world,
         samples_per_s=session.engine.step * config.global_batch / progress.seconds,
-        loss=progress.row["loss"],
+        loss=progress.row.get("loss"),
         run_id=session.tracker.run_id,
-        tracking_uri=stored["tracking"]["uri"],
+        tracking_uri=masked(stored["tracking"]["uri"]),
         zero_shot=_evaluated(session) if config.evaluation.url else None,
     )
     session.tracker.text("report.json", report.dump().decode())
     session.tracker.describe(report.markdown())
+    session.leave([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
 
 

@@ -1,45 +1,45 @@
 """How a run stands, for whoever starts its ranks again: read from its folder, so it works under every launcher."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 from emocap_cluster.restarts import Cause
-from emocap_shards.errors import BudgetSpent, StoreError
+from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
 from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.layout import step_folders
-from emocap_pretrain.errors import ConfigError, DataError, LostContact, Superseded, TrackingError
+from emocap_pretrain.errors import LostContact, RolledBack
 from emocap_pretrain.run_folder import RunFolder
-from emocap_pretrain.starts import Failure
+from emocap_pretrain.starts import ASKED, FINAL, PASSING, Failure
 
-FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
-PASSING = (StoreError, TrackingError, OSError)
 CUT = 300  # characters of a message that a person is shown
 
 
 class RunRecord:
-    """The run of `steps` steps at the root of `store`."""
+    """The run at the root of `store`; without `steps` as many as its newest start was to do."""
 
-    def __init__(self, store: Store, steps: int) -> None:
+    def __init__(self, store: Store, steps: int | None) -> None:
         self._store = store
         self._steps = steps
         self._known = starts.newest(store)
 
     def done(self) -> bool:
-        return RunFolder(self._store).report(self._steps) is not None
+        steps = self._steps or int(self._status().get("steps", 0))
+        return RunFolder(self._store).report(steps) is not None
 
     def progress(self) -> int:
         """Step of the newest committed checkpoint; 0 without one."""
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
-        """What ranks of the newest start left behind, by rank; nothing if that start has been asked about before."""
-        newest = starts.newest(self._store)
-        if newest <= self._known:
-            return []
-        self._known = newest
-        return [_cause(failure) for failure in starts.failures(self._store, newest)]
+        """What ranks of the starts since the last question left behind, the newest start first.
+
+        Of all of them: where somebody else started the run meanwhile, the older start's word is that it was superseded.
+        """
+        new = [number for number in starts.numbers(self._store) if number > self._known]
+        self._known = max(new, default=self._known)
+        return [_cause(failure) for number in reversed(new) for failure in starts.failures(self._store, number)]
 
     def judge(self, rank: int, error: Exception) -> Cause:
         """An error that a rank raised."""
@@ -50,13 +50,33 @@ class RunRecord:
             final=isinstance(error, FINAL),
             lost=isinstance(error, LostContact) or "/gloo/" in str(error),
             passing=isinstance(error, PASSING),
+            planned=isinstance(error, RolledBack),
         )
+
+    def asked_to_stop(self) -> bool:
+        """Whether the newest start ended because a person asked for it."""
+        status = self._status()
+        return status.get("how") == "stopped" and status.get("reason") == ASKED
+
+    def _status(self) -> dict[str, Any]:
+        try:
+            return starts.status(self._store, starts.newest(self._store))
+        except NotFound:
+            return {}
 
 
 def _cause(failure: Failure) -> Cause:
-    cause = Cause(failure.kind, _short(failure.message), failure.rank, failure.host, failure.step)
-    final = failure.final or failure.kind in {each.__name__ for each in FINAL}
-    return replace(cause, final=final, lost=failure.lost, passing=failure.kind in {each.__name__ for each in PASSING})
+    return Cause(
+        kind=failure.kind,
+        message=_short(failure.message),
+        rank=failure.rank,
+        host=failure.host,
+        step=failure.step,
+        final=failure.final,
+        lost=failure.lost,
+        passing=failure.passing,
+        planned=failure.kind == RolledBack.__name__,
+    )
 
 
 def _short(message: str) -> str:

@@ -22,6 +22,7 @@ from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.terminal import INTERRUPTED, STOPPED, console, duration, errors_as_lines, screen, show_logs
+from emocap_pretrain.tracking.masking import masked
 
 if TYPE_CHECKING:
     from emocap_cluster.placement import Wish
@@ -189,7 +190,7 @@ def _print_result(config: Config) -> bool:
         return False
     console.print(report.table())
     console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")
-    console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
+    console.print(f"Look at it:\n{_mlflow_command(masked(config.stored()['tracking']['uri']))}")
     return True
 
 

@@ -1,21 +1,20 @@
 """A run made ready: everything the loop touches, built new or from the newest checkpoint."""
 
-import hashlib
-import itertools
+import json
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from emocap_shards.annotation import load_annotation
-from emocap_shards.cache import Cache
+from emocap_shards.background import Background
 from emocap_shards.cursor import Cursor
+from emocap_shards.errors import StoreError
 from emocap_shards.manifest import read_manifest
-from emocap_shards.source import Source
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import Store
 from emocap_shards.stream import Stream
 
 from emocap_pretrain import pictures, starts
@@ -31,6 +30,7 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
+from emocap_pretrain.feed import data_digest_of, named, stream_of, train_tokenizer
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -43,9 +43,9 @@ from emocap_pretrain.tracking.spool import Row
 from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
 from emocap_pretrain.world import World
 
-TOKENIZER_SAMPLES = 20_000
 PREVIEWED = 8
-FLUSH_S = 2.0
+FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
+UNSENT = "unsent.json"
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,14 @@ class Session:
             "guard": self.guard.state(),
             "progress": asdict(progress),
             "run_id": self.tracker.run_id,
-            "unsent": self.tracker.unsent(),
         }
+        unsent = self.tracker.unsent()
 
         def write(folder: Path) -> None:
             snapshot.write(folder)
             if self.world.is_main:
                 (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+                (folder / UNSENT).write_bytes(json.dumps(unsent).encode())
 
         self.saver.save(self.engine.step, state, write, snapshot.release)
 
@@ -130,22 +131,35 @@ class Session:
         if verdict.action == "stop":
             raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
 
-    def close(self, status: Status, *, landing_s: float = 0.0) -> None:
-        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start.
+    def __enter__(self) -> "Session":
+        return self
 
-        Args:
-            status: For the tracker.
-            landing_s: Longest wait for a checkpoint under way.
-        """
-        if landing_s:
-            try:
-                self.saver.wait(landing_s)
-            except (CheckpointError, Superseded, RuntimeError) as error:
-                log.warning("the checkpoint under way is lost: %s", error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+        if kind in (TrainingError, RolledBack):
+            self._land()
         self.saver.close()
-        self.tracker.finish(status)
-        if self.world.is_main:
-            undelivered.leave(self.start.store, self.tracker.unsent(), number=self.start.number)
+        unbroken: Status = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
+        self.tracker.finish("FAILED" if kind else unbroken)
+        self.leave()
+
+    def leave(self, further: Sequence[Row] = ()) -> None:
+        """Keep what the tracker has not got in the run's folder; a store that is too slow for it costs the rows."""
+        if not self.world.is_main:
+            return
+        rows = [*self.tracker.unsent(), *further]
+        act = partial(undelivered.leave, self.start.store, rows, number=self.start.number)
+        try:
+            Background("unsent-rows").submit(act).result(LEAVE_S)
+        except (TimeoutError, StoreError) as error:
+            log.warning("%d rows for the tracker are lost: %s", len(rows), error or "the store does not answer")
+
+    def _land(self) -> None:
+        """All ranks have failed alike: the checkpoint under way can still come to stand."""
+        try:
+            self.saver.wait(LANDING_S)
+        except (CheckpointError, Superseded, RuntimeError) as error:
+            log.warning("the checkpoint under way is lost: %s", error)
 
 
 def open_session(config: Config, world: World, start: Start) -> Session:
@@ -157,19 +171,23 @@ def open_session(config: Config, world: World, start: Start) -> Session:
     """
     batch_split(config, world.place.world)
     store = start.store
-    data_digest = _data_digest(config)
+    data_digest = data_digest_of(config)
     if config.evaluation.url:
         read_manifest(config.evaluation.url)  # Rather now than after the last step.
-    run_id = world.from_main(lambda: RunFolder(store).run_id(config))
-    guard = Guard.open(config.health, store, world)
-    with resumable(store, world, _wanted(config, world)) as found:
+    opening = world.aside()  # One rank may have far more to download than the others.
+    run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
+    guard = Guard.open(config.health, store, opening)
+    quarantine = Quarantine.open(store, world, config.data.error_budget)
+    unsent: list[Row] = []
+    with resumable(store, opening, _wanted(config, world)) as found:
         if found:
             _check(found[0], config, data_digest, world)
             guard.load(found[0].state["guard"])
-        tokenizer = _tokenizer(config, world, found[1] if found else None)
+            unsent = json.loads((found[1] / UNSENT).read_bytes()) if world.is_main else []
+        tokenizer = _tokenizer(config, opening, found[1] if found else None)
         engine = _engine(config, world, tokenizer, found)
-    stream = _stream(config, world, Cursor.from_json(found[0].state["cursor"]) if found else Cursor())
-    tracker = _tracker(config, world, start, run_id, stream, found[0] if found else None)
+    stream = stream_of(config, world.place, Cursor.from_json(found[0].state["cursor"]) if found else Cursor())
+    tracker = _tracker(config, opening, start, run_id, stream, found[0] if found else None, unsent)
     settings = config.checkpoint
     return Session(
         config=config,
@@ -183,7 +201,7 @@ def open_session(config: Config, world: World, start: Start) -> Session:
         saver=Saver(store, world, start=start, retention=Retention(settings.keep_last, settings.keep_every)),
         guard=guard,
         batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
-        quarantine=Quarantine.open(store, world, config.data.error_budget),
+        quarantine=quarantine,
         before=Progress(**found[0].state["progress"]) if found else Progress(),
     )
 
@@ -199,7 +217,7 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
 
     def wanted(found: Checkpoint, path: str) -> bool:
         if not path.startswith(f"{ENGINE}/"):
-            return world.is_main or path != WEIGHTS
+            return world.is_main or path not in (WEIGHTS, UNSENT)
         files[found.attempt] = files.get(found.attempt) or engine_files(found)
         return path in files[found.attempt]
 
@@ -222,7 +240,7 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: tuple[Che
 def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
     if found.state["data_digest"] != data_digest:
         raise CheckpointError(
-            f"{_named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
+            f"{named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
             "Give a new run another url."
         )
     if world.is_main:
@@ -235,51 +253,17 @@ def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
     settings = config.model.text
     if settings.tokenizer != "data":
         return Tokenizer.load(settings.tokenizer)
-    return Tokenizer.from_json(world.from_main(lambda: _train_tokenizer(config)))
-
-
-def _train_tokenizer(config: Config) -> str:
-    """On the first captions of the dataset, in the manifest's order."""
-    budget = config.data.error_budget
-    stream = Stream(url=_sources(config), global_batch=256, shuffle=False, epochs=1, error_budget=budget)
-    samples = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
-    annotations = (sample.annotation for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
-    captions = itertools.chain.from_iterable(load_annotation(annotation)[0] for annotation in annotations)
-    texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
-    return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
-
-
-def _stream(config: Config, world: World, start: Cursor) -> Stream:
-    return Stream(
-        url=_sources(config),
-        global_batch=config.global_batch,
-        seed=config.seed,
-        rank=world.place.rank,
-        world=world.place.world,
-        window_samples=config.shuffle_window,
-        drop_last=config.data.drop_last,
-        start=start,
-        error_budget=config.data.error_budget,
-        cache=Cache(config.data.cache, round(config.data.cache_gb * 1e9)) if config.data.cache_gb else None,
-    )
-
-
-def _sources(config: Config) -> tuple[Source, ...]:
-    return tuple(Source(source.url, source.weight) for source in config.data.sources)
-
-
-def _named(config: Config) -> str:
-    return " with ".join(open_store(source.url).url for source in config.data.sources)
-
-
-def _data_digest(config: Config) -> str:
-    """Of the one manifest, or of all of them."""
-    digests = [read_manifest(source.url).digest for source in config.data.sources]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Tokenizer.from_json(world.from_main(lambda: train_tokenizer(config)))
 
 
 def _tracker(
-    config: Config, world: World, start: Start, run_id: str | None, stream: Stream, found: Checkpoint | None
+    config: Config,
+    world: World,
+    start: Start,
+    run_id: str | None,
+    stream: Stream,
+    found: Checkpoint | None,
+    unsent: list[Row],
 ) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
     begun: list[Tracker] = []
@@ -287,7 +271,7 @@ def _tracker(
     hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        rows: list[Row] = [*(found.state["unsent"] if found else ()), *undelivered.left(start.store)]
+        rows = [*unsent, *undelivered.left(start.store)]
         before = starts.cause(starts.failures(start.store, start.number - 1))
         facts = {"ranks": place.world, "hosts": hosts, "reason": before.message if before else ""}
         begun.append(MlflowTracker.start(config, run_id, number=start.number, facts=facts, unsent=rows))

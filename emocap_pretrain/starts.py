@@ -16,15 +16,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emocap_shards.errors import ConditionFailed, StoreError
+from emocap_shards.errors import BudgetSpent, ConditionFailed, StoreError
 from emocap_shards.store import Store
 
-from emocap_pretrain.errors import Superseded
+from emocap_pretrain.errors import ConfigError, DataError, Superseded, TrackingError
 
 FOLDER = "starts"
 START, STATUS, FAILED = "start.json", "status.json", "failed-"
+ASKED = "asked to stop; the state is saved"  # The reason in the status of a start that a person ended.
 LONGEST_MESSAGE = 2000
 SMALL_BYTES = 1 << 20
+
+FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
+PASSING = (StoreError, TrackingError, OSError)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,8 @@ log = logging.getLogger(__name__)
 class Failure:
     """Why a rank ended: `kind` is the error's class, `step` the one that it was at.
 
-    `final` failures come again at every try (a wrong setting); `lost` ones only say that another rank is gone.
+    `final` failures come again at every try (a wrong setting); `lost` ones only say that another rank is gone;
+    `passing` ones are outages of something else.
     """
 
     rank: int
@@ -43,6 +48,7 @@ class Failure:
     message: str
     final: bool = False
     lost: bool = False
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

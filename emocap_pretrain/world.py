@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import TrainingError
+from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.runtime import Place, Runtime
 
 Value = TypeVar("Value")
@@ -48,12 +48,13 @@ class World:
                 value = act()
             except Exception as caught:  # noqa: BLE001 - raised again below, here and on every other rank
                 error = caught
-        told: tuple[Any, str | None] = self.share((value, None if error is None else str(error)))
+        answer: tuple[Any, str | None, bool] = self.share((value, error and str(error), isinstance(error, ConfigError)))
         if error is not None:
             raise error
-        if told[1] is not None:
-            raise TrainingError(f"rank 0 failed: {told[1]}")
-        return told[0]
+        value, told, wrong = answer
+        if told is not None:
+            raise ConfigError(told) if wrong else LostContact(f"rank 0 failed: {told}")
+        return value
 
     def collect(self, value: Any) -> list[Any]:
         """Every rank's value in rank order, on every rank."""

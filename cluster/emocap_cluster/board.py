@@ -1,7 +1,7 @@
 """Where the driver and the ranks of a job leave word for each other: one small actor on the driver's node."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -25,6 +25,10 @@ class News:
     hosts: dict[int, str] = field(default_factory=dict[int, str])
     commits: int = 0
     beat: Beat | None = None
+
+    def after(self, earlier: "News") -> "News":
+        """With what was known earlier of ranks that a board which came back empty has not heard of."""
+        return replace(self, nodes=earlier.nodes | self.nodes, hosts=earlier.hosts | self.hosts)
 
 
 class Board:

@@ -8,6 +8,7 @@ from ray.exceptions import RayError as _RayError
 from emocap_cluster.errors import RankFailed
 from emocap_cluster.restarts import Cause
 
+GONE = ("Killed", "NodeLost")  # Kinds of an end without a word.
 OUT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory", "memory pressure")
 NODE_GONE = ("node has died", "node died", "NODE_DIED", "unreachable")
 

@@ -20,6 +20,7 @@ from emocap_cluster.errors import NoCluster
 from emocap_cluster.placement import Node, Placement
 
 ANSWER_S, NEWS_S = 10.0, 5.0
+BOARD_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class Cluster:
         except (RayActorError, TimeoutError):
             return None
         return answer
+
+    def begin(self) -> None:
+        """A board without words of the attempt before."""
+        for _ in range(BOARD_TRIES):
+            try:
+                ray.get(self.board.begin.remote(), timeout=NEWS_S)
+            except (RayActorError, TimeoutError):  # Its process is lost and comes back, empty.
+                continue
+            return
 
     def nodes(self) -> list[Node]:
         """All nodes that Ray counts; a node that has just died may be among the living for some seconds."""

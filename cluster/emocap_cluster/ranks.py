@@ -11,6 +11,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
 from emocap_cluster.causes import unwrapped
@@ -73,6 +74,8 @@ def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> 
             trainer.fit()
         except TrainingFailedError as error:
             raise _failure(error) from error
+        except RayActorError as error:
+            raise RankFailed(f"Ray Train's controller is gone: {_last_line(error)}") from error
 
 
 def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:

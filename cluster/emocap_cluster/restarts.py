@@ -21,7 +21,8 @@ class Cause:
     """Why an attempt failed: `kind` is the error's class, `step` the one that `rank` was at, where that is known.
 
     `final` causes come again at every try (a wrong setting); `lost` ones only say that another rank is gone; `passing`
-    ones are outages of something else, which may end, so that the same one twice is no bug of ours.
+    ones are outages of something else, which may end, so that the same one twice is no bug of ours; `planned` ones are
+    steps back that the run decided on, and has a budget of its own for.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Cause:
     final: bool = False
     lost: bool = False
     passing: bool = False
+    planned: bool = False
 
     def __str__(self) -> str:
         if self.lost:  # It speaks of another rank.
@@ -122,6 +124,8 @@ class Restarts:
         return state, Again(0.0)
 
     def _after_failure(self, cause: Cause, luck: float) -> "tuple[Restarts, Again | Over]":
+        if cause.planned:
+            return replace(self, last=None), Again(0.0)
         state = replace(self, failures=self.failures + 1, last=cause)
         if cause.final:
             return state, Over(End.FAILED, str(cause))

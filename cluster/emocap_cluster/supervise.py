@@ -7,10 +7,8 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import ray
-
 from emocap_cluster.board import Beat, News
-from emocap_cluster.causes import blamed, was_announced
+from emocap_cluster.causes import GONE, blamed, was_announced
 from emocap_cluster.cluster import Cluster
 from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.placement import Node, Placement, Wish, place
@@ -32,6 +30,10 @@ class Record(Protocol):
 
     def failures(self) -> Sequence[Cause]:
         """What ranks of the newest start left behind, by rank; each is told once."""
+        ...
+
+    def asked_to_stop(self) -> bool:
+        """Whether the newest start ended because a person asked for it."""
         ...
 
     def judge(self, rank: int, error: Exception) -> Cause:
@@ -135,34 +137,40 @@ class _Supervisor:
 
     def _attempt(self, placement: Placement) -> tuple[Ended, RankFailed | None]:
         job, board = self._job, self._cluster.board
-        ray.get(board.begin.remote())
+        self._cluster.begin()
         running = start(job.function, placement=placement, board=board, env=job.env, timeout_s=job.timeout_s)
         asked, news = self._watch(running, placement)
         failed = running.exception()
         if failed is None:
-            how = End.DONE if self._record.done() else asked or End.STOPPED
-            return Ended(how, self._record.progress()), None
+            return Ended(self._how(asked), self._record.progress()), None
         if not isinstance(failed, RankFailed):
             raise failed
-        if asked is End.DRAINED or was_announced(failed):
-            return Ended(End.DRAINED, self._record.progress()), failed
         cause = blamed(failed, self._record.failures(), self._record.judge, news.hosts)
-        return Ended(End.FAILED, self._record.progress(), cause), failed
+        # A node that was announced takes its ranks along; any other error on the way out is a failure all the same.
+        gone = cause.lost or cause.kind in GONE
+        how = End.DRAINED if gone and (asked is End.DRAINED or was_announced(failed)) else End.FAILED
+        return Ended(how, self._record.progress(), cause if how is End.FAILED else None), failed
+
+    def _how(self, asked: End | None) -> End:
+        """Of an attempt whose ranks ended without an error; a person's word counts more than the driver's own."""
+        if self._record.done():
+            return End.DONE
+        return End.STOPPED if self._record.asked_to_stop() else asked or End.STOPPED
 
     def _watch(self, running: Future[None], placement: Placement) -> tuple[End | None, News]:
         """Look after the ranks until all have ended: what they were asked to stop for, and what they said last."""
         asked, news, nodes, looked_s, shown = None, News(), list[Node](), -NODES_S, Beat(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
-            news = self._cluster.news() or news
+            news = (self._cluster.news() or news).after(news)
             if news.beat and news.beat != shown:
                 shown = news.beat
                 self._screen.beat(shown.step, shown.steps, shown.note)
             if self._now_s() - looked_s >= NODES_S:
                 nodes, looked_s = self._cluster.nodes(), self._now_s()
-            if asked is None and (asked := self._reason(news, nodes, placement)):
+            if asked is None and (asked := self._reason(news, nodes, placement)) and asked is not End.STOPPED:
+                self._screen.say(_why_stop(asked))
+            if asked:  # Again and again: the board may have been lost, and come back without the word.
                 self._cluster.board.ask_to_stop.remote()
-                if asked is not End.STOPPED:
-                    self._screen.say(_why_stop(asked))
         return asked, news
 
     def _reason(self, news: News, nodes: Sequence[Node], placement: Placement) -> End | None:

@@ -118,6 +118,8 @@ def _conclude(store: Store, checkpoint: Checkpoint, start: Start | None) -> Chec
         store.put_if_absent(path, data)
     except ConditionFailed:
         standing = read(store, checkpoint.step)
+        if standing and standing.attempt == checkpoint.attempt:
+            return standing  # Ours: the answer to it was lost.
         if standing:
             who = f"start {start_of(standing.attempt)}"
             log.warning("step %d of %s was committed by %s already: that one stands", standing.step, store.url, who)

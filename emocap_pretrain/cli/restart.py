@@ -15,6 +15,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.health import requests
 from emocap_pretrain.record import RunRecord
+from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
 
 DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
@@ -41,12 +42,14 @@ def command(
         if config is None and run is None:
             raise ConfigError("the command names no config (cfg.yaml): say which run it is, with --run URL.")
         store = open_store(run or config.url if config else str(run))
+        if config:
+            RunFolder(store).run_id(config)  # A launcher may hide that the settings are another run's.
         cluster = config.cluster if config else None
         budget = max_restarts if max_restarts is not None else (cluster.max_restarts if cluster else 10)
         try:
             outcome = relaunch(
                 command,
-                record=RunRecord(store, config.steps if config else 0),
+                record=RunRecord(store, config.steps if config else None),
                 restarts=Restarts(budget),
                 ask=lambda: requests.ask_to_stop(store),
                 say=_say,

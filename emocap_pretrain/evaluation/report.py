@@ -48,7 +48,7 @@ class Report:
     seconds: float
     ranks: int
     samples_per_s: float
-    loss: float
+    loss: float | None
     run_id: str
     tracking_uri: str
     zero_shot: ZeroShot | None
@@ -78,7 +78,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("steps", f"{report.step} on {report.ranks} ranks"),
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
-        ("last loss", f"{report.loss:.3f}"),
+        ("last loss", "not finite" if report.loss is None else f"{report.loss:.3f}"),
     ]
     if report.zero_shot:
         rows += zero_shot_rows(report.zero_shot)

@@ -42,9 +42,9 @@ class Outlook:
 
     @property
     def trouble(self) -> Trouble:
-        """Weights and both moments are copied by the rank that holds them, and uploaded by all ranks at once."""
+        """Rank 0 copies and uploads the weights and, as every rank does, its share of both moments."""
         size = self.work.parameters * FLOAT
-        most = size + 2 * size / (self.ranks if self.work.zero_stage else 1)
+        most = size + 2 * size / self.ranks
         return Trouble(
             node_mtbf_s=self.assumed.node_mtbf_days * DAY_S,
             nodes=self.fabric.nodes(self.ranks),

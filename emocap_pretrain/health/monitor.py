@@ -10,11 +10,11 @@ from typing import Any
 
 import torch.distributed as dist
 from emocap_shards.background import Background
-from emocap_shards.errors import BudgetSpent, StoreError
+from emocap_shards.errors import StoreError
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import ConfigError, DataError, LostContact, TrainingError
+from emocap_pretrain.errors import LostContact, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
@@ -28,10 +28,9 @@ from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.meter import OWN, Meter
 from emocap_pretrain.sections import SECTIONS, Sections
-from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.starts import ASKED, FINAL, PASSING, Failure, Start
 from emocap_pretrain.world import World, lost_contact
 
-FINAL = (ConfigError, DataError, BudgetSpent)  # They come again at every try.
 UPLOAD_S, FAILURE_S = 60.0, 10.0
 
 log = logging.getLogger(__name__)
@@ -59,6 +58,7 @@ class Monitor:
             "hosts": sorted(set(self._peers.hosts)),
         }
         self._status = StatusThread(start, self.beat, facts) if world.is_main else None
+        self._why_stopped = "told to stop; the state is saved"
 
     def at(self, step: int, phase: str = "training") -> None:
         """`step` steps are done and `phase` begins: "training", "logging", "saving", "evaluating"."""
@@ -90,6 +90,8 @@ class Monitor:
         """
         asked = self._status.asked() if self._status else None
         stop = told or bool(asked and asked.stop)
+        if asked and asked.stop:
+            self._why_stopped = ASKED
         stop_all, profile = self._world.highest([int(stop), int(bool(asked and asked.profile))])
         if profile:
             body = self._world.share(asked.profile.to_json() if asked and asked.profile else None)
@@ -120,9 +122,9 @@ class Monitor:
         if self._status:
             self._status.close("failed", finding.text)
 
-    def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False) -> None:
-        rank = self._world.place.rank
-        self._start.fail(Failure(rank, self.host, self.beat.step, kind, message, final=final, lost=lost))
+    def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False, passing: bool = False) -> None:
+        place = (self._world.place.rank, self.host, self.beat.step)
+        self._start.fail(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
 
     def done(self) -> None:
         """The block has ended without an error."""
@@ -130,7 +132,7 @@ class Monitor:
         done = self.beat.step >= self._config.steps
         self.beat.end(DONE)
         if self._status:
-            self._status.close("done" if done else "stopped", "" if done else "asked to stop; the state is saved")
+            self._status.close("done" if done else "stopped", "" if done else self._why_stopped)
         self._peers.close()
 
     def failed(self, error: BaseException) -> None:
@@ -143,11 +145,11 @@ class Monitor:
         self._peers.hurry()
         # These come on all ranks at once; a thousand need not all say so.
         silent = isinstance(error, TrainingError) and not self._hung and self._world.place.rank >= ASKING
-        final = isinstance(error, FINAL)
+        nature = {"final": isinstance(error, FINAL), "passing": isinstance(error, PASSING)}
         try:
             if not silent:
                 word = Background("emocap-failure")
-                word.submit(lambda: self._fail(kind, message, lost=lost, final=final)).result(FAILURE_S)
+                word.submit(lambda: self._fail(kind, message, lost=lost, **nature)).result(FAILURE_S)
         except (TimeoutError, StoreError) as late:
             log.warning("the failure could not be written down: %s", late or "the run's store does not answer")
         if self._status:

@@ -11,10 +11,6 @@ from testbed import Testbed, Unbroken, laid_out
 NOTES = pytest.StashKey[list[str]]()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "drill: one of the long drills on several hosts (launch/drills.sh)")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash.get(NOTES, []):
         terminalreporter.write_line(line)

@@ -119,3 +119,12 @@ def test_growth_and_drains_are_no_failures(story: list[Ended]) -> None:
     for ended in story:
         restarts, then = restarts.after(ended, 0.5)
         assert then == Again(0.0)
+
+
+def test_a_step_back_that_the_run_decided_on_costs_no_restart_and_no_pause() -> None:
+    restarts = Restarts(max_restarts=0)
+    planned = Cause("RolledBack", "a spike", 0, "a", 7, planned=True)
+    for _ in range(3):
+        restarts, then = restarts.after(Ended(End.FAILED, 0, planned), 0.5)
+        assert then == Again(0.0)
+    assert restarts.failures == 0

@@ -244,12 +244,11 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     start = Start.begin(open_store(tiny_config.url), {})
-    session = open_session(tiny_config, World(Rank(), "cpu", None), start)
-    batch, cursor, _ = next(session.batches)
-    session.engine.train(batch)
-    session.save(cursor, Progress())
-    session.saver.wait()
-    session.close("FINISHED")
+    with open_session(tiny_config, World(Rank(), "cpu", None), start) as session:
+        batch, cursor, _ = next(session.batches)
+        session.engine.train(batch)
+        session.save(cursor, Progress())
+        session.saver.wait()
     done = emocap("evaluate", tiny_config.url, "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err
     assert "zero-shot UAR" in done.out

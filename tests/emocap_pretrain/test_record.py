@@ -4,9 +4,9 @@ import pytest
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain.errors import ConfigError, LostContact, Superseded
+from emocap_pretrain.errors import ConfigError, LostContact, RolledBack, Superseded
 from emocap_pretrain.record import CUT, RunRecord
-from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.starts import ASKED, Failure, Start
 
 
 @pytest.fixture
@@ -36,14 +36,44 @@ def test_failures_of_a_start_are_told_once_and_those_before_never(store: Store) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "final", "passing"),
-    [("ValueError", False, False), ("ConfigError", True, False), ("StoreError", False, True)],
+    ("error", "final", "passing", "planned"),
+    [
+        (ValueError("why"), False, False, False),
+        (ConfigError("why"), True, False, False),
+        (StoreError("why"), False, True, False),
+        (ConnectionResetError("why"), False, True, False),
+        (RolledBack("why"), False, False, True),
+    ],
 )
-def test_wrong_settings_are_final_and_outages_pass(store: Store, kind: str, final: bool, passing: bool) -> None:
+def test_wrong_settings_are_final_outages_pass_and_roll_backs_are_planned(
+    store: Store, error: Exception, final: bool, passing: bool, planned: bool
+) -> None:
     record = RunRecord(store, 8)
-    Start.begin(store, {}).fail(Failure(0, "a", 1, kind, "why"))
-    (cause,) = record.failures()
-    assert (cause.final, cause.passing) == (final, passing)
+    cause = record.judge(0, error)
+    assert (cause.final, cause.passing, cause.planned) == (final, passing, planned)
+    failure = Failure(0, "a", 1, type(error).__name__, "why", final=final, passing=passing)
+    Start.begin(store, {}).fail(failure)
+    (left,) = record.failures()
+    assert (left.final, left.passing, left.planned) == (final, passing, planned)
+
+
+def test_the_word_of_a_start_that_somebody_else_took_over_is_heard(store: Store) -> None:
+    record = RunRecord(store, 8)
+    ours, theirs = Start.begin(store, {}), Start.begin(store, {})
+    ours.fail(Failure(0, "a", 1, "Superseded", "taken over", final=True))
+    theirs.fail(Failure(0, "b", 2, "LostContact", "gone", lost=True))
+    assert [each.kind for each in record.failures()] == ["LostContact", "Superseded"]
+    assert record.failures() == []
+
+
+def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
+    start = Start.begin(store, {})
+    record = RunRecord(store, 8)
+    assert not record.asked_to_stop()
+    start.tell({"how": "stopped", "reason": "told to stop; the state is saved"})
+    assert not record.asked_to_stop()
+    start.tell({"how": "stopped", "reason": ASKED})
+    assert record.asked_to_stop()
 
 
 def test_an_error_is_judged_by_its_class(store: Store) -> None:

@@ -48,6 +48,11 @@ def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
     return saved.checkpoint
 
 
+def ended(session: Session) -> None:
+    with session:
+        pass
+
+
 def weights_of(session: Session) -> dict[str, torch.Tensor]:
     snapshot = session.engine.snapshot()
     weights = {name: tensor.clone() for name, tensor in snapshot.weights.items()}
@@ -66,7 +71,7 @@ def stepped(session: Session, steps: int) -> Cursor:
 
 def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_samples(config: Config) -> None:
     session = begun(config)
-    session.close("KILLED")
+    ended(session)
     assert session.engine.step == 0
     run = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id)
     assert run.data.params["url"] == config.url
@@ -91,9 +96,9 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     cursor = stepped(session, 4)
     assert cursor == Cursor(1, 8)
     kept(session, cursor, Progress())
-    session.close("KILLED")
+    ended(session)
     again = begun(config)
-    again.tracker.finish("KILLED")
+    ended(again)
     assert again.engine.step == 4
     assert again.tracker.run_id == session.tracker.run_id
     assert again.tokenizer.to_json() == session.tokenizer.to_json()
@@ -108,7 +113,7 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
 def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
     session = begun(config)
     checkpoint = kept(session, stepped(session, 1), Progress(2.5, {"loss": 0.5}))
-    session.close("KILLED")
+    ended(session)
     assert (checkpoint.ranks, checkpoint.state) == (
         1,
         {
@@ -119,7 +124,6 @@ def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Conf
             "guard": session.guard.state(),
             "progress": {"seconds": 2.5, "row": {"loss": 0.5}},
             "run_id": session.tracker.run_id,
-            "unsent": [],
         },
     )
     assert {WEIGHTS, TOKENIZER} < {file.path for file in checkpoint.files}
@@ -138,14 +142,14 @@ def test_retention_is_the_config_s(config: Config) -> None:
     session = begun(config)
     for _ in range(4):
         kept(session, stepped(session, 1), Progress())
-    session.close("KILLED")
+    ended(session)
     assert [each.step for each in committed(session.store)] == [4, 2]
 
 
 def test_other_data_than_the_checkpoint_s_are_refused(config: Config) -> None:
     session = begun(config)
     checkpoint = kept(session, stepped(session, 1), Progress())
-    session.close("KILLED")
+    ended(session)
     path = "checkpoints/step-00000001/manifest.json"
     session.store.put(path, replace(checkpoint, state={**checkpoint.state, "data_digest": "other"}).dump())
     with pytest.raises(CheckpointError, match="is not the data that"):

@@ -14,10 +14,10 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.snapshot import fill
+from emocap_pretrain.feed import train_tokenizer
 from emocap_pretrain.loader import batches
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.schedule import learning_rate
-from emocap_pretrain.session import _train_tokenizer
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.world import World
 
@@ -38,7 +38,7 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.fixture
 def tokenizer(config: Config) -> Tokenizer:
-    return Tokenizer.from_json(_train_tokenizer(config))
+    return Tokenizer.from_json(train_tokenizer(config))
 
 
 @pytest.fixture
