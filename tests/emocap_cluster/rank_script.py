@@ -51,6 +51,9 @@ class FileRecord:
         file.unlink()
         return found
 
+    def asked_to_stop(self) -> bool:
+        return False
+
     def judge(self, rank: int, error: Exception) -> Cause:
         lost = "gloo" in str(error)
         return Cause(type(error).__name__, str(error), rank, lost=lost, final=isinstance(error, ClusterError))
