@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from emocap_shards.cursor import Cursor
-from emocap_shards.errors import DamagedSample
+from emocap_shards.errors import DamagedSample, ShardsError
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config, PartLengths
+from emocap_pretrain.errors import EmocapError
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
 
@@ -88,17 +89,23 @@ class Delivery(NamedTuple):
     damaged: tuple[DamagedSample, ...]
 
 
-class _Steps(IterableDataset[Delivery]):
-    """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn."""
+class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
+    """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn.
+
+    An error of ours comes as a value: DataLoader would wrap it into a page of another process's traceback.
+    """
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
-    def __iter__(self) -> Iterator[Delivery]:
+    def __iter__(self) -> Iterator[Delivery | EmocapError | ShardsError]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        for portion in self.stream.steps(part, parts, each=self.collate.prepare):
-            yield Delivery(self.collate(portion.samples), portion.cursor, portion.damaged)
+        try:
+            for portion in self.stream.steps(part, parts, each=self.collate.prepare):
+                yield Delivery(self.collate(portion.samples), portion.cursor, portion.damaged)
+        except (EmocapError, ShardsError) as error:
+            yield error
 
 
 def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[Delivery]:
@@ -116,7 +123,13 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         worker_init_fn=_quiet_worker,
         pin_memory=pin,
     )
-    return cast(Any, iter(loader))
+    return map(_delivered, cast(Any, iter(loader)))
+
+
+def _delivered(result: Delivery | EmocapError | ShardsError) -> Delivery:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _quiet_worker(_: int) -> None:

@@ -11,8 +11,11 @@ import psutil
 import pytest
 import torch
 from emocap_shards.cursor import Cursor
+from emocap_shards.errors import DamagedSample
 from emocap_shards.sample import Caption, Sample
 from emocap_shards.stream import Stream
+from emocap_shards.synthetic.dataset import records
+from emocap_shards.writer import write_shards
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config
@@ -188,3 +191,14 @@ def test_a_part_that_the_objective_leaves_out_is_not_tokenised(tiny_config):
     assert batch.whole.ids.shape[0] == 1
     assert batch.summary.ids.shape[0] == batch.sentences.ids.shape[0] == batch.owner.shape[0] == 0
     assert batch.rows == 1
+
+
+def test_an_error_of_a_loader_process_is_what_it_was_there(tiny_config, tmp_path):
+    faces = str(tmp_path / "faces")
+    write_shards(records(8, pixels=32), faces, samples_per_shard=8)
+    (shard,) = tmp_path.joinpath("faces").glob("*.tar")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(DamagedSample) as caught:
+        take(tiny_config, Stream(url=faces, global_batch=8), 1, workers=1)
+    assert "Traceback" not in str(caught.value)
+    assert caught.value.shard.endswith(shard.name)
