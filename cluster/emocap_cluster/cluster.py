@@ -39,13 +39,18 @@ class Cluster:
         return answer
 
     def begin(self) -> None:
-        """A board without words of the attempt before."""
+        """Clear the board of the words of the attempt before: an old request to stop would end the new one.
+
+        Raises:
+            NoCluster: If the board does not answer.
+        """
         for _ in range(BOARD_TRIES):
             try:
                 ray.get(self.board.begin.remote(), timeout=NEWS_S)
             except (RayActorError, TimeoutError):  # Its process is lost and comes back, empty.
                 continue
             return
+        raise NoCluster("the job's board on this host does not answer: look at Ray's logs; the same command goes on.")
 
     def nodes(self) -> list[Node]:
         """All nodes that Ray counts; a node that has just died may be among the living for some seconds."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from emocap_cluster.processes import Family, tell
-from emocap_cluster.restarts import Again, Cause, End, Ended, Over, Restarts
+from emocap_cluster.restarts import Cause, End, Ended, Over, Restarts, told
 from emocap_cluster.stopping import Stop, listening
 
 LOOK_S = 0.5
@@ -64,7 +64,7 @@ def relaunch(
                 return Outcome(then, code, stop.interrupted)
             if stop.asked.is_set():  # A launcher whose ranks were told to stop may call that a failure.
                 return Outcome(Over(End.STOPPED), code, stop.interrupted)
-            say(_told(ended, then))
+            say(told(ended, then))
             if stop.asked.wait(then.pause_s):
                 return Outcome(Over(End.STOPPED), code, stop.interrupted)
 
@@ -96,9 +96,3 @@ def _ended(record: Record, code: int, orphans: int) -> Ended:
         left = f" and left {orphans} ranks behind" if orphans else ""
         cause = Cause("Exit", f"the command ended with code {code}{left}", final=code == WRONG_INPUT)
     return Ended(End.FAILED, progress, cause)
-
-
-def _told(ended: Ended, then: Again) -> str:
-    when = f"in {then.pause_s:.0f} s" if then.pause_s >= 1 else "now"
-    where = f"from step {ended.progress}" if ended.progress else "from the beginning"
-    return f"{ended.cause}\nStarting again {when}, {where}."

@@ -140,3 +140,12 @@ class Restarts:
 def longest_pause_s(failures: int) -> float:
     """Before the attempt that follows so many failures in a row: none after the first, then 1 s, 2 s, 4 s, ... 60 s."""
     return 0.0 if failures <= 1 else min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2.0 ** min(failures - 2, 10))
+
+
+def told(ended: Ended, then: Again) -> str:
+    """What a person reads between two attempts."""
+    where = f"from step {ended.progress}" if ended.progress else "from the beginning"
+    if ended.how is not End.FAILED:
+        return f"Going on {where}."
+    when = f"in {then.pause_s:.0f} s" if then.pause_s >= 1 else "now"
+    return f"{ended.cause}\nStarting again {when}, {where}."

@@ -13,7 +13,7 @@ from emocap_cluster.cluster import Cluster
 from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.placement import Node, Placement, Wish, place
 from emocap_cluster.ranks import Function, start
-from emocap_cluster.restarts import Again, Cause, End, Ended, Over, Restarts
+from emocap_cluster.restarts import Cause, End, Ended, Over, Restarts, told
 from emocap_cluster.stopping import Stop, listening
 
 LOOK_S, NODES_S, REMIND_S = 0.5, 2.0, 60.0
@@ -121,7 +121,7 @@ class _Supervisor:
                 return self._over(then, failed)
             if self._stop.asked.is_set():
                 return self._over(Over(End.FAILED, str(ended.cause)) if ended.cause else Over(End.STOPPED), failed)
-            self._screen.say(_told(ended, then))
+            self._screen.say(told(ended, then))
             self._stop.asked.wait(then.pause_s)
         return self._over(Over(End.STOPPED), None)
 
@@ -216,14 +216,6 @@ def drains(news: News, nodes: Sequence[Node]) -> bool:
 def growth(news: News, nodes: Sequence[Node], placement: Placement, wish: Wish) -> int:
     """How many more ranks there would be now, once a checkpoint has been committed."""
     return max(0, place(nodes, wish).ranks - placement.ranks) if news.commits else 0
-
-
-def _told(ended: Ended, then: Again) -> str:
-    where = f"from step {ended.progress}" if ended.progress else "from the beginning"
-    if ended.how is not End.FAILED:
-        return f"Going on {where}."
-    when = f"in {then.pause_s:.0f} s" if then.pause_s >= 1 else "now"
-    return f"{ended.cause}\nStarting again {when}, {where}."
 
 
 def _why_stop(asked: End) -> str:

@@ -61,7 +61,7 @@ class Monitor:
         self._why_stopped = "told to stop; the state is saved"
 
     def at(self, step: int, phase: str = "training") -> None:
-        """`step` steps are done and `phase` begins: "training", "logging", "saving", "evaluating"."""
+        """`step` steps are done and `phase` begins: "training", "saving", "evaluating"."""
         self.beat.at(step, phase)
         self._profiler.at(step)
         self.sections.recorded = self._profiler.active
