@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch.distributed as dist
 from emocap_shards.background import Background
 from emocap_shards.errors import StoreError
 
@@ -177,7 +176,7 @@ def monitored(config: Config, world: World, start: Start) -> Generator[Monitor]:
     try:
         yield monitor
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or lost_contact(error)):
+        if not lost_contact(error):
             monitor.failed(error)
             raise
         explained = monitor.explained(error)
