@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -140,6 +140,8 @@ def _quiet_worker(_: int) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.
+    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -27,7 +27,9 @@ def scratch() -> Generator[Path]:
         CheckpointError: If the disk gets full in the body; it says what has to fit.
     """
     _clear()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, (Path(name) / LOCK).open("w") as lock:
+    # After an error a download may still write into it: what that leaves is cleared like a killed process's.
+    made = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+    with made as name, (Path(name) / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # The kernel lets go of it when the process dies, however it dies.
         folder = Path(name) / "files"
         folder.mkdir()

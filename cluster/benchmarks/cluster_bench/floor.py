@@ -50,9 +50,8 @@ def main() -> None:
         met = time.time()
         store = open_store(config.url)
         number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
-        session = open_session(config, world, Start(store, number))
-        restored = time.time()
-        session.tracker.finish("FINISHED")
+        with open_session(config, world, Start(store, number)):
+            restored = time.time()
     if runtime.place.rank == 0:
         marks = {
             "process_s": entered - began,
