@@ -94,8 +94,8 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
         if logs and world.is_main:
             _tell(session, runtime, progress.row)
         if saves:
-            monitor.at(engine.step, "saving")
-            session.save(cursor, progress)
+            with monitor.sections.timed("saving"):
+                session.save(cursor, progress)
             monitor.at(engine.step)
         _spread(session.saver.finished() if logs else [], session, runtime, monitor)
     monitor.at(engine.step, "saving")
@@ -112,9 +112,9 @@ def _spread(saved: Sequence[Saved], session: Session, runtime: Runtime, monitor:
         loss = checkpoint.state["progress"]["row"].get("loss")
         if loss is not None:
             session.tracker.score({"checkpoint/loss": loss}, checkpoint.step)
-        session.tracker.forget(each.deleted)
         monitor.tell(checkpoint=checkpoint.step)
         runtime.committed(url)
+    session.tracker.forget(session.saver.swept())
 
 
 def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:

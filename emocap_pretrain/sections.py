@@ -1,4 +1,4 @@
-"""Where the time of a step goes: data, forward, loss, backward, update."""
+"""Where the time of a step goes: data, forward, loss, backward, update, and saving behind those that save."""
 
 import time
 from collections.abc import Callable, Generator
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import record_function
 
-SECTIONS = ("data", "forward", "loss", "backward", "update")
+SECTIONS = ("data", "forward", "loss", "backward", "update", "saving")
+HOSTS = frozenset({"data", "saving"})  # What matters of these is how long the host is held up.
 UNREAD_EVENTS = 4096  # Pairs of CUDA events that wait for a reading at most; those that are over are added up then.
 
 Pair = tuple[torch.cuda.Event, torch.cuda.Event]
@@ -21,9 +22,9 @@ def _nobody_listens(_name: str) -> None: ...
 class Sections:
     """Seconds that pass in named sections of a step.
 
-    On a GPU a section is timed by events on its stream, so nothing waits for the device before `read`. "data" is the
-    host's own waiting and is timed by its clock everywhere. `entered` hears the name of each section at its begin;
-    `recorded` puts sections into the trace of torch's profiler, which costs as much as all the rest.
+    On a GPU a section is timed by events on its stream, so nothing waits for the device before `read`. "data" and
+    "saving" are the host's own waiting and are timed by its clock everywhere. `entered` hears the name of each section
+    at its begin; `recorded` puts sections into the trace of torch's profiler, which costs as much as all the rest.
     """
 
     device: str
@@ -37,7 +38,7 @@ class Sections:
     def timed(self, name: str) -> Generator[None]:
         """Time in here is time of the section `name`; sections do not nest. "update" ends a step."""
         self.entered(name)
-        on_device = self.device.startswith("cuda") and name != "data"
+        on_device = self.device.startswith("cuda") and name not in HOSTS
         with (
             record_function(name) if self.recorded else nullcontext(),
             self._on_device(name) if on_device else self._on_host(name),

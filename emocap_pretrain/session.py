@@ -80,7 +80,6 @@ class Session:
         """Begin to commit a checkpoint that goes on behind `cursor`; `saver` tells when it stands. A collective."""
         self.saver.ready()
         snapshot = self.engine.snapshot()
-        self.tracker.flush(FLUSH_S)
         state = {
             "config": self.config.stored(),
             "cursor": cursor.to_json(),
@@ -90,13 +89,14 @@ class Session:
             "progress": asdict(progress),
             "run_id": self.tracker.run_id,
         }
-        unsent = self.tracker.unsent()
 
-        def write(folder: Path) -> None:
+        def write(folder: Path) -> None:  # In the saver's thread: a slow tracker holds up no step.
             snapshot.write(folder)
             if self.world.is_main:
                 (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
-                (folder / UNSENT).write_bytes(json.dumps(unsent).encode())
+                self.tracker.flush(FLUSH_S)
+                # Rows of later steps may be among them; the replay gives them again, and they count once.
+                (folder / UNSENT).write_bytes(json.dumps(self.tracker.unsent()).encode())
 
         self.saver.save(self.engine.step, state, write, snapshot.release)
 

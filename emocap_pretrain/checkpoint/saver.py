@@ -1,8 +1,10 @@
 """Checkpoints that are written while training goes on."""
 
+import concurrent.futures
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -31,12 +33,10 @@ log = logging.getLogger(__name__)
 class Saved:
     """What became of one `save`.
 
-    `deleted` steps went by retention (known on rank 0 alone). All that took `seconds` from the call on; before it, the
-    caller was held up for `held_s` by the checkpoint before this one.
+    It took `seconds` from the call on; before it, the caller was held up for `held_s` by the one before.
     """
 
     checkpoint: Checkpoint
-    deleted: tuple[int, ...]
     seconds: float
     held_s: float
 
@@ -46,7 +46,7 @@ class _Flight:
     step: int
     began: float
     held_s: float
-    future: Future[tuple[Checkpoint, tuple[int, ...], float]]
+    future: Future[tuple[Checkpoint, float]]
 
 
 class Saver:
@@ -69,6 +69,8 @@ class Saver:
         self._retention = retention
         self._aside = world.aside()
         self._thread = Background("checkpoint-saver")
+        self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
+        self._sweeps = deque[Future[list[int]]]()
         self._flight: _Flight | None = None
         self._landed: list[Saved] = []
         self._held_s = 0.0
@@ -124,11 +126,21 @@ class Saver:
             CheckpointError: Also if that takes longer than `timeout_s`.
         """
         self._land(timeout_s)
+        concurrent.futures.wait(list(self._sweeps), timeout_s)
         return self._taken()
+
+    def swept(self) -> list[int]:
+        """Steps whose checkpoints retention has deleted since the last call; rank 0 knows them, the others none."""
+        steps: list[int] = []
+        while self._sweeps and self._sweeps[0].done():
+            sweep = self._sweeps.popleft()
+            steps += [] if sweep.cancelled() else sweep.result()
+        return steps
 
     def close(self) -> None:
         """Begin nothing more; what is under way is left to itself."""
         self._thread.close()
+        self._sweeper.close()
 
     def _taken(self) -> list[Saved]:
         landed, self._landed = self._landed, []
@@ -140,7 +152,7 @@ class Saver:
         if flight is None:
             return
         try:
-            checkpoint, deleted, ended = flight.future.result(timeout_s)
+            checkpoint, ended = flight.future.result(timeout_s)
         except TimeoutError as error:
             if flight.future.done():
                 raise
@@ -150,11 +162,11 @@ class Saver:
             ) from error
         finally:
             self._flight = None
-        self._landed.append(Saved(checkpoint, deleted, ended - flight.began, flight.held_s))
+        self._landed.append(Saved(checkpoint, ended - flight.began, flight.held_s))
 
     def _act(
         self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]
-    ) -> tuple[Checkpoint, tuple[int, ...], float]:
+    ) -> tuple[Checkpoint, float]:
         with ExitStack() as stack:
             stack.callback(done)
 
@@ -163,17 +175,17 @@ class Saver:
                 stack.close()  # Before the upload, which takes far longer.
 
             checkpoint = commit(self._store, step, json.loads(state), written, self._aside, self._start)
-        return checkpoint, tuple(self._sweep()), time.perf_counter()
+        if self._retention and self._world.is_main:
+            self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention)))
+        return checkpoint, time.perf_counter()
 
-    def _sweep(self) -> list[int]:
+    def _sweep(self, retention: Retention) -> list[int]:
         """Old checkpoints go; a store that refuses costs room, not the run."""
-        if self._retention is None or not self._world.is_main:
-            return []
         start = self._start
         try:
             if start is None:
-                return retain(self._store, self._retention)
-            return retain(self._store, self._retention, before=start.number, check=start.check)
+                return retain(self._store, retention)
+            return retain(self._store, retention, before=start.number, check=start.check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
             log.warning("old checkpoints stay: %s", error)
             return []

@@ -19,6 +19,7 @@ import psutil
 import yaml
 from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 BIN = Path(sys.executable).parent
@@ -64,12 +65,18 @@ class Site:
 
     def logged(self, config: Path) -> list[tuple[int, float]]:
         """Step, and the second of the epoch at which rank 0 had it, of every point that MLflow has by now."""
+        return [(point.step, point.timestamp / 1000) for point in self._history(config, "loss")]
+
+    def metric(self, config: Path, name: str) -> list[float]:
+        """Its values by step."""
+        return [point.value for point in self._history(config, name)]
+
+    def _history(self, config: Path, name: str) -> list[Metric]:
         try:
             run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
         except (FileNotFoundError, ValueError):
             return []
-        history = MlflowClient(self.tracking).get_metric_history(run_id, "loss")
-        return sorted((point.step, point.timestamp / 1000) for point in history)
+        return sorted(MlflowClient(self.tracking).get_metric_history(run_id, name), key=lambda point: point.step)
 
 
 def _tree(name: str, size: Size, site: Site) -> dict[str, Any]:

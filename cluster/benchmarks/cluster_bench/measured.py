@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from .job import BIN, RUN, WAYS, Job, JobError, Site, Size, free_port, started
 
 START, OVERHEAD, STALL, RECOVER = "start to first step", "step time", "stall of a save", "kill to next step"
 PACKAGES = ("torch", "ray", "deepspeed", "mlflow")
+HELD = "time/saving_s_slowest"
 WARM_UP, BLOCK = 10, 10
 RANK_WORDS = ("RayTrainWorker", RUN[1])  # A rank by its command line: Ray names its workers.
 
@@ -52,7 +53,11 @@ def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[
 
 
 def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
-    """How much longer a step takes that saves, in seconds; its share of a step is among the ratios."""
+    """Seconds for which a save holds up training, and how much longer a step takes beside it, as shares of a step.
+
+    The second holds the first, and what the saving thread takes from the cores that train.
+    """
+    held: list[float] = []
     longer: list[float] = []
     usual: list[float] = []
     for number in range(rounds):
@@ -62,11 +67,12 @@ def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Lin
         saving, others = split_by_saves(place.logged(config), every_steps=BLOCK)
         usual.append(statistics.median(others))
         longer.append(statistics.median(saving) - usual[-1])
-    yield replace(
-        _line(about, STALL, "torchrun", size, "s", longer),
-        ratios={"share of a step": spread(ratios(longer, usual))},
-        more={"step_s": spread(usual)},
-    )
+        held.append(statistics.median(value for value in place.metric(config, HELD) if value))
+    for who, readings in (("training held up", held), ("step and save beside it", longer)):
+        line = _line(about, STALL, who, size, "s", readings)
+        yield replace(
+            line, ratios={"share of a step": spread(ratios(readings, usual))}, more={"step_s": asdict(spread(usual))}
+        )
 
 
 def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Line]:

@@ -209,13 +209,13 @@ def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     saved(store, 1, 2)
 
-    def act(world: ThreadWorld) -> tuple[int, ...]:
+    def act(world: ThreadWorld) -> list[int]:
         saver = Saver(store, world, retention=Retention(1))
         saver.save(3, {}, writer(3) if world.is_main else lambda _: None)
-        (done,) = saver.wait()
-        return done.deleted
+        saver.wait()
+        return saver.swept() + saver.swept()
 
-    assert on_ranks(2, act) == [(2, 1), ()]
+    assert on_ranks(2, act) == [[2, 1], []]
     assert steps(store) == [3]
 
 
@@ -231,9 +231,33 @@ def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
     saver = Saver(store, ALONE, retention=Retention(1))
     for step in (1, 2):
         saver.save(step, {}, writer(step))
-    assert [each.deleted for each in saver.wait()] == [(), ()]
+    assert [each.checkpoint.step for each in saver.wait()] == [1, 2]
+    assert saver.swept() == []
     assert steps(store.store) == [2, 1]
     assert "old checkpoints stay: no right to delete" in caplog.text
+
+
+def test_a_store_that_hangs_over_a_deletion_holds_up_no_checkpoint(tmp_path: Path) -> None:
+    class Slow(Gate):
+        def __init__(self, store: Store) -> None:
+            super().__init__(store)
+            self.deleting = threading.Event()
+
+        def delete(self, path: str) -> None:
+            assert self.deleting.wait(LIMIT_S)
+            self.store.delete(path)
+
+    slow = Slow(open_store(tmp_path / "run"))
+    slow.open.set()
+    saver = Saver(slow, ALONE, retention=Retention(1))
+    for step in (1, 2, 3):
+        saver.save(step, {}, writer(step))
+        saver.ready()
+    assert saver.swept() == []
+    assert steps(slow.store) == [3, 2, 1]
+    slow.deleting.set()
+    saver.wait()
+    assert sorted(saver.swept()) == [1, 2]
 
 
 def test_patience_has_an_end_where_one_is_given(gate: Gate) -> None:
