@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from emocap_pretrain.batch import Batch
+from emocap_pretrain.config.objective import Objective as Settings
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.config.schema import Objective as Settings
 from emocap_pretrain.encoders.pair import Embeddings
 
 

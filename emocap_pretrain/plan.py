@@ -116,17 +116,17 @@ class Plan:
             *(("data", _described(manifest)) for manifest in self.manifests),
             *self._mixture(),
             ("each rank", f"about {samples // self.ranks:,} samples an epoch, of each step a stretch of neighbours"),
-            ("shuffle", self._shuffle(samples)),
+            ("shuffle", f"{min(self.config.shuffle_window, samples):,} samples together"),
+            ("windows", self._windows(samples)),
             ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
         ]
 
-    def _shuffle(self, samples: int) -> str:
+    def _windows(self, samples: int) -> str:
         window = min(self.config.shuffle_window, samples)
         two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples
         data = self.config.data
         cache = f"a cache of {data.cache_gb:g} GB in {data.cache}" if data.cache_gb else "no cache"
-        held = f"of two windows, {two_windows / 1e9:.3g} GB, a node holds its ranks' share"
-        return f"{window:,} samples together; {held}: {cache}"
+        return f"two, {two_windows / 1e9:.3g} GB, of which a node holds its share; {cache}"
 
     def _mixture(self) -> list[tuple[str, str]]:
         if len(self.manifests) == 1:

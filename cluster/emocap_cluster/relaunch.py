@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,8 +12,10 @@ from emocap_cluster.restarts import Cause, End, Ended, Over, Restarts, told
 from emocap_cluster.stopping import Stop, listening
 
 LOOK_S = 0.5
+KNOCK_S, AWAY_S = 5.0, 60.0
 ORPHANS_S = 60.0  # What ranks without a launcher have to save and end.
 WRONG_INPUT, STOPPED = 2, 75  # Of `emocap pretrain`.
+LOST = 137  # As a shell says that a command was killed.
 
 
 class Record(Protocol):
@@ -41,6 +44,7 @@ def relaunch(
     restarts: Restarts,
     ask: Callable[[], None],
     say: Callable[[str], None],
+    answers: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Run the command until its run is done, stopped, or given up. For the main thread.
 
@@ -50,6 +54,8 @@ def relaunch(
         restarts: Budget of failures.
         ask: Asks the ranks through the run's folder to save and stop: for ranks on other hosts.
         say: Shows a line to a person.
+        answers: Whether what the command talks to is there, such as Ray's head. A command may wait for ever for one
+            that has lost its power; it is ended once that did not answer for a minute.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C; nothing of the command is left on this host.
@@ -57,8 +63,8 @@ def relaunch(
     restarts = replace(restarts, progress=record.progress())
     with listening(say) as stop:
         while True:
-            code, orphans = _once(command, stop, ask)
-            ended = _ended(record, code, orphans)
+            code, trouble = _once(command, stop, ask, answers)
+            ended = _ended(record, code, trouble)
             restarts, then = restarts.after(ended, random.random())
             if isinstance(then, Over):
                 return Outcome(then, code, stop.interrupted)
@@ -69,11 +75,18 @@ def relaunch(
                 return Outcome(Over(End.STOPPED), code, stop.interrupted)
 
 
-def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None]) -> tuple[int, int]:
-    """The exit code, and how many ranks the launcher left behind."""
-    told = False
+def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None], answers: Callable[[], bool]) -> tuple[int, str]:
+    """The exit code, and what besides was wrong."""
+    told, heard = False, time.monotonic()
+    knocked = heard
     with Family(command) as family:
         while (code := family.wait(LOOK_S)) is None:
+            if time.monotonic() - knocked > KNOCK_S:
+                heard = time.monotonic() if answers() else heard
+                knocked = time.monotonic()
+                if knocked - heard > AWAY_S:
+                    family.end()
+                    return LOST, f"what it talks to did not answer for {knocked - heard:.0f} s"
             if stop.asked.is_set() and not told:
                 told = True
                 # Not the launcher: deepspeed's tells its ranks one after another, 30 s each, or not at all. One rank
@@ -82,17 +95,18 @@ def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None]) -> tuple[
                 tell(ranks, signal.SIGTERM)
                 if not ranks:
                     ask()
-        return code, family.end_ranks(ORPHANS_S)
+        orphans = family.end_ranks(ORPHANS_S)
+        return code, f"it left {orphans} ranks behind" if orphans else ""
 
 
-def _ended(record: Record, code: int, orphans: int) -> Ended:
+def _ended(record: Record, code: int, trouble: str) -> Ended:
     progress, failures = record.progress(), record.failures()
     if record.done():
         return Ended(End.DONE, progress)
-    if code in (0, STOPPED) and not orphans and not failures:
+    if code in (0, STOPPED) and not trouble and not failures:
         return Ended(End.STOPPED, progress)
     cause = next((each for each in failures if not each.lost), next(iter(failures), None))
     if cause is None:
-        left = f" and left {orphans} ranks behind" if orphans else ""
-        cause = Cause("Exit", f"the command ended with code {code}{left}", final=code == WRONG_INPUT)
+        more = f"; {trouble}" if trouble else ""
+        cause = Cause("Exit", f"the command ended with code {code}{more}", final=code == WRONG_INPUT)
     return Ended(End.FAILED, progress, cause)

@@ -1,8 +1,10 @@
 """`emocap profile`."""
 
 import json
+import math
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from emocap_pretrain.health.standing import Standing
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 1.0
+UPLOAD_S = 120.0  # A trace takes so long at most, behind the last step in it.
 SMALL_BYTES = 1 << 20
 
 
@@ -35,17 +38,17 @@ def command(
         store = open_store(run_url)
         running(Standing.read(store, last=1))
         requests.ask_for_profile(store, request)
-        with tqdm(desc="waiting for a logged step", unit="trace", disable=None, leave=False) as bar:
+        with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:
             try:
                 began = _awaited(store, request)
             finally:  # Nobody shall serve it later, when nobody waits; where it was served it is gone.
                 requests.served(store, Requests(profile=request))
+            if "refused" in began:
+                raise TrainingError(f"no profile: {began['refused']}; ask again when they are.")
             first, last = began["steps"]
             bar.set_description(f"recording steps {first} to {last}")
             bar.total = len(began["traces"])
-            while (present := _present(store, began["traces"])) < bar.total:
-                bar.update(present - bar.n)
-                _keep_waiting(store)
+            _gather(store, began["traces"], last, bar)
         console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
         for trace in began["traces"]:
             console.print(f"  {store.url}/{trace}", markup=False)
@@ -55,9 +58,12 @@ def _numbers(ranks: str) -> tuple[int, ...] | None:
     if ranks == "all":
         return None
     try:
-        return tuple(sorted({int(each) for each in ranks.split(",")}))
-    except ValueError as error:
-        raise ConfigError(f"--ranks {ranks}: say all, or numbers such as 0,3.") from error
+        numbers = sorted({int(each) for each in ranks.split(",")})
+    except ValueError:
+        numbers = [-1]
+    if numbers[0] < 0:
+        raise ConfigError(f"--ranks {ranks}: say all, or numbers such as 0,3.")
+    return tuple(numbers)
 
 
 def _awaited(store: Store, request: ProfileRequest) -> dict[str, Any]:
@@ -68,13 +74,27 @@ def _awaited(store: Store, request: ProfileRequest) -> dict[str, Any]:
             _keep_waiting(store)
 
 
-def _present(store: Store, traces: list[str]) -> int:
-    there = {entry.path for entry in store.list("profiles")}
-    return sum(trace in there for trace in traces)
+def _gather(store: Store, traces: Sequence[str], last: int, bar: tqdm) -> None:
+    """Until all traces are there.
+
+    Raises:
+        TrainingError: If the run ends before, or the steps are done and no further trace comes.
+    """
+    missing, since_s = set(traces), math.inf
+    while missing:
+        came = missing & {entry.path for entry in store.list("profiles")}
+        missing -= came
+        bar.update(len(came))
+        over = bool(missing) and _keep_waiting(store) >= last
+        since_s = time.monotonic() if came or not over else min(since_s, time.monotonic())
+        if over and time.monotonic() - since_s > UPLOAD_S:
+            raise TrainingError(f"{min(missing)} did not come within {UPLOAD_S:g} s: its rank's log says why.")
 
 
-def _keep_waiting(store: Store) -> None:
+def _keep_waiting(store: Store) -> int:
+    """The step that the run is at by now."""
     time.sleep(EVERY_S)
     newest = Standing.read(store, last=1).newest
     if not newest.alive(time.time()):
         raise TrainingError(f"the run has ended before the traces were there; start {newest.number} left none.")
+    return newest.step

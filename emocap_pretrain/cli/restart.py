@@ -1,8 +1,16 @@
 """`emocap restart`."""
 
+import http.client
+import itertools
+import os
+import re
 import sys
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
 import typer
 from emocap_cluster.relaunch import Outcome, relaunch
@@ -18,6 +26,7 @@ from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
 
+ANSWER_S = 5.0
 DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
 
 
@@ -53,6 +62,7 @@ def command(
                 restarts=Restarts(budget),
                 ask=lambda: requests.ask_to_stop(store),
                 say=_say,
+                answers=partial(answers, head) if (head := head_of(command)) else lambda: True,
             )
         finally:
             _forget_request(store)
@@ -75,6 +85,30 @@ def _config(command: list[str]) -> Config | None:
     if place is None:
         return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None
     return load(Path(command[place]), _overrides(command[place + 1 :]))
+
+
+def head_of(command: Sequence[str]) -> SplitResult | None:
+    """The address of the jobs' server, if the command submits a job to Ray over HTTP."""
+    if [Path(word).name for word in command[:3]] != ["ray", "job", "submit"]:
+        return None
+    options = " ".join(itertools.takewhile(lambda word: word != "--", command))
+    given = re.search(r" --address[ =](\S+)", options)
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # In the order in which Ray looks.
+    named = [given[1] if given else None, *map(os.environ.get, names), "http://127.0.0.1:8265"]
+    address = urlsplit(next(filter(None, named)))
+    return address if address.scheme in {"http", "https"} else None
+
+
+def answers(address: SplitResult) -> bool:
+    """Whether anybody speaks HTTP there; what is said does not matter, it may be that a token is wanted."""
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    with closing(kind(address.hostname or "", address.port, timeout=ANSWER_S)) as asked:
+        try:
+            asked.request("HEAD", "/")
+            asked.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
 
 
 def _overrides(words: list[str]) -> list[str]:

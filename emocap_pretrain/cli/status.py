@@ -16,13 +16,16 @@ from emocap_pretrain.health.standing import STALE_S, Standing, StartStory
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 5.0
+AGAIN_S = 600.0  # More than a supervisor pauses and a start takes until its first word.
 LONGEST_REASON = 300
 RunUrl = Annotated[str, typer.Argument(help="Folder or URL of a run.")]
 
 
 def command(
     run_url: RunUrl,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 s, until the run ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every 5 s, until the run is done or stopped.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     starts: Annotated[int, typer.Option(help="Starts to list, the newest.", min=1)] = 5,
     debug: Debug = False,
@@ -38,10 +41,16 @@ def command(
             console.print(_page(standing, time.time()), soft_wrap=False)
             return
         with Live(_page(standing, time.time()), console=console, auto_refresh=False) as live:
-            while standing.newest.alive(time.time()):
+            while _may_go_on(standing.newest, time.time()):
                 time.sleep(EVERY_S)
                 standing = Standing.read(store, last=starts)
                 live.update(_page(standing, time.time()), refresh=True)
+
+
+def _may_go_on(newest: StartStory, now_s: float) -> bool:
+    """Whether it runs, or failed so recently that a supervisor may start it again."""
+    over = newest.status.get("how") in {"done", "stopped"}
+    return not over and (newest.alive(now_s) or newest.silent_s(now_s) < AGAIN_S)
 
 
 def _page(standing: Standing, now_s: float) -> RenderableType:

@@ -26,7 +26,7 @@ def command(
         store = open_store(run_url)
         running(Standing.read(store))
         requests.ask_to_stop(store)
-        console.print("Asked to stop: it saves and ends at the next logged step.")
+        console.print("Asked to stop: it saves and ends within seconds, behind the step it is at.")
         if wait:
             _wait(run_url)
 
@@ -38,7 +38,10 @@ def running(standing: Standing) -> None:
     newest, now_s = standing.newest, time.time()
     if not newest.alive(now_s):
         ending = newest.ending(newest=True, now_s=now_s)
-        raise ConfigError(f"nothing runs at {standing.url}; start {newest.number} ended {ending}")
+        raise ConfigError(
+            f"nothing runs at {standing.url}; start {newest.number} ended {ending}. "
+            "What starts it again (a job on Ray, emocap restart) is ended by itself: ray job stop, Ctrl-C."
+        )
 
 
 def _wait(run_url: str) -> None:

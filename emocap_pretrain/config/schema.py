@@ -3,33 +3,13 @@
 import copy
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
+from emocap_pretrain.config.fields import Count, Decay, Fraction, Length, Positive, Section, Template, Weight, Words
 from emocap_pretrain.config.location import FolderOrName, Location
+from emocap_pretrain.config.objective import Objective
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Length = Annotated[int, Field(ge=3)]  # The marks of start and end, and a token between them.
 Keys = tuple[str | int, ...]
-
-
-def _with_a_place(template: str) -> str:
-    if "{}" not in template:
-        raise ValueError(f"{template!r} has no {{}}, where the words for a class go.")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_with_a_place)]
-Words = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A frozen block of settings; a key that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Mixed(Section):
@@ -144,71 +124,6 @@ class Model(Section):
     checkpoint_activations: bool = Field(default=False, description="Recompute tower activations in backward.")
 
 
-class Mining(Section):
-    """Which further pairs are positives; see docs/method.md."""
-
-    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
-    threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
-    top_k: Positive | None = None
-    treatment: Literal["attract", "ignore"] = "attract"
-
-    @model_validator(mode="after")
-    def _has_a_rule(self) -> "Mining":
-        _check_rule(self.threshold, self.top_k)
-        return self
-
-
-class LocalMining(Section):
-    """Mining by sentence-sentence similarity."""
-
-    threshold: float | None = Field(default=None, ge=-1, le=1)
-    top_k: Positive | None = None
-    treatment: Literal["attract", "ignore"] = "attract"
-
-    @model_validator(mode="after")
-    def _has_a_rule(self) -> "LocalMining":
-        _check_rule(self.threshold, self.top_k)
-        return self
-
-
-def _check_rule(threshold: float | None, top_k: int | None) -> None:
-    if threshold is None and top_k is None:
-        raise ValueError("give threshold, top_k or both; null mines nothing.")
-
-
-class Objective(Section):
-    """Weights of the three alignments and the mining of positives; a weight of 0 switches a term off."""
-
-    whole: Weight = Field(default=0.5, alias="global")
-    summary: Weight = 0.5
-    local: Weight = 1.0
-    sharpness: float = Field(default=10.0, ge=0)
-    scope: Literal["batch", "image"] = "batch"
-    mining: Mining | None = None
-    local_mining: LocalMining | None = None
-    mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
-    known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
-    backend: Literal["auto", "reference", "chunked", "fused"] = Field(
-        default="auto", description="Of all losses; auto is fused where its kernels can run, else chunked."
-    )
-    schedule: Literal["auto", "gather", "hierarchical", "ring"] = Field(
-        default="auto",
-        description="How texts reach all ranks; auto is hierarchical from two machines on, ring needs least memory.",
-    )
-    vectors: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="What the losses multiply and ranks exchange; auto is engine.precision."
-    )
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    @model_validator(mode="after")
-    def _has_terms(self) -> "Objective":
-        if not (self.whole or self.summary or self.local):
-            raise ValueError("the weights of global, summary and local are all 0, so there is nothing to train on.")
-        if self.local_mining and self.scope == "image":
-            raise ValueError("local_mining compares sentences of different images: set scope to batch or leave it out.")
-        return self
-
-
 class Optimizer(Section):
     """AdamW with a linear warm-up and a cosine decay."""
 
@@ -235,7 +150,8 @@ class Cluster(Section):
         default="auto", description="Processes of the job; auto is every GPU, or without any one a node and 2 at least."
     )
     min_ranks: Positive | None = Field(
-        default=None, description="Fewest to go on with where nodes are lost; default 1 with ranks=auto, else ranks."
+        default=None,
+        description="Fewest to go on with where nodes are lost; default 1 with ranks=auto, else all of ranks.",
     )
     placement: Literal["pack", "spread"] = Field(
         default="pack", description="Fill node after node, or take turns between nodes."

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from emocap_pretrain.config.schema import Config, Objective
+from emocap_pretrain.config.objective import Objective
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.forecast.fabric import Fabric
 
 FLOAT = 4

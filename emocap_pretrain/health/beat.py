@@ -1,5 +1,6 @@
 """A rank's sign of life: where its training stands, and for how long it has stood there."""
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,9 +14,13 @@ DONE, LOST = "done", "lost"
 
 
 class Beat:
-    """What the training thread says of itself: plain attributes, so that it never waits for anything here."""
+    """What the training thread says of itself: plain attributes, so that it never waits for anything here.
+
+    Made in that thread, which is not the main thread under Ray.
+    """
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.step, self.phase, self.marks, self.ended = 0, PHASES[0], 0, ""
         self._first_step: int | None = None
 

@@ -116,7 +116,7 @@ class Monitor:
         """Before the watchdog ends this process."""
         rank = self._world.place.rank
         if rank in finding.ranks:
-            self._fail("Hang", f"{finding.text}; here: {stacks.training_thread()}", lost=False)
+            self._fail("Hang", f"{finding.text}; here: {stacks.of_thread(self.beat.thread)}", lost=False)
         elif rank < ASKING:
             self._fail(LostContact.__name__, finding.text, lost=True)
         if self._status:

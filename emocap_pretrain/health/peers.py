@@ -50,7 +50,8 @@ class Peers:
         where = f"{line.address} (rank 0's host {hosts[0]})"
         watch = Watch(hosts, where, timeout_s=settings.timeout_s, silence_s=settings.silence_s)
         exchange = Exchange(line, pulses, rank=rank, world=ranks, alarm_s=settings.timeout_s + ALARM_S)
-        return cls(members, rank, _Threads(exchange, watch, Watchdog(exchange, watch, members, rank, last_word)))
+        watchdog = Watchdog(exchange, watch, members, rank, beat.thread, last_word)
+        return cls(members, rank, _Threads(exchange, watch, watchdog))
 
     @property
     def hosts(self) -> list[str]:

@@ -7,6 +7,7 @@
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ class Profiler:
         return self._profile is not None
 
     def begin(self, request: ProfileRequest, step: int) -> None:
-        """Record the steps behind `step`; while a recording is under way another request is not served."""
-        if self._profile:
-            log.warning("a profile is being recorded already; the request %s is dropped", request.id)
+        """Record the steps behind `step`; while a recording is under way another request is refused."""
+        if step < self._last_step:  # Equal on all ranks, also on those that do not record.
+            self._announce(request, {"refused": f"steps {self._first_step} to {self._last_step} are being recorded"})
             return
         ranks = [each for each in request.ranks or range(self._world) if each < self._world]
         self._first_step, self._last_step = step + 1, step + request.steps
-        if self._rank == 0:
-            self._thread.submit(lambda: self._announce(request, ranks))
+        traces = [trace_path(self._first_step, rank) for rank in ranks]
+        self._announce(request, {"steps": [self._first_step, self._last_step], "traces": traces})
         if self._rank in ranks:
             self._safely(self._start)
 
@@ -84,10 +85,11 @@ class Profiler:
             self._store.put_file(path, trace)
         log.info("the trace of rank %d lies in %s/%s", self._rank, self._store.url, path)
 
-    def _announce(self, request: ProfileRequest, ranks: list[int]) -> None:
-        traces = [trace_path(self._first_step, rank) for rank in ranks]
-        body = {"steps": [self._first_step, self._last_step], "traces": traces}
-        self._safely(lambda: self._store.put(f"{FOLDER}/{request.id}.json", json.dumps(body).encode()))
+    def _announce(self, request: ProfileRequest, answer: Mapping[str, Any]) -> None:
+        """Rank 0 answers for all, in the thread."""
+        if self._rank == 0:
+            body, path = json.dumps(answer).encode(), f"{FOLDER}/{request.id}.json"
+            self._thread.submit(lambda: self._safely(lambda: self._store.put(path, body)))
 
     def _safely(self, act: Any) -> None:
         try:

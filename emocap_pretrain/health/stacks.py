@@ -15,11 +15,10 @@ INNERMOST, SHOWN = 3, 12
 OURS = frozenset({"emocap-beat", "emocap-watchdog", "emocap-status", "emocap-last-word"})
 
 
-def own() -> str:
-    """The innermost calls of all threads, the main thread's first; in each the newest call comes last."""
+def own(first: int) -> str:
+    """The innermost calls of all threads, first those of the thread with this number; the newest call comes last."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, in spite of its name
-    main = threading.main_thread()
-    threads = sorted(threading.enumerate(), key=lambda thread: (thread is not main, thread.name))
+    threads = sorted(threading.enumerate(), key=lambda thread: (thread.ident != first, thread.name))
     shown = [thread for thread in threads if thread.ident in frames and thread.name not in OURS]
     return "\n".join(
         f"Thread {thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident or 0])[-SHOWN:])}"
@@ -27,9 +26,9 @@ def own() -> str:
     )
 
 
-def training_thread() -> str:
-    """The innermost calls of the main thread, in one line."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # pyright: ignore[reportPrivateUsage]
+def of_thread(number: int) -> str:
+    """The innermost calls of a thread of this process, in one line."""
+    frame = sys._current_frames().get(number)  # pyright: ignore[reportPrivateUsage]
     return innermost(traceback.extract_stack(frame)) if frame else "nowhere"
 
 

@@ -18,7 +18,7 @@ from emocap_pretrain.starts import Start
 
 EVERY_S = 5.0
 LAST_WORD_S = 10.0
-ENDED = "ended"
+ENDED, FAILED = "ended", "failed"
 
 log = logging.getLogger(__name__)
 
@@ -85,3 +85,5 @@ class StatusThread:
             requests.served(self._start.store, self._taken.get())
         if not self._closing.is_set():
             self._asked = requests.waiting(self._start.store)
+        elif self._facts["how"] != FAILED:  # Asked while the run was ending: it is not meant for the next start.
+            requests.served(self._start.store, requests.waiting(self._start.store))

@@ -41,6 +41,7 @@ class Watchdog:
         watch: Watch,
         members: Sequence[Member],
         rank: int,
+        thread: int,
         last_word: Callable[[Finding], None],
         leave: Callable[[int], None] = os._exit,
     ) -> None:
@@ -51,10 +52,12 @@ class Watchdog:
             watch: Judges them.
             members: Of the job, by rank.
             rank: Of this process.
+            thread: The one that trains.
             last_word: Called before the end, for a few seconds at most.
             leave: Ends the process.
         """
         self._exchange, self._watch, self._members, self._rank = exchange, watch, members, rank
+        self._thread = thread
         self._last_word, self._leave = last_word, leave
         self._closing = threading.Event()
         threading.Thread(target=self._run, name="emocap-watchdog", daemon=True).start()
@@ -87,7 +90,7 @@ class Watchdog:
     def _say(self, finding: Finding, *, first: bool) -> None:
         lines = [f"error: rank {self._rank}: watchdog: {finding.text}."]
         if first or self._rank in finding.ranks:
-            lines += [f"What rank {self._rank} is doing:", stacks.own()]
+            lines += [f"What rank {self._rank} is doing:", stacks.own(self._thread)]
         if finding.silent:
             lines += [
                 f"Rank {rank}, seen from here: {stacks.of_process(self._members[rank].pid)}"

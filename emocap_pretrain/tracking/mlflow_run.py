@@ -72,7 +72,7 @@ class MlflowRun:
             TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
         """
         try:
-            client = _client(config.tracking.uri)
+            client = _client(config)
             return cls(client, _create(client, config), start)
         except (MlflowException, OSError) as error:
             raise _refusal(config, error) from None
@@ -84,7 +84,7 @@ class MlflowRun:
         Raises:
             TrackingError: If MLflow says that it has no such run.
         """
-        client = _client(config.tracking.uri)
+        client = _client(config)
         try:
             client.get_run(run_id)
         except MlflowException as error:
@@ -269,9 +269,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _client(uri: str) -> MlflowClient:
+def _client(config: Config) -> MlflowClient:
+    uri = config.tracking.uri
     for talker in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
         logging.getLogger(talker).setLevel(logging.ERROR)
     if uri.startswith("sqlite:///"):  # MLflow does not make the folder of an sqlite file.
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(uri)
+    try:
+        return MlflowClient(uri)
+    except ImportError as error:  # The driver of a database.
+        raise _refusal(config, error) from None

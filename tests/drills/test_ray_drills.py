@@ -128,9 +128,7 @@ def test_the_loss_of_the_head_is_survived_by_emocap_restart(
     run = testbed.new_run("head")
     job = cluster.submit(run, under=AGAIN)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
-    # Its processes, not its power: the command that follows the job would wait for a silent host for ever.
-    for process in testbed.hosts.processes(1)[1:]:
-        process.kill()
+    testbed.hosts.power_off(1)  # The command that follows the job would wait for the silent host for ever.
     until("end of the job", lambda: "Starting again" in job.text, hint=lambda: job.text)
     testbed.empty()
     cluster.up()

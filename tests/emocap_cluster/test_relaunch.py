@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from emocap_cluster import relaunch as relaunching
 from emocap_cluster.processes import Family
 from emocap_cluster.relaunch import Outcome, relaunch
 from emocap_cluster.restarts import Cause, End, Restarts
@@ -41,13 +42,21 @@ class Shell:
     said: list[str] = field(default_factory=list)
     asked: int = 0
 
-    def run(self, script: str, *, budget: int = 3, causes: Sequence[Cause] = ()) -> Outcome:
+    def run(
+        self,
+        script: str,
+        *,
+        budget: int = 3,
+        causes: Sequence[Cause] = (),
+        answers: Callable[[], bool] = lambda: True,
+    ) -> Outcome:
         return relaunch(
             ["bash", "-c", f"cd {self.folder}; echo >> starts; {script}"],
             record=FakeRecord(self.folder, causes),
             restarts=Restarts(budget),
             ask=self.ask,
             say=self.said.append,
+            answers=answers,
         )
 
     def ask(self) -> None:
@@ -132,7 +141,18 @@ def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shel
     assert outcome.over.how is End.DONE
     assert shell.starts == 2
     assert {path.name for path in shell.folder.glob("saved-*")} == {"saved-0", "saved-1"}
-    assert "left 2 ranks behind" in shell.said[0]
+    assert "it left 2 ranks behind" in shell.said[0]
+
+
+def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ray job submit` does where the head lost its power: it waits for ever."""
+    monkeypatch.setattr(relaunching, "KNOCK_S", 0.1)
+    monkeypatch.setattr(relaunching, "AWAY_S", 0.5)
+    script = "if [ $(wc -l < starts) -lt 2 ]; then touch waits; sleep 600; fi; touch done"
+    outcome = shell.run(script, answers=lambda: not (shell.folder / "waits").exists())
+    assert outcome.over.how is End.DONE
+    assert shell.starts == 2
+    assert "code 137; what it talks to did not answer for " in shell.said[0]
 
 
 def test_the_second_ctrl_c_ends_everything_at_once(shell: Shell) -> None:

@@ -1,14 +1,17 @@
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from emocap_shards.store import open_store
 from typer.testing import CliRunner
 
+from emocap_pretrain.cli import restart as restarting
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.health import requests
@@ -75,3 +78,43 @@ def test_without_a_config_the_run_must_be_said(tmp_path: Path, monkeypatch: pyte
     assert done.exit_code == 2
     assert "--run URL" in done.stderr
     assert restart("--run", str(tmp_path / "run"), "--", "true").exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("ray job submit -- python -m x", "http://127.0.0.1:8265"),
+        (
+            "/abs/bin/ray job submit --address http://10.0.0.1:8265 -- python --address http://other",
+            "http://10.0.0.1:8265",
+        ),
+        ("ray job submit --address=https://head -- python -m x", "https://head"),
+        ("ray job submit --address auto -- python -m x", None),
+        ("torchrun --nnodes 2 x.py", None),
+    ],
+)
+def test_only_a_job_that_is_submitted_over_http_has_a_head_to_ask(
+    words: str, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    found = restarting.head_of(words.split())
+    assert (found and found.geturl()) == address
+
+
+def test_a_head_that_says_no_is_there_and_one_that_is_silent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = urlsplit(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not restarting.answers(url)
+
+        def refuse() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        assert restarting.answers(url) or restarting.answers(url)
+    assert not restarting.answers(url)

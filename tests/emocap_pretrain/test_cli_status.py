@@ -10,7 +10,7 @@ import pytest
 from emocap_shards.store import Store, open_store
 from typer.testing import CliRunner, Result
 
-from emocap_pretrain.cli import profile, stop
+from emocap_pretrain.cli import profile, status, stop
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.health import requests
 from emocap_pretrain.health.profiler import trace_path
@@ -34,8 +34,8 @@ def emocap(*words: str) -> Result:
 
 
 def put(store: Store, number: int, **facts: object) -> None:
-    status = {"name": "tiny", "state": "training", "step": 120, "steps": 1000, "at": time.time(), "ranks": 3}
-    store.put(f"starts/{number:05d}/status.json", json.dumps(status | facts).encode())
+    told = {"name": "tiny", "state": "training", "step": 120, "steps": 1000, "at": time.time(), "ranks": 3}
+    store.put(f"starts/{number:05d}/status.json", json.dumps(told | facts).encode())
 
 
 def two_starts(store: Store) -> None:
@@ -81,6 +81,21 @@ def test_everything_is_there_as_json(store: Store) -> None:
     assert told["status"]["loss"] == 1.23456
     assert [start["number"] for start in told["starts"]] == [1, 2]
     assert told["starts"][0]["ended"].startswith("rank 3 (node2): OutOfMemoryError")
+
+
+def test_watching_goes_on_over_a_restart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "EVERY_S", 0.02)
+    Start.begin(store, {"ranks": 3})
+    put(store, 1, state="ended", how="failed", step=57, reason="rank 2 is gone")
+
+    def again() -> None:
+        time.sleep(0.2)
+        Start.begin(store, {"ranks": 2})
+        put(store, 2, state="ended", how="done", step=1000, reason="")
+
+    thread = beside(again)
+    assert "1,000 of 1,000" in emocap("status", store.url, "--watch").output
+    thread.join(20)
 
 
 def test_watching_ends_with_the_run(store: Store) -> None:
@@ -176,10 +191,41 @@ def test_profile_withdraws_what_nobody_served(store: Store) -> None:
     assert store.list("requests") == []
 
 
-def test_ranks_that_are_no_numbers_are_named(store: Store) -> None:
-    done = emocap("profile", store.url, "--ranks", "first")
+def answered(store: Store, answer: dict[str, object]) -> Result:
+    """What `emocap profile` says where the run is at step 120 and answers this."""
+    Start.begin(store, {})
+    put(store, 1)
+
+    def run() -> None:
+        wait_for(store, requests.PROFILE)
+        asked = requests.waiting(store)
+        assert asked.profile
+        store.put(f"profiles/{asked.profile.id}.json", json.dumps(answer).encode())
+
+    thread = beside(run)
+    done = emocap("profile", store.url)
+    thread.join(20)
+    return done
+
+
+def test_a_profile_that_is_refused_is_told(store: Store) -> None:
+    done = answered(store, {"refused": "steps 118 to 130 are being recorded"})
+    assert done.exit_code == 1
+    assert "no profile: steps 118 to 130 are being recorded" in done.output
+
+
+def test_a_trace_that_never_comes_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "UPLOAD_S", 0.2)
+    done = answered(store, {"steps": [118, 120], "traces": [trace_path(118, 0)]})
+    assert done.exit_code == 1
+    assert f"{trace_path(118, 0)} did not come within 0.2 s" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("ranks", ["first", "-1", "0,-2", ""])
+def test_ranks_that_are_no_numbers_are_named(store: Store, ranks: str) -> None:
+    done = emocap("profile", store.url, "--ranks", ranks)
     assert done.exit_code == 2
-    assert "--ranks first: say all, or numbers such as 0,3" in done.output
+    assert f"--ranks {ranks}: say all, or numbers such as 0,3" in done.output
 
 
 def test_looking_at_a_run_does_not_import_torch() -> None:

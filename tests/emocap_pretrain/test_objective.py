@@ -5,7 +5,7 @@ from emocap_kernels import Mining
 from torch.nn.functional import normalize
 
 from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.schema import Objective as Settings
+from emocap_pretrain.config.objective import Objective as Settings
 from emocap_pretrain.encoders.pair import Embeddings
 from emocap_pretrain.objective import Objective
 

@@ -26,8 +26,9 @@ def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     assert found["data"].startswith("24 samples in 4 shards")
     assert found["each rank"].startswith("about 12 samples an epoch")
     assert found["length"] == "4 steps, 1.3 epochs"
-    assert found["shuffle"].startswith("12 samples together; of two windows, ")
-    assert found["shuffle"].endswith(f"a cache of 32 GB in {tiny_config.data.cache}")
+    assert found["shuffle"] == "12 samples together"
+    assert found["windows"].startswith("two, ")
+    assert found["windows"].endswith(f"a cache of 32 GB in {tiny_config.data.cache}")
 
 
 def test_the_plan_names_the_shares_of_a_mixture(tiny_config, faces):

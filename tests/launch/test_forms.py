@@ -22,6 +22,7 @@ from emocap_shards.store import open_store
 from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from mlflow.tracking import MlflowClient
+from tiny_run import tiny
 
 from emocap_pretrain.checkpoint.manifest import committed
 
@@ -49,29 +50,11 @@ class Place:
         """Written to a folder of the run's own, as `cfg.yaml`; `workers` are the loader processes of a rank."""
         folder = self.folder / name
         folder.mkdir()
-        tree = {
+        tree = tiny("run", self.faces, self.tracking, "artifacts", steps=STEPS, ranks=2)
+        tree |= {
             "name": name,
-            "url": "run",
-            "steps": STEPS,
-            "global_batch": 8,
-            "data": {"url": self.faces, "workers": workers, "shuffle_window": 12},
-            "model": {
-                "embedding": 16,
-                "image": {
-                    "name": "vit_tiny_patch16_224",
-                    "pixels": 16,
-                    "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-                },
-                "text": {
-                    "architecture": {"width": 16, "layers": 1, "heads": 2},
-                    "vocabulary": 300,
-                    "lengths": {"global": 16, "local": 16, "summary": 24},
-                },
-            },
+            "data": tree["data"] | {"workers": workers},
             "optimizer": {"lr": 1e-2, "warmup_steps": 2},
-            "cluster": {"ranks": 2, "device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
-            "checkpoint": {"every_steps": 2},
-            "tracking": {"uri": self.tracking, "artifacts": "artifacts", "every_steps": 1},
         }
         path = folder / "cfg.yaml"
         path.write_text(yaml.safe_dump(tree))

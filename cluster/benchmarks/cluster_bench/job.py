@@ -55,12 +55,12 @@ class Site:
     def tracking(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def config(self, name: str, size: Size, **sections: Any) -> Path:
-        """Write `cfg.yaml` of a run into a folder of its own; `sections` win."""
+    def config(self, name: str, size: Size, *, every_steps: int = 1, **sections: Any) -> Path:
+        """Write `cfg.yaml` of a run that logs every so many steps into a folder of its own; `sections` win."""
         folder = self.folder / name
         folder.mkdir()
         path = folder / "cfg.yaml"
-        path.write_text(yaml.safe_dump(_tree(name, size, self) | sections))
+        path.write_text(yaml.safe_dump(_tree(name, size, self, every_steps) | sections))
         return path
 
     def logged(self, config: Path) -> list[tuple[int, float]]:
@@ -79,7 +79,7 @@ class Site:
         return sorted(MlflowClient(self.tracking).get_metric_history(run_id, name), key=lambda point: point.step)
 
 
-def _tree(name: str, size: Size, site: Site) -> dict[str, Any]:
+def _tree(name: str, size: Size, site: Site, every_steps: int) -> dict[str, Any]:
     tower = {"patch_size": 8, "embed_dim": size.width, "depth": size.depth, "num_heads": 2}
     return {
         "name": name,
@@ -99,7 +99,7 @@ def _tree(name: str, size: Size, site: Site) -> dict[str, Any]:
         "optimizer": {"warmup_steps": 2},
         "cluster": {"ranks": size.ranks, "device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
         "checkpoint": {"every_steps": size.steps},
-        "tracking": {"uri": site.tracking, "artifacts": "artifacts", "every_steps": 1},
+        "tracking": {"uri": site.tracking, "artifacts": "artifacts", "every_steps": every_steps},
     }
 
 

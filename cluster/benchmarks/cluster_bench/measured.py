@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -39,11 +40,11 @@ def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Lin
 
 
 def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
-    """Seconds of a step in steady state, by turns: Ray's way over torchrun's."""
+    """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default."""
     found: dict[str, list[float]] = {"torchrun": [], "ray": []}
     for number in range(rounds):
         for who in sorted(found, reverse=number % 2 == 1):
-            config = place.config(f"overhead-{who}-{number}", size)
+            config = place.config(f"overhead-{who}-{number}", size, every_steps=BLOCK)
             with started(WAYS[who](config, size), place, config.parent) as job:
                 job.wait()
             found[who].append(steady_s(place.logged(config)))
@@ -120,12 +121,11 @@ def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
-    """Median seconds of a step over blocks of steps, behind the first ones."""
-    at = [seconds for _, seconds in logged[WARM_UP:]]
-    blocks = [(late - early) / BLOCK for early, late in zip(at, at[BLOCK:], strict=False)]
-    if not blocks:
-        raise JobError(f"{len(logged)} steps are too few: give at least {WARM_UP + BLOCK + 1}.")
-    return statistics.median(blocks)
+    """Median seconds of a step between rows, behind the first steps."""
+    rows = [(step, at) for step, at in logged if step >= WARM_UP]
+    if len(rows) < 2:
+        raise JobError(f"{len(logged)} rows are too few: give at least {WARM_UP + BLOCK} steps.")
+    return statistics.median((late - early) / (last - first) for (first, early), (last, late) in pairwise(rows))
 
 
 def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from emocap_pretrain.config.__main__ import main
-from emocap_pretrain.config.schema import Config, Data, Objective
+from emocap_pretrain.config.objective import Objective
+from emocap_pretrain.config.schema import Config, Data
 
 ROOT = Path(__file__).parents[3]
 

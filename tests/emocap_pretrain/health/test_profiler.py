@@ -52,13 +52,12 @@ def test_a_run_that_ends_first_leaves_a_shorter_trace(store: Store) -> None:
     assert store.exists(trace_path(13, 0))
 
 
-def test_a_second_request_during_a_recording_is_dropped(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_request_during_a_recording_is_refused(store: Store) -> None:
     profiler = Profiler(store, rank=0, world=1)
     profiler.begin(ProfileRequest("a1", steps=3), 5)
     profiler.begin(ProfileRequest("b2", steps=3), 6)
     profiler.close(30)
-    assert "the request b2 is dropped" in caplog.text
-    assert not store.exists("profiles/b2.json")
+    assert json.loads(store.read("profiles/b2.json")) == {"refused": "steps 6 to 8 are being recorded"}
 
 
 def test_a_profiler_that_fails_is_a_warning(

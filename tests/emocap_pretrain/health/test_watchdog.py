@@ -20,6 +20,8 @@ from emocap_pretrain.health.exchange import Exchange, Line
 from emocap_pretrain.health.watch import LONGEST_TICK_S, Finding, Watch
 from emocap_pretrain.health.watchdog import HUNG, Member, Watchdog
 
+HERE = threading.get_ident()
+
 NOBODY = 2**22 + 1  # No process has this number.
 EXCHANGES: list[Exchange] = []
 
@@ -57,7 +59,7 @@ class OneRank:
     words: list[Finding] = field(default_factory=list)
 
     def guard(self) -> Watchdog:
-        return Watchdog(self.exchange, self.watch, self.members, self.rank, self.words.append, self.left.put)
+        return Watchdog(self.exchange, self.watch, self.members, self.rank, HERE, self.words.append, self.left.put)
 
 
 def ranks(store: Any, count: int, *, timeout_s: float = 600, silence_s: float = 600) -> list[OneRank]:
@@ -158,7 +160,9 @@ def test_a_last_word_that_never_returns_does_not_keep_the_process(store: Any, mo
     members = ranks(store, 2, silence_s=0.4)
     never = threading.Event()
     left: queue.SimpleQueue[int] = queue.SimpleQueue()
-    Watchdog(members[0].exchange, members[0].watch, members[0].members, 0, lambda _: never.wait(60) and None, left.put)
+    Watchdog(
+        members[0].exchange, members[0].watch, members[0].members, 0, HERE, lambda _: never.wait(60) and None, left.put
+    )
     members[1].exchange.close(5)
     assert left.get(timeout=15) == HUNG
     never.set()
