@@ -11,7 +11,7 @@ from emocap_shards.store import Store, open_store
 from torch import Tensor
 
 from emocap_pretrain import pictures
-from emocap_pretrain.checkpoint.saver import Saved
+from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.report import Report, ZeroShot
@@ -103,10 +103,9 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     return progress
 
 
-def _spread(saved: Sequence[Saved], session: Session, runtime: Runtime, monitor: Monitor) -> None:
+def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
     """The news of checkpoints that stand."""
-    for each in saved:
-        checkpoint = each.checkpoint
+    for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
         loss = checkpoint.state["progress"]["row"].get("loss")

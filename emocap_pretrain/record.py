@@ -22,7 +22,7 @@ class RunRecord:
     def __init__(self, store: Store, steps: int | None) -> None:
         self._store = store
         self._steps = steps
-        self._known = starts.newest(store)
+        self._before = self._known = starts.newest(store)
 
     def done(self) -> bool:
         steps = self._steps or int(self._status().get("steps", 0))
@@ -53,10 +53,13 @@ class RunRecord:
             planned=isinstance(error, RolledBack),
         )
 
+    def stopped(self) -> bool:
+        """Whether the newest start saved and ended because it was told to."""
+        return starts.newest(self._store) > self._before and self._status().get("how") == "stopped"
+
     def asked_to_stop(self) -> bool:
-        """Whether the newest start ended because a person asked for it."""
-        status = self._status()
-        return status.get("how") == "stopped" and status.get("reason") == ASKED
+        """Whether it was a person who told the run itself."""
+        return self.stopped() and self._status().get("reason") == ASKED
 
     def _status(self) -> dict[str, Any]:
         try:

@@ -51,12 +51,9 @@ class Sections:
         for name, pairs in self._pairs.items():
             self._add_up(name, pairs)
         steps = self._steps or 1
-        seconds = {name: self._seconds.get(name, 0.0) / steps for name in (*SECTIONS, *sorted(self._further()))}
+        seconds = {name: self._seconds.get(name, 0.0) / steps for name in SECTIONS}
         self._seconds, self._steps = {}, 0
         return seconds
-
-    def _further(self) -> set[str]:
-        return self._seconds.keys() - set(SECTIONS)
 
     @contextmanager
     def _on_host(self, name: str) -> Generator[None]:

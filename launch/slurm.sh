@@ -29,8 +29,8 @@ emocap restart -- srun --kill-on-bad-exit=0 --wait=0 --gpu-bind=none --cpus-per-
 ranks=$!
 # To `emocap restart`, which has the ranks save; srun would turn a SIGTERM into SIGKILL for them.
 trap 'kill -TERM "$ranks"' USR1 TERM
-# A trap ends `wait` early, with 128 + its signal: then the ranks still save.
-while code=0; wait "$ranks" || code=$?; [ "$code" -eq 138 ] || [ "$code" -eq 143 ]; do :; done
+# A trap ends `wait` early: then the ranks still save.
+while code=0; wait "$ranks" || code=$?; kill -0 "$ranks" 2>/dev/null; do :; done
 
 if [ "$code" -eq 75 ]; then # saved before the last step
   echo "job $SLURM_JOB_ID queues again"

@@ -27,6 +27,10 @@ class Record(Protocol):
 
     def failures(self) -> Sequence[Cause]: ...
 
+    def stopped(self) -> bool: ...
+
+    def asked_to_stop(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -45,6 +49,7 @@ def relaunch(
     ask: Callable[[], None],
     say: Callable[[str], None],
     answers: Callable[[], bool] = lambda: True,
+    goes_on: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run the command until its run is done, stopped, or given up. For the main thread.
 
@@ -56,6 +61,8 @@ def relaunch(
         say: Shows a line to a person.
         answers: Whether what the command talks to is there, such as Ray's head. A command may wait for ever for one
             that has lost its power; it is ended once that did not answer for a minute.
+        goes_on: Whether the run trains although the command has ended or waits in vain: the ranks of a job that was
+            submitted do not need it. Then it is not started again.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C; nothing of the command is left on this host.
@@ -63,7 +70,11 @@ def relaunch(
     restarts = replace(restarts, progress=record.progress())
     with listening(say) as stop:
         while True:
-            code, trouble = _once(command, stop, ask, answers)
+            code, trouble = _once(command, stop, ask, lambda: answers() or goes_on())
+            while goes_on():
+                if stop.asked.wait(KNOCK_S):
+                    ask()
+                    break
             ended = _ended(record, code, trouble)
             restarts, then = restarts.after(ended, random.random())
             if isinstance(then, Over):
@@ -103,7 +114,8 @@ def _ended(record: Record, code: int, trouble: str) -> Ended:
     progress, failures = record.progress(), record.failures()
     if record.done():
         return Ended(End.DONE, progress)
-    if code in (0, STOPPED) and not trouble and not failures:
+    well = code in (0, STOPPED) and not trouble
+    if record.asked_to_stop() or (well and (record.stopped() or not failures)):
         return Ended(End.STOPPED, progress)
     cause = next((each for each in failures if not each.lost), next(iter(failures), None))
     if cause is None:

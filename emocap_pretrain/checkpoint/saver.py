@@ -25,28 +25,15 @@ from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 NOTABLE_WAIT_S = 1.0
+SWEEP_S = 5.0  # What a sweep has at the end; the next start goes on with it.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """What became of one `save`.
-
-    It took `seconds` from the call on; before it, the caller was held up for `held_s` by the one before.
-    """
-
-    checkpoint: Checkpoint
-    seconds: float
-    held_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Flight:
     step: int
-    began: float
-    held_s: float
-    future: Future[tuple[Checkpoint, float]]
+    future: Future[Checkpoint]
 
 
 class Saver:
@@ -72,8 +59,7 @@ class Saver:
         self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
         self._sweeps = deque[Future[list[int]]]()
         self._flight: _Flight | None = None
-        self._landed: list[Saved] = []
-        self._held_s = 0.0
+        self._landed: list[Checkpoint] = []
         if world.is_main:
             self._thread.submit(partial(_warn_without_conditions, store))
 
@@ -96,15 +82,13 @@ class Saver:
             done()
             raise
         act = partial(self._act, step, frozen, write, done)
-        self._flight = _Flight(step, time.perf_counter(), self._held_s, self._thread.submit(act))
-        self._held_s = 0.0
+        self._flight = _Flight(step, self._thread.submit(act))
 
     def ready(self) -> None:
         """Wait for the checkpoint under way, so that the memory of its snapshot is free for the next one."""
         flight, began = self._flight, time.perf_counter()
         self._land()
         held_s = time.perf_counter() - began
-        self._held_s += held_s
         if flight and held_s > NOTABLE_WAIT_S and self._world.is_main:
             log.warning(
                 "training waited %.1f s for the checkpoint of step %d, which took longer than the steps to the next: "
@@ -113,20 +97,20 @@ class Saver:
                 flight.step,
             )
 
-    def finished(self) -> list[Saved]:
+    def finished(self) -> list[Checkpoint]:
         """What was committed since the last call, equal on all ranks; waits for no upload. A small collective."""
         if self._flight and not self._world.any(not self._flight.future.done()):
             self._land()
         return self._taken()
 
-    def wait(self, timeout_s: float | None = None) -> list[Saved]:
+    def wait(self, timeout_s: float | None = None) -> list[Checkpoint]:
         """As `finished`, after what is under way.
 
         Raises:
             CheckpointError: Also if that takes longer than `timeout_s`.
         """
         self._land(timeout_s)
-        concurrent.futures.wait(list(self._sweeps), timeout_s)
+        concurrent.futures.wait(list(self._sweeps), SWEEP_S if timeout_s is None else min(timeout_s, SWEEP_S))
         return self._taken()
 
     def swept(self) -> list[int]:
@@ -142,7 +126,7 @@ class Saver:
         self._thread.close()
         self._sweeper.close()
 
-    def _taken(self) -> list[Saved]:
+    def _taken(self) -> list[Checkpoint]:
         landed, self._landed = self._landed, []
         return landed
 
@@ -152,7 +136,7 @@ class Saver:
         if flight is None:
             return
         try:
-            checkpoint, ended = flight.future.result(timeout_s)
+            self._landed.append(flight.future.result(timeout_s))
         except TimeoutError as error:
             if flight.future.done():
                 raise
@@ -162,11 +146,8 @@ class Saver:
             ) from error
         finally:
             self._flight = None
-        self._landed.append(Saved(checkpoint, ended - flight.began, flight.held_s))
 
-    def _act(
-        self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]
-    ) -> tuple[Checkpoint, float]:
+    def _act(self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]) -> Checkpoint:
         with ExitStack() as stack:
             stack.callback(done)
 
@@ -177,18 +158,19 @@ class Saver:
             checkpoint = commit(self._store, step, json.loads(state), written, self._aside, self._start)
         if self._retention and self._world.is_main:
             self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention)))
-        return checkpoint, time.perf_counter()
+        return checkpoint
 
     def _sweep(self, retention: Retention) -> list[int]:
         """Old checkpoints go; a store that refuses costs room, not the run."""
-        start = self._start
+        number, check = (self._start.number, self._start.check) if self._start else (0, _nobody_else)
         try:
-            if start is None:
-                return retain(self._store, retention)
-            return retain(self._store, retention, before=start.number, check=start.check)
+            return retain(self._store, retention, before=number, check=check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
             log.warning("old checkpoints stay: %s", error)
             return []
+
+
+def _nobody_else() -> None: ...
 
 
 def _warn_without_conditions(store: Store) -> None:

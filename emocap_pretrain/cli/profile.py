@@ -1,11 +1,10 @@
 """`emocap profile`."""
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from emocap_shards.errors import NotFound
@@ -18,7 +17,7 @@ from emocap_pretrain.cli.stop import running
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.health import requests
 from emocap_pretrain.health.requests import ProfileRequest, Requests
-from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.health.standing import Standing, StartStory
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 1.0
@@ -68,33 +67,37 @@ def _numbers(ranks: str) -> tuple[int, ...] | None:
 
 def _awaited(store: Store, request: ProfileRequest) -> dict[str, Any]:
     while True:
+        newest = Standing.read(store, last=1).newest
         try:
             return json.loads(store.read(f"profiles/{request.id}.json", limit_bytes=SMALL_BYTES))
         except NotFound:
-            _keep_waiting(store)
+            if not newest.alive(time.time()):
+                raise _over(newest) from None
+        time.sleep(EVERY_S)
 
 
-def _gather(store: Store, traces: Sequence[str], last: int, bar: tqdm) -> None:
+def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]") -> None:
     """Until all traces are there.
 
     Raises:
         TrainingError: If the run ends before, or the steps are done and no further trace comes.
     """
-    missing, since_s = set(traces), math.inf
-    while missing:
+    missing, came_s = set(traces), time.monotonic()
+    while True:
+        newest = Standing.read(store, last=1).newest  # First: what it leaves at its end is there then.
         came = missing & {entry.path for entry in store.list("profiles")}
         missing -= came
         bar.update(len(came))
-        over = bool(missing) and _keep_waiting(store) >= last
-        since_s = time.monotonic() if came or not over else min(since_s, time.monotonic())
-        if over and time.monotonic() - since_s > UPLOAD_S:
+        if not missing:
+            return
+        if not newest.alive(time.time()):
+            raise _over(newest)
+        if came or newest.step < last:
+            came_s = time.monotonic()
+        if time.monotonic() - came_s > UPLOAD_S:
             raise TrainingError(f"{min(missing)} did not come within {UPLOAD_S:g} s: its rank's log says why.")
+        time.sleep(EVERY_S)
 
 
-def _keep_waiting(store: Store) -> int:
-    """The step that the run is at by now."""
-    time.sleep(EVERY_S)
-    newest = Standing.read(store, last=1).newest
-    if not newest.alive(time.time()):
-        raise TrainingError(f"the run has ended before the traces were there; start {newest.number} left none.")
-    return newest.step
+def _over(newest: StartStory) -> TrainingError:
+    return TrainingError(f"the run has ended before the traces were there; start {newest.number} left none.")

@@ -5,7 +5,8 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,16 @@ from urllib.parse import SplitResult, urlsplit
 import typer
 from emocap_cluster.relaunch import Outcome, relaunch
 from emocap_cluster.restarts import End, Restarts
+from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
+from emocap_pretrain import starts
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.health import requests
+from emocap_pretrain.health.standing import Standing
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder import RunFolder
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
@@ -55,17 +59,17 @@ def command(
             RunFolder(store).run_id(config)  # A launcher may hide that the settings are another run's.
         cluster = config.cluster if config else None
         budget = max_restarts if max_restarts is not None else (cluster.max_restarts if cluster else 10)
-        try:
-            outcome = relaunch(
-                command,
-                record=RunRecord(store, config.steps if config else None),
-                restarts=Restarts(budget),
-                ask=lambda: requests.ask_to_stop(store),
-                say=_say,
-                answers=partial(answers, head) if (head := head_of(command)) else lambda: True,
-            )
-        finally:
-            _forget_request(store)
+        outcome = relaunch(
+            command,
+            record=RunRecord(store, config.steps if config else None),
+            restarts=Restarts(budget),
+            ask=lambda: requests.ask_to_stop(store),
+            say=_say,
+            **_remote(store, head) if (head := head_of(command)) else {},
+        )
+        requests.served(
+            store, requests.Requests(stop=True)
+        )  # What ranks did not need any more is not for the next start.
         if outcome.over.how is End.FAILED:
             sys.stderr.write(f"error: {outcome.over.reason}\n")
         sys.exit(_code(outcome))
@@ -99,6 +103,18 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
     return address if address.scheme in {"http", "https"} else None
 
 
+def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
+    """How to look after a job on other hosts. Where the run's store is away too, it may well be this host's network."""
+
+    def goes_on() -> bool:
+        try:
+            return starts.newest(store) > 0 and Standing.read(store, last=1).newest.alive(time.time())
+        except (StoreError, OSError):
+            return True
+
+    return {"answers": partial(answers, head), "goes_on": goes_on}
+
+
 def answers(address: SplitResult) -> bool:
     """Whether anybody speaks HTTP there; what is said does not matter, it may be that a token is wanted."""
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
@@ -113,11 +129,6 @@ def answers(address: SplitResult) -> bool:
 
 def _overrides(words: list[str]) -> list[str]:
     return [word for word in words if "=" in word and not word.startswith("-")]
-
-
-def _forget_request(store: Store) -> None:
-    """A request that the ranks did not need any more is not meant for the next start."""
-    requests.served(store, requests.Requests(stop=True))
 
 
 def _say(line: str) -> None:

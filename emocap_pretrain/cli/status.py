@@ -13,6 +13,7 @@ from rich.live import Live
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain, table
 from emocap_pretrain.health.standing import STALE_S, Standing, StartStory
+from emocap_pretrain.starts import ASKED
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 5.0
@@ -48,8 +49,8 @@ def command(
 
 
 def _may_go_on(newest: StartStory, now_s: float) -> bool:
-    """Whether it runs, or failed so recently that a supervisor may start it again."""
-    over = newest.status.get("how") in {"done", "stopped"}
+    """Whether it runs, or ended so recently, and not for good, that a supervisor may start it again."""
+    over = newest.status.get("how") == "done" or newest.status.get("reason") == ASKED
     return not over and (newest.alive(now_s) or newest.silent_s(now_s) < AGAIN_S)
 
 

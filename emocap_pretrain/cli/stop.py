@@ -26,7 +26,7 @@ def command(
         store = open_store(run_url)
         running(Standing.read(store))
         requests.ask_to_stop(store)
-        console.print("Asked to stop: it saves and ends within seconds, behind the step it is at.")
+        console.print("Asked to stop: it saves and ends behind a step, within seconds while it trains.")
         if wait:
             _wait(run_url)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import orjson
 
-# In the order in which a step passes through them; a rank that is at an earlier one keeps the others waiting.
-PHASES = ("opening", "training", "data", "forward", "loss", "backward", "update", "saving", "evaluating")
+# In the order in which training passes through them behind a step; who is at an earlier one keeps the others waiting.
+PHASES = ("opening", "saving", "training", "data", "forward", "loss", "backward", "update", "evaluating")
 # These may take as long as they take: building a model, compiling it, writing to a store that is away, evaluating.
 UNBOUNDED = frozenset({"opening", "saving", "evaluating"})
 DONE, LOST = "done", "lost"

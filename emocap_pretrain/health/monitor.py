@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from emocap_shards.background import Background
-from emocap_shards.errors import BudgetSpent, StoreError
+from emocap_shards.errors import StoreError
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import CheckpointError, LostContact, TrainingError
+from emocap_pretrain.errors import LostContact, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
@@ -31,7 +31,6 @@ from emocap_pretrain.starts import ASKED, FINAL, PASSING, Failure, Start
 from emocap_pretrain.world import World, lost_contact
 
 UPLOAD_S, FAILURE_S = 60.0, 10.0
-ALIKE = (TrainingError, CheckpointError, BudgetSpent)  # All ranks raise these at once.
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +142,8 @@ class Monitor:
             kind, lost = "Hang", False
         self.beat.end(LOST if lost else f"{kind}: {message[:300]}")
         self._peers.hurry()
-        # A thousand ranks need not all say the same.
-        silent = isinstance(error, ALIKE) and not self._hung and self._world.place.rank >= ASKING
+        # These come on all ranks at once; a thousand need not all say so.
+        silent = isinstance(error, TrainingError) and not self._hung and self._world.place.rank >= ASKING
         nature = {"final": isinstance(error, FINAL), "passing": isinstance(error, PASSING)}
         try:
             if not silent:

@@ -1,7 +1,7 @@
 """What people ask of a run: small files in its folder, so that it works under every launcher and opens no port.
 
-<run>/requests/stop.json       save and end
-<run>/requests/profile.json    record so many steps
+<run>/requests/stop.json            save and end
+<run>/requests/profile-7f3a.json    record so many steps
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
-STOP, PROFILE = "requests/stop.json", "requests/profile.json"
+STOP, PROFILE = "requests/stop.json", "requests/profile-"
 VALID_S = 3600.0  # A request that nobody served for so long is meant for a start that is gone.
 SMALL_BYTES = 1 << 16
 
@@ -47,14 +47,15 @@ def ask_to_stop(store: Store) -> None:
 
 
 def ask_for_profile(store: Store, request: ProfileRequest) -> None:
-    store.put(PROFILE, json.dumps({"at": time.time(), **request.to_json()}).encode())
+    store.put(_path(request), json.dumps({"at": time.time(), **request.to_json()}).encode())
 
 
 def waiting(store: Store) -> Requests:
-    """What nobody has served yet."""
-    present = {entry.path for entry in store.list("requests")}
+    """What nobody has served yet; of several profiles one."""
+    present = sorted(entry.path for entry in store.list("requests"))
     stop = _read(store, STOP) if STOP in present else None
-    profile = _read(store, PROFILE) if PROFILE in present else None
+    profiles = (_read(store, path) for path in present if path.startswith(PROFILE))
+    profile = next(filter(None, profiles), None)
     return Requests(stop is not None, ProfileRequest.from_json(profile) if profile else None)
 
 
@@ -63,7 +64,11 @@ def served(store: Store, requests: Requests) -> None:
     if requests.stop:
         store.delete(STOP)
     if requests.profile:
-        store.delete(PROFILE)
+        store.delete(_path(requests.profile))
+
+
+def _path(request: ProfileRequest) -> str:
+    return f"{PROFILE}{request.id}.json"
 
 
 def _read(store: Store, path: str) -> dict[str, Any] | None:

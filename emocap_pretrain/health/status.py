@@ -14,11 +14,11 @@ from emocap_shards.errors import StoreError
 from emocap_pretrain.health import requests
 from emocap_pretrain.health.beat import Beat
 from emocap_pretrain.health.requests import Requests
-from emocap_pretrain.starts import Start
+from emocap_pretrain.starts import ASKED, Start
 
 EVERY_S = 5.0
 LAST_WORD_S = 10.0
-ENDED, FAILED = "ended", "failed"
+ENDED, FAILED, STOPPED = "ended", "failed", "stopped"
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class StatusThread:
             last = self._closing.is_set()
             self._wake.clear()
             try:
+                self._listen(last=last)
                 self._start.tell(self._status())
-                self._listen()
             except (StoreError, OSError, ValueError, KeyError) as error:
                 log.warning("the run's status is stale: %s", error)
             if last:
@@ -80,10 +80,14 @@ class StatusThread:
         state = {"opening": "opening", "saving": "saving", "evaluating": "evaluating"}.get(beat.phase, "training")
         return {"at": time.time(), "state": state, "step": beat.step, "phase": beat.phase, **self._facts}
 
-    def _listen(self) -> None:
+    def _listen(self, *, last: bool) -> None:
+        store = self._start.store
         while not self._taken.empty():
-            requests.served(self._start.store, self._taken.get())
-        if not self._closing.is_set():
-            self._asked = requests.waiting(self._start.store)
+            requests.served(store, self._taken.get())
+        waiting = requests.waiting(store)
+        if not last:
+            self._asked = waiting
         elif self._facts["how"] != FAILED:  # Asked while the run was ending: it is not meant for the next start.
-            requests.served(self._start.store, requests.waiting(self._start.store))
+            if waiting.stop and self._facts["how"] == STOPPED:
+                self.tell(reason=ASKED)
+            requests.served(store, waiting)

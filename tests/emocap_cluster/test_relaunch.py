@@ -23,6 +23,13 @@ class FakeRecord:
 
     folder: Path
     causes: Sequence[Cause] = ()
+    how: str = ""
+
+    def stopped(self) -> bool:
+        return self.how in {"told", "asked"}
+
+    def asked_to_stop(self) -> bool:
+        return self.how == "asked"
 
     def done(self) -> bool:
         return (self.folder / "done").exists()
@@ -48,15 +55,18 @@ class Shell:
         *,
         budget: int = 3,
         causes: Sequence[Cause] = (),
+        how: str = "",
         answers: Callable[[], bool] = lambda: True,
+        goes_on: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         return relaunch(
             ["bash", "-c", f"cd {self.folder}; echo >> starts; {script}"],
-            record=FakeRecord(self.folder, causes),
+            record=FakeRecord(self.folder, causes, how),
             restarts=Restarts(budget),
             ask=self.ask,
             say=self.said.append,
             answers=answers,
+            goes_on=goes_on,
         )
 
     def ask(self) -> None:
@@ -115,6 +125,35 @@ def test_a_run_that_was_stopped_by_others_is_left_alone(shell: Shell) -> None:
     assert shell.run("exit 75").over.how is End.STOPPED
     assert shell.run("exit 0").over.how is End.STOPPED
     assert shell.starts == 2
+
+
+def test_a_run_that_a_person_ended_is_left_alone_whatever_the_code(shell: Shell) -> None:
+    """`ray job submit` ends with 1 where the job ended with 75."""
+    assert shell.run("exit 1", how="asked").over.how is End.STOPPED
+    assert shell.starts == 1
+
+
+def test_a_failure_that_the_job_itself_has_cured_does_not_start_a_stopped_run_again(shell: Shell) -> None:
+    cured = [Cause("OutOfMemoryError", "CUDA out of memory", rank=1, step=7)]
+    assert shell.run("exit 0", how="told", causes=cured).over.how is End.STOPPED
+    assert shell.starts == 1
+
+
+def test_a_job_that_goes_on_without_its_command_is_not_started_again(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tunnel to the head breaks; the job trains on."""
+    monkeypatch.setattr(relaunching, "KNOCK_S", 0.05)
+    looks = iter([True, True, True])
+
+    def goes_on() -> bool:
+        if next(looks, False):
+            return True
+        (shell.folder / "done").touch()
+        return False
+
+    outcome = shell.run("exit 1", goes_on=goes_on)
+    assert (outcome.over.how, shell.starts) == (End.DONE, 1)
 
 
 def test_sigterm_tells_every_rank_at_once_and_waits_for_them(shell: Shell) -> None:

@@ -134,6 +134,14 @@ def wait_for(store: Store, path: str) -> None:
         time.sleep(0.02)
 
 
+def profile_asked_for(store: Store) -> requests.Requests:
+    end_s = time.monotonic() + 20
+    while not (asked := requests.waiting(store)).profile:
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    return asked
+
+
 @pytest.mark.parametrize(("how", "code"), [("stopped", 0), ("failed", 1)])
 def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, code: int) -> None:
     Start.begin(store, {})
@@ -156,8 +164,7 @@ def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> 
     traces = [trace_path(121, rank) for rank in range(2)]
 
     def run() -> None:
-        wait_for(store, requests.PROFILE)
-        asked = requests.waiting(store)
+        asked = profile_asked_for(store)
         assert asked.profile
         assert (asked.profile.steps, asked.profile.ranks) == (3, (0, 1))
         requests.served(store, asked)
@@ -180,7 +187,7 @@ def test_profile_withdraws_what_nobody_served(store: Store) -> None:
     put(store, 1)
 
     def run() -> None:
-        wait_for(store, requests.PROFILE)
+        profile_asked_for(store)
         put(store, 1, state="ended", how="done", reason="")
 
     thread = beside(run)
@@ -197,8 +204,7 @@ def answered(store: Store, answer: dict[str, object]) -> Result:
     put(store, 1)
 
     def run() -> None:
-        wait_for(store, requests.PROFILE)
-        asked = requests.waiting(store)
+        asked = profile_asked_for(store)
         assert asked.profile
         store.put(f"profiles/{asked.profile.id}.json", json.dumps(answer).encode())
 

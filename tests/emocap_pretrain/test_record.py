@@ -67,13 +67,15 @@ def test_the_word_of_a_start_that_somebody_else_took_over_is_heard(store: Store)
 
 
 def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
-    start = Start.begin(store, {})
     record = RunRecord(store, 8)
-    assert not record.asked_to_stop()
+    start = Start.begin(store, {})
+    assert not record.stopped()
     start.tell({"how": "stopped", "reason": "told to stop; the state is saved"})
+    assert record.stopped()
     assert not record.asked_to_stop()
     start.tell({"how": "stopped", "reason": ASKED})
     assert record.asked_to_stop()
+    assert not RunRecord(store, 8).stopped(), "a start of before is over"
 
 
 def test_an_error_is_judged_by_its_class(store: Store) -> None:

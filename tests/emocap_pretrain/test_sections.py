@@ -34,13 +34,6 @@ def test_micro_batches_of_one_step_are_added_up() -> None:
     assert sections.read()["forward"] >= 0.03
 
 
-def test_a_section_of_another_name_is_read_too() -> None:
-    sections = Sections("cpu")
-    with sections.timed("replay"):
-        pass
-    assert list(sections.read()) == [*SECTIONS, "replay"]
-
-
 def test_whoever_listens_hears_each_section_at_its_begin() -> None:
     heard: list[str] = []
     sections = Sections("cpu", heard.append)

@@ -45,7 +45,7 @@ def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
     """The checkpoint that now stands behind the cursor."""
     session.save(cursor, progress)
     (saved,) = session.saver.wait()
-    return saved.checkpoint
+    return saved
 
 
 def ended(session: Session) -> None:

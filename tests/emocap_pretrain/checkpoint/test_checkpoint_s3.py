@@ -91,11 +91,11 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
         trained += 1
         time.sleep(0.01)
     assert trained > 50, "training went on meanwhile"
-    assert done[0].checkpoint.step == 4
+    assert done[0].step == 4
     saver.wait()
     assert saver.swept() == [2]
     assert [each.step for each in committed(store)] == [4]
-    assert damaged_files(store, done[0].checkpoint) == []
+    assert damaged_files(store, done[0]) == []
     assert resumed(store) == 4
 
 

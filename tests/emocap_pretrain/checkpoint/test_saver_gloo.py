@@ -35,8 +35,8 @@ for step in range(1, 201):
     assert bool((total == 2).all())
     if step % 10 == 0:
         saver.save(step, {"step": step}, write)
-    heard += [(step, each.checkpoint.step) for each in saver.finished()]
-heard += [(200, each.checkpoint.step) for each in saver.wait()]
+    heard += [(step, each.step) for each in saver.finished()]
+heard += [(200, each.step) for each in saver.wait()]
 
 def fail(folder):
     if rank == 1:

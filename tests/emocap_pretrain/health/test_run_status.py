@@ -76,6 +76,33 @@ def test_a_request_is_heard_once_and_is_gone_then(store: Store) -> None:
     status.close("done", "")
 
 
+def test_a_stop_that_is_asked_for_while_the_run_stops_anyway_is_the_reason_then(store: Store) -> None:
+    """It would have gone on by itself: after a drain, or to grow."""
+    status = StatusThread(Start.begin(store, {}), Beat(), {})
+    until(lambda: store.exists("starts/00001/status.json"))
+    requests.ask_to_stop(store)
+    status.close("stopped", "told to stop; the state is saved")
+    assert starts.status(store, 1)["reason"] == starts.ASKED
+    assert store.list("requests") == []
+
+
+def test_a_stop_is_kept_for_the_next_start_where_this_one_failed(store: Store) -> None:
+    status = StatusThread(Start.begin(store, {}), Beat(), {})
+    until(lambda: store.exists("starts/00001/status.json"))
+    requests.ask_to_stop(store)
+    status.close("failed", "rank 1 is gone")
+    assert requests.waiting(store).stop
+
+
+def test_of_two_people_who_ask_for_a_profile_nobody_is_forgotten(store: Store) -> None:
+    first, second = ProfileRequest("a", steps=1), ProfileRequest("b", steps=2)
+    requests.ask_for_profile(store, first)
+    requests.ask_for_profile(store, second)
+    assert requests.waiting(store).profile == first
+    requests.served(store, Requests(profile=first))
+    assert requests.waiting(store).profile == second
+
+
 def test_a_request_that_came_too_late_for_its_start_does_not_stop_the_next_one(store: Store) -> None:
     store.put(requests.STOP, json.dumps({"at": time.time() - requests.VALID_S - 1}).encode())
     assert requests.waiting(store) == Requests()

@@ -109,7 +109,8 @@ def stuck(late: dict[int, dict[str, object]], others: dict[str, object], ranks: 
 
 
 def test_the_rank_that_the_others_wait_for_is_the_one_at_an_earlier_place() -> None:
-    for late in ({"phase": "data"}, {"phase": "forward"}, {"step": 6, "phase": "update"}, {"collectives": 9}):
+    earlier = [{"phase": name} for name in ("saving", "data", "forward")]
+    for late in (*earlier, {"step": 6, "phase": "update"}, {"collectives": 9}):
         finding = stuck({2: late}, {"phase": "loss", "collectives": 10})
         assert finding
         assert finding.ranks == (2,), late
