@@ -17,7 +17,7 @@ from .job import JobError, Size, site
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
 _PAGE = REPOSITORY / "docs" / "cluster-benchmarks.md"
-_STEPS = {"start": 3, "overhead": 120, "stall": 120, "recover": 200}
+_STEPS = {"start": 3, "overhead": 200, "stall": 120, "recover": 200}
 
 
 def main(words: Sequence[str] | None = None) -> int:

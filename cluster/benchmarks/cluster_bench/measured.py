@@ -4,7 +4,7 @@ import http.client
 import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,17 +40,43 @@ def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Lin
 
 
 def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
-    """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default."""
+    """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default.
+
+    And the cores that the job's other processes take meanwhile, which a noisy machine does not hide.
+    """
     found: dict[str, list[float]] = {"torchrun": [], "ray": []}
+    beside: dict[str, list[float]] = {"torchrun": [], "ray": []}
     for number in range(rounds):
         for who in sorted(found, reverse=number % 2 == 1):
             config = place.config(f"overhead-{who}-{number}", size, every_steps=BLOCK)
             with started(WAYS[who](config, size), place, config.parent) as job:
+                beside[who].append(_cores_beside(job, place, config, size))
                 job.wait()
             found[who].append(steady_s(place.logged(config)))
     over = {"over torchrun": spread(ratios(found["ray"], found["torchrun"]))}
-    yield _line(about, OVERHEAD, "torchrun", size, "s", found["torchrun"])
-    yield replace(_line(about, OVERHEAD, "ray", size, "s", found["ray"]), ratios=over)
+    for who, ratio in (("torchrun", None), ("ray", over)):
+        cores = {"cores_beside_ranks": asdict(spread(beside[who]))}
+        yield replace(_line(about, OVERHEAD, who, size, "s", found[who]), ratios=ratio, more=cores)
+
+
+def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
+    """Seconds of CPU that processes of the job other than its ranks take in a second of training."""
+    job.wait_for("steady state", lambda: len(place.logged(config)) >= 2, pause_s=2)
+    began, before = time.time(), _cpu_s(job)
+    job.wait_for("last steps", lambda: len(place.logged(config)) >= size.steps // BLOCK - 1, pause_s=2)
+    seconds, after = time.time() - began, _cpu_s(job)
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) / seconds
+
+
+def _cpu_s(job: Job) -> dict[int, float]:
+    """Of each process of the job that is no rank."""
+    family = [psutil.Process(job.process.pid), *job.family()]
+    ranks = set(ranks_of(family))
+    found: dict[int, float] = {}
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            found[each.pid] = sum(each.cpu_times()[:2])
+    return {pid: seconds for pid, seconds in found.items() if pid not in {rank.pid for rank in ranks}}
 
 
 def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
