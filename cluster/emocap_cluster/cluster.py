@@ -97,7 +97,13 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     # Helpers of Ray Train look for "the" cluster of their host; where there are several it must be this one.
     here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
     try:
-        ray.init(_local_instead_of_dead(), runtime_env={"env_vars": {**env, **here}}, logging_level=logging.WARNING)
+        # A cluster of our own has no dashboard: its processes would take cores from the ranks, and it is an open port.
+        ray.init(
+            _local_instead_of_dead(),
+            runtime_env={"env_vars": {**env, **here}},
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS")
         raise NoCluster(

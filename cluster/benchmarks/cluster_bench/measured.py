@@ -138,12 +138,18 @@ def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:
     Raises:
         JobError: If there are none.
     """
-    found = [each for each in family if any(word in " ".join(each.cmdline()) for word in RANK_WORDS)]
+    found = [each for each in family if any(word in _command(each) for word in RANK_WORDS)]
     parents = {each.ppid() for each in found}
     leaves = [each for each in found if each.pid not in parents]
     if not leaves:
         raise JobError("no process of the job looks like a rank.")
     return leaves
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):  # Zombies too.
+        return " ".join(process.cmdline())
+    return ""
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
