@@ -71,10 +71,7 @@ def relaunch(
     with listening(say) as stop:
         while True:
             code, trouble = _once(command, stop, ask, lambda: answers() or goes_on())
-            while goes_on():
-                if stop.asked.wait(KNOCK_S):
-                    ask()
-                    break
+            _follow(goes_on, stop, ask)
             ended = _ended(record, code, trouble)
             restarts, then = restarts.after(ended, random.random())
             if isinstance(then, Over):
@@ -108,6 +105,16 @@ def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None], answers: 
                     ask()
         orphans = family.end_ranks(ORPHANS_S)
         return code, f"it left {orphans} ranks behind" if orphans else ""
+
+
+def _follow(goes_on: Callable[[], bool], stop: Stop, ask: Callable[[], None]) -> None:
+    """Wait for a run that needs its command no more."""
+    asked = False
+    while goes_on():
+        if stop.asked.is_set() and not asked:
+            ask()
+            asked = True
+        time.sleep(KNOCK_S)
 
 
 def _ended(record: Record, code: int, trouble: str) -> Ended:

@@ -67,9 +67,8 @@ def command(
             say=_say,
             **_remote(store, head) if (head := head_of(command)) else {},
         )
-        requests.served(
-            store, requests.Requests(stop=True)
-        )  # What ranks did not need any more is not for the next start.
+        # What the ranks did not need any more is not meant for the next start.
+        requests.served(store, requests.Requests(stop=True))
         if outcome.over.how is End.FAILED:
             sys.stderr.write(f"error: {outcome.over.reason}\n")
         sys.exit(_code(outcome))

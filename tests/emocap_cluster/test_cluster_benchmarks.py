@@ -88,13 +88,14 @@ def test_a_measured_line_says_its_ratio():
         OCCASION,
         what=measured.OVERHEAD,
         contender="ray",
-        setting={"ranks": 2},
+        setting={"ranks": 2, "width": 64, "depth": 3},
         unit="s",
         value=spread(readings),
         versions={},
     )
     text = tables.markdown("cluster", [replace(line, ratios={"over torchrun": spread([1.0, 1.01, 1.02])})])
-    assert "| step time | ray | 200 ms | 150 ms to 250 ms | over torchrun: 1.010 |" in text
+    row = "| step time | ray | 2 | 3 x 64 | 200 ms | 150 ms to 250 ms | over torchrun: 1.010 (1.005 to 1.015) |"
+    assert row in text
 
 
 def logged(seconds: list[float]) -> list[tuple[int, float]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import psutil
@@ -116,7 +116,8 @@ def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequ
             readings.append(_killed_s(job, place, last))
             job.wait()
     parts = floor.parts(last, place, size)
-    yield replace(_line(about, RECOVER, " ".join(command) or "ray", size, "s", readings), more=parts)
+    launcher = " ".join(takewhile(lambda word: word == "--" or not word.startswith("-"), command)) or "ray"
+    yield replace(_line(about, RECOVER, launcher, size, "s", readings), more=parts)
 
 
 def _killed_s(job: Job, place: Site, config: Path) -> float:

@@ -71,13 +71,19 @@ def _validate(lines: Sequence[Line]) -> Iterable[str]:
 
 
 def _measured(lines: Sequence[Line]) -> Iterable[str]:
-    yield from _head("", ["by", "median", "quartiles", "ratio"])
+    yield from _head("", ["by", "ranks", "towers", "median", "quartiles", "ratio (quartiles)"])
     for each in lines:
         value = each.value
         assert value is not None, "nothing is skipped"
         quartiles = f"{duration(value.low_quartile)} to {duration(value.high_quartile)}"
-        over = [f"{name}: {ratio.median:.3f}" for name, ratio in (each.ratios or {}).items()]
-        yield _row(each.what, [each.contender, _s(each), quartiles, "; ".join(over)])
+        towers = f"{each.setting['depth']} x {each.setting['width']}"
+        over = [
+            f"{name}: {ratio.median:.3f} ({ratio.low_quartile:.3f} to {ratio.high_quartile:.3f})"
+            for name, ratio in (each.ratios or {}).items()
+        ]
+        yield _row(
+            each.what, [each.contender, str(each.setting["ranks"]), towers, _s(each), quartiles, "; ".join(over)]
+        )
 
 
 _TABLES: Mapping[str, Callable[[Sequence[Line]], Iterable[str]]] = {
