@@ -24,6 +24,7 @@ from typing import Self
 import psutil
 
 PREFIX = "emodrill"
+CHECKOUT = Path(__file__).parents[2]  # Below /tmp it would be hidden by the hosts' own.
 OUTSIDE = 254
 READY_LIMIT_S = 20.0
 NAMESPACES = ("--net", "--pid", "--fork", "--mount", "--uts", "--ipc", "--mount-proc", "--kill-child")
@@ -31,12 +32,13 @@ NAMESPACES = ("--net", "--pid", "--fork", "--mount", "--uts", "--ipc", "--mount-
 INIT = r"""
 set -eu
 hostname "$NAME"
-exec 3<"$SHARED"
+exec 3<"$SHARED" 4<"$CHECKOUT"
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
-mkdir -p "$SHARED"
+mkdir -p "$SHARED" "$CHECKOUT"
 mount --no-canonicalize --bind /proc/self/fd/3 "$SHARED"
-exec 3<&-
+mount --no-canonicalize --bind /proc/self/fd/4 "$CHECKOUT"
+exec 3<&- 4<&-
 mount --bind "$SHARED/hosts" /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
 echo up
@@ -122,7 +124,12 @@ class Hosts:
 
     def power_on(self, number: int) -> None:
         """A host that is off; its /tmp is empty."""
-        env = {"PATH": os.environ["PATH"], "NAME": self.name(number), "SHARED": str(self.folder)}
+        env = {
+            "PATH": os.environ["PATH"],
+            "NAME": self.name(number),
+            "SHARED": str(self.folder),
+            "CHECKOUT": str(CHECKOUT),
+        }
         command = ["unshare", *NAMESPACES, "bash", "-c", INIT]
         with (self.folder / f"{self.name(number)}.log").open("ab") as log:
             process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
