@@ -126,7 +126,7 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     again = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
     again.save(4, {}, write)
     (done,) = again.wait()
-    assert done.checkpoint.attempt.startswith("00003-")
+    assert done.attempt.startswith("00003-")
     assert resumed(store) == 4
     assert len(store.list("checkpoints")) == 3, "nothing of the killed attempt is left"
 
@@ -137,7 +137,7 @@ def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(url: str)
     savers = [Saver(opened(url), ALONE) for _ in range(6)]
     for number, saver in enumerate(savers):
         saver.save(4, {"saver": number}, lambda folder: (folder / "x").write_bytes(b"x") and None)
-    outcomes = {done.checkpoint.attempt for saver in savers for done in saver.wait()}
+    outcomes = {done.attempt for saver in savers for done in saver.wait()}
     assert len(outcomes) == 1
     assert [each.attempt for each in committed(store)] == list(outcomes)
     assert len(store.list("checkpoints")) == 2, "who lost has taken its files away"
