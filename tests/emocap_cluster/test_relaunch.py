@@ -12,8 +12,8 @@ from emocap_cluster.processes import Family
 from emocap_cluster.relaunch import Outcome, relaunch
 from emocap_cluster.restarts import Cause, End, Restarts
 
-# A rank that saves when it is told, and a launcher of two that waits for them.
-RANK = 'trap "touch saved-$RANK; exit 75" TERM; touch ready-$RANK; while :; do sleep 0.1; done'
+# A rank that saves when it is told (the second one says that both are `ready`), and a launcher of two that waits for them.
+RANK = 'trap "touch saved-$RANK; exit 75" TERM; touch ready-$RANK; [ -e ready-$((1 - RANK)) ] && touch ready; while :; do sleep 0.1; done'
 LAUNCHER = f"for r in 0 1; do RANK=$r WORLD_SIZE=2 bash -c '{RANK}' & done; wait -n; code=$?; wait; exit $code"
 
 
@@ -157,7 +157,7 @@ def test_a_job_that_goes_on_without_its_command_is_not_started_again(
 
 
 def test_sigterm_tells_every_rank_at_once_and_waits_for_them(shell: Shell) -> None:
-    shell.when("ready-1", told(signal.SIGTERM))
+    shell.when("ready", told(signal.SIGTERM))
     outcome = shell.run(LAUNCHER)
     assert outcome.over.how is End.STOPPED
     assert not outcome.interrupted
@@ -175,7 +175,7 @@ def test_where_no_rank_is_on_this_host_the_folder_of_the_run_is_asked(shell: She
 def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shell: Shell) -> None:
     (shell.folder / "launcher.sh").write_text(f"echo $$ > launcher; {LAUNCHER}")
     script = "if [ -e saved-0 ]; then touch done; else bash launcher.sh; fi; exit 0"
-    shell.when("ready-1", lambda: os.kill(int((shell.folder / "launcher").read_text()), signal.SIGKILL))
+    shell.when("ready", lambda: os.kill(int((shell.folder / "launcher").read_text()), signal.SIGKILL))
     outcome = shell.run(script)
     assert outcome.over.how is End.DONE
     assert shell.starts == 2
@@ -195,7 +195,7 @@ def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, mon
 
 
 def test_the_second_ctrl_c_ends_everything_at_once(shell: Shell) -> None:
-    shell.when("ready-1", lambda: (told(signal.SIGINT)(), time.sleep(0.7), told(signal.SIGINT)()))
+    shell.when("ready", lambda: (told(signal.SIGINT)(), time.sleep(0.7), told(signal.SIGINT)()))
     with pytest.raises(KeyboardInterrupt):
         shell.run(LAUNCHER.replace("exit 75", "sleep 60"))
     assert not list(shell.folder.glob("done"))
