@@ -12,8 +12,9 @@ from emocap_cluster.processes import Family
 from emocap_cluster.relaunch import Outcome, relaunch
 from emocap_cluster.restarts import Cause, End, Restarts
 
-# A rank that saves when it is told (the second one says that both are `ready`), and a launcher of two that waits for them.
-RANK = 'trap "touch saved-$RANK; exit 75" TERM; touch ready-$RANK; [ -e ready-$((1 - RANK)) ] && touch ready; while :; do sleep 0.1; done'
+# A rank that saves when it is told, and a launcher of two that waits for them; `ready` says that both can hear.
+READY = "touch ready-$RANK; [ -e ready-$((1 - RANK)) ] && touch ready"
+RANK = f'trap "touch saved-$RANK; exit 75" TERM; {READY}; while :; do sleep 0.1; done'
 LAUNCHER = f"for r in 0 1; do RANK=$r WORLD_SIZE=2 bash -c '{RANK}' & done; wait -n; code=$?; wait; exit $code"
 
 
