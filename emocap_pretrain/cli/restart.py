@@ -19,7 +19,6 @@ from emocap_cluster.restarts import End, Restarts
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain import starts
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
@@ -107,7 +106,9 @@ def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
 
     def goes_on() -> bool:
         try:
-            return starts.newest(store) > 0 and Standing.read(store, last=1).newest.alive(time.time())
+            return Standing.read(store, last=1).newest.alive(time.time())
+        except ConfigError:  # Nothing was ever started there.
+            return False
         except (StoreError, OSError):
             return True
 
