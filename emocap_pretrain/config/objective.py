@@ -1,42 +1,34 @@
 """Settings of the losses."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from emocap_pretrain.config.fields import Count, Positive, Section, Weight
 
 
-class Mining(Section):
-    """Which further pairs are positives; see docs/method.md."""
+class Rule(Section):
+    """Which candidates are mined, and what becomes of them."""
 
-    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
     threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
     top_k: Positive | None = None
     treatment: Literal["attract", "ignore"] = "attract"
 
     @model_validator(mode="after")
-    def _has_a_rule(self) -> "Mining":
-        _check_rule(self.threshold, self.top_k)
+    def _has_a_rule(self) -> Self:
+        if self.threshold is None and self.top_k is None:
+            raise ValueError("give threshold, top_k or both; null mines nothing.")
         return self
 
 
-class LocalMining(Section):
+class LocalMining(Rule):
     """Mining by sentence-sentence similarity."""
 
-    threshold: float | None = Field(default=None, ge=-1, le=1)
-    top_k: Positive | None = None
-    treatment: Literal["attract", "ignore"] = "attract"
 
-    @model_validator(mode="after")
-    def _has_a_rule(self) -> "LocalMining":
-        _check_rule(self.threshold, self.top_k)
-        return self
+class Mining(Rule):
+    """Which further pairs are positives; see docs/method.md."""
 
-
-def _check_rule(threshold: float | None, top_k: int | None) -> None:
-    if threshold is None and top_k is None:
-        raise ValueError("give threshold, top_k or both; null mines nothing.")
+    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
 
 
 class Objective(Section):
