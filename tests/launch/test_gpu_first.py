@@ -1,0 +1,27 @@
+"""The first script on a GPU runs through on a CPU, so that no rename breaks it before a device is at hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "gpu_first.py"
+STAGES = ["device", "checks", "plain", "products", "tiles", "settings", "regions", "peers", "million"]
+NEEDS_CUDA = {"cut_cross_entropy", "inf_cl", "liger"}
+
+
+@pytest.mark.timeout(200)
+def test_every_stage_but_the_tests_gives_results_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--seconds", "180", "--out", str(tmp_path), "--skip", "tests"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "gpu_first.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["stage"] for line in lines)) == STAGES
+    failed = [line for line in lines if "failed" in line and line.get("peer") not in NEEDS_CUDA]
+    assert not failed
+    assert not [line for line in lines if "skipped" in line]
+    assert all(line["correct"] for line in lines if "correct" in line)
+    assert {"torch", "python"} <= lines[0]["versions"].keys()
+    assert {"device", "commit", "date"} <= lines[0].keys()
