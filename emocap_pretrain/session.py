@@ -18,9 +18,9 @@ from emocap_shards.store import Store
 from emocap_shards.stream import Stream
 
 from emocap_pretrain import pictures, starts
-from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
-from emocap_pretrain.checkpoint.loader import resumable
-from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS, steps_listed
+from emocap_pretrain.checkpoint.loader import Resumed, resumable
+from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.config.batch_split import batch_split
@@ -181,14 +181,14 @@ def open_session(config: Config, world: World, start: Start) -> Session:
     unsent: list[Row] = []
     with resumable(store, opening, _wanted(config, world)) as found:
         if found:
-            _check(found[0], config, data_digest, world)
-            guard.load(found[0].state["guard"])
-            unsent = json.loads((found[1] / UNSENT).read_bytes()) if world.is_main else []
-        tokenizer = _tokenizer(config, opening, found[1] if found else None)
+            _check(found.checkpoint, config, data_digest, world)
+            guard.load(found.checkpoint.state["guard"])
+            unsent = json.loads((found.folder / UNSENT).read_bytes()) if world.is_main else []
+        tokenizer = _tokenizer(config, opening, found.folder if found else None)
         engine = _engine(config, world, tokenizer, found)
-    stream = stream_of(config, world.place, Cursor.from_json(found[0].state["cursor"]) if found else Cursor())
-    tracker = _tracker(config, opening, start, run_id, stream, found[0] if found else None, unsent)
-    settings = config.checkpoint
+    stream = stream_of(config, world.place, Cursor.from_json(found.checkpoint.state["cursor"]) if found else Cursor())
+    tracker = _tracker(config, opening, start, run_id, stream, found.checkpoint if found else None, unsent)
+    retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
     return Session(
         config=config,
         world=world,
@@ -198,11 +198,11 @@ def open_session(config: Config, world: World, start: Start) -> Session:
         tokenizer=tokenizer,
         engine=engine,
         tracker=tracker,
-        saver=Saver(store, world, start=start, retention=Retention(settings.keep_last, settings.keep_every)),
+        saver=Saver(store, world, start=start, retention=retention, refused=found.refused if found else ()),
         guard=guard,
         batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
         quarantine=quarantine,
-        before=Progress(**found[0].state["progress"]) if found else Progress(),
+        before=Progress(**found.checkpoint.state["progress"]) if found else Progress(),
     )
 
 
@@ -224,16 +224,15 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
     return wanted
 
 
-def _engine(config: Config, world: World, tokenizer: Tokenizer, found: tuple[Checkpoint, Path] | None) -> Engine:
+def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
     torch.manual_seed(config.seed)
     model = TowerPair(config, tokenizer.vocabulary, weights=not found)
     if found is None:
         return Engine(model, config, world)
-    checkpoint, folder = found
     if world.is_main:
-        fill(model, folder / WEIGHTS)
+        fill(model, found.folder / WEIGHTS)
     engine = Engine(model, config, world)
-    engine.load(folder, Layout.from_json(checkpoint.state["engine"]), checkpoint.step)
+    engine.load(found.folder, Layout.from_json(found.checkpoint.state["engine"]), found.checkpoint.step)
     return engine
 
 
@@ -277,7 +276,7 @@ def _tracker(
         begun.append(MlflowTracker.start(config, run_id, number=start.number, facts=facts, unsent=rows))
         if found:  # The host that committed it may be gone with the news.
             begun[0].checkpoint(f"{start.store.url}/{found.folder}", found.step, found.digest)
-            begun[0].keep([each.step for each in committed(start.store)])
+            begun[0].keep(steps_listed(start.store))
         if run_id is None:
             RunFolder(start.store).begin(config, begun[0].run_id)
             _preview(begun[0], stream)

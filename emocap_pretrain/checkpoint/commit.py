@@ -1,6 +1,6 @@
 """One checkpoint, from every rank's files to the manifest.
 
-An attempt that dies before its manifest stands is nobody's checkpoint: the files below its own prefix are swept later.
+Files whose attempt ended before it put a manifest belong to no checkpoint; retention deletes them later.
 """
 
 import hashlib
@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from emocap_shards.background import concurrently
-from emocap_shards.errors import ConditionFailed, StoreError
+from emocap_shards.errors import ConditionFailed, NotFound, StoreError
 from emocap_shards.store import Store
 
-from emocap_pretrain.checkpoint.layout import folder_of, manifest_of, new_attempt, start_of
+from emocap_pretrain.checkpoint.layout import MANIFEST, folder_of, manifest_of, new_attempt, replaced_of, start_of
 from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, read
 from emocap_pretrain.checkpoint.scratch import scratch
+from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError, EmocapError, Superseded
 from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 UPLOADS = 4
+RACES = 3  # Attempts at a manifest that others write at the same time.
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -39,7 +41,7 @@ def commit(
     """Make a checkpoint of what `write` puts into a folder on each rank; a collective. All or none of it comes to be.
 
     Returns:
-        The checkpoint that stands for this step: ours, or the whole one of another attempt that was there first.
+        The checkpoint of this step: ours, or the whole one of another attempt that was there first.
 
     Raises:
         Superseded: If a newer start owns the run.
@@ -108,24 +110,60 @@ def _share(store: Store, step: int, attempt: str, write: Callable[[Path], None])
 
 
 def _conclude(store: Store, checkpoint: Checkpoint, start: Start | None) -> Checkpoint:
-    """Put the manifest; where a whole one stands already, that is the checkpoint of this step."""
+    """Put the manifest. Where another attempt's whole checkpoint has this step, that one is the checkpoint."""
     path, data = manifest_of(checkpoint.step), checkpoint.dump()
     if len(data) > LARGEST_BYTES:
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
-    if start:
-        start.check()
+    for _ in range(RACES):
+        if start:
+            start.check()
+        try:
+            store.put_if_absent(path, data)
+        except ConditionFailed:
+            found = _met(store, checkpoint, data)
+            if found:
+                return found
+        else:
+            return checkpoint
+    raise CheckpointError(f"{store.url}/{path} changes while it is read: end the other writers of this run.")
+
+
+def _met(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
+    """The checkpoint of a step that already has a manifest; None where that changed meanwhile, so that we try again."""
+    present = read(store, checkpoint.step)
+    if present and present.attempt == checkpoint.attempt:
+        return present  # Ours: the answer to our request was lost.
+    faults = damaged_files(store, present) if present else [MANIFEST]
+    if present and not faults:
+        log.warning(
+            "step %d of %s was committed by start %s already: that checkpoint is kept, and this one is dropped",
+            present.step,
+            store.url,
+            start_of(present.attempt),
+        )
+        store.delete_tree(checkpoint.folder)
+        return present
+    return checkpoint if _replaced(store, checkpoint.step, data, present, faults) else None
+
+
+def _replaced(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
+    """Put our manifest in the place of a damaged one, whose bytes are kept; whether it was still the one we judged."""
+    path = manifest_of(step)
     try:
-        store.put_if_absent(path, data)
-    except ConditionFailed:
-        standing = read(store, checkpoint.step)
-        if standing and standing.attempt == checkpoint.attempt:
-            return standing  # Ours: the answer to it was lost.
-        if standing:
-            who = f"start {start_of(standing.attempt)}"
-            log.warning("step %d of %s was committed by %s already: that one stands", standing.step, store.url, who)
-            store.delete_tree(checkpoint.folder)
-            return standing
-        log.warning("%s/%s is damaged and is replaced", store.url, path)
-        store.delete(path)
-        store.put_if_absent(path, data)
-    return checkpoint
+        old, version = store.read_versioned(path)
+        again = Checkpoint.parse(old)
+        if (again and again.attempt) != (present and present.attempt):
+            return False
+        kept = replaced_of(step, hashlib.sha256(old).hexdigest())
+        store.put(kept, old)
+        store.put_if_match(path, data, version)
+    except (ConditionFailed, NotFound):
+        return False
+    log.warning(
+        "the checkpoint of step %d in %s was damaged (%s): a new one replaces it, and its manifest is kept as %s",
+        step,
+        store.url,
+        faults[0],
+        kept,
+    )
+    return True

@@ -2,19 +2,23 @@
 
 import hashlib
 import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from emocap_shards.errors import NotFound, StoreError
 from emocap_shards.store import Store
 from emocap_shards.store.protocol import checked
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
-from emocap_pretrain.checkpoint.layout import StepFolder, folder_of, manifest_of, step_folders
+from emocap_pretrain.checkpoint.layout import MANIFEST, StepFolder, folder_of, manifest_of, step_folder, step_folders
 from emocap_pretrain.errors import CheckpointError
 
 SCHEMA = 2
 LARGEST_BYTES = 64 << 20  # Some 150 bytes a file: enough for tens of thousands of ranks.
+READINGS, PAUSE_S = 3, 0.05  # A manifest or a listing that looks wrong is read again so often, with a pause between.
+Value = TypeVar("Value")
 
 
 def _inside(path: str) -> str:
@@ -100,11 +104,23 @@ class Checkpoint:
 
 
 def read(store: Store, step: int) -> Checkpoint | None:
-    """The manifest of a step; None where it is absent or damaged.
+    """The manifest of a step; None where several readings in a row find it absent or damaged.
 
     Raises:
         CheckpointError: As `Checkpoint.parse` does, with the place.
     """
+    return next(filter(None, again(lambda: _read_once(store, step))), None)
+
+
+def again(look: Callable[[], Value]) -> Iterator[Value]:
+    """What `look` returns, up to `READINGS` times: the caller stops at the first value that it believes."""
+    for reading in range(READINGS):
+        if reading:
+            time.sleep(PAUSE_S)
+        yield look()
+
+
+def _read_once(store: Store, step: int) -> Checkpoint | None:
     path = manifest_of(step)
     try:
         found = Checkpoint.parse(store.read(path, limit_bytes=LARGEST_BYTES))
@@ -130,6 +146,28 @@ def misfits(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
     """Paths of the checkpoint's files that are missing or have another size than the manifest says."""
     present = folder.attempts.get(checkpoint.attempt, {})
     return [file.path for file in checkpoint.files if present.get(file.path) != file.bytes]
+
+
+def examine(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The manifest of a listed step, and what is wrong with it: no file is read, sizes are compared.
+
+    What looks wrong is listed and read again before it is believed to be wrong.
+
+    Returns:
+        The checkpoint where its manifest is whole, and the names of the files that are missing or have another size.
+
+    Raises:
+        CheckpointError: As `read` does.
+    """
+    checkpoint = read(store, folder.step) if is_readable(folder) else None
+    faults = misfits(checkpoint, folder) if checkpoint else []
+    if checkpoint is None:
+        return None, [MANIFEST]
+    if faults:
+        for listed in again(lambda: step_folder(store, folder.step)):
+            if not (faults := misfits(checkpoint, listed)):
+                break
+    return checkpoint, faults
 
 
 def _json(tree: dict[str, Any]) -> "bytes":

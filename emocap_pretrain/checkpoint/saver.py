@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -47,13 +47,20 @@ class Saver:
         world: All ranks; the threads meet in a group of their own.
         start: The start of the run that this is; without one nobody is kept from writing.
         retention: What stays after each checkpoint.
+        refused: Attempts whose checkpoints were found damaged; they do not count towards what stays.
     """
 
     def __init__(
-        self, store: Store, world: World, *, start: Start | None = None, retention: Retention | None = None
+        self,
+        store: Store,
+        world: World,
+        *,
+        start: Start | None = None,
+        retention: Retention | None = None,
+        refused: Collection[str] = (),
     ) -> None:
         self._store, self._world, self._start = store, world, start
-        self._retention = retention
+        self._retention, self._refused = retention, refused
         self._aside = world.aside()
         self._thread = Background("checkpoint-saver")
         self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
@@ -164,7 +171,7 @@ class Saver:
         """Old checkpoints go; a store that refuses costs room, not the run."""
         number, check = (self._start.number, self._start.check) if self._start else (0, _nobody_else)
         try:
-            return retain(self._store, retention, before=number, check=check)
+            return retain(self._store, retention, before=number, refused=self._refused, check=check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
             log.warning("old checkpoints stay: %s", error)
             return []

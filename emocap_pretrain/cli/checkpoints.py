@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,9 @@ def verify_command(
             for number, found in faults.items():
                 _tell(number, found)
             if any(faults.values()):
-                console.print("The next start deletes what is damaged, and goes on from the newest whole one.")
+                console.print(
+                    "The next attempt skips what is damaged and resumes from the newest whole one; nothing is deleted."
+                )
         raise typer.Exit(FAILED if any(faults.values()) else 0)
 
 
@@ -91,10 +94,16 @@ def prune_command(
     keep_last: Annotated[int, typer.Option(help="How many of the newest stay.", min=1)],
     keep_every: Annotated[int | None, typer.Option(help="Steps whose multiples stay.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
+    sizes_only: Annotated[
+        bool, typer.Option("--sizes-only", help="Compare the sizes of what stays, instead of reading every byte.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Although a start of the run is alive.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Delete old checkpoints and what unfinished saves have left. It does not ask."""
+    """Delete old checkpoints and what unfinished saves have left. It does not ask.
+
+    A checkpoint counts towards --keep-last when every byte of it is right; where too few do, none is deleted.
+    """
     with errors_as_lines(debug=debug):
         store, retention = open_store(url), Retention(keep_last, keep_every)
         alive = _alive(store)
@@ -104,7 +113,8 @@ def prune_command(
                 "(what it is saving now is left alone)."
             )
         freed = 0
-        for each in deletions(store, retention, before=alive):
+        is_whole = None if sizes_only else partial(_is_whole, store)
+        for each in deletions(store, retention, before=alive, is_whole=is_whole):
             freed += each.bytes
             what = "the checkpoint" if each.of_checkpoint else "what an unfinished save left"
             verb = "would delete" if dry_run else "deleting"
@@ -121,7 +131,7 @@ def _rows(store: Store, folder: StepFolder) -> list[Row]:
     if folder.manifest_bytes is not None:
         try:
             standing = read(store, folder.step) if is_readable(folder) else None
-            note = "the manifest is damaged; the next start deletes this checkpoint and takes the one before it"
+            note = "the manifest is damaged; the next attempt skips this checkpoint and resumes from the one before it"
             rows.append(_committed(standing, folder) if standing else _unknown(folder, DAMAGED, note))
         except CheckpointError as error:
             rows.append(_unknown(folder, FOREIGN, str(error)))
@@ -190,6 +200,17 @@ def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
     ) as bar:
         found = damaged_files(store, checkpoint, progress=bar.update)
     return [f"{store.url}/{checkpoint.folder}/{path}" for path in found]
+
+
+def _is_whole(store: Store, folder: StepFolder) -> bool:
+    """Whether every byte is right; what is not is named."""
+    try:
+        found = _faults(store, folder, quiet=False)
+    except CheckpointError as error:
+        found = [str(error)]
+    if found:
+        console.print(f"step {folder.step}: does not count, {plain(found[0])} is missing or damaged", markup=False)
+    return not found
 
 
 def _tell(step: int, faults: Iterable[str]) -> None:

@@ -178,8 +178,19 @@ def test_prune_by_force_leaves_what_is_being_saved(store: Store) -> None:
     assert emocap("prune", store.url, "--keep-last", 1, "--force").exit_code == 0
     assert {entry.path.split("/")[1] for entry in store.list("checkpoints")} == {"step-00000004", "step-00000006"}
     assert [entry.path for entry in store.list("checkpoints/step-00000006")] == [
-        "checkpoints/step-00000006/00002-cut/a"
+        "checkpoints/step-00000006/00001-cut/a",
+        "checkpoints/step-00000006/00002-cut/a",
     ]
+
+
+def test_prune_counts_no_checkpoint_whose_bytes_are_wrong(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    *_, newest = saved(store, 2, 4, 6)
+    store.put(f"{newest.folder}/tokenizer.json", b"{]")
+    checkpoints.prune_command(store.url, keep_last=1)
+    assert "step 6: does not count" in capsys.readouterr().out
+    assert [each.step for each in committed(store)] == [6, 4]
+    checkpoints.prune_command(store.url, keep_last=1, sizes_only=True)
+    assert [each.step for each in committed(store)] == [6]
 
 
 def test_the_last_checkpoint_cannot_be_pruned(store: Store) -> None:

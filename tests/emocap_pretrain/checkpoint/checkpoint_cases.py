@@ -131,6 +131,11 @@ def steps(store: Store) -> list[int]:
     return [each.step for each in committed(store)]
 
 
+def objects(store: Store) -> dict[str, bytes]:
+    """Every object of the run with its bytes."""
+    return {entry.path: store.read(entry.path) for entry in store.list()}
+
+
 def flip(data: bytes) -> bytes:
     return data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
 

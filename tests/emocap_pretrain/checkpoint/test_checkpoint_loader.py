@@ -12,6 +12,7 @@ from checkpoint_cases import (
     damage,
     everything,
     flip,
+    objects,
     read,
     resumed_step,
     saved,
@@ -26,6 +27,7 @@ from emocap_pretrain.checkpoint.loader import downloaded, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.verify import PIECE_BYTES, damaged_files, is_whole
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.starts import Start
 
 
 @dataclass
@@ -100,24 +102,50 @@ def test_damage_of_any_file_is_refused_and_named(store: Store, name: str, how: s
 
 @pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
 @pytest.mark.parametrize("name", FILES)
-def test_resuming_falls_back_behind_damage_and_deletes_it(
+def test_resuming_skips_a_damaged_checkpoint_names_it_and_changes_nothing(
     store: Store, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, newest = saved(store, 2, 4)
     damage(store, f"{newest.folder}/{name}", how)
+    before = objects(store)
     assert resumed_step(store) == 2
-    assert steps(store) == [2]
-    assert store.list("checkpoints/step-00000004") == []
+    assert objects(store) == before
     assert "step 4" in caplog.text
     assert name in caplog.text
 
 
-def test_resuming_passes_over_several_damaged_ones(store: Store) -> None:
-    _, third, fourth = saved(store, 2, 3, 4)
+def test_resuming_skips_several_damaged_ones_and_tells_which(store: Store) -> None:
+    _, third, fourth, fifth = saved(store, 2, 3, 4, 5)
     damage(store, f"{third.folder}/{WEIGHTS}", "missing")
     damage(store, f"{fourth.folder}/{WEIGHTS}", "flipped")
-    assert resumed_step(store) == 2
-    assert steps(store) == [2]
+    damage(store, f"{fifth.folder}/{FILES[0]}", "flipped")
+    with resumable(store, ALONE, everything) as found:
+        assert found
+        assert found.checkpoint.step == 2
+        assert found.refused == (fifth.attempt, fourth.attempt)
+    assert steps(store) == [5, 4, 3, 2]
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_a_run_whose_checkpoints_are_all_refused_ends_with_what_to_do(store: Store, how: str) -> None:
+    for checkpoint in saved(store, 2, 4):
+        damage(store, f"{checkpoint.folder}/{WEIGHTS}", how)
+    store.put(manifest_of(6), b"torn")
+    before = objects(store)
+    with pytest.raises(CheckpointError, match=r"every checkpoint .*step 6: manifest.json; step 4: .*verify") as caught:
+        resumed_step(store)
+    assert "begin anew with another url" in str(caught.value)
+    assert objects(store) == before
+
+
+def test_a_run_that_has_reported_a_checkpoint_does_not_begin_anew_when_none_is_listed(store: Store) -> None:
+    start = Start.begin(store, {})
+    start.tell({"at": 0.0, "step": 5})
+    assert resumed_step(store) is None
+    start.tell({"at": 0.0, "step": 5, "checkpoint": 4})
+    Start.begin(store, {})
+    with pytest.raises(CheckpointError, match="has committed a checkpoint of step 4, and none is listed now"):
+        resumed_step(store)
 
 
 @pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
@@ -139,8 +167,9 @@ def test_damage_that_the_store_holds_sends_all_ranks_back(tmp_path: Path) -> Non
         with resumable(store, world, lambda _, path: path == wanted) as found:
             return found[0].step if found else None
 
+    before = objects(store)
     assert on_ranks(2, act) == [2, 2]
-    assert steps(store) == [2]
+    assert objects(store) == before
 
 
 def test_bits_that_flip_on_the_way_are_read_again(store: Store) -> None:

@@ -14,7 +14,9 @@ from checkpoint_cases import (
     KillingStore,
     UnconditionalStore,
     content,
+    damage,
     flip,
+    objects,
     read,
     resumed_step,
     saved,
@@ -142,15 +144,59 @@ def test_of_two_attempts_at_a_step_the_first_manifest_stands(store: Store, caplo
 
 
 @pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
-def test_a_damaged_manifest_is_replaced(
+def test_a_damaged_manifest_is_replaced_by_a_committed_one_and_its_bytes_are_kept(
     store: Store, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     saved(store, 4)
     path = "checkpoints/step-00000004/manifest.json"
-    store.put(path, harm(store.read(path)))
+    store.put(path, damaged := harm(store.read(path)))
+    before = objects(store)
     assert steps(store) == []
+    with pytest.raises(CheckpointError):  # An attempt that does not reach its manifest replaces nothing.
+        commit(FailingStore(store, TOKENIZER, StoreError("full")), 4, {}, writer(4), ALONE)
+    assert {name: data for name, data in objects(store).items() if name in before} == before
     saved(store, 4)
-    assert "is damaged and is replaced" in caplog.text
+    assert "a new one replaces it" in caplog.text
+    assert resumed_step(store) == 4
+    kept = [data for name, data in objects(store).items() if "/replaced-" in name]
+    assert kept == [damaged]
+    lost = before.keys() - objects(store).keys()
+    assert not lost
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
+def test_a_checkpoint_with_a_damaged_file_is_replaced_when_its_step_is_saved_again(store: Store, how: str) -> None:
+    (first,) = saved(store, 4)
+    damage(store, f"{first.folder}/{WEIGHTS}", how)
+    before = objects(store)
+    (second,) = saved(store, 4)
+    assert second.attempt != first.attempt
+    assert committed(store) == [second]
+    assert resumed_step(store) == 4
+    after = objects(store)
+    assert [name for name in before if name not in after] == []
+    assert [data for name, data in after.items() if "/replaced-" in name] == [first.dump()]
+    retain(store, Retention(1))
+    assert resumed_step(store) == 4
+    assert f"{first.folder}/{TOKENIZER}" not in objects(store), "retention deletes what the new one replaced"
+
+
+def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store: Store) -> None:
+    saved(store, 4)
+    path = "checkpoints/step-00000004/manifest.json"
+    whole = store.read(path)
+    store.put(path, whole[:-1])
+
+    class Repaired:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def put_if_match(self, path: str, data: bytes, version: str) -> None:
+            store.put(path, whole)
+            store.put_if_match(path, data, version)
+
+    (kept,) = saved(Repaired(), 4)
+    assert store.read(path) == whole == kept.dump()
     assert resumed_step(store) == 4
 
 

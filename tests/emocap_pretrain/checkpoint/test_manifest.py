@@ -146,5 +146,6 @@ def test_an_attempt_says_whose_it_is() -> None:
     assert start_of(new_attempt(3)) == 3
     assert start_of(new_attempt(123_456)) == 123_456
     assert new_attempt(3) != new_attempt(3)
-    assert start_of("a596f27da8d0476daba10f263f0bba4e") == 0
+    assert start_of("a596f27da8d0476daba10f263f0bba4e") is None
+    assert start_of("00001-a596f27da8d0476daba10f263f0bba4e (copy)") is None
     assert folder_of(80) == "checkpoints/step-00000080"

@@ -1,13 +1,13 @@
 import pytest
-from checkpoint_cases import ALONE, FILES, FailingStore, Killed, content, read, saved, steps, writer
+from checkpoint_cases import ALONE, FILES, FailingStore, Killed, content, damage, read, saved, steps, writer
 from emocap_shards.store import Store
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.checkpoint.commit import commit
-from emocap_pretrain.checkpoint.layout import MANIFEST, manifest_of, step_folders
+from emocap_pretrain.checkpoint.layout import MANIFEST, WEIGHTS, manifest_of, step_folders
 from emocap_pretrain.checkpoint.loader import downloaded
-from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import Superseded
 from emocap_pretrain.starts import Start
@@ -44,13 +44,19 @@ def test_the_newest_and_the_multiples_stay_and_the_others_are_named(
             assert read(folder) == {name: content(checkpoint.step, name) for name in FILES}
 
 
-@given(st.sets(st.integers(0, 50)), st.integers(1, 9), st.none() | st.integers(1, 9))
-def test_what_stays_always_holds_the_newest_ones(steps: set[int], keep_last: int, keep_every: int | None) -> None:
-    kept = Retention(keep_last, keep_every).kept(steps)
-    assert kept <= steps
-    assert set(sorted(steps)[-keep_last:]) <= kept
-    assert all(keep_every and step % keep_every == 0 for step in kept - set(sorted(steps)[-keep_last:]))
-    assert not any(keep_every and step % keep_every == 0 for step in steps - kept)
+@given(st.dictionaries(st.integers(0, 50), st.booleans()), st.integers(1, 9), st.none() | st.integers(1, 9))
+def test_what_is_deleted_is_older_than_enough_whole_ones(
+    whole: dict[int, bool], keep_last: int, keep_every: int | None
+) -> None:
+    retention = Retention(keep_last, keep_every)
+    oldest = retention.oldest(whole, whole.__getitem__)
+    gone = {step for step in whole if not retention.keeps(step, oldest)}
+    newer = {step for step, is_whole in whole.items() if is_whole and step > max(gone, default=-1)}
+    assert not gone or len(newer) >= keep_last
+    assert not any(keep_every and step % keep_every == 0 for step in gone)
+    enough = sorted((step for step, is_whole in whole.items() if is_whole), reverse=True)[:keep_last]
+    if len(enough) == keep_last:
+        assert gone == {step for step in whole if step < enough[-1] and (not keep_every or step % keep_every)}
 
 
 def test_what_unfinished_attempts_of_older_starts_left_goes(store: Store) -> None:
@@ -70,7 +76,7 @@ def test_attempts_of_this_start_and_of_newer_ones_are_left_alone(store: Store) -
     retain(store, Retention(1), before=2)
     assert attempts(store) == {6: 2, 4: 3}
     retain(store, Retention(1), before=3)
-    assert attempts(store) == {6: 1, 4: 2}
+    assert attempts(store) == {6: 2, 4: 2}, "what is newer than the newest checkpoint is left to a later sweep"
     retain(store, Retention(1))
     assert attempts(store) == {4: 1}
 
@@ -107,3 +113,44 @@ def test_a_deletion_that_is_cut_off_leaves_no_manifest_without_files(store: Stor
     assert steps(store) == [4]
     retain(store, Retention(1), before=1)
     assert attempts(store) == {4: 1}
+
+
+def test_a_checkpoint_that_is_damaged_does_not_count_and_goes_once_enough_newer_ones_are_whole(store: Store) -> None:
+    _, _, third, fourth = saved(store, 2, 4, 6, 8)
+    damage(store, f"{fourth.folder}/{WEIGHTS}", "missing")
+    store.put(manifest_of(6), store.read(manifest_of(6))[:-1])
+    assert retain(store, Retention(2)) == []
+    assert {entry.path for entry in store.list("checkpoints")} >= {f"{third.folder}/{WEIGHTS}", manifest_of(8)}
+    saved(store, 10)
+    assert retain(store, Retention(2)) == [2]
+    saved(store, 12)
+    assert retain(store, Retention(2)) == [8, 6, 4]
+    assert steps(store) == [12, 10]
+
+
+def test_a_checkpoint_that_was_refused_when_it_was_read_does_not_count(store: Store) -> None:
+    *_, fourth = saved(store, 2, 4, 6, 8)
+    damage(store, f"{fourth.folder}/{WEIGHTS}", "flipped")  # Its size is right.
+    assert retain(store, Retention(2), refused=[fourth.attempt]) == [2]
+    assert steps(store) == [8, 6, 4]
+
+
+def test_a_checkpoint_of_another_version_does_not_count_and_is_not_deleted_before_older_ones(store: Store) -> None:
+    saved(store, 2, 4)
+    store.put(manifest_of(6), Checkpoint(6, "a", (), {}, schema=9).dump())
+    assert retain(store, Retention(1)) == [2]
+    assert store.exists(manifest_of(6))
+
+
+def test_files_that_no_attempt_of_ours_made_are_left_alone(store: Store) -> None:
+    (checkpoint,) = saved(store, 4)
+    strange = [
+        f"checkpoints/step-00000004/{checkpoint.attempt} (copy)/{WEIGHTS}",
+        "checkpoints/step-00000004/notes.txt",
+        "checkpoints/step-6/00001-ab/x",
+        "checkpoints/step-00000008/backup/x",
+    ]
+    for path in strange:
+        store.put(path, b"x")
+    assert retain(store, Retention(1)) == []
+    assert all(store.exists(path) for path in strange)
