@@ -11,6 +11,7 @@ from emocap_shards.manifest import Manifest, read_manifest
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.pair import check_weights
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.forecast.fabric import device_flops
 from emocap_pretrain.forecast.outlook import Assumed, Outlook
@@ -27,7 +28,7 @@ LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
 class Plan:
     """The run's split over ranks, its memory, its data and how it may go.
 
-    `manifests` is empty where no dataset can be read.
+    `manifests` is empty where no dataset can be read; `weights` are notes on pretrained weights.
     """
 
     config: Config
@@ -37,20 +38,23 @@ class Plan:
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
     assumed: Assumed
+    weights: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumed | None = None) -> "Plan":
         """Plan a run.
 
         Raises:
-            ConfigError: If there are more ranks than samples in a batch.
+            ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
         """
         split, memory = batch_split(config, ranks), estimate(config, ranks)
-        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed())
+        weights = check_weights(config.model)
+        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
 
     def text(self) -> str:
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
-        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data(), *self._outlook().rows())
+        weights = [("weights", note) for note in self.weights]
+        rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
         lines = [f"{name:<16}{value}" for name, value in rows]
         return f"{resolved}\n# plan\n" + "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The image tower: a timm model that gives one vector for the image and one for each patch."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,27 @@ from torch import Tensor, nn
 
 from emocap_pretrain.config.schema import ImageTower as Settings
 from emocap_pretrain.encoders import torchvision_ops
+from emocap_pretrain.encoders.weights import Fit, Header, Shapes, comparing, listed, shapes_of
 from emocap_pretrain.errors import ConfigError
 
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 
+_HEADS = {"head", "heads", "fc", "classifier"}
+_QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
+
 
 class ImageTower(nn.Module):
-    """Faces in 8 bits -> (pooled, patches), both of the tower's own width."""
+    """Faces in 8 bits -> (pooled, patches), both of the tower's own width.
+
+    Attributes:
+        notes: What a person should know of the pretrained weights that were loaded, one line each.
+    """
 
     mean: Tensor
     std: Tensor
+    notes: tuple[str, ...]
 
     def __init__(self, settings: Settings, *, weights: bool = True) -> None:
         """Build the tower.
@@ -30,7 +40,8 @@ class ImageTower(nn.Module):
             weights: False leaves a pretrained tower at random values (a checkpoint overwrites them).
         """
         super().__init__()
-        self.backbone: Any = _settled(_create(settings, weights), settings)
+        backbone, self.notes = _pretrained(settings) if weights and settings.pretrained else (_create(settings), ())
+        self.backbone: Any = _settled(backbone, settings)
         self.width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
         statistics = self.backbone.pretrained_cfg
@@ -52,23 +63,113 @@ class ImageTower(nn.Module):
         return pooled, features[:, self.prefix_tokens :]
 
 
-def _create(settings: Settings, weights: bool) -> Any:
+def check_image_weights(settings: Settings) -> tuple[str, ...]:
+    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+
+    Returns:
+        The tower's notes.
+
+    Raises:
+        ConfigError: If the weights leave a parameter of the tower unfilled, or do not all belong to it.
+    """
+    if settings.pretrained is None:
+        return ()
+    if settings.pretrained == "hub":
+        return ("model.image.pretrained=hub: the weights are compared with the tower when the run starts",)
+    with torch.device("meta"):
+        return _pretrained(settings, empty=True)[1]
+
+
+def _create(settings: Settings, **weights: Any) -> Any:
+    """A timm model; `weights` are the arguments of timm that name pretrained ones."""
     options: dict[str, Any] = dict(settings.options)
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
     if settings.patch_dropout:
         options["patch_drop_rate"] = settings.patch_dropout
-    pretrained = weights and settings.pretrained is not None
-    local = pretrained and settings.pretrained != "hub"
-    overlay = {"file": str(_weights(str(settings.pretrained)))} if local else None
     try:
-        return timm.create_model(
-            settings.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0, **options
-        )
+        return timm.create_model(settings.name, num_classes=0, **options, **weights)
     except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError, OSError) as error:
         raise ConfigError(
             f"model.image: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
+
+
+def _pretrained(settings: Settings, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """The model with pretrained weights, and notes on them; `empty` weights have shapes and no values."""
+    path = _weights(settings)
+    header = Header.read([path], "model.image.pretrained") if path else None
+    seen: list[Shapes] = []
+
+    def check(wanted: Shapes, given: Shapes) -> None:
+        seen.append(given)
+        _require(wanted, given, settings)
+
+    overlay = {"state_dict": header.tensors(device="meta")} if header and empty else {"file": str(path)}
+    try:
+        with comparing(check):
+            model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)
+    except (ConfigError, LookupError, AttributeError) as error:
+        if header and not seen:  # timm's conversion trips over foreign names before anything is compared.
+            with torch.device("meta"):
+                _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"model.image.pretrained: timm cannot convert these weights ({error!r}).") from error
+    if not seen:
+        raise ConfigError(
+            f"model.image.pretrained: timm loads the weights of {settings.name} in a way of its own, so that it is "
+            "unknown whether they fill the tower; give a .safetensors file."
+        )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model, (*_resized(header, seen[0]), *_activation(model, settings, path, header))
+
+
+def _require(wanted: Shapes, given: Shapes, settings: Settings) -> None:
+    known = timm.get_pretrained_cfg(settings.name)
+    names = (known and known.classifier) or ()
+    heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
+    needed = {name: shape for name, shape in wanted.items() if not name.endswith(".num_batches_tracked")}
+    own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
+    Fit.of(needed, own, aside=lambda name: name.split(".")[0] in heads).require(
+        f"model.image.pretrained={settings.pretrained}",
+        f"the tower {settings.name}",
+        "Give weights of this tower, or set model.image.name and model.image.options to the tower of the weights.",
+    )
+
+
+def _resized(header: Header | None, loaded: Shapes) -> tuple[str, ...]:
+    """A note on tensors that timm has resized, most often the position embedding for another number of pixels."""
+    before = header.shapes if header else {}
+    names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
+    changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
+    return (f"model.image.pretrained: timm has resized {listed(changes)}",) if changes else ()
+
+
+def _activation(model: Any, settings: Settings, path: Path | None, header: Header | None) -> tuple[str, ...]:
+    """A note on weights that were trained with QuickGELU in a tower with another activation.
+
+    OpenAI's CLIP and its kin have names and shapes like all others; only what is written about a file tells them.
+    """
+    if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
+        return ()
+    notes = model.pretrained_cfg.get("notes") or ()
+    written = [
+        settings.name,
+        *((notes,) if isinstance(notes, str) else notes),
+        *(header.metadata.values() if header else ()),
+    ]
+    # The hub's cache keeps the name of the weights two folders above the file.
+    written += [path.name, *(folder.name for folder in list(path.parents)[:3])] if path else []
+    if not any(map(_QUICK_GELU.search, written)):
+        return ()
+    name = settings.name.split(".")[0].replace("_clip_", "_clip_quickgelu_")
+    cure = f"; set model.image.name={name}" if timm.is_model(name) else ""
+    note = (
+        "model.image.pretrained: these weights look like those of OpenAI's CLIP, which were trained with QuickGELU, "
+        f"but {settings.name} computes GELU, and its vectors differ from the original's{cure}"
+    )
+    return (note,)
 
 
 def _settled(model: Any, settings: Settings) -> Any:
@@ -88,8 +189,14 @@ def _settled(model: Any, settings: Settings) -> Any:
     return model
 
 
-def _weights(path: str) -> Path:
-    """Only safetensors: other formats are unpickled, and a file from elsewhere could run code."""
+def _weights(settings: Settings) -> Path | None:
+    """The file of the weights, None for the hub.
+
+    Only safetensors: other formats are unpickled, and a file from elsewhere could run code.
+    """
+    path = str(settings.pretrained)
+    if path == "hub":
+        return None
     if not path.endswith(".safetensors") or not Path(path).is_file():
         raise ConfigError(f"model.image.pretrained={path}: give 'hub' or an existing .safetensors file.")
     return Path(path)

@@ -9,12 +9,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.image import ImageTower
-from emocap_pretrain.encoders.text import TextTower
+from emocap_pretrain.config.schema import Config, Model
+from emocap_pretrain.encoders.image import ImageTower, check_image_weights
+from emocap_pretrain.encoders.text import TextTower, check_text_weights
 from emocap_pretrain.tokenizer import Vocabulary
 
 MAX_SCALE = 100.0
+
+
+def check_weights(model: Model) -> tuple[str, ...]:
+    """Compares pretrained weights with both towers by names and shapes, before a run; no weight is read.
+
+    Returns:
+        What a person should know of the weights, one line each.
+
+    Raises:
+        ConfigError: If they do not fill the towers.
+    """
+    return check_image_weights(model.image) + check_text_weights(model.text)
 
 
 class Embeddings(NamedTuple):
@@ -44,6 +56,7 @@ class TowerPair(nn.Module):
         settings = config.model
         self.image = ImageTower(settings.image, weights=weights)
         self.text = TextTower(settings.text, vocabulary, weights=weights)
+        self.notes = self.image.notes + self.text.notes
         self.to_image = nn.Linear(self.image.width, settings.embedding, bias=False)
         self.to_patch = nn.Linear(self.image.width, settings.embedding, bias=False)
         self.to_text = nn.Linear(self.text.width, settings.embedding, bias=False)

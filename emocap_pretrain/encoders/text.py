@@ -1,5 +1,9 @@
 """The text tower: a transformers encoder and the pooling that makes one vector of a text."""
 
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,15 +13,28 @@ from torch import Tensor, nn
 from emocap_pretrain.batch import Tokens
 from emocap_pretrain.config.schema import TextTower as Settings
 from emocap_pretrain.encoders import torchvision_ops
+from emocap_pretrain.encoders.weights import Fit, Header, listed
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.tokenizer import Vocabulary
 
 torchvision_ops.install()
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after torchvision_ops
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+# A pooler that turns the last hidden states into one vector: this tower pools by itself and never reads it.
+_UNREAD = ("pooler.",)
+# Buffers that older releases of transformers have stored.
+_CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
 
 
 class TextTower(nn.Module):
-    """Tokens -> one vector a text, of the tower's own width."""
+    """Tokens -> one vector a text, of the tower's own width.
+
+    Attributes:
+        notes: What a person should know of the pretrained weights that were loaded, one line each.
+    """
+
+    notes: tuple[str, ...]
 
     def __init__(self, settings: Settings, vocabulary: Vocabulary, *, weights: bool = True) -> None:
         """Build the tower.
@@ -29,8 +46,11 @@ class TextTower(nn.Module):
         """
         super().__init__()
         self.pooling = settings.pooling
-        self.backbone: Any = (
-            _pretrained(settings.pretrained, weights) if settings.pretrained else _from_scratch(settings, vocabulary)
+        self.backbone: Any
+        self.backbone, self.notes = (
+            _pretrained(settings.pretrained, weights)
+            if settings.pretrained
+            else (_from_scratch(settings, vocabulary), ())
         )
         self.width: int = self.backbone.config.hidden_size
         _check(settings, self.backbone.config, vocabulary.size)
@@ -81,18 +101,89 @@ def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
     )
 
 
-def _pretrained(name: str, weights: bool) -> nn.Module:
-    loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+def check_text_weights(settings: Settings) -> tuple[str, ...]:
+    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+
+    Returns:
+        The tower's notes.
+
+    Raises:
+        ConfigError: If the weights leave a parameter of the tower unfilled, or have others of its parts.
+    """
+    name = settings.pretrained
+    if name is None:
+        return ()
+    if not Path(name).is_dir():
+        return (f"model.text.pretrained={name}: the weights are compared with the tower when the run starts",)
+    config, kind = _described(name)
+    header = Header.of_folder(Path(name), "model.text.pretrained")
+    return _loaded(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
+
+
+def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    config, kind = _described(name)
+    if weights:
+        return _loaded(kind, name, name, config=config, use_safetensors=True)
+    return kind(config), ()
+
+
+def _described(name: str) -> tuple[Any, Any]:
+    """The configuration of the encoder, and the class that reads its weights."""
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "clip":
-            return CLIPTextModel.from_pretrained(name, **loading) if weights else CLIPTextModel(config.text_config)
-        return AutoModel.from_pretrained(name, **loading) if weights else AutoModel.from_config(config)
+            return config.text_config, CLIPTextModel
+        with torch.device("meta"):
+            return config, type(AutoModel.from_config(config))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "
-            f"({str(error).splitlines()[0]})."
-        ) from error
+        raise _no_encoder(name, error) from error
+
+
+def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """The encoder, once its weights are known to fill it, and notes on them."""
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with _quiet():
+            model, found = kind.from_pretrained(*source, **loading, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_encoder(name, error) from error
+    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
+    extra = [each for each in found["unexpected_keys"] if not each.endswith(_CONSTANT)]
+    fit = Fit(
+        missing=tuple(sorted(each for each in found["missing_keys"] if not each.startswith(_UNREAD))),
+        foreign=tuple(sorted(each for each in extra if each.split(".")[0] in parts)),
+        reshaped=tuple((each, tuple(has), tuple(wants)) for each, has, wants in sorted(found["mismatched_keys"])),
+    )
+    fit.require(
+        f"model.text.pretrained={name}",
+        f"the tower of its config.json ({type(model).__name__})",
+        "Give a folder whose config.json and weights belong together.",
+    )
+    others = sorted({each.split(".")[0] for each in extra})
+    return model, (
+        f"model.text.pretrained: {listed(others)} in {name} are left out: they are no part of the text tower",
+    ) if others else ()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Inside, transformers prints no progress bar and no table of names, which `Fit` says in one line."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _no_encoder(name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "
+        f"({(str(error) or repr(error)).splitlines()[0]})."
+    )
 
 
 def _check(settings: Settings, config: Any, vocabulary: int) -> None:

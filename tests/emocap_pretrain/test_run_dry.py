@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 from typer import Typer
 from typer.testing import CliRunner
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.image import ImageTower
 from emocap_pretrain.run import command
 
 app = Typer()
@@ -77,3 +79,17 @@ def test_the_module_is_a_command_whose_help_is_quick():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "--dry-run" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_names(recipe, tiny_config, tmp_path):
+    settings = tiny_config.model.image
+    file = str(tmp_path / "weights.safetensors")
+    save_file(dict(ImageTower(settings).backbone.state_dict()), file)
+    override = f"model.image.pretrained={file}"
+    done = run(recipe, override, "model.image.options.depth=2", "--dry-run")
+    assert done.exit_code == 2
+    assert "12 missing (blocks.1.attn.proj.bias, " in done.stderr
+    assert done.stderr.count("\n") == 1
+    fits = run(recipe, override, "model.image.pixels=32", "--dry-run")
+    assert fits.exit_code == 0
+    assert "weights         model.image.pretrained: timm has resized pos_embed" in fits.stdout
