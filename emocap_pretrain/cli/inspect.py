@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated
@@ -59,10 +60,11 @@ def _write(summary: Summary, path: Path) -> None:
     from emocap_shards.inspecting.page import page
 
     place = path.resolve()  # a link stays a link
-    beside = place.with_name(f".page-{os.getpid()}.tmp")
+    beside = place.with_name(f".page-{uuid.uuid4().hex}.tmp")
     text = page(summary)
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("x", encoding="utf-8") as file:  # never what a link of this name leads to
+            file.write(text)
         beside.replace(place)
     except OSError as error:
         raise _unwritable(path, error) from error

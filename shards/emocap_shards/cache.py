@@ -5,6 +5,9 @@ that gets the lock fetches, the others go on to the next, and wait a bounded tim
 leaves a `.part` without a lock, which the next one takes over. Nothing is trusted: readers check every sample's CRC-32C
 again, so a file that a power loss tore costs a request, no data. Nothing here may end a run: what the disk refuses is
 read from the store.
+
+The folder belongs to one user of the host. Another user's, or one that others may write to, is refused, for whoever
+writes to it chooses what is trained on: a CRC-32C protects from accidents, not from people.
 """
 
 import errno
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from emocap_shards.errors import StoreError
 from emocap_shards.ledger import Ledger, is_at, locked, release
+from emocap_shards.local_files import make_own_folder, open_own
 from emocap_shards.segment import Rows, Segment, Span
 
 Fetch = Callable[[Sequence[Span]], list[bytes]]
@@ -92,7 +96,7 @@ class Cache:
     def read(self, segment: Segment, wanted: Rows) -> list[bytes] | None:
         """The bytes of some samples of a segment; None if it is not there, or its disk does not give it."""
         try:
-            file = os.open(self._file(segment), os.O_RDONLY)
+            file = open_own(self._file(segment))
         except OSError:
             return None
         try:
@@ -115,13 +119,13 @@ class Cache:
             return False
         if not self._seen.usable:
             try:
-                Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_own_folder(self.folder)
                 with self._ledger.opened():
                     self._seen.usable = True
             except OSError as error:
                 if error.errno not in _FULL:
-                    cure = "set another folder, or none"
-                    raise StoreError(f"the cache {self.folder} cannot be used ({error}); {cure}.") from error
+                    why, cure = f"{error.filename}: {error.strerror or error}", "set another folder, or none"
+                    raise StoreError(f"the cache {self.folder} cannot be used ({why}); {cure}.") from error
                 self._rest(error)
         return self._seen.usable
 
@@ -158,9 +162,9 @@ class Cache:
         part = self._part(segment)
         try:
             Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            part.parent.mkdir(exist_ok=True)
+            part.parent.mkdir(mode=0o700, exist_ok=True)
             with ExitStack() as unless_mine:
-                file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+                file = open_own(part, os.O_RDWR | os.O_CREAT)
                 unless_mine.callback(os.close, file)
                 if not locked(file, wait_s=0):
                     return None

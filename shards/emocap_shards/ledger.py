@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from emocap_shards.local_files import UnsafePath, open_own
+
 # The ledger is held for as long as it takes to look at every file.
 WAIT_S = 30.0
 # A `.part` file this old is nobody's, also under a lock: a child that was forked at a bad moment may hold that.
@@ -52,7 +54,7 @@ class Ledger:
     @contextmanager
     def opened(self) -> Generator[int]:
         """The open ledger under its lock; it may only ever say too much."""
-        file = os.open(self.folder / "ledger", os.O_RDWR | os.O_CREAT, 0o600)
+        file = open_own(self.folder / "ledger", os.O_RDWR | os.O_CREAT)
         try:
             if not locked(file, wait_s=WAIT_S):
                 raise TimeoutError(errno.ETIMEDOUT, f"another process has held the ledger for {WAIT_S:.0f} s")
@@ -82,17 +84,17 @@ def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
     """Last use, bytes and path of every segment. A use in the future, of a clock that was wrong, becomes one of now."""
     for path in folder.glob("*/*.seg"):
         with suppress(FileNotFoundError):  # another process has taken it away
-            stat = path.stat()
+            stat = path.lstat()
             if stat.st_mtime > now:
-                os.utime(path, (now, now))
+                os.utime(path, (now, now), follow_symlinks=False)
             yield min(stat.st_mtime, now), stat.st_size, path
 
 
 def _live_bytes(part: Path, now: float) -> int:
     """What somebody has booked for a segment; what a fetch that died has left is deleted."""
     try:
-        file = os.open(part, os.O_RDWR)
-    except FileNotFoundError:
+        file = open_own(part, os.O_RDWR)
+    except (FileNotFoundError, UnsafePath):
         return 0
     if locked(file, wait_s=0):
         release(file, part)

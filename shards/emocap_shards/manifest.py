@@ -17,6 +17,7 @@ from emocap_shards.store import Store, open_store
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+MOST_BYTES = 256 << 20  # some 600,000 shards
 
 
 class Manifest:
@@ -89,7 +90,7 @@ def read_manifest(where: Store | str | Path) -> Manifest:
     """
     store = open_store(where) if isinstance(where, str | Path) else where
     try:
-        data = store.read(MANIFEST)
+        data = store.read(MANIFEST, limit_bytes=MOST_BYTES)
     except NotFound as error:
         raise ManifestError(f"{store.url} has no {MANIFEST}, so no dataset: make one with `emocap pack`.") from error
     return Manifest.load(data, url=store.url)

@@ -67,7 +67,7 @@ def test_a_page_that_fails_leaves_what_stood_there(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         done = CliRunner().invoke(app, ["inspect", str(packed), "--html", str(page)])
     assert (done.exit_code, page.read_text()) == (2, "older")
     assert "no space left" in done.stderr

@@ -1,8 +1,12 @@
 """The S3 server as a person starts it: a taken port is said, and signals end it."""
 
+import http.client
+import os
 import re
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +60,74 @@ def test_a_signal_ends_the_server_and_says_nothing(tmp_path, number):
     with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
         probe.connect((HOST, int(port)))
     assert (Path(tmp_path) / "s3" / "data").is_dir()
+
+
+def test_the_ports_beside_that_of_s3_want_a_certificate(s3_server):
+    anonymous = ssl.create_default_context(cafile=s3_server.folder / local_s3.CERTIFICATE)
+    anonymous.check_hostname = False
+    known = ssl.create_default_context(cafile=s3_server.folder / local_s3.CERTIFICATE)
+    known.load_cert_chain(s3_server.folder / local_s3.CERTIFICATE, s3_server.folder / local_s3.KEY)
+    for service in ("filer", "master", "volume"):
+        port = s3_server.ports[service]
+        assert answered(http.client.HTTPConnection(HOST, port)) == 400  # TLS or nothing
+        with pytest.raises((ssl.SSLError, OSError)):
+            answered(http.client.HTTPSConnection(HOST, port, context=anonymous))
+        assert answered(http.client.HTTPSConnection(HOST, port, context=known)) in {200, 400}
+
+
+@pytest.mark.parametrize("service", local_s3.SERVICES)
+def test_the_ports_of_grpc_want_a_certificate(s3_server, service):
+    anonymous = ssl.create_default_context(cafile=s3_server.folder / local_s3.CERTIFICATE)
+    anonymous.check_hostname = False
+    anonymous.set_alpn_protocols(["h2"])
+    with socket.create_connection((HOST, s3_server.ports[service] + GRPC_STEP), timeout=30) as plain:
+        plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert not answered_bytes(plain)
+    line = socket.create_connection((HOST, s3_server.ports[service] + GRPC_STEP), timeout=30)
+    with pytest.raises(ssl.SSLError), anonymous.wrap_socket(line, server_hostname=HOST) as secure:
+        secure.read(1)  # in TLS 1.3 the server asks for the certificate after the client is done
+
+
+def test_its_folder_and_its_sockets_are_for_its_user_alone(s3_server):
+    assert stat.S_IMODE(s3_server.folder.stat().st_mode) == 0o700
+    names = ("s3.json", "weed.log", "lock", local_s3.KEY, local_s3.SECURITY)
+    sockets = [
+        Path(local_s3.SOCKETS.format(name, number))
+        for service, port in s3_server.ports.items()
+        for name, number in ((service, port), (f"{service}-grpc", port + GRPC_STEP))
+    ]
+    there = [path for path in sockets if path.exists()]
+    assert len(there) == 6
+    for path in [*(s3_server.folder / name for name in names), *there]:
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
+    (tmp_path / "s3").mkdir()
+    (tmp_path / "s3").chmod(0o777)
+    with pytest.raises(RuntimeError, match=r"other users may write to the folder"):
+        LocalS3(tmp_path / "s3").start()
+
+
+def test_a_pipe_at_the_place_of_its_lock_is_refused(tmp_path):
+    (tmp_path / "s3").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "s3" / "lock")
+    with pytest.raises(RuntimeError, match=r"s3/lock: it is a named pipe"):
+        LocalS3(tmp_path / "s3").start()
+
+
+def answered(connection):
+    """The status of a plain GET."""
+    try:
+        connection.timeout = 30
+        connection.request("GET", "/")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def answered_bytes(line):
+    try:
+        return line.recv(1)
+    except ConnectionError:
+        return b""

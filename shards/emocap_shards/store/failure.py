@@ -21,6 +21,7 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import SSLError as BotoSSLError
 from botocore.parsers import ResponseParserError
 
+from emocap_shards.local_files import UnsafePath
 from emocap_shards.store.mask import masked
 
 _CUT = (
@@ -147,6 +148,8 @@ def local_trouble(error: OSError) -> str:
     """Reason and cure of an error of the local disk."""
     if error.errno in _LOCAL:
         return f"{_LOCAL[error.errno]} there: free some, or choose another disk"
+    if isinstance(error, UnsafePath):
+        return str(error.strerror)
     if isinstance(error, PermissionError):
         return "permission denied: check who owns the folder and its rights"
     if error.errno == errno.EROFS:

@@ -1,6 +1,5 @@
 """A folder as a store: what an object store promises, on a local or shared file system."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,11 +13,14 @@ from pathlib import Path
 from typing import IO
 
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
+from emocap_shards.ledger import locked
+from emocap_shards.local_files import open_regular
 from emocap_shards.store.failure import local_trouble
 from emocap_shards.store.landing import landing
-from emocap_shards.store.protocol import Entry, checked, too_large
+from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 
 _CHUNK_BYTES = 1 << 30
+_LOCK_WAIT_S = 60.0  # a lock is held for as long as it takes to write a small object
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class FolderStore:
     A write is whole or absent: it goes to a hidden file beside its target, is flushed to disk, and then takes the
     target's name. `put_if_match` excludes other `put_if_match`s only (a lock file, so not on a file system
     without flock); it does not see a `put` in the same instant.
+
+    Links among the objects are followed, as people put datasets together from them; whatever is no regular file in
+    the end is an error and never waited for. Lock files are not followed.
     """
 
     root: str
@@ -43,17 +48,16 @@ class FolderStore:
     def honours_conditions(self) -> bool:
         return True
 
-    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
-        with self._told("read", path), self._at(path).open("rb") as file:
-            if limit_bytes is None:
-                return file.read()
-            size = os.fstat(file.fileno()).st_size
-            if size > limit_bytes:
-                raise too_large(path, self.root, size, limit_bytes)
-            return _span(file.fileno(), 0, size)
+    def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
+        with self._told("read", path), _opened(self._at(path)) as file:
+            size = os.fstat(file).st_size
+            data = b"" if size > limit_bytes else _span(file, 0, limit_bytes + 1)  # it may grow meanwhile
+            if max(size, len(data)) > limit_bytes:
+                raise too_large(path, self.root, max(size, len(data)), limit_bytes)
+            return data
 
-    def read_versioned(self, path: str) -> tuple[bytes, str]:
-        data = self.read(path)
+    def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
+        data = self.read(path, limit_bytes=limit_bytes)
         return data, _version(data)
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
@@ -88,7 +92,7 @@ class FolderStore:
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
         with self._told("write", path), self._locked(path):
-            if not self.exists(path) or self.read_versioned(path)[1] != version:
+            if not self.exists(path) or self._version(path) != version:
                 raise ConditionFailed(f"{path} in {self.root} is not the version that was read: read it again.")
             self.put(path, data)
 
@@ -117,10 +121,14 @@ class FolderStore:
         return Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
 
     def _parts(self, path: str, spans: Iterable[tuple[str, int, int]]) -> Sequence[bytes]:
-        with self._told("read", path), self._at(path).open("rb", buffering=0) as file:
+        with self._told("read", path), _opened(self._at(path)) as file:
             # A span is clamped first: room is made for what is asked, and a damaged index asks for anything.
-            size = os.fstat(file.fileno()).st_size
-            return [_span(file.fileno(), start, min(end, size)) for _, start, end in spans]
+            size = os.fstat(file).st_size
+            return [_span(file, start, min(end, size)) for _, start, end in spans]
+
+    def _version(self, path: str) -> str:
+        with _opened(self._at(path)) as file, open(file, "rb", closefd=False) as reader:
+            return hashlib.file_digest(reader, "sha256").hexdigest()
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:
@@ -138,9 +146,14 @@ class FolderStore:
     def _locked(self, path: str) -> Generator[None]:
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = open_regular(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, follow=False)
+        try:
+            if not locked(lock, wait_s=_LOCK_WAIT_S):
+                message = f"another process has held its lock for {_LOCK_WAIT_S:.0f} s; find out which (fuser)"
+                raise StoreError(f"cannot write {path!r} in {self.root}: {message}.")
             yield
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _told(self, verb: str, path: str) -> Generator[None]:
@@ -155,8 +168,18 @@ class FolderStore:
 
 def copy_whole(source: Path, target: Path) -> None:
     """Copies a file so that `target` is whole or absent."""
-    with source.open("rb"), landing(target) as part:  # opened first: what is missing is the source
-        shutil.copyfile(source, part)
+    with _opened(source) as file, landing(target) as part, part.open("xb") as writer:
+        _pour(file, writer)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[int]:
+    """The descriptor of a regular file."""
+    file = open_regular(path)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _span(descriptor: int, start: int, end: int) -> bytes:
@@ -175,9 +198,14 @@ def _write(part: Path, data: bytes) -> None:
 
 
 def _copy(source: Path, part: Path) -> None:
-    with source.open("rb") as reader, part.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
+    with _opened(source) as file, part.open("xb") as writer:
+        _pour(file, writer)
         _flush(writer)
+
+
+def _pour(file: int, writer: IO[bytes]) -> None:
+    with open(file, "rb", closefd=False) as reader:
+        shutil.copyfileobj(reader, writer, 1 << 20)
 
 
 def _flush(file: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_cond
 from emocap_shards.store.landing import landing
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.mask import MASK, masked
-from emocap_shards.store.protocol import Entry, checked, too_large
+from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel, wait_for
 from emocap_shards.store.transfer import Connection
@@ -50,15 +50,14 @@ class ObjectStore:
     def honours_conditions(self) -> bool:
         return self._connection.backend.trusted and _refuses_second_write(self)
 
-    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+    def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
+        return self.read_versioned(path, limit_bytes=limit_bytes)[0]
+
+    def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
         part = self._run("read", path, lambda: self._connection.get_whole(checked(path), most_bytes=limit_bytes))
         size = max(len(part.data), part.total or 0)
-        if limit_bytes is not None and size > limit_bytes:
+        if size > limit_bytes:
             raise too_large(path, self.url, size, limit_bytes)
-        return part.data
-
-    def read_versioned(self, path: str) -> tuple[bytes, str]:
-        part = self._run("read", path, lambda: self._connection.get_whole(checked(path)))
         return part.data, part.version
 
     def read_range(self, path: str, start: int, end: int) -> bytes:

@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from emocap_shards.errors import StoreError
 
+DOCUMENT_BYTES = 64 << 20
+"""The most that `read` takes into memory unless it is told otherwise: whoever writes an object chooses its size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -39,7 +42,7 @@ class Store(Protocol):
         """Whether `put_if_absent` has one winner and `put_if_match` refuses: some S3 servers ignore conditions."""
         ...
 
-    def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+    def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
         """All bytes. S3's own checksum is verified up to 32 MiB, where the server sends one.
 
         Args:
@@ -48,7 +51,7 @@ class Store(Protocol):
         """
         ...
 
-    def read_versioned(self, path: str) -> tuple[bytes, str]:
+    def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
         """The bytes, and the version to give to `put_if_match`."""
         ...
 

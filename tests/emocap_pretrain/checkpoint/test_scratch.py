@@ -65,6 +65,28 @@ def test_folders_of_others_are_not_followed(own_tmpdir: Path, tmp_path: Path) ->
         assert (tmp_path / "precious" / "lock").exists()
 
 
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_a_pipe_at_the_place_of_a_lock_is_not_waited_for(own_tmpdir: Path, is_foreign: bool) -> None:
+    if is_foreign and os.geteuid():
+        pytest.skip("only root gives folders to another user")
+    folder = own_tmpdir / "emocap-checkpoint-trap"
+    folder.mkdir()
+    os.mkfifo(folder / "lock")
+    if is_foreign:
+        os.chown(folder, 4242, 4242)
+    aged(folder)
+    with scratch():
+        assert folder.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders to another user")
+def test_a_folder_of_another_user_is_not_cleared(own_tmpdir: Path) -> None:
+    left = aged(leave(own_tmpdir))
+    os.chown(left, 4242, 4242)
+    with scratch():
+        assert left.exists()
+
+
 FULL = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),

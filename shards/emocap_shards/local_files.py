@@ -1,0 +1,121 @@
+"""Files and folders on a host that several people share.
+
+A name in a folder that others may write to can be a link to a file of ours, or a pipe that nobody ever writes to.
+Nothing here waits for such a thing, and what is ours alone (caches, locks, temporary folders) is opened without
+following links and must belong to this process's user.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+# A socket, a pipe that nobody reads, a device without a driver.
+_NO_FILE = {errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP}
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISREG, "a file"),
+)
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UnsafePath(OSError):  # noqa: N818 - it says more than "error"
+    """What lies at a path is not what may lie there; `strerror` says what it is, and what to do."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(errno.EPERM, reason, str(path))
+
+
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, *, follow: bool = True) -> int:
+    """Opens a regular file, and never waits for a pipe or a device.
+
+    Args:
+        path: Of the file.
+        flags: As of `os.open`.
+        mode: Of a file that is made.
+        follow: Whether the last part of the path may be a link.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        UnsafePath: If something else lies there.
+        OSError: As `os.open` does; a folder is an `IsADirectoryError`.
+    """
+    try:
+        file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnsafePath(path, "it is a link, which is not followed here: delete the link") from error
+        if error.errno in _NO_FILE:
+            raise _irregular(path, Path(path).stat().st_mode) from error
+        raise
+    status = os.fstat(file)
+    if stat.S_ISREG(status.st_mode):
+        return file
+    os.close(file)
+    raise _irregular(path, status.st_mode)
+
+
+def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """Opens a regular file of this user that has no second name; a new one is for this user alone.
+
+    Raises:
+        UnsafePath: If something else lies there, or somebody else's file.
+        OSError: As `os.open` does.
+    """
+    file = open_regular(path, flags, 0o600, follow=False)
+    status = os.fstat(file)
+    if status.st_uid == os.geteuid() and status.st_nlink <= 1:
+        return file
+    os.close(file)
+    reason = "it has a second name" if status.st_uid == os.geteuid() else f"it belongs to {owner(status.st_uid)}"
+    raise UnsafePath(path, f"{reason}, so others may change it: delete it, or choose another folder")
+
+
+def make_own_folder(folder: str | Path) -> None:
+    """Makes a folder for this user alone; one that is there already must be this user's, and closed to other writers.
+
+    Raises:
+        UnsafePath: If it is not.
+        OSError: If it cannot be made.
+    """
+    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    name, status = os.lstat(folder), os.stat(folder)  # noqa: PTH116 - the link, and what it leads to
+    foreign = next((uid for uid in (status.st_uid, name.st_uid) if uid != os.geteuid()), None)
+    if foreign is not None and not (stat.S_ISLNK(name.st_mode) and foreign == 0 and status.st_uid == os.geteuid()):
+        cure = f"name a folder of your own, such as {Path(folder) / str(os.geteuid())}"
+        raise UnsafePath(folder, f"the folder belongs to {owner(foreign)}, not to {owner(os.geteuid())}: {cure}")
+    if status.st_mode & _WRITABLE_BY_OTHERS:
+        rights = f"{stat.S_IMODE(status.st_mode):o}"
+        raise UnsafePath(folder, f"other users may write to the folder (mode {rights}): chmod 700 it, or name another")
+
+
+def is_own_folder(folder: str | Path) -> bool:
+    """Whether a folder, and no link to one, lies there that belongs to this user."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def owner(uid: int) -> str:
+    """A user for messages."""
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _irregular(path: str | Path, mode: int) -> OSError:
+    if stat.S_ISDIR(mode):
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+    return UnsafePath(path, f"it is {kind}, where a regular file must lie: delete it, or correct the path")
