@@ -12,7 +12,7 @@ from emocap_shards.sample import Record
 from emocap_shards.writer import write_shards
 from emocap_shards.writing.duplicates import DuplicateRule
 from emocap_shards.writing.encode import Encoding, Extension
-from emocap_shards.writing.packing import DUPLICATES, SKIPPED, Packed, PackOptions, Progress, pack
+from emocap_shards.writing.packing import DUPLICATES, SKIPPED, Packed, PackOptions, Progress, described, pack
 from emocap_shards.writing.prepare import Recipe
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
@@ -137,6 +137,8 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
     if packed.duplicates:
         verb = "dropped, see" if dropped else "in"
         parts.append(f"{len(packed.duplicates)} duplicates {verb} {DUPLICATES}")
+    if packed.left_out:
+        parts.append(f"left out {described(packed.left_out)}")
     console.print(f"{url}: {', '.join(parts)}.", markup=False)
 
 

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from emocap_shards.errors import ImageError
 
@@ -25,13 +25,38 @@ _BROKEN = (
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
-
+# What other files begin with, from the byte of the number on; most often their name ends in .jpg all the same.
+_OTHERS = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (4, b"ftypavi", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypmif1", "a HEIC or AVIF"),
+    (4, b"ftyphev", "a HEIC"),
+    (4, b"jP  ", "a JPEG 2000"),
+    (4, b"JXL ", "a JPEG XL"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x00\x00\x01\x00", "an icon"),
+    (0, b"<svg", "an SVG"),
+    (0, b"<?xml", "XML, perhaps an SVG"),
+    (0, b"<!doctype", "a web page, perhaps the answer to a failed download"),
+    (0, b"<html", "a web page, perhaps the answer to a failed download"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, to be replaced by `git lfs pull`"),
+)
 
 _JPEG = b"\xff\xd8\xff"
 
 
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
-    """The upright image (EXIF orientation applied) in RGB; transparency is dropped.
+    """The upright image (EXIF orientation applied) in RGB, 8 bits; transparent pixels show white.
+
+    16 bits become their high byte. CMYK is read as Adobe writes it (inverted) where the file has Adobe's marker, and
+    else as the standard says; colour profiles are not applied. Of several frames the first counts.
 
     A plain JPEG goes straight to libjpeg-turbo, which gives Pillow's pixels in half the time; all that is less plain,
     and all that is broken, goes to Pillow.
@@ -56,7 +81,9 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
     """
     try:
         with _opened(data, max_pixels) as image:
-            return str(image.format), image.width, image.height
+            # Pillow's name for a JPEG with a second one inside, as some phones write; the first counts.
+            found = "JPEG" if image.format == "MPO" else str(image.format)
+            return found, image.width, image.height
     except _BROKEN as error:
         raise ImageError(f"the image has no readable header ({error})") from error
 
@@ -95,9 +122,35 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """By way of RGBA where a palette holds transparency, which Pillow warns about otherwise."""
-    through = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-    return through.convert("RGB")
+    """The image in RGB.
+
+    Pillow's own conversion clips 16 bits at 255, keeps the colours that lie under transparent pixels, most often black
+    or what was cut out, and takes every CMYK for Adobe's.
+    """
+    if image.mode in {"I;16", "I"}:
+        return _eight_bits(image).convert("RGB")
+    if image.mode in {"RGBA", "LA"} or "transparency" in image.info:
+        return _on_white(image.convert("RGBA"))
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        return ImageChops.invert(image).convert("RGB")
+    if image.mode not in {"1", "L", "P", "RGB", "CMYK"}:
+        raise ImageError(f"the image has the mode {image.mode!r}, which is not known here; save it in RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high byte of 16 bits in grey, as for 16 bits in colour; the one transparent grey, if any, is white."""
+    grey = np.asarray(image, dtype=np.uint16)
+    high = (grey >> 8).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        high[grey == transparent] = 255
+    return Image.fromarray(high)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
@@ -105,7 +158,21 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=known)
     except UnidentifiedImageError:  # Pillow names an address in memory.
-        raise ImageError(f"the bytes are no {', '.join(known[:-1])} or {known[-1]} image") from None
+        raise ImageError(_refusal(bytes(data[:64]))) from None
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels")
     return image
+
+
+def _refusal(head: bytes) -> str:
+    """What is said of bytes that are no image of a format that is taken; `head` is their beginning."""
+    if not head:
+        return "the image is empty, a file of 0 bytes"
+    known = "JPEG, PNG or WebP"
+    start = head.lstrip().lower() if head.lstrip().startswith(b"<") else head
+    for place, signature, name in _OTHERS:
+        if start[place:].startswith(signature):
+            return f"the image is {name}, and no {known}; convert it, as with `magick FILE FILE.png`"
+    if head.startswith((_JPEG, b"\x89PNG", b"RIFF")):
+        return "the image cannot be decoded: its header is broken"
+    return f"the bytes are no {known} image"

@@ -50,7 +50,7 @@ def test_a_photograph_on_its_side_is_turned_upright():
 def test_a_transparent_palette_becomes_rgb_without_a_warning():
     image = Image.new("P", (4, 4))
     image.putpalette([200, 0, 0] * 256)
-    assert decode_image(saved(image, transparency=bytes(range(256))))[0, 0].tolist() == [200, 0, 0]
+    assert decode_image(saved(image, transparency=b"\xff" * 256))[0, 0].tolist() == [200, 0, 0]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
@@ -73,9 +73,105 @@ def test_a_header_that_promises_too_much_is_refused(side):
         decode_image(bytes(data))
 
 
-def test_another_format_is_refused():
-    with pytest.raises(ImageError, match="no JPEG, PNG or WEBP image"):
-        decode_image(saved(Image.new("RGB", (4, 4)), "BMP"))
+@pytest.mark.parametrize(
+    ("kind", "name"), [("BMP", "a BMP"), ("GIF", "a GIF"), ("TIFF", "a TIFF"), ("AVIF", "an AVIF"), ("ICO", "an icon")]
+)
+def test_another_format_is_refused_by_its_name(kind, name):
+    data = saved(Image.new("RGB", (32, 32)), kind)
+    for read in (decode_image, image_header):
+        with pytest.raises(ImageError, match=f"the image is {name}, and no JPEG, PNG or WebP; convert it"):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "the image is empty"),
+        (b"<!DOCTYPE html><p>Not found", "the image is a web page, perhaps the answer to a failed download"),
+        (b"\n<HTML>", "the image is a web page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "the image is a HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1", "the image is a Git LFS pointer"),
+        (b"\x89PNG\r\n\x1a\nnothing", "its header is broken"),
+        (b"nothing of the kind", "the bytes are no JPEG, PNG or WebP image"),
+    ],
+)
+def test_bytes_that_are_no_image_are_refused_by_what_they_are(data, told):
+    with pytest.raises(ImageError, match=told):
+        decode_image(data)
+
+
+GREYS = np.array([[0, 10 << 8, 128 << 8, 65535]], dtype=np.uint16)
+
+
+def test_sixteen_bits_of_grey_become_their_high_byte():
+    assert decode_image(saved(Image.fromarray(GREYS)))[0, :, 1].tolist() == [0, 10, 128, 255]
+
+
+def test_sixteen_bits_of_grey_with_a_transparent_grey_show_white_there():
+    data = saved(Image.fromarray(GREYS))
+    at = data.index(b"IDAT") - 4
+    chunk = b"tRNS" + struct.pack(">H", 10 << 8)
+    data = data[:at] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+    assert decode_image(data)[0, :, 1].tolist() == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "values", "expected"),
+    [
+        (2, 3, [65535, 128 << 8, 255], [255, 128, 0]),
+        (6, 4, [65535, 128 << 8, 255, 65535], [255, 128, 0]),
+        (6, 4, [65535, 128 << 8, 255, 0], [255, 255, 255]),
+        (4, 2, [128 << 8, 65535], [128, 128, 128]),
+    ],
+)
+def test_sixteen_bits_of_colour_become_their_high_byte(kind, channels, values, expected):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{channels}H", *values)))
+    data = b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+    assert decode_image(data)[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize(("alpha", "expected"), [(255, 100), (0, 255), (51, 224)])
+def test_transparent_pixels_show_white_and_not_the_colour_under_them(kind, alpha, expected):
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = saved(Image.new("RGBA", (4, 4), (100, 100, 100, alpha)), kind, **options)
+    assert decode_image(data)[0, 0].tolist() == [expected] * 3
+
+
+def test_transparent_grey_palettes_and_single_colours_show_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    grey = Image.new("L", (2, 1), 7)
+    for image, options in (
+        (palette, {"transparency": 0}),
+        (Image.new("LA", (2, 1), (100, 0)), {}),
+        (grey, {"transparency": 7}),
+        (Image.new("RGB", (2, 1), (1, 2, 3)), {"transparency": (1, 2, 3)}),
+    ):
+        assert decode_image(saved(image, **options))[0, 0].tolist() == [255, 255, 255]
+    assert decode_image(saved(palette, transparency=0))[0, 1].tolist() == [40, 50, 60]
+
+
+def test_cmyk_is_inverted_only_where_adobe_wrote_it():
+    data = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
+    place = data.index(b"Adobe")
+    length = int.from_bytes(data[place - 2 : place])
+    assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
+    without = data[: place - 4] + data[place - 2 + length :]
+    # The same numbers, now read as amounts of ink: all of cyan and of black.
+    assert decode_image(without)[0, 0].tolist() == [0, 0, 0]
+
+
+def test_a_jpeg_with_a_second_one_inside_is_its_first():
+    image = Image.new("RGB", (16, 16), (9, 9, 99))
+    data = saved(image, "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
+    assert image_header(data) == ("JPEG", 16, 16)
+    assert decode_image(data)[0, 0].tolist() == [9, 9, 99]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

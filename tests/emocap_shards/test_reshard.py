@@ -90,7 +90,7 @@ def test_damage_is_named_and_may_be_let_go(url, tmp_path):
     [
         ({"gif": encode(1), "json": ANNOTATION}, "extension 'gif', none of"),
         ({"jpg": encode(1), "json": ANNOTATION}, "the image is PNG, but"),
-        ({"png": b"<html>", "json": ANNOTATION}, "no JPEG, PNG or WEBP"),
+        ({"png": b"<html>", "json": ANNOTATION}, "the image is a web page"),
         ({"png": encode(1), "json": b"[1]"}, "annotation is list"),
     ],
 )

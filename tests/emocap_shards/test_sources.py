@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import struct
+import uuid
 import zlib
 
 import pyarrow as pa
@@ -10,11 +11,13 @@ import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.writing import prepare
+from emocap_shards.writing.packing import described
 from emocap_shards.writing.row import LocalFile, key_of
 from emocap_shards.writing.sources import batches
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import Columns
 from pack_cases import bad_rows, folder_of, packed, parts, samples_of, table_of, table_row, write_lines
+from PIL import Image
 from shard_cases import encode, record, records
 
 
@@ -321,9 +324,9 @@ def bomb(side):
 
 
 BAD_IMAGES = {
-    "html": (b"<!DOCTYPE html><html>404</html>", "no JPEG, PNG or WEBP image"),
-    "gif": (encode(1, kind="GIF"), "no JPEG, PNG or WEBP image"),
-    "empty": (b"", "no JPEG, PNG or WEBP image"),
+    "html": (b"<!DOCTYPE html><html>404</html>", "bad.png: the image is a web page, perhaps"),
+    "gif": (encode(1, kind="GIF"), "bad.png: the image is a GIF, and no JPEG, PNG or WebP"),
+    "empty": (b"", "bad.png: the image is empty"),
     "bomb": (bomb(10_000), "10000 x 10000, more than"),
     "cut": (encode(1, kind="JPEG", size=64)[:-200], "cannot be decoded"),
 }
@@ -346,8 +349,44 @@ def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
     told = bad_rows(folder)
     assert len(told) == 3
     assert told[0].endswith("0000.json cannot be read (No such file or directory)")
-    assert "0001.json: it has no image of its name" in told[1]
+    assert "0001.gif: a .gif is not taken; convert it" in told[1]
     assert "linked: it is a link to a folder" in told[2]
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted_by_their_extension(tmp_path):
+    folder = folder_of(tmp_path / "in", 2)
+    for name in ("a.txt", "b.TXT", "c.npy", "README", "._0000.png", "below/._0001.json", "below/d.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "order.txt").write_text("0001.png\n")
+    done = packed(folder, tmp_path / "out")
+    assert done.manifest.samples == 2
+    assert dict(done.left_out) == {".txt": 3, ".npy": 1, "without an extension": 1, "._* of macOS": 2}
+    assert described(done.left_out) == "3 .txt, 2 ._* of macOS, 1 .npy, 1 without an extension"
+
+
+def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.\x1b[2Jtxt").write_bytes(b"x")
+    with pytest.raises(RecordError, match=r"there is no record to write .* It holds 3 \.\ufffd\[2jtxt\.$"):
+        packed(tmp_path, f"memory://{uuid.uuid4().hex}")
+
+
+def test_a_picture_of_a_phone_with_a_second_one_inside_is_packed_as_a_jpeg(tmp_path):
+    file = tmp_path / "faces" / "a.jpg"
+    file.parent.mkdir()
+    image = Image.new("RGB", (16, 16), "red")
+    image.save(file, "MPO", save_all=True, append_images=[image])
+    (tmp_path / "faces" / "a.json").write_text('{"caption": {"global": "A face."}}')
+    assert packed(tmp_path / "faces", tmp_path / "out").manifest.samples == 1
+
+
+def test_what_was_let_go_is_listed_with_the_name_of_its_file(faces, tmp_path):
+    (faces / "bad.png").write_bytes(b"")
+    table = write_lines(faces / "t.jsonl", [table_row(0), table_row(1, image="bad.png")])
+    packed(table, tmp_path / "out", skip_bad=1)
+    (listed,) = json.loads((tmp_path / "out" / "skipped.json").read_bytes())
+    assert listed == {"where": f"{table}:2", "reason": "bad.png: the image is empty, a file of 0 bytes"}
 
 
 def test_an_annotation_that_is_no_object_is_a_bad_row(tmp_path):

@@ -34,7 +34,7 @@ def test_a_key_twice_in_one_shard_is_found(tmp_path):
         ({"jpg": encode(1), "json": ANNOTATION}, Kind.IMAGE, "the image is PNG, but its extension is 'jpg'"),
         ({"gif": encode(1), "json": ANNOTATION}, Kind.IMAGE, "its extension is 'gif'"),
         ({"png": encode(1, size=64)[:-3000], "json": ANNOTATION}, Kind.IMAGE, "cannot be decoded"),
-        ({"png": b"no image", "json": ANNOTATION}, Kind.IMAGE, "no JPEG, PNG or WEBP"),
+        ({"png": b"no image", "json": ANNOTATION}, Kind.IMAGE, "no JPEG, PNG or WebP"),
     ],
 )
 def test_a_sample_that_was_packed_wrong_is_found_though_every_digest_holds(tmp_path, members, kind, reason):

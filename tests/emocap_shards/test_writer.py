@@ -115,7 +115,7 @@ BAD = {
     "caption without a global part": ({"caption": Caption(" ", (), "x")}, 'no "global" part'),
     "empty local sentence": ({"caption": Caption("x", ("",), "x")}, '"local" part'),
     "label that is no number": ({"labels": {"valence": float("nan")}}, "finite number"),
-    "bytes that are no image": ({"image": b"GIF89a, or so"}, "no JPEG, PNG or WEBP image"),
+    "bytes that are no image": ({"image": b"GIF89a, or so"}, "the image is a GIF"),
     "image that is cut": ({"image": encode(1)[:-40]}, "cannot be decoded"),
     "image of another format": ({"extension": "jpg"}, "the image is PNG"),
     "unknown extension": ({"extension": "tiff"}, "none of jpg"),

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from emocap_shards.writing.journal import Entry, Journal
 from emocap_shards.writing.ledger import Ledger
 from emocap_shards.writing.prepare import Prepared, Recipe
 from emocap_shards.writing.replay import replay
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, Row, printable
 from emocap_shards.writing.shards import ShardSize, ShardWriter
-from emocap_shards.writing.source import Source
+from emocap_shards.writing.source import Selective, Source
 from emocap_shards.writing.workers import prepared
 
 _log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.json"
 DUPLICATES = "duplicates.json"
+_KINDS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A finished pack: `resumed` of its shards were there already."""
+    """A finished pack.
+
+    Attributes:
+        resumed: How many of its shards were there already.
+        left_out: What the source holds beside its rows: a kind, such as ".txt", and how many of it.
+    """
 
     manifest: Manifest
     skipped: tuple[BadRow, ...]
     duplicates: tuple[Duplicate, ...]
     resumed: int
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def pack(
@@ -107,13 +114,25 @@ def pack(
         _write(results, ledger, writer, teller)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
-        raise RecordError(f"there is no record to write to {url}; check the source.")
+        beside = f" It holds {described(left)}." if (left := _left_out(source)) else ""
+        raise RecordError(f"there is no record to write to {url}; check the source.{beside}")
     _refuse_another_pack(store, journal, shards)
     _report(store, ledger)
     manifest = Manifest(tuple(shards))
     manifest.write(store)
     _clear(journal)
-    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished))
+    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), _left_out(source))
+
+
+def described(left_out: Mapping[str, int]) -> str:
+    """Such as "12 .txt, 1 .npy", the most frequent kinds first, escapes of a terminal shown as text."""
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(kinds) - _KINDS_SHOWN} further kinds" if len(kinds) > _KINDS_SHOWN else ""
+    return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS_SHOWN]) + more
+
+
+def _left_out(source: Source) -> Mapping[str, int]:
+    return dict(source.left_out) if isinstance(source, Selective) else {}
 
 
 def _write(results: Iterator[Prepared | BadRow], ledger: Ledger, writer: ShardWriter, teller: "_Teller") -> None:

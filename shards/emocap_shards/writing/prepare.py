@@ -59,7 +59,7 @@ def prepare(row: Row | BadRow, recipe: Recipe) -> Prepared | BadRow:
     try:
         return _prepare(row, recipe, mark)
     except (RecordError, AnnotationError, ImageError) as error:
-        return BadRow(row.where, str(error), mark)
+        return BadRow(row.where, _with_file(row, str(error)), mark)
 
 
 def prepare_all(rows: list[Row | BadRow], recipe: Recipe) -> list[Prepared | BadRow]:
@@ -99,6 +99,12 @@ def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
     return Prepared(row.where, row.key, extension, image, annotation, mark, print_)
+
+
+def _with_file(row: Row, reason: str) -> str:
+    """The reason, with the name of the image's file if neither it nor the row's place has it."""
+    path = row.image.path if isinstance(row.image, LocalFile) else ""
+    return reason if path in row.where or path in reason else f"{path}: {reason}"
 
 
 def _check_header(image: bytes, extension: str) -> None:

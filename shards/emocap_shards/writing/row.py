@@ -97,12 +97,16 @@ class BadRow:
 
     def __str__(self) -> str:
         """For a terminal: names in a source may hold what moves its cursor."""
-        line = f"{self.where}: {self.reason}" if self.where else self.reason
-        return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+        return printable(f"{self.where}: {self.reason}" if self.where else self.reason)
 
     def stamp(self) -> bytes:
         """`mark`, the stamp of the row that turned out bad; a row that was never read has its reason instead."""
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
+
+
+def printable(text: str) -> str:
+    """The text without what moves the cursor of a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def key_of(path: str) -> str:

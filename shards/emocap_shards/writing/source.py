@@ -1,6 +1,6 @@
 """What a source is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from emocap_shards.writing.row import BadRow, Row
@@ -21,4 +21,14 @@ class Source(Protocol):
         Raises:
             RecordError: If the source as a whole cannot be read.
         """
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A source that holds more than rows, such as a folder with files that are no images."""
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What `rows` has passed over so far: a kind, such as ".txt", and how many of it."""
         ...

@@ -1,8 +1,9 @@
 """A folder of images, each with an annotation of the same name and the suffix .json."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emocap_shards.decode import FORMATS
@@ -10,28 +11,39 @@ from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
 
 ORDER = "order.txt"
+# Images of a kind that is not taken: each is a bad row, because it may be a sample that somebody counts on.
+_OTHER_IMAGES = frozenset(
+    {
+        *("arw", "avif", "bmp", "cr2", "dib", "dng", "gif", "heic", "heif", "ico", "j2k", "jfif", "jp2", "jpe", "jxl"),
+        *("nef", "pbm", "pgm", "pnm", "ppm", "psd", "svg", "tga", "tif", "tiff"),
+    }
+)
+MACOS = "._"  # What macOS puts beside a file in an archive or on another file system.
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
     """Every image below a folder, sorted by path. A file `order.txt`, one path a line, puts those it names first.
 
-    Links to folders are not followed, and an annotation without an image is a bad row: nothing is lost unseen.
+    Links to folders are not followed; an annotation without an image is a bad row, and so is an image in another
+    format; other files are counted in `left_out`: nothing is lost unseen.
     """
 
     folder: Path
+    left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
     @property
     def total(self) -> int | None:
         return None
 
     def rows(self) -> Iterator[Row | BadRow]:
+        self.left_out.clear()
         root = os.path.realpath(self.folder)
         ordered = _ordered(self.folder)
         for path in ordered:
             yield _row(root, path)
         known = frozenset(ordered)
-        for found in _walk(root, ""):
+        for found in _walk(root, "", self.left_out):
             if isinstance(found, BadRow):
                 yield found
             elif found not in known:
@@ -52,24 +64,38 @@ def _ordered(folder: Path) -> list[str]:
         raise RecordError(f"{file} cannot be read ({error}).") from error
 
 
-def _walk(root: str, below: str) -> Iterator[str | BadRow]:
+def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
     """Paths of images relative to `root`, in the order of their parts, one folder at a time in memory."""
     try:
         with os.scandir(f"{root}/{below}") as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise RecordError(f"the folder {root}/{below} cannot be read ({error.strerror}).") from error
-    stems = {stem for entry in entries for stem, extension in [_split(entry.name)] if extension in FORMATS}
+    images = FORMATS.keys() | _OTHER_IMAGES
+    stems = {stem for entry in entries for stem, extension in [_split(entry.name)] if extension in images}
     for entry in entries:
-        stem, extension = _split(entry.name)
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{below}{entry.name}/")
+            yield from _walk(root, f"{below}{entry.name}/", left_out)
         elif entry.is_dir():
             yield BadRow(entry.path, "it is a link to a folder, which is not followed; copy the folder, or pack it too")
-        elif extension in FORMATS:
-            yield below + entry.name
-        elif extension == "json" and stem not in stems:
-            yield BadRow(entry.path, f"it has no image of its name ({', '.join(FORMATS)}); add it, or move this away")
+        elif below + entry.name != ORDER and (found := _file(entry, below, stems, left_out)) is not None:
+            yield found
+
+
+def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
+    """The path of an image, a bad row, or None for a file that is none of the source's."""
+    stem, extension = _split(entry.name)
+    if entry.name.startswith(MACOS):
+        left_out[f"{MACOS}* of macOS"] += 1
+    elif extension in FORMATS:
+        return below + entry.name
+    elif extension in _OTHER_IMAGES:
+        return BadRow(entry.path, f"a .{extension} is not taken; convert it to {', '.join(FORMATS)}, or move it away")
+    elif extension != "json":
+        left_out[f".{extension}" if extension else "without an extension"] += 1
+    elif stem not in stems:
+        return BadRow(entry.path, f"it has no image of its name ({', '.join(FORMATS)}); add it, or move this away")
+    return None
 
 
 def _split(name: str) -> tuple[str, str]:
