@@ -175,7 +175,7 @@ def _conclude(session: Session, progress: Progress) -> None:
 
 def _evaluated(session: Session) -> ZeroShot:
     config = session.config
-    restored = restore(config.url, device=session.world.device)
+    restored = restore(config.url, device=session.world.device, config=config)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
     result = ZeroShot.of(config.stored()["evaluation"]["url"], matrix)
     session.tracker.score({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step)

@@ -89,6 +89,8 @@ class Session:
             "progress": asdict(progress),
             "run_id": self.tracker.run_id,
         }
+        if architecture := self.engine.text_architecture:
+            state["text_architecture"] = architecture
 
         def write(folder: Path) -> None:  # In the saver's thread: a slow tracker holds up no step.
             snapshot.write(folder)

@@ -65,7 +65,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folder_or_name).backend_tokenizer)
+            return cls(AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False).backend_tokenizer)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"model.text.tokenizer={folder_or_name}: no tokenizer.json there, none from the hub ({_first(error)})."

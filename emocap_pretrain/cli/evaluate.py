@@ -1,18 +1,31 @@
 """`emocap evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.config.load import load, unresolved
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import console, errors_as_lines, show_logs
+
+if TYPE_CHECKING:
+    from emocap_pretrain.config.schema import Evaluation
+
+LARGEST_BATCH = 1024  # What a stored config may ask for at once; the result does not depend on it.
 
 
 def command(
     run_url: Annotated[str, typer.Argument(help="Folder or URL of a run.")],
-    data: Annotated[str | None, typer.Option(help="Labelled dataset; default the run's evaluation.url.")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled dataset.")] = None,
+    stored_data: Annotated[
+        bool, typer.Option("--stored-data", help="Read the dataset that the checkpoint's own config names.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
+    ] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint; default the newest.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix to this PNG.")] = None,
@@ -26,10 +39,29 @@ def command(
         from emocap_pretrain.evaluation.restore import restore
         from emocap_pretrain.evaluation.zero_shot import zero_shot
 
-        restored = restore(run_url, step=step, device=device)
-        settings = restored.config.evaluation.model_copy(update={"url": data} if data else {})
+        own = load(config) if config else None
+        restored = restore(run_url, step=step, device=device, config=own)
+        settings = _with_data(restored.config.evaluation, data, allowed=stored_data or own is not None)
         matrix = zero_shot(restored.model, restored.tokenizer, settings)
         rows = zero_shot_rows(ZeroShot.of(str(settings.url), matrix))
         console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
         if picture:
             pictures.confusion(matrix, picture)
+
+
+def _with_data(settings: "Evaluation", data: str | None, *, allowed: bool) -> "Evaluation":
+    """The settings with the dataset that the user named, or with their own where the user allowed it.
+
+    Raises:
+        ConfigError: If the user did neither, or the stored name is incomplete.
+    """
+    if data is None and settings.url is None:
+        raise ConfigError("the run has no evaluation.url: give a labelled dataset with --data URL.")
+    if data is None and not allowed:
+        raise ConfigError(
+            f"the checkpoint's config names the dataset {settings.url}, which whoever wrote the checkpoint chose: "
+            "allow it with --stored-data, or name a dataset with --data URL."
+        )
+    if data is None and unresolved(settings.url):
+        raise ConfigError(f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL.")
+    return settings.model_copy(update={"url": data or settings.url, "batch": min(settings.batch, LARGEST_BATCH)})

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from emocap_pretrain.config.explain import Origin, explain
+from emocap_pretrain.config.location import INERT
 from emocap_pretrain.config.schema import Config, Keys
 from emocap_pretrain.errors import ConfigError
 
@@ -31,9 +32,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _validate(tree, Origin.of(path, text, overrides))
 
 
-def from_stored(tree: dict[str, Any]) -> Config:
-    """A config that `Config.stored` gave, with its interpolations resolved in this process's environment."""
-    return _validate(OmegaConf.create(tree), Origin.of(Path("stored config"), "", ()))
+def from_stored(tree: Any) -> Config:
+    """Read what `Config.stored` gave as inert data: somebody else may have written it.
+
+    A `${...}` text stays the text that it is, whatever it asks for, and no path is looked up.
+
+    Raises:
+        ConfigError: If it is no config of this version, or a setting that is no text holds a `${...}`.
+    """
+    try:
+        return Config.model_validate(tree, context=INERT)
+    except ValidationError as error:
+        origin = Origin(Path("the checkpoint's config"), {}, frozenset())
+        raise ConfigError("\n".join(explain(error, origin, {}))) from error
+
+
+def unresolved(tree: Any) -> list[tuple[str, str]]:
+    """The dotted keys below which a `${...}` text is left, with that text."""
+    return [(".".join(map(str, keys)), text) for keys, text in _interpolations(tree)]
 
 
 def _read(path: Path) -> str:

@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
+
+INERT = "inert"
+"""Validation context of a config that somebody else may have written: its paths are not looked up."""
 
 
-def _absolute(location: str) -> str:
+def _absolute(location: str, info: ValidationInfo) -> str:
     """A path, also that of an sqlite file, becomes absolute; another URL stays as it is."""
+    if info.context == INERT:
+        return location
     scheme, separator, path = location.partition("://")
     if not separator:
         return _absolute_path(location)
@@ -20,8 +25,10 @@ def _absolute_path(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _absolute_if_there(name: str) -> str:
+def _absolute_if_there(name: str, info: ValidationInfo) -> str:
     """A path that is there becomes absolute; 'data' and 'hub' are words, also beside folders of these names."""
+    if info.context == INERT:
+        return name
     path = _absolute_path(name)
     return path if name not in {"data", "hub"} and Path(path).exists() else name
 

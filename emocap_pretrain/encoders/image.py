@@ -1,5 +1,6 @@
 """The image tower: a timm model that gives one vector for the image and one for each patch."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from emocap_pretrain.errors import ConfigError
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
+from timm.models import build_model_with_cfg  # noqa: E402
+
+# Arguments of timm's own factories: they open files, ask hubs, or choose classes. The rest reaches the model itself.
+FACTORY_ARGUMENTS = frozenset(
+    {"device", "dtype", *inspect.signature(timm.create_model).parameters}
+    | set(inspect.signature(build_model_with_cfg).parameters)
+) - {"kwargs"}
 
 _HEADS = {"head", "heads", "fc", "classifier"}
 _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
@@ -83,6 +91,11 @@ def check_image_weights(settings: Settings) -> tuple[str, ...]:
 def _create(settings: Settings, **weights: Any) -> Any:
     """A timm model; `weights` are the arguments of timm that name pretrained ones."""
     options: dict[str, Any] = dict(settings.options)
+    if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
+        raise ConfigError(
+            f"model.image.options.{foreign[0]} is no argument of a model but of timm's factory; options are those of "
+            "the model's own class, such as depth. Weights come from model.image.pretrained."
+        )
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
     if settings.patch_dropout:

@@ -1,7 +1,8 @@
 """The model that is trained: two towers, one shared space, two learned scales."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -44,18 +45,26 @@ class Embeddings(NamedTuple):
 class TowerPair(nn.Module):
     """`batch -> Embeddings`; the whole forward pass is one call, so that an engine may wrap it."""
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        *,
+        weights: bool = True,
+        text_architecture: Mapping[str, Any] | None = None,
+    ) -> None:
         """Build both towers.
 
         Args:
             config: The run.
             vocabulary: The tokenizer's; it sizes the text embedding.
             weights: False skips loading pretrained weights, for a model that a checkpoint fills.
+            text_architecture: As `TextTower` takes it, from a checkpoint.
         """
         super().__init__()
         settings = config.model
         self.image = ImageTower(settings.image, weights=weights)
-        self.text = TextTower(settings.text, vocabulary, weights=weights)
+        self.text = TextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
         self.notes = self.image.notes + self.text.notes
         self.to_image = nn.Linear(self.image.width, settings.embedding, bias=False)
         self.to_patch = nn.Linear(self.image.width, settings.embedding, bias=False)

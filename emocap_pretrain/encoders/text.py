@@ -1,12 +1,14 @@
 """The text tower: a transformers encoder and the pooling that makes one vector of a text."""
 
+import json
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,6 +28,29 @@ _UNREAD = ("pooler.",)
 # Buffers that older releases of transformers have stored.
 _CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
 
+# Encoders whose config names no other model, file or hub: these alone are built from what a checkpoint says.
+KINDS = (
+    "albert",
+    "bert",
+    "camembert",
+    "clip_text_model",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "eurobert",
+    "modernbert",
+    "mpnet",
+    "nomic_bert",
+    "roberta",
+    "xlm-roberta",
+)
+# Everything else that transformers knows as an attention is a kernel, which it would download as a program.
+ATTENTIONS = frozenset({None, "eager", "sdpa"})
+WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
+
 
 class TextTower(nn.Module):
     """Tokens -> one vector a text, of the tower's own width.
@@ -36,24 +61,40 @@ class TextTower(nn.Module):
 
     notes: tuple[str, ...]
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary, *, weights: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        vocabulary: Vocabulary,
+        *,
+        weights: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> None:
         """Build the tower.
 
         Args:
             settings: `pretrained` wins over `architecture`.
             vocabulary: The tokenizer's.
             weights: False leaves a pretrained architecture at random values (a checkpoint overwrites them).
+            architecture: What `recorded` gave when the checkpoint was saved; then `settings.pretrained` is not opened,
+                and the weights stay at random values.
+
+        Raises:
+            ConfigError: If there is no such encoder, or it would need code that is not in transformers.
         """
         super().__init__()
         self.pooling = settings.pooling
+        self._is_pretrained = settings.pretrained is not None
         self.backbone: Any
-        self.backbone, self.notes = (
-            _pretrained(settings.pretrained, weights)
-            if settings.pretrained
-            else (_from_scratch(settings, vocabulary), ())
-        )
+        self.backbone, self.notes = _backbone(settings, vocabulary, weights, architecture)
         self.width: int = self.backbone.config.hidden_size
         _check(settings, self.backbone.config, vocabulary.size)
+
+    def recorded(self) -> dict[str, Any] | None:
+        """The architecture of a pretrained encoder as JSON, so that a checkpoint restores without its folder or hub."""
+        if not self._is_pretrained:
+            return None
+        told: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
+        return {key: value for key, value in told.items() if key not in {"_name_or_path", "auto_map"}}
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "texts width"]:
         if tokens.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
@@ -76,6 +117,17 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def _backbone(
+    settings: Settings, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The encoder, and notes on its weights."""
+    if settings.pretrained is None:
+        return _from_scratch(settings, vocabulary), ()
+    if architecture is not None:
+        return _recorded(architecture), ()
+    return _pretrained(settings.pretrained, weights)
 
 
 def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
@@ -130,12 +182,13 @@ def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
 def _described(name: str) -> tuple[Any, Any]:
     """The configuration of the encoder, and the class that reads its weights."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **TRUST)
+        _check_attention(config, f"model.text.pretrained={name}")
         if config.model_type == "clip":
             return config.text_config, CLIPTextModel
         with torch.device("meta"):
-            return config, type(AutoModel.from_config(config))
-    except (OSError, ValueError) as error:
+            return config, type(AutoModel.from_config(config, **TRUST))
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise _no_encoder(name, error) from error
 
 
@@ -184,6 +237,32 @@ def _no_encoder(name: str, error: Exception) -> ConfigError:
         f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "
         f"({(str(error) or repr(error)).splitlines()[0]})."
     )
+
+
+def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
+    """The encoder that a checkpoint describes, at random values; only kinds whose config is nothing but numbers."""
+    kind = architecture.get("model_type")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"the checkpoint's text encoder is of the kind {kind!r}; only these are built from a checkpoint: "
+            f"{', '.join(KINDS)}. Give the run's own config file, which names the encoder's folder."
+        )
+    try:
+        config: Any = AutoConfig.for_model(**architecture)
+        _check_attention(config, "the checkpoint's text encoder")
+        is_clip = kind == "clip_text_model"
+        return CLIPTextModel(config) if is_clip else AutoModel.from_config(config, **TRUST)
+    except (*WRONG_NUMBERS, StrictDataclassError) as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise ConfigError(f"the checkpoint's text encoder ({kind}) cannot be built: {first}") from error
+
+
+def _check_attention(config: Any, what: str) -> None:
+    """Refuses a config that has transformers fetch a kernel, which is a program, from a hub."""
+    parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
+    for found in (getattr(part, "_attn_implementation", None) for part in parts):
+        if found not in ATTENTIONS:
+            raise ConfigError(f"{what}: its config asks for the attention {found!r}; take one with sdpa or eager.")
 
 
 def _check(settings: Settings, config: Any, vocabulary: int) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class Engine:
     def learning_rate(self) -> float:
         """Of the next step."""
         return learning_rate(self._config.optimizer, self.step, self._config.steps)
+
+    @property
+    def text_architecture(self) -> dict[str, Any] | None:
+        """Of a pretrained text tower (`TextTower.recorded`)."""
+        return self._engine.module.text.recorded()
 
     def train(
         self, batch: Batch, *, judge: Callable[[float], bool] | None = None, timed: Timed = _untimed

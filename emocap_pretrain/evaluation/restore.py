@@ -1,18 +1,38 @@
-"""A trained model from a run's checkpoint, by safetensors alone."""
+"""A trained model from a run's checkpoint, by safetensors alone.
 
+Whoever wrote the checkpoint may be a stranger. Its config is inert data: nothing in it is resolved, opened, contacted
+or run, and the model that it describes must fit the checkpoint's own weights before memory is taken for it.
+"""
+
+import re
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
 from emocap_shards.store import open_store
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
-from emocap_pretrain.checkpoint.manifest import committed
-from emocap_pretrain.config.load import from_stored
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.config.load import from_stored, unresolved
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.encoders.weights import Fit, shapes_of
+from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.tokenizer import Tokenizer
+
+# A name of timm's own registry. `hf-hub:` and `local-dir:` are names that timm opens.
+_TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
+_PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
+LARGEST_NUMBER, LARGEST_PIXELS = 1 << 24, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +45,147 @@ class Restored:
     step: int
 
 
-def restore(run_url: str, *, step: int | None = None, device: str = "cpu") -> Restored:
+def restore(run_url: str, *, step: int | None = None, device: str = "cpu", config: Config | None = None) -> Restored:
     """Load a checkpoint of a run.
 
     Args:
         run_url: The run's `url`.
         step: Which; default the newest.
         device: Where the model shall live.
+        config: The run's config from the user's own hands. Without it the one in the checkpoint is read as inert data.
 
     Raises:
         CheckpointError: If there is none, or its files are not what its manifest says.
+        ConfigError: If the config describes another model than the weights are of, or, coming from the checkpoint, asks
+            for more than a checkpoint may.
     """
     store = open_store(run_url)
-    found = {each.step: each for each in committed(store)}
-    wanted = max(found, default=-1) if step is None else step
-    if wanted not in found:
-        steps = ", ".join(map(str, sorted(found))) or "none"
+    checkpoint = _chosen(committed(store), run_url, step)
+    small = (WEIGHTS, TOKENIZER)
+    with downloaded(store, checkpoint, small.__contains__) as folder:
+        weights = Weights.of(folder / WEIGHTS)
+        architecture = checkpoint.state.get("text_architecture")
+        if config is None:
+            config = from_stored(checkpoint.state.get("config"))
+            _require_inert(config, architecture, weights)
+        tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+        build = partial(TowerPair, config, tokenizer.vocabulary, weights=False, text_architecture=architecture)
+        with torch.device("meta"), weights.budget():
+            weights.require_fit(build())
+        model = build()
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    return Restored(config, model.to(device).eval(), tokenizer, checkpoint.step)
+
+
+def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:
+    by_step = {each.step: each for each in found}
+    wanted = max(by_step, default=-1) if step is None else step
+    if wanted not in by_step:
+        steps = ", ".join(map(str, sorted(by_step))) or "none"
         raise CheckpointError(
             f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}."
         )
-    small = (WEIGHTS, TOKENIZER)
-    with downloaded(store, found[wanted], small.__contains__) as folder:
-        config = from_stored(found[wanted].state["config"])
-        tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        model = TowerPair(config, tokenizer.vocabulary, weights=False)
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    return Restored(config, model.to(device).eval(), tokenizer, wanted)
+    return by_step[wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Name and shape of every tensor of a safetensors file, read from its header."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, path: Path) -> "Weights":
+        try:
+            with safe_open(path, "pt") as file:
+                return cls({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path.name} of the checkpoint is no safetensors file: {error}") from error
+
+    @property
+    def numbers(self) -> int:
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @property
+    def largest(self) -> int:
+        return max((side for shape in self.shapes.values() for side in shape), default=0)
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Raise unless the file holds exactly the model's tensors, each of its shape."""
+        fit = Fit.of(shapes_of(model.state_dict()), self.shapes)
+        fit.require("the checkpoint", "the model that the config describes", "They do not belong together.")
+
+    @contextmanager
+    def budget(self) -> Generator[None]:
+        """Raise as soon as a model under construction has clearly more modules or numbers than the file could fill."""
+        spent = {"modules": 0, "numbers": 0}
+        # A block has some modules and buffers without weights, and some towers register a parameter twice.
+        most = {"modules": 1000 + 40 * len(self.shapes), "numbers": (1 << 28) + 4 * self.numbers}
+
+        def spend(what: str, amount: int) -> None:
+            spent[what] += amount
+            if spent[what] > most[what]:
+                raise CheckpointError(
+                    f"the checkpoint's config describes a model of more than {most[what]:,} {what}, but the weights "
+                    f"beside it are {len(self.shapes):,} tensors of {self.numbers:,} numbers: they do not belong "
+                    "together."
+                )
+
+        def tensor_registered(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+            spend("numbers", 0 if tensor is None else tensor.numel())
+            spend("modules", 1)
+
+        def module_registered(_module: nn.Module, _name: str, _submodule: nn.Module | None) -> None:
+            spend("modules", 1)
+
+        with ExitStack() as stack:
+            for handle in (
+                hooks.register_module_parameter_registration_hook(tensor_registered),
+                hooks.register_module_buffer_registration_hook(tensor_registered),
+                hooks.register_module_module_registration_hook(module_registered),
+            ):
+                stack.callback(handle.remove)
+            yield
+
+
+def _require_inert(config: Config, architecture: Any, weights: Weights) -> None:
+    """Raise if a stored config would read the environment, open a file, ask a hub or take memory without a bound."""
+    image, text = config.model.image, config.model.text
+    # Where weights and tokenizer once came from is not opened: the checkpoint holds both.
+    unused = {"image": {"pretrained"}, "text": {"pretrained", "tokenizer", "vocabulary"}}
+    model = config.model.model_dump(mode="json", exclude=unused)
+    evaluation = config.evaluation.model_dump(mode="json", exclude={"url"})
+    for key, value in unresolved({"model": model, "evaluation": evaluation}):
+        raise _refused(f"takes {key} from {value}, which is not resolved")
+    if not _TIMM_NAME.fullmatch(image.name):
+        raise _refused(f"names the image tower {image.name!r}, which is no model in timm")
+    for key, value in image.options.items():
+        if any(isinstance(leaf, str) and not _PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(value)):
+            raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are taken")
+    if text.pretrained is not None and not isinstance(architecture, Mapping):
+        raise _refused(f"names the text encoder {text.pretrained!r} without its architecture, and it is not opened")
+    largest = max((abs(leaf) for leaf in _leaves([model, architecture]) if isinstance(leaf, int | float)), default=0)
+    if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
+        number = str(max(largest, image.pixels))[:20]
+        raise _refused(f"asks for a model with the number {number}; no side of its weights is over {weights.largest:,}")
+    # timm walks over the depth before it makes the first block.
+    deepest = [image.options.get(key) for key in ("depth", "depths")]
+    if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
+        raise _refused(f"asks for a tower of depth {deepest}; its weights are {len(weights.shapes):,} tensors")
+
+
+def _refused(what: str) -> ConfigError:
+    return ConfigError(f"the checkpoint's config {what}. Give the run's own config file with --config, if you have it.")
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Every value that holds no others, without recursion: a document may be nested deeply."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, Mapping):
+            left.extend(node.values())
+        elif isinstance(node, list | tuple):
+            left.extend(node)
+        else:
+            yield node

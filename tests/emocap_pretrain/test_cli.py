@@ -249,7 +249,17 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
         session.engine.train(batch)
         session.save(cursor, Progress())
         session.saver.wait()
-    done = emocap("evaluate", tiny_config.url, "--picture", tmp_path / "confusion.png")
+    url = tiny_config.evaluation.url
+    unnamed = emocap("evaluate", tiny_config.url)
+    assert unnamed.code == 2
+    assert (
+        f"names the dataset {url}, which whoever wrote the checkpoint chose: allow it with --stored-data" in unnamed.err
+    )
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
+    for named in (["--data", url], ["--config", file]):
+        assert f"24 samples of {url}" in emocap("evaluate", tiny_config.url, *named).out
+    done = emocap("evaluate", tiny_config.url, "--stored-data", "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err
     assert "zero-shot UAR" in done.out
     assert f"24 samples of {tiny_config.evaluation.url}" in done.out

