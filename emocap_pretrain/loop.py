@@ -52,6 +52,8 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         with ExitStack() as behind, monitored(config, world, Start(store, number)) as monitor:
             session = behind.enter_context(open_session(config, world, Start(store, number)))
             progress = _train(session, runtime, monitor)
+            if session.engine.step >= config.steps:
+                session.guard.require_updates(session.engine.step)
             if world.is_main and session.engine.step >= config.steps:
                 monitor.at(session.engine.step, "evaluating")
                 _conclude(session, progress)
@@ -97,8 +99,12 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
             with monitor.sections.timed("saving"):
                 session.save(cursor, progress)
             monitor.at(engine.step)
-        _spread(session.saver.finished() if logs else [], session, runtime, monitor)
+        if logs:
+            _spread(session.saver.finished(), session, runtime, monitor)
+            session.sweep()
     monitor.at(engine.step, "saving")
+    _spread(session.saver.wait(), session, runtime, monitor)
+    session.sweep(ended=True)
     _spread(session.saver.wait(), session, runtime, monitor)
     return progress
 

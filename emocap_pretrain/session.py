@@ -77,7 +77,13 @@ class Session:
     before: Progress
 
     def save(self, cursor: Cursor, progress: Progress) -> None:
-        """Begin to commit a checkpoint that goes on behind `cursor`; `saver` tells when it stands. A collective."""
+        """Begin to commit a checkpoint from which training continues after `cursor`; a collective.
+
+        `saver` tells when it is committed. Where no update was made since the last one, that one holds the same weights
+        and nothing is saved: a run whose updates are all left out keeps the checkpoints from before.
+        """
+        if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
+            return
         self.saver.ready()
         snapshot = self.engine.snapshot()
         state = {
@@ -93,6 +99,7 @@ class Session:
             state["text_architecture"] = architecture
 
         def write(folder: Path) -> None:  # In the saver's thread: a slow tracker holds up no step.
+            snapshot.require_finite()
             snapshot.write(folder)
             if self.world.is_main:
                 (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
@@ -101,6 +108,15 @@ class Session:
                 (folder / UNSENT).write_bytes(json.dumps(self.tracker.unsent()).encode())
 
         self.saver.save(self.engine.step, state, write, snapshot.release)
+
+    def sweep(self, *, ended: bool = False) -> None:
+        """Let retention delete old checkpoints, unless the last update was left out.
+
+        A checkpoint counts once a later step has found a good loss with its weights; at the end of a run there is none.
+        """
+        step = self.engine.step
+        if not self.guard.streak(step):
+            self.saver.sweep(step + 1 if ended else step)
 
     @property
     def judge(self) -> Callable[[float], bool] | None:
@@ -191,6 +207,7 @@ def open_session(config: Config, world: World, start: Start) -> Session:
     stream = stream_of(config, world.place, Cursor.from_json(found.checkpoint.state["cursor"]) if found else Cursor())
     tracker = _tracker(config, opening, start, run_id, stream, found.checkpoint if found else None, unsent)
     retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
+    refused = found.refused if found else ()
     return Session(
         config=config,
         world=world,
@@ -200,7 +217,7 @@ def open_session(config: Config, world: World, start: Start) -> Session:
         tokenizer=tokenizer,
         engine=engine,
         tracker=tracker,
-        saver=Saver(store, world, start=start, retention=retention, refused=found.refused if found else ()),
+        saver=Saver(store, world, start=start, retention=retention, newest=engine.step, refused=refused),
         guard=guard,
         batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
         quarantine=quarantine,

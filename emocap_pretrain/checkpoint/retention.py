@@ -4,7 +4,7 @@ A wrong reading makes it delete less, never more: what is deleted is older than 
 whole, so a checkpoint that looks damaged, or that a listing does not show, only lets older ones stay longer.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -55,7 +55,7 @@ def retain(
     retention: Retention,
     *,
     before: int | None = None,
-    refused: Collection[str] = (),
+    counts: Callable[[Checkpoint], bool] = lambda _: True,
     check: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Delete the checkpoints that do not stay, and what unfinished attempts have left.
@@ -64,14 +64,14 @@ def retain(
         store: The run's store.
         retention: What stays.
         before: As in `deletions`.
-        refused: Attempts whose checkpoints were found damaged when they were read; they do not count.
+        counts: Whether a checkpoint whose manifest and sizes are right counts towards `keep_last`.
         check: Called before each deletion; where it raises, nothing more is deleted.
 
     Returns:
         Steps whose checkpoint was deleted.
     """
     deleted: list[int] = []
-    for each in deletions(store, retention, before=before, is_whole=partial(_is_complete, store, refused)):
+    for each in deletions(store, retention, before=before, is_whole=partial(_is_complete, store, counts)):
         check()
         delete(store, each)
         deleted += [each.step] if each.of_checkpoint else []
@@ -95,7 +95,7 @@ def deletions(
         is_whole: Whether a checkpoint counts towards `keep_last`; by default its manifest and the sizes decide.
     """
     folders = step_folders(store)
-    judge = is_whole or partial(_is_complete, store, ())
+    judge = is_whole or partial(_is_complete, store, lambda _: True)
     committed = {each.step: each for each in folders if each.manifest_bytes is not None}
     oldest = retention.oldest(committed, lambda step: judge(committed[step]))
     found: list[Deletion] = []
@@ -123,13 +123,12 @@ def unfinished(folder: StepFolder, standing: Checkpoint | None) -> list[str]:
     return [each for each in folder.attempts if standing is None or each != standing.attempt]
 
 
-def _is_complete(store: Store, refused: Collection[str], folder: StepFolder) -> bool:
-    """Whether manifest and sizes are right, and the checkpoint was not found damaged when it was read."""
+def _is_complete(store: Store, counts: Callable[[Checkpoint], bool], folder: StepFolder) -> bool:
     try:
         checkpoint, faults = examine(store, folder)
     except CheckpointError:  # Of another version of this package.
         return False
-    return checkpoint is not None and not faults and checkpoint.attempt not in refused
+    return checkpoint is not None and not faults and counts(checkpoint)
 
 
 def _left(store: Store, folder: StepFolder, before: int | None, oldest: int) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Saver:
         store: The run's store.
         world: All ranks; the threads meet in a group of their own.
         start: The start of the run that this is; without one nobody is kept from writing.
-        retention: What stays after each checkpoint.
+        retention: What stays after each `sweep`.
+        newest: The step that training resumed from; 0 for a new run.
         refused: Attempts whose checkpoints were found damaged; they do not count towards what stays.
     """
 
@@ -57,14 +58,17 @@ class Saver:
         *,
         start: Start | None = None,
         retention: Retention | None = None,
+        newest: int = 0,
         refused: Collection[str] = (),
     ) -> None:
         self._store, self._world, self._start = store, world, start
-        self._retention, self._refused = retention, refused
+        self._retention, self._refused = retention, frozenset(refused)
+        self.newest = newest  # Of the steps that `save` was called for.
         self._aside = world.aside()
         self._thread = Background("checkpoint-saver")
         self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
         self._sweeps = deque[Future[list[int]]]()
+        self._unswept: list[int] = []
         self._flight: _Flight | None = None
         self._landed: list[Checkpoint] = []
         if world.is_main:
@@ -89,6 +93,7 @@ class Saver:
             done()
             raise
         act = partial(self._act, step, frozen, write, done)
+        self.newest = step
         self._flight = _Flight(step, self._thread.submit(act))
 
     def ready(self) -> None:
@@ -120,6 +125,18 @@ class Saver:
         concurrent.futures.wait(list(self._sweeps), SWEEP_S if timeout_s is None else min(timeout_s, SWEEP_S))
         return self._taken()
 
+    def sweep(self, proven: int) -> None:
+        """Begin to delete what retention does not keep, where that changed since the last call.
+
+        Args:
+            proven: Checkpoints of earlier steps have shown that training continues from their weights. Later ones do
+                not count towards `keep_last`: their weights may be broken.
+        """
+        due = [step for step in self._unswept if step < proven]
+        self._unswept = [step for step in self._unswept if step >= proven]
+        if due and self._retention and self._world.is_main:
+            self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention, proven)))
+
     def swept(self) -> list[int]:
         """Steps whose checkpoints retention has deleted since the last call; rank 0 knows them, the others none."""
         steps: list[int] = []
@@ -144,6 +161,7 @@ class Saver:
             return
         try:
             self._landed.append(flight.future.result(timeout_s))
+            self._unswept.append(flight.step)
         except TimeoutError as error:
             if flight.future.done():
                 raise
@@ -162,16 +180,17 @@ class Saver:
                 write(folder)
                 stack.close()  # Before the upload, which takes far longer.
 
-            checkpoint = commit(self._store, step, json.loads(state), written, self._aside, self._start)
-        if self._retention and self._world.is_main:
-            self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention)))
-        return checkpoint
+            return commit(self._store, step, json.loads(state), written, self._aside, self._start)
 
-    def _sweep(self, retention: Retention) -> list[int]:
-        """Old checkpoints go; a store that refuses costs room, not the run."""
+    def _sweep(self, retention: Retention, proven: int) -> list[int]:
+        """Delete old checkpoints; a store that refuses costs room, not the run."""
         number, check = (self._start.number, self._start.check) if self._start else (0, _nobody_else)
+
+        def counts(checkpoint: Checkpoint) -> bool:
+            return checkpoint.step < proven and checkpoint.attempt not in self._refused
+
         try:
-            return retain(self._store, retention, before=number, refused=self._refused, check=check)
+            return retain(self._store, retention, before=number, counts=counts, check=check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
             log.warning("old checkpoints stay: %s", error)
             return []

@@ -38,6 +38,18 @@ class Snapshot:
         self._settle()
         return self._weights
 
+    def require_finite(self) -> None:
+        """Raises:
+        CheckpointError: If a number of this rank's share is not finite: training cannot continue from such a state.
+        """
+        self._settle()
+        for name, tensor in (self._weights | self._moments).items():
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(
+                    f"{name} is not finite, and no further step mends that. The checkpoints from before it are kept: "
+                    "begin a new run with a smaller optimizer.lr or a longer warm-up."
+                )
+
     def write(self, folder: Path) -> None:
         """`engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
         self._settle()

@@ -24,6 +24,7 @@ from emocap_pretrain.world import World
 SKIPPED = "skipped.json"
 WINDOW, FEWEST = 64, 20  # Losses that a new one is compared with; before there are so many none is a spike.
 FLOOR = 0.01  # Of the median: losses that hardly vary do not make a small rise a spike.
+HOPELESS = 3  # A run whose last updates, so many, were left out has not succeeded.
 NORMAL = 1.4826  # From the median absolute deviation to a standard deviation, where the values are normal.
 
 Action = Literal["apply", "skip", "rollback", "stop"]
@@ -78,6 +79,25 @@ class Guard:
         self.verdict = self._within_budget(self._settings.nonfinite, f"a gradient at step {step} is not finite")
         if self.verdict.action != "stop":
             self._skipped[step] = self.verdict.reason
+
+    def streak(self, step: int) -> int:
+        """How many updates in a row were left out, up to and including that of `step`."""
+        first = step
+        while first in self._skipped:
+            first -= 1
+        return step - first
+
+    def require_updates(self, step: int) -> None:
+        """Raises:
+        TrainingError: If the updates of the last steps of a run, up to `step`, were all left out.
+        """
+        streak = self.streak(step)
+        if streak and streak >= min(HOPELESS, step):
+            raise TrainingError(
+                f"the updates of the last {streak} of {step} steps were left out ({self._skipped[step]}), so the run "
+                f"has not trained since step {step - streak}: begin a new one with a smaller optimizer.lr or a longer "
+                "warm-up, or from an older checkpoint; those before that step are kept."
+            )
 
     def state(self) -> dict[str, Any]:
         """A JSON value."""

@@ -22,6 +22,7 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
+from emocap_pretrain.health.guard import Guard
 from emocap_pretrain.loop import pretrain
 from emocap_pretrain.run_folder import RunFolder
 
@@ -157,9 +158,11 @@ def test_a_crash_costs_the_steps_behind_the_last_checkpoint_and_doubles_no_point
         pretrain(config, CrashingRuntime(crash_at=crash_at))
     assert status(config) == "FAILED"
     assert [step for step, _ in curve(config)] == list(range(1, crash_at + 1))
+    resumed = max((each.step for each in saved(config)), default=0)
+    assert resumed <= crash_at
     runtime = FakeRuntime()
     pretrain(config, runtime)
-    assert runtime.beats[0] == crash_at // 2 * 2 + 1
+    assert runtime.beats[0] == resumed + 1
     assert curve(config) == curve(unbroken)
 
 
@@ -270,6 +273,39 @@ def test_a_loss_that_is_not_finite_between_two_logged_steps_is_in_no_checkpoint(
     with pytest.raises(TrainingError, match="step 3"):
         pretrain(config, FakeRuntime())
     assert saved(config) == []
+
+
+def test_a_run_whose_weights_are_broken_for_good_fails_and_keeps_the_checkpoints_from_before(
+    new_run: Callable[..., Config],
+) -> None:
+    good = {"steps": 8, "checkpoint__every_steps": 1, "checkpoint__keep_last": 1, "health__nonfinite": "skip"}
+    config = new_run(**good)
+    pretrain(config, FakeRuntime(stop_after=3))
+    assert [each.step for each in saved(config)] == [3]
+    with pytest.MonkeyPatch.context() as breaking:
+        breaking.setattr("emocap_pretrain.engine.engine.learning_rate", lambda *_: 1e30)
+        with pytest.raises(
+            TrainingError, match=r"the updates of the last \d of 8 steps were left out \(.*step 8"
+        ) as caught:
+            pretrain(config, FakeRuntime())
+    # Step 4 made the weights huge, which only the loss of step 5 shows; nothing was saved or deleted after it.
+    assert [each.step for each in saved(config)] == [4, 3]
+    assert "has not trained since step 4" in str(caught.value)
+    assert status(config) == "FAILED"
+    assert RunFolder(open_store(config.url)).report(8) is None
+    with pytest.raises(TrainingError, match="were left out"):
+        pretrain(config, FakeRuntime())
+    assert [each.step for each in saved(config)] == [4, 3]
+
+
+def test_a_single_update_that_was_left_out_does_not_make_a_run_fail(new_run: Callable[..., Config]) -> None:
+    config = new_run(steps=4, health__nonfinite="skip", checkpoint__every_steps=1)
+    store = open_store(config.url)
+    for step in (2, 4):
+        Guard(config.health).remember(store, step, "was a spike")
+    pretrain(config, FakeRuntime())
+    assert RunFolder(store).report(4)
+    assert [each.step for each in saved(config)] == [3, 1], "a step without an update has the weights of the one before"
 
 
 def damaged_faces(folder: Path, count: int) -> str:

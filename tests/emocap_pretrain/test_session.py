@@ -142,8 +142,30 @@ def test_retention_is_the_config_s(config: Config) -> None:
     session = begun(config)
     for _ in range(4):
         kept(session, stepped(session, 1), Progress())
+        session.sweep()
+    session.saver.wait()
+    assert [each.step for each in committed(session.store)] == [4, 3, 2], "no later step has used the weights of step 4"
+    session.sweep(ended=True)
+    session.saver.wait()
     ended(session)
     assert [each.step for each in committed(session.store)] == [4, 2]
+
+
+@torch.no_grad()
+def break_weights(session: Session) -> None:
+    next(iter(session.engine._engine.module.parameters())).fill_(torch.nan)
+
+
+def test_a_state_that_is_not_finite_is_not_committed(config: Config) -> None:
+    session = begun(config)
+    kept(session, stepped(session, 1), Progress())
+    cursor = stepped(session, 1)
+    break_weights(session)
+    session.save(cursor, Progress())
+    with pytest.raises(CheckpointError, match=r"step 2 was not saved: rank 0: .* is not finite"):
+        session.saver.wait()
+    ended(session)
+    assert [each.step for each in committed(session.store)] == [1]
 
 
 def test_other_data_than_the_checkpoint_s_are_refused(config: Config) -> None:

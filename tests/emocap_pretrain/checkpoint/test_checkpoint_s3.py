@@ -92,6 +92,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
         time.sleep(0.01)
     assert trained > 50, "training went on meanwhile"
     assert done[0].step == 4
+    saver.sweep(5)
     saver.wait()
     assert saver.swept() == [2]
     assert [each.step for each in committed(store)] == [4]
@@ -126,6 +127,8 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     again = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
     again.save(4, {}, write)
     (done,) = again.wait()
+    again.sweep(5)
+    again.wait()
     assert done.attempt.startswith("00003-")
     assert resumed(store) == 4
     assert len(store.list("checkpoints")) == 3, "nothing of the killed attempt is left"

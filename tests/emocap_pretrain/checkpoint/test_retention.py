@@ -128,10 +128,9 @@ def test_a_checkpoint_that_is_damaged_does_not_count_and_goes_once_enough_newer_
     assert steps(store) == [12, 10]
 
 
-def test_a_checkpoint_that_was_refused_when_it_was_read_does_not_count(store: Store) -> None:
-    *_, fourth = saved(store, 2, 4, 6, 8)
-    damage(store, f"{fourth.folder}/{WEIGHTS}", "flipped")  # Its size is right.
-    assert retain(store, Retention(2), refused=[fourth.attempt]) == [2]
+def test_a_checkpoint_that_the_caller_does_not_count_keeps_an_older_one(store: Store) -> None:
+    saved(store, 2, 4, 6, 8)
+    assert retain(store, Retention(2), counts=lambda checkpoint: checkpoint.step < 8) == [2]
     assert steps(store) == [8, 6, 4]
 
 

@@ -186,6 +186,8 @@ def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
         slow.wait()
     new.save(4, {}, writer(4))
     (done,) = new.wait()
+    new.sweep(5)
+    new.wait()
     assert done.attempt.startswith("00002-")
     assert steps(store) == [4, 2]
     assert len(store.list("checkpoints")) == 2 * (len(FILES) + 1), "what the zombie left is swept"
@@ -200,10 +202,38 @@ def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
         saver = Saver(store, world, retention=Retention(1))
         saver.save(3, {}, writer(3) if world.is_main else lambda _: None)
         saver.wait()
+        saver.sweep(4)
+        saver.wait()
         return saver.swept() + saver.swept()
 
     assert on_ranks(2, act) == [[2, 1], []]
     assert steps(store) == [3]
+
+
+def test_a_checkpoint_from_which_no_step_was_made_yet_does_not_count(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+    saver = Saver(store, ALONE, retention=Retention(1))
+    for step in (1, 2, 3):
+        saver.save(step, {}, writer(step))
+        saver.wait()
+        saver.sweep(step)
+    saver.wait()
+    assert steps(store) == [3, 2]
+    saver.sweep(4)
+    saver.wait()
+    assert steps(store) == [3]
+    assert saver.swept() == [1, 2]
+
+
+def test_checkpoints_that_were_refused_do_not_count(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+    *_, refused = saved(store, 1, 2)
+    saver = Saver(store, ALONE, retention=Retention(2), refused=[refused.attempt])
+    saver.save(3, {}, writer(3))
+    saver.wait()
+    saver.sweep(4)
+    saver.wait()
+    assert steps(store) == [3, 2, 1]
 
 
 def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
@@ -219,6 +249,8 @@ def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
     for step in (1, 2):
         saver.save(step, {}, writer(step))
     assert [each.step for each in saver.wait()] == [1, 2]
+    saver.sweep(3)
+    saver.wait()
     assert saver.swept() == []
     assert steps(store.store) == [2, 1]
     assert "old checkpoints stay: no right to delete" in caplog.text
@@ -240,6 +272,7 @@ def test_a_store_that_hangs_over_a_deletion_holds_up_no_checkpoint(tmp_path: Pat
     for step in (1, 2, 3):
         saver.save(step, {}, writer(step))
         saver.ready()
+        saver.sweep(step + 1)
     assert saver.swept() == []
     assert steps(slow.store) == [3, 2, 1]
     slow.deleting.set()

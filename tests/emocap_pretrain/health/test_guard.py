@@ -135,3 +135,17 @@ def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
     guard.left_out(4)
     assert guard.verdict.action == "stop"
     assert [step for step, _ in guard.state()["skipped"]] == [3]
+
+
+def test_a_run_whose_last_updates_were_all_left_out_has_not_succeeded() -> None:
+    guard = Guard(Health(nonfinite="skip"))
+    actions(guard, [1.0, math.nan, 1.0, math.nan, math.nan])
+    assert [guard.streak(step) for step in range(6)] == [0, 0, 1, 0, 1, 2]
+    guard.require_updates(5)
+    actions(guard, [math.nan], first=6)
+    with pytest.raises(TrainingError, match=r"last 3 of 6 steps were left out .* has not trained since step 3"):
+        guard.require_updates(6)
+    short = Guard(Health(nonfinite="skip"))
+    actions(short, [math.nan, math.nan])
+    with pytest.raises(TrainingError, match="last 2 of 2 steps"):
+        short.require_updates(2)
