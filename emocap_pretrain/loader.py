@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config, PartLengths
 from emocap_pretrain.errors import EmocapError
+from emocap_pretrain.sides import mirrored
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
 
@@ -51,9 +52,15 @@ class Collate:
         )
 
     def prepare(self, sample: Sample) -> Sample:
-        """The sample with the pixels that the tower sees in its epoch."""
+        """The sample with the pixels that the tower sees in its epoch, and the caption that is true of them.
+
+        Where the words of a caption cannot follow the mirror, its image is never mirrored.
+        """
         key = (self.seed, sample.epoch, sample.index)
-        return replace(sample, image=augment(sample.image, self.pixels, crop=self.crop, flip=self.flip, key=key))
+        in_mirror = mirrored(sample.caption) if self.flip else None
+        flip = self.flip if in_mirror else 0.0
+        image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key)
+        return replace(sample, image=image, caption=in_mirror if in_mirror and flipped else sample.caption)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         wholes = [sample.caption.whole for sample in samples]

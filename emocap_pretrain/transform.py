@@ -17,8 +17,8 @@ def augment(
     crop: float,
     flip: float,
     key: tuple[int, int, int],
-) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """A random square crop, mirrored or not, at `pixels`.
+) -> tuple[UInt8[np.ndarray, "pixels pixels 3"], bool]:
+    """A random square crop at `pixels`, and whether it is mirrored.
 
     Args:
         image: RGB.
@@ -32,7 +32,8 @@ def augment(
     side = max(1, round(min(height, width) * random.uniform(crop, 1.0)))
     top, left = (int(random.integers(0, extent - side + 1)) for extent in (height, width))
     square = _resized(image[top : top + side, left : left + side], pixels)
-    return square[:, ::-1] if random.random() < flip else square
+    mirrored = bool(random.random() < flip)
+    return (square[:, ::-1] if mirrored else square), mirrored
 
 
 def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:

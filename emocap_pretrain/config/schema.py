@@ -46,7 +46,11 @@ class Data(Section):
     crop: Fraction = Field(
         default=0.8, description="Smallest share of the image side that a random crop keeps; 1 is no crop."
     )
-    flip: Fraction = Field(default=0.5, description="Probability of a mirror image.")
+    flip: Fraction = Field(
+        default=0.5,
+        description="Probability of a mirror image. English captions that name a side follow it (left becomes right), "
+        "or their image is not mirrored where the words are ambiguous; with sides in another language set 0.",
+    )
 
     @property
     def sources(self) -> tuple[Mixed, ...]:

@@ -137,7 +137,7 @@ def test_augmentation_changes_with_the_epoch_and_not_with_the_place_in_it(tiny_c
     first = prepared(collate, [sample]).images[0]
     assert torch.equal(prepared(collate, [*others, sample]).images[2], first)
     assert not torch.equal(prepared(collate, [dataclasses.replace(sample, epoch=1)]).images[0], first)
-    expected = augment(sample.image, 16, crop=tiny_config.data.crop, flip=tiny_config.data.flip, key=(0, 0, 7))
+    expected, _ = augment(sample.image, 16, crop=tiny_config.data.crop, flip=tiny_config.data.flip, key=(0, 0, 7))
     assert torch.equal(first, torch.from_numpy(expected.transpose(2, 0, 1).copy()))
 
 
@@ -152,6 +152,32 @@ def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces)
         assert torch.equal(
             images, prepared(collate, [dataclasses.replace(sample, epoch=epoch) for sample in samples]).images
         )
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_the_words_of_a_caption_follow_the_mirror(tiny_config, flip):
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"flip": flip, "crop": 1.0})})
+    collate = Collate.of(config, TOKENIZER)
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    image[:, 8:] = 255  # Bright on the right.
+    seen = set[tuple[bool, str]]()
+    for index in range(40):
+        sample = dataclasses.replace(captioned(index, "Bright on the right side.", ("The left brow.",)), image=image)
+        mirror = collate.prepare(sample)
+        brighter = bool(mirror.image[0, 15, 0] > mirror.image[0, 0, 0])
+        seen.add((brighter, mirror.caption.whole + mirror.caption.local[0]))
+    as_stored = (True, "Bright on the right side.The left brow.")
+    in_the_mirror = (False, "Bright on the left side.The right brow.")
+    assert seen == {0.0: {as_stored}, 0.5: {as_stored, in_the_mirror}, 1.0: {in_the_mirror}}[flip]
+
+
+def test_an_image_is_not_mirrored_where_its_caption_cannot_follow(tiny_config):
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"flip": 1.0, "crop": 1.0})})
+    image = np.arange(16, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)
+    sample = dataclasses.replace(captioned(0, "The mouth is left open."), image=image)
+    kept = Collate.of(config, TOKENIZER).prepare(sample)
+    assert np.array_equal(kept.image, image)
+    assert kept.caption == sample.caption
 
 
 def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str = "") -> Sample:

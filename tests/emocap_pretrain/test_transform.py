@@ -3,13 +3,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emocap_pretrain.transform import augment, centre
+from emocap_pretrain.transform import augment as augmented
+from emocap_pretrain.transform import centre
 
 KEY = (0, 0, 0)
 
 
 def picture(height: int = 24, width: int = 24) -> np.ndarray:
     return np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def augment(*arguments, **settings) -> np.ndarray:
+    """The pixels alone."""
+    return augmented(*arguments, **settings)[0]
 
 
 @given(
@@ -43,6 +49,7 @@ def test_another_seed_epoch_or_sample_gives_other_pixels(other):
 def test_a_flip_is_the_mirror_image_of_the_same_crop():
     plain = augment(picture(), 16, crop=0.5, flip=0, key=KEY)
     assert np.array_equal(augment(picture(), 16, crop=0.5, flip=1, key=KEY), plain[:, ::-1])
+    assert [augmented(picture(), 16, crop=0.5, flip=flip, key=KEY)[1] for flip in (0, 1)] == [False, True]
 
 
 def test_the_share_of_flips_is_the_probability():

@@ -1,0 +1,69 @@
+"""Captions of mirrored images: in the mirror the left eye is the right one, so the words of a caption must follow.
+
+The rule is conservative, because "left" and "right" have other senses ("is left open", "the right expression"). Where
+every mention of a side in a caption is one of a few unambiguous kinds ("the left brow", "to the right.", "looks left,",
+"left and right"), the words change places; where any mention is not, the caption has no mirror image, and its image is
+not mirrored. English is the only language that is read.
+"""
+
+import re
+from dataclasses import replace
+
+from emocap_shards.sample import Caption
+
+_SIDE = r"(left|right)"
+_PLACES = (
+    "arm|brow|cheek|cheekbone|corner|dimple|ear|earlobe|edge|eye|eyebrow|eyelash|eyelid|hand|iris|jaw|lid|lip|nostril|"
+    "profile|pupil|shoulder|side|temple"
+)
+_QUALITIES = "inner|outer|upper|lower|mouth|lip|nasolabial|medial|lateral"
+_TURNS = "drift|face|gaze|glance|lean|look|move|point|pull|shift|slant|tilt|turn"
+_ENDS = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:and|or|of|than|while|with)\b)"
+# Each group is a mention of a side in a sense that is certain.
+_CERTAIN = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b{_SIDE}(?:[- ]hand)?(?:\s+(?:{_QUALITIES})){{0,2}}\s+(?:{_PLACES})\b(?!-)",
+        rf"\b{_SIDE}\s+(?:and|or|to|versus|than)\s+(?:the\s+|his\s+|her\s+)?{_SIDE}\b(?!-)",
+        rf"\b(?:to|on|toward|towards|from|at)\s+(?:the|his|her|its|their|(?:the\s+)?[a-z]+'s)\s+{_SIDE}\b{_ENDS}",
+        rf"\b(?:{_TURNS})(?:s|d|ed|ing)?(?:\s+[a-z]+ly)?\s+{_SIDE}\b{_ENDS}",
+        rf"\b{_SIDE}(?:-hand\b|most\b|wards?\b)",
+    )
+)
+_MENTION = re.compile(rf"\b{_SIDE}(?=\b|most\b|wards?\b)", re.IGNORECASE)
+# Sides that no word above tells: FACS codes of one half of the face, and directions of turning.
+_UNREADABLE = re.compile(r"\b(?:AU\s?)?[LR]\d{1,2}[A-E]?\b|\bAU\s?\d{1,2}[A-E]?\s?\(?[LR]\b|(?i:clockwise)")
+_OTHER = {"left": "right", "right": "left"}
+
+
+def mirrored(caption: Caption) -> Caption | None:
+    """The caption of the mirrored image; None where the words cannot follow, so that the image must not be mirrored.
+
+    A caption that names no side is its own mirror image.
+    """
+    parts = [_mirrored(text) for text in (caption.whole, *caption.local, caption.summary)]
+    texts = [text for text in parts if text is not None]
+    if len(texts) < len(parts):
+        return None
+    return replace(caption, whole=texts[0], local=tuple(texts[1:-1]), summary=texts[-1])
+
+
+def _mirrored(text: str) -> str | None:
+    if _UNREADABLE.search(text):
+        return None
+    mentions = [match.span(1) for match in _MENTION.finditer(text)]
+    if not mentions:
+        return text
+    certain = {
+        match.span(group)
+        for pattern in _CERTAIN
+        for match in pattern.finditer(text)
+        for group in range(1, pattern.groups + 1)
+    }
+    return _MENTION.sub(_swap, text) if certain.issuperset(mentions) else None
+
+
+def _swap(match: re.Match[str]) -> str:
+    side = match.group()
+    other = _OTHER[side.lower()]
+    return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
