@@ -25,6 +25,9 @@ _BROKEN = (
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
+# Encoders make some ten. Each walks through all pixels, and an empty one takes 100 bytes: a file of 300 kB with 400 of
+# them was decoded for two minutes.
+MAX_SCANS = 64
 # What other files begin with, from the byte of the number on; most often their name ends in .jpg all the same.
 _OTHERS = (
     (0, b"GIF8", "a GIF"),
@@ -49,7 +52,7 @@ _OTHERS = (
     (0, b"version https://git-lfs", "a Git LFS pointer, to be replaced by `git lfs pull`"),
 )
 
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 
 
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
@@ -62,8 +65,11 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
     and all that is broken, goes to Pillow.
 
     Raises:
-        ImageError: If the bytes are no whole JPEG, PNG or WebP, or the image has more than `max_pixels` pixels.
+        ImageError: If the bytes are no whole JPEG, PNG or WebP, or the image has more than `max_pixels` pixels, or
+            `MAX_SCANS` scans.
     """
+    if data[:3] == _JPEG and (scans := bytes(data).count(_SCAN)) > MAX_SCANS:
+        raise ImageError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it again")
     if (pixels := _plain_jpeg(data, max_pixels)) is not None:
         return pixels
     try:

@@ -17,6 +17,7 @@ KEPT_SAMPLES = 1 << 21
 AT_ONCE = 16
 # Of an index: a key of 9999 bytes and three numbers.
 MOST_ROW_BYTES, HEADER_BYTES = 10_020, 4096
+MOST_INDEX_BYTES = 1 << 28
 READS_AGAIN = 4
 
 
@@ -73,7 +74,7 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
         return hashlib.sha256(data).hexdigest() == shard.index_sha256
 
     def read() -> bytes:
-        return store.read(shard.index_path, limit_bytes=shard.samples * MOST_ROW_BYTES + HEADER_BYTES)
+        return store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
 
     try:
         data = read()
@@ -89,6 +90,11 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     if index[len(index) - 1].stop > shard.bytes:
         raise DamagedShard.at(shard.path, f"its index goes beyond the {shard.bytes} bytes of the shard")
     return index
+
+
+def most_index_bytes(shard: Shard) -> int:
+    """A bound on the bytes of a shard's index, whatever the manifest says."""
+    return min(shard.samples * MOST_ROW_BYTES + HEADER_BYTES, MOST_INDEX_BYTES)
 
 
 def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:

@@ -11,6 +11,7 @@ from emocap_shards.store.protocol import checked
 
 # What a manifest may ask for, so that a false one cannot ask for all memory.
 _MOST, _MOST_PATH = 1 << 40, 1024
+MOST_SAMPLES = 1 << 20  # in a shard: a window of the shuffle holds all samples of its shards
 _LEAST_SAMPLE = 1024  # two headers of a tar
 
 
@@ -42,7 +43,8 @@ class Shards(Sequence[Shard]):
         """
         texts = {name: [_text(row[name], name) for row in rows] for name in ("path", "index_path")}
         digests = {name: _digests([row[name] for row in rows]) for name in ("sha256", "index_sha256")}
-        numbers = {name: _numbers([row[name] for row in rows], name) for name in ("samples", "bytes")}
+        most = {"samples": MOST_SAMPLES, "bytes": _MOST}
+        numbers = {name: _numbers([row[name] for row in rows], name, most[name]) for name in most}
         if len(set(texts["path"])) < len(rows):
             raise ValueError("a shard is named twice")
         if (numbers["samples"] > numbers["bytes"] // _LEAST_SAMPLE).any():
@@ -101,8 +103,8 @@ def _digests(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, 32)
 
 
-def _numbers(values: Sequence[Any], name: str) -> Ids:
+def _numbers(values: Sequence[Any], name: str, most: int) -> Ids:
     for value in values:
-        if not isinstance(value, int) or not 0 < value < _MOST:
-            raise ValueError(f"{name}={value!r} of a shard is no whole number from 1 to 2^40")
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"{name}={str(value)[:30]} of a shard is no whole number from 1 to {most:,}")
     return np.array(values, dtype=np.int64)

@@ -8,8 +8,9 @@ import tracemalloc
 import uuid
 
 import pytest
+from emocap_shards import manifest
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store import Patience, Traffic, objects, open_store
 from emocap_shards.store.folder import FolderStore
 from test_store_web import DATA, answers
 
@@ -86,6 +87,61 @@ def test_a_limit_holds_whatever_the_server_says_of_the_size(answers, headers):
     assert peak < 12 * MIB
 
 
+@pytest.mark.parametrize("act", ["read", "read_versioned", "read_manifest"])
+def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers, monkeypatch, act):
+    def endless(request):
+        start(request, 200, {"Transfer-Encoding": "chunked"})
+        try:
+            while True:
+                request.wfile.write(b"100000\r\n" + bytes(MIB) + b"\r\n")
+        except OSError:
+            pass  # as above
+        return True
+
+    monkeypatch.setattr(manifest, "MOST_BYTES", 80 * MIB)
+    answers.odd = endless
+    store = open_store(answers.url, patience=ONCE)
+    acts = {"read_manifest": lambda: manifest.read_manifest(store)}
+    peak, message = peak_bytes(acts.get(act) or (lambda: getattr(store, act)("x")))
+    assert "is the limit; check that it is the file that you mean" in message
+    assert peak < 256 * MIB
+
+
+def test_a_size_that_no_disk_has_room_for_is_refused_before_memory_is_asked_for(answers, tmp_path):
+    size = 1 << 60
+    span = {"Content-Range": f"bytes 0-{8 * MIB - 1}/{size}", "Content-Length": str(8 * MIB), "ETag": '"1"'}
+
+    def huge(request):
+        start(request, 206, span)
+        request.wfile.write(bytes(8 * MIB))
+        return True
+
+    answers.odd = huge
+    store = open_store(answers.url, patience=ONCE)
+    peak, message = peak_bytes(lambda: store.get_file("x", tmp_path / "x"))
+    assert "no space is left there: free some, or choose another disk" in message
+    assert peak < 64 * MIB
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_listing_without_end_is_refused(answers, monkeypatch, repeats):
+    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(objects, "MOST_PAGES", 20)
+
+    def page(request):
+        token = "same" if repeats else f"token-{len(request.seen)}"
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+        body = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{more}</ListBucketResult>'
+        request.send(200, body.encode())
+        return True
+
+    answers.odd = page
+    with pytest.raises(StoreError, match="repeats page" if repeats else "has more than 20 pages"):
+        open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=ONCE).list()
+
+
 def test_only_a_folder_is_near(filled):
     assert filled.is_near == isinstance(filled, FolderStore)
 
@@ -104,7 +160,7 @@ def test_a_body_that_drips_is_given_up(answers):
     answers.odd = drip
     patience = Patience(deadline_s=0, connect_timeout_s=0.5, read_timeout_s=1)
     store = open_store(answers.url, patience=patience, traffic=Traffic(part_bytes=1))
-    for limit_bytes in (None, 2000):
+    for limit_bytes in (64 * MIB, 2000):
         begin = time.monotonic()
         with pytest.raises(StoreError, match="TimeoutError"):
             store.read("x", limit_bytes=limit_bytes)

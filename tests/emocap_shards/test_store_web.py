@@ -174,6 +174,62 @@ def test_a_pickled_store_says_that_its_secrets_stayed_behind(answers):
         store.read("x")
 
 
+def redirect(status, location):
+    def odd(request):
+        if not request.path.startswith("/data/moved"):
+            return False
+        request.send_response(status)
+        request.send_header("Location", location)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        return True
+
+    return odd
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("where", ["/data/x", "x", "{url}/x"])
+def test_a_redirect_is_followed_on_the_same_host(answers, status, where):
+    answers.odd = redirect(status, where.format(url=answers.url))
+    store = open_store(answers.url.replace("//", "//user:canary@"))
+    assert store.read("moved") == store.read_range("moved", 0, len(DATA)) == DATA
+    assert store.exists("moved")
+    assert all(request.headers["Authorization"].startswith("Basic ") for request in answers.seen)
+
+
+def test_a_redirect_to_another_host_is_refused_and_shown_no_password(answers, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password canary\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as other:
+        other.daemon_threads = True
+        other.seen, other.odd = [], lambda _: False
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        for place in (f"127.0.0.1:{other.server_port}", f"localhost:{other.server_port}"):
+            answers.odd = redirect(302, f"http://{place}/data/x?canary")
+            store = open_store(answers.url, patience=Patience(deadline_s=0))
+            for name, arguments in {"read": (), "read_range": (0, 5)}.items():
+                with pytest.raises(StoreError, match=rf"on to http://{place}; if you trust that, name it") as caught:
+                    getattr(store, name)("moved", *arguments)
+                assert "canary" not in str(caught.value)
+        other.shutdown()
+    assert not other.seen
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://127.0.0.1/x", "http://[", "//169.254.169.254/x"])
+def test_a_redirect_to_something_else_is_refused(answers, location):
+    answers.odd = redirect(302, location)
+    with pytest.raises(StoreError, match=r"Redirect \(302\)"):
+        open_store(answers.url, patience=Patience(deadline_s=0)).read("moved")
+    assert len(answers.seen) == 1
+
+
+def test_a_redirect_without_end_is_refused(answers):
+    answers.odd = redirect(302, "/data/moved")
+    with pytest.raises(StoreError, match="redirects more than 5 times"):
+        open_store(answers.url, patience=Patience(deadline_s=0)).read("moved")
+    assert len(answers.seen) == 6
+
+
 def test_netrc_gives_the_password(answers, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password canary\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

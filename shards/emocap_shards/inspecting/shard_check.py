@@ -12,6 +12,7 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedShard, ImageError, NotFound, StoreError
 from emocap_shards.index import ShardIndex, Slot, load_index
+from emocap_shards.indexes import most_index_bytes
 from emocap_shards.inspecting.block import checked_header, members
 from emocap_shards.inspecting.faults import Fault, Kind
 from emocap_shards.inspecting.tape import Tape
@@ -59,7 +60,7 @@ def key_hashes(index: ShardIndex) -> UInt64[np.ndarray, " samples"]:
 
 def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
     try:
-        data = store.read(shard.index_path)
+        data = store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
     except NotFound:  # the listing told of it
         return None, []
     found = hashlib.sha256(data).hexdigest()

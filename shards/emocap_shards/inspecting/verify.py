@@ -1,6 +1,5 @@
 """Whether a dataset is still what was written: every digest and every sample."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -8,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from emocap_shards.errors import ManifestError
 from emocap_shards.inspecting.bucket import compare
 from emocap_shards.inspecting.faults import Fault, Kind
 from emocap_shards.inspecting.shard_check import Checked
 from emocap_shards.inspecting.shard_pool import Progress, check_shards
 from emocap_shards.inspecting.twice import sharing_keys
-from emocap_shards.manifest import MANIFEST, Manifest, Shard, read_manifest
+from emocap_shards.manifest import MANIFEST, MOST_BYTES, Manifest, Shard, read_manifest
 from emocap_shards.store import Store, open_store
 
 MOST_FAULTS = 10_000
@@ -120,7 +121,7 @@ def _manifest(store: Store, ledger: _Ledger) -> Manifest:
     try:
         return read_manifest(store)
     except ManifestError:
-        if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST)):
+        if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST, limit_bytes=MOST_BYTES)):
             raise
         ledger.admit(Fault(kind=Kind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
         return Manifest(())
@@ -128,7 +129,7 @@ def _manifest(store: Store, ledger: _Ledger) -> Manifest:
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data)
+        orjson.loads(data)
     except ValueError:
         return False
     return True

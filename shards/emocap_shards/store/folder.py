@@ -51,10 +51,9 @@ class FolderStore:
     def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
         with self._told("read", path), _opened(self._at(path)) as file:
             size = os.fstat(file).st_size
-            data = b"" if size > limit_bytes else _span(file, 0, limit_bytes + 1)  # it may grow meanwhile
-            if max(size, len(data)) > limit_bytes:
-                raise too_large(path, self.root, max(size, len(data)), limit_bytes)
-            return data
+            if size > limit_bytes:
+                raise too_large(path, self.root, size, limit_bytes)
+            return _span(file, 0, size)
 
     def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
         data = self.read(path, limit_bytes=limit_bytes)

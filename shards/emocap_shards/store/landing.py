@@ -1,5 +1,6 @@
 """Local files that are whole or absent."""
 
+import errno
 import os
 import uuid
 from collections.abc import Generator
@@ -32,6 +33,17 @@ def local_errors(target: Path | str) -> Generator[None]:
         yield
     except OSError as error:
         raise StoreError(f"cannot write {str(target)!r}: {local_trouble(error)}.") from error
+
+
+def need_room(descriptor: int, size: int) -> None:
+    """Returns only if the disk of an open file has room for so many bytes: a server may say any size.
+
+    Raises:
+        OSError: As a full disk does.
+    """
+    disk = os.fstatvfs(descriptor)
+    if size > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:

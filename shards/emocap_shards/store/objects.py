@@ -24,6 +24,7 @@ from emocap_shards.store.transfer import Connection
 T = TypeVar("T")
 OTHER_VERSION = '"00000000000000000000000000000000"'
 DELETED_AT_ONCE = 1000  # the most that S3 takes in one request
+MOST_PAGES = 10_000  # of a listing, each of up to 1000 objects
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,15 @@ class ObjectStore:
     async def _list(self, top: str) -> Sequence[Entry]:
         connection, token = self._connection, ""
         found: deque[Entry] = deque()
-        while True:
+        for number in range(MOST_PAGES):
             page: Page = await connection.ask("list", top, functools.partial(_page, connection.backend, top, token))
             found += page.entries
-            token = page.token
-            if not token:
+            if not page.token:
                 return found
+            if page.token == token:
+                raise StoreError(f"the listing of {top!r} in {self.url} repeats page {number}: check the server.")
+            token = page.token
+        raise StoreError(f"the listing of {top!r} in {self.url} has more than {MOST_PAGES} pages: choose a folder.")
 
     async def _delete(self, paths: Sequence[str]) -> None:
         connection = self._connection

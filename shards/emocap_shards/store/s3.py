@@ -16,12 +16,12 @@ from emocap_shards.store.boto import BoundedSession
 from emocap_shards.store.failure import Refusal, ShortAnswer, answer
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.protocol import Entry
-from emocap_shards.store.web import open_session, ranged
+from emocap_shards.store.web import REDIRECTS, open_session, ranged
 
 WRITER = "emocap-writer"
 # A signed URL serves for all ranges of an object: far cheaper than to sign and parse every request.
 SIGNED_FOR_S, KEPT_FOR_S, KEPT_URLS = 3600, 300.0, 4096
-_UNSIGNED = {301, 400, 401, 403}  # 301: another region, which botocore follows
+_UNSIGNED = {400, 401, 403, *REDIRECTS}  # a redirect: another region, which botocore looks up
 
 
 class S3:

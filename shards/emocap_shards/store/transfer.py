@@ -15,7 +15,7 @@ from pathlib import Path
 from emocap_shards.errors import StoreError
 from emocap_shards.store.backend import Backend, Facts, Multipart, Part
 from emocap_shards.store.failure import EXPECTED, ShortAnswer, answer, reason
-from emocap_shards.store.landing import local_errors, write_at
+from emocap_shards.store.landing import local_errors, need_room, write_at
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel
@@ -93,6 +93,8 @@ class Connection:
         facts = (
             Facts(first.total, first.version) if first.total is not None and first.version else await self.head(path)
         )
+        with local_errors(target):
+            need_room(descriptor, facts.size)
 
         async def copy(piece: tuple[int, int]) -> None:
             part = first if piece[0] == 0 else await self.get(path, *piece)

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from ssl import SSLContext
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -27,6 +28,9 @@ READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader 
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 # The last one is how a body travelled to S3, which some servers keep as if it were a property of the object.
 _PLAIN = {"", "identity", "aws-chunked"}
+# Statuses with a Location that the same request may be sent to.
+REDIRECTS = {301, 302, 303, 307, 308}
+MOST_REDIRECTS = 5
 _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message")}
 
 
@@ -45,7 +49,7 @@ class WebServer:
         return await ranged(self._session(), self._url(path), start, end)
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
-        async with self._session().get(self._url(path), headers=_AS_IT_IS) as response:
+        async with _asked(self._session(), "GET", self._url(path), _AS_IT_IS) as response:
             await _need(response, {200})
             total, most = response.content_length, sys.maxsize if most_bytes is None else most_bytes
             # A server without ranges could not give the rest later.
@@ -57,7 +61,7 @@ class WebServer:
             return Part(data, len(data), _version(response.headers))
 
     async def head(self, path: str) -> Facts:
-        async with self._session().head(self._url(path), headers=_AS_IT_IS, allow_redirects=True) as response:
+        async with _asked(self._session(), "HEAD", self._url(path), _AS_IT_IS) as response:
             if response.status not in {405, 501}:
                 await _need(response, {200})
                 if response.content_length is not None:
@@ -140,7 +144,7 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
         Refusal: If the answer is an error, or compressed.
         ShortAnswer: If it holds another range than the one that was asked for.
     """
-    async with session.get(url, headers={"Range": f"bytes={start}-{end - 1}", **_AS_IT_IS}) as response:
+    async with _asked(session, "GET", url, {"Range": f"bytes={start}-{end - 1}", **_AS_IT_IS}) as response:
         version, content_range = _version(response.headers), response.headers.get("Content-Range", "")
         if response.status == 416:
             total = total_of(content_range, start)
@@ -151,6 +155,49 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
             return Part(await at_most(response.content.read, end - start + 1), total, version)
         data, seen = await cut(response.content.read, start, end)
         return Part(data, seen if response.content_length is None else response.content_length, version)
+
+
+@asynccontextmanager
+async def _asked(
+    session: aiohttp.ClientSession, method: str, url: yarl.URL, headers: Mapping[str, str]
+) -> AsyncGenerator[aiohttp.ClientResponse]:
+    """The answer to a request; a redirect is followed on the same host alone.
+
+    Another host may be one that only this machine reaches, and would be shown what belongs to the first one.
+    """
+    for _ in range(MOST_REDIRECTS + 1):
+        async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+            location = response.headers.get("Location")
+            if response.status not in REDIRECTS or location is None:
+                yield response
+                return
+            url = _redirected(url, location, response.status)
+    raise Refusal(310, "TooManyRedirects", f"the server redirects more than {MOST_REDIRECTS} times")
+
+
+def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
+    """The new URL with the old user and password; from http to https it may change, and nothing else.
+
+    Raises:
+        Refusal: If it lies on another host.
+    """
+    try:
+        target = url.join(yarl.URL(location, encoded=True))
+        to, port = target.host, target.port
+    except ValueError as error:
+        raise Refusal(status, "Redirect", "the server redirects to what is no URL") from error
+    is_secured = (url.scheme, target.scheme) == ("http", "https") and (url.port, port) == (80, 443)
+    if to != url.host or ((url.scheme, url.port) != (target.scheme, port) and not is_secured):
+        place = f"{target.scheme}://{to}:{port}"
+        raise Refusal(status, "Redirect", f"the server sends it on to {place}; if you trust that, name it in the URL")
+    authority = url.raw_authority if not is_secured else url.raw_authority.removesuffix(":80")
+    return yarl.URL.build(
+        scheme=target.scheme,
+        authority=authority,
+        path=target.raw_path,
+        query_string=target.raw_query_string,
+        encoded=True,
+    )
 
 
 async def _need(response: aiohttp.ClientResponse, statuses: set[int]) -> None:

@@ -18,6 +18,7 @@ from emocap_shards.writing.row import BadRow, Row
 
 _TOGETHER_BYTES = 1 << 23
 _AHEAD = 2
+_MOST_SHUFFLED = 1 << 29  # the order takes 16 bytes for each while it is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,12 @@ class DatasetSource:
             raise RecordError("there is no dataset to read: name the new dataset behind the old ones.")
         if seed is not None and seed < 0:
             raise RecordError(f"seed={seed}, but a seed is 0 or more.")
-        return cls(tuple(urls), tuple(map(read_manifest, urls)), seed)
+        manifests = tuple(map(read_manifest, urls))
+        total = sum(manifest.samples for manifest in manifests)
+        if seed is not None and total > _MOST_SHUFFLED:
+            cure = f"{_MOST_SHUFFLED:,} are the most; shuffle parts of them, or check the manifests"
+            raise RecordError(f"{total:,} samples cannot be shuffled in memory: {cure}.")
+        return cls(tuple(urls), manifests, seed)
 
     @property
     def total(self) -> int | None:
@@ -86,10 +92,13 @@ class DatasetSource:
     def _groups(self) -> Iterator[Ids]:
         """All ids, counted over all datasets, in groups of some megabytes by the mean size."""
         total = int(self._firsts[-1])
-        order = np.arange(total) if self.seed is None else permutation(self.seed, 0, 0, total)
         mean = sum(manifest.total_bytes for manifest in self.manifests) / total
         size = max(1, min(2048, int(_TOGETHER_BYTES / mean)))
-        return (order[start : start + size] for start in range(0, total, size))
+        starts = range(0, total, size)
+        if self.seed is None:
+            return (np.arange(start, min(start + size, total)) for start in starts)
+        order = permutation(self.seed, 0, 0, total)
+        return (order[start : start + size] for start in starts)
 
     def _read(self, reader: Reader, manifest: Manifest, ids: Ids) -> list[Encoded | DamagedSample]:
         """What the reader fetches; a shard that it cannot read takes none but its own samples along."""

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import orjson
+
 from emocap_shards.errors import NotFound, RecordError
+from emocap_shards.indexes import most_index_bytes
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
 from emocap_shards.writing.fingerprint import FINGERPRINT_BYTES
@@ -20,6 +23,7 @@ from emocap_shards.writing.row import BadRow
 
 JOURNAL = "journal"
 _SCHEMA = 1
+_MOST_BYTES = 1 << 28  # a fingerprint of a sample is some 100 bytes of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Journal:
 
     def _read(self, number: int) -> Entry | None:
         try:
-            value: dict[str, Any] = json.loads(self.store.read(_path(number)))
+            value: dict[str, Any] = orjson.loads(self.store.read(_path(number), limit_bytes=_MOST_BYTES))
             self._check_options(value["options"], value["schema"])
             stretch = value["stretch"]
             bad = tuple((row, where, reason) for row, where, reason in stretch["bad"])
@@ -129,7 +133,8 @@ class Journal:
     def _stands(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
         if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
             return False
-        return hashlib.sha256(self.store.read(shard.index_path)).hexdigest() == shard.index_sha256
+        index = self.store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
+        return hashlib.sha256(index).hexdigest() == shard.index_sha256
 
 
 def _path(number: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emocap_shards.errors import RecordError
 from emocap_shards.manifest import Shard
+from emocap_shards.shard import MOST_SAMPLES
 from emocap_shards.store import Store
 from emocap_shards.writing.journal import Journal, StretchSoFar
 from emocap_shards.writing.prepare import Prepared
@@ -26,8 +27,8 @@ class ShardSize:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise RecordError(f"samples_per_shard={self.samples}, but a shard holds at least one sample.")
+        if self.samples is not None and not 1 <= self.samples <= MOST_SAMPLES:
+            raise RecordError(f"samples_per_shard={self.samples}, but a shard holds 1 to {MOST_SAMPLES:,} samples.")
         if self.samples is None and self.max_bytes is None:
             raise RecordError("a shard needs a limit: give its samples, its bytes or both.")
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -35,7 +36,7 @@ class ShardSize:
 
     def is_full(self, tar: TarFile) -> bool:
         """Whether no sample fits, however small."""
-        return self.samples is not None and len(tar.spans) >= self.samples
+        return len(tar.spans) >= min(self.samples or MOST_SAMPLES, MOST_SAMPLES)
 
     def has_room(self, tar: TarFile, sample: Prepared) -> bool:
         end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES

@@ -4,7 +4,9 @@ import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from emocap_shards.errors import RecordError
 from emocap_shards.index import dump_index
+from emocap_shards.indexes import MOST_INDEX_BYTES
 from emocap_shards.manifest import Shard, refuse_dataset
 from emocap_shards.store import Store
 from emocap_shards.writing.journal import Entry, Journal, Stretch
@@ -55,6 +57,8 @@ class Uploads:
     def _store_shard(self, number: int, tar: TarFile, stretch: Stretch) -> Shard:
         sealed = seal(tar.path, tar.spans)
         index = dump_index(sealed.slots)
+        if len(index) > MOST_INDEX_BYTES:
+            raise RecordError(f"the index of shard {number} has {len(index)} bytes: put fewer samples into a shard.")
         path, index_path = f"shard-{number:06d}.tar", f"shard-{number:06d}.npy"
         shard = Shard(
             path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, hashlib.sha256(index).hexdigest()
