@@ -47,7 +47,7 @@ def _seen(rank: int, error: Exception, judge: Callable[[int, Exception], Cause],
     host = hosts.get(rank, "")
     if actor is None and not isinstance(error, OutOfMemoryError):
         return judge(rank, error)
-    kind, message = _end_of_process(str(actor or error))
+    kind, message = end_of_process(str(actor or error))
     return Cause(kind, message, rank, host)
 
 
@@ -56,8 +56,12 @@ def _actor_error(error: Exception) -> RayActorError | None:
     return inner if isinstance(inner, RayActorError) else None
 
 
-def _end_of_process(text: str) -> tuple[str, str]:
-    """Ray's page on how a process ended, in a few words."""
+def end_of_process(text: str) -> tuple[str, str]:
+    """Reads Ray's long text on how a process ended.
+
+    Returns:
+        The kind of a `Cause`, and a sentence about "it", the process.
+    """
     if any(sign in text for sign in OUT_OF_MEMORY):
         return "OutOfMemory", "Ray ended its process because the node ran out of memory."
     if any(sign in text for sign in NODE_GONE):

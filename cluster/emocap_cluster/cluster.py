@@ -14,6 +14,7 @@ import ray
 from ray._private.state import state as ray_state  # pyright: ignore[reportPrivateUsage]
 from ray.exceptions import RayActorError
 from ray.util.debug import log_once
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from emocap_cluster.board import News, put_up
 from emocap_cluster.errors import NoCluster
@@ -71,6 +72,19 @@ class Cluster:
         """Whether `more` ranks like the placed ones could start beside what runs now."""
         free = ray.available_resources()
         return all(free.get(name, 0.0) >= more * amount for name, amount in placement.held.items())
+
+    def release(self) -> None:
+        """Free the devices of an attempt that has ended, however it ended.
+
+        Ray Train keeps its placement group if a rank dies while it is started, or if the controller is killed. Ray
+        removes such a group with the whole job only, so the next attempt would wait for the devices of the one before.
+        """
+        job: str = ray.get_runtime_context().get_job_id()
+        groups: dict[str, dict[str, Any]] = placement_group_table()
+        for number, group in groups.items():
+            # The last bytes of a group's number are those of its job: other jobs of the cluster keep theirs.
+            if number.endswith(job) and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
 def _draining() -> Mapping[str, int]:

@@ -13,8 +13,10 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from emocap_cluster.causes import unwrapped
+from emocap_cluster.causes import end_of_process, unwrapped
 from emocap_cluster.errors import RankFailed
 from emocap_cluster.output import name_lines
 from emocap_cluster.placement import Placement
@@ -51,10 +53,24 @@ def start(
     return future
 
 
+# Each of the two callbacks starts an actor, that is a process, for every attempt. The cleaner asks Ray's State API each
+# second, which a cluster without a dashboard does not have, and it leaks the devices of a rank that dies while it is
+# started: `Cluster.release` frees them in every case (decision 19). The other one feeds Ray Data, which no rank uses.
+_UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray Train's trainer without the unused callbacks. The hook is private, as Ray 2.60 has no setting for them."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, _UNUSED)]
+
+
 def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> None:
     backend = "nccl" if placement.on_gpu else "gloo"
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             function,
             scaling_config=ScalingConfig(
                 num_workers=placement.ranks,
@@ -75,7 +91,8 @@ def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> 
         except TrainingFailedError as error:
             raise _failure(error) from error
         except RayActorError as error:
-            raise RankFailed(f"Ray Train's controller is gone: {_last_line(error)}") from error
+            _, message = end_of_process(str(error))
+            raise RankFailed(f"Ray Train's controller is gone: {message}") from error
 
 
 def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
@@ -91,6 +108,9 @@ def _failure(error: TrainingFailedError) -> RankFailed:
     if failures:
         return RankFailed("ranks failed", errors={rank: unwrapped(each) for rank, each in failures.items()})
     reason = getattr(error, "controller_failure", error)
+    if isinstance(reason, RayActorError):
+        _, message = end_of_process(str(reason))
+        return RankFailed(f"a rank ended while Ray started it: {message}")
     return RankFailed(f"Ray could not start the ranks: {_last_line(reason)}")
 
 

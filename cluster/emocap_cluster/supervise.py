@@ -140,6 +140,7 @@ class _Supervisor:
         self._cluster.begin()
         running = start(job.function, placement=placement, board=board, env=job.env, timeout_s=job.timeout_s)
         asked, news = self._watch(running, placement)
+        self._cluster.release()
         failed = running.exception()
         if failed is None:
             return Ended(self._how(asked), self._record.progress()), None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from emocap_cluster.cluster import Cluster, connected
 from emocap_cluster.errors import ClusterError
 from emocap_cluster.placement import Wish
@@ -23,6 +24,7 @@ from emocap_cluster.runtime import RayRuntime
 from emocap_cluster.supervise import Job, supervise
 
 PATIENCE_S = 2.0
+FREE_S = 30.0
 
 
 def tell(**facts: object) -> None:
@@ -131,6 +133,60 @@ def is_killed(place: Path, runtime: RayRuntime) -> None:
     (place / "done").touch()
 
 
+class DiesWhileItIsStarted:
+    """A training function; the first rank that receives it is killed before Ray Train has started all ranks."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __reduce__(self) -> tuple[Callable[[Path], object], tuple[Path]]:
+        return received, (self._place,)
+
+    def __call__(self, _place: Path, _runtime: RayRuntime) -> None:
+        raise AssertionError("a rank calls what `received` returns")
+
+
+def received(place: Path) -> Callable[[Path, RayRuntime], None]:
+    try:
+        (place / "received").touch(exist_ok=False)
+    except FileExistsError:
+        return is_done
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL cannot be survived")
+
+
+def is_done(place: Path, _runtime: RayRuntime) -> None:
+    (place / "done").touch()
+
+
+def outlives_its_controller(place: Path, runtime: RayRuntime) -> None:
+    if first_time(place, runtime.place.rank):
+        (place / "ready").touch()
+        time.sleep(300.0)
+    (place / "done").touch()
+
+
+def kill_controller() -> None:
+    family = psutil.Process().children(recursive=True)
+    (controller,) = [each for each in family if each.name().startswith("ray::TrainContr")]
+    controller.kill()
+
+
+def left_behind() -> dict[str, object]:
+    """Actors of ended attempts that are still alive, and the CPUs that are free, after a wait for both."""
+    import ray  # Not before emocap_cluster, whose settings Ray reads when it is imported.
+    from ray._private.state import actors as actor_table
+
+    deadline = time.monotonic() + FREE_S
+    while True:
+        actors: list[str] = [each["ActorClassName"] for each in actor_table().values() if each["State"] != "DEAD"]
+        left = sorted({*actors} - {"Board", "_AutoscalingCoordinatorActor"})
+        free = ray.available_resources().get("CPU", 0.0)
+        if (not left and free == ray.cluster_resources()["CPU"]) or time.monotonic() > deadline:
+            return {"actors": left, "free": free, "cpus": ray.cluster_resources()["CPU"]}
+        time.sleep(0.5)
+
+
 def has_a_bug(place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
@@ -187,6 +243,11 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
     run("killed", folder, cluster, is_killed)
     run("bug", folder, cluster, has_a_bug)
     run("wrong", folder, cluster, is_set_wrongly)
+    run("starting", folder, cluster, DiesWhileItIsStarted(folder / "starting"))
+    tell(name="after starting", **left_behind())
+    when(folder / "controller" / "ready", kill_controller)
+    run("controller", folder, cluster, outlives_its_controller)
+    tell(name="after controller", **left_behind())
     when(folder / "stopped" / "ready-2", lambda: os.kill(os.getpid(), signal.SIGTERM))
     run("stopped", folder, cluster, waits_to_be_stopped)
 

@@ -70,6 +70,26 @@ def test_a_rank_that_is_killed_is_named_and_the_job_goes_on(one_node: Told) -> N
 
 
 @slow
+def test_a_rank_that_is_killed_while_it_is_started_costs_one_attempt_and_its_devices_are_free(one_node: Told) -> None:
+    job = one_node.jobs["starting"]
+    assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
+    assert "a rank ended while Ray started it: its process ended without a word: SIGKILL" in job["attempts"][0][2]
+    assert nothing_is_left(one_node.jobs["after starting"])
+
+
+@slow
+def test_the_devices_of_a_controller_that_is_killed_are_free_for_the_next_attempt_within_30_s(one_node: Told) -> None:
+    job = one_node.jobs["controller"]
+    assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
+    assert "Ray Train's controller is gone" in job["attempts"][0][2]
+    assert nothing_is_left(one_node.jobs["after controller"])
+
+
+def nothing_is_left(seen: dict[str, Any]) -> bool:
+    return seen["actors"] == [] and seen["free"] == seen["cpus"]
+
+
+@slow
 def test_a_bug_is_tried_twice_and_told_with_rank_step_kind_and_message(one_node: Told) -> None:
     job = one_node.jobs["bug"]
     assert job["kind"] == "RankFailed"
