@@ -13,7 +13,6 @@ import torch
 from emocap_shards.background import Background
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
-from emocap_shards.manifest import read_manifest
 from emocap_shards.store import Store
 from emocap_shards.stream import Stream
 
@@ -30,7 +29,7 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
-from emocap_pretrain.feed import data_digest_of, named, stream_of, train_tokenizer
+from emocap_pretrain.feed import data_digest_of, foreign_data, stream_of, train_tokenizer
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -190,8 +189,6 @@ def open_session(config: Config, world: World, start: Start) -> Session:
     batch_split(config, world.place.world)
     store = start.store
     data_digest = data_digest_of(config)
-    if config.evaluation.url:
-        read_manifest(config.evaluation.url)  # Rather now than after the last step.
     opening = world.aside()  # One rank may have far more to download than the others.
     run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
@@ -260,10 +257,7 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed |
 
 def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
     if found.state["data_digest"] != data_digest:
-        raise CheckpointError(
-            f"{named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
-            "Give a new run another url."
-        )
+        raise CheckpointError(foreign_data(config))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 

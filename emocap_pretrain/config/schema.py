@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
-from emocap_pretrain.config.fields import Count, Decay, Fraction, Length, Positive, Section, Template, Weight, Words
+from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Length, Positive, Section, Template, Weight
 from emocap_pretrain.config.location import FolderOrName, Location
 from emocap_pretrain.config.objective import Objective
 
@@ -223,8 +223,9 @@ class Evaluation(Section):
 
     url: Location | None = Field(default=None, description="Packed dataset with labels; null skips the evaluation.")
     label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
-    classes: dict[str, Words] | None = Field(
-        default=None, description="Label to the words for it in prompts; default each label found, by its own name."
+    classes: Classes | None = Field(
+        default=None,
+        description="Label to its words in prompts, a text or a list; default each label found, by its own name.",
     )
     templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),

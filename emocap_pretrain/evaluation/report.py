@@ -52,6 +52,18 @@ class Report:
     run_id: str
     tracking_uri: str
     zero_shot: ZeroShot | None
+    evaluation: dict[str, Any] | None = None  # The settings of `zero_shot`; reports of 0.1.0 do not have them.
+
+    def evaluated_with(self, settings: dict[str, Any]) -> bool:
+        """Whether `zero_shot` is the result of these stored settings; nothing is asked of settings without a url."""
+        if settings["url"] is None:
+            return True
+        if self.zero_shot is None:
+            return False
+        if self.evaluation is None:
+            classes = settings["classes"]
+            return self.zero_shot.url == settings["url"] and (not classes or self.zero_shot.classes == tuple(classes))
+        return _decisive(self.evaluation) == _decisive(settings)
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -72,6 +84,11 @@ class Report:
     def markdown(self) -> str:
         """The same as a Markdown table."""
         return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the result depends on."""
+    return {name: value for name, value in settings.items() if name != "batch"}
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:

@@ -55,6 +55,7 @@ class MlflowRun:
         self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
             "metrics": self._metrics,
             "scores": self._scores,
+            "rescores": self._rescores,
             "tags": self._tags,
             "status": self._status,
             "checkpoint": self._checkpoint,
@@ -142,12 +143,21 @@ class MlflowRun:
         self._last_steps |= {point.key: point.step for point in points}
 
     def _scores(self, run: Run, rows: list[Row]) -> None:
-        models = {row["step"]: self._model(run, row["step"]) for row in rows}
-        ids = {step: model.model_id for step, model in models.items() if model}
-        for point in fresh(rows, _last_steps(run)):
-            self._client.log_metric(
-                self.run_id, point.key, point.value, point.timestamp, point.step, model_id=ids.get(point.step)
-            )
+        self._log_scores(run, fresh(rows, _last_steps(run)))
+
+    def _rescores(self, run: Run, rows: list[Row]) -> None:
+        """A value that the run has already is not sent again, so a row that comes twice counts once."""
+        known: dict[str, float] = run.data.metrics
+        points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
+        self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
+
+    def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
+        """With the model of their checkpoint."""
+        models = {step: self._model(run, step) for step in {point.step for point in points}}
+        for point in points:
+            model = models[point.step]
+            model_id = model.model_id if model else None
+            self._client.log_metric(self.run_id, point.key, point.value, point.timestamp, point.step, model_id=model_id)
         self._asked_s = -math.inf
 
     def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002

@@ -65,6 +65,9 @@ class MlflowTracker:
     def score(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("scores", step, dict(metrics)))
 
+    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+        self._history.put(row("rescores", step, dict(metrics)))
+
     def text(self, name: str, content: str) -> None:
         self._artifacts.put(row("text", 0, {"name": name, "content": masked(content)}))
 
