@@ -95,6 +95,7 @@ def evaluate_again(config: Config, store: Store, device: str) -> None:
     report = RunFolder(store).report(config.steps)
     if report is None:
         return
+    check_labels(config.evaluation)
     number = newest(store)
     tracker = MlflowTracker.start(config, report.run_id, number=number, unsent=undelivered.left(store))
     try:

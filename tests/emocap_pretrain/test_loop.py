@@ -346,3 +346,49 @@ def test_a_mixture_trains_and_resumes(new_run: Callable[..., Config], faces: str
     pretrain(broken, FakeRuntime())
     pretrain(config, FakeRuntime())
     assert curve(broken) == curve(config)
+
+
+def test_a_finished_run_whose_evaluation_has_changed_is_evaluated_again_and_not_trained(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    pretrain(new_run(steps=2, evaluation__url=faces), FakeRuntime())
+    classes = {"happiness": ["joy"]} | {name: [name] for name in ("anger", "disgust", "fear")}
+    classes |= {name: [name] for name in ("neutral", "sadness", "surprise", "contempt")}
+    changed_run = new_run(steps=2, evaluation__url=faces, evaluation__classes=classes)
+    store = open_store(changed_run.url)
+    before = {entry.path: store.read(entry.path) for entry in store.list()}
+    runtime = FakeRuntime()
+    pretrain(changed_run, runtime)
+    assert runtime.beats == []
+    report = RunFolder(store).report(2)
+    assert report is not None
+    assert report.zero_shot is not None
+    assert report.zero_shot.classes == tuple(classes)
+    assert curve(changed_run, "zero_shot/uar")[-1][1] == report.zero_shot.uar
+    assert status(changed_run) == "FINISHED"
+    after = {entry.path: store.read(entry.path) for entry in store.list()}
+    assert {path for path in after if after[path] != before.get(path)} == {"report.json"}
+    pretrain(changed_run, FakeRuntime())
+    assert store.read("report.json") == after["report.json"]
+
+
+def test_a_refused_evaluation_of_a_finished_run_changes_nothing_of_it(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    pretrain(new_run(steps=1, evaluation__url=faces), FakeRuntime())
+    wrong = new_run(steps=1, evaluation__url=faces, evaluation__classes={"joy": ["joy"]})
+    store = open_store(wrong.url)
+    before = {entry.path: store.read(entry.path) for entry in store.list()}
+    with pytest.raises(ConfigError, match=r"evaluation\.classes lacks"):
+        pretrain(wrong, FakeRuntime())
+    assert {entry.path: store.read(entry.path) for entry in store.list()} == before
+    assert status(wrong) == "FINISHED"
+
+
+def test_labels_that_the_classes_lack_are_refused_before_a_start_is_counted(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    wrong = new_run(evaluation__url=faces, evaluation__classes={"joy": ["joy"]})
+    with pytest.raises(ConfigError, match=r"evaluation\.classes lacks"):
+        pretrain(wrong, FakeRuntime())
+    assert open_store(wrong.url).list() == []
