@@ -16,20 +16,21 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.labels import check_labels
-from emocap_pretrain.evaluation.report import Report, ZeroShot
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
 from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
-from emocap_pretrain.quarantine import QUARANTINE
-from emocap_pretrain.run_folder import REPORT, RunFolder
+from emocap_pretrain.quarantine import QUARANTINE_FILE
+from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.run_folder.attempts import Attempt, newest
+from emocap_pretrain.run_folder.documents import REPORT
+from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
+from emocap_pretrain.run_folder.report import Report, ZeroShot
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Progress, Session, open_session
-from emocap_pretrain.starts import Start, newest
-from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.tracking.masking import masked
-from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
-from emocap_pretrain.tracking.spool import row
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
+from emocap_pretrain.tracking.spool import row, understood
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.world import joined
 
@@ -56,10 +57,11 @@ def pretrain(config: Config, runtime: Runtime) -> None:
             return
         # One rank may read for minutes, longer than others wait in the training's group.
         world.aside().from_main(lambda: compare_labels(config, store))
-        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
-        # What this start has opened is closed behind the monitor, which first leaves word of a failure.
-        with ExitStack() as behind, monitored(config, world, Start(store, number)) as monitor:
-            session = behind.enter_context(open_session(config, world, Start(store, number)))
+        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
+        attempt = Attempt(store, number)
+        # What this attempt has opened is closed after the monitor, which first records a failure.
+        with ExitStack() as behind, monitored(config, world, attempt) as monitor:
+            session = behind.enter_context(open_session(config, world, attempt))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
@@ -83,7 +85,7 @@ def conclude_again(config: Config, store: Store) -> bool:
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
-    undelivered.deliver(store, config, report.run_id, number=newest(store))
+    deliver_unsent(store, config, report.run_id, number=newest(store))
     return True
 
 
@@ -97,16 +99,16 @@ def evaluate_again(config: Config, store: Store, device: str) -> None:
         return
     check_labels(config.evaluation)
     number = newest(store)
-    tracker = MlflowTracker.start(config, report.run_id, number=number, unsent=undelivered.left(store))
+    tracker = MlflowTracker.start(config, report.run_id, number=number, unsent=understood(unsent.left(store)))
     try:
         settings = config.stored()["evaluation"]
         report = replace(report, zero_shot=_evaluated(config, tracker, report.step, device), evaluation=settings)
-        tracker.text(REPORT, report.dump().decode())
+        tracker.text(REPORT_FILE, REPORT.dump(report).decode())
         tracker.describe(report.markdown())
         RunFolder(store).conclude(report)
     finally:
         tracker.finish("FINISHED")
-        undelivered.leave(store, tracker.unsent(), number=number)
+        unsent.leave(store, tracker.unsent(), number=number)
 
 
 def compare_labels(config: Config, store: Store) -> None:
@@ -184,7 +186,7 @@ def _left_out(session: Session) -> dict[str, float]:
     """How many samples the run has left out so far; those that are new go to the tracker by name. A collective."""
     quarantine = session.quarantine
     if quarantine.settle() and session.world.is_main:
-        session.tracker.text(QUARANTINE, quarantine.dump().decode())
+        session.tracker.text(QUARANTINE_FILE, quarantine.dump().decode())
     return {"data_quarantined": float(len(quarantine.rows))} if quarantine.budget else {}
 
 
@@ -227,7 +229,7 @@ def _conclude(session: Session, progress: Progress) -> None:
         else None,
         evaluation=stored["evaluation"] if config.evaluation.url else None,
     )
-    session.tracker.text(REPORT, report.dump().decode())
+    session.tracker.text(REPORT_FILE, REPORT.dump(report).decode())
     session.tracker.describe(report.markdown())
     session.leave([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
@@ -236,7 +238,7 @@ def _conclude(session: Session, progress: Progress) -> None:
 def _evaluated(config: Config, tracker: Tracker, step: int, device: str) -> ZeroShot:
     restored = restore(config.url, device=device, config=config)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
-    result = ZeroShot.of(config.stored()["evaluation"]["url"], matrix)
+    result = matrix.result(config.stored()["evaluation"]["url"])
     tracker.rescore({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, step)
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "confusion.png"

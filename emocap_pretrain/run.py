@@ -18,7 +18,7 @@ from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.record import RunRecord
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.terminal import (
     INTERRUPTED,

@@ -13,7 +13,6 @@ from emocap_shards.inspecting.wording import size
 from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
-from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
 from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, misfits, read
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
@@ -21,7 +20,8 @@ from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
@@ -97,7 +97,7 @@ def prune_command(
     sizes_only: Annotated[
         bool, typer.Option("--sizes-only", help="Compare the sizes of what stays, instead of reading every byte.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Although a start of the run is alive.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although an attempt of the run is alive.")] = False,
     debug: Debug = False,
 ) -> None:
     """Delete old checkpoints and what unfinished saves have left. It does not ask.
@@ -109,7 +109,7 @@ def prune_command(
         alive = _alive(store)
         if alive is not None and not force and not dry_run:
             raise ConfigError(
-                f"start {alive} of the run at {store.url} is alive: end it first, or prune with --force "
+                f"attempt {alive} of the run at {store.url} is alive: end it first, or prune with --force "
                 "(what it is saving now is left alone)."
             )
         freed = 0
@@ -219,8 +219,8 @@ def _tell(step: int, faults: Iterable[str]) -> None:
 
 
 def _alive(store: Store) -> int | None:
-    """The number of the newest start, if it gave a sign of life a moment ago."""
-    if not starts.numbers(store):
+    """The number of the newest attempt, if it is alive."""
+    if not attempts.numbers(store):
         return None
-    newest = Standing.read(store, last=1).newest
+    newest = RunState.read(store, last=1).newest
     return newest.number if newest.alive(time.time()) else None

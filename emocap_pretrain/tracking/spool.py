@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from emocap_pretrain.tracking.masking import masked
 
@@ -34,6 +34,24 @@ class Row(TypedDict):
 def row(kind: Kind, step: int, body: dict[str, Any]) -> Row:
     """A row of now."""
     return {"kind": kind, "step": step, "at_ms": round(time.time() * 1000), "body": body}
+
+
+def understood(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Stored rows that this version can send; the others are left out with a warning."""
+    found = list(rows)
+    known = [each for each in found if _is_row(each)]
+    if len(known) < len(found):
+        log.warning("%d stored rows are not rows for the tracker and are left out", len(found) - len(known))
+    return [cast("Row", dict(each)) for each in known]
+
+
+def _is_row(stored: Mapping[str, Any]) -> bool:
+    numbers = (stored.get("step"), stored.get("at_ms"))
+    return (
+        stored.get("kind") in get_args(Kind)
+        and isinstance(stored.get("body"), dict)
+        and all(type(each) is int for each in numbers)
+    )
 
 
 class Spool:

@@ -24,7 +24,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.health.guard import Guard
 from emocap_pretrain.loop import pretrain
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 
 STEPS = 5
 
@@ -324,7 +324,7 @@ def test_damaged_samples_are_left_out_reported_and_tracked(new_run: Callable[...
     config = new_run(data__url=damaged_faces(tmp_path / "faces", 2), data__error_budget=3)
     pretrain(config, FakeRuntime())
     rows = json.loads((tmp_path / "run" / "quarantine.json").read_text())
-    assert len({row["key"] for row in rows}) == len(rows) == 2
+    assert len({row["key"] for row in rows["samples"]}) == len(rows["samples"]) == 2
     client = MlflowClient(config.tracking.uri)
     history = client.get_metric_history(run_id(config), "data_quarantined")
     assert [point.value for point in history][-1] == 2

@@ -1,57 +1,46 @@
-"""The result of a run, as a value, as JSON and as a table for a person."""
+"""The result of a run, as a value and as a table for a person."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import numpy as np
+from pydantic import Field
 from rich.table import Table
 
-from emocap_pretrain.evaluation.confusion import Confusion
+Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
-    """Zero-shot classification of one dataset, as shares in [0, 1]."""
+    """Zero-shot classification of one dataset, as shares in [0, 1].
+
+    `counts[t][p]` are the samples of class t that were predicted as p.
+    """
 
     url: str
     classes: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-    uar: float
-    war: float
-    chance: float
-    majority: float
-
-    @classmethod
-    def of(cls, url: str, confusion: Confusion) -> "ZeroShot":
-        counts = tuple(tuple(map(int, row)) for row in confusion.counts)
-        return cls(url, confusion.classes, counts, confusion.uar, confusion.war, confusion.chance, confusion.majority)
-
-    @classmethod
-    def parse(cls, tree: dict[str, Any]) -> "ZeroShot":
-        tree["classes"] = tuple(tree["classes"])
-        tree["counts"] = tuple(tuple(row) for row in tree["counts"])
-        return cls(**tree)
-
-    @property
-    def confusion(self) -> Confusion:
-        return Confusion(self.classes, np.array(self.counts))
+    counts: tuple[tuple[Count, ...], ...]
+    uar: Share
+    war: Share
+    chance: Share
+    majority: Share
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a finished run says of itself."""
+    """`report.json`: what a finished run says of itself; rank 0 writes it last."""
 
     name: str
     url: str
-    step: int
-    seconds: float
-    ranks: int
-    samples_per_s: float
-    loss: float | None
-    run_id: str
-    tracking_uri: str
-    zero_shot: ZeroShot | None
+    step: Count
+    seconds: Finite
+    ranks: Count
+    samples_per_s: Finite
+    loss: Finite | None = None
+    run_id: str = ""
+    tracking_uri: str = ""
+    zero_shot: ZeroShot | None = None
     evaluation: dict[str, Any] | None = None  # The settings of `zero_shot`; reports of 0.1.0 do not have them.
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
@@ -64,15 +53,6 @@ class Report:
             classes = settings["classes"]
             return self.zero_shot.url == settings["url"] and (not classes or self.zero_shot.classes == tuple(classes))
         return _decisive(self.evaluation) == _decisive(settings)
-
-    def dump(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
-
-    @classmethod
-    def parse(cls, data: bytes) -> "Report":
-        tree: dict[str, Any] = json.loads(data)
-        zero_shot: dict[str, Any] | None = tree.pop("zero_shot")
-        return cls(**tree, zero_shot=ZeroShot.parse(zero_shot) if zero_shot else None)
 
     def table(self) -> Table:
         """Two columns: what, and its value."""
