@@ -27,7 +27,7 @@ from emocap_pretrain.errors import CheckpointError, ConfigError, EmocapError
 from emocap_pretrain.evaluation.labels import check_labels
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.schedule import learning_rate
 
 LABELS_S = 20.0

@@ -16,7 +16,7 @@ from emocap_pretrain import preflight as checks
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.loop import pretrain
 from emocap_pretrain.preflight import Devices, Findings, preflight
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 
 ALONE = Devices(1, 1, on_gpu=False)
 
