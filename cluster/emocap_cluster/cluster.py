@@ -3,13 +3,13 @@
 import logging
 import os
 import socket
+import stat
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray._private.state import state as ray_state  # pyright: ignore[reportPrivateUsage]
 from ray.exceptions import RayActorError
@@ -19,7 +19,9 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from emocap_cluster.board import News, put_up
 from emocap_cluster.errors import NoCluster
 from emocap_cluster.placement import Node, Placement
+from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopback, private_folder
 
+ADDRESS_BYTES = 1024
 ANSWER_S, NEWS_S = 10.0, 5.0
 BOARD_TRIES = 5
 
@@ -96,7 +98,8 @@ def _draining() -> Mapping[str, int]:
 def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     """Join the cluster of `RAY_ADDRESS` or of this host, or start one on this host for as long as the block lasts.
 
-    One that is started here asks for a token and listens on this host alone (Ray's defaults since 2.60).
+    One that is started here listens on the loopback interface alone, asks for a token that only this user can read, and
+    keeps its sockets and logs in a folder that only this user can open.
 
     Args:
         env: Environment variables for the ranks. Ray shows them in its dashboard, so there are no secrets among them.
@@ -108,50 +111,92 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     # That a new cluster asks for a token is how it should be, and no warning.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     log_once("log_dedup_warning")  # Said already, so that Ray does not explain the folding of repeated lines.
+    address = _address()
+    with _joined(address, env) if address != "local" else _started(env) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _joined(address: str, env: Mapping[str, str]) -> Generator[Cluster]:
+    check_token()
     # Helpers of Ray Train look for "the" cluster of their host; where there are several it must be this one.
     here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
-    try:
-        # A cluster of our own has no dashboard: its processes would take cores from the ranks, and it is an open port.
-        ray.init(
-            _local_instead_of_dead(),
-            runtime_env={"env_vars": {**env, **here}},
+    with _ray(f"Ray at {address} cannot be joined", address=address, env={**env, **here}):
+        yield Cluster(own=False, board=put_up())
+
+
+@contextmanager
+def _started(env: Mapping[str, str]) -> Generator[Cluster]:
+    make_token()
+    check_token()
+    folder = private_folder() / "ray"
+    with (
+        on_loopback(),
+        # No dashboard: its processes would take cores from the ranks, and it is one more open port.
+        _ray(
+            "Ray cannot be started here",
+            address="local",
+            env={**LOOPBACK, **env},
             include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS")
-        raise NoCluster(
-            f"Ray {f'at RAY_ADDRESS={address} cannot be joined' if address else 'cannot be started here'}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+            _temp_dir=str(folder),
+        ),
+    ):
+        yield Cluster(own=True, board=put_up())
+
+
+@contextmanager
+def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[None]:
+    """Connected to Ray for as long as the block lasts; `trouble` begins the message if that fails."""
     try:
-        yield Cluster(_started_here(), put_up())
+        ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING, **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise NoCluster(f"{trouble}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
     finally:
         ray.shutdown()
 
 
-def _started_here() -> bool:
-    """Whether the cluster's head was started by this process, and so goes with it."""
-    return any(child.name() == "gcs_server" for child in psutil.Process().children())
+def _address() -> str:
+    """Where Ray is; `local` says that this process starts one.
 
-
-def _local_instead_of_dead() -> str | None:
-    """`local` where this host remembers a cluster that is gone (its head was killed); None leaves the choice to Ray.
-
-    What it remembers is deleted, as `ray stop` would: Ray's own helpers would ask the dead one too, for minutes.
+    Raises:
+        NoCluster: If `RAY_ADDRESS=auto` and this user has no cluster here.
     """
-    if os.environ.get("RAY_ADDRESS"):
-        return None
-    remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given and given != "auto":
+        return given
+    found = _remembered()
+    if given and not found:
+        raise NoCluster(
+            "RAY_ADDRESS=auto, but this user runs no Ray cluster on this host: set it to HOST:PORT, or unset it."
+        )
+    return found or "local"
+
+
+def _remembered() -> str | None:
+    """The address that `ray start` of this user has left on this host, if somebody answers there.
+
+    The folder is shared between users, so a file, or a folder, of another user is not believed: whoever answers at
+    such an address would get the job's function, with its secrets. The address of a cluster that is gone is deleted, as
+    `ray stop` would do it.
+    """
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
     try:
-        _knock(remembered.read_text(encoding="utf-8").strip())
-    except FileNotFoundError:
-        return None
+        number = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        with suppress(PermissionError):  # Another user's.
-            remembered.unlink()
-        return "local"
-    return None
+        return None
+    with os.fdopen(number, encoding="utf-8", errors="replace") as opened:
+        status = os.fstat(number)
+        if {status.st_uid, file.parent.stat().st_uid} != {os.geteuid()} or not stat.S_ISREG(status.st_mode):
+            return None
+        address = opened.read(ADDRESS_BYTES).strip()
+    try:
+        _knock(address)
+    except OSError:
+        file.unlink(missing_ok=True)
+        return None
+    return address or None
 
 
 def _refuse_silence(address: str) -> None:

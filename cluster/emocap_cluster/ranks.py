@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import ray.train
-import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -20,13 +20,14 @@ from emocap_cluster.causes import end_of_process, unwrapped
 from emocap_cluster.errors import RankFailed
 from emocap_cluster.output import name_lines
 from emocap_cluster.placement import Placement
+from emocap_cluster.rendezvous import LoopbackConfig
 from emocap_cluster.runtime import RayRuntime
 
 Function = Callable[[RayRuntime], None]
 
 
 def start(
-    function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int
+    function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int, on_loopback: bool
 ) -> Future[None]:
     """Call `function` once on each rank, with the torch process group made; the future ends when all have.
 
@@ -38,9 +39,10 @@ def start(
         board: Where the driver asks them to stop.
         env: Environment variables for the ranks that nobody else is to see; they travel with the function.
         timeout_s: Longest wait in a collective.
+        on_loopback: Whether all ranks are on this host and must not listen on other interfaces.
     """
     future: Future[None] = Future()
-    act = partial(_fit, partial(_act, function, board, dict(env)), placement, timeout_s)
+    act = partial(_fit, partial(_act, function, board, dict(env)), placement, _torch(placement, timeout_s, on_loopback))
 
     def run() -> None:
         try:
@@ -59,7 +61,7 @@ def start(
 _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
-class _Trainer(ray.train.torch.TorchTrainer):
+class _Trainer(TorchTrainer):
     """Ray Train's trainer without the unused callbacks. The hook is private, as Ray 2.60 has no setting for them."""
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -67,8 +69,12 @@ class _Trainer(ray.train.torch.TorchTrainer):
         return [each for each in callbacks if not isinstance(each, _UNUSED)]
 
 
-def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> None:
-    backend = "nccl" if placement.on_gpu else "gloo"
+def _torch(placement: Placement, timeout_s: int, on_loopback: bool) -> TorchConfig:
+    config = LoopbackConfig if on_loopback else TorchConfig
+    return config(backend="nccl" if placement.on_gpu else "gloo", timeout_s=timeout_s)
+
+
+def _fit(function: Callable[[], None], placement: Placement, torch_config: TorchConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
         trainer = _Trainer(
             function,
@@ -78,7 +84,7 @@ def _fit(function: Callable[[], None], placement: Placement, timeout_s: int) -> 
                 resources_per_worker=placement.held,
                 placement_strategy=placement.strategy,
             ),
-            torch_config=ray.train.torch.TorchConfig(backend=backend, timeout_s=timeout_s),
+            torch_config=torch_config,
             run_config=RunConfig(
                 storage_path=folder,
                 # The next attempt, if there is one, may have another number of ranks: that is decided above.

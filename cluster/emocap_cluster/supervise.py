@@ -138,7 +138,14 @@ class _Supervisor:
     def _attempt(self, placement: Placement) -> tuple[Ended, RankFailed | None]:
         job, board = self._job, self._cluster.board
         self._cluster.begin()
-        running = start(job.function, placement=placement, board=board, env=job.env, timeout_s=job.timeout_s)
+        running = start(
+            job.function,
+            placement=placement,
+            board=board,
+            env=job.env,
+            timeout_s=job.timeout_s,
+            on_loopback=self._cluster.own,
+        )
         asked, news = self._watch(running, placement)
         self._cluster.release()
         failed = running.exception()

@@ -7,11 +7,13 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,7 +240,27 @@ def when(file: Path, act: Callable[[], object]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def listeners() -> list[list[object]]:
+    """Name and address of each socket on which this process, or one that it has started, waits for connections."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    seen: list[list[object]] = []
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            seen += [[each.name(), at.laddr.ip] for at in each.net_connections("inet") if at.status == "LISTEN"]
+    return seen
+
+
+def modes() -> dict[str, object]:
+    """Of the files of a cluster that this process has started."""
+    token = Path.home() / ".ray" / "auth_token"
+    sockets = Path(os.environ["RAY_TMPDIR"], f"emocap-{os.getuid()}")
+    paths = {"token": token, "token folder": token.parent, "sockets": sockets}
+    return {name: f"{stat.S_IMODE(path.stat().st_mode):03o}" for name, path in paths.items()}
+
+
 def on_one_node(folder: Path, cluster: Cluster) -> None:
+    tell(name="files", **modes())
+    when(folder / "sees" / "0", lambda: tell(name="listeners", seen=listeners()))
     run("sees", folder, cluster, sees)
     run("killed", folder, cluster, is_killed)
     run("bug", folder, cluster, has_a_bug)

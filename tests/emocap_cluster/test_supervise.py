@@ -1,5 +1,6 @@
 """Jobs on a real Ray: ranks that die, err, grow in number and are taken away."""
 
+import ipaddress
 import json
 import os
 import secrets
@@ -27,11 +28,11 @@ class Told:
     folder: Path
 
 
-def told(folder: Path, *arguments: str) -> Told:
+def told(folder: Path, *arguments: str, **more: str) -> Told:
     # Short, because Ray puts sockets below it; and its own, so that no other cluster of this machine is joined.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as place:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env |= {"RAY_TMPDIR": place, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        env |= {"RAY_TMPDIR": place, **more}
         command = [sys.executable, str(SCRIPT), str(folder), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=env)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
@@ -41,7 +42,8 @@ def told(folder: Path, *arguments: str) -> Told:
 
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return told(tmp_path_factory.mktemp("one"))
+    home = tmp_path_factory.mktemp("home")
+    return told(tmp_path_factory.mktemp("one"), HOME=str(home))
 
 
 @slow
@@ -58,6 +60,26 @@ def test_the_driver_hears_how_far_rank_0_is_and_lines_carry_their_rank(one_node:
     assert one_node.jobs["sees"]["beats"] == [[5, 5, "loss 1.0"]]
     assert "\n[rank 0] I am 0\n" in one_node.printed or "\n[rank 1] I am 1\n" in one_node.printed
     assert "hidden" not in one_node.printed
+
+
+@slow
+def test_a_cluster_of_the_job_s_own_listens_on_loopback_alone(one_node: Told) -> None:
+    seen = one_node.jobs["listeners"]["seen"]
+    assert {"gcs_server", "raylet", "ray::RayTrainWorker"} <= {name for name, _ in seen}
+    assert [[name, address] for name, address in seen if not is_loopback(address)] == []
+
+
+def is_loopback(address: str) -> bool:
+    at = ipaddress.ip_address(address)
+    return (getattr(at, "ipv4_mapped", None) or at).is_loopback
+
+
+@slow
+def test_only_this_user_can_read_the_token_and_open_the_sockets_of_such_a_cluster(one_node: Told) -> None:
+    files = one_node.jobs["files"]
+    assert files["token"] == "600"
+    assert files["token folder"] == "700"
+    assert files["sockets"] == "700"
 
 
 @slow
@@ -120,7 +142,8 @@ def test_sigterm_of_the_driver_lets_the_ranks_save_and_ends_the_job_as_stopped(o
 def test_a_job_grows_when_nodes_come_and_leaves_one_that_is_announced_to_go(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    job = told(tmp_path_factory.mktemp("many"), "nodes").jobs["moves"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    job = told(tmp_path_factory.mktemp("many"), "nodes", **token).jobs["moves"]
     assert [each[:2] for each in job["attempts"]] == [[2, "growing"], [3, "drained"], [2, "stopped"]]
     assert "A node is about to be taken away: the ranks save and go on without it." in job["said"]
 

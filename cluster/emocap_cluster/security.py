@@ -1,0 +1,119 @@
+"""What keeps other users of a host, and other hosts, away from the Ray cluster that a job starts for itself."""
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ray._private import ray_constants
+
+from emocap_cluster.errors import NoCluster
+
+OTHERS = 0o077
+OTHERS_WRITE = 0o022
+CURE = "set RAY_AUTH_TOKEN_PATH to a path in a folder of your own."
+# Ranks of one host meet on its loopback interface, too: gloo and NCCL would take the host's address.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+
+
+@contextmanager
+def on_loopback() -> Generator[None]:
+    """A Ray that is started in the block listens on 127.0.0.1, and so do all of its processes.
+
+    Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`),
+    unless this switch, which is meant for macOS and Windows, says that the host cannot be part of a larger cluster.
+    `ray_constants` reads the variable when it is imported; the processes that Ray starts inherit it.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_SWITCH)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[_SWITCH] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            os.environ.pop(_SWITCH, None)
+        else:
+            os.environ[_SWITCH] = before[1]
+
+
+def private_folder() -> Path:
+    """Returns the folder of this user for Ray's sockets and logs; it is made if needed, and only this user can open it.
+
+    Its path is short, because the path of a socket has at most 107 bytes.
+
+    Raises:
+        NoCluster: If it cannot be made, or another user could have made it.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", f"emocap-{os.geteuid()}")  # noqa: S108
+    cure = "remove it, or set RAY_TMPDIR to a folder of your own."
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise NoCluster(f"the folder for Ray's sockets cannot be made: {error}; {cure}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & OTHERS:
+        raise NoCluster(f"{folder} must be a folder that belongs to this user, with mode 700: {cure}")
+    return folder
+
+
+def make_token() -> None:
+    """Make the file of Ray's token, unless there is one, or a token is set, or the user has chosen another mode.
+
+    Ray would make it with the mode of any new file, which other users can usually read.
+
+    Raises:
+        NoCluster: If it cannot be made.
+    """
+    if (path := _token_file()) is None or path.exists():
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whole from the start: another job may look for the file at the same moment, and then has to find its token.
+        number, made = tempfile.mkstemp(prefix="token-", dir=path.parent)
+        with os.fdopen(number, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(made, path)
+        Path(made).unlink()
+    except OSError as error:
+        raise NoCluster(f"the file of Ray's token cannot be made: {error}; {CURE}") from error
+
+
+def check_token() -> None:
+    """Refuse a token that is not a secret: who has it runs code in the cluster.
+
+    Raises:
+        NoCluster: If another user can read the file of Ray's token, or can replace it.
+    """
+    if (path := _token_file()) is None or not os.path.lexists(path):
+        return
+    try:
+        status, folder = path.stat(), path.parent.stat()
+    except OSError as error:
+        raise NoCluster(f"the file of Ray's token cannot be looked at: {error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise NoCluster(f"{path} must be a regular file, as it holds Ray's token: remove it.")
+    if status.st_mode & OTHERS or status.st_uid not in (os.geteuid(), 0):
+        raise NoCluster(
+            f"other users can read Ray's token in {path} (mode {stat.S_IMODE(status.st_mode):03o}): "
+            f"`chmod 600 {path}`, and make a new token if the host has other users; or set RAY_AUTH_TOKEN."
+        )
+    if folder.st_mode & OTHERS_WRITE or folder.st_uid not in (os.geteuid(), 0):
+        raise NoCluster(f"other users can replace Ray's token in {path.parent}: `chmod 700 {path.parent}`.")
+
+
+def _token_file() -> Path | None:
+    """Where Ray looks for its token; None if it takes none, or takes it from the environment."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(given)
+    try:
+        return Path.home() / ".ray" / "auth_token"
+    except RuntimeError as error:
+        raise NoCluster(f"this user has no home folder for Ray's token; {CURE}") from error
