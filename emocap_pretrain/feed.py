@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
-from emocap_shards.manifest import read_manifest
+from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.source import Source
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
@@ -56,5 +57,18 @@ def named(config: Config) -> str:
 
 def data_digest_of(config: Config) -> str:
     """Of the one manifest, or of all of them."""
-    digests = [read_manifest(source.url).digest for source in config.data.sources]
+    return digest_of([read_manifest(source.url) for source in config.data.sources])
+
+
+def digest_of(manifests: Sequence[Manifest]) -> str:
+    """Of the datasets of a run, in their order."""
+    digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def foreign_data(config: Config) -> str:
+    """Says that a checkpoint of the run has seen other data."""
+    return (
+        f"{named(config)} is not the data that {open_store(config.url).url} was trained on: a manifest has changed. "
+        "Give a new run another url."
+    )

@@ -8,13 +8,11 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, ShardsError
-from emocap_shards.mask import remember, secrets
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -22,7 +20,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config, PartLengths
 from emocap_pretrain.errors import EmocapError
-from emocap_pretrain.logs import guard_tracebacks, show_logs
 from emocap_pretrain.sides import mirrored
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
@@ -130,7 +127,7 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=partial(_quiet_worker, known=secrets()),
+        worker_init_fn=_quiet_worker,
         pin_memory=pin,
     )
     return map(_delivered, cast(Any, iter(loader)))
@@ -142,14 +139,12 @@ def _delivered(result: Delivery | EmocapError | ShardsError) -> Delivery:
     return result
 
 
-def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
+def _quiet_worker(_: int) -> None:
     """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group.
 
     Warnings are shown: a store that is gone, a sample that is left out.
     """
-    remember(*known)
-    show_logs(logging.WARNING)
-    guard_tracebacks()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.

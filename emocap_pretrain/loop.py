@@ -4,29 +4,34 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from emocap_shards.mask import masked
 from emocap_shards.store import Store, open_store
 from torch import Tensor
 
 from emocap_pretrain import pictures
-from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.evaluation.report import Report, ZeroShot
+from emocap_pretrain.evaluation.labels import check_labels
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
 from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
-from emocap_pretrain.quarantine import QUARANTINE
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.quarantine import QUARANTINE_FILE
+from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.run_folder.attempts import Attempt, newest
+from emocap_pretrain.run_folder.documents import REPORT
+from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
+from emocap_pretrain.run_folder.report import Report, ZeroShot
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Progress, Session, open_session
-from emocap_pretrain.starts import Start, newest
-from emocap_pretrain.tracking import undelivered
-from emocap_pretrain.tracking.spool import row
+from emocap_pretrain.tracking.masking import masked
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
+from emocap_pretrain.tracking.spool import row, understood
+from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.world import joined
 
 POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
@@ -35,8 +40,9 @@ POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end se
 def pretrain(config: Config, runtime: Runtime) -> None:
     """Bring the run at `config.url` to its last step from wherever it stands, evaluate it, and write its report.
 
-    Every rank of the job calls this. A run that is done already is left as it is. When the runtime asks to stop, the
-    state is committed and the function returns; a later start goes on from there, on any number of ranks.
+    Every rank of the job calls this. A run that is done already is not trained; if its evaluation settings have changed
+    it is evaluated again. When the runtime asks to stop, the state is committed and the function returns; a later start
+    resumes from there, on any number of ranks.
 
     Raises:
         TrainingError: If the loss is no longer finite; no checkpoint holds it.
@@ -45,12 +51,17 @@ def pretrain(config: Config, runtime: Runtime) -> None:
     """
     with joined(config, runtime) as world:
         store = open_store(config.url)
-        if world.from_main(lambda: _is_done(config, store)):
+        if world.from_main(lambda: is_done(config, store)):
+            if world.is_main and not conclude_again(config, store):
+                evaluate_again(config, store, world.device)
             return
-        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
-        # What this start has opened is closed behind the monitor, which first leaves word of a failure.
-        with ExitStack() as behind, monitored(config, world, Start(store, number)) as monitor:
-            session = behind.enter_context(open_session(config, world, Start(store, number)))
+        # One rank may read for minutes, longer than others wait in the training's group.
+        world.aside().from_main(lambda: compare_labels(config, store))
+        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
+        attempt = Attempt(store, number)
+        # What this attempt has opened is closed after the monitor, which first records a failure.
+        with ExitStack() as behind, monitored(config, world, attempt) as monitor:
+            session = behind.enter_context(open_session(config, world, attempt))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
@@ -59,14 +70,56 @@ def pretrain(config: Config, runtime: Runtime) -> None:
                 _conclude(session, progress)
 
 
-def _is_done(config: Config, store: Store) -> bool:
-    """Whether the run of this folder, which must be this run, has its report; then the tracker gets what it lacks."""
+def is_done(config: Config, store: Store) -> bool:
+    """Whether the run of this folder, which must be this run, has the report of its last step.
+
+    Raises:
+        ConfigError: If the folder belongs to a run with other settings.
+    """
     folder = RunFolder(store)
-    run_id = folder.run_id(config)
-    if run_id is None or folder.report(config.steps) is None:
+    return folder.run_id(config) is not None and folder.report(config.steps) is not None
+
+
+def conclude_again(config: Config, store: Store) -> bool:
+    """Send the tracker what it lacks of a run that is done; False if its evaluation settings have changed since."""
+    report = RunFolder(store).report(config.steps)
+    if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
-    undelivered.deliver(store, config, run_id, number=newest(store))
+    deliver_unsent(store, config, report.run_id, number=newest(store))
     return True
+
+
+def evaluate_again(config: Config, store: Store, device: str) -> None:
+    """Evaluate the last checkpoint of a run that is done with the settings of now; nothing else of the run changes.
+
+    No start is counted, so `emocap status` says what it said before.
+    """
+    report = RunFolder(store).report(config.steps)
+    if report is None:
+        return
+    check_labels(config.evaluation)
+    number = newest(store)
+    tracker = MlflowTracker.start(config, report.run_id, number=number, unsent=understood(unsent.left(store)))
+    try:
+        settings = config.stored()["evaluation"]
+        report = replace(report, zero_shot=_evaluated(config, tracker, report.step, device), evaluation=settings)
+        tracker.text(REPORT_FILE, REPORT.dump(report).decode())
+        tracker.describe(report.markdown())
+        RunFolder(store).conclude(report)
+    finally:
+        tracker.finish("FINISHED")
+        unsent.leave(store, tracker.unsent(), number=number)
+
+
+def compare_labels(config: Config, store: Store) -> None:
+    """Compare all labels of the evaluation dataset with the classes, unless a start with these settings has done so.
+
+    Raises:
+        ConfigError: If they do not fit.
+    """
+    settings = config.stored()["evaluation"]
+    if not any(each.state.get("config", {}).get("evaluation") == settings for each in committed(store)):
+        check_labels(config.evaluation)
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
@@ -133,7 +186,7 @@ def _left_out(session: Session) -> dict[str, float]:
     """How many samples the run has left out so far; those that are new go to the tracker by name. A collective."""
     quarantine = session.quarantine
     if quarantine.settle() and session.world.is_main:
-        session.tracker.text(QUARANTINE, quarantine.dump().decode())
+        session.tracker.text(QUARANTINE_FILE, quarantine.dump().decode())
     return {"data_quarantined": float(len(quarantine.rows))} if quarantine.budget else {}
 
 
@@ -171,22 +224,24 @@ def _conclude(session: Session, progress: Progress) -> None:
         loss=progress.row.get("loss"),
         run_id=session.tracker.run_id,
         tracking_uri=masked(stored["tracking"]["uri"]),
-        zero_shot=_evaluated(session) if config.evaluation.url else None,
+        zero_shot=_evaluated(config, session.tracker, session.engine.step, session.world.device)
+        if config.evaluation.url
+        else None,
+        evaluation=stored["evaluation"] if config.evaluation.url else None,
     )
-    session.tracker.text("report.json", report.dump().decode())
+    session.tracker.text(REPORT_FILE, REPORT.dump(report).decode())
     session.tracker.describe(report.markdown())
     session.leave([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
 
 
-def _evaluated(session: Session) -> ZeroShot:
-    config = session.config
-    restored = restore(config.url, device=session.world.device, config=config)
+def _evaluated(config: Config, tracker: Tracker, step: int, device: str) -> ZeroShot:
+    restored = restore(config.url, device=device, config=config)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
-    result = ZeroShot.of(config.stored()["evaluation"]["url"], matrix)
-    session.tracker.score({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, session.engine.step)
+    result = matrix.result(config.stored()["evaluation"]["url"])
+    tracker.rescore({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, step)
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "confusion.png"
         pictures.confusion(matrix, path)
-        session.tracker.picture("pictures/confusion.png", path)
+        tracker.picture("pictures/confusion.png", path)
     return result

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, PartLengths
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine.zero import BUCKET
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
@@ -62,16 +62,24 @@ class MemoryEstimate:
         ]
 
 
-def estimate(config: Config, ranks: int) -> MemoryEstimate:
-    """Trace one step of a rank with captions of the longest length and five local sentences each."""
+def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEstimate:
+    """Trace one step of a rank.
+
+    Args:
+        config: The run.
+        ranks: How many there are.
+        shortest: Captions of the shortest length without local sentences, for a lower bound; else captions of the
+            longest length with five local sentences each, for an upper one.
+    """
+    captions = _captions(config, shortest=shortest)
     split = batch_split(config, ranks)
     rows = split.micro_batch
     with torch.device("meta"):
         model = TowerPair(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        traced = _traced(model, config, _longest_batch(config, rows))
-        row_flops = _flops(model, _longest_batch(config, 1))
+        traced = _traced(model, config, rows, captions)
+        row_flops = _flops(model, _batch(config, 1, captions))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     return MemoryEstimate(
@@ -98,13 +106,26 @@ class _Trace(NamedTuple):
     patches: int
 
 
-def _traced(model: TowerPair, config: Config, batch: Batch) -> _Trace:
+class _Captions(NamedTuple):
+    """How long the parts of every caption are, and how many local sentences it has."""
+
+    lengths: PartLengths
+    sentences: int
+
+
+def _captions(config: Config, *, shortest: bool) -> _Captions:
+    if shortest:
+        return _Captions(PartLengths.model_validate({"global": 3, "local": 3, "summary": 3}), 0)
+    return _Captions(config.model.text.lengths, SENTENCES_EACH if config.objective.local else 0)
+
+
+def _traced(model: TowerPair, config: Config, rows: int, captions: _Captions) -> _Trace:
     """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with _LiveStorages(model.state_dict().values()) as live:
-        embeddings = model(batch)
-        at_loss = live.bytes + _loss_bytes(config, embeddings)
+        embeddings = model(_batch(config, rows, captions))
+        at_loss = live.bytes + _loss_bytes(config, embeddings, config.global_batch * captions.sentences)
         torch.stack([each.sum() for each in embeddings]).sum().backward()
     return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
 
@@ -146,11 +167,11 @@ class _LiveStorages(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
-def _longest_batch(config: Config, rows: int) -> Batch:
-    model, lengths = config.model, config.model.text.lengths
-    sentences = rows * SENTENCES_EACH if config.objective.local else 0
+def _batch(config: Config, rows: int, captions: _Captions) -> Batch:
+    """A batch whose texts all have the full length."""
+    pixels, lengths, sentences = config.model.image.pixels, captions.lengths, rows * captions.sentences
     return Batch(
-        images=torch.zeros((rows, 3, model.image.pixels, model.image.pixels), dtype=torch.uint8),
+        images=torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8),
         whole=_full(rows, lengths.whole),
         summary=_full(rows if config.objective.summary else 0, lengths.summary),
         sentences=_full(sentences, lengths.local),
@@ -164,10 +185,12 @@ def _full(texts: int, length: int) -> Tokens:
     return Tokens(torch.zeros((texts, length), dtype=torch.int64), torch.ones((texts, length), dtype=torch.bool))
 
 
-def _loss_bytes(config: Config, embeddings: Embeddings) -> int:
-    """Gradients of the embeddings, the gathered texts with theirs, and the largest block of similarities."""
+def _loss_bytes(config: Config, embeddings: Embeddings, sentences: int) -> int:
+    """Gradients of the embeddings, the gathered texts with theirs, and the largest block of similarities.
+
+    `sentences` is the number of local sentences of the global batch.
+    """
     own = sum(each.numel() for each in embeddings)
-    sentences = config.global_batch * (SENTENCES_EACH if config.objective.local else 0)
     gathered = (2 * config.global_batch + sentences) * config.model.embedding
     rows, patches, _ = embeddings.patches.shape
     block = min(BLOCK_BYTES, FLOAT * rows * max(config.global_batch, patches * sentences))

@@ -51,12 +51,15 @@ class Plan:
         weights = check_weights(config.model)
         return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
 
-    def text(self) -> str:
-        resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
+    def text(self, *, full: bool = False) -> str:
+        """One line for each row; with `full` the resolved config follows."""
         weights = [("weights", note) for note in self.weights]
         rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
-        lines = [f"{name:<16}{value}" for name, value in rows]
-        return f"{resolved}\n# plan\n" + "\n".join(lines)
+        lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
+        if not full:
+            return lines
+        resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
+        return f"{lines}\n\n# the resolved config\n{resolved.rstrip()}"
 
     def _split(self) -> list[tuple[str, str]]:
         device = "GPU" if self.on_gpu else "CPU process"

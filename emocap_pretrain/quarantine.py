@@ -1,16 +1,18 @@
-"""The damaged samples that a run left out, over all ranks and starts."""
+"""The damaged samples that a run left out, over all ranks and attempts."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from emocap_shards.errors import BudgetSpent, DamagedSample, NotFound
+from emocap_shards.errors import BudgetSpent, DamagedSample
 from emocap_shards.store import Store
 
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument, QuarantinedSample
+from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.world import World
 
-QUARANTINE = "quarantine.json"
-Row = dict[str, str | int]
+QUARANTINE_FILE = "quarantine.json"
 
 
 @dataclass(slots=True)
@@ -21,14 +23,14 @@ class Quarantine:
         store: The run's folder.
         world: All ranks.
         budget: Samples that the run may leave out.
-        rows: {"shard", "key", "reason", "step"}, in the order in which they were met.
+        rows: The samples, in the order in which they were met.
     """
 
     store: Store
     world: World
     budget: int
-    rows: list[Row] = field(default_factory=list[Row])
-    _pending: list[Row] = field(default_factory=list[Row])
+    rows: list[QuarantinedSample] = field(default_factory=list[QuarantinedSample])
+    _pending: list[QuarantinedSample] = field(default_factory=list[QuarantinedSample])
 
     @classmethod
     def open(cls, store: Store, world: World, budget: int) -> "Quarantine":
@@ -43,11 +45,9 @@ class Quarantine:
 
     def meet(self, damaged: Iterable[DamagedSample], step: int) -> None:
         """Notes what was left out of a step on this rank."""
-        self._pending += [
-            {"shard": each.shard, "key": each.key, "reason": each.reason, "step": step} for each in damaged
-        ]
+        self._pending += [QuarantinedSample(each.shard, each.key, each.reason, step) for each in damaged]
 
-    def settle(self) -> list[Row]:
+    def settle(self) -> list[QuarantinedSample]:
         """Shares what the ranks have met since the last time; the rows that are new; a collective.
 
         Raises:
@@ -61,7 +61,7 @@ class Quarantine:
         self.rows += fresh
         self._pending = []
         if fresh and self.world.is_main:
-            self.store.put(QUARANTINE, self.dump())
+            self.store.put(QUARANTINE_FILE, self.dump())
         self._check()
         return fresh
 
@@ -70,20 +70,25 @@ class Quarantine:
             last = self.rows[-1]
             raise BudgetSpent(
                 f"data.error_budget={self.budget} is used up: {len(self.rows)} damaged samples, the last "
-                f"{last['key']!r} of {last['shard']} ({last['reason']}). {self.store.url}/{QUARANTINE} lists them: "
+                f"{last.key!r} of {last.shard} ({last.reason}). {self.store.url}/{QUARANTINE_FILE} lists them: "
                 "allow more, or repair the shards and delete that file."
             )
 
     def dump(self) -> bytes:
-        return json.dumps(self.rows, indent=1).encode()
+        return QUARANTINE.dump(QuarantineDocument(tuple(self.rows)))
 
 
-def _place(row: Row) -> tuple[str, str]:
-    return str(row["shard"]), str(row["key"])
+def _place(row: QuarantinedSample) -> tuple[str, str]:
+    return row.shard, row.key
 
 
-def _stored(store: Store) -> list[Row]:
-    try:
-        return list(json.loads(store.read(QUARANTINE)))
-    except NotFound:
-        return []
+def _stored(store: Store) -> list[QuarantinedSample]:
+    """What earlier attempts have met.
+
+    Raises:
+        ConfigError: If that cannot be read: the budget would begin anew without a word.
+    """
+    found = storage.read(store, QUARANTINE_FILE, QUARANTINE)
+    if isinstance(found, Unreadable):
+        raise ConfigError(f"{found}: restore it, or delete it to begin a new data.error_budget.")
+    return list(found.samples) if found else []

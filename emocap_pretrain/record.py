@@ -1,31 +1,31 @@
 """How a run stands, for whoever starts its ranks again: read from its folder, so it works under every launcher."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from emocap_cluster.restarts import Cause
-from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
-from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.layout import step_folders
 from emocap_pretrain.errors import LostContact, RolledBack
-from emocap_pretrain.run_folder import RunFolder
-from emocap_pretrain.starts import ASKED, FINAL, PASSING, Failure
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING
+from emocap_pretrain.run_folder.documents import Failure, Status
+from emocap_pretrain.run_folder.folder import RunFolder
 
 CUT = 300  # characters of a message that a person is shown
 
 
 class RunRecord:
-    """The run at the root of `store`; without `steps` as many as its newest start was to do."""
+    """The run at the root of `store`; without `steps` as many as its newest attempt was to do."""
 
     def __init__(self, store: Store, steps: int | None) -> None:
         self._store = store
         self._steps = steps
-        self._before = self._known = starts.newest(store)
+        self._before = self._known = attempts.newest(store)
 
     def done(self) -> bool:
-        steps = self._steps or int(self._status().get("steps", 0))
+        status = self._status()
+        steps = self._steps or (status.steps if status else None) or 0
         return RunFolder(self._store).report(steps) is not None
 
     def progress(self) -> int:
@@ -33,13 +33,13 @@ class RunRecord:
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
-        """What ranks of the starts since the last question left behind, the newest start first.
+        """What ranks of the attempts since the last call have recorded, the newest attempt first.
 
-        Of all of them: where somebody else started the run meanwhile, the older start's word is that it was superseded.
+        All of these attempts count: where somebody else started the run meanwhile, the older one was superseded.
         """
-        new = [number for number in starts.numbers(self._store) if number > self._known]
+        new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)
-        return [_cause(failure) for number in reversed(new) for failure in starts.failures(self._store, number)]
+        return [_cause(failure) for number in reversed(new) for failure in attempts.failures(self._store, number)]
 
     def judge(self, rank: int, error: Exception) -> Cause:
         """An error that a rank raised."""
@@ -54,18 +54,19 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Whether the newest start saved and ended because it was told to."""
-        return starts.newest(self._store) > self._before and self._status().get("how") == "stopped"
+        """Whether the newest attempt saved and ended because it was told to."""
+        status = self._status()
+        return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"
 
     def asked_to_stop(self) -> bool:
         """Whether it was a person who told the run itself."""
-        return self.stopped() and self._status().get("reason") == ASKED
+        status = self._status()
+        return self.stopped() and status is not None and status.reason == ASKED
 
-    def _status(self) -> dict[str, Any]:
-        try:
-            return starts.status(self._store, starts.newest(self._store))
-        except NotFound:
-            return {}
+    def _status(self) -> Status | None:
+        """The newest attempt's; one that cannot be read says nothing, as if it had not been written yet."""
+        found = attempts.status(self._store, attempts.newest(self._store))
+        return found if isinstance(found, Status) else None
 
 
 def _cause(failure: Failure) -> Cause:

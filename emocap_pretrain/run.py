@@ -11,23 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from emocap_shards.manifest import read_manifest
-from emocap_shards.mask import remember
 from emocap_shards.store import open_store
 
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
-from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
 from emocap_pretrain.record import RunRecord
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
-from emocap_pretrain.terminal import INTERRUPTED, STOPPED, console, duration, errors_as_lines, screen
+from emocap_pretrain.terminal import (
+    INTERRUPTED,
+    STOPPED,
+    WRONG_INPUT,
+    console,
+    duration,
+    errors_as_lines,
+    screen,
+    show_logs,
+)
+from emocap_pretrain.tracking.masking import masked
 
 if TYPE_CHECKING:
     from emocap_cluster.placement import Wish
     from emocap_cluster.supervise import Story
+
+    from emocap_pretrain.preflight import Devices
 
 # TORCH_CPP_LOG_LEVEL: twenty lines about a socket, where the error's one line says which rank is gone.
 RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -41,8 +50,9 @@ def command(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")] = Path("cfg.yaml"),
     overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value, wins over the file.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then stop.")
+        bool, typer.Option("--dry-run", help="Print the plan, and whether the run can start; exit code 2 if not.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="For --dry-run: the resolved config too.")] = False,
     step_seconds: Annotated[
         float | None, typer.Option(min=1e-6, help="For --dry-run: a step of one rank alone, as measured.")
     ] = None,
@@ -50,8 +60,8 @@ def command(
         str | None, typer.Option(help="For --dry-run: ib400, eth100, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s.")
     ] = None,
     node_mtbf_days: Annotated[
-        float, typer.Option(min=1e-3, help="For --dry-run: between failures of one node.")
-    ] = 30.0,
+        float | None, typer.Option(min=1e-3, help="For --dry-run: between failures of one node; default 30.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train a run from wherever it stands: new, or from its newest checkpoint."""
@@ -59,7 +69,7 @@ def command(
     with errors_as_lines(debug=debug):
         loaded = load(config, overrides or [])
         if dry_run:
-            _print_plan(loaded, step_seconds, fabric, node_mtbf_days)
+            _dry_run(loaded, step_seconds, fabric, node_mtbf_days, full=full)
         elif launched():
             _as_rank(loaded)
         else:
@@ -81,28 +91,59 @@ def _wish(config: Config, gpus: int) -> "Wish":
     return Wish(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
 
 
-def _print_plan(config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float) -> None:
-    import torch
-    from emocap_cluster.placement import Node, place
-
+def _dry_run(
+    config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
+) -> None:
+    """Print the plan as far as there can be one, and what keeps the run from starting; nothing is started."""
     from emocap_pretrain.forecast.fabric import fabric_of
     from emocap_pretrain.forecast.outlook import Assumed
     from emocap_pretrain.plan import Plan
+    from emocap_pretrain.preflight import Devices, Findings, preflight
+
+    assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
+    planned, places, found = list[Plan](), list[Devices](), Findings()
+    found.attempt(lambda: places.append(_devices_here(config)))
+    devices = next(iter(places), None)
+    if devices:
+        found.attempt(lambda: planned.append(Plan.of(config, devices.ranks, on_gpu=devices.on_gpu, assumed=assumed)))
+    known = planned[0].memory if planned else None
+    checked = preflight(config, devices if planned else None, known=known)
+    for plan in planned:
+        sys.stdout.write(plan.text(full=full) + "\n")
+    for note in checked.notes:
+        sys.stdout.write(f"note            {note}\n")
+    for problem in dict.fromkeys([*found.problems, *checked.problems]):
+        sys.stderr.write(f"this will not run: {problem}\n")
+    if found.problems or checked.problems:
+        sys.exit(WRONG_INPUT)
+
+
+def _devices_here(config: Config) -> "Devices":
+    """Where the ranks would be, if this host were all there is."""
+    import torch
+    from emocap_cluster.placement import Node, place
+
+    from emocap_pretrain.preflight import Devices
 
     gpus = torch.cuda.device_count()
     wish = _wish(config, gpus)
-    ranks = wish.ranks or place([Node("here", "", os.cpu_count() or 1, gpus)], wish).ranks
-    assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
-    sys.stdout.write(shown(Plan.of(config, ranks, on_gpu=wish.on_gpu, assumed=assumed).text()) + "\n")
+    node = Node("here", "", os.cpu_count() or 1, gpus)
+    ranks = wish.ranks or place([node], wish).ranks
+    return Devices(ranks, min(ranks, gpus) if wish.on_gpu else ranks, wish.on_gpu)
 
 
 def _as_rank(config: Config) -> None:
     for name, value in RANK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # Before torch is imported.
     from emocap_pretrain.loop import pretrain
+    from emocap_pretrain.preflight import Devices
     from emocap_pretrain.world import lost_contact
 
     runtime = EnvRuntime.from_environment(config.cluster.device)
+    place = runtime.place
+    devices = Devices(place.world, place.local_world, on_gpu=runtime.device.startswith("cuda"))
+    # Every rank finds the same, so all end alike before they join. Labels are compared by rank 0, in `pretrain`.
+    _check(config, devices, with_labels=False, aloud=place.rank == 0)
     try:
         pretrain(config, runtime)
     except RuntimeError as error:
@@ -111,12 +152,31 @@ def _as_rank(config: Config) -> None:
         raise TrainingError(
             "another rank has ended or hangs, see its own message; the same command goes on from the newest checkpoint."
         ) from error
-    done = runtime.place.rank != 0 or _print_result(config)
+    done = place.rank != 0 or _print_result(config)
     # torchrun would take a code for a failure and start again what was to stop.
     code = 0 if done or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
-    if runtime.place.world > 1:
+    if place.world > 1:
         _leave(code)
     sys.exit(code)
+
+
+def _check(config: Config, devices: "Devices | None", *, with_labels: bool, aloud: bool = True) -> None:
+    """Returns only if the run can start, as far as that can be known without starting anything.
+
+    Raises:
+        ConfigError: With one line for each thing that keeps the run from starting.
+    """
+    from emocap_pretrain.loop import is_done
+    from emocap_pretrain.preflight import Findings, evaluation, preflight
+
+    if is_done(config, open_store(config.url)):
+        found = Findings()
+        found.attempt(lambda: evaluation(config, found, with_labels=with_labels))
+    else:
+        found = preflight(config, devices, with_labels=with_labels)
+    found.refuse()
+    for note in found.notes if aloud else ():
+        console.print(f"note: {note}", markup=False)
 
 
 def _leave(code: int) -> NoReturn:
@@ -135,8 +195,13 @@ def _on_ray(config: Config) -> None:
     from emocap_cluster.restarts import Restarts
     from emocap_cluster.supervise import Job, supervise
 
-    for source in config.data.sources:
-        read_manifest(source.url)
+    from emocap_pretrain.loop import conclude_again, is_done
+
+    store = open_store(config.url)
+    if is_done(config, store) and conclude_again(config, store):
+        _print_result(config)
+        return
+    _check(config, None if _joins_a_cluster() else _devices_here(config), with_labels=True)
     settings = config.cluster
     record = RunRecord(open_store(config.url), config.steps)
     with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:
@@ -155,6 +220,12 @@ def _on_ray(config: Config) -> None:
         sys.exit(INTERRUPTED if story.interrupted else STOPPED)
 
 
+def _joins_a_cluster() -> bool:
+    """Whether Ray may know other hosts than this one; what their devices are is known only after it is joined."""
+    remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+    return bool(os.environ.get("RAY_ADDRESS")) or remembered.exists()
+
+
 def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
     """Variables of this process that ranks on other nodes need as well."""
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
@@ -162,16 +233,10 @@ def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
     """What each process of Ray's calls."""
-    remember(*config.secrets)  # Ray starts this process: the config's texts were resolved in another one.
-    show_logs()
-    guard_tracebacks()
     from emocap_pretrain.loop import pretrain
 
-    try:
-        pretrain(config, runtime)
-    except BaseException as error:
-        conceal(error)  # Ray writes the error into its own logs.
-        raise
+    show_logs()
+    pretrain(config, runtime)
 
 
 def _print_story(story: "Story") -> None:
@@ -185,7 +250,7 @@ def _print_story(story: "Story") -> None:
     for attempt in story.attempts[:-1]:
         ended = attempt.ended
         why = str(ended.cause) if ended.cause else WHY[ended.how.value]
-        console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}")
+        console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}", markup=False)
 
 
 def _print_result(config: Config) -> bool:
@@ -197,7 +262,7 @@ def _print_result(config: Config) -> bool:
         return False
     console.print(report.table())
     console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")
-    console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
+    console.print(f"Look at it:\n{_mlflow_command(masked(config.stored()['tracking']['uri']))}")
     return True
 
 
@@ -212,7 +277,6 @@ def _mlflow_command(uri: str) -> str:
 
 def main() -> None:
     """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
-    guard_tracebacks()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()

@@ -1,6 +1,5 @@
 """A run made ready: everything the loop touches, built new or from the newest checkpoint."""
 
-import json
 import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +12,10 @@ import torch
 from emocap_shards.background import Background
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
-from emocap_shards.manifest import read_manifest
 from emocap_shards.store import Store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain import pictures, starts
+from emocap_pretrain import pictures
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS, steps_listed
 from emocap_pretrain.checkpoint.loader import Resumed, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
@@ -30,22 +28,22 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
-from emocap_pretrain.feed import data_digest_of, named, stream_of, train_tokenizer
+from emocap_pretrain.feed import data_digest_of, foreign_data, stream_of, train_tokenizer
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
-from emocap_pretrain.run_folder import RunFolder
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder import attempts, unsent
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.tracking import undelivered
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
-from emocap_pretrain.tracking.spool import Row
+from emocap_pretrain.tracking.spool import Row, understood
 from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
 from emocap_pretrain.world import World
 
 PREVIEWED = 8
 FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
-UNSENT = "unsent.json"
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ class Session:
 
     config: Config
     world: World
-    start: Start
+    attempt: Attempt
     store: Store
     data_digest: str
     tokenizer: Tokenizer
@@ -105,7 +103,7 @@ class Session:
                 (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
                 self.tracker.flush(FLUSH_S)
                 # Rows of later steps may be among them; the replay gives them again, and they count once.
-                (folder / UNSENT).write_bytes(json.dumps(self.tracker.unsent()).encode())
+                (folder / UNSENT_FILE).write_bytes(unsent.dump(self.tracker.unsent()))
 
         self.saver.save(self.engine.step, state, write, snapshot.release)
 
@@ -166,7 +164,7 @@ class Session:
         if not self.world.is_main:
             return
         rows = [*self.tracker.unsent(), *further]
-        act = partial(undelivered.leave, self.start.store, rows, number=self.start.number)
+        act = partial(unsent.leave, self.store, rows, number=self.attempt.number)
         try:
             Background("unsent-rows").submit(act).result(LEAVE_S)
         except (TimeoutError, StoreError) as error:
@@ -180,7 +178,7 @@ class Session:
             log.warning("the checkpoint under way is lost: %s", error)
 
 
-def open_session(config: Config, world: World, start: Start) -> Session:
+def open_session(config: Config, world: World, attempt: Attempt) -> Session:
     """Build the run on this rank and bring it to the step where it stands; a collective.
 
     Raises:
@@ -188,41 +186,44 @@ def open_session(config: Config, world: World, start: Start) -> Session:
         CheckpointError: If the newest checkpoint is of other data or another model.
     """
     batch_split(config, world.place.world)
-    store = start.store
+    store = attempt.store
     data_digest = data_digest_of(config)
-    if config.evaluation.url:
-        read_manifest(config.evaluation.url)  # Rather now than after the last step.
     opening = world.aside()  # One rank may have far more to download than the others.
     run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
-    unsent: list[Row] = []
+    rows: list[Row] = []
     with resumable(store, opening, _wanted(config, world)) as found:
         if found:
             _check(found.checkpoint, config, data_digest, world)
             guard.load(found.checkpoint.state["guard"])
-            unsent = json.loads((found.folder / UNSENT).read_bytes()) if world.is_main else []
+            rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
         tokenizer = _tokenizer(config, opening, found.folder if found else None)
         engine = _engine(config, world, tokenizer, found)
     stream = stream_of(config, world.place, Cursor.from_json(found.checkpoint.state["cursor"]) if found else Cursor())
-    tracker = _tracker(config, opening, start, run_id, stream, found.checkpoint if found else None, unsent)
+    tracker = _tracker(config, opening, attempt, run_id, stream, found.checkpoint if found else None, rows)
     retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
     refused = found.refused if found else ()
     return Session(
         config=config,
         world=world,
-        start=start,
+        attempt=attempt,
         store=store,
         data_digest=data_digest,
         tokenizer=tokenizer,
         engine=engine,
         tracker=tracker,
-        saver=Saver(store, world, start=start, retention=retention, newest=engine.step, refused=refused),
+        saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
         guard=guard,
         batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
         quarantine=quarantine,
         before=Progress(**found.checkpoint.state["progress"]) if found else Progress(),
     )
+
+
+def _unsent(path: Path) -> list[Row]:
+    """Rows that the tracker had not got when the checkpoint was saved."""
+    return understood(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
 
 
 def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
@@ -236,7 +237,7 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
 
     def wanted(found: Checkpoint, path: str) -> bool:
         if not path.startswith(f"{ENGINE}/"):
-            return world.is_main or path not in (WEIGHTS, UNSENT)
+            return world.is_main or path not in (WEIGHTS, UNSENT_FILE)
         files[found.attempt] = files.get(found.attempt) or engine_files(found)
         return path in files[found.attempt]
 
@@ -260,10 +261,7 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed |
 
 def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
     if found.state["data_digest"] != data_digest:
-        raise CheckpointError(
-            f"{named(config)} is not the data that {config.url} was trained on: a manifest has changed. "
-            "Give a new run another url."
-        )
+        raise CheckpointError(foreign_data(config))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
@@ -280,11 +278,11 @@ def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
 def _tracker(
     config: Config,
     world: World,
-    start: Start,
+    attempt: Attempt,
     run_id: str | None,
     stream: Stream,
     found: Checkpoint | None,
-    unsent: list[Row],
+    saved: list[Row],
 ) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
     begun: list[Tracker] = []
@@ -292,15 +290,15 @@ def _tracker(
     hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        rows = [*unsent, *undelivered.left(start.store)]
-        before = starts.cause(starts.failures(start.store, start.number - 1))
+        rows = [*saved, *understood(unsent.left(attempt.store))]
+        before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world, "hosts": hosts, "reason": before.message if before else ""}
-        begun.append(MlflowTracker.start(config, run_id, number=start.number, facts=facts, unsent=rows))
+        begun.append(MlflowTracker.start(config, run_id, number=attempt.number, facts=facts, unsent=rows))
         if found:  # The host that committed it may be gone with the news.
-            begun[0].checkpoint(f"{start.store.url}/{found.folder}", found.step, found.digest)
-            begun[0].keep(steps_listed(start.store))
+            begun[0].checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
+            begun[0].keep(steps_listed(attempt.store))
         if run_id is None:
-            RunFolder(start.store).begin(config, begun[0].run_id)
+            RunFolder(attempt.store).begin(config, begun[0].run_id)
             _preview(begun[0], stream)
         return begun[0].run_id
 

@@ -20,7 +20,7 @@ from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File,
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError, EmocapError, Superseded
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.world import World
 
 UPLOADS = 4
@@ -36,7 +36,7 @@ def commit(
     state: dict[str, Any],
     write: Callable[[Path], None],
     world: World,
-    start: Start | None = None,
+    start: Attempt | None = None,
 ) -> Checkpoint:
     """Make a checkpoint of what `write` puts into a folder on each rank; a collective. All or none of it comes to be.
 
@@ -87,7 +87,7 @@ def _told(error: Exception) -> tuple[bool, str]:
     return isinstance(error, Superseded), words if known else f"{type(error).__name__}: {words}"
 
 
-def _begin(start: Start | None) -> str:
+def _begin(start: Attempt | None) -> str:
     if start:
         start.check()  # Before gigabytes travel; it counts before the manifest.
     return new_attempt(start.number if start else 0)
@@ -109,7 +109,7 @@ def _share(store: Store, step: int, attempt: str, write: Callable[[Path], None])
         return concurrently(upload, paths, at_once=UPLOADS)
 
 
-def _conclude(store: Store, checkpoint: Checkpoint, start: Start | None) -> Checkpoint:
+def _conclude(store: Store, checkpoint: Checkpoint, start: Attempt | None) -> Checkpoint:
     """Put the manifest. Where another attempt's whole checkpoint has this step, that one is the checkpoint."""
     path, data = manifest_of(checkpoint.step), checkpoint.dump()
     if len(data) > LARGEST_BYTES:
@@ -136,7 +136,7 @@ def _met(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None
     faults = damaged_files(store, present) if present else [MANIFEST]
     if present and not faults:
         log.warning(
-            "step %d of %s was committed by start %s already: that checkpoint is kept, and this one is dropped",
+            "step %d of %s was committed by attempt %s already: that checkpoint is kept, and this one is dropped",
             present.step,
             store.url,
             start_of(present.attempt),

@@ -13,13 +13,14 @@ from emocap_shards.background import concurrently
 from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
-from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.commit import on_main, sha256, together
 from emocap_pretrain.checkpoint.layout import step_folders
 from emocap_pretrain.checkpoint.manifest import Checkpoint, File, again, examine
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import is_whole
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.documents import Status
 from emocap_pretrain.world import World
 
 DOWNLOADS = 4
@@ -213,11 +214,10 @@ def _confirm_none(store: Store, refusals: _Refusals) -> None:
 
 def _reported(store: Store) -> int | None:
     """The step of the checkpoint that the newest status with one names."""
-    for number in reversed(starts.numbers(store)):
-        with suppress(NotFound, ValueError):
-            step = starts.status(store, number).get("checkpoint")
-            if isinstance(step, int):
-                return step
+    for number in reversed(attempts.numbers(store)):
+        status = attempts.status(store, number)
+        if isinstance(status, Status) and status.checkpoint is not None:
+            return status.checkpoint
     return None
 
 

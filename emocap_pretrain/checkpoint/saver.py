@@ -21,7 +21,7 @@ from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import CheckpointError, Superseded
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.world import World
 
 NOTABLE_WAIT_S = 1.0
@@ -56,7 +56,7 @@ class Saver:
         store: Store,
         world: World,
         *,
-        start: Start | None = None,
+        start: Attempt | None = None,
         retention: Retention | None = None,
         newest: int = 0,
         refused: Collection[str] = (),

@@ -17,7 +17,6 @@ from emocap_pretrain.cli import (
     unpack,
     verify,
 )
-from emocap_pretrain.logs import guard_tracebacks
 
 app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
@@ -42,5 +41,4 @@ app.command("profile")(profile.command)
 
 def main() -> None:
     """Entry point of the console script."""
-    guard_tracebacks()
     app()

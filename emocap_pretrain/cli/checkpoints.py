@@ -1,5 +1,6 @@
 """`emocap checkpoints`: list, verify and prune what a run has saved."""
 
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ from emocap_shards.inspecting.wording import size
 from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
-from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
 from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, misfits, read
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
@@ -20,8 +20,9 @@ from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.health.standing import Standing
-from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.state import RunState
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
@@ -52,15 +53,15 @@ def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> Non
         store = open_store(url)
         rows = [row for folder in step_folders(store) for row in _rows(store, folder)]
         if as_json:
-            say_json([asdict(row) for row in rows])
+            typer.echo(json.dumps([asdict(row) for row in rows]))
         elif rows:
             columns = ("step", "saved (UTC)", "size", "files", "ranks", "ZeRO", "loss", "state")
             console.print(grid(f"Checkpoints of {store.url}", columns, map(_cells, rows), left=0))
             for row in rows:
                 if row.note:
-                    console.print(plain(f"step {row.step}: {row.note}"))
+                    console.print(plain(f"step {row.step}: {row.note}"), markup=False)
         else:
-            console.print(f"{store.url} has no checkpoints.")
+            console.print(f"{store.url} has no checkpoints.", markup=False)
 
 
 @app.command("verify")
@@ -76,7 +77,7 @@ def verify_command(
         folders = _chosen(store, step)
         faults = {each.step: _faults(store, each, quiet=as_json) for each in folders}
         if as_json:
-            say_json({str(step): found for step, found in faults.items()})
+            typer.echo(json.dumps({str(step): found for step, found in faults.items()}))
         else:
             for number, found in faults.items():
                 _tell(number, found)
@@ -96,7 +97,7 @@ def prune_command(
     sizes_only: Annotated[
         bool, typer.Option("--sizes-only", help="Compare the sizes of what stays, instead of reading every byte.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Although a start of the run is alive.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although an attempt of the run is alive.")] = False,
     debug: Debug = False,
 ) -> None:
     """Delete old checkpoints and what unfinished saves have left. It does not ask.
@@ -108,7 +109,7 @@ def prune_command(
         alive = _alive(store)
         if alive is not None and not force and not dry_run:
             raise ConfigError(
-                f"start {alive} of the run at {store.url} is alive: end it first, or prune with --force "
+                f"attempt {alive} of the run at {store.url} is alive: end it first, or prune with --force "
                 "(what it is saving now is left alone)."
             )
         freed = 0
@@ -117,10 +118,10 @@ def prune_command(
             freed += each.bytes
             what = "the checkpoint" if each.of_checkpoint else "what an unfinished save left"
             verb = "would delete" if dry_run else "deleting"
-            console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}")
+            console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}", markup=False)
             if not dry_run:
                 delete(store, each)
-        console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.")
+        console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.", markup=False)
 
 
 def _rows(store: Store, folder: StepFolder) -> list[Row]:
@@ -208,18 +209,18 @@ def _is_whole(store: Store, folder: StepFolder) -> bool:
     except CheckpointError as error:
         found = [str(error)]
     if found:
-        console.print(f"step {folder.step}: does not count, {plain(found[0])} is missing or damaged")
+        console.print(f"step {folder.step}: does not count, {plain(found[0])} is missing or damaged", markup=False)
     return not found
 
 
 def _tell(step: int, faults: Iterable[str]) -> None:
     lines = [f"step {step}: {plain(fault)} is missing or damaged" for fault in faults]
-    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]))
+    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]), markup=False)
 
 
 def _alive(store: Store) -> int | None:
-    """The number of the newest start, if it gave a sign of life a moment ago."""
-    if not starts.numbers(store):
+    """The number of the newest attempt, if it is alive."""
+    if not attempts.numbers(store):
         return None
-    newest = Standing.read(store, last=1).newest
+    newest = RunState.read(store, last=1).newest
     return newest.number if newest.alive(time.time()) else None

@@ -9,8 +9,7 @@ from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load, unresolved
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.logs import show_logs
-from emocap_pretrain.terminal import console, errors_as_lines
+from emocap_pretrain.terminal import console, errors_as_lines, show_logs
 
 if TYPE_CHECKING:
     from emocap_pretrain.config.schema import Evaluation
@@ -36,15 +35,15 @@ def command(
     show_logs()
     with errors_as_lines(debug=debug):
         from emocap_pretrain import pictures
-        from emocap_pretrain.evaluation.report import ZeroShot, zero_shot_rows
         from emocap_pretrain.evaluation.restore import restore
         from emocap_pretrain.evaluation.zero_shot import zero_shot
+        from emocap_pretrain.run_folder.report import zero_shot_rows
 
         own = load(config) if config else None
         restored = restore(run_url, step=step, device=device, config=own)
         settings = _with_data(restored.config.evaluation, data, allowed=stored_data or own is not None)
         matrix = zero_shot(restored.model, restored.tokenizer, settings)
-        rows = zero_shot_rows(ZeroShot.of(str(settings.url), matrix))
+        rows = zero_shot_rows(matrix.result(str(settings.url)))
         console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
         if picture:
             pictures.confusion(matrix, picture)

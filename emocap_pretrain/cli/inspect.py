@@ -1,5 +1,6 @@
 """`emocap inspect`."""
 
+import json
 import os
 import uuid
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.terminal import console, errors_as_lines, say_json
+from emocap_pretrain.terminal import console, errors_as_lines
 
 
 def command(
@@ -34,11 +35,11 @@ def command(
         if html:
             _write(summary, html)
         if as_json:
-            say_json(summary.to_json())
+            typer.echo(json.dumps(summary.to_json(), ensure_ascii=False))
         else:
             show(summary)
             if html:
-                console.print(f"The page is {html}.")
+                console.print(f"The page is {html}.", markup=False)
 
 
 def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:

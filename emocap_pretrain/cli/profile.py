@@ -1,13 +1,11 @@
 """`emocap profile`."""
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from emocap_shards.errors import NotFound
 from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
@@ -15,14 +13,15 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.status import RunUrl
 from emocap_pretrain.cli.stop import running
 from emocap_pretrain.errors import ConfigError, TrainingError
-from emocap_pretrain.health import requests
-from emocap_pretrain.health.requests import ProfileRequest, Requests
-from emocap_pretrain.health.standing import Standing, StartStory
+from emocap_pretrain.run_folder import requests, storage
+from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
+from emocap_pretrain.run_folder.requests import Requests
+from emocap_pretrain.run_folder.state import AttemptState, RunState
+from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 1.0
-UPLOAD_S = 120.0  # A trace takes so long at most, behind the last step in it.
-SMALL_BYTES = 1 << 20
+UPLOAD_S = 120.0  # A trace takes so long at most, after the last step in it.
 
 
 def command(
@@ -35,22 +34,22 @@ def command(
     with errors_as_lines(debug=debug):
         request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
         store = open_store(run_url)
-        running(Standing.read(store, last=1))
+        running(RunState.read(store, last=1))
         requests.ask_for_profile(store, request)
         with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:
             try:
                 began = _awaited(store, request)
             finally:  # Nobody shall serve it later, when nobody waits; where it was served it is gone.
                 requests.served(store, Requests(profile=request))
-            if "refused" in began:
-                raise TrainingError(f"no profile: {began['refused']}; ask again when they are.")
-            first, last = began["steps"]
+            if began.steps is None:
+                raise TrainingError(f"no profile: {began.refused}; ask again when they are.")
+            first, last = began.steps
             bar.set_description(f"recording steps {first} to {last}")
-            bar.total = len(began["traces"])
-            _gather(store, began["traces"], last, bar)
+            bar.total = len(began.traces)
+            _gather(store, began.traces, last, bar)
         console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
-        for trace in began["traces"]:
-            console.print(f"  {store.url}/{trace}")
+        for trace in began.traces:
+            console.print(f"  {store.url}/{trace}", markup=False)
 
 
 def _numbers(ranks: str) -> tuple[int, ...] | None:
@@ -65,14 +64,16 @@ def _numbers(ranks: str) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
-def _awaited(store: Store, request: ProfileRequest) -> dict[str, Any]:
+def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
     while True:
-        newest = Standing.read(store, last=1).newest
-        try:
-            return json.loads(store.read(f"profiles/{request.id}.json", limit_bytes=SMALL_BYTES))
-        except NotFound:
-            if not newest.alive(time.time()):
-                raise _over(newest) from None
+        newest = RunState.read(store, last=1).newest
+        answer = storage.read(store, f"profiles/{request.id}.json", PROFILE_ANSWER)
+        if isinstance(answer, Unreadable):
+            raise TrainingError(f"{answer}: ask again.")
+        if answer:
+            return answer
+        if not newest.alive(time.time()):
+            raise _over(newest)
         time.sleep(EVERY_S)
 
 
@@ -84,7 +85,7 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
     """
     missing, came_s = set(traces), time.monotonic()
     while True:
-        newest = Standing.read(store, last=1).newest  # First: what it leaves at its end is there then.
+        newest = RunState.read(store, last=1).newest  # First: what it leaves at its end is there then.
         came = missing & {entry.path for entry in store.list("profiles")}
         missing -= came
         bar.update(len(came))
@@ -99,5 +100,5 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
         time.sleep(EVERY_S)
 
 
-def _over(newest: StartStory) -> TrainingError:
-    return TrainingError(f"the run has ended before the traces were there; start {newest.number} left none.")
+def _over(newest: AttemptState) -> TrainingError:
+    return TrainingError(f"the run has ended before the traces were there; attempt {newest.number} left none.")

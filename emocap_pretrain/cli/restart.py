@@ -23,12 +23,11 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.health import requests
-from emocap_pretrain.health.standing import Standing
-from emocap_pretrain.logs import show_logs
 from emocap_pretrain.record import RunRecord
-from emocap_pretrain.run_folder import RunFolder
-from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines
+from emocap_pretrain.run_folder import requests
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.state import RunState
+from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
 
 ANSWER_S = 5.0
 DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
@@ -107,7 +106,7 @@ def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
 
     def goes_on() -> bool:
         try:
-            return Standing.read(store, last=1).newest.alive(time.time())
+            return RunState.read(store, last=1).newest.alive(time.time())
         except ConfigError:  # Nothing was ever started there.
             return False
         except (StoreError, OSError):
@@ -133,4 +132,4 @@ def _overrides(words: list[str]) -> list[str]:
 
 
 def _say(line: str) -> None:
-    console.print(line)
+    console.print(line, markup=False)

@@ -9,8 +9,8 @@ from emocap_shards.store import open_store
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.status import RunUrl
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.health import requests
-from emocap_pretrain.health.standing import Standing
+from emocap_pretrain.run_folder import requests
+from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
 EVERY_S = 2.0
@@ -21,25 +21,25 @@ def command(
     wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Ask a run to save and end; the command that started it goes on from there. Exit code 1 if it failed instead."""
+    """Ask a run to save and end; the command that started it continues from there. Exit code 1 if it failed instead."""
     with errors_as_lines(debug=debug):
         store = open_store(run_url)
-        running(Standing.read(store))
+        running(RunState.read(store))
         requests.ask_to_stop(store)
-        console.print("Asked to stop: it saves and ends behind a step, within seconds while it trains.")
+        console.print("Asked to stop: it saves and ends after a step, within seconds while it trains.")
         if wait:
             _wait(run_url)
 
 
-def running(standing: Standing) -> None:
+def running(state: RunState) -> None:
     """Raises:
     ConfigError: If nothing runs that could hear a request.
     """
-    newest, now_s = standing.newest, time.time()
+    newest, now_s = state.newest, time.time()
     if not newest.alive(now_s):
         ending = newest.ending(newest=True, now_s=now_s)
         raise ConfigError(
-            f"nothing runs at {standing.url}; start {newest.number} ended {ending}. "
+            f"nothing runs at {state.url}; attempt {newest.number} ended {ending}. "
             "What starts it again (a job on Ray, emocap restart) is ended by itself: ray job stop, Ctrl-C."
         )
 
@@ -47,10 +47,9 @@ def running(standing: Standing) -> None:
 def _wait(run_url: str) -> None:
     """Until the run ends; the request stands, whether somebody waits or not."""
     store = open_store(run_url)
-    while (standing := Standing.read(store, last=1)).newest.alive(time.time()):
+    while (state := RunState.read(store, last=1)).newest.alive(time.time()):
         time.sleep(EVERY_S)
-    newest = standing.newest
-    how = newest.status.get("how")
-    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}")
-    if how not in {"stopped", "done"}:
+    newest = state.newest
+    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}", markup=False)
+    if newest.how not in {"stopped", "done"}:
         raise typer.Exit(FAILED)

@@ -1,5 +1,6 @@
 """`emocap verify`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.cli.tables import shards as in_words
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
 
 def command(
@@ -29,7 +30,7 @@ def command(
     with errors_as_lines(debug=debug):
         verdict = _verdict(url, quick=quick, processes=processes, show=0 if as_json else show)
         if as_json:
-            say_json(verdict.to_json())
+            typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
         else:
             _conclude(verdict, show)
         raise typer.Exit(0 if verdict.whole else FAILED)
@@ -45,7 +46,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
             shown += 1
             if shown <= show:
                 bar.clear()
-                console.print(plain(str(fault)))
+                console.print(plain(str(fault)), markup=False)
 
         def move(progress: Progress) -> None:
             bar.total = progress.shards_all if quick else progress.bytes_all
@@ -67,10 +68,10 @@ def _conclude(verdict: Verdict, show: int) -> None:
     looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
     how = "sizes and indexes only" if verdict.quick else "every byte read"
     if verdict.whole:
-        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.")
+        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)
         return
     rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
     console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)
     least = "at least " if verdict.quick else ""
     lost = f"{least}{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
-    console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.")
+    console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)

@@ -1,8 +1,9 @@
 """Kinds of values that settings have."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -18,8 +19,37 @@ def _with_a_place(template: str) -> str:
     return template
 
 
+_WHOLE = re.compile(r"([+-]?\d+)\.0*")
+
+
+def label_text(label: str | float) -> str:
+    """A label as classes are named: a whole number is `0`, whether it was written 0, 0.0 or "0.0"."""
+    whole = _WHOLE.fullmatch(str(label))
+    return str(int(whole[1])) if whole else str(label)
+
+
+def _by_text(classes: object) -> object:
+    """YAML reads the keys 0, 0.5, yes and null as other things than texts."""
+    if not isinstance(classes, dict):
+        return classes
+    named: dict[str, Any] = {}
+    for key, words in cast("dict[Any, Any]", classes).items():
+        if key is None or isinstance(key, bool):
+            raise ValueError(f"YAML reads a class as {key!r}; put its name into quotes.")
+        name = label_text(key)
+        if name in named:
+            raise ValueError(f"the class {name!r} comes twice.")
+        named[name] = words
+    return named
+
+
+def _one_or_more(words: object) -> object:
+    return (words,) if isinstance(words, str) else words
+
+
 Template = Annotated[str, AfterValidator(_with_a_place)]
-Words = Annotated[tuple[str, ...], Field(min_length=1)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_length=1)]
 
 
 class Section(BaseModel):

@@ -1,12 +1,11 @@
 """The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
 
 import copy
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
-from emocap_pretrain.config.fields import Count, Decay, Fraction, Length, Positive, Section, Template, Weight, Words
+from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Length, Positive, Section, Template, Weight
 from emocap_pretrain.config.location import FolderOrName, Location
 from emocap_pretrain.config.objective import Objective
 
@@ -224,8 +223,9 @@ class Evaluation(Section):
 
     url: Location | None = Field(default=None, description="Packed dataset with labels; null skips the evaluation.")
     label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
-    classes: dict[str, Words] | None = Field(
-        default=None, description="Label to the words for it in prompts; default each label found, by its own name."
+    classes: Classes | None = Field(
+        default=None,
+        description="Label to its words in prompts, a text or a list; default each label found, by its own name.",
     )
     templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
@@ -259,7 +259,6 @@ class Config(Section):
 
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
-    _secrets: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def shuffle_window(self) -> int:
@@ -273,15 +272,10 @@ class Config(Section):
             _put(tree, keys, text)
         return tree
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Values of the environment that went into this config; another process masks them too."""
-        return self._secrets
-
-    def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":
-        """This config, remembering that the values at these keys came from `${oc.env:...}` texts, and which."""
+    def with_interpolations(self, texts: dict[Keys, str]) -> "Config":
+        """This config, remembering that the values at these keys came from `${oc.env:...}` texts."""
         config = self.model_copy()
-        config._interpolations, config._secrets = dict(texts), tuple(secrets)
+        config._interpolations = dict(texts)
         return config
 
 

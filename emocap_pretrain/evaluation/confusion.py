@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from emocap_pretrain.run_folder.report import ZeroShot
+
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
@@ -18,6 +20,11 @@ class Confusion:
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(counts, (truth, predicted), 1)
         return cls(classes, counts)
+
+    def result(self, url: str) -> ZeroShot:
+        """What a report says of these counts, for the dataset at `url`."""
+        counts = tuple(tuple(map(int, row)) for row in self.counts)
+        return ZeroShot(url, self.classes, counts, self.uar, self.war, self.chance, self.majority)
 
     @property
     def samples(self) -> int:

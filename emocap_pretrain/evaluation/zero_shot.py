@@ -3,7 +3,7 @@
 Cosines, not embeddings, are averaged over the prompts of a class (the protocol of Exp-CLIP, Zhao et al. 2024).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,10 +14,12 @@ from emocap_shards.stream import Stream
 from jaxtyping import Float
 from torch import Tensor
 
+from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import Evaluation
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.errors import DataError
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
+from emocap_pretrain.evaluation.labels import classes_of
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import centre
 
@@ -31,34 +33,23 @@ def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> C
         settings: Dataset, label, classes, templates.
 
     Raises:
-        DataError: If no sample has the label, or a label is not among the classes that the settings name.
+        ConfigError: If no sample has the label, or a label is not among the classes that the settings name.
     """
     if settings.url is None:
-        raise DataError("evaluation.url is not set: give a packed dataset whose samples have labels.")
+        raise ConfigError("evaluation.url is not set: give a packed dataset whose samples have labels.")
     truth: list[str] = []
     embeddings: list[Tensor] = []
     stream = Stream(url=settings.url, global_batch=settings.batch, shuffle=False, epochs=1)
     for portion in stream.steps(each=partial(_centred, pixels=model.pixels)):
         labelled = [sample for sample in portion.samples if sample.labels.get(settings.label, "") != ""]
         if labelled:
-            truth += [str(sample.labels[settings.label]) for sample in labelled]
+            truth += [label_text(sample.labels[settings.label]) for sample in labelled]
             embeddings.append(_embed(model, labelled))
-    classes = _classes(settings, truth)
+    classes = classes_of(settings, truth)
     cosines = torch.cat(embeddings) @ _class_embeddings(model, tokenizer, settings.templates, classes)
     predicted = cosines.mean(0).argmax(1).numpy()
     names = tuple(classes)
     return Confusion.of(names, np.array([names.index(label) for label in truth]), predicted)
-
-
-def _classes(settings: Evaluation, truth: Iterable[str]) -> Mapping[str, Sequence[str]]:
-    found = sorted(set(truth))
-    if not found:
-        raise DataError(f"no sample of {settings.url} has the label {settings.label!r} (evaluation.label).")
-    classes = settings.classes or {name: (name,) for name in found}
-    unknown = [name for name in found if name not in classes]
-    if unknown:
-        raise DataError(f"evaluation.classes lacks {', '.join(unknown)}, which {settings.url} has as labels.")
-    return classes
 
 
 def _centred(sample: Sample, pixels: int) -> Sample:

@@ -9,6 +9,7 @@ from emocap_pretrain.forecast.step import Speed, StepTime, breaks_at, efficiency
 from emocap_pretrain.forecast.workload import FLOAT, Workload, gradients, vectors
 
 DAY_S = 86400.0
+MTBF_DAYS = 30.0
 # Assumed, until a run has measured its own: a device's memory to the host's, and a rank to the store.
 COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -18,12 +19,25 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Assumed:
-    """What a forecast takes for granted; `step_s` is a step of one rank alone with its rows, where it was measured."""
+    """What a forecast takes for granted; None was not given.
+
+    `step_s` is a step of one rank alone with its rows, where it was measured.
+    """
 
     fabric: Fabric | None = None
     step_s: float | None = None
-    node_mtbf_days: float = 30.0
+    node_mtbf_days: float | None = None
     restart_s: float = 180.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was given, and so a forecast is wanted."""
+        return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
+
+    @property
+    def mtbf_days(self) -> float:
+        """Between failures of one node."""
+        return MTBF_DAYS if self.node_mtbf_days is None else self.node_mtbf_days
 
     def fabric_for(self, *, on_gpu: bool) -> Fabric:
         return self.fabric or FABRICS["ib400" if on_gpu else "gloo"]
@@ -46,7 +60,7 @@ class Outlook:
         size = self.work.parameters * FLOAT
         most = size + 2 * size / self.ranks
         return Trouble(
-            node_mtbf_s=self.assumed.node_mtbf_days * DAY_S,
+            node_mtbf_s=self.assumed.mtbf_days * DAY_S,
             nodes=self.fabric.nodes(self.ranks),
             stall_s=most / COPIED_BYTES_PER_S,
             commit_s=most / STORED_BYTES_PER_S,
@@ -54,21 +68,19 @@ class Outlook:
         )
 
     def rows(self) -> list[Row]:
-        """At most 63 characters each."""
+        """At most 63 characters each. Failures of nodes concern a job on several, or whoever asks for a forecast."""
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
-        failures = ("failures", self._failures())
-        if self.speed is None:
-            return [head, ("step", _UNKNOWN), self._network(), failures, ("save", self._save_every(None))]
-        step = step_time(self.work, self.ranks, self.speed, self.fabric)
-        return [
-            head,
-            ("step", self._step(step)),
-            self._network(),
-            ("weak scaling", self._weak_scaling(self.speed)),
-            failures,
-            ("save", self._save_every(step.total_s)),
-            ("goodput", self._goodput(step.total_s)),
-        ]
+        step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
+        rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
+        if self.speed:
+            rows.append(("weak scaling", self._weak_scaling(self.speed)))
+        if self.trouble.nodes > 1 or self.assumed.asked:
+            rows += self._failure_rows(step.total_s if step else None)
+        return rows
+
+    def _failure_rows(self, step_s: float | None) -> list[Row]:
+        rows = [("failures", self._failures()), ("save", self._save_every(step_s))]
+        return rows if step_s is None else [*rows, ("goodput", self._goodput(step_s))]
 
     def _step(self, step: StepTime) -> str:
         rate = self.ranks * self.work.rows / step.total_s
@@ -87,7 +99,7 @@ class Outlook:
         return f"{kept:.0%} of the speed of a rank alone; {beyond}"
 
     def _failures(self) -> str:
-        trouble, days = self.trouble, f"{self.assumed.node_mtbf_days:g} days"
+        trouble, days = self.trouble, f"{self.assumed.mtbf_days:g} days"
         nodes = f"{trouble.nodes} node{'s' if trouble.nodes > 1 else ''}"
         return f"one in {duration(trouble.mtbf_s)} of this job: {nodes}, each one in {days}"
 

@@ -6,7 +6,6 @@ All ranks see the same loss, so all judge alike; and the same losses lead to the
 decides as the unbroken one does.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -14,14 +13,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Health
-from emocap_pretrain.errors import TrainingError
+from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import SKIPPED, SkippedDocument
+from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.world import World
 
-SKIPPED = "skipped.json"
+SKIPPED_FILE = "skipped.json"
 WINDOW, FEWEST = 64, 20  # Losses that a new one is compared with; before there are so many none is a spike.
 FLOOR = 0.01  # Of the median: losses that hardly vary do not make a small rise a spike.
 HOPELESS = 3  # A run whose last updates, so many, were left out has not succeeded.
@@ -110,8 +111,8 @@ class Guard:
 
     def remember(self, store: Store, step: int, reason: str) -> None:
         """Leave out the update of `step` when the run comes by again; rank 0 alone calls it, before the roll-back."""
-        body = {str(each): why for each, why in sorted((_read(store) | {step: reason}).items())}
-        store.put(SKIPPED, json.dumps(body, indent=1).encode())
+        steps = dict(sorted((_read(store) | {step: reason}).items()))
+        storage.write(store, SKIPPED_FILE, SKIPPED, SkippedDocument(steps))
 
     def _judge(self, step: int, loss: float) -> Verdict:
         if step in self._to_skip:
@@ -146,11 +147,12 @@ class Guard:
 
 
 def _read(store: Store) -> dict[int, str]:
-    try:
-        body = store.read(SKIPPED, limit_bytes=1 << 20)
-    except NotFound:
-        return {}
-    try:
-        return {int(step): str(reason) for step, reason in json.loads(body).items()}
-    except (ValueError, AttributeError) as error:
-        raise TrainingError(f"{store.url}/{SKIPPED} is damaged: restore it, or delete it to skip nothing.") from error
+    """The steps to leave out.
+
+    Raises:
+        ConfigError: If they cannot be read: the run would learn from what it was told to leave out.
+    """
+    found = storage.read(store, SKIPPED_FILE, SKIPPED)
+    if isinstance(found, Unreadable):
+        raise ConfigError(f"{found}: restore it, or delete it to skip nothing.")
+    return dict(found.steps) if found else {}

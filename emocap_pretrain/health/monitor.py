@@ -1,4 +1,4 @@
-"""The one object through which the training loop is watched: `with monitored(config, world, start) as monitor`."""
+"""The one object through which the training loop is watched: `with monitored(config, world, attempt) as monitor`."""
 
 import logging
 import socket
@@ -20,14 +20,14 @@ from emocap_pretrain.health.contact import ASKING
 from emocap_pretrain.health.gather import gathered
 from emocap_pretrain.health.peers import Peers
 from emocap_pretrain.health.profiler import Profiler
-from emocap_pretrain.health.requests import ProfileRequest
 from emocap_pretrain.health.status import StatusThread
 from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
 from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.meter import OWN, Meter
+from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, Attempt
+from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Slowest
 from emocap_pretrain.sections import SECTIONS, Sections
-from emocap_pretrain.starts import ASKED, FINAL, PASSING, Failure, Start
 from emocap_pretrain.world import World, lost_contact
 
 UPLOAD_S, FAILURE_S = 60.0, 10.0
@@ -38,25 +38,19 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Of one rank. `sections` times the parts of a step; the loop says where it stands with `at`."""
 
-    def __init__(self, config: Config, world: World, start: Start) -> None:
-        self._config, self._world, self._start = config, world, start
+    def __init__(self, config: Config, world: World, attempt: Attempt) -> None:
+        self._config, self._world, self._attempt = config, world, attempt
         self.beat = Beat()
         self.sections = Sections(world.device, self.beat.mark)
         self.host = socket.gethostname()
         self._meter = Meter(world.device)
         self._stragglers = Stragglers()
         self._hung = False
-        self._profiler = Profiler(start.store, rank=world.place.rank, world=world.place.world)
+        self._profiler = Profiler(attempt.store, rank=world.place.rank, world=world.place.world)
         self._peers = Peers.meet(config, world, self.beat, self.host, self._last_word)
-        facts = {
-            "name": config.name,
-            "start": start.number,
-            "restarts": start.number - 1,
-            "steps": config.steps,
-            "ranks": world.place.world,
-            "hosts": sorted(set(self._peers.hosts)),
-        }
-        self._status = StatusThread(start, self.beat, facts) if world.is_main else None
+        hosts = tuple(sorted(set(self._peers.hosts)))
+        facts = {"name": config.name, "steps": config.steps, "ranks": world.place.world, "hosts": hosts}
+        self._status = StatusThread(attempt, self.beat, **facts) if world.is_main else None
         self._why_stopped = "told to stop; the state is saved"
 
     def at(self, step: int, phase: str = "training") -> None:
@@ -93,8 +87,8 @@ class Monitor:
             self._why_stopped = ASKED
         stop_all, profile = self._world.highest([int(stop), int(bool(asked and asked.profile))])
         if profile:
-            body = self._world.share(asked.profile.to_json() if asked and asked.profile else None)
-            self._profiler.begin(ProfileRequest.from_json(body), self.beat.step)
+            request: ProfileRequest = self._world.share(asked.profile if asked else None)
+            self._profiler.begin(request, self.beat.step)
             self.sections.recorded = self._profiler.active
         return bool(stop_all)
 
@@ -106,7 +100,9 @@ class Monitor:
     def _show(self, row: Mapping[str, float], report: Report | None) -> None:
         left = self._config.steps - self.beat.step
         shown = {name: row[name] for name in ("loss", "samples_per_s") if name in row}
-        self.tell(**shown, eta_s=round(left * row["time/step_s"]), slowest=asdict(report) if report else None)
+        self.tell(
+            **shown, eta_s=round(left * row["time/step_s"]), slowest=Slowest(**asdict(report)) if report else None
+        )
         warning = self._stragglers.look(report, row["time/step_s"]) if report else None
         if warning:
             log.warning(warning)
@@ -123,7 +119,7 @@ class Monitor:
 
     def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False, passing: bool = False) -> None:
         place = (self._world.place.rank, self.host, self.beat.step)
-        self._start.fail(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
+        self._attempt.fail(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
 
     def done(self) -> None:
         """The block has ended without an error."""
@@ -166,13 +162,13 @@ class Monitor:
 
 
 @contextmanager
-def monitored(config: Config, world: World, start: Start) -> Generator[Monitor]:
+def monitored(config: Config, world: World, attempt: Attempt) -> Generator[Monitor]:
     """Watch over the block on all ranks; a collective at its begin.
 
     Raises:
         LostContact: If a collective in the block failed because another rank is gone or hangs; it says which.
     """
-    monitor = Monitor(config, world, start)
+    monitor = Monitor(config, world, attempt)
     try:
         yield monitor
     except RuntimeError as error:

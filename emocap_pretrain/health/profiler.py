@@ -4,10 +4,9 @@
 <run>/profiles/step-00000121-rank-00000.json.gz       a trace; step 121 is the first in it
 """
 
-import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from emocap_shards.background import Background
 from emocap_shards.store import Store
 from torch.profiler import ProfilerActivity
 
-from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
 
 FOLDER = "profiles"
 
@@ -43,12 +43,13 @@ class Profiler:
     def begin(self, request: ProfileRequest, step: int) -> None:
         """Record the steps behind `step`; while a recording is under way another request is refused."""
         if step < self._last_step:  # Equal on all ranks, also on those that do not record.
-            self._announce(request, {"refused": f"steps {self._first_step} to {self._last_step} are being recorded"})
+            refused = f"steps {self._first_step} to {self._last_step} are being recorded"
+            self._announce(request, ProfileAnswer(refused=refused))
             return
         ranks = [each for each in request.ranks or range(self._world) if each < self._world]
         self._first_step, self._last_step = step + 1, step + request.steps
-        traces = [trace_path(self._first_step, rank) for rank in ranks]
-        self._announce(request, {"steps": [self._first_step, self._last_step], "traces": traces})
+        traces = tuple(trace_path(self._first_step, rank) for rank in ranks)
+        self._announce(request, ProfileAnswer((self._first_step, self._last_step), traces))
         if self._rank in ranks:
             self._safely(self._start)
 
@@ -85,11 +86,11 @@ class Profiler:
             self._store.put_file(path, trace)
         log.info("the trace of rank %d lies in %s/%s", self._rank, self._store.url, path)
 
-    def _announce(self, request: ProfileRequest, answer: Mapping[str, Any]) -> None:
+    def _announce(self, request: ProfileRequest, answer: ProfileAnswer) -> None:
         """Rank 0 answers for all, in the thread."""
         if self._rank == 0:
-            body, path = json.dumps(answer).encode(), f"{FOLDER}/{request.id}.json"
-            self._thread.submit(lambda: self._safely(lambda: self._store.put(path, body)))
+            act = partial(storage.write, self._store, f"{FOLDER}/{request.id}.json", PROFILE_ANSWER, answer)
+            self._thread.submit(lambda: self._safely(act))
 
     def _safely(self, act: Any) -> None:
         try:

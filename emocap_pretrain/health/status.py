@@ -6,19 +6,21 @@ Rank 0's thread writes it every few seconds. A store that is away costs nothing 
 import logging
 import threading
 import time
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 from emocap_shards.errors import StoreError
 
-from emocap_pretrain.health import requests
-from emocap_pretrain.health.beat import Beat
-from emocap_pretrain.health.requests import Requests
-from emocap_pretrain.starts import ASKED, Start
+from emocap_pretrain.health.beat import UNBOUNDED, Beat
+from emocap_pretrain.run_folder import requests
+from emocap_pretrain.run_folder.attempts import ASKED, Attempt
+from emocap_pretrain.run_folder.documents import ENDED, Status
+from emocap_pretrain.run_folder.requests import Requests
 
 EVERY_S = 5.0
 LAST_WORD_S = 10.0
-ENDED, FAILED, STOPPED = "ended", "failed", "stopped"
+FAILED, STOPPED = "failed", "stopped"
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,9 @@ log = logging.getLogger(__name__)
 class StatusThread:
     """Writes facts and reads requests until it is closed."""
 
-    def __init__(self, start: Start, beat: Beat, facts: dict[str, Any]) -> None:
-        self._start, self._beat = start, beat
-        self._facts: dict[str, Any] = dict(facts)
+    def __init__(self, attempt: Attempt, beat: Beat, **facts: Any) -> None:
+        self._attempt, self._beat = attempt, beat
+        self._facts = Status(at=time.time(), attempt=attempt.number, restarts=attempt.number - 1, **facts)
         self._asked = Requests()
         self._taken: SimpleQueue[Requests] = SimpleQueue()
         self._ids: set[str] = set()
@@ -37,8 +39,8 @@ class StatusThread:
         self._thread.start()
 
     def tell(self, **facts: Any) -> None:
-        """Facts for the next writing; they replace those of the same name."""
-        self._facts = self._facts | facts
+        """Facts for the next writing, fields of `Status`; they replace those of the same name."""
+        self._facts = replace(self._facts, **facts)
 
     def asked(self) -> Requests:
         """What has been asked for since the last time."""
@@ -68,26 +70,27 @@ class StatusThread:
             self._wake.clear()
             try:
                 self._listen(last=last)
-                self._start.tell(self._status())
+                self._attempt.tell(self._status())
             except (StoreError, OSError, ValueError, KeyError) as error:
                 log.warning("the run's status is stale: %s", error)
             if last:
                 return
             self._wake.wait(EVERY_S)
 
-    def _status(self) -> dict[str, Any]:
-        beat = self._beat
-        state = {"opening": "opening", "saving": "saving", "evaluating": "evaluating"}.get(beat.phase, "training")
-        return {"at": time.time(), "state": state, "step": beat.step, "phase": beat.phase, **self._facts}
+    def _status(self) -> Status:
+        beat, facts = self._beat, self._facts
+        state = beat.phase if beat.phase in UNBOUNDED else "training"
+        state = facts.state if facts.state == ENDED else state
+        return replace(facts, at=time.time(), state=state, step=beat.step, phase=beat.phase)
 
     def _listen(self, *, last: bool) -> None:
-        store = self._start.store
+        store = self._attempt.store
         while not self._taken.empty():
             requests.served(store, self._taken.get())
         waiting = requests.waiting(store)
         if not last:
             self._asked = waiting
-        elif self._facts["how"] != FAILED:  # Asked while the run was ending: it is not meant for the next start.
-            if waiting.stop and self._facts["how"] == STOPPED:
+        elif self._facts.how != FAILED:  # Asked while the run was ending: it is not meant for the next start.
+            if waiting.stop and self._facts.how == STOPPED:
                 self.tell(reason=ASKED)
             requests.served(store, waiting)

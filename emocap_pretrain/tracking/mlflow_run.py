@@ -22,7 +22,6 @@ os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # It may hold a password.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-from emocap_shards.mask import masked
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -31,6 +30,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment
+from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.spool import Kind, Row, reason
 
 STARTS = "emocap.starts"
@@ -55,6 +55,7 @@ class MlflowRun:
         self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
             "metrics": self._metrics,
             "scores": self._scores,
+            "rescores": self._rescores,
             "tags": self._tags,
             "status": self._status,
             "checkpoint": self._checkpoint,
@@ -142,12 +143,21 @@ class MlflowRun:
         self._last_steps |= {point.key: point.step for point in points}
 
     def _scores(self, run: Run, rows: list[Row]) -> None:
-        models = {row["step"]: self._model(run, row["step"]) for row in rows}
-        ids = {step: model.model_id for step, model in models.items() if model}
-        for point in fresh(rows, _last_steps(run)):
-            self._client.log_metric(
-                self.run_id, point.key, point.value, point.timestamp, point.step, model_id=ids.get(point.step)
-            )
+        self._log_scores(run, fresh(rows, _last_steps(run)))
+
+    def _rescores(self, run: Run, rows: list[Row]) -> None:
+        """A value that the run has already is not sent again, so a row that comes twice counts once."""
+        known: dict[str, float] = run.data.metrics
+        points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
+        self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
+
+    def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
+        """With the model of their checkpoint."""
+        models = {step: self._model(run, step) for step in {point.step for point in points}}
+        for point in points:
+            model = models[point.step]
+            model_id = model.model_id if model else None
+            self._client.log_metric(self.run_id, point.key, point.value, point.timestamp, point.step, model_id=model_id)
         self._asked_s = -math.inf
 
     def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002

@@ -8,11 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emocap_shards.mask import masked
+from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun
-from emocap_pretrain.tracking.spool import Row, Spool, row
+from emocap_pretrain.tracking.spool import Row, Spool, row, understood
 from emocap_pretrain.tracking.tracker import Status
 
 FINISH_S = 20.0
@@ -24,10 +26,10 @@ log = logging.getLogger(__name__)
 class MlflowTracker:
     """Everything goes through two spools, so an artifact store that refuses holds up no metric."""
 
-    def __init__(self, run: MlflowRun, unsent: Sequence[Row] = ()) -> None:
+    def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
         self.run_id = run.run_id
-        artifacts = [each for each in unsent if each["kind"] in ARTIFACTS]
-        history = [each for each in unsent if each["kind"] not in ARTIFACTS]
+        artifacts = [each for each in rows if each["kind"] in ARTIFACTS]
+        history = [each for each in rows if each["kind"] not in ARTIFACTS]
         self._history = Spool(run.deliver, history, name="rows")
         self._artifacts = Spool(run.deliver, artifacts, name="texts and pictures")
 
@@ -65,6 +67,9 @@ class MlflowTracker:
 
     def score(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("scores", step, dict(metrics)))
+
+    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+        self._history.put(row("rescores", step, dict(metrics)))
 
     def text(self, name: str, content: str) -> None:
         self._artifacts.put(row("text", 0, {"name": name, "content": masked(content)}))
@@ -108,3 +113,21 @@ def _in_turn(wait_s: float, *acts: Callable[[float], bool]) -> bool:
     deadline = time.monotonic() + wait_s
     done = [act(max(0.0, deadline - time.monotonic())) for act in acts]
     return all(done)
+
+
+def deliver_unsent(store: Store, config: Config, run_id: str, *, number: int) -> bool:
+    """Send what a run that is done could not deliver; True if nothing is left.
+
+    Args:
+        store: The run's folder.
+        config: The run's.
+        run_id: MLflow's name for the run.
+        number: Of the newest attempt.
+    """
+    rows = understood(unsent.left(store))
+    if rows:
+        tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows)
+        tracker.finish("FINISHED")
+        unsent.leave(store, tracker.unsent(), number=number)
+        return not tracker.unsent()
+    return True

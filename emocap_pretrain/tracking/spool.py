@@ -8,13 +8,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast, get_args
 
-from emocap_shards.mask import masked
+from emocap_pretrain.tracking.masking import masked
 
-Kind = Literal["metrics", "scores", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"]
+Kind = Literal["metrics", "scores", "rescores", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"]
 MOST_AT_ONCE = 200
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 AWAY_AFTER = 1  # One failure is a hiccup, such as a connection that was closed while it was idle.
@@ -34,6 +34,24 @@ class Row(TypedDict):
 def row(kind: Kind, step: int, body: dict[str, Any]) -> Row:
     """A row of now."""
     return {"kind": kind, "step": step, "at_ms": round(time.time() * 1000), "body": body}
+
+
+def understood(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Stored rows that this version can send; the others are left out with a warning."""
+    found = list(rows)
+    known = [each for each in found if _is_row(each)]
+    if len(known) < len(found):
+        log.warning("%d stored rows are not rows for the tracker and are left out", len(found) - len(known))
+    return [cast("Row", dict(each)) for each in known]
+
+
+def _is_row(stored: Mapping[str, Any]) -> bool:
+    numbers = (stored.get("step"), stored.get("at_ms"))
+    return (
+        stored.get("kind") in get_args(Kind)
+        and isinstance(stored.get("body"), dict)
+        and all(type(each) is int for each in numbers)
+    )
 
 
 class Spool:

@@ -28,6 +28,10 @@ class Tracker(Protocol):
         """Scalars of the checkpoint of `step`: beside the run's own they are shown with it."""
         ...
 
+    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+        """As `score`, for a result that may be found again: a new value takes the place of another one."""
+        ...
+
     def text(self, name: str, content: str) -> None: ...
 
     def picture(self, name: str, path: Path) -> None: ...
@@ -82,6 +86,10 @@ class MemoryTracker:
     def score(self, metrics: Mapping[str, float], step: int) -> None:
         self.log(metrics, step)
         self.scores[step] = {**metrics, **self.scores.get(step, {})}
+
+    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+        self.rows.append((step, dict(metrics)))
+        self.scores[step] = {**self.scores.get(step, {}), **metrics}
 
     def text(self, name: str, content: str) -> None:
         self.texts[name] = content

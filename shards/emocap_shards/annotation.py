@@ -14,6 +14,7 @@ from emocap_shards.errors import AnnotationError
 from emocap_shards.sample import Caption
 
 Labels = Mapping[str, str | float]
+MAX_WHOLE = 1 << 53  # Up to here every whole number is a float of its own.
 
 
 def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
@@ -22,11 +23,17 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
     Raises:
         AnnotationError: If the result would not be read again by `load_annotation`.
     """
-    parts = [_parts(each) for each in (caption, *further)]
-    annotation: dict[str, Any] = {"caption": parts[0], "labels": _labels(dict(labels))}
-    if further:
-        annotation["further"] = parts[1:]
-    return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    return _line([_parts(each) for each in (caption, *further)], _with_floats(_labels(dict(labels))))
+
+
+def normal_annotation(data: bytes | memoryview) -> bytes:
+    """The annotation in the form of `dump_annotation`; a label that is written without a fraction stays so.
+
+    Raises:
+        AnnotationError: As `load_annotation`.
+    """
+    captions, labels = _parsed(data)
+    return _line([_parts(caption) for caption in captions], labels)
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
@@ -35,6 +42,12 @@ def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labe
     Raises:
         AnnotationError: If the bytes are no JSON object of the form above, or a global part is missing.
     """
+    captions, labels = _parsed(data)
+    return captions, _with_floats(labels)
+
+
+def _parsed(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
+    """The captions, and the labels with whole numbers as they are written."""
     try:
         value: Any = orjson.loads(data)
     except ValueError as error:
@@ -47,6 +60,13 @@ def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labe
         raise AnnotationError('"further" is no list of captions')
     captions = _caption(annotation.get("caption")), *map(_caption, cast("list[object]", further))
     return captions, _labels(annotation.get("labels", {}))
+
+
+def _line(parts: Sequence[dict[str, Any]], labels: Labels) -> bytes:
+    annotation: dict[str, Any] = {"caption": parts[0], "labels": labels}
+    if parts[1:]:
+        annotation["further"] = parts[1:]
+    return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
 def _parts(caption: Caption) -> dict[str, Any]:
@@ -76,7 +96,11 @@ def _labels(value: object) -> Labels:
     for name, label in labels.items():
         if not isinstance(name, str) or not _is_label(label):
             raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
-    return {str(name): label if isinstance(label, str) else float(label) for name, label in labels.items()}
+    return {str(name): label for name, label in labels.items()}
+
+
+def _with_floats(labels: Labels) -> Labels:
+    return {name: label if isinstance(label, str) else float(label) for name, label in labels.items()}
 
 
 def _is_sentence(value: object) -> bool:

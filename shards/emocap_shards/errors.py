@@ -3,6 +3,7 @@
     ShardsError
     ├── StoreError            a store did not do what it was asked
     │   ├── NotFound          there is no such object
+    │   ├── TooLarge          an object is larger than the limit that the reader set
     │   └── ConditionFailed   somebody else wrote first: nothing was changed
     ├── PlanError             numbers that no plan can follow (also a ValueError)
     ├── ManifestError         no whole dataset stands at this URL
@@ -31,6 +32,10 @@ class NotFound(StoreError):  # noqa: N818 - the word for it, as in HTTP
     def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
         self.path = path
+
+
+class TooLarge(StoreError):  # noqa: N818
+    """An object is larger than the reader expects; it was not read to its end."""
 
 
 class ConditionFailed(StoreError):  # noqa: N818

@@ -9,7 +9,7 @@ from launchers import AGAIN
 from ray_cluster import RayCluster
 from testbed import ELASTIC, STEPS, Testbed, Unbroken, until
 
-from emocap_pretrain.starts import cause, failures, newest
+from emocap_pretrain.run_folder.attempts import cause, failures, newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func_only=True)]
 LONG_S = 400.0
@@ -23,7 +23,7 @@ def test_a_cut_off_host_is_left_behind_and_writes_nothing_when_it_is_back(
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
     before = cluster.rank_on(3)
     testbed.hosts.cut(3)
-    until("second start", lambda: len(run.starts()) == 2, hint=lambda: job.text)
+    until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)
     testbed.hosts.heal(3)
     job.succeed(LONG_S)
     unbroken.check(run, same_ranks=False)
@@ -37,11 +37,11 @@ def test_a_host_that_comes_back_makes_the_job_grow_at_a_checkpoint(
     job = cluster.submit(run)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
     cluster.kill_raylet(3)
-    until("second start", lambda: len(run.starts()) == 2, hint=lambda: job.text)
+    until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)
     cluster.join(3)
     job.succeed(LONG_S)
     unbroken.check(run, same_ranks=False)
-    assert [start["ranks"] for start in run.starts()] == [3, 2, 3]
+    assert [each.ranks for each in run.attempts()] == [3, 2, 3]
 
 
 def test_a_frozen_rank_is_named_and_the_job_goes_on(testbed: Testbed, cluster: RayCluster, unbroken: Unbroken) -> None:
@@ -78,7 +78,7 @@ def test_an_error_that_always_comes_is_named_and_not_tried_for_ever(testbed: Tes
     job = cluster.submit(run)
     assert job.wait(LONG_S) == 1
     assert "a drill's error" in job.text
-    assert len(run.starts()) == 2
+    assert len(run.attempts()) == 2
     assert run.saved == 5
 
 
@@ -100,7 +100,7 @@ def test_an_announced_loss_costs_no_step(testbed: Testbed, cluster: RayCluster, 
     job = cluster.submit(run)
     until("step 7", lambda: run.step >= 7, hint=lambda: job.text)
     cluster.drain(3, deadline_s=60)
-    until("second start", lambda: len(run.starts()) == 2, hint=lambda: job.text)
+    until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)
     assert run.saved >= run.step  # Nothing is done again.
     testbed.hosts.power_off(3)
     job.succeed(LONG_S)
@@ -148,7 +148,7 @@ def test_an_object_store_that_is_away_for_a_while_costs_only_time(
         testbed.s3.start()
     job.succeed(LONG_S)
     unbroken.check(run)
-    assert len(run.starts()) == 1
+    assert len(run.attempts()) == 1
 
 
 def test_a_tracker_that_is_away_for_a_while_gets_every_row_once(
@@ -163,4 +163,4 @@ def test_a_tracker_that_is_away_for_a_while_gets_every_row_once(
     testbed.mlflow.wait()
     job.succeed(LONG_S)
     unbroken.check(run)
-    assert len(run.starts()) == 1
+    assert len(run.attempts()) == 1

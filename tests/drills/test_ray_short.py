@@ -22,7 +22,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_unbroken_to_the
     note("from kill -9 of a rank to the next step", next_step_s(run, job))
     job.succeed()
     unbroken.check(run)
-    assert len(run.starts()) == 2
+    assert len(run.attempts()) == 2
 
 
 def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
@@ -35,13 +35,13 @@ def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
     note("from a power cut to the next step on fewer ranks", next_step_s(run, job))
     job.succeed()
     unbroken.check(run, same_ranks=False)
-    assert [start["ranks"] for start in run.starts()] == [3, 2]
+    assert [each.ranks for each in run.attempts()] == [3, 2]
 
 
 def next_step_s(run: Run, job: Job) -> float:
     """How long it takes from now until a second start has done a step that was not done yet."""
     began, before = time.monotonic(), run.step
     assert before < STEPS
-    until("second start", lambda: len(run.starts()) == 2, hint=lambda: job.text)
+    until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)
     until("next step", lambda: run.step > before + 1, hint=lambda: job.text)  # One row may have been on its way.
     return time.monotonic() - began

@@ -21,6 +21,8 @@ from hosts import Hosts, Process
 from tracking_server import MlflowServer
 
 from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.documents import AttemptDocument
 from launch.local_s3 import BUCKET, LocalS3
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +83,10 @@ class Run:
         """Step and loss of every point that MLflow has; a step that was logged twice is there twice."""
         return self.mlflow.points(self.run_id, "loss") if self.run_id else []
 
-    def starts(self) -> list[dict[str, Any]]:
-        """What each start of the run said of itself."""
-        paths = sorted(entry.path for entry in self.store.list("starts") if entry.path.endswith("/start.json"))
-        return [json.loads(self.store.read(path)) for path in paths]
+    def attempts(self) -> list[AttemptDocument]:
+        """What each attempt of the run said of itself."""
+        found = (attempts.launched(self.store, number) for number in attempts.numbers(self.store))
+        return [each for each in found if isinstance(each, AttemptDocument)]
 
 
 @dataclass(frozen=True, slots=True)

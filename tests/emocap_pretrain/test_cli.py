@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from emocap_pretrain import run
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, open_session
-from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 
@@ -243,7 +243,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     stand_alone()
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    start = Start.begin(open_store(tiny_config.url), {})
+    start = Attempt.begin(open_store(tiny_config.url))
     with open_session(tiny_config, World(Rank(), "cpu", None), start) as session:
         batch, cursor, _ = next(session.batches)
         session.engine.train(batch)

@@ -17,8 +17,9 @@ from emocap_pretrain.checkpoint.layout import manifest_of
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.cli import checkpoints
 from emocap_pretrain.cli.app import app
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Status
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -31,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return open_store(tmp_path / "run")
 
 
-def saved(store: Store, *steps: int, start: Start | None = None) -> list[Checkpoint]:
+def saved(store: Store, *steps: int, start: Attempt | None = None) -> list[Checkpoint]:
     def write(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(bytes(1_500_000))
         (folder / "tokenizer.json").write_bytes(b"{}")
@@ -39,7 +40,7 @@ def saved(store: Store, *steps: int, start: Start | None = None) -> list[Checkpo
     return [commit(store, step, STATE, write, ALONE, start) for step in steps]
 
 
-def cut_off(store: Store, step: int, start: Start) -> None:
+def cut_off(store: Store, step: int, start: Attempt) -> None:
     """What a save leaves that is killed before its manifest."""
     store.put(f"checkpoints/step-{step:08d}/{start.number:05d}-cut/a", bytes(1000))
 
@@ -51,7 +52,7 @@ def emocap(*arguments: object) -> Result:
 def test_a_list_says_what_there_is_of_each_step_within_80_columns(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     saved(store, 2, 123_456_789, start=start)
     cut_off(store, 123_456_790, start)
     checkpoints.list_command(store.url)
@@ -130,10 +131,10 @@ def test_verify_without_anything_to_verify_is_a_value_to_correct(store: Store) -
 def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     saved(store, 2, 4, 6, 8, start=start)
     cut_off(store, 9, start)
-    start.tell({"at": time.time(), "state": "ended"})
+    start.tell(Status(at=time.time(), state="ended"))
     before = store.list()
     checkpoints.prune_command(store.url, keep_last=1, keep_every=4, dry_run=True)
     assert capsys.readouterr().out.splitlines() == [
@@ -159,22 +160,22 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     ],
 )
 def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, Any] | None, refused: bool) -> None:
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     saved(store, 2, 4, start=start)
     if status:
-        start.tell({"at": time.time() - status["ago_s"], **status})
+        start.tell(Status(at=time.time() - status["ago_s"], state=status["state"]))
     done = emocap("prune", store.url, "--keep-last", 1)
     assert done.exit_code == (2 if refused else 0)
-    assert ("start 1 of the run" in done.stderr) is refused
+    assert ("attempt 1 of the run" in done.stderr) is refused
     assert [each.step for each in committed(store)] == ([4, 2] if refused else [4])
 
 
 def test_prune_by_force_leaves_what_is_being_saved(store: Store) -> None:
-    old, new = Start.begin(store, {}), Start.begin(store, {})
+    old, new = Attempt.begin(store), Attempt.begin(store)
     saved(store, 2, 4, start=new)
     cut_off(store, 6, old)
     cut_off(store, 6, new)
-    new.tell({"at": time.time() + 100})
+    new.tell(Status(at=time.time() + 100))
     assert emocap("prune", store.url, "--keep-last", 1, "--force").exit_code == 0
     assert {entry.path.split("/")[1] for entry in store.list("checkpoints")} == {"step-00000004", "step-00000006"}
     assert [entry.path for entry in store.list("checkpoints/step-00000006")] == [

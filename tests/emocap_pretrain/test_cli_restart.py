@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from emocap_pretrain.cli import restart as restarting
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.health import requests
-from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.run_folder import requests
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Failure
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_the_option_wins_over_the_config(recipe: str, tmp_path: Path) -> None:
 
 def test_the_cause_comes_from_the_folder_of_the_run(recipe: str, tiny_config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "left"
-    Start.begin(open_store(folder), {}).fail(Failure(1, "b", 7, "ConfigError", "steps=0 is too few.", final=True))
+    Attempt.begin(open_store(folder)).fail(Failure(1, "b", 7, "ConfigError", "steps=0 is too few.", final=True))
     copy = f"mkdir -p {tiny_config.url}; cp -r {folder}/* {tiny_config.url}; exit 1"
     done = restart("--", "bash", "-c", copy, "-", recipe)
     assert done.exit_code == 1

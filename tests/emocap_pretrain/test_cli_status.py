@@ -12,9 +12,10 @@ from typer.testing import CliRunner, Result
 
 from emocap_pretrain.cli import profile, status, stop
 from emocap_pretrain.cli.app import app
-from emocap_pretrain.health import requests
 from emocap_pretrain.health.profiler import trace_path
-from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.run_folder import requests
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Failure
 
 
 @pytest.fixture
@@ -35,14 +36,14 @@ def emocap(*words: str) -> Result:
 
 def put(store: Store, number: int, **facts: object) -> None:
     told = {"name": "tiny", "state": "training", "step": 120, "steps": 1000, "at": time.time(), "ranks": 3}
-    store.put(f"starts/{number:05d}/status.json", json.dumps(told | facts).encode())
+    store.put(f"attempts/{number:05d}/status.json", json.dumps(told | facts).encode())
 
 
 def two_starts(store: Store) -> None:
-    first = Start.begin(store, {"ranks": 4})
+    first = Attempt.begin(store, ranks=4)
     put(store, 1, state="ended", how="failed", reason="rank 3 is gone", step=57)
     first.fail(Failure(3, "node2", 57, "OutOfMemoryError", "CUDA out of memory. " + "Tried to allocate much. " * 30))
-    Start.begin(store, {"ranks": 3})
+    Attempt.begin(store, ranks=3)
     slowest = {"rank": 2, "host": "node2", "section": "data", "factor": 1.62}
     facts = {"loss": 1.23456, "samples_per_s": 5123.4, "eta_s": 3725, "hosts": ["node1", "node2"], "checkpoint": 100}
     put(store, 2, **facts, slowest=slowest, restarts=1)
@@ -69,7 +70,7 @@ def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:
 
 
 def test_a_run_that_has_been_silent_for_a_while_is_said_to_be(store: Store) -> None:
-    Start.begin(store, {"ranks": 3})
+    Attempt.begin(store, ranks=3)
     put(store, 1, at=time.time() - 34)
     assert "no word for 34 s: training then" in " ".join(emocap("status", store.url).output.split())
 
@@ -79,18 +80,18 @@ def test_everything_is_there_as_json(store: Store) -> None:
     told = json.loads(emocap("status", store.url, "--json").output)
     assert told["alive"]
     assert told["status"]["loss"] == 1.23456
-    assert [start["number"] for start in told["starts"]] == [1, 2]
-    assert told["starts"][0]["ended"].startswith("rank 3 (node2): OutOfMemoryError")
+    assert [each["number"] for each in told["attempts"]] == [1, 2]
+    assert told["attempts"][0]["ended"].startswith("rank 3 (node2): OutOfMemoryError")
 
 
 def test_watching_goes_on_over_a_restart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "EVERY_S", 0.02)
-    Start.begin(store, {"ranks": 3})
+    Attempt.begin(store, ranks=3)
     put(store, 1, state="ended", how="failed", step=57, reason="rank 2 is gone")
 
     def again() -> None:
         time.sleep(0.2)
-        Start.begin(store, {"ranks": 2})
+        Attempt.begin(store, ranks=2)
         put(store, 2, state="ended", how="done", step=1000, reason="")
 
     thread = beside(again)
@@ -99,7 +100,7 @@ def test_watching_goes_on_over_a_restart(store: Store, monkeypatch: pytest.Monke
 
 
 def test_watching_ends_with_the_run(store: Store) -> None:
-    Start.begin(store, {"ranks": 3})
+    Attempt.begin(store, ranks=3)
     put(store, 1, state="ended", how="done", step=1000, reason="")
     assert "1,000 of 1,000" in emocap("status", store.url, "--watch").output
 
@@ -113,7 +114,7 @@ def test_a_folder_without_a_run_is_a_value_to_correct(store: Store, command: str
 
 @pytest.mark.parametrize("command", ["stop", "profile"])
 def test_nothing_is_asked_of_a_run_that_has_ended(store: Store, command: str) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put(store, 1, state="ended", how="done", reason="")
     done = emocap(command, store.url)
     assert done.exit_code == 2
@@ -144,7 +145,7 @@ def profile_asked_for(store: Store) -> requests.Requests:
 
 @pytest.mark.parametrize(("how", "code"), [("stopped", 0), ("failed", 1)])
 def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, code: int) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put(store, 1)
 
     def run() -> None:
@@ -159,7 +160,7 @@ def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, cod
 
 
 def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put(store, 1)
     traces = [trace_path(121, rank) for rank in range(2)]
 
@@ -183,7 +184,7 @@ def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> 
 
 
 def test_profile_withdraws_what_nobody_served(store: Store) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put(store, 1)
 
     def run() -> None:
@@ -200,7 +201,7 @@ def test_profile_withdraws_what_nobody_served(store: Store) -> None:
 
 def answered(store: Store, answer: dict[str, object]) -> Result:
     """What `emocap profile` says where the run is at step 120 and answers this."""
-    Start.begin(store, {})
+    Attempt.begin(store)
     put(store, 1)
 
     def run() -> None:

@@ -24,7 +24,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.health.guard import Guard
 from emocap_pretrain.loop import pretrain
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 
 STEPS = 5
 
@@ -324,7 +324,7 @@ def test_damaged_samples_are_left_out_reported_and_tracked(new_run: Callable[...
     config = new_run(data__url=damaged_faces(tmp_path / "faces", 2), data__error_budget=3)
     pretrain(config, FakeRuntime())
     rows = json.loads((tmp_path / "run" / "quarantine.json").read_text())
-    assert len({row["key"] for row in rows}) == len(rows) == 2
+    assert len({row["key"] for row in rows["samples"]}) == len(rows["samples"]) == 2
     client = MlflowClient(config.tracking.uri)
     history = client.get_metric_history(run_id(config), "data_quarantined")
     assert [point.value for point in history][-1] == 2
@@ -346,3 +346,49 @@ def test_a_mixture_trains_and_resumes(new_run: Callable[..., Config], faces: str
     pretrain(broken, FakeRuntime())
     pretrain(config, FakeRuntime())
     assert curve(broken) == curve(config)
+
+
+def test_a_finished_run_whose_evaluation_has_changed_is_evaluated_again_and_not_trained(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    pretrain(new_run(steps=2, evaluation__url=faces), FakeRuntime())
+    classes = {"happiness": ["joy"]} | {name: [name] for name in ("anger", "disgust", "fear")}
+    classes |= {name: [name] for name in ("neutral", "sadness", "surprise", "contempt")}
+    changed_run = new_run(steps=2, evaluation__url=faces, evaluation__classes=classes)
+    store = open_store(changed_run.url)
+    before = {entry.path: store.read(entry.path) for entry in store.list()}
+    runtime = FakeRuntime()
+    pretrain(changed_run, runtime)
+    assert runtime.beats == []
+    report = RunFolder(store).report(2)
+    assert report is not None
+    assert report.zero_shot is not None
+    assert report.zero_shot.classes == tuple(classes)
+    assert curve(changed_run, "zero_shot/uar")[-1][1] == report.zero_shot.uar
+    assert status(changed_run) == "FINISHED"
+    after = {entry.path: store.read(entry.path) for entry in store.list()}
+    assert {path for path in after if after[path] != before.get(path)} == {"report.json"}
+    pretrain(changed_run, FakeRuntime())
+    assert store.read("report.json") == after["report.json"]
+
+
+def test_a_refused_evaluation_of_a_finished_run_changes_nothing_of_it(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    pretrain(new_run(steps=1, evaluation__url=faces), FakeRuntime())
+    wrong = new_run(steps=1, evaluation__url=faces, evaluation__classes={"joy": ["joy"]})
+    store = open_store(wrong.url)
+    before = {entry.path: store.read(entry.path) for entry in store.list()}
+    with pytest.raises(ConfigError, match=r"evaluation\.classes lacks"):
+        pretrain(wrong, FakeRuntime())
+    assert {entry.path: store.read(entry.path) for entry in store.list()} == before
+    assert status(wrong) == "FINISHED"
+
+
+def test_labels_that_the_classes_lack_are_refused_before_a_start_is_counted(
+    new_run: Callable[..., Config], faces: str
+) -> None:
+    wrong = new_run(evaluation__url=faces, evaluation__classes={"joy": ["joy"]})
+    with pytest.raises(ConfigError, match=r"evaluation\.classes lacks"):
+        pretrain(wrong, FakeRuntime())
+    assert open_store(wrong.url).list() == []

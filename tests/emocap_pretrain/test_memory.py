@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.memory import _longest_batch, estimate
+from emocap_pretrain.memory import _batch, _captions, estimate
 from emocap_pretrain.objective import Objective
 from emocap_pretrain.tokenizer import Vocabulary
 
@@ -39,8 +39,9 @@ def step(rows):
     model = TowerPair(config, Vocabulary(config.model.text.vocabulary, 0))
     optimizer = torch.optim.AdamW(model.parameters())
     number = torch.arange(rows)
-    owner = number.repeat_interleave(len(_longest_batch(config, rows).owner) // rows)
-    batch = replace(_longest_batch(config, rows), owner=owner, whole_ids=number, summary_ids=number)
+    longest = _batch(config, rows, _captions(config, shortest=False))
+    owner = number.repeat_interleave(len(longest.owner) // rows)
+    batch = replace(longest, owner=owner, whole_ids=number, summary_ids=number)
     Objective.of(config, None)(model(batch), batch, 0).loss.backward()
     optimizer.step()
 

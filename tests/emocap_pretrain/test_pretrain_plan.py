@@ -11,7 +11,7 @@ from emocap_pretrain.plan import Plan
 
 
 def rows(config: Config, ranks: int, *, on_gpu: bool = False, assumed: Assumed | None = None) -> dict[str, str]:
-    _, _, plan = Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text().partition("\n# plan\n")
+    plan = Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text()
     return {line[:16].strip(): line[16:] for line in plan.splitlines()}
 
 
@@ -54,9 +54,11 @@ def test_the_plan_names_the_memory_of_a_rank(tiny_config):
     assert "GiB on each rank's device" in found["memory"]
 
 
-def test_the_text_begins_with_the_config_as_it_is_stored(tiny_config, monkeypatch):
+def test_the_full_text_ends_with_the_config_as_it_is_stored(tiny_config):
     config = tiny_config.with_interpolations({("tracking", "uri"): "${oc.env:URI}"})
-    resolved, _, _ = Plan.of(config, 1, on_gpu=False).text().partition("\n# plan\n")
+    plan = Plan.of(config, 1, on_gpu=False)
+    begin, _, resolved = plan.text(full=True).partition("\n\n# the resolved config\n")
+    assert begin == plan.text()
     assert yaml.safe_load(resolved) == config.stored()
     assert "${oc.env:URI}" in resolved
     assert tiny_config.tracking.uri not in resolved
@@ -73,9 +75,15 @@ def test_the_forecast_says_that_it_is_one_and_what_it_needs_where_the_device_is_
     found = rows(tiny_config, 2)
     assert found["forecast"] == "a model, not a measurement: processes on one machine, gloo"
     assert found["step"] == "unknown here: give --step-seconds, of one rank alone"
-    assert found["failures"] == "one in 30 days of this job: 1 node, each one in 30 days"
-    assert "steps" not in found["save"]
-    assert "goodput" not in found
+    assert not {"failures", "save", "goodput"} & found.keys()
+
+
+def test_failures_of_nodes_are_forecast_where_there_are_several_nodes_or_a_forecast_is_asked_for(tiny_config):
+    several = rows(changed(tiny_config, global_batch=16), 16, on_gpu=True)
+    assert several["failures"] == "one in 15 days of this job: 2 nodes, each one in 30 days"
+    assert "steps" not in several["save"]
+    assert "goodput" not in several
+    assert rows(tiny_config, 2, assumed=Assumed(node_mtbf_days=4))["failures"].endswith("1 node, each one in 4 days")
 
 
 def test_a_measured_step_gives_the_whole_forecast(tiny_config):
@@ -90,10 +98,13 @@ def test_a_measured_step_gives_the_whole_forecast(tiny_config):
     assert "saving every 2 steps" in found["goodput"]
 
 
-@pytest.mark.parametrize("assumed", [Assumed(), Assumed(step_s=0.5), Assumed(step_s=0.5, fabric=fabric_of("eth100"))])
-def test_the_forecast_fits_a_terminal_of_80_columns(tiny_config, assumed):
+@pytest.mark.parametrize(
+    ("assumed", "lines"),
+    [(Assumed(), 3), (Assumed(step_s=0.5), 7), (Assumed(step_s=0.5, fabric=fabric_of("eth100")), 7)],
+)
+def test_the_forecast_fits_a_terminal_of_80_columns(tiny_config, assumed, lines):
     _, _, forecast = Plan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text().partition("\nforecast")
-    assert len(forecast.splitlines()) in {5, 7}
+    assert len(forecast.splitlines()) == lines
     assert all(len(line) <= 80 for line in f"forecast{forecast}".splitlines())
 
 

@@ -1,13 +1,15 @@
 import json
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from emocap_shards.errors import BudgetSpent, DamagedSample
 from emocap_shards.store import open_store
 from pretrain_fakes import ThreadWorld, on_ranks
 
-from emocap_pretrain.quarantine import QUARANTINE, Quarantine, Row
+from emocap_pretrain.quarantine import QUARANTINE_FILE, Quarantine
+from emocap_pretrain.run_folder.documents import QuarantinedSample
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
 
@@ -33,14 +35,18 @@ def url() -> str:
     return f"memory://{uuid.uuid4().hex}"
 
 
-def keys(rows: Sequence[Row]) -> list[str]:
-    return [str(row["key"]) for row in rows]
+def keys(rows: Sequence[QuarantinedSample]) -> list[str]:
+    return [row.key for row in rows]
+
+
+def stored(url: str) -> list[dict[str, Any]]:
+    return json.loads(open_store(url).read(QUARANTINE_FILE))["samples"]
 
 
 def test_every_rank_knows_what_all_have_met_and_rank_0_writes_it(url: str) -> None:
     ranks = settled([["a"], [], ["b", "a"]], 5, url)
     assert all(isinstance(rank, Quarantine) and keys(rank.rows) == ["a", "b"] for rank in ranks)
-    (first, _) = json.loads(open_store(url).read(QUARANTINE))
+    (first, _) = stored(url)
     assert first == {"shard": "shard-000001.tar", "key": "a", "reason": "its CRC-32C is wrong", "step": 7}
 
 
@@ -48,13 +54,13 @@ def test_a_spent_budget_ends_every_rank_and_the_report_names_all(url: str) -> No
     ranks = settled([["a", "b"], ["c"]], 2, url)
     assert all(isinstance(rank, BudgetSpent) for rank in ranks)
     assert "data.error_budget=2 is used up: 3 damaged samples, the last 'c' of shard-000001.tar" in str(ranks[1])
-    assert keys(json.loads(open_store(url).read(QUARANTINE))) == ["a", "b", "c"]
+    assert [each["key"] for each in stored(url)] == ["a", "b", "c"]
 
 
 def test_nothing_is_said_or_written_while_nothing_is_damaged(url: str) -> None:
     ranks = settled([[], []], 3, url)
     assert all(isinstance(rank, Quarantine) and rank.rows == [] for rank in ranks)
-    assert not open_store(url).exists(QUARANTINE)
+    assert not open_store(url).exists(QUARANTINE_FILE)
 
 
 def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
@@ -62,7 +68,7 @@ def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
     again = Quarantine.open(open_store(url), World(Rank(), "cpu", None), 3)
     again.meet([damage("a"), damage("b")], step=9)
     assert keys(again.settle()) == ["b"]
-    assert keys(again.rows) == keys(json.loads(open_store(url).read(QUARANTINE))) == ["a", "b"]
+    assert keys(again.rows) == [each["key"] for each in stored(url)] == ["a", "b"]
     assert again.settle() == []
 
 

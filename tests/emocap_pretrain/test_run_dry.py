@@ -28,19 +28,24 @@ def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_a_dry_run_prints_the_config_and_the_plan_and_does_nothing(recipe, tmp_path, tiny_config):
+def test_a_dry_run_prints_the_plan_and_does_nothing(recipe, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     done = run(recipe, "steps=7", "cluster.ranks=2", "--dry-run")
-    assert done.exit_code == 0
-    resolved, found, plan = done.stdout.partition("\n# plan\n")
-    assert found
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "global 8 over 2 ranks, 4 rows each in one pass" in done.stdout
+    assert "7 steps" in done.stdout
+    assert "optimizer:" not in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_dry_run_ends_with_the_resolved_config(recipe, tiny_config):
+    done = run(recipe, "steps=7", "cluster.ranks=2", "--dry-run", "--full")
+    plan, _, resolved = done.stdout.partition("\n# the resolved config\n")
+    assert "global 8 over 2 ranks" in plan
     assert yaml.safe_load(resolved) == tiny_config.stored() | {
         "steps": 7,
         "cluster": tiny_config.stored()["cluster"] | {"ranks": 2},
     }
-    assert "global 8 over 2 ranks, 4 rows each in one pass" in plan
-    assert "7 steps" in plan
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_a_number_of_ranks_a_machine_without_gpu_has_two(recipe):
@@ -69,8 +74,20 @@ def test_more_ranks_than_samples_end_a_dry_run_with_code_2(recipe):
 def test_a_model_that_cannot_be_built_ends_a_dry_run_with_code_2(recipe, override):
     done = run(recipe, override, "--dry-run")
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: model.")
+    assert done.stderr.startswith("this will not run: model.")
     assert done.stderr.count("\n") == 1
+
+
+def test_everything_that_keeps_a_run_from_starting_is_a_line_each_after_the_plan(recipe, tmp_path):
+    done = run(recipe, "data.url=nowhere", "evaluation.label=mood", "global_batch=1", "cluster.ranks=1", "--dry-run")
+    assert done.exit_code == 2
+    assert "global 1 over 1 ranks" in done.stdout
+    lines = done.stderr.splitlines()
+    assert [line.partition("this will not run: ")[2].partition(":")[0] for line in lines] == [
+        "data.url",
+        "global_batch=1",
+        "evaluation.label=mood",
+    ]
 
 
 def test_the_module_is_a_command_whose_help_is_quick():

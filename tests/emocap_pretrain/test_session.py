@@ -15,9 +15,9 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, Session, open_session
-from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -38,7 +38,7 @@ def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest
 
 
 def begun(config: Config, world: World = ALONE) -> Session:
-    return open_session(config, world, Start.begin(open_store(config.url), {}))
+    return open_session(config, world, Attempt.begin(open_store(config.url)))
 
 
 def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:

@@ -272,6 +272,48 @@ def test_not_a_number_is_no_label_and_infinity_a_bad_row(faces, tmp_path):
     assert "label 'mood' is -inf" in str(done.skipped[0])
 
 
+def labels_as_written(url):
+    return [json.loads(sample.annotation)["labels"] for sample in samples_of(url)]
+
+
+def test_a_whole_number_in_a_column_with_gaps_is_written_without_a_fraction(faces, tmp_path):
+    (faces / "t.csv").write_text("image,global,mood\n0.png,x,0\n1.png,x,\n2.png,x,3.0\n")
+    values = {"image": ["0.png", "1.png", "2.png"], "global": ["x"] * 3, "mood": [0.0, None, 3.0]}
+    pq.write_table(pa.table(values), faces / "t.parquet")
+    write_lines(faces / "t.jsonl", [table_row(number, mood=mood) for number, mood in enumerate(values["mood"])])
+    for suffix in ("csv", "parquet", "jsonl"):
+        packed(faces / f"t.{suffix}", tmp_path / suffix, Columns(labels=("mood",)))
+        written = labels_as_written(tmp_path / suffix)
+        assert written == [{"mood": 0}, {}, {"mood": 3}]
+        assert {type(label) for labels in written for label in labels.values()} == {int}
+        assert read_back(tmp_path / suffix)[2][2] == {"mood": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("001", "002", "010"), ["001", "002", "010"]),
+        (("0", "7", "A3"), ["0", "7", "A3"]),
+        (("100", "001", "2"), ["100", "001", "2"]),
+        (("0", "10", "7"), [0, 10, 7]),
+        (("-0.5", ".25", "1e-3"), [-0.5, 0.25, 0.001]),
+        (("1_000", "2", "3"), ["1_000", "2", "3"]),
+        (("12345678901234567890", "1", "2"), ["12345678901234567890", "1", "2"]),
+    ],
+)
+def test_a_column_of_labels_holds_numbers_only_if_each_cell_is_a_plain_one(faces, tmp_path, cells, expected):
+    rows = "".join(f"{number}.png,x,{cell}\n" for number, cell in enumerate(cells))
+    (faces / "t.csv").write_text(f"image,global,id\n{rows}")
+    packed(faces / "t.csv", tmp_path / "out", Columns(labels=("id",)))
+    assert [labels["id"] for labels in labels_as_written(tmp_path / "out")] == expected
+
+
+def test_a_whole_number_that_no_float_can_hold_is_a_bad_row(faces):
+    table = write_lines(faces / "t.jsonl", [table_row(0), table_row(1, labels={"id": 2**53 + 1})])
+    (told,) = bad_rows(table)
+    assert "label 'id' is 9007199254740993, a number of more than 53 bits; write it as text" in told
+
+
 def test_a_missing_column_is_told_before_any_row(faces):
     (faces / "t.csv").write_text("file,text\n0.png,x\n")
     with pytest.raises(RecordError, match="no column 'image', 'global', but file, text; say which is which"):

@@ -37,9 +37,9 @@ def main() -> None:
 
     from emocap_pretrain import loop
     from emocap_pretrain.config.load import load
+    from emocap_pretrain.run_folder.attempts import Attempt
     from emocap_pretrain.runtime import EnvRuntime
     from emocap_pretrain.session import open_session
-    from emocap_pretrain.starts import Start
     from emocap_pretrain.world import joined
 
     assert loop.pretrain, "the training function brings all that a rank imports"
@@ -49,8 +49,8 @@ def main() -> None:
     with joined(config, runtime) as world:
         met = time.time()
         store = open_store(config.url)
-        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
-        with open_session(config, world, Start(store, number)):
+        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
+        with open_session(config, world, Attempt(store, number)):
             restored = time.time()
     if runtime.place.rank == 0:
         marks = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from emocap_shards.errors import StoreError
+from emocap_shards.errors import StoreError, TooLarge
 
 DOCUMENT_BYTES = 64 << 20
 """The most that `read` takes into memory unless it is told otherwise: whoever writes an object chooses its size."""
@@ -47,7 +47,7 @@ class Store(Protocol):
 
         Args:
             path: Of the object.
-            limit_bytes: A larger object is a `StoreError`, and is not read to its end.
+            limit_bytes: A larger object is a `TooLarge` error, and is not read to its end.
         """
         ...
 
@@ -104,9 +104,9 @@ class Store(Protocol):
         ...
 
 
-def too_large(path: str, url: str, size: int, limit_bytes: int) -> StoreError:
+def too_large(path: str, url: str, size: int, limit_bytes: int) -> TooLarge:
     cure = "check that it is the file that you mean, and that it is not damaged"
-    return StoreError(f"cannot read {path!r} in {url}: {size} bytes, where {limit_bytes} is the limit; {cure}.")
+    return TooLarge(f"cannot read {path!r} in {url}: {size} bytes, where {limit_bytes} is the limit; {cure}.")
 
 
 def checked(path: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from emocap_shards.annotation import dump_annotation, load_annotation
+from emocap_shards.annotation import load_annotation, normal_annotation
 from emocap_shards.decode import FORMATS, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.writing.encode import Encoding
@@ -91,8 +91,7 @@ def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
         _check_header(image, row.extension)
         load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
-    captions, labels = load_annotation(annotation)
-    annotation = dump_annotation(captions[0], labels, captions[1:])
+    annotation = normal_annotation(annotation)
     extension = _extension(image, row.extension)
     pixels = decode_image(image)  # all of it: a cut image has a good header, and would stop a training run
     print_ = fingerprint(image, pixels) if recipe.fingerprints else b""

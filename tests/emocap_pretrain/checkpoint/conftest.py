@@ -10,7 +10,7 @@ from emocap_shards.store import Store, open_store
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     place = open_store(tmp_path / "run" if request.param == "folder" else f"memory://{uuid.uuid4().hex}")
     yield place
-    for folder in ("checkpoints", "starts"):
+    for folder in ("checkpoints", "attempts"):
         place.delete_tree(folder)
 
 

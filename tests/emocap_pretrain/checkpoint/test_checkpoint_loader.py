@@ -27,7 +27,8 @@ from emocap_pretrain.checkpoint.loader import downloaded, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.verify import PIECE_BYTES, damaged_files, is_whole
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Status
 
 
 @dataclass
@@ -139,11 +140,11 @@ def test_a_run_whose_checkpoints_are_all_refused_ends_with_what_to_do(store: Sto
 
 
 def test_a_run_that_has_reported_a_checkpoint_does_not_begin_anew_when_none_is_listed(store: Store) -> None:
-    start = Start.begin(store, {})
-    start.tell({"at": 0.0, "step": 5})
+    attempt = Attempt.begin(store)
+    attempt.tell(Status(at=0.0, step=5))
     assert resumed_step(store) is None
-    start.tell({"at": 0.0, "step": 5, "checkpoint": 4})
-    Start.begin(store, {})
+    attempt.tell(Status(at=0.0, step=5, checkpoint=4))
+    Attempt.begin(store)
     with pytest.raises(CheckpointError, match="has committed a checkpoint of step 4, and none is listed now"):
         resumed_step(store)
 

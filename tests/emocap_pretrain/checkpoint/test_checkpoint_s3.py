@@ -19,7 +19,7 @@ from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.checkpoint.verify import damaged_files
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
 from launch.local_s3 import BUCKET, LocalS3
 
 MIB = 1 << 20
@@ -79,7 +79,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
     server: LocalS3, url: str
 ) -> None:
     store = opened(url)
-    saver = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
+    saver = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(1))
     saver.save(2, {"step": 2}, write)
     saver.wait()
     saver.save(4, {"step": 4}, write)
@@ -102,7 +102,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
 
 def save_4(url: str) -> None:
     store = opened(url)
-    saver = Saver(store, ALONE, start=Start.begin(store, {}))
+    saver = Saver(store, ALONE, start=Attempt.begin(store))
     saver.save(4, {}, write)
     saver.wait()
 
@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     server: LocalS3, url: str
 ) -> None:
     store = opened(url)
-    first = Saver(store, ALONE, start=Start.begin(store, {}))
+    first = Saver(store, ALONE, start=Attempt.begin(store))
     first.save(2, {}, write)
     first.wait()
     process = multiprocessing.get_context("fork").Process(target=save_4, args=(url,))
@@ -124,7 +124,7 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     assert process.exitcode == -signal.SIGKILL
     assert [each.step for each in committed(store)] == [2]
     assert resumed(store) == 2
-    again = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(1))
+    again = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(1))
     again.save(4, {}, write)
     (done,) = again.wait()
     again.sweep(5)

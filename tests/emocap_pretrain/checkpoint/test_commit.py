@@ -27,14 +27,14 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 from pretrain_fakes import ThreadWorld, on_ranks
 
-from emocap_pretrain import starts
 from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import MANIFEST, TOKENIZER, WEIGHTS, forget
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import CheckpointError, Superseded
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.attempts import Attempt
 
 
 def test_what_was_saved_comes_back_byte_for_byte(store: Store) -> None:
@@ -138,7 +138,7 @@ def test_of_two_attempts_at_a_step_the_first_manifest_stands(store: Store, caplo
     second = commit(store, 4, {"cursor": "another"}, writer(4), ALONE)
     assert second == first
     assert committed(store) == [first]
-    assert "was committed by start 0 already" in caplog.text
+    assert "was committed by attempt 0 already" in caplog.text
     retain(store, Retention(1))
     assert resumed_step(store) == 4
 
@@ -201,13 +201,13 @@ def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store
 
 
 def test_a_start_that_a_newer_one_has_replaced_commits_nothing(store: Store) -> None:
-    old = Start.begin(store, {})
+    old = Attempt.begin(store)
 
     def write(folder: Path) -> None:
         writer(4)(folder)
-        Start.begin(store, {})  # In the middle of the upload.
+        Attempt.begin(store)  # In the middle of the upload.
 
-    with pytest.raises(Superseded, match=r"start 2 .* has taken over from start 1"):
+    with pytest.raises(Superseded, match=r"attempt 2 .* has taken over from attempt 1"):
         commit(store, 4, {}, write, ALONE, old)
     assert committed(store) == []
     files = len(store.list("checkpoints"))
@@ -217,8 +217,8 @@ def test_a_start_that_a_newer_one_has_replaced_commits_nothing(store: Store) -> 
 
 
 def test_superseded_is_what_every_rank_hears(store: Store) -> None:
-    old = Start.begin(store, {})
-    Start.begin(store, {})
+    old = Attempt.begin(store)
+    Attempt.begin(store)
     outcomes = on_ranks(2, lambda world: commit(store, 4, {}, writer(4), world, old))
     assert [type(each) for each in outcomes] == [Superseded, Superseded]
     assert str(outcomes[0]) == str(outcomes[1])
@@ -260,7 +260,7 @@ def in_a_child(act: Callable[[], Any]) -> int:
 
 def save_and_sweep(store: Store, step: int) -> None:
     """What one start of the run does from its begin to its first checkpoint."""
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     commit(store, step, {}, writer(step), ALONE, start)
     retain(store, Retention(1), before=start.number, check=start.check)
 
@@ -291,5 +291,5 @@ def test_killed_at_any_operation_a_run_has_its_last_checkpoint_or_the_new_one_an
         assert resumed_step(store) == 4
         names = {entry.path for entry in store.list("checkpoints")}
         assert len(names) == len(FILES) + 1, f"operation {at}: {names}"
-        assert starts.newest(store) <= 2
+        assert attempts.newest(store) <= 2
     assert seen == {2, 4}

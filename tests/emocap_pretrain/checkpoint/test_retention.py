@@ -10,14 +10,14 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import Superseded
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
 
 
 def cut_off(store: Store, step: int, start: int) -> None:
     """An attempt of that start which ends before its manifest."""
     failing = FailingStore(store, MANIFEST, Killed())
     with pytest.raises(Killed):
-        commit(failing, step, {}, writer(step), ALONE, Start(store, start))
+        commit(failing, step, {}, writer(step), ALONE, Attempt(store, start))
 
 
 def attempts(store: Store) -> dict[int, int]:
@@ -83,14 +83,14 @@ def test_attempts_of_this_start_and_of_newer_ones_are_left_alone(store: Store) -
 
 def test_a_start_that_is_superseded_meanwhile_deletes_nothing_more(store: Store) -> None:
     saved(store, 2, 4, 6)
-    old = Start.begin(store, {})
+    old = Attempt.begin(store)
     calls = 0
 
     def check() -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            Start.begin(store, {})
+            Attempt.begin(store)
         old.check()
 
     with pytest.raises(Superseded):

@@ -17,7 +17,7 @@ from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError, Superseded
-from emocap_pretrain.starts import Start
+from emocap_pretrain.run_folder.attempts import Attempt
 
 LIMIT_S = 20.0
 
@@ -97,13 +97,13 @@ def test_a_snapshot_is_released_once_its_files_are_written_and_before_they_are_u
 @pytest.mark.parametrize("when", ["writing", "superseded", "the one before"])
 def test_a_snapshot_is_released_once_whatever_comes_of_it(gate: Gate, when: str) -> None:
     gate.open.set()
-    start, released = Start.begin(gate.store, {}), []
+    start, released = Attempt.begin(gate.store), []
 
     def fail(_: Path) -> None:
         raise OSError("the disk is gone")
 
     if when == "superseded":
-        Start.begin(gate.store, {})
+        Attempt.begin(gate.store)
     saver = Saver(gate, ALONE, start=start)
     if when == "the one before":
         saver.save(1, {}, fail)
@@ -172,7 +172,7 @@ def test_all_ranks_hear_of_a_checkpoint_in_the_same_call_although_one_is_slower(
 
 def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
-    old = Start.begin(store, {})
+    old = Attempt.begin(store)
     zombie = Saver(store, ALONE, start=old, retention=Retention(1))
     zombie.save(2, {}, writer(2))
     zombie.wait()
@@ -180,7 +180,7 @@ def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     slow = Saver(gate, ALONE, start=old, retention=Retention(1))
     slow.save(4, {}, writer(4))
     assert gate.reached.wait(LIMIT_S)
-    new = Saver(store, ALONE, start=Start.begin(store, {}), retention=Retention(2))
+    new = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(2))
     gate.open.set()
     with pytest.raises(Superseded, match="start 2"):
         slow.wait()

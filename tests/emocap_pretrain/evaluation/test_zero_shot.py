@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from emocap_pretrain.config.schema import Evaluation
-from emocap_pretrain.errors import DataError
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.zero_shot import zero_shot
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -86,8 +86,19 @@ def test_samples_without_the_label_are_left_out(tmp_path):
 
 def test_the_label_0_is_a_label(tmp_path):
     url = packed(tmp_path, [("red", 0.0), ("blue", 1.0)])
-    matrix = classify(Evaluation(url=url, classes={"0.0": ("red",), "1.0": ("blue",)}))
+    matrix = classify(Evaluation(url=url, classes={"0": ("red",), "1": ("blue",)}))
     assert matrix.counts.tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_whole_number_is_one_label_however_it_is_written(tmp_path):
+    url = packed(tmp_path, [("red", 0.0), ("red", "0"), ("red", "0.0"), ("blue", 1), ("green", 0.5)])
+    words = {0: ["red"], 1.0: "blue", "0.5": ["green"]}
+    matrix = classify(Evaluation.model_validate({"url": url, "classes": words}))
+    assert matrix.classes == ("0", "1", "0.5")
+    assert matrix.counts.tolist() == [[3, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert classify(
+        Evaluation(url=url), ColourModel({"0.5": COLOURS["green"], "0": COLOURS["red"], "1": COLOURS["blue"]})
+    ).classes == ("0", "0.5", "1")
 
 
 def test_classes_are_described_by_their_words_in_every_template(tmp_path):
@@ -117,16 +128,19 @@ def test_the_result_does_not_depend_on_the_batch(tmp_path):
 
 def test_a_label_that_the_classes_lack_is_named(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", "blue")])
-    with pytest.raises(DataError, match=r"^evaluation\.classes lacks blue, which .* has as labels\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^evaluation\.classes lacks blue, which samples of .*; the classes are red\.$",
+    ):
         classify(Evaluation(url=url, classes={"red": ("red",)}))
 
 
 def test_a_dataset_without_the_label_is_refused(tmp_path):
     url = packed(tmp_path, [("red", "red")])
-    with pytest.raises(DataError, match=r"^no sample of .* has the label 'mood' \(evaluation\.label\)\.$"):
+    with pytest.raises(ConfigError, match=r"^evaluation\.label=mood: no sample of .* has this label"):
         classify(Evaluation(url=url, label="mood"))
 
 
 def test_without_a_dataset_there_is_nothing_to_classify():
-    with pytest.raises(DataError, match=r"evaluation\.url is not set"):
+    with pytest.raises(ConfigError, match=r"evaluation\.url is not set"):
         classify(Evaluation())

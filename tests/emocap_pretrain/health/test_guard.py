@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.config.schema import Health
-from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.health.guard import FEWEST, SKIPPED, Guard, Verdict
+from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.health.guard import FEWEST, SKIPPED_FILE, Guard, Verdict
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
 
@@ -118,13 +118,13 @@ def test_roll_backs_are_remembered_one_beside_the_other(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for step in (30, 7):
         Guard(Health()).remember(store, step, f"spike at {step}")
-    assert json.loads(store.read(SKIPPED)) == {"7": "spike at 7", "30": "spike at 30"}
+    assert json.loads(store.read(SKIPPED_FILE))["steps"] == {"7": "spike at 7", "30": "spike at 30"}
 
 
 def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    store.put(SKIPPED, b"[1, 2")
-    with pytest.raises(TrainingError, match=r"skipped\.json is damaged"):
+    store.put(SKIPPED_FILE, b"[1, 2")
+    with pytest.raises(ConfigError, match=r"skipped\.json cannot be read \(it is not JSON\): restore it, or delete"):
         Guard.open(Health(), store, ALONE)
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain import starts
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, LostContact
-from emocap_pretrain.health import requests, status
+from emocap_pretrain.health import status
 from emocap_pretrain.health.monitor import Monitor, monitored
-from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.run_folder import attempts, requests
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import ProfileRequest, Status
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.sections import SECTIONS
-from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -53,26 +53,32 @@ def train(monitor: Monitor, steps: int) -> dict[str, float]:
     return row
 
 
+def told(store: Store) -> Status:
+    status = attempts.status(store, 1)
+    assert isinstance(status, Status)
+    return status
+
+
 def test_a_row_holds_loss_speed_memory_and_sections(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
         row = train(monitor, 4)
     assert row["loss"] == 1.5
     assert row["samples_per_s"] == pytest.approx(8 / row["time/step_s"])
     assert {f"time/{name}_s" for name in SECTIONS} <= row.keys()
     assert all(math.isfinite(value) for value in row.values())
-    last = starts.status(store, 1)
-    assert (last["state"], last["how"], last["step"], last["steps"], last["loss"]) == ("ended", "done", 4, 4, 1.5)
+    last = told(store)
+    assert (last.state, last.how, last.step, last.steps, last.loss) == ("ended", "done", 4, 4, 1.5)
 
 
 def test_a_run_that_leaves_before_its_last_step_was_stopped(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
         train(monitor, 2)
         assert monitor.asked_to_stop(True)
-    assert starts.status(store, 1)["how"] == "stopped"
+    assert told(store).how == "stopped"
 
 
 def test_a_person_s_word_is_heard_at_a_logged_step(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
         assert not monitor.asked_to_stop(False)
         requests.ask_to_stop(store)
         for _ in range(200):
@@ -86,7 +92,7 @@ def test_a_person_s_word_is_heard_at_a_logged_step(tiny_config: Config, store: S
 
 def test_a_profile_is_recorded_by_steps_alone(tiny_config: Config, store: Store) -> None:
     requests.ask_for_profile(store, ProfileRequest("ab", steps=2))
-    with monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor:
+    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
         for step in range(200):
             monitor.at(step)
             monitor.asked_to_stop(False)
@@ -105,34 +111,34 @@ def fail_after(monitor: Monitor, steps: int) -> None:
 def test_an_error_leaves_word_with_step_and_kind_and_goes_on(tiny_config: Config, store: Store) -> None:
     with (
         pytest.raises(ConfigError, match="no such class"),
-        monitored(tiny_config, ALONE, Start.begin(store, {})) as monitor,
+        monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor,
     ):
         fail_after(monitor, 3)
-    (failure,) = starts.failures(store, 1)
+    (failure,) = attempts.failures(store, 1)
     assert (failure.rank, failure.step, failure.kind, failure.final, failure.lost) == (0, 3, "ConfigError", True, False)
-    assert starts.status(store, 1)["reason"] == "no such class"
+    assert told(store).reason == "no such class"
 
 
 def test_a_collective_without_its_peer_is_lost_contact(tiny_config: Config, store: Store) -> None:
     with (
         pytest.raises(LostContact, match="the same command goes on from the newest checkpoint") as caught,
-        monitored(tiny_config, ALONE, Start.begin(store, {})),
+        monitored(tiny_config, ALONE, Attempt.begin(store)),
     ):
         raise RuntimeError(GONE)
     assert str(caught.value.__cause__) == GONE
-    assert [each.lost for each in starts.failures(store, 1)] == [True]
+    assert [each.lost for each in attempts.failures(store, 1)] == [True]
 
 
 def test_another_runtime_error_stays_what_it_is(tiny_config: Config, store: Store) -> None:
     with (
         pytest.raises(RuntimeError, match="shapes"),
-        monitored(tiny_config, ALONE, Start.begin(store, {})),
+        monitored(tiny_config, ALONE, Attempt.begin(store)),
     ):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    assert [each.kind for each in starts.failures(store, 1)] == ["RuntimeError"]
+    assert [each.kind for each in attempts.failures(store, 1)] == ["RuntimeError"]
 
 
 def test_a_store_that_is_away_keeps_no_run_from_its_end(tiny_config: Config, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where a folder belongs")
-    with monitored(tiny_config, ALONE, Start(open_store(tmp_path / "run"), 1)) as monitor:
+    with monitored(tiny_config, ALONE, Attempt(open_store(tmp_path / "run"), 1)) as monitor:
         assert train(monitor, 4)["loss"] == 1.5

@@ -7,7 +7,8 @@ import torch
 from emocap_shards.store import Store, open_store
 
 from emocap_pretrain.health.profiler import Profiler, trace_path
-from emocap_pretrain.health.requests import ProfileRequest
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
 from emocap_pretrain.sections import Sections
 
 
@@ -30,10 +31,8 @@ def recorded(profiler: Profiler, request: ProfileRequest, steps: int) -> None:
 
 def test_a_trace_holds_the_steps_that_were_asked_for_and_opens_in_perfetto(store: Store) -> None:
     recorded(Profiler(store, rank=0, world=2), ProfileRequest("a1", steps=3), steps=8)
-    assert json.loads(store.read("profiles/a1.json")) == {
-        "steps": [13, 15],
-        "traces": [trace_path(13, 0), trace_path(13, 1)],
-    }
+    answer = storage.read(store, "profiles/a1.json", PROFILE_ANSWER)
+    assert answer == ProfileAnswer((13, 15), (trace_path(13, 0), trace_path(13, 1)))
     trace = json.loads(gzip.decompress(store.read("profiles/step-00000013-rank-00000.json.gz")))
     # What the Chrome trace format asks for: complete events with names, microseconds, a process and a thread.
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
@@ -57,7 +56,8 @@ def test_a_second_request_during_a_recording_is_refused(store: Store) -> None:
     profiler.begin(ProfileRequest("a1", steps=3), 5)
     profiler.begin(ProfileRequest("b2", steps=3), 6)
     profiler.close(30)
-    assert json.loads(store.read("profiles/b2.json")) == {"refused": "steps 6 to 8 are being recorded"}
+    answer = storage.read(store, "profiles/b2.json", PROFILE_ANSWER)
+    assert answer == ProfileAnswer(refused="steps 6 to 8 are being recorded")
 
 
 def test_a_profiler_that_fails_is_a_warning(

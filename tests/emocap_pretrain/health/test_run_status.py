@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain import starts
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.health import requests
 from emocap_pretrain.health import status as statuses
 from emocap_pretrain.health.beat import Beat
-from emocap_pretrain.health.requests import ProfileRequest, Requests
-from emocap_pretrain.health.standing import DEAD_S, Standing
 from emocap_pretrain.health.status import StatusThread
-from emocap_pretrain.starts import Failure, Start
+from emocap_pretrain.run_folder import attempts, requests
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Status
+from emocap_pretrain.run_folder.requests import Requests
+from emocap_pretrain.run_folder.state import DEAD_S, RunState
 
 
 @pytest.fixture(autouse=True)
@@ -34,32 +34,38 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def told(store: Store) -> Status:
+    status = attempts.status(store, 1)
+    assert isinstance(status, Status)
+    return status
+
+
 def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> None:
-    start, beat = Start.begin(store, {"ranks": 2}), Beat()
-    status = StatusThread(start, beat, {"ranks": 2})
-    until(lambda: store.exists("starts/00001/status.json"))
-    assert starts.status(store, 1)["state"] == "opening"
+    start, beat = Attempt.begin(store, ranks=2), Beat()
+    status = StatusThread(start, beat, ranks=2)
+    until(lambda: store.exists("attempts/00001/status.json"))
+    assert told(store).state == "opening"
     beat.at(7, "training")
     status.tell(loss=1.5)
-    until(lambda: starts.status(store, 1)["step"] == 7)
+    until(lambda: told(store).step == 7)
     beat.at(7, "saving")
-    until(lambda: starts.status(store, 1)["state"] == "saving")
+    until(lambda: told(store).state == "saving")
     status.close("failed", "rank 1 is gone")
-    last = starts.status(store, 1)
-    assert (last["state"], last["how"], last["reason"], last["loss"]) == ("ended", "failed", "rank 1 is gone", 1.5)
-    assert abs(last["at"] - time.time()) < 10
+    last = told(store)
+    assert (last.state, last.how, last.reason, last.loss) == ("ended", "failed", "rank 1 is gone", 1.5)
+    assert abs(last.at - time.time()) < 10
 
 
 def test_a_store_that_is_away_costs_a_warning_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").write_text("a file where a folder belongs")
-    status = StatusThread(Start(open_store(tmp_path / "run"), 1), Beat(), {})
+    status = StatusThread(Attempt(open_store(tmp_path / "run"), 1), Beat())
     until(lambda: "the run's status is stale" in caplog.text)
     assert status.asked() == Requests()
     status.close("done", "")
 
 
 def test_a_request_is_heard_once_and_is_gone_then(store: Store) -> None:
-    status = StatusThread(Start.begin(store, {}), Beat(), {})
+    status = StatusThread(Attempt.begin(store), Beat())
     request = ProfileRequest("ab12", steps=5, ranks=(0, 3))
     requests.ask_for_profile(store, request)
     requests.ask_to_stop(store)
@@ -78,17 +84,17 @@ def test_a_request_is_heard_once_and_is_gone_then(store: Store) -> None:
 
 def test_a_stop_that_is_asked_for_while_the_run_stops_anyway_is_the_reason_then(store: Store) -> None:
     """It would have gone on by itself: after a drain, or to grow."""
-    status = StatusThread(Start.begin(store, {}), Beat(), {})
-    until(lambda: store.exists("starts/00001/status.json"))
+    status = StatusThread(Attempt.begin(store), Beat())
+    until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("stopped", "told to stop; the state is saved")
-    assert starts.status(store, 1)["reason"] == starts.ASKED
+    assert told(store).reason == attempts.ASKED
     assert store.list("requests") == []
 
 
 def test_a_stop_is_kept_for_the_next_start_where_this_one_failed(store: Store) -> None:
-    status = StatusThread(Start.begin(store, {}), Beat(), {})
-    until(lambda: store.exists("starts/00001/status.json"))
+    status = StatusThread(Attempt.begin(store), Beat())
+    until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("failed", "rank 1 is gone")
     assert requests.waiting(store).stop
@@ -110,17 +116,17 @@ def test_a_request_that_came_too_late_for_its_start_does_not_stop_the_next_one(s
 
 
 def put_status(store: Store, number: int, **status: object) -> None:
-    store.put(f"starts/{number:05d}/status.json", json.dumps({"at": time.time(), **status}).encode())
+    store.put(f"attempts/{number:05d}/status.json", json.dumps({"at": time.time(), **status}).encode())
 
 
 def ending(store: Store, later_s: float = 0) -> str:
-    return Standing.read(store).newest.ending(newest=True, now_s=time.time() + later_s)
+    return RunState.read(store).newest.ending(newest=True, now_s=time.time() + later_s)
 
 
 def test_a_run_is_alive_while_it_gives_word(store: Store) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put_status(store, 1, state="training", step=7)
-    newest = Standing.read(store).newest
+    newest = RunState.read(store).newest
     assert newest.alive(time.time())
     assert not newest.alive(time.time() + DEAD_S)
     assert ending(store) == ""
@@ -128,24 +134,24 @@ def test_a_run_is_alive_while_it_gives_word(store: Store) -> None:
 
 
 def test_a_run_that_ended_is_not_alive_and_says_how(store: Store) -> None:
-    Start.begin(store, {})
+    Attempt.begin(store)
     put_status(store, 1, state="ended", how="stopped", reason="asked to", step=7)
-    assert not Standing.read(store).newest.alive(time.time())
+    assert not RunState.read(store).newest.alive(time.time())
     assert ending(store) == "stopped: asked to"
 
 
 def test_the_cause_of_a_failure_says_more_than_what_followed_from_it(store: Store) -> None:
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     put_status(store, 1, state="ended", how="failed", reason="rank 1 is gone", step=7)
     start.fail(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
     assert ending(store) == "failed: rank 1 is gone"
     start.fail(Failure(1, "b", 8, "ValueError", "no pixels"))
     assert ending(store) == "rank 1 (b): ValueError: no pixels"
-    assert Standing.read(store).newest.step == 8
+    assert RunState.read(store).newest.step == 8
 
 
 def test_a_start_whose_rank_0_fell_silent_is_told_by_another_rank(store: Store) -> None:
-    start = Start.begin(store, {})
+    start = Attempt.begin(store)
     put_status(store, 1, state="training", step=7)
     start.fail(Failure(1, "b", 7, "LostContact", "no answer for 60 s", lost=True))
     assert ending(store) == "no answer for 60 s"
@@ -153,10 +159,10 @@ def test_a_start_whose_rank_0_fell_silent_is_told_by_another_rank(store: Store) 
 
 def test_only_the_last_starts_are_read(store: Store) -> None:
     for _ in range(4):
-        Start.begin(store, {})
-    assert [story.number for story in Standing.read(store, last=2).stories] == [3, 4]
+        Attempt.begin(store)
+    assert [story.number for story in RunState.read(store, last=2).attempts] == [3, 4]
 
 
 def test_a_folder_without_a_run_is_named(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"no run was ever started at .*run"):
-        Standing.read(store)
+        RunState.read(store)

@@ -12,11 +12,11 @@ import pytest
 from emocap_shards.store import open_store
 from pretrain_fakes import changed
 
-from emocap_pretrain import starts
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.health.standing import Standing
 from emocap_pretrain.health.watchdog import HUNG
-from emocap_pretrain.starts import Failure
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.documents import Failure
+from emocap_pretrain.run_folder.state import RunState
 
 slow = pytest.mark.slow
 ENDED = {HUNG, 1}  # The watchdog ends a rank, or its collective fails because the watchdog of another was quicker.
@@ -59,8 +59,8 @@ def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | N
             each.kill()
             each.communicate()
     store = open_store(config.url)
-    story = Standing.read(store).newest.ending(newest=True, now_s=time.time() + 3600)
-    return Ended(codes, printed, starts.failures(store, 1), story)
+    story = RunState.read(store).newest.ending(newest=True, now_s=time.time() + 3600)
+    return Ended(codes, printed, attempts.failures(store, 1), story)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_an_error_of_one_rank_is_what_the_others_report(config: Config) -> None:
     ended = job(config, "error", 2, ranks=3, wait_s=60)
     assert ended.codes == {0: 1, 1: 1, 2: 1}
     assert "has ended: ValueError: a picture without pixels" in ended.printed[0]
-    cause = starts.cause(ended.failures)
+    cause = attempts.cause(ended.failures)
     assert cause
     assert (cause.rank, cause.kind, cause.step) == (2, "ValueError", 3)
     assert "ValueError: a picture without pixels" in ended.story
@@ -96,7 +96,7 @@ def test_a_rank_that_sleeps_is_named_shows_its_stacks_and_all_end(config: Config
     assert "step 3, forward" in ended.printed[0]
     assert "2 other ranks wait for it" in ended.printed[0]
     assert "time.sleep(3600)" in ended.printed[1]
-    cause = starts.cause(ended.failures)
+    cause = attempts.cause(ended.failures)
     assert cause
     assert (cause.rank, cause.kind) == (1, "Hang")
     assert "trouble (watched_rank.py:" in cause.message

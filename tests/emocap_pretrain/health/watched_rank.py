@@ -16,8 +16,8 @@ from emocap_shards.store import open_store
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import EmocapError
 from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import EnvRuntime
-from emocap_pretrain.starts import Start
 from emocap_pretrain.world import World, joined
 
 AT_STEP = 3
@@ -53,7 +53,7 @@ def step(monitor: Monitor, world: World, kind: str | None) -> None:
         pass
 
 
-def train(config: Config, world: World, start: Start, kind: str, victim: int) -> None:
+def train(config: Config, world: World, start: Attempt, kind: str, victim: int) -> None:
     with monitored(config, world, start) as monitor:
         for number in range(config.steps):
             monitor.at(number)
@@ -72,9 +72,9 @@ def main() -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=float(sys.argv[4])))
     with joined(config, runtime) as world:
         store = open_store(config.url)
-        number = world.from_main(lambda: Start.begin(store, {"ranks": world.place.world}).number)
+        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
         try:
-            train(config, world, Start(store, number), kind, victim)
+            train(config, world, Attempt(store, number), kind, victim)
         except (EmocapError, ValueError) as error:
             sys.stderr.write(f"error: rank {world.place.rank}: {type(error).__name__}: {error}\n")
             sys.stderr.flush()

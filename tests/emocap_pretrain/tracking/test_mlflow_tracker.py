@@ -499,3 +499,17 @@ def test_no_password_reaches_mlflow_the_log_or_an_error(
 def test_mlflow_s_migrations_stay_quiet(config: Config) -> None:
     MlflowTracker.start(config, None).finish("FINISHED")
     assert logging.getLogger("alembic").level == logging.ERROR
+
+
+def test_a_new_result_takes_the_place_of_an_older_one_and_an_equal_one_counts_once(
+    config: Config, client: MlflowClient
+) -> None:
+    first = MlflowTracker.start(config, None)
+    first.rescore({"zero_shot/uar": 0.25}, 4)
+    first.rescore({"zero_shot/uar": 0.25}, 4)
+    first.finish("FINISHED")
+    assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
+    second = MlflowTracker.start(config, first.run_id, number=2)
+    second.rescore({"zero_shot/uar": 0.75}, 4)
+    second.finish("FINISHED")
+    assert client.get_run(first.run_id).data.metrics["zero_shot/uar"] == 0.75

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, cast
 
+from emocap_shards.annotation import MAX_WHOLE
 from emocap_shards.errors import AnnotationError, RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
 
@@ -121,16 +122,33 @@ def _own_key(image: bytes | LocalFile, value: object, root: str) -> str:
 
 
 def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """The labels that have a value; yes and no are 1 and 0."""
+    """The labels that have a value; yes and no are 1 and 0.
+
+    In columns of their own whole numbers have no fraction: a class 0 stays 0 where gaps made floats of a column. An
+    object "labels" keeps its numbers as they are written, so that an annotation out of a shard stays the same bytes.
+    """
+    if columns.labels:
+        return _given({name: _without_fraction(values[name]) for name in columns.labels})
     given = values.get("labels")
-    found = {name: values[name] for name in columns.labels} if columns.labels else {} if given in _EMPTY else given
-    if not isinstance(found, Mapping):
+    if given not in _EMPTY and not isinstance(given, Mapping):
         raise AnnotationError('"labels" is no object')
-    labels = {name: float(label) if isinstance(label, bool) else label for name, label in found.items()}
-    for name, label in labels.items():
+    return _given({} if given in _EMPTY else given)
+
+
+def _given(labels: Mapping[str, object]) -> dict[str, object]:
+    found = {name: int(label) if isinstance(label, bool) else label for name, label in labels.items()}
+    for name, label in found.items():
         if isinstance(label, float) and math.isinf(label):
             raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
-    return {name: label for name, label in labels.items() if not _is_missing(label)}
+        if isinstance(label, int) and abs(label) > MAX_WHOLE:
+            raise AnnotationError(f"label {name!r} is {label}, a number of more than 53 bits; write it as text")
+    return {name: label for name, label in found.items() if not _is_missing(label)}
+
+
+def _without_fraction(label: object) -> object:
+    if isinstance(label, float) and label.is_integer() and abs(label) <= MAX_WHOLE:
+        return int(label)
+    return label
 
 
 def _view(value: object) -> object:

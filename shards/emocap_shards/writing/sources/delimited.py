@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,24 @@ from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, Row
 from emocap_shards.writing.sources.columns import Columns, row_of
 
+# A number as other programs write it, infinity included. "001" is a name, and would lose its zeros; a whole number of
+# more than 15 digits would lose its last ones.
+_NUMBER = re.compile(
+    r"[+-]?((0|[1-9]\d{0,14})|(0|[1-9]\d*)?\.\d+([eE][+-]?\d{1,3})?|[1-9]\d*[eE][+-]?\d{1,3}|inf(inity)?)",
+    re.IGNORECASE,
+)
+_MISSING = {"", "nan"}
 # What Python's csv says of a quote that is open at the end of the file, and of a cell that is too long.
 _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """The rows of a table. A label that reads as a number becomes one; an empty cell or `nan` is no label."""
+    """The rows of a table.
+
+    A column of labels holds numbers if each of its cells is a plain number, and else texts; an empty cell or `nan` is
+    no label. For this the file is read once before its first row.
+    """
 
     path: Path
     columns: Columns
@@ -31,15 +42,36 @@ class DelimitedSource:
         return None
 
     def rows(self) -> Iterator[Row | BadRow]:
+        numeric = self._numeric_labels()
+        with self._table() as (header, records):
+            for number, (line, cells) in enumerate(records):
+                yield self._row(header, cells, numeric, where=f"{self.path}:{line}", number=number)
+
+    @contextmanager
+    def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
+        """The header, once it has the columns that are needed, and the records behind it."""
         # Bytes that are no UTF-8 become surrogates, which tell the bad row from its neighbours.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             table = csv.reader(file, delimiter=self.delimiter, strict=True)
             header = _header(table, str(self.path))
             self.columns.check(header, where=str(self.path))
-            for number, (line, cells) in enumerate(_records(table, str(self.path))):
-                yield self._row(header, cells, where=f"{self.path}:{line}", number=number)
+            yield header, _records(table, str(self.path))
 
-    def _row(self, header: list[str], cells: list[str] | str, *, where: str, number: int) -> Row | BadRow:
+    def _numeric_labels(self) -> frozenset[str]:
+        """The columns of labels in which every cell that is not missing is a plain number."""
+        numeric = set(self.columns.labels)
+        with self._table() as (header, records), suppress(RecordError):  # What ends the table is said at its row.
+            places = {name: header.index(name) for name in numeric}
+            for _, cells in records:
+                if not numeric:
+                    break
+                if not isinstance(cells, str) and len(cells) == len(header):
+                    numeric -= {name for name in numeric if not _is_number_or_missing(cells[places[name]])}
+        return frozenset(numeric)
+
+    def _row(
+        self, header: list[str], cells: list[str] | str, numeric: frozenset[str], *, where: str, number: int
+    ) -> Row | BadRow:
         if isinstance(cells, str):
             return BadRow(where, cells)
         if len(cells) != len(header):
@@ -47,7 +79,7 @@ class DelimitedSource:
         if not all(map(_is_text, cells)):
             return BadRow(where, "it is no UTF-8; save the table as UTF-8")
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
-        labels = {name: _label(values[name]) for name in self.columns.labels}
+        labels = {name: _label(values[name], number=name in numeric) for name in self.columns.labels}
         return row_of(values | labels, self.columns, where=where, number=number, root=self.root)
 
 
@@ -98,10 +130,12 @@ def _is_text(cell: str) -> bool:
     return not any("\udc80" <= letter <= "\udcff" for letter in cell)
 
 
-def _label(cell: str) -> str | float | None:
-    """Not a number is a missing label, as in other tables; infinity is refused where labels are checked."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return cell or None
-    return cell if "_" in cell else number
+def _is_number_or_missing(cell: str) -> bool:
+    return cell.lower() in _MISSING or bool(_NUMBER.fullmatch(cell))
+
+
+def _label(cell: str, *, number: bool) -> str | float | None:
+    """None for a missing label. Infinity is refused where labels are checked."""
+    if cell.lower() in _MISSING:
+        return None
+    return float(cell) if number else cell

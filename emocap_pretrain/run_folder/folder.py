@@ -1,22 +1,24 @@
-"""The folder of a run: which run it is, and its report once it is done.
+"""Which run a folder belongs to, and its report once it is done.
 
-<run>/run.json       config and tracker run of the first start; a later start must be the same run
+<run>/run.json       settings and tracker run of the first attempt; a later attempt must be the same run
 <run>/report.json    written last
 """
 
-import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.report import Report
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import REPORT, RUN, RunDocument
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.storage import Unreadable
 
-RUN, REPORT = "run.json", "report.json"
-# What may change between two starts of one run: where, how long and how fast. The data are known by their digest.
+RUN_FILE, REPORT_FILE = "run.json", "report.json"
+# What may change between two attempts of one run: where, how long and how fast. The data are known by their digest.
 FREE = (
     "steps",
     "name",
@@ -38,6 +40,8 @@ FREE = (
     "objective.schedule",
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -46,35 +50,36 @@ class RunFolder:
     store: Store
 
     def run_id(self, config: Config) -> str | None:
-        """The tracker's run of an earlier start; None at the first.
+        """The tracker's run of an earlier attempt; None at the first.
 
         Raises:
             ConfigError: If the folder belongs to a run with other settings; it names the first that differs. Or if that
                 cannot be read.
         """
-        try:
-            first = json.loads(self.store.read(RUN))
-            before, run_id = dict[str, Any](first["config"]), str(first["run_id"])
-        except NotFound:
+        first = storage.read(self.store, RUN_FILE, RUN)
+        if isinstance(first, Unreadable):
+            raise ConfigError(f"{first}: restore it, or give the run another url.")
+        if first is None:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.store.url}/{RUN} is damaged: restore it, or give the run another url.") from error
-        _same_run(before, config.stored(), self.store.url)
-        return run_id
+        _same_run(first.config, config.stored(), self.store.url)
+        return first.run_id
 
     def begin(self, config: Config, run_id: str) -> None:
-        self.store.put(RUN, json.dumps({"run_id": run_id, "config": config.stored()}, indent=1).encode())
+        storage.write(self.store, RUN_FILE, RUN, RunDocument(run_id, config.stored()))
 
     def report(self, steps: int) -> Report | None:
-        """The report of a run that has done `steps` steps; None while it has not."""
-        try:
-            report = Report.parse(self.store.read(REPORT))
-        except NotFound:
+        """The report of a run that has done `steps` steps; None while it has not.
+
+        One that cannot be read counts as missing: the next attempt evaluates the last checkpoint again and replaces it.
+        """
+        report = storage.read(self.store, REPORT_FILE, REPORT)
+        if isinstance(report, Unreadable):
+            log.warning("%s: the run is evaluated again", report)
             return None
-        return report if report.step >= steps else None
+        return report if report and report.step >= steps else None
 
     def conclude(self, report: Report) -> None:
-        self.store.put(REPORT, report.dump())
+        storage.write(self.store, REPORT_FILE, REPORT, report)
 
 
 def _same_run(first: dict[str, Any], now: dict[str, Any], url: str) -> None:

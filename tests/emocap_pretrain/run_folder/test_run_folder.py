@@ -9,8 +9,8 @@ from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.report import Report, ZeroShot
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report, ZeroShot
 
 
 @pytest.fixture

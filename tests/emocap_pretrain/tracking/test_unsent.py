@@ -6,9 +6,9 @@ from mlflow.tracking import MlflowClient
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.starts import Start
-from emocap_pretrain.tracking import undelivered
-from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import row
 
 ROWS = [row("metrics", 4, {"zero_shot/uar": 0.5}), row("status", 0, {"status": "FINISHED"})]
@@ -22,31 +22,31 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_left_in_the_run_s_folder_until_none_are_left(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert undelivered.left(store) == []
-    undelivered.leave(store, ROWS)
-    assert undelivered.left(store) == ROWS
-    undelivered.leave(store, ROWS[:1])
-    assert undelivered.left(store) == ROWS[:1]
-    undelivered.leave(store, [])
-    undelivered.leave(store, [])
+    assert unsent.left(store) == []
+    unsent.leave(store, ROWS)
+    assert unsent.left(store) == ROWS
+    unsent.leave(store, ROWS[:1])
+    assert unsent.left(store) == ROWS[:1]
+    unsent.leave(store, [])
+    unsent.leave(store, [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_start_that_was_taken_over_leaves_the_newer_one_s_rows_alone(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    old, new = Start.begin(store, {}), Start.begin(store, {})
-    undelivered.leave(store, ROWS, number=new.number)
-    undelivered.leave(store, [], number=old.number)
-    assert undelivered.left(store) == ROWS
-    undelivered.leave(store, [], number=new.number)
-    assert undelivered.left(store) == []
+    old, new = Attempt.begin(store), Attempt.begin(store)
+    unsent.leave(store, ROWS, number=new.number)
+    unsent.leave(store, [], number=old.number)
+    assert unsent.left(store) == ROWS
+    unsent.leave(store, [], number=new.number)
+    assert unsent.left(store) == []
 
 
 def test_a_store_that_refuses_costs_a_warning_and_not_the_end_of_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / undelivered.UNSENT).mkdir()
-    undelivered.leave(open_store(str(tmp_path)), ROWS)
+    (tmp_path / unsent.UNSENT_FILE).mkdir()
+    unsent.leave(open_store(str(tmp_path)), ROWS)
     assert "2 rows for the tracker could not be kept" in caplog.text
 
 
@@ -54,9 +54,9 @@ def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client:
     store = open_store(config.url)
     tracker = MlflowTracker.start(config, None)
     tracker.finish("FINISHED")
-    undelivered.leave(store, ROWS)
-    assert undelivered.deliver(store, config, tracker.run_id, number=1)
-    assert undelivered.left(store) == []
+    unsent.leave(store, ROWS)
+    assert deliver_unsent(store, config, tracker.run_id, number=1)
+    assert unsent.left(store) == []
     run = client.get_run(tracker.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"zero_shot/uar": 0.5})
 
@@ -64,11 +64,11 @@ def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client:
 def test_what_still_cannot_be_sent_is_left_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
     away, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
-    undelivered.leave(store, ROWS)
-    assert not undelivered.deliver(store, away, "0123456789abcdef0123456789abcdef", number=1)
-    assert undelivered.left(store)[:2] == ROWS
+    unsent.leave(store, ROWS)
+    assert not deliver_unsent(store, away, "0123456789abcdef0123456789abcdef", number=1)
+    assert unsent.left(store)[:2] == ROWS
 
 
 def test_a_run_that_owes_nothing_asks_no_tracker(config: Config) -> None:
     away = changed(config, tracking__uri="http://127.0.0.1:9")
-    assert undelivered.deliver(open_store(config.url), away, "unknown", number=1)
+    assert deliver_unsent(open_store(config.url), away, "unknown", number=1)

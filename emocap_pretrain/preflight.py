@@ -1,0 +1,282 @@
+"""What is checked before a run starts: without Ray, without a process group, and without a write.
+
+A problem keeps the run from starting, and its line says the reason and the cure. A note is a fact that the user may not
+expect; the run starts all the same. Everything here reads a few small objects of the store, except the labels of the
+evaluation dataset, which are read for a bounded time.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import torch
+from emocap_shards.errors import ShardsError
+from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.store import Store, open_store
+
+from emocap_pretrain.checkpoint.layout import step_folders
+from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, read
+from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.pair import check_weights
+from emocap_pretrain.errors import CheckpointError, ConfigError, EmocapError
+from emocap_pretrain.evaluation.labels import check_labels
+from emocap_pretrain.feed import digest_of, foreign_data
+from emocap_pretrain.memory import MemoryEstimate, estimate
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.schedule import learning_rate
+
+LABELS_S = 20.0
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where the ranks will run: `ranks` in all, `per_host` of them on each host, of which each is like this one."""
+
+    ranks: int
+    per_host: int
+    on_gpu: bool
+
+    def memory_bytes(self) -> int | None:
+        """What one rank can have; None where it is not known here."""
+        if not self.on_gpu:
+            return _host_memory_bytes() // self.per_host
+        if not torch.cuda.is_available():
+            return None
+        return min(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count()))
+
+
+@dataclass(slots=True)
+class Findings:
+    """Problems and notes, one line each."""
+
+    problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    def refuse(self) -> None:
+        """Raises:
+        ConfigError: If there is a problem; it has all of them.
+        """
+        if self.problems:
+            raise ConfigError("\n".join(self.problems))
+
+    def attempt(self, check: Callable[[], None]) -> None:
+        """An error of ours that the check raises is a problem."""
+        try:
+            check()
+        except (EmocapError, ShardsError) as error:
+            self.add(str(error))
+
+    def add(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def preflight(
+    config: Config,
+    devices: Devices | None = None,
+    *,
+    with_labels: bool = True,
+    known: MemoryEstimate | None = None,
+) -> Findings:
+    """Look at everything that a start of this run needs.
+
+    Args:
+        config: The run.
+        devices: Where it will run; None where a cluster decides that, then the ranks' memory is not checked.
+        with_labels: Compare the labels of the evaluation dataset with the classes, for 20 s at most. A run that has a
+            checkpoint with the same evaluation settings has compared them already.
+        known: The memory of a rank, if it was estimated already.
+    """
+    found = Findings()
+    checkpoint = _of_run(config, found)
+    manifests = _datasets(config, found)
+    _contrast(config, manifests, found)
+    if devices:
+        found.attempt(lambda: _split(config, devices.ranks))
+    if checkpoint:
+        _resumes(config, checkpoint, manifests, found)
+    else:
+        found.attempt(lambda: found.notes.extend(check_weights(config.model)))
+    if devices and not checkpoint and not found.problems:
+        found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
+    compared = checkpoint is not None and _evaluation_of(checkpoint) == config.stored()["evaluation"]
+    found.attempt(lambda: evaluation(config, found, with_labels=with_labels and not compared))
+    return found
+
+
+def evaluation(config: Config, found: Findings, *, with_labels: bool) -> None:
+    """Check the evaluation dataset, and compare its labels with the classes for 20 s at most.
+
+    Raises:
+        ConfigError: If there is no dataset, no sample has the label, or the classes lack a label.
+    """
+    settings = config.evaluation
+    if settings.url is None:
+        return
+    manifest = _manifest(settings.url, "evaluation.url")
+    labels = check_labels(settings, seconds=LABELS_S) if with_labels else None
+    if labels is None:
+        return
+    if not labels.complete:
+        found.notes.append(
+            f"evaluation.url: the labels of {labels.looked:,} of {manifest.samples:,} samples were compared with the "
+            f"classes within {LABELS_S:.0f} s; the others are compared before the first step."
+        )
+    if settings.classes is None and any(_is_number(value) for value in labels.values):
+        found.notes.append(
+            f"evaluation.label={settings.label}: its values are numbers, and without evaluation.classes the prompts "
+            "name these numbers; give each class its words, such as evaluation.classes={0: [joy]}."
+        )
+
+
+def _of_run(config: Config, found: Findings) -> Checkpoint | None:
+    """The newest checkpoint of the run's folder, which must belong to this run."""
+    newest: list[Checkpoint] = []
+
+    def check() -> None:
+        store = open_store(config.url)
+        RunFolder(store).run_id(config)
+        newest.extend(islice(_readable(store), 1))
+
+    found.attempt(check)
+    return newest[0] if newest else None
+
+
+def _readable(store: Store) -> Iterator[Checkpoint]:
+    """Checkpoints whose manifest can be read, newest first. What is wrong with the others, the resume says."""
+    for folder in step_folders(store):
+        with suppress(CheckpointError):
+            checkpoint = read(store, folder.step) if is_readable(folder) else None
+            if checkpoint:
+                yield checkpoint
+
+
+def _datasets(config: Config, found: Findings) -> list[Manifest]:
+    """The manifests, where all of them can be read; else none."""
+    manifests: list[Manifest] = []
+    names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
+    for name, source in zip(names, config.data.sources, strict=True):
+        found.attempt(lambda name=name, url=source.url: manifests.append(_manifest(url, name)))
+    return manifests if len(manifests) == len(names) else []
+
+
+def _manifest(url: str, key: str) -> Manifest:
+    try:
+        return read_manifest(url)
+    except ShardsError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
+    """A loss compares a sample with the others of its batch, except the local one within an image."""
+    samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
+    terms = config.objective
+    within = terms.scope == "image" and not terms.whole and not terms.summary
+    if batch == 1 and not within:
+        found.add(
+            "global_batch=1: one sample has no other to be contrasted with, so its loss is always 0; set 2 or more."
+        )
+    if samples == 1 and not within:
+        found.add(f"{config.data.sources[0].url} has one sample: there is nothing to contrast it with; pack more.")
+    if len(manifests) != 1:
+        return
+    if config.data.drop_last and samples < batch:
+        found.add(
+            f"global_batch={batch} with data.drop_last: {samples} samples fill no batch; set global_batch to at most "
+            f"{samples}, or data.drop_last=false."
+        )
+    elif not config.data.drop_last and samples % batch == 1 and samples > 1 and not within:
+        found.notes.append(
+            f"the last batch of every epoch has one of the {samples:,} samples, whose loss is 0; data.drop_last=true "
+            "leaves it out."
+        )
+
+
+def _split(config: Config, ranks: int) -> None:
+    batch_split(config, ranks)
+
+
+def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings) -> None:
+    if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
+        found.add(foreign_data(config))
+    before = _config_of(checkpoint).get("steps")
+    if isinstance(before, int) and before != config.steps and not found.problems:
+        found.notes.append(_other_steps(config, checkpoint.step, before))
+
+
+def _other_steps(config: Config, done: int, before: int) -> str:
+    """What another number of steps does to the learning rate, which is a function of both."""
+    head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
+    if done >= config.steps:
+        return f"{head}: there is no step left to train."
+    now = f"{learning_rate(rate, done, config.steps):.3g}"
+    end = f"{learning_rate(rate, config.steps - 1, config.steps):.3g}"
+    if done >= before:
+        ended = f"{learning_rate(rate, before - 1, before):.3g}"
+        return (
+            f"{head}: the learning rate had ended its cosine at {ended} in step {before:,}; it returns to {now} in "
+            f"step {done + 1:,} and falls to {end} in step {config.steps:,}."
+        )
+    was = f"{learning_rate(rate, done, before):.3g}"
+    return (
+        f"{head}: the learning rate of step {done + 1:,} is {now} instead of {was}, and falls to {end} at the new end."
+    )
+
+
+def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:
+    """Refuses what does not fit even with the shortest captions; the estimate itself assumes the longest."""
+    there = devices.memory_bytes()
+    if there is None or needed.total <= there:
+        return
+    least = estimate(config, devices.ranks, shortest=True)
+    device = "a GPU" if devices.on_gpu else f"each of {devices.per_host} ranks on this host"
+    has = f"and {device} has {_gib(there)} GiB"
+    if least.total <= there:
+        found.notes.append(
+            f"memory: a rank needs up to {_gib(needed.total)} GiB with captions of the longest length, {has}."
+        )
+        return
+    raise ConfigError(
+        f"memory: a rank needs {_gib(least.total)} GiB or more, {has}: {_cure(config, devices, least, there)}."
+    )
+
+
+def _cure(config: Config, devices: Devices, least: MemoryEstimate, there: int) -> str:
+    rows = batch_split(config, devices.ranks).micro_batch
+    fits = math.floor((there - least.total + least.activations) * rows / max(1, least.activations))
+    if 1 <= fits < rows:
+        return f"set micro_batch to {fits} or less"
+    return "take a smaller model, a higher engine.zero_stage, or more and larger devices"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g}"
+
+
+def _host_memory_bytes() -> int:
+    """Of this host, or of the container that this process is in."""
+    total = psutil.virtual_memory().total
+    try:
+        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _config_of(checkpoint: Checkpoint) -> dict[str, object]:
+    config = checkpoint.state.get("config")
+    return dict(config) if isinstance(config, dict) else {}
+
+
+def _evaluation_of(checkpoint: Checkpoint) -> object:
+    return _config_of(checkpoint).get("evaluation")
+
+
+def _is_number(value: str | float) -> bool:
+    return not isinstance(value, str) or value.replace(".", "", 1).isdecimal()

@@ -1,0 +1,64 @@
+"""Rows that MLflow did not take before an attempt ended, in the run's folder: `<run>/unsent.json`.
+
+Rows up to a checkpoint lie in the checkpoint itself. This file holds what came after the last one, such as the result
+of a run that was done while MLflow was unreachable; an attempt on any host takes it from there.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store
+
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.attempts import newest
+from emocap_pretrain.run_folder.documents import UNSENT, UnsentDocument
+from emocap_pretrain.run_folder.storage import Unreadable
+
+UNSENT_FILE = "unsent.json"
+
+log = logging.getLogger(__name__)
+
+
+def dump(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The document for a checkpoint."""
+    return UNSENT.dump(UnsentDocument(tuple(map(dict, rows))))
+
+
+def parse(data: bytes, place: str) -> list[dict[str, Any]]:
+    """The rows in a checkpoint's document; a document that cannot be used costs its rows and a warning."""
+    try:
+        return list(UNSENT.parse(data).rows)
+    except ValueError as error:
+        log.warning("%s cannot be read (%s): its rows for the tracker are lost", place, error)
+        return []
+
+
+def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+    """Keep the rows for the next attempt; none remove what an earlier one left. A store that refuses costs the rows.
+
+    Args:
+        store: The run's folder.
+        rows: What has not arrived.
+        number: Of this attempt: where a newer one has taken over, its file stays. Without a number nobody looks.
+    """
+    kept = tuple(map(dict, rows))
+    try:
+        if number is not None and newest(store) > number:
+            return
+        if kept:
+            storage.write(store, UNSENT_FILE, UNSENT, UnsentDocument(kept))
+        else:
+            store.delete(UNSENT_FILE)
+    except (StoreError, OSError) as error:
+        log.warning("%d rows for the tracker could not be kept: %s", len(kept), error)
+
+
+def left(store: Store) -> list[dict[str, Any]]:
+    """What the attempt before could not deliver. It stays until `leave` says what then is left."""
+    found = storage.read(store, UNSENT_FILE, UNSENT)
+    if isinstance(found, Unreadable):
+        log.warning("%s: its rows for the tracker are lost", found)
+        return []
+    return list(found.rows) if found else []
