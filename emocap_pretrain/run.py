@@ -191,10 +191,6 @@ def _leave(code: int) -> NoReturn:
 
 
 def _on_ray(config: Config) -> None:
-    from emocap_cluster.cluster import connected
-    from emocap_cluster.restarts import Restarts
-    from emocap_cluster.supervise import Job, supervise
-
     from emocap_pretrain.loop import conclude_again, is_done
 
     store = open_store(config.url)
@@ -202,6 +198,15 @@ def _on_ray(config: Config) -> None:
         _print_result(config)
         return
     _check(config, None if _joins_a_cluster() else _devices_here(config), with_labels=True)
+    _supervise(config)
+
+
+def _supervise(config: Config) -> None:
+    """Run the job's ranks on Ray to its end, and print how it went."""
+    from emocap_cluster.cluster import connected
+    from emocap_cluster.restarts import Restarts
+    from emocap_cluster.supervise import Job, supervise
+
     settings = config.cluster
     record = RunRecord(open_store(config.url), config.steps)
     with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from emocap_shards.store import open_store
 from safetensors.torch import save_file
 from typer import Typer
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.image import ImageTower
 from emocap_pretrain.run import command
+from emocap_pretrain.run_folder import RunFolder
 
 app = Typer()
 app.command()(command)
@@ -110,3 +112,23 @@ def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_
     fits = run(recipe, override, "model.image.pixels=32", "--dry-run")
     assert fits.exit_code == 0
     assert "weights         model.image.pretrained: timm has resized pos_embed" in fits.stdout
+
+
+@pytest.mark.parametrize("launcher", [{}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}])
+def test_a_run_that_cannot_start_is_refused_before_ray_and_before_the_ranks_join(
+    recipe, tiny_config, monkeypatch, launcher
+):
+    RunFolder(open_store(tiny_config.url)).begin(tiny_config, "abc")
+    before = {entry.path for entry in open_store(tiny_config.url).list()}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    program = f"import sys; from emocap_pretrain.run import main; sys.argv[1:] = [{recipe!r}, 'seed=7']\n"
+    program += "try: main()\nexcept SystemExit as end: print(end.code, 'ray' in sys.modules)\n"
+    program += "import torch; print(torch.distributed.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\nFalse\n"
+    assert done.stderr.startswith(
+        f"error: {'rank 0: ' if launcher else ''}the run at {tiny_config.url} was started with"
+    )
+    assert done.stderr.count("\n") == 1
+    assert {entry.path for entry in open_store(tiny_config.url).list()} == before
