@@ -26,7 +26,7 @@ class Batch:
     """`batch` faces and the parts of their captions; row `i` of `images` belongs to row `i` of `whole` and `summary`.
 
     `owner[n]` is the row whose face sentence `n` describes; it ascends. `whole_ids` and `summary_ids` are hashes of the
-    texts: equal captions have equal numbers on every rank.
+    token rows: captions that the tower cannot tell apart have equal numbers on every rank.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]

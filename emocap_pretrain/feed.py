@@ -2,38 +2,96 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
+from emocap_shards.inspecting.wording import percent
 from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.sample import Caption
 from emocap_shards.source import Source
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, Evaluation, Mixed, PartLengths
+from emocap_pretrain.evaluation.zero_shot import prompts
 from emocap_pretrain.runtime import Place
 from emocap_pretrain.tokenizer import Tokenizer
 
-TOKENIZER_SAMPLES = 20_000
+TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 
 def train_tokenizer(config: Config) -> str:
     """On the first captions of the dataset, in the manifest's order."""
-    budget = config.data.error_budget
-    stream = Stream(url=_sources(config), global_batch=256, shuffle=False, epochs=1, error_budget=budget)
-    samples = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
-    annotations = (sample.annotation for sample in itertools.islice(samples, TOKENIZER_SAMPLES))
-    captions = itertools.chain.from_iterable(load_annotation(annotation)[0] for annotation in annotations)
+    samples = _first_captions(config.data.sources, TOKENIZER_SAMPLES, error_budget=config.data.error_budget)
+    captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
     return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
+
+
+def tokenizer_of(config: Config) -> Tokenizer:
+    """The tokenizer of a new run: the one that the settings name, or one that is trained on the data."""
+    settings = config.model.text
+    if settings.tokenizer == "data":
+        return Tokenizer.from_json(train_tokenizer(config))
+    return Tokenizer.load(settings.tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class CutTexts:
+    """How many texts of one kind have more tokens than the tower reads of them."""
+
+    kind: str
+    limit: int
+    texts: int
+    cut: int
+    longest: int
+
+    @classmethod
+    def of(cls, kind: str, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> "CutTexts":
+        counts = tokenizer.counts(texts)
+        return cls(kind, limit, len(counts), sum(count > limit for count in counts), max(counts, default=0))
+
+    @property
+    def share(self) -> float:
+        return self.cut / self.texts if self.texts else 0.0
+
+    def __str__(self) -> str:
+        more = f" (up to {self.longest} tokens, {self.limit} are read)" if self.cut else ""
+        return f"{self.kind} {percent(self.cut, self.texts)}{more}"
+
+
+def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLengths) -> tuple[int, list[CutTexts]]:
+    """Of the first samples, 2,000 at most: how many there were, and what is cut of their captions by part."""
+    samples = list(_first_captions(sources, CUT_SAMPLES, error_budget=CUT_SAMPLES))
+    captions = list(itertools.chain.from_iterable(samples))
+    parts = {
+        "global": ([each.whole for each in captions], lengths.whole),
+        "local": ([text for each in captions for text in each.local], lengths.local),
+        "summary": ([each.summary for each in captions if each.summary], lengths.summary),
+    }
+    return len(samples), [CutTexts.of(kind, tokenizer, *part) for kind, part in parts.items()]
+
+
+def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
+    """What is cut of the prompts; empty where the classes come from the labels."""
+    texts = prompts(settings.templates, settings.classes or {})
+    return [CutTexts.of("prompts", tokenizer, texts, lengths.whole)] if texts else []
+
+
+def _first_captions(sources: Sequence[Mixed], samples: int, *, error_budget: int) -> Iterator[tuple[Caption, ...]]:
+    """The captions of each of the first samples, in the manifest's order."""
+    stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
+    encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
+    return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
 
 def stream_of(config: Config, place: Place, start: Cursor) -> Stream:
     """What this rank reads, behind the cursor."""
     return Stream(
-        url=_sources(config),
+        url=_sources(config.data.sources),
         global_batch=config.global_batch,
         seed=config.seed,
         rank=place.rank,
@@ -46,8 +104,8 @@ def stream_of(config: Config, place: Place, start: Cursor) -> Stream:
     )
 
 
-def _sources(config: Config) -> tuple[Source, ...]:
-    return tuple(Source(source.url, source.weight) for source in config.data.sources)
+def _sources(sources: Sequence[Mixed]) -> tuple[Source, ...]:
+    return tuple(Source(source.url, source.weight) for source in sources)
 
 
 def named(config: Config) -> str:

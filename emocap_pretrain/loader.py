@@ -17,7 +17,7 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emocap_pretrain.batch import Batch
+from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config, PartLengths
 from emocap_pretrain.errors import EmocapError
 from emocap_pretrain.sides import mirrored
@@ -66,14 +66,16 @@ class Collate:
         wholes = [sample.caption.whole for sample in samples]
         summaries = [sample.caption.summary or sample.caption.whole for sample in samples] if self.with_summary else []
         sentences = [sample.caption.local if self.with_local else () for sample in samples]
+        whole = self.tokenizer.encode(wholes, self.lengths.whole)
+        summary = self.tokenizer.encode(summaries, self.lengths.summary)
         return Batch(
             images=self._images(samples),
-            whole=self.tokenizer.encode(wholes, self.lengths.whole),
-            summary=self.tokenizer.encode(summaries, self.lengths.summary),
+            whole=whole,
+            summary=summary,
             sentences=self.tokenizer.encode([text for texts in sentences for text in texts], self.lengths.local),
             owner=torch.repeat_interleave(torch.tensor([len(texts) for texts in sentences], dtype=torch.int64)),
-            whole_ids=_identities(wholes),
-            summary_ids=_identities(summaries),
+            whole_ids=_identities(whole),
+            summary_ids=_identities(summary),
         )
 
     def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
@@ -83,8 +85,10 @@ class Collate:
         return images
 
 
-def _identities(texts: Sequence[str]) -> torch.Tensor:
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+def _identities(tokens: Tokens) -> torch.Tensor:
+    """A hash of each row without its padding: equal where the tower sees the same, as after a cut."""
+    rows = (ids[mask].tobytes() for ids, mask in zip(tokens.ids.numpy(), tokens.mask.numpy(), strict=True))
+    digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 

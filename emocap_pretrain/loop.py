@@ -1,5 +1,6 @@
 """The training function: the same one under every launcher."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.labels import check_labels
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
+from emocap_pretrain.feed import cut_prompts
 from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
 from emocap_pretrain.quarantine import QUARANTINE_FILE
@@ -33,6 +35,8 @@ from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsen
 from emocap_pretrain.tracking.spool import row, understood
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.world import joined
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
 
@@ -237,6 +241,9 @@ def _conclude(session: Session, progress: Progress) -> None:
 
 def _evaluated(config: Config, tracker: Tracker, step: int, device: str) -> ZeroShot:
     restored = restore(config.url, device=device, config=config)
+    for cut in cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
+        if cut.cut:
+            log.warning("texts that are cut: %s", cut)
     matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
     result = matrix.result(config.stored()["evaluation"]["url"])
     tracker.rescore({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, step)

@@ -28,7 +28,7 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
-from emocap_pretrain.feed import data_digest_of, foreign_data, stream_of, train_tokenizer
+from emocap_pretrain.feed import cut_captions, cut_prompts, data_digest_of, foreign_data, stream_of, train_tokenizer
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches
 from emocap_pretrain.quarantine import Quarantine
@@ -201,7 +201,8 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
         tokenizer = _tokenizer(config, opening, found.folder if found else None)
         engine = _engine(config, world, tokenizer, found)
     stream = stream_of(config, world.place, Cursor.from_json(found.checkpoint.state["cursor"]) if found else Cursor())
-    tracker = _tracker(config, opening, attempt, run_id, stream, found.checkpoint if found else None, rows)
+    checkpoint = found.checkpoint if found else None
+    tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
     retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
     refused = found.refused if found else ()
     return Session(
@@ -281,6 +282,7 @@ def _tracker(
     attempt: Attempt,
     run_id: str | None,
     stream: Stream,
+    tokenizer: Tokenizer,
     found: Checkpoint | None,
     saved: list[Row],
 ) -> Tracker:
@@ -300,6 +302,7 @@ def _tracker(
         if run_id is None:
             RunFolder(attempt.store).begin(config, begun[0].run_id)
             _preview(begun[0], stream)
+            _count_cut_texts(begun[0], config, tokenizer)
         return begun[0].run_id
 
     shared = world.from_main(begin)
@@ -312,3 +315,12 @@ def _preview(tracker: Tracker, stream: Stream) -> None:
         first = replace(stream, rank=0, world=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False)
         pictures.preview(next(first.steps()).samples, path)
         tracker.picture("pictures/samples.png", path)
+
+
+def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
+    """Say, and track, which share of the texts is longer than the tower reads."""
+    lengths = config.model.text.lengths
+    samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
+    cut += cut_prompts(config.evaluation, tokenizer, lengths)
+    log.info("texts that are cut, of the first %s samples: %s", f"{samples:,}", ", ".join(map(str, cut)))
+    tracker.log({f"cut/{each.kind}": each.share for each in cut}, 0)

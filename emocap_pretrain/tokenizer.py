@@ -79,6 +79,11 @@ class Tokenizer:
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._fast.get_vocab_size(), next((each for each in marks if each is not None), 0))
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text in full length, with its marks."""
+        self._fast.no_truncation()
+        return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
+
     def encode(self, texts: Sequence[str], length: int) -> Tokens:
         """Ids padded to the longest of these texts; longer than `length` is cut, the end mark stays.
 

@@ -37,11 +37,15 @@ def command(
         from emocap_pretrain import pictures
         from emocap_pretrain.evaluation.restore import restore
         from emocap_pretrain.evaluation.zero_shot import zero_shot
+        from emocap_pretrain.feed import cut_prompts
         from emocap_pretrain.run_folder.report import zero_shot_rows
 
         own = load(config) if config else None
         restored = restore(run_url, step=step, device=device, config=own)
         settings = _with_data(restored.config.evaluation, data, allowed=stored_data or own is not None)
+        for cut in cut_prompts(settings, restored.tokenizer, restored.config.model.text.lengths):
+            if cut.cut:
+                console.print(f"texts that are cut: {cut}", markup=False)
         matrix = zero_shot(restored.model, restored.tokenizer, settings)
         rows = zero_shot_rows(matrix.result(str(settings.url)))
         console.print(tables.table(f"Step {restored.step} of {run_url}", rows))

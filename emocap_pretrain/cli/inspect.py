@@ -3,9 +3,10 @@
 import json
 import os
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from emocap_shards.errors import ManifestError, StoreError
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.schema import Config, Mixed
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import console, errors_as_lines
 
@@ -23,6 +26,9 @@ def command(
     look_at: Annotated[int, typer.Option(help="Samples to look at, spread evenly.", min=0)] = LOOK_AT,
     whole: Annotated[bool, typer.Option("--all", help="Look at every sample, however long it takes.")] = False,
     seconds: Annotated[float, typer.Option(help="Stop looking after this time.", min=0)] = SECONDS,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of a run: say which share of the captions its text tower cuts.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as one page, with faces, to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     debug: Debug = False,
@@ -31,13 +37,17 @@ def command(
     with errors_as_lines(debug=debug):
         if html:
             _check_place(html)
+        loaded = load(config) if config else None
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
+        cut = _cut(url, loaded) if loaded else None
         if html:
             _write(summary, html)
         if as_json:
-            typer.echo(json.dumps(summary.to_json(), ensure_ascii=False))
+            typer.echo(json.dumps(summary.to_json() | ({"cut": cut[1]} if cut else {}), ensure_ascii=False))
         else:
             show(summary)
+            if cut:
+                console.print(cut[0], markup=False)
             if html:
                 console.print(f"The page is {html}.", markup=False)
 
@@ -53,6 +63,15 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
             return summarise(url, look_at=look_at, seconds=seconds, on_progress=told)
         except (ManifestError, StoreError) as error:
             raise ConfigError(str(error)) from error
+
+
+def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
+    """Which share of the first captions the run's text tower cuts: as a line, and as plain values."""
+    from emocap_pretrain.feed import cut_captions, tokenizer_of
+
+    samples, cut = cut_captions([Mixed(url=url)], tokenizer_of(config), config.model.text.lengths)
+    line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
+    return line, {"samples": samples, "parts": [asdict(each) for each in cut]}
 
 
 def _write(summary: Summary, path: Path) -> None:

@@ -62,6 +62,11 @@ def _embed(model: TowerPair, samples: Sequence[Sample]) -> Float[Tensor, "sample
         return model.embed_images(torch.from_numpy(images).to(model.logit_scale.device)).float().cpu()
 
 
+def prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Every template with every word of every class."""
+    return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
+
+
 def _class_embeddings(
     model: TowerPair,
     tokenizer: Tokenizer,
@@ -72,7 +77,7 @@ def _class_embeddings(
     device = str(model.logit_scale.device)
     columns: list[Tensor] = []
     for words in classes.values():
-        texts = [template.replace("{}", word) for template in templates for word in words]
+        texts = prompts(templates, {"": words})
         with torch.inference_mode():
             embedded = model.embed_texts(tokenizer.encode(texts, model.prompt_length).to(device)).float().cpu()
         columns.append(embedded.view(len(templates), len(words), -1).mean(1))

@@ -1,9 +1,11 @@
 """What `emocap inspect` prints in 80 columns, and the page that it writes."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from emocap_shards.inspecting.summary import summarise
 from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from emocap_pretrain.cli import inspect, inspect_report
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.cli.tables import grid
+from emocap_pretrain.config.schema import Config
 
 
 @pytest.fixture
@@ -83,3 +86,15 @@ def test_a_page_is_written_through_a_link(packed: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["inspect", str(packed), "--html", str(link)]).exit_code == 0
     assert link.is_symlink()
     assert target.read_text().startswith("<!doctype html>")
+
+
+def test_with_the_config_of_a_run_it_says_which_share_of_the_captions_the_run_cuts(
+    tiny_config: Config, faces: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "cfg.yaml"
+    file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
+    done = CliRunner().invoke(app, ["inspect", faces, "--config", str(file)])
+    assert "Texts that tiny cuts, of the first 24 samples: global " in done.stdout
+    cut = json.loads(CliRunner().invoke(app, ["inspect", faces, "--config", str(file), "--json"]).stdout)["cut"]
+    assert cut["samples"] == 24
+    assert [(part["kind"], part["limit"]) for part in cut["parts"]] == [("global", 16), ("local", 16), ("summary", 24)]

@@ -201,6 +201,19 @@ def test_equal_captions_have_equal_numbers(tiny_config):
     assert (batch.summary_ids[:, None] == batch.summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
 
 
+def test_captions_that_the_tower_cannot_tell_apart_have_equal_numbers_beside_any_others(tiny_config):
+    long = "the brows are drawn together and the lips are pressed and the cheeks are raised"
+    samples = [captioned(0, f"{long} once"), captioned(1, f"{long} twice"), captioned(2, long.upper())]
+    alone = Collate.of(tiny_config, TOKENIZER)(samples[:1])
+    batch = Collate.of(tiny_config, TOKENIZER)(samples)
+    assert len(set(batch.whole_ids.tolist())) == 1
+    short = [captioned(3, "a"), captioned(4, "A")]
+    first, second = (Collate.of(tiny_config, TOKENIZER)(part) for part in (short, [*short, *samples]))
+    assert first.whole.ids.shape[1] < second.whole.ids.shape[1]
+    assert first.whole_ids.tolist() == second.whole_ids.tolist()[:2]
+    assert len({alone.whole_ids.item(), *second.whole_ids.tolist()}) == 2
+
+
 def test_each_part_is_cut_at_its_own_length(tiny_config):
     long = "a happy face with raised cheeks " * 9
     batch = Collate.of(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)])

@@ -114,6 +114,7 @@ def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_
     assert "weights         model.image.pretrained: timm has resized pos_embed" in fits.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [{}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}])
 def test_a_run_that_cannot_start_is_refused_before_ray_and_before_the_ranks_join(
     recipe, tiny_config, monkeypatch, launcher

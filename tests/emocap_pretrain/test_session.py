@@ -79,6 +79,24 @@ def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_sam
     assert [each.path for each in artifacts] == ["pictures/samples.png"]
 
 
+def test_what_is_cut_of_the_texts_is_said_and_tracked_before_the_first_step(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    classes = {"joy": "a face with raised cheeks and lips whose corners are drawn back and up, as it is in delight"}
+    session = begun(changed(config, evaluation__classes=classes))
+    ended(session)
+    (line,) = [each for each in caplog.messages if each.startswith("texts that are cut")]
+    assert line.startswith("texts that are cut, of the first 24 samples: global ")
+    assert "prompts 100 % (up to " in line
+    metrics = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id).data.metrics
+    assert metrics["cut/prompts"] == 1.0
+    assert {"cut/global", "cut/local", "cut/summary"} <= metrics.keys()
+    caplog.clear()
+    ended(begun(changed(config, evaluation__classes=classes)))
+    assert not any("texts that are cut" in each for each in caplog.messages)
+
+
 def test_equal_seeds_begin_with_equal_weights_and_samples(config: Config, tmp_path: Path) -> None:
     sessions = [
         begun(changed(config, url=str(tmp_path / name), seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
