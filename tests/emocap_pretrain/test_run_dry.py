@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.image import ImageTower
 from emocap_pretrain.run import command
-from emocap_pretrain.run_folder import RunFolder
+from emocap_pretrain.run_folder.folder import RunFolder
 
 app = Typer()
 app.command()(command)
