@@ -17,6 +17,10 @@ class Tokens:
     def to(self, device: str) -> "Tokens":
         return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
+    def share_memory_(self) -> None:
+        self.ids.share_memory_()
+        self.mask.share_memory_()
+
     def pin_memory(self) -> "Tokens":
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
@@ -51,6 +55,15 @@ class Batch:
             return value.to(device) if isinstance(value, Tokens) else value.to(device, non_blocking=True)
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
+
+    def share_memory_(self) -> None:
+        """Moves the tensors to shared memory, in which they reach another process without a copy.
+
+        Raises:
+            RuntimeError: If there is no room in /dev/shm.
+        """
+        for field in fields(self):
+            getattr(self, field.name).share_memory_()
 
     def pin_memory(self) -> "Batch":
         return Batch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})

@@ -1,28 +1,37 @@
 """From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
 
+import errno
 import hashlib
 import logging
 import multiprocessing.util
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, ShardsError
+from emocap_shards.inspecting.wording import size
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.schema import Config, PartLengths
-from emocap_pretrain.errors import EmocapError
+from emocap_pretrain.config.schema import Config, Data, PartLengths
+from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
 from emocap_pretrain.sides import mirrored
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
+
+SHM = "/dev/shm"  # noqa: S108 - the kernel's own, and nothing is created there by name
+SHM_CURE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
+SENTENCES, TOKEN_BYTES, PAGES_BYTES = 8, 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +123,109 @@ class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             for portion in self.stream.steps(part, parts, each=self.collate.prepare):
-                yield Delivery(self.collate(portion.samples), portion.cursor, portion.damaged)
+                batch = self.collate(portion.samples)
+                if worker:
+                    _share(batch)
+                yield Delivery(batch, portion.cursor, portion.damaged)
         except (EmocapError, ShardsError) as error:
             yield error
 
 
-def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Iterator[Delivery]:
+def _share(batch: Batch) -> None:
+    """Move the batch to shared memory here.
+
+    Left to DataLoader, a thread of its own would move it; where /dev/shm is full that thread prints a traceback and
+    drops the batch, and training waits for it without end.
+    """
+    try:
+        batch.share_memory_()
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise _no_room("a loader process cannot hand over its batch") from error
+
+
+def _no_room(what: str) -> DataError:
+    return DataError(f"{SHM} of {socket.gethostname()} is full, {what}: {SHM_CURE}.")
+
+
+def batch_bytes(config: Config, rows: int) -> int:
+    """About as much shared memory as a batch of so many rows takes; sentences of a caption are counted as a few."""
+    lengths = config.model.text.lengths
+    tokens = lengths.whole + lengths.summary + SENTENCES * lengths.local
+    return rows * (3 * config.model.image.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
+
+
+def fitting(data: Data, *, each_bytes: int, ranks: int, free_bytes: int) -> Data:
+    """The settings with as many loader processes and prefetched batches as /dev/shm has room for.
+
+    Args:
+        data: What is wished for.
+        each_bytes: Of a batch.
+        ranks: On this host; they share it.
+        free_bytes: Of /dev/shm.
+
+    Returns:
+        The settings as they are, or with fewer prefetched batches, or else with fewer loader processes too.
+
+    Raises:
+        ConfigError: If there is no room for one loader process with one batch on its way and one in use.
+    """
+    wishes = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
+    wishes += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
+    for workers, prefetch in wishes:
+        if workers == 0 or ranks * (workers * prefetch + 1) * each_bytes <= free_bytes:
+            return data.model_copy(update={"workers": workers, "prefetch": prefetch})
+    raise ConfigError(
+        f"{SHM} of {socket.gethostname()} has {size(free_bytes)} free, and {ranks} ranks need "
+        f"{size(2 * ranks * each_bytes)} for the smallest loader (2 batches of {size(each_bytes)} each): {SHM_CURE}."
+    )
+
+
+def shared_memory_free() -> int | None:
+    """Bytes that /dev/shm of this host has left; None where there is none."""
+    try:
+        found = os.statvfs(SHM)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) -> Data:
+    """The settings of the loader for this host, with a line in the log where they are less than what was asked for.
+
+    Raises:
+        ConfigError: As `fitting` does.
+    """
+    data = config.data
+    if not data.workers or free_bytes is None:
+        return data
+    each_bytes = batch_bytes(config, -(-config.global_batch // world))
+    found = fitting(data, each_bytes=each_bytes, ranks=ranks, free_bytes=free_bytes)
+    if found != data:
+        log.warning(
+            "%s of %s has %s free: each rank loads with data.workers=%d and data.prefetch=%d instead of %d and %d, a "
+            "batch takes %s; start the container with a larger --shm-size for more",
+            SHM,
+            socket.gethostname(),
+            size(free_bytes),
+            found.workers,
+            found.prefetch,
+            data.workers,
+            data.prefetch,
+            size(each_bytes),
+        )
+    return found
+
+
+def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Generator[Delivery]:
     """Endless batches of this rank from the stream's start cursor.
 
     Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
+
+    Raises:
+        DataError: If there is no room for loader processes in /dev/shm.
+        TrainingError: While iterating, if a loader process has ended.
     """
     workers = config.data.workers
     loader = DataLoader(
@@ -134,13 +237,31 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         worker_init_fn=_quiet_worker,
         pin_memory=pin,
     )
-    return map(_delivered, cast(Any, iter(loader)))
+    try:
+        return _delivered(iter(loader))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _no_room("loader processes cannot be started") from error
 
 
-def _delivered(result: Delivery | EmocapError | ShardsError) -> Delivery:
-    if isinstance(result, Exception):
-        raise result
-    return result
+def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Generator[Delivery]:
+    """The batches; the loader processes end with the last one, with an error, or when this generator is closed."""
+    try:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a loader process of {socket.gethostname()} has ended ({str(error).strip()}): if the system killed it "
+            "for want of memory (see dmesg), lower data.workers or data.prefetch."
+        ) from error
+    finally:
+        # DataLoader ends its processes when its iterator is deleted, and the traceback of an error holds this frame.
+        del results
 
 
 def _quiet_worker(_: int) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
 from emocap_pretrain.feed import cut_captions, cut_prompts, data_digest_of, foreign_data, stream_of, train_tokenizer
 from emocap_pretrain.health.guard import Guard, Verdict
-from emocap_pretrain.loader import Delivery, batches
+from emocap_pretrain.loader import Delivery, batches, fitted, shared_memory_free
 from emocap_pretrain.quarantine import Quarantine
 from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -70,7 +70,7 @@ class Session:
     tracker: Tracker
     saver: Saver
     guard: Guard
-    batches: Iterator[Delivery]
+    batches: Generator[Delivery]
     quarantine: Quarantine
     before: Progress
 
@@ -152,6 +152,7 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
         """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+        self.batches.close()
         if kind in (TrainingError, RolledBack):
             self._land()
         self.saver.close()
@@ -182,10 +183,13 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
     """Build the run on this rank and bring it to the step where it stands; a collective.
 
     Raises:
-        ConfigError: If there are more ranks than samples in a batch, or the run's folder is another run's.
+        ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
+            run's folder is another run's.
         CheckpointError: If the newest checkpoint is of other data or another model.
     """
     batch_split(config, world.place.world)
+    place = world.place
+    data = fitted(config, place.world, ranks=place.local_world, free_bytes=shared_memory_free())
     store = attempt.store
     data_digest = data_digest_of(config)
     opening = world.aside()  # One rank may have far more to download than the others.
@@ -216,7 +220,9 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
         tracker=tracker,
         saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
         guard=guard,
-        batches=batches(config, stream, tokenizer, pin=world.device.startswith("cuda")),
+        batches=batches(
+            config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
+        ),
         quarantine=quarantine,
         before=Progress(**found.checkpoint.state["progress"]) if found else Progress(),
     )

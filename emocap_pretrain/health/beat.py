@@ -42,9 +42,9 @@ class Beat:
 
     @property
     def bounded(self) -> bool:
-        """Whether a long stay here is a hang; the first step of a start may compile."""
+        """Whether a long stay here is a hang. The first step of an attempt may compile; fetching data does not."""
         first = self._first_step
-        return self.phase not in UNBOUNDED and first is not None and self.step > first
+        return self.phase not in UNBOUNDED and first is not None and (self.step > first or self.phase == "data")
 
 
 class Pulse(NamedTuple):

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ from emocap_shards.writer import write_shards
 
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.loader import Collate, Delivery, batches
+from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.loader import Collate, Delivery, batch_bytes, batches, fitted, fitting
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
 
@@ -97,6 +100,67 @@ def runs(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a small /dev/shm of its own")
+@pytest.mark.parametrize("room", ["4k", "64k", "1m"])
+def test_loader_processes_without_room_in_shared_memory_end_with_a_line_and_do_not_hang(tiny_config, room):
+    config = tiny_config.model_dump(mode="json")
+    config["data"]["workers"] = 2
+    config["model"]["image"]["pixels"] = 400  # A batch takes 2.4 MB.
+    small = f'mount -t tmpfs -o size={room} tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", small, "sh", sys.executable, "-c", RANK, json.dumps(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 1
+    assert "DataError: /dev/shm of " in done.stderr.splitlines()[-1]
+    assert "--shm-size=8g" in done.stderr
+
+
+def test_loader_processes_are_as_many_as_shared_memory_has_room_for(tiny_config):
+    data = tiny_config.data.model_copy(update={"workers": 4, "prefetch": 2})
+
+    def found(batches_of_room: int, ranks: int = 1) -> tuple[int, int]:
+        settings = fitting(data, each_bytes=1000, ranks=ranks, free_bytes=1000 * batches_of_room)
+        return settings.workers, settings.prefetch
+
+    assert [found(room) for room in (9, 8, 5, 4, 3, 2)] == [(4, 2), (4, 1), (4, 1), (3, 1), (2, 1), (1, 1)]
+    assert found(18, ranks=2) == (4, 2)
+    assert found(17, ranks=2) == (4, 1)
+    with pytest.raises(ConfigError, match=r"1 kB free, and 1 ranks need 2 kB .*--shm-size=8g.*data.workers=0"):
+        found(1)
+    alone = data.model_copy(update={"workers": 0})
+    assert fitting(alone, each_bytes=1000, ranks=8, free_bytes=0) == alone
+
+
+def test_a_batch_of_256_images_does_not_fit_twice_into_a_container_s_default(tiny_config, caplog):
+    data = tiny_config.data.model_copy(update={"workers": 2, "prefetch": 2})
+    model = tiny_config.model.model_copy(update={"image": tiny_config.model.image.model_copy(update={"pixels": 224})})
+    config = tiny_config.model_copy(update={"data": data, "model": model, "global_batch": 512})
+    with pytest.raises(ConfigError, match=r"/dev/shm of .* has 67.1 MB free"):
+        fitted(config, 2, ranks=2, free_bytes=64 << 20)
+    assert fitted(config, 2, ranks=2, free_bytes=1 << 30) == data
+    assert not caplog.text
+    assert fitted(config, 2, ranks=2, free_bytes=300 << 20).workers == 2
+    assert "data.workers=2 and data.prefetch=1 instead of 2 and 2" in caplog.text
+    assert fitted(config, 2, ranks=2, free_bytes=None) == data
+
+
+def test_the_size_of_a_batch_is_about_what_its_tensors_take(tiny_config, stream):
+    batch = take(tiny_config, stream, 1)[0].batch
+    taken = sum(each.nbytes for each in flat(batch))
+    assert taken <= batch_bytes(tiny_config, batch.rows) <= taken + (128 << 10)
+
+
+def test_a_loader_process_that_is_killed_is_a_line(tiny_config, stream):
+    data = tiny_config.data.model_copy(update={"workers": 1, "prefetch": 1})
+    running = batches(tiny_config.model_copy(update={"data": data}), stream, TOKENIZER, pin=False)
+    next(running)
+    for child in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    with pytest.raises(TrainingError, match=r"a loader process of .* has ended .*data.workers"):
+        list(itertools.islice(running, 100))
 
 
 def test_resuming_from_any_cursor_gives_the_same_next_batches(tiny_config, stream):

@@ -114,13 +114,14 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     cursor = stepped(session, 4)
     assert cursor == Cursor(1, 8)
     kept(session, cursor, Progress())
+    wanted, wanted_after, _ = next(session.batches)
     ended(session)
     again = begun(config)
+    batch, after, _ = next(again.batches)
     ended(again)
     assert again.engine.step == 4
     assert again.tracker.run_id == session.tracker.run_id
     assert again.tokenizer.to_json() == session.tokenizer.to_json()
-    (batch, after, _), (wanted, wanted_after, _) = next(again.batches), next(session.batches)
     assert after == wanted_after
     assert batch.images.equal(wanted.images)
     assert batch.whole.ids.equal(wanted.whole.ids)

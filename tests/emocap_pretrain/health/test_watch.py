@@ -187,6 +187,8 @@ def test_the_first_step_of_a_start_may_take_long_and_the_second_may_not() -> Non
     beat = Beat()
     assert not beat.bounded
     beat.at(10, "training")
+    beat.mark("data")
+    assert beat.bounded, "loader processes that never deliver are found in the first step too"
     beat.mark("forward")
     assert not beat.bounded
     beat.at(11, "training")
