@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from emocap_kernels.errors import ArgumentError, ShapeError
+from emocap_kernels.errors import ArgumentError, NotSupportedError, ShapeError
 from emocap_kernels.precision import FLOATS
 
 BACKENDS = ("auto", "reference", "chunked", "fused")
@@ -88,6 +88,12 @@ def _check_range(name: str, images: Tensor, rows: int) -> None:
         inside = (images >= 0) & (images < rows)
         torch._assert_async(inside.all(), f"{name} must name local rows, 0 to {rows - 1}.")  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return
-    low, high = (int(end) for end in images.aminmax())
+    try:
+        low, high = (int(end) for end in images.aminmax())
+    except RuntimeError as error:
+        raise NotSupportedError(
+            f"the local loss reads the values of {name}, and meta and fake tensors have none; pass real tensors "
+            "(contrastive_loss needs shapes alone)."
+        ) from error
     if low < 0 or high >= rows:
         raise ArgumentError(f"{name} runs from {low} to {high}; it must name local rows, 0 to {rows - 1}.")

@@ -22,7 +22,8 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Shuts out autocast, which would run the similarities of a loss in half precision."""
-    return torch.autocast(device_type=device.type, enabled=False)
+    kind = "cpu" if device.type == "meta" else device.type
+    return torch.autocast(device_type=kind, enabled=False)
 
 
 def scale_tensor(scale: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:

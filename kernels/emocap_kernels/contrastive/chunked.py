@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from emocap_kernels.contrastive import pairwise
 from emocap_kernels.contrastive.gradient_sums import GradientSums
@@ -33,6 +32,7 @@ from emocap_kernels.softmax import (
     softmax_gradient,
 )
 from emocap_kernels.targets import Targets
+from emocap_kernels.transforms import first_order
 
 
 def evaluate(problem: Problem, *, block_bytes: int | None = None) -> LossResult:
@@ -65,7 +65,7 @@ class _Softmax(Function):
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:

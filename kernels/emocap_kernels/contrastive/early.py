@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from emocap_kernels.contrastive.gradient_sums import GradientSums
 from emocap_kernels.contrastive.outcome import Tally, outcome
 from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.result import LossResult
+from emocap_kernels.transforms import first_order
 
 
 class AddUp(Protocol):
@@ -50,16 +50,16 @@ class _Early(Function):
             ctx.ranks_over_anchors = problem.ranks.size / (2 * problem.span.total)
             ctx.dtypes = image.dtype, text.dtype
             ctx.by_scale, ctx.by_bias = sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            ctx.save_for_backward(sums.image, sums.text(), scale)
+            ctx.save_for_backward(sums.image, sums.text(), scale, image, text)
         ctx.mark_non_differentiable(seen)
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None, None]:
-        by_image, by_text, scale = ctx.saved_tensors
+        by_image, by_text, scale, *_ = ctx.saved_tensors
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         share = grad_outputs[0] * ctx.ranks_over_anchors
         rows, columns = (

@@ -19,11 +19,13 @@ from emocap_kernels.distributed.route import Schedule
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult, nothing
+from emocap_kernels.transforms import eager
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@eager
 def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     image: Tensor,
     text: Tensor,

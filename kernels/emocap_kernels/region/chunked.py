@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from emocap_kernels.blocks import block_bytes_on, even_blocks
 from emocap_kernels.distributed.columns import Sums
@@ -24,6 +23,7 @@ from emocap_kernels.region.pooling import weights
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import RunningBoth, Shares, score_gradient
+from emocap_kernels.transforms import first_order
 
 # Sentences of a tile while there are more images to put into it: long enough for a fast matrix product.
 TILE_SENTENCES = 1024
@@ -91,7 +91,7 @@ class _RegionNCE(Function):
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:

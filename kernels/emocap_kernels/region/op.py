@@ -19,11 +19,13 @@ from emocap_kernels.region.choice import choose_region_backend
 from emocap_kernels.region.gathered import one_sided, whole
 from emocap_kernels.region.inputs import ALIKE, Inputs, Scope, facts
 from emocap_kernels.result import LossResult, nothing
+from emocap_kernels.transforms import eager
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@eager
 def region_contrastive_loss(
     patches: Tensor,
     sentences: Tensor,

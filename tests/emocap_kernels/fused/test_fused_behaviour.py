@@ -30,6 +30,15 @@ def test_two_runs_are_equal_to_the_bit(mining, objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_second_derivative_is_refused(objective):
+    inputs = leaves(20)
+    loss = contrastive_loss(*inputs, objective=objective, backend="fused").loss
+    (gradient,) = torch.autograd.grad(loss, inputs[0], create_graph=True)
+    with pytest.raises(NotSupportedError, match="no second derivative"):
+        (gradient.square().sum() + inputs[0].sum()).backward()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("mining", RULES)
 def test_one_graph_may_be_used_twice(mining, objective):
     inputs = leaves(36)

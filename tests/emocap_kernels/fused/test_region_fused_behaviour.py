@@ -20,6 +20,15 @@ def leaves(rows: int = 7, sentences: int = 17) -> tuple[Tensor, Tensor, Tensor, 
     return patches, lines, drawn.owner.to(DEVICE), scale
 
 
+@pytest.mark.parametrize("scope", ["batch", "image"])
+def test_a_second_derivative_is_refused(scope):
+    inputs = leaves()
+    loss = region_contrastive_loss(*inputs, scope=scope, backend="fused").loss
+    (gradient,) = torch.autograd.grad(loss, inputs[0], create_graph=True)
+    with pytest.raises(NotSupportedError, match="no second derivative"):
+        (gradient.square().sum() + inputs[0].sum()).backward()
+
+
 @pytest.mark.parametrize("mining", RULES)
 def test_two_runs_are_equal_to_the_bit(mining):
     runs = []

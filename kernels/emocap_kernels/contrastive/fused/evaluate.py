@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from emocap_kernels.contrastive.early import evaluate_early
 from emocap_kernels.contrastive.fused.marks import Positives, positives_of
@@ -45,6 +44,7 @@ from emocap_kernels.contrastive.problem import Problem
 from emocap_kernels.fused.shapes import Shape, shape_for
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult
+from emocap_kernels.transforms import first_order
 
 
 def evaluate(problem: Problem) -> LossResult:
@@ -98,7 +98,7 @@ class _Softmax(Function):
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -44,6 +43,7 @@ from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import RunningBoth, Shares
+from emocap_kernels.transforms import first_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class _RegionNCE(Function):
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from emocap_kernels.distributed.numbers import sum_over
 from emocap_kernels.distributed.ranks import Ranks, Span
@@ -18,6 +17,7 @@ from emocap_kernels.precision import product_dtype, scale_tensor
 from emocap_kernels.region.fused.kernels import within as kernels
 from emocap_kernels.region.inputs import Inputs
 from emocap_kernels.result import Directions, LossResult
+from emocap_kernels.transforms import first_order
 
 # Own sentences of an image that are taken together, and the width of a strip of vectors: a sector of memory, and little
 # enough for the gradients of 256 patches to lie beside their similarities in registers.
@@ -113,7 +113,7 @@ class _Within(Function):
         return (seen[0] + seen[1]) / 2, seen
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
