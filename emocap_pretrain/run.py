@@ -24,6 +24,7 @@ from emocap_pretrain.terminal import (
     INTERRUPTED,
     STOPPED,
     WRONG_INPUT,
+    OnceCommand,
     console,
     duration,
     errors_as_lines,
@@ -283,7 +284,7 @@ def _mlflow_command(uri: str) -> str:
 def main() -> None:
     """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(cls=OnceCommand)(command)
     app()
 
 

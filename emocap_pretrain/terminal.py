@@ -15,13 +15,16 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand, TyperOption
 
 from emocap_pretrain.errors import ConfigError
 
@@ -29,6 +32,23 @@ FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
 EVERY_S = 10.0
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses a second value for an option, of which Typer keeps the last one without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for param, times in Counter(map(id, given)).items():
+            option = next(each for each in given if id(each) == param)
+            if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
+                ctx.fail(f"{option.opts[0]} is given {times} times, and has one value: say it once.")
+        return super().parse_args(ctx, args)
+
+
+def _has_one_value(option: TyperOption) -> bool:
+    """Neither a list nor a flag that can only be set."""
+    return not option.multiple and not option.count and not (option.is_flag and not option.secondary_opts)
 
 
 @contextmanager

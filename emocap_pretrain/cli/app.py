@@ -17,6 +17,7 @@ from emocap_pretrain.cli import (
     unpack,
     verify,
 )
+from emocap_pretrain.terminal import OnceCommand
 
 app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
@@ -24,19 +25,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("pretrain")(run.command)
-app.command("restart")(restart.command)
-app.command("synth")(synth.command)
-app.command("pack")(pack.command)
-app.command("unpack")(unpack.command)
-app.command("reshard")(reshard.command)
-app.command("inspect")(inspect.command)
-app.command("verify")(verify.command)
-app.command("evaluate")(evaluate.command)
+for name, function in {
+    "pretrain": run.command,
+    "restart": restart.command,
+    "synth": synth.command,
+    "pack": pack.command,
+    "unpack": unpack.command,
+    "reshard": reshard.command,
+    "inspect": inspect.command,
+    "verify": verify.command,
+    "evaluate": evaluate.command,
+    "status": status.command,
+    "stop": stop.command,
+    "profile": profile.command,
+}.items():
+    app.command(name, cls=OnceCommand)(function)
 app.add_typer(checkpoints.app, name="checkpoints")
-app.command("status")(status.command)
-app.command("stop")(stop.command)
-app.command("profile")(profile.command)
 
 
 def main() -> None:

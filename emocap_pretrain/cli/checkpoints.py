@@ -22,7 +22,7 @@ from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.state import RunState
-from emocap_pretrain.terminal import FAILED, console, errors_as_lines
+from emocap_pretrain.terminal import FAILED, OnceCommand, console, errors_as_lines
 
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
@@ -46,7 +46,7 @@ class Row:
     note: str = ""
 
 
-@app.command("list")
+@app.command("list", cls=OnceCommand)
 def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show every checkpoint, newest first; sizes are compared, no file is read."""
     with errors_as_lines(debug=debug):
@@ -64,7 +64,7 @@ def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> Non
             console.print(f"{store.url} has no checkpoints.", markup=False)
 
 
-@app.command("verify")
+@app.command("verify", cls=OnceCommand)
 def verify_command(
     url: Url,
     step: Annotated[int | None, typer.Option(help="This step alone.", min=0)] = None,
@@ -88,7 +88,7 @@ def verify_command(
         raise typer.Exit(FAILED if any(faults.values()) else 0)
 
 
-@app.command("prune")
+@app.command("prune", cls=OnceCommand)
 def prune_command(
     url: Url,
     keep_last: Annotated[int, typer.Option(help="How many of the newest stay.", min=1)],

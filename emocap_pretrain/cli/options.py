@@ -38,7 +38,9 @@ Whole = Annotated[
 ]
 Local = Annotated[str, typer.Option(help="Local sentences: a list, or text split by |.", rich_help_panel=_COLUMNS)]
 Summary = Annotated[str, typer.Option(help="Summary.", rich_help_panel=_COLUMNS)]
-Further = Annotated[str, typer.Option(help="Other captions of the same image.", rich_help_panel=_COLUMNS)]
+Further = Annotated[
+    list[str] | None, typer.Option(help="Other captions of the image; may be given often.", rich_help_panel=_COLUMNS)
+]
 Key = Annotated[str, typer.Option(help="Key; without one the image's path.", rich_help_panel=_COLUMNS)]
 Label = Annotated[list[str] | None, typer.Option(help="A label; may be given often.", rich_help_panel=_COLUMNS)]
 ImageRoot = Annotated[

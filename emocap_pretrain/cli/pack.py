@@ -16,7 +16,7 @@ from emocap_shards.writing.packing import DUPLICATES, SKIPPED, Packed, PackOptio
 from emocap_shards.writing.prepare import Recipe
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
-from emocap_shards.writing.sources.columns import Columns
+from emocap_shards.writing.sources.columns import STANDARD, Columns
 from tqdm import tqdm
 
 from emocap_pretrain.cli import options, tables
@@ -30,7 +30,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     whole: options.Whole = "global",
     local: options.Local = "local",
     summary: options.Summary = "summary",
-    further: options.Further = "further",
+    further: options.Further = None,
     key: options.Key = "key",
     label: options.Label = None,
     image_root: options.ImageRoot = None,
@@ -53,7 +53,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     Interrupted, the same command goes on where it stopped. Images stay as they are, if no option on images is given.
     """
     with errors_as_lines(debug=debug):
-        columns = Columns(image, whole, local, summary, further, key, tuple(label or ()))
+        others = tuple(further or STANDARD.further)
+        columns = Columns(image, whole, local, summary, others, key, tuple(label or ()))
         search = find_duplicates or drop_duplicates
         pack_options = PackOptions(
             size=shard_size(shard_samples, shard_bytes),

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from emocap_pretrain.config.schema import Config, Keys
 
+# Of difflib: one letter wrong in a word of five, or missing in one of three; of values also two that are swapped.
+CLOSE, CLOSE_VALUE = 0.8, 0.7
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -81,8 +84,19 @@ def _sentence(problem: Any, origin: Origin) -> str:
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}."
+    close = _closest(name, known)
+    return f"; did you mean {close}?" if close else f"; known here: {', '.join(known)}."
+
+
+def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
+    """A name that differs by a slip of the hand, or has words more or fewer; None where only letters agree."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]
+    return next(iter([*close, *longer]), None)
+
+
+def _has_more_words(longer: str, shorter: str) -> bool:
+    return len(shorter) > 2 and (longer.startswith(f"{shorter}_") or longer.endswith(f"_{shorter}"))
 
 
 def _nearest(problem: Any) -> str:
@@ -92,8 +106,8 @@ def _nearest(problem: Any) -> str:
             return f"; the nearest that works is {bounds[bound]}."
     if problem["type"] == "literal_error":
         options = [text.strip("' ") for text in bounds["expected"].replace(" or ", ",").split(",")]
-        close = difflib.get_close_matches(str(problem["input"]), options, n=1, cutoff=0.4)
-        return f"; did you mean {close[0]}?" if close else "."
+        close = _closest(str(problem["input"]), options, CLOSE_VALUE)
+        return f"; did you mean {close}?" if close else "."
     return "."
 
 

@@ -78,10 +78,14 @@ def _parse(text: str, path: Path) -> DictConfig:
 
 
 def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
+    given: dict[str, str] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {text!r} is not of the form dotted.key=value, such as steps=100.")
+        if key in given:
+            raise ConfigError(f"command line: {key} is given twice, as {given[key]!r} and {text!r}: say it once.")
+        given[key] = text
         try:
             # Read as in a file, where PyYAML alone takes 1e3 for a text.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))

@@ -3,15 +3,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
+from emocap_shards.stream import Stream
 from PIL import Image
 from pretrain_fakes import stand_alone
 from typer.testing import CliRunner
@@ -22,6 +26,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Progress, open_session
+from emocap_pretrain.terminal import OnceCommand
 from emocap_pretrain.world import World
 
 
@@ -215,7 +220,7 @@ def test_a_wrong_value_names_its_place_before_anything_starts(tiny_config: Confi
 def test_a_dry_run_prints_config_and_plan_and_starts_nothing(tiny_config: Config, tmp_path: Path) -> None:
     path = tmp_path / "cfg.yaml"
     path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
-    done = emocap("pretrain", path, "steps=77", "--dry-run")
+    done = emocap("pretrain", path, "steps=77", "--dry-run", "--full")
     assert done.code == 0, done.err
     assert "steps: 77" in done.out
     assert re.search(r"global 8 over 1 ranks, 8 rows each in one pass", done.out)
@@ -273,3 +278,32 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
 def test_the_module_and_the_command_are_one_function() -> None:
     (registered,) = [each for each in app.registered_commands if each.name == "pretrain"]
     assert registered.callback is run.command
+
+
+def commands(group: Any) -> Iterator[Any]:
+    for each in group.commands.values():
+        yield from commands(each) if hasattr(each, "commands") else [each]
+
+
+def test_every_command_refuses_a_second_value_for_an_option() -> None:
+    found = list(commands(typer.main.get_command(app)))
+    assert {"pack", "pretrain", "prune"} <= {each.name for each in found}
+    assert all(isinstance(each, OnceCommand) for each in found)
+    for arguments in (["pack", "a", "b", "--global", "x", "--global", "y"], ["stop", "x", "--wait", "--no-wait"]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 2
+        assert f"{arguments[-2 if 'stop' in arguments else -4]} is given 2 times" in done.stderr
+
+
+def test_a_flag_and_an_option_that_takes_several_values_may_come_twice(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "global": "a", "more": "b", "other": "c", "x": 1, "y": 2}]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    table = tmp_path / "rows.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["--further", "more", "--further", "other", "--label", "x", "--label", "y", "--debug", "--debug"]
+    done = CliRunner().invoke(app, ["pack", str(table), str(tmp_path / "out"), *options])
+    assert done.exit_code == 0
+    (sample,) = Stream(url=str(tmp_path / "out"), global_batch=1, epochs=1, shuffle=False).read([0])
+    assert {each.whole for each in (sample.caption, *sample.further)} == {"a", "b", "c"}
+    refused = CliRunner().invoke(app, ["pack", str(table), str(tmp_path / "no"), "--further", "mroe"])
+    assert "has no column 'mroe'" in refused.stderr

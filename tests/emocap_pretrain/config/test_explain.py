@@ -35,6 +35,37 @@ def test_a_key_that_resembles_none_lists_those_that_there_are():
     assert message == "cfg.yaml:8: unknown key checkpoint.zzz; known here: every_steps, keep_last, keep_every."
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "hint"),
+    [
+        ("objective", "label_smoothing", "; known here: "),
+        ("cluster", "num_ranks", "; did you mean ranks?"),
+        ("optimizer", "warmup", "; did you mean warmup_steps?"),
+        ("optimizer", "learning_rate", "; known here: lr, "),
+        ("optimizer", "clipnorm", "; did you mean clip_norm?"),
+        ("checkpoint", "keep", "; did you mean keep_last?"),
+    ],
+)
+def test_a_hint_is_given_only_where_a_key_is_close(section, key, hint):
+    assert hint in refusal(f"{TEXT}{section}: {{{key}: 1}}\n")
+
+
+def test_a_key_that_is_given_twice_on_the_command_line_is_refused():
+    message = refusal(TEXT, "optimizer.lr=1", "steps=2", "optimizer.lr=2")
+    assert message == (
+        "command line: optimizer.lr is given twice, as 'optimizer.lr=1' and 'optimizer.lr=2': say it once."
+    )
+
+
+def test_classes_are_named_by_texts_and_described_by_a_text_or_a_list():
+    evaluation = "evaluation: {classes: {0: joy, 1.0: [fear, panic], other: [x]}}\n"
+    Path("cfg.yaml").write_text(TEXT + evaluation, encoding="utf-8")
+    assert load("cfg.yaml").evaluation.classes == {"0": ("joy",), "1": ("fear", "panic"), "other": ("x",)}
+    assert load("cfg.yaml", ["evaluation.classes={2: joy}"]).evaluation.classes == {"2": ("joy",)}
+    assert "the class '0' comes twice" in refusal(TEXT + "evaluation: {classes: {0: joy, '0': fear}}\n")
+    assert "YAML reads a class as False" in refusal(TEXT + "evaluation: {classes: {no: [neutral]}}\n")
+
+
 def test_keys_of_a_section_that_may_be_null_are_known():
     message = refusal(TEXT + "objective: {mining: {threshhold: 0.9}}\n")
     assert "unknown key objective.mining.threshhold; did you mean threshold?" in message

@@ -19,17 +19,17 @@ class Columns:
 
     `image` holds a path, relative to the table's folder, or the encoded bytes, or an object of both ("bytes", "path").
     `whole` is the global part; a list there is several captions of one image, of which the first has the row's other
-    parts. `local` is a list, or text with "|" between the sentences. `further` lists other captions of the image:
-    texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the image's path,
-    or else from its own number. `labels` are columns of their own; a row may have them as one object "labels" instead.
-    A row that holds a whole "caption" object, as it stands in a shard, needs no other column of it.
+    parts. `local` is a list, or text with "|" between the sentences. Each column of `further` lists other captions of
+    the image: texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the
+    image's path, or else from its own number. `labels` are columns of their own; a row may have them as one object
+    "labels" instead. A row that holds a whole "caption" object, as it stands in a shard, needs no other column of it.
     """
 
     image: str = "image"
     whole: str = "global"
     local: str = "local"
     summary: str = "summary"
-    further: str = "further"
+    further: tuple[str, ...] = ("further",)
     key: str = "key"
     labels: tuple[str, ...] = ()
 
@@ -37,9 +37,11 @@ class Columns:
         """Returns only if a table with these columns can be read.
 
         Raises:
-            RecordError: If the image, the global part or a label is not among them.
+            RecordError: If the image, the global part, a label or a column of further captions that was named is not
+                among them.
         """
-        wanted = [self.image, *self.labels] + ([] if "caption" in present else [self.whole])
+        named = self.further if self.further != STANDARD.further else ()
+        wanted = [self.image, *self.labels, *named] + ([] if "caption" in present else [self.whole])
         if missing := [name for name in wanted if name not in present]:
             raise RecordError(
                 f"{where} has no column {', '.join(map(repr, missing))}, but {', '.join(present)}; "
@@ -49,8 +51,8 @@ class Columns:
     @property
     def used(self) -> frozenset[str]:
         """All columns that a row may need."""
-        parts = {self.image, self.whole, self.local, self.summary, self.further, self.key}
-        return frozenset({*parts, *self.labels, "caption", "labels"})
+        parts = {self.image, self.whole, self.local, self.summary, self.key}
+        return frozenset({*parts, *self.further, *self.labels, "caption", "labels"})
 
 
 STANDARD = Columns()
@@ -98,12 +100,12 @@ def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
         AnnotationError: If a value cannot stand in JSON.
     """
     if columns.whole not in values and isinstance(values.get("caption"), Mapping):
-        captions = [values["caption"], *map(_view, _items(values.get(columns.further)))]
+        captions = [values["caption"], *map(_view, _further(values, columns))]
     else:
         first, *others = _texts(values[columns.whole])
         local, summary = _items(values.get(columns.local)), values.get(columns.summary)
         summary = "" if summary is None else summary
-        views = [*others, *_items(values.get(columns.further))]
+        views = [*others, *_further(values, columns)]
         captions = [{"global": first, "local": local, "summary": summary}, *map(_view, views)]
     annotation: dict[str, Any] = {"caption": captions[0], "labels": _labels(values, columns)}
     if captions[1:]:
@@ -153,6 +155,10 @@ def _without_fraction(label: object) -> object:
 
 def _view(value: object) -> object:
     return {"global": value, "local": [], "summary": ""} if isinstance(value, str) else value
+
+
+def _further(values: Mapping[str, Any], columns: Columns) -> list[object]:
+    return [each for name in columns.further for each in _items(values.get(name))]
 
 
 def _texts(value: object) -> Sequence[object]:
