@@ -89,7 +89,8 @@ def conclude_again(config: Config, store: Store) -> bool:
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
-    deliver_unsent(store, config, report.run_id, number=newest(store))
+    if not RunFolder(store).original():  # The rows in a copy are the original's.
+        deliver_unsent(store, config, report.run_id, number=newest(store))
     return True
 
 
@@ -103,8 +104,14 @@ def evaluate_again(config: Config, store: Store, device: str) -> None:
         return
     check_labels(config.evaluation)
     number = newest(store)
-    tracker = MlflowTracker.start(config, report.run_id, number=number, unsent=understood(unsent.left(store)))
+    parent = RunFolder(store).original()
+    rows = [] if parent else understood(unsent.left(store))
+    run_id = None if parent else report.run_id
+    tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
     try:
+        if parent:
+            RunFolder(store).begin(config, tracker.run_id, parent=parent)
+            report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
         settings = config.stored()["evaluation"]
         report = replace(report, zero_shot=_evaluated(config, tracker, report.step, device), evaluation=settings)
         tracker.text(REPORT_FILE, REPORT.dump(report).decode())

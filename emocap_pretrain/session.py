@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from emocap_shards.background import Background
@@ -37,6 +38,7 @@ from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.tracking.mlflow_run import attempts_tracked
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import Row, understood
 from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
@@ -158,6 +160,13 @@ class Session:
         self.saver.close()
         unbroken: Status = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
         self.tracker.finish("FAILED" if kind else unbroken)
+        if self.tracker.silent and kind is not Superseded:
+            log.warning(
+                "MLflow run %s has rows of an attempt with a higher number than this one (%d) and took none of its "
+                "rows since: find out which other folder writes to it",
+                self.tracker.run_id,
+                self.attempt.number,
+            )
         self.leave()
 
     def leave(self, further: Sequence[Row] = ()) -> None:
@@ -298,21 +307,45 @@ def _tracker(
     hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        rows = [*saved, *understood(unsent.left(attempt.store))]
+        parent = _parent(config, attempt, run_id) if run_id else ""
+        # In a copy the waiting rows are the original's, which sends them itself.
+        rows = [] if parent else [*saved, *understood(unsent.left(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world, "hosts": hosts, "reason": before.message if before else ""}
-        begun.append(MlflowTracker.start(config, run_id, number=attempt.number, facts=facts, unsent=rows))
+        known = None if parent else run_id
+        options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
+        begun.append(MlflowTracker.start(config, known, **options))
         if found:  # The host that committed it may be gone with the news.
             begun[0].checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep(steps_listed(attempt.store))
-        if run_id is None:
-            RunFolder(attempt.store).begin(config, begun[0].run_id)
+        if known is None:
+            RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
             _preview(begun[0], stream)
             _count_cut_texts(begun[0], config, tokenizer)
         return begun[0].run_id
 
     shared = world.from_main(begin)
     return begun[0] if begun else MemoryTracker(run_id=shared)
+
+
+def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
+    """MLflow's name for the run of which this one is a copy, `run_id` itself; empty where it is the run itself."""
+    store = attempt.store
+    original = RunFolder(store).original()
+    if original:
+        log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
+        return original
+    # Numbers are unique in a folder, and this attempt has not written to the tracker yet.
+    if attempts_tracked(config, run_id) >= attempt.number >= attempts.newest(store):
+        log.warning(
+            "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
+            "is tracked as a run of its own",
+            run_id,
+            attempt.number,
+            store.url,
+        )
+        return run_id
+    return ""
 
 
 def _preview(tracker: Tracker, stream: Stream) -> None:

@@ -28,10 +28,18 @@ class RunDocument:
     Args:
         run_id: MLflow's name for the run.
         config: The settings of the first attempt, as `config.stored` writes them.
+        id: A random name that a copy of the folder has too, until an attempt in the copy makes it another run.
+        url: Where the folder was when this was written, and `host`: on which host, for a local folder. A digest where
+            the environment gave the address.
+        parent: MLflow's name for the run of whose folder this one is a copy.
     """
 
     run_id: str
     config: dict[str, Any]
+    id: str = ""
+    url: str = ""
+    host: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

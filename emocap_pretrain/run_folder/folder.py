@@ -4,11 +4,16 @@
 <run>/report.json    written last
 """
 
+import hashlib
 import logging
+import socket
+import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from emocap_shards.store import Store
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Patience, Store, open_store
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
@@ -40,6 +45,9 @@ FREE = (
     "objective.schedule",
 )
 
+DIGEST = "sha256:"
+LOOK, LOOKS, PAUSE_S = Patience(deadline_s=20.0), 3, 0.05
+
 log = logging.getLogger(__name__)
 
 
@@ -64,8 +72,44 @@ class RunFolder:
         _same_run(first.config, config.stored(), self.store.url)
         return first.run_id
 
-    def begin(self, config: Config, run_id: str) -> None:
-        storage.write(self.store, RUN_FILE, RUN, RunDocument(run_id, config.stored()))
+    def begin(self, config: Config, run_id: str, *, parent: str = "") -> None:
+        stored, identity = config.stored(), uuid.uuid4().hex
+        # An address that the environment gives may be a secret: then its digest tells whether it is the same one.
+        url = _digest(self.store.url, identity) if "${" in str(stored["url"]) else self.store.url
+        document = RunDocument(run_id, stored, identity, url, _host(), parent)
+        storage.write(self.store, RUN_FILE, RUN, document)
+
+    def original(self) -> str:
+        """MLflow's name for the run of whose folder this one is a copy; empty where this folder is the run itself.
+
+        A folder whose recorded place still holds the same run is a copy, unless both are one folder under two names (a
+        mount, a link, an endpoint). Where the recorded place holds nothing any more, the folder was moved and is the
+        run. Where that cannot be looked up, it counts as a copy: a second run in the tracker does no harm.
+
+        Raises:
+            StoreError: If this folder's own store does not answer.
+        """
+        document = storage.read(self.store, RUN_FILE, RUN)
+        if not isinstance(document, RunDocument):
+            return ""
+        try:
+            return document.run_id if self._is_copy(document) else ""
+        except (StoreError, OSError) as error:
+            log.warning("where %s was recorded cannot be looked up, so it counts as a copy: %s", self.store.url, error)
+            return document.run_id
+
+    def _is_copy(self, document: RunDocument) -> bool:
+        recorded = document.url or str(document.config.get("url", ""))
+        if "${" in recorded or recorded in {self.store.url, _digest(self.store.url, document.id)}:
+            return False
+        if recorded.startswith(DIGEST):
+            return True
+        other = open_store(recorded, patience=LOOK)
+        if other.url == self.store.url:
+            return False
+        if _holds(other, document):
+            return not _is_same(self.store, other)
+        return other.is_near and document.host not in {"", _host()}
 
     def report(self, steps: int) -> Report | None:
         """The report of a run that has done `steps` steps; None while it has not.
@@ -80,6 +124,35 @@ class RunFolder:
 
     def conclude(self, report: Report) -> None:
         storage.write(self.store, REPORT_FILE, REPORT, report)
+
+
+def _holds(store: Store, document: RunDocument) -> bool:
+    """Whether the store holds the run of that document; what is missing at one look is looked up again."""
+    for _ in range(LOOKS):
+        found = storage.read(store, RUN_FILE, RUN)
+        if found is not None:
+            same = isinstance(found, RunDocument) and (found.id, found.run_id) == (document.id, document.run_id)
+            return same or isinstance(found, Unreadable)
+        time.sleep(PAUSE_S)
+    return False
+
+
+def _is_same(store: Store, other: Store) -> bool:
+    """Whether two stores are one: whether a file that is put into the first shows in the second."""
+    path = f"probe-{uuid.uuid4().hex}"
+    store.put(path, b"")
+    try:
+        return other.exists(path)
+    finally:
+        store.delete(path)
+
+
+def _digest(url: str, salt: str) -> str:
+    return f"{DIGEST}{hashlib.sha256(f'{salt} {url}'.encode()).hexdigest()}"
+
+
+def _host() -> str:
+    return socket.gethostname()
 
 
 def _same_run(first: dict[str, Any], now: dict[str, Any], url: str) -> None:

@@ -25,7 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrackingError
@@ -48,7 +48,7 @@ class MlflowRun:
 
     def __init__(self, client: MlflowClient, run_id: str, start: int) -> None:
         self._client, self.run_id, self._start = client, run_id, start
-        self._silent = False
+        self.silent = False  # Another attempt with a higher number writes to the run.
         self._run: Run
         self._last_steps: dict[str, int] = {}
         self._asked_s = -math.inf
@@ -66,15 +66,15 @@ class MlflowRun:
         }
 
     @classmethod
-    def begun(cls, config: Config, start: int) -> "MlflowRun":
-        """A new MLflow run with the config and what it runs on.
+    def begun(cls, config: Config, start: int, parent: str = "") -> "MlflowRun":
+        """A new MLflow run with the config and what it runs on, below the run `parent` if there is one.
 
         Raises:
             TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
         """
         try:
             client = _client(config)
-            return cls(client, _create(client, config), start)
+            return cls(client, _create(client, config, parent), start)
         except (MlflowException, OSError) as error:
             raise _refusal(config, error) from None
 
@@ -132,9 +132,9 @@ class MlflowRun:
         return self._run
 
     def _fall_silent(self) -> None:
-        if not self._silent:
-            log.warning("a newer start writes to MLflow run %s; start %d is silent", self.run_id, self._start)
-        self._silent = True
+        if not self.silent:
+            log.warning("a newer attempt writes to MLflow run %s; attempt %d does not", self.run_id, self._start)
+        self.silent = True
 
     def _metrics(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds have one form
         points = fresh(rows, self._last_steps)
@@ -243,10 +243,19 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _create(client: MlflowClient, config: Config) -> str:
+def attempts_tracked(config: Config, run_id: str) -> int:
+    """The number of the newest attempt that has written to an MLflow run; 0 where that cannot be asked."""
+    try:
+        return int(_client(config).get_run(run_id).data.tags.get(STARTS, 0))
+    except (MlflowException, OSError):
+        return 0
+
+
+def _create(client: MlflowClient, config: Config, parent: str) -> str:
     commit = environment.git_commit()
     tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     run_id: str = client.create_run(_experiment(client, config), run_name=config.name, tags=tags).info.run_id
     facts = environment.versions() | environment.machine()
     values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}

@@ -27,7 +27,7 @@ class MlflowTracker:
     """Everything goes through two spools, so an artifact store that refuses holds up no metric."""
 
     def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
-        self.run_id = run.run_id
+        self.run_id, self._run = run.run_id, run
         artifacts = [each for each in rows if each["kind"] in ARTIFACTS]
         history = [each for each in rows if each["kind"] not in ARTIFACTS]
         self._history = Spool(run.deliver, history, name="rows")
@@ -42,6 +42,7 @@ class MlflowTracker:
         number: int = 1,
         facts: Mapping[str, Any] | None = None,
         unsent: Sequence[Row] = (),
+        parent: str = "",
     ) -> "MlflowTracker":
         """Begin an MLflow run, or go on with `run_id`, which may wait for a server that is away.
 
@@ -51,16 +52,21 @@ class MlflowTracker:
             number: Of this start. Starts with a lower number write no more.
             facts: JSON values about this start (ranks, hosts, why the one before ended), for `starts/00001.json`.
             unsent: What an earlier start could not deliver, from its last checkpoint; it is sent first.
+            parent: MLflow's name for the run of which a new one is a copy.
 
         Raises:
             TrackingError: If MLflow does not take a new run, or does not know `run_id`; nothing was trained yet.
         """
-        run = MlflowRun.known(config, run_id, number) if run_id else MlflowRun.begun(config, number)
+        run = MlflowRun.known(config, run_id, number) if run_id else MlflowRun.begun(config, number, parent)
         tracker = cls(run, unsent)
         tracker._began(number)
         if facts is not None:
             tracker.text(f"starts/{number:05d}.json", json.dumps({"number": number, **facts}, indent=1))
         return tracker
+
+    @property
+    def silent(self) -> bool:
+        return self._run.silent
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("metrics", step, dict(metrics)))

@@ -20,6 +20,11 @@ class Tracker(Protocol):
     @property
     def run_id(self) -> str: ...
 
+    @property
+    def silent(self) -> bool:
+        """Whether rows were dropped because an attempt with a higher number writes to the same run."""
+        ...
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Scalars of a step. A metric that has a value at this step or a later one keeps it (a replay)."""
         ...
@@ -70,6 +75,7 @@ class MemoryTracker:
     """Keeps everything in lists."""
 
     run_id: str = "memory"
+    silent: bool = False
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     scores: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
     texts: dict[str, str] = field(default_factory=dict[str, str])

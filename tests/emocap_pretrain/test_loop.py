@@ -24,7 +24,9 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.health.guard import Guard
 from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.tracking.spool import row
 
 STEPS = 5
 
@@ -308,14 +310,82 @@ def test_a_single_update_that_was_left_out_does_not_make_a_run_fail(new_run: Cal
     assert [each.step for each in saved(config)] == [3, 1], "a step without an update has the weights of the one before"
 
 
+def models(config: Config, of: str) -> dict[str, str]:
+    client = MlflowClient(config.tracking.uri)
+    experiment = client.get_run(of).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id='{of}'")
+    return {model.name: model.tags["checkpoint.url"] for model in found}
+
+
+def test_a_copy_of_a_run_continues_as_a_run_of_its_own_and_leaves_the_original_alone(
+    new_run: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = new_run(checkpoint__every_steps=1, checkpoint__keep_last=1)
+    pretrain(config, FakeRuntime(stop_after=2))
+    original, before = run_id(config), curve(config)
+    listed = models(config, original)
+    shutil.copytree(config.url, tmp_path / "copy")
+    copy = changed(config, url=str(tmp_path / "copy"))
+    unsent.leave(open_store(copy.url), [row("metrics", 99, {"loss": 99.0})])
+    files = {path: path.read_bytes() for path in Path(config.url).rglob("*") if path.is_file()}
+    runtime = FakeRuntime()
+    pretrain(copy, runtime)
+    assert runtime.beats == [3, 4, 5]
+    assert run_id(copy) != original
+    client = MlflowClient(config.tracking.uri)
+    assert client.get_run(run_id(copy)).data.tags["mlflow.parentRunId"] == original
+    assert [step for step, _ in curve(copy)] == [3, 4, 5]
+    assert (curve(config), models(config, original), status(config)) == (before, listed, "KILLED")
+    assert {path: path.read_bytes() for path in Path(config.url).rglob("*") if path.is_file()} == files
+    pretrain(config, FakeRuntime())
+    assert run_id(config) == original
+    assert [step for step, _ in curve(config)] == [1, 2, 3, 4, 5]
+    assert set(models(config, original).values()).isdisjoint(models(copy, run_id(copy)).values())
+
+
+def test_a_backup_that_was_restored_in_place_is_tracked_as_a_run_of_its_own(
+    new_run: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = new_run(checkpoint__every_steps=1)
+    pretrain(config, FakeRuntime(stop_after=1))
+    shutil.copytree(config.url, tmp_path / "backup")
+    pretrain(config, FakeRuntime(stop_after=2))
+    original, before = run_id(config), curve(config)
+    shutil.rmtree(config.url)
+    shutil.copytree(tmp_path / "backup", config.url)
+    pretrain(config, FakeRuntime())
+    assert "is a backup or a copy of it" in caplog.text
+    assert run_id(config) != original
+    assert [step for step, _ in curve(config)] == [2, 3, 4, 5]
+    history = MlflowClient(config.tracking.uri).get_metric_history(original, "loss")
+    assert sorted((point.step, point.value) for point in history) == before
+
+
+def test_a_run_whose_rows_are_not_taken_for_another_folder_s_says_so_at_its_end(
+    new_run: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = new_run(steps=3)
+
+    @dataclass
+    class Meddled(FakeRuntime):
+        def heartbeat(self, step: int, steps: int, note: str) -> None:
+            if step == 1:  # As an attempt in a copy does that could not be told from the run.
+                MlflowClient(config.tracking.uri).set_tag(run_id(config), "emocap.starts", "7")
+            super().heartbeat(step, steps, note)
+
+    pretrain(config, Meddled())
+    assert RunFolder(open_store(config.url)).report(3)
+    assert "took none of its rows since: find out which other folder writes to it" in caplog.text
+
+
 def damaged_faces(folder: Path, count: int) -> str:
     """Faces of which some have a flipped bit."""
     write_shards(records(24, pixels=32), folder, samples_per_shard=24)
     tar = folder / "shard-000000.tar"
     index = load_index((folder / "shard-000000.npy").read_bytes(), shard="")
     data = bytearray(tar.read_bytes())
-    for row in range(count):
-        data[index[row * 5].offset + 600] ^= 1
+    for sample in range(count):
+        data[index[sample * 5].offset + 600] ^= 1
     tar.write_bytes(data)
     return str(folder)
 

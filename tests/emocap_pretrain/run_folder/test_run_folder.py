@@ -1,15 +1,20 @@
 import json
+import shutil
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emocap_shards.store import open_store
+from emocap_shards.store import Patience, open_store
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import RUN, RunDocument
+from emocap_pretrain.run_folder.folder import RUN_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report, ZeroShot
 
 
@@ -110,3 +115,91 @@ def test_secrets_are_in_no_file(folder: RunFolder, tiny_config: Config) -> None:
     text = folder.store.read("run.json").decode()
     assert json.loads(text)["config"]["url"] == "${oc.env:PLACE}"
     assert tiny_config.url not in text
+
+
+@pytest.fixture
+def begun(folder: RunFolder, tiny_config: Config) -> RunFolder:
+    folder.begin(tiny_config, "abc")
+    return folder
+
+
+def at(place: Path) -> RunFolder:
+    return RunFolder(open_store(place))
+
+
+def test_a_copy_of_a_folder_is_another_run_and_the_folder_itself_is_not(begun: RunFolder, tmp_path: Path) -> None:
+    here = Path(begun.store.url)
+    shutil.copytree(here, tmp_path / "copy")
+    assert at(tmp_path / "copy").original() == "abc"
+    assert begun.original() == ""
+    assert [path.name for path in here.iterdir()] == ["run.json"], "looking leaves nothing in either folder"
+
+
+def test_an_attempt_in_a_copy_makes_it_a_run_with_a_parent(
+    begun: RunFolder, tiny_config: Config, tmp_path: Path
+) -> None:
+    copy = at(shutil.copytree(begun.store.url, tmp_path / "copy"))
+    copy.begin(tiny_config, "def", parent=copy.original())
+    assert copy.original() == ""
+    document = storage.read(copy.store, RUN_FILE, RUN)
+    assert isinstance(document, RunDocument)
+    assert (document.run_id, document.parent, document.url) == ("def", "abc", copy.store.url)
+    assert begun.run_id(tiny_config) == "abc"
+
+
+def test_a_folder_that_was_moved_is_the_run_itself(begun: RunFolder, tmp_path: Path) -> None:
+    assert at(Path(begun.store.url).rename(tmp_path / "moved")).original() == ""
+
+
+def test_a_folder_whose_old_place_holds_another_run_now_was_moved(
+    begun: RunFolder, tiny_config: Config, tmp_path: Path
+) -> None:
+    moved = at(Path(begun.store.url).rename(tmp_path / "moved"))
+    begun.begin(tiny_config, "def")
+    assert moved.original() == ""
+
+
+def test_an_address_from_the_environment_is_compared_by_its_digest(
+    folder: RunFolder, tiny_config: Config, tmp_path: Path
+) -> None:
+    folder.begin(tiny_config.with_interpolations({("url",): "${oc.env:PLACE}"}), "abc")
+    assert folder.original() == ""
+    assert at(shutil.copytree(folder.store.url, tmp_path / "copy")).original() == "abc"
+
+
+def test_one_folder_under_two_names_is_one_run(begun: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(begun.store.url)
+    assert at(tmp_path / "link").original() == ""
+    assert [path.name for path in Path(begun.store.url).iterdir()] == ["run.json"]
+
+
+def test_a_download_of_a_folder_in_an_object_store_is_a_copy(tiny_config: Config, tmp_path: Path) -> None:
+    remote = RunFolder(open_store(f"memory://{uuid.uuid4().hex}"))
+    remote.begin(tiny_config, "abc")
+    local = at(tmp_path / "download")
+    local.store.put(RUN_FILE, remote.store.read(RUN_FILE))
+    assert local.original() == "abc"
+    remote.store.delete(RUN_FILE)
+    assert local.original() == ""
+
+
+def test_a_folder_from_another_host_or_from_a_store_that_does_not_answer_counts_as_a_copy(
+    begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = at(Path(begun.store.url).rename(tmp_path / "moved"))
+    document = storage.read(moved.store, RUN_FILE, RUN)
+    assert isinstance(document, RunDocument)
+    storage.write(moved.store, RUN_FILE, RUN, replace(document, host="another"))
+    assert moved.original() == "abc"
+    monkeypatch.setattr("emocap_pretrain.run_folder.folder.LOOK", Patience(deadline_s=0.2))
+    storage.write(moved.store, RUN_FILE, RUN, replace(document, url="http://127.0.0.1:9/run"))
+    assert moved.original() == "abc"
+    assert "cannot be looked up" in caplog.text
+
+
+def test_a_run_of_version_0_1_0_is_known_by_the_url_of_its_config(tiny_config: Config, tmp_path: Path) -> None:
+    old = json.dumps({"run_id": "abc", "config": tiny_config.stored()}).encode()
+    open_store(tiny_config.url).put(RUN_FILE, old)
+    assert RunFolder(open_store(tiny_config.url)).original() == ""
+    copy = at(shutil.copytree(tiny_config.url, tmp_path / "copy"))
+    assert copy.original() == "abc"

@@ -467,7 +467,7 @@ def test_a_start_that_was_taken_for_dead_writes_nothing_any_more(
     assert client.get_run(owner.run_id).info.status == "RUNNING"
     owner.finish("FINISHED")
     assert points(client, owner.run_id) == [(5, 5.0)]
-    assert "start 1 is silent" in caplog.text
+    assert "attempt 1 does not" in caplog.text
 
 
 def test_no_password_reaches_mlflow_the_log_or_an_error(
