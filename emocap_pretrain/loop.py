@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emocap_pretrain import pictures
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.state import Progress, state_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.evaluation.labels import check_labels
@@ -29,7 +30,7 @@ from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report, ZeroShot
 from emocap_pretrain.runtime import Runtime
-from emocap_pretrain.session import Progress, Session, open_session
+from emocap_pretrain.session import Session, open_session
 from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import row, understood
@@ -178,7 +179,7 @@ def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, mon
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
-        loss = checkpoint.state["progress"]["row"].get("loss")
+        loss = state_of(checkpoint).progress.row.get("loss")
         if loss is not None:
             session.tracker.score({"checkpoint/loss": loss}, checkpoint.step)
         monitor.tell(checkpoint=checkpoint.step)

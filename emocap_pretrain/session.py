@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,8 @@ from emocap_pretrain.checkpoint.loader import Resumed, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
+from emocap_pretrain.checkpoint.state import Progress, TrainingState, state_of
+from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
@@ -48,14 +50,6 @@ PREVIEWED = 8
 FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Seconds of training so far, over all starts, and the row that was read last."""
-
-    seconds: float = 0.0
-    row: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +81,7 @@ class Session:
         self.saver.ready()
         snapshot = self.engine.snapshot()
         state = {
-            "config": self.config.stored(),
+            "config": stored.dump(self.config),
             "cursor": cursor.to_json(),
             "data_digest": self.data_digest,
             "engine": self.engine.layout.to_json(),
@@ -207,13 +201,14 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
     quarantine = Quarantine.open(store, world, config.data.error_budget)
     rows: list[Row] = []
     with resumable(store, opening, _wanted(config, world)) as found:
-        if found:
-            _check(found.checkpoint, config, data_digest, world)
-            guard.load(found.checkpoint.state["guard"])
+        state = state_of(found.checkpoint) if found else None
+        if found and state:
+            _check(found.checkpoint, state, config, data_digest, world)
+            guard.load(asdict(state.guard))
             rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
         tokenizer = _tokenizer(config, opening, found.folder if found else None)
         engine = _engine(config, world, tokenizer, found)
-    stream = stream_of(config, world.place, Cursor.from_json(found.checkpoint.state["cursor"]) if found else Cursor())
+    stream = stream_of(config, world.place, Cursor.from_json(state.cursor) if state else Cursor())
     checkpoint = found.checkpoint if found else None
     tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
     retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -233,7 +228,7 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
             config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
         ),
         quarantine=quarantine,
-        before=Progress(**found.checkpoint.state["progress"]) if found else Progress(),
+        before=state.progress if state else Progress(),
     )
 
 
@@ -247,7 +242,7 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
     files: dict[str, frozenset[str]] = {}
 
     def engine_files(found: Checkpoint) -> frozenset[str]:
-        saved = Layout.from_json(found.state["engine"])
+        saved = Layout.from_json(state_of(found).engine)
         now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.place.world)
         return frozenset(saved.files_for(now, world.place.rank))
 
@@ -271,12 +266,12 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed |
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
     engine = Engine(model, config, world)
-    engine.load(found.folder, Layout.from_json(found.checkpoint.state["engine"]), found.checkpoint.step)
+    engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
     return engine
 
 
-def _check(found: Checkpoint, config: Config, data_digest: str, world: World) -> None:
-    if found.state["data_digest"] != data_digest:
+def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: World) -> None:
+    if state.data_digest != data_digest:
         raise CheckpointError(foreign_data(config))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)

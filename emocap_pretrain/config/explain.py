@@ -128,11 +128,11 @@ def _section(keys: Keys) -> type[BaseModel] | None:
     for key in (key for key in keys if isinstance(key, str)):
         fields = section.model_fields if section else {}
         found = next((field for name, field in fields.items() if key in {name, field.alias}), None)
-        section = _model_in(found.annotation) if found else None
+        section = model_in(found.annotation) if found else None
     return section
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in {Union, UnionType, tuple}:
-        return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+        return next((found for part in get_args(annotation) if (found := model_in(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

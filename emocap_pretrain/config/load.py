@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from emocap_pretrain.config.explain import Origin, explain
 from emocap_pretrain.config.location import INERT
 from emocap_pretrain.config.schema import Config, Keys
+from emocap_pretrain.config.stored import current
 from emocap_pretrain.errors import ConfigError
 
 
@@ -33,7 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_stored(tree: Any) -> Config:
-    """Read what `Config.stored` gave as inert data: somebody else may have written it.
+    """Read what `Config.stored` or `stored.dump` gave as inert data: somebody else may have written it.
+
+    Another version may have written it too. Settings outside of `model` that this version does not have are left out.
 
     A `${...}` text stays the text that it is, whatever it asks for, and no path is looked up.
 
@@ -41,7 +44,8 @@ def from_stored(tree: Any) -> Config:
         ConfigError: If it is no config of this version, or a setting that is no text holds a `${...}`.
     """
     try:
-        return Config.model_validate(tree, context=INERT)
+        settings = current(cast("dict[str, Any]", tree), decisive=("model.",)) if isinstance(tree, dict) else tree
+        return Config.model_validate(settings, context=INERT)
     except ValidationError as error:
         origin = Origin(Path("the checkpoint's config"), {}, frozenset())
         raise ConfigError("\n".join(explain(error, origin, {}))) from error

@@ -15,6 +15,7 @@ from typing import Any
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Patience, Store, open_store
 
+from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
@@ -23,27 +24,6 @@ from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.storage import Unreadable
 
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
-# What may change between two attempts of one run: where, how long and how fast. The data are known by their digest.
-FREE = (
-    "steps",
-    "name",
-    "url",
-    "data.url",
-    "data.cache",
-    "data.cache_gb",
-    "cluster.",
-    "checkpoint.",
-    "health.",
-    "micro_batch",
-    "engine.zero_stage",
-    "tracking.",
-    "evaluation.",
-    "data.workers",
-    "data.prefetch",
-    "data.error_budget",
-    "objective.backend",
-    "objective.schedule",
-)
 
 DIGEST = "sha256:"
 LOOK, LOOKS, PAUSE_S = Patience(deadline_s=20.0), 3, 0.05
@@ -69,14 +49,14 @@ class RunFolder:
             raise ConfigError(f"{first}: restore it, or give the run another url.")
         if first is None:
             return None
-        _same_run(first.config, config.stored(), self.store.url)
+        _same_run(first.config, config, self.store.url)
         return first.run_id
 
     def begin(self, config: Config, run_id: str, *, parent: str = "") -> None:
-        stored, identity = config.stored(), uuid.uuid4().hex
+        settings, identity = stored.dump(config), uuid.uuid4().hex
         # An address that the environment gives may be a secret: then its digest tells whether it is the same one.
-        url = _digest(self.store.url, identity) if "${" in str(stored["url"]) else self.store.url
-        document = RunDocument(run_id, stored, identity, url, _host(), parent)
+        url = _digest(self.store.url, identity) if "${" in str(settings["url"]) else self.store.url
+        document = RunDocument(run_id, settings, identity, url, _host(), parent)
         storage.write(self.store, RUN_FILE, RUN, document)
 
     def original(self) -> str:
@@ -155,22 +135,14 @@ def _host() -> str:
     return socket.gethostname()
 
 
-def _same_run(first: dict[str, Any], now: dict[str, Any], url: str) -> None:
-    before, after = _leaves(first), _leaves(now)
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not _is_free(key):
-            raise ConfigError(
-                f"the run at {url} was started with {key}={before.get(key)!r}, now it is {after.get(key)!r}: "
-                "put it back to resume, or give the new run another url."
-            )
+def _same_run(first: dict[str, Any], config: Config, url: str) -> None:
+    before = stored.current(first)
+    for key, then, now in stored.differences(before, stored.current(config.stored())):
+        raise ConfigError(
+            f"the run at {url} was started with {key}={_told(then)}, now it is {_told(now)}: "
+            "put it back to resume, or give the new run another url."
+        )
 
 
-def _is_free(key: str) -> bool:
-    return any(key.startswith(free) if free.endswith(".") else key == free for free in FREE)
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
+def _told(value: Any) -> str:
+    return "nothing" if value is None else repr(value)

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.table import Table
 
+from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.stored import filled
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
@@ -52,7 +55,7 @@ class Report:
         if self.evaluation is None:
             classes = settings["classes"]
             return self.zero_shot.url == settings["url"] and (not classes or self.zero_shot.classes == tuple(classes))
-        return _decisive(self.evaluation) == _decisive(settings)
+        return _decisive(filled(self.evaluation, Evaluation)) == _decisive(settings)
 
     def table(self) -> Table:
         """Two columns: what, and its value."""

@@ -16,6 +16,7 @@ from emocap_shards.store import Store
 from pydantic import TypeAdapter, ValidationError
 
 SMALL_BYTES = 1 << 20
+DEEPEST = 64  # Levels of lists and mappings; none of our documents has a fourth of them.
 
 Form = TypeVar("Form")
 
@@ -73,6 +74,16 @@ class Kind(Generic[Form]):
             body = json.loads(data, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise ValueError("it is not JSON" if data.strip() else "it is empty") from error
+        return self.of(body)
+
+    def of(self, body: Any) -> Form:
+        """The document with this content.
+
+        Raises:
+            ValueError: As `parse` does.
+        """
+        if _is_deep(body):
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
         schema = _schema_of(body)
         for upgrade in self.upgrades[schema:]:
             body = upgrade(body)
@@ -119,6 +130,16 @@ def _schema_of(body: Any) -> int:
     if type(schema) is not int or schema < 0:
         raise ValueError(f"schema={str(schema)[:20]!r} is not the number of a version")
     return schema
+
+
+def _is_deep(body: Any) -> bool:
+    level: list[Any] = [body] if isinstance(body, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = [cast("dict[str, Any]", each).values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -21,11 +21,12 @@ from pretrain_fakes import stand_alone
 from typer.testing import CliRunner
 
 from emocap_pretrain import run
+from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.session import Progress, open_session
+from emocap_pretrain.session import open_session
 from emocap_pretrain.terminal import OnceCommand
 from emocap_pretrain.world import World
 

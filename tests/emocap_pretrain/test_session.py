@@ -12,12 +12,14 @@ from pretrain_fakes import changed, stand_alone
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.state import Progress
+from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Rank
-from emocap_pretrain.session import Progress, Session, open_session
+from emocap_pretrain.session import Session, open_session
 from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
@@ -136,7 +138,7 @@ def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Conf
     assert (checkpoint.ranks, checkpoint.state) == (
         1,
         {
-            "config": config.stored(),
+            "config": stored.dump(config),
             "cursor": {"epoch": 0, "position": 8},
             "data_digest": session.data_digest,
             "engine": json.loads(json.dumps(session.engine.layout.to_json())),

@@ -11,6 +11,7 @@ from emocap_shards.store import Patience, open_store
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.stored import leaves
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import RUN, RunDocument
@@ -89,8 +90,76 @@ def test_what_decides_what_is_learned_may_not_change_and_is_named(
 def test_a_setting_that_is_new_or_gone_is_named(folder: RunFolder, tiny_config: Config) -> None:
     folder.begin(tiny_config, "abc")
     options = {**tiny_config.model.image.options, "drop_rate": 0.1}
-    with pytest.raises(ConfigError, match=r"model\.image\.options\.drop_rate=None, now it is 0\.1"):
+    with pytest.raises(ConfigError, match=r"model\.image\.options\.drop_rate=nothing, now it is 0\.1"):
         folder.run_id(changed(tiny_config, model__image__options=options))
+
+
+def rewrite(folder: RunFolder, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let the stored settings be those of another version."""
+    body = json.loads(folder.store.read("run.json"))
+    change(body["config"])
+    folder.store.put("run.json", json.dumps(body).encode())
+
+
+def test_a_setting_that_is_newer_than_the_run_counts_with_its_default(folder: RunFolder, tiny_config: Config) -> None:
+    folder.begin(tiny_config, "abc")
+    rewrite(folder, lambda config: config["objective"].pop("known_positives"))
+    assert folder.run_id(tiny_config) == "abc"
+    with pytest.raises(ConfigError, match=r"with objective\.known_positives=True, now it is False: put it back"):
+        folder.run_id(changed(tiny_config, objective__known_positives=False))
+
+
+def test_every_setting_with_a_default_may_be_newer_than_the_run(folder: RunFolder, tiny_config: Config) -> None:
+    """The default must then be what was done before; no setting may be compared as if it were missing."""
+    given = leaves(tiny_config.model_dump(mode="json", exclude_unset=True))
+    for key in leaves(tiny_config.stored()).keys() - given.keys():
+        *sections, last = key.split(".")
+
+        def forget(config: dict[str, Any], sections: list[str] = sections, last: str = last) -> None:
+            for section in sections:
+                config = config[section]
+            del config[last]
+
+        folder.begin(tiny_config, "abc")
+        rewrite(folder, forget)
+        assert folder.run_id(tiny_config) == "abc", key
+
+
+def test_a_run_of_version_0_1_0_which_stored_no_schema_is_resumed(folder: RunFolder, tiny_config: Config) -> None:
+    folder.store.put("run.json", json.dumps({"run_id": "abc", "config": tiny_config.stored()}).encode())
+    assert folder.run_id(tiny_config) == "abc"
+
+
+@pytest.mark.parametrize(("key", "refused"), [("optimizer", True), ("tracking", False)])
+def test_a_newer_setting_that_somebody_gave_is_refused_where_it_decides_what_is_learned(
+    folder: RunFolder, tiny_config: Config, key: str, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def later(config: dict[str, Any]) -> None:
+        config[key]["novel"] = 3
+        config["set"].append(f"{key}.novel")
+
+    folder.begin(tiny_config, "abc")
+    rewrite(folder, later)
+    if refused:
+        with pytest.raises(ConfigError, match=r"optimizer\.novel=3, which this version does not know"):
+            folder.run_id(tiny_config)
+        return
+    assert folder.run_id(tiny_config) == "abc"
+    assert "tracking.novel is unknown to this version and is ignored" in caplog.text
+
+
+def test_a_newer_setting_that_nobody_gave_does_not_matter(folder: RunFolder, tiny_config: Config) -> None:
+    folder.begin(tiny_config, "abc")
+    rewrite(folder, lambda config: config["optimizer"].update(novel=3))
+    assert folder.run_id(tiny_config) == "abc"
+
+
+@pytest.mark.parametrize("config", [{}, {"model": 3}, {"data": [1]}, {"schema": "x"}, {"schema": 10**9, "set": 3}])
+def test_settings_of_another_shape_are_one_line(folder: RunFolder, tiny_config: Config, config: dict[str, Any]) -> None:
+    folder.store.put("run.json", json.dumps({"run_id": "abc", "config": config}).encode())
+    with pytest.raises(ConfigError) as caught:
+        folder.run_id(tiny_config)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("harm", [lambda data: data[:-9], lambda _: b"{}", lambda _: b"[]"])

@@ -1,0 +1,192 @@
+"""Settings as they lie in `run.json` and in checkpoints, and how this version reads what another version stored.
+
+A stored config holds every setting, the number of its schema, and `set`: the keys whose values somebody gave, where the
+others were defaults. A later version may add a setting (its default must behave as before), rename one or drop one: the
+last two get a `Migration`. See docs/decisions/20-documents-of-a-run.md.
+"""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from emocap_pretrain.config.explain import model_in
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+
+Tree = dict[str, Any]
+SCHEMA_KEY, SET_KEY = "schema", "set"
+# What may change between two attempts of one run: where, how long and how fast. The data are known by their digest.
+FREE = (
+    "steps",
+    "name",
+    "url",
+    "data.url",
+    "data.cache",
+    "data.cache_gb",
+    "cluster.",
+    "checkpoint.",
+    "health.",
+    "micro_batch",
+    "engine.zero_stage",
+    "tracking.",
+    "evaluation.",
+    "data.workers",
+    "data.prefetch",
+    "data.error_budget",
+    "objective.backend",
+    "objective.schedule",
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What became of settings between one schema and the next, by dotted keys.
+
+    Args:
+        renamed: The new key of a setting or section.
+        dropped: The value as which this version behaves, for a setting that is gone. Another value is refused.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    dropped: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+# MIGRATIONS[n] leads from schema n to n + 1. Schema 0 is that of version 0.1.0, which stored no number.
+MIGRATIONS: tuple[Migration, ...] = (Migration(),)
+
+
+def dump(config: Config) -> Tree:
+    """The settings with what a later version needs to read them."""
+    given = config.model_dump(mode="json", exclude_unset=True)
+    return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(given)), **config.stored()}
+
+
+def current(
+    stored: Mapping[str, Any], *, decisive: Sequence[str] | None = None, migrations: Sequence[Migration] = MIGRATIONS
+) -> Tree:
+    """Stored settings in this version's terms: migrated, defaults filled in, unknown ones left out with a warning.
+
+    Args:
+        stored: What `dump` gave, of this version or another one.
+        decisive: Beginnings of the keys that matter to the caller; default all that may not change in a run.
+        migrations: Of this version.
+
+    Raises:
+        ConfigError: If somebody gave a value to a setting that matters and that this version does not have.
+    """
+    tree = copy.deepcopy(dict(stored))
+    schema, given = tree.pop(SCHEMA_KEY, 0), tree.pop(SET_KEY, None)
+    if type(schema) is not int or schema < 0:
+        raise ConfigError(f"the stored settings say schema={str(schema)[:20]!r}, which is no number of a version.")
+    for migration in migrations[schema:]:
+        _migrate(tree, migration)
+    for key in _unknown(tree, Config):
+        value = _pop(tree, key)
+        was_set = not isinstance(given, list) or _touches(key, cast("list[Any]", given))
+        if was_set and _matters(key, decisive):
+            raise ConfigError(
+                f"the stored settings have {key}={repr(value)[:80]}, which this version does not know and which "
+                "decides what is learned: use the version that wrote them."
+            )
+        if was_set:
+            log.warning("the stored setting %s is unknown to this version and is ignored", key)
+    return filled(tree, Config)
+
+
+def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
+    """A stored section with the defaults of what it lacks, as far as there are any."""
+    result = dict(tree)
+    for name, known in section.model_fields.items():
+        key = known.alias or name
+        inner = model_in(known.annotation)
+        if key not in result and not known.is_required():
+            result[key] = to_jsonable_python(known.get_default(call_default_factory=True), by_alias=True)
+        value = result.get(key)
+        if inner and isinstance(value, dict):
+            result[key] = filled(cast("Tree", value), inner)
+        elif inner and isinstance(value, list):
+            entries = cast("list[Any]", value)
+            result[key] = [filled(cast("Tree", each), inner) if isinstance(each, dict) else each for each in entries]
+    return result
+
+
+def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that may not change in a run and that differ: key, value before (None: there is none), value after."""
+    first, second = leaves(before), leaves(after)
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key) and not _is_free(key):
+            yield key, first.get(key), second.get(key)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """The values of a tree by dotted keys; a list is one value."""
+    found: Tree = {}
+    for key, value in tree.items():
+        place = f"{prefix}{key}"
+        found |= leaves(cast("Tree", value), f"{place}.") if isinstance(value, dict) else {place: value}
+    return found
+
+
+def _migrate(tree: Tree, migration: Migration) -> None:
+    for old, new in migration.renamed.items():
+        if _has(tree, old):
+            value = _pop(tree, old)
+            _put(tree, new, value)
+    for key, behaves_as in migration.dropped.items():
+        if _has(tree, key) and (value := _pop(tree, key)) != behaves_as:
+            raise ConfigError(
+                f"the stored settings have {key}={repr(value)[:80]}; this version always behaves as with "
+                f"{behaves_as!r}: use the version that wrote them."
+            )
+
+
+def _unknown(tree: Tree, section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted keys of settings and sections that this version does not have."""
+    known = {each.alias or name: each.annotation for name, each in section.model_fields.items()}
+    found = [f"{prefix}{key}" for key in tree if key not in known]
+    for key, annotation in known.items():
+        inner, value = model_in(annotation), tree.get(key)
+        if inner and isinstance(value, dict):
+            found += _unknown(cast("Tree", value), inner, f"{prefix}{key}.")
+    return found
+
+
+def _is_free(key: str) -> bool:
+    return any(key.startswith(free) if free.endswith(".") else key == free for free in FREE)
+
+
+def _matters(key: str, decisive: Sequence[str] | None) -> bool:
+    return not _is_free(key) if decisive is None else key.startswith(tuple(decisive))
+
+
+def _touches(key: str, given: Iterable[Any]) -> bool:
+    return any(each == key or str(each).startswith(f"{key}.") for each in given)
+
+
+def _has(tree: Tree, key: str) -> bool:
+    *sections, last = key.split(".")
+    node: Any = tree
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    return isinstance(node, dict) and last in node
+
+
+def _pop(tree: Tree, key: str) -> Any:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    return tree.pop(last)
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value

@@ -1,0 +1,52 @@
+import pytest
+
+from emocap_pretrain.config import stored
+from emocap_pretrain.config.load import from_stored
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.stored import Migration
+from emocap_pretrain.errors import ConfigError
+
+RENAMED = Migration(renamed={"optimizer.rate": "optimizer.lr", "towers": "model"})
+DROPPED = Migration(dropped={"objective.margin": 0.0})
+
+
+def test_what_was_stored_is_current_and_says_what_somebody_gave(tiny_config: Config) -> None:
+    tree = stored.dump(tiny_config)
+    assert {"schema", "set"} <= tree.keys()
+    assert "optimizer.lr" in tree["set"]
+    assert "optimizer.eps" not in tree["set"]
+    assert stored.current(tree) == tiny_config.stored()
+    assert from_stored(tree) == tiny_config
+
+
+def test_renamed_settings_and_sections_are_migrated_over_several_versions(tiny_config: Config) -> None:
+    tree = tiny_config.stored()
+    tree["towers"] = tree.pop("model")
+    tree["optimizer"]["rate"] = tree["optimizer"].pop("lr")
+    tree["objective"]["margin"] = 0.0
+    assert stored.current(tree, migrations=(RENAMED, DROPPED)) == tiny_config.stored()
+    assert stored.current(tiny_config.stored() | {"schema": 2}, migrations=(RENAMED, DROPPED)) == tiny_config.stored()
+
+
+def test_a_dropped_setting_that_did_something_is_refused(tiny_config: Config) -> None:
+    tree = tiny_config.stored()
+    tree["objective"]["margin"] = 0.2
+    with pytest.raises(ConfigError, match=r"objective\.margin=0\.2; this version always behaves as with 0\.0"):
+        stored.current(tree, migrations=(DROPPED,))
+
+
+def test_an_evaluation_needs_to_know_the_settings_of_the_model_alone(tiny_config: Config) -> None:
+    tree = stored.dump(tiny_config)
+    tree["optimizer"]["novel"] = tree["novel"] = 1
+    tree["set"] += ["optimizer.novel", "novel"]
+    assert from_stored(tree) == tiny_config
+    tree["model"]["image"]["novel"] = 1
+    tree["set"].append("model.image.novel")
+    with pytest.raises(ConfigError, match=r"model\.image\.novel=1, which this version does not know"):
+        from_stored(tree)
+
+
+def test_entries_of_a_mixture_get_their_defaults(tiny_config: Config) -> None:
+    tree = tiny_config.stored()
+    tree["data"]["url"], tree["data"]["mix"] = None, [{"url": "/a"}, {"url": "/b", "weight": 2.0}]
+    assert stored.current(tree)["data"]["mix"] == [{"url": "/a", "weight": None}, {"url": "/b", "weight": 2.0}]
