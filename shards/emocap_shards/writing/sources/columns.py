@@ -40,13 +40,17 @@ class Columns:
             RecordError: If the image, the global part, a label or a column of further captions that was named is not
                 among them.
         """
-        named = self.further if self.further != STANDARD.further else ()
-        wanted = [self.image, *self.labels, *named] + ([] if "caption" in present else [self.whole])
+        wanted = [self.image, *self.labels, *self.named_further] + ([] if "caption" in present else [self.whole])
         if missing := [name for name in wanted if name not in present]:
             raise RecordError(
                 f"{where} has no column {', '.join(map(repr, missing))}, but {', '.join(present)}; "
                 "say which is which with --image, --global, --label."
             )
+
+    @property
+    def named_further(self) -> tuple[str, ...]:
+        """Columns of further captions that somebody named: a row without one is wrong."""
+        return () if self.further == STANDARD.further else self.further
 
     @property
     def used(self) -> frozenset[str]:
@@ -158,7 +162,13 @@ def _view(value: object) -> object:
 
 
 def _further(values: Mapping[str, Any], columns: Columns) -> list[object]:
-    return [each for name in columns.further for each in _items(values.get(name))]
+    """Of a column that was named, or of the standard one where there is one.
+
+    Raises:
+        KeyError: If a named column is missing.
+    """
+    found = [values[name] for name in columns.named_further] or [values.get(name) for name in columns.further]
+    return [each for value in found for each in _items(value)]
 
 
 def _texts(value: object) -> Sequence[object]:
