@@ -12,7 +12,7 @@ from launch import record
 from launch.measurement import REPOSITORY
 from launch.record import Line, Occasion, occasion
 
-from . import measured, model, plots, tables, validate
+from . import measured, model, plots, restarts, tables, validate
 from .job import JobError, Size, site
 
 _RECORDS = REPOSITORY / "docs" / "benchmarks"
@@ -50,6 +50,9 @@ def _run(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Line]:
     if options.command == "validate":
         yield from validate.measure(validate.CASES, options.rounds, about)
+        return
+    if options.command == "restarts":
+        yield from restarts.measure(options.ranks, options.rounds, about)
         return
     steps = options.steps or _STEPS[options.command]
     size = Size(steps, options.ranks, options.global_batch, options.width, options.depth)
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Forecasts of large jobs; starts, steps, saves and restarts of small ones, measured.",
     )
     add = parser.add_argument
-    add("command", choices=("simulate", "validate", *_STEPS, "plot", "table"))
+    add("command", choices=("simulate", "validate", "restarts", *_STEPS, "plot", "table"))
     add("--rounds", type=_count, default=5, help="of which median and spread are taken (5)")
     add("--steps", type=_count, help="of a run; by default what its measurement needs")
     add("--ranks", type=_count, default=2, help="processes of a run (2)")

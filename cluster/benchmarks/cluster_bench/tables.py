@@ -76,7 +76,7 @@ def _measured(lines: Sequence[Line]) -> Iterable[str]:
         value = each.value
         assert value is not None, "nothing is skipped"
         quartiles = f"{duration(value.low_quartile)} to {duration(value.high_quartile)}"
-        towers = f"{each.setting['depth']} x {each.setting['width']}"
+        towers = f"{each.setting['depth']} x {each.setting['width']}" if "depth" in each.setting else "none"
         over = [
             f"{name}: {ratio.median:.3f} ({ratio.low_quartile:.3f} to {ratio.high_quartile:.3f})"
             for name, ratio in (each.ratios or {}).items()
@@ -100,6 +100,7 @@ FILES = {
     "overhead": "cluster",
     "stall": "cluster",
     "recover": "cluster",
+    "restarts": "cluster",
 }
 
 
