@@ -104,6 +104,7 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
 def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
     # What a rank raises reaches the driver whole, as the cause of the failure; not every rank need print it too.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray has set INFO: every library's news would be printed.
     os.environ.update(env)
     name_lines(ray.train.get_context().get_world_rank())
     function(RayRuntime(board))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -32,6 +33,18 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 STEPS, LIMIT_S = 12, 150.0
 RUN = ("-m", "emocap_pretrain.run")
+PROGRESS = re.compile(r"step \d+/\d+ · .*| *\d+%\|.*")
+OWN = re.compile(
+    r"Starting with Ray; the run's folder is .*"
+    r"|texts that are cut, of the first .*"  # The tiny towers read 16 and 24 tokens.
+    r"|\d+:\d+ on 2 ranks, without a restart"
+    r"|Run .*"
+    r"|[┌├│└].*"
+    r"|Checkpoints are in .*"
+    r"|Look at it:"
+    r"|.*mlflow ui --backend-store-uri .*"
+)
+MOST_LINES = 14
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         env |= {
             "PATH": f"{BIN}:{env['PATH']}",
             "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(folder / "cache"),
             "RAY_TMPDIR": ray,
             "RAY_AUTH_MODE": "token",
@@ -88,12 +102,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(folder, faces, env)
 
 
+@dataclass(frozen=True)
+class Healthy:
+    """A run that nothing disturbs, and what its launcher and its ranks have printed."""
+
+    config: Path
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def unbroken(place: Place) -> list[tuple[int, float]]:
-    """The curve of a run under torchrun that nothing disturbs."""
+def under_torchrun(place: Place) -> Healthy:
     config = place.config("unbroken")
-    finished(torchrun(config), place, config.parent)
-    curve = place.curve(config)
+    return Healthy(config, finished(torchrun(config), place, config.parent))
+
+
+@pytest.fixture(scope="module")
+def on_local_ray(place: Place) -> Healthy:
+    config = place.config("local-ray")
+    return Healthy(config, finished(["python", *RUN, "cfg.yaml"], place, config.parent))
+
+
+@pytest.fixture(scope="module")
+def under_deepspeed(place: Place) -> Healthy:
+    """Without an argument, so that it takes `cfg.yaml` of its folder."""
+    config = place.config("deepspeed")
+    return Healthy(config, finished(deepspeed(), place, config.parent))
+
+
+@pytest.fixture(scope="module")
+def unbroken(place: Place, under_torchrun: Healthy) -> list[tuple[int, float]]:
+    """The curve of a run under torchrun that nothing disturbs."""
+    curve = place.curve(under_torchrun.config)
     assert [step for step, _ in curve] == list(range(1, STEPS + 1))
     assert curve[-1][1] < curve[0][1]
     return curve
@@ -105,7 +144,7 @@ def torchrun(config: Path) -> list[str]:
 
 def deepspeed(*arguments: str) -> list[str]:
     ranks = ("--num_nodes", "1", "--num_gpus", "2", "--master_port", free_port())
-    return ["deepspeed", *ranks, str(ROOT / "launch" / "pretrain.py"), *arguments]
+    return ["deepspeed", "--quiet", *ranks, str(ROOT / "launch" / "pretrain.py"), *arguments]
 
 
 def free_port() -> str:
@@ -156,11 +195,20 @@ def wait_for(condition: str, ready: Callable[[], object], process: subprocess.Po
         time.sleep(0.01)
 
 
-def test_local_ray_gives_the_curve_of_torchrun(place: Place, unbroken: list[tuple[int, float]]) -> None:
-    config = place.config("local-ray")
-    text = finished(["python", *RUN, "cfg.yaml"], place, config.parent)
-    assert place.curve(config) == unbroken
-    assert "Run local-ray" in text
+def test_local_ray_gives_the_curve_of_torchrun(
+    place: Place, unbroken: list[tuple[int, float]], on_local_ray: Healthy
+) -> None:
+    assert place.curve(on_local_ray.config) == unbroken
+    assert "Run local-ray" in on_local_ray.printed
+
+
+@pytest.mark.parametrize("launcher", ["on_local_ray", "under_torchrun", "under_deepspeed"])
+def test_a_healthy_run_prints_its_own_few_lines_and_no_other(request: pytest.FixtureRequest, launcher: str) -> None:
+    healthy: Healthy = request.getfixturevalue(launcher)
+    lines = [line for line in re.split(r"[\r\n]+", healthy.printed) if line.strip()]
+    rest = [line for line in lines if not PROGRESS.fullmatch(line)]  # How many of these there are depends on time.
+    assert [line for line in rest if not OWN.fullmatch(line)] == []
+    assert len(rest) <= MOST_LINES
 
 
 def test_a_ray_job_gives_the_curve_of_torchrun(place: Place, unbroken: list[tuple[int, float]]) -> None:
@@ -190,11 +238,9 @@ def test_a_ray_job_gives_the_curve_of_torchrun(place: Place, unbroken: list[tupl
 
 
 def test_deepspeed_without_argument_takes_cfg_yaml_of_its_folder_and_gives_the_curve_of_torchrun(
-    place: Place, unbroken: list[tuple[int, float]]
+    place: Place, unbroken: list[tuple[int, float]], under_deepspeed: Healthy
 ) -> None:
-    config = place.config("deepspeed")
-    finished(deepspeed(), place, config.parent)
-    assert place.curve(config) == unbroken
+    assert place.curve(under_deepspeed.config) == unbroken
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
