@@ -243,7 +243,7 @@ def _conclude(session: Session, progress: Progress) -> None:
     )
     session.tracker.text(REPORT_FILE, REPORT.dump(report).decode())
     session.tracker.describe(report.markdown())
-    session.leave([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
+    session.keep([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
 
 

@@ -163,11 +163,19 @@ class Session:
             )
         self.leave()
 
-    def leave(self, further: Sequence[Row] = ()) -> None:
+    def keep(self, further: Sequence[Row]) -> None:
+        """Keeps what the tracker has not got, and these rows, in the run's folder before the run is done; on rank 0.
+
+        Raises:
+            StoreError: If the store refuses: nobody would replay the rows of a run that is done.
+        """
+        unsent.keep(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
+
+    def leave(self) -> None:
         """Keep what the tracker has not got in the run's folder; a store that is too slow for it costs the rows."""
         if not self.world.is_main:
             return
-        rows = [*self.tracker.unsent(), *further]
+        rows = self.tracker.unsent()
         act = partial(unsent.leave, self.store, rows, number=self.attempt.number)
         try:
             Background("unsent-rows").submit(act).result(LEAVE_S)

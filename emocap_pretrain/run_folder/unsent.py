@@ -35,22 +35,31 @@ def parse(data: bytes, place: str) -> list[dict[str, Any]]:
         return []
 
 
-def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
-    """Keep the rows for the next attempt; none remove what an earlier one left. A store that refuses costs the rows.
+def keep(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+    """Keeps the rows for the next attempt; no rows delete what an earlier one left.
 
     Args:
         store: The run's folder.
         rows: What has not arrived.
         number: Of this attempt: where a newer one has taken over, its file stays. Without a number nobody looks.
+
+    Raises:
+        StoreError: If the store refuses.
     """
     kept = tuple(map(dict, rows))
+    if number is not None and newest(store) > number:
+        return
+    if kept:
+        storage.write(store, UNSENT_FILE, UNSENT, UnsentDocument(kept))
+    else:
+        store.delete(UNSENT_FILE)
+
+
+def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+    """As `keep`, at the end of an attempt that nothing may disturb: a store that refuses costs the rows."""
+    kept = tuple(map(dict, rows))
     try:
-        if number is not None and newest(store) > number:
-            return
-        if kept:
-            storage.write(store, UNSENT_FILE, UNSENT, UnsentDocument(kept))
-        else:
-            store.delete(UNSENT_FILE)
+        keep(store, kept, number=number)
     except (StoreError, OSError) as error:
         log.warning("%d rows for the tracker could not be kept: %s", len(kept), error)
 
