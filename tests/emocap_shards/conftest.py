@@ -3,6 +3,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from emocap_shards.store.budget import budget_of
 from fault_proxy import FaultProxy
 from hypothesis import settings
 
@@ -11,6 +12,12 @@ from launch.local_s3 import BUCKET, LocalS3
 # A busy machine is slow, which is no failure; pytest-timeout ends what hangs.
 settings.register_profile("shards", deadline=None)
 settings.load_profile("shards")
+
+
+@pytest.fixture(autouse=True)
+def fresh_budgets() -> None:
+    """What one test has spent is missing to no other."""
+    budget_of.cache_clear()
 
 
 @pytest.fixture(scope="session")

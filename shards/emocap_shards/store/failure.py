@@ -3,6 +3,8 @@
 import errno
 import re
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -72,9 +74,9 @@ _LOCAL = {
 class Refusal(Exception):  # noqa: N818 - never leaves the store: `StoreError` does
     """An HTTP answer other than the one that was asked for."""
 
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
+    def __init__(self, status: int, code: str = "", message: str = "", retry_after: str = "") -> None:
         super().__init__(f"{status} {code}: {message}")
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
 
 class ShortAnswer(ConnectionError):  # noqa: N818
@@ -93,6 +95,24 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, BotoSSLError | aiohttp.ClientSSLError | ssl.SSLError):
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     return isinstance(error, _CUT)
+
+
+def retry_after_s(error: BaseException) -> float:
+    """For how long the server asks not to be asked again, by its header Retry-After; 0 where it does not."""
+    if isinstance(error, Refusal):
+        return _seconds(error.retry_after)
+    response: dict[str, Any] = getattr(error, "response", None) or {} if isinstance(error, ClientError) else {}
+    return _seconds(str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")))
+
+
+def _seconds(text: str) -> float:
+    """Of a number of seconds, or of a date in the future."""
+    if text.strip().isdecimal():
+        return float(text[:12])
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()) if text else 0.0
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def is_absence(error: BaseException) -> bool:

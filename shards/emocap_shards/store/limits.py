@@ -13,7 +13,7 @@ class Patience:
     """When to try again, and when to give up.
 
     Args:
-        deadline_s: For how long one request is repeated after its first failure; 0 tries once.
+        deadline_s: For how long one request is repeated, from its first attempt on; 0 tries once.
         first_wait_s: The longest first pause; it doubles with every attempt, and each pause is a random share of it
             (full jitter, Brooker 2015), so that a thousand readers do not come back at once.
         longest_wait_s: Where the doubling ends.

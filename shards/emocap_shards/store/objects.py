@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from emocap_shards.errors import ConditionFailed, NotFound, ShardsError, StoreError
 from emocap_shards.store.backend import Backend, Condition, Page
+from emocap_shards.store.budget import budget_of, server_of
 from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_condition, reason
 from emocap_shards.store.landing import landing
 from emocap_shards.store.limits import Patience, Traffic
@@ -208,14 +209,15 @@ class ObjectStore:
 
 
 @functools.lru_cache(maxsize=64)
-def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # noqa: ARG001 - a fork must not share connections
+def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # a fork must not share connections
     if MASK in url:
         cure = "open it by its full URL in this process, or put user and password into ~/.netrc"
         raise StoreError(f"{url}: the secrets of a URL do not travel; {cure}.")
     traffic = store.traffic
     backend = _backend(url, store.patience, traffic)
     patience, turn = store.patience, asyncio.Semaphore(traffic.in_flight)
-    return Connection(backend, Retrier(patience, store.url), patience, traffic, turn)
+    budget = budget_of(server_of(store.url), pid)
+    return Connection(backend, Retrier(patience, store.url, budget), patience, traffic, turn)
 
 
 def _backend(url: str, patience: Patience, traffic: Traffic) -> Backend:

@@ -1,4 +1,4 @@
-"""The one place of retries: full-jitter backoff until a deadline, and one voice about an outage."""
+"""The one place of retries: full-jitter backoff until a deadline, within a budget, and one voice about an outage."""
 
 import asyncio
 import functools
@@ -8,15 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception
-from tenacity.stop import stop_before_delay
 from tenacity.wait import wait_random_exponential
 
 from emocap_shards.errors import StoreError
-from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason
+from emocap_shards.store.budget import Budget
+from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason, retry_after_s
 from emocap_shards.store.limits import Patience
 
 T = TypeVar("T")
 FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0
+LAST_S = 1.0  # before the deadline there is an attempt, whatever the server asks for
 _log = logging.getLogger(__name__)
 
 
@@ -24,13 +25,17 @@ class Retrier:
     """Repeats requests that are safe to repeat. One for a connection: a thousand waiting reads speak once.
 
     Args:
+        patience: When to try again, and when to give up.
         where: The store's URL without secrets, for messages.
+        budget: Of the retries of this process.
     """
 
-    def __init__(self, patience: Patience, where: str) -> None:
-        self._patience, self._where = patience, where
+    def __init__(self, patience: Patience, where: str, budget: Budget) -> None:
+        self._patience, self._where, self._budget = patience, where, budget
         self._silent_since: float | None = None
         self._last_word = float("-inf")
+        self._is_known = False  # whether it has ever answered
+        self._last_reason = "no answer yet"
 
     async def __call__(
         self, verb: str, path: str, act: Callable[[int], Awaitable[T]], *, size_bytes: int | None = 0
@@ -48,53 +53,90 @@ class Retrier:
         """
         limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
         attempt = functools.partial(_attempt, act, limit_s)
+        began = time.monotonic()
+        watch = None if self._is_known else _later(FIRST_WORD_S, self._waiting, verb, path, began)
         try:
             result = await attempt(1)
+            self._budget.succeeded(again=False)
         except EXPECTED as error:
             # Tenacity costs as much as a small request, so it begins with the first failure.
-            result = await self._again(verb, path, attempt, error)
+            result = await self._again(verb, path, attempt, error, began)
+            self._budget.succeeded(again=True)
+        finally:
+            if watch is not None:
+                watch.cancel()
+        self._is_known = True
         if self._silent_since is not None:
             self._back()
         return result
 
-    async def _again(self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException) -> T:
-        number = 0
+    async def _again(
+        self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException, began: float
+    ) -> T:
+        number, last = 0, first
 
         async def once() -> T:
-            nonlocal number
+            nonlocal number, last
             number += 1
-            if number == 1:
-                raise first
-            return await attempt(number)
+            try:
+                if number == 1:
+                    raise first
+                return await attempt(number)
+            except EXPECTED as error:
+                last = error
+                raise
 
         try:
-            return await self._retrying(verb, path)(once)
-        except RetryError as error:
-            raise self._gave_up(verb, path, number, error) from None
+            return await self._retrying(verb, path, began)(once)
+        except (RetryError, _Spent):
+            raise self._gave_up(verb, path, number, last) from None
 
-    def _retrying(self, verb: str, path: str) -> AsyncRetrying:
+    def _retrying(self, verb: str, path: str, began: float) -> AsyncRetrying:
         patience = self._patience
+        jitter = wait_random_exponential(multiplier=patience.first_wait_s, max=patience.longest_wait_s)
+        left_s = lambda: began + patience.deadline_s - time.monotonic()  # noqa: E731
+
+        def pause_s(state: RetryCallState) -> float:
+            """Of random length; also after what the server asks for, or else all would come back at once."""
+            random_s, asked_s, left = jitter(state), retry_after_s(_error_of(state)), left_s()
+            too_long = asked_s > 0 and asked_s + random_s >= left
+            return left - LAST_S if too_long and left > LAST_S else asked_s + random_s
+
+        async def sleep(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            try:
+                async with asyncio.timeout(left_s()):
+                    await self._budget.turn()
+            except TimeoutError as error:
+                raise _Spent from error
+
         return AsyncRetrying(
             retry=retry_if_exception(is_transient),
-            wait=wait_random_exponential(multiplier=patience.first_wait_s, max=patience.longest_wait_s),
-            stop=stop_before_delay(patience.deadline_s),
-            before_sleep=functools.partial(self._failed, verb, path),
+            wait=pause_s,
+            stop=lambda state: state.upcoming_sleep >= left_s(),
+            before_sleep=functools.partial(self._failed, verb, path, began),
+            sleep=sleep,
         )
 
-    def _failed(self, verb: str, path: str, state: RetryCallState) -> None:
-        now, waited_s = time.monotonic(), state.seconds_since_start or 0.0
-        if waited_s < FIRST_WORD_S or now - self._last_word < NEXT_WORD_S:
+    def _failed(self, verb: str, path: str, began: float, state: RetryCallState) -> None:
+        self._last_reason = f"{reason(_error_of(state))} ({state.attempt_number} attempts)"
+        self._waiting(verb, path, began)
+
+    def _waiting(self, verb: str, path: str, began: float) -> None:
+        """Says so from time to time, once for all that waits."""
+        now = time.monotonic()
+        waited_s = now - began
+        if waited_s < FIRST_WORD_S * 0.99 or now - self._last_word < NEXT_WORD_S:
             return
         self._last_word = now
-        self._silent_since = self._silent_since or now - waited_s
+        self._silent_since = self._silent_since or began
         _log.warning(
-            "cannot %s %r in %s for %.0f s now (%d attempts): %s; trying on, for %.0f s in all.",
+            "cannot %s %r in %s for %.0f s now: %s; trying on, for %.0f s in all.",
             verb,
             path,
             self._where,
             waited_s,
-            state.attempt_number,
-            reason(_error_of(state)),
+            self._last_reason,
             self._patience.deadline_s,
         )
 
@@ -103,11 +145,17 @@ class Retrier:
         _log.warning("%s answers again, after %.0f s.", self._where, time.monotonic() - self._silent_since)
         self._silent_since, self._last_word = None, float("-inf")
 
-    def _gave_up(self, verb: str, path: str, attempts: int, error: RetryError) -> StoreError:
-        last = error.last_attempt.exception()
-        assert last is not None
+    def _gave_up(self, verb: str, path: str, attempts: int, last: BaseException) -> StoreError:
         spent = f"gave up after {attempts} attempts in {self._patience.deadline_s:g} s"
         return StoreError(f"cannot {verb} {path!r} in {self._where}: {reason(last)}; {spent}; {cure(last)}.")
+
+
+class _Spent(Exception):  # noqa: N818 - never leaves this file
+    """The deadline is over, and the budget had no retry left before it."""
+
+
+def _later(seconds: float, act: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, act, *arguments)
 
 
 async def _attempt(act: Callable[[int], Awaitable[T]], limit_s: float | None, number: int) -> T:

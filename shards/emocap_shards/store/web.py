@@ -211,7 +211,8 @@ async def _need(response: aiohttp.ClientResponse, statuses: set[int]) -> None:
     text = (await at_most(response.content.read, ERROR_BYTES)).decode(errors="replace")
     found = {name: pattern.search(text) for name, pattern in _XML.items()}
     code, message = (match[1].strip() if match else "" for match in found.values())
-    raise Refusal(response.status, code, message or str(response.reason))
+    asked = response.headers.get("Retry-After", "")
+    raise Refusal(response.status, code, message or str(response.reason), asked)
 
 
 def _version(headers: Mapping[str, str]) -> str:
