@@ -142,7 +142,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     stopping = monitor.asked_to_stop(runtime.should_stop())
     monitor.at(engine.step)
     while engine.step < config.steps and not stopping:
-        with monitor.sections.timed("data"):
+        with monitor.sections.timed("data"), session.quarantine.recorded(engine.step):
             batch, cursor, damaged = next(session.batches)
         session.quarantine.meet(damaged, engine.step)
         metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.sections.timed)

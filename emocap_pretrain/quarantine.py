@@ -1,9 +1,11 @@
 """The damaged samples that a run left out, over all ranks and attempts."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from emocap_shards.errors import BudgetSpent, DamagedSample
+from emocap_shards.errors import BudgetSpent, ConditionFailed, DamagedSample, NotFound, StoreError
 from emocap_shards.store import Store
 
 from emocap_pretrain.errors import ConfigError
@@ -13,6 +15,9 @@ from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.world import World
 
 QUARANTINE_FILE = "quarantine.json"
+RACES = 10  # Attempts at writing while other ranks write too.
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -65,6 +70,16 @@ class Quarantine:
         self._check()
         return fresh
 
+    @contextmanager
+    def recorded(self, step: int) -> Generator[None]:
+        """Writes what this rank knows before a spent budget ends it, without waiting for the other ranks."""
+        try:
+            yield
+        except BudgetSpent as error:
+            self.meet(error.damaged, step)
+            _add(self.store, [*self._pending, *self.rows])
+            raise
+
     def _check(self) -> None:
         if len(self.rows) > self.budget:
             last = self.rows[-1]
@@ -76,6 +91,32 @@ class Quarantine:
 
     def dump(self) -> bytes:
         return QUARANTINE.dump(QuarantineDocument(tuple(self.rows)))
+
+
+def _add(store: Store, rows: Sequence[QuarantinedSample]) -> None:
+    """Add samples to the file, to which other ranks may add some at the same time. A store that refuses costs them."""
+    try:
+        for _ in range(RACES):
+            with suppress(ConditionFailed):
+                _merge(store, rows)
+                return
+        log.warning("%s/%s keeps changing: samples of this rank are missing in it", store.url, QUARANTINE_FILE)
+    except (StoreError, OSError, ValueError) as error:
+        log.warning("%s/%s lacks samples of this rank: %s", store.url, QUARANTINE_FILE, error)
+
+
+def _merge(store: Store, rows: Sequence[QuarantinedSample]) -> None:
+    try:
+        data, version = store.read_versioned(QUARANTINE_FILE, limit_bytes=QUARANTINE.limit_bytes)
+    except NotFound:
+        data, version = None, ""
+    stored = () if data is None else QUARANTINE.parse(data).samples
+    merged = {_place(row): row for row in (*rows, *stored)}
+    document = QUARANTINE.dump(QuarantineDocument(tuple(merged.values())))
+    if data is None:
+        store.put_if_absent(QUARANTINE_FILE, document)
+    else:
+        store.put_if_match(QUARANTINE_FILE, document, version)
 
 
 def _place(row: QuarantinedSample) -> tuple[str, str]:

@@ -207,37 +207,38 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
     run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
-    rows: list[Row] = []
-    with resumable(store, opening, _wanted(config, world)) as found:
-        state = state_of(found.checkpoint) if found else None
-        if found and state:
-            _check(found.checkpoint, state, config, data_digest, world)
-            guard.load(asdict(state.guard))
-            rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
-        tokenizer = _tokenizer(config, opening, found.folder if found else None)
-        engine = _engine(config, world, tokenizer, found)
-    stream = stream_of(config, world.place, Cursor.from_json(state.cursor) if state else Cursor())
-    checkpoint = found.checkpoint if found else None
-    tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
-    retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
-    refused = found.refused if found else ()
-    return Session(
-        config=config,
-        world=world,
-        attempt=attempt,
-        store=store,
-        data_digest=data_digest,
-        tokenizer=tokenizer,
-        engine=engine,
-        tracker=tracker,
-        saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
-        guard=guard,
-        batches=batches(
-            config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
-        ),
-        quarantine=quarantine,
-        before=state.progress if state else Progress(),
-    )
+    with quarantine.recorded(step=0):
+        rows: list[Row] = []
+        with resumable(store, opening, _wanted(config, world)) as found:
+            state = state_of(found.checkpoint) if found else None
+            if found and state:
+                _check(found.checkpoint, state, config, data_digest, world)
+                guard.load(asdict(state.guard))
+                rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
+            tokenizer = _tokenizer(config, opening, found.folder if found else None)
+            engine = _engine(config, world, tokenizer, found)
+        stream = stream_of(config, world.place, Cursor.from_json(state.cursor) if state else Cursor())
+        checkpoint = found.checkpoint if found else None
+        tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
+        retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
+        refused = found.refused if found else ()
+        return Session(
+            config=config,
+            world=world,
+            attempt=attempt,
+            store=store,
+            data_digest=data_digest,
+            tokenizer=tokenizer,
+            engine=engine,
+            tracker=tracker,
+            saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
+            guard=guard,
+            batches=batches(
+                config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
+            ),
+            quarantine=quarantine,
+            before=state.progress if state else Progress(),
+        )
 
 
 def _unsent(path: Path) -> list[Row]:

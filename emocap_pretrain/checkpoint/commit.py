@@ -150,7 +150,7 @@ def _replaced(store: Store, step: int, data: bytes, present: Checkpoint | None, 
     """Put our manifest in the place of a damaged one, whose bytes are kept; whether it was still the one we judged."""
     path = manifest_of(step)
     try:
-        old, version = store.read_versioned(path)
+        old, version = store.read_versioned(path, limit_bytes=LARGEST_BYTES)
         again = Checkpoint.parse(old)
         if (again and again.attempt) != (present and present.attempt):
             return False

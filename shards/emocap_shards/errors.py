@@ -94,4 +94,8 @@ class DamagedSample(ShardsError):  # noqa: N818
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined than the error budget allows."""
+    """More samples were quarantined than the error budget allows; `damaged` are all that are known here."""
+
+    def __init__(self, message: str, *, damaged: tuple[DamagedSample, ...] = ()) -> None:
+        super().__init__(message)
+        self.damaged = damaged

@@ -29,7 +29,8 @@ class Quarantine:
             return False
         if len(self.held) == self.budget:
             raise BudgetSpent(
-                f"error_budget={self.budget} is used up by {_named(self.held)}; then: {damage}"
+                f"error_budget={self.budget} is used up by {_named(self.held)}; then: {damage}",
+                damaged=(*self.held.values(), damage),
             ) from damage
         self.held[damage.shard, damage.key] = damage
         _log.warning("quarantined: %s", damage)

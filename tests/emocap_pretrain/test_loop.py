@@ -405,6 +405,7 @@ def test_more_damage_than_the_budget_ends_the_run_with_a_list(new_run: Callable[
     config = new_run(data__url=damaged_faces(tmp_path / "faces", 4), data__error_budget=2)
     with pytest.raises(BudgetSpent, match="error_budget=2 is used up"):
         pretrain(config, FakeRuntime())
+    assert len(json.loads((tmp_path / "run" / "quarantine.json").read_text())["samples"]) >= 3
 
 
 def test_a_mixture_trains_and_resumes(new_run: Callable[..., Config], faces: str, tmp_path: Path) -> None:

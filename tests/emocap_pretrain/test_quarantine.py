@@ -1,4 +1,5 @@
 import json
+import pickle
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from emocap_shards.store import open_store
 from pretrain_fakes import ThreadWorld, on_ranks
 
 from emocap_pretrain.quarantine import QUARANTINE_FILE, Quarantine
-from emocap_pretrain.run_folder.documents import QuarantinedSample
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument, QuarantinedSample
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
 
@@ -78,3 +80,27 @@ def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> No
     with pytest.raises(BudgetSpent, match=r"3 damaged samples, the last 'c' .* delete that file"):
         Quarantine.open(open_store(url), alone, 2)
     assert len(Quarantine.open(open_store(url), alone, 3).rows) == 3
+
+
+def test_ranks_that_end_alone_write_what_they_know_and_lose_nothing_of_the_others(url: str) -> None:
+    settled([["a"]], 5, url)
+
+    def act(world: ThreadWorld) -> None:
+        quarantine = Quarantine(open_store(url), world, 2)  # pyright: ignore[reportArgumentType]
+        quarantine.meet([damage(f"pending-{world.place.rank}")], step=8)
+        with quarantine.recorded(step=9):
+            raise BudgetSpent("used up", damaged=(damage(f"then-{world.place.rank}"),))
+
+    assert [str(each) for each in on_ranks(3, act)] == ["used up"] * 3
+    found = storage.read(open_store(url), QUARANTINE_FILE, QUARANTINE)
+    assert isinstance(found, QuarantineDocument)
+    expected = {"a"} | {f"{when}-{rank}" for when in ("pending", "then") for rank in range(3)}
+    assert {sample.key for sample in found.samples} == expected
+
+
+def test_a_spent_budget_names_its_samples_in_another_process_too() -> None:
+    error = pickle.loads(pickle.dumps(BudgetSpent("used up", damaged=(damage("a"),))))
+    assert str(error) == "used up"
+    assert [(each.shard, each.key, each.reason) for each in error.damaged] == [
+        ("shard-000001.tar", "a", "its CRC-32C is wrong")
+    ]

@@ -49,8 +49,8 @@ class WrongReads:
     def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         return self._changed(path, self.store.read(path, limit_bytes=limit_bytes))
 
-    def read_versioned(self, path: str) -> tuple[bytes, str]:
-        data, version = self.store.read_versioned(path)
+    def read_versioned(self, path: str, *, limit_bytes: int) -> tuple[bytes, str]:
+        data, version = self.store.read_versioned(path, limit_bytes=limit_bytes)
         return self._changed(path, data), version
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
