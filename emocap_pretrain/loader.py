@@ -10,12 +10,14 @@ import socket
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, ShardsError
 from emocap_shards.inspecting.wording import size
+from emocap_shards.mask import remember, secrets
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from emocap_pretrain.batch import Batch, Tokens
 from emocap_pretrain.config.schema import Config, Data, PartLengths
 from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
+from emocap_pretrain.logs import guard_tracebacks, show_logs
 from emocap_pretrain.sides import mirrored
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
@@ -234,7 +237,7 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, known=secrets()),
         pin_memory=pin,
     )
     try:
@@ -264,12 +267,14 @@ def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Gener
         del results
 
 
-def _quiet_worker(_: int) -> None:
+def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group.
 
     Warnings are shown: a store that is gone, a sample that is left out.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    remember(*known)
+    show_logs(logging.WARNING)
+    guard_tracebacks()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.

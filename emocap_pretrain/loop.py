@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from emocap_shards.mask import masked
 from emocap_shards.store import Store, open_store
 from torch import Tensor
 
@@ -31,7 +32,6 @@ from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report, ZeroShot
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Session, open_session
-from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import row, understood
 from emocap_pretrain.tracking.tracker import Tracker

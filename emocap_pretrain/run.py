@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from emocap_shards.mask import remember
 from emocap_shards.store import open_store
 
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
@@ -29,9 +31,7 @@ from emocap_pretrain.terminal import (
     duration,
     errors_as_lines,
     screen,
-    show_logs,
 )
-from emocap_pretrain.tracking.masking import masked
 
 if TYPE_CHECKING:
     from emocap_cluster.placement import Wish
@@ -110,11 +110,11 @@ def _dry_run(
     known = planned[0].memory if planned else None
     checked = preflight(config, devices if planned else None, known=known)
     for plan in planned:
-        sys.stdout.write(plan.text(full=full) + "\n")
+        sys.stdout.write(shown(plan.text(full=full)) + "\n")
     for note in checked.notes:
-        sys.stdout.write(f"note            {note}\n")
+        sys.stdout.write(f"note            {shown(note)}\n")
     for problem in dict.fromkeys([*found.problems, *checked.problems]):
-        sys.stderr.write(f"this will not run: {problem}\n")
+        sys.stderr.write(f"this will not run: {shown(problem)}\n")
     if found.problems or checked.problems:
         sys.exit(WRONG_INPUT)
 
@@ -177,7 +177,7 @@ def _check(config: Config, devices: "Devices | None", *, with_labels: bool, alou
         found = preflight(config, devices, with_labels=with_labels)
     found.refuse()
     for note in found.notes if aloud else ():
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
 
 
 def _leave(code: int) -> NoReturn:
@@ -239,10 +239,16 @@ def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
     """What each process of Ray's calls."""
+    remember(*config.secrets)  # Ray starts this process: the config's texts were resolved in another one.
+    show_logs()
+    guard_tracebacks()
     from emocap_pretrain.loop import pretrain
 
-    show_logs()
-    pretrain(config, runtime)
+    try:
+        pretrain(config, runtime)
+    except BaseException as error:
+        conceal(error)  # Ray writes the error into its own logs.
+        raise
 
 
 def _print_story(story: "Story") -> None:
@@ -256,7 +262,7 @@ def _print_story(story: "Story") -> None:
     for attempt in story.attempts[:-1]:
         ended = attempt.ended
         why = str(ended.cause) if ended.cause else WHY[ended.how.value]
-        console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}", markup=False)
+        console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}")
 
 
 def _print_result(config: Config) -> bool:
@@ -268,7 +274,7 @@ def _print_result(config: Config) -> bool:
         return False
     console.print(report.table())
     console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")
-    console.print(f"Look at it:\n{_mlflow_command(masked(config.stored()['tracking']['uri']))}")
+    console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
     return True
 
 
@@ -283,6 +289,7 @@ def _mlflow_command(uri: str) -> str:
 
 def main() -> None:
     """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
+    guard_tracebacks()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=OnceCommand)(command)
     app()

@@ -10,7 +10,7 @@
 | 130 | Ctrl-C |
 """
 
-import logging
+import json
 import math
 import os
 import sys
@@ -24,14 +24,33 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from typer.core import TyperCommand, TyperOption
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.logs import conceal, shown, shown_tree
 
 FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
 EVERY_S = 10.0
 
-console = Console(highlight=False, soft_wrap=True)
+
+class Terminal(Console):
+    """A console whose texts are what they are: no markup, no secret, no control character; styles come from `Text`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Called by rich for every str that it prints, those in a table too, before lines are broken."""
+        options |= {"markup": False, "emoji": False}
+        return super().render_str(shown(text), **options)  # pyright: ignore[reportArgumentType]
+
+
+console = Terminal(highlight=False, soft_wrap=True)
+
+
+def say_json(tree: Any) -> None:
+    """Print a JSON value, masked; what does not print is written as \\u escapes, which is the same JSON."""
+    text = json.dumps(shown_tree(tree), ensure_ascii=False)
+    line = text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(f"{line}\n")
 
 
 class OnceCommand(TyperCommand):
@@ -61,6 +80,7 @@ def errors_as_lines(*, debug: bool) -> Generator[None]:
         yield
     except Exception as error:
         if debug or not _ours(error):
+            conceal(error)
             raise
         wrong_input = isinstance(getattr(error, "cause", error), ConfigError)
         # Every rank finds the same fault in a config; one voice is enough.
@@ -77,17 +97,10 @@ def _ours(error: Exception) -> bool:
     return type(error).__module__.startswith("emocap_")
 
 
-def show_logs() -> None:
-    """Warnings and news of our own packages on stderr."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for package in ("emocap_pretrain", "emocap_shards", "emocap_cluster"):
-        logging.getLogger(package).setLevel(logging.INFO)
-
-
 def _say(message: str) -> None:
     rank = os.environ.get("RANK")
     where = f"rank {rank}: " if rank else ""
-    sys.stderr.write(f"error: {where}{message}\n")
+    sys.stderr.write(f"error: {where}{shown(message)}\n")
 
 
 @contextmanager
@@ -103,7 +116,7 @@ def screen() -> Generator["Screen"]:
 def columns() -> tuple[ProgressColumn, ...]:
     return (
         BarColumn(bar_width=16),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
@@ -118,7 +131,7 @@ class Screen:
         self._pace = Pace()
 
     def say(self, line: str) -> None:
-        console.print(line, markup=False)
+        console.print(line)
 
     def beat(self, step: int, steps: int, note: str) -> None:
         if self._bar is None:
@@ -131,7 +144,7 @@ class Screen:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task("", total=steps, completed=step)
         self._pace.seen = step
-        self._bar.update(self._task, completed=step, description=f"step {step}/{steps} · {note}")
+        self._bar.update(self._task, completed=step, description=shown(f"step {step}/{steps} · {note}"))
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from emocap_pretrain.cli import (
     unpack,
     verify,
 )
+from emocap_pretrain.logs import guard_tracebacks
 from emocap_pretrain.terminal import OnceCommand
 
 app = typer.Typer(
@@ -45,4 +46,5 @@ app.add_typer(checkpoints.app, name="checkpoints")
 
 def main() -> None:
     """Entry point of the console script."""
+    guard_tracebacks()
     app()

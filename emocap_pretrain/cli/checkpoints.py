@@ -1,6 +1,5 @@
 """`emocap checkpoints`: list, verify and prune what a run has saved."""
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.state import RunState
-from emocap_pretrain.terminal import FAILED, OnceCommand, console, errors_as_lines
+from emocap_pretrain.terminal import FAILED, OnceCommand, console, errors_as_lines, say_json
 
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
@@ -53,15 +52,15 @@ def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> Non
         store = open_store(url)
         rows = [row for folder in step_folders(store) for row in _rows(store, folder)]
         if as_json:
-            typer.echo(json.dumps([asdict(row) for row in rows]))
+            say_json([asdict(row) for row in rows])
         elif rows:
             columns = ("step", "saved (UTC)", "size", "files", "ranks", "ZeRO", "loss", "state")
             console.print(grid(f"Checkpoints of {store.url}", columns, map(_cells, rows), left=0))
             for row in rows:
                 if row.note:
-                    console.print(plain(f"step {row.step}: {row.note}"), markup=False)
+                    console.print(plain(f"step {row.step}: {row.note}"))
         else:
-            console.print(f"{store.url} has no checkpoints.", markup=False)
+            console.print(f"{store.url} has no checkpoints.")
 
 
 @app.command("verify", cls=OnceCommand)
@@ -77,7 +76,7 @@ def verify_command(
         folders = _chosen(store, step)
         faults = {each.step: _faults(store, each, quiet=as_json) for each in folders}
         if as_json:
-            typer.echo(json.dumps({str(step): found for step, found in faults.items()}))
+            say_json({str(step): found for step, found in faults.items()})
         else:
             for number, found in faults.items():
                 _tell(number, found)
@@ -118,10 +117,10 @@ def prune_command(
             freed += each.bytes
             what = "the checkpoint" if each.of_checkpoint else "what an unfinished save left"
             verb = "would delete" if dry_run else "deleting"
-            console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}", markup=False)
+            console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}")
             if not dry_run:
                 delete(store, each)
-        console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.", markup=False)
+        console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.")
 
 
 def _rows(store: Store, folder: StepFolder) -> list[Row]:
@@ -209,13 +208,13 @@ def _is_whole(store: Store, folder: StepFolder) -> bool:
     except CheckpointError as error:
         found = [str(error)]
     if found:
-        console.print(f"step {folder.step}: does not count, {plain(found[0])} is missing or damaged", markup=False)
+        console.print(f"step {folder.step}: does not count, {plain(found[0])} is missing or damaged")
     return not found
 
 
 def _tell(step: int, faults: Iterable[str]) -> None:
     lines = [f"step {step}: {plain(fault)} is missing or damaged" for fault in faults]
-    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]), markup=False)
+    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]))
 
 
 def _alive(store: Store) -> int | None:

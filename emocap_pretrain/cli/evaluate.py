@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from emocap_shards.mask import MASK
 
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load, unresolved
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.terminal import console, errors_as_lines, show_logs
+from emocap_pretrain.logs import show_logs
+from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
     from emocap_pretrain.config.schema import Evaluation
@@ -66,6 +68,6 @@ def _with_data(settings: "Evaluation", data: str | None, *, allowed: bool) -> "E
             f"the checkpoint's config names the dataset {settings.url}, which whoever wrote the checkpoint chose: "
             "allow it with --stored-data, or name a dataset with --data URL."
         )
-    if data is None and unresolved(settings.url):
+    if data is None and (unresolved(settings.url) or MASK in str(settings.url)):
         raise ConfigError(f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL.")
     return settings.model_copy(update={"url": data or settings.url, "batch": min(settings.batch, LARGEST_BATCH)})

@@ -1,6 +1,5 @@
 """`emocap inspect`."""
 
-import json
 import os
 import uuid
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config, Mixed
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.terminal import console, errors_as_lines
+from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 
 def command(
@@ -43,13 +42,13 @@ def command(
         if html:
             _write(summary, html)
         if as_json:
-            typer.echo(json.dumps(summary.to_json() | ({"cut": cut[1]} if cut else {}), ensure_ascii=False))
+            say_json(summary.to_json() | ({"cut": cut[1]} if cut else {}))
         else:
             show(summary)
             if cut:
                 console.print(cut[0], markup=False)
             if html:
-                console.print(f"The page is {html}.", markup=False)
+                console.print(f"The page is {html}.")
 
 
 def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:

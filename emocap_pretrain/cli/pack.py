@@ -140,7 +140,7 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
         parts.append(f"{len(packed.duplicates)} duplicates {verb} {DUPLICATES}")
     if packed.left_out:
         parts.append(f"left out {described(packed.left_out)}")
-    console.print(f"{url}: {', '.join(parts)}.", markup=False)
+    console.print(f"{url}: {', '.join(parts)}.")
 
 
 def _encoding(name: str | None, quality: int | None, longest: int | None, shortest: int | None) -> Encoding | None:

@@ -49,7 +49,7 @@ def command(
             _gather(store, began.traces, last, bar)
         console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
         for trace in began.traces:
-            console.print(f"  {store.url}/{trace}", markup=False)
+            console.print(f"  {store.url}/{trace}")
 
 
 def _numbers(ranks: str) -> tuple[int, ...] | None:

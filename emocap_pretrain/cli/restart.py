@@ -23,11 +23,12 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.logs import show_logs, shown
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder import requests
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.state import RunState
-from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines, show_logs
+from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines
 
 ANSWER_S = 5.0
 DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
@@ -69,7 +70,7 @@ def command(
         # What the ranks did not need any more is not meant for the next start.
         requests.served(store, requests.Requests(stop=True))
         if outcome.over.how is End.FAILED:
-            sys.stderr.write(f"error: {outcome.over.reason}\n")
+            sys.stderr.write(f"error: {shown(outcome.over.reason)}\n")
         sys.exit(_code(outcome))
 
 
@@ -132,4 +133,4 @@ def _overrides(words: list[str]) -> list[str]:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False)
+    console.print(line)

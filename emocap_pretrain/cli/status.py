@@ -1,6 +1,5 @@
 """`emocap status`."""
 
-import json
 import time
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -15,7 +14,7 @@ from emocap_pretrain.cli.tables import grid, plain, table
 from emocap_pretrain.run_folder.attempts import ASKED
 from emocap_pretrain.run_folder.documents import Slowest, Status
 from emocap_pretrain.run_folder.state import STALE_S, AttemptState, RunState
-from emocap_pretrain.terminal import console, errors_as_lines
+from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 EVERY_S = 5.0
 AGAIN_S = 600.0  # More than a supervisor pauses and an attempt takes until its first status.
@@ -37,7 +36,7 @@ def command(
         store = open_store(run_url)
         state = RunState.read(store, last=attempts)
         if as_json:
-            typer.echo(json.dumps(state.to_json(time.time()), ensure_ascii=False))
+            say_json(state.to_json(time.time()))
             return
         if not watch:
             console.print(_page(state, time.time()), soft_wrap=False)

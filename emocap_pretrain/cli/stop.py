@@ -50,6 +50,6 @@ def _wait(run_url: str) -> None:
     while (state := RunState.read(store, last=1)).newest.alive(time.time()):
         time.sleep(EVERY_S)
     newest = state.newest
-    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}", markup=False)
+    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}")
     if newest.how not in {"stopped", "done"}:
         raise typer.Exit(FAILED)

@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from emocap_shards.inspecting.plots import ceiling
+from emocap_shards.mask import masked
+from emocap_shards.printable import printable
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from emocap_pretrain.logs import shown
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -28,9 +32,9 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
         justify = "left" if is_text or name in {"histogram", ""} else "right"
         drawn.add_column(name, justify=justify, header_style="dim", overflow="fold", no_wrap=not is_text)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(shown(cell)) for cell in row))
     # Not the table's own title, which is broken where the table is narrow.
-    return Group(Text(title, style="bold"), drawn)
+    return Group(Text(shown(title), style="bold"), drawn)
 
 
 def shards(number: int) -> str:
@@ -38,8 +42,8 @@ def shards(number: int) -> str:
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """Text from data as it may be shown on a terminal: one line, nothing that moves the cursor or turns the text."""
-    line = "".join(letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in text)
+    """Text from data as it may be shown on a terminal: one line without secrets, of which nothing steers it."""
+    line = printable(masked(text))
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 

@@ -24,9 +24,9 @@ def command(
         with tqdm(total=total, desc="unpacking", unit=" samples", disable=None, dynamic_ncols=True, leave=False) as bar:
             unpacked = unpack(url, folder, skip_bad=skip_bad, progress=lambda _: _step(bar))
         for damage in unpacked.damaged:
-            console.print(str(damage), markup=False)
+            console.print(str(damage))
         left_out = f", {len(unpacked.damaged)} damaged ones left out" if unpacked.damaged else ""
-        console.print(f"{folder}: {unpacked.samples:,} samples{left_out}.", markup=False)
+        console.print(f"{folder}: {unpacked.samples:,} samples{left_out}.")
 
 
 def _step(bar: "tqdm[NoReturn]") -> None:

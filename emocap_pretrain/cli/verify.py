@@ -1,6 +1,5 @@
 """`emocap verify`."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.cli.tables import shards as in_words
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.terminal import FAILED, console, errors_as_lines
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
 
 
 def command(
@@ -30,7 +29,7 @@ def command(
     with errors_as_lines(debug=debug):
         verdict = _verdict(url, quick=quick, processes=processes, show=0 if as_json else show)
         if as_json:
-            typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False))
+            say_json(verdict.to_json())
         else:
             _conclude(verdict, show)
         raise typer.Exit(0 if verdict.whole else FAILED)
@@ -46,7 +45,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
             shown += 1
             if shown <= show:
                 bar.clear()
-                console.print(plain(str(fault)), markup=False)
+                console.print(plain(str(fault)))
 
         def move(progress: Progress) -> None:
             bar.total = progress.shards_all if quick else progress.bytes_all
@@ -68,10 +67,10 @@ def _conclude(verdict: Verdict, show: int) -> None:
     looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
     how = "sizes and indexes only" if verdict.quick else "every byte read"
     if verdict.whole:
-        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)
+        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.")
         return
     rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
     console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)
     least = "at least " if verdict.quick else ""
     lost = f"{least}{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
-    console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.", markup=False)
+    console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.")

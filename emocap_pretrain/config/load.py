@@ -1,12 +1,16 @@
 """YAML file + dotted overrides -> Config, or one line for each thing that is wrong."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from emocap_shards.mask import remember
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from pydantic import ValidationError
 
 from emocap_pretrain.config.explain import Origin, explain
@@ -14,6 +18,11 @@ from emocap_pretrain.config.location import INERT
 from emocap_pretrain.config.schema import Config, Keys
 from emocap_pretrain.config.stored import current
 from emocap_pretrain.errors import ConfigError
+
+LARGEST_BYTES = 256 << 10
+MOST_NODES, DEEPEST, LONGEST_NUMBER, MOST_INTERPOLATIONS = 20_000, 40, 40, 32
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_PLACES = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -58,7 +67,9 @@ def unresolved(tree: Any) -> list[tuple[str, str]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not valid YAML: byte {error.start} is not UTF-8; save the file as UTF-8."
@@ -67,18 +78,48 @@ def _read(path: Path) -> str:
         raise ConfigError(
             f"cannot read the config {path}: {error.strerror}; recipes to start from are in launch/recipes."
         ) from error
+    if len(data) > LARGEST_BYTES:
+        raise ConfigError(f"{path}: a config of more than {LARGEST_BYTES >> 10} KiB; is that the right file?")
+    return text
 
 
 def _parse(text: str, path: Path) -> DictConfig:
     try:
+        _require_small(yaml.compose(text, Loader=yaml.SafeLoader))
         tree = OmegaConf.create(text)
     except AssertionError:  # OmegaConf's word for a lone number.
         tree = None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: it is nested too deeply.") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, DictConfig) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{path}: a config is a mapping of settings, such as `steps: 1000`.")
     return tree
+
+
+def _require_small(root: yaml.Node | None) -> None:
+    """Refuses a document that is small as a file and huge as a value. Nothing is built of it yet.
+
+    Raises:
+        ValueError: For too many nodes once aliases are followed, too deep nesting, or a number of too many digits.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > DEEPEST:
+            raise ValueError(f"line {node.start_mark.line + 1} is nested more than {DEEPEST} levels deep")
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+                raise ValueError(f"line {node.start_mark.line + 1} has a number of {len(node.value):,} digits")
+            return 1
+        if id(node) not in sizes:
+            inner = (part for each in node.value for part in (each if isinstance(each, tuple) else (each,)))
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
+        return sizes[id(node)]
+
+    if root is not None and (nodes := size(root, 0)) > MOST_NODES:
+        raise ValueError(f"its aliases make {nodes:,} values of it, and {MOST_NODES:,} are the most")
 
 
 def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
@@ -91,23 +132,59 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"command line: {key} is given twice, as {given[key]!r} and {text!r}: say it once.")
         given[key] = text
         try:
+            _require_small(yaml.compose(value, Loader=yaml.SafeLoader))
             # Read as in a file, where PyYAML alone takes 1e3 for a text.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             OmegaConf.update(tree, key, parsed["value"], merge=False)
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from error
 
 
 def _validate(tree: DictConfig, origin: Origin) -> Config:
     texts = dict(_interpolations(OmegaConf.to_container(tree, resolve=False)))
+    # Each may name a text with others in it, so that their number bounds the size of what comes out.
+    if (count := sum(text.count("${") for text in texts.values())) > MOST_INTERPOLATIONS:
+        raise ConfigError(f"{origin.file}: {count} interpolations ${{...}}; {MOST_INTERPOLATIONS} are the most.")
+    with _environment_read() as read:
+        try:
+            values = OmegaConf.to_container(tree, resolve=True)
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise ConfigError(f"{origin.file}: {' '.join(str(error).split())}") from error
+    secrets = [value for name, value in read.items() if not _is_place(name, value)]
+    remember(*secrets)
     try:
-        values = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin.file}: {' '.join(str(error).split())}") from error
-    try:
-        return Config.model_validate(values).with_interpolations(texts)
+        return Config.model_validate(values).with_interpolations(texts, secrets)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, origin, texts))) from error
+
+
+@contextmanager
+def _environment_read() -> Generator[dict[str, str]]:
+    """Inside, every variable of the environment that a config takes a value from is noted, with that value."""
+    read: dict[str, str] = {}
+
+    def env(key: str, *default: Any) -> str | None:
+        value = oc.env(key, *default)
+        if key in os.environ:
+            read[key] = os.environ[key]
+        return value
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield read
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _is_place(name: str, value: str) -> bool:
+    """Whether a variable says who or where this is: such values are no secrets, and many texts hold them."""
+    if name in _PLACES or name.startswith("SLURM_"):
+        return True
+    path = Path(value)
+    try:
+        return path.is_absolute() and (path.exists() or (path.parent != Path("/") and path.parent.exists()))
+    except OSError:
+        return False
 
 
 def _interpolations(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:

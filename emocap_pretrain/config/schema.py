@@ -1,8 +1,10 @@
 """The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
 
 import copy
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
 
+from emocap_shards.mask import holds_secret, masked_url
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
 from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Length, Positive, Section, Template, Weight
@@ -259,6 +261,7 @@ class Config(Section):
 
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
+    _secrets: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def shuffle_window(self) -> int:
@@ -266,17 +269,33 @@ class Config(Section):
         return self.data.shuffle_window or max(8 * self.global_batch, 1 << 14)
 
     def stored(self) -> dict[str, Any]:
-        """The settings as they may be logged: interpolated values appear as the text that stood in the file."""
-        tree = copy.deepcopy(self.model_dump(mode="json"))
+        """The settings as they may be logged: interpolated values appear as the text that stood in the file.
+
+        Of a URL that was written with a user, a password or a query these are left out.
+        """
+        tree = _public(copy.deepcopy(self.model_dump(mode="json")))
         for keys, text in self._interpolations.items():
             _put(tree, keys, text)
         return tree
 
-    def with_interpolations(self, texts: dict[Keys, str]) -> "Config":
-        """This config, remembering that the values at these keys came from `${oc.env:...}` texts."""
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Values of the environment that went into this config; another process masks them too."""
+        return self._secrets
+
+    def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":
+        """This config, remembering that the values at these keys came from `${oc.env:...}` texts, and which."""
         config = self.model_copy()
-        config._interpolations = dict(texts)
+        config._interpolations, config._secrets = dict(texts), tuple(secrets)
         return config
+
+
+def _public(node: Any) -> Any:
+    if isinstance(node, str):
+        return masked_url(node) if "://" in node and holds_secret(node) else node
+    if isinstance(node, dict):
+        return {key: _public(value) for key, value in cast("dict[str, Any]", node).items()}
+    return [_public(each) for each in cast("list[Any]", node)] if isinstance(node, list) else node
 
 
 def _put(tree: Any, keys: Keys, value: str) -> None:

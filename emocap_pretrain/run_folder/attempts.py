@@ -21,6 +21,7 @@ from emocap_shards.errors import BudgetSpent, ConditionFailed, StoreError
 from emocap_shards.store import Store
 
 from emocap_pretrain.errors import ConfigError, DataError, Superseded, TrackingError
+from emocap_pretrain.logs import shown
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import ATTEMPT, FAILURE, STATUS, AttemptDocument, Failure, Status
 from emocap_pretrain.run_folder.storage import Kind, Unreadable
@@ -76,12 +77,13 @@ class Attempt:
             )
 
     def tell(self, status: Status) -> None:
-        storage.write(self.store, f"{FOLDER}/{self.number:05d}/{STATUS_FILE}", STATUS, status)
+        told = replace(status, reason=shown(status.reason))
+        storage.write(self.store, f"{FOLDER}/{self.number:05d}/{STATUS_FILE}", STATUS, told)
 
     def fail(self, failure: Failure) -> None:
         """Record a failure; a store that does not take it costs the record, not more."""
         path = f"{FOLDER}/{self.number:05d}/failed-{failure.rank:05d}.json"
-        told = replace(failure, message=failure.message[:LONGEST_MESSAGE], at=time.time())
+        told = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
         try:
             storage.write(self.store, path, FAILURE, told)
         except (StoreError, OSError) as error:

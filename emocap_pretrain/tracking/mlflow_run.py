@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # It may hold a password.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from emocap_shards.mask import masked
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -30,7 +31,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment
-from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.spool import Kind, Row, reason
 
 STARTS = "emocap.starts"

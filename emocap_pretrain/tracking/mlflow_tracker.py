@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emocap_shards.mask import masked
 from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder import unsent
-from emocap_pretrain.tracking.masking import masked
 from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun
 from emocap_pretrain.tracking.spool import Row, Spool, row, understood
 from emocap_pretrain.tracking.tracker import Status

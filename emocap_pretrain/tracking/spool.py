@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, TypedDict, cast, get_args
 
-from emocap_pretrain.tracking.masking import masked
+from emocap_shards.mask import masked
 
 Kind = Literal["metrics", "scores", "rescores", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"]
 MOST_AT_ONCE = 200

@@ -3,11 +3,10 @@
 import io
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress
 
 from emocap_pretrain import terminal
-from emocap_pretrain.terminal import EVERY_S, Pace, Screen, duration, screen
+from emocap_pretrain.terminal import EVERY_S, Pace, Screen, Terminal, duration, screen
 
 
 def test_a_line_tells_the_step_the_note_and_the_time_that_is_left() -> None:
@@ -42,7 +41,7 @@ def test_durations_are_short(seconds: float, shown: str) -> None:
 
 def test_in_a_terminal_one_line_moves_and_fits_80_columns() -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=80)
+    console = Terminal(file=out, force_terminal=True, width=80)
     with Progress(*terminal.columns(), console=console) as bar:
         shown = Screen(bar)
         for step in (5, 20, 10):
@@ -55,7 +54,7 @@ def test_in_a_terminal_one_line_moves_and_fits_80_columns() -> None:
 
 def test_in_a_log_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, soft_wrap=True))
+    monkeypatch.setattr(terminal, "console", Terminal(file=out, force_terminal=False, soft_wrap=True))
     with screen() as shown:
         shown.say("a line with [brackets]")
         shown.beat(1, 2, "loss 1.0")

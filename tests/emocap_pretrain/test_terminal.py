@@ -5,7 +5,8 @@ from emocap_cluster.errors import RankFailed
 from emocap_shards.errors import ManifestError
 
 from emocap_pretrain.errors import ConfigError, TrainingError
-from emocap_pretrain.terminal import errors_as_lines, show_logs
+from emocap_pretrain.logs import show_logs
+from emocap_pretrain.terminal import errors_as_lines
 
 
 @pytest.fixture(autouse=True)

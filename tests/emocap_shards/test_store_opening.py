@@ -1,7 +1,7 @@
 import pytest
 from emocap_shards.errors import StoreError
+from emocap_shards.mask import masked
 from emocap_shards.store import Patience, Traffic, open_store
-from emocap_shards.store.mask import masked
 from emocap_shards.store.objects import ObjectStore
 
 

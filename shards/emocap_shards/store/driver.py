@@ -8,9 +8,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from emocap_shards.errors import StoreError
+from emocap_shards.mask import masked_url
 from emocap_shards.store.backend import Condition, Facts, Page, Part
 from emocap_shards.store.failure import EXPECTED, Refusal
-from emocap_shards.store.mask import masked_url
 from emocap_shards.store.protocol import Entry
 
 _GOOGLE = {"gs", "gcs"}

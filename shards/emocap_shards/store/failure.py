@@ -24,7 +24,7 @@ from botocore.exceptions import SSLError as BotoSSLError
 from botocore.parsers import ResponseParserError
 
 from emocap_shards.local_files import UnsafePath
-from emocap_shards.store.mask import masked
+from emocap_shards.mask import masked
 
 _CUT = (
     BotoConnectionError,

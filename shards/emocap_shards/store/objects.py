@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from emocap_shards.errors import ConditionFailed, NotFound, ShardsError, StoreError
+from emocap_shards.mask import MASK, masked
 from emocap_shards.store.backend import Backend, Condition, Page
 from emocap_shards.store.budget import budget_of, server_of
 from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_condition, reason
 from emocap_shards.store.landing import landing
 from emocap_shards.store.limits import Patience, Traffic
-from emocap_shards.store.mask import MASK, masked
 from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel, wait_for

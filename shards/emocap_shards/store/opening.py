@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 
 from emocap_shards.errors import StoreError
+from emocap_shards.mask import holds_secret, is_ambiguous, masked, masked_url, public_url
 from emocap_shards.store.folder import FolderStore
 from emocap_shards.store.limits import Patience, Traffic
-from emocap_shards.store.mask import holds_secret, masked, masked_url
 from emocap_shards.store.objects import ObjectStore
 from emocap_shards.store.protocol import Store
 
@@ -42,8 +42,11 @@ def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Tr
     if holds_secret(text) and protocol not in _IN_QUERY:
         cure = "leave them to the environment, a profile or the machine's role"
         raise StoreError(f"{masked_url(text)}: credentials do not belong into this URL; {cure}.")
+    if is_ambiguous(text):
+        cure = "write / ? # [ ] @ and % of a user or password percent-encoded, such as %2F, and so an @ of a path"
+        raise StoreError(f"{masked_url(text)}: it is not clear which host that is; {cure}.")
     _need_bucket(protocol, text)
-    shown = masked_url(text).rstrip("/")
+    shown = public_url(text).rstrip("/")
     secret = text if shown != text.rstrip("/") else ""
     return ObjectStore(shown, patience or Patience.of_environment(), traffic or Traffic(), secret)
 

@@ -16,11 +16,11 @@ import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
 from emocap_shards.errors import StoreError
+from emocap_shards.mask import masked_url
 from emocap_shards.store.backend import Condition, Facts, Page, Part
 from emocap_shards.store.body import ERROR_BYTES, at_most, cut, total_of
 from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import Patience, Traffic
-from emocap_shards.store.mask import masked_url
 from emocap_shards.store.together import get_loop
 
 READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader of parts stops and starts all the time

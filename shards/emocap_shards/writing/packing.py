@@ -9,13 +9,14 @@ from typing import Any
 
 from emocap_shards.errors import RecordError, StoreError
 from emocap_shards.manifest import MANIFEST, Manifest, Shard, refuse_dataset
+from emocap_shards.printable import printable
 from emocap_shards.store import Store, open_store
 from emocap_shards.writing.duplicates import Duplicate, DuplicateRule
 from emocap_shards.writing.journal import Entry, Journal
 from emocap_shards.writing.ledger import Ledger
 from emocap_shards.writing.prepare import Prepared, Recipe
 from emocap_shards.writing.replay import replay
-from emocap_shards.writing.row import BadRow, Row, printable
+from emocap_shards.writing.row import BadRow, Row
 from emocap_shards.writing.shards import ShardSize, ShardWriter
 from emocap_shards.writing.source import Selective, Source
 from emocap_shards.writing.workers import prepared

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
+from emocap_shards.printable import printable
 
 MAX_FILE_BYTES = 1 << 28
 
@@ -102,11 +103,6 @@ class BadRow:
     def stamp(self) -> bytes:
         """`mark`, the stamp of the row that turned out bad; a row that was never read has its reason instead."""
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
-
-
-def printable(text: str) -> str:
-    """The text without what moves the cursor of a terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def key_of(path: str) -> str:

@@ -1,9 +1,12 @@
 import json
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from emocap_shards.mask import masked
 
 from emocap_pretrain.config.load import from_stored, load, unresolved
 from emocap_pretrain.config.schema import Config
@@ -233,3 +236,65 @@ def test_reading_a_config_needs_neither_torch_nor_a_framework():
     program = f"import sys, emocap_pretrain.config.load; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+BOMB = "".join(f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (f"a0: &a0 [x, x]\n{BOMB}", r"its aliases make [\d,]+ values of it, and 20,000 are the most"),
+        ("a: &a [*a]\n", "nested more than 40 levels deep|found undefined alias|found unconstructable"),
+        (f"a: {'[' * 100_000}\n", "nested too deeply"),
+        (f"a: {'[' * 60}{']' * 60}\n", "line 7 is nested more than 40 levels deep"),
+        (f"{'? ' * 50_000}\n", "nested too deeply"),
+        (f"steps: {'9' * 200_000}\n", "line 6 has a number of 200,000 digits"),
+        (f"seed: 0x{'f' * 100_000}\n", "has a number of 100,002 digits"),
+        (f"seed: 1{':1' * 50_000}\n", "has a number of 100,001 digits"),
+        ("seed: 1e400\n", "seed=inf|seed: .*finite"),
+        ("optimizer: {lr: 1e400}\n", "optimizer.lr"),
+        ("model: {image: {options: {depth: .inf}}}\n", "model.image.options"),
+        ("x: !!python/object/apply:os.system ['touch mark']\n", "could not determine a constructor"),
+        ("x: !!python/name:os.system ''\n", "could not determine a constructor"),
+        ("evaluation: {label: '${evaluation.label}'}\n", "evaluation.label|ecursi"),
+        ("evaluation: {label: '" + "${steps}" * 33 + "'}\n", "33 interpolations .*; 32 are the most"),
+        (f"# {'x' * (300 << 10)}\n", "a config of more than 256 KiB"),
+    ],
+)
+def test_a_document_that_would_cost_time_or_memory_is_refused_in_one_line(here, lines, message):
+    text = TEXT.replace("steps: 10\n", "") if lines.startswith("steps") else TEXT
+    found = refusal(text + lines)
+    assert re.search(message, found), found
+    assert found.count("\n") == 0 or "bomb" in found
+    assert len(found) < 2000
+    assert not Path("mark").exists()
+
+
+def test_a_config_without_an_end_is_refused(here):
+    with pytest.raises(ConfigError, match="a config of more than 256 KiB"):
+        load("/dev/zero")
+
+
+@pytest.mark.parametrize("override", [f"seed={'9' * 5000}", f"seed={'[' * 5000}", f"{'a.' * 5000}b=1"])
+def test_an_override_of_absurd_size_is_refused(here, override):
+    assert refusal(TEXT, override)
+
+
+def test_anchors_of_a_usual_size_work(here):
+    config = read(
+        TEXT
+        + "model: {text: {lengths: &l {global: 9, local: 9, summary: 9}}}\nevaluation: {classes: {a: &w [b], c: *w}}\n"
+    )
+    assert config.evaluation.classes == {"a": ("b",), "c": ("b",)}
+
+
+def test_values_of_the_environment_are_masked_from_then_on_and_places_are_not(here, monkeypatch):
+    monkeypatch.setenv("EMOCAP_TEST_PLAIN", "sesame-of-the-config")
+    monkeypatch.setenv("EMOCAP_TEST_PLACE", str(here))
+    config = read(
+        TEXT.replace("runs/t", "s3://bucket/${oc.env:EMOCAP_TEST_PLAIN}"), "data.url=${oc.env:EMOCAP_TEST_PLACE}/x"
+    )
+    assert config.secrets == ("sesame-of-the-config",)
+    assert masked(f"sesame-of-the-config in {here}") == f"*** in {here}"
+    assert pickle.loads(pickle.dumps(config)).secrets == config.secrets
