@@ -47,10 +47,11 @@ _OTHERS = (
     (0, b"\x00\x00\x01\x00", "an icon"),
     (0, b"<svg", "an SVG"),
     (0, b"<?xml", "XML, perhaps an SVG"),
-    (0, b"<!doctype", "a web page, perhaps the answer to a failed download"),
-    (0, b"<html", "a web page, perhaps the answer to a failed download"),
-    (0, b"version https://git-lfs", "a Git LFS pointer, to be replaced by `git lfs pull`"),
+    (0, b"<!doctype", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"version https://git-lfs", "a Git LFS pointer"),
 )
+_CURES = {"a web page": "download it again", "a Git LFS pointer": "fetch the image with `git lfs pull`"}
 
 _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 
@@ -166,7 +167,7 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:  # Pillow names an address in memory.
         raise ImageError(_refusal(bytes(data[:64]))) from None
     if image.width * image.height > max_pixels:
-        raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels")
+        raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels; make it smaller")
     return image
 
 
@@ -178,7 +179,8 @@ def _refusal(head: bytes) -> str:
     start = head.lstrip().lower() if head.lstrip().startswith(b"<") else head
     for place, signature, name in _OTHERS:
         if start[place:].startswith(signature):
-            return f"the image is {name}, and no {known}; convert it, as with `magick FILE FILE.png`"
+            cure = _CURES.get(name, "convert it, as with `magick FILE FILE.png`")
+            return f"the image is {name}, and no {known}; {cure}"
     if head.startswith((_JPEG, b"\x89PNG", b"RIFF")):
         return "the image cannot be decoded: its header is broken"
     return f"the bytes are no {known} image"

@@ -87,7 +87,7 @@ def test_another_format_is_refused_by_its_name(kind, name):
     ("data", "told"),
     [
         (b"", "the image is empty"),
-        (b"<!DOCTYPE html><p>Not found", "the image is a web page, perhaps the answer to a failed download"),
+        (b"<!DOCTYPE html><p>Not found", "the image is a web page, and no JPEG, PNG or WebP; download it again"),
         (b"\n<HTML>", "the image is a web page"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "the image is a HEIC"),
         (b"version https://git-lfs.github.com/spec/v1", "the image is a Git LFS pointer"),

@@ -366,7 +366,7 @@ def bomb(side):
 
 
 BAD_IMAGES = {
-    "html": (b"<!DOCTYPE html><html>404</html>", "bad.png: the image is a web page, perhaps"),
+    "html": (b"<!DOCTYPE html><html>404</html>", "bad.png: the image is a web page"),
     "gif": (encode(1, kind="GIF"), "bad.png: the image is a GIF, and no JPEG, PNG or WebP"),
     "empty": (b"", "bad.png: the image is empty"),
     "bomb": (bomb(10_000), "10000 x 10000, more than"),

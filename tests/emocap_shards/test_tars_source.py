@@ -63,6 +63,92 @@ def test_a_compressed_tar_is_read(tmp_path):
     assert packed(tmp_path / "x.tar.gz", tmp_path / "out").manifest.samples == 1
 
 
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_tars_of_other_compressions_are_read(tmp_path, kind):
+    tar_of(tmp_path / f"x.tar.{kind}", [("0.png", encode(0)), ("0.json", CAPTION)], mode=f"w:{kind}")
+    assert packed(tmp_path / f"x.tar.{kind}", tmp_path / "out").manifest.samples == 1
+
+
+def img2dataset(folder, numbers):
+    """A tar as img2dataset writes it: the JSON has a caption as text, and fields that are no labels."""
+    members = []
+    for number in numbers:
+        fields = {"caption": f"Face {number}.", "url": "http://e.invalid/0", "status": "success", "width": 8}
+        members += [
+            (f"{number:09d}.jpg", encode(number, kind="JPEG")),
+            (f"{number:09d}.json", json.dumps(fields).encode()),
+            (f"{number:09d}.txt", f"Face {number}.".encode()),
+        ]
+    return tar_of(folder / f"{numbers[0]:05d}.tar", members)
+
+
+def test_a_folder_that_img2dataset_has_written_is_packed_by_its_name(tmp_path):
+    folder = tmp_path / "out [1]"
+    folder.mkdir()
+    img2dataset(folder, range(3))
+    img2dataset(folder, range(3, 5))
+    (folder / "00000_stats.json").write_text("{}")
+    (folder / "00000.parquet").write_bytes(b"")
+    packed(folder, tmp_path / "packed")
+    captions = [load_annotation(sample.annotation)[0][0].whole for sample in samples_of(tmp_path / "packed")]
+    assert captions == [f"Face {number}." for number in range(5)]
+
+
+def test_a_caption_as_text_in_the_json_is_taken_where_nothing_else_is(tmp_path):
+    members = [("a.png", encode(0)), ("a.json", b'{"caption": "A face."}')]
+    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
+    (sample,) = samples_of(tmp_path / "out")
+    assert load_annotation(sample.annotation)[0][0].whole == "A face."
+
+
+def test_tars_of_several_kinds_in_one_folder_have_to_be_named(tmp_path):
+    img2dataset(tmp_path, range(2))
+    tar_of(tmp_path / "x.tar.gz", [("0.png", encode(0))], mode="w:gz")
+    with pytest.raises(RecordError, match=r"holds tars of several kinds \(\.tar, \.tar\.gz\); name one"):
+        open_source(tmp_path)
+
+
+def test_what_macos_adds_and_members_that_nothing_asks_for_are_counted(tmp_path):
+    members = [
+        ("a.png", encode(0)),
+        ("a.json", CAPTION),
+        ("a.cls", b"1"),
+        ("._a.png", b"x"),
+        ("__MACOSX/._b.png", b"x"),
+    ]
+    done = packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
+    assert done.skipped == ()
+    assert dict(done.left_out) == {"._* of macOS": 2, ".cls": 1}
+
+
+def test_a_strangers_extensions_are_counted_by_name_up_to_a_bound(tmp_path):
+    members = [("a.png", encode(0)), ("a.json", CAPTION), *((f"a.x{number}", b"") for number in range(1200))]
+    left_out = packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out").left_out
+    assert len(left_out) == 1001
+    assert left_out["of other kinds"] == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a.tar.zst", "is compressed in a way that is not read here; unpack it: `zstd -d FILE`"),
+        ("a.zip", "unpack it: `unzip FILE`"),
+        ("a.json", r"is one JSON document, and a table is a \.jsonl; write one object a line \(`jq"),
+        ("list.txt", r"is a list without names of columns; write a \.csv with a header"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(tmp_path, name, told):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(RecordError, match=told):
+        open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("members", [["s.input.jpg", "s.out.txt"], ["f.0.jpg", "f.1.jpg"]])
+def test_other_dots_in_the_names_of_members_are_explained(tmp_path, members):
+    (told,) = bad_rows(str(tar_of(tmp_path / "x.tar", [(name, encode(0)) for name in members])))
+    assert "what follows the first dot of a name is its extension: other dots split samples" in told
+
+
 def test_our_own_shards_need_no_manifest(tmp_path):
     first = packed(folder_of(tmp_path / "in", 5), tmp_path / "out", samples=2).manifest
     assert packed(str(tmp_path / "out" / "shard-*.tar"), tmp_path / "again", samples=2).manifest == first

@@ -1,9 +1,12 @@
 """What a source is."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from emocap_shards.writing.row import BadRow, Row
+
+_KINDS = 1000
 
 
 @runtime_checkable
@@ -32,3 +35,8 @@ class Selective(Protocol):
     def left_out(self) -> Mapping[str, int]:
         """What `rows` has passed over so far: a kind, such as ".txt", and how many of it."""
         ...
+
+
+def leave_out(left_out: Counter[str], kind: str) -> None:
+    """Counts one more of a kind; names of a stranger's kinds beyond a thousand are counted together."""
+    left_out[kind if kind in left_out or len(left_out) < _KINDS else "of other kinds"] += 1

@@ -1,9 +1,11 @@
 """What kind of source a path, a pattern or a URL is."""
 
+import glob
 import os
 import re
 from pathlib import Path
 
+from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.manifest import MANIFEST
 from emocap_shards.store import open_store
@@ -14,7 +16,14 @@ from emocap_shards.writing.sources.delimited import DelimitedSource
 from emocap_shards.writing.sources.folder import FolderSource
 from emocap_shards.writing.sources.json_lines import JsonLinesSource
 
-_TAR = re.compile(r"\.(tar|tgz|tar\.gz)$")
+_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
+_PACKED = {
+    ".zst": "zstd -d FILE",
+    ".zip": "unzip FILE",
+    ".7z": "7z x FILE",
+    ".rar": "unrar x FILE",
+    ".gz": "gunzip FILE",
+}
 _JSON_LINES = {".jsonl", ".ndjson"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = (
@@ -58,6 +67,15 @@ def _local(path: Path, columns: Columns, image_root: str | Path | None) -> Sourc
         return JsonLinesSource(path, columns, root)
     if path.is_file() and path.suffix in _DELIMITERS:
         return DelimitedSource(path, columns, root, _DELIMITERS[path.suffix])
+    if path.is_file() and path.suffix in _PACKED:
+        raise RecordError(f"{path} is compressed in a way that is not read here; unpack it: `{_PACKED[path.suffix]}`.")
+    if path.is_file() and path.suffix == ".json":
+        cure = f"write one object a line (`jq -c '.[]' {path.name} > {path.stem}.jsonl`)"
+        raise RecordError(f"{path} is one JSON document, and a table is a .jsonl; {cure}.")
+    if path.is_file() and path.suffix in {".txt", ".lst", ".list"}:
+        raise RecordError(
+            f"{path} is a list without names of columns; write a .csv with a header, such as image,global."
+        )
     raise RecordError(f"{path} is no source; give {_KINDS}.")
 
 
@@ -69,7 +87,23 @@ def _folder(path: Path, columns: Columns, image_root: str | Path | None) -> Sour
         raise RecordError(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}.")
     if (path / STATE).is_file():
         return HuggingFaceSource(path, columns, _root(image_root or path))
-    return FolderSource(path)
+    return _tars_in(path, columns) or FolderSource(path)
+
+
+def _tars_in(folder: Path, columns: Columns) -> Source | None:
+    """The tars of a folder that holds no images beside them, such as the output of img2dataset."""
+    names = [each.name for each in folder.iterdir()]
+    tars = [name for name in names if _TAR.search(name)]
+    if not tars or any(Path(name).suffix[1:].lower() in FORMATS for name in names):
+        return None
+    from emocap_shards.writing.sources.tars import TarsSource
+
+    kinds = {found.group() for name in tars if (found := _TAR.search(name))}
+    if len(kinds) > 1:
+        raise RecordError(
+            f"{folder} holds tars of several kinds ({', '.join(sorted(kinds))}); name one, such as *.tar."
+        )
+    return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", columns)
 
 
 def _dataset(url: str) -> Source:

@@ -9,6 +9,7 @@ from pathlib import Path
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
+from emocap_shards.writing.source import leave_out
 
 ORDER = "order.txt"
 # Images of a kind that is not taken: each is a bad row, because it may be a sample that somebody counts on.
@@ -86,13 +87,13 @@ def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Coun
     """The path of an image, a bad row, or None for a file that is none of the source's."""
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):
-        left_out[f"{MACOS}* of macOS"] += 1
+        leave_out(left_out, f"{MACOS}* of macOS")
     elif extension in FORMATS:
         return below + entry.name
     elif extension in _OTHER_IMAGES:
         return BadRow(entry.path, f"a .{extension} is not taken; convert it to {', '.join(FORMATS)}, or move it away")
     elif extension != "json":
-        left_out[f".{extension}" if extension else "without an extension"] += 1
+        leave_out(left_out, f".{extension}" if extension else "without an extension")
     elif stem not in stems:
         return BadRow(entry.path, f"it has no image of its name ({', '.join(FORMATS)}); add it, or move this away")
     return None

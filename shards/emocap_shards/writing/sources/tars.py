@@ -2,8 +2,9 @@
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from tarfile import HeaderError, ReadError
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from emocap_shards.errors import NotFound, RecordError
 from emocap_shards.store import Store
 from emocap_shards.writing.reading import matching, open_object
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, Row, key_of
+from emocap_shards.writing.source import leave_out
 from emocap_shards.writing.sources.columns import Columns, row_of
 
 # typeshed does not know these two.
@@ -30,6 +32,7 @@ _HEADERS = {
     tarfile.GNUTYPE_LONGLINK,
 }
 _META = re.compile(r"__[^/]*__($|/)")
+_MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # What macOS puts into an archive beside the files themselves.
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +41,26 @@ class TarsSource:
 
     A sample is a row whose columns are the fields of its "json" member and, by their extension, its other members as
     text ("txt", "cls"). The image is the member that the image column names, or else the first JPEG, PNG or WebP;
-    without a column for the global part it is "txt". The key is the members' common name.
+    without a column for the global part it is "txt", or else a text "caption" of the JSON, as img2dataset writes it.
+    The key is the members' common name. Members that nothing asks for are counted in `left_out`.
     """
 
     pattern: str
     columns: Columns
+    left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
     @property
     def total(self) -> int | None:
         return None
 
     def rows(self) -> Iterator[Row | BadRow]:
+        self.left_out.clear()
         number = 0
         needed = self.columns.used | {"txt", "json", *FORMATS}
         for store, path in matching(self.pattern):
             url = f"{store.url}/{path}"
             stray: list[BadRow] = []
-            for group in group_by_keys(_members(store, path, url, stray, needed)):
+            for group in group_by_keys(_members(store, path, url, stray, needed, self.left_out)):
                 yield from stray
                 stray.clear()
                 yield self._row(group, where=f"{url}: {group['__key__']}", number=number)
@@ -80,21 +86,25 @@ class TarsSource:
             raise RecordError(f"its members have more than {_MAX_SAMPLE_BYTES} bytes together; make them smaller")
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
         if image is None:
-            raise RecordError(f"it has no image, but {', '.join(members) or 'nothing'}; name the member with --image")
+            dots = any("." in extension for extension in members)
+            why = " (what follows the first dot of a name is its extension: other dots split samples)" if dots else ""
+            found = ", ".join(members) or "nothing"
+            raise RecordError(f"it has no image, but {found}{why}; rename the members, or name one with --image")
         wanted = (self.columns.used | {"txt"}) - {image, "json"}
         texts = {each: _text(data, each) for each, data in members.items() if data is not None and each in wanted}
         fields = _object(members.get("json")) | texts
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
     def _mapped(self, values: Mapping[str, Any]) -> Columns:
-        """The columns, with "txt" for a global part that is not there."""
-        if self.columns.whole in values or "caption" in values or "txt" not in values:
+        """The columns, with "txt" or a text "caption" for a global part that is not there."""
+        if self.columns.whole in values or isinstance(values.get("caption"), Mapping):
             return self.columns
-        return replace(self.columns, whole="txt")
+        found = [name for name in ("txt", "caption") if name in values]
+        return replace(self.columns, whole=found[0]) if found else self.columns
 
 
 def _members(
-    store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str]
+    store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str], left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """The files of a tar in the form that `group_by_keys` takes; what has no place in a sample becomes a bad row.
 
@@ -110,11 +120,17 @@ def _members(
             for member in tar:
                 if member.isdir() or _META.match(member.name):
                     continue
+                if _MACOS.search(member.name):
+                    leave_out(left_out, "._* of macOS")
+                    continue
                 if reason := _fault(member, seen):
                     stray.append(BadRow(f"{url}: {member.name}", reason))
                     continue
                 key, extension = base_plus_ext(member.name)
-                size = member.size if str(extension).lower() in needed else 0
+                wanted = str(extension).lower() in needed
+                if not wanted:
+                    leave_out(left_out, f".{extension}")
+                size = member.size if wanted else 0
                 sample, sample_bytes = key, size + (sample_bytes if key == sample else 0)
                 fits = sample_bytes <= _MAX_SAMPLE_BYTES
                 data = (_content(tar, member) if size else b"") if fits else None
