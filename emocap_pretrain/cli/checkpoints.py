@@ -17,9 +17,11 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, misfits
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import need_answer, open_soon
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, OnceCommand, console, errors_as_lines, say_json
 
@@ -49,7 +51,7 @@ class Row:
 def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show every checkpoint, newest first; sizes are compared, no file is read."""
     with errors_as_lines(debug=debug):
-        store = open_store(url)
+        store = open_soon(url)
         rows = [row for folder in step_folders(store) for row in _rows(store, folder)]
         if as_json:
             say_json([asdict(row) for row in rows])
@@ -72,6 +74,7 @@ def verify_command(
 ) -> None:
     """Read every byte of the checkpoints; exit code 0 whole, 1 damaged, 2 nothing to check."""
     with errors_as_lines(debug=debug):
+        need_answer(url, RUN_FILE)
         store = open_store(url)
         folders = _chosen(store, step)
         faults = {each.step: _faults(store, each, quiet=as_json) for each in folders}
@@ -104,7 +107,7 @@ def prune_command(
     A checkpoint counts towards --keep-last when every byte of it is right; where too few do, none is deleted.
     """
     with errors_as_lines(debug=debug):
-        store, retention = open_store(url), Retention(keep_last, keep_every)
+        store, retention = open_soon(url), Retention(keep_last, keep_every)
         alive = _alive(store)
         if alive is not None and not force and not dry_run:
             raise ConfigError(

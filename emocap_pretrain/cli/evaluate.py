@@ -8,6 +8,7 @@ from emocap_shards.mask import MASK
 
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import load, unresolved
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
@@ -40,8 +41,10 @@ def command(
         from emocap_pretrain.evaluation.restore import restore
         from emocap_pretrain.evaluation.zero_shot import zero_shot
         from emocap_pretrain.feed import cut_prompts
+        from emocap_pretrain.run_folder.folder import RUN_FILE
         from emocap_pretrain.run_folder.report import zero_shot_rows
 
+        need_answer(run_url, RUN_FILE)
         own = load(config) if config else None
         restored = restore(run_url, step=step, device=device, config=own)
         settings = _with_data(restored.config.evaluation, data, allowed=stored_data or own is not None)

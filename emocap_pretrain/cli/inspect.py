@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.summary import LOOK_AT, SECONDS, Summary, summarise
+from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config, Mixed
 from emocap_pretrain.errors import ConfigError
@@ -59,6 +61,7 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
             bar.update(seen - bar.n)
 
         try:
+            need_answer(url, MANIFEST)
             return summarise(url, look_at=look_at, seconds=seconds, on_progress=told)
         except (ManifestError, StoreError) as error:
             raise ConfigError(str(error)) from error

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import Store
 from tqdm import tqdm
 
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.status import RunUrl
 from emocap_pretrain.cli.stop import running
 from emocap_pretrain.errors import ConfigError, TrainingError
@@ -33,7 +34,7 @@ def command(
     """Record some steps of a running job on its ranks and say where the traces lie; they open at ui.perfetto.dev."""
     with errors_as_lines(debug=debug):
         request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
-        store = open_store(run_url)
+        store = open_soon(run_url)
         running(RunState.read(store, last=1))
         requests.ask_for_profile(store, request)
         with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.tables import grid, plain, table
 from emocap_pretrain.run_folder.attempts import ASKED
 from emocap_pretrain.run_folder.documents import Slowest, Status
@@ -33,7 +34,7 @@ def command(
 ) -> None:
     """How a run stands, and how each of its attempts ended; works from anywhere that reads the run's folder."""
     with errors_as_lines(debug=debug):
-        store = open_store(run_url)
+        store = open_store(run_url) if watch else open_soon(run_url)
         state = RunState.read(store, last=attempts)
         if as_json:
             say_json(state.to_json(time.time()))

@@ -7,6 +7,7 @@ import typer
 from emocap_shards.store import open_store
 
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.status import RunUrl
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import requests
@@ -23,7 +24,7 @@ def command(
 ) -> None:
     """Ask a run to save and end; the command that started it continues from there. Exit code 1 if it failed instead."""
     with errors_as_lines(debug=debug):
-        store = open_store(run_url)
+        store = open_soon(run_url)
         running(RunState.read(store))
         requests.ask_to_stop(store)
         console.print("Asked to stop: it saves and ends after a step, within seconds while it trains.")

@@ -8,9 +8,11 @@ from emocap_shards.inspecting.faults import Fault
 from emocap_shards.inspecting.shard_pool import Progress
 from emocap_shards.inspecting.verify import Verdict, verify
 from emocap_shards.inspecting.wording import percent, size
+from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
 from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.cli.tables import grid, plain
 from emocap_pretrain.cli.tables import shards as in_words
 from emocap_pretrain.errors import ConfigError
@@ -54,6 +56,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
             bar.update((progress.shards if quick else progress.bytes) - bar.n)
 
         try:
+            need_answer(url, MANIFEST)
             return verify(url, quick=quick, processes=processes, on_fault=tell, on_progress=move)
         except (ManifestError, StoreError) as error:
             raise ConfigError(str(error)) from error

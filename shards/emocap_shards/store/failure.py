@@ -62,6 +62,7 @@ _PASSING = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
+_CREDENTIALS = "check the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role"
 _FOREVER = {"501", "505"}
 _KEYS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 _LOCAL = {
@@ -155,8 +156,10 @@ def reason(error: BaseException) -> str:
 
 def cure(error: BaseException) -> str:
     status, code = answer(error)
-    if code in _KEYS or status == 401 or isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return "check the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role"
+    if isinstance(error, NoCredentialsError):
+        return f"{_CREDENTIALS}; for a public bucket set FSSPEC_S3_ANON=true"
+    if code in _KEYS or status == 401 or isinstance(error, PartialCredentialsError):
+        return _CREDENTIALS
     if status == 403:
         return "these credentials may not do that: check them, the bucket's name and its policy"
     if is_no_bucket(error):
