@@ -14,7 +14,8 @@ from emocap_shards.store import Store, open_store
 from torch import Tensor
 
 from emocap_pretrain import pictures
-from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress, state_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
@@ -129,8 +130,9 @@ def compare_labels(config: Config, store: Store) -> None:
     Raises:
         ConfigError: If they do not fit.
     """
-    settings = config.stored()["evaluation"]
-    if not any(each.state.get("config", {}).get("evaluation") == settings for each in committed(store)):
+    checkpoint = newest_checkpoint(store)
+    before = checkpoint.state.get("config", {}).get("evaluation") if checkpoint else None
+    if before != config.stored()["evaluation"]:
         check_labels(config.evaluation)
 
 

@@ -6,24 +6,21 @@ evaluation dataset, which are read for a bounded time.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import psutil
 import torch
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import open_store
 
-from emocap_pretrain.checkpoint.layout import step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, read
+from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import check_weights
-from emocap_pretrain.errors import CheckpointError, ConfigError, EmocapError
+from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.labels import check_labels
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
@@ -137,24 +134,15 @@ def evaluation(config: Config, found: Findings, *, with_labels: bool) -> None:
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
     """The newest checkpoint of the run's folder, which must belong to this run."""
-    newest: list[Checkpoint] = []
+    checkpoints: list[Checkpoint | None] = []
 
     def check() -> None:
         store = open_store(config.url)
         RunFolder(store).run_id(config)
-        newest.extend(islice(_readable(store), 1))
+        checkpoints.append(newest(store))
 
     found.attempt(check)
-    return newest[0] if newest else None
-
-
-def _readable(store: Store) -> Iterator[Checkpoint]:
-    """Checkpoints whose manifest can be read, newest first. What is wrong with the others, the resume says."""
-    for folder in step_folders(store):
-        with suppress(CheckpointError):
-            checkpoint = read(store, folder.step) if is_readable(folder) else None
-            if checkpoint:
-                yield checkpoint
+    return next(iter(checkpoints), None)
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:

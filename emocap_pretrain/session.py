@@ -365,5 +365,6 @@ def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> 
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths)
-    log.info("texts that are cut, of the first %s samples: %s", f"{samples:,}", ", ".join(map(str, cut)))
+    cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
+    log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
     tracker.log({f"cut/{each.kind}": each.share for each in cut}, 0)

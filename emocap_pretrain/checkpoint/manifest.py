@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -135,6 +136,16 @@ def committed(store: Store) -> list[Checkpoint]:
     """Every checkpoint of the run whose manifest stands whole, newest first; their files are not verified here."""
     found = (read(store, each.step) for each in step_folders(store) if is_readable(each))
     return [each for each in found if each]
+
+
+def newest(store: Store) -> Checkpoint | None:
+    """The newest checkpoint whose manifest can be read. What is wrong with a newer one, the resume says."""
+    for folder in step_folders(store):
+        with suppress(CheckpointError):
+            checkpoint = read(store, folder.step) if is_readable(folder) else None
+            if checkpoint:
+                return checkpoint
+    return None
 
 
 def is_readable(folder: StepFolder) -> bool:

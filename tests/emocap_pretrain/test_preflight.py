@@ -209,3 +209,13 @@ def test_fewer_steps_than_are_done_leave_none_to_train(trained: Callable[..., Co
     open_store(config.url).delete("report.json")
     (note,) = found(config).notes
     assert note.endswith("there is no step left to train.")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_to_the_resume(trained: Callable[..., Config]) -> None:
+    config = trained(4, steps=6)
+    store = open_store(config.url)
+    for harm in (b"", b"{}", store.read("checkpoints/step-00000004/manifest.json")[:-9]):
+        store.put("checkpoints/step-00000004/manifest.json", harm)
+        seen = found(config)
+        assert not seen.problems
+        assert seen.notes[0].startswith("steps was 4 until step 2 and is 6 now")
