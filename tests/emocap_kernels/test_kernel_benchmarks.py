@@ -261,11 +261,11 @@ def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("words", [[], ["--loss", "region", "--patches", "5", "--sentences-per-image", "2"]], ids=str)
 def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path, capsys):
     out = tmp_path / "ranks.jsonl"
-    sizes = ["--rows", "16", "--width", "16", "--repeats", "2", "--device", "cpu"]
+    sizes = ["--rows", "16", "--width", "16", "--repeats", "1", "--device", "cpu"]
     assert main(["ranks", *words, *sizes, "--out", str(out)]) == 0
     line = json.loads(out.read_text())
     assert line["vector_bytes"] == line["expected_bytes"] > 0
-    assert line["ratio"]["median"] == pytest.approx(2 * line["seconds"]["median"] / line["alone"]["median"], rel=0.5)
+    assert line["ratio"]["median"] == pytest.approx(2 * line["seconds"]["median"] / line["alone"]["median"])
     assert "of a share" in capsys.readouterr().out
 
 

@@ -13,10 +13,12 @@ def step(sections: Sections, seconds: float) -> None:
 
 
 def test_seconds_are_those_of_one_step() -> None:
-    sections = Sections("cpu")
+    sections, began = Sections("cpu"), time.perf_counter()
     for _ in range(4):
         step(sections, 0.01)
-    assert all(0.01 <= seconds < 0.03 for seconds in sections.read().values())
+    found, elapsed = sections.read().values(), time.perf_counter() - began
+    assert min(found) >= 0.01
+    assert 4 * sum(found) <= elapsed  # of all steps they are a part of the time that has passed
 
 
 def test_a_reading_begins_anew() -> None:
@@ -45,16 +47,9 @@ def test_whoever_listens_hears_each_section_at_its_begin() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_device_is_timed_and_not_the_launch() -> None:
     sections = Sections("cuda:0")
-    matrix = torch.randn(4096, 4096, device="cuda:0")
-    for _ in range(3):  # The first is a warm-up.
-        with sections.timed("forward"):
-            for _ in range(20):
-                matrix @ matrix
-        with sections.timed("update"):
-            pass
-        seconds = sections.read()
-    start = time.perf_counter()
-    for _ in range(20):
-        matrix @ matrix
-    torch.cuda.synchronize()
-    assert seconds["forward"] == pytest.approx(time.perf_counter() - start, rel=0.5)
+    cycles = 10**9  # A third of a second at least: no card has a clock of 3 GHz.
+    with sections.timed("forward"):
+        torch.cuda._sleep(cycles)
+    with sections.timed("update"):
+        pass
+    assert sections.read()["forward"] > cycles / 3e9

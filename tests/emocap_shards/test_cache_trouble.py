@@ -154,12 +154,11 @@ def test_a_child_that_was_forked_while_the_ledger_was_held_does_not_hold_it(cach
     with ledger.opened():
         child = os.fork()
         if child == 0:
-            time.sleep(60)
+            time.sleep(600)
             os._exit(0)
     try:
-        begin = time.monotonic()
-        with ledger.opened():
-            assert time.monotonic() - begin < 5
+        with ledger.opened():  # or else a TimeoutError
+            pass
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -193,9 +192,7 @@ def test_who_holds_a_segment_without_a_sign_of_life_is_not_waited_for(cache, row
     files_held = [held(cache, segment) for segment in segments(rows)]
     for part in files(cache, ".part"):
         os.utime(part, (1, 1))
-    begin = time.monotonic()
-    assert list(cache.bring(segments(rows), Fetch(url))) == []
-    assert time.monotonic() - begin < 5
+    assert list(cache.bring(segments(rows), Fetch(url), wait_s=3600)) == []
     for file in files_held:
         os.close(file)
 
@@ -205,6 +202,6 @@ def test_the_wait_for_others_has_a_limit(cache, rows, url):
     files_held = [held(cache, segment) for segment in segments(rows)]
     begin = time.monotonic()
     assert list(cache.bring(segments(rows), Fetch(url), wait_s=0.3)) == []
-    assert 0.3 <= time.monotonic() - begin < 5
+    assert time.monotonic() - begin >= 0.3
     for file in files_held:
         os.close(file)

@@ -161,10 +161,8 @@ def test_a_body_that_drips_is_given_up(answers):
     patience = Patience(deadline_s=0, connect_timeout_s=0.5, read_timeout_s=1)
     store = open_store(answers.url, patience=patience, traffic=Traffic(part_bytes=1))
     for limit_bytes in (64 * MIB, 2000):
-        begin = time.monotonic()
         with pytest.raises(StoreError, match="TimeoutError"):
             store.read("x", limit_bytes=limit_bytes)
-        assert time.monotonic() - begin < 5
 
 
 def test_a_compressed_body_is_refused_and_not_inflated(answers):
@@ -237,9 +235,12 @@ def test_no_more_is_read_of_a_long_body_from_s3_than_was_asked_for(answers, monk
 
 
 def test_a_span_far_behind_the_end_costs_no_more_than_the_object(filled):
-    begin = time.monotonic()
-    assert filled.read_ranges([("x", 5, FAR), ("x", FAR, 2 * FAR)]) == [DATA[5:], b""]
-    assert time.monotonic() - begin < 5
+    tracemalloc.start()
+    try:
+        assert filled.read_ranges([("x", 5, FAR), ("x", FAR, 2 * FAR)]) == [DATA[5:], b""]
+        assert tracemalloc.get_traced_memory()[1] < 64 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_span_that_the_kernel_gives_in_pieces_is_whole(tmp_path, monkeypatch):

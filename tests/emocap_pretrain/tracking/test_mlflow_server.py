@@ -77,7 +77,7 @@ def test_a_start_that_is_lost_with_its_rows_goes_on_from_its_checkpoint_without_
     lost.checkpoint(url(20), 20, "abc")
     began = time.perf_counter()
     lost.flush(5)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 60
     checkpointed = json.dumps(lost.unsent())
     for step in range(31, 36):
         lost.log({"loss": 1 / step}, step)
@@ -120,7 +120,7 @@ def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
     first.picture("pictures/confusion.png", picture)
     began = time.perf_counter()
     first.finish("FINISHED")
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 60
     left = json.loads(json.dumps(first.unsent()))
     server.start()
     assert client.get_run(first.run_id).info.status == "RUNNING"

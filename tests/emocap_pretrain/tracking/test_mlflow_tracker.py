@@ -236,7 +236,7 @@ def test_a_tracker_that_cannot_be_reached_at_the_start_is_one_line_that_names_it
     began = time.perf_counter()
     with pytest.raises(TrackingError) as caught:
         MlflowTracker.start(changed(config, tracking__uri=uri), None)
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 120  # MLflow itself tries for 8 minutes
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -88,14 +88,14 @@ def test_no_row_is_lost_or_out_of_order_whenever_the_server_is_away(ups: list[bo
 
 
 def test_putting_a_row_does_not_wait_for_the_server() -> None:
-    busy = threading.Event()
-    spool = Spool(lambda _: busy.wait(10) and None)
-    began = time.perf_counter()
+    free, taken = threading.Event(), list[Row]()
+    spool = Spool(lambda rows: free.wait(60) and taken.extend(rows))
     for step in range(100):
         spool.put(loss(step))
-    assert time.perf_counter() - began < 5
-    busy.set()
-    assert spool.close(10)
+    assert taken == []
+    free.set()
+    assert spool.close(60)
+    assert len(taken) == 100
 
 
 def test_unsent_rows_pass_through_json_to_another_host_and_arrive_first() -> None:
@@ -118,23 +118,20 @@ def test_a_flush_waits_until_all_rows_arrived() -> None:
 
 
 def test_a_flush_of_a_slow_tracker_ends_in_time_and_says_that_rows_are_left() -> None:
-    busy = threading.Event()
-    spool = Spool(lambda _: busy.wait(10) and None)
+    free, taken = threading.Event(), list[Row]()
+    spool = Spool(lambda rows: free.wait(60) and taken.extend(rows))
     spool.put(loss(1))
-    began = time.perf_counter()
     assert not spool.flush(0.1)
-    assert time.perf_counter() - began < 5
-    busy.set()
-    assert spool.close(10)
+    assert taken == []
+    free.set()
+    assert spool.close(60)
 
 
 def test_a_flush_does_not_wait_for_a_tracker_that_is_known_to_be_away() -> None:
     server = Server(up=False)
     spool = filled(server, [1])
     server.wait(lambda it: it.tries >= 2)
-    began = time.perf_counter()
-    assert not spool.flush(60)
-    assert time.perf_counter() - began < 20
+    assert not spool.flush(3600)  # which pytest-timeout would end
     spool.close(0)
 
 
@@ -154,9 +151,7 @@ def test_an_outage_is_told_once_in_one_line_without_the_password(caplog: pytest.
 
 def test_closing_in_an_outage_ends_in_time_and_leaves_the_rows() -> None:
     spool = filled(Server(up=False), [1])
-    began = time.perf_counter()
     assert not spool.close(0.1)
-    assert time.perf_counter() - began < 5
     assert [each["step"] for each in spool.unsent()] == [1]
 
 
