@@ -14,10 +14,10 @@ from emocap_shards.errors import ConditionFailed, ManifestError, NotFound, Store
 from emocap_shards.order import Ids
 from emocap_shards.shard import Shard, Shards
 from emocap_shards.store import Store, open_store
+from emocap_shards.store.protocol import DOCUMENT_BYTES
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-MOST_BYTES = 256 << 20  # some 600,000 shards
 
 
 class Manifest:
@@ -72,11 +72,15 @@ class Manifest:
         """Makes the dataset exist.
 
         Raises:
-            ManifestError: If another dataset stands there already.
+            ManifestError: If another dataset is there already, or the manifest is longer than a reader takes.
         """
+        data = self.dump()
+        if len(data) > DOCUMENT_BYTES:
+            cure = "put more samples into a shard"
+            raise ManifestError(f"{store.url}: {len(self.shards):,} shards make too long a {MANIFEST}: {cure}.")
         try:
             refuse_dataset(store)
-            store.put_if_absent(MANIFEST, self.dump())
+            store.put_if_absent(MANIFEST, data)
         except ConditionFailed as error:
             raise _occupied(store) from error
 
@@ -90,7 +94,7 @@ def read_manifest(where: Store | str | Path) -> Manifest:
     """
     store = open_store(where) if isinstance(where, str | Path) else where
     try:
-        data = store.read(MANIFEST, limit_bytes=MOST_BYTES)
+        data = store.read(MANIFEST)
     except NotFound as error:
         raise ManifestError(f"{store.url} has no {MANIFEST}, so no dataset: make one with `emocap pack`.") from error
     return Manifest.load(data, url=store.url)

@@ -136,6 +136,13 @@ def test_a_jpeg_of_many_scans_is_not_decoded():
         decode_image(memoryview(progressive(MAX_SCANS + 1)))
 
 
+def test_our_own_writer_makes_no_manifest_that_our_reader_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr("emocap_shards.manifest.DOCUMENT_BYTES", 1000)
+    with pytest.raises(ManifestError, match=r"9 shards make too long a manifest\.json: put more samples into a shard"):
+        Manifest([shard(number, samples=1) for number in range(9)]).write(open_store(tmp_path))
+    assert open_store(tmp_path).list() == []
+
+
 def test_a_manifest_of_ours_is_read_again(tmp_path):
     Manifest([shard(samples=MOST_SAMPLES)]).write(open_store(tmp_path))
     assert read_manifest(tmp_path).samples == MOST_SAMPLES

@@ -88,7 +88,7 @@ def test_a_limit_holds_whatever_the_server_says_of_the_size(answers, headers):
 
 
 @pytest.mark.parametrize("act", ["read", "read_versioned", "read_manifest"])
-def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers, monkeypatch, act):
+def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers, act):
     def endless(request):
         start(request, 200, {"Transfer-Encoding": "chunked"})
         try:
@@ -98,7 +98,6 @@ def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers,
             pass  # as above
         return True
 
-    monkeypatch.setattr(manifest, "MOST_BYTES", 80 * MIB)
     answers.odd = endless
     store = open_store(answers.url, patience=ONCE)
     acts = {"read_manifest": lambda: manifest.read_manifest(store)}
@@ -122,6 +121,25 @@ def test_a_size_that_no_disk_has_room_for_is_refused_before_memory_is_asked_for(
     assert "no space is left there: free some, or choose another disk" in message
     assert peak < 64 * MIB
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("total", ["9" * 30, "9" * 5000, "-1", "1e9", ""])
+def test_a_size_that_is_no_number_is_an_error_of_one_line_or_no_size(answers, total):
+    span = f"bytes 0-4/{total}"
+    answers.odd = lambda request: request.send(206, DATA[:5], {"Content-Range": span}) or True
+    assert open_store(answers.url, patience=ONCE).read_range("x", 0, 5) == DATA[:5]
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "-", "x"])
+def test_a_listing_with_a_size_that_is_no_number_is_an_error_of_one_line(answers, monkeypatch, size):
+    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    item = f"<Contents><Key>a</Key><Size>{size}</Size></Contents>"
+    body = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{item}</ListBucketResult>'
+    answers.odd = lambda request: request.send(200, body.encode()) or True
+    with pytest.raises(StoreError, match="the server's listing cannot be read") as caught:
+        open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=ONCE).list()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("repeats", [True, False])

@@ -15,7 +15,7 @@ from emocap_shards.inspecting.faults import Fault, Kind
 from emocap_shards.inspecting.shard_check import Checked
 from emocap_shards.inspecting.shard_pool import Progress, check_shards
 from emocap_shards.inspecting.twice import sharing_keys
-from emocap_shards.manifest import MANIFEST, MOST_BYTES, Manifest, Shard, read_manifest
+from emocap_shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from emocap_shards.store import Store, open_store
 
 MOST_FAULTS = 10_000
@@ -121,7 +121,7 @@ def _manifest(store: Store, ledger: _Ledger) -> Manifest:
     try:
         return read_manifest(store)
     except ManifestError:
-        if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST, limit_bytes=MOST_BYTES)):
+        if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST)):
             raise
         ledger.admit(Fault(kind=Kind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
         return Manifest(())

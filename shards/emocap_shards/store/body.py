@@ -7,7 +7,7 @@ from emocap_shards.store.failure import ShortAnswer
 
 ERROR_BYTES = 64 << 10  # of the body of an error: what it says is in its beginning
 _STEP_BYTES = 1 << 20
-_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<total>\d+|\*)")
+_RANGE = re.compile(r"bytes (?:(?P<start>\d{1,19})-\d{1,19}|\*)/(?P<total>\d{1,19}|\*)$")
 
 Read = Callable[[int], Awaitable[bytes]]
 """Gives at most so many of the next bytes, and none at the end."""

@@ -74,6 +74,8 @@ class Retrier:
         self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException, began: float
     ) -> T:
         number, last = 0, first
+        # A process that was stopped for long has not been waiting for the store.
+        began = max(began, time.monotonic() - self._patience.attempt_s(0))
 
         async def once() -> T:
             nonlocal number, last

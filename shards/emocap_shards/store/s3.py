@@ -126,7 +126,10 @@ class S3:
         top = self._key(prefix)
         more = {"ContinuationToken": token} if token else {}
         client = await self._client()
-        response = await client.list_objects_v2(Bucket=self._bucket, Prefix=f"{top}/" if top else "", **more)
+        try:
+            response = await client.list_objects_v2(Bucket=self._bucket, Prefix=f"{top}/" if top else "", **more)
+        except ValueError as error:  # botocore reads numbers and dates as they come
+            raise Refusal(200, "Listing", f"the server's listing cannot be read ({str(error)[:100]})") from error
         skip = len(self._prefix) + 1 if self._prefix else 0
         found = [(str(item["Key"]), int(item["Size"])) for item in response.get("Contents", [])]
         # Keys that end in "/" are folders that somebody drew in a console.
