@@ -15,8 +15,16 @@ from emocap_shards.background import concurrently
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
 from emocap_shards.store import Store
 
-from emocap_pretrain.checkpoint.layout import MANIFEST, folder_of, manifest_of, new_attempt, replaced_of, start_of
-from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, read
+from emocap_pretrain.checkpoint.layout import (
+    MANIFEST,
+    folder_of,
+    manifest_of,
+    new_attempt,
+    replaced_of,
+    start_of,
+    step_folder,
+)
+from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, again, misfits, read
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError, EmocapError, Superseded
@@ -114,6 +122,7 @@ def _conclude(store: Store, checkpoint: Checkpoint, start: Attempt | None) -> Ch
     path, data = manifest_of(checkpoint.step), checkpoint.dump()
     if len(data) > LARGEST_BYTES:
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
+    _require_files(store, checkpoint)
     for _ in range(RACES):
         if start:
             start.check()
@@ -126,6 +135,21 @@ def _conclude(store: Store, checkpoint: Checkpoint, start: Attempt | None) -> Ch
         else:
             return checkpoint
     raise CheckpointError(f"{store.url}/{path} changes while it is read: end the other writers of this run.")
+
+
+def _require_files(store: Store, checkpoint: Checkpoint) -> None:
+    """Raises:
+    CheckpointError: If a file that was uploaded is not in the store any more; a listing that lacks it is read again.
+    """
+    lost: list[str] = []
+    for listed in again(lambda: step_folder(store, checkpoint.step)):
+        if not (lost := misfits(checkpoint, listed)):
+            return
+    raise CheckpointError(
+        f"the checkpoint of step {checkpoint.step} is not committed: {len(lost)} of its {len(checkpoint.files)} files, "
+        f"such as {lost[0]}, are gone from {store.url}/{checkpoint.folder} since their upload; somebody else deletes "
+        "there: end that first."
+    )
 
 
 def _met(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
@@ -151,8 +175,8 @@ def _replaced(store: Store, step: int, data: bytes, present: Checkpoint | None, 
     path = manifest_of(step)
     try:
         old, version = store.read_versioned(path, limit_bytes=LARGEST_BYTES)
-        again = Checkpoint.parse(old)
-        if (again and again.attempt) != (present and present.attempt):
+        present_now = Checkpoint.parse(old)
+        if (present_now and present_now.attempt) != (present and present.attempt):
             return False
         kept = replaced_of(step, hashlib.sha256(old).hexdigest())
         store.put(kept, old)

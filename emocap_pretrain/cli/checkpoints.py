@@ -1,6 +1,5 @@
 """`emocap checkpoints`: list, verify and prune what a run has saved."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -225,4 +224,4 @@ def _alive(store: Store) -> int | None:
     if not attempts.numbers(store):
         return None
     newest = RunState.read(store, last=1).newest
-    return newest.number if newest.alive(time.time()) else None
+    return newest.number if newest.alive else None

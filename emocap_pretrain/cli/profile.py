@@ -73,7 +73,7 @@ def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
             raise TrainingError(f"{answer}: ask again.")
         if answer:
             return answer
-        if not newest.alive(time.time()):
+        if not newest.alive:
             raise _over(newest)
         time.sleep(EVERY_S)
 
@@ -92,7 +92,7 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
         bar.update(len(came))
         if not missing:
             return
-        if not newest.alive(time.time()):
+        if not newest.alive:
             raise _over(newest)
         if came or newest.step < last:
             came_s = time.monotonic()

@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -104,16 +103,17 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
 
 def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
     """How to look after a job on other hosts. Where the run's store is away too, it may well be this host's network."""
+    return {"answers": partial(answers, head), "goes_on": partial(lives, store)}
 
-    def goes_on() -> bool:
-        try:
-            return RunState.read(store, last=1).newest.alive(time.time())
-        except ConfigError:  # Nothing was ever started there.
-            return False
-        except (StoreError, OSError):
-            return True
 
-    return {"answers": partial(answers, head), "goes_on": goes_on}
+def lives(store: Store) -> bool:
+    """Whether the run is alive, or cannot be asked."""
+    try:
+        return RunState.read(store, last=1).newest.alive
+    except ConfigError:  # Nothing was ever started there.
+        return False
+    except (StoreError, OSError):
+        return True
 
 
 def answers(address: SplitResult) -> bool:

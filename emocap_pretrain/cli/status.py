@@ -14,7 +14,7 @@ from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.tables import grid, plain, table
 from emocap_pretrain.run_folder.attempts import ASKED
 from emocap_pretrain.run_folder.documents import Slowest, Status
-from emocap_pretrain.run_folder.state import STALE_S, AttemptState, RunState
+from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunState
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 EVERY_S = 5.0
@@ -37,39 +37,40 @@ def command(
         store = open_store(run_url) if watch else open_soon(run_url)
         state = RunState.read(store, last=attempts)
         if as_json:
-            say_json(state.to_json(time.time()))
+            say_json(state.to_json())
             return
         if not watch:
-            console.print(_page(state, time.time()), soft_wrap=False)
+            console.print(_page(state), soft_wrap=False)
             return
-        with Live(_page(state, time.time()), console=console, auto_refresh=False) as live:
-            while _may_go_on(state.newest, time.time()):
+        with Live(_page(state), console=console, auto_refresh=False) as live:
+            while _may_go_on(state.newest):
                 time.sleep(EVERY_S)
                 state = RunState.read(store, last=attempts)
-                live.update(_page(state, time.time()), refresh=True)
+                live.update(_page(state), refresh=True)
 
 
-def _may_go_on(newest: AttemptState, now_s: float) -> bool:
+def _may_go_on(newest: AttemptState) -> bool:
     """Whether it runs, or ended so recently, and not for good, that a supervisor may start it again."""
     over = newest.how == "done" or newest.reason == ASKED
-    return not over and (newest.alive(now_s) or newest.silent_s(now_s) < AGAIN_S)
+    return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
 
-def _page(state: RunState, now_s: float) -> RenderableType:
+def _page(state: RunState) -> RenderableType:
     newest = state.newest
-    rows = [(name, plain(text)) for name, text in _rows(newest, now_s) if text]
+    rows = [(name, plain(text)) for name, text in _rows(newest) if text]
     title = f"{(newest.status and newest.status.name) or 'Run'} at {state.url}"
     columns = ("attempt", "began", "ranks", "step", "how it ended")
-    told = [_attempt_row(each, newest=each is newest, now_s=now_s) for each in state.attempts]
+    told = [_attempt_row(each) for each in state.attempts]
     return Group(table(plain(title), rows), grid("Attempts", columns, told, left=5))
 
 
-def _rows(attempt: AttemptState, now_s: float) -> list[tuple[str, str]]:
+def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
     """What is known, in words; a row without a text is not shown."""
-    rows = [("state", _state(attempt, now_s)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
+    rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
-        rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive(now_s))
-    return rows
+        rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)
+    rows += [("clock", _skew(attempt.skew_s))]
+    return rows + [("unreadable", str(fault)) for fault in attempt.faults]
 
 
 def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[tuple[str, str]]:
@@ -87,25 +88,32 @@ def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[
     ]
 
 
-def _state(attempt: AttemptState, now_s: float) -> str:
-    silent_s = attempt.silent_s(now_s)
-    ending = attempt.ending(newest=True, now_s=now_s)
-    if ending:
-        return _short(ending)
+def _state(attempt: AttemptState) -> str:
+    silent_s = attempt.silent_s
+    if attempt.ending:
+        return _short(attempt.ending)
     state = attempt.status.state if attempt.status else "starting"
     if silent_s < STALE_S:
         return state
     return f"no word for {silent_s:.0f} s: {state} then; its rank 0, or the way to the store, may be gone"
 
 
+def _skew(skew_s: float | None) -> str:
+    """A line where the clock of the run's host differs from this one's; what is alive is told by the store's clock."""
+    if skew_s is None or abs(skew_s) < SKEW_S:
+        return ""
+    which = "ahead of" if skew_s > 0 else "behind"
+    return f"the run's host is {timedelta(seconds=round(abs(skew_s)))} {which} this one"
+
+
 def _slowest(slowest: Slowest) -> str:
     return f"{slowest.rank} ({slowest.host}), {slowest.factor:.2f} times the median, mostly {slowest.section}"
 
 
-def _attempt_row(attempt: AttemptState, *, newest: bool, now_s: float) -> tuple[str, ...]:
+def _attempt_row(attempt: AttemptState) -> tuple[str, ...]:
     at, ranks = attempt.launched.at, attempt.launched.ranks
     began = "unknown" if at is None else f"{datetime.fromtimestamp(at).astimezone():%m-%d %H:%M}"
-    ending = attempt.ending(newest=newest, now_s=now_s) or "runs"
+    ending = attempt.ending or "runs"
     return str(attempt.number), began, "" if ranks is None else str(ranks), f"{attempt.step:,}", _short(ending)
 
 

@@ -36,11 +36,10 @@ def running(state: RunState) -> None:
     """Raises:
     ConfigError: If nothing runs that could hear a request.
     """
-    newest, now_s = state.newest, time.time()
-    if not newest.alive(now_s):
-        ending = newest.ending(newest=True, now_s=now_s)
+    newest = state.newest
+    if not newest.alive:
         raise ConfigError(
-            f"nothing runs at {state.url}; attempt {newest.number} ended {ending}. "
+            f"nothing runs at {state.url}; attempt {newest.number} ended {newest.ending}. "
             "What starts it again (a job on Ray, emocap restart) is ended by itself: ray job stop, Ctrl-C."
         )
 
@@ -48,9 +47,9 @@ def running(state: RunState) -> None:
 def _wait(run_url: str) -> None:
     """Until the run ends; the request stands, whether somebody waits or not."""
     store = open_store(run_url)
-    while (state := RunState.read(store, last=1)).newest.alive(time.time()):
+    while (state := RunState.read(store, last=1)).newest.alive:
         time.sleep(EVERY_S)
     newest = state.newest
-    console.print(f"Step {newest.step:,}: {newest.ending(newest=True, now_s=time.time())}")
+    console.print(f"Step {newest.step:,}: {newest.ending}")
     if newest.how not in {"stopped", "done"}:
         raise typer.Exit(FAILED)

@@ -6,11 +6,11 @@ Rank 0's thread writes it every few seconds. A store that is away costs nothing 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
-
-from emocap_shards.errors import StoreError
 
 from emocap_pretrain.health.beat import UNBOUNDED, Beat
 from emocap_pretrain.run_folder import requests
@@ -68,14 +68,18 @@ class StatusThread:
         while True:
             last = self._closing.is_set()
             self._wake.clear()
-            try:
-                self._listen(last=last)
-                self._attempt.tell(self._status())
-            except (StoreError, OSError, ValueError, KeyError) as error:
-                log.warning("the run's status is stale: %s", error)
+            self._safely("requests to this run cannot be read", partial(self._listen, last=last))
+            self._safely("the run's status is stale", lambda: self._attempt.tell(self._status()))
             if last:
                 return
             self._wake.wait(EVERY_S)
+
+    def _safely(self, what: str, act: Callable[[], None]) -> None:
+        """Listening and reporting fail each for itself, and nothing in the run's folder ends this thread."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - without the thread the run would look dead while it trains
+            log.warning("%s: %s", what, str(error) or type(error).__name__)
 
     def _status(self) -> Status:
         beat, facts = self._beat, self._facts

@@ -14,10 +14,11 @@ Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the n
 import logging
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from emocap_shards.errors import BudgetSpent, ConditionFailed, StoreError
+from emocap_shards.errors import BudgetSpent, ConditionFailed, NotFound, StoreError
 from emocap_shards.store import Store
 
 from emocap_pretrain.errors import ConfigError, DataError, Superseded, TrackingError
@@ -111,6 +112,15 @@ def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
 def status(store: Store, number: int) -> Status | Unreadable | None:
     """What the attempt said of itself last; None before its first status."""
     return _read(store, number, (STATUS_FILE, STATUS_FILE), STATUS)
+
+
+def age_s(store: Store, number: int) -> float | None:
+    """Seconds since the attempt gave its last sign of life, by the store's clock; None where the store does not say."""
+    for folder, begun in ((FOLDER, ATTEMPT_FILE), (OLD_FOLDER, OLD_ATTEMPT_FILE)):
+        for file in (STATUS_FILE, begun):
+            with suppress(NotFound):
+                return store.age_s(f"{folder}/{number:05d}/{file}")
+    return None
 
 
 def failures(store: Store, number: int) -> list[Failure]:

@@ -79,7 +79,8 @@ def _read(store: Store, path: str, kind: Kind[Request]) -> Request | None:
     if isinstance(request, Unreadable):
         _refuse(store, path, request.reason)
         return None
-    if request and time.time() - (request.at or 0.0) > VALID_S:
+    age_s = store.age_s(path) if request else None
+    if age_s is not None and age_s > VALID_S:
         store.delete(path)
         return None
     return request

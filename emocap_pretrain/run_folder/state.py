@@ -1,5 +1,11 @@
-"""How a run stands and how its attempts ended, read from its folder by somebody else than the run."""
+"""How a run stands and how its attempts ended, read from its folder by somebody else than the run.
 
+Whether a run is alive is told by how long ago its status was written, by the clock of the store: the clocks of the
+run's host and of this one may differ by hours. Where a store does not tell, the status is watched for a change.
+"""
+
+import math
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,18 +14,30 @@ from emocap_shards.store import Store
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import ENDED, AttemptDocument, Failure, Status
+from emocap_pretrain.run_folder.storage import Unreadable
 
 STALE_S, DEAD_S = 20.0, 60.0  # A status is written every 5 s.
+LOOK_S = 5.0
+SKEW_S = 60.0  # A difference of clocks that is worth a line.
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptState:
-    """One attempt: what it was, its last status, and why it ended if a rank recorded that."""
+    """One attempt: what it was, its last status, and why it ended if a rank recorded that.
+
+    Args:
+        silent_s: Since its status was written, by the store's clock; infinite for an attempt that has a successor.
+        faults: Documents of it that cannot be read.
+        skew_s: How far the clock of its host is ahead of this host's, in seconds; None where that is not known.
+    """
 
     number: int
     launched: AttemptDocument
     status: Status | None
     cause: Failure | None
+    silent_s: float = math.inf
+    faults: tuple[Unreadable, ...] = ()
+    skew_s: float | None = None
 
     @property
     def step(self) -> int:
@@ -36,15 +54,13 @@ class AttemptState:
         """Why it ended, as far as it said so itself."""
         return self.status.reason if self.status else ""
 
-    def silent_s(self, now_s: float) -> float:
-        """Since its last word."""
-        return max(0.0, now_s - ((self.status.at if self.status else self.launched.at) or 0.0))
-
-    def alive(self, now_s: float) -> bool:
+    @property
+    def alive(self) -> bool:
         ended = self.status is not None and self.status.state == ENDED
-        return not ended and self.silent_s(now_s) < DEAD_S
+        return not ended and self.silent_s < DEAD_S
 
-    def ending(self, *, newest: bool, now_s: float) -> str:
+    @property
+    def ending(self) -> str:
         """How it ended, in words; nothing while it runs."""
         cause = self.cause
         if cause and not cause.lost:
@@ -53,9 +69,7 @@ class AttemptState:
             return f"{self.status.how}: {self.status.reason}" if self.status.reason else self.status.how
         if cause:
             return cause.message
-        if newest and self.alive(now_s):
-            return ""
-        return "without a word: killed, or its host is gone"
+        return "" if self.alive else "without a word: killed, or its host is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +93,27 @@ class RunState:
         numbers = attempts.numbers(store)[-last:]
         if not numbers:
             raise ConfigError(f"no run was ever started at {store.url}: check the url, it is the `url` of the config.")
-        return cls(store.url, tuple(_attempt(store, number) for number in numbers))
+        return cls(store.url, tuple(_attempt(store, number, newest=number == numbers[-1]) for number in numbers))
 
     @property
     def newest(self) -> AttemptState:
         return self.attempts[-1]
 
-    def to_json(self, now_s: float) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         newest = self.newest
         return {
             "url": self.url,
-            "alive": newest.alive(now_s),
-            "silent_s": round(newest.silent_s(now_s), 1),
+            "alive": newest.alive,
+            "silent_s": round(newest.silent_s, 1),
+            "clock_skew_s": None if newest.skew_s is None else round(newest.skew_s, 1),
             "status": _told(newest.status),
             "attempts": [
                 {
                     "number": each.number,
                     "launched": _told(each.launched),
                     "step": each.step,
-                    "ended": each.ending(newest=each is newest, now_s=now_s),
+                    "ended": each.ending,
+                    "unreadable": [str(fault) for fault in each.faults],
                 }
                 for each in self.attempts
             ],
@@ -109,11 +125,31 @@ def _told(document: Status | AttemptDocument | None) -> dict[str, Any]:
     return {name: value for name, value in asdict(document).items() if value is not None} if document else {}
 
 
-def _attempt(store: Store, number: int) -> AttemptState:
+def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
     launched, status = attempts.launched(store, number), attempts.status(store, number)
+    cause = attempts.cause(attempts.failures(store, number))
+    known = status if isinstance(status, Status) else None
+    age_s = attempts.age_s(store, number) if newest else math.inf
+    if age_s is None:
+        age_s, skew_s = _watched_s(store, number, status), None
+    else:
+        skew_s = known.at + age_s - time.time() if newest and known else None
     return AttemptState(
         number,
         launched if isinstance(launched, AttemptDocument) else AttemptDocument(number),
-        status if isinstance(status, Status) else None,
-        attempts.cause(attempts.failures(store, number)),
+        known,
+        cause,
+        silent_s=age_s,
+        faults=tuple(each for each in (launched, status) if isinstance(each, Unreadable)),
+        skew_s=skew_s,
     )
+
+
+def _watched_s(store: Store, number: int, status: Status | Unreadable | None) -> float:
+    """0 as soon as the status changes, `DEAD_S` if it does not for so long; an end needs no watching."""
+    end_s = time.monotonic() + DEAD_S
+    while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):
+        time.sleep(min(LOOK_S, DEAD_S))
+        if attempts.status(store, number) != status:
+            return 0.0
+    return DEAD_S

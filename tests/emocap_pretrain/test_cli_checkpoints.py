@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from emocap_shards.store import Store, open_store
+from pretrain_fakes import aged
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -154,8 +155,8 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     ("status", "refused"),
     [
         (None, True),  # It has just begun.
-        ({"ago_s": -100, "state": "training"}, True),
-        ({"ago_s": -100, "state": "ended"}, False),
+        ({"ago_s": 0, "state": "training"}, True),
+        ({"ago_s": 0, "state": "ended"}, False),
         ({"ago_s": 100, "state": "training"}, False),
     ],
 )
@@ -163,7 +164,8 @@ def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, 
     start = Attempt.begin(store)
     saved(store, 2, 4, start=start)
     if status:
-        start.tell(Status(at=time.time() - status["ago_s"], state=status["state"]))
+        start.tell(Status(at=time.time(), state=status["state"]))
+        aged(store, "attempts/00001/status.json", status["ago_s"])
     done = emocap("prune", store.url, "--keep-last", 1)
     assert done.exit_code == (2 if refused else 0)
     assert ("attempt 1 of the run" in done.stderr) is refused

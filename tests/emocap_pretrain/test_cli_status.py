@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.store import Store, open_store
+from pretrain_fakes import aged
 from typer.testing import CliRunner, Result
 
 from emocap_pretrain.cli import profile, status, stop
@@ -71,7 +72,8 @@ def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:
 
 def test_a_run_that_has_been_silent_for_a_while_is_said_to_be(store: Store) -> None:
     Attempt.begin(store, ranks=3)
-    put(store, 1, at=time.time() - 34)
+    put(store, 1)
+    aged(store, "attempts/00001/status.json", 34)
     assert "no word for 34 s: training then" in " ".join(emocap("status", store.url).output.split())
 
 

@@ -1,6 +1,8 @@
 import hashlib
 import multiprocessing
+import os
 import pickle
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +45,25 @@ def test_files_travel_both_ways(store, tmp_path):
     store.put_file("deep/down/there", tmp_path / "here")
     store.get_file("deep/down/there", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == data
+
+
+def test_the_age_of_an_object_is_told_by_the_store_s_clock(store, monkeypatch):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 7200)  # This computer's clock is wrong.
+    store.put("a", b"1")
+    assert 0 <= store.age_s("a") < 60
+    with pytest.raises(NotFound):
+        store.age_s("b")
+
+
+def test_the_age_of_a_file_grows_and_a_new_version_is_young(tmp_path):
+    store = open_store(tmp_path)
+    store.put("a/b", b"1")
+    os.utime(tmp_path / "a/b", (1e9, 1e9))
+    assert store.age_s("a/b") > 1e6
+    store.put("a/b", b"2")
+    assert store.age_s("a/b") < 60
+    assert [entry.path for entry in store.list()] == ["a/b"]
 
 
 def test_a_listing_is_sorted_and_below_its_folder(store):

@@ -1,7 +1,7 @@
 """What the object store asks of S3, of a web server, of a driver: one attempt of one request each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from emocap_shards.store.protocol import Entry
@@ -23,11 +23,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """An object without its bytes; `writer` is who wrote it on a condition, or "" where that is not known."""
+    """An object without its bytes.
+
+    Args:
+        writer: Who wrote it on a condition, or "" where that is not known.
+        age_s: Since when it is as it is, by the server's clock, or None where the answer does not say.
+    """
 
     size: int
     version: str
     writer: str = ""
+    age_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

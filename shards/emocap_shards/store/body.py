@@ -1,7 +1,8 @@
 """Bodies of answers, of which no more is kept than was asked for: a broken server may send without end."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
 
 from emocap_shards.store.failure import ShortAnswer
 
@@ -47,3 +48,12 @@ def total_of(content_range: str, start: int) -> int | None:
     if found["start"] is not None and int(found["start"]) != start:
         raise ShortAnswer(f"asked for bytes from {start}, got them from {found['start']}")
     return int(found["total"]) if found["total"] != "*" else None
+
+
+def age_of(headers: Mapping[str, str]) -> float | None:
+    """Seconds since an object was written, from two times of one server's clock; None where one of them is missing."""
+    try:
+        now, written = (parsedate_to_datetime(headers[name]) for name in ("date", "last-modified"))
+        return max(0.0, (now - written).total_seconds())
+    except (KeyError, ValueError, TypeError):
+        return None

@@ -1,6 +1,7 @@
 """The memory of this process as a store: for tests, and as the example of a backend."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -34,7 +35,7 @@ class Memory:
         info = self._fs.info(self._at(path))
         if info["type"] != "file":
             raise FileNotFoundError(path)
-        return Facts(info["size"], str(info["created"]))
+        return Facts(info["size"], str(info["created"]), age_s=(datetime.now(UTC) - info["created"]).total_seconds())
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
         if condition is not None and not condition.absent and await self._version(path) != condition.version:

@@ -104,6 +104,9 @@ class ObjectStore:
             return False
         return True
 
+    def age_s(self, path: str) -> float | None:
+        return self._run("find", path, lambda: self._connection.head(checked(path))).age_s
+
     def delete(self, path: str) -> None:
         self._run("delete", path, lambda: self._delete([checked(path)]))
 

@@ -97,6 +97,13 @@ class Store(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def age_s(self, path: str) -> float | None:
+        """Seconds since the object was written, by the store's own clock; None where the store does not say.
+
+        Two computers' clocks may differ by hours, so a time inside of an object says nothing about its age.
+        """
+        ...
+
     def delete(self, path: str) -> None: ...
 
     def delete_tree(self, prefix: str) -> None:

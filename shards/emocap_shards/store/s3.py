@@ -11,7 +11,7 @@ from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
 from emocap_shards.store.backend import Condition, Facts, Page, Part
-from emocap_shards.store.body import at_most, cut, total_of
+from emocap_shards.store.body import age_of, at_most, cut, total_of
 from emocap_shards.store.boto import BoundedSession
 from emocap_shards.store.failure import Refusal, ShortAnswer, answer
 from emocap_shards.store.limits import Patience, Traffic
@@ -93,7 +93,8 @@ class S3:
             if answer(error)[0] == 404:
                 await self._need_bucket()
             raise
-        return Facts(response["ContentLength"], response.get("ETag", ""), response.get("Metadata", {}).get(WRITER, ""))
+        writer, headers = response.get("Metadata", {}).get(WRITER, ""), response["ResponseMetadata"]["HTTPHeaders"]
+        return Facts(response["ContentLength"], response.get("ETag", ""), writer, age_of(headers))
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
         extra: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked_url
 from emocap_shards.store.backend import Condition, Facts, Page, Part
-from emocap_shards.store.body import ERROR_BYTES, at_most, cut, total_of
+from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
 from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import Patience, Traffic
 from emocap_shards.store.together import get_loop
@@ -65,7 +65,7 @@ class WebServer:
             if response.status not in {405, 501}:
                 await _need(response, {200})
                 if response.content_length is not None:
-                    return Facts(response.content_length, _version(response.headers))
+                    return Facts(response.content_length, _version(response.headers), age_s=age_of(response.headers))
         part = await self.get(path, 0, 1, attempt=1)  # servers without HEAD
         return Facts(part.total if part.total is not None else len(part.data), part.version)
 

@@ -24,7 +24,7 @@ from checkpoint_cases import (
     writer,
 )
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import Entry, Store, open_store
 from pretrain_fakes import ThreadWorld, on_ranks
 
 from emocap_pretrain.checkpoint.commit import commit
@@ -293,3 +293,18 @@ def test_killed_at_any_operation_a_run_has_its_last_checkpoint_or_the_new_one_an
         assert len(names) == len(FILES) + 1, f"operation {at}: {names}"
         assert attempts.newest(store) <= 2
     assert seen == {2, 4}
+
+
+def test_no_manifest_is_put_where_a_file_is_gone_since_its_upload(store: Store) -> None:
+    """As when somebody prunes a run that looks dead to him while its upload is under way."""
+
+    class Pruned(UnconditionalStore):
+        def list(self, prefix: str = "") -> list[Entry]:
+            for entry in self.store.list(prefix):
+                if entry.path.endswith(FILES[0]):
+                    self.store.delete(entry.path)
+            return self.store.list(prefix)
+
+    with pytest.raises(CheckpointError, match=r"step 4 is not committed: 1 of its \d files, such as .*, are gone"):
+        commit(Pruned(store), 4, {}, writer(4), ALONE)
+    assert committed(store) == []

@@ -182,7 +182,7 @@ def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     assert gate.reached.wait(LIMIT_S)
     new = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(2))
     gate.open.set()
-    with pytest.raises(Superseded, match="start 2"):
+    with pytest.raises(Superseded, match="attempt 2"):
         slow.wait()
     new.save(4, {}, writer(4))
     (done,) = new.wait()

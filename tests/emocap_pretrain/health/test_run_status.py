@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.store import Store, open_store
+from pretrain_fakes import aged
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.health import status as statuses
@@ -110,7 +111,8 @@ def test_of_two_people_who_ask_for_a_profile_nobody_is_forgotten(store: Store) -
 
 
 def test_a_request_that_came_too_late_for_its_start_does_not_stop_the_next_one(store: Store) -> None:
-    store.put(requests.STOP, json.dumps({"at": time.time() - requests.VALID_S - 1}).encode())
+    requests.ask_to_stop(store)
+    aged(store, requests.STOP, requests.VALID_S + 1)
     assert requests.waiting(store) == Requests()
     assert store.list("requests") == []
 
@@ -119,24 +121,24 @@ def put_status(store: Store, number: int, **status: object) -> None:
     store.put(f"attempts/{number:05d}/status.json", json.dumps({"at": time.time(), **status}).encode())
 
 
-def ending(store: Store, later_s: float = 0) -> str:
-    return RunState.read(store).newest.ending(newest=True, now_s=time.time() + later_s)
+def ending(store: Store) -> str:
+    return RunState.read(store).newest.ending
 
 
 def test_a_run_is_alive_while_it_gives_word(store: Store) -> None:
     Attempt.begin(store)
     put_status(store, 1, state="training", step=7)
-    newest = RunState.read(store).newest
-    assert newest.alive(time.time())
-    assert not newest.alive(time.time() + DEAD_S)
+    assert RunState.read(store).newest.alive
     assert ending(store) == ""
-    assert "without a word" in ending(store, later_s=DEAD_S)
+    aged(store, "attempts/00001/status.json", DEAD_S + 1)
+    assert not RunState.read(store).newest.alive
+    assert "without a word" in ending(store)
 
 
 def test_a_run_that_ended_is_not_alive_and_says_how(store: Store) -> None:
     Attempt.begin(store)
     put_status(store, 1, state="ended", how="stopped", reason="asked to", step=7)
-    assert not RunState.read(store).newest.alive(time.time())
+    assert not RunState.read(store).newest.alive
     assert ending(store) == "stopped: asked to"
 
 
@@ -166,3 +168,59 @@ def test_only_the_last_starts_are_read(store: Store) -> None:
 def test_a_folder_without_a_run_is_named(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"no run was ever started at .*run"):
         RunState.read(store)
+
+
+BAD_REQUESTS = {
+    "empty": b"",
+    "torn": b'{"at": 17',
+    "nothing": b"{}",
+    "list": b"[1]",
+    "text": b'"stop"',
+    "types": b'{"at": {}, "id": [], "steps": "many", "ranks": 3}',
+    "many steps": b'{"at": 1, "id": "ab", "steps": 1000000000}',
+    "many ranks": b'{"at": 1, "id": "ab", "steps": 1, "ranks": [99999999999]}',
+    "no steps": b'{"at": 1, "id": "ab", "steps": 0}',
+    "climbs": b'{"at": 1, "id": "../../x", "steps": 1}',
+    "another id": b'{"at": 1, "id": "cd", "steps": 1}',
+    "time": b'{"at": 1e999}',
+    "deep": b"[" * 100_000,
+    "large": b" " * (2 << 20),
+}
+
+
+@pytest.mark.parametrize("body", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_request_is_refused_and_renamed_and_the_next_one_is_heard(
+    store: Store, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = StatusThread(Attempt.begin(store), Beat())
+    stop_too = body != BAD_REQUESTS["many steps"] and b'"at": 1,' not in body
+    names = ["profile-ab.json", *(["stop.json"] if stop_too else [])]
+    for name in names:
+        store.put(f"requests/{name}", body)
+    store.put("requests/00001 (copy)", b"?")
+    until(lambda: all(store.exists(f"requests/refused-{name}") for name in names))
+    assert status.asked() == Requests()
+    until(lambda: not any(store.exists(f"requests/{name}") for name in names))
+    assert "is refused" in caplog.text
+    requests.ask_to_stop(store)
+    until(lambda: status.asked().stop)
+    status.close("stopped", "")
+    assert told(store).state == "ended"
+
+
+def test_a_store_that_cannot_list_requests_does_not_keep_the_status_from_being_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Store) -> Requests:
+        raise TypeError("not a request")
+
+    monkeypatch.setattr(requests, "waiting", broken)
+    beat = Beat()
+    status = StatusThread(Attempt.begin(store), beat)
+    for step in (1, 2):
+        beat.at(step, "training")
+        until(lambda step=step: store.exists("attempts/00001/status.json") and told(store).step == step)
+    assert RunState.read(store).newest.alive
+    status.close("done", "")
+    assert told(store).how == "done"
+    assert "requests to this run cannot be read: not a request" in caplog.text

@@ -4,13 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from emocap_shards.store import open_store
-from pretrain_fakes import changed
+from pretrain_fakes import aged, changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.health.watchdog import HUNG
@@ -59,7 +58,9 @@ def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | N
             each.kill()
             each.communicate()
     store = open_store(config.url)
-    story = RunState.read(store).newest.ending(newest=True, now_s=time.time() + 3600)
+    if store.exists("attempts/00001/status.json"):
+        aged(store, "attempts/00001/status.json", 3600)
+    story = RunState.read(store).newest.ending
     return Ended(codes, printed, attempts.failures(store, 1), story)
 
 

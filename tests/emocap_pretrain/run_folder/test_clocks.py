@@ -1,0 +1,106 @@
+"""The clock of a run's host, of whoever looks and of the store may differ by hours."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import Store, open_store
+from typer.testing import CliRunner, Result
+
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.cli.restart import lives
+from emocap_pretrain.run_folder import requests, state
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Status
+from emocap_pretrain.run_folder.state import RunState
+from launch.local_s3 import BUCKET, LocalS3
+
+TWO_HOURS = 7200.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "folder":
+        return open_store(tmp_path / "run")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in request.getfixturevalue("server").environment().items():
+        monkeypatch.setenv(name, value)
+    return open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+
+
+def emocap(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def live(store: Store, ahead_s: float) -> None:
+    """An attempt that trains on a host whose clock is so far ahead of this one's."""
+    Attempt.begin(store).tell(Status(at=time.time() + ahead_s, state="training", step=7))
+
+
+@pytest.mark.parametrize("ahead_s", [-TWO_HOURS, TWO_HOURS])
+def test_a_run_on_a_host_with_a_wrong_clock_is_alive(store: Store, ahead_s: float) -> None:
+    live(store, ahead_s)
+    told = json.loads(emocap("status", store.url, "--json").output)
+    assert told["alive"]
+    assert abs(told["clock_skew_s"] - ahead_s) < 60
+    shown = " ".join(emocap("status", store.url).output.split())
+    assert "the run's host is" in shown
+    assert ("ahead of this one" if ahead_s > 0 else "behind this one") in shown
+    assert emocap("stop", store.url, "--no-wait").exit_code == 0
+    assert store.exists(requests.STOP)
+    pruned = emocap("checkpoints", "prune", store.url, "--keep-last", "1")
+    assert pruned.exit_code == 2
+    assert "attempt 1 of the run" in pruned.stderr
+    assert lives(store)
+
+
+@pytest.mark.parametrize("ahead_s", [-TWO_HOURS, TWO_HOURS])
+def test_a_run_that_fell_silent_is_not_alive_whatever_its_clock_said(
+    store: Store, ahead_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "DEAD_S", 2.0)
+    live(store, ahead_s)
+    end_s = time.monotonic() + 30
+    while RunState.read(store).newest.alive:
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+    assert emocap("stop", store.url, "--no-wait").exit_code == 2
+    assert emocap("checkpoints", "prune", store.url, "--keep-last", "1").exit_code == 0
+    assert not lives(store)
+
+
+def test_a_request_of_somebody_whose_clock_is_wrong_is_heard(store: Store) -> None:
+    for ahead_s in (-TWO_HOURS, TWO_HOURS):
+        store.put(requests.STOP, json.dumps({"at": time.time() + ahead_s}).encode())
+        assert requests.waiting(store).stop
+
+
+def test_where_the_store_tells_no_time_the_status_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "run")
+    monkeypatch.setattr(type(store), "age_s", lambda *_: None)
+    monkeypatch.setattr(state, "DEAD_S", 0.5)
+    monkeypatch.setattr(state, "LOOK_S", 0.05)
+    live(store, TWO_HOURS)
+    assert not RunState.read(store).newest.alive
+
+    class Beating(type(store)):
+        __slots__ = ()
+        steps = iter(range(8, 100))
+
+        def read(self, path: str, **options: int) -> bytes:
+            if path.endswith("status.json"):
+                Attempt(store, 1).tell(Status(at=1.0, state="training", step=next(self.steps)))
+            return super().read(path, **options)
+
+    assert RunState.read(Beating(store.url)).newest.alive
