@@ -1,7 +1,8 @@
 """A pydantic error as a sentence: where it stands, the value, the rule, the nearest that works."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -12,6 +13,19 @@ from pydantic import BaseModel, ValidationError
 
 from emocap_pretrain.config.schema import Config, Keys
 
+RULES = {
+    "tuple_type": "a list",
+    "dict_type": "a mapping, such as {key: value}",
+    "model_type": "a block of settings, such as {key: value}",
+    "string_type": "a text; put it into quotes",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
 # Of difflib: one letter wrong in a word of five, or missing in one of three; of values also two that are swapped.
 CLOSE, CLOSE_VALUE = 0.8, 0.7
 
@@ -50,7 +64,40 @@ def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
 
 def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -> list[str]:
     """One line for each wrong value; what came from a `${oc.env:...}` of `texts` may be a secret and shows as that."""
-    return [_veiled(_sentence(problem, origin), problem, texts) for problem in error.errors()]
+    problems = [_of_the_key(problem) for problem in error.errors()]
+    places = {problem["loc"] for problem in problems}
+    told = [
+        _veiled(_sentence(problem, origin), problem, texts)
+        for problem in problems
+        if not (problem["type"] == "too_short" and any(_lies_in(place, problem["loc"]) for place in places))
+    ]
+    return _joined(told)
+
+
+def _of_the_key(problem: Any) -> dict[str, Any]:
+    """Of a value that may have one of several types pydantic names the type as if it were a key."""
+    keys: Keys = problem["loc"]
+    is_type = bool(keys) and isinstance(keys[-1], str) and re.fullmatch(r"[a-z]+-[a-z]+|.*\[.*\]", keys[-1])
+    return {**problem, "loc": keys[:-1] if is_type else keys}
+
+
+def _lies_in(inner: Keys, outer: Keys) -> bool:
+    """Whether an entry is wrong; a list that pydantic then calls too short is not another fault."""
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _joined(lines: Iterable[str]) -> list[str]:
+    """One line for a value that breaks the rules of each type that it may have."""
+    rules: dict[str, list[str]] = {}
+    for line in lines:
+        value, separator, rule = line.partition(": it should be ")
+        rules.setdefault(f"{value}{separator}", []).append(rule)
+    return [
+        f"{value}{'; or it should be '.join(each.rstrip('.') for each in found)}."
+        if len(found) > 1
+        else f"{value}{found[0]}"
+        for value, found in rules.items()
+    ]
 
 
 def _veiled(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
@@ -79,8 +126,21 @@ def _sentence(problem: Any, origin: Origin) -> str:
         return f"{place}: {dotted} is required{_described(keys)}."
     if problem["type"] == "value_error":
         return f"{place}: {dotted}: {problem['ctx']['error']}"
-    rule = problem["msg"].replace("Input should be", "it should be")
-    return f"{place}: {dotted}={problem['input']!r}: {rule}{_nearest(problem)}"
+    return f"{place}: {dotted}={problem['input']!r}: {_rule(problem)}{_nearest(problem)}"
+
+
+def _rule(problem: Any) -> str:
+    """The rule that a value breaks, in the words of YAML where pydantic's are Python's."""
+    kind, bounds = problem["type"], problem.get("ctx", {})
+    if kind in RULES:
+        return f"it should be {RULES[kind]}"
+    if kind in {"too_short", "string_too_short"}:
+        return f"it must not be empty; give {bounds['min_length']} or more"
+    if kind == "too_long":
+        return f"it should be a list of {bounds['max_length']} at most"
+    if kind == "string_pattern_mismatch":
+        return f"it should be of the form {bounds['pattern']}"
+    return problem["msg"].replace("Input should be", "it should be")
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

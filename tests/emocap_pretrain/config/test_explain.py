@@ -50,6 +50,23 @@ def test_a_hint_is_given_only_where_a_key_is_close(section, key, hint):
     assert hint in refusal(f"{TEXT}{section}: {{{key}: 1}}\n")
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("cluster.ranks=x", "cluster.ranks='x': it should be a whole number; or it should be 'auto'."),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9: it should be a list."),
+        ("optimizer.betas=[0.9,0.9,0.9]", "optimizer.betas=[0.9, 0.9, 0.9]: it should be a list of 2 at most."),
+        ("evaluation.classes={}", "evaluation.classes={}: it must not be empty; give 1 or more."),
+        ("evaluation.templates=[a]", "evaluation.templates.0: 'a' has no {}, where the words for a class go."),
+        ("data.url=5", "data.url=5: it should be a text; put it into quotes."),
+        ("data.drop_last=7", "data.drop_last=7: it should be true or false."),
+        ("name=a b", "name='a b': it should be of the form ^[A-Za-z0-9][A-Za-z0-9_.-]*$."),
+    ],
+)
+def test_a_rule_is_told_in_one_line_and_in_the_words_of_yaml(override, rule):
+    assert refusal(TEXT, override) == f"command line: {rule}"
+
+
 def test_a_key_that_is_given_twice_on_the_command_line_is_refused():
     message = refusal(TEXT, "optimizer.lr=1", "steps=2", "optimizer.lr=2")
     assert message == (
@@ -120,11 +137,11 @@ def test_a_value_of_the_file_keeps_its_line_beside_overrides():
         ("seed: -1", "seed=-1: it should be greater than or equal to 0; the nearest that works is 0."),
         ("seed: 2147483648", "seed=2147483648: it should be less than 2147483648."),
         ("micro_batch: 0", "micro_batch=0: it should be greater than or equal to 1; the nearest that works is 1."),
-        ("micro_batch: 1.5", "it should be a valid integer, got a number with a fractional part."),
+        ("micro_batch: 1.5", "micro_batch=1.5: it should be a whole number."),
         ("optimizer: {lr: 0}", "optimizer.lr=0: it should be greater than 0."),
         ("optimizer: {lr: .nan}", "optimizer.lr=nan: it should be a finite number."),
         ("optimizer: {lr: .inf}", "optimizer.lr=inf: it should be a finite number."),
-        ("optimizer: {lr: quick}", "optimizer.lr='quick': it should be a valid number"),
+        ("optimizer: {lr: quick}", "optimizer.lr='quick': it should be a number."),
         ("optimizer: {betas: [0.9, 1.0]}", "optimizer.betas.1=1.0: it should be less than 1."),
         ("optimizer: {betas: [0.9]}", "optimizer.betas.1 is required."),
         ("engine: {precision: bf61}", "engine.precision='bf61': it should be 'fp32' or 'bf16'; did you mean bf16?"),
@@ -149,7 +166,7 @@ def test_a_value_of_the_file_keeps_its_line_beside_overrides():
         ("objective: {scope: image, local_mining: {top_k: 1}}", "objective: local_mining compares sentences"),
         ("evaluation: {templates: []}", "evaluation.templates=[]"),
         ("evaluation: {templates: [face]}", "evaluation.templates.0: 'face' has no {}"),
-        ("checkpoint: 5", "checkpoint=5: it should be a valid dictionary"),
+        ("checkpoint: 5", "checkpoint=5: it should be a block of settings, such as {key: value}."),
     ],
 )
 def test_a_bad_value_is_told_with_its_line_and_its_rule(line, told):
