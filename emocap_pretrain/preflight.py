@@ -6,14 +6,16 @@ evaluation dataset, which are read for a bounded time.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import torch
-from emocap_shards.errors import ShardsError
-from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.errors import ManifestError, ShardsError
+from emocap_shards.manifest import MANIFEST, Manifest, read_manifest
 from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
@@ -138,11 +140,21 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
 
     def check() -> None:
         store = open_store(config.url)
+        if store.is_near:
+            _writable(Path(config.url.removeprefix("file://")))
         RunFolder(store).run_id(config)
         checkpoints.append(newest(store))
 
     found.attempt(check)
     return next(iter(checkpoints), None)
+
+
+def _writable(folder: Path) -> None:
+    """Whether the run may write there, judged by the folder that exists; nothing is tried."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not a folder" if not there.is_dir() else "may not be written by this user"
+        raise ConfigError(f"url: the run cannot be kept in {folder}, because {there} {why}; choose another url.")
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
@@ -158,7 +170,14 @@ def _manifest(url: str, key: str) -> Manifest:
     try:
         return read_manifest(url)
     except ShardsError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        inside = _datasets_in(Path(url)) if isinstance(error, ManifestError) and Path(url).is_dir() else []
+        hint = f" Datasets are in {' and '.join(inside)}." if inside else ""
+        raise ConfigError(f"{key}: {error}{hint}") from error
+
+
+def _datasets_in(folder: Path) -> list[str]:
+    """Of a folder on this host that is not a dataset: those of its folders that are, the first few."""
+    return [str(each.parent) for each in islice(sorted(folder.glob(f"*/{MANIFEST}")), 4)]
 
 
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:

@@ -67,6 +67,19 @@ def test_a_missing_dataset_is_named_by_its_key(tiny_config: Config, faces: str, 
     assert problem(changed(tiny_config, evaluation__url=missing)).startswith(f"evaluation.url: {missing} has")
 
 
+def test_a_folder_of_datasets_is_no_dataset_and_those_in_it_are_named(tiny_config: Config, tmp_path: Path) -> None:
+    for name in ("test", "train"):
+        write_shards(records(2, pixels=16), str(tmp_path / "faces" / name))
+    line = problem(changed(tiny_config, data__url=str(tmp_path / "faces")))
+    assert line.endswith(f" Datasets are in {tmp_path}/faces/test and {tmp_path}/faces/train.")
+
+
+def test_a_place_where_no_run_can_be_kept_is_named(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    line = problem(changed(tiny_config, url=str(tmp_path / "file" / "run")))
+    assert f"because {tmp_path}/file is not a folder" in line
+
+
 def test_several_problems_are_a_line_each_and_refused_together(tiny_config: Config, tmp_path: Path) -> None:
     wrong = found(changed(tiny_config, data__url=str(tmp_path / "a"), evaluation__url=str(tmp_path / "b")))
     assert [line.partition(":")[0] for line in wrong.problems] == ["data.url", "evaluation.url"]
