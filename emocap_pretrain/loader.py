@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from emocap_pretrain.transform import augment
 
 SHM = "/dev/shm"  # noqa: S108 - the kernel's own, and nothing is created there by name
 SHM_CURE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SENTENCES, TOKEN_BYTES, PAGES_BYTES = 8, 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
 
 log = logging.getLogger(__name__)
@@ -241,11 +243,25 @@ def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) 
         pin_memory=pin,
     )
     try:
-        return _delivered(iter(loader))
+        with _held_back():
+            return _delivered(iter(loader))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise _no_room("loader processes cannot be started") from error
+
+
+@contextmanager
+def _held_back() -> Generator[None]:
+    """Processes that are started in here inherit that these signals are blocked; this one gets them afterwards.
+
+    Until `_quiet_worker` runs in them, a signal for the whole process group would end them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Generator[Delivery]:
@@ -268,7 +284,7 @@ def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Gener
 
 
 def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
-    """One thread for torch, and the parent decides when to end: SIGTERM goes to the whole process group.
+    """One thread for torch, and the parent decides when to end: signals go to the whole process group.
 
     Warnings are shown: a store that is gone, a sample that is left out.
     """
@@ -276,7 +292,8 @@ def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     show_logs(logging.WARNING)
     guard_tracebacks()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -61,7 +61,7 @@ class RunRecord:
     def asked_to_stop(self) -> bool:
         """Whether it was a person who told the run itself."""
         status = self._status()
-        return self.stopped() and status is not None and status.reason == ASKED
+        return self.stopped() and status is not None and status.reason.startswith(ASKED)
 
     def _status(self) -> Status | None:
         """The newest attempt's; one that cannot be read says nothing, as if it had not been written yet."""

@@ -270,7 +270,10 @@ def _print_result(config: Config) -> bool:
     report = RunFolder(open_store(config.url)).report(config.steps)
     if report is None:
         at = RunRecord(open_store(config.url), config.steps).progress()
-        console.print(f"Run {config.name} is stopped and saved at step {at}; the same command goes on from there.")
+        if at:
+            console.print(f"Run {config.name} is stopped and saved at step {at}; the same command goes on from there.")
+        else:
+            console.print(f"Run {config.name} is stopped before its first checkpoint; the same command begins it anew.")
         return False
     console.print(report.table())
     console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")

@@ -69,7 +69,7 @@ class Runtime(Protocol):
 
 @dataclass(slots=True)
 class EnvRuntime:
-    """The place from environment variables; SIGTERM asks the loop to stop at the end of a step."""
+    """The place from environment variables; SIGTERM or the first Ctrl-C asks the loop to stop at the end of a step."""
 
     place: Rank
     device: str
@@ -88,10 +88,15 @@ class EnvRuntime:
             _meet_as_slurm_says()
         runtime = cls(place, _device(device, place.local_rank))
 
-        def stop(_signal: int, _frame: object) -> None:
+        def stop(number: int, _frame: object) -> None:
             runtime._stop.set()
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends this process at once.
+                if place.rank == 0:
+                    sys.stderr.write("Ctrl-C: the run is saved and stops after this step; once more ends it at once.\n")
 
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
         return runtime
 
     def should_stop(self) -> bool:

@@ -161,7 +161,8 @@ class Session:
                 self.tracker.run_id,
                 self.attempt.number,
             )
-        self.leave()
+        if kind is not Superseded:  # Then the folder is a newer attempt's, or was deleted.
+            self.leave()
 
     def keep(self, further: Sequence[Row]) -> None:
         """Keeps what the tracker has not got, and these rows, in the run's folder before the run is done; on rank 0.

@@ -51,7 +51,7 @@ def command(
 
 def _may_go_on(newest: AttemptState) -> bool:
     """Whether it runs, or ended so recently, and not for good, that a supervisor may start it again."""
-    over = newest.how == "done" or newest.reason == ASKED
+    over = newest.how == "done" or newest.reason.startswith(ASKED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
 

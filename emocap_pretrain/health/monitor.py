@@ -13,7 +13,7 @@ from emocap_shards.errors import StoreError
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import LostContact, TrainingError
+from emocap_pretrain.errors import LostContact, Superseded, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
@@ -25,7 +25,7 @@ from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
 from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.meter import OWN, Meter
-from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, Attempt
+from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Slowest
 from emocap_pretrain.sections import SECTIONS, Sections
 from emocap_pretrain.world import World, lost_contact
@@ -51,7 +51,7 @@ class Monitor:
         hosts = tuple(sorted(set(self._peers.hosts)))
         facts = {"name": config.name, "steps": config.steps, "ranks": world.place.world, "hosts": hosts}
         self._status = StatusThread(attempt, self.beat, **facts) if world.is_main else None
-        self._why_stopped = "told to stop; the state is saved"
+        self._why_stopped = TOLD
 
     def at(self, step: int, phase: str = "training") -> None:
         """`step` steps are done and `phase` begins: "training", "saving", "evaluating"."""
@@ -80,12 +80,18 @@ class Monitor:
 
         Args:
             told: What this rank's runtime says.
+
+        Raises:
+            Superseded: On all ranks, if the run's folder was deleted.
         """
         asked = self._status.asked() if self._status else None
         stop = told or bool(asked and asked.stop)
         if asked and asked.stop:
             self._why_stopped = ASKED
-        stop_all, profile = self._world.highest([int(stop), int(bool(asked and asked.profile))])
+        gone = self._status.gone if self._status else ""
+        stop_all, profile, lost = self._world.highest([int(stop), int(bool(asked and asked.profile)), int(bool(gone))])
+        if lost:
+            raise Superseded(gone or f"the folder of the run at {self._attempt.store.url} was deleted or replaced.")
         if profile:
             request: ProfileRequest = self._world.share(asked.profile if asked else None)
             self._profiler.begin(request, self.beat.step)
@@ -127,8 +133,13 @@ class Monitor:
         done = self.beat.step >= self._config.steps
         self.beat.end(DONE)
         if self._status:
-            self._status.close("done" if done else "stopped", "" if done else self._why_stopped)
+            self._status.close("done" if done else "stopped", "" if done else self._reason())
         self._peers.close()
+
+    def _reason(self) -> str:
+        """Why the attempt was stopped, and whether there is a state to resume from."""
+        saved = "the state is saved" if self.beat.step else "before the first step, so nothing is saved"
+        return f"{self._why_stopped}; {saved}"
 
     def failed(self, error: BaseException) -> None:
         """The block has ended with this error: leave word of it everywhere, within seconds."""

@@ -12,9 +12,10 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from emocap_pretrain.errors import Superseded
 from emocap_pretrain.health.beat import UNBOUNDED, Beat
 from emocap_pretrain.run_folder import requests
-from emocap_pretrain.run_folder.attempts import ASKED, Attempt
+from emocap_pretrain.run_folder.attempts import ASKED, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import ENDED, Status
 from emocap_pretrain.run_folder.requests import Requests
 
@@ -34,6 +35,7 @@ class StatusThread:
         self._asked = Requests()
         self._taken: SimpleQueue[Requests] = SimpleQueue()
         self._ids: set[str] = set()
+        self.gone = ""  # Why nothing may be written any more.
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="emocap-status", daemon=True)
         self._thread.start()
@@ -69,8 +71,8 @@ class StatusThread:
             last = self._closing.is_set()
             self._wake.clear()
             self._safely("requests to this run cannot be read", partial(self._listen, last=last))
-            self._safely("the run's status is stale", lambda: self._attempt.tell(self._status()))
-            if last:
+            self._safely("the run's status is stale", self._report)
+            if last or self.gone:
                 return
             self._wake.wait(EVERY_S)
 
@@ -78,8 +80,14 @@ class StatusThread:
         """Listening and reporting fail each for itself, and nothing in the run's folder ends this thread."""
         try:
             act()
+        except Superseded as error:
+            self.gone = str(error)
         except Exception as error:  # noqa: BLE001 - without the thread the run would look dead while it trains
             log.warning("%s: %s", what, str(error) or type(error).__name__)
+
+    def _report(self) -> None:
+        self._attempt.require_folder()
+        self._attempt.tell(self._status())
 
     def _status(self) -> Status:
         beat, facts = self._beat, self._facts
@@ -96,5 +104,5 @@ class StatusThread:
             self._asked = waiting
         elif self._facts.how != FAILED:  # Asked while the run was ending: it is not meant for the next start.
             if waiting.stop and self._facts.how == STOPPED:
-                self.tell(reason=ASKED)
+                self.tell(reason=self._facts.reason.replace(TOLD, ASKED, 1))
             requests.served(store, waiting)

@@ -29,8 +29,10 @@ from emocap_pretrain.run_folder.storage import Kind, Unreadable
 
 FOLDER, OLD_FOLDER = "attempts", "starts"
 ATTEMPT_FILE, OLD_ATTEMPT_FILE, STATUS_FILE = "attempt.json", "start.json", "status.json"
-ASKED = "asked to stop; the state is saved"  # The reason in the status of an attempt that a person ended.
+# With these words begins the reason in the status of an attempt that a person ended, or a signal.
+ASKED, TOLD = "asked to stop", "told to stop"
 LONGEST_MESSAGE = 2000
+LOOKS, PAUSE_S = 3, 0.05  # What seems to be gone is looked up again.
 
 FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
 PASSING = (StoreError, TrackingError, OSError)
@@ -68,7 +70,7 @@ class Attempt:
 
     def check(self) -> None:
         """Raises:
-        Superseded: If a newer attempt has taken the run over.
+        Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
         """
         owner = newest(self.store)
         if owner > self.number:
@@ -76,6 +78,22 @@ class Attempt:
                 f"attempt {owner} of the run at {self.store.url} has taken over from attempt {self.number}: "
                 "this one ends."
             )
+        if owner < self.number:
+            self.require_folder()
+
+    def require_folder(self) -> None:
+        """Raises:
+        Superseded: If this attempt's own document is gone; a folder that a person has deleted does not come back.
+        """
+        path = f"{FOLDER}/{self.number:05d}/{ATTEMPT_FILE}"
+        for _ in range(LOOKS):
+            if self.store.exists(path):
+                return
+            time.sleep(PAUSE_S)
+        raise Superseded(
+            f"the folder of the run at {self.store.url} was deleted or replaced: attempt {self.number} ends, "
+            "and nothing more is saved."
+        )
 
     def tell(self, status: Status) -> None:
         told = replace(status, reason=shown(status.reason))
@@ -86,8 +104,9 @@ class Attempt:
         path = f"{FOLDER}/{self.number:05d}/failed-{failure.rank:05d}.json"
         told = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
         try:
+            self.require_folder()
             storage.write(self.store, path, FAILURE, told)
-        except (StoreError, OSError) as error:
+        except (StoreError, OSError, Superseded) as error:
             log.warning("the failure of rank %d could not be written down: %s", failure.rank, error)
 
 

@@ -31,9 +31,10 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "x")  # The runtime writes them itself: this has them removed afterwards.
         del os.environ[name]
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def under(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> EnvRuntime:
@@ -137,6 +138,13 @@ def test_sigterm_asks_to_stop_and_ends_nothing() -> None:
     assert not runtime.should_stop()
     signal.raise_signal(signal.SIGTERM)
     assert runtime.should_stop()
+
+
+def test_the_first_ctrl_c_asks_to_stop_and_the_second_ends_the_process() -> None:
+    runtime = EnvRuntime.from_environment("cpu")
+    signal.raise_signal(signal.SIGINT)
+    assert runtime.should_stop()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
 def test_a_heartbeat_shows_the_step_and_the_note(capsys: pytest.CaptureFixture[str]) -> None:

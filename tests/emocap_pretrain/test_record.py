@@ -74,7 +74,7 @@ def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
     attempt.tell(Status(at=1, how="stopped", reason="told to stop; the state is saved"))
     assert record.stopped()
     assert not record.asked_to_stop()
-    attempt.tell(Status(at=1, how="stopped", reason=ASKED))
+    attempt.tell(Status(at=1, how="stopped", reason=f"{ASKED}; the state is saved"))
     assert record.asked_to_stop()
     assert not RunRecord(store, 8).stopped(), "a start of before is over"
 

@@ -15,6 +15,7 @@ from emocap_pretrain.run_folder.attempts import Attempt
 
 def cut_off(store: Store, step: int, start: int) -> None:
     """An attempt of that start which ends before its manifest."""
+    store.put(f"attempts/{start:05d}/attempt.json", b"{}")
     failing = FailingStore(store, MANIFEST, Killed())
     with pytest.raises(Killed):
         commit(failing, step, {}, writer(step), ALONE, Attempt(store, start))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import Patience, Store, open_store
 from pretrain_fakes import aged
 
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, Superseded
 from emocap_pretrain.health import status as statuses
 from emocap_pretrain.health.beat import Beat
 from emocap_pretrain.health.status import StatusThread
@@ -57,9 +57,9 @@ def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> Non
     assert abs(last.at - time.time()) < 10
 
 
-def test_a_store_that_is_away_costs_a_warning_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "run").write_text("a file where a folder belongs")
-    status = StatusThread(Attempt(open_store(tmp_path / "run"), 1), Beat())
+def test_a_store_that_does_not_answer_costs_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = open_store("http://127.0.0.1:9/run", patience=Patience(deadline_s=0.2))
+    status = StatusThread(Attempt(nowhere, 1), Beat())
     until(lambda: "the run's status is stale" in caplog.text)
     assert status.asked() == Requests()
     status.close("done", "")
@@ -89,8 +89,24 @@ def test_a_stop_that_is_asked_for_while_the_run_stops_anyway_is_the_reason_then(
     until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("stopped", "told to stop; the state is saved")
-    assert told(store).reason == attempts.ASKED
+    assert told(store).reason == f"{attempts.ASKED}; the state is saved"
     assert store.list("requests") == []
+
+
+def test_a_folder_that_is_deleted_is_noticed_and_does_not_come_back(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.health.status.EVERY_S", 0.05)
+    attempt = Attempt.begin(store)
+    status = StatusThread(attempt, Beat())
+    until(lambda: store.exists("attempts/00001/status.json"))
+    for entry in store.list():
+        store.delete(entry.path)
+    until(lambda: bool(status.gone))
+    assert "was deleted or replaced: attempt 1 ends" in status.gone
+    status.close("failed", "gone")
+    attempt.fail(Failure(0, "here", 3, "Superseded", "gone"))
+    with pytest.raises(Superseded, match="was deleted"):
+        attempt.check()
+    assert store.list() == []
 
 
 def test_a_stop_is_kept_for_the_next_start_where_this_one_failed(store: Store) -> None:
