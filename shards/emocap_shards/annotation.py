@@ -76,6 +76,8 @@ def _parts(caption: Caption) -> dict[str, Any]:
 
 
 def _caption(value: object) -> Caption:
+    if isinstance(value, str):
+        raise AnnotationError('the "caption" is a text, and no object with a "global" part')
     if not isinstance(value, dict):
         raise AnnotationError('there is no "caption" object')
     parts = cast("dict[str, Any]", value)

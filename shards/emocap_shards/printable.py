@@ -14,3 +14,11 @@ def printable(text: str, *, lines: bool = False) -> str:
         letter if letter.isprintable() or (lines and letter == "\n") else " " if letter.isspace() else "\ufffd"
         for letter in text
     )
+
+
+def short(value: object, letters: int = 80) -> str:
+    """The value as `repr` writes it, without its middle where it is long: a message names it and stays one line."""
+    text = repr(value)
+    if len(text) <= letters:
+        return text
+    return f"{text[: letters // 2]}...{text[-(letters // 4) :]} ({len(text):,} characters)"

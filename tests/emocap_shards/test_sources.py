@@ -11,7 +11,7 @@ import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.writing import prepare
-from emocap_shards.writing.packing import described
+from emocap_shards.writing.packing import described, pack
 from emocap_shards.writing.row import LocalFile, key_of
 from emocap_shards.writing.sources import batches
 from emocap_shards.writing.sources.choice import open_source
@@ -211,7 +211,7 @@ def test_a_key_is_made_of_a_path(path, key):
 
 BAD_LINES = {
     b"{": "the line is no JSON",
-    b"\xff\xfe": "the line is no JSON",
+    b"\xff\xfe": "it is no UTF-8; save the table as UTF-8",
     b"[1]": "the line is no JSON object",
     b'{"image": "0.png"}': "there is no column 'global'",
     b'{"global": "Glad."}': "there is no column 'image'",
@@ -314,9 +314,108 @@ def test_a_whole_number_that_no_float_can_hold_is_a_bad_row(faces):
     assert "label 'id' is 9007199254740993, a number of more than 53 bits; write it as text" in told
 
 
+@pytest.mark.parametrize(("delimiter", "suffix"), [("\t", "csv"), (";", "csv"), ("|", "tsv"), (",", "tsv")])
+def test_the_delimiter_is_found_by_the_names_of_the_columns(faces, tmp_path, delimiter, suffix):
+    rows = [["file", "text"], ["0.png", "One, two; three."], ["1.png", "Four."]]
+    with (faces / f"t.{suffix}").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    packed(faces / f"t.{suffix}", tmp_path / "out", Columns(image="file", whole="text"))
+    assert [captions[0].whole for _, captions, _ in read_back(tmp_path / "out")] == ["One, two; three.", "Four."]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("file;text\n0.png;x\n", r"there is no column 'image', 'global', but 'file', 'text'; say which"),
+        ("0.png\tA face.\n", r"t\.csv:1: the first line has values; put names before it, such as 'image\\tglobal'\.$"),
+        (
+            "A face.,http://e.invalid/0.jpg\n",
+            r"such as 'image,global'; URLs are not fetched here: download them with img2d",
+        ),
+        (",".join(f"c{number}" for number in range(40)), r"but 'c0', .*'c11' and 28 more; say which"),
+    ],
+)
+def test_a_table_whose_columns_cannot_be_found_says_what_it_looks_like(faces, text, told):
+    (faces / "t.csv").write_text(text)
+    with pytest.raises(RecordError, match=told):
+        bad_rows(faces / "t.csv")
+
+
+def test_labels_alone_are_refused_with_a_way_to_pack_them(faces, tmp_path):
+    (faces / "t.csv").write_text("image,mood\n0.png,joy\n")
+    with pytest.raises(RecordError, match=r"labels alone needs a caption too, and the label will do \(--global mood\)"):
+        bad_rows(faces / "t.csv", Columns(labels=("mood",)))
+    packed(faces / "t.csv", tmp_path / "out", Columns(whole="mood", labels=("mood",)))
+    ((_, (caption,), labels),) = read_back(tmp_path / "out")
+    assert (caption.whole, labels) == ("joy", {"mood": "joy"})
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("https://e.invalid/0.jpg", "the image is the URL 'https://e.invalid/0.jpg'; URLs are not fetched here"),
+        ("183 " * 2304, "(9,218 characters), a text of numbers; write the images as files"),
+        ("", "the image's cell is empty"),
+        ("x" * 9000 + ".png", "(9,006 characters) cannot be read (File name too long)"),
+        ("../" * 30 + "a/x.png", "such as with --image-root /"),
+    ],
+)
+def test_a_cell_that_names_no_image_here_is_said_in_a_short_line(faces, value, told):
+    (line,) = bad_rows(write_lines(faces / "t.jsonl", [table_row(0, image=value, key="k")]))
+    assert told in line
+    assert len(line) < 500 + len(str(faces))
+
+
+def test_a_table_beside_the_folder_of_images_is_read_within_the_image_root(faces, tmp_path):
+    folder = faces / "lists"
+    folder.mkdir()
+    (folder / "t.csv").write_text("image,global\n../0.png,x\n2.png,y\n")
+    told = bad_rows(folder / "t.csv")
+    assert (
+        f"'../0.png' is refused: it leads out of {folder}; if you trust it, allow its folder, such as with" in told[0]
+    )
+    source = open_source(folder / "t.csv", image_root=faces)
+    assert pack(source, tmp_path / "out").manifest.samples == 2
+    assert [sample.key for sample in samples_of(tmp_path / "out")] == ["0", "2"]
+    (folder / "t.csv").write_text("image,global\n../../outside.png,x\n")
+    (told,) = bad_rows(folder / "t.csv", image_root=faces)
+    assert "is refused: it leads out of" in told
+
+
+def test_paths_with_the_slashes_of_windows_are_found(faces, tmp_path):
+    (faces / "in").mkdir()
+    (faces / "in" / "0.png").write_bytes(encode(0))
+    (faces / "odd\\1.png").write_bytes(encode(1))
+    packed(write_lines(faces / "t.jsonl", [table_row(0, image="in\\0.png")]), tmp_path / "out")
+    assert [sample.key for sample in samples_of(tmp_path / "out")] == ["in_0"]
+    (told,) = bad_rows(write_lines(faces / "t.jsonl", [table_row(0), table_row(1, image="odd\\1.png")]))
+    assert "is an unusable key" in told  # The file is there and keeps its name.
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_mark_of_the_byte_order_is_no_text_and_utf16_is_named(faces, tmp_path, suffix):
+    text = {"csv": "image,global\n0.png,Gl\u00fccklich.\n", "jsonl": json.dumps(table_row(0)) + "\n"}[suffix]
+    (faces / f"t.{suffix}").write_text(text, encoding="utf-8-sig")
+    assert packed(faces / f"t.{suffix}", tmp_path / "out").manifest.samples == 1
+    (faces / f"t.{suffix}").write_text(text, encoding="utf-16")
+    with pytest.raises(RecordError, match=r"is UTF-16; save it as UTF-8, as with `iconv -f UTF-16"):
+        bad_rows(faces / f"t.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_another_encoding_is_said_with_the_row(faces, suffix):
+    text = {
+        "csv": "image,global\n0.png,\u4e00\u5f20\u8138\n",
+        "jsonl": '{"image": "0.png", "global": "\u4e00\u5f20\u8138"}\n',
+    }[suffix]
+    (faces / f"t.{suffix}").write_text(text, encoding="gb18030")
+    (told,) = bad_rows(faces / f"t.{suffix}")
+    assert told.startswith(f"{faces}/t.{suffix}:{2 if suffix == 'csv' else 1}: it is no UTF-8; save the table as UTF-8")
+
+
 def test_a_missing_column_is_told_before_any_row(faces):
     (faces / "t.csv").write_text("file,text\n0.png,x\n")
-    with pytest.raises(RecordError, match="no column 'image', 'global', but file, text; say which is which"):
+    with pytest.raises(RecordError, match="no column 'image', 'global', but 'file', 'text'; say which is which"):
         bad_rows(faces / "t.csv")
 
 
@@ -390,7 +489,7 @@ def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
     (folder / "linked").symlink_to(tmp_path)
     told = bad_rows(folder)
     assert len(told) == 3
-    assert told[0].endswith("0000.json cannot be read (No such file or directory)")
+    assert "0000.json is missing, the annotation beside the image; captions in .txt files" in told[0]
     assert "0001.gif: a .gif is not taken; convert it" in told[1]
     assert "linked: it is a link to a folder" in told[2]
 

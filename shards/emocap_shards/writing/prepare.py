@@ -10,6 +10,7 @@ from PIL import Image
 from emocap_shards.annotation import load_annotation, normal_annotation
 from emocap_shards.decode import FORMATS, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
+from emocap_shards.printable import short
 from emocap_shards.writing.encode import Encoding
 from emocap_shards.writing.fingerprint import fingerprint
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, Row
@@ -78,12 +79,12 @@ def check_key(key: str) -> None:
     """
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > MAX_KEY_BYTES:
         rule = f"1 to {MAX_KEY_BYTES} bytes of printable text without dot, slash and backslash"
-        raise RecordError(f"{key!r} is an unusable key; a key is {rule} (--number-keys makes such keys)")
+        raise RecordError(f"{short(key)} is an unusable key; a key is {rule} (--number-keys makes such keys)")
 
 
 def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
     check_key(row.key)
-    annotation = row.annotation.read() if isinstance(row.annotation, LocalFile) else row.annotation
+    annotation = _annotation(row.annotation) if isinstance(row.annotation, LocalFile) else row.annotation
     image = row.image.read() if isinstance(row.image, LocalFile) else row.image
     if len(image) > MAX_FILE_BYTES:
         raise RecordError(f"the image has {len(image)} bytes; the limit is {MAX_FILE_BYTES}")
@@ -100,10 +101,22 @@ def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
     return Prepared(row.where, row.key, extension, image, annotation, mark, print_)
 
 
+def _annotation(file: LocalFile) -> bytes:
+    try:
+        return file.read()
+    except RecordError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise RecordError(
+            f"{file.path} is missing, the annotation beside the image; captions in .txt files, in a metadata.jsonl or "
+            "in names of folders are not read: write a table with the columns image and global, and pack that"
+        ) from error
+
+
 def _with_file(row: Row, reason: str) -> str:
     """The reason, with the name of the image's file if neither it nor the row's place has it."""
-    path = row.image.path if isinstance(row.image, LocalFile) else ""
-    return reason if path in row.where or path in reason else f"{path}: {reason}"
+    name = row.image.name if isinstance(row.image, LocalFile) else ""
+    return reason if name in row.where or name in reason else f"{name}: {reason}"
 
 
 def _check_header(image: bytes, extension: str) -> None:

@@ -5,23 +5,37 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
-from emocap_shards.printable import printable
+from emocap_shards.printable import printable, short
 
 MAX_FILE_BYTES = 1 << 28
+_LONGEST = 300  # Letters of a path that a message shows.
+
+
+class Images(NamedTuple):
+    """Where the images of a table lie: below `root`, which paths start from. Both are real paths, without links.
+
+    A path that leads out of `root` counts from `table`, the table's own folder, and must then lead below `root`.
+    """
+
+    root: str
+    table: str
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
     """A file below the folder `root`; `path` is what somebody wrote into a table, and may try to lead out of it.
 
-    `root` has no symbolic link in it (`os.path.realpath`). An absolute `path` is fine if it leads below `root`.
+    `root` has no symbolic link in it (`os.path.realpath`). An absolute `path` is fine if it leads below `root`. A
+    path that leads out of `root` counts from `table` instead, if that is given, and must still lead below `root`.
     """
 
     root: str
     path: str
+    table: str = ""
 
     def locate(self) -> str:
         """Where the file really is.
@@ -30,13 +44,16 @@ class LocalFile:
             RecordError: If that is outside of `root`.
         """
         try:
-            real = os.path.realpath(os.path.join(self.root, self.path))  # noqa: PTH118 - Path costs three times as much
+            # os.path, because Path costs three times as much.
+            found = [os.path.realpath(os.path.join(start, self.path)) for start in (self.root, self.table) if start]  # noqa: PTH118
         except (OSError, ValueError) as error:
-            raise RecordError(f"{self.path!r} is no path of a file ({error})") from error
-        if not real.startswith(self.root.rstrip("/") + "/"):
-            cure = f"it leads out of {self.root}; if you trust it, allow its folder with --image-root"
-            raise RecordError(f"the file {self.path!r} is refused: {cure}")
-        return real
+            raise RecordError(f"{short(self.path)} is no path of a file ({error})") from error
+        for real in found:
+            if real.startswith(self.root.rstrip("/") + "/"):
+                return real
+        common = os.path.commonpath((self.root, os.path.dirname(found[-1])))  # noqa: PTH120
+        cure = f"it leads out of {self.root}; if you trust it, allow its folder, such as with --image-root {common}"
+        raise RecordError(f"the file {short(self.path)} is refused: {cure}")
 
     def read(self) -> bytes:
         """All bytes of the file.
@@ -50,12 +67,17 @@ class LocalFile:
             with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise RecordError(f"{self.path} cannot be read (it is no plain file)")
+                    raise RecordError(f"{self.name} cannot be read (it is no plain file)")
                 if status.st_size > MAX_FILE_BYTES:
-                    raise RecordError(f"{self.path} has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
+                    raise RecordError(f"{self.name} has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
                 return file.read()
         except OSError as error:
-            raise RecordError(f"{self.path} cannot be read ({error.strerror or error})") from error
+            raise RecordError(f"{self.name} cannot be read ({error.strerror or error})") from error
+
+    @property
+    def name(self) -> str:
+        """The path as a message shows it."""
+        return self.path if len(self.path) <= _LONGEST else short(self.path)
 
     def stamp(self) -> str:
         """Changes when the file does: name, size and time of its last change, without reading it."""

@@ -10,6 +10,7 @@ from emocap_shards.errors import RecordError
 from emocap_shards.manifest import MANIFEST
 from emocap_shards.store import open_store
 from emocap_shards.writing.reading import matching
+from emocap_shards.writing.row import Images
 from emocap_shards.writing.source import Source
 from emocap_shards.writing.sources.columns import STANDARD, Columns
 from emocap_shards.writing.sources.delimited import DelimitedSource
@@ -38,7 +39,8 @@ def open_source(where: str | Path, columns: Columns = STANDARD, *, image_root: s
     Args:
         where: What to read.
         columns: Which column is what; folders of pairs and datasets of ours have none.
-        image_root: The folder that paths in a table start from and may not leave; default the table's own.
+        image_root: The folder that paths in a table start from and may not leave; default the table's own. A path
+            that would leave it, such as ../faces/x.jpg, counts from the table's folder.
 
     Raises:
         RecordError: If nothing of a known kind is there.
@@ -53,7 +55,7 @@ def open_source(where: str | Path, columns: Columns = STANDARD, *, image_root: s
         from emocap_shards.writing.sources.parquet import ParquetSource
 
         paths = [Path(store.url, path) for store, path in matching(text)]
-        return ParquetSource(paths, columns, _root(image_root or paths[0].parent))
+        return ParquetSource(paths, columns, _images(image_root, paths[0].parent))
     if "://" in text or Path(text, MANIFEST).is_file():
         return _dataset(text)
     return _local(Path(text), columns, image_root)
@@ -62,11 +64,11 @@ def open_source(where: str | Path, columns: Columns = STANDARD, *, image_root: s
 def _local(path: Path, columns: Columns, image_root: str | Path | None) -> Source:
     if path.is_dir():
         return _folder(path, columns, image_root)
-    root = _root(image_root or path.parent)
+    images = _images(image_root, path.parent)
     if path.is_file() and path.suffix in _JSON_LINES:
-        return JsonLinesSource(path, columns, root)
+        return JsonLinesSource(path, columns, images)
     if path.is_file() and path.suffix in _DELIMITERS:
-        return DelimitedSource(path, columns, root, _DELIMITERS[path.suffix])
+        return DelimitedSource(path, columns, images, _DELIMITERS[path.suffix])
     if path.is_file() and path.suffix in _PACKED:
         raise RecordError(f"{path} is compressed in a way that is not read here; unpack it: `{_PACKED[path.suffix]}`.")
     if path.is_file() and path.suffix == ".json":
@@ -86,7 +88,7 @@ def _folder(path: Path, columns: Columns, image_root: str | Path | None) -> Sour
         splits = sorted(each.name for each in path.iterdir() if (each / STATE).is_file())
         raise RecordError(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}.")
     if (path / STATE).is_file():
-        return HuggingFaceSource(path, columns, _root(image_root or path))
+        return HuggingFaceSource(path, columns, _images(image_root, path))
     return _tars_in(path, columns) or FolderSource(path)
 
 
@@ -114,5 +116,5 @@ def _dataset(url: str) -> Source:
     return DatasetSource.open([url])
 
 
-def _root(path: str | Path) -> str:
-    return os.path.realpath(path)
+def _images(image_root: str | Path | None, table: Path) -> Images:
+    return Images(os.path.realpath(image_root or table), os.path.realpath(table))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -10,7 +11,8 @@ from typing import Any, cast
 
 from emocap_shards.annotation import MAX_WHOLE
 from emocap_shards.errors import AnnotationError, RecordError
-from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
+from emocap_shards.printable import short
+from emocap_shards.writing.row import BadRow, Images, LocalFile, Row, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,28 @@ class Columns:
             RecordError: If the image, the global part, a label or a column of further captions that was named is not
                 among them.
         """
+        if missing := self.missing(present):
+            raise RecordError(f"{where}: {self.lacking(missing, present)}.")
+
+    def missing(self, present: Sequence[str]) -> list[str]:
+        """The columns that a table needs and does not have."""
         wanted = [self.image, *self.labels, *self.named_further] + ([] if "caption" in present else [self.whole])
-        if missing := [name for name in wanted if name not in present]:
-            raise RecordError(
-                f"{where} has no column {', '.join(map(repr, missing))}, but {', '.join(present)}; "
-                "say which is which with --image, --global, --label."
-            )
+        return [name for name in wanted if name not in present]
+
+    def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
+        """What is said of columns that are missing, with those that are there."""
+        names = ", ".join(map(short, present[:_SHOWN])) + (
+            f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
+        )
+        lines = f"there is no column {', '.join(map(repr, missing))}, but {names or 'none'}"
+        options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
+        alone = self.labels and self.whole in missing and self.labels[0] in present
+        cure = (
+            f"; data with labels alone needs a caption too, and the label will do (--global {self.labels[0]})"
+            if alone
+            else ""
+        )
+        return f"{lines}; say which is which with {options}{cure}"
 
     @property
     def named_further(self) -> tuple[str, ...]:
@@ -61,26 +79,30 @@ class Columns:
 
 STANDARD = Columns()
 _EMPTY = (None, "")
+_SHOWN = 12
+URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
+NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_format webdataset) and pack its tars"
+_PIXELS = re.compile(r"[\d.,\s]{64}")
 
 
-def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: int, root: str) -> Row | BadRow:
-    """The row of some values; images named by a path lie below `root`, and `number` is its last resort for a key."""
+def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: int, images: Images) -> Row | BadRow:
+    """The row of some values; `number` is its last resort for a key."""
     try:
-        image = image_of(values[columns.image], root)
+        image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
     except KeyError as error:
-        return BadRow(where, f"there is no column {error}; map the columns to yours")
+        return BadRow(where, columns.lacking([str(error.args[0])], list(values)))
     except (AnnotationError, RecordError) as error:
         return BadRow(where, str(error))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
     given = values.get(columns.key)
     if not isinstance(given, str | int | None):
-        return BadRow(where, f"the key {given!r} is an unusable key; a key is text or a whole number")
-    key = _own_key(image, values[columns.image], root) if given is None or given == "" else str(given)
+        return BadRow(where, f"the key {short(given)} is an unusable key; a key is text or a whole number")
+    key = _own_key(image, values[columns.image], images) if given is None or given == "" else str(given)
     return Row(where, key or f"{number:09d}", image, annotation, extension)
 
 
-def image_of(value: object, root: str) -> bytes | LocalFile:
+def image_of(value: object, images: Images) -> bytes | LocalFile:
     """An image column's value.
 
     Raises:
@@ -92,8 +114,22 @@ def image_of(value: object, root: str) -> bytes | LocalFile:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
-        return LocalFile(root, value)
+        if URL.match(value):
+            raise RecordError(f"the image is the URL {short(value)}; {NO_URLS}")
+        if _PIXELS.fullmatch(value[:64]):
+            raise RecordError(
+                f"the image is {short(value)}, a text of numbers; write the images as files, and their paths"
+            )
+        return LocalFile(images.root, _with_slashes(value, images), images.table)
+    if value in _EMPTY:
+        raise RecordError("the image's cell is empty; it is a path or encoded bytes")
     raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
+
+
+def _with_slashes(path: str, images: Images) -> str:
+    """The path, with / for the \\ of Windows where no file is called so."""
+    is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
+    return path.replace("\\", "/") if is_foreign else path
 
 
 def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
@@ -120,11 +156,13 @@ def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
         raise AnnotationError(f"the row holds what JSON cannot ({error})") from error
 
 
-def _own_key(image: bytes | LocalFile, value: object, root: str) -> str:
+def _own_key(image: bytes | LocalFile, value: object, images: Images) -> str:
     path = image.path if isinstance(image, LocalFile) else ""
     if isinstance(value, Mapping):
         path = str(cast("Mapping[str, object]", value).get("path") or "")
-    return key_of(os.path.relpath(path, root) if path.startswith("/") and isinstance(image, LocalFile) else path)
+    if isinstance(image, LocalFile) and path.startswith(("/", "../")):
+        path = os.path.relpath(os.path.join(images.table, path), images.root)  # noqa: PTH118
+    return key_of(path)
 
 
 def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
@@ -185,7 +223,7 @@ def _items(value: object) -> Sequence[object]:
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]
     if value is not None and not isinstance(value, list):
-        raise AnnotationError(f"{value!r} is neither a list nor text; a caption's parts and further ones are")
+        raise AnnotationError(f"{short(value)} is neither a list nor text; a caption's parts and further ones are")
     return cast("list[object]", value or [])
 
 

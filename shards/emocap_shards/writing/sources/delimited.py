@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Row
-from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.row import BadRow, Images, Row
+from emocap_shards.writing.sources.columns import NO_URLS, URL, Columns, row_of
+from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
 # A number as other programs write it, infinity included. "001" is a name, and would lose its zeros; a whole number of
 # more than 15 digits would lose its last ones.
@@ -20,13 +21,16 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _MISSING = {"", "nan"}
+_DELIMITERS = (",", "\t", ";", "|")
+_HEADER = 1 << 16  # Characters of the first line that are looked at.
+_VALUE = re.compile(r"\.(jpe?g|png|webp)$|^https?://", re.IGNORECASE)
 # What Python's csv says of a quote that is open at the end of the file, and of a cell that is too long.
 _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """The rows of a table.
+    """The rows of a table. Where its header does not name the columns with `delimiter`, another one is tried.
 
     A column of labels holds numbers if each of its cells is a plain number, and else texts; an empty cell or `nan` is
     no label. For this the file is read once before its first row.
@@ -34,7 +38,7 @@ class DelimitedSource:
 
     path: Path
     columns: Columns
-    root: str
+    images: Images
     delimiter: str = ","
 
     @property
@@ -52,10 +56,26 @@ class DelimitedSource:
         """The header, once it has the columns that are needed, and the records behind it."""
         # Bytes that are no UTF-8 become surrogates, which tell the bad row from its neighbours.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            table = csv.reader(file, delimiter=self.delimiter, strict=True)
+            refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
+            delimiter = self._delimiter(file.readline(_HEADER))
+            file.seek(0)
+            table = csv.reader(file, delimiter=delimiter, strict=True)
             header = _header(table, str(self.path))
+            if any(map(_VALUE.search, header)) and self.columns.missing(header):
+                sample = f"{self.columns.image}{delimiter}{self.columns.whole}"
+                urls = f"; {NO_URLS}" if any(map(URL.match, header)) else ""
+                raise RecordError(
+                    f"{self.path}:1: the first line has values; put names before it, such as {sample!r}{urls}."
+                )
             self.columns.check(header, where=str(self.path))
             yield header, _records(table, str(self.path))
+
+    def _delimiter(self, first: str) -> str:
+        """The delimiter with which the first line names the columns, else the one that cuts it most often."""
+        ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
+        cells = {each: next(csv.reader([first], delimiter=each), []) for each in ways}
+        fitting = [each for each in ways if not self.columns.missing(cells[each])]
+        return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
 
     def _numeric_labels(self) -> frozenset[str]:
         """The columns of labels in which every cell that is not missing is a plain number."""
@@ -77,10 +97,10 @@ class DelimitedSource:
         if len(cells) != len(header):
             return BadRow(where, f"it has {len(cells)} cells, the header {len(header)}")
         if not all(map(_is_text, cells)):
-            return BadRow(where, "it is no UTF-8; save the table as UTF-8")
+            return BadRow(where, NO_UTF8)
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
         labels = {name: _label(values[name], number=name in numeric) for name in self.columns.labels}
-        return row_of(values | labels, self.columns, where=where, number=number, root=self.root)
+        return row_of(values | labels, self.columns, where=where, number=number, images=self.images)
 
 
 @contextmanager
@@ -96,8 +116,10 @@ def _header(table: Any, where: str) -> list[str]:
         header: list[str] = next(table, [])
     except csv.Error as error:
         raise RecordError(f"{where}:1: the header cannot be read ({error}).") from error
-    if len(set(header)) < len(header) or not all(map(_is_text, header)):
-        raise RecordError(f"{where}:1: the header names a column twice or is no UTF-8; correct it.")
+    if not all(map(_is_text, header)):
+        raise RecordError(f"{where}:1: {NO_UTF8}.")
+    if len(set(header)) < len(header):
+        raise RecordError(f"{where}:1: the header names a column twice; correct it.")
     return header
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, LocalFile, Row
+from emocap_shards.writing.row import BadRow, Images, LocalFile, Row
 from emocap_shards.writing.sources.batches import rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
@@ -30,7 +30,7 @@ class HuggingFaceSource:
 
     folder: Path
     columns: Columns
-    root: str
+    images: Images
 
     @property
     def total(self) -> int | None:
@@ -43,7 +43,9 @@ class HuggingFaceSource:
             for values in self._values(file):
                 where = f"{self.folder}: row {number}"
                 try:
-                    yield row_of(with_names(values, classes), self.columns, where=where, number=number, root=self.root)
+                    yield row_of(
+                        with_names(values, classes), self.columns, where=where, number=number, images=self.images
+                    )
                 except RecordError as error:
                     yield BadRow(where, str(error))
                 number += 1

@@ -1,5 +1,6 @@
 """One JSON object a line."""
 
+import codecs
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any, cast
 import orjson
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, Images, Row
 from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
 MAX_LINE_BYTES = 1 << 26
 
@@ -21,7 +23,7 @@ class JsonLinesSource:
 
     path: Path
     columns: Columns
-    root: str
+    images: Images
 
     @property
     def total(self) -> int | None:
@@ -31,7 +33,9 @@ class JsonLinesSource:
         try:
             with self.path.open("rb") as file:
                 number = 0
-                for line, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+                refuse_utf16(file.peek(2)[:2], self.path)
+                for line, read in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+                    text = read.removeprefix(codecs.BOM_UTF8) if line == 1 else read
                     if text.strip():
                         yield self._row(text, where=f"{self.path}:{line}", number=number)
                         number += 1
@@ -42,7 +46,15 @@ class JsonLinesSource:
         try:
             values: Any = orjson.loads(text)
         except ValueError as error:
-            return BadRow(where, f"the line is no JSON ({error})")
+            return BadRow(where, NO_UTF8 if _is_no_utf8(text) else f"the line is no JSON ({error})")
         if not isinstance(values, dict):
             return BadRow(where, "the line is no JSON object")
-        return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, root=self.root)
+        return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, images=self.images)
+
+
+def _is_no_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

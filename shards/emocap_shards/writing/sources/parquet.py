@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, Images, Row
 from emocap_shards.writing.sources.batches import TOGETHER, TOGETHER_BYTES, rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
 from emocap_shards.writing.sources.columns import Columns, row_of
@@ -25,7 +25,7 @@ class ParquetSource:
 
     paths: Sequence[Path]
     columns: Columns
-    root: str
+    images: Images
 
     @property
     def total(self) -> int | None:
@@ -50,7 +50,7 @@ class ParquetSource:
             named = with_names(values, classes)
         except RecordError as error:
             return BadRow(where, str(error))
-        return row_of(named, self.columns, where=where, number=number, root=self.root)
+        return row_of(named, self.columns, where=where, number=number, images=self.images)
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -15,7 +15,7 @@ from emocap_shards.decode import FORMATS
 from emocap_shards.errors import NotFound, RecordError
 from emocap_shards.store import Store
 from emocap_shards.writing.reading import matching, open_object
-from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, Row, key_of
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, Images, Row, key_of
 from emocap_shards.writing.source import leave_out
 from emocap_shards.writing.sources.columns import Columns, row_of
 
@@ -76,7 +76,7 @@ class TarsSource:
             values = self._values(members, name)
         except RecordError as error:
             return BadRow(where, str(error))
-        row = row_of(values, self._mapped(values), where=where, number=number, root="/")
+        row = row_of(values, self._mapped(values), where=where, number=number, images=Images("/", "/"))
         if isinstance(row, Row) and not isinstance(row.image, bytes):
             return BadRow(where, "its image is a path, and a tar's image is one of its members")
         return row
