@@ -25,6 +25,7 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Failure, Status
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import open_session
 from emocap_pretrain.terminal import OnceCommand
@@ -134,15 +135,49 @@ def test_inspect_writes_one_page_and_prints_json(packed: Path, tmp_path: Path) -
     assert "it cannot be written" in refused.err
 
 
-def test_captions_cannot_steer_the_terminal(tmp_path: Path) -> None:
+EVIL = "A [bold]glad[/] \x1b[31mface\u202e \x1b]8;;http://stranger\x1b\\\\link\r\x9b2J <b onclick=x>."
+STEERING = set("\x1b\x07\x9b\r\u202e")
+
+
+def test_nothing_of_a_dataset_steers_the_terminal(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "0.png")
-    evil = "A [bold]glad[/] \x1b[31mface\u202e."
-    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "0.png", "global": evil, "emotion": "\x1b]0;title\x07"}))
-    assert here("pack", tmp_path / "t.jsonl", tmp_path / "out", "--label", "emotion").code == 0
-    done = here("inspect", tmp_path / "out")
-    assert done.code == 0, done.err
-    assert "A [bold]glad[/] \ufffd[31mface\ufffd." in done.out
-    assert not set("\x1b\x07\u202e") & set(done.out)
+    Image.new("RGB", (20, 20)).save(tmp_path / "ev\x1b[2Jil.png")
+    rows = [
+        {"image": "0.png", "global": EVIL, "local": [EVIL], "summary": EVIL, "emotion": EVIL, EVIL: 1},
+        {"image": "ev\x1b[2Jil.png", "global": "x"},
+        {"image": f"{EVIL}.png", "global": "x"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + f"\n{{{EVIL}\n")
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    labels = ("--label", "emotion", "--label", EVIL)
+    refused = here("pack", tmp_path / "t.jsonl", out, *labels)
+    packed = here("pack", tmp_path / "t.jsonl", out, *labels, "--skip-bad", "9")
+    assert packed.code == 0, packed.err
+    told = here("inspect", out, "--html", page)
+    assert "A [bold]glad[/] \ufffd[31mface\ufffd" in told.out
+    as_json = here("inspect", out, "--json")
+    flip_a_byte(out)
+    damaged, damaged_json = here("verify", out), here("verify", out, "--json")
+    missing = here("inspect", tmp_path / EVIL.replace("/", ""))
+    assert (refused.code, told.code, damaged.code, missing.code) == (1, 0, 1, 2)
+    for done in (refused, packed, told, as_json, damaged, damaged_json, missing):
+        assert not STEERING & set(done.out + done.err), done
+    assert json.dumps(EVIL)[1:-1] in json.dumps(json.loads(as_json.out))
+    text = page.read_text(encoding="utf-8")
+    assert not STEERING & set(text)
+    assert "<b onclick" not in text
+
+
+def test_nothing_of_a_run_steers_the_terminal(tmp_path: Path) -> None:
+    attempt = Attempt.begin(open_store(str(tmp_path / "run")))
+    attempt.tell(Status(at=1.0, name=EVIL, hosts=(EVIL, "b"), state=EVIL))
+    attempt.fail(Failure(rank=0, host=EVIL, kind="OSError", message=f"{EVIL} s3://KEY:SE/CRET@faces"))
+    for option in ((), ("--json",)):
+        done = here("status", tmp_path / "run", *option)
+        assert done.code == 0, done.err
+        assert not STEERING & set(done.out + done.err)
+        assert "CRET" not in done.out
+    assert not [path for path in (tmp_path / "run").rglob("*.json") if "CRET" in path.read_text()]
 
 
 def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import secrets
 import signal
 import socket
@@ -35,8 +36,8 @@ OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "RAY_", "SLURM_", "TORCHEL
 
 
 def canary(kind: str) -> str:
-    """Long enough to be no accident, and without a character that a URL or a log writes otherwise."""
-    return f"{kind}{secrets.token_hex(12)}"
+    """Long enough to be no accident, with the characters of an AWS key that a parser of URLs may stumble over."""
+    return f"{kind}/{secrets.token_hex(6)}+{secrets.token_hex(6)}"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,17 @@ class Nest:
 
 
 def found(data: bytes, canaries: dict[str, str]) -> set[str]:
-    """Kinds of canaries in the bytes, as they are or as the password of a Basic authorization."""
+    """Kinds of canaries in the bytes: a half of one, however a URL writes the rest, or a Basic authorization."""
     return {
         kind
         for kind, text in canaries.items()
-        if any(form in data for form in (text.encode(), base64.b64encode(f"user:{text}".encode())))
+        if any(form in data for form in (*_halves(text), base64.b64encode(f"user:{text}".encode())))
     }
+
+
+def _halves(text: str) -> list[bytes]:
+    """The parts between the characters that may be written in other ways."""
+    return [part.encode() for part in re.split("[/+]", text) if len(part) >= 12]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -122,7 +128,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> Iterator[Nest]:
-    kinds = ("s3-key", "s3-secret", "mlflow-password", "ray-token", "hub-token")
+    kinds = ("s3-key", "s3-secret", "mlflow-password", "ray-token", "hub-token", "plain")
     canaries = {kind: canary(kind.replace("-", "")) for kind in kinds}
     credentials = (canaries["s3-key"], canaries["s3-secret"])
     with (
@@ -142,7 +148,8 @@ def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> 
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": canaries["ray-token"],
             "HF_TOKEN": canaries["hub-token"],
-            "TRACKING": f"http://user:{canaries['mlflow-password']}@{server[0]}",
+            "TRACKING": f"http://user:{quote(canaries['mlflow-password'], safe='')}@{server[0]}",
+            "PLAIN": canaries["plain"],
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "EMOCAP_STORE_DEADLINE_S": "5",
         }
@@ -153,6 +160,8 @@ def written(nest: Nest, name: str, ranks: int) -> str:
     """The path of a config whose tracking URI, with its password, comes from the environment."""
     data = str(nest.folder / "faces")
     tree = tiny(f"s3://{BUCKET}/{name}", data, "${oc.env:TRACKING}", None, steps=4, ranks=ranks)
+    tree["data"]["workers"] = 1
+    tree["evaluation"] = {"url": data, "templates": ["a face, ${oc.env:PLAIN}: {}"]}
     (nest.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     return f"{name}.yaml"
 
@@ -189,6 +198,7 @@ def test_a_run_leaves_no_secret_behind(nest: Nest, server: tuple[str, Path], lau
         ("wrong-secret", {"AWS_SECRET_ACCESS_KEY": "{wrong}"}),
         ("wrong-key", {"AWS_ACCESS_KEY_ID": "{wrong}"}),
         ("tracker-away", {"TRACKING": "http://user:{wrong}@127.0.0.1:1"}),
+        ("tracker-of-no-driver", {"TRACKING": "postgresql://user:{wrong}@127.0.0.1:1/mlflow"}),
     ],
 )
 def test_a_run_that_fails_says_why_without_the_secret(nest: Nest, name: str, changes: dict[str, str]) -> None:
@@ -205,7 +215,7 @@ def test_a_run_that_fails_says_why_without_the_secret(nest: Nest, name: str, cha
 def test_a_refused_bucket_is_named_without_the_secret_of_its_url(nest: Nest, option: tuple[str, ...]) -> None:
     wrong = canary("wrong")
     config = written(nest, "refused", ranks=1)
-    url = f"url=s3://{quote('user')}:{wrong}@absent-bucket/run"
+    url = f"url=s3://user:{wrong}@absent-bucket/run"
     ended, output = nest.run([str(BIN / "python"), *RUN, config, url, *option], **alone())
     assert ended != 0
     assert nest.leaks(output, wrong=wrong) == []

@@ -13,6 +13,7 @@ from emocap_shards.inspecting.faces import Face
 from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
 from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
+from emocap_shards.printable import printable
 from emocap_shards.sample import Caption
 
 _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
@@ -27,6 +28,7 @@ def page(summary: Summary) -> str:
     environment = Environment(
         loader=PackageLoader("emocap_shards", "inspecting"),
         autoescape=True,
+        finalize=_as_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -36,6 +38,11 @@ def page(summary: Summary) -> str:
     style = resources.files("emocap_shards.inspecting").joinpath("page.css").read_text("utf-8")
     template = environment.get_template("page.html")
     return template.render(**_values(summary), style=style, style_hash=_style_hash(style))
+
+
+def _as_text(value: Any) -> Any:
+    """What a template prints: text of the data turns no line around and hides nothing; markup of our own stays."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 @dataclass(frozen=True, slots=True)
