@@ -15,7 +15,7 @@ PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 
 
 class Vocabulary(NamedTuple):
-    """What a text tower must know of its tokenizer: the number of token ids, and the one that pads."""
+    """What a text tower must know of its tokenizer: one more than the largest token id, and the id that pads."""
 
     size: int
     pad_id: int
@@ -27,6 +27,9 @@ class Tokenizer:
     def __init__(self, fast: FastTokenizer) -> None:
         self._fast = fast
         fast.no_padding()
+        # There may be gaps between the ids, and the marks of start and end have ids of their own.
+        ids = (*fast.get_vocab().values(), *fast.encode("a").ids)
+        self._size = max(fast.get_vocab_size(), 1 + max(ids, default=0))
 
     @classmethod
     def trained_on(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
@@ -50,7 +53,15 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        return cls(FastTokenizer.from_str(text))
+        """Read what `to_json` gave, or the tokenizer.json of a folder.
+
+        Raises:
+            ConfigError: If it is no tokenizer.
+        """
+        try:
+            return cls(FastTokenizer.from_str(text))
+        except Exception as error:
+            raise ConfigError(f"the tokenizer cannot be read: {_first(error)}.") from error
 
     @classmethod
     def load(cls, folder_or_name: str) -> "Tokenizer":
@@ -61,7 +72,10 @@ class Tokenizer:
         """
         file = Path(folder_or_name) / "tokenizer.json"
         if file.exists():
-            return cls(FastTokenizer.from_file(str(file)))
+            try:
+                return cls.from_json(file.read_text(encoding="utf-8"))
+            except (ConfigError, ValueError, OSError) as error:
+                raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_first(error)}") from error
         from transformers import AutoTokenizer
 
         try:
@@ -77,7 +91,7 @@ class Tokenizer:
     @property
     def vocabulary(self) -> Vocabulary:
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
-        return Vocabulary(self._fast.get_vocab_size(), next((each for each in marks if each is not None), 0))
+        return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text in full length, with its marks."""

@@ -104,3 +104,18 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^model\.text\.tokenizer=.*no tokenizer\.json there") as caught:
         Tokenizer.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "", '{"model": {"type": "Stranger"}}'])
+def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match="the tokenizer cannot be read: ") as caught:
+        Tokenizer.from_json(text)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ConfigError, match=f"model.text.tokenizer={tmp_path}: the tokenizer"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_the_vocabulary_covers_the_marks_that_a_stranger_gives_other_ids():
+    foreign = Tokenizer.from_json(TRAINED.to_json().replace('"ids":[1]', '"ids":[4000]'))
+    assert foreign.vocabulary.size == 1 + int(foreign.encode(TEXTS, 9).ids.max()) == 4001

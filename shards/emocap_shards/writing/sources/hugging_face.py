@@ -78,7 +78,7 @@ class HuggingFaceSource:
 def _load(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} cannot be read ({error}); save the dataset again with save_to_disk.") from error
     if not isinstance(value, dict):
         raise RecordError(f"{path} holds no JSON object; save the dataset again with save_to_disk.")

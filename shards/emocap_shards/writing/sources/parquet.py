@@ -65,7 +65,7 @@ def _classes(file: pq.ParquetFile, columns: Columns) -> Classes:
     try:
         info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         return classes_of(info["info"]["features"], columns.used)
-    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's metadata
         return {}
 
 
