@@ -168,6 +168,14 @@ def test_nothing_of_a_dataset_steers_the_terminal(tmp_path: Path) -> None:
     assert "<b onclick" not in text
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "status", "evaluate"])
+def test_a_secret_in_a_url_on_the_command_line_is_not_repeated(command: str) -> None:
+    done = here(command, "s3://KEY:SE/CRET@faces/train")
+    assert done.code in {1, 2}
+    assert "s3://***@faces/train: credentials do not belong into this URL" in done.err
+    assert "CRET" not in done.out + done.err
+
+
 def test_nothing_of_a_run_steers_the_terminal(tmp_path: Path) -> None:
     attempt = Attempt.begin(open_store(str(tmp_path / "run")))
     attempt.tell(Status(at=1.0, name=EVIL, hosts=(EVIL, "b"), state=EVIL))

@@ -95,3 +95,18 @@ def test_no_remembered_text_is_shared_between_configs():
     second = first.with_interpolations({("url",): "${oc.env:X}"})
     assert second.stored()["url"] == "${oc.env:X}"
     assert first.stored()["url"] == "/r"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://u:p/x@db/mlflow", "postgresql://***@db/mlflow"),
+        ("http://u:p@tracker:5000", "http://***@tracker:5000"),
+        ("https://tracker/api?token=t", "https://tracker/api?***"),
+        ("s3://bucket/anna@example.org/faces", "s3://bucket/anna@example.org/faces"),
+    ],
+)
+def test_what_is_stored_holds_no_login_of_a_url(uri, shown):
+    run = Config.model_validate(config().stored() | {"tracking": {"uri": uri}})
+    assert run.tracking.uri == uri
+    assert run.stored()["tracking"]["uri"] == shown
