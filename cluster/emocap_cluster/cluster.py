@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private.state import state as ray_state  # pyright: ignore[reportPrivateUsage]
 from ray.exceptions import RayActorError
@@ -22,16 +23,28 @@ from emocap_cluster.placement import Node, Placement
 from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopback, private_folder
 
 ADDRESS_BYTES = 1024
+VITAL = ("gcs_server", "raylet")
 ANSWER_S, NEWS_S = 10.0, 5.0
 BOARD_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray that this process is connected to. `own` ones were started for it and have this host alone."""
+    """A Ray that this process is connected to.
+
+    Args:
+        own: Whether it was started for this process, and has this host alone.
+        board: Handle of the job's `Board`.
+        processes: Of an own one: those without which it does not go on.
+    """
 
     own: bool
     board: Any
+    processes: tuple[psutil.Process, ...] = ()
+
+    def gone(self) -> list[str]:
+        """Returns the names of its processes that have ended."""
+        return [name for name, each in zip(VITAL, self.processes, strict=False) if not _runs(each)]
 
     def news(self) -> News | None:
         """What the ranks have said; None while the board's process is lost and comes back, or the host is slow."""
@@ -89,6 +102,19 @@ class Cluster:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
+def _vital() -> tuple[psutil.Process, ...]:
+    """The processes of the cluster that this process has started, in the order of `VITAL`."""
+    by_name = {each.name(): each for each in psutil.Process().children() if _runs(each)}
+    return tuple(by_name[name] for name in VITAL)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _draining() -> Mapping[str, int]:
     """Nodes that are about to go. Ray's public functions do not tell; Ray Train's own watcher asks this one."""
     return ray_state.get_draining_nodes()
@@ -141,7 +167,7 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
             _temp_dir=str(folder),
         ),
     ):
-        yield Cluster(own=True, board=put_up())
+        yield Cluster(own=True, board=put_up(), processes=_vital())
 
 
 @contextmanager

@@ -115,7 +115,8 @@ def _failure(error: TrainingFailedError) -> RankFailed:
     if failures:
         return RankFailed("ranks failed", errors={rank: unwrapped(each) for rank, each in failures.items()})
     reason = getattr(error, "controller_failure", error)
-    if isinstance(reason, RayActorError):
+    # Ray Train gives the error itself, or its traceback as text, depending on how far it was.
+    if isinstance(reason, RayActorError) or "ActorDiedError" in str(reason):
         _, message = end_of_process(str(reason))
         return RankFailed(f"a rank ended while Ray started it: {message}")
     return RankFailed(f"Ray could not start the ranks: {_last_line(reason)}")

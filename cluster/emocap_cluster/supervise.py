@@ -147,6 +147,7 @@ class _Supervisor:
             on_loopback=self._cluster.own,
         )
         asked, news = self._watch(running, placement)
+        self._check_ray()
         self._cluster.release()
         failed = running.exception()
         if failed is None:
@@ -169,6 +170,7 @@ class _Supervisor:
         """Look after the ranks until all have ended: what they were asked to stop for, and what they said last."""
         asked, news, nodes, looked_s, shown = None, News(), list[Node](), -NODES_S, Beat(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
+            self._check_ray()
             news = (self._cluster.news() or news).after(news)
             if news.beat and news.beat != shown:
                 shown = news.beat
@@ -180,6 +182,17 @@ class _Supervisor:
             if asked:  # Again and again: the board may have been lost, and come back without the word.
                 self._cluster.board.ask_to_stop.remote()
         return asked, news
+
+    def _check_ray(self) -> None:
+        """Ends a job whose own Ray has ended: Ray would end this process too, at its next call and without a line.
+
+        Raises:
+            NoCluster: If it has.
+        """
+        if gone := self._cluster.gone():
+            raise NoCluster(
+                f"the job's own Ray has ended (no {' and no '.join(gone)}): the same command resumes the run."
+            )
 
     def _reason(self, news: News, nodes: Sequence[Node], placement: Placement) -> End | None:
         if self._stop.asked.is_set():
@@ -196,6 +209,7 @@ class _Supervisor:
         patience_s = 0.0 if self._cluster.own else job.patience_s
         began_s, said_s = self._now_s(), None
         while not self._stop.asked.is_set():
+            self._check_ray()
             placement = place(self._cluster.nodes(), job.wish)
             waited_s, enough = self._now_s() - began_s, placement.ranks >= max(1, job.wish.least)
             if enough and (placement.ranks >= wanted or waited_s >= patience_s):

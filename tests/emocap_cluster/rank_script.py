@@ -95,7 +95,11 @@ def run(
         attempts = [[each.ranks, each.ended.how.value, str(each.ended.cause or "")] for each in story.attempts]
         tell(name=name, how=story.how.value, attempts=attempts, said=screen.said, beats=screen.beats)
     except ClusterError as error:
-        tell(name=name, kind=type(error).__name__, message=str(error), cause=type(error.cause).__name__)  # type: ignore[attr-defined]
+        tell(name=name, kind=type(error).__name__, message=str(error), cause=cause(error))
+
+
+def cause(error: ClusterError) -> str:
+    return type(getattr(error, "cause", None)).__name__
 
 
 def first_time(place: Path, rank: int) -> bool:
@@ -161,17 +165,18 @@ def is_done(place: Path, _runtime: RayRuntime) -> None:
     (place / "done").touch()
 
 
-def outlives_its_controller(place: Path, runtime: RayRuntime) -> None:
+def waits_at_first(place: Path, runtime: RayRuntime) -> None:
     if first_time(place, runtime.place.rank):
         (place / "ready").touch()
         time.sleep(300.0)
     (place / "done").touch()
 
 
-def kill_controller() -> None:
+def kill(name: str) -> None:
+    """SIGKILL to the process of this cluster that has this name, of which the system shows 15 characters at least."""
     family = psutil.Process().children(recursive=True)
-    (controller,) = [each for each in family if each.name().startswith("ray::TrainContr")]
-    controller.kill()
+    (found,) = [each for each in family if each.name().startswith(name)]
+    found.kill()
 
 
 def left_behind() -> dict[str, object]:
@@ -267,11 +272,13 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
     run("wrong", folder, cluster, is_set_wrongly)
     run("starting", folder, cluster, DiesWhileItIsStarted(folder / "starting"))
     tell(name="after starting", **left_behind())
-    when(folder / "controller" / "ready", kill_controller)
-    run("controller", folder, cluster, outlives_its_controller)
+    when(folder / "controller" / "ready", lambda: kill("ray::TrainContr"))
+    run("controller", folder, cluster, waits_at_first)
     tell(name="after controller", **left_behind())
     when(folder / "stopped" / "ready-2", lambda: os.kill(os.getpid(), signal.SIGTERM))
     run("stopped", folder, cluster, waits_to_be_stopped)
+    when(folder / "raylet" / "ready", lambda: kill("raylet"))
+    run("raylet", folder, cluster, waits_at_first)  # The last one: there is no cluster afterwards.
 
 
 def on_nodes(folder: Path) -> None:

@@ -15,7 +15,7 @@ from launch.record import Occasion
 BENCHMARKS = Path(__file__).parents[2] / "cluster" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from cluster_bench import job, measured, model, tables, validate  # noqa: E402 - beside the script that is tested
+from cluster_bench import job, measured, model, restarts, tables, validate  # noqa: E402 - beside the script that is tested
 from cluster_bench.command import main  # noqa: E402
 
 OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
@@ -149,6 +149,14 @@ def test_ranks_are_the_leaves_that_run_the_training():
     assert measured.ranks_of([Process(9, 0, ["raylet"]), worker]) == [worker]
     with pytest.raises(job.JobError, match="looks like a rank"):
         measured.ranks_of([Process(4, 2, ["loader"])])
+
+
+def test_a_restart_counts_once_each_rank_has_entered_after_the_kill(tmp_path):
+    entries = restarts.Entries(tmp_path)
+    for name in ("rank-0-1000000000-11", "rank-1-1500000000-12", "rank-0-3000000000-13", "rank-0-4000000000-14"):
+        (tmp_path / name).touch()
+    assert entries.since(0.0) == {0: (4.0, 14), 1: (1.5, 12)}
+    assert entries.since(2.0) == {0: (4.0, 14)}
 
 
 def test_a_job_that_fails_shows_the_end_of_its_output(tmp_path):

@@ -7,10 +7,13 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from emocap_cluster.cluster import connected
 from emocap_cluster.errors import NoCluster
@@ -34,10 +37,34 @@ def told(folder: Path, *arguments: str, **more: str) -> Told:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= {"RAY_TMPDIR": place, **more}
         command = [sys.executable, str(SCRIPT), str(folder), *arguments]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=env)
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=env)
+            left = left_running(place)
+        finally:
+            for each in processes_of(place):
+                each.kill()
+    assert left == []
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     assert lines, done.stderr[-3000:]
     return Told({line.pop("name"): line for line in lines}, done.stdout + done.stderr, folder)
+
+
+def processes_of(place: str) -> list[psutil.Process]:
+    """All that run with this folder as Ray's, whatever became of their parents."""
+    found: list[psutil.Process] = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.environ().get("RAY_TMPDIR") == place and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found
+
+
+def left_running(place: str) -> list[str]:
+    """Processes of a cluster that are still there half a minute after their job."""
+    deadline = time.monotonic() + 30.0
+    while (found := processes_of(place)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return [str(each) for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +132,13 @@ def test_the_devices_of_a_controller_that_is_killed_are_free_for_the_next_attemp
     assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
     assert "Ray Train's controller is gone" in job["attempts"][0][2]
     assert nothing_is_left(one_node.jobs["after controller"])
+
+
+@slow
+def test_a_job_whose_own_ray_ends_says_so_and_ends(one_node: Told) -> None:
+    job = one_node.jobs["raylet"]
+    assert job["kind"] == "NoCluster"
+    assert job["message"] == "the job's own Ray has ended (no raylet): the same command resumes the run."
 
 
 def nothing_is_left(seen: dict[str, Any]) -> bool:
