@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def tiny(faces: str) -> Callable[[Path], Config]:
+    """Gives a run of seconds; everything that it writes comes to lie in the folder."""
+    return partial(_tiny, faces)
+
+
 @pytest.fixture
-def tiny_config(faces: str, tmp_path: Path) -> Config:
+def tiny_config(tiny: Callable[[Path], Config], tmp_path: Path) -> Config:
     """A run of seconds; everything that it writes comes to lie in `tmp_path`."""
+    return tiny(tmp_path)
+
+
+def _tiny(faces: str, tmp_path: Path) -> Config:
     return Config.model_validate(
         {
             "name": "tiny",

@@ -1,0 +1,201 @@
+"""Garbage in every file of a run's folder, one at a time: each command succeeds or says what is wrong in one line."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import open_store
+from pretrain_fakes import FakeRuntime, changed, stand_alone
+from typer.testing import CliRunner
+
+from emocap_pretrain.cli import profile
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.health.guard import Guard
+from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder import requests, state, storage, unsent
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import (
+    PROFILE_ANSWER,
+    QUARANTINE,
+    Failure,
+    ProfileAnswer,
+    ProfileRequest,
+    QuarantineDocument,
+    QuarantinedSample,
+)
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.terminal import errors_as_lines
+from emocap_pretrain.tracking.spool import row
+
+DOCUMENTS = (
+    "run.json",
+    "report.json",
+    "skipped.json",
+    "quarantine.json",
+    "unsent.json",
+    "attempts/N/attempt.json",
+    "attempts/N/status.json",
+    "attempts/N/failed-N.json",
+    "requests/stop.json",
+    "requests/profile-ab.json",
+    "profiles/ab.json",
+)
+OF_CHECKPOINTS = (
+    "checkpoints/step-N/manifest.json",
+    "checkpoints/step-N/ATTEMPT/model.safetensors",
+    "checkpoints/step-N/ATTEMPT/tokenizer.json",
+    "checkpoints/step-N/ATTEMPT/unsent.json",
+    "checkpoints/step-N/ATTEMPT/engine/FILE",
+)
+WRONG = {"at": [], "run_id": {}, "config": [3], "steps": "x", "rows": 7, "samples": [1], "step": -1, "number": "one"}
+
+
+def _written(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
+def _replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    (path / "inside" / "file.json").write_bytes(b"{}")
+
+
+def _replaced_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _copied(path: Path) -> None:
+    """As a file manager names copies: of the file, and of the folder that it lies in."""
+    shutil.copy(path, path.with_name(f"{path.stem} (copy){path.suffix}"))
+    if path.parent.name[-1].isdecimal():
+        shutil.copytree(path.parent, path.parent.with_name(f"{path.parent.name} (copy)"))
+
+
+GARBAGE: dict[str, Callable[[Path], object]] = {
+    "empty": _written(b""),
+    "torn": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "no fields": _written(b"{}"),
+    "wrong types": _written(json.dumps(WRONG).encode()),
+    "a list": _written(b'[null, {"schema": 1}]'),
+    "not UTF-8": _written(b"\xff\xfe\x00"),
+    "nested": _written(b'{"config": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    "newer": _written(json.dumps({"schema": 99, "novel": True}).encode()),
+    "a folder": _replaced_by_folder,
+    "a pipe": _replaced_by_fifo,
+    "a copy": _copied,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A run that is done, with every document that a run can have, and a place where it is kept."""
+    place = tmp_path_factory.mktemp("garbage")
+    config = changed(tiny(place), steps=2, evaluation__url=None, data__error_budget=5)
+    stand_alone()
+    pretrain(config, FakeRuntime())
+    store = open_store(config.url)
+    Attempt(store, 1).fail(Failure(1, "host", 2, "ValueError", "no pixels"))
+    Guard(config.health).remember(store, 9, "a spike")
+    storage.write(
+        store, "quarantine.json", QUARANTINE, QuarantineDocument((QuarantinedSample("a.tar", "1", "damaged"),))
+    )
+    unsent.leave(store, [row("metrics", 1, {"loss": 1.0})])
+    requests.ask_to_stop(store)
+    requests.ask_for_profile(store, ProfileRequest("ab", 1))
+    storage.write(store, "profiles/ab.json", PROFILE_ANSWER, ProfileAnswer((1, 1), ("profiles/none.gz",)))
+    kept = place / "kept"
+    shutil.copytree(config.url, kept)
+    return config, kept
+
+
+@pytest.fixture
+def run(made: tuple[Config, Path]) -> Config:
+    """The same run again, in the same place, as it was."""
+    config, kept = made
+    shutil.rmtree(config.url)
+    shutil.copytree(kept, config.url)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "DEAD_S", 0.0)  # No status is so young that the run would be waited for.
+    monkeypatch.setattr(profile, "EVERY_S", 0.01)
+
+
+def kind_of(path: str) -> str:
+    path = re.sub(r"/0\d+-[0-9a-f]{32}/", "/ATTEMPT/", path)
+    path = re.sub(r"/engine/.*", "/engine/FILE", path)
+    return re.sub(r"(?<=[/-])\d{5,}", "N", path)
+
+
+def files(config: Config) -> dict[str, Path]:
+    """One path of every kind of file that lies in the run's folder."""
+    return {kind_of(entry.path): Path(config.url, entry.path) for entry in open_store(config.url).list()}
+
+
+def test_every_kind_of_file_has_a_case(run: Config) -> None:
+    assert files(run).keys() == {*DOCUMENTS, *OF_CHECKPOINTS}
+
+
+def answered(*words: str) -> str:
+    """What a command said; it must have ended without a traceback, an error being one line."""
+    done = CliRunner().invoke(app, list(words))
+    assert done.exception is None or isinstance(done.exception, SystemExit), (words, repr(done.exception))
+    assert done.exit_code in {0, 1, 2}
+    assert done.stderr.count("error: ") <= 1
+    if "error: " in done.stderr:
+        assert len(done.stderr.partition("error: ")[2].strip().splitlines()) == 1, done.stderr
+    return done.output
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
+def test_commands_that_look_at_a_run_end_in_success_or_one_line(run: Config, name: str) -> None:
+    url = run.url
+    for garbage, harm in GARBAGE.items():
+        shutil.rmtree(url)
+        shutil.copytree(Path(url).parent / "kept", url)
+        harm(files(run)[name])
+        began_s = time.monotonic()
+        assert answered("status", url), garbage
+        answered("status", url, "--json")
+        answered("stop", url, "--no-wait")
+        answered("profile", url)
+        answered("checkpoints", "list", url)
+        answered("checkpoints", "verify", url)
+        answered("checkpoints", "prune", url, "--keep-last", "1")
+        assert time.monotonic() - began_s < 60, f"{garbage} held a command up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
+@pytest.mark.parametrize("garbage", ["wrong types", "a folder", "a pipe"])
+def test_a_start_ends_in_success_or_one_line(
+    run: Config, name: str, garbage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GARBAGE[garbage](files(run)[name])
+    with suppress(SystemExit), errors_as_lines(debug=False):
+        pretrain(changed(run, steps=3), FakeRuntime())
+    said = capsys.readouterr().err
+    if "error: " in said:
+        assert len(said.partition("error: ")[2].strip().splitlines()) == 1, said
+    else:
+        assert RunFolder(open_store(run.url)).report(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_CHECKPOINTS)
+def test_an_evaluation_ends_in_success_or_one_line(run: Config, name: str, faces: str) -> None:
+    for garbage, harm in GARBAGE.items():
+        shutil.rmtree(run.url)
+        shutil.copytree(Path(run.url).parent / "kept", run.url)
+        harm(files(run)[name])
+        assert answered("evaluate", run.url, "--data", faces), garbage
