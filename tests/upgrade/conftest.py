@@ -1,0 +1,14 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "emocap_pretrain"))  # For `pretrain_fakes`.
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretrain_fakes import stand_alone
+
+    stand_alone()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
