@@ -29,6 +29,7 @@ from emocap_pretrain.run_folder.documents import (
     ProfileRequest,
     QuarantineDocument,
     QuarantinedSample,
+    Status,
 )
 from emocap_pretrain.terminal import errors_as_lines
 from emocap_pretrain.tracking.spool import row
