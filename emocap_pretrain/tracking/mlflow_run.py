@@ -6,6 +6,7 @@ replay of steps. The same answer tells whether a newer start of the run has take
 """
 
 import base64
+import errno
 import logging
 import math
 import os
@@ -27,6 +28,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrackingError
@@ -38,7 +40,10 @@ METRICS_A_CALL = 1000
 RECENT_S = 10.0
 LONGEST_PARAM = 500
 UNKNOWN = 404
+NO_ROOM = ("disk is full", "disk I/O error", os.strerror(errno.ENOSPC))
 REFUSED = 400  # What MLflow says of a value that it never takes; everything else may pass.
+
+FAILURES = (MlflowException, SQLAlchemyError, OSError)  # A file as the tracker: MLflow lets its database's errors pass.
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +80,7 @@ class MlflowRun:
         try:
             client = _client(config)
             return cls(client, _create(client, config, parent), start)
-        except (MlflowException, OSError) as error:
+        except FAILURES as error:
             raise _refusal(config, error) from None
 
     @classmethod
@@ -83,13 +88,16 @@ class MlflowRun:
         """The MLflow run of an earlier start, also while MLflow is away.
 
         Raises:
-            TrackingError: If MLflow says that it has no such run.
+            TrackingError: If MLflow says that it has no such run, or its database cannot be opened.
         """
-        client = _client(config)
+        try:
+            client = _client(config)
+        except FAILURES as error:
+            raise _refusal(config, error) from None
         try:
             client.get_run(run_id)
-        except MlflowException as error:
-            if error.get_http_status_code() == UNKNOWN:
+        except FAILURES as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() == UNKNOWN:
                 raise _refusal(config, error) from None
             log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), reason(error))
         return cls(client, run_id, start)
@@ -247,7 +255,7 @@ def attempts_tracked(config: Config, run_id: str) -> int:
     """The number of the newest attempt that has written to an MLflow run; 0 where that cannot be asked."""
     try:
         return int(_client(config).get_run(run_id).data.tags.get(STARTS, 0))
-    except (MlflowException, OSError):
+    except (*FAILURES, TrackingError):
         return 0
 
 
@@ -265,7 +273,11 @@ def _create(client: MlflowClient, config: Config, parent: str) -> str:
 
 def _refusal(config: Config, error: Exception) -> TrackingError:
     """Raised without its cause: MLflow's own errors repeat the address with its password."""
-    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {reason(error)}")
+    why = reason(error)
+    cure = ": make room there, or give another tracking.uri" if any(each in why for each in NO_ROOM) else ""
+    if "_alembic_tmp" in why:
+        cure = ": it was left half made, as on a full disk; delete the file if no run is in it yet"
+    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {why}{cure}")
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:

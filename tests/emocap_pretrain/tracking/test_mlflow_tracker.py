@@ -1,5 +1,8 @@
 import json
 import logging
+import re
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Generator
@@ -513,3 +516,26 @@ def test_a_new_result_takes_the_place_of_an_older_one_and_an_equal_one_counts_on
     second.rescore({"zero_shot/uar": 0.75}, 4)
     second.finish("FINISHED")
     assert client.get_run(first.run_id).data.metrics["zero_shot/uar"] == 0.75
+
+
+FULL = """
+import resource, sys
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.terminal import errors_as_lines
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+
+config = Config.model_validate_json(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+with errors_as_lines(debug=False):
+    MlflowTracker.start(config, None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit_bytes", [0, 200_000])
+def test_a_full_disk_of_the_tracker_is_one_line_at_the_start(tiny_config: Config, limit_bytes: int) -> None:
+    command = [sys.executable, "-c", FULL, tiny_config.model_dump_json(), str(limit_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: tracking.uri=sqlite:.*/mlflow.db: MLflow does not take the run: .*make room.*", line)
