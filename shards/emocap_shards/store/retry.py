@@ -17,6 +17,7 @@ from emocap_shards.store.limits import Patience
 
 T = TypeVar("T")
 FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0
+SMALL_BYTES = 1 << 16
 LAST_S = 1.0  # before the deadline there is an attempt, whatever the server asks for
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Retrier:
         limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
         attempt = functools.partial(_attempt, act, limit_s)
         began = time.monotonic()
-        watch = None if self._is_known else _later(FIRST_WORD_S, self._waiting, verb, path, began)
+        watches = not self._is_known and (size_bytes or 0) <= SMALL_BYTES  # what is large is slow without any trouble
+        watch = _later(FIRST_WORD_S, self._waiting, verb, path, began) if watches else None
         try:
             result = await attempt(1)
             self._budget.succeeded(again=False)
