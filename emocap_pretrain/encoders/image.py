@@ -17,7 +17,7 @@ from emocap_pretrain.errors import ConfigError
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
-from timm.models import build_model_with_cfg  # noqa: E402
+from timm.models import build_model_with_cfg, clean_state_dict  # noqa: E402
 
 # Arguments of timm's own factories: they open files, ask hubs, or choose classes. The rest reaches the model itself.
 FACTORY_ARGUMENTS = frozenset(
@@ -118,7 +118,9 @@ def _pretrained(settings: Settings, *, empty: bool = False) -> tuple[Any, tuple[
         seen.append(given)
         _require(wanted, given, settings)
 
-    overlay = {"state_dict": header.tensors(device="meta")} if header and empty else {"file": str(path)}
+    # timm takes the prefixes of wrappers ("module.") off the names in a file, and not off those of a state dict.
+    tensors = clean_state_dict(header.tensors(device="meta")) if header and empty else None
+    overlay = {"state_dict": tensors} if tensors else {"file": str(path)}
     try:
         with comparing(check):
             model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)

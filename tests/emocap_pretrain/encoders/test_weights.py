@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertModel, CLIPConfig, CLIPModel
 
 from emocap_pretrain.config.schema import ImageTower as ImageSettings
 from emocap_pretrain.config.schema import TextTower as TextSettings
@@ -13,6 +12,9 @@ from emocap_pretrain.encoders.text import TextTower, check_text_weights
 from emocap_pretrain.encoders.weights import Fit
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.tokenizer import Vocabulary
+
+# After the towers, which let torchvision import beside a CPU build of torch.
+from transformers import BertConfig, BertForMaskedLM, BertModel, CLIPConfig, CLIPModel  # isort: skip
 
 VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -105,6 +107,14 @@ def test_a_classifier_head_in_the_image_weights_is_left_aside(tmp_path):
     tower = ImageTower(image_settings(image_file(tmp_path, weights)))
     assert tower.notes == ()
     assert torch.equal(tower.backbone.blocks[1].mlp.fc1.weight, weights["blocks.1.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_under_the_prefix_of_a_wrapper_are_read(tmp_path, prefix):
+    weights = {prefix + name: value for name, value in vit_weights().items()}
+    settings = image_settings(image_file(tmp_path, weights))
+    assert check_image_weights(settings) == ()
+    assert torch.equal(ImageTower(settings).backbone.cls_token, weights[f"{prefix}cls_token"])
 
 
 def test_a_position_embedding_that_timm_resizes_is_said(tmp_path):
