@@ -36,7 +36,7 @@ RUN = ("-m", "emocap_pretrain.run")
 PROGRESS = re.compile(r"step \d+/\d+ · .*| *\d+%\|.*")
 OWN = re.compile(
     r"Starting with Ray; the run's folder is .*"
-    r"|texts that are cut, of the first .*"  # The tiny towers read 16 and 24 tokens.
+    r"|(\[rank 0\] )?texts that are cut, of the first .*"  # The tiny towers read 16 and 24 tokens.
     r"|\d+:\d+ on 2 ranks, without a restart"
     r"|Run .*"
     r"|[┌├│└].*"
