@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Patience, Store, open_store
@@ -82,7 +83,7 @@ class RunFolder:
         recorded = document.url or str(document.config.get("url", ""))
         if "${" in recorded or recorded in {self.store.url, _digest(self.store.url, document.id)}:
             return False
-        if recorded.startswith(DIGEST):
+        if recorded.startswith(DIGEST) or not _is_beside(recorded, self.store.url):
             return True
         other = open_store(recorded, patience=LOOK)
         if other.url == self.store.url:
@@ -104,6 +105,15 @@ class RunFolder:
 
     def conclude(self, report: Report) -> None:
         storage.write(self.store, REPORT_FILE, REPORT, report)
+
+
+def _is_beside(recorded: str, own: str) -> bool:
+    """Whether a recorded address is a local path, or lies in the bucket or on the server that the user has named.
+
+    `run.json` may come from somebody else: no other server is contacted because of it.
+    """
+    theirs, ours = urlsplit(recorded), urlsplit(own)
+    return theirs.scheme in {"", "file"} or (theirs.scheme, theirs.netloc) == (ours.scheme, ours.netloc)
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
