@@ -16,6 +16,8 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 SHORTEST = 6
 """Shorter values would be found in the middle of words; they are hidden by their place alone."""
+SHORTEST_ID = 16
+"""The ids of keys that AWS makes have this length at least."""
 
 # A blank or a double quote ends a URL: passwords are written with anything else, also / ? # and @.
 _LOCAL = ("sqlite", "file", "local")
@@ -118,6 +120,9 @@ def secrets() -> tuple[str, ...]:
 def _credentials() -> Iterator[str]:
     """Values of the environment that are secrets by the name of their variable, and URLs with a user."""
     for name, value in os.environ.items():
+        # The id of a key is no secret by itself, and one that a person chose, as for a local server, is a word in use.
+        if name.upper().endswith("_ID") and len(value) < SHORTEST_ID:
+            continue
         if _is_secret(name) or ("://" in value and "@" in value):
             yield value
 

@@ -168,6 +168,11 @@ def test_a_value_of_a_credential_variable_is_hidden_in_any_form(monkeypatch, nam
         assert masked(f"the server said {form} is wrong").count("***") == 1
 
 
+def test_the_id_of_a_key_that_is_a_short_word_does_not_hide_that_word(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "emocap")
+    assert masked("cannot read s3://emocap/faces") == "cannot read s3://emocap/faces"
+
+
 def test_secrets_inside_other_values_of_the_environment_are_hidden(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:proxysesame@proxy:3128")
     monkeypatch.setenv("FSSPEC_S3", '{"key": "fsspeckey", "secret": "fsspecsesame", "endpoint_url": "http://storage"}')
