@@ -142,6 +142,9 @@ def under_zero(
 ) -> dict[str, Tensor]:
     import deepspeed
 
+    # As in training: it would be compiled for a minute. A compiler that is killed leaves a lock file,
+    # and every later start waits for it without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     towers = Towers(dtype)
     engine, *_ = deepspeed.initialize(
         model=towers,
