@@ -45,6 +45,8 @@ OWN = re.compile(
     r"|.*mlflow ui --backend-store-uri .*"
 )
 MOST_LINES = 14
+# What is said of a machine that is busy with other work; it tells nothing about the run.
+BUSY = re.compile(r"times as slow as the others|^(\[rank 0\] )?training waited .* for the checkpoint")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def test_a_healthy_run_prints_its_own_few_lines_and_no_other(request: pytest.Fix
     healthy: Healthy = request.getfixturevalue(launcher)
     lines = [line for line in re.split(r"[\r\n]+", healthy.printed) if line.strip()]
     rest = [line for line in lines if not PROGRESS.fullmatch(line)]  # How many of these there are depends on time.
+    rest = [line for line in rest if not BUSY.search(line)]
     assert [line for line in rest if not OWN.fullmatch(line)] == []
     assert len(rest) <= MOST_LINES
 
