@@ -44,7 +44,7 @@ POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end se
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
-    """Bring the run at `config.url` to its last step from wherever it stands, evaluate it, and write its report.
+    """Bring the run at `config.url` to its last step from its newest checkpoint, evaluate it, and write its report.
 
     Every rank of the job calls this. A run that is done already is not trained; if its evaluation settings have changed
     it is evaluated again. When the runtime asks to stop, the state is committed and the function returns; a later start
@@ -66,8 +66,8 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
         attempt = Attempt(store, number)
         # What this attempt has opened is closed after the monitor, which first records a failure.
-        with ExitStack() as behind, monitored(config, world, attempt) as monitor:
-            session = behind.enter_context(open_session(config, world, attempt))
+        with ExitStack() as opened, monitored(config, world, attempt) as monitor:
+            session = opened.enter_context(open_session(config, world, attempt))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
@@ -137,7 +137,7 @@ def compare_labels(config: Config, store: Store) -> None:
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
-    """Steps until the last one or until told to stop; the last checkpoint stands when this returns."""
+    """Steps until the last one or until told to stop; the last checkpoint is committed when this returns."""
     config, engine, world = session.config, session.engine, session.world
     hosts = Hosts(world, Path(config.data.cache))
     began, progress, poll_every = time.perf_counter(), session.before, 1
@@ -177,7 +177,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
 
 
 def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
-    """The news of checkpoints that stand."""
+    """Tells the tracker, the monitor and the runtime of committed checkpoints."""
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)

@@ -65,7 +65,7 @@ def command(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Train a run from wherever it stands: new, or from its newest checkpoint."""
+    """Train a run: from the start, or from its newest checkpoint."""
     show_logs()
     with errors_as_lines(debug=debug):
         loaded = load(config, overrides or [])
@@ -271,7 +271,7 @@ def _print_result(config: Config) -> bool:
     if report is None:
         at = RunRecord(open_store(config.url), config.steps).progress()
         if at:
-            console.print(f"Run {config.name} is stopped and saved at step {at}; the same command goes on from there.")
+            console.print(f"Run {config.name} is stopped and saved at step {at}; the same command resumes from there.")
         else:
             console.print(f"Run {config.name} is stopped before its first checkpoint; the same command begins it anew.")
         return False

@@ -35,7 +35,7 @@ class Cluster:
     Args:
         own: Whether it was started for this process, and has this host alone.
         board: Handle of the job's `Board`.
-        processes: Of an own one: those without which it does not go on.
+        processes: The processes that an own cluster cannot run without, in the order of `VITAL`; else empty.
     """
 
     own: bool

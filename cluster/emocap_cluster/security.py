@@ -1,4 +1,4 @@
-"""What keeps other users of a host, and other hosts, away from the Ray cluster that a job starts for itself."""
+"""Protects the Ray cluster that a job starts for itself from other users of the host and from other hosts."""
 
 import os
 import secrets

@@ -84,7 +84,7 @@ def current(
     tree = copy.deepcopy(dict(stored))
     schema, given = tree.pop(SCHEMA_KEY, 0), tree.pop(SET_KEY, None)
     if type(schema) is not int or schema < 0:
-        raise ConfigError(f"the stored settings say schema={str(schema)[:20]!r}, which is no number of a version.")
+        raise ConfigError(f"the stored settings say schema={str(schema)[:20]!r}, which is not a version number.")
     for migration in migrations[schema:]:
         _migrate(tree, migration)
     for key in _unknown(tree, Config):

@@ -2,7 +2,7 @@
 
     <run>/attempts/00003/attempt.json          when it was launched, on how many ranks; put only if absent
     <run>/attempts/00003/failed-00001.json     why rank 1 of that attempt ended
-    <run>/attempts/00003/status.json           how it stands, now and then
+    <run>/attempts/00003/status.json           its state, every few seconds
 
 An attempt that was taken for dead (a partition, a frozen host) may wake up again. Before it commits anything it looks
 for an attempt with a higher number, and ends if there is one. Where a store ignores conditions, two attempts in the

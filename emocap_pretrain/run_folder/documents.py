@@ -88,7 +88,7 @@ ENDED: State = "ended"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`attempts/00003/status.json`: how an attempt stands; rank 0 writes it every few seconds and once at its end.
+    """`attempts/00003/status.json`: the state of an attempt; rank 0 writes it every few seconds and once at its end.
 
     Args:
         at: When it was written, by the clock of rank 0's host. Only the store's clock says how long ago that is.

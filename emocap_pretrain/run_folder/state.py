@@ -1,4 +1,4 @@
-"""How a run stands and how its attempts ended, read from its folder by somebody else than the run.
+"""The state of a run and how its attempts ended, read from its folder by another process.
 
 Whether a run is alive is told by how long ago its status was written, by the clock of the store: the clocks of the
 run's host and of this one may differ by hours. Where a store does not tell, the status is watched for a change.
