@@ -24,7 +24,6 @@ script, not figures of a device.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,9 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field
 from multiprocessing import active_children, get_context
 from operator import attrgetter
 from pathlib import Path
@@ -47,6 +44,7 @@ import torch  # noqa: E402 - after the path of our own packages
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss  # noqa: E402
 from emocap_kernels.choice import Backend  # noqa: E402
 from emocap_kernels.fused import shapes  # noqa: E402
+from machine import occasion, versions  # noqa: E402
 from memory import peak_bytes  # noqa: E402
 from pairs import Pairs  # noqa: E402
 from pairs import draw as draw_pairs  # noqa: E402
@@ -55,8 +53,7 @@ from regions import draw as draw_regions  # noqa: E402
 from size import Size  # noqa: E402
 from timing import clock_of  # noqa: E402
 from torch import Tensor  # noqa: E402
-
-from launch.measurement import commit, cpu_model  # noqa: E402
+from tune import CANDIDATES  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -79,16 +76,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sigmoid_threshold": {"objective": "sigmoid", "mining": Mining("text", 0.25)},
     "soft": {"objective": "soft", "guide_scale": 20.0},
 }
-# Rows, columns, depth, warps, stages. The first is today's.
-TILES: tuple[tuple[int, int, int, int, int], ...] = (
-    (256, 128, 64, 8, 3),
-    (128, 128, 64, 4, 3),
-    (128, 128, 64, 4, 2),
-    (256, 128, 64, 8, 4),
-    (128, 256, 64, 8, 3),
-    (128, 128, 64, 8, 3),
-    (256, 128, 32, 8, 4),
-)
+# Today's tile comes first; the one with four warps and two stages may let two programs share a multiprocessor.
+TILES = (*CANDIDATES, shapes.Shape(128, 128, 64, 4, 2))
 # Patches of an image, sentences of an image.
 REGIONS = ((49, 4), (196, 4), (576, 2))
 PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid")
@@ -125,9 +114,13 @@ def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
-def use_tile(rows: int, columns: int, depth: int, warps: int, stages: int) -> None:
+def use_tile(tile: shapes.Shape) -> None:
     """Replace the tiles of the fused kernels in this process."""
-    shapes.TALL = shapes.SQUARE = shapes.Shape(rows, columns, depth, warps, stages)
+    shapes.TALL = shapes.SQUARE = tile
+
+
+def numbers_of(tile: shapes.Shape) -> str:
+    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
 def check(name: str) -> tuple[float, float]:
@@ -140,7 +133,7 @@ def check(name: str) -> tuple[float, float]:
         error = relative_error(evaluate_regions(local), evaluate_regions(local.to(torch.float64), "reference"))
     else:
         if kind == "tile":
-            use_tile(*TILES[int(numbers[0])])
+            use_tile(TILES[int(numbers[0])])
         setting = "plain" if kind == "tile" else kind
         batch = draw_pairs(Size(1301 if CUDA else 157, 80), DTYPE, DEVICE)
         error = relative_error(evaluate(setting, batch), evaluate(setting, batch.to(torch.float64), "reference"))
@@ -155,16 +148,6 @@ def median_s(call: Callable[[], object], rounds: int = 5) -> float:
     return statistics.median(clock.seconds(call, 1) for _ in range(rounds))
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in ("triton", "cut-cross-entropy", "liger-kernel", "inf-cl", "open-clip-torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 @dataclass(slots=True)
 class Session:
     """The time that is left, and the file of results.
@@ -173,22 +156,15 @@ class Session:
         seconds: Of the whole run.
         path: Of the JSON lines.
         flops_per_s: Of a large matrix product, measured by the first stage; 1 before it.
-        commit: Revision of the sources.
+        about: Device, versions, commit, date and command, which every line carries.
     """
 
     seconds: float
     path: Path
     flops_per_s: float = 1.0
-    commit: str | None = None
     start_s: float = field(default_factory=time.monotonic)
     stage: str = ""
-    about: dict[str, Any] = field(
-        default_factory=lambda: {
-            "device": torch.cuda.get_device_name() if CUDA else f"{cpu_model()}, {os.cpu_count()} cores",
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-        }
-    )
+    about: Mapping[str, Any] = field(default_factory=lambda: {"versions": versions(None), **asdict(occasion(DEVICE))})
 
     def left_s(self) -> float:
         return self.seconds - (time.monotonic() - self.start_s)
@@ -197,9 +173,7 @@ class Session:
         """Print a result and append it to the file."""
         at_s = round(time.monotonic() - self.start_s, 1)
         with self.path.open("a") as file:
-            file.write(
-                json.dumps({"stage": self.stage, "at_s": at_s, **values, "commit": self.commit, **self.about}) + "\n"
-            )
+            file.write(json.dumps({"stage": self.stage, "at_s": at_s, **values, **self.about}) + "\n")
         shown = (
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
         )
@@ -315,14 +289,16 @@ def measure_tiles(session: Session) -> None:
         for setting in ("plain", "joint", "sigmoid"):
             for tile in TILES if CUDA else TILES[:1]:
                 if session.left_s() < 60:
-                    session.record(skipped=f"the tiles from {setting} {tile} on, to keep time for later stages")
+                    session.record(
+                        skipped=f"the tiles from {setting}, {numbers_of(tile)} on, to keep time for later stages"
+                    )
                     return
-                use_tile(*tile)
+                use_tile(tile)
                 try:
                     seconds = median_s(lambda setting=setting: evaluate(setting, batch), 3)
-                    session.record(setting=setting, tile=str(tile), ms=1e3 * seconds)
+                    session.record(setting=setting, tile=numbers_of(tile), ms=1e3 * seconds)
                 except Exception as error:  # noqa: BLE001 - a tile that does not compile is a result
-                    session.record(setting=setting, tile=str(tile), failed=first_line(error))
+                    session.record(setting=setting, tile=numbers_of(tile), failed=first_line(error))
     finally:
         shapes.TALL, shapes.SQUARE = before
 
@@ -445,7 +421,9 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=[name for name, *_ in STAGES], help="Stages.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    session = Session(options.seconds, options.out / "gpu_first.jsonl", commit=options.commit or commit())
+    session = Session(options.seconds, options.out / "gpu_first.jsonl")
+    if options.commit:
+        session.about = {**session.about, "commit": options.commit}
     for name, needs_s, act in STAGES:
         if name not in options.skip:
             session.run(name, needs_s, act)

@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
-from launch.measurement import commit, cpu_model
+from launch.measurement import REPOSITORY, commit, cpu_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,15 @@ def occasion(device: torch.device) -> Occasion:
         device=device_name(device),
         commit=commit(),
         date=datetime.now(UTC).date().isoformat(),
-        command=shlex.join(["python", "kernels/benchmarks", *sys.argv[1:]]),
+        command=shlex.join(["python", _program(), *sys.argv[1:]]),
     )
+
+
+def _program() -> str:
+    """What was called: this folder, or a script of the repository that measures with it."""
+    script = Path(sys.argv[0]).resolve()
+    inside = script.is_relative_to(REPOSITORY) and script.name != "__main__.py"
+    return str(script.relative_to(REPOSITORY)) if inside else "kernels/benchmarks"
 
 
 def device_name(device: torch.device) -> str:
