@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -31,6 +32,7 @@ from emocap_pretrain.schedule import learning_rate
 
 LABELS_S = 20.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,13 @@ class Findings:
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
-    def attempt(self, check: Callable[[], None]) -> None:
-        """An error of ours that the check raises is a problem."""
+    def attempt(self, check: Callable[[], Value]) -> Value | None:
+        """Returns what the check returns; an error of ours that it raises is noted as a problem instead."""
         try:
-            check()
+            return check()
         except (EmocapError, ShardsError) as error:
             self.add(str(error))
+            return None
 
     def add(self, problem: str) -> None:
         if problem not in self.problems:
@@ -97,7 +100,7 @@ def preflight(
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
     if devices:
-        found.attempt(lambda: _split(config, devices.ranks))
+        found.attempt(lambda: batch_split(config, devices.ranks))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:
@@ -136,17 +139,15 @@ def evaluation(config: Config, found: Findings, *, with_labels: bool) -> None:
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
     """The newest checkpoint of the run's folder, which must belong to this run."""
-    checkpoints: list[Checkpoint | None] = []
 
-    def check() -> None:
+    def check() -> Checkpoint | None:
         store = open_store(config.url)
         if store.is_near:
             _writable(Path(config.url.removeprefix("file://")))
         RunFolder(store).run_id(config)
-        checkpoints.append(newest(store))
+        return newest(store)
 
-    found.attempt(check)
-    return next(iter(checkpoints), None)
+    return found.attempt(check)
 
 
 def _writable(folder: Path) -> None:
@@ -159,11 +160,10 @@ def _writable(folder: Path) -> None:
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
     """The manifests, where all of them can be read; else none."""
-    manifests: list[Manifest] = []
     names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
-    for name, source in zip(names, config.data.sources, strict=True):
-        found.attempt(lambda name=name, url=source.url: manifests.append(_manifest(url, name)))
-    return manifests if len(manifests) == len(names) else []
+    pairs = zip(names, config.data.sources, strict=True)
+    manifests = [found.attempt(lambda name=name, url=source.url: _manifest(url, name)) for name, source in pairs]
+    return [each for each in manifests if each] if all(manifests) else []
 
 
 def _manifest(url: str, key: str) -> Manifest:
@@ -203,10 +203,6 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
             f"the last batch of every epoch has one of the {samples:,} samples, whose loss is 0; data.drop_last=true "
             "leaves it out."
         )
-
-
-def _split(config: Config, ranks: int) -> None:
-    batch_split(config, ranks)
 
 
 def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings) -> None:

@@ -99,17 +99,15 @@ def _dry_run(
     from emocap_pretrain.forecast.fabric import fabric_of
     from emocap_pretrain.forecast.outlook import Assumed
     from emocap_pretrain.plan import Plan
-    from emocap_pretrain.preflight import Devices, Findings, preflight
+    from emocap_pretrain.preflight import Findings, preflight
 
     assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
-    planned, places, found = list[Plan](), list[Devices](), Findings()
-    found.attempt(lambda: places.append(_devices_here(config)))
-    devices = next(iter(places), None)
+    found, plan = Findings(), None
+    devices = found.attempt(lambda: _devices_here(config))
     if devices:
-        found.attempt(lambda: planned.append(Plan.of(config, devices.ranks, on_gpu=devices.on_gpu, assumed=assumed)))
-    known = planned[0].memory if planned else None
-    checked = preflight(config, devices if planned else None, known=known)
-    for plan in planned:
+        plan = found.attempt(lambda: Plan.of(config, devices.ranks, on_gpu=devices.on_gpu, assumed=assumed))
+    checked = preflight(config, devices if plan else None, known=plan.memory if plan else None)
+    if plan:
         sys.stdout.write(shown(plan.text(full=full)) + "\n")
     for note in checked.notes:
         sys.stdout.write(f"note            {shown(note)}\n")
