@@ -19,7 +19,7 @@ from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress, state_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.evaluation.labels import check_labels
+from emocap_pretrain.evaluation.labels import check_labels, were_compared
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.evaluation.zero_shot import zero_shot
 from emocap_pretrain.feed import cut_prompts
@@ -130,9 +130,7 @@ def compare_labels(config: Config, store: Store) -> None:
     Raises:
         ConfigError: If they do not fit.
     """
-    checkpoint = newest_checkpoint(store)
-    before = checkpoint.state.get("config", {}).get("evaluation") if checkpoint else None
-    if before != config.stored()["evaluation"]:
+    if not were_compared(newest_checkpoint(store), config):
         check_labels(config.evaluation)
 
 

@@ -24,7 +24,7 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import check_weights
 from emocap_pretrain.errors import ConfigError, EmocapError
-from emocap_pretrain.evaluation.labels import check_labels
+from emocap_pretrain.evaluation.labels import check_labels, were_compared
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -107,8 +107,8 @@ def preflight(
         found.attempt(lambda: found.notes.extend(check_weights(config.model)))
     if devices and not checkpoint and not found.problems:
         found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
-    compared = checkpoint is not None and _evaluation_of(checkpoint) == config.stored()["evaluation"]
-    found.attempt(lambda: evaluation(config, found, with_labels=with_labels and not compared))
+    compare = with_labels and not were_compared(checkpoint, config)
+    found.attempt(lambda: evaluation(config, found, with_labels=compare))
     return found
 
 
@@ -275,10 +275,6 @@ def _host_memory_bytes() -> int:
 def _config_of(checkpoint: Checkpoint) -> dict[str, object]:
     config = checkpoint.state.get("config")
     return dict(config) if isinstance(config, dict) else {}
-
-
-def _evaluation_of(checkpoint: Checkpoint) -> object:
-    return _config_of(checkpoint).get("evaluation")
 
 
 def _is_number(value: str | float) -> bool:

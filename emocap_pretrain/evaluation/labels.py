@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from emocap_shards.inspecting.label_values import LabelValues, label_values
 
+from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import Config, Evaluation
 from emocap_pretrain.errors import ConfigError
 
 SHOWN = 8
@@ -28,6 +29,12 @@ def check_labels(settings: Evaluation, *, seconds: float | None = None) -> Label
     if found.values or found.complete:
         classes_of(settings, map(label_text, found.values), found.names)
     return found
+
+
+def were_compared(checkpoint: Checkpoint | None, config: Config) -> bool:
+    """Whether an attempt with these evaluation settings has made a checkpoint, and so has compared all labels."""
+    before = checkpoint.state.get("config") if checkpoint else None
+    return isinstance(before, dict) and before.get("evaluation") == config.stored()["evaluation"]
 
 
 def classes_of(settings: Evaluation, labels: Iterable[str], names: Sequence[str] = ()) -> Mapping[str, Sequence[str]]:
