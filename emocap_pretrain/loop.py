@@ -62,12 +62,13 @@ def pretrain(config: Config, runtime: Runtime) -> None:
                 evaluate_again(config, store, world.device)
             return
         # One rank may read for minutes, longer than others wait in the training's group.
-        world.aside().from_main(lambda: compare_labels(config, store))
+        opening = world.aside()
+        opening.from_main(lambda: compare_labels(config, store))
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
         attempt = Attempt(store, number)
         # What this attempt has opened is closed after the monitor, which first records a failure.
         with ExitStack() as opened, monitored(config, world, attempt) as monitor:
-            session = opened.enter_context(open_session(config, world, attempt))
+            session = opened.enter_context(open_session(config, world, attempt, opening))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)

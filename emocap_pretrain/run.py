@@ -190,13 +190,17 @@ def _leave(code: int) -> NoReturn:
 
 
 def _on_ray(config: Config) -> None:
+    from emocap_cluster.address import HERE, address_of_ray
+
     from emocap_pretrain.loop import conclude_again, is_done
 
     store = open_store(config.url)
     if is_done(config, store) and conclude_again(config, store):
         _print_result(config)
         return
-    _check(config, None if _joins_a_cluster() else _devices_here(config), with_labels=True)
+    # What a cluster of several hosts has is known only after it is joined.
+    devices = _devices_here(config) if address_of_ray() == HERE else None
+    _check(config, devices, with_labels=True)
     _supervise(config)
 
 
@@ -222,12 +226,6 @@ def _supervise(config: Config) -> None:
     _print_story(story)
     if not _print_result(config):
         sys.exit(INTERRUPTED if story.interrupted else STOPPED)
-
-
-def _joins_a_cluster() -> bool:
-    """Whether Ray may know other hosts than this one; what their devices are is known only after it is joined."""
-    remembered = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
-    return bool(os.environ.get("RAY_ADDRESS")) or remembered.exists()
 
 
 def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:

@@ -191,8 +191,10 @@ class Session:
             log.warning("the checkpoint under way is lost: %s", error)
 
 
-def open_session(config: Config, world: World, attempt: Attempt) -> Session:
-    """Build the run on this rank and bring it to the step where it stands; a collective.
+def open_session(config: Config, world: World, attempt: Attempt, opening: World) -> Session:
+    """Build the run on this rank and bring it to the step of its newest checkpoint; a collective.
+
+    `opening` holds the same ranks in the patient group of `World.aside`: one may have far more to download than others.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
@@ -204,7 +206,6 @@ def open_session(config: Config, world: World, attempt: Attempt) -> Session:
     data = fitted(config, place.world, ranks=place.local_world, free_bytes=shared_memory_free())
     store = attempt.store
     data_digest = data_digest_of(config)
-    opening = world.aside()  # One rank may have far more to download than the others.
     run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)

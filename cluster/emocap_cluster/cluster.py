@@ -2,12 +2,9 @@
 
 import logging
 import os
-import socket
-import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,14 +14,14 @@ from ray.exceptions import RayActorError
 from ray.util.debug import log_once
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from emocap_cluster.address import HERE, address_of_ray
 from emocap_cluster.board import News, put_up
 from emocap_cluster.errors import NoCluster
 from emocap_cluster.placement import Node, Placement
 from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopback, private_folder
 
-ADDRESS_BYTES = 1024
 VITAL = ("gcs_server", "raylet")
-ANSWER_S, NEWS_S = 10.0, 5.0
+NEWS_S = 5.0
 BOARD_TRIES = 5
 
 
@@ -133,12 +130,11 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     Raises:
         NoCluster: If Ray can neither be joined nor started.
     """
-    _refuse_silence(os.environ.get("RAY_ADDRESS", ""))
+    address = address_of_ray()
     # That a new cluster asks for a token is how it should be, and no warning.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     log_once("log_dedup_warning")  # Said already, so that Ray does not explain the folding of repeated lines.
-    address = _address()
-    with _joined(address, env) if address != "local" else _started(env) as cluster:
+    with _joined(address, env) if address != HERE else _started(env) as cluster:
         yield cluster
 
 
@@ -161,7 +157,7 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
         # No dashboard: its processes would take cores from the ranks, and it is one more open port.
         _ray(
             "Ray cannot be started here",
-            address="local",
+            address=HERE,
             env={**LOOPBACK, **env},
             include_dashboard=False,
             _temp_dir=str(folder),
@@ -181,60 +177,3 @@ def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[
         yield
     finally:
         ray.shutdown()
-
-
-def _address() -> str:
-    """Where Ray is; `local` says that this process starts one.
-
-    Raises:
-        NoCluster: If `RAY_ADDRESS=auto` and this user has no cluster here.
-    """
-    given = os.environ.get("RAY_ADDRESS", "")
-    if given and given != "auto":
-        return given
-    found = _remembered()
-    if given and not found:
-        raise NoCluster(
-            "RAY_ADDRESS=auto, but this user runs no Ray cluster on this host: set it to HOST:PORT, or unset it."
-        )
-    return found or "local"
-
-
-def _remembered() -> str | None:
-    """The address that `ray start` of this user has left on this host, if somebody answers there.
-
-    The folder is shared between users, so a file, or a folder, of another user is not believed: whoever answers at
-    such an address would get the job's function, with its secrets. The address of a cluster that is gone is deleted, as
-    `ray stop` would do it.
-    """
-    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
-    try:
-        number = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with os.fdopen(number, encoding="utf-8", errors="replace") as opened:
-        status = os.fstat(number)
-        if {status.st_uid, file.parent.stat().st_uid} != {os.geteuid()} or not stat.S_ISREG(status.st_mode):
-            return None
-        address = opened.read(ADDRESS_BYTES).strip()
-    try:
-        _knock(address)
-    except OSError:
-        file.unlink(missing_ok=True)
-        return None
-    return address or None
-
-
-def _refuse_silence(address: str) -> None:
-    """Ray tries an address for minutes where nobody answers."""
-    try:
-        _knock(address)
-    except OSError as error:
-        raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
-
-
-def _knock(address: str) -> None:
-    """Raises OSError where nobody answers; an address without a port, such as `auto`, is Ray's own."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()

@@ -293,7 +293,8 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     start = Attempt.begin(open_store(tiny_config.url))
-    with open_session(tiny_config, World(Rank(), "cpu", None), start) as session:
+    alone = World(Rank(), "cpu", None)
+    with open_session(tiny_config, alone, start, alone) as session:
         batch, cursor, _ = next(session.batches)
         session.engine.train(batch)
         session.save(cursor, Progress())

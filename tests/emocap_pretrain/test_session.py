@@ -40,7 +40,7 @@ def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest
 
 
 def begun(config: Config, world: World = ALONE) -> Session:
-    return open_session(config, world, Attempt.begin(open_store(config.url)))
+    return open_session(config, world, Attempt.begin(open_store(config.url)), world)
 
 
 def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:

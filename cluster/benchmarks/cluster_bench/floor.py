@@ -50,7 +50,7 @@ def main() -> None:
         met = time.time()
         store = open_store(config.url)
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
-        with open_session(config, world, Attempt(store, number)):
+        with open_session(config, world, Attempt(store, number), world.aside()):
             restored = time.time()
     if runtime.place.rank == 0:
         marks = {
