@@ -1,13 +1,10 @@
 """Checkpoints on a real S3 server that dies, and by processes that die."""
 
 import multiprocessing
-import os
 import random
 import signal
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,22 +26,6 @@ WEIGHTS = random.Random(0).randbytes(24 * MIB)
 LIMIT_S = 60.0
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
-    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def url(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh run's URL, with the environment that reaches it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 def opened(url: str) -> Store:
@@ -76,17 +57,17 @@ def until_uploading(server: LocalS3, url: str) -> None:
 
 
 def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_checkpoint(
-    server: LocalS3, url: str
+    s3_server: LocalS3, s3: str
 ) -> None:
-    store = opened(url)
+    store = opened(s3)
     saver = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(1))
     saver.save(2, {"step": 2}, write)
     saver.wait()
     saver.save(4, {"step": 4}, write)
-    until_uploading(server, url)
-    server.kill()
+    until_uploading(s3_server, s3)
+    s3_server.kill()
     trained = 0
-    threading.Timer(1.5, server.start).start()
+    threading.Timer(1.5, s3_server.start).start()
     while not (done := saver.finished()):
         trained += 1
         time.sleep(0.01)
@@ -108,16 +89,16 @@ def save_4(url: str) -> None:
 
 
 def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoint_before(
-    server: LocalS3, url: str
+    s3_server: LocalS3, s3: str
 ) -> None:
-    store = opened(url)
+    store = opened(s3)
     first = Saver(store, ALONE, start=Attempt.begin(store))
     first.save(2, {}, write)
     first.wait()
-    process = multiprocessing.get_context("fork").Process(target=save_4, args=(url,))
+    process = multiprocessing.get_context("fork").Process(target=save_4, args=(s3,))
     process.start()
     try:
-        until_uploading(server, url)
+        until_uploading(s3_server, s3)
     finally:
         process.kill()
         process.join()
@@ -134,10 +115,10 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     assert len(store.list("checkpoints")) == 3, "nothing of the killed attempt is left"
 
 
-def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(url: str) -> None:
-    store = opened(url)
+def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(s3: str) -> None:
+    store = opened(s3)
     assert store.honours_conditions()
-    savers = [Saver(opened(url), ALONE) for _ in range(6)]
+    savers = [Saver(opened(s3), ALONE) for _ in range(6)]
     for number, saver in enumerate(savers):
         saver.save(4, {"saver": number}, lambda folder: (folder / "x").write_bytes(b"x") and None)
     outcomes = {done.attempt for saver in savers for done in saver.wait()}

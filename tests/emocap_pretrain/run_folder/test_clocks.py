@@ -1,10 +1,7 @@
 """The clock of a run's host, of whoever looks and of the store may differ by hours."""
 
 import json
-import os
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,26 +14,16 @@ from emocap_pretrain.run_folder import requests, state
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Status
 from emocap_pretrain.run_folder.state import RunState
-from launch.local_s3 import BUCKET, LocalS3
 
 TWO_HOURS = 7200.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
-    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return open_store(tmp_path / "run")
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in request.getfixturevalue("server").environment().items():
-        monkeypatch.setenv(name, value)
-    return open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+    url: str = request.getfixturevalue("s3")
+    return open_store(url)
 
 
 def emocap(*words: str) -> Result:

@@ -1,0 +1,25 @@
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from launch.local_s3 import BUCKET, LocalS3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """One real S3 server (SeaweedFS) for the session, or for each process of pytest-xdist."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh URL on the real server; the environment reaches it and has nothing of the person's own AWS set-up."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "60")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
