@@ -27,11 +27,12 @@ from tiny_run import tiny
 
 from emocap_pretrain.checkpoint.manifest import committed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-STEPS, LIMIT_S = 12, 150.0
+STEPS = 12
+LIMIT_S = 400.0  # For what hangs: a command takes 20 s where nothing else runs.
 RUN = ("-m", "emocap_pretrain.run")
 PROGRESS = re.compile(r"step \d+/\d+ · .*| *\d+%\|.*")
 OWN = re.compile(
