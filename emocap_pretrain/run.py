@@ -26,7 +26,7 @@ from emocap_pretrain.terminal import (
     INTERRUPTED,
     STOPPED,
     WRONG_INPUT,
-    OnceCommand,
+    Command,
     console,
     duration,
     errors_as_lines,
@@ -290,7 +290,7 @@ def main() -> None:
     """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
     guard_tracebacks()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(cls=OnceCommand)(command)
+    app.command(cls=Command)(command)
     app()
 
 

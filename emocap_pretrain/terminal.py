@@ -25,7 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.exceptions import TyperException
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import conceal, shown, shown_tree
@@ -53,16 +54,39 @@ def say_json(tree: Any) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-class OnceCommand(TyperCommand):
+@contextmanager
+def _usage_errors_masked() -> Generator[None]:
+    """Typer repeats a word that it does not understand, which may be a URL with its password."""
+    try:
+        yield
+    except TyperException as error:
+        error.message = shown(error.message)
+        raise
+
+
+class Command(TyperCommand):
     """A command that refuses a second value for an option, of which Typer keeps the last one without a word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        for param, times in Counter(map(id, given)).items():
-            option = next(each for each in given if id(each) == param)
-            if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
-                ctx.fail(f"{option.opts[0]} is given {times} times, and has one value: say it once.")
-        return super().parse_args(ctx, args)
+        with _usage_errors_masked():
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for param, times in Counter(map(id, given)).items():
+                option = next(each for each in given if id(each) == param)
+                if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
+                    ctx.fail(f"{option.opts[0]} is given {times} times, and has one value: say it once.")
+            return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """A group of commands whose usage errors show no secret."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _usage_errors_masked():
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with _usage_errors_masked():
+            return super().resolve_command(ctx, args)
 
 
 def _has_one_value(option: TyperOption) -> bool:

@@ -18,9 +18,10 @@ from emocap_pretrain.cli import (
     verify,
 )
 from emocap_pretrain.logs import guard_tracebacks
-from emocap_pretrain.terminal import OnceCommand
+from emocap_pretrain.terminal import Command, Group
 
 app = typer.Typer(
+    cls=Group,
     help="Image-text pretraining on structured emotion captions.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,7 +41,7 @@ for name, function in {
     "stop": stop.command,
     "profile": profile.command,
 }.items():
-    app.command(name, cls=OnceCommand)(function)
+    app.command(name, cls=Command)(function)
 app.add_typer(checkpoints.app, name="checkpoints")
 
 

@@ -22,11 +22,11 @@ from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.state import RunState
-from emocap_pretrain.terminal import FAILED, OnceCommand, console, errors_as_lines, say_json
+from emocap_pretrain.terminal import FAILED, Command, Group, console, errors_as_lines, say_json
 
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
-app = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
 Url = Annotated[str, typer.Argument(help="The run's folder or URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -46,7 +46,7 @@ class Row:
     note: str = ""
 
 
-@app.command("list", cls=OnceCommand)
+@app.command("list", cls=Command)
 def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show every checkpoint, newest first; sizes are compared, no file is read."""
     with errors_as_lines(debug=debug):
@@ -64,7 +64,7 @@ def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> Non
             console.print(f"{store.url} has no checkpoints.")
 
 
-@app.command("verify", cls=OnceCommand)
+@app.command("verify", cls=Command)
 def verify_command(
     url: Url,
     step: Annotated[int | None, typer.Option(help="This step alone.", min=0)] = None,
@@ -89,7 +89,7 @@ def verify_command(
         raise typer.Exit(FAILED if any(faults.values()) else 0)
 
 
-@app.command("prune", cls=OnceCommand)
+@app.command("prune", cls=Command)
 def prune_command(
     url: Url,
     keep_last: Annotated[int, typer.Option(help="How many of the newest stay.", min=1)],

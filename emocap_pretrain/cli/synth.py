@@ -29,7 +29,7 @@ def command(
     samples_per_shard: ShardSamples = 200,
     debug: Debug = False,
 ) -> None:
-    """Render synthetic faces with true captions and pack them; a dataset that stands already is kept."""
+    """Render synthetic faces with true captions and pack them; an existing dataset is kept."""
     with errors_as_lines(debug=debug):
         for name, first, count in (("train", 0, train), ("test", train, test)):
             url = f"{out.rstrip('/')}/{name}"

@@ -28,7 +28,7 @@ from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import open_session
-from emocap_pretrain.terminal import OnceCommand
+from emocap_pretrain.terminal import Command
 from emocap_pretrain.world import World
 
 
@@ -333,7 +333,7 @@ def commands(group: Any) -> Iterator[Any]:
 def test_every_command_refuses_a_second_value_for_an_option() -> None:
     found = list(commands(typer.main.get_command(app)))
     assert {"pack", "pretrain", "prune"} <= {each.name for each in found}
-    assert all(isinstance(each, OnceCommand) for each in found)
+    assert all(isinstance(each, Command) for each in found)
     for arguments in (["pack", "a", "b", "--global", "x", "--global", "y"], ["stop", "x", "--wait", "--no-wait"]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 2
@@ -352,3 +352,21 @@ def test_a_flag_and_an_option_that_takes_several_values_may_come_twice(tmp_path:
     assert {each.whole for each in (sample.caption, *sample.further)} == {"a", "b", "c"}
     refused = CliRunner().invoke(app, ["pack", str(table), str(tmp_path / "no"), "--further", "mroe"])
     assert "there is no column 'mroe'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        ("checkpoints",),
+        ("inspect", "faces"),
+        ("checkpoints", "list", "run"),
+        ("synth", "faces", "--train"),
+    ],
+)
+def test_a_word_that_is_not_understood_is_repeated_without_its_secret(before: tuple[str, ...]) -> None:
+    done = here(*before, "s3://AKIAEXAMPLE:Se/Cr3tPassw0rd@faces/train")
+    assert done.code == 2
+    assert "faces/train" in done.err.replace("\n", "")
+    assert "Cr3tPassw0rd" not in done.err
+    assert "s3://***@faces" in done.err
