@@ -44,6 +44,7 @@ RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TOR
 # What reaches ranks on other nodes too: on Ray's dashboard, before they join each other; and with the function alone.
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
 SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
+REFUSAL = "this will not run"  # Of a dry run.
 WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}
 
 
@@ -67,7 +68,7 @@ def command(
 ) -> None:
     """Train a run: from the start, or from its newest checkpoint."""
     show_logs()
-    with errors_as_lines(debug=debug):
+    with errors_as_lines(debug=debug, refusal=REFUSAL if dry_run else "error"):
         loaded = load(config, overrides or [])
         if dry_run:
             _dry_run(loaded, step_seconds, fabric, node_mtbf_days, full=full)
@@ -112,7 +113,7 @@ def _dry_run(
     for note in checked.notes:
         sys.stdout.write(f"note            {shown(note)}\n")
     for problem in dict.fromkeys([*found.problems, *checked.problems]):
-        sys.stderr.write(f"this will not run: {shown(problem)}\n")
+        sys.stderr.write(f"{REFUSAL}: {shown(problem)}\n")
     if found.problems or checked.problems:
         sys.exit(WRONG_INPUT)
 

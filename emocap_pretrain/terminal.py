@@ -95,10 +95,10 @@ def _has_one_value(option: TyperOption) -> bool:
 
 
 @contextmanager
-def errors_as_lines(*, debug: bool) -> Generator[None]:
+def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
     """An error of ours ends the process with its message on stderr; with `debug` the traceback comes too.
 
-    Exit codes: 2 for a value to correct, 1 for a job that failed, 130 for Ctrl-C.
+    Exit codes: 2 for a value to correct, whose line begins with `refusal`; 1 for a job that failed; 130 for Ctrl-C.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def errors_as_lines(*, debug: bool) -> Generator[None]:
         wrong_input = isinstance(getattr(error, "cause", error), ConfigError)
         # Every rank finds the same fault in a config; one voice is enough.
         if not wrong_input or os.environ.get("RANK", "0") == "0":
-            _say(str(error))
+            _say(str(error), refusal if wrong_input else "error")
         sys.exit(WRONG_INPUT if wrong_input else FAILED)
     except KeyboardInterrupt:
         _say("interrupted; start the same command again to go on.")
@@ -121,10 +121,10 @@ def _ours(error: Exception) -> bool:
     return type(error).__module__.startswith("emocap_")
 
 
-def _say(message: str) -> None:
+def _say(message: str, kind: str = "error") -> None:
     rank = os.environ.get("RANK")
     where = f"rank {rank}: " if rank else ""
-    sys.stderr.write(f"error: {where}{shown(message)}\n")
+    sys.stderr.write(f"{kind}: {where}{shown(message)}\n")
 
 
 @contextmanager

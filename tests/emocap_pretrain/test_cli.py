@@ -361,7 +361,6 @@ def test_a_flag_and_an_option_that_takes_several_values_may_come_twice(tmp_path:
         ("checkpoints",),
         ("inspect", "faces"),
         ("checkpoints", "list", "run"),
-        ("synth", "faces", "--train"),
     ],
 )
 def test_a_word_that_is_not_understood_is_repeated_without_its_secret(before: tuple[str, ...]) -> None:

@@ -59,7 +59,7 @@ def test_a_wrong_value_ends_a_dry_run_with_code_2_and_one_line(recipe):
     done = run(recipe, "steps=0", "--dry-run")
     assert done.exit_code == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: command line: steps=0: ")
+    assert done.stderr.startswith("this will not run: command line: steps=0: ")
     assert done.stderr.count("\n") == 1
 
 
