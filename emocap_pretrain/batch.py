@@ -1,45 +1,60 @@
 """What one rank feeds its towers in one step."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids of a list of texts, padded to the longest; `mask` is True on real tokens."""
+class Texts:
+    """Tokenized texts, such as those of one caption part for the images of a batch.
+
+    Attributes:
+        ids: Token ids, padded to the longest text.
+        mask: True on real tokens.
+        owner: The row of the image that each text describes, ascending; None where text `i` belongs to row `i`.
+        identity: A hash of each token row: texts that the tower cannot tell apart have equal numbers on every rank.
+            None where no loss asks for it.
+    """
 
     ids: Int[Tensor, "texts length"]
     mask: Bool[Tensor, "texts length"]
+    owner: Int64[Tensor, " texts"] | None = None
+    identity: Int64[Tensor, " texts"] | None = None
 
-    def to(self, device: str) -> "Tokens":
-        return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+    def starts(self, rows: Sequence[int]) -> list[int]:
+        """Returns the index of the first text of each of these image rows; waits for the device once."""
+        if self.owner is None:
+            return list(rows)
+        return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
 
-    def share_memory_(self) -> None:
-        self.ids.share_memory_()
-        self.mask.share_memory_()
+    def piece(self, span: slice, first_row: int) -> "Texts":
+        """Returns the texts of a span; `first_row` is the image row that becomes row 0."""
+        owner = None if self.owner is None else self.owner[span] - first_row
+        identity = None if self.identity is None else self.identity[span]
+        return Texts(self.ids[span], self.mask[span], owner, identity)
 
-    def pin_memory(self) -> "Tokens":
-        return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
+    def to(self, device: str) -> "Texts":
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Texts":
+        """Returns the texts with every tensor changed."""
+        owner, identity = (None if each is None else change(each) for each in (self.owner, self.identity))
+        return Texts(change(self.ids), change(self.mask), owner, identity)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`batch` faces and the parts of their captions; row `i` of `images` belongs to row `i` of `whole` and `summary`.
+    """A rank's share of one global batch: images, and the texts of each caption part by the part's name.
 
-    `owner[n]` is the row whose face sentence `n` describes; it ascends. `whole_ids` and `summary_ids` are hashes of the
-    token rows: captions that the tower cannot tell apart have equal numbers on every rank.
+    Parts that the objective does not use are missing.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]
-    whole: Tokens
-    summary: Tokens
-    sentences: Tokens
-    owner: Int64[Tensor, " sentences"]
-    whole_ids: Int64[Tensor, " batch"]
-    summary_ids: Int64[Tensor, " batch"]
+    texts: Mapping[str, Texts]
 
     @property
     def rows(self) -> int:
@@ -48,13 +63,13 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Real text tokens, padding not counted."""
-        return sum(int(part.mask.sum()) for part in (self.whole, self.summary, self.sentences))
+        return sum(int(texts.mask.sum()) for texts in self.texts.values())
 
     def to(self, device: str) -> "Batch":
-        def move(value: Any) -> Any:
-            return value.to(device) if isinstance(value, Tokens) else value.to(device, non_blocking=True)
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-        return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
+    def pin_memory(self) -> "Batch":
+        return self.mapped(Tensor.pin_memory)
 
     def share_memory_(self) -> None:
         """Moves the tensors to shared memory, in which they reach another process without a copy.
@@ -62,8 +77,8 @@ class Batch:
         Raises:
             RuntimeError: If there is no room in /dev/shm.
         """
-        for field in fields(self):
-            getattr(self, field.name).share_memory_()
+        self.mapped(Tensor.share_memory_)
 
-    def pin_memory(self) -> "Batch":
-        return Batch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Returns the batch with every tensor changed."""
+        return Batch(change(self.images), {name: texts.mapped(change) for name, texts in self.texts.items()})

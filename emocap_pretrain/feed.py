@@ -17,6 +17,7 @@ from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.schema import Config, Evaluation, Mixed, PartLengths
 from emocap_pretrain.evaluation.zero_shot import prompts
+from emocap_pretrain.parts import PARTS
 from emocap_pretrain.runtime import Place
 from emocap_pretrain.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ def train_tokenizer(config: Config) -> str:
     """On the first captions of the dataset, in the manifest's order."""
     samples = _first_captions(config.data.sources, TOKENIZER_SAMPLES, error_budget=config.data.error_budget)
     captions = itertools.chain.from_iterable(samples)
-    texts = (text for each in captions for text in (each.whole, each.summary, *each.local))
+    texts = (text for each in captions for part in PARTS for text in part.texts(each))
     return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
 
 
@@ -67,18 +68,15 @@ def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLe
     """Of the first samples, 2,000 at most: how many there were, and what is cut of their captions by part."""
     samples = list(_first_captions(sources, CUT_SAMPLES, error_budget=CUT_SAMPLES))
     captions = list(itertools.chain.from_iterable(samples))
-    parts = {
-        "global": ([each.whole for each in captions], lengths.whole),
-        "local": ([text for each in captions for text in each.local], lengths.local),
-        "summary": ([each.summary for each in captions if each.summary], lengths.summary),
-    }
-    return len(samples), [CutTexts.of(kind, tokenizer, *part) for kind, part in parts.items()]
+    texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
+    limits = lengths.by_part
+    return len(samples), [CutTexts.of(name, tokenizer, each, limits[name]) for name, each in texts.items()]
 
 
 def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
     """What is cut of the prompts; empty where the classes come from the labels."""
     texts = prompts(settings.templates, settings.classes or {})
-    return [CutTexts.of("prompts", tokenizer, texts, lengths.whole)] if texts else []
+    return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []
 
 
 def _first_captions(sources: Sequence[Mixed], samples: int, *, error_budget: int) -> Iterator[tuple[Caption, ...]]:

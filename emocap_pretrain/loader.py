@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +23,11 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.schema import Config, Data, PartLengths
+from emocap_pretrain.batch import Batch, Texts
+from emocap_pretrain.config.schema import Config, Data
 from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
 from emocap_pretrain.logs import guard_tracebacks, show_logs
+from emocap_pretrain.parts import Part, active_parts
 from emocap_pretrain.sides import mirrored
 from emocap_pretrain.tokenizer import Tokenizer
 from emocap_pretrain.transform import augment
@@ -34,35 +35,38 @@ from emocap_pretrain.transform import augment
 SHM = "/dev/shm"  # noqa: S108 - the kernel's own, and nothing is created there by name
 SHM_CURE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SENTENCES, TOKEN_BYTES, PAGES_BYTES = 8, 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
+TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Samples of one step, each prepared -> Batch. Parts whose weight in the objective is 0 are left empty."""
+    """Samples of one step, each prepared -> Batch.
+
+    Attributes:
+        parts: The caption parts that the objective uses; the batch has no others.
+        lengths: Most tokens of a text, by the name of its part.
+    """
 
     tokenizer: Tokenizer
-    lengths: PartLengths
+    parts: tuple[Part, ...]
+    lengths: Mapping[str, int]
     pixels: int
     seed: int
     crop: float
     flip: float
-    with_summary: bool
-    with_local: bool
 
     @classmethod
     def of(cls, config: Config, tokenizer: Tokenizer) -> "Collate":
         return cls(
             tokenizer=tokenizer,
-            lengths=config.model.text.lengths,
+            parts=active_parts(config.objective.weights),
+            lengths=config.model.text.lengths.by_part,
             pixels=config.model.image.pixels,
             seed=config.seed,
             crop=config.data.crop,
             flip=config.data.flip,
-            with_summary=config.objective.summary > 0,
-            with_local=config.objective.local > 0,
         )
 
     def prepare(self, sample: Sample) -> Sample:
@@ -77,20 +81,15 @@ class Collate:
         return replace(sample, image=image, caption=in_mirror if in_mirror and flipped else sample.caption)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        wholes = [sample.caption.whole for sample in samples]
-        summaries = [sample.caption.summary or sample.caption.whole for sample in samples] if self.with_summary else []
-        sentences = [sample.caption.local if self.with_local else () for sample in samples]
-        whole = self.tokenizer.encode(wholes, self.lengths.whole)
-        summary = self.tokenizer.encode(summaries, self.lengths.summary)
-        return Batch(
-            images=self._images(samples),
-            whole=whole,
-            summary=summary,
-            sentences=self.tokenizer.encode([text for texts in sentences for text in texts], self.lengths.local),
-            owner=torch.repeat_interleave(torch.tensor([len(texts) for texts in sentences], dtype=torch.int64)),
-            whole_ids=_identities(whole),
-            summary_ids=_identities(summary),
-        )
+        return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
+
+    def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
+        by_image = [part.fed(sample.caption) for sample in samples]
+        encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
+        if part.aligned_with == "image":
+            return replace(encoded, identity=_identities(encoded))
+        counts = torch.tensor([len(texts) for texts in by_image], dtype=torch.int64)
+        return replace(encoded, owner=torch.repeat_interleave(counts))
 
     def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
         images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
@@ -99,9 +98,9 @@ class Collate:
         return images
 
 
-def _identities(tokens: Tokens) -> torch.Tensor:
+def _identities(texts: Texts) -> torch.Tensor:
     """A hash of each row without its padding: equal where the tower sees the same, as after a cut."""
-    rows = (ids[mask].tobytes() for ids, mask in zip(tokens.ids.numpy(), tokens.mask.numpy(), strict=True))
+    rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
@@ -155,9 +154,9 @@ def _no_room(what: str) -> DataError:
 
 
 def batch_bytes(config: Config, rows: int) -> int:
-    """About as much shared memory as a batch of so many rows takes; sentences of a caption are counted as a few."""
-    lengths = config.model.text.lengths
-    tokens = lengths.whole + lengths.summary + SENTENCES * lengths.local
+    """Returns about how much shared memory a batch of so many rows takes, with texts of the greatest length."""
+    lengths = config.model.text.lengths.by_part
+    tokens = sum(part.texts_per_image * lengths[part.name] for part in active_parts(config.objective.weights))
     return rows * (3 * config.model.image.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
 

@@ -5,7 +5,7 @@ and no bytes, and the storages that are alive at the same time are added up.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config, PartLengths
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine.zero import BUCKET
+from emocap_pretrain.parts import active_parts
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 
-SENTENCES_EACH = 5
+SHORTEST = 3  # Tokens of a text: its two marks and one between them.
 FLOAT = 4
 LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
 
@@ -71,7 +72,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         shortest: Captions of the shortest length without local sentences, for a lower bound; else captions of the
             longest length with five local sentences each, for an upper one.
     """
-    captions = _captions(config, shortest=shortest)
+    captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config, ranks)
     rows = split.micro_batch
     with torch.device("meta"):
@@ -79,7 +80,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         traced = _traced(model, config, rows, captions)
-        row_flops = _flops(model, _batch(config, 1, captions))
+        row_flops = _flops(model, captions.batch(1, model.pixels))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     return MemoryEstimate(
@@ -106,17 +107,37 @@ class _Trace(NamedTuple):
     patches: int
 
 
-class _Captions(NamedTuple):
-    """How long the parts of every caption are, and how many local sentences it has."""
+@dataclass(frozen=True, slots=True)
+class _Captions:
+    """The captions that the estimate assumes, by the name of each active part.
 
-    lengths: PartLengths
-    sentences: int
+    Attributes:
+        lengths: Tokens of each text.
+        texts: Texts of an image; parts of which a caption may have any number are those in `several`.
+    """
 
+    lengths: Mapping[str, int]
+    texts: Mapping[str, int]
+    several: frozenset[str]
 
-def _captions(config: Config, *, shortest: bool) -> _Captions:
-    if shortest:
-        return _Captions(PartLengths.model_validate({"global": 3, "local": 3, "summary": 3}), 0)
-    return _Captions(config.model.text.lengths, SENTENCES_EACH if config.objective.local else 0)
+    @classmethod
+    def of(cls, config: Config, *, shortest: bool) -> "_Captions":
+        parts = active_parts(config.objective.weights)
+        several = frozenset(part.name for part in parts if part.aligned_with == "patches")
+        if shortest:
+            texts = {part.name: int(part.name not in several) for part in parts}
+            return cls(dict.fromkeys(texts, SHORTEST), texts, several)
+        return cls(config.model.text.lengths.by_part, {part.name: part.texts_per_image for part in parts}, several)
+
+    def batch(self, rows: int, pixels: int) -> Batch:
+        """Returns a batch of so many images with such captions."""
+        images = torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8)
+        return Batch(images, {name: self._texts(name, rows * each) for name, each in self.texts.items()})
+
+    def _texts(self, name: str, texts: int) -> Texts:
+        ids = torch.zeros((texts, self.lengths[name]), dtype=torch.int64)
+        owner = torch.zeros(texts, dtype=torch.int64) if name in self.several else None
+        return Texts(ids, torch.ones_like(ids, dtype=torch.bool), owner)
 
 
 def _traced(model: TowerPair, config: Config, rows: int, captions: _Captions) -> _Trace:
@@ -124,17 +145,21 @@ def _traced(model: TowerPair, config: Config, rows: int, captions: _Captions) ->
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with _LiveStorages(model.state_dict().values()) as live:
-        embeddings = model(_batch(config, rows, captions))
-        at_loss = live.bytes + _loss_bytes(config, embeddings, config.global_batch * captions.sentences)
-        torch.stack([each.sum() for each in embeddings]).sum().backward()
+        embeddings = model(captions.batch(rows, model.pixels))
+        at_loss = live.bytes + _loss_bytes(config, embeddings, captions)
+        _sum(embeddings).backward()
     return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
 
 
 def _flops(model: TowerPair, batch: Batch) -> int:
     """Of both passes; counted apart from memory, because the counter keeps tensors alive."""
     with FlopCounterMode(display=False) as counter:
-        torch.stack([each.sum() for each in model(batch)]).sum().backward()
+        _sum(model(batch)).backward()
     return counter.get_total_flops()
+
+
+def _sum(embeddings: Embeddings) -> Tensor:
+    return torch.stack([each.sum() for each in embeddings.tensors()]).sum()
 
 
 def _forget_gradient(parameter: Tensor) -> None:
@@ -167,31 +192,11 @@ class _LiveStorages(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
-def _batch(config: Config, rows: int, captions: _Captions) -> Batch:
-    """A batch whose texts all have the full length."""
-    pixels, lengths, sentences = config.model.image.pixels, captions.lengths, rows * captions.sentences
-    return Batch(
-        images=torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8),
-        whole=_full(rows, lengths.whole),
-        summary=_full(rows if config.objective.summary else 0, lengths.summary),
-        sentences=_full(sentences, lengths.local),
-        owner=torch.zeros(sentences, dtype=torch.int64),
-        whole_ids=torch.zeros(rows, dtype=torch.int64),
-        summary_ids=torch.zeros(rows, dtype=torch.int64),
-    )
-
-
-def _full(texts: int, length: int) -> Tokens:
-    return Tokens(torch.zeros((texts, length), dtype=torch.int64), torch.ones((texts, length), dtype=torch.bool))
-
-
-def _loss_bytes(config: Config, embeddings: Embeddings, sentences: int) -> int:
-    """Gradients of the embeddings, the gathered texts with theirs, and the largest block of similarities.
-
-    `sentences` is the number of local sentences of the global batch.
-    """
-    own = sum(each.numel() for each in embeddings)
-    gathered = (2 * config.global_batch + sentences) * config.model.embedding
+def _loss_bytes(config: Config, embeddings: Embeddings, captions: _Captions) -> int:
+    """Returns the bytes of the embeddings' gradients, of the gathered texts with theirs, and of the largest block."""
+    own = sum(each.numel() for each in embeddings.tensors())
+    gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
     rows, patches, _ = embeddings.patches.shape
-    block = min(BLOCK_BYTES, FLOAT * rows * max(config.global_batch, patches * sentences))
+    most = max((captions.texts[name] for name in captions.several), default=0)
+    block = min(BLOCK_BYTES, FLOAT * rows * config.global_batch * max(1, patches * most))
     return FLOAT * (own + 2 * gathered) + LOSS_BLOCKS * block

@@ -1,23 +1,130 @@
-"""The total loss of docs/method.md: global, summary and local alignment, weighted, and what is logged of each."""
+"""The total loss of docs/method.md: one weighted term for each active part of a caption, and what is logged of each."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import emocap_kernels
 import torch
-from emocap_kernels import Mining
+from emocap_kernels import Mining, choose_backend, choose_region_backend
+from emocap_kernels.choice import Choice
 from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from emocap_pretrain.batch import Batch
-from emocap_pretrain.config.objective import Objective as Settings
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.batch import Batch, Texts
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.encoders.pair import Embeddings
+from emocap_pretrain.parts import Part, active_parts
+
+
+class Term(Protocol):
+    """One addend of the total loss: how the texts of a part are aligned with their images."""
+
+    @property
+    def part(self) -> Part: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def scale_metric(self) -> str:
+        """The name under which the learned scale of the term is logged."""
+        ...
+
+    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
+        """Returns the loss of the global batch, unweighted; a collective.
+
+        Args:
+            embeddings: This rank's rows.
+            texts: The part's texts, from which `embeddings` was made.
+            mined: Whether the warm-up of mining is over.
+        """
+        ...
+
+    def backend(self, vectors: Tensor) -> Choice:
+        """Returns which backend would compute the loss of vectors like these, and why.
+
+        Raises:
+            NotSupportedError: If the settings ask for a backend that cannot.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ImageTerm:
+    """Aligns one text of each image with the pooled vector of the image (`contrastive_loss`)."""
+
+    part: Part
+    weight: float
+    settings: ObjectiveConfig
+    vectors: torch.dtype
+    group: ProcessGroup | None
+    scale_metric = "scale"
+
+    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
+        return emocap_kernels.contrastive_loss(
+            embeddings.image.to(self.vectors),
+            embeddings.texts[self.part.name].to(self.vectors),
+            embeddings.scales[self.part.aligned_with],
+            mining=self._mining if mined else None,
+            ids=texts.identity if self.settings.known_positives else None,
+            group=self.group,
+            schedule=self.settings.schedule,
+            backend=self.settings.backend,
+        )
+
+    def backend(self, vectors: Tensor) -> Choice:
+        return choose_backend(vectors, vectors, mining=self._mining, backend=self.settings.backend)
+
+    @property
+    def _mining(self) -> Mining | None:
+        rule = self.settings.mining
+        return Mining(**rule.model_dump()) if rule else None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchTerm:
+    """Aligns any number of texts of each image with the patches of the image (`region_contrastive_loss`)."""
+
+    part: Part
+    weight: float
+    settings: ObjectiveConfig
+    vectors: torch.dtype
+    group: ProcessGroup | None
+    scale_metric = "local_scale"
+
+    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
+        assert texts.owner is not None, "the loader gives the texts of such a part owners"
+        return emocap_kernels.region_contrastive_loss(
+            embeddings.patches.to(self.vectors),
+            embeddings.texts[self.part.name].to(self.vectors),
+            texts.owner,
+            embeddings.scales[self.part.aligned_with],
+            sharpness=self.settings.sharpness,
+            scope=self.settings.scope,
+            mining=self._mining if mined else None,
+            group=self.group,
+            schedule=self.settings.schedule,
+            backend=self.settings.backend,
+        )
+
+    def backend(self, vectors: Tensor) -> Choice:
+        return choose_region_backend(
+            vectors[:, None], vectors, scope=self.settings.scope, mining=self._mining, backend=self.settings.backend
+        )
+
+    @property
+    def _mining(self) -> Mining | None:
+        rule = self.settings.local_mining
+        return Mining(guide="text", **rule.model_dump()) if rule else None
+
+
+_KINDS: Mapping[str, type[ImageTerm] | type[PatchTerm]] = {"image": ImageTerm, "patches": PatchTerm}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveResult:
     """The scalar to differentiate, and detached scalars by name, equal on all ranks."""
 
     loss: Tensor
@@ -26,70 +133,55 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Weighs the terms that the settings switch on; mining starts after its warm-up."""
+    """The weighted sum of the terms; mining starts after its warm-up.
 
-    settings: Settings
-    group: ProcessGroup | None
-    vectors: torch.dtype = torch.float32
+    Attributes:
+        terms: One for each active part, in the order in which they are summed.
+        mining_warmup_steps: Steps without mining.
+    """
+
+    terms: tuple[Term, ...]
+    mining_warmup_steps: int = 0
 
     @classmethod
-    def of(cls, config: Config, group: ProcessGroup | None) -> "Objective":
-        return cls(config.objective, group, vector_dtype(config))
+    def of(cls, settings: ObjectiveConfig, *, precision: str, group: ProcessGroup | None = None) -> "Objective":
+        """Builds the terms that the settings switch on.
 
-    def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> Terms:
-        """Terms of the global batch.
+        Args:
+            settings: Weights, mining, backend.
+            precision: `engine.precision`, which decides what the losses multiply unless the settings say it.
+            group: The ranks whose rows make the global batch; None is this process alone.
+        """
+        vectors = vector_dtype(settings, precision)
+        weights = settings.weights
+        terms = tuple(
+            _KINDS[part.aligned_with](part, weights[part.name], settings, vectors, group)
+            for part in active_parts(weights)
+        )
+        return cls(terms, settings.mining_warmup_steps)
+
+    def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
+        """Returns the loss of the global batch; a collective.
 
         Args:
             embeddings: This rank's rows.
-            batch: The batch they come from.
+            batch: The batch that they come from.
             step: Steps done before this one; decides whether mining has begun.
         """
-        mined = step >= self.settings.mining_warmup_steps
-        weights = {"global": self.settings.whole, "summary": self.settings.summary, "local": self.settings.local}
-        terms: dict[str, Callable[[], LossResult]] = {
-            "global": lambda: self._aligned(embeddings, embeddings.whole, batch.whole_ids, mined),
-            "summary": lambda: self._aligned(embeddings, embeddings.summary, batch.summary_ids, mined),
-            "local": lambda: self._local(embeddings, batch.owner, mined),
-        }
-        results = {name: term() for name, term in terms.items() if weights[name] > 0}
-        loss = torch.stack([weights[name] * result.loss for name, result in results.items()]).sum()
+        mined = step >= self.mining_warmup_steps
+        results = [term.loss(embeddings, batch.texts[term.part.name], mined=mined) for term in self.terms]
+        pairs = list(zip(self.terms, results, strict=True))
+        loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
         metrics = {"loss": loss.detach()}
-        for name, result in results.items():
-            metrics |= _metrics(name, result)
-        return Terms(loss, metrics)
-
-    def _aligned(self, embeddings: Embeddings, text: Tensor, ids: Tensor, mined: bool) -> LossResult:
-        mining = self.settings.mining
-        return emocap_kernels.contrastive_loss(
-            embeddings.image.to(self.vectors),
-            text.to(self.vectors),
-            embeddings.scale,
-            mining=Mining(**mining.model_dump()) if mining and mined else None,
-            ids=ids if self.settings.known_positives else None,
-            group=self.group,
-            schedule=self.settings.schedule,
-            backend=self.settings.backend,
-        )
-
-    def _local(self, embeddings: Embeddings, owner: Tensor, mined: bool) -> LossResult:
-        mining = self.settings.local_mining
-        return emocap_kernels.region_contrastive_loss(
-            embeddings.patches.to(self.vectors),
-            embeddings.sentences.to(self.vectors),
-            owner,
-            embeddings.local_scale,
-            sharpness=self.settings.sharpness,
-            scope=self.settings.scope,
-            mining=Mining(guide="text", **mining.model_dump()) if mining and mined else None,
-            group=self.group,
-            schedule=self.settings.schedule,
-            backend=self.settings.backend,
-        )
+        for term, result in pairs:
+            metrics |= _metrics(term.part.name, result)
+            metrics[term.scale_metric] = embeddings.scales[term.part.aligned_with].detach()
+        return ObjectiveResult(loss, metrics)
 
 
-def vector_dtype(config: Config) -> torch.dtype:
-    """Of the unit vectors that the losses multiply: products are added in float32 whatever it is."""
-    chosen = config.engine.precision if config.objective.vectors == "auto" else config.objective.vectors
+def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
+    """Returns the type of the unit vectors that the losses multiply; products are added in float32 whatever it is."""
+    chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 import yaml
-from emocap_kernels import Mining, choose_backend, choose_region_backend
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
@@ -18,7 +17,7 @@ from emocap_pretrain.forecast.outlook import Assumed, Outlook
 from emocap_pretrain.forecast.step import Speed
 from emocap_pretrain.forecast.workload import Workload
 from emocap_pretrain.memory import MemoryEstimate, estimate
-from emocap_pretrain.objective import vector_dtype
+from emocap_pretrain.objective import Objective, vector_dtype
 
 # Assumed where the device is unknown, by whether it is a GPU: an H100 in bfloat16, a core of a CPU in float32.
 LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
@@ -73,28 +72,20 @@ class Plan:
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
-        settings = self.config.objective
+        settings, engine = self.config.objective, self.config.engine
+        terms = Objective.of(settings, precision=engine.precision).terms
         if self.on_gpu and not torch.cuda.is_available():
-            return [(name, f"{settings.backend}, decided on the GPUs") for name in ("global loss", "local loss")]
-        width, dtype = self.config.model.embedding, vector_dtype(self.config)
-        vectors = torch.empty(0, width, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
-        rule, local_rule = settings.mining, settings.local_mining
-        mining = Mining(**rule.model_dump()) if rule else None
-        local_mining = Mining(guide="text", **local_rule.model_dump()) if local_rule else None
+            return [(f"{term.part.name} loss", f"{settings.backend}, decided on the GPUs") for term in terms]
+        dtype = vector_dtype(settings, engine.precision)
+        vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
         try:
-            whole = choose_backend(vectors, vectors, mining=mining, backend=settings.backend)
-            local = choose_region_backend(
-                vectors[:, None], vectors, scope=settings.scope, mining=local_mining, backend=settings.backend
-            )
+            chosen = [(f"{term.part.name} loss", term.backend(vectors)) for term in terms]
         except NotSupportedError as error:
             raise ConfigError(f"objective.backend: {error}") from None
-        return [
-            ("global loss", f"{whole.backend}: {whole.reason}"),
-            ("local loss", f"{local.backend}: {local.reason}"),
-        ]
+        return [(name, f"{choice.backend}: {choice.reason}") for name, choice in chosen]
 
     def _outlook(self) -> Outlook:
-        half = vector_dtype(self.config) == torch.bfloat16
+        half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16
         memory, assumed = self.memory, self.assumed
         work = Workload.of(
             self.config, self.split.rows, parameters=memory.parameters, patches=memory.patches, half=half

@@ -27,6 +27,7 @@ from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.labels import check_labels, were_compared
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
+from emocap_pretrain.parts import active_parts
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.schedule import learning_rate
 
@@ -183,8 +184,9 @@ def _datasets_in(folder: Path) -> list[str]:
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
     """A loss compares a sample with the others of its batch, except the local one within an image."""
     samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
-    terms = config.objective
-    within = terms.scope == "image" and not terms.whole and not terms.summary
+    objective = config.objective
+    parts = active_parts(objective.weights)
+    within = objective.scope == "image" and all(part.aligned_with == "patches" for part in parts)
     if batch == 1 and not within:
         found.add(
             "global_batch=1: one sample has no other to be contrasted with, so its loss is always 0; set 2 or more."

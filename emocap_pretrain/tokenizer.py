@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from emocap_pretrain.batch import Tokens
+from emocap_pretrain.batch import Texts
 from emocap_pretrain.errors import ConfigError
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
@@ -98,7 +98,7 @@ class Tokenizer:
         self._fast.no_truncation()
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
 
-    def encode(self, texts: Sequence[str], length: int) -> Tokens:
+    def encode(self, texts: Sequence[str], length: int) -> Texts:
         """Ids padded to the longest of these texts; longer than `length` is cut, the end mark stays.
 
         No text gives tensors of shape [0, 1].
@@ -111,7 +111,7 @@ class Tokenizer:
         for number, row in enumerate(rows):
             ids[number, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.int64)
             mask[number, : len(row.ids)] = True
-        return Tokens(ids, mask)
+        return Texts(ids, mask)
 
 
 def _first(error: Exception) -> str:

@@ -4,13 +4,21 @@ import re
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+_OF_PART = "weight of a caption part"
+PartWeight = Annotated[float, Field(ge=0), _OF_PART]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Length = Annotated[int, Field(ge=3)]  # The marks of start and end, and a token between them.
+
+
+def is_part_weight(info: FieldInfo) -> bool:
+    """Whether a setting is the weight of a caption part."""
+    return _OF_PART in info.metadata
 
 
 def _with_a_place(template: str) -> str:

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from emocap_pretrain.config.fields import Count, Positive, Section, Weight
+from emocap_pretrain.config.fields import Count, PartWeight, Positive, Section, is_part_weight
 
 
-class Rule(Section):
+class MiningRuleConfig(Section):
     """Which candidates are mined, and what becomes of them."""
 
     threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
@@ -21,26 +21,26 @@ class Rule(Section):
         return self
 
 
-class LocalMining(Rule):
+class LocalMiningConfig(MiningRuleConfig):
     """Mining by sentence-sentence similarity."""
 
 
-class Mining(Rule):
+class MiningConfig(MiningRuleConfig):
     """Which further pairs are positives; see docs/method.md."""
 
     guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
 
 
-class Objective(Section):
-    """Weights of the three alignments and the mining of positives; a weight of 0 switches a term off."""
+class ObjectiveConfig(Section):
+    """Weights of the parts of a caption and the mining of positives; a weight of 0 switches a part off."""
 
-    whole: Weight = Field(default=0.5, alias="global")
-    summary: Weight = 0.5
-    local: Weight = 1.0
+    global_: PartWeight = Field(default=0.5, alias="global")
+    summary: PartWeight = 0.5
+    local: PartWeight = 1.0
     sharpness: float = Field(default=10.0, ge=0)
     scope: Literal["batch", "image"] = "batch"
-    mining: Mining | None = None
-    local_mining: LocalMining | None = None
+    mining: MiningConfig | None = None
+    local_mining: LocalMiningConfig | None = None
     mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
     known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
     backend: Literal["auto", "reference", "chunked", "fused"] = Field(
@@ -55,10 +55,19 @@ class Objective(Section):
     )
     model_config = ConfigDict(serialize_by_alias=True)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every part of a caption, by the part's name."""
+        infos = type(self).model_fields.items()
+        return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
+
     @model_validator(mode="after")
-    def _has_terms(self) -> "Objective":
-        if not (self.whole or self.summary or self.local):
-            raise ValueError("the weights of global, summary and local are all 0, so there is nothing to train on.")
+    def _has_terms(self) -> Self:
+        if not any(self.weights.values()):
+            names = list(self.weights)
+            raise ValueError(
+                f"the weights of {', '.join(names[:-1])} and {names[-1]} are all 0, so there is nothing to train on."
+            )
         if self.local_mining and self.scope == "image":
             raise ValueError("local_mining compares sentences of different images: set scope to batch or leave it out.")
         return self

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from emocap_shards.mask import holds_secret, masked_url
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
 from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Length, Positive, Section, Template, Weight
 from emocap_pretrain.config.location import FolderOrName, Location
-from emocap_pretrain.config.objective import Objective
+from emocap_pretrain.config.objective import ObjectiveConfig
 
 Keys = tuple[str | int, ...]
 
@@ -91,10 +91,15 @@ class TextArchitecture(Section):
 class PartLengths(Section):
     """Longest token sequence of each caption part; longer text is cut."""
 
-    whole: Length = Field(default=48, alias="global")
+    global_: Length = Field(default=48, alias="global")
     local: Length = 40
     summary: Length = 77
     model_config = ConfigDict(serialize_by_alias=True)
+
+    @property
+    def by_part(self) -> dict[str, int]:
+        """The length of every part of a caption, by the part's name."""
+        return self.model_dump(by_alias=True)
 
 
 class TextTower(Section):
@@ -250,7 +255,7 @@ class Config(Section):
     )
     data: Data
     model: Model = Model()
-    objective: Objective = Field(default_factory=lambda: Objective.model_validate({}))
+    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     optimizer: Optimizer = Optimizer()
     engine: Engine = Engine()
     cluster: Cluster = Cluster()
@@ -262,6 +267,13 @@ class Config(Section):
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
     _secrets: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _every_part_has_a_length(self) -> Self:
+        missing = self.objective.weights.keys() - self.model.text.lengths.by_part.keys()
+        if missing:
+            raise ValueError(f"model.text.lengths: give {', '.join(sorted(missing))} a length.")
+        return self
 
     @property
     def shuffle_window(self) -> int:

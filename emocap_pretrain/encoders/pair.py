@@ -1,7 +1,7 @@
 """The model that is trained: two towers, one shared space, two learned scales."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config, Model
 from emocap_pretrain.encoders.image import ImageTower, check_image_weights
 from emocap_pretrain.encoders.text import TextTower, check_text_weights
+from emocap_pretrain.parts import PARTS, Part, active_parts
 from emocap_pretrain.tokenizer import Vocabulary
 
 MAX_SCALE = 100.0
@@ -31,15 +32,29 @@ def check_weights(model: Model) -> tuple[str, ...]:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of one rank's rows, in float32, and the two scales."""
+    """Unit vectors of one rank's rows, in float32, and the learned scales.
+
+    A named tuple, because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
+
+    Attributes:
+        image: The pooled vector of each image.
+        patches: The vectors of its patches.
+        texts: By the name of the part: the vectors of its texts.
+        scales: By what a part is aligned with, "image" or "patches": the factor of its cosines, at most `MAX_SCALE`.
+    """
 
     image: Float[Tensor, "batch embedding"]
     patches: Float[Tensor, "batch patches embedding"]
-    whole: Float[Tensor, "batch embedding"]
-    summary: Float[Tensor, "batch embedding"]
-    sentences: Float[Tensor, "sentences embedding"]
-    scale: Float[Tensor, ""]
-    local_scale: Float[Tensor, ""]
+    texts: dict[str, Float[Tensor, "texts embedding"]]
+    scales: dict[str, Float[Tensor, ""]]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.image, self.patches, *self.texts.values(), *self.scales.values()]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Embeddings":
+        """Returns the embeddings with every tensor changed."""
+        texts, scales = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales))
+        return Embeddings(change(self.image), change(self.patches), texts, scales)
 
 
 class TowerPair(nn.Module):
@@ -75,7 +90,8 @@ class TowerPair(nn.Module):
         self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
         self.precision = config.engine.precision
         self.pixels = settings.image.pixels
-        self.prompt_length = settings.text.lengths.whole
+        self.prompt_length = settings.text.lengths.by_part[PARTS[0].name]  # A prompt is written like this part.
+        self._parts = active_parts(config.objective.weights)
         if settings.checkpoint_activations:
             _checkpoint_activations(self)
 
@@ -83,16 +99,27 @@ class TowerPair(nn.Module):
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             pooled, patches = self.image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
-            whole, summary = (self.to_text(self.text(part)) for part in (batch.whole, batch.summary))
-            sentences = self.to_sentence(self.text(batch.sentences))
-        units = (functional.normalize(each.float(), dim=-1) for each in (image, patches, whole, summary, sentences))
-        return Embeddings(*units, *(_clamped_scale(each) for each in (self.logit_scale, self.local_logit_scale)))
+            texts = {part.name: self._encoded(part, batch.texts[part.name]) for part in self._parts}
+        return Embeddings(
+            image=_unit(image),
+            patches=_unit(patches),
+            texts={name: _unit(each) for name, each in texts.items()},
+            scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
+        )
+
+    def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        projection = self.to_text if part.aligned_with == "image" else self.to_sentence
+        return projection(self.text(texts))
 
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
         return functional.normalize(self.to_image(self.image(images)[0]), dim=-1)
 
-    def embed_texts(self, tokens: Tokens) -> Float[Tensor, "texts embedding"]:
-        return functional.normalize(self.to_text(self.text(tokens)), dim=-1)
+    def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        return functional.normalize(self.to_text(self.text(texts)), dim=-1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return functional.normalize(vectors.float(), dim=-1)
 
 
 class _ClampDescent(torch.autograd.Function):

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emocap_pretrain.batch import Tokens
+from emocap_pretrain.batch import Texts
 from emocap_pretrain.config.schema import TextTower as Settings
 from emocap_pretrain.encoders import torchvision_ops
 from emocap_pretrain.encoders.weights import Fit, Header, listed
@@ -53,7 +53,7 @@ TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the te
 
 
 class TextTower(nn.Module):
-    """Tokens -> one vector a text, of the tower's own width.
+    """Returns one vector for each text, of the tower's own width.
 
     Attributes:
         notes: What a person should know of the pretrained weights that were loaded, one line each.
@@ -96,15 +96,15 @@ class TextTower(nn.Module):
         told: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         return {key: value for key, value in told.items() if key not in {"_name_or_path", "auto_map"}}
 
-    def forward(self, tokens: Tokens) -> Float[Tensor, "texts width"]:
-        if tokens.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
-            return self._of_nothing(tokens)
-        hidden = self.backbone(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
-        return pool(hidden, tokens.mask, self.pooling)
+    def forward(self, texts: Texts) -> Float[Tensor, "texts width"]:
+        if texts.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
+            return self._of_nothing(texts)
+        hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
+        return pool(hidden, texts.mask, self.pooling)
 
-    def _of_nothing(self, tokens: Tokens) -> Float[Tensor, "0 width"]:
+    def _of_nothing(self, texts: Texts) -> Float[Tensor, "0 width"]:
         """No rows, yet every parameter takes part, so that all ranks' gradients exist and hooks fire alike."""
-        one = Tokens(tokens.ids.new_zeros((1, 1)), tokens.mask.new_ones((1, 1)))
+        one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
         # Not through the hooks of ZeRO stage 3, which must see the same modules on all ranks.
         return self.forward(one)[:0]
 
@@ -145,7 +145,7 @@ def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
             intermediate_size=4 * shape.width,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
-            max_position_embeddings=max(lengths.whole, lengths.local, lengths.summary),
+            max_position_embeddings=max(lengths.by_part.values()),
             pad_token_id=vocabulary.pad_id,
             bos_token_id=None,
             eos_token_id=vocabulary.pad_id,  # For its own pooling, which is not used here.
@@ -267,7 +267,7 @@ def _check_attention(config: Any, what: str) -> None:
 
 def _check(settings: Settings, config: Any, vocabulary: int) -> None:
     """Refuses texts longer, or token ids larger, than the tower has embeddings for."""
-    longest = max(settings.lengths.whole, settings.lengths.local, settings.lengths.summary)
+    longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:
         raise ConfigError(
             f"model.text.lengths: {longest} tokens, but the encoder reads at most {config.max_position_embeddings}."

@@ -37,7 +37,7 @@ class Engine:
     def __init__(self, model: TowerPair, config: Config, world: World) -> None:
         """Take hold of the model; every rank gets rank 0's weights."""
         self._config, self._world = config, world
-        self._objective = Objective.of(config, world.group)
+        self._objective = Objective.of(config.objective, precision=config.engine.precision, group=world.group)
         self._passes = batch_split(config, world.place.world).passes
         self._engine, self.layout = zero.initialise(model, config, world)
         self._snapshot = Snapshot(world.place.rank, world.device)
@@ -75,24 +75,22 @@ class Engine:
             cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
             embeddings = cached.embeddings if cached else self._encode(0, batch)
         with timed("loss"):
-            terms = self._objective(embeddings, batch, self.step)
-            wanted = judge is None or judge(float(terms.loss.detach()))
+            result = self._objective(embeddings, batch, self.step)
+            wanted = judge is None or judge(float(result.loss.detach()))
         updated, norm = False, None
         if wanted:
             with timed("backward"):
-                self._backward(terms.loss, cached)
+                self._backward(result.loss, cached)
             with timed("update"):
                 updated, norm = self._update()
         else:
             zero.forget_forward(self._engine)
         self.step += 1
         # For those who read the metrics of some steps only.
-        self._finite = self._finite * torch.isfinite(terms.loss.detach()) * (updated or not wanted)
+        self._finite = self._finite * torch.isfinite(result.loss.detach()) * (updated or not wanted)
         metrics = {
-            **terms.metrics,
+            **result.metrics,
             "finite": self._finite,
-            "scale": embeddings.scale.detach(),
-            "local_scale": embeddings.local_scale.detach(),
             "learning_rate": rate,
             "skipped": float(not updated),
         }

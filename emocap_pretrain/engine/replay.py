@@ -1,28 +1,29 @@
-"""Batches larger than memory: representations are cached, the encoders run again for their gradients.
+"""Batches larger than memory: representations are cached, and the towers run again for their gradients.
 
 Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache). The loss sees
-all rows at once; activations are those of one part at a time. Exact: the chain rule, with the embeddings in between.
+all rows at once; activations are those of one pass at a time. Exact: the chain rule, with the embeddings in between.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch
 from emocap_pretrain.encoders.pair import Embeddings
 
 Encode = Callable[[int, Batch], Embeddings]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Some rows of a batch, and where they and their sentences stand in it."""
+class Pass:
+    """Some rows of a batch, and where they and their texts lie in it."""
 
     batch: Batch
     rows: slice
-    sentences: slice
+    texts: Mapping[str, slice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,58 +31,66 @@ class Cached:
     """The embeddings of all rows, as leaves of a graph that holds nothing else."""
 
     embeddings: Embeddings
-    parts: tuple[Part, ...]
+    passes: tuple[Pass, ...]
     encode: Encode
 
     @classmethod
     def of(cls, batch: Batch, passes: int, encode: Encode) -> "Cached":
-        """Encode part by part without a graph.
+        """Encodes pass after pass without a graph.
 
         Args:
             batch: This rank's rows; there may be fewer than passes.
-            passes: How many parts; equal on all ranks, for each runs collectives of its own at stage 3.
-            encode: Of the number of a pass and its rows. For the same number it draws the same random numbers.
+            passes: How many; equal on all ranks, because each pass runs collectives of its own at ZeRO stage 3.
+            encode: `encode(number, batch)` must be deterministic in the number of the pass, so that the second run
+                draws the same dropout masks.
         """
-        parts = tuple(_parts(batch, passes))
+        cut = tuple(_passes(batch, passes))
         with torch.no_grad():
-            found = [encode(number, part.batch) for number, part in enumerate(parts)]
-        rows = [torch.cat(each) for each in zip(*(each[:-2] for each in found), strict=True)]
-        return cls(Embeddings(*(each.requires_grad_() for each in (*rows, *found[0][-2:]))), parts, encode)
+            found = [encode(number, each.batch) for number, each in enumerate(cut)]
+        return cls(_leaves(found), cut, encode)
 
     def surrogates(self) -> Iterator[Tensor]:
-        """After the loss's backward pass: scalars whose gradients add up to those of the loss, one for each part.
+        """Yields, after the loss's backward pass, one scalar for each pass; their gradients add up to the loss's.
 
         Differentiate each before the next is asked for.
         """
-        for number, part in enumerate(self.parts):
-            encoded = self.encode(number, part.batch)
-            yield torch.stack([(each * grad).sum() for each, grad in self._pairs(encoded, part, number == 0)]).sum()
+        for number, each in enumerate(self.passes):
+            encoded = self.encode(number, each.batch)
+            pairs = self._with_gradients(encoded, each, first=number == 0)
+            yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
-    def _pairs(self, encoded: Embeddings, part: Part, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the pass gave with the gradients of it; terms that are switched off have none."""
-        for name, again, leaf in zip(Embeddings._fields, encoded, self.embeddings, strict=True):
-            if leaf.grad is None:
-                continue
-            if name in {"scale", "local_scale"}:  # Of no part: the first pass carries its gradient, the others a zero.
-                yield again, leaf.grad if first else torch.zeros_like(leaf.grad)
-            else:
-                yield again, leaf.grad[part.sentences if name == "sentences" else part.rows]
-
-
-def _parts(batch: Batch, passes: int) -> Iterator[Part]:
-    edges = torch.arange(passes + 1) * batch.rows // passes
-    # The owners ascend, so the sentences of neighbouring rows are neighbours.
-    marks = torch.searchsorted(batch.owner, edges.to(batch.owner.device)).tolist()
-    for number, (first, last) in enumerate(zip(edges.tolist(), edges.tolist()[1:], strict=False)):
-        rows, sentences = slice(first, last), slice(*marks[number : number + 2])
-        yield Part(_some(batch, rows, sentences), rows, sentences)
+    def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields what a pass gave with its gradients; what no term reads has none."""
+        leaves = self.embeddings
+        for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):
+            if leaf.grad is not None:
+                yield again, leaf.grad[cut.rows]
+        for name, leaf in leaves.texts.items():
+            if leaf.grad is not None:
+                yield encoded.texts[name], leaf.grad[cut.texts[name]]
+        for name, leaf in leaves.scales.items():
+            if leaf.grad is not None:  # A scale belongs to no rows: the first pass carries its gradient.
+                yield encoded.scales[name], leaf.grad if first else torch.zeros_like(leaf.grad)
 
 
-def _some(batch: Batch, rows: slice, sentences: slice) -> Batch:
-    def cut(name: str) -> Tensor | Tokens:
-        value, span = getattr(batch, name), sentences if name in {"sentences", "owner"} else rows
-        return Tokens(value.ids[span], value.mask[span]) if isinstance(value, Tokens) else value[span]
+def _leaves(found: list[Embeddings]) -> Embeddings:
+    """Returns the embeddings of all passes in one, as leaves."""
 
-    values = {field.name: cut(field.name) for field in fields(Batch)}
-    values["owner"] = batch.owner[sentences] - rows.start
-    return Batch(**values)  # pyright: ignore[reportArgumentType]
+    def joined(pieces: Iterator[Tensor]) -> Tensor:
+        return torch.cat(list(pieces)).requires_grad_()
+
+    return Embeddings(
+        image=joined(each.image for each in found),
+        patches=joined(each.patches for each in found),
+        texts={name: joined(each.texts[name] for each in found) for name in found[0].texts},
+        scales={name: scale.requires_grad_() for name, scale in found[0].scales.items()},
+    )
+
+
+def _passes(batch: Batch, passes: int) -> Iterator[Pass]:
+    edges = [number * batch.rows // passes for number in range(passes + 1)]
+    cuts = {name: texts.starts(edges) for name, texts in batch.texts.items()}
+    for number, (first, last) in enumerate(pairwise(edges)):
+        spans = {name: slice(*starts[number : number + 2]) for name, starts in cuts.items()}
+        texts = {name: each.piece(spans[name], first) for name, each in batch.texts.items()}
+        yield Pass(Batch(batch.images[first:last], texts), slice(first, last), spans)

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from emocap_pretrain.config.objective import Objective
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.forecast.fabric import Fabric
+from emocap_pretrain.parts import active_parts
 
 FLOAT = 4
 BUCKET_BYTES = 50_000_000 * FLOAT  # Of a gradient reduction.
-# Local sentences of a caption, as the estimate of memory has them.
-SENTENCES_EACH = 5
 # Guides that compare something other than the scores cost a product of their own each.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
@@ -24,11 +23,11 @@ class Workload:
 
     Attributes:
         vector_bytes: Of one number of a vector.
-        texts: Vectors that travel for each row: its global text, its summary and its sentences.
+        texts: Vectors that travel for each row: those of its texts.
         guides: Image vectors that travel for each row, because a guide compares images.
         products: Of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
-        local_products: Of the rank's patches with the sentences of all ranks, for each patch and sentence of a row.
-        own_products: The same, where a sentence meets the patches of its own image alone.
+        patch_products: Of the rank's patches with the texts of all ranks, for each patch and text of a row.
+        own_products: The same, where a text meets the patches of its own image alone.
         parameters: Of the model, reduced and updated in float32.
     """
 
@@ -38,7 +37,7 @@ class Workload:
     texts: int
     guides: int
     products: int
-    local_products: int
+    patch_products: int
     own_products: int
     parameters: int
     zero_stage: int
@@ -46,21 +45,23 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
-        """What `config` asks of a rank with so many rows; `patches` are those of an image that the local loss sees.
+        """What `config` asks of a rank with so many rows; `patches` are those of an image that the towers keep.
 
         Vectors travel as bfloat16 if `half`.
         """
-        settings, local = config.objective, bool(config.objective.local)
-        terms = bool(settings.whole) + bool(settings.summary)
-        pairs, whole_batch = patches * SENTENCES_EACH * local, settings.scope == "batch"
+        settings = config.objective
+        parts = active_parts(settings.weights)
+        with_image = sum(part.texts_per_image for part in parts if part.aligned_with == "image")
+        with_patches = sum(part.texts_per_image for part in parts if part.aligned_with == "patches")
+        pairs, whole_batch = patches * with_patches, settings.scope == "batch"
         return cls(
             rows=rows,
             embedding=config.model.embedding,
             vector_bytes=2 if half else FLOAT,
-            texts=terms + (SENTENCES_EACH if local and whole_batch else 0),
-            guides=terms if settings.mining and settings.mining.guide in _IMAGE_GUIDES else 0,
-            products=terms * _products(settings),
-            local_products=pairs * _local_products(settings, patches) if whole_batch else 0,
+            texts=with_image + (with_patches if whole_batch else 0),
+            guides=with_image if settings.mining and settings.mining.guide in _IMAGE_GUIDES else 0,
+            products=with_image * _products(settings),
+            patch_products=pairs * _patch_products(settings, patches) if whole_batch else 0,
             own_products=0 if whole_batch else 6 * pairs,
             parameters=parameters,
             zero_stage=config.engine.zero_stage,
@@ -69,7 +70,7 @@ class Workload:
 
     def loss_flops(self, ranks: int) -> float:
         """Of one rank, forward and backward: its share of a square grows with the number of ranks."""
-        everybody = ranks * (self.products + self.local_products)
+        everybody = ranks * (self.products + self.patch_products)
         return 2.0 * self.rows * self.embedding * (self.rows * everybody + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
@@ -84,8 +85,8 @@ class Workload:
         return 3 if self.zero_stage == 3 else 2
 
 
-def _products(settings: Objective) -> int:
-    """Of one global term, both directions, forward and backward."""
+def _products(settings: ObjectiveConfig) -> int:
+    """Returns the products of one term that is aligned with images: both directions, forward and backward."""
     base, again = (3, 1) if settings.backend == "reference" else (4, 2)
     if settings.mining is None:
         return base
@@ -93,7 +94,7 @@ def _products(settings: Objective) -> int:
     return base + _GUIDES[settings.mining.guide] * (again if by_threshold else 1)
 
 
-def _local_products(settings: Objective, patches: int) -> int:
+def _patch_products(settings: ObjectiveConfig, patches: int) -> int:
     if settings.backend == "reference":
         return 3
     return 5 if patches > 256 and settings.backend != "chunked" else 4

@@ -12,9 +12,24 @@ from typing import Any
 
 import torch.distributed as dist
 from emocap_shards.store import Store
+from torch import Tensor
 
+from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.objective import Objective
 from emocap_pretrain.runtime import Rank
+
+
+def objective_of(config: Config) -> Objective:
+    """The run's objective, for this process alone."""
+    return Objective.of(config.objective, precision=config.engine.precision)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Every tensor of a batch."""
+    found: list[Tensor] = []
+    batch.mapped(lambda tensor: found.append(tensor) or tensor)
+    return found
 
 
 def stand_alone() -> None:

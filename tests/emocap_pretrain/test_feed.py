@@ -30,13 +30,13 @@ def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(
     assert samples == 2
     assert cut == [
         CutTexts("global", limit=5, texts=4, cut=3, longest=7),
-        CutTexts("local", limit=4, texts=4, cut=1, longest=5),
         CutTexts("summary", limit=9, texts=3, cut=0, longest=9),
+        CutTexts("local", limit=4, texts=4, cut=1, longest=5),
     ]
     assert [str(each) for each in cut] == [
         "global 75 % (up to 7 tokens, 5 are read)",
-        "local 25 % (up to 5 tokens, 4 are read)",
         "summary 0 %",
+        "local 25 % (up to 5 tokens, 4 are read)",
     ]
 
 

@@ -18,8 +18,9 @@ from emocap_shards.sample import Caption, Sample
 from emocap_shards.stream import Stream
 from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
+from pretrain_fakes import tensors_of
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.loader import Collate, Delivery, batch_bytes, batches, fitted, fitting
@@ -35,15 +36,10 @@ def stream(faces: str) -> Stream:
     return Stream(url=faces, global_batch=5, seed=3, window_samples=12)
 
 
-def flat(value: Batch | Tokens) -> list[torch.Tensor]:
-    parts = (getattr(value, field.name) for field in dataclasses.fields(value))
-    return [each for part in parts for each in (flat(part) if isinstance(part, Tokens) else [part])]
-
-
 def equal(left: Sequence[Delivery], right: Sequence[Delivery]) -> bool:
     if [each.cursor for each in left] != [each.cursor for each in right]:
         return False
-    ours, theirs = ([each for delivery in side for each in flat(delivery.batch)] for side in (left, right))
+    ours, theirs = ([each for delivery in side for each in tensors_of(delivery.batch)] for side in (left, right))
     return all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
@@ -148,7 +144,7 @@ def test_a_batch_of_256_images_does_not_fit_twice_into_a_container_s_default(tin
 
 def test_the_size_of_a_batch_is_about_what_its_tensors_take(tiny_config, stream):
     batch = take(tiny_config, stream, 1)[0].batch
-    taken = sum(each.nbytes for each in flat(batch))
+    taken = sum(each.nbytes for each in tensors_of(batch))
     assert taken <= batch_bytes(tiny_config, batch.rows) <= taken + (128 << 10)
 
 
@@ -181,7 +177,9 @@ def test_ranks_share_an_uneven_step_without_overlap(tiny_config, stream):
     for (batch, cursor, _), *shares in zip(whole, *ranks, strict=True):
         assert {share[1] for share in shares} == {cursor}
         assert torch.equal(torch.cat([share[0].images for share in shares]), batch.images)
-        assert torch.equal(torch.cat([share[0].whole_ids for share in shares]), batch.whole_ids)
+        assert torch.equal(
+            torch.cat([share[0].texts["global"].identity for share in shares]), batch.texts["global"].identity
+        )
 
 
 def test_a_rank_without_rows_has_an_empty_batch(tiny_config, faces):
@@ -190,8 +188,9 @@ def test_a_rank_without_rows_has_an_empty_batch(tiny_config, faces):
     assert batch.rows == 0
     assert batch.tokens == 0
     assert batch.images.shape == (0, 3, 16, 16)
-    assert batch.owner.shape == (0,)
-    assert batch.owner.dtype == batch.whole_ids.dtype == torch.int64
+    owner, identity = batch.texts["local"].owner, batch.texts["global"].identity
+    assert owner.shape == identity.shape == (0,)
+    assert owner.dtype == identity.dtype == torch.int64
 
 
 def test_augmentation_changes_with_the_epoch_and_not_with_the_place_in_it(tiny_config, stream):
@@ -252,47 +251,45 @@ def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str 
 def test_sentences_know_the_row_they_belong_to(tiny_config):
     samples = [captioned(0, "a", ("x y", "z")), captioned(1, "b"), captioned(2, "c", ("the brows",))]
     batch = Collate.of(tiny_config, TOKENIZER)(samples)
-    assert batch.owner.tolist() == [0, 0, 2]
+    assert batch.texts["local"].owner.tolist() == [0, 0, 2]
     expected = TOKENIZER.encode(["x y", "z", "the brows"], 16)
-    assert torch.equal(batch.sentences.ids, expected.ids)
-    assert torch.equal(batch.sentences.mask, expected.mask)
+    assert torch.equal(batch.texts["local"].ids, expected.ids)
+    assert torch.equal(batch.texts["local"].mask, expected.mask)
 
 
 def test_equal_captions_have_equal_numbers(tiny_config):
     samples = [captioned(0, "a", (), "s"), captioned(1, "b", (), "s"), captioned(2, "a", (), "t")]
     batch = Collate.of(tiny_config, TOKENIZER)(samples)
-    assert (batch.whole_ids[:, None] == batch.whole_ids).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
-    assert (batch.summary_ids[:, None] == batch.summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    ids, summary_ids = batch.texts["global"].identity, batch.texts["summary"].identity
+    assert (ids[:, None] == ids).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert (summary_ids[:, None] == summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
 
 
 def test_captions_that_the_tower_cannot_tell_apart_have_equal_numbers_beside_any_others(tiny_config):
     long = "the brows are drawn together and the lips are pressed and the cheeks are raised"
     samples = [captioned(0, f"{long} once"), captioned(1, f"{long} twice"), captioned(2, long.upper())]
-    alone = Collate.of(tiny_config, TOKENIZER)(samples[:1])
-    batch = Collate.of(tiny_config, TOKENIZER)(samples)
-    assert len(set(batch.whole_ids.tolist())) == 1
+    collate = Collate.of(tiny_config, TOKENIZER)
+    alone, batch = (collate(some).texts["global"] for some in (samples[:1], samples))
+    assert len(set(batch.identity.tolist())) == 1
     short = [captioned(3, "a"), captioned(4, "A")]
-    first, second = (Collate.of(tiny_config, TOKENIZER)(part) for part in (short, [*short, *samples]))
-    assert first.whole.ids.shape[1] < second.whole.ids.shape[1]
-    assert first.whole_ids.tolist() == second.whole_ids.tolist()[:2]
-    assert len({alone.whole_ids.item(), *second.whole_ids.tolist()}) == 2
+    first, second = (collate(some).texts["global"] for some in (short, [*short, *samples]))
+    assert first.ids.shape[1] < second.ids.shape[1]
+    assert first.identity.tolist() == second.identity.tolist()[:2]
+    assert len({alone.identity.item(), *second.identity.tolist()}) == 2
 
 
 def test_each_part_is_cut_at_its_own_length(tiny_config):
     long = "a happy face with raised cheeks " * 9
     batch = Collate.of(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)])
-    lengths = tiny_config.model.text.lengths
-    assert batch.whole.ids.shape[1] == lengths.whole == 16
-    assert batch.sentences.ids.shape[1] == lengths.local == 16
-    assert batch.summary.ids.shape[1] == lengths.summary == 24
+    found = {name: texts.ids.shape[1] for name, texts in batch.texts.items()}
+    assert found == tiny_config.model.text.lengths.by_part == {"global": 16, "local": 16, "summary": 24}
 
 
 def test_a_part_that_the_objective_leaves_out_is_not_tokenised(tiny_config):
     off = tiny_config.objective.model_copy(update={"summary": 0.0, "local": 0.0})
     config = tiny_config.model_copy(update={"objective": off})
     batch = Collate.of(config, TOKENIZER)([captioned(0, "a", ("b",), "c")])
-    assert batch.whole.ids.shape[0] == 1
-    assert batch.summary.ids.shape[0] == batch.sentences.ids.shape[0] == batch.owner.shape[0] == 0
+    assert batch.texts.keys() == {"global"}
     assert batch.rows == 1
 
 

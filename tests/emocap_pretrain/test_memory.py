@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.memory import _batch, _captions, estimate
+from emocap_pretrain.memory import _Captions, estimate
 from emocap_pretrain.objective import Objective
 from emocap_pretrain.tokenizer import Vocabulary
 
@@ -39,10 +39,16 @@ def step(rows):
     model = TowerPair(config, Vocabulary(config.model.text.vocabulary, 0))
     optimizer = torch.optim.AdamW(model.parameters())
     number = torch.arange(rows)
-    longest = _batch(config, rows, _captions(config, shortest=False))
-    owner = number.repeat_interleave(len(longest.owner) // rows)
-    batch = replace(longest, owner=owner, whole_ids=number, summary_ids=number)
-    Objective.of(config, None)(model(batch), batch, 0).loss.backward()
+    longest = _Captions.of(config, shortest=False).batch(rows, model.pixels)
+    texts = {
+        name: replace(each, identity=number)
+        if each.owner is None
+        else replace(each, owner=number.repeat_interleave(len(each.owner) // rows))
+        for name, each in longest.texts.items()
+    }
+    batch = replace(longest, texts=texts)
+    objective = Objective.of(config.objective, precision=config.engine.precision)
+    objective(model(batch), batch, 0).loss.backward()
     optimizer.step()
 
 step(1)

@@ -4,16 +4,13 @@ import psutil
 import pytest
 import torch
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.meter import OWN, Meter
 
 
 def batch(rows: int, tokens: int) -> Batch:
-    texts = Tokens(torch.zeros((1, tokens), dtype=torch.int64), torch.ones((1, tokens), dtype=torch.bool))
-    nothing = Tokens(texts.ids[:0], texts.mask[:0])
-    numbers = torch.zeros(rows, dtype=torch.int64)
-    images = torch.zeros((rows, 3, 2, 2), dtype=torch.uint8)
-    return Batch(images, texts, nothing, nothing, numbers[:0], numbers, numbers)
+    texts = Texts(torch.zeros((1, tokens), dtype=torch.int64), torch.ones((1, tokens), dtype=torch.bool))
+    return Batch(torch.zeros((rows, 3, 2, 2), dtype=torch.uint8), {"global": texts})
 
 
 def test_steps_samples_and_tokens_are_counted() -> None:

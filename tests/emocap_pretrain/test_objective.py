@@ -2,10 +2,11 @@ import emocap_kernels
 import pytest
 import torch
 from emocap_kernels import Mining
+from pretrain_fakes import objective_of
 from torch.nn.functional import normalize
 
-from emocap_pretrain.batch import Batch, Tokens
-from emocap_pretrain.config.objective import Objective as Settings
+from emocap_pretrain.batch import Batch, Texts
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.encoders.pair import Embeddings
 from emocap_pretrain.objective import Objective
 
@@ -20,14 +21,21 @@ def embeddings() -> Embeddings:
     def units(*shape: int) -> torch.Tensor:
         return normalize(torch.randn(*shape, WIDTH, generator=random), dim=-1).requires_grad_()
 
-    scales = torch.tensor(12.0, requires_grad=True), torch.tensor(7.0, requires_grad=True)
-    return Embeddings(units(ROWS), units(ROWS, PATCHES), units(ROWS), units(ROWS), units(len(OWNER)), *scales)
+    scales = {name: torch.tensor(value, requires_grad=True) for name, value in (("image", 12.0), ("patches", 7.0))}
+    image, patches = units(ROWS), units(ROWS, PATCHES)
+    return Embeddings(
+        image, patches, {"global": units(ROWS), "summary": units(ROWS), "local": units(len(OWNER))}, scales
+    )
 
 
-def batch(whole_ids: list[int], summary_ids: list[int]) -> Batch:
-    none = Tokens(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.bool))
-    images = torch.zeros((ROWS, 3, 2, 2), dtype=torch.uint8)
-    return Batch(images, none, none, none, OWNER, torch.tensor(whole_ids), torch.tensor(summary_ids))
+def batch(global_ids: list[int], summary_ids: list[int]) -> Batch:
+    ids, mask = torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.bool)
+    texts = {
+        "global": Texts(ids, mask, identity=torch.tensor(global_ids)),
+        "summary": Texts(ids, mask, identity=torch.tensor(summary_ids)),
+        "local": Texts(ids, mask, owner=OWNER),
+    }
+    return Batch(torch.zeros((ROWS, 3, 2, 2), dtype=torch.uint8), texts)
 
 
 DISTINCT = batch(list(range(6)), list(range(6)))
@@ -35,23 +43,28 @@ REPEATED = batch([1, 2, 1, 4, 5, 6], [7, 7, 7, 1, 2, 3])
 
 
 def terms(settings: dict, given: Batch = DISTINCT, step: int = 0, vectors: Embeddings | None = None):
-    return Objective(Settings.model_validate(settings), None)(vectors or embeddings(), given, step)
+    return Objective.of(ObjectiveConfig.model_validate(settings), precision="fp32")(
+        vectors or embeddings(), given, step
+    )
 
 
 def kernels(given: Batch, mining: Mining | None = None, local_mining: Mining | None = None, ids: bool = True):
     """The three losses by name, straight from the kernels."""
     e = embeddings()
-    return {
-        "global": emocap_kernels.contrastive_loss(
-            e.image, e.whole, e.scale, mining=mining, ids=given.whole_ids if ids else None
-        ).loss,
-        "summary": emocap_kernels.contrastive_loss(
-            e.image, e.summary, e.scale, mining=mining, ids=given.summary_ids if ids else None
-        ).loss,
-        "local": emocap_kernels.region_contrastive_loss(
-            e.patches, e.sentences, OWNER, e.local_scale, mining=local_mining
-        ).loss,
+    aligned = {
+        name: emocap_kernels.contrastive_loss(
+            e.image,
+            e.texts[name],
+            e.scales["image"],
+            mining=mining,
+            ids=given.texts[name].identity if ids else None,
+        ).loss
+        for name in ("global", "summary")
     }
+    local = emocap_kernels.region_contrastive_loss(
+        e.patches, e.texts["local"], OWNER, e.scales["patches"], mining=local_mining
+    )
+    return {**aligned, "local": local.loss}
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5, 1), (2, 0.25, 0.125), (0, 1, 3), (1, 0, 0), (0, 0, 2)])
@@ -71,7 +84,7 @@ def test_a_weight_of_zero_switches_its_term_off(off):
     result = terms({off: 0}, vectors=vectors)
     result.loss.backward()
     assert not any(name.startswith(off) for name in result.metrics)
-    untouched = {"global": vectors.whole, "summary": vectors.summary, "local": vectors.sentences}
+    untouched = dict(vectors.texts)
     assert untouched.pop(off).grad is None
     assert all(part.grad is not None and part.grad.any() for part in untouched.values())
 
@@ -124,7 +137,7 @@ def test_equal_captions_can_be_taken_as_strangers():
 def test_settings_of_the_local_term_reach_its_kernel(name, value):
     e = embeddings()
     expected = emocap_kernels.region_contrastive_loss(
-        e.patches, e.sentences, OWNER, e.local_scale, **{name: value}
+        e.patches, e.texts["local"], OWNER, e.scales["patches"], **{name: value}
     ).loss
     result = terms({name: value})
     torch.testing.assert_close(result.metrics["local/loss"], expected)
@@ -134,10 +147,9 @@ def test_settings_of_the_local_term_reach_its_kernel(name, value):
 def test_both_scales_are_learned():
     vectors = embeddings()
     terms({}, vectors=vectors).loss.backward()
-    assert vectors.scale.grad is not None
-    assert vectors.local_scale.grad is not None
-    assert vectors.scale.grad.item() != 0
-    assert vectors.local_scale.grad.item() != 0
+    for scale in vectors.scales.values():
+        assert scale.grad is not None
+        assert scale.grad.item() != 0
 
 
 @pytest.mark.parametrize(
@@ -160,7 +172,7 @@ def test_losses_multiply_vectors_of_the_engines_precision_unless_told_otherwise(
     objective = tiny_config.objective.model_copy(update={"vectors": vectors})
     config = tiny_config.model_copy(update={"engine": engine, "objective": objective})
     given = embeddings()
-    result = Objective.of(config, None)(given, DISTINCT, 0)
+    result = objective_of(config)(given, DISTINCT, 0)
     result.loss.backward()
     assert set(seen) == {expected}
     assert given.patches.grad is not None

@@ -126,7 +126,7 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     assert again.tokenizer.to_json() == session.tokenizer.to_json()
     assert after == wanted_after
     assert batch.images.equal(wanted.images)
-    assert batch.whole.ids.equal(wanted.whole.ids)
+    assert batch.texts["global"].ids.equal(wanted.texts["global"].ids)
     weights = weights_of(session)
     assert all(weight.equal(weights[name]) for name, weight in weights_of(again).items())
 

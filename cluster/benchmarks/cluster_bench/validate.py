@@ -20,14 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.forecast.fabric import Fabric, Link
 from emocap_pretrain.forecast.step import Speed, step_time
-from emocap_pretrain.forecast.workload import SENTENCES_EACH, Workload
+from emocap_pretrain.forecast.workload import Workload
 from emocap_pretrain.objective import Objective
+from emocap_pretrain.parts import PARTS, Part
 from emocap_pretrain.runtime import EnvRuntime, Rank
 from emocap_pretrain.tokenizer import Vocabulary
 from emocap_pretrain.world import joined
@@ -146,20 +147,27 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
 
 def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
     """The parts of a step of one rank alone, forward and backward."""
-    model, objective = TowerPair(config, Vocabulary(VOCABULARY, 0)), Objective.of(config, None)
+    model, objective = (
+        TowerPair(config, Vocabulary(VOCABULARY, 0)),
+        Objective.of(config.objective, precision=config.engine.precision),
+    )
 
     def towers() -> None:
         model.zero_grad()
-        torch.stack([each.sum() for each in model(batch)]).sum().backward()
+        torch.stack([each.sum() for each in model(batch).tensors()]).sum().backward()
 
     with torch.no_grad():
         given = model(batch)
 
     def loss() -> None:
-        leaves = type(given)(*(each.detach().clone().requires_grad_() for each in given))
+        leaves = given.mapped(_leaf)
         objective(leaves, batch, 0).loss.backward()
 
     return {"towers": towers, "loss": loss}
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
 
 
 def _fabric(rounds: int) -> dict[str, float]:
@@ -178,18 +186,14 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _batch(rows: int) -> Batch:
-    sentences = rows * SENTENCES_EACH
-    return Batch(
-        images=torch.randint(256, (rows, 3, PIXELS, PIXELS), dtype=torch.uint8),
-        whole=_tokens(rows),
-        summary=_tokens(rows),
-        sentences=_tokens(sentences),
-        owner=torch.arange(rows).repeat_interleave(SENTENCES_EACH),
-        whole_ids=torch.randint(2**62, (rows,)),
-        summary_ids=torch.randint(2**62, (rows,)),
-    )
+    images = torch.randint(256, (rows, 3, PIXELS, PIXELS), dtype=torch.uint8)
+    return Batch(images, {part.name: _texts(part, rows) for part in PARTS})
 
 
-def _tokens(texts: int) -> Tokens:
-    ids: Tensor = torch.randint(3, VOCABULARY, (texts, LENGTH))
-    return Tokens(ids, torch.ones((texts, LENGTH), dtype=torch.bool))
+def _texts(part: Part, rows: int) -> Texts:
+    owner = torch.arange(rows).repeat_interleave(part.texts_per_image)
+    ids: Tensor = torch.randint(3, VOCABULARY, (len(owner), LENGTH))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if part.aligned_with == "image":
+        return Texts(ids, mask, identity=torch.randint(2**62, (rows,)))
+    return Texts(ids, mask, owner=owner)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from emocap_pretrain.config.__main__ import main
-from emocap_pretrain.config.objective import Objective
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, Data
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +87,7 @@ def test_what_is_stored_is_json_and_a_copy():
 def test_the_caption_part_global_is_called_global_in_what_is_stored():
     assert config().stored()["objective"]["global"] == 0.5
     assert config().stored()["model"]["text"]["lengths"]["global"] == 48
-    assert Objective.model_validate({"global": 0.25}).whole == 0.25
+    assert ObjectiveConfig.model_validate({"global": 0.25}).global_ == 0.25
 
 
 def test_no_remembered_text_is_shared_between_configs():

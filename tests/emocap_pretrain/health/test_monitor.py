@@ -6,7 +6,7 @@ import pytest
 import torch
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain.batch import Batch, Tokens
+from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.health import status
@@ -33,11 +33,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batch(rows: int) -> Batch:
-    texts = Tokens(torch.zeros((1, 5), dtype=torch.int64), torch.ones((1, 5), dtype=torch.bool))
-    nothing = Tokens(texts.ids[:0], texts.mask[:0])
-    numbers = torch.zeros(rows, dtype=torch.int64)
-    images = torch.zeros((rows, 3, 2, 2), dtype=torch.uint8)
-    return Batch(images, texts, nothing, nothing, numbers[:0], numbers, numbers)
+    texts = Texts(torch.zeros((1, 5), dtype=torch.int64), torch.ones((1, 5), dtype=torch.bool))
+    return Batch(torch.zeros((rows, 3, 2, 2), dtype=torch.uint8), {"global": texts})
 
 
 def train(monitor: Monitor, steps: int) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""The parts of a structured caption that a run may align with its images.
+
+The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
+active parts and know none by its name. A new part is one `Part` here, with a weight in `config/objective.py` and a
+length in `config/schema.py`; docs/extend.md walks through an example.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from emocap_shards.sample import Caption
+
+from emocap_pretrain.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a caption.
+
+    Attributes:
+        name: Its name in the config, in metrics and in reports.
+        texts: Returns the texts of this part in a caption; none where the caption lacks the part.
+        aligned_with: "image" compares one text with the pooled vector of the image; where a caption has no such text,
+            its first part stands in. "patches" compares any number of texts with the patches of the image.
+        texts_per_image: How many texts an image has in the estimates of memory and time.
+    """
+
+    name: str
+    texts: Callable[[Caption], Sequence[str]]
+    aligned_with: Literal["image", "patches"]
+    texts_per_image: int = 1
+
+    def fed(self, caption: Caption) -> Sequence[str]:
+        """Returns the texts that the tower reads for this caption."""
+        found = self.texts(caption)
+        return found or PARTS[0].texts(caption) if self.aligned_with == "image" else found
+
+
+# Functions of the module and no lambdas: loader processes get a part by pickle.
+def _global(caption: Caption) -> Sequence[str]:
+    return (caption.whole,)
+
+
+def _summary(caption: Caption) -> Sequence[str]:
+    return (caption.summary,) if caption.summary else ()
+
+
+def _local(caption: Caption) -> Sequence[str]:
+    return caption.local
+
+
+PARTS: tuple[Part, ...] = (
+    Part("global", _global, "image"),
+    Part("summary", _summary, "image"),
+    Part("local", _local, "patches", texts_per_image=5),
+)
+
+
+def active_parts(weights: Mapping[str, float]) -> tuple[Part, ...]:
+    """Returns the parts whose weight is above 0, in the order in which the towers read them.
+
+    Args:
+        weights: `ObjectiveConfig.weights`: the weight of every part by its name.
+
+    Raises:
+        ConfigError: If the settings name other parts than `PARTS`, as when a new part was given no weight.
+    """
+    names = [part.name for part in PARTS]
+    if sorted(names) != sorted(weights):
+        raise ConfigError(
+            f"the parts of a caption are {', '.join(names)} (parts.py), but the objective has weights for "
+            f"{', '.join(weights)}: give every part a weight in config/objective.py and a length in config/schema.py."
+        )
+    return tuple(part for part in PARTS if weights[part.name] > 0)
