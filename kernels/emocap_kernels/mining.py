@@ -40,6 +40,11 @@ class Mining:
         if self.top_k is not None and self.top_k < 1:
             raise ArgumentError(f"top_k={self.top_k} mines nothing; it must be at least 1.")
 
+    @property
+    def attracts(self) -> bool:
+        """Whether mined pairs become positives; otherwise they take no part."""
+        return self.treatment == "attract"
+
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:

@@ -12,8 +12,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from emocap_kernels.mining import Treatment
-
 
 class Targets(Protocol):
     """The positives of a block of scores, [rows, columns]."""
@@ -149,45 +147,3 @@ def _count(mask: Tensor, axis: int) -> Tensor:
 
 def _without(score: Tensor, dropped: Tensor | None) -> Tensor:
     return score if dropped is None else score.masked_fill(dropped, float("-inf"))
-
-
-def treated(known: Tensor, row_mined: Tensor, column_mined: Tensor, treatment: Treatment) -> Masks:
-    """Known positives stay positives; what the mined pairs become is the treatment."""
-    if treatment == "attract":
-        return Masks(known | row_mined, known | column_mined)
-    return Masks(known, known, row_mined & ~known, column_mined & ~known)
-
-
-@dataclass(frozen=True, slots=True)
-class PairList:
-    """A sparse bool matrix, sorted by row, from which the mask of any rows is drawn.
-
-    Attributes:
-        rows: int64 [pairs], ascending.
-        columns: int64 [pairs].
-        starts: Where each row begins in the list; one more than there are rows.
-        width: Number of columns.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    starts: tuple[int, ...]
-    width: int
-
-    @staticmethod
-    def of(rows: Tensor, columns: Tensor, *, height: int, width: int) -> PairList:
-        """The pairs among `height` rows; pairs with a row outside of them are left out."""
-        inside = (rows >= 0) & (rows < height)
-        rows, order = rows[inside].sort(stable=True)
-        edges = torch.arange(height + 1, device=rows.device)
-        starts = torch.searchsorted(rows, edges).tolist()
-        return PairList(rows, columns[inside][order], tuple(starts), width)
-
-    def mask(self, part: slice, columns: slice) -> Tensor:
-        """Bool [rows of part, columns]."""
-        listed = slice(self.starts[part.start], self.starts[part.stop])
-        rows, places = self.rows[listed] - part.start, self.columns[listed]
-        mask = self.rows.new_zeros(part.stop - part.start, columns.stop - columns.start, dtype=torch.bool)
-        inside = (places >= columns.start) & (places < columns.stop)
-        mask[rows[inside], places[inside] - columns.start] = True
-        return mask

@@ -3,7 +3,7 @@ import torch
 from emocap_kernels.blocks import even_blocks
 from emocap_kernels.distributed.ranks import ALONE
 from emocap_kernels.softmax import RunningBoth, score_gradient, shares
-from emocap_kernels.targets import Diagonal, Masks, PairList, treated
+from emocap_kernels.targets import Diagonal, Masks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,18 +16,6 @@ def test_blocks_cover_the_axis_in_order_and_none_is_too_long(length, longest):
     sizes = [block.stop - block.start for block in blocks]
     assert all(0 < size <= max(1, longest) for size in sizes)
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
-
-
-@given(
-    pairs=st.lists(st.tuples(st.integers(-2, 8), st.integers(0, 4)), max_size=30),
-    start=st.integers(0, 6),
-    left=st.integers(0, 5),
-)
-def test_a_pair_list_draws_the_mask_of_any_rows_and_columns(pairs, start, left):
-    rows, columns = (torch.tensor([pair[place] for pair in pairs], dtype=torch.int64) for place in (0, 1))
-    mask = PairList.of(rows, columns, height=6, width=5).mask(slice(start, 6), slice(left, 5))
-    expected = [[(row, column) in pairs for column in range(left, 5)] for row in range(start, 6)]
-    assert mask.tolist() == expected
 
 
 @pytest.mark.parametrize("first", [-5, -3, -1, 0, 2, 5, 7, 9])
@@ -45,15 +33,6 @@ def test_the_diagonal_is_the_mask_it_stands_for(first):
     diagonal.subtract_(first, *shares_of_both)
     masks.subtract_(second, *shares_of_both)
     torch.testing.assert_close(first, second)
-
-
-def test_known_positives_stay_positives_whatever_the_treatment():
-    known, mined = torch.tensor([[True, False, False]]), torch.tensor([[True, True, False]])
-    attract, ignore = (treated(known, mined, mined, treatment) for treatment in ("attract", "ignore"))
-    assert attract.row_positive.tolist() == [[True, True, False]]
-    assert ignore.row_positive.tolist() == [[True, False, False]]
-    assert ignore.row_dropped is not None
-    assert ignore.row_dropped.tolist() == [[False, True, False]]
 
 
 def swept(score: Tensor, targets: Masks, heights: list[slice], widths: list[slice]) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,8 @@
 Here are the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers of each
 anchor. Backward makes each tile again, in the same shapes from the same tensors, so its scores and its masks are those
 of forward to the bit; then it adds the tile's part to the gradients. The cost is four matrix products of the size of
-the score matrix, the least for a symmetric loss of which nothing is stored. The other objectives know their gradient
-while they see the scores: `pairwise`.
+the score matrix, the least for a symmetric loss of which nothing is stored. Objectives that are sums over pairs know
+their gradient while they see the scores: `pairwise`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch.autograd import Function
 
 from emocap_kernels.contrastive import pairwise
 from emocap_kernels.contrastive.gradient_sums import GradientSums
+from emocap_kernels.contrastive.objectives import InfoNCE, MilNCE, SumOverPairs
 from emocap_kernels.contrastive.outcome import Tally, hits, outcome
 from emocap_kernels.contrastive.plan import Plan, planned
 from emocap_kernels.contrastive.problem import Problem
+from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import product
 from emocap_kernels.result import LossResult
@@ -41,10 +43,18 @@ def evaluate(problem: Problem, *, block_bytes: int | None = None) -> LossResult:
     Args:
         problem: Embeddings of any type; half precision is multiplied as it is on a GPU.
         block_bytes: Bounds one tile of scores; None is the default of the device.
+
+    Raises:
+        NotSupportedError: If the objective has only a formula.
     """
     plan = planned(problem, block_bytes)
-    if problem.objective in ("sigmoid", "soft"):
-        return pairwise.evaluate(problem, plan)
+    if isinstance(problem.objective, SumOverPairs):
+        return pairwise.evaluate(problem, problem.objective, plan)
+    if not isinstance(problem.objective, InfoNCE | MilNCE):
+        raise NotSupportedError(
+            f"backend='chunked' cannot run the objective {problem.objective.name!r}, which has no losses and gradient "
+            "of a tile; use backend='reference'."
+        )
     loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
     return outcome(loss, seen)
 
@@ -137,7 +147,7 @@ class _SoftmaxShares:
 
 def _sweep(problem: Problem, plan: Plan) -> _Seen:
     every = _running(problem)
-    positives = _running(problem) if problem.objective == "mil_nce" else None
+    positives = _running(problem) if isinstance(problem.objective, MilNCE) else None
     for block in problem.blocks():
         for rows in plan.rows:
             cosine = product(problem.image[rows], block.text.T)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from emocap_kernels.contrastive.inputs import Inputs
-from emocap_kernels.contrastive.problem import SIDES, Features, Problem, Side, sides_needed
+from emocap_kernels.contrastive.problem import Features, Problem
 from emocap_kernels.distributed.columns import Columns
 from emocap_kernels.distributed.numbers import gather_rows, gather_to_repeat
 from emocap_kernels.distributed.ranks import ALONE, Ranks, Span
+from emocap_kernels.positives import SIDES, Side, sides_needed
 from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
 
 
@@ -31,13 +32,17 @@ def one_sided(inputs: Inputs, span: Span, ranks: Ranks, *, needs_gradient: bool,
     text = inputs.text.contiguous()
     if needs_gradient and not text.requires_grad:
         text = text.detach().requires_grad_()
-    guided = inputs.mining is not None or inputs.objective == "soft"
-    needed = sides_needed(inputs.mining) if guided else set[Side]()
+    formula = inputs.formula
+    needed: set[Side] = set()
+    if inputs.mining is not None:
+        needed = sides_needed(inputs.mining)
+    elif formula.has_teacher:
+        needed = {"text"}
     sides: tuple[Side, ...] = tuple(side for side in SIDES if side in needed and _travels(inputs, side))
     local = [text, *(inputs.guides()[side] for side in sides)]
     kind = typed(*inputs.guides().values(), inputs.text)
     features = None
-    if guided:
+    if needed:
         own: dict[Side, Tensor] = {side: each.detach().to(kind).contiguous() for side, each in inputs.guides().items()}
         features = Features(own, inputs.guide_image is None and inputs.guide_text is None)
     dtype = compute_dtype(inputs.image, inputs.text)
@@ -48,7 +53,7 @@ def one_sided(inputs: Inputs, span: Span, ranks: Ranks, *, needs_gradient: bool,
         columns=Columns(local, span, ranks, inputs.schedule),
         sides=sides,
         scale=scale,
-        objective=inputs.objective,
+        objective=formula,
         bias=scale_tensor(0.0 if inputs.bias is None else inputs.bias, image, dtype),
         guide_scale=(scale if inputs.guide_scale is None else scale_tensor(inputs.guide_scale, image, dtype)).detach(),
         ids=None if inputs.ids is None else gather_rows(inputs.ids, span, ranks),

@@ -9,10 +9,11 @@ from zlib import crc32
 from torch import Tensor
 
 from emocap_kernels import checks
-from emocap_kernels.contrastive.problem import OBJECTIVES, Objective, Side
+from emocap_kernels.contrastive.objectives import ContrastiveObjective, Objective, objective_of
 from emocap_kernels.distributed.route import SCHEDULES, Schedule
 from emocap_kernels.errors import ArgumentError
 from emocap_kernels.mining import Mining
+from emocap_kernels.positives import Side, compares_sides
 from emocap_kernels.precision import FLOATS
 
 # The facts in which all ranks must agree.
@@ -50,6 +51,15 @@ class Inputs:
     ids: Tensor | None
     schedule: Schedule
 
+    @property
+    def formula(self) -> ContrastiveObjective:
+        """The objective as a value.
+
+        Raises:
+            ArgumentError: If there is no objective of this name.
+        """
+        return objective_of(self.objective)
+
     def guides(self) -> dict[Side, Tensor]:
         """The features that guide, [rows, any width] each: those given, else the embeddings of that side."""
         return {
@@ -69,10 +79,9 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         ArgumentError: If a value breaks its rule.
         ShapeError: If tensors do not fit together.
     """
-    _check_names(inputs)
+    _check_values(inputs)
     _check_tensors(inputs)
-    if inputs.objective == "soft" or (inputs.mining is not None and inputs.mining.guide == "joint"):
-        _check_across(inputs)
+    _check_widths(inputs)
     return {
         "rows": len(inputs.image),
         "width": inputs.image.shape[1],
@@ -85,7 +94,7 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         "dtype of guide_text": FLOATS.index(inputs.guides()["text"].dtype),
         "guide_scale": int(inputs.guide_scale is not None),
         "bias": int(inputs.bias is not None),
-        "objective": OBJECTIVES.index(inputs.objective),
+        "objective": crc32(inputs.formula.name.encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
         "text needs a gradient": int(_backward_travels(inputs)),
@@ -98,19 +107,23 @@ def _backward_travels(inputs: Inputs) -> bool:
     return any(wanted) if inputs.schedule == "ring" else inputs.text.requires_grad
 
 
-def _check_names(inputs: Inputs) -> None:
-    checks.check_choice("objective", inputs.objective, OBJECTIVES)
+def _check_values(inputs: Inputs) -> None:
+    formula = inputs.formula
     checks.check_choice("schedule", inputs.schedule, SCHEDULES)
-    if inputs.bias is not None and inputs.objective != "sigmoid":
-        raise ArgumentError(f"bias belongs to objective='sigmoid'; in {inputs.objective!r} it cancels. Pass bias=None.")
-    if inputs.objective != "soft":
+    if inputs.bias is not None and not formula.has_bias:
+        raise ArgumentError(f"bias belongs to objective='sigmoid'; in {formula.name!r} it cancels. Pass bias=None.")
+    if not formula.has_teacher:
         if inputs.guide_scale is not None:
             raise ArgumentError("guide_scale belongs to objective='soft'; mining reads cosines. Pass guide_scale=None.")
         return
     if inputs.mining is not None:
-        raise ArgumentError("objective='soft' has a teacher's shares in the place of positives; pass mining=None.")
+        raise ArgumentError(
+            f"objective={formula.name!r} has a teacher's shares in the place of positives; pass mining=None."
+        )
     if inputs.guide_image is None and inputs.guide_text is None:
-        raise ArgumentError("objective='soft' needs a teacher; pass its features as guide_image and guide_text.")
+        raise ArgumentError(
+            f"objective={formula.name!r} needs a teacher; pass its features as guide_image and guide_text."
+        )
 
 
 def _check_tensors(inputs: Inputs) -> None:
@@ -132,11 +145,17 @@ def _check_tensors(inputs: Inputs) -> None:
         checks.check_device("ids", inputs.ids, image)
 
 
-def _check_across(inputs: Inputs) -> None:
+def _check_widths(inputs: Inputs) -> None:
+    """Features of images and texts that are multiplied with each other must be equally wide."""
+    if inputs.formula.has_teacher:
+        reader = f"objective {inputs.formula.name!r}"
+    elif inputs.mining is not None and compares_sides(inputs.mining):
+        reader = f"guide {inputs.mining.guide!r}"
+    else:
+        return
     guides = inputs.guides()
-    what = "objective 'soft'" if inputs.objective == "soft" else "guide 'joint'"
     checks.check_same(
-        f"with {what}, the width of the image features",
+        f"with {reader}, the width of the image features",
         guides["image"].shape[1],
         "that of the text",
         guides["text"].shape[1],

@@ -12,7 +12,7 @@ from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.contrastive.choice import choose_backend
 from emocap_kernels.contrastive.gathered import one_sided, whole
 from emocap_kernels.contrastive.inputs import ALIKE, Inputs, facts
-from emocap_kernels.contrastive.problem import Objective
+from emocap_kernels.contrastive.objectives import Objective
 from emocap_kernels.distributed.agreement import agreed
 from emocap_kernels.distributed.ranks import Span, ranks_of
 from emocap_kernels.distributed.route import Schedule
@@ -53,6 +53,7 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         objective: `infonce` averages the log-probabilities of an anchor's positives (SupCon, Khosla et al. 2020),
             `mil_nce` takes the log of their summed probability (Miech et al. 2020), `sigmoid` asks of every pair
             whether it is a positive (SigLIP, Zhai et al. 2023), `soft` is the KL divergence from a teacher's softmax.
+            Or a `ContrastiveObjective` of the caller's own (`objectives`).
         bias: Number or tensor of one that `sigmoid` adds to every score; None is 0 there and required elsewhere.
         mining: None for own pairs and equal ids only; None for `soft`.
         guide_image: [rows, any width], replaces `image` where mining reads similarities; no gradient. For `soft`,
@@ -77,7 +78,13 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     def describe() -> dict[str, int]:
         found = facts(inputs)
         chosen = choose_backend(
-            image, text, mining=mining, guide_image=guide_image, guide_text=guide_text, backend=backend
+            image,
+            text,
+            objective=objective,
+            mining=mining,
+            guide_image=guide_image,
+            guide_text=guide_text,
+            backend=backend,
         )
         return {**found, "backend": checks.BACKENDS.index(chosen.backend)}
 

@@ -1,48 +1,32 @@
-r"""Objectives whose gradient is known while their scores are seen: `sigmoid` at once, `soft` with its normalisers.
+"""Objectives that are sums over pairs, in bounded memory: the gradient is known while the scores are seen.
 
-With \(t_{ij} = S_{ij} + \mathrm{bias}\), a direction of `sigmoid` is
-\(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\), and its gradient \(\sigma(t_{ij}) - [j \in P_i]\). A
-direction of `soft` is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), and its gradient \(p_{ij} - T_{ij}\). So forward
-makes the gradients of the inputs as well, where any is wanted, and backward only multiplies: three matrix products for
-`sigmoid`, with nothing made twice.
+So forward makes the gradients of the inputs as well, where any is wanted, and backward only multiplies: three matrix
+products for an objective without a teacher, with nothing made twice. A teacher's scores need a sweep before, for the
+normalisers of both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from emocap_kernels.contrastive.early import evaluate_early
 from emocap_kernels.contrastive.gradient_sums import GradientSums
+from emocap_kernels.contrastive.objectives import SumOverPairs, Taught, Tile
 from emocap_kernels.contrastive.outcome import Tally, hits
 from emocap_kernels.contrastive.plan import Plan
 from emocap_kernels.contrastive.problem import Block, Problem
 from emocap_kernels.products import product
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import Both, RunningBoth, RunningTop, column_top, row_top
-from emocap_kernels.targets import Targets
 
 
-class Pairwise(Protocol):
-    """An objective that is a sum over pairs."""
-
-    def losses(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> tuple[Tensor, Tensor]:
-        """Sums over a tile of scores, [rows, texts of block], of the image and of the text direction, 0-dim each."""
-        ...
-
-    def gradient(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> Tensor:
-        """Of both directions together, [rows, texts of block]."""
-        ...
-
-
-def evaluate(problem: Problem, plan: Plan) -> LossResult:
-    """The loss of a problem whose objective is `sigmoid` or `soft`."""
+def evaluate(problem: Problem, objective: SumOverPairs, plan: Plan) -> LossResult:
+    """The loss of a problem whose objective is a sum over pairs."""
     with torch.no_grad():
-        objective = _Sigmoid() if problem.objective == "sigmoid" else _soft(problem, plan)
+        teacher = _teacher(problem, plan) if problem.objective.has_teacher else None
 
     def add_up(sums: GradientSums, *, wanted: bool) -> Tally:
         tallies = _Tallies(problem, plan)
@@ -51,9 +35,10 @@ def evaluate(problem: Problem, plan: Plan) -> LossResult:
                 cosine = product(problem.image[rows], block.text.T)
                 targets = plan.pairs.targets(rows, block, cosine, problem.features)
                 score = cosine.mul_(problem.scale).add_(problem.bias)
-                tallies.add(score, targets, objective.losses(score, targets, rows, block), rows, block)
+                tile = Tile(score, targets, None if teacher is None else teacher.of(rows, block))
+                tallies.add(tile, objective.losses(tile), rows, block)
                 if wanted:
-                    gradient = objective.gradient(score, targets, rows, block)
+                    gradient = objective.gradient(tile)
                     sums.add(gradient, rows, slice(None))
                     sums.add_numbers(gradient, rows)
         sums.follow()
@@ -63,54 +48,21 @@ def evaluate(problem: Problem, plan: Plan) -> LossResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sigmoid:
-    def losses(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> tuple[Tensor, Tensor]:
-        del rows, block
-        by_row, by_column = targets.row_candidates(score), targets.column_candidates(score)
-        image = softplus(by_row).sum(1).double().sum()
-        text = image if by_row is by_column else softplus(by_column).sum(1).double().sum()
-        return image - targets.row_sums(score).double().sum(), text - targets.column_sums(score).double().sum()
-
-    def gradient(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> Tensor:
-        del rows, block
-        gradient = targets.row_candidates(score).sigmoid()
-        gradient += targets.column_candidates(score).sigmoid()
-        ones = score.new_ones(())
-        targets.subtract_(gradient, ones.expand(score.shape[0]), ones.expand(score.shape[1]))
-        return gradient
-
-
-@dataclass(frozen=True, slots=True)
-class _Soft:
-    """The normalisers of student and teacher, natural logarithms, [local] for images and [total] for texts."""
+class _Teacher:
+    """A teacher's scores and the normalisers of student and teacher, [local] for images and [total] for texts."""
 
     problem: Problem
     student: _LogSums
     teacher: _LogSums
 
-    def losses(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> tuple[Tensor, Tensor]:
-        del targets
-        teacher = teacher_scores(self.problem, rows, block)
-        sums: list[Tensor] = []
-        for log_sum, teacher_log_sum in self._normalisers(rows, block.columns):
-            target = teacher - teacher_log_sum
-            difference = target - (score - log_sum)
-            sums.append(difference.mul_(target.exp_()).sum(1).double().sum())
-        return sums[0], sums[1]
-
-    def gradient(self, score: Tensor, targets: Targets, rows: slice, block: Block) -> Tensor:
-        del targets
-        teacher = teacher_scores(self.problem, rows, block)
-        gradient = torch.zeros_like(score)
-        for log_sum, teacher_log_sum in self._normalisers(rows, block.columns):
-            gradient += (score - log_sum).exp_()
-            gradient -= (teacher - teacher_log_sum).exp_()
-        return gradient
-
-    def _normalisers(self, rows: slice, columns: slice) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(student, teacher) of the images of a tile, then of its texts."""
-        images = (self.student.images[rows, None], self.teacher.images[rows, None])
-        return images, (self.student.texts[columns], self.teacher.texts[columns])
+    def of(self, rows: slice, block: Block) -> Taught:
+        """For the local images `rows` with the texts of `block`."""
+        columns = block.columns
+        return Taught(
+            score=teacher_scores(self.problem, rows, block),
+            image_log_sums=(self.student.images[rows, None], self.teacher.images[rows, None]),
+            text_log_sums=(self.student.texts[columns], self.teacher.texts[columns]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +71,8 @@ class _LogSums:
     texts: Tensor
 
 
-def _soft(problem: Problem, plan: Plan) -> _Soft:
-    """A first sweep, for the normalisers."""
+def _teacher(problem: Problem, plan: Plan) -> _Teacher:
+    """Sweeps over all scores for the normalisers."""
     span = problem.span
     student, teacher = (RunningBoth(span.local, span.total, first=span.first, like=problem.scale) for _ in range(2))
     for block in problem.blocks():
@@ -129,7 +81,7 @@ def _soft(problem: Problem, plan: Plan) -> _Soft:
             targets = plan.pairs.targets(rows, block, score, problem.features)
             student.add(score, targets, rows, block.columns)
             teacher.add(teacher_scores(problem, rows, block), targets, rows, block.columns)
-    return _Soft(problem, _log_sums(student.over(problem.ranks)), _log_sums(teacher.over(problem.ranks)))
+    return _Teacher(problem, _log_sums(student.over(problem.ranks)), _log_sums(teacher.over(problem.ranks)))
 
 
 def _log_sums(both: Both) -> _LogSums:
@@ -154,13 +106,13 @@ class _Tallies:
         self._images = RunningTop(problem.span.local, like=problem.scale)
         self._texts = RunningTop(problem.span.total, like=problem.scale)
 
-    def add(self, score: Tensor, targets: Targets, losses: tuple[Tensor, Tensor], rows: slice, block: Block) -> None:
+    def add(self, tile: Tile, losses: tuple[Tensor, Tensor], rows: slice, block: Block) -> None:
         self._image_loss = self._image_loss + losses[0]
         self._text_loss = self._text_loss + losses[1]
-        self._image_positives = self._image_positives + targets.row_counts().double().sum()
-        self._text_positives = self._text_positives + targets.column_counts().double().sum()
-        self._images.add(row_top(score, first=block.columns.start), rows)
-        self._texts.add(column_top(score, first=self._problem.span.first + rows.start), block.columns)
+        self._image_positives = self._image_positives + tile.targets.row_counts().double().sum()
+        self._text_positives = self._text_positives + tile.targets.column_counts().double().sum()
+        self._images.add(row_top(tile.score, first=block.columns.start), rows)
+        self._texts.add(column_top(tile.score, first=self._problem.span.first + rows.start), block.columns)
 
     def all(self) -> Tally:
         span = self._problem.span

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from emocap_kernels.contrastive.objectives import ContrastiveObjective
 from emocap_kernels.distributed.columns import Block as Arrived
 from emocap_kernels.distributed.columns import Columns, Sums
+from emocap_kernels.distributed.numbers import gather_rows
 from emocap_kernels.distributed.ranks import Ranks, Span
-from emocap_kernels.mining import Guide, Mining, first_twins
+from emocap_kernels.mining import Mining, first_twins
+from emocap_kernels.positives import (
+    IMAGE_ANCHORS,
+    TEXT_ANCHORS,
+    MinedLists,
+    Products,
+    Side,
+    compares_sides,
+)
 from emocap_kernels.products import product
-
-Side = Literal["image", "text"]
-SIDES: tuple[Side, ...] = ("image", "text")
-Objective = Literal["infonce", "mil_nce", "sigmoid", "soft"]
-OBJECTIVES: tuple[Objective, ...] = ("infonce", "mil_nce", "sigmoid", "soft")
-Products = tuple[tuple[Side, Side], ...]
-
-# The guide table: (side of the anchor, side of the candidate) of each similarity; of two, the smaller decides.
-IMAGE_ANCHORS: Mapping[Guide, Products] = {
-    "counterpart": (("text", "text"),),
-    "text": (("text", "text"),),
-    "image": (("image", "image"),),
-    "consensus": (("text", "text"), ("image", "image")),
-    "joint": (("image", "text"),),
-}
-TEXT_ANCHORS: Mapping[Guide, Products] = {
-    "counterpart": (("image", "image"),),
-    "text": (("text", "text"),),
-    "image": (("image", "image"),),
-    "consensus": (("text", "text"), ("image", "image")),
-    "joint": (("text", "image"),),
-}
-
-
-def flipped(products: Products) -> Products:
-    """The same similarities with anchors as columns: cell (i, j) then belongs to anchor j and candidate i."""
-    return tuple((candidate, anchor) for anchor, candidate in products)
-
-
-def sides_needed(mining: Mining | None) -> set[Side]:
-    """The sides of which every rank needs the features of the whole batch; without mining, a teacher's texts."""
-    if mining is None:
-        return {"text"}
-    texts = TEXT_ANCHORS[mining.guide]
-    by_text = flipped(texts) if mining.top_k is None else texts
-    return {side for _, side in (*IMAGE_ANCHORS[mining.guide], *by_text)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +87,11 @@ class Problem:
         sides: Those of which features travel beside the texts.
         scale: 0-dim, of the type of the scores: at least float32.
         objective: What is made of the scores.
-        bias: 0-dim, added to the scores; of `sigmoid` only, else 0.
-        guide_scale: 0-dim; of `soft` only: the teacher's scores are `guide_scale` times the cosines of `features`.
+        bias: 0-dim, added to the scores; 0 if the objective has none.
+        guide_scale: 0-dim; the scores of a teacher are `guide_scale` times the cosines of `features`.
         ids: int64 [total], or None if only own pairs are known positives.
         mining: None if only known pairs are positives.
-        features: Those that guide the mining, or the teacher's of `soft`; else None.
+        features: Those that guide the mining, or the teacher's; else None.
         feature_dtype: Of features in products.
         span: Where the local rows lie in the batch.
         ranks: Who holds the others.
@@ -129,7 +102,7 @@ class Problem:
     columns: Columns
     sides: tuple[Side, ...]
     scale: Tensor
-    objective: Objective
+    objective: ContrastiveObjective
     bias: Tensor
     guide_scale: Tensor
     ids: Tensor | None
@@ -148,6 +121,26 @@ class Problem:
         """The guide features of the whole batch."""
         whole = Arrived(slice(0, self.span.total), self.columns.whole())
         return self._typed(whole).every
+
+    @property
+    def mined_by_score(self) -> bool:
+        """Whether a pair is mined if its own cosine, of which the score is made, reaches the threshold."""
+        if self.mining is None or self.features is None or self.mining.top_k is not None:
+            return False
+        return compares_sides(self.mining) and self.features.is_logit
+
+    def mined_lists(self, nearest: Callable[[Products], Tensor]) -> MinedLists | None:
+        """The candidates that `top_k` mined, or None without it. All ranks must call this: the lists of texts travel.
+
+        Args:
+            nearest: Lists the candidates of each local anchor by the given similarities, [local, at most top_k].
+        """
+        if self.mining is None or self.mining.top_k is None:
+            return None
+        images, texts = IMAGE_ANCHORS[self.mining.guide], TEXT_ANCHORS[self.mining.guide]
+        of_images = nearest(images)
+        of_texts = of_images if texts == images else nearest(texts)
+        return MinedLists(of_images, gather_rows(of_texts, self.span, self.ranks), self.span.first)
 
     def put_away(self) -> tuple[Problem, tuple[Tensor, ...]]:
         """This problem without its vectors, and the vectors, for autograd to keep until the way back."""

@@ -5,13 +5,8 @@ InfoNCE (van den Oord et al. 2018) with several positives, their log-probabiliti
 \[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
    \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
 
-and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. The others
-differ in what is averaged over the anchors of a direction:
-
-- `mil_nce` (Miech et al. 2020): \(\log\sum_j e^{S_{ij}} - \log\sum_{j \in P_i} e^{S_{ij}}\)
-- `sigmoid` (Zhai et al. 2023): \(-\sum_j \log\sigma(\pm(S_{ij} + \mathrm{bias}))\), plus for
-  positives, minus for others
-- `soft`: \(\mathrm{KL}(T_i \,\|\, \operatorname{softmax}_j S_{ij})\) with \(T_i\) the softmax of a teacher's scores
+and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. The other
+objectives (`objectives`) differ in what is averaged over the anchors of a direction.
 
 It makes every matrix in whole and leaves the gradients to autograd.
 """
@@ -23,17 +18,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from emocap_kernels.contrastive.problem import (
-    IMAGE_ANCHORS,
-    TEXT_ANCHORS,
-    Objective,
-    Problem,
-    Products,
-    twins_of,
-)
+from emocap_kernels.contrastive.objectives import DenseScores
+from emocap_kernels.contrastive.problem import Problem, twins_of
 from emocap_kernels.mining import Guide
+from emocap_kernels.positives import IMAGE_ANCHORS, TEXT_ANCHORS, Products
 from emocap_kernels.result import Directions, LossResult
 
 
@@ -43,7 +32,8 @@ def evaluate(problem: Problem) -> LossResult:
     known = _known(problem)
     teacher = _teacher(problem)
     image = _direction(score, known, problem, _mined(problem, IMAGE_ANCHORS), teacher)
-    text = _direction(score.T, known, problem, _mined(problem, TEXT_ANCHORS), teacher.T)
+    transposed = None if teacher is None else teacher.T
+    text = _direction(score.T, known, problem, _mined(problem, TEXT_ANCHORS), transposed)
     return LossResult(
         loss=(image.loss + text.loss) / 2,
         image_to_text=image.loss.detach(),
@@ -60,36 +50,25 @@ class _Direction:
     recall_at_1: Tensor
 
 
-def _direction(score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor) -> _Direction:
+def _direction(
+    score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor | None
+) -> _Direction:
     """One direction: rows of `score` and of `teacher` are its anchors."""
     positive, dropped = known, torch.zeros_like(known)
     if problem.mining is not None and mined is not None:
-        if problem.mining.treatment == "attract":
+        if problem.mining.attracts:
             positive = known | mined
         else:
             dropped = mined & ~known
-    loss = _anchor_losses(problem.objective, score, positive, dropped, teacher).mean()
+    loss = problem.objective.anchor_losses(DenseScores(score, positive, dropped, teacher)).mean()
     found = known.gather(1, score.detach().max(1, keepdim=True).indices)
     return _Direction(loss, positive.sum(1).to(score.dtype).mean(), found.to(score.dtype).mean())
 
 
-def _anchor_losses(objective: Objective, score: Tensor, positive: Tensor, dropped: Tensor, teacher: Tensor) -> Tensor:
-    if objective == "sigmoid":
-        signed = torch.where(positive, score, -score)
-        return -logsigmoid(signed).masked_fill(dropped, 0.0).sum(1)
-    log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
-    if objective == "mil_nce":
-        return -log_probability.masked_fill(~positive, float("-inf")).logsumexp(1)
-    if objective == "soft":
-        target = teacher.log_softmax(1)
-        return (target.exp() * (target - log_probability)).sum(1)
-    return -(log_probability.where(positive, 0.0).sum(1) / positive.sum(1))
-
-
-def _teacher(problem: Problem) -> Tensor:
-    """The teacher's scores, or without one a matrix of no rows that nobody reads."""
-    if problem.objective != "soft" or problem.features is None:
-        return problem.image.new_zeros(0, 0)
+def _teacher(problem: Problem) -> Tensor | None:
+    """The teacher's scores, [images, texts]."""
+    if not problem.objective.has_teacher or problem.features is None:
+        return None
     cosine = problem.features.similarity((("image", "text"),), slice(None), problem.features.own)
     return problem.guide_scale * cosine.to(problem.image.dtype)
 

@@ -15,11 +15,13 @@ from torch.autograd import Function
 
 from emocap_kernels.blocks import block_bytes_on, even_blocks
 from emocap_kernels.distributed.columns import Sums
+from emocap_kernels.mining import Mining, first_twins
+from emocap_kernels.positives import nearest_lists
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import add_product_, product, similarity_gain
 from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
-from emocap_kernels.region.pairs import RegionPairs, pairs_of
 from emocap_kernels.region.pooling import weights
+from emocap_kernels.region.positives import OwnSentences, RegionPositives
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import RunningBoth, Shares, score_gradient
@@ -34,7 +36,7 @@ class _Plan:
     """How one rank walks: images together, and at most `longest` sentences beside them."""
 
     problem: RegionProblem
-    pairs: RegionPairs
+    positives: RegionPositives
     images: list[slice]
     longest: int
     weights: Weights
@@ -71,8 +73,54 @@ def _planned(problem: RegionProblem, block_bytes: int) -> _Plan:
     together = min(numbers // (patches * min(total, TILE_SENTENCES)), numbers // total)
     images = even_blocks(problem.images.local, together)
     tallest = max((block.stop - block.start for block in images), default=1)
-    pairs = pairs_of(problem, longest=max(1, numbers // total))
-    return _Plan(problem, pairs, images, numbers // (patches * tallest), weights_of(problem))
+    positives = RegionPositives.of(problem, _Products.of(problem, longest=max(1, numbers // total)))
+    return _Plan(problem, positives, images, numbers // (patches * tallest), weights_of(problem))
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """Compares sentences by products of torch.
+
+    Attributes:
+        own: The sentences of this rank.
+        starts: `own.starts`, on the host.
+        longest: How many sentences may be compared with all others at once.
+    """
+
+    own: OwnSentences
+    starts: tuple[int, ...]
+    longest: int
+
+    @staticmethod
+    def of(problem: RegionProblem, *, longest: int) -> _Products:
+        own = OwnSentences.of(problem)
+        return _Products(own, tuple(own.starts.tolist()), longest)
+
+    def reached(self, problem: RegionProblem, images: slice, block: Block, threshold: float) -> Tensor:
+        """See `Comparison`."""
+        number, width = images.stop - images.start, len(block.sentences)
+        hits = torch.zeros(number, width, dtype=torch.int32, device=block.sentences.device)
+        mine = slice(self.starts[images.start], self.starts[images.stop])
+        sentences = problem.sentences.detach()[self.own.order[mine]].to(block.sentences.dtype)
+        rows = self.own.images[mine] - images.start
+        for part in even_blocks(len(rows), self.longest):
+            close = product(sentences[part], block.sentences.T) >= threshold
+            hits.index_add_(0, rows[part], close.int())
+        return hits > 0
+
+    def nearest(self, problem: RegionProblem, mining: Mining) -> Tensor:
+        """See `Comparison`."""
+        # In whole: of equal candidates the first one may be anywhere.
+        sentences = problem.every_sentence()
+        twins = first_twins(sentences)
+        itself = problem.lines.indices(sentences.device)
+
+        def similarity(block: slice) -> Tensor:
+            found = product(sentences[itself[block]], sentences.T)
+            return found if twins is None else found[:, twins]
+
+        blocks = even_blocks(problem.lines.local, self.longest)
+        return nearest_lists(similarity, itself, blocks, mining, candidates=problem.lines.total)
 
 
 class _RegionNCE(Function):
@@ -115,7 +163,7 @@ def _running(plan: _Plan) -> RunningBoth:
                 similarity = plan.similarity(images, block.sentences[part])
                 score[:, part] = plan.attention(similarity, images).mul_(similarity).sum(-1).T
             score *= problem.scale
-            running.add(score, plan.pairs.targets(problem, images, block), images, block.columns)
+            running.add(score, plan.positives.targets(problem, images, block), images, block.columns)
     return running
 
 
@@ -151,7 +199,7 @@ class _Gradients:
 
     def _add(self, images: slice, block: Block, by_sentence: Tensor | None) -> None:
         problem = self._plan.problem
-        targets = self._plan.pairs.targets(problem, images, block)
+        targets = self._plan.positives.targets(problem, images, block)
         rows, columns = self._rows.part(images), self._columns.part(block.columns)
         for part in self._plan.tiles(block):
             similarity = self._plan.similarity(images, block.sentences[part])

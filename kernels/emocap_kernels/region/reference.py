@@ -30,7 +30,7 @@ def evaluate(problem: RegionProblem) -> LossResult:
     own = problem.owner == torch.arange(len(score), device=score.device)[:, None]
     by_image, by_sentence = _mined(problem, own)
     anchors = problem.anchors()
-    attract = problem.mining is None or problem.mining.treatment == "attract"
+    attract = problem.mining is None or problem.mining.attracts
     to_text = _direction(score[anchors], own[anchors], by_image[anchors], attract=attract)
     to_image = _direction(score.T, own.T, by_sentence.T, attract=attract)
     return LossResult(

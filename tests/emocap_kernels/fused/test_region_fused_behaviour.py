@@ -5,7 +5,7 @@ import torch
 from emocap_kernels import choose_region_backend, region_contrastive_loss
 from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.region.cases import Case, draw
-from emocap_kernels.region.fused.marks import RegionPositives
+from emocap_kernels.region.positives import RegionPositives
 from fused_cases import DEVICE
 from region_fused_cases import RULES, answer
 from torch import Tensor

@@ -33,14 +33,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from emocap_kernels.contrastive.early import evaluate_early
-from emocap_kernels.contrastive.fused.marks import Positives, positives_of
+from emocap_kernels.contrastive.fused.marks import positives_of
 from emocap_kernels.contrastive.fused.pair_sums import PairSums
 from emocap_kernels.contrastive.fused.scores import Exponents, exponents_of
 from emocap_kernels.contrastive.fused.stats import Stats
 from emocap_kernels.contrastive.fused.sweep import Walk, add_gradients, all_statistics
 from emocap_kernels.contrastive.gradient_sums import GradientSums
+from emocap_kernels.contrastive.objectives import InfoNCE, MilNCE, Sigmoid, Soft
 from emocap_kernels.contrastive.outcome import Tally, outcome
 from emocap_kernels.contrastive.problem import Problem
+from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.fused.shapes import Shape, shape_for
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult
@@ -55,27 +57,32 @@ def evaluate(problem: Problem) -> LossResult:
 
 
 def _evaluate(problem: Problem) -> LossResult:
+    image, objective = problem.image, problem.objective
     with torch.no_grad():
         positives = positives_of(problem)
-    sum_positives = problem.objective == "mil_nce" and positives.masked
-    walk = Walk(positives, _shape(problem, positives), sum_positives)
-    if problem.objective in ("infonce", "mil_nce"):
-        loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem, walk)  # pyright: ignore[reportGeneralTypeIssues]
-        return outcome(loss, seen)
-    pair_sums = PairSums(problem, walk)
-    return evaluate_early(problem, pair_sums.sigmoid if problem.objective == "sigmoid" else pair_sums.soft)
+    match objective:
+        case InfoNCE() | MilNCE():
+            shape = shape_for(image.dtype, image.device, masked=positives.masked)
+            # With own pairs alone both objectives are the same.
+            walk = Walk(positives, shape, sum_positives=isinstance(objective, MilNCE) and positives.masked)
+            loss, seen = _Softmax.apply(image, problem.text, problem.scale, problem, walk)  # pyright: ignore[reportGeneralTypeIssues]
+            return outcome(loss, seen)
+        case Sigmoid():
+            # The gradient of a sigmoid is made beside its losses, which takes the registers of half a tile as well.
+            shape = shape_for(image.dtype, image.device, masked=True)
+            return evaluate_early(problem, PairSums(problem, Walk(positives, shape, sum_positives=False)).sigmoid)
+        case Soft():
+            walk = Walk(positives, _shape_beside_a_teacher(problem), sum_positives=False)
+            return evaluate_early(problem, PairSums(problem, walk).soft)
+        case _:
+            raise NotSupportedError(f"the objective {objective.name!r} has no fused kernels; use backend='auto'.")
 
 
-def _shape(problem: Problem, positives: Positives) -> Shape:
-    """The tile of the scores, and of a teacher's beside them."""
-    image = problem.image
-    if problem.objective != "soft" or problem.features is None:
-        # The gradient of a sigmoid is made beside its losses, which takes the registers of half a tile as well.
-        masked = positives.masked or problem.objective == "sigmoid"
-        return shape_for(image.dtype, image.device, masked=masked)
-    taught = problem.features.own["image"].dtype
-    dtype = image.dtype if image.dtype == taught else torch.float32
-    return shape_for(dtype, image.device, masked=True)
+def _shape_beside_a_teacher(problem: Problem) -> Shape:
+    """The tile of the scores, and of the teacher's beside them."""
+    assert problem.features is not None
+    image, taught = problem.image, problem.features.own["image"].dtype
+    return shape_for(image.dtype if image.dtype == taught else torch.float32, image.device, masked=True)
 
 
 class _Softmax(Function):

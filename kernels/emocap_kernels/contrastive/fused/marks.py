@@ -12,22 +12,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from emocap_kernels.blocks import ceil_div
 from emocap_kernels.contrastive.fused.kernels.mining import AND, OR, STORE, threshold_kernel
 from emocap_kernels.contrastive.fused.kernels.tiles import COLUMN_MARK, ROW_MARK, RULE_JOINT, RULE_MARKS, RULE_NONE
-from emocap_kernels.contrastive.problem import (
-    IMAGE_ANCHORS,
-    TEXT_ANCHORS,
-    Block,
-    Features,
-    Problem,
-    Products,
-    Side,
-    flipped,
-)
-from emocap_kernels.distributed.numbers import gather_rows
+from emocap_kernels.contrastive.problem import Block, Features, Problem
 from emocap_kernels.fused.descriptors import ALIGNMENT, aligned, tiled
 from emocap_kernels.fused.launch import launch
 from emocap_kernels.fused.nearest import Candidates, nearest_of
 from emocap_kernels.fused.shapes import Shape, shape_for
 from emocap_kernels.mining import Mining
+from emocap_kernels.positives import MinedLists, Products, Side, tile_products
 
 Range = tuple[int, int]
 
@@ -41,9 +32,8 @@ class Positives:
         group_sizes: float32 [total], of the group of each.
         has_ids: If groups may hold more than one.
         mining: None for known pairs alone.
-        is_logit: If guide `joint` is the score itself.
-        by_row: With `top_k`: mined columns of each local row, int32 [local, top_k], -1 for none.
-        by_column: With `top_k`: mined rows of each column, by global index, int32 [total, top_k].
+        mined_by_score: See `Problem.mined_by_score`.
+        lists: With `top_k`: the mined candidates, int32.
         own: Where the local rows lie.
     """
 
@@ -51,17 +41,15 @@ class Positives:
     group_sizes: Tensor
     has_ids: bool
     mining: Mining | None
-    is_logit: bool
-    by_row: Tensor | None
-    by_column: Tensor | None
+    mined_by_score: bool
+    lists: MinedLists | None
     own: slice
 
     @property
     def rule(self) -> int:
         if self.mining is None:
             return RULE_NONE.value
-        joint = self.mining.guide == "joint" and self.is_logit and self.mining.top_k is None
-        return RULE_JOINT.value if joint else RULE_MARKS.value
+        return RULE_JOINT.value if self.mined_by_score else RULE_MARKS.value
 
     @property
     def masked(self) -> bool:
@@ -69,7 +57,7 @@ class Positives:
 
     @property
     def attract(self) -> bool:
-        return self.mining is None or self.mining.treatment == "attract"
+        return self.mining is None or self.mining.attracts
 
     @property
     def threshold(self) -> float:
@@ -84,7 +72,7 @@ class Positives:
         """Against the texts of `block`."""
         rows: dict[Side, Tensor] = {}
         columns: dict[Side, Tensor] = {}
-        if self.rule == RULE_MARKS.value and self.by_row is None and features is not None:
+        if self.rule == RULE_MARKS.value and self.lists is None and features is not None:
             rows = {side: aligned(each) for side, each in features.own.items()}
             columns = {side: aligned(each) for side, each in block.every.items()}
         return BlockPositives(self, block.columns, rows, columns)
@@ -120,24 +108,22 @@ class BlockPositives:
         """The marks of local `rows` and `columns`, if the rule reads any."""
         if self.all.rule != RULE_MARKS.value:
             return None
-        if self.all.by_row is not None and self.all.by_column is not None:
-            marks = self._listed(self.all.by_row, self.all.by_column[self.columns], rows, columns)
-        else:
-            marks = self._similar(rows, columns)
+        marks = self._similar(rows, columns) if self.all.lists is None else self._listed(self.all.lists, rows, columns)
         return tiled(marks, shape.rows, shape.columns)
 
     def _similar(self, rows: Range, columns: Range) -> Tensor:
         assert self.all.mining is not None
-        guide = self.all.mining.guide
-        images, texts = IMAGE_ANCHORS[guide], flipped(TEXT_ANCHORS[guide])
         marks = self.all.groups.new_empty(_height(rows), _pitch(columns), dtype=torch.uint8)
-        both = ROW_MARK.value | COLUMN_MARK.value
-        if images == texts:
-            for number, product in enumerate(images):
-                self._mark(marks, product, rows, columns, both, meet=AND.value if number else STORE.value)
+        decide = tile_products(self.all.mining.guide)
+        if len(decide) == 1:
+            both = ROW_MARK.value | COLUMN_MARK.value
+            for number, product in enumerate(decide[0]):
+                # Of two similarities the smaller one decides, so a pair must reach the threshold in both.
+                self._mark(marks, product, rows, columns, both, meet=(AND if number else STORE).value)
             return marks
-        self._mark(marks, images[0], rows, columns, ROW_MARK.value, meet=STORE.value)
-        self._mark(marks, texts[0], rows, columns, COLUMN_MARK.value, meet=OR.value)
+        (of_rows,), (of_columns,) = decide
+        self._mark(marks, of_rows, rows, columns, ROW_MARK.value, meet=STORE.value)
+        self._mark(marks, of_columns, rows, columns, COLUMN_MARK.value, meet=OR.value)
         return marks
 
     def _mark(
@@ -161,42 +147,25 @@ class BlockPositives:
             **shape.options(),
         )
 
-    def _listed(self, by_row: Tensor, by_column: Tensor, rows: Range, columns: Range) -> Tensor:
-        height, pitch = _height(rows), _pitch(columns)
-        # One byte more, where pairs outside of the chunk go.
-        marks = by_row.new_zeros(height * pitch + 1, dtype=torch.uint8)
-        outside = height * pitch
-        column = by_row[rows[0] : rows[1]].long() - self.columns.start
-        row = torch.arange(height, device=marks.device)[:, None]
-        inside = (column >= columns[0]) & (column < columns[1])
-        place = torch.where(inside, row * pitch + column - columns[0], outside).flatten()
-        marks.index_fill_(0, place, ROW_MARK.value)
-        row = by_column[columns[0] : columns[1]].long() - self.all.own.start
-        column = torch.arange(columns[1] - columns[0], device=marks.device)[:, None]
-        inside = (row >= rows[0]) & (row < rows[1])
-        place = torch.where(inside, (row - rows[0]) * pitch + column, outside).flatten()
-        marks.scatter_(0, place, marks[place] | COLUMN_MARK.value)
-        return marks[:outside].view(height, pitch)
+    def _listed(self, lists: MinedLists, rows: Range, columns: Range) -> Tensor:
+        first = self.columns.start
+        by_row, by_column = lists.masks(slice(*rows), slice(first + columns[0], first + columns[1]))
+        marks = by_row.new_zeros(_height(rows), _pitch(columns), dtype=torch.uint8)
+        inside = marks[:, : columns[1] - columns[0]]
+        inside.add_(by_row, alpha=ROW_MARK.value).add_(by_column, alpha=COLUMN_MARK.value)
+        return marks
 
 
 def positives_of(problem: Problem) -> Positives:
     """Fixes the positives; `top_k` lists are made here once, and travel between ranks."""
     groups, sizes = _groups(problem)
-    mining, features = problem.mining, problem.features
-    by_row = by_column = None
-    if mining is not None and mining.top_k is not None:
-        images, texts = IMAGE_ANCHORS[mining.guide], TEXT_ANCHORS[mining.guide]
-        by_row = _nearest(problem, mining, images)
-        lists = by_row if texts == images else _nearest(problem, mining, texts)
-        by_column = gather_rows(lists, problem.span, problem.ranks)
     return Positives(
         groups=groups,
         group_sizes=sizes,
         has_ids=problem.ids is not None,
-        mining=mining,
-        is_logit=features is not None and features.is_logit,
-        by_row=by_row,
-        by_column=by_column,
+        mining=problem.mining,
+        mined_by_score=problem.mined_by_score,
+        lists=problem.mined_lists(lambda products: _nearest(problem, products)),
         own=problem.span.own,
     )
 
@@ -215,8 +184,10 @@ def _groups(problem: Problem) -> tuple[Tensor, Tensor]:
     return groups.int(), sizes[groups].float()
 
 
-def _nearest(problem: Problem, mining: Mining, products: Products) -> Tensor:
+def _nearest(problem: Problem, products: Products) -> Tensor:
     """The mined candidates of each local anchor, int32 [local, top_k], -1 for none."""
+    mining = problem.mining
+    assert mining is not None
     assert mining.top_k is not None
     assert problem.features is not None
     own = problem.features.own

@@ -31,7 +31,7 @@ from emocap_kernels.fused.launch import launch
 from emocap_kernels.precision import full_precision
 from emocap_kernels.products import add_product_, product, similarity_gain
 from emocap_kernels.region.fused.kernels.pooling import LOG2_E, carry_kernel, pool_kernel
-from emocap_kernels.region.fused.marks import RegionPositives, packed, positives_of
+from emocap_kernels.region.fused.marks import KernelComparison, packed
 from emocap_kernels.region.fused.shapes import (
     RegionShape,
     gradient_chunks,
@@ -40,6 +40,7 @@ from emocap_kernels.region.fused.shapes import (
     score_chunks,
 )
 from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
+from emocap_kernels.region.positives import RegionPositives
 from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import RunningBoth, Shares
@@ -86,7 +87,8 @@ def evaluate(problem: RegionProblem) -> LossResult:
         with torch.no_grad():
             _, patches, _ = problem.patches.shape
             shape = region_shape(patches, problem.patches.dtype, problem.patches.device)
-            walk = _Walk(problem, positives_of(problem), shape, weights_of(problem))
+            positives = RegionPositives.of(problem, KernelComparison.of(problem))
+            walk = _Walk(problem, positives, shape, weights_of(problem))
         loss, seen = _RegionNCE.apply(problem.patches, problem.sentences, problem.scale, walk)  # pyright: ignore[reportGeneralTypeIssues]
         return outcome(loss, seen)
 
