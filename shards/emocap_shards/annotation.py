@@ -93,7 +93,7 @@ def _caption(value: object) -> Caption:
 
 def _labels(value: object) -> Labels:
     if not isinstance(value, dict):
-        raise AnnotationError('"labels" is no object')
+        raise AnnotationError('"labels" is not an object')
     labels = cast("dict[object, Any]", value)
     for name, label in labels.items():
         if not isinstance(name, str) or not _is_label(label):

@@ -134,3 +134,12 @@ def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(
     assert done.code == 0, done.err
     assert "300 samples in 30 shards" in done.out
     assert " of them from before" in done.out
+
+
+def test_a_pack_that_ends_while_its_workers_start_prints_its_error_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,global\n" + "\n".join(f"{number}.png,A face." for number in range(20)))
+    command = [sys.executable, "-m", "emocap_pretrain.cli", "pack", "t.csv", "out", "--processes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: t.csv:2: ")

@@ -153,6 +153,16 @@ def test_columns_may_have_other_names_and_keys_of_their_own(faces, tmp_path):
     assert samples_of(tmp_path / "out")[0].key == "a"
 
 
+def test_a_named_label_may_lie_in_the_labels_object_of_a_row(faces, tmp_path):
+    labels = {"mood": "joy", "valence": 0.5}
+    source = write_lines(faces / "t.jsonl", [{"image": "0.png", "global": "Glad.", "labels": labels}])
+    packed(source, tmp_path / "one", Columns(labels=("mood",)))
+    packed(source, tmp_path / "all")
+    assert [read_back(tmp_path / name)[0][2] for name in ("one", "all")] == [{"mood": "joy"}, labels]
+    with pytest.raises(RecordError, match=r"no column 'mod', but .*'labels.mood', 'labels.valence'"):
+        packed(source, tmp_path / "none", Columns(labels=("mod",)))
+
+
 def test_several_captions_of_one_image_are_further_ones(faces, tmp_path):
     rows = [
         table_row(0, **{"global": ["One.", "Two."]}),
@@ -220,7 +230,7 @@ BAD_LINES = {
     b'{"image": "0.png", "global": ""}': 'no "global" part',
     b'{"image": "0.png", "global": []}': 'no "global" part',
     b'{"image": "0.png", "global": "x", "local": [1]}': '"local" part',
-    b'{"image": "0.png", "global": "x", "labels": [1]}': '"labels" is no object',
+    b'{"image": "0.png", "global": "x", "labels": [1]}': '"labels" is not an object',
     b'{"image": "0.png", "global": "x", "labels": {"a": []}}': "label 'a' is []",
     b'{"image": "0.png", "global": "x", "further": [7]}': 'no "caption" object',
     b'{"image": "0.png", "global": "x", "key": "a.b"}': "unusable key",

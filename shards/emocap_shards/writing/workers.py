@@ -72,7 +72,8 @@ def _in_order(pool: ProcessPoolExecutor, groups: _Groups, recipe: Recipe, ahead:
         cure = "most often memory ran out: try fewer --processes, and the same command goes on where it stopped"
         raise RecordError(f"a worker process was killed; {cure}.") from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Waits for processes that are still starting: they would show a traceback if this one ended before.
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:

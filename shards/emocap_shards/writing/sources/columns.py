@@ -23,8 +23,9 @@ class Columns:
     `whole` is the global part; a list there is several captions of one image, of which the first has the row's other
     parts. `local` is a list, or text with "|" between the sentences. Each column of `further` lists other captions of
     the image: texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the
-    image's path, or else from its own number. `labels` are columns of their own; a row may have them as one object
-    "labels" instead. A row that holds a whole "caption" object, as it stands in a shard, needs no other column of it.
+    image's path, or else from its own number. `labels` are columns of their own, or members of an object "labels"; if
+    none is named, all members of that object are labels. A row that holds a whole "caption" object, as it stands in a
+    shard, needs no other column of it.
     """
 
     image: str = "image"
@@ -47,7 +48,8 @@ class Columns:
 
     def missing(self, present: Sequence[str]) -> list[str]:
         """The columns that a table needs and does not have."""
-        wanted = [self.image, *self.labels, *self.named_further] + ([] if "caption" in present else [self.whole])
+        labels = () if "labels" in present else self.labels
+        wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.whole])
         return [name for name in wanted if name not in present]
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
@@ -91,7 +93,11 @@ def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: i
         image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
     except KeyError as error:
-        return BadRow(where, columns.lacking([str(error.args[0])], list(values)))
+        inside = values.get("labels")
+        names = (
+            [f"labels.{name}" for name in cast("Mapping[str, object]", inside)] if isinstance(inside, Mapping) else []
+        )
+        return BadRow(where, columns.lacking([str(error.args[0])], [*values, *names]))
     except (AnnotationError, RecordError) as error:
         return BadRow(where, str(error))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
@@ -100,6 +106,13 @@ def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: i
         return BadRow(where, f"the key {short(given)} is an unusable key; a key is text or a whole number")
     key = _own_key(image, values[columns.image], images) if given is None or given == "" else str(given)
     return Row(where, key or f"{number:09d}", image, annotation, extension)
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the columns, and those of the members of an object of labels."""
+    inside = values.get("labels")
+    members = cast("Mapping[str, object]", inside) if isinstance(inside, Mapping) else {}
+    return [*values, *(f"labels.{name}" for name in members)]
 
 
 def image_of(value: object, images: Images) -> bytes | LocalFile:
@@ -171,11 +184,14 @@ def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     In columns of their own whole numbers have no fraction: a class 0 stays 0 where gaps made floats of a column. An
     object "labels" keeps its numbers as they are written, so that an annotation out of a shard stays the same bytes.
     """
-    if columns.labels:
-        return _given({name: _without_fraction(values[name]) for name in columns.labels})
     given = values.get("labels")
+    if columns.labels:
+        inside = cast("Mapping[str, object]", given) if isinstance(given, Mapping) else {}
+        return _given(
+            {name: inside[name] if name in inside else _without_fraction(values[name]) for name in columns.labels}
+        )
     if given not in _EMPTY and not isinstance(given, Mapping):
-        raise AnnotationError('"labels" is no object')
+        raise AnnotationError('"labels" is not an object')
     return _given({} if given in _EMPTY else given)
 
 
