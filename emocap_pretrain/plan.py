@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import yaml
+from emocap_kernels.choice import Choice
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
@@ -72,17 +73,21 @@ class Plan:
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
+        """Returns a line for each backend, with the parts whose losses it computes and why it was chosen."""
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms
         if self.on_gpu and not torch.cuda.is_available():
-            return [(f"{term.part.name} loss", f"{settings.backend}, decided on the GPUs") for term in terms]
+            return [("losses", f"{settings.backend}, decided on the GPUs")]
         dtype = vector_dtype(settings, engine.precision)
         vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
+        parts: dict[Choice, list[str]] = {}
         try:
-            chosen = [(f"{term.part.name} loss", term.backend(vectors)) for term in terms]
+            for term in terms:
+                parts.setdefault(term.backend(vectors), []).append(term.part.name)
         except NotSupportedError as error:
             raise ConfigError(f"objective.backend: {error}") from None
-        return [(name, f"{choice.backend}: {choice.reason}") for name, choice in chosen]
+        lines = [f"{', '.join(names)}: {choice.backend}, {choice.reason}" for choice, names in parts.items()]
+        return [("" if number else "losses", line) for number, line in enumerate(lines)]
 
     def _outlook(self) -> Outlook:
         half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16

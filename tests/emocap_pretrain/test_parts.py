@@ -91,7 +91,7 @@ def test_a_new_part_trains_resumes_and_is_estimated_and_forecast(
     assert len(set(told["unbroken"][1])) == 4, "the part's loss changes as it is trained"
     for name in ("bytes", "texts", "flops"):
         assert told[name][0] > told[name][1], name
-    assert "\nxyzzy loss" in told["plan"]
+    assert "\nlosses          xyzzy, global, summary, local: chunked" in told["plan"]
 
 
 def test_the_page_on_adding_a_part_shows_the_lines_that_the_test_adds() -> None:

@@ -39,10 +39,10 @@ def test_the_plan_names_the_shares_of_a_mixture(tiny_config, faces):
 
 
 def test_the_plan_says_which_backend_computes_the_loss_and_why(tiny_config):
-    for loss in ("global loss", "local loss"):
-        assert rows(tiny_config, 2)[loss].startswith("chunked: fused kernels cannot run: the inputs are on cpu")
-        if not torch.cuda.is_available():
-            assert rows(tiny_config, 2, on_gpu=True)[loss] == "auto, decided on the GPUs"
+    said = "global, summary, local: chunked, fused kernels cannot run: the inputs are on cpu"
+    assert rows(tiny_config, 2)["losses"].startswith(said)
+    if not torch.cuda.is_available():
+        assert rows(tiny_config, 2, on_gpu=True)["losses"] == "auto, decided on the GPUs"
     asked = tiny_config.objective.model_copy(update={"backend": "fused"})
     with pytest.raises(ConfigError, match=r"objective\.backend: backend='fused' cannot run: the inputs are on cpu"):
         rows(tiny_config.model_copy(update={"objective": asked}), 2)

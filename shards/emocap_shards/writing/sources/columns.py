@@ -93,11 +93,7 @@ def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: i
         image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
     except KeyError as error:
-        inside = values.get("labels")
-        names = (
-            [f"labels.{name}" for name in cast("Mapping[str, object]", inside)] if isinstance(inside, Mapping) else []
-        )
-        return BadRow(where, columns.lacking([str(error.args[0])], [*values, *names]))
+        return BadRow(where, columns.lacking([str(error.args[0])], _names(values)))
     except (AnnotationError, RecordError) as error:
         return BadRow(where, str(error))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
