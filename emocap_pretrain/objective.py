@@ -8,6 +8,7 @@ import emocap_kernels
 import torch
 from emocap_kernels import Mining, choose_backend, choose_region_backend
 from emocap_kernels.choice import Choice
+from emocap_kernels.contrastive.objectives import ContrastiveObjective, objective_of
 from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -15,6 +16,7 @@ from torch.distributed import ProcessGroup
 from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.encoders.pair import Embeddings
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.parts import Part, active_parts
 
 
@@ -27,9 +29,8 @@ class Term(Protocol):
     @property
     def weight(self) -> float: ...
 
-    @property
-    def scale_metric(self) -> str:
-        """The name under which the learned scale of the term is logged."""
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Returns the learned numbers that the loss reads, by the names under which they are logged."""
         ...
 
     def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
@@ -60,13 +61,23 @@ class ImageTerm:
     settings: ObjectiveConfig
     vectors: torch.dtype
     group: ProcessGroup | None
-    scale_metric = "scale"
+
+    @property
+    def formula(self) -> ContrastiveObjective:
+        """What is made of the scores."""
+        return objective_of(self.settings.kind_of(self.part.name))
+
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        scale = {"scale": embeddings.scales[self.part.aligned_with]}
+        return scale if self._bias(embeddings) is None else {**scale, "bias": embeddings.biases[self.part.aligned_with]}
 
     def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
         return emocap_kernels.contrastive_loss(
             embeddings.image.to(self.vectors),
             embeddings.texts[self.part.name].to(self.vectors),
             embeddings.scales[self.part.aligned_with],
+            objective=self.formula,
+            bias=self._bias(embeddings),
             mining=self._mining if mined else None,
             ids=texts.identity if self.settings.known_positives else None,
             group=self.group,
@@ -75,7 +86,11 @@ class ImageTerm:
         )
 
     def backend(self, vectors: Tensor) -> Choice:
-        return choose_backend(vectors, vectors, mining=self._mining, backend=self.settings.backend)
+        settings = self.settings
+        return choose_backend(vectors, vectors, objective=self.formula, mining=self._mining, backend=settings.backend)
+
+    def _bias(self, embeddings: Embeddings) -> Tensor | None:
+        return embeddings.biases[self.part.aligned_with] if self.formula.has_bias else None
 
     @property
     def _mining(self) -> Mining | None:
@@ -92,7 +107,9 @@ class PatchTerm:
     settings: ObjectiveConfig
     vectors: torch.dtype
     group: ProcessGroup | None
-    scale_metric = "local_scale"
+
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        return {"local_scale": embeddings.scales[self.part.aligned_with]}
 
     def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
         assert texts.owner is not None, "the loader gives the texts of such a part owners"
@@ -151,9 +168,18 @@ class Objective:
             settings: Weights, mining, backend.
             precision: `engine.precision`, which decides what the losses multiply unless the settings say it.
             group: The ranks whose rows make the global batch; None is this process alone.
+
+        Raises:
+            ConfigError: If the settings give a part a kind that its loss does not have.
         """
         vectors = vector_dtype(settings, precision)
         weights = settings.weights
+        for part in active_parts(weights):
+            if part.aligned_with == "patches" and part.name in settings.kind_by_part:
+                raise ConfigError(
+                    f"objective.kind_by_part: {part.name} is aligned with patches, whose loss is always infonce; "
+                    f"leave {part.name} out."
+                )
         terms = tuple(
             _KINDS[part.aligned_with](part, weights[part.name], settings, vectors, group)
             for part in active_parts(weights)
@@ -175,7 +201,7 @@ class Objective:
         metrics = {"loss": loss.detach()}
         for term, result in pairs:
             metrics |= _metrics(term.part.name, result)
-            metrics[term.scale_metric] = embeddings.scales[term.part.aligned_with].detach()
+            metrics |= {name: number.detach() for name, number in term.learned(embeddings).items()}
         return ObjectiveResult(loss, metrics)
 
 

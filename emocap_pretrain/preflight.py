@@ -27,6 +27,7 @@ from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.labels import check_labels, were_compared
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
+from emocap_pretrain.objective import Objective
 from emocap_pretrain.parts import active_parts
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.schedule import learning_rate
@@ -100,6 +101,7 @@ def preflight(
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
+    found.attempt(lambda: Objective.of(config.objective, precision=config.engine.precision))
     if devices:
         found.attempt(lambda: batch_split(config, devices.ranks))
     if checkpoint:

@@ -6,6 +6,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from emocap_pretrain.config.fields import Count, PartWeight, Positive, Section, is_part_weight
 
+# The names of the objectives in emocap_kernels, which is not imported here because it needs torch.
+Kind = Literal["infonce", "mil_nce", "sigmoid"]
+
 
 class MiningRuleConfig(Section):
     """Which candidates are mined, and what becomes of them."""
@@ -37,6 +40,14 @@ class ObjectiveConfig(Section):
     global_: PartWeight = Field(default=0.5, alias="global")
     summary: PartWeight = 0.5
     local: PartWeight = 1.0
+    kind: Kind = Field(
+        default="infonce",
+        description="What is made of the scores of images and texts; the local loss is always infonce. "
+        "sigmoid learns a bias too and begins well at model.initial_scale=10.",
+    )
+    kind_by_part: dict[str, Kind] = Field(
+        default={}, description="Instead of kind, for single parts, such as {summary: mil_nce}."
+    )
     sharpness: float = Field(default=10.0, ge=0)
     scope: Literal["batch", "image"] = "batch"
     mining: MiningConfig | None = None
@@ -60,6 +71,19 @@ class ObjectiveConfig(Section):
         """The weight of every part of a caption, by the part's name."""
         infos = type(self).model_fields.items()
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
+
+    def kind_of(self, part: str) -> Kind:
+        """The kind of objective of a part that is aligned with whole images, by the part's name."""
+        return self.kind_by_part.get(part, self.kind)
+
+    @model_validator(mode="after")
+    def _knows_the_parts(self) -> Self:
+        unknown = sorted(self.kind_by_part.keys() - self.weights.keys())
+        if unknown:
+            raise ValueError(
+                f"kind_by_part: {unknown[0]} is no part of a caption; the parts are {', '.join(self.weights)}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_terms(self) -> Self:

@@ -132,6 +132,9 @@ class Model(Section):
     initial_scale: float = Field(
         default=14.3, gt=0, le=100, description="First value of exp(logit_scale), both scales."
     )
+    initial_bias: float = Field(
+        default=-10.0, description="First value of the bias that objective.kind=sigmoid adds to the scores."
+    )
     checkpoint_activations: bool = Field(default=False, description="Recompute tower activations in backward.")
 
 

@@ -1,15 +1,17 @@
-"""The model that is trained: two towers, one shared space, two learned scales."""
+"""The model that is trained: two towers, one shared space, the learned scales and, for a sigmoid, a learned bias."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from emocap_kernels.contrastive.objectives import objective_of
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emocap_pretrain.batch import Batch, Texts
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, Model
 from emocap_pretrain.encoders.image import ImageTower, check_image_weights
 from emocap_pretrain.encoders.text import TextTower, check_text_weights
@@ -32,7 +34,7 @@ def check_weights(model: Model) -> tuple[str, ...]:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of one rank's rows, in float32, and the learned scales.
+    """Unit vectors of one rank's rows, in float32, and the learned numbers that belong to no row.
 
     A named tuple, because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
 
@@ -41,24 +43,29 @@ class Embeddings(NamedTuple):
         patches: The vectors of its patches.
         texts: By the name of the part: the vectors of its texts.
         scales: By what a part is aligned with, "image" or "patches": the factor of its cosines, at most `MAX_SCALE`.
+        biases: By the same names: what is added to the scores, only where an objective has such a number.
     """
 
     image: Float[Tensor, "batch embedding"]
     patches: Float[Tensor, "batch patches embedding"]
     texts: dict[str, Float[Tensor, "texts embedding"]]
     scales: dict[str, Float[Tensor, ""]]
+    biases: dict[str, Float[Tensor, ""]]
 
     def tensors(self) -> list[Tensor]:
-        return [self.image, self.patches, *self.texts.values(), *self.scales.values()]
+        named = self.texts, self.scales, self.biases
+        return [self.image, self.patches, *(each for some in named for each in some.values())]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Embeddings":
         """Returns the embeddings with every tensor changed."""
-        texts, scales = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales))
-        return Embeddings(change(self.image), change(self.patches), texts, scales)
+        named = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales, self.biases))
+        return Embeddings(change(self.image), change(self.patches), *named)
 
 
 class TowerPair(nn.Module):
     """`batch -> Embeddings`; the whole forward pass is one call, so that an engine may wrap it."""
+
+    logit_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -88,10 +95,13 @@ class TowerPair(nn.Module):
         # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
         self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
+        self._parts = active_parts(config.objective.weights)
+        # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
+        bias = torch.full((1,), settings.initial_bias) if _has_bias(config.objective, self._parts) else None
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(bias))
         self.precision = config.engine.precision
         self.pixels = settings.image.pixels
         self.prompt_length = settings.text.lengths.by_part[PARTS[0].name]  # A prompt is written like this part.
-        self._parts = active_parts(config.objective.weights)
         if settings.checkpoint_activations:
             _checkpoint_activations(self)
 
@@ -105,6 +115,8 @@ class TowerPair(nn.Module):
             patches=_unit(patches),
             texts={name: _unit(each) for name, each in texts.items()},
             scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
+            # A copy: the update of the parameter must not change the value that is logged of this step.
+            biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
         )
 
     def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
@@ -116,6 +128,11 @@ class TowerPair(nn.Module):
 
     def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
         return functional.normalize(self.to_text(self.text(texts)), dim=-1)
+
+
+def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
+    with_image = (part.name for part in parts if part.aligned_with == "image")
+    return any(objective_of(settings.kind_of(name)).has_bias for name in with_image)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -68,9 +68,10 @@ class Cached:
         for name, leaf in leaves.texts.items():
             if leaf.grad is not None:
                 yield encoded.texts[name], leaf.grad[cut.texts[name]]
-        for name, leaf in leaves.scales.items():
-            if leaf.grad is not None:  # A scale belongs to no rows: the first pass carries its gradient.
-                yield encoded.scales[name], leaf.grad if first else torch.zeros_like(leaf.grad)
+        for numbers, learned in ((encoded.scales, leaves.scales), (encoded.biases, leaves.biases)):
+            for name, leaf in learned.items():
+                if leaf.grad is not None:  # It belongs to no rows: the first pass carries its gradient.
+                    yield numbers[name], leaf.grad if first else torch.zeros_like(leaf.grad)
 
 
 def _leaves(found: list[Embeddings]) -> Embeddings:
@@ -84,6 +85,7 @@ def _leaves(found: list[Embeddings]) -> Embeddings:
         patches=joined(each.patches for each in found),
         texts={name: joined(each.texts[name] for each in found) for name in found[0].texts},
         scales={name: scale.requires_grad_() for name, scale in found[0].scales.items()},
+        biases={name: bias.requires_grad_() for name, bias in found[0].biases.items()},
     )
 
 

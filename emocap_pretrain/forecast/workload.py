@@ -1,15 +1,19 @@
 """What one rank computes and receives in a step: counted from the config by docs/method.md, sections 5 and 6."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.objective import Kind, ObjectiveConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.forecast.fabric import Fabric
 from emocap_pretrain.parts import active_parts
 
 FLOAT = 4
 BUCKET_BYTES = 50_000_000 * FLOAT  # Of a gradient reduction.
+# Products of a term that is aligned with images, forward and backward (docs/method.md, section 5): of the reference, of
+# the other backends, and how often these go over the scores and thus over what a guide compares.
+_PRODUCTS: Mapping[Kind, tuple[int, int, int]] = {"infonce": (3, 4, 2), "mil_nce": (3, 4, 2), "sigmoid": (3, 3, 1)}
 # Guides that compare something other than the scores cost a product of their own each.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
@@ -60,7 +64,11 @@ class Workload:
             vector_bytes=2 if half else FLOAT,
             texts=with_image + (with_patches if whole_batch else 0),
             guides=with_image if settings.mining and settings.mining.guide in _IMAGE_GUIDES else 0,
-            products=with_image * _products(settings),
+            products=sum(
+                part.texts_per_image * _products(settings, settings.kind_of(part.name))
+                for part in parts
+                if part.aligned_with == "image"
+            ),
             patch_products=pairs * _patch_products(settings, patches) if whole_batch else 0,
             own_products=0 if whole_batch else 6 * pairs,
             parameters=parameters,
@@ -85,9 +93,10 @@ class Workload:
         return 3 if self.zero_stage == 3 else 2
 
 
-def _products(settings: ObjectiveConfig) -> int:
+def _products(settings: ObjectiveConfig, kind: Kind) -> int:
     """Returns the products of one term that is aligned with images: both directions, forward and backward."""
-    base, again = (3, 1) if settings.backend == "reference" else (4, 2)
+    reference, others, sweeps = _PRODUCTS[kind]
+    base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
     if settings.mining is None:
         return base
     by_threshold = settings.mining.threshold is not None

@@ -1,13 +1,17 @@
+from typing import get_args
+
 import emocap_kernels
 import pytest
 import torch
 from emocap_kernels import Mining
+from emocap_kernels.contrastive.objectives import ObjectiveName
 from pretrain_fakes import objective_of
 from torch.nn.functional import normalize
 
 from emocap_pretrain.batch import Batch, Texts
-from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.objective import Kind, ObjectiveConfig
 from emocap_pretrain.encoders.pair import Embeddings
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.objective import Objective
 
 ROWS, PATCHES, WIDTH = 6, 4, 8
@@ -23,9 +27,8 @@ def embeddings() -> Embeddings:
 
     scales = {name: torch.tensor(value, requires_grad=True) for name, value in (("image", 12.0), ("patches", 7.0))}
     image, patches = units(ROWS), units(ROWS, PATCHES)
-    return Embeddings(
-        image, patches, {"global": units(ROWS), "summary": units(ROWS), "local": units(len(OWNER))}, scales
-    )
+    texts = {"global": units(ROWS), "summary": units(ROWS), "local": units(len(OWNER))}
+    return Embeddings(image, patches, texts, scales, {"image": torch.tensor(-3.0, requires_grad=True)})
 
 
 def batch(global_ids: list[int], summary_ids: list[int]) -> Batch:
@@ -142,6 +145,38 @@ def test_settings_of_the_local_term_reach_its_kernel(name, value):
     result = terms({name: value})
     torch.testing.assert_close(result.metrics["local/loss"], expected)
     assert not torch.isclose(expected, kernels(DISTINCT)["local"])
+
+
+@pytest.mark.parametrize("kind", ["mil_nce", "sigmoid"])
+def test_the_kind_of_a_part_reaches_its_kernel(kind):
+    e = embeddings()
+    bias = e.biases["image"] if kind == "sigmoid" else None
+    losses = {
+        name: emocap_kernels.contrastive_loss(
+            e.image, e.texts["summary"], e.scales["image"], ids=torch.arange(6), **keywords
+        ).loss
+        for name, keywords in (("infonce", {}), (kind, {"objective": kind, "bias": bias}))
+    }
+    for settings, expected in (
+        ({}, "infonce"),
+        ({"kind": kind}, kind),
+        ({"kind_by_part": {"summary": kind}}, kind),
+        ({"kind": kind, "kind_by_part": {"summary": "infonce"}}, "infonce"),
+    ):
+        result = terms(settings)
+        torch.testing.assert_close(result.metrics["summary/loss"], losses[expected])
+        torch.testing.assert_close(result.metrics["local/loss"], kernels(DISTINCT)["local"])
+    assert "bias" not in terms({}).metrics
+    assert ("bias" in terms({"kind": kind}).metrics) == (kind == "sigmoid")
+
+
+def test_a_kind_for_a_part_that_is_aligned_with_patches_is_refused():
+    with pytest.raises(ConfigError, match=r"kind_by_part: local is aligned with patches.* leave local out"):
+        terms({"kind_by_part": {"local": "mil_nce"}})
+
+
+def test_the_kinds_are_the_objectives_of_the_kernels():
+    assert set(get_args(Kind)) <= set(get_args(ObjectiveName))
 
 
 def test_both_scales_are_learned():

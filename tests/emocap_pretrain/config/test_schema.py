@@ -110,3 +110,8 @@ def test_what_is_stored_holds_no_login_of_a_url(uri, shown):
     run = Config.model_validate(config().stored() | {"tracking": {"uri": uri}})
     assert run.tracking.uri == uri
     assert run.stored()["tracking"]["uri"] == shown
+
+
+def test_a_kind_for_a_part_that_no_caption_has_is_refused():
+    with pytest.raises(ValueError, match=r"kind_by_part: topic is no part of a caption; the parts are global, summary"):
+        ObjectiveConfig.model_validate({"kind_by_part": {"topic": "sigmoid"}})

@@ -52,6 +52,14 @@ def test_every_guide_and_every_term_adds_its_products():
     assert workload(objective=objective | {"mining": {"guide": "text", "top_k": 3}}).products == 2 * 5
 
 
+def test_the_kind_of_each_part_decides_its_products():
+    objective = {"local": 0, "kind": "sigmoid", "kind_by_part": {"summary": "mil_nce"}}
+    assert workload(objective=objective).products == 3 + 4
+    mined = {"mining": {"guide": "text", "threshold": 0.9}}
+    assert workload(objective=objective | mined).products == (3 + 1) + (4 + 2)
+    assert workload(objective=objective | mined | {"backend": "reference"}).products == 2 * (3 + 1)
+
+
 def test_sentences_of_one_image_neither_travel_nor_grow_with_the_batch():
     work = workload(objective={"scope": "image", "global": 0, "summary": 0})
     assert work.texts == 0
