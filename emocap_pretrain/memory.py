@@ -21,6 +21,7 @@ from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
+from emocap_pretrain.engine.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.engine.zero import BUCKET
 from emocap_pretrain.parts import active_parts
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
@@ -36,6 +37,7 @@ class MemoryEstimate:
 
     Attributes:
         activations: The most that is alive at a time in forward pass, loss and backward pass.
+        state: Of the optimizer over all ranks, as a checkpoint stores it.
         patches: Of one image, as the local loss sees them.
         row_flops: Of both towers for one row, forward and backward; products within attention are not counted.
     """
@@ -46,6 +48,7 @@ class MemoryEstimate:
     optimizer: int
     buffers: int
     activations: int
+    state: int
     patches: int
     row_flops: int
 
@@ -71,6 +74,9 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         ranks: How many there are.
         shortest: Captions of the shortest length without local sentences, for a lower bound; else captions of the
             longest length with five local sentences each, for an upper one.
+
+    Raises:
+        ConfigError: If the optimizer cannot work under this stage of ZeRO, or its settings do not fit the model.
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config, ranks)
@@ -83,15 +89,20 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         row_flops = _flops(model, captions.batch(1, model.pixels))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
+    optimizer = optimizer_of(config.optimizer, stage)
+    trained = [each for group in parameter_groups(model, config.optimizer) for each in group.parameters.values()]
+    state = sum(optimizer.state_elements(each) for each in trained) * FLOAT
+    masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,
         weights=size // (ranks if stage == 3 else 1),
         # With several passes the sum of their gradients is held in whole until it is reduced, once.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
-        # Two moments; with ZeRO also the rank's own copy of the weights that it updates.
-        optimizer=2 * size if stage == 0 else 3 * size // ranks,
+        # With ZeRO also the rank's own copy of the weights that it updates.
+        optimizer=state if stage == 0 else (masters + state) // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
         activations=traced.activations,
+        state=state,
         patches=traced.patches,
         row_flops=row_flops,
     )

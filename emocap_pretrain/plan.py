@@ -96,7 +96,9 @@ class Plan:
             self.config, self.split.rows, parameters=memory.parameters, patches=memory.patches, half=half
         )
         fabric = assumed.fabric_for(on_gpu=self.on_gpu)
-        return Outlook(work, self.ranks, self.config.checkpoint.every_steps, fabric, assumed, self._speed(work))
+        return Outlook(
+            work, memory.state, self.ranks, self.config.checkpoint.every_steps, fabric, assumed, self._speed(work)
+        )
 
     def _speed(self, work: Workload) -> Speed | None:
         """Of one rank alone: from a measured step, else from what is known of the GPU that is here."""

@@ -23,6 +23,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import check_weights
+from emocap_pretrain.engine.optimizer import optimizer_of
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.labels import check_labels, were_compared
 from emocap_pretrain.feed import digest_of, foreign_data
@@ -104,6 +105,7 @@ def preflight(
     found.attempt(lambda: Objective.of(config.objective, precision=config.engine.precision))
     if devices:
         found.attempt(lambda: batch_split(config, devices.ranks))
+    found.attempt(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:

@@ -2,10 +2,10 @@
 
 import math
 
-from emocap_pretrain.config.schema import Optimizer
+from emocap_pretrain.config.schema import OptimizerConfig
 
 
-def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
+def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     """Linear over the warm-up, then half a cosine down to `lr` x `final_share` at the last step.
 
     Args:

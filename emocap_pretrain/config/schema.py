@@ -138,16 +138,67 @@ class Model(Section):
     checkpoint_activations: bool = Field(default=False, description="Recompute tower activations in backward.")
 
 
-class Optimizer(Section):
-    """AdamW with a linear warm-up and a cosine decay."""
+class SgdConfig(Section):
+    """What only `sgd` has."""
 
+    momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
+    nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
+
+    @model_validator(mode="after")
+    def _looks_ahead_with_momentum(self) -> "SgdConfig":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0.")
+        return self
+
+
+class AdafactorConfig(Section):
+    """What only `adafactor` has."""
+
+    beta2_decay: Annotated[float, Field(le=0)] = Field(
+        default=-0.8, description="Power of the step by which the memory of squared gradients grows."
+    )
+    clip_threshold: Annotated[float, Field(ge=1)] = Field(
+        default=1.0, description="Largest root mean square of the update of one parameter, before the learning rate."
+    )
+
+
+class OptimizerConfig(Section):
+    """The optimizer, its parameter groups, and a linear warm-up with a cosine decay."""
+
+    name: Literal["adamw", "sgd", "adafactor"] = Field(
+        default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
+    )
     lr: float = Field(default=5e-4, gt=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
-    weight_decay: Weight = Field(default=0.2, description="On matrices only.")
+    lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="Multiples of lr for parts of the model, such as {image.backbone: 0.1}; of a part within a part "
+        "the inner one counts.",
+    )
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Of adamw.")
+    eps: float = Field(default=1e-6, gt=0, description="Of adamw.")
+    sgd: SgdConfig = SgdConfig()
+    adafactor: AdafactorConfig = AdafactorConfig()
+    weight_decay: Weight = Field(
+        default=0.2,
+        description="On matrices only. adamw and adafactor shrink the weights by it; sgd adds it to the gradient.",
+    )
+    decay_embeddings: bool = Field(
+        default=True, description="False leaves the embeddings of tokens and positions without weight decay too."
+    )
     warmup_steps: Count = 500
     final_share: Fraction = Field(default=0.0, description="Learning rate of the last step as a share of `lr`.")
     clip_norm: Weight = Field(default=1.0, description="Largest norm of the whole gradient; 0 never clips.")
+
+    @model_validator(mode="after")
+    def _has_no_settings_of_another_optimizer(self) -> "OptimizerConfig":
+        for key, owner in _OWNERS.items():
+            if owner != self.name and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to name={owner}, and name is {self.name}: leave it out.")
+        return self
+
+
+# Settings that one optimizer alone has.
+_OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
 class Engine(Section):
@@ -259,7 +310,7 @@ class Config(Section):
     data: Data
     model: Model = Model()
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerConfig = OptimizerConfig()
     engine: Engine = Engine()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()

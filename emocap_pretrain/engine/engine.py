@@ -15,6 +15,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine import zero
 from emocap_pretrain.engine.layout import Layout
+from emocap_pretrain.engine.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.engine.replay import Cached
 from emocap_pretrain.engine.snapshot import Snapshot, read
 from emocap_pretrain.objective import Objective
@@ -38,15 +39,26 @@ class Engine:
         """Take hold of the model; every rank gets rank 0's weights."""
         self._config, self._world = config, world
         self._objective = Objective.of(config.objective, precision=config.engine.precision, group=world.group)
-        self._passes = batch_split(config, world.place.world).passes
-        self._engine, self.layout = zero.initialise(model, config, world)
+        split = batch_split(config, world.place.world)
+        self._passes = split.passes
+        self._optimizer = optimizer_of(config.optimizer, config.engine.zero_stage)
+        self._engine, self.layout = zero.initialise(
+            model,
+            self._optimizer,
+            parameter_groups(model, config.optimizer),
+            world,
+            lr=config.optimizer.lr,
+            clip_norm=config.optimizer.clip_norm,
+            zero_stage=config.engine.zero_stage,
+            rows=split.rows,
+        )
         self._snapshot = Snapshot(world.place.rank, world.device)
         self.step = 0
         self._finite = torch.ones((), device=world.device)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Of the next step; a parameter group takes its own multiple of it."""
         return learning_rate(self._config.optimizer, self.step, self._config.steps)
 
     @property
@@ -70,7 +82,8 @@ class Engine:
             said no, or a gradient was not finite, in which case the norm is infinite. `finite` falls to 0 with the
             first loss or gradient that is not, and stays there.
         """
-        rate = self._set_learning_rate()
+        rate = self.learning_rate
+        zero.set_learning_rate(self._engine, rate)
         with timed("forward"):
             cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
             embeddings = cached.embeddings if cached else self._encode(0, batch)
@@ -103,9 +116,9 @@ class Engine:
             CheckpointError: If the last one is not released yet.
         """
         engine, rank = self._engine, self._world.place.rank
-        held = {each.slice.name: each for each in zero.moments(engine, self.layout, rank)}
+        held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
         mine = (held[each.name].part(each) for each in self.layout.slices(rank))
-        self._snapshot.take(zero.weights(engine), mine, zero.updates(engine))
+        self._snapshot.take(zero.weights(engine), mine, zero.global_state(engine, self._optimizer))
         return self._snapshot
 
     def load(self, folder: Path, saved: Layout, step: int) -> None:
@@ -117,11 +130,12 @@ class Engine:
             step: Steps done.
 
         Raises:
-            CheckpointError: If the state is of another model or not all there.
+            CheckpointError: If the state is of another model or optimizer, or not all there.
         """
         rank = self._world.place.rank
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
-        zero.set_updates(self._engine, read(paths, zero.moments(self._engine, self.layout, rank)))
+        slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
+        zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.global_))
         self.step = step
 
     def _encode(self, number: int, batch: Batch) -> Embeddings:
@@ -151,9 +165,3 @@ class Engine:
             return False, math.inf
         self._engine.step()
         return True, norm
-
-    def _set_learning_rate(self) -> float:
-        rate = self.learning_rate
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-        return rate

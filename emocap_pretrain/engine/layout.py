@@ -1,4 +1,4 @@
-"""Which rank holds which part of the optimizer's moments: arithmetic on names and sizes, no tensors.
+"""Which rank holds which part of the optimizer's state: arithmetic on names and sizes, no tensors.
 
 It restates how DeepSpeed 0.19.8 cuts a group of the optimizer; `zero.py` holds it to the tensors that are there.
 """
@@ -35,11 +35,15 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parameters that are trained, as (name, elements) in the optimizer's groups, and over how many ranks."""
+    """The parameters that are trained, as (name, elements) in the optimizer's groups, over how many ranks, and by what.
+
+    `optimizer` is the value of `optimizer.name`; version 0.1.0, which had AdamW alone, did not store it.
+    """
 
     zero_stage: int
     ranks: int
     groups: tuple[Group, ...]
+    optimizer: str = "adamw"
 
     def slices(self, rank: int) -> tuple[Slice, ...]:
         """What the rank writes; the slices of all ranks cover every element once."""
@@ -66,7 +70,7 @@ class Layout:
         """The files of a checkpoint of this layout that `rank` reads under the layout `mine`; at least one.
 
         Raises:
-            CheckpointError: If the two are not of the same parameters.
+            CheckpointError: If the two are not of the same parameters and optimizer.
         """
         self._check(mine)
         wanted = {each.name: each for each in mine.held(rank)}
@@ -90,7 +94,8 @@ class Layout:
         """
         try:
             groups = tuple(tuple((str(name), int(length)) for name, length in group) for group in tree["groups"])
-            return cls(int(tree["zero_stage"]), int(tree["ranks"]), groups)
+            optimizer = str(tree.get("optimizer", "adamw"))
+            return cls(int(tree["zero_stage"]), int(tree["ranks"]), groups, optimizer)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint does not say how its optimizer state lies ({error!r}): "
@@ -98,6 +103,11 @@ class Layout:
             ) from error
 
     def _check(self, mine: "Layout") -> None:
+        if self.optimizer != mine.optimizer:
+            raise CheckpointError(
+                f"the checkpoint holds the state of {self.optimizer}, and optimizer.name is {mine.optimizer}: "
+                f"set optimizer.name={self.optimizer}, or start a new run from another url."
+            )
         saved, wanted = dict(chain.from_iterable(self.groups)), dict(chain.from_iterable(mine.groups))
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):

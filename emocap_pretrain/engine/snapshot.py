@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.engine.layout import Slice, file_of
-from emocap_pretrain.engine.zero import FIELDS, Moments
+from emocap_pretrain.engine.optimizer import State
+from emocap_pretrain.engine.zero import StateSlice
 from emocap_pretrain.errors import CheckpointError
 
-HEADER = "emocap"  # The key of a rank's file under which JSON says the updates done and the offset of each slice.
+HEADER = "emocap"  # The key of a rank's file whose JSON holds the schema and the offset of each slice.
+# Schema 1 stores global states as tensors. Version 0.1.0 wrote no schema, and Adam's `step` as `updates` in the header.
+SCHEMA = 1
 
 
 class Snapshot:
@@ -27,7 +30,7 @@ class Snapshot:
 
     def __init__(self, rank: int, device: str) -> None:
         self._rank, self._pinned = rank, device.startswith("cuda")
-        self._weights, self._moments = dict[str, Tensor](), dict[str, Tensor]()
+        self._weights, self._state = dict[str, Tensor](), dict[str, Tensor]()
         self._header = dict[str, str]()
         self._copied: torch.cuda.Event | None = None
         self._taken = False
@@ -43,7 +46,7 @@ class Snapshot:
         CheckpointError: If a number of this rank's share is not finite: training cannot continue from such a state.
         """
         self._settle()
-        for name, tensor in (self._weights | self._moments).items():
+        for name, tensor in (self._weights | self._state).items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(
                     f"{name} is not finite, and no further step mends that. The checkpoints from before it are kept: "
@@ -55,15 +58,20 @@ class Snapshot:
         self._settle()
         path = folder / file_of(self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self._moments, path, self._header)  # From these tensors straight to the disk, with no copy between.
+        save_file(self._state, path, self._header)  # From these tensors straight to the disk, with no copy between.
         if self._weights:
             save_file(self._weights, folder / WEIGHTS)
 
     def release(self) -> None:
         self._taken = False
 
-    def take(self, weights: Iterable[tuple[str, Tensor]], moments: Iterable[Moments], updates: int) -> None:
+    def take(self, weights: Iterable[tuple[str, Tensor]], slices: Iterable[StateSlice], global_: State) -> None:
         """Copy from the device; the engine's call.
+
+        Args:
+            weights: The whole model's, on every rank; only rank 0 copies them.
+            slices: What this rank stores of the optimizer's state.
+            global_: The optimizer's scalars, which every rank stores.
 
         Raises:
             CheckpointError: If the last one is not released yet.
@@ -72,15 +80,17 @@ class Snapshot:
             raise CheckpointError("the last snapshot is still being written: release it before the next is taken.")
         self._taken = True
         offsets = dict[str, int]()
-        for each in moments:
+        for each in slices:
             offsets[each.slice.name] = each.slice.offset
-            for field, view in each.fields.items():
-                self._copy(self._moments, f"{field}/{each.slice.name}", view)
+            for field, tensor in (each.per_element | each.per_parameter).items():
+                self._copy(self._state, f"{field}/{each.slice.name}", tensor)
+        for field, scalar in global_.items():
+            self._copy(self._state, field, scalar)
         for name, tensor in weights:
             if self._rank == 0:
                 self._copy(self._weights, name, tensor)
         # One entry: the library orders several by chance, and equal states shall be equal files.
-        self._header = {HEADER: json.dumps({"updates": updates, "offsets": offsets})}
+        self._header = {HEADER: json.dumps({"schema": SCHEMA, "offsets": offsets})}
         if self._pinned:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -113,36 +123,63 @@ def fill(model: nn.Module, path: Path) -> None:
     model.load_state_dict(saved)
 
 
-def read(paths: Iterable[Path], moments: Iterable[Moments]) -> int:
-    """Fill the moments from the files of one checkpoint, whoever wrote them, and give the number of updates.
+def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
+    """Fills the slices from the files of one checkpoint, whoever wrote them, and returns the global states by name.
 
     Raises:
-        CheckpointError: If the files do not hold all of them.
+        CheckpointError: If the files do not hold all of it.
     """
-    held = {each.slice.name: each for each in moments}
-    missing = len(FIELDS) * sum(each.slice.length for each in held.values())
-    updates = 0
+    held, names = {each.slice.name: each for each in slices}, tuple(global_)
+    missing = len(names) + sum(_elements(each) for each in held.values())
+    found: State = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()[HEADER])
-            updates = int(header["updates"])
+            header = _header(file)
+            found |= _read_global(file, header, names)
             for name, offset in header["offsets"].items():
                 if name in held:
                     missing -= _read(file, offset, held[name])
+    missing -= len(found)
     if missing:
         raise CheckpointError(f"the checkpoint's engine files lack {missing} numbers of the optimizer's state.")
-    return updates
+    return found
 
 
-def _read(file: Any, offset: int, target: Moments) -> int:
-    """How many elements were read."""
-    count = 0
-    mine = target.slice
-    for field in target.fields:
-        stored = file.get_slice(f"{field}/{mine.name}")
-        both = mine.overlap(Slice(mine.name, offset, stored.get_shape()[0]))
-        if both:
-            part = stored[both.offset - offset : both.end - offset]
-            target.part(both).fields[field].copy_(part)
+def _header(file: Any) -> dict[str, Any]:
+    header = json.loads(file.metadata()[HEADER])
+    if header.setdefault("schema", 0) > SCHEMA:
+        raise CheckpointError(
+            f"the checkpoint's engine files have schema {header['schema']}, and this version reads up to {SCHEMA}: "
+            "use the version that wrote them."
+        )
+    return header
+
+
+def _elements(state: StateSlice) -> int:
+    return sum(each.numel() for each in (*state.per_element.values(), *state.per_parameter.values()))
+
+
+def _read_global(file: Any, header: Mapping[str, Any], names: Iterable[str]) -> State:
+    if header["schema"] == 0:
+        return {name: torch.tensor(float(header["updates"])) for name in names if name == "step"}
+    stored = frozenset(file.keys())
+    return {name: file.get_tensor(name) for name in names if name in stored}
+
+
+def _read(file: Any, offset: int, target: StateSlice) -> int:
+    """Reads the file's part of one parameter, whose flat states begin at `offset`, and returns how many elements."""
+    mine, stored, count = target.slice, frozenset(file.keys()), 0
+    for field in target.per_element:
+        key = f"{field}/{mine.name}"
+        flat = file.get_slice(key) if key in stored else None
+        both = mine.overlap(Slice(mine.name, offset, flat.get_shape()[0])) if flat else None
+        if flat and both:
+            target.part(both).per_element[field].copy_(flat[both.offset - offset : both.end - offset])
             count += both.length
+    for field, tensor in target.per_parameter.items():
+        key = f"{field}/{mine.name}"
+        whole = file.get_tensor(key) if key in stored else None
+        if whole is not None and whole.shape == tensor.shape:
+            tensor.copy_(whole)
+            count += whole.numel()
     return count

@@ -1,11 +1,11 @@
-"""What is known of DeepSpeed's insides, all of it: how it is started and where its optimizer keeps the moments.
+"""What is known of DeepSpeed's insides, all of it: how it is started and where its optimizer keeps its state.
 
 Read from version 0.19.8, which promises none of it; `tests/emocap_pretrain/engine/test_zero.py` fails when it moves.
 """
 
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,30 +14,56 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.engine.layout import Layout, Slice
+from emocap_pretrain.engine.optimizer import OptimizerSpec, ParameterGroup, State
 from emocap_pretrain.world import World
 
 BUCKET = 50_000_000  # Elements of a communication buffer; DeepSpeed allocates it whole, whatever the model's size.
-FIELDS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names.
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """Views of both moments, by field, of one slice of a parameter; writing into them changes the optimizer."""
+class StateSlice:
+    """The optimizer's state of one slice of a parameter, by name; writing into the tensors changes the optimizer.
+
+    Attributes:
+        per_element: Flat views, each as long as the slice.
+        per_parameter: Whole tensors; empty for a slice that does not begin the parameter, so that one rank stores them.
+    """
 
     slice: Slice
-    fields: dict[str, Tensor]
+    per_element: State
+    per_parameter: State
 
-    def part(self, inner: Slice) -> "Moments":
-        """Views of an inner slice."""
+    def part(self, inner: Slice) -> "StateSlice":
+        """Returns views of an inner slice."""
         offset = inner.offset - self.slice.offset
-        return Moments(inner, {field: view.narrow(0, offset, inner.length) for field, view in self.fields.items()})
+        views = {name: view.narrow(0, offset, inner.length) for name, view in self.per_element.items()}
+        return StateSlice(inner, views, {} if inner.offset else self.per_parameter)
 
 
-def initialise(model: nn.Module, config: Config, world: World) -> tuple[Any, Layout]:
-    """A DeepSpeed engine that holds rank 0's weights on every rank, and how its optimizer's state lies."""
+def initialise(
+    model: nn.Module,
+    optimizer: OptimizerSpec,
+    groups: Sequence[ParameterGroup],
+    world: World,
+    *,
+    lr: float,
+    clip_norm: float,
+    zero_stage: int,
+    rows: int,
+) -> tuple[Any, Layout]:
+    """Returns a DeepSpeed engine that holds rank 0's weights on every rank, and how its optimizer's state lies.
+
+    Args:
+        model: The model. At stage 3 its parameters are empty afterwards.
+        optimizer: What to make of the groups.
+        groups: The trained parameters of the model.
+        world: All ranks; each has to call this.
+        lr: Learning rate until the first step sets another one.
+        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 never clips.
+        zero_stage: 0 to 3.
+        rows: Most rows of the global batch that a rank has.
+    """
     on_cpu = world.device == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -52,12 +78,13 @@ def initialise(model: nn.Module, config: Config, world: World) -> tuple[Any, Lay
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
     model = model.to(world.device)
     _share_buffers(model, world)
-    groups = _decayed_apart(model, config.optimizer.weight_decay)
-    layout = _layout(model, groups, config.engine.zero_stage, world.place.world)
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    # Taken before DeepSpeed, which empties parameters at stage 3.
+    sizes = tuple(tuple((name, each.numel()) for name, each in group.parameters.items()) for group in groups)
+    layout = Layout(zero_stage, world.place.world, sizes, optimizer.name)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=_deepspeed_settings(config, world.place.world)
+        model=model,
+        optimizer=optimizer.make([group.for_torch(lr) for group in groups]),
+        config=_deepspeed_settings(zero_stage, rows, clip_norm),
     )
     return engine, layout
 
@@ -80,26 +107,37 @@ def forget_forward(engine: Any) -> None:
         engine.optimizer.parameter_offload.partition_all_parameters()
 
 
-def moments(engine: Any, layout: Layout, rank: int) -> Iterator[Moments]:
-    """The moments of every slice that this rank's optimizer works on."""
-    adam = _adam(engine)
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Sets the rate of the next update; each group takes its own multiple of it."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) -> Iterator[StateSlice]:
+    """Yields the state of every slice that this rank's optimizer works on."""
+    optimizer = _torch_optimizer(engine)
     for tensor, slices in zip(_tensors(engine), layout.tensors(rank), strict=True):
-        state = _state(adam, tensor)
+        state = _state(optimizer, spec, tensor)
+        whole = {name: state[name] for name in spec.per_parameter if name in state}
+        flat = {name: state[name].view(-1) for name in spec.per_element if name in state}
         for position, each in slices:
-            views = {field: state[field].view(-1).narrow(0, position, each.length) for field in FIELDS}
-            yield Moments(each, views)
+            views = {name: view.narrow(0, position, each.length) for name, view in flat.items()}
+            yield StateSlice(each, views, whole)
 
 
-def updates(engine: Any) -> int:
-    """Optimizer steps that changed the weights; Adam's bias correction counts these."""
-    adam = _adam(engine)
-    return int(_state(adam, _tensors(engine)[0])["step"])
+def global_state(engine: Any, spec: OptimizerSpec) -> State:
+    """Returns the scalars that the optimizer keeps, such as the number of updates that changed the weights."""
+    state = _state(_torch_optimizer(engine), spec, _tensors(engine)[0])
+    return {name: state[name] for name in spec.global_}
 
 
-def set_updates(engine: Any, number: int) -> None:
-    adam = _adam(engine)
+def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tensor]) -> None:
+    """Gives every tensor of the optimizer the same scalars."""
+    optimizer = _torch_optimizer(engine)
     for tensor in _tensors(engine):
-        _state(adam, tensor)["step"].fill_(number)
+        state = _state(optimizer, spec, tensor)
+        for name in spec.global_:
+            state[name].copy_(values[name])
 
 
 def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -111,12 +149,12 @@ def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.detach()
 
 
-def _adam(engine: Any) -> torch.optim.Optimizer:
+def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
 
 
 def _tensors(engine: Any) -> list[Tensor]:
-    """What Adam updates on this rank: parameters, or one flat tensor a group."""
+    """Returns what the optimizer updates on this rank: parameters, or one flat tensor for each group."""
     match engine.zero_optimization_stage():
         case 0:
             return [each for group in engine.optimizer.param_groups for each in group["params"]]
@@ -126,13 +164,11 @@ def _tensors(engine: Any) -> list[Tensor]:
             return engine.optimizer.single_partition_of_fp32_groups
 
 
-def _state(adam: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
-    """Adam's of one tensor; before the first update the one that torch would begin with."""
-    state = adam.state[tensor]
+def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor) -> State:
+    """Returns the state of one tensor. Before the first update it is put there as torch would begin with it."""
+    state = optimizer.state[tensor]
     if not state:
-        state["step"] = torch.tensor(0.0)
-        for field in FIELDS:
-            state[field] = torch.zeros_like(tensor)
+        state.update(spec.begin(tensor))
     return state
 
 
@@ -146,15 +182,14 @@ def _share_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(tensor, 0, group=world.group)
 
 
-def _deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
-    stage = config.engine.zero_stage
+def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[str, Any]:
     return {
         # A rank may have a row less; DeepSpeed only multiplies this number to count samples that nobody reads.
-        "train_micro_batch_size_per_gpu": batch_split(config, ranks).rows,
+        "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.clip_norm if stage else 0.0,
+        "gradient_clipping": clip_norm if zero_stage else 0.0,
         "zero_optimization": {
-            "stage": stage,
+            "stage": zero_stage,
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "sub_group_size": 10**15,  # One flat tensor a group, which `Layout` counts on.
@@ -162,19 +197,3 @@ def _deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-
-
-def _decayed_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay acts on matrices; biases, norms and scales stay free."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _layout(model: nn.Module, groups: list[dict[str, Any]], stage: int, ranks: int) -> Layout:
-    """Taken before DeepSpeed, which empties parameters at stage 3."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    sizes = tuple(tuple((names[each], each.numel()) for each in group["params"]) for group in groups)
-    return Layout(stage, ranks, tuple(group for group in sizes if group))  # DeepSpeed too leaves out an empty group.

@@ -45,9 +45,13 @@ class Assumed:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A job of `ranks` ranks, saving every `every_steps`; `speed` is None where nobody knows the device."""
+    """A job of `ranks` ranks, saving every `every_steps`; `speed` is None where nobody knows the device.
+
+    `state_bytes` is the size of the optimizer's state, over all ranks.
+    """
 
     work: Workload
+    state_bytes: int
     ranks: int
     every_steps: int
     fabric: Fabric
@@ -56,9 +60,8 @@ class Outlook:
 
     @property
     def trouble(self) -> Trouble:
-        """Rank 0 copies and uploads the weights and, as every rank does, its share of both moments."""
-        size = self.work.parameters * FLOAT
-        most = size + 2 * size / self.ranks
+        """Rank 0 copies and uploads the weights and, as every rank does, its share of the optimizer's state."""
+        most = self.work.parameters * FLOAT + self.state_bytes / self.ranks
         return Trouble(
             node_mtbf_s=self.assumed.mtbf_days * DAY_S,
             nodes=self.fabric.nodes(self.ranks),

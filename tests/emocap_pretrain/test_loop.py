@@ -142,8 +142,19 @@ def weights(config: Config) -> dict[str, Tensor]:
         return load_file(folder / WEIGHTS)
 
 
-def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(new_run: Callable[..., Config]) -> None:
-    unbroken, config = new_run("unbroken", steps=4), new_run("stopped", steps=4)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": {"name": "sgd", "lr": 0.1}, "engine__zero_stage": 2},
+        {"optimizer": {"name": "adafactor", "lr": 0.01}, "engine__zero_stage": 0},
+    ],
+    ids=["adamw", "sgd", "adafactor"],
+)
+def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(
+    new_run: Callable[..., Config], changes: dict[str, object]
+) -> None:
+    unbroken, config = (new_run(name, steps=4, **changes) for name in ("unbroken", "stopped"))
     pretrain(unbroken, FakeRuntime())
     for _ in range(4):
         pretrain(config, FakeRuntime(stop_after=1))

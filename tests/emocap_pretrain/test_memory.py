@@ -135,6 +135,16 @@ def test_each_stage_of_zero_splits_one_more_thing_over_the_ranks():
     assert plain.activations == optimizer.activations == gradients.activations == weights.activations
 
 
+def test_each_optimizer_needs_the_memory_of_its_own_state():
+    def optimizer_bytes(name: str, stage: int, ranks: int = 4) -> float:
+        tree = config(8, stage=stage).model_dump(mode="json") | {"optimizer": {"name": name}}
+        found = estimate(Config.model_validate(tree), ranks)
+        return found.optimizer / (4 * found.parameters)
+
+    assert (optimizer_bytes("adamw", 0), optimizer_bytes("sgd", 0), optimizer_bytes("sgd", 2)) == (2, 1, 0.5)
+    assert 0 < optimizer_bytes("adafactor", 0) < 0.2
+
+
 def test_the_total_is_the_sum_of_its_lines():
     found = estimate(config(), 1)
     parts = found.weights, found.gradients, found.optimizer, found.buffers, found.activations

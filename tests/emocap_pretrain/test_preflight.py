@@ -59,6 +59,20 @@ def test_a_folder_of_another_run_is_named(tiny_config: Config) -> None:
     assert "was started with seed=0, now it is 7" in problem(changed(tiny_config, seed=7))
 
 
+def test_an_optimizer_that_the_stage_of_zero_breaks_is_refused_before_the_start(tiny_config: Config) -> None:
+    config = changed(tiny_config, optimizer={"name": "adafactor"})
+    assert problem(config) == problem(config, None)
+    assert problem(config).startswith(
+        "optimizer.name=adafactor looks at whole parameters, and engine.zero_stage=1 cuts"
+    )
+    assert not found(changed(config, engine__zero_stage=0)).problems
+
+
+def test_a_learning_rate_of_a_part_that_the_model_has_not_is_refused_before_the_start(tiny_config: Config) -> None:
+    line = problem(changed(tiny_config, optimizer__lr_scales={"image.trunk": 0.1}))
+    assert line.startswith("optimizer.lr_scales has image.trunk, which is no trained part of the model")
+
+
 def test_a_missing_dataset_is_named_by_its_key(tiny_config: Config, faces: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     assert problem(changed(tiny_config, data__url=missing)).startswith(f"data.url: {missing} has no manifest.json")

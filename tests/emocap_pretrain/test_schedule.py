@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emocap_pretrain.config.schema import Optimizer
+from emocap_pretrain.config.schema import OptimizerConfig
 from emocap_pretrain.schedule import learning_rate
 
-SETTINGS = Optimizer(lr=0.1, warmup_steps=10, final_share=0.2)
+SETTINGS = OptimizerConfig(lr=0.1, warmup_steps=10, final_share=0.2)
 
 
 def test_the_warm_up_rises_in_equal_steps_to_the_full_rate():
@@ -27,12 +27,12 @@ def test_a_step_beyond_the_end_stays_at_the_final_share():
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
-    assert learning_rate(Optimizer(lr=0.1, warmup_steps=0), 0, 100) == pytest.approx(0.1)
+    assert learning_rate(OptimizerConfig(lr=0.1, warmup_steps=0), 0, 100) == pytest.approx(0.1)
 
 
 @given(st.integers(0, 30), st.integers(1, 60), st.floats(0, 1))
 def test_the_rate_rises_then_falls_and_stays_within_its_bounds(warmup, steps, final_share):
-    settings = Optimizer(lr=0.1, warmup_steps=warmup, final_share=final_share)
+    settings = OptimizerConfig(lr=0.1, warmup_steps=warmup, final_share=final_share)
     rates = [learning_rate(settings, step, steps) for step in range(steps)]
     assert all(0 <= rate <= 0.1 * (1 + 1e-12) for rate in rates)
     rising, falling = rates[:warmup], rates[warmup:]

@@ -106,13 +106,13 @@ def _resumed(world: World, config: Config, stage: int, folder: Path, layout: dic
     return stepped(engine, config, world, range(SAVED_AT, config.steps))
 
 
-def moments_at(world: World, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """What this rank's optimizer holds of every parameter after a step: (offset, both moments), by stage."""
-    return {stage: _moments_at(world, config, stage) for stage in stages}
+def states_at(world: World, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What this rank's optimizer holds of every parameter after a step: (slice, states by element), by stage."""
+    return {stage: _states_at(world, config, stage) for stage in stages}
 
 
-def _moments_at(world: World, config: Config, stage: int) -> dict[str, Any]:
+def _states_at(world: World, config: Config, stage: int) -> dict[str, Any]:
     engine = engine_at(config, world, stage, seed=0)
     stepped(engine, config, world, range(1))
-    found = zero.moments(engine._engine, engine.layout, world.place.rank)
-    return {each.slice.name: (each.slice, [view.clone() for view in each.fields.values()]) for each in found}
+    found = zero.state_slices(engine._engine, engine._optimizer, engine.layout, world.place.rank)
+    return {each.slice.name: (each.slice, [view.clone() for view in each.per_element.values()]) for each in found}

@@ -16,7 +16,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 def layouts(draw: st.DrawFn) -> Layout:
     sizes = draw(st.lists(SIZES, min_size=1, max_size=3))
     groups = tuple(tuple((f"{g}.{n}", size) for n, size in enumerate(group)) for g, group in enumerate(sizes))
-    return Layout(draw(st.integers(0, 3)), draw(st.integers(1, 9)), groups)
+    return Layout(draw(st.integers(0, 3)), draw(st.integers(1, 9)), groups, draw(st.sampled_from(["adamw", "sgd"])))
 
 
 def elements(slices: tuple[Slice, ...]) -> list[tuple[str, int]]:
@@ -75,6 +75,19 @@ def test_parameters_that_differ_are_an_error_that_names_the_first() -> None:
         saved.files_for(replace(saved, groups=((("a", 3), ("b", 5)),)), 0)
     with pytest.raises(CheckpointError, match="it has no c where the model has c with 1 elements"):
         saved.files_for(replace(saved, groups=((("a", 3), ("b", 6), ("c", 1)),)), 0)
+
+
+def test_another_optimizer_is_an_error_that_names_both() -> None:
+    saved = Layout(1, 2, ((("a", 3),),))
+    with pytest.raises(CheckpointError, match=r"state of adamw, and optimizer\.name is sgd: set optimizer\.name=adamw"):
+        saved.files_for(replace(saved, optimizer="sgd"), 0)
+
+
+def test_a_layout_of_version_0_1_0_is_adamw_s() -> None:
+    layout = Layout(1, 2, ((("a", 3),),), "sgd")
+    tree = layout.to_json()
+    del tree["optimizer"]
+    assert Layout.from_json(tree) == replace(layout, optimizer="adamw")
 
 
 @pytest.mark.parametrize("tree", [{}, {"zero_stage": 1, "ranks": 2, "groups": [["a"]]}, {"zero_stage": None}])

@@ -32,6 +32,11 @@ def unfit(engine: Engine) -> None:
     hook = parameter.register_hook(lambda gradient: (hook.remove(), gradient * torch.inf)[1])
 
 
+def updates_of(engine: Engine) -> float:
+    """Updates that changed the weights, as AdamW counts them."""
+    return float(zero.global_state(engine._engine, engine._optimizer)["step"])
+
+
 @pytest.mark.parametrize("micro_batch", [None, 3])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_reaches_no_weight(
@@ -40,14 +45,14 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(
     config = changed(tiny_config, micro_batch=micro_batch)
     engine = engine_at(config, ALONE, stage, seed=0)
     stepped(engine, config, ALONE, range(1))
-    before, updates = weights_of(engine), zero.updates(engine._engine)
+    before, updates = weights_of(engine), updates_of(engine)
     unfit(engine)
     metrics = engine.train(batch_of(config, 1, range(8)))
     assert metrics["skipped"] == 1.0
     assert metrics["gradient_norm"] == torch.inf
     assert metrics["finite"] == 0.0
     assert all(weight.equal(before[name]) for name, weight in weights_of(engine).items())
-    assert (engine.step, zero.updates(engine._engine)) == (2, updates)
+    assert (engine.step, updates_of(engine)) == (2, updates)
     # And the next step is as if nothing had been.
     (row,) = stepped(engine, config, ALONE, range(2, 3)).rows
     other = engine_at(config, ALONE, stage, seed=0)

@@ -61,14 +61,18 @@ def test_no_second_snapshot_is_taken_before_the_first_is_released(tiny_config: C
     assert engine.snapshot() is first
 
 
-def test_a_rank_s_file_is_flat_floats_by_moment_and_parameter(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_rank_s_file_is_flat_floats_by_state_and_parameter_and_global_states(
+    tiny_config: Config, tmp_path: Path
+) -> None:
     engine = engine_at(tiny_config, ALONE, 2)
     engine.snapshot().write(tmp_path)
     stored = load_file(tmp_path / file_of(0))
+    step = stored.pop("step")
     sizes = dict(pair for group in engine.layout.groups for pair in group)
     assert {name: len(each) for name, each in stored.items()} == {
         f"{field}/{name}": size for field in ("exp_avg", "exp_avg_sq") for name, size in sizes.items()
     }
+    assert step.shape == ()
     assert {each.dtype for each in stored.values()} == {torch.float32}
 
 

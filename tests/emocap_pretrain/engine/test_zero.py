@@ -1,17 +1,17 @@
 """The insides of DeepSpeed that the engine relies on."""
 
 import torch
-from engine_jobs import moments_at
+from engine_jobs import states_at
 from gloo_ranks import on_gloo
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 
 
-def test_every_stage_holds_the_moments_where_the_layout_says(tiny_config: Config) -> None:
+def test_every_stage_holds_the_optimizer_s_state_where_the_layout_says(tiny_config: Config) -> None:
     # After a step they are the gradient and its square: no two parameters have alike ones, so a wrong place shows.
     config, ranks = changed(tiny_config, global_batch=5), 2
-    found = on_gloo(ranks, moments_at, config, (0, 1, 2, 3))
+    found = on_gloo(ranks, states_at, config, (0, 1, 2, 3))
     whole = found[0][0]
     for stage in (1, 2, 3):
         held = dict.fromkeys(whole, 0)
