@@ -38,22 +38,23 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "kernels" / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402 - after the path of our own packages
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss  # noqa: E402
 from emocap_kernels.choice import Backend  # noqa: E402
 from emocap_kernels.fused import shapes  # noqa: E402
-from machine import occasion, versions  # noqa: E402
-from memory import peak_bytes  # noqa: E402
-from pairs import Pairs  # noqa: E402
-from pairs import draw as draw_pairs  # noqa: E402
-from regions import Regions  # noqa: E402
-from regions import draw as draw_regions  # noqa: E402
-from size import Size  # noqa: E402
-from timing import clock_of  # noqa: E402
 from torch import Tensor  # noqa: E402
-from tune import CANDIDATES  # noqa: E402
+
+from benchmarks.kernels.machine import occasion, versions  # noqa: E402
+from benchmarks.kernels.memory import peak_bytes  # noqa: E402
+from benchmarks.kernels.pairs import Pairs  # noqa: E402
+from benchmarks.kernels.pairs import draw as draw_pairs  # noqa: E402
+from benchmarks.kernels.regions import Regions  # noqa: E402
+from benchmarks.kernels.regions import draw as draw_regions  # noqa: E402
+from benchmarks.kernels.size import Size  # noqa: E402
+from benchmarks.kernels.timing import clock_of  # noqa: E402
+from benchmarks.kernels.tune import CANDIDATES  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -333,7 +334,7 @@ def measure_regions(session: Session) -> None:
 
 
 def measure_peers(session: Session) -> None:
-    import peers
+    from benchmarks.kernels import peers
 
     batch = draw_pairs(Size(65_536, 768) if CUDA else Size(256, 256), DTYPE, DEVICE)
     leaves = (batch.image, batch.text, batch.scale)
@@ -379,7 +380,7 @@ def run_tests(session: Session) -> None:
         "--tb=line",
     ]
     parallel = ["-n", str(PROCESSES)] if PROCESSES > 1 else []
-    path = os.pathsep.join(sys.path[:3])
+    path = os.pathsep.join(sys.path[:2])
     output = session.path.with_name("gpu_first_tests.txt")
     with output.open("w") as file:
         try:

@@ -44,7 +44,7 @@ FABRICS = {
     "ib400": Fabric("8 x H100, 400 Gb/s InfiniBand each", 8, _NVLINK, Link(REACHED * 50 * GB, 10e-6)),
     # One adapter for the node, as in an AWS p3dn.24xlarge; TCP.
     "eth100": Fabric("8 x H100, 100 Gb/s Ethernet together", 8, _NVLINK, Link(REACHED * 12.5 / 8 * GB, 50e-6)),
-    # Processes of one machine, for runs without GPU: about what `python cluster/benchmarks validate` finds.
+    # Processes of one machine, for runs without GPU: about what `python benchmarks cluster validate` finds.
     "gloo": Fabric("processes on one machine, gloo", 1024, Link(0.8 * GB, 800e-6), Link(0.8 * GB, 800e-6), 0.0),
 }
 

@@ -1,0 +1,216 @@
+"""Starts, steps, saves and restarts of a small run, from outside: by the command line and by what MLflow has."""
+
+import http.client
+import statistics
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+import psutil
+
+from benchmarks.harness.measurement import ratios, spread
+from benchmarks.harness.record import Line, Occasion, line, versions
+
+from . import floor
+from .job import BIN, RUN, WAYS, Job, JobError, Site, Size, free_port, started
+
+START, OVERHEAD, STALL, RECOVER = "start to first step", "step time", "stall of a save", "kill to next step"
+PACKAGES = ("torch", "ray", "deepspeed", "mlflow")
+HELD = "time/saving_s_slowest"
+WARM_UP, BLOCK = 10, 10
+RANK_WORDS = ("RayTrainWorker", RUN[1])  # A rank by its command line: Ray names its workers.
+
+
+def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+    """Seconds from the command to the first step: a job submitted to a cluster that runs, and torchrun."""
+    found: dict[str, list[float]] = {"ray job": [], "torchrun": []}
+    with _head(place) as address:
+        for number in range(rounds):
+            for who, readings in found.items():
+                config = place.config(f"start-{who.split()[0]}-{number}", size)
+                command = _submitted(config, address) if who == "ray job" else WAYS[who](config, size)
+                with started(command, place, config.parent) as job:
+                    job.wait()
+                readings.append(place.logged(config)[0][1] - job.began)
+    for who, readings in found.items():
+        yield _line(about, START, who, size, "s", readings)
+
+
+def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+    """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default.
+
+    And the cores that the job's other processes take meanwhile, which a noisy machine does not hide.
+    """
+    found: dict[str, list[float]] = {"torchrun": [], "ray": []}
+    beside: dict[str, list[float]] = {"torchrun": [], "ray": []}
+    for number in range(rounds):
+        for who in sorted(found, reverse=number % 2 == 1):
+            config = place.config(f"overhead-{who}-{number}", size, every_steps=BLOCK)
+            with started(WAYS[who](config, size), place, config.parent) as job:
+                beside[who].append(_cores_beside(job, place, config, size))
+                job.wait()
+            found[who].append(steady_s(place.logged(config)))
+    over = {"over torchrun": spread(ratios(found["ray"], found["torchrun"]))}
+    for who, ratio in (("torchrun", None), ("ray", over)):
+        cores = {"cores_beside_ranks": asdict(spread(beside[who]))}
+        yield replace(_line(about, OVERHEAD, who, size, "s", found[who]), ratios=ratio, more=cores)
+
+
+def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
+    """Seconds of CPU that processes of the job other than its ranks take in a second of training."""
+    job.wait_for("steady state", lambda: len(place.logged(config)) >= 2, pause_s=2)
+    began, before = time.time(), _cpu_s(job)
+    job.wait_for("last steps", lambda: len(place.logged(config)) >= size.steps // BLOCK - 1, pause_s=2)
+    seconds, after = time.time() - began, _cpu_s(job)
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) / seconds
+
+
+def _cpu_s(job: Job) -> dict[int, float]:
+    """Of each process of the job that is no rank."""
+    family = [psutil.Process(job.process.pid), *job.family()]
+    ranks = set(ranks_of(family))
+    found: dict[int, float] = {}
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            found[each.pid] = sum(each.cpu_times()[:2])
+    return {pid: seconds for pid, seconds in found.items() if pid not in {rank.pid for rank in ranks}}
+
+
+def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+    """Seconds for which a save holds up training, and how much longer a step takes beside it, as shares of a step.
+
+    The second holds the first, and what the saving thread takes from the cores that train.
+    """
+    held: list[float] = []
+    longer: list[float] = []
+    usual: list[float] = []
+    for number in range(rounds):
+        config = place.config(f"stall-{number}", size, checkpoint={"every_steps": BLOCK})
+        with started(WAYS["torchrun"](config, size), place, config.parent) as job:
+            job.wait()
+        saving, others = split_by_saves(place.logged(config), every_steps=BLOCK)
+        usual.append(statistics.median(others))
+        longer.append(statistics.median(saving) - usual[-1])
+        held.append(statistics.median(value for value in place.metric(config, HELD) if value))
+    for who, readings in (("training held up", held), ("step and save beside it", longer)):
+        line = _line(about, STALL, who, size, "s", readings)
+        yield replace(
+            line, ratios={"share of a step": spread(ratios(readings, usual))}, more={"step_s": asdict(spread(usual))}
+        )
+
+
+def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Line]:
+    """Seconds from the death of one rank to the next new step, and the floor below it.
+
+    `command` starts the job, `{config}` and `{port}` filled in; by default it is Ray's way.
+    """
+    readings: list[float] = []
+    last = place.config("none", size)
+    for number in range(rounds):
+        last = place.config(f"recover-{number}", size, checkpoint={"every_steps": BLOCK})
+        words = [word.format(config=last, port=free_port()) for word in command] or WAYS["ray"](last, size)
+        with started(words, place, last.parent) as job:
+            readings.append(_killed_s(job, place, last))
+            job.wait()
+    parts = floor.parts(last, place, size)
+    launcher = " ".join(takewhile(lambda word: word == "--" or not word.startswith("-"), command)) or "ray"
+    yield replace(_line(about, RECOVER, launcher, size, "s", readings), more=parts)
+
+
+def _killed_s(job: Job, place: Site, config: Path) -> float:
+    """Kill one rank once there is a checkpoint to go on from; seconds until a step that was not there before."""
+    job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
+    rank = ranks_of(job.family())[-1]
+    rank.kill()
+    killed = time.time()
+    # Rows on their way when the rank died may still arrive.
+    seen = [step for step, at in place.logged(config) if at <= killed]
+    done = max(seen, default=0)
+    job.wait_for("step after the kill", lambda: any(step > done for step, _ in place.logged(config)))
+    return next(at for _, at in place.logged(config) if at > killed) - killed
+
+
+def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """The processes that are ranks: leaves of the family by the words of their command lines.
+
+    Raises:
+        JobError: If there are none.
+    """
+    found = [each for each in family if any(word in _command(each) for word in RANK_WORDS)]
+    parents = {each.ppid() for each in found}
+    leaves = [each for each in found if each.pid not in parents]
+    if not leaves:
+        raise JobError("no process of the job looks like a rank.")
+    return leaves
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):  # Zombies too.
+        return " ".join(process.cmdline())
+    return ""
+
+
+def steady_s(logged: Sequence[tuple[int, float]]) -> float:
+    """Median seconds of a step between rows, behind the first steps."""
+    rows = [(step, at) for step, at in logged if step >= WARM_UP]
+    if len(rows) < 2:
+        raise JobError(f"{len(logged)} rows are too few: give at least {WARM_UP + BLOCK} steps.")
+    return statistics.median((late - early) / (last - first) for (first, early), (last, late) in pairwise(rows))
+
+
+def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:
+    """Seconds from the row of a step to the next row: of steps that save behind their row, and of the others."""
+    saving: list[float] = []
+    others: list[float] = []
+    for (step, early), (_, late) in zip(logged[WARM_UP - 1 :], logged[WARM_UP:], strict=False):
+        (others if step % every_steps else saving).append(late - early)
+    if not saving or not others:
+        raise JobError(f"{len(logged)} steps hold no save behind the first {WARM_UP}: give more steps.")
+    return saving, others
+
+
+@contextmanager
+def _head(place: Site) -> Generator[str]:
+    """A Ray cluster of one node, and the address of its jobs."""
+    port = free_port()
+    command = ["ray", "start", "--head", "--block", "--port", free_port(), "--dashboard-host", "127.0.0.1"]
+    command += ["--dashboard-port", port, "--dashboard-agent-listen-port", free_port()]
+    command += ["--ray-client-server-port", free_port(), "--num-cpus", "2", "--object-store-memory", "150000000"]
+    command += ["--temp-dir", place.env["RAY_TMPDIR"], "--disable-usage-stats"]
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        asked = http.client.HTTPConnection("127.0.0.1", int(port), timeout=5)
+        try:
+            asked.request("GET", "/api/jobs/")
+            return asked.getresponse().status in {200, 401}  # 401: it is there, and asks for the token.
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            asked.close()
+
+    with started(command, place, place.folder) as job:
+        job.wait_for("dashboard", answers)
+        yield address
+
+
+def _submitted(config: Path, address: str) -> list[str]:
+    # A job stands in the folder where the head was started, so its paths are absolute.
+    run = (str(BIN / "python"), *RUN, str(config), f"url={config.parent / 'run'}")
+    return ["ray", "job", "submit", "--address", address, "--", *run]
+
+
+def _line(about: Occasion, what: str, who: str, size: Size, unit: str, readings: list[float]) -> Line:
+    return line(
+        about,
+        what=what,
+        contender=who,
+        setting={"ranks": size.ranks, "steps": size.steps, "width": size.width, "depth": size.depth},
+        unit=unit,
+        value=spread(readings),
+        repetitions=len(readings),
+        versions=versions(PACKAGES),
+    )

@@ -1,0 +1,111 @@
+"""What `simulate` records: the model of `emocap_pretrain.forecast` at 8 to 1,024 ranks, and jobs under failures."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from benchmarks.harness.measurement import spread
+from benchmarks.harness.record import Line, Occasion, line
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.forecast.fabric import FABRICS, KEPT, Fabric, device_flops
+from emocap_pretrain.forecast.failures import Trouble, daly, goodput, young
+from emocap_pretrain.forecast.outlook import COPIED_BYTES_PER_S, DAY_S, SCALES, STORED_BYTES_PER_S
+from emocap_pretrain.forecast.simulation import Elastic, simulate
+from emocap_pretrain.forecast.step import Speed, efficiency, step_time
+from emocap_pretrain.forecast.workload import FLOAT, Workload
+from emocap_pretrain.memory import estimate
+
+SCALING, GOODPUT = "weak scaling", "goodput"
+OBJECTIVES = {"global, summary and local": {}, "plain CLIP": {"summary": 0, "local": 0}}
+ROWS, NODES = 256, 128
+MTBF_DAYS = (3.0, 10.0, 30.0, 100.0)
+TIMES_DALY = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0, 16.0)
+REPAIR_S, LIVES = 3600.0, 2000
+FORMULA, SIMULATED, GOES_ON, WAITS = "formula", "replaced at once", "goes on with fewer", "waits for the node"
+_ELASTIC = {SIMULATED: None, GOES_ON: Elastic(REPAIR_S), WAITS: Elastic(REPAIR_S, NODES)}
+UPDATE_S = 0.003  # 130 M float32 parameters, moments and gradients once through the memory of an H100, twice counted.
+
+
+def scaling(about: Occasion) -> Iterator[Line]:
+    """The default towers in bfloat16 with ROWS rows a rank, of which FLOP are counted and the rate is assumed."""
+    flops = device_flops("H100", half=True)
+    assert flops is not None, "the presets are H100s"
+    for objective, weights in OBJECTIVES.items():
+        config = _config(weights)
+        memory = estimate(config, 1)
+        work = Workload.of(config, ROWS, parameters=memory.parameters, patches=memory.patches, half=True)
+        speed = Speed(ROWS * memory.row_flops / flops, flops, UPDATE_S)
+        for name in ("ib400", "eth100"):
+            for ranks in SCALES:
+                yield _scaled(work, ranks, speed, FABRICS[name], {"fabric": name, "objective": objective}, about)
+
+
+def _scaled(work: Workload, ranks: int, speed: Speed, fabric: Fabric, setting: dict[str, str], about: Occasion) -> Line:
+    step = step_time(work, ranks, speed, fabric)
+    return line(
+        about,
+        what=SCALING,
+        contender=setting["fabric"],
+        setting={"objective": setting["objective"], "ranks": ranks, "rows": work.rows},
+        unit="share of the speed of a rank alone",
+        value=spread([efficiency(work, ranks, speed, fabric)]),
+        more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": KEPT},
+        versions={},
+    )
+
+
+def failing(about: Occasion) -> Iterator[Line]:
+    """1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
+    size = estimate(_config({}), 1).parameters * FLOAT
+    for days in MTBF_DAYS:
+        trouble = Trouble(
+            node_mtbf_s=days * DAY_S,
+            nodes=NODES,
+            stall_s=size / COPIED_BYTES_PER_S + 1.0,
+            commit_s=size / STORED_BYTES_PER_S + 10.0,
+            restart_s=180.0,
+        )
+        for times in TIMES_DALY:
+            yield from _shares(trouble, days, times * daly(trouble), about)
+
+
+def _shares(trouble: Trouble, days: float, interval_s: float, about: Occasion) -> Iterator[Line]:
+    setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
+    best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
+
+    def of(who: str, readings: list[float]) -> Line:
+        return line(
+            about,
+            what=GOODPUT,
+            contender=who,
+            setting=setting,
+            unit="share of the time of all nodes",
+            value=spread(readings),
+            repetitions=len(readings),
+            more=best,
+            versions={},
+        )
+
+    yield of(FORMULA, [goodput(trouble, interval_s)])
+    horizon_s = LIVES * trouble.mtbf_s
+    for who, elastic in _ELASTIC.items():
+        runs = [simulate(trouble, interval_s, horizon_s=horizon_s, seed=seed, elastic=elastic) for seed in range(3)]
+        yield of(who, [run.goodput for run in runs])
+
+
+def nowhere(about: Occasion) -> Occasion:
+    """A forecast is of no machine."""
+    return replace(about, device="a model, no device")
+
+
+def _config(weights: dict[str, int]) -> Config:
+    return Config.model_validate(
+        {
+            "name": "forecast",
+            "url": "/nowhere",
+            "steps": 1,
+            "global_batch": 8,
+            "data": {"url": "/nowhere"},
+            "objective": weights,
+            "engine": {"precision": "bf16"},
+        }
+    )

@@ -1,0 +1,208 @@
+"""Figures from the records alone: time and memory over the size of the batch, both axes logarithmic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from .record import Line
+from .subject import OURS
+from .subjects import SUBJECTS
+from .tables import duration, size
+from .topics import TOPICS, Sweep, Topic, longest
+from .variants import BOTH, FORWARD, PLAIN
+
+# Okabe and Ito's colours, which stay apart for every kind of colour vision; yellow is too light for a line.
+_COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+# Positions in the two tuples above, so that nobody's looks depend on who else was measured.
+_CONTENDERS = {
+    subject.what: tuple(dict.fromkeys(contender.name for contender in subject.roster()))
+    for subject in SUBJECTS.values()
+}
+_VARIANTS = {subject.what: tuple(variant.name for variant in subject.variants) for subject in SUBJECTS.values()}
+# Ticks of a decade, where the largest value is less than so many times the smallest.
+_TICKS = ((20, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (float("inf"), (1, 3)))
+# More sizes than these, written level, would touch each other.
+_LEVEL_LABELS = 5
+_WIDTHS = {"fused": 2.6, "chunked": 1.8}
+_LOOKS: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "savefig.dpi": 150,
+    # Else every drawing of the same records is another file.
+    "svg.hashsalt": "contrastive",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One pair of axes: what is drawn, of which pass, and how its numbers are written."""
+
+    title: str
+    pass_: str
+    value: Callable[[Line], float | None]
+    written: Callable[[float], str]
+    limited: bool
+
+
+def _time(line: Line) -> float | None:
+    return None if line.seconds is None else line.seconds.median
+
+
+_PANELS = (
+    Panel("Forward: time", FORWARD, _time, duration, limited=True),
+    Panel("Forward + backward: time", BOTH, _time, duration, limited=True),
+    Panel("Forward + backward: extra memory", BOTH, lambda line: line.peak_bytes, size, limited=False),
+)
+
+
+def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
+    """For each device, type, width and size that varies: the plain loss by everybody, and ours beside other losses.
+
+    Yields:
+        The paths written, an SVG and a PNG for each figure.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in dict.fromkeys(line.place for line in lines):
+        here = [line for line in lines if line.place == place and line.skipped is None]
+        plain = [line for line in here if line.variant == PLAIN.name]
+        varied = [line for line in here if line.contender in OURS or line.variant != PLAIN.name]
+        varied = varied if len({line.variant for line in varied}) > 1 else []
+        what, device, dtype, width = place
+        topic = TOPICS[what]
+        for name, title, chosen in (
+            (topic.name, topic.plain, plain),
+            (f"{topic.name}-variants", topic.varied, varied),
+        ):
+            for sweep, told, swept in _sweeps(topic, chosen):
+                heading = ", ".join([title, *([told] if told else []), device, dtype, f"width {width}"])
+                path = folder / f"{name}{sweep.name}-{_slug(device)}-{dtype}-{width}"
+                yield from _saved(swept, sweep, heading, path)
+
+
+def _sweeps(topic: Topic, lines: Sequence[Line]) -> Iterator[tuple[Sweep, str, Sequence[Line]]]:
+    """Of each size that varies: what stays, in words, and the lines in which nothing else varies."""
+    sizes = {line.size for line in lines if line.size is not None}
+    groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
+    for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
+        yield sweep, sweep.told(group[0]), [line for line in lines if line.size in group]
+
+
+def _saved(lines: Sequence[Line], sweep: Sweep, heading: str, path: Path) -> Sequence[Path]:
+    targets = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
+    with mpl.rc_context(_LOOKS):
+        figure = _figure(lines, sweep, heading)
+        for target in targets:
+            # Without a date the same records are the same file.
+            figure.savefig(target, bbox_inches="tight", metadata={"Date": None} if target.suffix == ".svg" else None)
+    return targets
+
+
+def _slug(device: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
+
+
+def _figure(lines: Sequence[Line], sweep: Sweep, title: str) -> Figure:
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    styles = _styles(lines)
+    sizes = sorted({sweep.value(line.size) for line in lines if line.size is not None})
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        _draw_panel(axes, panel, sweep, lines, styles)
+        _dress(axes, panel, sweep, sizes)
+        artists, labels = axes.get_legend_handles_labels()
+        handles.update(zip(labels, artists, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _styles(lines: Sequence[Line]) -> Mapping[str, Mapping[str, Any]]:
+    """Of each label: the marker says who; so does the colour, unless variants have to be told apart."""
+    told_apart = len({line.variant for line in lines}) > 1
+    styles: dict[str, Mapping[str, Any]] = {}
+    for line in lines:
+        who = _CONTENDERS[line.what].index(line.contender)
+        colour = _VARIANTS[line.what].index(line.variant) if told_apart else who
+        styles[line.label] = {
+            "color": _COLOURS[colour % len(_COLOURS)],
+            "marker": _MARKERS[who % len(_MARKERS)],
+            "linewidth": _WIDTHS.get(line.contender, 1.4),
+            "linestyle": "-" if line.contender in OURS else (0, (5, 1.5)),
+            "zorder": 3 if line.contender in OURS else 2,
+        }
+    return styles
+
+
+def _draw_panel(
+    axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Line], styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+    chosen = [line for line in lines if line.pass_ == panel.pass_]
+    for label, style in styles.items():
+        drawn = [(line.size, panel.value(line)) for line in chosen if line.label == label]
+        points = sorted((sweep.value(at), value) for at, value in drawn if at is not None and value)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
+    if panel.limited:
+        _draw_limit(axes, sweep, [line for line in chosen if line.variant == PLAIN.name])
+
+
+def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Line]) -> None:
+    """The time that the fewest operations take at the rate of a square matrix product in the same rounds."""
+    limits: dict[int, list[float]] = {}
+    for line in lines:
+        if line.size and line.floor_flops and line.matmul_flops_per_s:
+            limits.setdefault(sweep.value(line.size), []).append(line.floor_flops / line.matmul_flops_per_s)
+    if not limits:
+        return
+    along = sorted(limits)
+    what = TOPICS[lines[0].what].limited
+    axes.plot(
+        along,
+        [median(limits[each]) for each in along],
+        color="0.45",
+        linewidth=1.2,
+        linestyle=":",
+        label=f"limit: fewest operations with no\nmatrix kept, at the rate of a product\n({what})",
+    )
+
+
+def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None:
+    axes.set(title=panel.title, xlabel=sweep.label, xscale="log", yscale="log")
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_formatter(FuncFormatter(_whole))
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(sizes) > _LEVEL_LABELS:
+        axes.tick_params(axis="x", rotation=30)
+
+    def written(value: float, _: int | None) -> str:
+        return _short(panel.written(value))
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=next(ticks for most, ticks in _TICKS if high < most * low)))
+    axes.yaxis.set_major_formatter(FuncFormatter(written))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _whole(value: float, _: int | None) -> str:
+    return f"{value:,.0f}"
+
+
+def _short(written: str) -> str:
+    """A tick is a round number: `10.0 ms` says no more than `10 ms`."""
+    number, unit = written.split()
+    return f"{float(number):g} {unit}"

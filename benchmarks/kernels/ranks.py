@@ -1,0 +1,231 @@
+"""Both losses across processes: their time beside one process's share of the same work, and the bytes that travel."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from emocap_kernels import choose_backend, choose_region_backend, contrastive_loss, region_contrastive_loss
+from emocap_kernels.distributed.traffic import counted
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.harness.measurement import Spread, ratios, spread
+
+from . import pairs, record, regions
+from .local_loss import REGION
+from .machine import Occasion, versions
+from .outcome import UnableError
+from .regions import SHARPNESS
+from .size import Size
+from .subject import leaf
+from .tables import duration
+
+WHAT = "loss across processes"
+_TIMEOUT = timedelta(minutes=10)
+
+# Forward and backward of a loss.
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is measured: `size` is that of the whole batch, whose rows the processes share evenly."""
+
+    loss: str
+    size: Size
+    processes: int
+    schedule: str
+    dtype: torch.dtype
+    device: str
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Across:
+    """One setting, measured; every process has one thread.
+
+    Attributes:
+        seconds: Of forward and backward on the slowest process.
+        alone: Of the whole batch on one process, in the same rounds.
+        ratio: `seconds` over `alone` divided by the number of processes, one process's share of the work.
+        vector_bytes: Received by a process in a step.
+        expected_bytes: The same by the formula of docs/method.md, section 6.
+    """
+
+    loss: str
+    rows: int
+    width: int
+    patches: int | None
+    sentences: int | None
+    processes: int
+    schedule: str
+    backend: str
+    dtype: str
+    repetitions: int
+    seconds: Spread
+    alone: Spread
+    ratio: Spread
+    vector_bytes: int
+    expected_bytes: int
+
+    def line(self, about: Occasion) -> str:
+        return json.dumps({"what": WHAT, **asdict(self), "versions": versions(None), **asdict(about)})
+
+    def progress(self) -> str:
+        return (
+            f"{self.loss} {self.rows} on {self.processes}, {self.schedule}: {duration(self.seconds.median)}, "
+            f"{self.ratio.median:.2f} ({self.ratio.low_quartile:.2f} to {self.ratio.high_quartile:.2f}) of a share, "
+            f"{self.vector_bytes / 1e6:.2f} MB received, {self.expected_bytes / 1e6:.2f} expected"
+        )
+
+
+def across(setting: Setting, about: Occasion, out: Path) -> Across:
+    """Starts the processes, measures, and appends the result to `out`.
+
+    Raises:
+        UnableError: If the rows cannot be shared evenly, or there are fewer GPUs than processes.
+    """
+    if setting.size.rows % setting.processes:
+        raise UnableError(f"{setting.size.rows} rows do not divide among {setting.processes} processes.")
+    if setting.device == "cuda" and torch.cuda.device_count() < setting.processes:
+        raise UnableError(f"{setting.processes} processes need as many GPUs; here are {torch.cuda.device_count()}.")
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        spawn(_serve, (setting, folder, answer), nprocs=setting.processes)
+        found = json.loads(answer.read_text())
+    seconds, alone = found["seconds"], found["alone"]
+    result = Across(
+        loss=setting.loss,
+        rows=setting.size.rows,
+        width=setting.size.width,
+        patches=setting.size.patches,
+        sentences=setting.size.sentences,
+        processes=setting.processes,
+        schedule=setting.schedule,
+        backend=found["backend"],
+        dtype=str(setting.dtype).removeprefix("torch."),
+        repetitions=setting.repeats,
+        seconds=spread(seconds),
+        alone=spread(alone),
+        ratio=spread(ratios(seconds, [each / setting.processes for each in alone])),
+        vector_bytes=found["vector_bytes"],
+        expected_bytes=found["expected_bytes"],
+    )
+    record.append(out, result.line(about))
+    return result
+
+
+def _serve(rank: int, setting: Setting, folder: str, answer: Path) -> None:
+    torch.set_num_threads(1)
+    device = torch.device(setting.device, rank) if setting.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.FileStore(f"{folder}/store", setting.processes),  # pyright: ignore[reportPrivateImportUsage]
+        rank=rank,
+        world_size=setting.processes,
+        timeout=_TIMEOUT,
+    )
+    found = _measured(setting, rank, device)
+    if rank == 0:
+        answer.write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _measured(setting: Setting, rank: int, device: torch.device) -> dict[str, Any]:
+    whole, local, columns, backend = _steps(setting, rank, device)
+    with counted() as traffic:
+        local()
+    if rank == 0:
+        whole()
+    seconds: list[float] = []
+    alone: list[float] = []
+    for _ in range(setting.repeats):
+        alone.append(_slowest(_timed(whole, device) if rank == 0 else 0.0, device))
+        seconds.append(_slowest(_timed(local, device), device))
+    return {
+        "seconds": seconds,
+        "alone": alone,
+        "backend": backend,
+        "vector_bytes": traffic["vectors"],
+        "expected_bytes": _expected(columns, rank, setting),
+    }
+
+
+def _timed(step: Step, device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _slowest(seconds: float, device: torch.device) -> float:
+    """Over all processes, which start their next task together."""
+    found = torch.tensor(seconds, dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.item()
+
+
+def _steps(setting: Setting, rank: int, device: torch.device) -> tuple[Step, Step, list[int], str]:
+    """The whole batch on one process, this process's rows of it, the columns of each process, and the backend."""
+    rows = setting.size.rows // setting.processes
+    mine = slice(rank * rows, (rank + 1) * rows)
+    if setting.loss != REGION.name:
+        batch = pairs.draw(setting.size, setting.dtype, device)
+        own = [leaf(each.detach()[mine], setting.dtype) for each in (batch.image, batch.text)]
+        backend = choose_backend(batch.image, batch.text).backend
+
+        def whole() -> object:
+            loss = contrastive_loss(batch.image, batch.text, batch.scale).loss
+            return torch.autograd.grad(loss, (batch.image, batch.text, batch.scale))
+
+        def local() -> object:
+            group, schedule = dist.group.WORLD, setting.schedule
+            loss = contrastive_loss(own[0], own[1], batch.scale, group=group, schedule=schedule).loss  # pyright: ignore[reportArgumentType]
+            return torch.autograd.grad(loss, (*own, batch.scale))
+
+        return whole, local, [rows] * setting.processes, backend
+    return _region_steps(setting, mine, device)
+
+
+def _region_steps(setting: Setting, mine: slice, device: torch.device) -> tuple[Step, Step, list[int], str]:
+    batch = regions.draw(setting.size, setting.dtype, device)
+    chosen = (batch.owner >= mine.start) & (batch.owner < mine.stop)
+    patches, sentences = (leaf(each.detach(), setting.dtype) for each in (batch.patches[mine], batch.sentences[chosen]))
+    owner = batch.owner[chosen] - mine.start
+    counts = torch.bincount(batch.owner // (mine.stop - mine.start), minlength=setting.processes).tolist()
+
+    def whole() -> object:
+        loss = _local_loss(batch.patches, batch.sentences, batch.owner, batch.scale)
+        return torch.autograd.grad(loss, (batch.patches, batch.sentences, batch.scale))
+
+    def local() -> object:
+        settings = {"group": dist.group.WORLD, "schedule": setting.schedule}
+        loss = _local_loss(patches, sentences, owner, batch.scale, **settings)
+        return torch.autograd.grad(loss, (patches, sentences, batch.scale))
+
+    return whole, local, counts, choose_region_backend(patches, sentences).backend
+
+
+def _local_loss(patches: Tensor, sentences: Tensor, owner: Tensor, scale: Tensor, **settings: Any) -> Tensor:
+    return region_contrastive_loss(patches, sentences, owner, scale, sharpness=SHARPNESS, **settings).loss
+
+
+def _expected(columns: list[int], rank: int, setting: Setting) -> int:
+    """Texts of the others, twice in a ring, and for the own ones a gradient from each of the others."""
+    others, own = sum(columns) - columns[rank], columns[rank]
+    passes = 2 if setting.schedule == "ring" else 1
+    numbers = passes * others + (setting.processes - 1) * own
+    return numbers * setting.size.width * setting.dtype.itemsize

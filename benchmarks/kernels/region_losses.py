@@ -1,0 +1,112 @@
+"""Losses of regions and sentences in plain PyTorch, with whole matrices and autograd.
+
+`dense` is the local loss of ours. The others compare images with sentences in ways of their own, without the learned
+projections of their authors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .regions import SHARPNESS, Regions
+from .size import Size
+
+_FLOAT_BYTES = 4
+# Measured with autograd in float32: similarities, weights, and what differentiates them; the same of pooled vectors.
+_DENSE_MATRICES = 5
+_POOLED_MATRICES = 5
+# Similarities of one block of images with all sentences; a few hundred MB at most.
+_BLOCK_NUMBERS = {"cuda": 1 << 27, "cpu": 1 << 22}
+
+
+def dense(batch: Regions) -> Tensor:
+    """Every sentence weighs the patches of every image by a softmax; a weighted mean of similarities is the score."""
+    similarity = _similarity(batch)
+    weight = (SHARPNESS * similarity).softmax(2)
+    return _both_directions(batch.scale * (weight * similarity).sum(2).T, batch.owner)
+
+
+def dense_bytes(size: Size) -> float:
+    patches, sentences = size.regions
+    return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * patches * sentences)
+
+
+def pooled_vectors(batch: Regions) -> Tensor:
+    """A softmax over patches pools a vector for each image and sentence; its cosine with the sentence is the score."""
+    weight = (SHARPNESS * _similarity(batch)).softmax(2).to(batch.patches.dtype)
+    vector = _at_least_float(weight.transpose(0, 1) @ batch.patches)
+    cosine = torch.einsum("ind,nd->in", normalize(vector, dim=2), batch.sentences.to(vector.dtype))
+    return _both_directions(batch.scale * cosine, batch.owner)
+
+
+def pooled_bytes(size: Size) -> float:
+    _, sentences = size.regions
+    vectors = float(_POOLED_MATRICES * _FLOAT_BYTES * size.rows * sentences * size.width)
+    return dense_bytes(size) + vectors
+
+
+def within_images(batch: Regions) -> Tensor:
+    """The sentences of one image compete for its patches: images beside each other, their sentences padded.
+
+    Similarities are min-max normalised over patches, cut below 1 / patches and divided by their sum; the score is that
+    of the vector pooled so, of unit length, with each sentence of the image.
+    """
+    sentences, real = _padded(batch)
+    similarity = _at_least_float(sentences @ batch.patches.mT)
+    low, high = similarity.amin(2, keepdim=True), similarity.amax(2, keepdim=True)
+    tiny = torch.finfo(similarity.dtype).tiny
+    share = (similarity - low) / (high - low).clamp(min=tiny)
+    share = share.masked_fill(share < 1 / similarity.shape[2], 0.0)
+    weight = (share / share.sum(2, keepdim=True).clamp(min=tiny)).to(batch.patches.dtype)
+    vector = normalize(_at_least_float(weight @ batch.patches), dim=2)
+    score = batch.scale * (vector @ sentences.to(vector.dtype).mT)
+    score = score.masked_fill(~(real[:, :, None] & real[:, None, :]), torch.finfo(score.dtype).min)
+    own = (score.log_softmax(2) + score.log_softmax(1)).diagonal(dim1=1, dim2=2)
+    count = real.sum(1)
+    return -(own.where(real, 0.0).sum(1) / count.clamp(min=1)).sum() / (2 * (count > 0).sum())
+
+
+def best_patches(batch: Regions) -> Tensor:
+    """[rows, sentences]: the similarity of the best patch, some images at a time; a bound for any late interaction."""
+    rows, patches, width = batch.patches.shape
+    together = max(1, _BLOCK_NUMBERS[batch.device.type] // (patches * len(batch.sentences)))
+    scores = batch.sentences.new_empty(rows, len(batch.sentences))
+    for start in range(0, rows, together):
+        block = batch.patches[start : start + together]
+        similarity = batch.sentences @ block.reshape(-1, width).T
+        scores[start : start + together] = similarity.unflatten(1, (-1, patches)).amax(2).T
+    return scores
+
+
+def _similarity(batch: Regions) -> Tensor:
+    """[sentences, rows, patches]: in this order one matrix product, and a softmax over patches runs along memory."""
+    return _at_least_float(torch.einsum("ipd,nd->nip", batch.patches, batch.sentences))
+
+
+def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
+    """The mean of both cross-entropies of `score` [rows, sentences].
+
+    All sentences of an image are its positives; images without a sentence are candidates only.
+    """
+    own = owner == torch.arange(len(score), device=score.device)[:, None]
+    count = own.sum(1)
+    of_images = score.log_softmax(1).where(own, 0.0).sum(1) / count.clamp(min=1)
+    of_sentences = score.log_softmax(0).where(own, 0.0).sum()
+    return -(of_images.sum() / (count > 0).sum() + of_sentences / len(owner)) / 2
+
+
+def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
+    """Sentences by image [rows, most sentences, width], zero where there is none, and bool where there is one."""
+    rows = len(batch.patches)
+    count = torch.bincount(batch.owner, minlength=rows)
+    place = torch.arange(len(batch.owner), device=batch.device) - (count.cumsum(0) - count)[batch.owner]
+    most = int(count.max())
+    padded = batch.sentences.new_zeros(rows, most, batch.sentences.shape[1])
+    padded = padded.index_put((batch.owner, place), batch.sentences)
+    return padded, torch.arange(most, device=batch.device) < count[:, None]
+
+
+def _at_least_float(numbers: Tensor) -> Tensor:
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -1,0 +1,96 @@
+"""What the figures of each subject are called, and over which sizes they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .global_loss import GLOBAL
+from .local_loss import REGION
+from .size import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One size that varies while the others stay.
+
+    Attributes:
+        name: In the names of files, after those of the figures.
+        label: Of the axis.
+        value: What varies.
+        fixed: What stays, equal within one figure.
+        told: The same in words.
+    """
+
+    name: str
+    label: str
+    value: Callable[[Size], int]
+    fixed: Callable[[Size], tuple[float, ...]] = lambda _: ()
+    told: Callable[[Size], str] = lambda _: ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """How the figures of a subject are named.
+
+    Attributes:
+        name: Of their files.
+        plain: Title of the figure of the plain loss.
+        varied: Title of the figure of other losses beside it.
+        limited: What the fewest operations are of.
+        sweeps: Over what they are drawn; the first also where nothing varies.
+    """
+
+    name: str
+    plain: str
+    varied: str
+    limited: str
+    sweeps: Sequence[Sweep]
+
+
+TOPICS = {
+    GLOBAL.what: Topic(
+        name="contrastive",
+        plain="Symmetric InfoNCE",
+        varied="Mined positives and the sigmoid loss",
+        limited="plain InfoNCE",
+        sweeps=(Sweep("", "batch (rows)", lambda size: size.rows),),
+    ),
+    REGION.what: Topic(
+        name="region",
+        plain="Local loss",
+        varied="Local loss and other ways to compare images with sentences",
+        limited="plain local loss",
+        sweeps=(
+            Sweep(
+                "-rows",
+                "images of the batch",
+                lambda size: size.rows,
+                lambda size: (size.regions[0], size.regions[1] / size.rows),
+                lambda size: f"{size.regions[0]} patches and {size.regions[1] / size.rows:g} sentences an image",
+            ),
+            Sweep(
+                "-sentences",
+                "sentences of the batch",
+                lambda size: size.regions[1],
+                lambda size: (size.rows, size.regions[0]),
+                lambda size: f"{size.rows:,} images of {size.regions[0]} patches",
+            ),
+            Sweep(
+                "-patches",
+                "patches of an image",
+                lambda size: size.regions[0],
+                lambda size: (size.rows, size.regions[1]),
+                lambda size: f"{size.rows:,} images, {size.regions[1]:,} sentences",
+            ),
+        ),
+    ),
+}
+
+
+def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
+    """The most sizes that differ in what `sweep` varies alone; of equally many the largest."""
+    groups: dict[tuple[float, ...], list[Size]] = {}
+    for each in sorted(sizes, key=lambda each: each.order):
+        groups.setdefault(sweep.fixed(each), []).append(each)
+    return max(groups.values(), key=lambda group: (len(group), group[-1].order))

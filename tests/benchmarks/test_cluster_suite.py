@@ -1,0 +1,198 @@
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.cluster import job, measured, model, restarts, tables, validate
+from benchmarks.cluster.command import main
+from benchmarks.harness import record
+from benchmarks.harness.measurement import REPOSITORY, spread
+from benchmarks.harness.record import Occasion
+from emocap_pretrain.memory import MemoryEstimate
+
+OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
+RECORDS = REPOSITORY / "docs" / "benchmarks"
+PAGE = REPOSITORY / "docs" / "cluster-benchmarks.md"
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(model, "LIVES", 50)
+    patch.setattr(model, "MTBF_DAYS", (3.0, 30.0))
+    # What tracing the towers gives, without tracing them.
+    towers = MemoryEstimate(129_000_000, *[0] * 6, patches=196, row_flops=175 * 10**9)
+    patch.setattr(model, "estimate", lambda _config, _ranks: towers)
+    assert main(["simulate", "--out", str(folder)]) == 0
+    patch.undo()
+    return folder
+
+
+def test_simulate_records_every_number_of_ranks_on_both_fabrics(simulated):
+    lines = record.read(simulated / "scaling.jsonl")
+    found = {(line.contender, line.setting["objective"], line.setting["ranks"]) for line in lines}
+    assert len(found) == len(lines) == 2 * 2 * 8
+    assert {ranks for *_, ranks in found} == {8, 16, 32, 64, 128, 256, 512, 1024}
+    for line in lines:
+        assert 0 < line.value.median <= 1
+        parts = [line.more[name] for name in ("towers_s", "loss_s", "update_s", "vectors_s", "gradients_s")]
+        assert sum(parts) == pytest.approx(line.more["step_s"])
+        assert line.device == "a model, no device"
+
+
+def test_simulated_goodput_stands_beside_the_formula(simulated):
+    lines = record.read(simulated / "goodput.jsonl")
+    shares = {(line.contender, line.at[2]): line.value.median for line in lines}
+    for (who, setting), share in shares.items():
+        if who == model.FORMULA:
+            assert shares[model.SIMULATED, setting] == pytest.approx(share, abs=0.1)
+            assert shares[model.GOES_ON, setting] >= shares[model.WAITS, setting] - 0.02
+
+
+def test_figures_and_tables_are_made_of_the_records_alone(simulated, capsys):
+    assert main(["plot", "--out", str(simulated)]) == 0
+    assert {path.name for path in simulated.glob("*.png")} == {"scaling.png", "goodput.png"}
+    assert min(path.stat().st_size for path in simulated.glob("*.png")) > 10_000
+    capsys.readouterr()
+    assert main(["table", "--out", str(simulated)]) == 0
+    printed = capsys.readouterr().out
+    assert "| 1,024 |" in printed
+    assert "(Daly)" in printed
+
+
+def test_progress_fits_a_terminal(simulated):
+    lines = [line for name in ("scaling", "goodput") for line in record.read(simulated / f"{name}.jsonl")]
+    assert max(len(tables.progress(line)) for line in lines) < 80
+
+
+def test_the_page_holds_the_tables_of_the_records():
+    text = PAGE.read_text()
+    for name in tables.NAMES:
+        path = RECORDS / f"{name}.jsonl"
+        if path.exists():
+            assert record.insert(text, name, tables.markdown(name, record.read(path))) == text
+
+
+def test_a_measured_line_says_its_ratio():
+    readings = [0.1, 0.2, 0.3]
+    line = record.line(
+        OCCASION,
+        what=measured.OVERHEAD,
+        contender="ray",
+        setting={"ranks": 2, "width": 64, "depth": 3},
+        unit="s",
+        value=spread(readings),
+        versions={},
+    )
+    text = tables.markdown("cluster", [replace(line, ratios={"over torchrun": spread([1.0, 1.01, 1.02])})])
+    row = "| step time | ray | 2 | 3 x 64 | 200 ms | 150 ms to 250 ms | over torchrun: 1.010 (1.005 to 1.015) |"
+    assert row in text
+
+
+def logged(seconds: list[float]) -> list[tuple[int, float]]:
+    at, rows = 0.0, []
+    for step, each in enumerate(seconds, 1):
+        at += each
+        rows.append((step, at))
+    return rows
+
+
+def test_the_steady_step_is_behind_the_first_ones_and_no_outlier_moves_it():
+    seconds = [5.0] * 10 + [0.1] * 60
+    seconds[30] = 9.0
+    rows = logged(seconds)
+    assert measured.steady_s(rows) == pytest.approx(0.1)
+    assert measured.steady_s(rows[9::10]) == pytest.approx(0.1)
+    with pytest.raises(job.JobError, match="at least 20"):
+        measured.steady_s(logged([0.1] * 10))
+
+
+def test_a_save_is_in_the_time_behind_the_row_of_its_step():
+    # Step 10 saves behind its row: the row of step 11 comes late.
+    seconds = [0.9 if step % 10 == 1 else 0.1 for step in range(1, 51)]
+    saving, others = measured.split_by_saves(logged(seconds), every_steps=10)
+    assert saving == pytest.approx([0.9] * 4)
+    assert others == pytest.approx([0.1] * 36)
+    with pytest.raises(job.JobError, match="no save"):
+        measured.split_by_saves(logged(seconds), every_steps=1000)
+
+
+@dataclass
+class Process:
+    """As much of psutil's as is asked for."""
+
+    pid: int
+    parent: int
+    words: list[str] = field(default_factory=list)
+
+    def ppid(self) -> int:
+        return self.parent
+
+    def cmdline(self) -> list[str]:
+        return self.words
+
+
+def test_ranks_are_the_leaves_that_run_the_training():
+    agent = Process(1, 0, ["torchrun", "-m", "emocap_pretrain.run"])
+    ranks = [Process(number, 1, ["python", "-m", "emocap_pretrain.run"]) for number in (2, 3)]
+    assert measured.ranks_of([agent, *ranks, Process(4, 2, ["loader"])]) == ranks
+    worker = Process(5, 9, ["ray::RayTrainWorker"])
+    assert measured.ranks_of([Process(9, 0, ["raylet"]), worker]) == [worker]
+    with pytest.raises(job.JobError, match="looks like a rank"):
+        measured.ranks_of([Process(4, 2, ["loader"])])
+
+
+def test_a_restart_counts_once_each_rank_has_entered_after_the_kill(tmp_path):
+    entries = restarts.Entries(tmp_path)
+    for name in ("rank-0-1000000000-11", "rank-1-1500000000-12", "rank-0-3000000000-13", "rank-0-4000000000-14"):
+        (tmp_path / name).touch()
+    assert entries.since(0.0) == {0: (4.0, 14), 1: (1.5, 12)}
+    assert entries.since(2.0) == {0: (4.0, 14)}
+
+
+def test_a_job_that_fails_shows_the_end_of_its_output(tmp_path):
+    place = job.Site(tmp_path, "", {})
+    with (
+        job.started(["sh", "-c", "echo why; exit 3"], place, tmp_path) as started,
+        pytest.raises(job.JobError, match="exit 3: why"),
+    ):
+        started.wait()
+
+
+def test_what_was_started_is_gone_afterwards(tmp_path):
+    place = job.Site(tmp_path, "", {})
+    with job.started(["sh", "-c", "sleep 100 & sleep 100"], place, tmp_path) as started:
+        started.wait_for("children", lambda: len(started.family()) == 2)
+        family = started.family()
+    assert started.process.poll() is not None
+    assert not any(each.is_running() and each.status() != "zombie" for each in family)
+
+
+def test_an_error_is_one_line(tmp_path, capsys):
+    assert main(["table", "--write", "--out", str(tmp_path / "none"), "--rounds", "1"]) == 0
+    (tmp_path / "scaling.jsonl").write_text("{")
+    capsys.readouterr()
+    assert main(["table", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_run_is_described_by_its_size(tmp_path):
+    place = job.Site(tmp_path, "/faces", {})
+    path = place.config("one", job.Size(steps=7, ranks=3), checkpoint={"every_steps": 2})
+    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+    assert (tree["steps"], tree["cluster"]["ranks"], tree["checkpoint"]) == (7, 3, {"every_steps": 2})
+    assert place.logged(path) == []
+
+
+@pytest.mark.slow
+def test_the_model_of_a_step_is_held_against_two_real_ranks(tmp_path):
+    lines = list(validate.measure((validate.Case("tiny", 4, 32, 1, 16),), 2, OCCASION))
+    assert [line.contender for line in lines] == [validate.PREDICTED, validate.MEASURED]
+    assert all(line.value.median > 0 for line in lines)
+    record.append(tmp_path / "cluster-model.jsonl", lines)
+    assert "tiny" in tables.markdown("cluster-model", record.read(tmp_path / "cluster-model.jsonl"))
+    assert json.loads((tmp_path / "cluster-model.jsonl").read_text().splitlines()[0])["ratios"]

@@ -1,0 +1,350 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness import measurement
+from benchmarks.kernels import (
+    global_loss,
+    local_loss,
+    memory,
+    pairs,
+    peers,
+    probe,
+    record,
+    region_losses,
+    regions,
+    tables,
+    timing,
+    topics,
+    truth,
+)
+from benchmarks.kernels.command import main
+from benchmarks.kernels.global_loss import GLOBAL
+from benchmarks.kernels.local_loss import REGION
+from benchmarks.kernels.machine import Occasion
+from benchmarks.kernels.measure import Plan, measure
+from benchmarks.kernels.outcome import Skipped, attempt
+from benchmarks.kernels.size import Size
+from benchmarks.kernels.subject import Contender, Subject
+from benchmarks.kernels.variants import (
+    BOTH,
+    FORWARD,
+    LOCAL_VARIANTS,
+    PLAIN,
+    VARIANTS,
+    floor_flops,
+    local_floor_flops,
+)
+
+CPU = torch.device("cpu")
+
+
+def run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
+    """Appends what a tiny run leaves."""
+    plan = Plan(
+        subject=subject,
+        contenders=chosen,
+        sizes=sizes,
+        dtype=torch.float32,
+        device=CPU,
+        repeats=3,
+        check_rows=4,
+        matmul=64,
+    )
+    for line in measure(plan, Occasion("a CPU", "0123", "2026-01-01", "a test")):
+        record.append(path, record.to_json(line))
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the global loss: chunked and dense measured, liger skipped."""
+    chosen = [
+        contender
+        for contender in GLOBAL.roster()
+        if contender.name in ("chunked", "dense", "liger") and contender.variant == PLAIN
+    ]
+    path = tmp_path_factory.mktemp("benchmarks") / "contrastive.jsonl"
+    return run(path, GLOBAL, chosen, [Size(24, 16), Size(48, 16)])
+
+
+@pytest.fixture(scope="module")
+def local_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the local loss: ours, dense ones and a bound measured, fused skipped; sentences vary."""
+    names = ("fused", "chunked", "dense", "blockwise")
+    chosen = [each for each in REGION.roster() if each.name in names and each.variant.mining is None]
+    path = tmp_path_factory.mktemp("benchmarks") / "region.jsonl"
+    return run(path, REGION, chosen, [Size(12, 16, 9, 24), Size(12, 16, 9, 36)])
+
+
+@pytest.mark.parametrize(
+    ("variant", "forward", "both"),
+    [("plain", 2, 8), ("threshold", 6, 16), ("top_k", 6, 12), ("joint", 2, 8), ("sigmoid", 2, 6)],
+)
+def test_the_floor_counts_products_of_images_and_texts(variant: str, forward: int, both: int) -> None:
+    (chosen,) = (each for each in VARIANTS if each.name == variant)
+    assert floor_flops(chosen, FORWARD, Size(10, 3)) == forward * 10 * 10 * 3
+    assert floor_flops(chosen, BOTH, Size(10, 3)) == both * 10 * 10 * 3
+
+
+@pytest.mark.parametrize(
+    ("variant", "forward", "both"),
+    [
+        ("plain", 2 * 10 * 7, 8 * 10 * 7),
+        ("threshold", 2 * 10 * 7 + 2 * 20, 8 * 10 * 7 + 4 * 20),
+        ("sparc", 4 * 7, 12 * 7),
+        ("flair", 2 * 10 * 7, 8 * 10 * 7),
+    ],
+)
+def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forward: int, both: int) -> None:
+    (chosen,) = (each for each in LOCAL_VARIANTS if each.name == variant)
+    size = Size(10, 3, patches=7, sentences=20)
+    assert local_floor_flops(chosen, FORWARD, size) == forward * 20 * 3
+    assert local_floor_flops(chosen, BOTH, size) == both * 20 * 3
+
+
+def test_a_spread_is_made_of_the_readings() -> None:
+    assert measurement.spread([4.0, 1.0, 2.0, 3.0, 10.0]) == measurement.Spread(1.0, 3.0, 2.0, 4.0)
+    assert measurement.spread([2.0]) == measurement.Spread(2.0, 2.0, 2.0, 2.0)
+
+
+def test_ratios_compare_readings_of_the_same_round() -> None:
+    # The machine is half as fast in the second round: the ratio does not notice.
+    assert measurement.ratios([3.0, 6.0], [1.0, 2.0]) == [3.0, 3.0]
+
+
+def test_whoever_fails_leaves_the_rounds_and_the_others_go_on() -> None:
+    class Clock:
+        def seconds(self, call: timing.Call, _times: int) -> float:
+            call()
+            return 1.0
+
+    tries = iter(range(100))
+
+    def fails_later() -> None:
+        if next(tries) == 3:
+            raise MemoryError
+
+    taken = timing.in_rounds({"steady": lambda: None, "fails": fails_later}, Clock(), repeats=4)
+    assert taken == {"steady": [1.0] * 4, "fails": Skipped("out of memory")}
+
+
+def test_a_run_records_every_contender_at_every_size_or_why_not(records: Path) -> None:
+    lines = record.read(records)
+    measured = {(line.contender, line.rows, line.pass_) for line in lines if line.skipped is None}
+    assert measured == {
+        (who, rows, each) for who in ("chunked", "dense") for rows in (24, 48) for each in (FORWARD, BOTH)
+    }
+    (skipped,) = (line for line in lines if line.skipped is not None)
+    assert (skipped.contender, skipped.skipped, skipped.rows) == ("liger", "needs a CUDA device", None)
+
+
+def test_a_line_says_what_was_measured(records: Path) -> None:
+    (line,) = (line for line in record.read(records) if (line.contender, line.rows, line.pass_) == ("dense", 48, BOTH))
+    assert line.seconds is not None
+    assert 0 < line.seconds.min <= line.seconds.low_quartile <= line.seconds.median <= line.seconds.high_quartile
+    assert line.repetitions == 3
+    assert line.ratio_to == "chunked"
+    assert line.floor_flops == 8 * 48 * 48 * 16
+    assert line.eff == pytest.approx(line.floor_flops / line.seconds.median / line.matmul_flops_per_s)
+    assert line.agreement.right
+    assert line.agreement.gradient_error < 1e-5
+    assert line.sampled.rows == 4
+    assert max(line.sampled.image_gradient_error, line.sampled.text_gradient_error) < 1e-5
+    assert line.versions["torch"] == torch.__version__
+
+
+def test_a_line_survives_its_file_and_lines_about_other_things_are_left_alone(records: Path) -> None:
+    text = records.read_text().splitlines()[-1]
+    assert "pass" in json.loads(text)
+    assert record.to_json(record.from_json(text)) == text
+    assert record.from_json('{"what": "quickstart"}') is None
+
+
+def test_of_equal_measurements_the_last_counts(records: Path) -> None:
+    lines = record.read(records)
+    again = replace(lines[-1], date="2026-02-02")
+    assert record.latest([*lines, again]) == [*lines[:-1], again]
+
+
+def test_plots_are_made_of_the_records_alone(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "--out", str(records), "--figures", str(tmp_path)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert {path.suffix for path in written} == {".svg", ".png"}
+    assert all(path.stat().st_size > 10_000 for path in written)
+
+
+def test_the_table_names_everybody(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--out", str(records)]) == 0
+    text = capsys.readouterr().out
+    assert "### a CPU, float32, width 16" in text
+    assert "| dense |" in text
+    assert "- liger: needs a CUDA device" in text
+
+
+def test_progress_fits_a_terminal(records: Path, local_records: Path) -> None:
+    lines = [*record.read(records), *record.read(local_records)]
+    long = [replace(lines[0], skipped="x" * 200), replace(lines[-1], rows=1 << 20, contender="cce_exact")]
+    assert max(len(tables.progress(line)) for line in [*lines, *long]) < 80
+
+
+def test_a_local_run_measures_everybody_in_the_passes_that_they_have(local_records: Path) -> None:
+    lines = record.read(local_records)
+    at = Size(12, 16, 9, 36)
+    measured = {(line.label, line.pass_) for line in lines if line.size == at and line.skipped is None}
+    names = ("chunked", "chunked sparc", "dense", "dense sparc", "dense flair")
+    assert measured == {(who, each) for who in names for each in (FORWARD, BOTH)} | {("blockwise maxsim", FORWARD)}
+    assert {line.label for line in lines if line.skipped == "needs a CUDA device"} == {"fused", "fused sparc"}
+
+
+def test_a_local_line_says_what_was_measured_and_against_what(local_records: Path) -> None:
+    lines = {(line.label, line.pass_): line for line in record.read(local_records) if line.sentences == 36}
+    plain, other = lines["dense", BOTH], lines["dense flair", BOTH]
+    assert (plain.what, plain.rows, plain.patches, plain.width) == ("local contrastive loss", 12, 9, 16)
+    assert plain.floor_flops == other.floor_flops == 8 * 12 * 9 * 36 * 16
+    assert plain.ratio_to == other.ratio_to == "chunked"
+    assert max(plain.agreement.loss_error, plain.agreement.gradient_error) < 1e-5
+    assert max(plain.sampled.loss_error, plain.sampled.image_gradient_error, plain.sampled.text_gradient_error) < 1e-5
+    # Another function says so, and is held to the truth only where ours has it too.
+    assert plain.function is None
+    assert other.function.startswith("in the style of FLAIR")
+    assert other.agreement is other.sampled is lines["blockwise maxsim", FORWARD].agreement is None
+    assert lines["dense sparc", BOTH].agreement.right
+    assert lines["chunked sparc", BOTH].ratio.median != 1
+
+
+def test_local_plots_are_made_over_the_size_that_varies(local_records: Path, tmp_path: Path) -> None:
+    assert main(["plot", "--loss", "region", "--out", str(local_records), "--figures", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.glob("*.svg")}
+    assert names == {f"region{kind}-sentences-a-cpu-float32-16.svg" for kind in ("", "-variants")}
+
+
+def test_a_plot_varies_one_size_and_holds_the_others_at_the_largest() -> None:
+    rows, sentences, patches = topics.TOPICS[REGION.what].sweeps
+    sizes = {Size(8, 16, number, 8 * many) for number in (4, 9) for many in (1, 2, 4)} | {Size(16, 16, 9, 32)}
+    assert topics.longest(sentences, sizes) == [Size(8, 16, 9, 8 * many) for many in (1, 2, 4)]
+    assert topics.longest(patches, sizes) == [Size(8, 16, number, 32) for number in (4, 9)]
+    assert topics.longest(rows, sizes) == [Size(8, 16, 9, 16), Size(16, 16, 9, 32)]
+
+
+def test_local_tables_name_sizes_in_full(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--loss", "region", "--out", str(local_records)]) == 0
+    text = capsys.readouterr().out
+    assert "| images x patches x sentences | 12 x 9 x 24 | 12 x 9 x 36 |" in text
+    assert "| dense flair |" in text
+
+
+def test_local_losses_of_plain_pytorch_are_ours_also_where_images_own_nothing() -> None:
+    batch = regions.draw(Size(9, 16, 5, 11), torch.float64, CPU)
+    assert len(batch.owner.unique()) < 9
+    for name, loss in (("plain", region_losses.dense), ("sparc", region_losses.within_images)):
+        (variant,) = (each for each in LOCAL_VARIANTS if each.name == name)
+        assert loss(batch).item() == pytest.approx(local_loss.ours("reference", variant)(batch).item(), rel=1e-12)
+
+
+def test_one_patch_is_pooled_as_it_is() -> None:
+    batch = regions.draw(Size(6, 16, 1, 8), torch.float64, CPU)
+    score = torch.einsum("ipd,nd->in", batch.patches, batch.sentences)
+    assert torch.allclose(region_losses.best_patches(batch), score)
+    assert region_losses.pooled_vectors(batch).item() == pytest.approx(region_losses.dense(batch).item())
+
+
+def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "step.jsonl"
+    words = ["--image-tower", "test_vit", "--text-layers", "1", "--text-width", "64", "--width", "16"]
+    assert main(["step", *words, "--rows", "4", "--device", "cpu", "--repeats", "2", "--out", str(out)]) == 0
+    line = json.loads(out.read_text())
+    assert (line["rows"], line["sentences"], line["image"], line["dtype"]) == (4, 16, "test_vit", "float32")
+    assert all(line[part]["min"] > 0 for part in ("step", "towers", "objective", "local", "share"))
+    assert "share" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--loss", "region", "--patches", "5", "--sentences-per-image", "2"]], ids=str)
+def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path, capsys):
+    out = tmp_path / "ranks.jsonl"
+    sizes = ["--rows", "16", "--width", "16", "--repeats", "1", "--device", "cpu"]
+    assert main(["ranks", *words, *sizes, "--out", str(out)]) == 0
+    line = json.loads(out.read_text())
+    assert line["vector_bytes"] == line["expected_bytes"] > 0
+    assert line["ratio"]["median"] == pytest.approx(2 * line["seconds"]["median"] / line["alone"]["median"])
+    assert "of a share" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_divide_and_unknown_schedules_are_one_line(tmp_path, capsys):
+    assert main(["ranks", "--rows", "15", "--width", "16", "--device", "cpu", "--out", str(tmp_path / "no")]) == 1
+    assert capsys.readouterr().err == "error: 15 rows do not divide among 2 processes.\n"
+    with pytest.raises(SystemExit):
+        main(["ranks", "--schedule", "star"])
+    assert "star must be one of auto, gather, hierarchical, ring" in capsys.readouterr().err
+
+
+def test_options_that_a_command_does_not_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--patches", "49"]) == 1
+    assert main(["step", "--large"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: --patches is not read by measure --loss global.",
+        "error: --large is not read by step --loss global.",
+    ]
+
+
+def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--contenders", "nobody"]) == 1
+    assert capsys.readouterr().err.startswith("error: --contenders nobody is unknown; it must be one of fused, chunked")
+
+
+def test_a_contender_that_is_wrong_is_told() -> None:
+    wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * global_loss.dense(batch))
+    found = truth.agreement(GLOBAL, wrong, 16, torch.float32, CPU)
+    assert isinstance(found, truth.Agreement)
+    assert found.loss_error == pytest.approx(0.5, rel=1e-3)
+    assert not found.right
+
+
+def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
+    for subject, size, loss in (
+        (GLOBAL, Size(40, 16), global_loss.dense),
+        (REGION, Size(40, 16, 5, 60), region_losses.dense),
+    ):
+        found = truth.sampled(subject, loss, subject.draw(size, torch.float64, CPU), PLAIN, 8)
+        assert found.rows == 8
+        assert max(found.loss_error, found.image_gradient_error, found.text_gradient_error) < 1e-12
+
+
+def test_a_dense_size_beyond_half_of_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
+    assert memory.dense_refusal(global_loss.dense_bytes(Size(8192, 512)), CPU) is None
+    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(global_loss.dense_bytes(Size(16384, 512)), CPU)
+
+
+def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    batch = pairs.draw(Size(8, 256), torch.float32, CPU)
+    for peer in (peers.open_clip, peers.open_clip_sigmoid, peers.inf_cl, peers.cut_cross_entropy, peers.liger):
+        skipped = attempt(lambda peer=peer: peer(batch))
+        assert isinstance(skipped, Skipped)
+        assert skipped.reason.startswith("not installed; pip install --no-deps")
+
+
+def test_what_a_process_did_not_live_to_report_is_skipped_with_its_end() -> None:
+    size = Size(8, 4)
+    job = probe.Job(
+        subject="global",
+        name="dense",
+        variants=("plain",),
+        sizes=(size,),
+        dtype="float32",
+        device="nowhere",
+        check_rows=0,
+    )
+    findings = probe.probe(job)
+    assert set(findings) == {("plain", None, None), ("plain", size, FORWARD), ("plain", size, BOTH)}
+    assert all((each.skipped or "").startswith("its process failed: RuntimeError") for each in findings.values())
+
+
+def test_tiles_are_tuned_on_a_gpu_only(tmp_path, capsys):
+    assert main(["tune", "--device", "cpu", "--rows", "8", "--width", "16", "--out", str(tmp_path / "lines")]) == 1
+    assert "tune needs a CUDA device" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emocap_shards.synthetic.dataset import record as face
+from PIL import Image
+
+from benchmarks.harness import record
+from benchmarks.harness.measurement import REPOSITORY
+from benchmarks.harness.record import Occasion
+from benchmarks.shards import first, mixing, plots, scale, tables
+from benchmarks.shards.command import main
+from benchmarks.shards.dataset import Datasets, Wanted, commented, prepare
+from benchmarks.shards.host import BARE, OURS, Host, HostError, Pythons
+from benchmarks.shards.hosts.task import Task
+from benchmarks.shards.place import local
+
+SAMPLES = 600
+TINY = ["--samples", f"{SAMPLES},{SAMPLES}", "--shard-samples", "200", "--distinct", "3", "--rounds", "2"]
+OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def alone(work: Path) -> Pythons:
+    """Without an environment of the peers."""
+    return Pythons.of(work / "none", work / "hosts.log")
+
+
+@pytest.fixture(scope="module")
+def datasets(work: Path, alone: Pythons) -> Datasets:
+    return prepare(Wanted(images=None, distinct=3, samples=SAMPLES, shard_samples=200, pixels=32), work, alone)
+
+
+@pytest.fixture(scope="module")
+def records(work: Path) -> list[record.Line]:
+    """A run of the command on one process, ours and the bound."""
+    words = ["stream", "--only", "file", "--workers", "1", *TINY, "--delivered"]
+    assert main([*words, "--peers", str(work / "none"), "--work", str(work), "--out", str(work)]) == 0
+    return record.read(work / "stream.jsonl")
+
+
+def test_a_run_records_ours_beside_the_bound(records):
+    measured = {(line.contender, line.setting["decode"]): line for line in records}
+    assert set(measured) == {(OURS.name, False), (OURS.name, True), (BARE.name, True)}
+    bound = measured[BARE.name, True]
+    assert bound.value.median > 0
+    assert bound.repetitions == 2
+    assert bound.ratios["ours over it"].median > 0
+
+
+def test_tables_and_figures_are_made_of_the_records_alone(records, tmp_path):
+    text = tables.markdown("stream", records)
+    assert "Local folder, shuffle on, batches delivered to the main process" in text
+    assert f"| {BARE.name} |" in text
+    (path,) = plots.draw("stream", records, tmp_path)
+    assert path.stat().st_size > 10_000
+
+
+def test_progress_fits_a_terminal(records):
+    skipped = replace(records[0], value=None, skipped="x" * 200)
+    assert max(len(tables.progress(line)) for line in [*records, skipped]) < 80
+
+
+def test_of_equal_measurements_the_last_counts(records, tmp_path):
+    again = replace(records[-1], date="2026-02-02", ratios=None)
+    record.append(tmp_path / "stream.jsonl", [*records, again])
+    found = record.read(tmp_path / "stream.jsonl")
+    assert [line.at for line in found] == [line.at for line in records]
+    assert found[-1] == again
+
+
+def test_a_pass_that_begins_later_reads_the_rest(datasets, work, alone):
+    with (
+        local(datasets, work).task(OURS, samples=SAMPLES, workers=0, position=512) as fields,
+        Host(OURS, alone, {}) as host,
+    ):
+        assert host.ask(Task(**fields)).samples == SAMPLES - 512
+
+
+def test_the_first_batch_is_timed_at_the_begin_and_far_behind_it(datasets, work, alone):
+    begin, late = first.measure(datasets, local(datasets, work), alone, 1, OCCASION)
+    assert (begin.setting["position"], late.setting["position"]) == (0, 512)
+    for line in (begin, late):
+        assert 0 < line.value.median < line.more["with_start_and_imports_s"].median
+        assert line.versions["torch"]
+
+
+def test_a_host_that_fails_says_where_to_read_why(work, alone):
+    with Host(OURS, alone, {}) as host, pytest.raises(HostError, match=r"hosts\.log"):
+        host.ask(Task(place=str(work / "nowhere")))
+    assert "ManifestError" in alone.log.read_text()
+
+
+def test_one_shard_stands_for_many(work, alone):
+    one = prepare(Wanted(images=None, distinct=64, samples=64, shard_samples=64, pixels=16), work, alone)
+    plan = scale.Plan(shards=(5,), ranks=4, rounds=1)
+    lines = {line.what: line for line in scale.measure(plan, one, work, alone, OCCASION)}
+    assert lines[scale.MEMORY].skipped is None
+    assert lines[scale.MEMORY].more["rss_with_imports_bytes"].median > lines[scale.MEMORY].value.median
+    assert lines[scale.MANIFEST].more["manifest_bytes"] > 0
+    assert lines[scale.PLAN].setting["ranks"] == 4
+
+
+def test_copies_of_an_image_differ_in_their_bytes_alone():
+    image = face(0, 0, pixels=32).image
+    copies = [commented(image, f"copy {number}") for number in (1, 2)]
+    pixels = [np.asarray(Image.open(io.BytesIO(each))) for each in (image, *copies)]
+    assert copies[0] != copies[1]
+    assert all(np.array_equal(pixels[0], each) for each in pixels[1:])
+
+
+def test_a_perfect_shuffle_measures_one_and_none_at_all_far_from_it():
+    samples, batch = 1 << 16, 256
+    perfect = mixing.quality(np.random.default_rng(0).permutation(samples), batch)
+    assert (perfect.classes, perfect.displacement) == pytest.approx((1, 1), abs=0.1)
+    assert perfect.neighbours == pytest.approx(1, abs=0.25)
+    stored = mixing.quality(np.arange(samples), batch)
+    assert stored.neighbours == pytest.approx(samples / batch, rel=0.02)
+    assert stored.displacement == 0
+    assert stored.classes > 100
+
+
+def test_a_larger_window_mixes_better():
+    plan = mixing.Plan(samples=1 << 14, batch=256, shard_samples=(64,), windows=(256, 4096), buffers=(), seeds=1)
+    small, large = (line.value.median for line in mixing.measure(plan, OCCASION))
+    assert small > 10 * large
+
+
+def test_a_document_without_markers_is_refused():
+    with pytest.raises(ValueError, match="<!-- stream -->"):
+        tables.insert("No markers.", "stream", "| table |")
+
+
+def test_the_page_shows_the_records():
+    text = (REPOSITORY / "docs" / "streaming-benchmarks.md").read_text()
+    paths = [
+        path
+        for name in ("stream", "first", "scale", "decode", "resize", "shuffle")
+        if (path := REPOSITORY / "docs" / "benchmarks" / f"{name}.jsonl").exists()
+    ]
+    assert paths
+    for path in paths:
+        assert tables.insert(text, path.stem, tables.markdown(path.stem, record.read(path))) == text
