@@ -11,7 +11,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.inspecting.wording import percent
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.sample import Caption
-from emocap_shards.source import Source
+from emocap_shards.source import MixtureSource
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
@@ -93,7 +93,7 @@ def stream_of(config: Config, place: Place, start: Cursor) -> Stream:
         global_batch=config.global_batch,
         seed=config.seed,
         rank=place.rank,
-        world=place.world,
+        world_size=place.world,
         window_samples=config.shuffle_window,
         drop_last=config.data.drop_last,
         start=start,
@@ -102,8 +102,8 @@ def stream_of(config: Config, place: Place, start: Cursor) -> Stream:
     )
 
 
-def _sources(sources: Sequence[Mixed]) -> tuple[Source, ...]:
-    return tuple(Source(source.url, source.weight) for source in sources)
+def _sources(sources: Sequence[Mixed]) -> tuple[MixtureSource, ...]:
+    return tuple(MixtureSource(source.url, source.weight) for source in sources)
 
 
 def named(config: Config) -> str:

@@ -39,7 +39,7 @@ class Part:
 
 # Functions of the module and no lambdas: loader processes get a part by pickle.
 def _global(caption: Caption) -> Sequence[str]:
-    return (caption.whole,)
+    return (caption.global_,)
 
 
 def _summary(caption: Caption) -> Sequence[str]:

@@ -27,7 +27,7 @@ def preview(samples: Sequence[Sample], path: Path) -> None:
 
 
 def _caption(sample: Sample) -> str:
-    parts = [f"Global: {sample.caption.whole}", *(f"· {text}" for text in sample.caption.local)]
+    parts = [f"Global: {sample.caption.global_}", *(f"· {text}" for text in sample.caption.local)]
     parts.append(f"Summary: {sample.caption.summary}")
     return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)
 

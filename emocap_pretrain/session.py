@@ -357,7 +357,9 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
 def _preview(tracker: Tracker, stream: Stream) -> None:
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
-        first = replace(stream, rank=0, world=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False)
+        first = replace(
+            stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
+        )
         pictures.preview(next(first.steps()).samples, path)
         tracker.picture("pictures/samples.png", path)
 

@@ -41,11 +41,11 @@ def mirrored(caption: Caption) -> Caption | None:
 
     A caption that names no side is its own mirror image.
     """
-    parts = [_mirrored(text) for text in (caption.whole, *caption.local, caption.summary)]
+    parts = [_mirrored(text) for text in (caption.global_, *caption.local, caption.summary)]
     texts = [text for text in parts if text is not None]
     if len(texts) < len(parts):
         return None
-    return replace(caption, whole=texts[0], local=tuple(texts[1:-1]), summary=texts[-1])
+    return replace(caption, global_=texts[0], local=tuple(texts[1:-1]), summary=texts[-1])
 
 
 def _mirrored(text: str) -> str | None:

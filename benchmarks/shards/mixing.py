@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from emocap_shards.order import Layout, Order
+from emocap_shards.order import Order, ShardLayout
 from webdataset.filters import _shuffle as buffered  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from benchmarks.harness.measurement import spread
@@ -55,7 +55,7 @@ def measure(plan: Plan, occasion: Occasion) -> Iterator[Line]:
 
 
 def ours(plan: Plan, shard_samples: int, window: int, seed: int) -> np.ndarray:
-    layout = Layout([shard_samples] * (plan.samples // shard_samples))
+    layout = ShardLayout([shard_samples] * (plan.samples // shard_samples))
     return Order(layout, seed, 0, window).ids(0, plan.samples)
 
 

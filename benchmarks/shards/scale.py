@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.order import Layout, Order
+from emocap_shards.order import Order, ShardLayout
 from emocap_shards.plan import rank_slice
 from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
@@ -81,7 +81,7 @@ def _manifest(place: Place, number: int, rounds: int, occasion: Occasion) -> Lin
 
 def _planned(place: Place, number: int, plan: Plan, occasion: Occasion) -> Line:
     """The sample ids of every rank's next step; the first step of an epoch, and the one behind it."""
-    layout = Layout(read_manifest(f"{place.root}/{OURS.format}").counts)
+    layout = ShardLayout(read_manifest(f"{place.root}/{OURS.format}").counts)
     first: list[float] = []
     next_: list[float] = []
     for epoch in range(plan.rounds):

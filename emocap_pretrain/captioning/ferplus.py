@@ -100,7 +100,7 @@ def find_all_cues(faces: Faces) -> list[tuple[Cue, ...]]:
 def caption(votes: ballot.Votes, cues: Sequence[Cue], key: str) -> Caption:
     mix = ballot.mixture(votes, expressive=any(cue.strength is Strength.STRONG for cue in cues))
     return Caption(
-        whole=ballot.whole(mix, key),
+        global_=ballot.whole(mix, key),
         local=local_sentences(cues, key),
         summary=ballot.summary(mix, phrases(cues), key),
     )
@@ -110,7 +110,7 @@ def caption_without_votes(cues: Sequence[Cue], key: str) -> Caption:
     """All that may be said of a test face: what was measured on it."""
     parts = phrases(cues)
     summary = f"A face with {listed(parts)}." if parts else TEST_WHOLE
-    return Caption(whole=TEST_WHOLE, local=local_sentences(cues, key), summary=summary)
+    return Caption(global_=TEST_WHOLE, local=local_sentences(cues, key), summary=summary)
 
 
 def labels(votes: ballot.Votes) -> dict[str, str | float]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from emocap_shards.inspecting.counters import Counts, Spread
-from emocap_shards.inspecting.faces import Face
+from emocap_shards.inspecting.faces import SheetFace
 from emocap_shards.inspecting.summary import Summary
 from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
 from rich.console import Group, RenderableType
@@ -139,10 +139,10 @@ def _numbers(numbers: Mapping[str, Spread]) -> RenderableType:
     return grid(f"Numeric labels{more}", ("label", "samples", "least", "mean", "most", "histogram"), rows)
 
 
-def _face(face: Face) -> RenderableType:
+def _face(face: SheetFace) -> RenderableType:
     drawn = Table.grid(padding=(0, 2))
     for caption in face.captions[:2]:
-        drawn.add_row("global", Text(plain(caption.whole, 400)))
+        drawn.add_row("global", Text(plain(caption.global_, 400)))
         for sentence in caption.local[:8]:
             drawn.add_row("local", Text(plain(sentence, 400)))
         drawn.add_row("summary", Text(plain(caption.summary, 400)))

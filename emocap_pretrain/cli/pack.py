@@ -10,13 +10,13 @@ import typer
 from emocap_shards.errors import RecordError
 from emocap_shards.sample import Record
 from emocap_shards.writer import write_shards
-from emocap_shards.writing.duplicates import DuplicateRule
-from emocap_shards.writing.encode import Encoding, Extension
-from emocap_shards.writing.packing import DUPLICATES, SKIPPED, Packed, PackOptions, Progress, described, pack
-from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.duplicates import DuplicateConfig
+from emocap_shards.writing.encode import EncodingConfig, Extension
+from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
+from emocap_shards.writing.prepare import PrepareConfig
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
-from emocap_shards.writing.sources.columns import STANDARD, Columns
+from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from tqdm import tqdm
 
 from emocap_pretrain.cli import options, tables
@@ -54,12 +54,12 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
-        columns = Columns(image, whole, local, summary, others, key, tuple(label or ()))
+        columns = TableColumns(image, whole, local, summary, others, key, tuple(label or ()))
         search = find_duplicates or drop_duplicates
-        pack_options = PackOptions(
+        pack_options = PackConfig(
             size=shard_size(shard_samples, shard_bytes),
-            recipe=Recipe(_encoding(image_format, quality, longest_px, shortest_px), fingerprints=search),
-            duplicates=DuplicateRule(duplicate_bits, drop_duplicates) if search else None,
+            recipe=PrepareConfig(_encoding(image_format, quality, longest_px, shortest_px), fingerprints=search),
+            duplicates=DuplicateConfig(duplicate_bits, drop_duplicates) if search else None,
             number_keys=number_keys,
             skip_bad=skip_bad,
         )
@@ -111,7 +111,7 @@ class Bar(AbstractContextManager["Bar"]):
         """Since the first row: imports and worker processes take a second or two before it."""
         return time.monotonic() - self._begun
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: PackProgress) -> None:
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
         if step > 1:  # a shard that stood already
@@ -143,8 +143,10 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
     console.print(f"{url}: {', '.join(parts)}.")
 
 
-def _encoding(name: str | None, quality: int | None, longest: int | None, shortest: int | None) -> Encoding | None:
+def _encoding(
+    name: str | None, quality: int | None, longest: int | None, shortest: int | None
+) -> EncodingConfig | None:
     """None when no option on images is given: their bytes stay what they are."""
     if (name, quality, longest, shortest) == (None, None, None, None):
         return None
-    return Encoding(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)
+    return EncodingConfig(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 
-from emocap_shards.store import Patience, Store, open_store
+from emocap_shards.store import RetryConfig, Store, open_store
 from emocap_shards.store.limits import DEADLINE
 
 SOON_S = 60.0
@@ -11,7 +11,7 @@ SOON_S = 60.0
 
 def open_soon(url: str) -> Store:
     """The store at a URL, for a command that is short; EMOCAP_STORE_DEADLINE_S counts where it is set."""
-    patience = Patience.of_environment()
+    patience = RetryConfig.of_environment()
     return open_store(url, patience=patience if DEADLINE in os.environ else replace(patience, deadline_s=SOON_S))
 
 

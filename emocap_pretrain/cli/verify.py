@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.faults import Fault
-from emocap_shards.inspecting.shard_pool import Progress
-from emocap_shards.inspecting.verify import Verdict, verify
+from emocap_shards.inspecting.shard_pool import VerifyProgress
+from emocap_shards.inspecting.verify import Verification, verify
 from emocap_shards.inspecting.wording import percent, size
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
@@ -37,7 +37,7 @@ def command(
         raise typer.Exit(0 if verdict.whole else FAILED)
 
 
-def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verdict:
+def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verification:
     shown = 0
     unit = "shard" if quick else "B"
     with tqdm(desc="verifying", unit=unit, unit_scale=not quick, disable=None, leave=False) as bar:
@@ -49,7 +49,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
                 bar.clear()
                 console.print(plain(str(fault)))
 
-        def move(progress: Progress) -> None:
+        def move(progress: VerifyProgress) -> None:
             bar.total = progress.shards_all if quick else progress.bytes_all
             if not quick:
                 bar.set_postfix_str(f"{progress.shards}/{progress.shards_all} shards", refresh=False)
@@ -62,7 +62,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Verd
             raise ConfigError(str(error)) from error
 
 
-def _conclude(verdict: Verdict, show: int) -> None:
+def _conclude(verdict: Verification, show: int) -> None:
     faults = sum(verdict.kinds.values())
     if faults > show:
         further = f"{faults - show:,} further fault" + ("s" if faults - show > 1 else "")

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Patience, Store, open_store
+from emocap_shards.store import RetryConfig, Store, open_store
 
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
@@ -27,7 +27,7 @@ from emocap_pretrain.run_folder.storage import Unreadable
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
 
 DIGEST = "sha256:"
-LOOK, LOOKS, PAUSE_S = Patience(deadline_s=20.0), 3, 0.05
+LOOK, LOOKS, PAUSE_S = RetryConfig(deadline_s=20.0), 3, 0.05
 
 log = logging.getLogger(__name__)
 

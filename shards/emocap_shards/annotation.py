@@ -70,7 +70,7 @@ def _line(parts: Sequence[dict[str, Any]], labels: Labels) -> bytes:
 
 
 def _parts(caption: Caption) -> dict[str, Any]:
-    parts = {"global": caption.whole, "local": list(caption.local), "summary": caption.summary}
+    parts = {"global": caption.global_, "local": list(caption.local), "summary": caption.summary}
     _caption(parts)
     return parts
 
@@ -81,14 +81,14 @@ def _caption(value: object) -> Caption:
     if not isinstance(value, dict):
         raise AnnotationError('there is no "caption" object')
     parts = cast("dict[str, Any]", value)
-    whole, local, summary = parts.get("global"), parts.get("local", []), parts.get("summary", "")
-    if not (isinstance(whole, str) and whole.strip()):
+    global_, local, summary = parts.get("global"), parts.get("local", []), parts.get("summary", "")
+    if not (isinstance(global_, str) and global_.strip()):
         raise AnnotationError('the caption has no "global" part; it is the one that every sample needs')
     if not isinstance(local, list) or not all(_is_sentence(part) for part in cast("list[object]", local)):
         raise AnnotationError('the caption\'s "local" part is no list of sentences')
     if not isinstance(summary, str):
         raise AnnotationError('the caption\'s "summary" part is no text')
-    return Caption(whole, tuple(cast("list[str]", local)), summary)
+    return Caption(global_, tuple(cast("list[str]", local)), summary)
 
 
 def _labels(value: object) -> Labels:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emocap_shards.errors import StoreError
-from emocap_shards.ledger import Ledger, is_at, locked, release
+from emocap_shards.ledger import CacheLedger, is_at, locked, release
 from emocap_shards.local_files import make_own_folder, open_own
-from emocap_shards.segment import Rows, Segment, Span
+from emocap_shards.segment import Segment, ShardRows, Span
 
 Fetch = Callable[[Sequence[Span]], list[bytes]]
 
@@ -93,7 +93,7 @@ class Cache:
                 time.sleep(POLL_S)
                 waited_s += POLL_S
 
-    def read(self, segment: Segment, wanted: Rows) -> list[bytes] | None:
+    def read(self, segment: Segment, wanted: ShardRows) -> list[bytes] | None:
         """The bytes of some samples of a segment; None if it is not there, or its disk does not give it."""
         try:
             file = open_own(self._file(segment))
@@ -206,8 +206,8 @@ class Cache:
                     break
 
     @property
-    def _ledger(self) -> Ledger:
-        return Ledger(Path(self.folder), self.max_bytes)
+    def _ledger(self) -> CacheLedger:
+        return CacheLedger(Path(self.folder), self.max_bytes)
 
     def _file(self, segment: Segment) -> Path:
         return Path(self.folder, segment.name[:2], f"{segment.name}.seg")

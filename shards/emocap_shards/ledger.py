@@ -26,7 +26,7 @@ _POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class CacheLedger:
     """Of the `.seg` and `.part` files in the folders of `folder`: at most `max_bytes`."""
 
     folder: Path

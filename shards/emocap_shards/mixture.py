@@ -15,13 +15,13 @@ from jaxtyping import Int64
 
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import PlanError
-from emocap_shards.plan import Step, Stretch, check_cursor, passes
+from emocap_shards.plan import PositionRange, Step, check_cursor, passes
 
 ROUND = 1 << 12
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixturePlan:
     """Steps of `global_batch` samples without end; each source goes through its own epochs, every sample once in each.
 
     What the cursor calls an epoch is as many samples as all sources have together. There is no remainder: a step goes
@@ -53,9 +53,9 @@ class Mixture:
             if end is not None and position >= end:
                 return
             stop = position + self.global_batch if end is None else min(position + self.global_batch, end)
-            yield Step(tuple(self.stretches(position, stop)), Cursor(*divmod(stop, epoch)))
+            yield Step(tuple(self.ranges(position, stop)), Cursor(*divmod(stop, epoch)))
 
-    def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
+    def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
         """What each source gives to positions [start, stop)."""
         for source, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
             yield from passes(source, first, last, self.samples[source])

@@ -16,7 +16,7 @@ from emocap_shards.errors import PlanError
 Ids = Int64[np.ndarray, " samples"]
 
 
-class Layout:
+class ShardLayout:
     """Where the samples of each shard stand when all shards are laid end to end."""
 
     def __init__(self, counts: Sequence[int] | Ids) -> None:
@@ -36,7 +36,7 @@ class Layout:
 class Order:
     """One epoch over a layout. Nothing is evaluated before it is asked for, and the last two windows are kept."""
 
-    layout: Layout
+    layout: ShardLayout
     seed: int
     epoch: int
     window_samples: int

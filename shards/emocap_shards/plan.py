@@ -9,7 +9,7 @@ from emocap_shards.errors import PlanError
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class PositionRange:
     """Positions [start, stop) of one pass (`epoch`) over one source."""
 
     source: int
@@ -25,16 +25,16 @@ class Stretch:
 class Step:
     """One global batch; `after` is where the stream stands behind it."""
 
-    stretches: tuple[Stretch, ...]
+    ranges: tuple[PositionRange, ...]
     after: Cursor
 
     @property
     def rows(self) -> int:
-        return sum(map(len, self.stretches))
+        return sum(map(len, self.ranges))
 
 
 @runtime_checkable
-class Plan(Protocol):
+class StepPlan(Protocol):
     """What comes in which order; a value without any state."""
 
     def steps(self, start: Cursor) -> Iterator[Step]:
@@ -47,7 +47,7 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Epochs:
+class EpochPlan:
     """Passes over one source, each in whole; the last step of a pass takes the remainder, or is dropped.
 
     Args:
@@ -74,7 +74,7 @@ class Epochs:
             while (stop := self._stop(position)) is not None:
                 ends = self._stop(stop) is None
                 after = Cursor(epoch + 1, 0) if ends else Cursor(epoch, stop)
-                yield Step((Stretch(0, epoch, position, stop),), after)
+                yield Step((PositionRange(0, epoch, position, stop),), after)
                 position = stop
             epoch, position = epoch + 1, 0
 
@@ -96,23 +96,23 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
     return samples // global_batch if drop_last else -(-samples // global_batch)
 
 
-def rank_slice(rows: int, rank: int, world: int) -> slice:
-    """The rank's contiguous share of `rows`; shares differ by at most one row, and some are empty if rows < world.
+def rank_slice(rows: int, rank: int, world_size: int) -> slice:
+    """The rank's contiguous share of `rows`; shares differ by at most one row, and some are empty if rows < world_size.
 
     Raises:
         PlanError: If there is no such rank.
     """
-    if not 0 <= rank < world:
-        raise PlanError(f"rank={rank} of world={world}: ranks count from 0 to world - 1.")
-    return slice(rows * rank // world, rows * (rank + 1) // world)
+    if not 0 <= rank < world_size:
+        raise PlanError(f"rank={rank} of world_size={world_size}: ranks count from 0 to world_size - 1.")
+    return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
 
 
-def passes(source: int, start: int, stop: int, samples: int) -> Iterator[Stretch]:
+def passes(source: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
     """An endless run of positions of a source, cut at the ends of its epochs."""
     while start < stop:
         epoch, position = divmod(start, samples)
         end = min(stop, (epoch + 1) * samples)
-        yield Stretch(source, epoch, position, position + end - start)
+        yield PositionRange(source, epoch, position, position + end - start)
         start = end
 
 

@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Quarantine:
+class SampleQuarantine:
     """Distinct damaged samples; `budget` is how many it accepts, and with 0 the first one raises."""
 
     budget: int = 0

@@ -15,9 +15,9 @@ from emocap_shards.index import Slot
 from emocap_shards.indexes import READS_AGAIN, Indexes
 from emocap_shards.manifest import Manifest
 from emocap_shards.members import members_of
-from emocap_shards.order import Ids, Layout
+from emocap_shards.order import Ids, ShardLayout
 from emocap_shards.sample import Encoded, Sample
-from emocap_shards.segment import Rows, Segment, Span
+from emocap_shards.segment import Segment, ShardRows, Span
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 
@@ -26,7 +26,7 @@ _REMOTE_GAP_BYTES = 1 << 16
 _LOCAL_GAP_BYTES = 1 << 12
 
 # The wanted samples of the segments that were fetched.
-Part = tuple[Segment | None, Rows]
+Part = tuple[Segment | None, ShardRows]
 Fetched = dict[Span, list[bytes]]
 
 
@@ -49,7 +49,7 @@ class Reader:
         self._cache = cache
         self._first = first
         self._place = place
-        self._layout = Layout(manifest.counts)
+        self._layout = ShardLayout(manifest.counts)
         self._gap_bytes = _LOCAL_GAP_BYTES if store.is_near else _REMOTE_GAP_BYTES
         self._indexes = Indexes(store, manifest)
 
@@ -93,7 +93,7 @@ class Reader:
             parts = self._parts(self._wanted(np.unique(ids)))
             self._cache.fill([segment for segment, _ in parts if segment], self._ranges)
 
-    def _wanted(self, ids: Ids) -> list[Rows]:
+    def _wanted(self, ids: Ids) -> list[ShardRows]:
         """Ascending ids by shard."""
         if len(ids) and not 0 <= ids[0] <= ids[-1] < self._layout.samples:
             raise IndexError(f"samples {ids[0]} to {ids[-1]} of {self._layout.samples} in {self._store.url}")
@@ -101,11 +101,11 @@ class Reader:
         parts = np.split(ids, heads[1:])
         shards = zip(numbers.tolist(), self._indexes.of(numbers.tolist()), parts, strict=False)
         return [
-            Rows(self._manifest.shards[number], index, part - self._layout.firsts[number])
+            ShardRows(self._manifest.shards[number], index, part - self._layout.firsts[number])
             for number, index, part in shards
         ]
 
-    def _parts(self, wanted: Iterable[Rows]) -> list[Part]:
+    def _parts(self, wanted: Iterable[ShardRows]) -> list[Part]:
         """What is wanted, by segment where there is a cache."""
         if self._cache is None:
             return [(None, rows) for rows in wanted]
@@ -128,7 +128,7 @@ class Reader:
         for _, kept in found:
             yield from next(fresh) if kept is None else kept
 
-    def _kept(self, segment: Segment | None, rows: Rows, fetched: Fetched) -> list[bytes] | None:
+    def _kept(self, segment: Segment | None, rows: ShardRows, fetched: Fetched) -> list[bytes] | None:
         if segment is None or self._cache is None:
             return None
         return fetched.get(segment.span) or self._cache.read(segment, rows)

@@ -11,12 +11,13 @@ from jaxtyping import UInt8
 class Caption:
     """A structured emotion caption.
 
-    `whole` is the global part: one sentence, intensity and nuanced emotion, no cues. (`global` is a Python keyword;
-    on disk the field is called "global".) `local` holds one sentence for each facial region, none is allowed.
-    `summary` is one long sentence: the emotion and the cues that decide it.
+    `global_` is one sentence about the intensity and the nuance of the emotion, without cues. Its name ends in "_"
+    because `global` is a Python keyword; the field is called "global" on disk. `local` holds one sentence for each
+    facial region that is described, and may be empty. `summary` is one long sentence about the emotion and the cues
+    that show it.
     """
 
-    whole: str
+    global_: str
     local: tuple[str, ...]
     summary: str
 

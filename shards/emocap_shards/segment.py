@@ -19,7 +19,7 @@ SEGMENT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class ShardRows:
     """Some samples of one shard: `rows` counts within the shard and ascends."""
 
     shard: Shard
@@ -67,29 +67,29 @@ class Rows:
         cuts = zip(run.tolist(), (starts - origin).tolist(), (stops - origin).tolist(), strict=True)
         return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
-    def segments(self) -> Iterator[tuple["Segment", "Rows"]]:
+    def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
         """The segments that hold these samples, each with the ones that it holds."""
         numbers = self.starts // SEGMENT_BYTES
         every = self.index.offsets // SEGMENT_BYTES
         for part in self._cut(np.flatnonzero(np.diff(numbers)) + 1):
             number = part.start // SEGMENT_BYTES
             first, last = np.searchsorted(every, [number, number + 1])
-            yield Segment(Rows(self.shard, self.index, np.arange(first, last)), number), part
+            yield Segment(ShardRows(self.shard, self.index, np.arange(first, last)), number), part
 
     def pieces(self, data: bytes) -> list[bytes]:
         """The bytes of each sample out of the shard's bytes [start, stop), or as much as there is of them."""
         bounds = zip((self.starts - self.start).tolist(), (self.stops - self.start).tolist(), strict=True)
         return [data[start:stop] for start, stop in bounds]
 
-    def _cut(self, places: Sequence[int] | Ids) -> Iterator["Rows"]:
-        return (Rows(self.shard, self.index, rows) for rows in np.split(self.rows, places) if len(rows))
+    def _cut(self, places: Sequence[int] | Ids) -> Iterator["ShardRows"]:
+        return (ShardRows(self.shard, self.index, rows) for rows in np.split(self.rows, places) if len(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """All samples of a shard that begin in the same `SEGMENT_BYTES` of it."""
 
-    samples: Rows
+    samples: ShardRows
     number: int
 
     @property
@@ -105,12 +105,12 @@ class Segment:
     def size_bytes(self) -> int:
         return self.samples.stop - self.samples.start
 
-    def places(self, wanted: Rows) -> list[tuple[int, int]]:
+    def places(self, wanted: ShardRows) -> list[tuple[int, int]]:
         """First byte within the segment, and length, of some of its samples."""
         starts = (wanted.starts - self.samples.start).tolist()
         return list(zip(starts, (wanted.stops - wanted.starts).tolist(), strict=True))
 
-    def pieces(self, wanted: Rows, data: bytes) -> list[bytes]:
+    def pieces(self, wanted: ShardRows, data: bytes) -> list[bytes]:
         """The bytes of some of its samples out of its own, or as much as there is of them."""
         return [data[start : start + length] for start, length in self.places(wanted)]
 

@@ -8,14 +8,14 @@ import numpy as np
 from emocap_shards.cache import Cache
 from emocap_shards.errors import DamagedSample
 from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.order import Ids, Layout
+from emocap_shards.order import Ids, ShardLayout
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class MixtureSource:
     """One dataset of a mixture; `weight` is its share beside the others' weights, by default its number of samples."""
 
     url: str = field(repr=False)  # it may hold a password
@@ -28,7 +28,7 @@ class Library:
     def __init__(
         self, datasets: Sequence[tuple[Store, Manifest]], weights: Sequence[float | None], cache: Cache | None
     ):
-        self._layouts = [Layout(manifest.counts) for _, manifest in datasets]
+        self._layouts = [ShardLayout(manifest.counts) for _, manifest in datasets]
         self._firsts = np.cumsum([0, *self.samples])
         self.weights = tuple(
             float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
@@ -42,14 +42,14 @@ class Library:
         ]
 
     @classmethod
-    def open(cls, url: str | Sequence[Source], cache: Cache | None = None) -> "Library":
+    def open(cls, url: str | Sequence[MixtureSource], cache: Cache | None = None) -> "Library":
         """The datasets at their URLs.
 
         Raises:
             ManifestError: If there is none at one of them.
             StoreError: If a store cannot be reached.
         """
-        sources = (Source(url),) if isinstance(url, str) else tuple(url)
+        sources = (MixtureSource(url),) if isinstance(url, str) else tuple(url)
         stores = [open_store(source.url) for source in sources]
         return cls([(store, read_manifest(store)) for store in stores], [source.weight for source in sources], cache)
 
@@ -61,7 +61,7 @@ class Library:
         """Of each dataset."""
         return tuple(layout.samples for layout in self._layouts)
 
-    def layout(self, source: int) -> Layout:
+    def layout(self, source: int) -> ShardLayout:
         return self._layouts[source]
 
     def first(self, source: int) -> int:

@@ -13,14 +13,14 @@ import numpy as np
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, PlanError
-from emocap_shards.mixture import Mixture
+from emocap_shards.mixture import MixturePlan
 from emocap_shards.order import Ids, Order
-from emocap_shards.plan import Epochs, Plan, Step, rank_slice
+from emocap_shards.plan import EpochPlan, Step, StepPlan, rank_slice
 from emocap_shards.prefetch import ahead
-from emocap_shards.quarantine import Quarantine
+from emocap_shards.quarantine import SampleQuarantine
 from emocap_shards.reader import decoded
 from emocap_shards.sample import Encoded, Sample
-from emocap_shards.source import Library, Source
+from emocap_shards.source import Library, MixtureSource
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 
 
 @dataclass(frozen=True, slots=True)
-class Portion(Generic[T]):
+class RankStep(Generic[T]):
     """A rank's rows of one step, the samples that it had to leave out, and the cursor behind the step."""
 
     samples: list[T]
@@ -48,8 +48,8 @@ class Stream:
         url: The dataset, or several that are mixed.
         global_batch: Samples in a step, over all ranks.
         seed: Of the order; zero or more.
-        rank: Of `world`. With rows < world in the last step, some ranks get an empty list.
-        world: Number of ranks.
+        rank: Of `world_size`. With rows < world_size in the last step, some ranks get an empty list.
+        world_size: Number of ranks.
         window_samples: Samples are shuffled among so many neighbours of the shuffled sequence of shards. Several
             times `global_batch`, or else the samples of a shard meet in every epoch.
         drop_last: Drops the samples of an epoch that fill no step; a mixture has none.
@@ -60,11 +60,11 @@ class Stream:
         cache: For datasets that are not on a local disk; shared by the processes of a node.
     """
 
-    url: str | tuple[Source, ...] = field(repr=False)  # it may hold a password
+    url: str | tuple[MixtureSource, ...] = field(repr=False)  # it may hold a password
     global_batch: int
     seed: int = 0
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     window_samples: int = 1 << 14
     drop_last: bool = False
     shuffle: bool = True
@@ -74,7 +74,7 @@ class Stream:
     cache: Cache | None = None
 
     def __post_init__(self) -> None:
-        rank_slice(self.global_batch, self.rank, self.world)
+        rank_slice(self.global_batch, self.rank, self.world_size)
         if self.window_samples < 1 or self.seed < 0:
             raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: at least 1, and no seed < 0.")
         if self.global_batch < 1 or self.error_budget < 0:
@@ -83,9 +83,9 @@ class Stream:
             raise PlanError(f"there must be a dataset, and epochs={self.epochs} must be none or 0 or more.")
 
     @overload
-    def steps(self, part: int = 0, parts: int = 1) -> Iterator[Portion[Sample]]: ...
+    def steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Sample]]: ...
     @overload
-    def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], T]) -> Iterator[Portion[T]]: ...
+    def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], T]) -> Iterator[RankStep[T]]: ...
     def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], Any] = lambda sample: sample) -> Any:
         """This rank's rows of every step, decoded, and what `each` makes of them.
 
@@ -108,11 +108,11 @@ class Stream:
             found = decoded(sample, seed=self.seed, epoch=epoch)
             return found if isinstance(found, DamagedSample) else each(found)
 
-        return self._portions(part, parts, decode)
+        return self._rank_steps(part, parts, decode)
 
-    def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[Portion[Encoded]]:
+    def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Encoded]]:
         """`steps`, with every byte checked and nothing decoded."""
-        return self._portions(part, parts, lambda sample, _: sample)
+        return self._rank_steps(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
         """These samples in this order, for evaluation and previews.
@@ -123,17 +123,17 @@ class Stream:
         """
         library = Library.open(self.url, self.cache)
         found = (decoded(sample) for sample in library.fetch(np.fromiter(indexes, np.int64), direct=True))
-        return _sound(found, Quarantine(0))[0]
+        return _sound(found, SampleQuarantine(0))[0]
 
-    def _portions(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[Portion[T]]:
+    def _rank_steps(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[RankStep[T]]:
         rank_slice(parts, part, parts)
         library = self._library()
         reading = _Reading(self, library)
         steps = islice(self._plan(library).steps(self.start), part, None, parts)
-        quarantine = Quarantine(self.error_budget)
+        quarantine = SampleQuarantine(self.error_budget)
         for step, found in ahead(steps, reading.fetch, reading.warm, warmed_ahead=self._warmed_ahead(library, parts)):
             samples, damaged = _sound((decode(sample, epoch) for sample, epoch in found), quarantine)
-            yield Portion(samples, step.after, damaged)
+            yield RankStep(samples, step.after, damaged)
 
     def _library(self) -> Library:
         """The datasets, with the cache unless it would drop each segment before its samples are used up."""
@@ -141,7 +141,7 @@ class Stream:
         if self.cache is None or not library.uses_cache:
             return library
         windows = 2 * min(1.0, self.window_samples / sum(library.samples))
-        needed_bytes = windows * library.total_bytes / self.world
+        needed_bytes = windows * library.total_bytes / self.world_size
         if needed_bytes <= self.cache.max_bytes:
             return library
         _log.warning(
@@ -153,10 +153,10 @@ class Stream:
         )
         return Library.open(self.url)
 
-    def _plan(self, library: Library) -> Plan:
+    def _plan(self, library: Library) -> StepPlan:
         if len(library) == 1:
-            return Epochs(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
-        return Mixture(library.samples, library.weights, self.global_batch, self.epochs)
+            return EpochPlan(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
+        return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
 
     def _warmed_ahead(self, library: Library, parts: int) -> int:
         """Steps of a part within a window: the cache is filled for the next window while this one is used."""
@@ -183,15 +183,15 @@ class _Reading:
         self._library.warm(_joined(list(self._shares(step))))
 
     def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
-        """(epoch, sample numbers) of the rank's rows; of each stretch in the order of the manifest."""
-        share = rank_slice(step.rows, self._stream.rank, self._stream.world)
+        """(epoch, sample numbers) of the rank's rows; of each range in the order of the manifest."""
+        share = rank_slice(step.rows, self._stream.rank, self._stream.world_size)
         before = 0
-        for stretch in step.stretches:
-            first, last = max(share.start - before, 0), min(share.stop - before, len(stretch))
-            before += len(stretch)
+        for range_ in step.ranges:
+            first, last = max(share.start - before, 0), min(share.stop - before, len(range_))
+            before += len(range_)
             if first < last:
-                ids = np.sort(self._orders[stretch.source](stretch.epoch).ids(stretch.start, stretch.stop))
-                yield stretch.epoch, self._library.first(stretch.source) + ids[first:last]
+                ids = np.sort(self._orders[range_.source](range_.epoch).ids(range_.start, range_.stop))
+                yield range_.epoch, self._library.first(range_.source) + ids[first:last]
 
     def _order(self, source: int, epoch: int) -> Order:
         # The first source has the seed's own order, alone or in a mixture.
@@ -204,7 +204,9 @@ def _joined(shares: list[tuple[int, Ids]]) -> Ids:
     return np.concatenate([np.empty(0, dtype=np.int64), *(ids for _, ids in shares)])
 
 
-def _sound(rows: "Iterable[T | DamagedSample]", quarantine: Quarantine) -> "tuple[list[T], tuple[DamagedSample, ...]]":
+def _sound(
+    rows: "Iterable[T | DamagedSample]", quarantine: SampleQuarantine
+) -> "tuple[list[T], tuple[DamagedSample, ...]]":
     """The undamaged rows, and the damage that is new."""
     samples: list[T] = []
     damaged: list[DamagedSample] = []

@@ -9,8 +9,8 @@ from emocap_shards.decode import FORMATS, image_header
 from emocap_shards.errors import AnnotationError, ImageError
 from emocap_shards.manifest import Manifest
 from emocap_shards.sample import Record
-from emocap_shards.writing.packing import PackOptions, Progress, pack
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.packing import PackConfig, PackProgress, pack
+from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.shards import ShardSize
 
 
@@ -35,13 +35,13 @@ def write_shards(
     size = ShardSize(samples_per_shard)
     told = 0
 
-    def tell(now: Progress) -> None:
+    def tell(now: PackProgress) -> None:
         nonlocal told
         if progress and now.stored > told:
             progress(now.stored)
             told = now.stored
 
-    return pack(_Records(records), url, PackOptions(size), progress=tell).manifest
+    return pack(_Records(records), url, PackConfig(size), progress=tell).manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,18 @@ class _Records:
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         return map(_row, self.records)
 
 
-def _row(record: Record) -> Row | BadRow:
+def _row(record: Record) -> SourceRow | BadRow:
     where = f"record {record.key!r}"
     try:
         _check_extension(record)
         annotation = dump_annotation(record.caption, record.labels, record.further)
     except (AnnotationError, ImageError) as error:
         return BadRow(where, str(error))
-    return Row(where, record.key, record.image, annotation, record.extension)
+    return SourceRow(where, record.key, record.image, annotation, record.extension)
 
 
 def _check_extension(record: Record) -> None:

@@ -349,7 +349,7 @@ def test_a_flag_and_an_option_that_takes_several_values_may_come_twice(tmp_path:
     done = CliRunner().invoke(app, ["pack", str(table), str(tmp_path / "out"), *options])
     assert done.exit_code == 0
     (sample,) = Stream(url=str(tmp_path / "out"), global_batch=1, epochs=1, shuffle=False).read([0])
-    assert {each.whole for each in (sample.caption, *sample.further)} == {"a", "b", "c"}
+    assert {each.global_ for each in (sample.caption, *sample.further)} == {"a", "b", "c"}
     refused = CliRunner().invoke(app, ["pack", str(table), str(tmp_path / "no"), "--further", "mroe"])
     assert "there is no column 'mroe'" in refused.stderr
 

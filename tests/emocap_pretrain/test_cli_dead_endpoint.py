@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 import pytest
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Patience, Store, open_store, retry
+from emocap_shards.store import RetryConfig, Store, open_store, retry
 from emocap_shards.store.objects import ObjectStore
 from typer.testing import CliRunner
 
@@ -93,7 +93,7 @@ def test_a_server_that_never_answers_is_named_while_the_command_waits(
     silent: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retry, "FIRST_WORD_S", 0.2)
-    store = open_store(f"http://127.0.0.1:{silent}/faces", patience=Patience(deadline_s=1, read_timeout_s=1.5))
+    store = open_store(f"http://127.0.0.1:{silent}/faces", patience=RetryConfig(deadline_s=1, read_timeout_s=1.5))
     with pytest.raises(StoreError, match="gave up after 1 attempts in 1 s"):
         store.read("manifest.json")
     first = caplog.messages[0]

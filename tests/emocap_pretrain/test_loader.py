@@ -173,7 +173,9 @@ def test_the_last_step_of_an_epoch_takes_the_remainder(tiny_config, stream):
 
 def test_ranks_share_an_uneven_step_without_overlap(tiny_config, stream):
     whole = take(tiny_config, stream, STEPS_OF_AN_EPOCH)
-    ranks = [take(tiny_config, dataclasses.replace(stream, rank=rank, world=3), STEPS_OF_AN_EPOCH) for rank in range(3)]
+    ranks = [
+        take(tiny_config, dataclasses.replace(stream, rank=rank, world_size=3), STEPS_OF_AN_EPOCH) for rank in range(3)
+    ]
     for (batch, cursor, _), *shares in zip(whole, *ranks, strict=True):
         assert {share[1] for share in shares} == {cursor}
         assert torch.equal(torch.cat([share[0].images for share in shares]), batch.images)
@@ -183,7 +185,7 @@ def test_ranks_share_an_uneven_step_without_overlap(tiny_config, stream):
 
 
 def test_a_rank_without_rows_has_an_empty_batch(tiny_config, faces):
-    last = Stream(url=faces, global_batch=23, rank=0, world=2)
+    last = Stream(url=faces, global_batch=23, rank=0, world_size=2)
     batch = take(tiny_config, last, 2)[1].batch
     assert batch.rows == 0
     assert batch.tokens == 0
@@ -228,7 +230,7 @@ def test_the_words_of_a_caption_follow_the_mirror(tiny_config, flip):
         sample = dataclasses.replace(captioned(index, "Bright on the right side.", ("The left brow.",)), image=image)
         mirror = collate.prepare(sample)
         brighter = bool(mirror.image[0, 15, 0] > mirror.image[0, 0, 0])
-        seen.add((brighter, mirror.caption.whole + mirror.caption.local[0]))
+        seen.add((brighter, mirror.caption.global_ + mirror.caption.local[0]))
     as_stored = (True, "Bright on the right side.The left brow.")
     in_the_mirror = (False, "Bright on the left side.The right brow.")
     assert seen == {0.0: {as_stored}, 0.5: {as_stored, in_the_mirror}, 1.0: {in_the_mirror}}[flip]

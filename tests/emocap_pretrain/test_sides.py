@@ -6,7 +6,7 @@ from emocap_pretrain.sides import mirrored
 
 def mirror(text: str) -> str | None:
     caption = mirrored(Caption(text, (), ""))
-    return caption and caption.whole
+    return caption and caption.global_
 
 
 @pytest.mark.parametrize(

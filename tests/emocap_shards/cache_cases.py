@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from emocap_shards.ledger import Ledger
+from emocap_shards.ledger import CacheLedger
 from emocap_shards.store import open_store
 
 # Samples of the small dataset, and bytes of a segment of it.
@@ -47,7 +47,7 @@ def taken(cache):
     """Bytes of all files of segments at one moment: nothing is booked or evicted while the ledger is held."""
     if not Path(cache.folder, "ledger").exists():
         return 0
-    with Ledger(Path(cache.folder), cache.max_bytes).opened():
+    with CacheLedger(Path(cache.folder), cache.max_bytes).opened():
         stats = [path.stat() for suffix in (".part", ".seg") for path in files(cache, suffix) if path.exists()]
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 

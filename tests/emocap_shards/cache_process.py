@@ -14,7 +14,7 @@ from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
 from emocap_shards.indexes import read_index
 from emocap_shards.manifest import read_manifest
-from emocap_shards.segment import Rows
+from emocap_shards.segment import ShardRows
 from emocap_shards.store import open_store
 
 
@@ -30,7 +30,7 @@ def main(url: str, folder: str, max_bytes: int, log: str, seconds: float, outage
         return store.read_ranges(spans)
 
     for shard in read_manifest(store).shards:
-        rows = Rows(shard, read_index(store, shard), np.arange(shard.samples))
+        rows = ShardRows(shard, read_index(store, shard), np.arange(shard.samples))
         parts = list(rows.segments())
         brought = {segment.name: data for segment, data in cache.bring([segment for segment, _ in parts], fetch)}
         for segment, part in parts:

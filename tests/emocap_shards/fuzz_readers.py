@@ -46,7 +46,7 @@ def manifest(data: bytes) -> None:
 def annotation(data: bytes) -> None:
     with contextlib.suppress(AnnotationError):
         captions, _ = load_annotation(data)
-        assert all(caption.whole.strip() for caption in captions)
+        assert all(caption.global_.strip() for caption in captions)
 
 
 def image(data: bytes) -> None:

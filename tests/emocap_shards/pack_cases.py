@@ -9,8 +9,8 @@ from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import open_store
-from emocap_shards.writing.packing import PackOptions, pack
-from emocap_shards.writing.row import Row
+from emocap_shards.writing.packing import PackConfig, pack
+from emocap_shards.writing.row import SourceRow
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD
@@ -19,7 +19,7 @@ from shard_cases import encode, record
 
 def parts(number):
     caption = record(number).caption
-    return {"global": caption.whole, "local": list(caption.local), "summary": caption.summary}
+    return {"global": caption.global_, "local": list(caption.local), "summary": caption.summary}
 
 
 def table_row(number, **changes):
@@ -51,13 +51,13 @@ def folder_of(folder: Path, count: int) -> Path:
 
 def packed(source, out, columns=STANDARD, *, samples=1000, **options):
     """`pack` of what stands at a path."""
-    return pack(open_source(source, columns), out, PackOptions(ShardSize(samples), **options))
+    return pack(open_source(source, columns), out, PackConfig(ShardSize(samples), **options))
 
 
 def bad_rows(source, columns=STANDARD, **options) -> list[str]:
     """What `pack` says of the rows that it lets go."""
     with_good = _WithOneGoodRow(open_source(source, columns, **options))
-    return [str(bad) for bad in pack(with_good, f"memory://{uuid.uuid4().hex}", PackOptions(skip_bad=1000)).skipped]
+    return [str(bad) for bad in pack(with_good, f"memory://{uuid.uuid4().hex}", PackConfig(skip_bad=1000)).skipped]
 
 
 class _WithOneGoodRow:
@@ -70,7 +70,7 @@ class _WithOneGoodRow:
 
     def rows(self):
         good = record(99)
-        yield Row("good", "good-row", good.image, dump_annotation(good.caption, good.labels))
+        yield SourceRow("good", "good-row", good.image, dump_annotation(good.caption, good.labels))
         yield from self._source.rows()
 
 

@@ -14,7 +14,7 @@ from emocap_shards.indexes import read_index
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
-from emocap_shards.segment import Rows
+from emocap_shards.segment import ShardRows
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from shard_cases import records
@@ -42,7 +42,7 @@ def rows(url):
     """All samples of the first shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
-    return Rows(shard, read_index(store, shard), np.arange(shard.samples))
+    return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))
 
 
 def blocks(cache, rows):
@@ -58,7 +58,7 @@ def test_segments_tile_a_shard_between_samples(rows):
 
 
 def test_a_few_samples_ask_for_the_segments_that_hold_them(rows):
-    few = Rows(rows.shard, rows.index, np.array([1, 7]))
+    few = ShardRows(rows.shard, rows.index, np.array([1, 7]))
     whole = {segment.name: segment.samples.rows.tolist() for segment in segments(rows)}
     for segment, part in few.segments():
         assert whole[segment.name] == segment.samples.rows.tolist()

@@ -14,11 +14,11 @@ from cache_cases import SAMPLES, SEGMENT, Counted, Fetch, files, segments, size_
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
 from emocap_shards.indexes import read_index
-from emocap_shards.ledger import Ledger
+from emocap_shards.ledger import CacheLedger
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
-from emocap_shards.segment import Rows
+from emocap_shards.segment import ShardRows
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from shard_cases import records
@@ -53,7 +53,7 @@ def rows(url):
     """All samples of the first shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
-    return Rows(shard, read_index(store, shard), np.arange(shard.samples))
+    return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))
 
 
 def refuse(monkeypatch, number, *calls):
@@ -150,7 +150,7 @@ def test_a_child_that_was_forked_in_the_middle_of_a_fetch_holds_nothing(cache, r
 
 def test_a_child_that_was_forked_while_the_ledger_was_held_does_not_hold_it(cache):
     assert cache._keeps()
-    ledger = Ledger(Path(cache.folder), cache.max_bytes)
+    ledger = CacheLedger(Path(cache.folder), cache.max_bytes)
     with ledger.opened():
         child = os.fork()
         if child == 0:
@@ -178,7 +178,7 @@ def test_a_segment_that_nobody_brings_in_time_is_left_to_the_direct_read(cache, 
     (path, *_) = files(cache)
     path.unlink()
     name = path.stem
-    rows = [Rows(shard, read_index(open_store(url), shard), np.arange(10)) for shard in read_manifest(url).shards]
+    rows = [ShardRows(shard, read_index(open_store(url), shard), np.arange(10)) for shard in read_manifest(url).shards]
     (segment,) = [segment for each in rows for segment in segments(each) if segment.name == name]
     file = held(cache, segment)
     before = len(list(Path("/proc/self/fd").iterdir()))

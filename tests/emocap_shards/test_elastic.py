@@ -9,7 +9,7 @@ import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.order import Order
-from emocap_shards.source import Source
+from emocap_shards.source import MixtureSource
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
 from hypothesis import given, settings
@@ -36,7 +36,7 @@ def streams(urls, tmp_path_factory):
     return {
         "one dataset": Stream(url=near, global_batch=7, **common),
         "from far": Stream(url=far, global_batch=3, **common),
-        "a mixture": Stream(url=(Source(near, 2), Source(far, 1)), global_batch=6, **common),
+        "a mixture": Stream(url=(MixtureSource(near, 2), MixtureSource(far, 1)), global_batch=6, **common),
     }
 
 
@@ -44,7 +44,7 @@ def of_all_ranks(stream, world, workers, steps):
     """The steps (sample numbers, cursor) as all ranks see them together, each rank with so many workers in turn."""
     ranks = []
     for rank in range(world):
-        mine = replace(stream, rank=rank, world=world)
+        mine = replace(stream, rank=rank, world_size=world)
         parts = [mine.encoded_steps(part, workers) for part in range(workers)]
         ranks.append([next(parts[turn % workers]) for turn in range(steps)])
     for step in zip(*ranks, strict=True):
@@ -81,7 +81,7 @@ def test_every_batch_of_a_mixture_has_its_shares(streams):
 
 
 def test_weights_default_to_sizes(urls):
-    stream = Stream(url=tuple(map(Source, urls)), global_batch=SAMPLES + OTHERS)
+    stream = Stream(url=tuple(map(MixtureSource, urls)), global_batch=SAMPLES + OTHERS)
     portion = next(stream.encoded_steps())
     assert abs(sum(sample.index >= SAMPLES for sample in portion.samples) - OTHERS) <= 1
 
@@ -97,7 +97,7 @@ def test_a_rank_reads_neighbours(urls):
     """Within a step samples stand in storage order, so the ranks' shares lie beside each other, not across."""
     stream = Stream(url=urls[0], global_batch=20, window_samples=SAMPLES)
     for rank in range(4):
-        portion = next(replace(stream, rank=rank, world=4).encoded_steps())
+        portion = next(replace(stream, rank=rank, world_size=4).encoded_steps())
         numbers = [sample.index for sample in portion.samples]
         assert numbers == sorted(numbers)
         assert numbers[-1] - numbers[0] < SAMPLES / 2
@@ -114,7 +114,7 @@ def test_several_captions_take_turns_by_epoch_and_are_the_same_for_every_world(t
         views = [sample for samples in shown for sample in samples if sample.index == number]
         assert len({view.caption for view in views}) >= 2
         assert all({view.caption, *view.further} == set(captions(number)) for view in views)
-    again = next(replace(stream, rank=1, world=2, start=Cursor(5, 0)).steps()).samples
+    again = next(replace(stream, rank=1, world_size=2, start=Cursor(5, 0)).steps()).samples
     assert [sample.caption for sample in again] == [sample.caption for sample in shown[5][6:]]
 
 

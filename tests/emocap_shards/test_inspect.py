@@ -10,7 +10,7 @@ from emocap_shards.annotation import dump_annotation
 from emocap_shards.errors import ManifestError
 from emocap_shards.inspecting import faces as faces_module
 from emocap_shards.inspecting import look as look_module
-from emocap_shards.inspecting.counters import Counts, Numbers, Tally, spread_of
+from emocap_shards.inspecting.counters import Counts, NumberCounter, TextCounter, spread_of
 from emocap_shards.inspecting.labels import MOST_NAMES, LabelCounter
 from emocap_shards.inspecting.look import evenly, everything
 from emocap_shards.inspecting.parts import words
@@ -189,7 +189,7 @@ def test_large_samples_are_read_in_small_portions(monkeypatch):
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=60))
 def test_a_tally_with_room_is_exact(items):
-    tally = Tally(8)
+    tally = TextCounter(8)
     tally.add(items)
     counts, true = tally.counts(8), Counter(items)
     assert dict(counts.top) == true
@@ -199,7 +199,7 @@ def test_a_tally_with_room_is_exact(items):
 
 @given(st.lists(st.integers(0, 40), max_size=400), st.integers(2, 12))
 def test_a_tally_without_room_is_short_by_no_more_than_it_says(numbers, cap):
-    tally = Tally(cap)
+    tally = TextCounter(cap)
     tally.add(map(str, numbers))
     counts, true = tally.counts(cap), Counter(map(str, numbers))
     assert min(len(true), cap) <= counts.distinct <= len(true)
@@ -208,7 +208,7 @@ def test_a_tally_without_room_is_short_by_no_more_than_it_says(numbers, cap):
 
 
 def test_what_a_tally_forgot_repeats_nothing():
-    tally = Tally(1000)
+    tally = TextCounter(1000)
     tally.add(map(str, range(1200)))
     counts = tally.counts(3)
     assert counts.short > 0
@@ -251,7 +251,7 @@ def test_few_whole_numbers_have_a_bin_each():
 
 def test_a_long_stream_of_numbers_is_kept_in_part_and_evenly():
     generator = random.Random(1)
-    numbers = Numbers()
+    numbers = NumberCounter()
     numbers.add(generator.random() for _ in range(60_000))
     spread = numbers.spread()
     assert (spread.count, sum(spread.bins)) == (60_000, 20_000)

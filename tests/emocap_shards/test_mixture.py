@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import PlanError
-from emocap_shards.mixture import ROUND, Mixture, apportioned
+from emocap_shards.mixture import ROUND, MixturePlan, apportioned
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ weights = st.floats(0.01, 100)
 def mixtures(draw):
     samples = draw(sizes)
     shares = draw(st.lists(weights, min_size=len(samples), max_size=len(samples)).map(tuple))
-    return Mixture(samples, shares, draw(st.integers(1, 50)))
+    return MixturePlan(samples, shares, draw(st.integers(1, 50)))
 
 
 @given(mixtures(), st.integers(0, 10**9))
@@ -38,7 +38,7 @@ def test_each_source_goes_through_its_own_epochs_without_a_gap(mixture, start):
     told = [[] for _ in mixture.samples]
     for step in islice(mixture.steps(cursor), 6):
         assert step.rows == mixture.global_batch
-        for stretch in step.stretches:
+        for stretch in step.ranges:
             size = mixture.samples[stretch.source]
             told[stretch.source] += [stretch.epoch * size + at for at in range(stretch.start, stretch.stop)]
     for source, first in enumerate(mixture.given(start)):
@@ -52,7 +52,7 @@ def test_resuming_at_any_step_gives_the_same_steps(mixture, done):
 
 
 def test_epochs_end_it_exactly():
-    steps = list(Mixture((6, 4), (1, 1), 4, epochs=2).steps(Cursor()))
+    steps = list(MixturePlan((6, 4), (1, 1), 4, epochs=2).steps(Cursor()))
     assert sum(step.rows for step in steps) == 20
     assert steps[-1].after == Cursor(2, 0)
 
@@ -68,7 +68,7 @@ def test_seats_add_up_and_everyone_has_one(shares, seats):
 
 
 def test_every_batch_of_many_sources_has_its_shares_to_within_two_samples():
-    mixture = Mixture((50,) * 10, (100, 2, 2, 1, 2, 1, 3.4, 6, 9, 10), 256)
+    mixture = MixturePlan((50,) * 10, (100, 2, 2, 1, 2, 1, 3.4, 6, 9, 10), 256)
     parts = apportioned(mixture.weights, ROUND)
     for start in range(0, 3 * ROUND, 97):
         pairs = zip(mixture.given(start), mixture.given(start + 256), parts, strict=True)
@@ -76,7 +76,7 @@ def test_every_batch_of_many_sources_has_its_shares_to_within_two_samples():
 
 
 def test_equal_weights_take_turns():
-    assert [Mixture((5, 5), (2, 2), 1).given(position) for position in range(5)] == [
+    assert [MixturePlan((5, 5), (2, 2), 1).given(position) for position in range(5)] == [
         [0, 0],
         [1, 0],
         [1, 1],
@@ -88,9 +88,9 @@ def test_equal_weights_take_turns():
 @pytest.mark.parametrize("shares", [(1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (1.0,)])
 def test_weights_that_are_none_are_refused(shares):
     with pytest.raises(PlanError):
-        Mixture((3, 4), shares, 2)
+        MixturePlan((3, 4), shares, 2)
 
 
 def test_a_cursor_behind_the_epoch_is_refused():
     with pytest.raises(PlanError, match="another dataset"):
-        next(Mixture((3, 4), (1, 1), 2).steps(Cursor(0, 8)))
+        next(MixturePlan((3, 4), (1, 1), 2).steps(Cursor(0, 8)))

@@ -9,11 +9,11 @@ from emocap_shards.errors import RecordError
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
-from emocap_shards.writing.duplicates import MAX_BITS, DuplicateRule, Lookalikes
-from emocap_shards.writing.encode import Encoding
+from emocap_shards.writing.duplicates import MAX_BITS, DuplicateConfig, FingerprintIndex
+from emocap_shards.writing.encode import EncodingConfig
 from emocap_shards.writing.fingerprint import DIGEST_BYTES, perceptual_hash
-from emocap_shards.writing.packing import PackOptions, pack
-from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.packing import PackConfig, pack
+from emocap_shards.writing.prepare import PrepareConfig
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.tar import TarFile
@@ -22,8 +22,8 @@ from PIL import Image
 from shard_cases import encode
 
 EVERYTHING = {
-    "recipe": Recipe(Encoding("webp", 80, longest_px=6), fingerprints=True),
-    "duplicates": DuplicateRule(bits=4, drop=True),
+    "recipe": PrepareConfig(EncodingConfig("webp", 80, longest_px=6), fingerprints=True),
+    "duplicates": DuplicateConfig(bits=4, drop=True),
     "skip_bad": 10,
 }
 
@@ -42,7 +42,7 @@ def mixed(tmp_path_factory):
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(mixed, tmp_path):
     """Order, re-encoding, dropped duplicates and skipped rows included."""
-    source, options = open_source(mixed), PackOptions(ShardSize(30), **EVERYTHING)
+    source, options = open_source(mixed), PackConfig(ShardSize(30), **EVERYTHING)
     alone = pack(source, tmp_path / "1", options)
     assert pack(source, tmp_path / "3", options, processes=3) == alone
     assert files_of(tmp_path / "3") == files_of(tmp_path / "1")
@@ -54,7 +54,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(mixed, tmp_path):
 
 def test_a_shard_grows_no_larger_than_its_bytes(tmp_path):
     folder = folder_of(tmp_path / "in", 30)
-    pack(open_source(folder), tmp_path / "out", PackOptions(ShardSize(None, 12_000)))
+    pack(open_source(folder), tmp_path / "out", PackConfig(ShardSize(None, 12_000)))
     sizes = [shard.bytes for shard in read_manifest(tmp_path / "out").shards]
     assert len(sizes) > 3
     assert max(sizes) <= 12_000
@@ -63,9 +63,7 @@ def test_a_shard_grows_no_larger_than_its_bytes(tmp_path):
 
 
 def test_a_sample_larger_than_the_limit_has_a_shard_of_its_own(tmp_path):
-    manifest = pack(
-        open_source(folder_of(tmp_path / "in", 3)), tmp_path / "out", PackOptions(ShardSize(5, 10))
-    ).manifest
+    manifest = pack(open_source(folder_of(tmp_path / "in", 3)), tmp_path / "out", PackConfig(ShardSize(5, 10))).manifest
     assert manifest.counts.tolist() == [1, 1, 1]
 
 
@@ -119,7 +117,7 @@ def test_numbered_keys_count_rows(tmp_path):
 def test_progress_counts_rows_samples_and_what_is_stored(tmp_path):
     told = []
     source = open_source(folder_of(tmp_path / "in", 7))
-    pack(source, tmp_path / "out", PackOptions(ShardSize(3)), progress=told.append)
+    pack(source, tmp_path / "out", PackConfig(ShardSize(3)), progress=told.append)
     last = told[-1]
     assert (last.rows, last.samples, last.stored) == (7, 7, 7)
     assert last.bytes == sum(len(encode(number)) for number in range(7))
@@ -152,12 +150,12 @@ def test_images_stay_the_bytes_that_they_are_by_default(tmp_path):
 @pytest.mark.parametrize(
     ("encoding", "extension", "size"),
     [
-        (Encoding("webp"), "webp", (64, 96)),
-        (Encoding("png", longest_px=48), "png", (32, 48)),
-        (Encoding(shortest_px=32), "jpg", (32, 48)),
-        (Encoding(longest_px=500), "jpg", (64, 96)),
-        (Encoding(longest_px=48, shortest_px=16), "jpg", (16, 24)),
-        (Encoding(longest_px=1), "jpg", (1, 1)),
+        (EncodingConfig("webp"), "webp", (64, 96)),
+        (EncodingConfig("png", longest_px=48), "png", (32, 48)),
+        (EncodingConfig(shortest_px=32), "jpg", (32, 48)),
+        (EncodingConfig(longest_px=500), "jpg", (64, 96)),
+        (EncodingConfig(longest_px=48, shortest_px=16), "jpg", (16, 24)),
+        (EncodingConfig(longest_px=1), "jpg", (1, 1)),
     ],
 )
 def test_encoded_again_an_image_is_upright_smaller_and_without_metadata(tmp_path, encoding, extension, size):
@@ -165,7 +163,7 @@ def test_encoded_again_an_image_is_upright_smaller_and_without_metadata(tmp_path
     exif[0x0112], exif[0x010E] = 6, "private"  # turned by 90 degrees; a description
     source = table_of(tmp_path / "in", 1)
     (tmp_path / "in" / "0.png").write_bytes(saved(photo(1), exif=exif))
-    packed(source, tmp_path / "out", recipe=Recipe(encoding))
+    packed(source, tmp_path / "out", recipe=PrepareConfig(encoding))
     (sample,) = samples_of(tmp_path / "out")
     image = Image.open(io.BytesIO(sample.image))
     assert (sample.extension, image.size) == (extension, size)
@@ -175,13 +173,15 @@ def test_encoded_again_an_image_is_upright_smaller_and_without_metadata(tmp_path
 
 def test_a_lower_quality_makes_a_smaller_file():
     pixels = np.asarray(photo(1))
-    assert len(Encoding("jpg", 30).encode(pixels, "jpg")[0]) < len(Encoding("jpg", 95).encode(pixels, "jpg")[0])
+    assert len(EncodingConfig("jpg", 30).encode(pixels, "jpg")[0]) < len(
+        EncodingConfig("jpg", 95).encode(pixels, "jpg")[0]
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"extension": "gif"}, {"quality": 0}, {"quality": 101}, {"longest_px": -1}])
 def test_an_encoding_that_cannot_be_is_refused(wrong):
     with pytest.raises(RecordError):
-        Encoding(**wrong)
+        EncodingConfig(**wrong)
 
 
 def test_exact_and_near_duplicates_are_reported_and_kept(tmp_path):
@@ -189,14 +189,14 @@ def test_exact_and_near_duplicates_are_reported_and_kept(tmp_path):
     files = [saved(photo(1)), saved(photo(2)), saved(photo(1)), saved(photo(1), quality=40), saved(photo(3))]
     for number, data in enumerate(files):
         (tmp_path / "in" / f"{number}.png").write_bytes(data)
-    search = {"recipe": Recipe(fingerprints=True)}
-    done = packed(source, tmp_path / "kept", duplicates=DuplicateRule(), **search)
+    search = {"recipe": PrepareConfig(fingerprints=True)}
+    done = packed(source, tmp_path / "kept", duplicates=DuplicateConfig(), **search)
     assert done.manifest.samples == 5
     report = json.loads((tmp_path / "kept" / "duplicates.json").read_bytes())
     assert [(row["key"], row["like"], row["exact"]) for row in report] == [("2", "0", True), ("3", "0", False)]
     assert 0 < report[1]["bits"] <= 12
     assert report[1]["where"].endswith("faces.jsonl:4")
-    strict = packed(source, tmp_path / "strict", duplicates=DuplicateRule(bits=0, drop=True), **search)
+    strict = packed(source, tmp_path / "strict", duplicates=DuplicateConfig(bits=0, drop=True), **search)
     assert [sample.key for sample in samples_of(tmp_path / "strict")] == ["0", "1", "3", "4"]
     assert len(strict.duplicates) == 1
 
@@ -229,7 +229,7 @@ def test_the_bands_find_what_comparing_with_each_finds(bits):
     hashes = [
         centre ^ sum(1 << place for place in chance.sample(range(256), chance.randint(0, 12))) for _ in range(300)
     ]
-    lookalikes = Lookalikes(bits)
+    lookalikes = FingerprintIndex(bits)
     for number, value in enumerate(hashes):
         print_ = number.to_bytes(DIGEST_BYTES) + value.to_bytes(32)
         found = lookalikes.find(print_)
@@ -240,7 +240,7 @@ def test_the_bands_find_what_comparing_with_each_finds(bits):
 
 def test_more_bits_than_the_bands_can_find_are_refused():
     with pytest.raises(RecordError, match="0 to 15 of 256"):
-        DuplicateRule(16)
+        DuplicateConfig(16)
 
 
 def test_without_bad_rows_and_duplicates_there_is_no_report_and_no_journal(tmp_path):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import PlanError
-from emocap_shards.order import Layout, Order, permutation
-from emocap_shards.plan import Epochs, rank_slice, steps_per_epoch
+from emocap_shards.order import Order, ShardLayout, permutation
+from emocap_shards.plan import EpochPlan, rank_slice, steps_per_epoch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**40)
 
 
 def order_of(counts, seed, epoch, window_samples, **options):
-    return Order(Layout(counts), seed, epoch, window_samples, **options)
+    return Order(ShardLayout(counts), seed, epoch, window_samples, **options)
 
 
 @given(counts, seeds, st.integers(0, 5), st.integers(1, 30))
@@ -35,7 +35,7 @@ def test_any_stretch_is_the_same_stretch_of_the_whole_order(counts, seed, window
 
 @given(counts, seeds, st.integers(1, 30))
 def test_a_window_holds_whole_shards_that_begin_within_its_samples(counts, seed, window_samples):
-    order, layout = order_of(counts, seed, 0, window_samples), Layout(counts)
+    order, layout = order_of(counts, seed, 0, window_samples), ShardLayout(counts)
     seen, windows = 0, []
     while seen < sum(counts):
         windows.append(order.window(len(windows)))
@@ -83,7 +83,7 @@ def test_ranks_share_the_rows_evenly_and_in_order(rows, world):
 
 
 def test_a_rank_outside_the_world_is_refused():
-    with pytest.raises(PlanError, match="rank=4 of world=4"):
+    with pytest.raises(PlanError, match="rank=4 of world_size=4"):
         rank_slice(8, 4, 4)
 
 
@@ -91,9 +91,9 @@ def test_a_rank_outside_the_world_is_refused():
 def test_steps_tile_the_epoch_and_drop_exactly_the_remainder(samples, global_batch, drop_last, position):
     if position > samples or (drop_last and samples < global_batch):
         return
-    plan = Epochs(samples, global_batch, drop_last=drop_last, epochs=4)
+    plan = EpochPlan(samples, global_batch, drop_last=drop_last, epochs=4)
     steps = list(plan.steps(Cursor(3, position)))
-    seen = [at for step in steps for stretch in step.stretches for at in range(stretch.start, stretch.stop)]
+    seen = [at for step in steps for part in step.ranges for at in range(part.start, part.stop)]
     end = position + (samples - position) // global_batch * global_batch if drop_last else samples
     assert seen == list(range(position, end))
     assert all(step.rows == global_batch for step in steps[:-1])
@@ -104,17 +104,17 @@ def test_steps_tile_the_epoch_and_drop_exactly_the_remainder(samples, global_bat
 def test_the_steps_of_an_epoch_are_as_many_as_announced(samples, global_batch, drop_last):
     announced = steps_per_epoch(samples, global_batch, drop_last=drop_last)
     if announced:
-        assert len(list(Epochs(samples, global_batch, drop_last, 1).steps(Cursor()))) == announced
+        assert len(list(EpochPlan(samples, global_batch, drop_last, 1).steps(Cursor()))) == announced
 
 
 def test_a_plan_without_any_step_is_refused_rather_than_endless():
     with pytest.raises(PlanError, match="5 samples make no step of global_batch=8"):
-        next(Epochs(5, 8, drop_last=True).steps(Cursor()))
+        next(EpochPlan(5, 8, drop_last=True).steps(Cursor()))
 
 
 def test_a_cursor_of_a_larger_dataset_is_refused():
     with pytest.raises(PlanError, match="another dataset"):
-        next(Epochs(10, 2).steps(Cursor(0, 11)))
+        next(EpochPlan(10, 2).steps(Cursor(0, 11)))
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))

@@ -8,8 +8,8 @@ from emocap_shards.store.folder import FolderStore
 from emocap_shards.writer import write_shards
 from emocap_shards.writing import dataset as dataset_module
 from emocap_shards.writing.dataset import DatasetSource
-from emocap_shards.writing.packing import PackOptions, pack
-from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.packing import PackConfig, pack
+from emocap_shards.writing.prepare import PrepareConfig
 from emocap_shards.writing.reshard import reshard
 from emocap_shards.writing.shards import ShardSize
 from forged import ANNOTATION, forge, sample
@@ -113,7 +113,7 @@ def test_it_goes_on_where_it_was_interrupted(url, tmp_path):
                 yield row
 
     with pytest.raises(KeyboardInterrupt):
-        pack(Unplugged(), tmp_path / "out", PackOptions(ShardSize(3), Recipe(trusted=True)))
+        pack(Unplugged(), tmp_path / "out", PackConfig(ShardSize(3), PrepareConfig(trusted=True)))
     assert reshard([url], tmp_path / "out", seed=2, size=ShardSize(3)).resumed == 3
     reshard([url], tmp_path / "unbroken", seed=2, size=ShardSize(3))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "unbroken")

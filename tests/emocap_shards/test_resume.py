@@ -15,16 +15,18 @@ from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
 from emocap_shards.store.folder import FolderStore
 from emocap_shards.writer import write_shards
-from emocap_shards.writing.duplicates import DuplicateRule
-from emocap_shards.writing.packing import PackOptions, pack
-from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.duplicates import DuplicateConfig
+from emocap_shards.writing.packing import PackConfig, pack
+from emocap_shards.writing.prepare import PrepareConfig
 from emocap_shards.writing.row import BadRow
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from pack_cases import files_of, packed, table_of, table_row, write_lines
 from shard_cases import record, records
 
-OPTIONS = PackOptions(ShardSize(4), Recipe(fingerprints=True), duplicates=DuplicateRule(bits=0, drop=True), skip_bad=20)
+OPTIONS = PackConfig(
+    ShardSize(4), PrepareConfig(fingerprints=True), duplicates=DuplicateConfig(bits=0, drop=True), skip_bad=20
+)
 
 
 class _PlugPulled(BaseException):
@@ -163,7 +165,7 @@ def half(tmp_path):
     """A table of twelve rows and an unfinished pack of it."""
     table = table_of(tmp_path / "in", 12)
     with pytest.raises(_PlugPulled):
-        pack(_Unplugged(open_source(table), 9), tmp_path / "out", PackOptions(ShardSize(2)))
+        pack(_Unplugged(open_source(table), 9), tmp_path / "out", PackConfig(ShardSize(2)))
     return table
 
 
@@ -171,7 +173,7 @@ def test_other_options_are_refused_in_one_line_that_says_which(half, tmp_path):
     with pytest.raises(RecordError, match=r"unfinished pack with other options \(shard_samples=2 instead of 3\): give"):
         packed(half, tmp_path / "out", samples=3)
     with pytest.raises(RecordError, match=r"other options \(fingerprints=False instead of True\)"):
-        packed(half, tmp_path / "out", samples=2, recipe=Recipe(fingerprints=True))
+        packed(half, tmp_path / "out", samples=2, recipe=PrepareConfig(fingerprints=True))
 
 
 @pytest.mark.parametrize("change", ["image", "caption", "fewer rows", "other order"])
@@ -228,7 +230,7 @@ def test_records_of_another_kind_are_refused_at_an_unfinished_dataset(tmp_path):
 
 SLOW = """
 import sys, time
-from emocap_shards.writing.packing import PackOptions, pack
+from emocap_shards.writing.packing import PackConfig, pack
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 
@@ -242,7 +244,7 @@ class Slow:
             yield row
 
 if __name__ == "__main__":
-    pack(Slow(open_source(sys.argv[1])), sys.argv[2], PackOptions(ShardSize(6)), processes=int(sys.argv[3]))
+    pack(Slow(open_source(sys.argv[1])), sys.argv[2], PackConfig(ShardSize(6)), processes=int(sys.argv[3]))
 """
 
 
@@ -273,9 +275,9 @@ def test_killed_with_its_workers_running_it_goes_on_and_leaves_none_of_them(scri
     table, out = table_of(tmp_path / "in", 600), tmp_path / "out"
     children = kill_once_there(script, table, str(out), shards=2, processes=2)
     kill_once_there(script, table, str(out), shards=9, processes=1)
-    done = pack(open_source(table), out, PackOptions(ShardSize(6)))
+    done = pack(open_source(table), out, PackConfig(ShardSize(6)))
     assert done.resumed >= 9
-    pack(open_source(table), tmp_path / "unbroken", PackOptions(ShardSize(6)))
+    pack(open_source(table), tmp_path / "unbroken", PackConfig(ShardSize(6)))
     assert files_of_dataset(out) == files_of(tmp_path / "unbroken")
     assert len(children) >= 2
     deadline = time.monotonic() + 20
@@ -292,9 +294,9 @@ def files_of_dataset(folder):
 def test_a_pack_to_s3_is_killed_and_goes_on(s3, script, tmp_path):
     table = table_of(tmp_path / "in", 200)
     kill_once_there(script, table, s3, shards=3, processes=1)
-    done = pack(open_source(table), s3, PackOptions(ShardSize(6)))
+    done = pack(open_source(table), s3, PackConfig(ShardSize(6)))
     assert done.resumed >= 3
-    local = pack(open_source(table), tmp_path / "local", PackOptions(ShardSize(6)))
+    local = pack(open_source(table), tmp_path / "local", PackConfig(ShardSize(6)))
     assert local.manifest == read_manifest(s3)
     store = open_store(s3)
     assert {entry.path: store.read(entry.path) for entry in store.list()} == files_of(tmp_path / "local")

@@ -9,13 +9,13 @@ from email.utils import format_datetime
 import pytest
 from botocore.exceptions import ClientError
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store import RetryConfig, TransferConfig, open_store
 from emocap_shards.store.budget import BURST, PER_S, Budget, server_of
 from emocap_shards.store.failure import Refusal, retry_after_s
 from test_store_web import DATA, answers
 
 __all__ = ["answers"]  # a fixture
-EAGER = Patience(deadline_s=60, first_wait_s=0.01, longest_wait_s=0.05)
+EAGER = RetryConfig(deadline_s=60, first_wait_s=0.01, longest_wait_s=0.05)
 WAITING = 32
 
 
@@ -81,7 +81,7 @@ def test_a_server_has_one_budget(url, other, same):
 
 
 def test_during_an_outage_the_server_gets_few_requests_and_afterwards_all_are_served(s3, faulty_s3):
-    store = open_store(s3, patience=EAGER, traffic=Traffic(in_flight=WAITING))
+    store = open_store(s3, patience=EAGER, traffic=TransferConfig(in_flight=WAITING))
     store.put("x", DATA)
     faulty_s3.inject("503")
     faulty_s3.requests.clear()

@@ -19,7 +19,7 @@ from emocap_shards.indexes import read_index
 from emocap_shards.local_files import UnsafePath, make_own_folder, open_own, open_regular
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
-from emocap_shards.segment import Rows
+from emocap_shards.segment import ShardRows
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from shard_cases import records
@@ -61,7 +61,7 @@ def rows(url):
     """All samples of the only shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
-    return Rows(shard, read_index(store, shard), np.arange(shard.samples))
+    return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))
 
 
 @pytest.mark.parametrize("kind", KINDS)

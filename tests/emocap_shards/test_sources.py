@@ -15,7 +15,7 @@ from emocap_shards.writing.packing import described, pack
 from emocap_shards.writing.row import LocalFile, key_of
 from emocap_shards.writing.sources import batches
 from emocap_shards.writing.sources.choice import open_source
-from emocap_shards.writing.sources.columns import Columns
+from emocap_shards.writing.sources.columns import TableColumns
 from pack_cases import bad_rows, folder_of, packed, parts, samples_of, table_of, table_row, write_lines
 from PIL import Image
 from shard_cases import encode, record, records
@@ -51,9 +51,9 @@ def test_a_delimited_table_becomes_the_same_samples(faces, tmp_path, suffix, del
         for number, (_, (caption,), labels) in enumerate(expected()):
             local = " | ".join(caption.local)
             writer.writerow(
-                [f"{number}.png", caption.whole, local, caption.summary, labels["emotion"], labels["valence"]]
+                [f"{number}.png", caption.global_, local, caption.summary, labels["emotion"], labels["valence"]]
             )
-    packed(faces / f"table.{suffix}", tmp_path / "out", Columns(labels=("emotion", "valence")))
+    packed(faces / f"table.{suffix}", tmp_path / "out", TableColumns(labels=("emotion", "valence")))
     assert read_back(tmp_path / "out") == expected()
 
 
@@ -106,7 +106,7 @@ def test_a_saved_hugging_face_dataset_becomes_samples_with_the_names_of_its_clas
         for number, label in enumerate((0, 1, -1))
     ]
     saved = save_to_disk(tmp_path / "saved", rows, FEATURES)
-    packed(saved, tmp_path / "out", Columns(image="photo", whole="text", labels=("emotion",)))
+    packed(saved, tmp_path / "out", TableColumns(image="photo", global_="text", labels=("emotion",)))
     assert [sample[2] for sample in read_back(tmp_path / "out")] == [{"emotion": "joy"}, {"emotion": "fear"}, {}]
     assert [sample.key for sample in samples_of(tmp_path / "out")] == ["000000000", "000000001", "000000002"]
 
@@ -114,7 +114,7 @@ def test_a_saved_hugging_face_dataset_becomes_samples_with_the_names_of_its_clas
 def test_a_class_without_a_name_is_a_bad_row(tmp_path):
     rows = [{"photo": {"bytes": encode(0), "path": None}, "text": "Glad.", "emotion": 2}] * 2
     saved = save_to_disk(tmp_path / "saved", rows, FEATURES)
-    (first, _) = bad_rows(saved, Columns(image="photo", whole="text", labels=("emotion",)))
+    (first, _) = bad_rows(saved, TableColumns(image="photo", global_="text", labels=("emotion",)))
     assert first.endswith("saved: row 0: class 2 has no name; there are 2")
 
 
@@ -122,7 +122,7 @@ def test_parquet_of_the_datasets_library_has_the_names_of_its_classes(tmp_path):
     rows = [{"image": encode(number), "global": "Glad.", "emotion": number} for number in range(2)]
     metadata = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
     pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), tmp_path / "t.parquet")
-    packed(tmp_path / "t.parquet", tmp_path / "out", Columns(labels=("emotion",)))
+    packed(tmp_path / "t.parquet", tmp_path / "out", TableColumns(labels=("emotion",)))
     assert [sample[2]["emotion"] for sample in read_back(tmp_path / "out")] == ["joy", "fear"]
 
 
@@ -147,20 +147,20 @@ def test_our_own_dataset_is_a_source(tmp_path):
 
 def test_columns_may_have_other_names_and_keys_of_their_own(faces, tmp_path):
     source = write_lines(faces / "t.jsonl", [{"file": "0.png", "text": "Glad.", "id": "a", "mood": "joy"}])
-    packed(source, tmp_path / "out", Columns(image="file", whole="text", key="id", labels=("mood",)))
+    packed(source, tmp_path / "out", TableColumns(image="file", global_="text", key="id", labels=("mood",)))
     ((_, (caption,), labels),) = read_back(tmp_path / "out")
-    assert (caption.whole, caption.local, labels) == ("Glad.", (), {"mood": "joy"})
+    assert (caption.global_, caption.local, labels) == ("Glad.", (), {"mood": "joy"})
     assert samples_of(tmp_path / "out")[0].key == "a"
 
 
 def test_a_named_label_may_lie_in_the_labels_object_of_a_row(faces, tmp_path):
     labels = {"mood": "joy", "valence": 0.5}
     source = write_lines(faces / "t.jsonl", [{"image": "0.png", "global": "Glad.", "labels": labels}])
-    packed(source, tmp_path / "one", Columns(labels=("mood",)))
+    packed(source, tmp_path / "one", TableColumns(labels=("mood",)))
     packed(source, tmp_path / "all")
     assert [read_back(tmp_path / name)[0][2] for name in ("one", "all")] == [{"mood": "joy"}, labels]
     with pytest.raises(RecordError, match=r"no column 'mod', but .*'labels.mood', 'labels.valence'"):
-        packed(source, tmp_path / "none", Columns(labels=("mod",)))
+        packed(source, tmp_path / "none", TableColumns(labels=("mod",)))
 
 
 def test_several_captions_of_one_image_are_further_ones(faces, tmp_path):
@@ -171,10 +171,10 @@ def test_several_captions_of_one_image_are_further_ones(faces, tmp_path):
     ]
     packed(write_lines(faces / "t.jsonl", rows), tmp_path / "out")
     captions = [captions for _, captions, _ in read_back(tmp_path / "out")]
-    assert [[view.whole for view in views] for views in captions] == [
+    assert [[view.global_ for view in views] for views in captions] == [
         ["One.", "Two."],
-        [record(1).caption.whole, "Two.", "Three."],
-        [record(2).caption.whole, record(1).caption.whole],
+        [record(1).caption.global_, "Two.", "Three."],
+        [record(2).caption.global_, record(1).caption.global_],
     ]
     assert captions[0][0].summary == record(0).caption.summary
     assert captions[1][2].local == ("Eyes.",)
@@ -184,7 +184,7 @@ def test_a_table_may_list_further_captions_in_a_cell(faces, tmp_path):
     (faces / "t.csv").write_text("image,global,further\n0.png,One.,Two. | Three.\n")
     packed(faces / "t.csv", tmp_path / "out")
     ((_, views, _),) = read_back(tmp_path / "out")
-    assert [view.whole for view in views] == ["One.", "Two.", "Three."]
+    assert [view.global_ for view in views] == ["One.", "Two.", "Three."]
 
 
 def test_labels_without_a_value_are_left_out_and_yes_is_one(faces, tmp_path):
@@ -192,7 +192,7 @@ def test_labels_without_a_value_are_left_out_and_yes_is_one(faces, tmp_path):
     packed(write_lines(faces / "t.jsonl", rows), tmp_path / "json")
     assert read_back(tmp_path / "json")[0][2] == {"b": 1.0, "c": "x"}
     (faces / "t.csv").write_text("image,global,a,b,c\n0.png,x,,1e3,1_0\n")
-    packed(faces / "t.csv", tmp_path / "csv", Columns(labels=("a", "b", "c")))
+    packed(faces / "t.csv", tmp_path / "csv", TableColumns(labels=("a", "b", "c")))
     assert read_back(tmp_path / "csv")[0][2] == {"b": 1000.0, "c": "1_0"}
 
 
@@ -258,7 +258,7 @@ def test_a_bad_line_is_named_by_file_and_number(faces, line):
 )
 def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reason):
     (faces / "t.csv").write_bytes(b"image,global,valence\n1.png,x,0\n" + row + b"\n2.png,y,1\n9.png,z,1\n")
-    first, last = bad_rows(faces / "t.csv", Columns(labels=("valence",)))
+    first, last = bad_rows(faces / "t.csv", TableColumns(labels=("valence",)))
     assert first.startswith(f"{faces}/t.csv:3: ")
     assert reason in first
     assert last.startswith(f"{faces}/t.csv:5: 9.png cannot be read")
@@ -276,7 +276,7 @@ def test_a_quote_that_is_never_closed_is_no_single_bad_row(faces, row, line):
 
 def test_not_a_number_is_no_label_and_infinity_a_bad_row(faces, tmp_path):
     (faces / "t.csv").write_text("image,global,mood\n0.png,x,nan\n1.png,x,NaN\n2.png,x,-inf\n2.png,x,2\n")
-    columns = Columns(labels=("mood",))
+    columns = TableColumns(labels=("mood",))
     done = packed(faces / "t.csv", tmp_path / "out", columns, skip_bad=1)
     assert [labels for _, _, labels in read_back(tmp_path / "out")] == [{}, {}, {"mood": 2.0}]
     assert "label 'mood' is -inf" in str(done.skipped[0])
@@ -292,7 +292,7 @@ def test_a_whole_number_in_a_column_with_gaps_is_written_without_a_fraction(face
     pq.write_table(pa.table(values), faces / "t.parquet")
     write_lines(faces / "t.jsonl", [table_row(number, mood=mood) for number, mood in enumerate(values["mood"])])
     for suffix in ("csv", "parquet", "jsonl"):
-        packed(faces / f"t.{suffix}", tmp_path / suffix, Columns(labels=("mood",)))
+        packed(faces / f"t.{suffix}", tmp_path / suffix, TableColumns(labels=("mood",)))
         written = labels_as_written(tmp_path / suffix)
         assert written == [{"mood": 0}, {}, {"mood": 3}]
         assert {type(label) for labels in written for label in labels.values()} == {int}
@@ -314,7 +314,7 @@ def test_a_whole_number_in_a_column_with_gaps_is_written_without_a_fraction(face
 def test_a_column_of_labels_holds_numbers_only_if_each_cell_is_a_plain_one(faces, tmp_path, cells, expected):
     rows = "".join(f"{number}.png,x,{cell}\n" for number, cell in enumerate(cells))
     (faces / "t.csv").write_text(f"image,global,id\n{rows}")
-    packed(faces / "t.csv", tmp_path / "out", Columns(labels=("id",)))
+    packed(faces / "t.csv", tmp_path / "out", TableColumns(labels=("id",)))
     assert [labels["id"] for labels in labels_as_written(tmp_path / "out")] == expected
 
 
@@ -329,8 +329,8 @@ def test_the_delimiter_is_found_by_the_names_of_the_columns(faces, tmp_path, del
     rows = [["file", "text"], ["0.png", "One, two; three."], ["1.png", "Four."]]
     with (faces / f"t.{suffix}").open("w", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)
-    packed(faces / f"t.{suffix}", tmp_path / "out", Columns(image="file", whole="text"))
-    assert [captions[0].whole for _, captions, _ in read_back(tmp_path / "out")] == ["One, two; three.", "Four."]
+    packed(faces / f"t.{suffix}", tmp_path / "out", TableColumns(image="file", global_="text"))
+    assert [captions[0].global_ for _, captions, _ in read_back(tmp_path / "out")] == ["One, two; three.", "Four."]
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ def test_a_table_whose_columns_cannot_be_found_says_what_it_looks_like(faces, te
 def test_labels_alone_are_refused_with_a_way_to_pack_them(faces, tmp_path):
     (faces / "t.csv").write_text("image,mood\n0.png,joy\n")
     with pytest.raises(RecordError, match=r"labels alone needs a caption too, and the label will do \(--global mood\)"):
-        bad_rows(faces / "t.csv", Columns(labels=("mood",)))
-    packed(faces / "t.csv", tmp_path / "out", Columns(whole="mood", labels=("mood",)))
+        bad_rows(faces / "t.csv", TableColumns(labels=("mood",)))
+    packed(faces / "t.csv", tmp_path / "out", TableColumns(global_="mood", labels=("mood",)))
     ((_, (caption,), labels),) = read_back(tmp_path / "out")
-    assert (caption.whole, labels) == ("joy", {"mood": "joy"})
+    assert (caption.global_, labels) == ("joy", {"mood": "joy"})
 
 
 @pytest.mark.parametrize(

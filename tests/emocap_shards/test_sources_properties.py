@@ -14,7 +14,7 @@ from emocap_shards.writer import write_shards
 from emocap_shards.writing.prepare import check_key
 from emocap_shards.writing.row import BadRow
 from emocap_shards.writing.sources.choice import open_source
-from emocap_shards.writing.sources.columns import Columns
+from emocap_shards.writing.sources.columns import TableColumns
 from emocap_shards.writing.unpack import unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ whole_rows = st.fixed_dictionaries(
         "valence": numbers,
     }
 )
-COLUMNS = Columns(labels=("mood", "valence"))
+COLUMNS = TableColumns(labels=("mood", "valence"))
 
 
 def captions_of(source):
@@ -85,9 +85,9 @@ def test_a_delimited_table_says_what_was_written(rows, kind):
             writer.writeheader()
             writer.writerows(row | {name: as_cell(row[name]) for name in ("local", "further")} for row in rows)
         for row, (captions, labels) in zip(rows, captions_of(path), strict=True):
-            assert (captions[0].whole, captions[0].summary) == (row["global"], row["summary"])
+            assert (captions[0].global_, captions[0].summary) == (row["global"], row["summary"])
             assert captions[0].local == cut(row["local"])
-            assert tuple(caption.whole for caption in captions[1:]) == cut(row["further"])
+            assert tuple(caption.global_ for caption in captions[1:]) == cut(row["further"])
             assert labels["valence"] == row["valence"]
             assert str(labels.get("mood", "")) == row["mood"] or labels["mood"] == float(row["mood"])
 

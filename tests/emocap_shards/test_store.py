@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.store import Entry, Patience, Store, open_store
+from emocap_shards.store import Entry, RetryConfig, Store, open_store
 from fsspec.implementations.memory import MemoryFileSystem
 
 
@@ -197,7 +197,7 @@ def test_an_unknown_protocol_is_refused_with_the_ones_that_work():
 def test_a_store_that_cannot_be_reached_is_an_error_and_not_an_empty_one(monkeypatch):
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    store = open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=Patience(deadline_s=0))
+    store = open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=RetryConfig(deadline_s=0))
     for ask in (lambda: store.exists("x"), lambda: store.read("x"), store.list):
         with pytest.raises(StoreError, match="check endpoint, credentials and bucket"):
             ask()

@@ -10,13 +10,13 @@ import uuid
 import pytest
 from emocap_shards import manifest
 from emocap_shards.errors import StoreError
-from emocap_shards.store import Patience, Traffic, objects, open_store
+from emocap_shards.store import RetryConfig, TransferConfig, objects, open_store
 from emocap_shards.store.folder import FolderStore
 from test_store_web import DATA, answers
 
 __all__ = ["answers"]  # a fixture
 MIB = 1 << 20
-ONCE = Patience(deadline_s=0, read_timeout_s=2)
+ONCE = RetryConfig(deadline_s=0, read_timeout_s=2)
 FAR = 1 << 49
 
 
@@ -176,8 +176,8 @@ def test_a_body_that_drips_is_given_up(answers):
         return True
 
     answers.odd = drip
-    patience = Patience(deadline_s=0, connect_timeout_s=0.5, read_timeout_s=1)
-    store = open_store(answers.url, patience=patience, traffic=Traffic(part_bytes=1))
+    patience = RetryConfig(deadline_s=0, connect_timeout_s=0.5, read_timeout_s=1)
+    store = open_store(answers.url, patience=patience, traffic=TransferConfig(part_bytes=1))
     for limit_bytes in (64 * MIB, 2000):
         with pytest.raises(StoreError, match="TimeoutError"):
             store.read("x", limit_bytes=limit_bytes)

@@ -1,7 +1,7 @@
 import pytest
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked
-from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store import RetryConfig, TransferConfig, open_store
 from emocap_shards.store.objects import ObjectStore
 
 
@@ -55,9 +55,9 @@ def test_texts_without_secrets_stay_as_they_are(text):
 
 def test_wrong_limits_are_refused_at_birth(monkeypatch):
     with pytest.raises(StoreError, match=r"deadline_s=-1 is too small"):
-        Patience(deadline_s=-1)
+        RetryConfig(deadline_s=-1)
     with pytest.raises(StoreError, match=r"in_flight=0 is too small; give 1 or more"):
-        Traffic(in_flight=0)
+        TransferConfig(in_flight=0)
     monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "soon")
     with pytest.raises(StoreError, match=r"EMOCAP_STORE_DEADLINE_S='soon' is no number"):
         open_store("memory://x")
@@ -67,11 +67,11 @@ def test_the_deadline_comes_from_the_environment(monkeypatch):
     assert open_store("memory://x").patience.deadline_s == 900
     monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "7.5")
     assert open_store("memory://x").patience.deadline_s == 7.5
-    assert open_store("memory://x", patience=Patience()).patience.deadline_s == 900
+    assert open_store("memory://x", patience=RetryConfig()).patience.deadline_s == 900
 
 
 def test_a_store_behind_any_driver_of_fsspec_works(tmp_path):
-    store = ObjectStore(f"local://{tmp_path}/root", traffic=Traffic(part_bytes=1000))
+    store = ObjectStore(f"local://{tmp_path}/root", traffic=TransferConfig(part_bytes=1000))
     (tmp_path / "root").mkdir()
     data = bytes(range(256)) * 40
     store.put("x", data)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.store import Patience, Traffic, open_store, retry
+from emocap_shards.store import RetryConfig, TransferConfig, open_store, retry
 
 from launch.local_s3 import BUCKET
 
 MIB = 1 << 20
-PARTS = Traffic(part_bytes=5 * MIB)
-QUICK = Patience(deadline_s=60, first_wait_s=0.02, longest_wait_s=0.3)
+PARTS = TransferConfig(part_bytes=5 * MIB)
+QUICK = RetryConfig(deadline_s=60, first_wait_s=0.02, longest_wait_s=0.3)
 HASTY = replace(QUICK, connect_timeout_s=0.5, read_timeout_s=0.5)
 
 
@@ -53,7 +53,7 @@ def test_ranges_cost_one_get_each_and_no_head(s3, faulty_s3):
 
 
 def test_requests_in_flight_are_bounded(s3, faulty_s3):
-    store = open_store(s3, traffic=Traffic(in_flight=5))
+    store = open_store(s3, traffic=TransferConfig(in_flight=5))
     store.put("x", noise(1000))
     faulty_s3.delay_s = 0.05
     faulty_s3.inject("delay")
@@ -145,7 +145,7 @@ def test_an_upload_ends_once_although_the_answer_to_its_end_was_lost(s3, faulty_
 
 
 def test_an_upload_that_fails_leaves_no_parts(s3, faulty_s3, s3_server, tmp_path):
-    store = open_store(s3, patience=Patience(deadline_s=0), traffic=PARTS)
+    store = open_store(s3, patience=RetryConfig(deadline_s=0), traffic=PARTS)
     (tmp_path / "here").write_bytes(noise(11 * MIB))
     faulty_s3.inject("500", methods="PUT", containing="partNumber=2")
     with pytest.raises(StoreError, match=r"cannot write 'x'.*InternalError \(500\)"):
@@ -184,7 +184,7 @@ def test_a_child_process_opens_its_own_connection(s3, method):
 def test_a_server_killed_and_started_again_only_delays_a_read(s3, s3_server, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(retry, "FIRST_WORD_S", 1.0)
-    store, data = open_store(s3, patience=Patience(deadline_s=60, longest_wait_s=1)), noise(8 * MIB)
+    store, data = open_store(s3, patience=RetryConfig(deadline_s=60, longest_wait_s=1)), noise(8 * MIB)
     store.put("x", data)
     caplog.clear()  # of the put, where the machine is slow
     spans = [("x", at, at + 4096) for at in range(0, len(data), 4096)]
@@ -238,7 +238,7 @@ def test_a_missing_bucket_is_named_and_is_not_an_empty_store(s3):
 
 def test_the_deadline_ends_the_patience_and_says_so(s3, faulty_s3):
     faulty_s3.inject("503")
-    store = open_store(s3, patience=Patience(deadline_s=0.5, first_wait_s=0.01, longest_wait_s=0.1))
+    store = open_store(s3, patience=RetryConfig(deadline_s=0.5, first_wait_s=0.01, longest_wait_s=0.1))
     with pytest.raises(StoreError, match=r"SlowDown \(503\).*gave up after \d+ attempts in 0\.5 s"):
         store.read_range("x", 0, 1)
 

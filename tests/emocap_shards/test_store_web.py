@@ -5,10 +5,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from emocap_shards.errors import NotFound, StoreError
-from emocap_shards.store import Patience, Traffic, open_store
+from emocap_shards.store import RetryConfig, TransferConfig, open_store
 
 DATA = bytes(range(256)) * 4000
-QUICK = Patience(deadline_s=20, first_wait_s=0.01, longest_wait_s=0.1, read_timeout_s=2)
+QUICK = RetryConfig(deadline_s=20, first_wait_s=0.01, longest_wait_s=0.1, read_timeout_s=2)
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -66,7 +66,7 @@ def answers(monkeypatch):
 
 
 def test_a_web_server_is_read_like_any_store(answers, tmp_path):
-    store = open_store(answers.url, traffic=Traffic(part_bytes=100_000))
+    store = open_store(answers.url, traffic=TransferConfig(part_bytes=100_000))
     assert store.read("x") == DATA
     assert store.read_ranges([("x", 5, 9), ("x", 7, 500_007)]) == [DATA[5:9], DATA[7:500_007]]
     assert store.read_range("x", len(DATA) - 3, len(DATA) + 9) == DATA[-3:]
@@ -95,7 +95,7 @@ def test_a_server_that_ignores_ranges_gives_the_right_bytes(answers, tmp_path):
         return True
 
     answers.odd = whole
-    store = open_store(answers.url, traffic=Traffic(part_bytes=100_000))
+    store = open_store(answers.url, traffic=TransferConfig(part_bytes=100_000))
     assert store.read_ranges([("x", 5, 9), ("x", 700_000, 900_000)]) == [DATA[5:9], DATA[700_000:900_000]]
     assert store.read_range("x", len(DATA) + 5, len(DATA) + 9) == b""
     store.get_file("x", tmp_path / "x")
@@ -135,7 +135,7 @@ def test_an_object_that_changes_while_it_is_copied_is_refused(answers, tmp_path)
         return True
 
     answers.odd = changing
-    store = open_store(answers.url, traffic=Traffic(part_bytes=100_000))
+    store = open_store(answers.url, traffic=TransferConfig(part_bytes=100_000))
     with pytest.raises(StoreError, match="overwritten while it was copied; nothing was kept"):
         store.get_file("x", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
@@ -156,7 +156,7 @@ def test_secrets_of_a_url_work_but_are_never_shown(answers, secret_part, caplog)
     caplog.set_level(logging.DEBUG, logger="emocap_shards")
     plain = answers.url
     url = plain + secret_part if "?" in secret_part else plain.replace("//", secret_part)
-    store = open_store(url, patience=Patience(deadline_s=0))
+    store = open_store(url, patience=RetryConfig(deadline_s=0))
     assert store.read("x") == DATA
     request = answers.seen[0]
     assert "canary" in request.path or request.headers["Authorization"].startswith("Basic ")
@@ -206,7 +206,7 @@ def test_a_redirect_to_another_host_is_refused_and_shown_no_password(answers, tm
         threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
         for place in (f"127.0.0.1:{other.server_port}", f"localhost:{other.server_port}"):
             answers.odd = redirect(302, f"http://{place}/data/x?canary")
-            store = open_store(answers.url, patience=Patience(deadline_s=0))
+            store = open_store(answers.url, patience=RetryConfig(deadline_s=0))
             for name, arguments in {"read": (), "read_range": (0, 5)}.items():
                 with pytest.raises(StoreError, match=rf"on to http://{place}; if you trust that, name it") as caught:
                     getattr(store, name)("moved", *arguments)
@@ -219,14 +219,14 @@ def test_a_redirect_to_another_host_is_refused_and_shown_no_password(answers, tm
 def test_a_redirect_to_something_else_is_refused(answers, location):
     answers.odd = redirect(302, location)
     with pytest.raises(StoreError, match=r"Redirect \(302\)"):
-        open_store(answers.url, patience=Patience(deadline_s=0)).read("moved")
+        open_store(answers.url, patience=RetryConfig(deadline_s=0)).read("moved")
     assert len(answers.seen) == 1
 
 
 def test_a_redirect_without_end_is_refused(answers):
     answers.odd = redirect(302, "/data/moved")
     with pytest.raises(StoreError, match="redirects more than 5 times"):
-        open_store(answers.url, patience=Patience(deadline_s=0)).read("moved")
+        open_store(answers.url, patience=RetryConfig(deadline_s=0)).read("moved")
     assert len(answers.seen) == 6
 
 

@@ -41,7 +41,7 @@ def ledger(stream, steps, part=0, parts=1):
 
 def global_ledger(stream, world, steps):
     """The steps as all ranks together see them."""
-    ranks = [ledger(replace(stream, rank=rank, world=world), steps) for rank in range(world)]
+    ranks = [ledger(replace(stream, rank=rank, world_size=world), steps) for rank in range(world)]
     return [([index for rows, _ in step for index in rows], step[0][1]) for step in zip(*ranks, strict=True)]
 
 
@@ -85,7 +85,7 @@ def test_parts_taken_in_turn_are_the_steps_in_order_also_after_a_resume(stream, 
     global_batch=st.integers(1, 9),
 )
 def test_any_rank_and_worker_resumes_anywhere(stream, world, parts, stop, global_batch):
-    here = replace(stream, global_batch=global_batch, world=world, rank=world - 1)
+    here = replace(stream, global_batch=global_batch, world_size=world, rank=world - 1)
     whole = ledger(here, stop + 4)
     start = whole[stop - 1][1] if stop else Cursor()
     for part in range(parts):
@@ -147,8 +147,8 @@ def test_a_stream_pickles_and_continues(stream):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rank": 2, "world": 2},
-        {"world": 0},
+        {"rank": 2, "world_size": 2},
+        {"world_size": 0},
         {"global_batch": 0},
         {"window_samples": 0},
         {"seed": -1},

@@ -8,7 +8,7 @@ from emocap_shards.errors import RecordError
 from emocap_shards.store import open_store
 from emocap_shards.writing.sources import tars
 from emocap_shards.writing.sources.choice import open_source
-from emocap_shards.writing.sources.columns import Columns
+from emocap_shards.writing.sources.columns import TableColumns
 from pack_cases import bad_rows, folder_of, packed, samples_of
 from shard_cases import encode
 
@@ -39,12 +39,12 @@ def foreign(path, numbers):
 def test_image_text_and_class_members_become_samples(tmp_path):
     foreign(tmp_path / "a-0.tar", range(2))
     foreign(tmp_path / "a-1.tar", range(2, 5))
-    packed(str(tmp_path / "a-{0..1}.tar"), tmp_path / "out", Columns(labels=("cls",)))
+    packed(str(tmp_path / "a-{0..1}.tar"), tmp_path / "out", TableColumns(labels=("cls",)))
     samples = samples_of(tmp_path / "out")
     assert [sample.key for sample in samples] == [f"set_{number:03d}" for number in range(5)]
     assert [sample.image for sample in samples] == [encode(number, kind="JPEG") for number in range(5)]
     (caption,), labels = load_annotation(samples[3].annotation)
-    assert (caption.whole, labels) == ("Face 3.", {"cls": "1"})
+    assert (caption.global_, labels) == ("Face 3.", {"cls": "1"})
 
 
 def test_wild_cards_and_urls_name_tars(tmp_path):
@@ -90,7 +90,7 @@ def test_a_folder_that_img2dataset_has_written_is_packed_by_its_name(tmp_path):
     (folder / "00000_stats.json").write_text("{}")
     (folder / "00000.parquet").write_bytes(b"")
     packed(folder, tmp_path / "packed")
-    captions = [load_annotation(sample.annotation)[0][0].whole for sample in samples_of(tmp_path / "packed")]
+    captions = [load_annotation(sample.annotation)[0][0].global_ for sample in samples_of(tmp_path / "packed")]
     assert captions == [f"Face {number}." for number in range(5)]
 
 
@@ -98,7 +98,7 @@ def test_a_caption_as_text_in_the_json_is_taken_where_nothing_else_is(tmp_path):
     members = [("a.png", encode(0)), ("a.json", b'{"caption": "A face."}')]
     packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
     (sample,) = samples_of(tmp_path / "out")
-    assert load_annotation(sample.annotation)[0][0].whole == "A face."
+    assert load_annotation(sample.annotation)[0][0].global_ == "A face."
 
 
 def test_tars_of_several_kinds_in_one_folder_have_to_be_named(tmp_path):
@@ -157,15 +157,15 @@ def test_our_own_shards_need_no_manifest(tmp_path):
 def test_fields_of_the_json_member_are_columns(tmp_path):
     row = {"text": ["One.", "Two."], "mood": "joy", "id": "k7"}
     tar_of(tmp_path / "x.tar", [("a.json", json.dumps(row).encode()), ("a.webp", encode(0, kind="WEBP"))])
-    packed(tmp_path / "x.tar", tmp_path / "out", Columns(whole="text", labels=("mood",), key="id"))
+    packed(tmp_path / "x.tar", tmp_path / "out", TableColumns(global_="text", labels=("mood",), key="id"))
     (sample,) = samples_of(tmp_path / "out")
     captions, labels = load_annotation(sample.annotation)
-    assert (sample.key, [caption.whole for caption in captions], labels) == ("k7", ["One.", "Two."], {"mood": "joy"})
+    assert (sample.key, [caption.global_ for caption in captions], labels) == ("k7", ["One.", "Two."], {"mood": "joy"})
 
 
 def test_an_image_member_of_a_longer_name_is_found_by_it(tmp_path):
     members = [("a.left.jpg", encode(0, kind="JPEG")), ("a.right.jpg", encode(1, kind="JPEG")), ("a.txt", b"Glad.")]
-    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out", Columns(image="right.jpg"))
+    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out", TableColumns(image="right.jpg"))
     assert samples_of(tmp_path / "out")[0].image == encode(1, kind="JPEG")
 
 

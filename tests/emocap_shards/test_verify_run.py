@@ -8,8 +8,8 @@ import pytest
 from emocap_shards.errors import ShardsError, StoreError
 from emocap_shards.index import load_index
 from emocap_shards.inspecting import verify as module
-from emocap_shards.inspecting.faults import CURES, Fault, Kind
-from emocap_shards.inspecting.shard_pool import Progress
+from emocap_shards.inspecting.faults import CURES, Fault, FaultKind
+from emocap_shards.inspecting.shard_pool import VerifyProgress
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.store import open_store
@@ -43,7 +43,10 @@ def test_a_shard_that_the_store_does_not_give_is_a_fault_and_the_others_are_stil
     monkeypatch.setattr(FolderStore, "read_range", refused)
     flip(folder / LAST, 600)
     verdict = verify(folder)
-    assert [(fault.kind, fault.shard) for fault in verdict.faults] == [(Kind.UNREADABLE, FIRST), (Kind.BYTES, LAST)]
+    assert [(fault.kind, fault.shard) for fault in verdict.faults] == [
+        (FaultKind.UNREADABLE, FIRST),
+        (FaultKind.BYTES, LAST),
+    ]
     assert verdict.lost == 4
 
 
@@ -59,7 +62,7 @@ def test_reads_that_differ_are_blamed_on_the_way(folder, monkeypatch):
 
     monkeypatch.setattr(FolderStore, "read_range", first_time_wrong)
     fault = only(verify(folder))
-    assert (fault.kind, fault.shard, fault.lost) == (Kind.UNSTEADY, FIRST, 0)
+    assert (fault.kind, fault.shard, fault.lost) == (FaultKind.UNSTEADY, FIRST, 0)
 
 
 def test_every_fault_is_told_when_it_is_found_and_many_are_counted_but_not_kept(folder, monkeypatch):
@@ -68,21 +71,21 @@ def test_every_fault_is_told_when_it_is_found_and_many_are_counted_but_not_kept(
         (folder / name).unlink()
     told: list[Fault] = []
     verdict = verify(folder, on_fault=told.append)
-    assert (len(told), len(verdict.faults), verdict.kinds) == (3, 2, {Kind.MISSING_SHARD: 3})
+    assert (len(told), len(verdict.faults), verdict.kinds) == (3, 2, {FaultKind.MISSING_SHARD: 3})
 
 
 def test_progress_ends_with_every_byte(folder):
-    told: list[Progress] = []
+    told: list[VerifyProgress] = []
     verdict = verify(folder, on_progress=told.append)
-    assert told[-1] == Progress(3, 3, verdict.bytes, verdict.bytes)
+    assert told[-1] == VerifyProgress(3, 3, verdict.bytes, verdict.bytes)
     verify(folder, quick=True, on_progress=told.append)
-    assert told[-1] == Progress(3, 3, 0, 0)
+    assert told[-1] == VerifyProgress(3, 3, 0, 0)
 
 
 def test_processes_find_what_one_process_finds_and_in_the_same_order(folder):
     flip(folder / FIRST, 600)
     swap(folder / SHARD, folder / LAST)
-    told: list[Progress] = []
+    told: list[VerifyProgress] = []
     alone, together = verify(folder, processes=1), verify(folder, processes=2, on_progress=told.append)
     assert together.faults == alone.faults
     assert told[-1].bytes == alone.bytes
@@ -107,7 +110,7 @@ def test_an_object_store_is_verified_too(tmp_path):
     assert verify(url).whole
     store = open_store(url)
     store.put(FIRST, store.read(FIRST)[:700])
-    assert kinds(verify(url)) == {Kind.SIZE, Kind.CUT}
+    assert kinds(verify(url)) == {FaultKind.SIZE, FaultKind.CUT}
 
 
 @given(range_bytes=st.integers(1, 5000), steps=st.lists(st.integers(0, 700), max_size=12), back=st.booleans())
@@ -137,7 +140,7 @@ def test_a_tape_holds_one_range_and_one_sample_at_most(folder, slots):
 
 
 def test_every_kind_has_a_cure():
-    assert set(CURES) == set(Kind)
+    assert set(CURES) == set(FaultKind)
 
 
 def test_a_verdict_as_json_is_plain(folder):

@@ -70,7 +70,7 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     for group, written in zip(groups, records(9), strict=True):
         assert group["png"] == written.image
         caption = json.loads(group["json"])["caption"]
-        assert (caption["global"], tuple(caption["local"])) == (written.caption.whole, written.caption.local)
+        assert (caption["global"], tuple(caption["local"])) == (written.caption.global_, written.caption.local)
 
 
 def test_an_existing_dataset_is_not_overwritten(tmp_path):

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from emocap_shards.inspecting.faults import Fault, Kind
-from emocap_shards.inspecting.verify import Verdict
+from emocap_shards.inspecting.faults import Fault, FaultKind
+from emocap_shards.inspecting.verify import Verification
 
 FIRST, SHARD, LAST = (f"shard-00000{number}.tar" for number in range(3))
 INDEX = "shard-000001.npy"
 
 
-def only(verdict: Verdict) -> Fault:
+def only(verdict: Verification) -> Fault:
     (fault,) = verdict.faults
     assert not verdict.whole
     assert verdict.kinds == {fault.kind: 1}
@@ -19,7 +19,7 @@ def only(verdict: Verdict) -> Fault:
     return fault
 
 
-def kinds(verdict: Verdict) -> set[Kind]:
+def kinds(verdict: Verification) -> set[FaultKind]:
     assert set(verdict.kinds) == {fault.kind for fault in verdict.faults}
     return set(verdict.kinds)
 

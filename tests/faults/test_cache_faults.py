@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
-from emocap_shards.ledger import Ledger
+from emocap_shards.ledger import CacheLedger
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Caption, Encoded, Record
@@ -62,7 +62,7 @@ def check(url: str, cache: str, fault: object) -> None:
     """The next reader gets every byte, and fills the cache so that the one after it asks for nothing."""
     read(url, cache, Counter())
     assert "read_ranges" not in operations_of(partial(read, url, cache)), str(fault)
-    with Ledger(Path(cache), ROOM_BYTES).opened() as ledger:
+    with CacheLedger(Path(cache), ROOM_BYTES).opened() as ledger:
         said = int(os.pread(ledger, 64, 0))
     files = list(Path(cache).glob("*/*"))
     assert all(path.suffix == ".seg" for path in files), f"{fault}: {files}"

@@ -15,7 +15,7 @@ from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import Store, open_store
 from emocap_shards.writing import packing
-from emocap_shards.writing.packing import PackOptions, pack
+from emocap_shards.writing.packing import PackConfig, pack
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD
@@ -23,7 +23,7 @@ from fault_sweep import CountedStore, Counter, emptied, operations_of, struck, s
 from PIL import Image
 
 ROWS, IN_A_SHARD = 5, 2
-OPTIONS = PackOptions(ShardSize(IN_A_SHARD), skip_bad=1)
+OPTIONS = PackConfig(ShardSize(IN_A_SHARD), skip_bad=1)
 
 
 @pytest.fixture(scope="module")

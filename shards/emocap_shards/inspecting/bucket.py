@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.manifest import Manifest, Shard
 from emocap_shards.store.protocol import Entry
 
@@ -17,18 +17,18 @@ def compare(manifest: Manifest, entries: Sequence[Entry]) -> Iterator[Fault]:
     known = {path for shard in manifest.shards for path in (shard.path, shard.index_path)}
     for path in sizes:
         if path.endswith(_OURS) and path not in known:
-            yield Fault(kind=Kind.STRAY, shard=path, reason="the manifest does not name it")
+            yield Fault(kind=FaultKind.STRAY, shard=path, reason="the manifest does not name it")
 
 
 def _shard(shard: Shard, sizes: Mapping[str, int]) -> Iterator[Fault]:
     size = sizes.get(shard.path)
     if size is None:
-        yield Fault(kind=Kind.MISSING_SHARD, shard=shard.path, reason="it is missing", lost=shard.samples)
+        yield Fault(kind=FaultKind.MISSING_SHARD, shard=shard.path, reason="it is missing", lost=shard.samples)
     elif size != shard.bytes:
         yield Fault(
-            kind=Kind.SIZE, shard=shard.path, reason=f"it has {size:,} bytes, the manifest says {shard.bytes:,}"
+            kind=FaultKind.SIZE, shard=shard.path, reason=f"it has {size:,} bytes, the manifest says {shard.bytes:,}"
         )
     if shard.index_path not in sizes:
         lost = shard.samples if size is not None else 0
         reason = f"its index {shard.index_path} is missing"
-        yield Fault(kind=Kind.MISSING_INDEX, shard=shard.path, reason=reason, lost=lost)
+        yield Fault(kind=FaultKind.MISSING_INDEX, shard=shard.path, reason=reason, lost=lost)

@@ -33,7 +33,7 @@ class Counts:
         return self.total - self.distinct
 
 
-class Tally:
+class TextCounter:
     """Counts texts; beyond `cap` different ones it forgets the rarest (after lossy counting, Manku & Motwani 2002)."""
 
     def __init__(self, cap: int) -> None:
@@ -84,7 +84,7 @@ class Spread:
     bins: tuple[int, ...]
 
 
-class Numbers:
+class NumberCounter:
     """Collects numbers; keeps an even draw of them (reservoir sampling, Vitter 1985)."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Numbers:
 
 
 def spread_of(numbers: Iterable[float]) -> Spread:
-    collected = Numbers()
+    collected = NumberCounter()
     collected.add(numbers)
     return collected.spread()
 

@@ -9,7 +9,7 @@ from PIL import Image
 from emocap_shards.annotation import Labels
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import ImageError
-from emocap_shards.inspecting.look import Glance
+from emocap_shards.inspecting.look import HeaderSample
 from emocap_shards.sample import Caption
 
 MOST_PX = 160
@@ -17,7 +17,7 @@ _QUALITY = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class SheetFace:
     """One sample for the contact sheet; `jpeg` is its image, no side longer than 160 pixels."""
 
     shard: str
@@ -27,29 +27,29 @@ class Face:
     labels: Labels
 
 
-class Sheet:
+class ContactSheet:
     """Keeps `size` of the faces that come by, each with equal chance (Vitter 1985)."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._count = 0
-        self._faces: list[Face] = []
+        self._faces: list[SheetFace] = []
         self._random = random.Random(0)
 
-    def add(self, glance: Glance) -> bool:
+    def add(self, glance: HeaderSample) -> bool:
         """False if the image had to be decoded for the sheet and could not be."""
         self._count += 1
         place = len(self._faces) if len(self._faces) < self._size else self._random.randrange(self._count)
         if place >= self._size:
             return True
         try:
-            face = Face(glance.shard, glance.key, _thumbnail(glance.image), glance.captions, glance.labels)
+            face = SheetFace(glance.shard, glance.key, _thumbnail(glance.image), glance.captions, glance.labels)
         except ImageError:
             return False
         self._faces[place : place + 1] = [face]
         return True
 
-    def faces(self) -> tuple[Face, ...]:
+    def faces(self) -> tuple[SheetFace, ...]:
         return tuple(sorted(self._faces, key=lambda face: (face.shard, face.key)))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """The kinds of damage, from the whole dataset down to one sample."""
 
     MANIFEST = "damaged manifest"
@@ -31,25 +31,25 @@ class Kind(StrEnum):
 _AGAIN = "upload or pack this shard again"
 _SOURCE = "correct the source and pack it again"
 CURES = {
-    Kind.MANIFEST: "upload it again, or pack the dataset again",
-    Kind.STRAY: "delete it, or upload the manifest that names it",
-    Kind.MISSING_SHARD: "upload this shard again",
-    Kind.MISSING_INDEX: "upload it again",
-    Kind.UNREADABLE: "mend the store or the permissions, then verify again",
-    Kind.SIZE: _AGAIN,
-    Kind.SWAPPED: "upload the right file under this name",
-    Kind.SHARD_DIGEST: _AGAIN,
-    Kind.INDEX_DIGEST: "upload the index again",
-    Kind.INDEX: "pack this shard again",
-    Kind.CUT: _AGAIN,
-    Kind.END: _AGAIN,
-    Kind.HEADER: _AGAIN,
-    Kind.BYTES: _AGAIN,
-    Kind.UNSTEADY: "check network, disk and memory, then verify again",
-    Kind.MEMBERS: _SOURCE,
-    Kind.ANNOTATION: _SOURCE,
-    Kind.IMAGE: _SOURCE,
-    Kind.TWICE: "give every sample a key of its own and pack it again",
+    FaultKind.MANIFEST: "upload it again, or pack the dataset again",
+    FaultKind.STRAY: "delete it, or upload the manifest that names it",
+    FaultKind.MISSING_SHARD: "upload this shard again",
+    FaultKind.MISSING_INDEX: "upload it again",
+    FaultKind.UNREADABLE: "mend the store or the permissions, then verify again",
+    FaultKind.SIZE: _AGAIN,
+    FaultKind.SWAPPED: "upload the right file under this name",
+    FaultKind.SHARD_DIGEST: _AGAIN,
+    FaultKind.INDEX_DIGEST: "upload the index again",
+    FaultKind.INDEX: "pack this shard again",
+    FaultKind.CUT: _AGAIN,
+    FaultKind.END: _AGAIN,
+    FaultKind.HEADER: _AGAIN,
+    FaultKind.BYTES: _AGAIN,
+    FaultKind.UNSTEADY: "check network, disk and memory, then verify again",
+    FaultKind.MEMBERS: _SOURCE,
+    FaultKind.ANNOTATION: _SOURCE,
+    FaultKind.IMAGE: _SOURCE,
+    FaultKind.TWICE: "give every sample a key of its own and pack it again",
 }
 
 
@@ -61,7 +61,7 @@ class Fault:
     is counted by two faults. `found` is the SHA-256 of what lies there, where that is another than the manifest's.
     """
 
-    kind: Kind
+    kind: FaultKind
     shard: str
     reason: str
     key: str = ""

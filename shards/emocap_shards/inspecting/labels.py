@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from emocap_shards.annotation import Labels
-from emocap_shards.inspecting.counters import Counts, Numbers, Spread, Tally
+from emocap_shards.inspecting.counters import Counts, NumberCounter, Spread, TextCounter
 
 MOST_NAMES = 200
 _MOST_VALUES = 10_000
@@ -16,8 +16,8 @@ class LabelCounter:
     """Counts labels of up to 200 names of each kind; further names are counted in `names_left_out`."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, Tally] = {}
-        self._numbers: dict[str, Numbers] = {}
+        self._texts: dict[str, TextCounter] = {}
+        self._numbers: dict[str, NumberCounter] = {}
         self.names_left_out = 0
 
     def add(self, labels: Labels) -> None:
@@ -35,13 +35,13 @@ class LabelCounter:
 
     def _add_text(self, name: str, label: str) -> None:
         if name in self._texts or len(self._texts) < MOST_NAMES:
-            self._texts.setdefault(name, Tally(_MOST_VALUES)).add([label[:_VALUE_CHARACTERS]])
+            self._texts.setdefault(name, TextCounter(_MOST_VALUES)).add([label[:_VALUE_CHARACTERS]])
         else:
             self.names_left_out += 1
 
     def _add_number(self, name: str, label: float) -> None:
         if name in self._numbers or len(self._numbers) < MOST_NAMES:
-            self._numbers.setdefault(name, Numbers()).add([label])
+            self._numbers.setdefault(name, NumberCounter()).add([label])
         else:
             self.names_left_out += 1
 

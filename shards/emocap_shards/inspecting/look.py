@@ -29,7 +29,7 @@ Pick: TypeAlias = Int64[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class HeaderSample:
     """A sample as it stands in its tar; `kind` is "JPEG", "PNG" or "WEBP"."""
 
     shard: str
@@ -42,7 +42,7 @@ class Glance:
     labels: Labels
 
 
-Seen: TypeAlias = Glance | DamagedSample
+Seen: TypeAlias = HeaderSample | DamagedSample
 
 
 def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
@@ -60,7 +60,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
     parts = np.split(places, np.searchsorted(places, ends[:-1]))
     picks: list[Pick] = []
     for shard, size, end, part in zip(shards, sizes, ends.tolist(), parts, strict=True):
-        picks += _portions(manifest, shard, part - (end - size) + firsts[shard])
+        picks += _picks(manifest, shard, part - (end - size) + firsts[shard])
     random.Random(0).shuffle(picks)
     return picks
 
@@ -68,7 +68,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
 def everything(manifest: Manifest) -> Iterator[Pick]:
     first = 0
     for shard, count in enumerate(map(int, manifest.counts)):
-        yield from _portions(manifest, shard, np.arange(first, first + count, dtype=np.int64))
+        yield from _picks(manifest, shard, np.arange(first, first + count, dtype=np.int64))
         first += count
 
 
@@ -79,7 +79,7 @@ def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[See
         yield from zip(first, in_order(pool, partial(_open, reader), second, ahead=_READERS), strict=True)
 
 
-def _portions(manifest: Manifest, shard: int, ids: Pick) -> Iterator[Pick]:
+def _picks(manifest: Manifest, shard: int, ids: Pick) -> Iterator[Pick]:
     row = manifest.shards[shard]
     size = max(1, min(_ROWS_TOGETHER, _BYTES_TOGETHER * row.samples // row.bytes))
     return (ids[start : start + size] for start in range(0, len(ids), size))
@@ -100,4 +100,4 @@ def _glance(sample: Encoded | DamagedSample) -> Seen:
         captions, labels = load_annotation(sample.annotation)
     except (AnnotationError, ImageError) as error:
         return DamagedSample.at(sample.shard, sample.key, str(error))
-    return Glance(sample.shard, sample.key, kind, width, height, sample.image, captions, labels)
+    return HeaderSample(sample.shard, sample.key, kind, width, height, sample.image, captions, labels)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from emocap_shards.inspecting.faces import Face
+from emocap_shards.inspecting.faces import SheetFace
 from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
 from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
@@ -86,7 +86,7 @@ def _values(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _card(face: Face) -> _Card:
+def _card(face: SheetFace) -> _Card:
     labels = list(face.labels.items())[:_LABELS]
     return _Card(
         shard=face.shard,
@@ -101,7 +101,7 @@ def _card(face: Face) -> _Card:
 
 def _short(caption: Caption) -> Caption:
     local = tuple(_cut(sentence) for sentence in caption.local[:_SENTENCES])
-    return Caption(_cut(caption.whole), local, _cut(caption.summary))
+    return Caption(_cut(caption.global_), local, _cut(caption.summary))
 
 
 def _cut(text: str, most: int = _CHARACTERS) -> str:

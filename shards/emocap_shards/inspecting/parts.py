@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from emocap_shards.inspecting.counters import Counts, Numbers, Spread, Tally
+from emocap_shards.inspecting.counters import Counts, NumberCounter, Spread, TextCounter
 from emocap_shards.sample import Caption
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
@@ -16,7 +16,7 @@ _TOP_WORDS, _TOP_TEXTS = 60, 12
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartStatistics:
     """The texts of one part: `words` in each, the `vocabulary`, and which `texts` repeat.
 
     `without` counts the samples none of whose captions has this part.
@@ -34,9 +34,9 @@ class PartCounter:
     def __init__(self, texts_of: Callable[[Caption], Sequence[str]]) -> None:
         self._texts_of = texts_of
         self._without = 0
-        self._words = Numbers()
-        self._vocabulary = Tally(MOST_WORDS)
-        self._texts = Tally(MOST_TEXTS)
+        self._words = NumberCounter()
+        self._vocabulary = TextCounter(MOST_WORDS)
+        self._texts = TextCounter(MOST_TEXTS)
 
     def add(self, captions: Sequence[Caption]) -> None:
         """The captions of one sample."""
@@ -48,15 +48,15 @@ class PartCounter:
             self._vocabulary.add(found)
         self._texts.add(map(_bounded, texts))
 
-    def part(self) -> Part:
+    def part(self) -> PartStatistics:
         vocabulary, texts = self._vocabulary.counts(_TOP_WORDS), self._texts.counts(_TOP_TEXTS)
-        return Part(self._without, self._words.spread(), vocabulary, texts)
+        return PartStatistics(self._without, self._words.spread(), vocabulary, texts)
 
 
 def part_counters() -> dict[str, PartCounter]:
     """By the name that a part has on disk."""
     return {
-        "global": PartCounter(lambda caption: [caption.whole]),
+        "global": PartCounter(lambda caption: [caption.global_]),
         "local": PartCounter(lambda caption: caption.local),
         "summary": PartCounter(lambda caption: [caption.summary]),
     }
@@ -69,7 +69,7 @@ def words(text: str) -> list[str]:
 
 def caption_digest(caption: Caption) -> str:
     """Equal for equal captions, short for long ones."""
-    text = "\x1f".join([caption.whole, *caption.local, "", caption.summary])
+    text = "\x1f".join([caption.global_, *caption.local, "", caption.summary])
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 

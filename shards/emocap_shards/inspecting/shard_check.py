@@ -14,7 +14,7 @@ from emocap_shards.errors import AnnotationError, DamagedShard, ImageError, NotF
 from emocap_shards.index import ShardIndex, Slot, load_index
 from emocap_shards.indexes import most_index_bytes
 from emocap_shards.inspecting.block import checked_header, members
-from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
@@ -48,7 +48,7 @@ def check_shard(store: Store, shard: Shard, *, quick: bool, tell: Callable[[int]
         faults += _bytes(tape, store, shard, index)
         return Checked(tuple(faults), keys, tape.sha256())
     except StoreError as error:
-        kind = Kind.MISSING_SHARD if isinstance(error, NotFound) else Kind.UNREADABLE
+        kind = FaultKind.MISSING_SHARD if isinstance(error, NotFound) else FaultKind.UNREADABLE
         fault = Fault(kind=kind, shard=shard.path, reason=str(error).rstrip("."), lost=shard.samples)
         return Checked((fault,), np.zeros(0, np.uint64))
 
@@ -66,16 +66,16 @@ def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
     found = hashlib.sha256(data).hexdigest()
     if found != shard.index_sha256:
         reason = f"its index {shard.index_path} is not the one in the manifest"
-        return None, [_fault(Kind.INDEX_DIGEST, shard, reason, lost=shard.samples, found=found)]
+        return None, [_fault(FaultKind.INDEX_DIGEST, shard, reason, lost=shard.samples, found=found)]
     try:
         index = load_index(data, shard=shard.path)
     except DamagedShard as damage:
         return None, [
-            _fault(Kind.INDEX, shard, f"its index is no index ({damage.__cause__ or damage})", lost=shard.samples)
+            _fault(FaultKind.INDEX, shard, f"its index is no index ({damage.__cause__ or damage})", lost=shard.samples)
         ]
     if len(index) != shard.samples:
         reason = f"its index has {len(index)} samples, the manifest {shard.samples}"
-        return None, [_fault(Kind.INDEX, shard, reason, lost=shard.samples)]
+        return None, [_fault(FaultKind.INDEX, shard, reason, lost=shard.samples)]
     return index, []
 
 
@@ -87,20 +87,20 @@ def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
     if odd.size:
         first = int(odd[0])
         reason = f"the index has it at byte {index.offsets[first]}, but the sample before ends at {starts[first]}"
-        return [_fault(Kind.INDEX, shard, reason, key=index[first].key)]
+        return [_fault(FaultKind.INDEX, shard, reason, key=index[first].key)]
     if (needed := int(ends[-1]) + _END_BYTES) > shard.bytes:
         reason = f"the samples of its index and an end need {needed:,} bytes, the manifest says {shard.bytes:,}"
-        return [_fault(Kind.INDEX, shard, reason)]
+        return [_fault(FaultKind.INDEX, shard, reason)]
     return []
 
 
 def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> list[Fault]:
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
-    faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not Kind.CUT for f in faults))
+    faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not FaultKind.CUT for f in faults))
     if not faults and (found := tape.sha256()) != shard.sha256:  # otherwise they say more than the digest does
         reason = f"its SHA-256 is {found[:16]}…, the manifest says {shard.sha256[:16]}…"
-        faults.append(_fault(Kind.SHARD_DIGEST, shard, reason, found=found))
+        faults.append(_fault(FaultKind.SHARD_DIGEST, shard, reason, found=found))
     return faults
 
 
@@ -118,7 +118,7 @@ def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
     lost = len(index) - row
     more = f", this sample and the {lost - 1} after it are lost" if lost > 1 else ", this last sample is lost"
     where = "between two samples" if size == int(index.offsets[row]) else "inside a sample"
-    return _fault(Kind.CUT, shard, f"the shard ends {where} at byte {size:,}{more}", key=index[row].key, lost=lost)
+    return _fault(FaultKind.CUT, shard, f"the shard ends {where} at byte {size:,}{more}", key=index[row].key, lost=lost)
 
 
 def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
@@ -134,27 +134,27 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
         checked_header(parts.image, parts.extension)
         decode_image(parts.image)
     except AnnotationError as error:
-        return _fault(Kind.ANNOTATION, shard, str(error), key=slot.key, lost=1)
+        return _fault(FaultKind.ANNOTATION, shard, str(error), key=slot.key, lost=1)
     except ImageError as error:
-        return _fault(Kind.IMAGE, shard, str(error), key=slot.key, lost=1)
+        return _fault(FaultKind.IMAGE, shard, str(error), key=slot.key, lost=1)
     except ValueError as error:
-        return _fault(Kind.MEMBERS, shard, str(error), key=slot.key, lost=1)
+        return _fault(FaultKind.MEMBERS, shard, str(error), key=slot.key, lost=1)
     return None
 
 
-def _changed(block: bytes) -> tuple[Kind, str]:
+def _changed(block: bytes) -> tuple[FaultKind, str]:
     try:
         members(block)
     except ValueError as error:
-        return Kind.HEADER, str(error)
-    return Kind.BYTES, "its image or annotation is not what was written"
+        return FaultKind.HEADER, str(error)
+    return FaultKind.BYTES, "its image or annotation is not what was written"
 
 
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
     """Another fault if a second reading gives other bytes: then the way here is to blame."""
     if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
         return None
-    return _fault(Kind.UNSTEADY, shard, "two readings of it gave different bytes", key=slot.key)
+    return _fault(FaultKind.UNSTEADY, shard, "two readings of it gave different bytes", key=slot.key)
 
 
 def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
@@ -164,11 +164,11 @@ def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
         zeros += piece.count(0)
         others += len(piece) - piece.count(0)
     if is_known and others:
-        return [_fault(Kind.END, shard, f"behind its last sample, at byte {last:,}, stands what no index names")]
+        return [_fault(FaultKind.END, shard, f"behind its last sample, at byte {last:,}, stands what no index names")]
     if is_known and zeros < _END_BYTES:
-        return [_fault(Kind.END, shard, f"{zeros} bytes of zeros stand behind its last sample, not {_END_BYTES}")]
+        return [_fault(FaultKind.END, shard, f"{zeros} bytes of zeros stand behind its last sample, not {_END_BYTES}")]
     return []
 
 
-def _fault(kind: Kind, shard: Shard, reason: str, *, key: str = "", lost: int = 0, found: str = "") -> Fault:
+def _fault(kind: FaultKind, shard: Shard, reason: str, *, key: str = "", lost: int = 0, found: str = "") -> Fault:
     return Fault(kind=kind, shard=shard.path, reason=reason, key=key, lost=lost, found=found)

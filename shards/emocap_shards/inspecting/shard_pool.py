@@ -20,7 +20,7 @@ _READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class VerifyProgress:
     """How far a verification is; `bytes_all` is 0 where no bytes are read."""
 
     shards: int
@@ -35,7 +35,7 @@ def check_shards(
     *,
     quick: bool,
     processes: int | None,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Checked]:
     """One result for each shard, in their order.
 
@@ -54,8 +54,10 @@ def check_shards(
 _Tell = Callable[[int, int], None]
 
 
-def _told(on_progress: Callable[[Progress], None], shards_all: int, bytes_all: int, shards: int, done: int) -> None:
-    on_progress(Progress(shards, shards_all, done, bytes_all))
+def _told(
+    on_progress: Callable[[VerifyProgress], None], shards_all: int, bytes_all: int, shards: int, done: int
+) -> None:
+    on_progress(VerifyProgress(shards, shards_all, done, bytes_all))
 
 
 def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
@@ -76,12 +78,14 @@ def _here(store: Store, shards: Sequence[Shard], tell: _Tell) -> Iterator[Checke
         tell(number + 1, done)
 
 
-def _in_threads(store: Store, shards: Sequence[Shard], on_progress: Callable[[Progress], None]) -> Iterator[Checked]:
+def _in_threads(
+    store: Store, shards: Sequence[Shard], on_progress: Callable[[VerifyProgress], None]
+) -> Iterator[Checked]:
     """Indexes are small and far away: many at a time hide the way there."""
     work = partial(check_shard, store, quick=True, tell=lambda _: None)
     with ThreadPoolExecutor(_READERS) as pool:
         for number, checked in enumerate(in_order(pool, work, shards, ahead=4 * _READERS), 1):
-            on_progress(Progress(number, len(shards), 0, 0))
+            on_progress(VerifyProgress(number, len(shards), 0, 0))
             yield checked
 
 

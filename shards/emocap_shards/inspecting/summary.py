@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from emocap_shards.errors import DamagedSample, DamagedShard
-from emocap_shards.inspecting.counters import Counts, Numbers, Spread, Tally, spread_of
-from emocap_shards.inspecting.faces import Face, Sheet
+from emocap_shards.inspecting.counters import Counts, NumberCounter, Spread, TextCounter, spread_of
+from emocap_shards.inspecting.faces import ContactSheet, SheetFace
 from emocap_shards.inspecting.labels import LabelCounter
-from emocap_shards.inspecting.look import Glance, evenly, everything, look
-from emocap_shards.inspecting.parts import Part, caption_digest, part_counters
+from emocap_shards.inspecting.look import HeaderSample, evenly, everything, look
+from emocap_shards.inspecting.parts import PartStatistics, caption_digest, part_counters
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.store import open_store
@@ -22,7 +22,7 @@ _MOST_REASONS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class ManifestSummary:
     """What the manifest says: exact, and nothing of a shard was read for it."""
 
     url: str
@@ -35,7 +35,7 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class Coverage:
     """How much was looked at: `samples` of the `asked` ones, `damaged` of which are in no other number.
 
     `reasons` has the first ten of the damages. `out_of_time` says that the time was up before all were seen.
@@ -50,7 +50,7 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
+class ImageStatistics:
     """Formats, sizes ("width x height"), and both sides in pixels and encoded bytes of an image."""
 
     formats: Counts
@@ -68,17 +68,17 @@ class Summary:
     captions.total - captions.distinct of them repeat another one.
     """
 
-    stock: Stock
-    looked: Looked
+    stock: ManifestSummary
+    looked: Coverage
     captions_per_image: Spread
     sentences: Spread
     captions: Counts
-    parts: Mapping[str, Part]
-    images: Images
+    parts: Mapping[str, PartStatistics]
+    images: ImageStatistics
     text_labels: Mapping[str, Counts]
     number_labels: Mapping[str, Spread]
     labels_left_out: int
-    faces: tuple[Face, ...]
+    faces: tuple[SheetFace, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for scripts; the faces are left out."""
@@ -134,12 +134,12 @@ class _Collector:
         self._started = time.monotonic()
         self._damaged = 0
         self._reasons: list[str] = []
-        self._captions_per_image, self._sentences = Numbers(), Numbers()
-        self._captions = Tally(_MOST_CAPTIONS)
+        self._captions_per_image, self._sentences = NumberCounter(), NumberCounter()
+        self._captions = TextCounter(_MOST_CAPTIONS)
         self._parts = part_counters()
         self._images = _ImageCounter()
         self._labels = LabelCounter()
-        self._sheet = Sheet(faces)
+        self._sheet = ContactSheet(faces)
 
     @property
     def age_s(self) -> float:
@@ -151,7 +151,7 @@ class _Collector:
         if len(self._reasons) < _MOST_REASONS:
             self._reasons.append(reason)
 
-    def add(self, seen: Glance | DamagedSample) -> None:
+    def add(self, seen: HeaderSample | DamagedSample) -> None:
         if isinstance(seen, DamagedSample):
             self.lose(1, _lost(seen.shard, seen.key, seen.reason))
             return
@@ -167,11 +167,11 @@ class _Collector:
         self._images.add(seen)
         self._labels.add(seen.labels)
 
-    def summary(self, stock: Stock) -> Summary:
+    def summary(self, stock: ManifestSummary) -> Summary:
         out_of_time = self.seen < self.asked
         return Summary(
             stock=stock,
-            looked=Looked(
+            looked=Coverage(
                 self.asked, self.seen, self._damaged, round(self.age_s, 2), out_of_time, tuple(self._reasons)
             ),
             captions_per_image=self._captions_per_image.spread(),
@@ -188,19 +188,19 @@ class _Collector:
 
 class _ImageCounter:
     def __init__(self) -> None:
-        self._formats, self._sizes = Tally(100), Tally(10_000)
-        self._width, self._height, self._bytes = Numbers(), Numbers(), Numbers()
+        self._formats, self._sizes = TextCounter(100), TextCounter(10_000)
+        self._width, self._height, self._bytes = NumberCounter(), NumberCounter(), NumberCounter()
 
-    def add(self, seen: Glance) -> None:
+    def add(self, seen: HeaderSample) -> None:
         self._formats.add([seen.kind])
         self._sizes.add([f"{seen.width} x {seen.height}"])
         self._width.add([seen.width])
         self._height.add([seen.height])
         self._bytes.add([len(seen.image)])
 
-    def images(self) -> Images:
+    def images(self) -> ImageStatistics:
         spreads = self._width.spread(), self._height.spread(), self._bytes.spread()
-        return Images(self._formats.counts(10), self._sizes.counts(8), *spreads)
+        return ImageStatistics(self._formats.counts(10), self._sizes.counts(8), *spreads)
 
 
 def _lost(shard: str, key: str, reason: str) -> str:
@@ -208,8 +208,8 @@ def _lost(shard: str, key: str, reason: str) -> str:
     return f"sample {key!r} of shard {shard}: {reason}; run `emocap verify`."
 
 
-def _stock(url: str, manifest: Manifest) -> Stock:
-    return Stock(
+def _stock(url: str, manifest: Manifest) -> ManifestSummary:
+    return ManifestSummary(
         url=url,
         digest=manifest.digest,
         samples=manifest.samples,

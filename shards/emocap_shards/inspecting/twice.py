@@ -8,7 +8,7 @@ from jaxtyping import UInt64
 
 from emocap_shards.errors import DamagedShard
 from emocap_shards.indexes import read_index
-from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
 
@@ -33,7 +33,7 @@ def sharing_keys(
     for pair, keys in _shared(store, suspects).items():
         place = "in this shard already" if pair.later == pair.earlier else f"in {pair.earlier.path} too"
         more = f", and so are {len(keys) - 1} more of its keys" if len(keys) > 1 else ""
-        yield Fault(kind=Kind.TWICE, shard=pair.later.path, key=keys[0], reason=f"this key is {place}{more}")
+        yield Fault(kind=FaultKind.TWICE, shard=pair.later.path, key=keys[0], reason=f"this key is {place}{more}")
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[_Pair, list[str]]:

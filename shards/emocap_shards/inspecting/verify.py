@@ -11,9 +11,9 @@ import orjson
 
 from emocap_shards.errors import ManifestError
 from emocap_shards.inspecting.bucket import compare
-from emocap_shards.inspecting.faults import Fault, Kind
+from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.shard_check import Checked
-from emocap_shards.inspecting.shard_pool import Progress, check_shards
+from emocap_shards.inspecting.shard_pool import VerifyProgress, check_shards
 from emocap_shards.inspecting.twice import sharing_keys
 from emocap_shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from emocap_shards.store import Store, open_store
@@ -22,7 +22,7 @@ MOST_FAULTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """What a verification found. `faults` holds the first 10,000; `kinds` counts all.
 
     `lost` samples are unreadable; a quick verification sees only some of them.
@@ -35,7 +35,7 @@ class Verdict:
     shards: int
     bytes: int
     lost: int
-    kinds: Mapping[Kind, int]
+    kinds: Mapping[FaultKind, int]
     faults: tuple[Fault, ...]
     seconds: float
 
@@ -60,8 +60,8 @@ def verify(
     quick: bool = False,
     processes: int | None = None,
     on_fault: Callable[[Fault], None] = lambda _: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Verdict:
+    on_progress: Callable[[VerifyProgress], None] = lambda _: None,
+) -> Verification:
     """Checks a dataset; what is wrong is told at once to `on_fault` and stands in the verdict.
 
     First comes the listing of the store, then each shard, its index and its samples, last the keys that come twice.
@@ -85,7 +85,7 @@ def verify(
     if manifest.shards:
         for fault in _faults(store, manifest, quick=quick, processes=processes, on_progress=on_progress):
             ledger.admit(fault)
-    return Verdict(
+    return Verification(
         url=store.url,
         digest=manifest.digest if manifest.shards else "",
         quick=quick,
@@ -104,7 +104,7 @@ class _Ledger:
 
     def __init__(self, on_fault: Callable[[Fault], None]) -> None:
         self._on_fault = on_fault
-        self.kinds: Counter[Kind] = Counter()
+        self.kinds: Counter[FaultKind] = Counter()
         self.faults: list[Fault] = []
         self.lost = 0
 
@@ -123,7 +123,7 @@ def _manifest(store: Store, ledger: _Ledger) -> Manifest:
     except ManifestError:
         if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST)):
             raise
-        ledger.admit(Fault(kind=Kind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
+        ledger.admit(Fault(kind=FaultKind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
         return Manifest(())
 
 
@@ -141,11 +141,11 @@ def _faults(
     *,
     quick: bool,
     processes: int | None,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Fault]:
     gross = list(compare(manifest, store.list()))
     yield from gross
-    missing = {fault.shard for fault in gross if fault.kind is Kind.MISSING_SHARD}
+    missing = {fault.shard for fault in gross if fault.kind is FaultKind.MISSING_SHARD}
     shards = [shard for shard in manifest.shards if shard.path not in missing]
     owners = {shard.sha256: shard.path for shard in manifest.shards}
     index_owners = {shard.index_sha256: shard.path for shard in manifest.shards}
@@ -164,9 +164,9 @@ def _recognised(
     faults = checked.faults
     owner = owners.get(checked.sha256)
     if owner is not None and checked.sha256 != shard.sha256:
-        faults = tuple(fault for fault in checked.faults if fault.kind in {Kind.INDEX, Kind.INDEX_DIGEST})
+        faults = tuple(fault for fault in checked.faults if fault.kind in {FaultKind.INDEX, FaultKind.INDEX_DIGEST})
         lost = sum(fault.lost for fault in checked.faults) - sum(fault.lost for fault in faults)
-        yield Fault(kind=Kind.SWAPPED, shard=shard.path, reason=f"its bytes are those of {owner}", lost=lost)
+        yield Fault(kind=FaultKind.SWAPPED, shard=shard.path, reason=f"its bytes are those of {owner}", lost=lost)
     for fault in faults:
         owner = index_owners.get(fault.found)
         named = f"its index {shard.index_path} is that of {owner}"

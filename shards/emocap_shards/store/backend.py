@@ -8,7 +8,7 @@ from emocap_shards.store.protocol import Entry
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ObjectBytes:
     """Bytes of an object.
 
     Args:
@@ -62,11 +62,11 @@ class Backend(Protocol):
     swaps: bool
     """Whether it can write only if an object still is a version."""
 
-    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
         """Bytes [start, end), start < end; fewer, or none, where the object ends earlier."""
         ...
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
         """All bytes; only a beginning, or none, of an object beyond the limit, whose `total` says so.
 
         A backend that could not give the rest in ranges may exceed `limit_bytes`, but nobody reads on beyond

@@ -9,7 +9,7 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked_url
-from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
 from emocap_shards.store.failure import EXPECTED, Refusal
 from emocap_shards.store.protocol import Entry
 
@@ -28,23 +28,23 @@ class Driver:
         self._shown = masked_url(url)
         self.trusted = url.split("://", 1)[0] in _GOOGLE
 
-    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:  # noqa: ARG002
         try:
             data = await _call(self._fs._cat_file, self._at(path), start=start, end=end)
         except Refusal as refusal:
             if refusal.status == 416:
-                return Part(b"", start, "")
+                return ObjectBytes(b"", start, "")
             raise
         # The driver does not say how long the object is: short bytes are worth a question.
-        return Part(data, None if len(data) == end - start else (await self.head(path)).size, "")
+        return ObjectBytes(data, None if len(data) == end - start else (await self.head(path)).size, "")
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
         facts = await self.head(path)
         if facts.size > limit_bytes or (most_bytes is not None and facts.size > most_bytes):
-            return Part(b"", facts.size, facts.version)
+            return ObjectBytes(b"", facts.size, facts.version)
         data = await _call(self._fs._cat_file, self._at(path))
         # The version is older than the bytes, if anything: then `put_if_match` is refused.
-        return Part(data, facts.size, facts.version)
+        return ObjectBytes(data, facts.size, facts.version)
 
     async def head(self, path: str) -> Facts:
         info = await _call(self._fs._info, self._at(path))

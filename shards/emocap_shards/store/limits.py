@@ -9,7 +9,7 @@ DEADLINE = "EMOCAP_STORE_DEADLINE_S"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryConfig:
     """When to try again, and when to give up.
 
     Args:
@@ -38,7 +38,7 @@ class Patience:
         return self.connect_timeout_s + self.read_timeout_s + size_bytes / max(1.0, self.slowest_bytes_per_s)
 
     @classmethod
-    def of_environment(cls) -> "Patience":
+    def of_environment(cls) -> "RetryConfig":
         """The defaults, with the deadline of EMOCAP_STORE_DEADLINE_S when that is set."""
         text = os.environ.get(DEADLINE)
         if text is None:
@@ -50,7 +50,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class TransferConfig:
     """What one process asks of one store at the same time.
 
     Args:
@@ -67,7 +67,7 @@ class Traffic:
         _refuse_below(self, 1)
 
 
-def _refuse_below(limits: Patience | Traffic, least: int) -> None:
+def _refuse_below(limits: RetryConfig | TransferConfig, least: int) -> None:
     for field in fields(limits):
         value = getattr(limits, field.name)
         if not value >= least:

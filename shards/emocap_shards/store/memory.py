@@ -6,7 +6,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
 from emocap_shards.store.failure import Refusal
 from emocap_shards.store.protocol import Entry
 
@@ -21,15 +21,15 @@ class Memory:
         self._fs: Any = fs
         self._root = str(root).rstrip("/")
 
-    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:  # noqa: ARG002
         whole = await self.get_whole(path, limit_bytes=0)
-        return Part(whole.data[start:end], whole.total, whole.version)
+        return ObjectBytes(whole.data[start:end], whole.total, whole.version)
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:  # noqa: ARG002
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:  # noqa: ARG002
         facts = await self.head(path)
         if most_bytes is not None and facts.size > most_bytes:
-            return Part(b"", facts.size, facts.version)
-        return Part(bytes(self._fs.cat_file(self._at(path))), facts.size, facts.version)
+            return ObjectBytes(b"", facts.size, facts.version)
+        return ObjectBytes(bytes(self._fs.cat_file(self._at(path))), facts.size, facts.version)
 
     async def head(self, path: str) -> Facts:
         info = self._fs.info(self._at(path))

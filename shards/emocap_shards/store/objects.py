@@ -16,7 +16,7 @@ from emocap_shards.store.backend import Backend, Condition, Page
 from emocap_shards.store.budget import budget_of, server_of
 from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_condition, reason
 from emocap_shards.store.landing import landing
-from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel, wait_for
@@ -38,8 +38,8 @@ class ObjectStore:
     """
 
     url: str
-    patience: Patience = Patience()  # noqa: RUF009 - a frozen value
-    traffic: Traffic = Traffic()  # noqa: RUF009 - a frozen value
+    patience: RetryConfig = RetryConfig()  # noqa: RUF009 - a frozen value
+    traffic: TransferConfig = TransferConfig()  # noqa: RUF009 - a frozen value
     secret_url: str = field(default="", repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # a fork
     return Connection(backend, Retrier(patience, store.url, budget), patience, traffic, turn)
 
 
-def _backend(url: str, patience: Patience, traffic: Traffic) -> Backend:
+def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backend:
     """Imported as needed: a folder or a memory store must not wait for the libraries of S3."""
     protocol = url.split("://", 1)[0]
     if protocol in {"s3", "s3a"}:

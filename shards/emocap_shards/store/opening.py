@@ -8,7 +8,7 @@ import fsspec
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import holds_secret, is_ambiguous, masked, masked_url, public_url
 from emocap_shards.store.folder import FolderStore
-from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.objects import ObjectStore
 from emocap_shards.store.protocol import Store
 
@@ -19,7 +19,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}$|arn:")
 _IN_QUERY = {"http", "https"}
 
 
-def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Traffic | None = None) -> Store:
+def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic: TransferConfig | None = None) -> Store:
     """The store rooted at a URL ("s3://bucket/folder", "https://host/folder", "memory://x") or at a plain path.
 
     Nothing is contacted yet. Credentials come from the standard chain of each service: for S3 the environment
@@ -48,7 +48,7 @@ def open_store(url: str | Path, *, patience: Patience | None = None, traffic: Tr
     _need_bucket(protocol, text)
     shown = public_url(text).rstrip("/")
     secret = text if shown != text.rstrip("/") else ""
-    return ObjectStore(shown, patience or Patience.of_environment(), traffic or Traffic(), secret)
+    return ObjectStore(shown, patience or RetryConfig.of_environment(), traffic or TransferConfig(), secret)
 
 
 def _need_bucket(protocol: str, url: str) -> None:

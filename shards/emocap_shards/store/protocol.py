@@ -24,7 +24,7 @@ class Store(Protocol):
     """Objects below one root. Paths are relative to it, written with "/".
 
     A store is a small picklable value; connections open in the process that uses it. An object is whole or absent
-    at every moment, and what `put` returned from is durable. A store that fails is waited for (`Patience`), with a
+    at every moment, and what `put` returned from is durable. A store that fails is waited for (`RetryConfig`), with a
     line in the log now and then; what cannot succeed later is an error at once. Every method raises `StoreError`:
     `NotFound` when there is no such object (`delete` and `delete_tree` do not mind), `ConditionFailed` when a
     condition lost.

@@ -13,7 +13,7 @@ from tenacity.wait import wait_random_exponential
 from emocap_shards.errors import StoreError
 from emocap_shards.store.budget import Budget
 from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason, retry_after_s
-from emocap_shards.store.limits import Patience
+from emocap_shards.store.limits import RetryConfig
 
 T = TypeVar("T")
 FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0
@@ -31,7 +31,7 @@ class Retrier:
         budget: Of the retries of this process.
     """
 
-    def __init__(self, patience: Patience, where: str, budget: Budget) -> None:
+    def __init__(self, patience: RetryConfig, where: str, budget: Budget) -> None:
         self._patience, self._where, self._budget = patience, where, budget
         self._silent_since: float | None = None
         self._last_word = float("-inf")

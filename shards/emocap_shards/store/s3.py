@@ -10,11 +10,11 @@ import yarl
 from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
-from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
 from emocap_shards.store.body import age_of, at_most, cut, total_of
 from emocap_shards.store.boto import BoundedSession
 from emocap_shards.store.failure import Refusal, ShortAnswer, answer
-from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.protocol import Entry
 from emocap_shards.store.web import REDIRECTS, open_session, ranged
 
@@ -29,7 +29,7 @@ class S3:
 
     trusted, swaps = True, True
 
-    def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
+    def __init__(self, url: str, patience: RetryConfig, traffic: TransferConfig) -> None:
         self._bucket, _, self._prefix = (split_protocol(url)[1] or "").partition("/")
         self._patience, self._traffic = patience, traffic
         self._fs = S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=self._config())
@@ -39,7 +39,7 @@ class S3:
         self._urls_of = float("-inf")
         self._bucket_seen = False
 
-    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
         # Any doubt about the signed URL, and every further attempt, goes the ordinary way, which decides.
         signed = self._signs and attempt == 1
         if signed:
@@ -56,34 +56,34 @@ class S3:
         self._signs = self._signs and (self._signed_once or not signed)
         return part
 
-    async def _get(self, path: str, start: int, end: int) -> Part:
+    async def _get(self, path: str, start: int, end: int) -> ObjectBytes:
         client = await self._client()
         try:
             response = await client.get_object(**self._at(path), Range=f"bytes={start}-{end - 1}")
         except client.exceptions.ClientError as error:
             if answer(error)[0] == 416:
-                return Part(b"", start, "")
+                return ObjectBytes(b"", start, "")
             raise
         version, size = response.get("ETag", ""), response.get("ContentLength")
         async with response["Body"] as body:
             if response["ResponseMetadata"]["HTTPStatusCode"] != 206:  # a server that ignores ranges sends all of it
                 data, seen = await cut(body.read, start, end)
-                return Part(data, seen if size is None else int(size), version)
+                return ObjectBytes(data, seen if size is None else int(size), version)
             total = total_of(response.get("ContentRange", ""), start)
-            return Part(await at_most(body.read, end - start + 1), total, version)
+            return ObjectBytes(await at_most(body.read, end - start + 1), total, version)
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
         """The server's own checksum is verified where it sends one."""
         response = await (await self._client()).get_object(**self._at(path))
         version, size = response.get("ETag", ""), response.get("ContentLength")
         limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
         async with response["Body"] as body:
             if size is not None and int(size) > limit:
-                return Part(b"", int(size), version)
+                return ObjectBytes(b"", int(size), version)
             data = await at_most(body.read, limit + 1)  # its end is read too: there the checksum is verified
         if len(data) > limit and most_bytes is None:
             raise ShortAnswer(f"more than {limit} bytes came without a Content-Length")
-        return Part(data, len(data), version)
+        return ObjectBytes(data, len(data), version)
 
     async def head(self, path: str) -> Facts:
         client = await self._client()

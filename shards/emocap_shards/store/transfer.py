@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 
 from emocap_shards.errors import StoreError
-from emocap_shards.store.backend import Backend, Facts, Multipart, Part
+from emocap_shards.store.backend import Backend, Facts, Multipart, ObjectBytes
 from emocap_shards.store.failure import EXPECTED, ShortAnswer, answer, reason
 from emocap_shards.store.landing import local_errors, need_room, write_at
-from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel
 
@@ -30,14 +30,14 @@ class Connection:
 
     backend: Backend
     ask: Retrier
-    patience: Patience
-    traffic: Traffic
+    patience: RetryConfig
+    traffic: TransferConfig
     turn: asyncio.Semaphore
 
-    async def get(self, path: str, start: int, end: int) -> Part:
+    async def get(self, path: str, start: int, end: int) -> ObjectBytes:
         """Bytes [start, end): all that the object holds there, never fewer."""
 
-        async def act(number: int) -> Part:
+        async def act(number: int) -> ObjectBytes:
             async with self.turn, asyncio.timeout(self.patience.attempt_s(end - start)):
                 part = await self.backend.get(path, start, end, attempt=number)
             there = (end if part.total is None else max(start, min(end, part.total))) - start
@@ -47,12 +47,12 @@ class Connection:
 
         return await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
 
-    async def get_whole(self, path: str, *, most_bytes: int | None = None) -> Part:
+    async def get_whole(self, path: str, *, most_bytes: int | None = None) -> ObjectBytes:
         """The object in one request, or in parts where it is large; of one beyond `most_bytes`, `total` says so."""
         limit = 4 * self.traffic.part_bytes
         most = sys.maxsize if most_bytes is None else most_bytes
 
-        async def act(_: int) -> Part:
+        async def act(_: int) -> ObjectBytes:
             async with self.turn, asyncio.timeout(self.patience.attempt_s(min(limit, most))):
                 return await self.backend.get_whole(path, limit_bytes=limit, most_bytes=most_bytes)
 
@@ -60,7 +60,7 @@ class Connection:
         if part.total is None or len(part.data) == part.total or part.total > most:
             return part
         data = await self.get_spans([(path, 0, part.total)], version=part.version)
-        return Part(data[0], part.total, part.version)
+        return ObjectBytes(data[0], part.total, part.version)
 
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
         """The bytes of every span; of a `version`, if one is given."""

@@ -17,10 +17,10 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked_url
-from emocap_shards.store.backend import Condition, Facts, Page, Part
+from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
 from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
 from emocap_shards.store.failure import Refusal
-from emocap_shards.store.limits import Patience, Traffic
+from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.together import get_loop
 
 READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader of parts stops and starts all the time
@@ -39,16 +39,16 @@ class WebServer:
 
     trusted, swaps = False, False
 
-    def __init__(self, url: str, patience: Patience, traffic: Traffic) -> None:
+    def __init__(self, url: str, patience: RetryConfig, traffic: TransferConfig) -> None:
         self._parts = urlsplit(url)
         self._shown = masked_url(url)
         self._patience, self._traffic = patience, traffic
         self._opened: aiohttp.ClientSession | None = None
 
-    async def get(self, path: str, start: int, end: int, *, attempt: int) -> Part:  # noqa: ARG002
+    async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:  # noqa: ARG002
         return await ranged(self._session(), self._url(path), start, end)
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> Part:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
         async with _asked(self._session(), "GET", self._url(path), _AS_IT_IS) as response:
             await _need(response, {200})
             total, most = response.content_length, sys.maxsize if most_bytes is None else most_bytes
@@ -56,9 +56,9 @@ class WebServer:
             limit = min(limit_bytes, most) if response.headers.get("Accept-Ranges") == "bytes" else most
             if total is not None and total > limit:
                 response.close()
-                return Part(b"", total, _version(response.headers))
+                return ObjectBytes(b"", total, _version(response.headers))
             data = await at_most(response.content.read, most + 1)
-            return Part(data, len(data), _version(response.headers))
+            return ObjectBytes(data, len(data), _version(response.headers))
 
     async def head(self, path: str) -> Facts:
         async with _asked(self._session(), "HEAD", self._url(path), _AS_IT_IS) as response:
@@ -100,8 +100,8 @@ class WebServer:
 def open_session(
     owner: object,
     url: str,
-    patience: Patience,
-    traffic: Traffic,
+    patience: RetryConfig,
+    traffic: TransferConfig,
     trust: SSLContext | bool = True,
     headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
@@ -137,7 +137,7 @@ def _netrc(host: str) -> dict[str, str] | None:
     return {"Authorization": aiohttp.encode_basic_auth(found[0], found[2])} if found else None
 
 
-async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> Part:
+async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> ObjectBytes:
     """Bytes [start, end) in one GET, also from a server that ignores ranges.
 
     Raises:
@@ -148,13 +148,13 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
         version, content_range = _version(response.headers), response.headers.get("Content-Range", "")
         if response.status == 416:
             total = total_of(content_range, start)
-            return Part(b"", total if total is not None else start, version)
+            return ObjectBytes(b"", total if total is not None else start, version)
         await _need(response, {200, 206})
         if response.status == 206:
             total = total_of(content_range, start)
-            return Part(await at_most(response.content.read, end - start + 1), total, version)
+            return ObjectBytes(await at_most(response.content.read, end - start + 1), total, version)
         data, seen = await cut(response.content.read, start, end)
-        return Part(data, seen if response.content_length is None else response.content_length, version)
+        return ObjectBytes(data, seen if response.content_length is None else response.content_length, version)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from emocap_shards.sample import Caption
 from emocap_shards.synthetic import phrases, states
 from emocap_shards.synthetic.action_units import NAMES, Actions, band
 from emocap_shards.synthetic.face import Face
-from emocap_shards.synthetic.states import Region, State
+from emocap_shards.synthetic.states import RegionStates, State
 
 Units = tuple[int, ...]
 
@@ -26,7 +26,7 @@ def caption(face: Face) -> Caption:
     """The caption of `face`; the same face always gets the same words."""
     rng = random.Random(face.wording)
     local = tuple(remark.sentence for remark in _told(remarks(face, rng), face.actions, rng))
-    return Caption(whole=_whole(face, rng), local=local, summary=_summary(face, rng))
+    return Caption(global_=_global(face, rng), local=local, summary=_summary(face, rng))
 
 
 def remarks(face: Face, rng: random.Random) -> list[Remark]:
@@ -47,7 +47,7 @@ def _told(found: list[Remark], acting: Actions, rng: random.Random) -> list[Rema
     return rng.sample(ranked[-count:], min(count, len(ranked)))
 
 
-def _remark(name: str, region: Region, acting: Actions, rng: random.Random) -> Remark | None:
+def _remark(name: str, region: RegionStates, acting: Actions, rng: random.Random) -> Remark | None:
     for state in region.states:
         if _holds(state, acting):
             clause = _fill(rng.choice(state.phrases), state.needs, acting, rng)
@@ -117,7 +117,7 @@ def _plain(unit: int, strength: str, rng: random.Random) -> str:
 _STYLES: tuple[Callable[[int, str, random.Random], str], ...] = (_coded, _named, _described, _plain)
 
 
-def _whole(face: Face, rng: random.Random) -> str:
+def _global(face: Face, rng: random.Random) -> str:
     templates = phrases.NEUTRAL_WHOLES if face.emotion == "neutral" else phrases.WHOLES
     return rng.choice(templates).format(**_terms(face, rng))
 

@@ -21,7 +21,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class RegionStates:
     """A region: its states, most specific first, and what to say when none of `movers` acts.
 
     `movers` are all action units that show in this region, whether or not a state names them.
@@ -32,7 +32,7 @@ class Region:
     rest: Words
 
 
-EYEBROWS = Region(
+EYEBROWS = RegionStates(
     (
         State(
             (1, 2, 4),
@@ -73,7 +73,7 @@ EYEBROWS = Region(
     ("The eyebrows are at rest", "The brows lie level and relaxed", "Both eyebrows keep their natural position"),
 )
 
-EYES = Region(
+EYES = RegionStates(
     (
         State((43,), ("The eyes are closed", "Both eyes are shut", "The eyelids are lowered over the eyes"), BANDS[4:]),
         State((43,), ("The eyes are almost closed", "The eyes are open by no more than a slit"), BANDS[3:4]),
@@ -122,7 +122,7 @@ EYES = Region(
     ("The eyes are open and relaxed", "Both eyes are open in a natural way", "The eyelids are at rest over open eyes"),
 )
 
-CHEEKS = Region(
+CHEEKS = RegionStates(
     (
         State(
             (6,),
@@ -140,7 +140,7 @@ CHEEKS = Region(
     ("The cheeks are at rest", "The cheeks hang loose and relaxed", "Both cheeks keep their resting shape"),
 )
 
-NOSE = Region(
+NOSE = RegionStates(
     (
         State(
             (9, 10),
@@ -176,7 +176,7 @@ NOSE = Region(
     ("The nose and the nasolabial folds are at rest", "The nose is relaxed", "The folds beside the nose are unchanged"),
 )
 
-CHIN = Region(
+CHIN = RegionStates(
     (
         State(
             (17,),
@@ -191,7 +191,7 @@ CHIN = Region(
     ("The chin is at rest", "The chin and the jaw are relaxed", "The jaw is closed and the chin unmoved"),
 )
 
-REGIONS: Mapping[str, Region] = {"eyebrows": EYEBROWS, "eyes": EYES, "cheeks": CHEEKS, "nose": NOSE, "chin": CHIN}
+REGIONS: Mapping[str, RegionStates] = {"eyebrows": EYEBROWS, "eyes": EYES, "cheeks": CHEEKS, "nose": NOSE, "chin": CHIN}
 """All regions but the mouth, whose sentence is put together from `LEADS` and `OPENINGS`."""
 
 LEADS: Mapping[int, Words] = {

@@ -10,11 +10,11 @@ import numpy as np
 
 from emocap_shards.errors import DamagedSample, DamagedShard, RecordError
 from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.order import Ids, Layout, permutation
+from emocap_shards.order import Ids, ShardLayout, permutation
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded
 from emocap_shards.store import open_store
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 23
 _AHEAD = 2
@@ -56,13 +56,13 @@ class DatasetSource:
     def total(self) -> int | None:
         return sum(manifest.samples for manifest in self.manifests)
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         for encoded in self.encoded():
             if isinstance(encoded, DamagedSample):
                 yield BadRow("", str(encoded).rstrip("."))
             else:
                 where = f"sample {encoded.key!r} of {self._url(encoded.index)}"
-                yield Row(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
+                yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
 
     def encoded(self) -> Iterator[Encoded | DamagedSample]:
         """The samples as they lie in the shards, or what is wrong with one.
@@ -105,7 +105,7 @@ class DatasetSource:
         try:
             return reader.fetch(ids)
         except DamagedShard as error:
-            shards = Layout(manifest.counts).shard_of(ids)
+            shards = ShardLayout(manifest.counts).shard_of(ids)
             if (shards == shards[0]).all():
                 return [DamagedSample(f"sample {index}: {error}", shard=error.shard) for index in ids.tolist()]
         found: dict[int, Encoded | DamagedSample] = {}

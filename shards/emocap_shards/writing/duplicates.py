@@ -18,7 +18,7 @@ MAX_BITS = _BANDS - 1
 
 
 @dataclass(frozen=True, slots=True)
-class DuplicateRule:
+class DuplicateConfig:
     """`bits`: in how many of 256 two hashes may differ, 0 to 15. `drop`: of those alike, only the first is packed."""
 
     bits: int = 12
@@ -40,7 +40,7 @@ class Duplicate:
     exact: bool
 
 
-class Lookalikes:
+class FingerprintIndex:
     """The fingerprints of all samples so far: 1 to 2 kB of memory for each."""
 
     def __init__(self, bits: int) -> None:

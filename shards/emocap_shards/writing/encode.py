@@ -16,7 +16,7 @@ _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class EncodingConfig:
     """How every image is written again: upright, in RGB, without metadata, and never larger than it was.
 
     Args:

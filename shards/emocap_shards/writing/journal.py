@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 28  # a fingerprint of a sample is some 100 bytes of JSON
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ShardOrigin:
     """The rows that one shard came from.
 
     `bad` has, for each that was unusable, its number in the stretch, its place and the reason. `fingerprints` are
@@ -45,7 +45,7 @@ class Stretch:
 
 
 @dataclass(slots=True)
-class StretchSoFar:
+class ShardOriginBuilder:
     """A stretch that still grows."""
 
     rows: int = 0
@@ -61,16 +61,16 @@ class StretchSoFar:
             self.fingerprints += result.fingerprint
         self.rows += 1
 
-    def done(self) -> Stretch:
-        return Stretch(self.rows, self.digest.hexdigest(), tuple(self.bad), bytes(self.fingerprints))
+    def done(self) -> ShardOrigin:
+        return ShardOrigin(self.rows, self.digest.hexdigest(), tuple(self.bad), bytes(self.fingerprints))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """One finished shard and the rows it came from."""
 
     shard: Shard
-    stretch: Stretch
+    stretch: ShardOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ class Journal:
     store: Store
     options: Mapping[str, Any]
 
-    def put(self, number: int, entry: Entry) -> None:
+    def put(self, number: int, entry: JournalEntry) -> None:
         stretch = {**asdict(entry.stretch), "fingerprints": entry.stretch.fingerprints.hex()}
         value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": stretch}
         self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
 
-    def finished(self) -> list[Entry]:
+    def finished(self) -> list[JournalEntry]:
         """The entries from the first on, up to one that is missing or whose shard is not there in full.
 
         Raises:
@@ -94,7 +94,7 @@ class Journal:
         if not self.store.exists(_path(0)):
             return []
         sizes = {entry.path: entry.size for entry in self.store.list()}
-        entries: list[Entry] = []
+        entries: list[JournalEntry] = []
         while (entry := self._read(len(entries))) is not None and self._stands(entry.shard, sizes):
             entries.append(entry)
         return entries
@@ -103,17 +103,17 @@ class Journal:
         """Deletes it; without one this does nothing."""
         self.store.delete_tree(JOURNAL)
 
-    def _read(self, number: int) -> Entry | None:
+    def _read(self, number: int) -> JournalEntry | None:
         try:
             value: dict[str, Any] = orjson.loads(self.store.read(_path(number), limit_bytes=_MOST_BYTES))
             self._check_options(value["options"], value["schema"])
             stretch = value["stretch"]
             bad = tuple((row, where, reason) for row, where, reason in stretch["bad"])
-            rows = Stretch(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
+            rows = ShardOrigin(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
             shard = Shard(**value["shard"])
             if shard.path != f"shard-{number:06d}.tar":
                 raise ValueError(f"it is of {shard.path}")
-            return Entry(shard, rows)
+            return JournalEntry(shard, rows)
         except NotFound:
             return None
         except (ValueError, KeyError, TypeError) as error:

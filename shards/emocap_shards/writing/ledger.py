@@ -3,23 +3,23 @@
 from dataclasses import dataclass, field
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.duplicates import Duplicate, DuplicateRule, Lookalikes
+from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig, FingerprintIndex
 from emocap_shards.writing.row import BadRow
 
 
 @dataclass(slots=True)
-class Ledger:
+class RowLedger:
     """All keys stand in memory, some 100 bytes for a sample; with a rule for duplicates 1 to 2 kB."""
 
     skip_bad: int = 0
-    rule: DuplicateRule | None = None
+    rule: DuplicateConfig | None = None
     skipped: list[BadRow] = field(default_factory=list[BadRow])
     duplicates: list[Duplicate] = field(default_factory=list[Duplicate])
     keys: dict[str, str] = field(default_factory=dict[str, str])
-    lookalikes: Lookalikes = field(init=False)
+    lookalikes: FingerprintIndex = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lookalikes = Lookalikes(self.rule.bits if self.rule else 0)
+        self.lookalikes = FingerprintIndex(self.rule.bits if self.rule else 0)
 
     def reject(self, bad: BadRow) -> None:
         """Notes a row that stays out.
@@ -49,7 +49,7 @@ class Ledger:
         self.keys[key] = where
         return True
 
-    def _is_new(self, rule: DuplicateRule, where: str, key: str, fingerprint: bytes) -> bool:
+    def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
         if found := self.lookalikes.find(fingerprint):
             like, bits, exact = found
             self.duplicates.append(Duplicate(key, where, like, bits, exact))

@@ -11,14 +11,14 @@ from emocap_shards.errors import RecordError, StoreError
 from emocap_shards.manifest import MANIFEST, Manifest, Shard, refuse_dataset
 from emocap_shards.printable import printable
 from emocap_shards.store import Store, open_store
-from emocap_shards.writing.duplicates import Duplicate, DuplicateRule
-from emocap_shards.writing.journal import Entry, Journal
-from emocap_shards.writing.ledger import Ledger
-from emocap_shards.writing.prepare import Prepared, Recipe
+from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig
+from emocap_shards.writing.journal import Journal, JournalEntry
+from emocap_shards.writing.ledger import RowLedger
+from emocap_shards.writing.prepare import PrepareConfig, Prepared
 from emocap_shards.writing.replay import replay
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.shards import ShardSize, ShardWriter
-from emocap_shards.writing.source import Selective, Source
+from emocap_shards.writing.source import RowSource, Selective
 from emocap_shards.writing.workers import prepared
 
 _log = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ _KINDS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PackOptions:
+class PackConfig:
     """Everything but the source on which the bytes of a dataset depend, and how many bad rows are let go.
 
     `number_keys`: the key of a sample is the number of its row, nine digits.
     """
 
     size: ShardSize = field(default_factory=ShardSize)
-    recipe: Recipe = field(default_factory=Recipe)
-    duplicates: DuplicateRule | None = None
+    recipe: PrepareConfig = field(default_factory=PrepareConfig)
+    duplicates: DuplicateConfig | None = None
     number_keys: bool = False
     skip_bad: int = 0
 
@@ -53,7 +53,7 @@ class PackOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PackProgress:
     """How far a pack is. `stored` samples are safe in the store; `bytes` are of images."""
 
     rows: int = 0
@@ -79,12 +79,12 @@ class Packed:
 
 
 def pack(
-    source: Source,
+    source: RowSource,
     url: str | Path,
-    options: PackOptions | None = None,
+    options: PackConfig | None = None,
     *,
     processes: int = 1,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PackProgress], None] | None = None,
 ) -> Packed:
     """Writes the dataset; equal rows in equal order give equal bytes, whatever the number of processes.
 
@@ -99,11 +99,11 @@ def pack(
             unfinished one stands there that had another source or other options.
         StoreError: If the store fails.
     """
-    options = options or PackOptions()
+    options = options or PackConfig()
     store = open_store(url)
     journal = Journal(store, options.describe())
     _refuse(store, journal)
-    ledger = Ledger(options.skip_bad, options.duplicates)
+    ledger = RowLedger(options.skip_bad, options.duplicates)
     rows = _numbered(source.rows()) if options.number_keys else iter(source.rows())
     teller = _Teller(progress)
     finished = journal.finished()
@@ -132,11 +132,11 @@ def described(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS_SHOWN]) + more
 
 
-def _left_out(source: Source) -> Mapping[str, int]:
+def _left_out(source: RowSource) -> Mapping[str, int]:
     return dict(source.left_out) if isinstance(source, Selective) else {}
 
 
-def _write(results: Iterator[Prepared | BadRow], ledger: Ledger, writer: ShardWriter, teller: "_Teller") -> None:
+def _write(results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: ShardWriter, teller: "_Teller") -> None:
     for result in results:
         if isinstance(result, BadRow):
             ledger.reject(result)
@@ -156,12 +156,12 @@ def _write(results: Iterator[Prepared | BadRow], ledger: Ledger, writer: ShardWr
 class _Teller:
     """Counts for `progress`, which is called after each row and for each shard that came to stand."""
 
-    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, progress: Callable[[PackProgress], None] | None) -> None:
         self._tell = progress or _say_nothing
-        self._now = Progress()
+        self._now = PackProgress()
         self._collected = 0
 
-    def resumed(self, entry: Entry) -> None:
+    def resumed(self, entry: JournalEntry) -> None:
         """A shard that stood already."""
         now = replace(self._now, rows=self._now.rows + entry.stretch.rows, bytes=self._now.bytes + entry.shard.bytes)
         self._now = replace(now, samples=now.samples + entry.shard.samples)
@@ -187,7 +187,7 @@ class _Teller:
         self._tell(self._now)
 
 
-def _say_nothing(_: Progress) -> None: ...
+def _say_nothing(_: PackProgress) -> None: ...
 
 
 def _refuse(store: Store, journal: Journal) -> None:
@@ -215,12 +215,12 @@ def _clear(journal: Journal) -> None:
         _log.warning("the journal of a finished pack could not be deleted, which does no harm: %s", error)
 
 
-def _numbered(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+def _numbered(rows: Iterator[SourceRow | BadRow]) -> Iterator[SourceRow | BadRow]:
     for number, row in enumerate(rows):
-        yield replace(row, key=f"{number:09d}") if isinstance(row, Row) else row
+        yield replace(row, key=f"{number:09d}") if isinstance(row, SourceRow) else row
 
 
-def _report(store: Store, ledger: Ledger) -> None:
+def _report(store: Store, ledger: RowLedger) -> None:
     if ledger.skipped:
         _put(store, SKIPPED, [{"where": bad.where, "reason": bad.reason} for bad in ledger.skipped])
     if ledger.duplicates:

@@ -11,22 +11,22 @@ from emocap_shards.annotation import load_annotation, normal_annotation
 from emocap_shards.decode import FORMATS, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.printable import short
-from emocap_shards.writing.encode import Encoding
+from emocap_shards.writing.encode import EncodingConfig
 from emocap_shards.writing.fingerprint import fingerprint
-from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, Row
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, SourceRow
 
 MAX_KEY_BYTES = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PrepareConfig:
     """What is done to every row. Without `encoding` the bytes of an image stay what they are.
 
     `fingerprints`: of the images as they come, to find duplicates. `trusted`: the samples were checked when they
     were packed before, and their checksums held; of the images only the headers are checked again.
     """
 
-    encoding: Encoding | None = None
+    encoding: EncodingConfig | None = None
     fingerprints: bool = False
     trusted: bool = False
 
@@ -52,7 +52,7 @@ class Prepared:
         return self.mark
 
 
-def prepare(row: Row | BadRow, recipe: Recipe) -> Prepared | BadRow:
+def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
     """The sample of a row, or why there is none."""
     mark = row.stamp()
     if isinstance(row, BadRow):
@@ -63,7 +63,7 @@ def prepare(row: Row | BadRow, recipe: Recipe) -> Prepared | BadRow:
         return BadRow(row.where, _with_file(row, str(error)), mark)
 
 
-def prepare_all(rows: list[Row | BadRow], recipe: Recipe) -> list[Prepared | BadRow]:
+def prepare_all(rows: list[SourceRow | BadRow], recipe: PrepareConfig) -> list[Prepared | BadRow]:
     """`prepare` for each; this is what a worker is sent."""
     with warnings.catch_warnings():
         # Pillow warns of what is refused anyway: too many pixels.
@@ -82,7 +82,7 @@ def check_key(key: str) -> None:
         raise RecordError(f"{short(key)} is an unusable key; a key is {rule} (--number-keys makes such keys)")
 
 
-def _prepare(row: Row, recipe: Recipe, mark: bytes) -> Prepared:
+def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     check_key(row.key)
     annotation = _annotation(row.annotation) if isinstance(row.annotation, LocalFile) else row.annotation
     image = row.image.read() if isinstance(row.image, LocalFile) else row.image
@@ -113,7 +113,7 @@ def _annotation(file: LocalFile) -> bytes:
         ) from error
 
 
-def _with_file(row: Row, reason: str) -> str:
+def _with_file(row: SourceRow, reason: str) -> str:
     """The reason, with the name of the image's file if neither it nor the row's place has it."""
     name = row.image.name if isinstance(row.image, LocalFile) else ""
     return reason if name in row.where or name in reason else f"{name}: {reason}"

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from itertools import islice
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.journal import Entry
-from emocap_shards.writing.ledger import Ledger
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.journal import JournalEntry
+from emocap_shards.writing.ledger import RowLedger
+from emocap_shards.writing.row import BadRow, SourceRow
 
 
-def replay(entry: Entry, rows: Iterator[Row | BadRow], ledger: Ledger, *, url: str) -> None:
+def replay(entry: JournalEntry, rows: Iterator[SourceRow | BadRow], ledger: RowLedger, *, url: str) -> None:
     """Takes the shard's rows from the source, and decides in the ledger what was decided of them when it was made.
 
     Raises:
@@ -20,7 +20,7 @@ def replay(entry: Entry, rows: Iterator[Row | BadRow], ledger: Ledger, *, url: s
     taken: list[tuple[str, str]] = []
     for row in islice(rows, entry.stretch.rows):
         digest.update(row.stamp())
-        taken.append((row.where, row.key if isinstance(row, Row) else ""))
+        taken.append((row.where, row.key if isinstance(row, SourceRow) else ""))
     if digest.hexdigest() != entry.stretch.sha256:
         raise RecordError(
             f"{url} holds an unfinished pack of another source (the rows of {entry.shard.path} have changed): "

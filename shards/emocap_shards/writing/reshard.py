@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emocap_shards.writing.dataset import DatasetSource
-from emocap_shards.writing.packing import Packed, PackOptions, Progress, pack
-from emocap_shards.writing.prepare import Recipe
+from emocap_shards.writing.packing import PackConfig, Packed, PackProgress, pack
+from emocap_shards.writing.prepare import PrepareConfig
 from emocap_shards.writing.shards import ShardSize
 
 
@@ -17,7 +17,7 @@ def reshard(
     seed: int | None = None,
     number_keys: bool = False,
     skip_bad: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[PackProgress], None] | None = None,
 ) -> Packed:
     """Writes the samples of all datasets, one behind the other or shuffled by `seed`, in shards of another size.
 
@@ -31,5 +31,5 @@ def reshard(
             key of its own); a missing shard counts with all of its samples.
     """
     source = DatasetSource.open(urls, seed=seed)
-    options = PackOptions(size or ShardSize(), Recipe(trusted=True), number_keys=number_keys, skip_bad=skip_bad)
+    options = PackConfig(size or ShardSize(), PrepareConfig(trusted=True), number_keys=number_keys, skip_bad=skip_bad)
     return pack(source, out, options, progress=progress)

@@ -15,7 +15,7 @@ MAX_FILE_BYTES = 1 << 28
 _LONGEST = 300  # Letters of a path that a message shows.
 
 
-class Images(NamedTuple):
+class ImageFolders(NamedTuple):
     """Where the images of a table lie: below `root`, which paths start from. Both are real paths, without links.
 
     A path that leads out of `root` counts from `table`, the table's own folder, and must then lead below `root`.
@@ -89,7 +89,7 @@ class LocalFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One sample as its source holds it.
 
     `where` names the row in errors ("faces.csv:12"). `annotation` is JSON in the form of a shard. `extension` is a

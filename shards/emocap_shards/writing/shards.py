@@ -10,7 +10,7 @@ from emocap_shards.errors import RecordError
 from emocap_shards.manifest import Shard
 from emocap_shards.shard import MOST_SAMPLES
 from emocap_shards.store import Store
-from emocap_shards.writing.journal import Journal, StretchSoFar
+from emocap_shards.writing.journal import Journal, ShardOriginBuilder
 from emocap_shards.writing.prepare import Prepared
 from emocap_shards.writing.row import BadRow
 from emocap_shards.writing.tar import TarFile, tar_bytes
@@ -61,7 +61,7 @@ class ShardWriter:
         self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
         self._uploads = Uploads(store, journal)
         self._tar: TarFile | None = None
-        self._stretch = StretchSoFar()
+        self._stretch = ShardOriginBuilder()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -104,7 +104,7 @@ class ShardWriter:
 
     def _hand_over(self, tar: TarFile) -> None:
         stretch, number = self._stretch.done(), self._next
-        self._tar, self._stretch, self._next = None, StretchSoFar(), number + 1
+        self._tar, self._stretch, self._next = None, ShardOriginBuilder(), number + 1
         with _disk():
             tar.close()
         self._uploads.submit(number, tar, stretch)

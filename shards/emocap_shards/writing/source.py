@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.row import BadRow, SourceRow
 
 _KINDS = 1000
 
 
 @runtime_checkable
-class Source(Protocol):
+class RowSource(Protocol):
     """Rows in an order that is the same each time."""
 
     @property
@@ -18,7 +18,7 @@ class Source(Protocol):
         """How many rows there are, if that is known without reading them."""
         ...
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         """The rows from the first on.
 
         Raises:

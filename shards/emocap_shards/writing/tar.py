@@ -14,7 +14,7 @@ _END = 2 * _BLOCK
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SampleSpan:
     """Where a sample lies in its tar: bytes [start, stop), first header to last padding."""
 
     key: str
@@ -40,7 +40,7 @@ class TarFile:
         self.path = path
         self._file = path.open("wb")
         self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
-        self.spans: list[Span] = []
+        self.spans: list[SampleSpan] = []
 
     @property
     def stop(self) -> int:
@@ -52,7 +52,7 @@ class TarFile:
         start = self.stop
         self._writer.write({"__key__": key, extension: image})
         self._writer.write({"__key__": key, "json": annotation})
-        self.spans.append(Span(key, start, self.stop))
+        self.spans.append(SampleSpan(key, start, self.stop))
 
     def close(self) -> None:
         """Ends the tar; the zeros at its end are two blocks, and not padded to a tape's record of 10,240 bytes."""
@@ -67,7 +67,7 @@ def tar_bytes(image: bytes, annotation: bytes) -> int:
     return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation))
 
 
-def seal(path: Path, spans: Sequence[Span]) -> SealedTar:
+def seal(path: Path, spans: Sequence[SampleSpan]) -> SealedTar:
     """Reads a closed tar back, once: what is checksummed is what stands on the disk."""
     digest = hashlib.sha256()
     slots: list[Slot] = []

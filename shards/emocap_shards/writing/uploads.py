@@ -9,7 +9,7 @@ from emocap_shards.index import dump_index
 from emocap_shards.indexes import MOST_INDEX_BYTES
 from emocap_shards.manifest import Shard, refuse_dataset
 from emocap_shards.store import Store
-from emocap_shards.writing.journal import Entry, Journal, Stretch
+from emocap_shards.writing.journal import Journal, JournalEntry, ShardOrigin
 from emocap_shards.writing.tar import TarFile, seal
 
 _WAITING = 2
@@ -34,7 +34,7 @@ class Uploads:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=True)
 
-    def submit(self, number: int, tar: TarFile, stretch: Stretch) -> None:
+    def submit(self, number: int, tar: TarFile, stretch: ShardOrigin) -> None:
         """Hands over a closed tar, which is deleted when it is in the store.
 
         Raises:
@@ -54,7 +54,7 @@ class Uploads:
     def _collect(self) -> None:
         self.done.append(self._pending.popleft().result())
 
-    def _store_shard(self, number: int, tar: TarFile, stretch: Stretch) -> Shard:
+    def _store_shard(self, number: int, tar: TarFile, stretch: ShardOrigin) -> Shard:
         sealed = seal(tar.path, tar.spans)
         index = dump_index(sealed.slots)
         if len(index) > MOST_INDEX_BYTES:
@@ -66,6 +66,6 @@ class Uploads:
         refuse_dataset(self._store)
         self._store.put_file(path, tar.path)
         self._store.put(index_path, index)
-        self._journal.put(number, Entry(shard, stretch))
+        self._journal.put(number, JournalEntry(shard, stretch))
         tar.path.unlink()
         return shard

@@ -11,15 +11,15 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.prepare import Prepared, Recipe, prepare_all
-from emocap_shards.writing.row import BadRow, Row
+from emocap_shards.writing.prepare import PrepareConfig, Prepared, prepare_all
+from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 22
 _TOGETHER_ROWS = 64
 _FIRST_ROWS = 4
 
 
-def prepared(rows: Iterable[Row | BadRow], recipe: Recipe, processes: int) -> Iterator[Prepared | BadRow]:
+def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Iterator[Prepared | BadRow]:
     """What becomes of each row, in the order of the rows, whatever the number of processes.
 
     With one process everything happens in this one, row by row. Otherwise two groups of rows or of their samples
@@ -40,11 +40,11 @@ def prepared(rows: Iterable[Row | BadRow], recipe: Recipe, processes: int) -> It
 class _Groups:
     """Cuts rows into groups whose samples have some megabytes together, by the mean of those seen so far."""
 
-    def __init__(self, rows: Iterable[Row | BadRow]) -> None:
+    def __init__(self, rows: Iterable[SourceRow | BadRow]) -> None:
         self._rows = iter(rows)
         self._samples = self._bytes = 0
 
-    def take(self) -> list[Row | BadRow]:
+    def take(self) -> list[SourceRow | BadRow]:
         return list(islice(self._rows, self._size()))
 
     def weigh(self, results: list[Prepared | BadRow]) -> list[Prepared | BadRow]:
@@ -59,7 +59,9 @@ class _Groups:
         return max(1, min(_TOGETHER_ROWS, _TOGETHER_BYTES * self._samples // self._bytes))
 
 
-def _in_order(pool: ProcessPoolExecutor, groups: _Groups, recipe: Recipe, ahead: int) -> Iterator[Prepared | BadRow]:
+def _in_order(
+    pool: ProcessPoolExecutor, groups: _Groups, recipe: PrepareConfig, ahead: int
+) -> Iterator[Prepared | BadRow]:
     waiting: deque[Future[list[Prepared | BadRow]]] = deque()
     try:
         while True:

@@ -89,13 +89,13 @@ def test_votes_change_the_captions_of_the_train_split_but_no_local_sentence(tmp_
     first = by_key(list(records(*write_set(tmp_path, random_votes(0)), "train")))
     second = by_key(list(records(*write_set(tmp_path, random_votes(1)), "train")))
     both = first.keys() & second.keys()
-    assert any(first[key].caption.whole != second[key].caption.whole for key in both)
+    assert any(first[key].caption.global_ != second[key].caption.global_ for key in both)
     assert all(first[key].caption.local == second[key].caption.local for key in both)
 
 
 def test_a_test_caption_names_no_emotion(tmp_path: Path) -> None:
     for record in records(*write_set(tmp_path, random_votes(0)), "test"):
-        assert record.caption.whole == TEST_WHOLE
+        assert record.caption.global_ == TEST_WHOLE
         text = " ".join((record.caption.summary, *record.caption.local)).lower()
         assert not any(emotion in text for emotion in EMOTIONS)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_cases import ALONE, everything, read
-from emocap_shards.store import Patience, Store, Traffic, open_store
+from emocap_shards.store import RetryConfig, Store, TransferConfig, open_store
 
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.manifest import committed
@@ -20,8 +20,8 @@ from emocap_pretrain.run_folder.attempts import Attempt
 from launch.local_s3 import BUCKET, LocalS3
 
 MIB = 1 << 20
-PARTS = Traffic(part_bytes=5 * MIB)
-PATIENCE = Patience(deadline_s=60, first_wait_s=0.05, longest_wait_s=0.5)
+PARTS = TransferConfig(part_bytes=5 * MIB)
+PATIENCE = RetryConfig(deadline_s=60, first_wait_s=0.05, longest_wait_s=0.5)
 WEIGHTS = random.Random(0).randbytes(24 * MIB)
 LIMIT_S = 60.0
 

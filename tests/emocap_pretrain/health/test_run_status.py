@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emocap_shards.store import Patience, Store, open_store
+from emocap_shards.store import RetryConfig, Store, open_store
 from pretrain_fakes import aged
 
 from emocap_pretrain.errors import ConfigError, Superseded
@@ -58,7 +58,7 @@ def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> Non
 
 
 def test_a_store_that_does_not_answer_costs_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    nowhere = open_store("http://127.0.0.1:9/run", patience=Patience(deadline_s=0.2))
+    nowhere = open_store("http://127.0.0.1:9/run", patience=RetryConfig(deadline_s=0.2))
     status = StatusThread(Attempt(nowhere, 1), Beat())
     until(lambda: "the run's status is stale" in caplog.text)
     assert status.asked() == Requests()

@@ -116,9 +116,9 @@ def test_local_sentences_follow_the_actions_and_not_the_label():
 def test_the_global_sentence_names_an_emotion_and_no_cue():
     cue = re.compile(r"\b(AU|brow|eye|lid|lip|mouth|cheek|nose|chin|jaw|fold|smil)", re.IGNORECASE)
     for sampled, made in zip(FACES, CAPTIONS, strict=True):
-        assert not cue.search(made.whole), made.whole
-        assert any(word in made.whole for word in (*SHADES[sampled.shade], *EMOTION_NOUNS[sampled.emotion]))
-        assert made.whole.count(".") == 1
+        assert not cue.search(made.global_), made.global_
+        assert any(word in made.global_ for word in (*SHADES[sampled.shade], *EMOTION_NOUNS[sampled.emotion]))
+        assert made.global_.count(".") == 1
 
 
 def test_the_summary_is_one_long_sentence_about_the_same_emotion():
@@ -137,16 +137,16 @@ def test_there_are_three_to_six_local_sentences_and_none_twice():
 
 def test_sentences_are_well_formed():
     for made in CAPTIONS:
-        for sentence in (made.whole, *made.local, made.summary):
+        for sentence in (made.global_, *made.local, made.summary):
             assert re.fullmatch(r"[A-Z][^{}]*[a-z)]\.", sentence), sentence
             assert not re.search(r"  | ,|,,|\.\.|\b(\w+) \1\b|\ba [aeiou]", sentence), sentence
 
 
 def test_wording_is_rich():
     local = [sentence for made in CAPTIONS for sentence in made.local]
-    text = " ".join((*local, *(f"{made.whole} {made.summary}" for made in CAPTIONS)))
+    text = " ".join((*local, *(f"{made.global_} {made.summary}" for made in CAPTIONS)))
     assert len(set(local)) > 0.6 * len(local)
-    assert len({made.whole for made in CAPTIONS}) > 0.8 * len(CAPTIONS)
+    assert len({made.global_ for made in CAPTIONS}) > 0.8 * len(CAPTIONS)
     assert 350 < len(set(re.findall(r"[a-z]+", text.lower()))) < 1500
 
 

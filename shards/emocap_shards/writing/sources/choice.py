@@ -10,9 +10,9 @@ from emocap_shards.errors import RecordError
 from emocap_shards.manifest import MANIFEST
 from emocap_shards.store import open_store
 from emocap_shards.writing.reading import matching
-from emocap_shards.writing.row import Images
-from emocap_shards.writing.source import Source
-from emocap_shards.writing.sources.columns import STANDARD, Columns
+from emocap_shards.writing.row import ImageFolders
+from emocap_shards.writing.source import RowSource
+from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from emocap_shards.writing.sources.delimited import DelimitedSource
 from emocap_shards.writing.sources.folder import FolderSource
 from emocap_shards.writing.sources.json_lines import JsonLinesSource
@@ -33,7 +33,9 @@ _KINDS = (
 )
 
 
-def open_source(where: str | Path, columns: Columns = STANDARD, *, image_root: str | Path | None = None) -> Source:
+def open_source(
+    where: str | Path, columns: TableColumns = STANDARD, *, image_root: str | Path | None = None
+) -> RowSource:
     """The source at a path, a pattern with {braces} and wild cards, or a URL.
 
     Args:
@@ -61,7 +63,7 @@ def open_source(where: str | Path, columns: Columns = STANDARD, *, image_root: s
     return _local(Path(text), columns, image_root)
 
 
-def _local(path: Path, columns: Columns, image_root: str | Path | None) -> Source:
+def _local(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
     if path.is_dir():
         return _folder(path, columns, image_root)
     images = _images(image_root, path.parent)
@@ -81,7 +83,7 @@ def _local(path: Path, columns: Columns, image_root: str | Path | None) -> Sourc
     raise RecordError(f"{path} is no source; give {_KINDS}.")
 
 
-def _folder(path: Path, columns: Columns, image_root: str | Path | None) -> Source:
+def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
     from emocap_shards.writing.sources.hugging_face import SPLITS, STATE, HuggingFaceSource
 
     if (path / SPLITS).is_file():
@@ -92,7 +94,7 @@ def _folder(path: Path, columns: Columns, image_root: str | Path | None) -> Sour
     return _tars_in(path, columns) or FolderSource(path)
 
 
-def _tars_in(folder: Path, columns: Columns) -> Source | None:
+def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
     """The tars of a folder that holds no images beside them, such as the output of img2dataset."""
     names = [each.name for each in folder.iterdir()]
     tars = [name for name in names if _TAR.search(name)]
@@ -108,7 +110,7 @@ def _tars_in(folder: Path, columns: Columns) -> Source | None:
     return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", columns)
 
 
-def _dataset(url: str) -> Source:
+def _dataset(url: str) -> RowSource:
     from emocap_shards.writing.dataset import DatasetSource
 
     if not open_store(url).exists(MANIFEST):
@@ -116,5 +118,5 @@ def _dataset(url: str) -> Source:
     return DatasetSource.open([url])
 
 
-def _images(image_root: str | Path | None, table: Path) -> Images:
-    return Images(os.path.realpath(image_root or table), os.path.realpath(table))
+def _images(image_root: str | Path | None, table: Path) -> ImageFolders:
+    return ImageFolders(os.path.realpath(image_root or table), os.path.realpath(table))

@@ -12,15 +12,15 @@ from typing import Any, cast
 from emocap_shards.annotation import MAX_WHOLE
 from emocap_shards.errors import AnnotationError, RecordError
 from emocap_shards.printable import short
-from emocap_shards.writing.row import BadRow, Images, LocalFile, Row, key_of
+from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow, key_of
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class TableColumns:
     """Names of columns.
 
     `image` holds a path, relative to the table's folder, or the encoded bytes, or an object of both ("bytes", "path").
-    `whole` is the global part; a list there is several captions of one image, of which the first has the row's other
+    `global_` is the global part; a list there is several captions of one image, of which the first has the row's other
     parts. `local` is a list, or text with "|" between the sentences. Each column of `further` lists other captions of
     the image: texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the
     image's path, or else from its own number. `labels` are columns of their own, or members of an object "labels"; if
@@ -29,7 +29,7 @@ class Columns:
     """
 
     image: str = "image"
-    whole: str = "global"
+    global_: str = "global"
     local: str = "local"
     summary: str = "summary"
     further: tuple[str, ...] = ("further",)
@@ -49,7 +49,7 @@ class Columns:
     def missing(self, present: Sequence[str]) -> list[str]:
         """The columns that a table needs and does not have."""
         labels = () if "labels" in present else self.labels
-        wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.whole])
+        wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.global_])
         return [name for name in wanted if name not in present]
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
@@ -59,7 +59,7 @@ class Columns:
         )
         lines = f"there is no column {', '.join(map(repr, missing))}, but {names or 'none'}"
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
-        alone = self.labels and self.whole in missing and self.labels[0] in present
+        alone = self.labels and self.global_ in missing and self.labels[0] in present
         cure = (
             f"; data with labels alone needs a caption too, and the label will do (--global {self.labels[0]})"
             if alone
@@ -75,11 +75,11 @@ class Columns:
     @property
     def used(self) -> frozenset[str]:
         """All columns that a row may need."""
-        parts = {self.image, self.whole, self.local, self.summary, self.key}
+        parts = {self.image, self.global_, self.local, self.summary, self.key}
         return frozenset({*parts, *self.further, *self.labels, "caption", "labels"})
 
 
-STANDARD = Columns()
+STANDARD = TableColumns()
 _EMPTY = (None, "")
 _SHOWN = 12
 URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
@@ -87,7 +87,9 @@ NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_f
 _PIXELS = re.compile(r"[\d.,\s]{64}")
 
 
-def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: int, images: Images) -> Row | BadRow:
+def row_of(
+    values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
+) -> SourceRow | BadRow:
     """The row of some values; `number` is its last resort for a key."""
     try:
         image = image_of(values[columns.image], images)
@@ -101,7 +103,7 @@ def row_of(values: Mapping[str, Any], columns: Columns, *, where: str, number: i
     if not isinstance(given, str | int | None):
         return BadRow(where, f"the key {short(given)} is an unusable key; a key is text or a whole number")
     key = _own_key(image, values[columns.image], images) if given is None or given == "" else str(given)
-    return Row(where, key or f"{number:09d}", image, annotation, extension)
+    return SourceRow(where, key or f"{number:09d}", image, annotation, extension)
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
@@ -111,7 +113,7 @@ def _names(values: Mapping[str, Any]) -> list[str]:
     return [*values, *(f"labels.{name}" for name in members)]
 
 
-def image_of(value: object, images: Images) -> bytes | LocalFile:
+def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
     """An image column's value.
 
     Raises:
@@ -135,23 +137,23 @@ def image_of(value: object, images: Images) -> bytes | LocalFile:
     raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
 
 
-def _with_slashes(path: str, images: Images) -> str:
+def _with_slashes(path: str, images: ImageFolders) -> str:
     """The path, with / for the \\ of Windows where no file is called so."""
     is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
     return path.replace("\\", "/") if is_foreign else path
 
 
-def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
+def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
     """A row's caption and labels in the form of a shard, where one function checks them all.
 
     Raises:
         KeyError: If a needed column is missing.
         AnnotationError: If a value cannot stand in JSON.
     """
-    if columns.whole not in values and isinstance(values.get("caption"), Mapping):
+    if columns.global_ not in values and isinstance(values.get("caption"), Mapping):
         captions = [values["caption"], *map(_view, _further(values, columns))]
     else:
-        first, *others = _texts(values[columns.whole])
+        first, *others = _texts(values[columns.global_])
         local, summary = _items(values.get(columns.local)), values.get(columns.summary)
         summary = "" if summary is None else summary
         views = [*others, *_further(values, columns)]
@@ -165,7 +167,7 @@ def annotation_of(values: Mapping[str, Any], columns: Columns) -> bytes:
         raise AnnotationError(f"the row holds what JSON cannot ({error})") from error
 
 
-def _own_key(image: bytes | LocalFile, value: object, images: Images) -> str:
+def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> str:
     path = image.path if isinstance(image, LocalFile) else ""
     if isinstance(value, Mapping):
         path = str(cast("Mapping[str, object]", value).get("path") or "")
@@ -174,7 +176,7 @@ def _own_key(image: bytes | LocalFile, value: object, images: Images) -> str:
     return key_of(path)
 
 
-def _labels(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
     """The labels that have a value; yes and no are 1 and 0.
 
     In columns of their own whole numbers have no fraction: a class 0 stays 0 where gaps made floats of a column. An
@@ -211,7 +213,7 @@ def _view(value: object) -> object:
     return {"global": value, "local": [], "summary": ""} if isinstance(value, str) else value
 
 
-def _further(values: Mapping[str, Any], columns: Columns) -> list[object]:
+def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
     """Of a column that was named, or of the standard one where there is one.
 
     Raises:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Images, Row
-from emocap_shards.writing.sources.columns import NO_URLS, URL, Columns, row_of
+from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
+from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
 from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
 # A number as other programs write it, infinity included. "001" is a name, and would lose its zeros; a whole number of
@@ -37,15 +37,15 @@ class DelimitedSource:
     """
 
     path: Path
-    columns: Columns
-    images: Images
+    columns: TableColumns
+    images: ImageFolders
     delimiter: str = ","
 
     @property
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         numeric = self._numeric_labels()
         with self._table() as (header, records):
             for number, (line, cells) in enumerate(records):
@@ -62,7 +62,7 @@ class DelimitedSource:
             table = csv.reader(file, delimiter=delimiter, strict=True)
             header = _header(table, str(self.path))
             if any(map(_VALUE.search, header)) and self.columns.missing(header):
-                sample = f"{self.columns.image}{delimiter}{self.columns.whole}"
+                sample = f"{self.columns.image}{delimiter}{self.columns.global_}"
                 urls = f"; {NO_URLS}" if any(map(URL.match, header)) else ""
                 raise RecordError(
                     f"{self.path}:1: the first line has values; put names before it, such as {sample!r}{urls}."
@@ -91,7 +91,7 @@ class DelimitedSource:
 
     def _row(
         self, header: list[str], cells: list[str] | str, numeric: frozenset[str], *, where: str, number: int
-    ) -> Row | BadRow:
+    ) -> SourceRow | BadRow:
         if isinstance(cells, str):
             return BadRow(where, cells)
         if len(cells) != len(header):

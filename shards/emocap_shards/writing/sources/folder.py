@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, LocalFile, Row, key_of
+from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
 from emocap_shards.writing.source import leave_out
 
 ORDER = "order.txt"
@@ -37,7 +37,7 @@ class FolderSource:
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
         root = os.path.realpath(self.folder)
         ordered = _ordered(self.folder)
@@ -51,10 +51,10 @@ class FolderSource:
                 yield _row(root, found)
 
 
-def _row(root: str, path: str) -> Row:
+def _row(root: str, path: str) -> SourceRow:
     stem, extension = os.path.splitext(path)  # noqa: PTH122 - as text; a Path for each costs more than the rest
     where = os.path.join(root, path)  # noqa: PTH118
-    return Row(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension[1:].lower())
+    return SourceRow(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension[1:].lower())
 
 
 def _ordered(folder: Path) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any, cast
 import pyarrow as pa
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Images, LocalFile, Row
+from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 from emocap_shards.writing.sources.batches import rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
-from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -29,14 +29,14 @@ class HuggingFaceSource:
     """The rows of one split. A class label becomes its name; -1, which means that there is none, no label."""
 
     folder: Path
-    columns: Columns
-    images: Images
+    columns: TableColumns
+    images: ImageFolders
 
     @property
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         classes = self._classes()
         number = 0
         for file in self._files():

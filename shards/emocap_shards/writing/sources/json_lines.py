@@ -10,8 +10,8 @@ from typing import Any, cast
 import orjson
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Images, Row
-from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
+from emocap_shards.writing.sources.columns import TableColumns, row_of
 from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
 MAX_LINE_BYTES = 1 << 26
@@ -22,14 +22,14 @@ class JsonLinesSource:
     """The objects of a file; empty lines are skipped."""
 
     path: Path
-    columns: Columns
-    images: Images
+    columns: TableColumns
+    images: ImageFolders
 
     @property
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         try:
             with self.path.open("rb") as file:
                 number = 0
@@ -42,7 +42,7 @@ class JsonLinesSource:
         except OSError as error:
             raise RecordError(f"{os.fspath(self.path)} cannot be read ({error.strerror}).") from error
 
-    def _row(self, text: bytes, *, where: str, number: int) -> Row | BadRow:
+    def _row(self, text: bytes, *, where: str, number: int) -> SourceRow | BadRow:
         try:
             values: Any = orjson.loads(text)
         except ValueError as error:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, Images, Row
+from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.batches import TOGETHER, TOGETHER_BYTES, rows_of
 from emocap_shards.writing.sources.classes import Classes, classes_of, with_names
-from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class ParquetSource:
     """
 
     paths: Sequence[Path]
-    columns: Columns
-    images: Images
+    columns: TableColumns
+    images: ImageFolders
 
     @property
     def total(self) -> int | None:
         return sum(_open(path).metadata.num_rows for path in self.paths)
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         number = 0
         for path in self.paths:
             file = _open(path)
@@ -45,7 +45,7 @@ class ParquetSource:
             except (pa.ArrowException, OSError) as error:
                 raise RecordError(f"{path} cannot be read ({error}); is it whole?") from error
 
-    def _row(self, values: Mapping[str, Any], classes: Classes, *, where: str, number: int) -> Row | BadRow:
+    def _row(self, values: Mapping[str, Any], classes: Classes, *, where: str, number: int) -> SourceRow | BadRow:
         try:
             named = with_names(values, classes)
         except RecordError as error:
@@ -60,7 +60,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise RecordError(f"{path} is no Parquet file that can be read ({error}).") from error
 
 
-def _classes(file: pq.ParquetFile, columns: Columns) -> Classes:
+def _classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
     """The names that the `datasets` library leaves in the metadata of a file."""
     try:
         info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))

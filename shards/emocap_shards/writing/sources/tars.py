@@ -15,9 +15,9 @@ from emocap_shards.decode import FORMATS
 from emocap_shards.errors import NotFound, RecordError
 from emocap_shards.store import Store
 from emocap_shards.writing.reading import matching, open_object
-from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, Images, Row, key_of
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow, key_of
 from emocap_shards.writing.source import leave_out
-from emocap_shards.writing.sources.columns import Columns, row_of
+from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 # typeshed does not know these two.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
@@ -46,14 +46,14 @@ class TarsSource:
     """
 
     pattern: str
-    columns: Columns
+    columns: TableColumns
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
     @property
     def total(self) -> int | None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
         number = 0
         needed = self.columns.used | {"txt", "json", *FORMATS}
@@ -67,7 +67,7 @@ class TarsSource:
                 number += 1
             yield from stray
 
-    def _row(self, group: Mapping[str, Any], *, where: str, number: int) -> Row | BadRow:
+    def _row(self, group: Mapping[str, Any], *, where: str, number: int) -> SourceRow | BadRow:
         name = str(group["__key__"])
         if name.startswith("/") or ".." in name.split("/"):
             return BadRow(where, "the name of its members leads out of the tar")
@@ -76,8 +76,8 @@ class TarsSource:
             values = self._values(members, name)
         except RecordError as error:
             return BadRow(where, str(error))
-        row = row_of(values, self._mapped(values), where=where, number=number, images=Images("/", "/"))
-        if isinstance(row, Row) and not isinstance(row.image, bytes):
+        row = row_of(values, self._mapped(values), where=where, number=number, images=ImageFolders("/", "/"))
+        if isinstance(row, SourceRow) and not isinstance(row.image, bytes):
             return BadRow(where, "its image is a path, and a tar's image is one of its members")
         return row
 
@@ -95,12 +95,12 @@ class TarsSource:
         fields = _object(members.get("json")) | texts
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
-    def _mapped(self, values: Mapping[str, Any]) -> Columns:
+    def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
         """The columns, with "txt" or a text "caption" for a global part that is not there."""
-        if self.columns.whole in values or isinstance(values.get("caption"), Mapping):
+        if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
             return self.columns
         found = [name for name in ("txt", "caption") if name in values]
-        return replace(self.columns, whole=found[0]) if found else self.columns
+        return replace(self.columns, global_=found[0]) if found else self.columns
 
 
 def _members(
