@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("cluster", "docs", "emocap_pretrain", "kernels", "launch", "shards", "tests")
+FOLDERS = ("benchmarks", "cluster", "docs", "emocap_pretrain", "kernels", "launch", "shards", "tests")
 SUFFIXES = {".css", ".html", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 WORDS = ROOT / "tests/prose/words.toml"
 UNCLEAN = ROOT / "tests/prose/unclean.toml"
