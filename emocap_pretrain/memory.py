@@ -82,7 +82,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     split = batch_split(config, ranks)
     rows = split.micro_batch
     with torch.device("meta"):
-        model = TowerPair(config, _vocabulary(config), weights=False)
+        model = TowerPair.of(config, _vocabulary(config), weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         traced = _traced(model, config, rows, captions)

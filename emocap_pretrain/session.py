@@ -268,7 +268,7 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
 
 def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
     torch.manual_seed(config.seed)
-    model = TowerPair(config, tokenizer.vocabulary, weights=not found)
+    model = TowerPair.of(config, tokenizer.vocabulary, weights=not found)
     if world.is_main:
         for note in model.notes:
             log.warning("%s", note)

@@ -129,7 +129,7 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
     config = case.config(place.world)
     with joined(config, EnvRuntime(place, "cpu")) as world:
         torch.manual_seed(0)
-        model = TowerPair(config, Vocabulary(VOCABULARY, 0))
+        model = TowerPair.of(config, Vocabulary(VOCABULARY, 0))
         parameters, batch = sum(each.numel() for each in model.parameters()), _batch(case.rows)
         engine = Engine(model, config, world)
         calls: dict[str, Callable[[], object]] = {"step": lambda: engine.train(batch)}
@@ -148,7 +148,7 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
 def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
     """The parts of a step of one rank alone, forward and backward."""
     model, objective = (
-        TowerPair(config, Vocabulary(VOCABULARY, 0)),
+        TowerPair.of(config, Vocabulary(VOCABULARY, 0)),
         Objective.of(config.objective, precision=config.engine.precision),
     )
 

@@ -66,7 +66,7 @@ class Data(Section):
         return self
 
 
-class ImageTower(Section):
+class ImageTowerConfig(Section):
     """The image encoder, by its timm name."""
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
@@ -102,7 +102,7 @@ class PartLengths(Section):
         return self.model_dump(by_alias=True)
 
 
-class TextTower(Section):
+class TextTowerConfig(Section):
     """The text encoder: from scratch (`architecture`) or a pretrained transformers encoder (`pretrained`)."""
 
     architecture: TextArchitecture = TextArchitecture()
@@ -117,18 +117,18 @@ class TextTower(Section):
     lengths: PartLengths = Field(default_factory=lambda: PartLengths.model_validate({}))
 
     @model_validator(mode="after")
-    def _pools_what_saw_the_text(self) -> "TextTower":
+    def _pools_what_saw_the_text(self) -> Self:
         if self.pooling == "cls" and self.pretrained is None:
             raise ValueError("pooling=cls reads the first token, which sees no other in a CLIP tower: use eos or mean.")
         return self
 
 
-class Model(Section):
+class ModelConfig(Section):
     """Two towers, their projections and the learned scales."""
 
     embedding: Positive = Field(default=512, description="Size D of the shared space.")
-    image: ImageTower = ImageTower()
-    text: TextTower = TextTower()
+    image: ImageTowerConfig = ImageTowerConfig()
+    text: TextTowerConfig = TextTowerConfig()
     initial_scale: float = Field(
         default=14.3, gt=0, le=100, description="First value of exp(logit_scale), both scales."
     )
@@ -308,7 +308,7 @@ class Config(Section):
         description="Most samples of one encoder pass on a device; a rank that has more caches representations.",
     )
     data: Data
-    model: Model = Model()
+    model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: Engine = Engine()

@@ -1,15 +1,15 @@
-"""The image tower: a timm model that gives one vector for the image and one for each patch."""
+"""The image tower of timm: one of its models, with one vector for the image and one for each patch."""
 
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from emocap_pretrain.config.schema import ImageTower as Settings
+from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.encoders import torchvision_ops
 from emocap_pretrain.encoders.weights import Fit, Header, Shapes, comparing, listed, shapes_of
 from emocap_pretrain.errors import ConfigError
@@ -17,7 +17,7 @@ from emocap_pretrain.errors import ConfigError
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
-from timm.models import build_model_with_cfg, clean_state_dict  # noqa: E402
+from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
 
 # Arguments of timm's own factories: they open files, ask hubs, or choose classes. The rest reaches the model itself.
 FACTORY_ARGUMENTS = frozenset(
@@ -29,18 +29,18 @@ _HEADS = {"head", "heads", "fc", "classifier"}
 _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
 
 
-class ImageTower(nn.Module):
-    """Faces in 8 bits -> (pooled, patches), both of the tower's own width.
+class TimmImageTower(nn.Module):
+    """An `ImageTower` that is a model of timm, of any of its families that gives a sequence or a map of features.
 
     Attributes:
-        notes: What a person should know of the pretrained weights that were loaded, one line each.
+        mean: Of the 8-bit values with which the model was trained, by channel.
+        std: Their standard deviation.
     """
 
     mean: Tensor
     std: Tensor
-    notes: tuple[str, ...]
 
-    def __init__(self, settings: Settings, *, weights: bool = True) -> None:
+    def __init__(self, settings: ImageTowerConfig, *, weights: bool = True) -> None:
         """Build the tower.
 
         Args:
@@ -48,20 +48,23 @@ class ImageTower(nn.Module):
             weights: False leaves a pretrained tower at random values (a checkpoint overwrites them).
         """
         super().__init__()
+        self.notes: tuple[str, ...]
         backbone, self.notes = _pretrained(settings) if weights and settings.pretrained else (_create(settings), ())
         self.backbone: Any = _settled(backbone, settings)
-        self.width: int = self.backbone.num_features
+        self.pixels = settings.pixels
+        # Some mobile towers widen the pooled vector only.
+        self.width: int = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        self.patch_width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
         statistics = self.backbone.pretrained_cfg
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def forward(
+    def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"]]:
-        if images.shape[0] == 0:  # Every parameter takes part on every rank, also on one without rows.
-            # Not through the hooks of ZeRO stage 3, which must see the same modules on all ranks.
-            pooled, patches = self.forward(images.new_zeros((1, *images.shape[1:])))
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
+        if images.shape[0] == 0:
+            pooled, patches = self.encode_image(images.new_zeros((1, *images.shape[1:])))
             return pooled[:0], patches[:0]
         features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
         pooled = self.backbone.forward_head(features, pre_logits=True)
@@ -70,8 +73,16 @@ class ImageTower(nn.Module):
             return pooled, features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
         return pooled, features[:, self.prefix_tokens :]
 
+    def parameter_depths(self) -> dict[str, int]:
+        matcher = self.backbone.group_matcher(coarse=False)
+        depths = cast("dict[str, int]", group_parameters(self.backbone, matcher, reverse=True))
+        return {f"backbone.{name}": depth for name, depth in depths.items()}
 
-def check_image_weights(settings: Settings) -> tuple[str, ...]:
+    def checkpoint_activations(self) -> None:
+        self.backbone.set_grad_checkpointing(True)
+
+
+def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
     """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
 
     Returns:
@@ -88,7 +99,7 @@ def check_image_weights(settings: Settings) -> tuple[str, ...]:
         return _pretrained(settings, empty=True)[1]
 
 
-def _create(settings: Settings, **weights: Any) -> Any:
+def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
     """A timm model; `weights` are the arguments of timm that name pretrained ones."""
     options: dict[str, Any] = dict(settings.options)
     if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
@@ -108,7 +119,7 @@ def _create(settings: Settings, **weights: Any) -> Any:
         ) from error
 
 
-def _pretrained(settings: Settings, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
+def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
     """The model with pretrained weights, and notes on them; `empty` weights have shapes and no values."""
     path = _weights(settings)
     header = Header.read([path], "model.image.pretrained") if path else None
@@ -140,7 +151,7 @@ def _pretrained(settings: Settings, *, empty: bool = False) -> tuple[Any, tuple[
     return model, (*_resized(header, seen[0]), *_activation(model, settings, path, header))
 
 
-def _require(wanted: Shapes, given: Shapes, settings: Settings) -> None:
+def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
     known = timm.get_pretrained_cfg(settings.name)
     names = (known and known.classifier) or ()
     heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
@@ -161,7 +172,7 @@ def _resized(header: Header | None, loaded: Shapes) -> tuple[str, ...]:
     return (f"model.image.pretrained: timm has resized {listed(changes)}",) if changes else ()
 
 
-def _activation(model: Any, settings: Settings, path: Path | None, header: Header | None) -> tuple[str, ...]:
+def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
     """A note on weights that were trained with QuickGELU in a tower with another activation.
 
     OpenAI's CLIP and its kin have names and shapes like all others; only what is written about a file tells them.
@@ -187,10 +198,9 @@ def _activation(model: Any, settings: Settings, path: Path | None, header: Heade
     return (note,)
 
 
-def _settled(model: Any, settings: Settings) -> Any:
+def _settled(model: Any, settings: ImageTowerConfig) -> Any:
     """The model, once it is one that this system can train."""
     _check_patch_dropout(model, settings)
-    _check_widths(model, settings)
     _check_pixels(model, settings)
     if settings.pretrained is not None:
         model = freeze_batch_norm_2d(model)
@@ -204,7 +214,7 @@ def _settled(model: Any, settings: Settings) -> Any:
     return model
 
 
-def _weights(settings: Settings) -> Path | None:
+def _weights(settings: ImageTowerConfig) -> Path | None:
     """The file of the weights, None for the hub.
 
     Only safetensors: other formats are unpickled, and a file from elsewhere could run code.
@@ -217,21 +227,12 @@ def _weights(settings: Settings) -> Path | None:
     return Path(path)
 
 
-def _check_patch_dropout(model: nn.Module, settings: Settings) -> None:
+def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
     if settings.patch_dropout and isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
         raise ConfigError(f"model.image.patch_dropout: {settings.name} has no patch dropout; set it to 0.")
 
 
-def _check_widths(model: nn.Module, settings: Settings) -> None:
-    """Some mobile towers widen the pooled vector only; one projection could not read both it and the patches."""
-    pooled, patch = getattr(model, "head_hidden_size", None), model.num_features
-    if pooled not in {None, patch}:
-        raise ConfigError(
-            f"model.image: {settings.name} pools to {pooled} numbers but has {patch} for a patch; take another tower."
-        )
-
-
-def _check_pixels(model: nn.Module, settings: Settings) -> None:
+def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:
     """A remainder would be cut off the right and lower edge without a word."""
     side, _ = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if settings.pixels % side:

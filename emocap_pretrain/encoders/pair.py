@@ -1,8 +1,8 @@
 """The model that is trained: two towers, one shared space, the learned scales and, for a sigmoid, a learned bias."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from emocap_kernels.contrastive.objectives import objective_of
@@ -12,16 +12,17 @@ from torch.nn import functional
 
 from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, Model
-from emocap_pretrain.encoders.image import ImageTower, check_image_weights
-from emocap_pretrain.encoders.text import TextTower, check_text_weights
+from emocap_pretrain.config.schema import Config, ModelConfig
+from emocap_pretrain.encoders.image import TimmImageTower, check_image_weights
+from emocap_pretrain.encoders.text import TransformersTextTower, check_text_weights
+from emocap_pretrain.encoders.towers import ImageTower, TextTower
 from emocap_pretrain.parts import PARTS, Part, active_parts
 from emocap_pretrain.tokenizer import Vocabulary
 
 MAX_SCALE = 100.0
 
 
-def check_weights(model: Model) -> tuple[str, ...]:
+def check_weights(model: ModelConfig) -> tuple[str, ...]:
     """Compares pretrained weights with both towers by names and shapes, before a run; no weight is read.
 
     Returns:
@@ -69,45 +70,90 @@ class TowerPair(nn.Module):
 
     def __init__(
         self,
+        image: ImageTower,
+        text: TextTower,
+        *,
+        parts: Sequence[Part] = PARTS,
+        embedding: int = 512,
+        initial_scale: float = 14.3,
+        initial_bias: float | None = None,
+        prompt_length: int = 48,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        """Adds projections into a shared space and the learned scales to two towers.
+
+        Args:
+            image: The tower of images.
+            text: The tower of texts.
+            parts: The caption parts that a batch has; `forward` encodes these.
+            embedding: Numbers of a vector in the shared space.
+            initial_scale: First value of both scales, in (0, `MAX_SCALE`].
+            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None is no bias.
+            prompt_length: Most tokens of a prompt of an evaluation.
+            precision: "bf16" runs towers and projections under autocast.
+        """
+        super().__init__()
+        self.image, self.text = image, text
+        self.to_image = nn.Linear(image.width, embedding, bias=False)
+        self.to_patch = nn.Linear(image.patch_width, embedding, bias=False)
+        self.to_text = nn.Linear(text.width, embedding, bias=False)
+        self.to_sentence = nn.Linear(text.width, embedding, bias=False)
+        # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
+        self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
+        bias = None if initial_bias is None else nn.Parameter(torch.full((1,), initial_bias))
+        self.register_parameter("logit_bias", bias)
+        self.pixels, self.prompt_length, self.precision = image.pixels, prompt_length, precision
+        self._parts = tuple(parts)
+
+    @classmethod
+    def of(
+        cls,
         config: Config,
         vocabulary: Vocabulary,
         *,
         weights: bool = True,
         text_architecture: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Build both towers.
+    ) -> "TowerPair":
+        """Builds the towers of a run and their pair.
 
         Args:
             config: The run.
             vocabulary: The tokenizer's; it sizes the text embedding.
             weights: False skips loading pretrained weights, for a model that a checkpoint fills.
-            text_architecture: As `TextTower` takes it, from a checkpoint.
+            text_architecture: What `TextTower.recorded` gave when the checkpoint was saved.
+
+        Raises:
+            ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
         """
-        super().__init__()
         settings = config.model
-        self.image = ImageTower(settings.image, weights=weights)
-        self.text = TextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
-        self.notes = self.image.notes + self.text.notes
-        self.to_image = nn.Linear(self.image.width, settings.embedding, bias=False)
-        self.to_patch = nn.Linear(self.image.width, settings.embedding, bias=False)
-        self.to_text = nn.Linear(self.text.width, settings.embedding, bias=False)
-        self.to_sentence = nn.Linear(self.text.width, settings.embedding, bias=False)
-        # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
-        self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(settings.initial_scale)))
-        self._parts = active_parts(config.objective.weights)
-        # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
-        bias = torch.full((1,), settings.initial_bias) if _has_bias(config.objective, self._parts) else None
-        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(bias))
-        self.precision = config.engine.precision
-        self.pixels = settings.image.pixels
-        self.prompt_length = settings.text.lengths.by_part[PARTS[0].name]  # A prompt is written like this part.
+        image = TimmImageTower(settings.image, weights=weights)
+        text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
+        parts = active_parts(config.objective.weights)
+        pair = cls(
+            image,
+            text,
+            parts=parts,
+            embedding=settings.embedding,
+            initial_scale=settings.initial_scale,
+            # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
+            initial_bias=settings.initial_bias if _has_bias(config.objective, parts) else None,
+            prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt is written like this part.
+            precision=config.engine.precision,
+        )
         if settings.checkpoint_activations:
-            _checkpoint_activations(self)
+            image.checkpoint_activations()
+            text.checkpoint_activations()
+        return pair
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the pretrained weights that were loaded, one line each."""
+        return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            pooled, patches = self.image(batch.images)
+            pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
             texts = {part.name: self._encoded(part, batch.texts[part.name]) for part in self._parts}
         return Embeddings(
@@ -121,13 +167,13 @@ class TowerPair(nn.Module):
 
     def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
         projection = self.to_text if part.aligned_with == "image" else self.to_sentence
-        return projection(self.text(texts))
+        return projection(self.text.encode_text(texts))
 
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
-        return functional.normalize(self.to_image(self.image(images)[0]), dim=-1)
+        return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
     def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
-        return functional.normalize(self.to_text(self.text(texts)), dim=-1)
+        return functional.normalize(self.to_text(self.text.encode_text(texts)), dim=-1)
 
 
 def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
@@ -159,8 +205,3 @@ class _ClampDescent(torch.autograd.Function):
 
 def _clamped_scale(logit_scale: Tensor) -> Float[Tensor, ""]:
     return _ClampDescent.apply(logit_scale.float(), math.log(MAX_SCALE)).exp().squeeze(0)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-
-
-def _checkpoint_activations(model: TowerPair) -> None:
-    model.image.backbone.set_grad_checkpointing(True)
-    model.text.backbone.activation_checkpointing_enable()

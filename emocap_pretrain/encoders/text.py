@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emocap_pretrain.batch import Texts
-from emocap_pretrain.config.schema import TextTower as Settings
+from emocap_pretrain.config.schema import TextTowerConfig
 from emocap_pretrain.encoders import torchvision_ops
 from emocap_pretrain.encoders.weights import Fit, Header, listed
 from emocap_pretrain.errors import ConfigError
@@ -25,6 +26,8 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # A pooler that turns the last hidden states into one vector: this tower pools by itself and never reads it.
 _UNREAD = ("pooler.",)
+# The number of the layer in the name of a parameter: transformers calls the list of layers so in all its encoders.
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layers)\.(\d+)\.")
 # Buffers that older releases of transformers have stored.
 _CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
 
@@ -52,18 +55,12 @@ WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeEr
 TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
 
-class TextTower(nn.Module):
-    """Returns one vector for each text, of the tower's own width.
-
-    Attributes:
-        notes: What a person should know of the pretrained weights that were loaded, one line each.
-    """
-
-    notes: tuple[str, ...]
+class TransformersTextTower(nn.Module):
+    """A `TextTower` that is an encoder of transformers, and the pooling that makes one vector of a text."""
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TextTowerConfig,
         vocabulary: Vocabulary,
         *,
         weights: bool = True,
@@ -85,6 +82,7 @@ class TextTower(nn.Module):
         self.pooling = settings.pooling
         self._is_pretrained = settings.pretrained is not None
         self.backbone: Any
+        self.notes: tuple[str, ...]
         self.backbone, self.notes = _backbone(settings, vocabulary, weights, architecture)
         self.width: int = self.backbone.config.hidden_size
         _check(settings, self.backbone.config, vocabulary.size)
@@ -96,7 +94,7 @@ class TextTower(nn.Module):
         told: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         return {key: value for key, value in told.items() if key not in {"_name_or_path", "auto_map"}}
 
-    def forward(self, texts: Texts) -> Float[Tensor, "texts width"]:
+    def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
         if texts.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
             return self._of_nothing(texts)
         hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
@@ -105,8 +103,18 @@ class TextTower(nn.Module):
     def _of_nothing(self, texts: Texts) -> Float[Tensor, "0 width"]:
         """No rows, yet every parameter takes part, so that all ranks' gradients exist and hooks fire alike."""
         one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
-        # Not through the hooks of ZeRO stage 3, which must see the same modules on all ranks.
-        return self.forward(one)[:0]
+        return self.encode_text(one)[:0]
+
+    def parameter_depths(self) -> dict[str, int]:
+        names = [name for name, _ in self.backbone.named_parameters()]
+        layers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
+        last = max(layers.values(), default=-1) + 2
+        return {
+            f"backbone.{name}": layers[name] + 1 if name in layers else 0 if "embed" in name else last for name in names
+        }
+
+    def checkpoint_activations(self) -> None:
+        self.backbone.activation_checkpointing_enable()
 
 
 def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:
@@ -120,7 +128,7 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
 
 
 def _backbone(
-    settings: Settings, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
+    settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The encoder, and notes on its weights."""
     if settings.pretrained is None:
@@ -130,7 +138,7 @@ def _backbone(
     return _pretrained(settings.pretrained, weights)
 
 
-def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
+def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Module:
     shape = settings.architecture
     lengths = settings.lengths
     if shape.width % shape.heads:
@@ -153,7 +161,7 @@ def _from_scratch(settings: Settings, vocabulary: Vocabulary) -> nn.Module:
     )
 
 
-def check_text_weights(settings: Settings) -> tuple[str, ...]:
+def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
     """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
 
     Returns:
@@ -265,7 +273,7 @@ def _check_attention(config: Any, what: str) -> None:
             raise ConfigError(f"{what}: its config asks for the attention {found!r}; take one with sdpa or eager.")
 
 
-def _check(settings: Settings, config: Any, vocabulary: int) -> None:
+def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
     """Refuses texts longer, or token ids larger, than the tower has embeddings for."""
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:

@@ -69,7 +69,7 @@ def restore(run_url: str, *, step: int | None = None, device: str = "cpu", confi
             config = from_stored(checkpoint.state.get("config"))
             _require_inert(config, architecture, weights)
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        build = partial(TowerPair, config, tokenizer.vocabulary, weights=False, text_architecture=architecture)
+        build = partial(TowerPair.of, config, tokenizer.vocabulary, weights=False, text_architecture=architecture)
         with torch.device("meta"), weights.budget():
             weights.require_fit(build())
         model = build()

@@ -36,7 +36,7 @@ def status(name):
     return int(line.split()[1]) * 1024
 
 def step(rows):
-    model = TowerPair(config, Vocabulary(config.model.text.vocabulary, 0))
+    model = TowerPair.of(config, Vocabulary(config.model.text.vocabulary, 0))
     optimizer = torch.optim.AdamW(model.parameters())
     number = torch.arange(rows)
     longest = _Captions.of(config, shortest=False).batch(rows, model.pixels)

@@ -10,7 +10,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.image import ImageTower
+from emocap_pretrain.encoders.image import TimmImageTower
 from emocap_pretrain.run import command
 from emocap_pretrain.run_folder.folder import RunFolder
 
@@ -103,7 +103,7 @@ def test_the_module_is_a_command_whose_help_is_quick():
 def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_names(recipe, tiny_config, tmp_path):
     settings = tiny_config.model.image
     file = str(tmp_path / "weights.safetensors")
-    save_file(dict(ImageTower(settings).backbone.state_dict()), file)
+    save_file(dict(TimmImageTower(settings).backbone.state_dict()), file)
     override = f"model.image.pretrained={file}"
     done = run(recipe, override, "model.image.options.depth=2", "--dry-run")
     assert done.exit_code == 2

@@ -27,7 +27,7 @@ def batch(tiny_config: Config, tokenizer: Tokenizer) -> Batch:
 def pair(config: Config, tokenizer: Tokenizer, **changes) -> TowerPair:
     torch.manual_seed(0)
     model = config.model.model_copy(update=changes)
-    return TowerPair(config.model_copy(update={"model": model}), tokenizer.vocabulary)
+    return TowerPair.of(config.model_copy(update={"model": model}), tokenizer.vocabulary)
 
 
 def test_every_embedding_is_a_unit_vector_of_the_shared_space(tiny_config, tokenizer, batch):

@@ -5,10 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emocap_pretrain.config.schema import ImageTower as ImageSettings
-from emocap_pretrain.config.schema import TextTower as TextSettings
-from emocap_pretrain.encoders.image import ImageTower, check_image_weights, timm
-from emocap_pretrain.encoders.text import TextTower, check_text_weights
+from emocap_pretrain.config.schema import ImageTowerConfig, TextTowerConfig
+from emocap_pretrain.encoders.image import TimmImageTower, check_image_weights, timm
+from emocap_pretrain.encoders.text import TransformersTextTower, check_text_weights
 from emocap_pretrain.encoders.weights import Fit
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.tokenizer import Vocabulary
@@ -49,8 +48,8 @@ def image_file(folder: Path, tensors: dict[str, torch.Tensor], name: str = "weig
     return str(file)
 
 
-def image_settings(file: str, name: str = "vit_tiny_patch16_224", *, pixels: int = 32, **options) -> ImageSettings:
-    return ImageSettings(name=name, pixels=pixels, options=VIT | options, pretrained=file)
+def image_settings(file: str, name: str = "vit_tiny_patch16_224", *, pixels: int = 32, **options) -> ImageTowerConfig:
+    return ImageTowerConfig(name=name, pixels=pixels, options=VIT | options, pretrained=file)
 
 
 def vit_weights(*, classes: int = 0, pixels: int = 32, **options) -> dict[str, torch.Tensor]:
@@ -58,10 +57,10 @@ def vit_weights(*, classes: int = 0, pixels: int = 32, **options) -> dict[str, t
     return model.state_dict()
 
 
-def image_refusal(settings: ImageSettings) -> str:
+def image_refusal(settings: ImageTowerConfig) -> str:
     """The message of the run, which must be that of the dry run."""
     messages = []
-    for build in (ImageTower, check_image_weights):
+    for build in (TimmImageTower, check_image_weights):
         with pytest.raises(ConfigError) as caught:
             build(settings)
         messages.append(str(caught.value))
@@ -90,7 +89,7 @@ def test_image_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet10t"])
 def test_image_weights_with_foreign_names_alone_are_refused_with_those_names(tmp_path, name):
     file = image_file(tmp_path, {"stranger.weight": torch.zeros(3), "stranger.bias": torch.zeros(3)})
-    message = image_refusal(ImageSettings(name=name, pixels=32, pretrained=file))
+    message = image_refusal(ImageTowerConfig(name=name, pixels=32, pretrained=file))
     assert "2 foreign (stranger.bias, stranger.weight)" in message
     assert "missing (" in message
 
@@ -104,7 +103,7 @@ def test_image_weights_without_any_tensor_or_of_a_broken_file_are_refused(tmp_pa
 
 def test_a_classifier_head_in_the_image_weights_is_left_aside(tmp_path):
     weights = vit_weights(classes=7)
-    tower = ImageTower(image_settings(image_file(tmp_path, weights)))
+    tower = TimmImageTower(image_settings(image_file(tmp_path, weights)))
     assert tower.notes == ()
     assert torch.equal(tower.backbone.blocks[1].mlp.fc1.weight, weights["blocks.1.mlp.fc1.weight"])
 
@@ -114,20 +113,20 @@ def test_names_under_the_prefix_of_a_wrapper_are_read(tmp_path, prefix):
     weights = {prefix + name: value for name, value in vit_weights().items()}
     settings = image_settings(image_file(tmp_path, weights))
     assert check_image_weights(settings) == ()
-    assert torch.equal(ImageTower(settings).backbone.cls_token, weights[f"{prefix}cls_token"])
+    assert torch.equal(TimmImageTower(settings).backbone.cls_token, weights[f"{prefix}cls_token"])
 
 
 def test_a_position_embedding_that_timm_resizes_is_said(tmp_path):
     settings = image_settings(image_file(tmp_path, vit_weights(pixels=32)), pixels=48)
     note = "model.image.pretrained: timm has resized pos_embed [1, 17, 16] to [1, 37, 16]"
-    assert ImageTower(settings).notes == check_image_weights(settings) == (note,)
+    assert TimmImageTower(settings).notes == check_image_weights(settings) == (note,)
 
 
 def test_the_comparison_leaves_no_trace_in_torch_or_in_the_tower(tmp_path):
     before = torch.nn.Module.load_state_dict
     settings = image_settings(image_file(tmp_path, vit_weights()))
     assert check_image_weights(settings) == ()
-    tower = ImageTower(settings)
+    tower = TimmImageTower(settings)
     image_refusal(image_settings(str(settings.pretrained), depth=3))
     assert torch.nn.Module.load_state_dict is before
     assert "state_dict" not in tower.backbone.pretrained_cfg
@@ -150,36 +149,42 @@ def openai_layout(folder: Path, name: str) -> str:
 def test_weights_of_openai_in_a_tower_with_gelu_are_said_where_the_name_tells(tmp_path, name):
     file = openai_layout(tmp_path, name)
     plain = image_settings(file, "vit_base_patch32_clip_224")
-    (note,) = ImageTower(plain).notes
+    (note,) = TimmImageTower(plain).notes
     assert note.endswith("set model.image.name=vit_base_patch32_clip_quickgelu_224")
     assert check_image_weights(plain) == (note,)
-    assert ImageTower(image_settings(file, "vit_base_patch32_clip_quickgelu_224")).notes == ()
+    assert TimmImageTower(image_settings(file, "vit_base_patch32_clip_quickgelu_224")).notes == ()
 
 
 def test_weights_whose_name_does_not_tell_openai_are_loaded_without_a_note(tmp_path):
-    assert ImageTower(image_settings(openai_layout(tmp_path, "w.safetensors"), "vit_base_patch32_clip_224")).notes == ()
+    assert (
+        TimmImageTower(image_settings(openai_layout(tmp_path, "w.safetensors"), "vit_base_patch32_clip_224")).notes
+        == ()
+    )
 
 
 def test_metadata_of_the_file_can_tell_openai_as_well(tmp_path):
     file = openai_layout(tmp_path, "w.safetensors")
     save_file(load_file(file), file, metadata={"tag": "openai"})
-    assert len(ImageTower(image_settings(file, "vit_base_patch32_clip_224")).notes) == 1
+    assert len(TimmImageTower(image_settings(file, "vit_base_patch32_clip_224")).notes) == 1
 
 
 def test_weights_from_the_hub_are_compared_when_the_run_starts():
-    (note,) = check_image_weights(ImageSettings(name="vit_tiny_patch16_224", pretrained="hub"))
+    (note,) = check_image_weights(ImageTowerConfig(name="vit_tiny_patch16_224", pretrained="hub"))
     assert note.endswith("compared with the tower when the run starts")
     (note,) = check_text_weights(text_settings("somebody/encoder"))
     assert note.endswith("compared with the tower when the run starts")
 
 
-def text_settings(folder: str | Path) -> TextSettings:
-    return TextSettings.model_validate({"pretrained": str(folder), "pooling": "mean"})
+def text_settings(folder: str | Path) -> TextTowerConfig:
+    return TextTowerConfig.model_validate({"pretrained": str(folder), "pooling": "mean"})
 
 
 def text_refusal(folder: Path) -> str:
     messages = []
-    for build in (lambda: TextTower(text_settings(folder), Vocabulary(50, 0)), lambda: load_nothing(folder)):
+    for build in (
+        lambda: TransformersTextTower(text_settings(folder), Vocabulary(50, 0)),
+        lambda: load_nothing(folder),
+    ):
         with pytest.raises(ConfigError) as caught:
             build()
         messages.append(str(caught.value))
@@ -224,7 +229,7 @@ def test_a_head_beside_the_text_weights_is_left_aside_and_said(tmp_path, capfd):
     model = BertForMaskedLM(BERT)
     model.save_pretrained(tmp_path)
     capfd.readouterr()
-    tower = TextTower(text_settings(tmp_path), Vocabulary(50, 0))
+    tower = TransformersTextTower(text_settings(tmp_path), Vocabulary(50, 0))
     assert tower.notes == load_nothing(tmp_path)
     assert tower.notes == (
         f"model.text.pretrained: cls in {tmp_path} are left out: they are no part of the text tower",
@@ -239,7 +244,7 @@ def test_a_clip_folder_gives_its_text_tower_and_one_line(tmp_path, capfd):
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     model.save_pretrained(tmp_path)
     capfd.readouterr()
-    tower = TextTower(text_settings(tmp_path), Vocabulary(50, 0))
+    tower = TransformersTextTower(text_settings(tmp_path), Vocabulary(50, 0))
     (note,) = tower.notes
     assert note.startswith("model.text.pretrained: logit_scale, text_projection, vision_model, visual_projection in ")
     assert load_nothing(tmp_path) == (note,)

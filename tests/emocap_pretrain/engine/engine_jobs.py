@@ -42,7 +42,7 @@ def engine_at(config: Config, world: World, stage: int, *, seed: int | None = No
     """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
     torch.manual_seed(world.place.rank if seed is None else seed)
     config = changed(config, engine__zero_stage=stage)
-    return Engine(TowerPair(config, VOCABULARY), config, world)
+    return Engine(TowerPair.of(config, VOCABULARY), config, world)
 
 
 def stepped(
@@ -98,7 +98,7 @@ def resumed(
 def _resumed(world: World, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100 + world.place.rank)
-    model = TowerPair(config, VOCABULARY)
+    model = TowerPair.of(config, VOCABULARY)
     if world.is_main:
         fill(model, folder / WEIGHTS)
     engine = Engine(model, config, world)

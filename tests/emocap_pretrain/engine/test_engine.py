@@ -49,7 +49,7 @@ def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
 
 def engine_of(config: Config, tokenizer: Tokenizer, *, seed: int = 0) -> Engine:
     torch.manual_seed(seed)
-    return Engine(TowerPair(config, tokenizer.vocabulary), config, ALONE)
+    return Engine(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
 
 
 def trained(engine: Engine, data: Sequence[Batch]) -> list[dict[str, float]]:
@@ -86,7 +86,7 @@ def test_an_engine_that_was_saved_and_loaded_goes_on_to_the_bit(
     snapshot.write(tmp_path)
     snapshot.release()
     torch.manual_seed(1)
-    model = TowerPair(config, tokenizer.vocabulary)
+    model = TowerPair.of(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
     loaded = Engine(model, config, ALONE)
     loaded.load(tmp_path, engine.layout, 2)
@@ -111,11 +111,11 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_weights_are_the_whole_model_s_whatever_holds_it(config: Config, tokenizer: Tokenizer, stage: int) -> None:
     torch.manual_seed(0)
-    whole = TowerPair(config, tokenizer.vocabulary).state_dict()
+    whole = TowerPair.of(config, tokenizer.vocabulary).state_dict()
     weights = weights_of(engine_of(changed(config, engine__zero_stage=stage), tokenizer))
     assert_equal(weights, {name: tensor.detach() for name, tensor in whole.items()})
     assert all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights.values())
-    TowerPair(config, tokenizer.vocabulary).load_state_dict(weights)
+    TowerPair.of(config, tokenizer.vocabulary).load_state_dict(weights)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -59,7 +59,7 @@ def with_line(config: Config, line: str, **changes: object) -> Config:
 
 def engine_of(config: Config, tokenizer: Tokenizer) -> Engine:
     torch.manual_seed(0)
-    return Engine(TowerPair(config, tokenizer.vocabulary), config, ALONE)
+    return Engine(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
 
 
 def trained(engine: Engine, data: list[Batch]) -> list[dict[str, float]]:
@@ -105,7 +105,7 @@ def test_the_bias_of_a_sigmoid_is_learned_from_its_first_value_and_resumes_to_th
     snapshot = engine.snapshot()
     snapshot.write(tmp_path)
     snapshot.release()
-    model = TowerPair(config, tokenizer.vocabulary)
+    model = TowerPair.of(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
     again = Engine(model, config, ALONE)
     again.load(tmp_path, engine.layout, 2)
@@ -114,7 +114,7 @@ def test_the_bias_of_a_sigmoid_is_learned_from_its_first_value_and_resumes_to_th
 
 def test_a_bias_exists_only_where_a_sigmoid_reads_it(config: Config, tokenizer: Tokenizer) -> None:
     def names(config: Config) -> set[str]:
-        return set(TowerPair(config, tokenizer.vocabulary).state_dict())
+        return set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
 
     plain = names(config)
     assert names(with_line(config, "kind: mil_nce")) == plain

@@ -48,7 +48,7 @@ def with_nadam(config: Config, stage: int) -> Config:
 
 def engine_of(config: Config, weights: Path | None = None) -> Engine:
     torch.manual_seed(0)
-    model = TowerPair(config, VOCABULARY)
+    model = TowerPair.of(config, VOCABULARY)
     if weights:
         fill(model, weights)
     return Engine(model, config, ALONE)

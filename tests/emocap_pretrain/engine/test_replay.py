@@ -67,7 +67,7 @@ def test_both_passes_of_a_part_see_the_same_dropout(config: Config, stage: int) 
     config = changed(config, model__image__options=options, optimizer__clip_norm=0.0, micro_batch=4)
     engine = engine_at(config, ALONE, stage, seed=0)
     torch.manual_seed(0)
-    reference = TowerPair(config, VOCABULARY)
+    reference = TowerPair.of(config, VOCABULARY)
     batch = batch_of(config, 0, range(9))
     gradients = in_one_graph(reference, config, batch)
     (row,) = stepped(engine, config, ALONE, range(1)).rows

@@ -78,7 +78,7 @@ def test_a_rank_s_file_is_flat_floats_by_state_and_parameter_and_global_states(
 
 def test_weights_of_another_model_are_one_clear_line(tiny_config: Config, tmp_path: Path) -> None:
     engine_at(tiny_config, ALONE, 1).snapshot().write(tmp_path)
-    other = TowerPair(changed(tiny_config, model__embedding=8), VOCABULARY)
+    other = TowerPair.of(changed(tiny_config, model__embedding=8), VOCABULARY)
     with pytest.raises(CheckpointError, match=r"to_image.weight has shape \(16, 32\) there and \(8, 32\) here"):
         fill(other, tmp_path / WEIGHTS)
 

@@ -41,7 +41,7 @@ def forged(
 ) -> TowerPair:
     """A checkpoint in the run's folder whose config is `tree`; returns the model whose weights it holds."""
     torch.manual_seed(0)
-    model = model or TowerPair(config, tokenizer.vocabulary, weights=False)
+    model = model or TowerPair.of(config, tokenizer.vocabulary, weights=False)
     checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
     folder = Path(config.url) / checkpoint.folder
     folder.mkdir(parents=True)
@@ -148,7 +148,7 @@ def pretrained(config: Config) -> Config:
 def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_config, monkeypatch):
     config = pretrained(tiny_config)
     tokenizer = Tokenizer.load(str(MINILM))
-    model = TowerPair(config, tokenizer.vocabulary)
+    model = TowerPair.of(config, tokenizer.vocabulary)
     tree = stored(config, model__text__pretrained="stranger/encoder", model__text__tokenizer="stranger/encoder")
     forged(config, tokenizer, tree, model, text_architecture=model.text.recorded())
     restored = restore(config.url)
@@ -171,7 +171,7 @@ def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_conf
 def test_a_recorded_architecture_is_nothing_but_the_numbers_of_a_known_encoder(tiny_config, wrong, message):
     config = pretrained(tiny_config)
     tokenizer = Tokenizer.load(str(MINILM))
-    model = TowerPair(config, tokenizer.vocabulary, weights=False)
+    model = TowerPair.of(config, tokenizer.vocabulary, weights=False)
     forged(config, tokenizer, None, model, text_architecture={**(model.text.recorded() or {}), **wrong})
     with pytest.raises(ConfigError, match=message):
         restore(config.url)
@@ -191,15 +191,15 @@ AUTO_MAP = {
 
 STUBBORN = """
 import sys
-from emocap_pretrain.config.schema import TextTower as Settings
-from emocap_pretrain.encoders.text import TextTower
+from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.encoders.text import TransformersTextTower
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 for folder in sys.argv[1:]:
-    settings = Settings.model_validate({"pretrained": folder})
+    settings = TextTowerConfig.model_validate({"pretrained": folder})
     for attempt in (
-        lambda: TextTower(settings, Vocabulary(30522, 0)),
-        lambda: TextTower(settings, Vocabulary(30522, 0), weights=False),
+        lambda: TransformersTextTower(settings, Vocabulary(30522, 0)),
+        lambda: TransformersTextTower(settings, Vocabulary(30522, 0), weights=False),
         lambda: Tokenizer.load(folder),
     ):
         try:
