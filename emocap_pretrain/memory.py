@@ -24,6 +24,7 @@ from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.engine.zero import BUCKET
 from emocap_pretrain.parts import active_parts
+from emocap_pretrain.patch_mask import patches_along_a_side
 from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
 
 SHORTEST = 3  # Tokens of a text: its two marks and one between them.
@@ -76,7 +77,8 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
             longest length with five local sentences each, for an upper one.
 
     Raises:
-        ConfigError: If the optimizer cannot work under this stage of ZeRO, or its settings do not fit the model.
+        ConfigError: If the optimizer cannot work under this stage of ZeRO, its settings do not fit the model, or the
+            tower's patches cannot be masked as the settings ask.
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config, ranks)
@@ -157,6 +159,8 @@ def _traced(model: TowerPair, config: Config, rows: int, captions: _Captions) ->
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
     with _LiveStorages(model.state_dict().values()) as live:
         embeddings = model(captions.batch(rows, model.pixels))
+        if config.objective.patch_mask:
+            patches_along_a_side(embeddings.patches.shape[1], model.pixels)
         at_loss = live.bytes + _loss_bytes(config, embeddings, captions)
         _sum(embeddings).backward()
     return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])

@@ -13,11 +13,12 @@ from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from emocap_pretrain.batch import Batch, Texts
+from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.encoders.pair import Embeddings
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.parts import Part, active_parts
+from emocap_pretrain.patch_mask import patches_with_contrast
 
 
 class Term(Protocol):
@@ -33,12 +34,12 @@ class Term(Protocol):
         """Returns the learned numbers that the loss reads, by the names under which they are logged."""
         ...
 
-    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
         """Returns the loss of the global batch, unweighted; a collective.
 
         Args:
             embeddings: This rank's rows.
-            texts: The part's texts, from which `embeddings` was made.
+            batch: The batch that they come from.
             mined: Whether the warm-up of mining is over.
         """
         ...
@@ -64,14 +65,15 @@ class ImageTerm:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """What is made of the scores."""
+        """Says what is made of the scores."""
         return objective_of(self.settings.kind_of(self.part.name))
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
         scale = {"scale": embeddings.scales[self.part.aligned_with]}
         return scale if self._bias(embeddings) is None else {**scale, "bias": embeddings.biases[self.part.aligned_with]}
 
-    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
+        texts = batch.texts[self.part.name]
         return emocap_kernels.contrastive_loss(
             embeddings.image.to(self.vectors),
             embeddings.texts[self.part.name].to(self.vectors),
@@ -111,15 +113,17 @@ class PatchTerm:
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
         return {"local_scale": embeddings.scales[self.part.aligned_with]}
 
-    def loss(self, embeddings: Embeddings, texts: Texts, *, mined: bool) -> LossResult:
-        assert texts.owner is not None, "the loader gives the texts of such a part owners"
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
+        owner = batch.texts[self.part.name].owner
+        assert owner is not None, "the loader gives the texts of such a part owners"
         return emocap_kernels.region_contrastive_loss(
             embeddings.patches.to(self.vectors),
             embeddings.texts[self.part.name].to(self.vectors),
-            texts.owner,
+            owner,
             embeddings.scales[self.part.aligned_with],
             sharpness=self.settings.sharpness,
             scope=self.settings.scope,
+            patch_mask=self._patch_mask(batch.images, embeddings.patches.shape[1]),
             mining=self._mining if mined else None,
             group=self.group,
             schedule=self.settings.schedule,
@@ -130,6 +134,10 @@ class PatchTerm:
         return choose_region_backend(
             vectors[:, None], vectors, scope=self.settings.scope, mining=self._mining, backend=self.settings.backend
         )
+
+    def _patch_mask(self, images: Tensor, patches: int) -> Tensor | None:
+        rule = self.settings.patch_mask
+        return patches_with_contrast(images, patches, rule.contrast) if rule else None
 
     @property
     def _mining(self) -> Mining | None:
@@ -195,7 +203,7 @@ class Objective:
             step: Steps done before this one; decides whether mining has begun.
         """
         mined = step >= self.mining_warmup_steps
-        results = [term.loss(embeddings, batch.texts[term.part.name], mined=mined) for term in self.terms]
+        results = [term.loss(embeddings, batch, mined=mined) for term in self.terms]
         pairs = list(zip(self.terms, results, strict=True))
         loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
         metrics = {"loss": loss.detach()}

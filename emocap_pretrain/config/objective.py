@@ -11,7 +11,7 @@ Kind = Literal["infonce", "mil_nce", "sigmoid"]
 
 
 class MiningRuleConfig(Section):
-    """Which candidates are mined, and what becomes of them."""
+    """Says which candidates are mined, and what becomes of them."""
 
     threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
     top_k: Positive | None = None
@@ -29,9 +29,20 @@ class LocalMiningConfig(MiningRuleConfig):
 
 
 class MiningConfig(MiningRuleConfig):
-    """Which further pairs are positives; see docs/method.md."""
+    """Says which further pairs are positives; see docs/method.md."""
 
     guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
+
+
+class PatchMaskConfig(Section):
+    """Says which patches take part in the local loss."""
+
+    contrast: int = Field(
+        default=8,
+        ge=1,
+        le=255,
+        description="Least difference between values of one colour in a patch that takes part, in levels of 8 bits.",
+    )
 
 
 class ObjectiveConfig(Section):
@@ -50,6 +61,11 @@ class ObjectiveConfig(Section):
     )
     sharpness: float = Field(default=10.0, ge=0)
     scope: Literal["batch", "image"] = "batch"
+    patch_mask: PatchMaskConfig | None = Field(
+        default=None,
+        description="Leaves patches of one colour, such as the borders of aligned faces, out of the local loss; "
+        "null keeps all patches.",
+    )
     mining: MiningConfig | None = None
     local_mining: LocalMiningConfig | None = None
     mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")

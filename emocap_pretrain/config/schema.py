@@ -329,6 +329,15 @@ class Config(Section):
             raise ValueError(f"model.text.lengths: give {', '.join(sorted(missing))} a length.")
         return self
 
+    @model_validator(mode="after")
+    def _a_masked_patch_has_a_place(self) -> Self:
+        if self.objective.patch_mask and self.model.image.patch_dropout:
+            raise ValueError(
+                "objective.patch_mask looks at where a patch lies, and model.image.patch_dropout leaves patches out "
+                "at random: set one of the two."
+            )
+        return self
+
     @property
     def shuffle_window(self) -> int:
         """Samples that are shuffled together; by default so many that a batch has few of any shard's samples."""

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import get_args
 
 import emocap_kernels
@@ -177,6 +178,22 @@ def test_a_kind_for_a_part_that_is_aligned_with_patches_is_refused():
 
 def test_the_kinds_are_the_objectives_of_the_kernels():
     assert set(get_args(Kind)) <= set(get_args(ObjectiveName))
+
+
+def test_patches_of_one_colour_take_no_part_in_the_local_loss():
+    images = torch.zeros((ROWS, 3, 4, 4), dtype=torch.uint8)
+    images[:, 0, 0, 0] = 50
+    images[2:4, 0, 3, 3] = 50
+    kept = torch.zeros((ROWS, PATCHES), dtype=torch.bool)
+    kept[:, 0] = True
+    kept[2:4, 3] = True
+    e = embeddings()
+    expected = emocap_kernels.region_contrastive_loss(
+        e.patches, e.texts["local"], OWNER, e.scales["patches"], patch_mask=kept
+    ).loss
+    result = terms({"patch_mask": {}}, replace(DISTINCT, images=images))
+    torch.testing.assert_close(result.metrics["local/loss"], expected)
+    assert not torch.isclose(expected, kernels(DISTINCT)["local"])
 
 
 def test_both_scales_are_learned():

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pretrain_fakes import changed
 from pydantic import ValidationError
 
 from emocap_pretrain.config.__main__ import main
@@ -115,3 +116,8 @@ def test_what_is_stored_holds_no_login_of_a_url(uri, shown):
 def test_a_kind_for_a_part_that_no_caption_has_is_refused():
     with pytest.raises(ValueError, match=r"kind_by_part: topic is no part of a caption; the parts are global, summary"):
         ObjectiveConfig.model_validate({"kind_by_part": {"topic": "sigmoid"}})
+
+
+def test_a_mask_of_patches_beside_patches_that_are_left_out_at_random_is_refused(tiny_config):
+    with pytest.raises(ValueError, match=r"patch_mask looks at where a patch lies.* set one of the two"):
+        changed(tiny_config, objective__patch_mask={"contrast": 8}, model__image__patch_dropout=0.5)
