@@ -38,7 +38,7 @@ class MemoryEstimate:
 
     Attributes:
         activations: The most that is alive at a time in forward pass, loss and backward pass.
-        state: Of the optimizer over all ranks, as a checkpoint stores it.
+        state: Size of the optimizer's state over all ranks, as a checkpoint stores it.
         patches: Of one image, as the local loss sees them.
         row_flops: Of both towers for one row, forward and backward; products within attention are not counted.
     """

@@ -273,10 +273,10 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed |
         for note in model.notes:
             log.warning("%s", note)
     if found is None:
-        return Engine(model, config, world)
+        return Engine.of(model, config, world)
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
-    engine = Engine(model, config, world)
+    engine = Engine.of(model, config, world)
     engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
     return engine
 

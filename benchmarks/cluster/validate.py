@@ -131,7 +131,7 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
         torch.manual_seed(0)
         model = TowerPair.of(config, Vocabulary(VOCABULARY, 0))
         parameters, batch = sum(each.numel() for each in model.parameters()), _batch(case.rows)
-        engine = Engine(model, config, world)
+        engine = Engine.of(model, config, world)
         calls: dict[str, Callable[[], object]] = {"step": lambda: engine.train(batch)}
         found: dict[str, Any] = {"parameters": parameters, "patches": (PIXELS // PATCH) ** 2}
         if together:

@@ -139,7 +139,7 @@ class ModelConfig(Section):
 
 
 class SgdConfig(Section):
-    """What only `sgd` has."""
+    """These settings belong to `sgd` alone."""
 
     momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
     nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
@@ -152,7 +152,7 @@ class SgdConfig(Section):
 
 
 class AdafactorConfig(Section):
-    """What only `adafactor` has."""
+    """These settings belong to `adafactor` alone."""
 
     beta2_decay: Annotated[float, Field(le=0)] = Field(
         default=-0.8, description="Power of the step by which the memory of squared gradients grows."

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from emocap_pretrain.batch import Batch
-from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.batch_split import BatchSplit, batch_split
+from emocap_pretrain.config.schema import Config, OptimizerConfig
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine import zero
 from emocap_pretrain.engine.layout import Layout
-from emocap_pretrain.engine.optimizer import optimizer_of, parameter_groups
+from emocap_pretrain.engine.optimizer import OptimizerSpec, optimizer_of, parameter_groups
 from emocap_pretrain.engine.replay import Cached
 from emocap_pretrain.engine.snapshot import Snapshot, read
 from emocap_pretrain.objective import Objective
@@ -35,31 +35,76 @@ class Engine:
     The random numbers of a step (dropout) are a function of (seed, step, rank): there is no stream to save.
     """
 
-    def __init__(self, model: TowerPair, config: Config, world: World) -> None:
-        """Take hold of the model; every rank gets rank 0's weights."""
-        self._config, self._world = config, world
-        self._objective = Objective.of(config.objective, precision=config.engine.precision, group=world.group)
-        split = batch_split(config, world.place.world)
-        self._passes = split.passes
-        self._optimizer = optimizer_of(config.optimizer, config.engine.zero_stage)
+    def __init__(
+        self,
+        model: TowerPair,
+        objective: Objective,
+        optimizer: OptimizerSpec,
+        world: World,
+        *,
+        settings: OptimizerConfig,
+        split: BatchSplit,
+        steps: int,
+        zero_stage: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Takes hold of the model; every rank gets rank 0's weights. All ranks call it.
+
+        Args:
+            model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
+            objective: The loss of the global batch.
+            optimizer: How the weights are updated.
+            world: All ranks.
+            settings: The parameter groups, the schedule of the learning rate, and where gradients are clipped.
+            split: How a step is split over the ranks, and into passes.
+            steps: Length of the run, which the schedule needs.
+            zero_stage: Stage of ZeRO, 0 to 3.
+            seed: Beginning of the random numbers.
+
+        Raises:
+            ConfigError: If the optimizer cannot work under this stage, or the settings do not fit the model.
+        """
+        optimizer.require_stage(zero_stage)
+        self._objective, self._optimizer, self._world = objective, optimizer, world
+        self._settings, self._steps, self._seed = settings, steps, seed
+        self._passes, self._zero_stage = split.passes, zero_stage
         self._engine, self.layout = zero.initialise(
             model,
-            self._optimizer,
-            parameter_groups(model, config.optimizer),
+            optimizer,
+            parameter_groups(model, settings),
             world,
-            lr=config.optimizer.lr,
-            clip_norm=config.optimizer.clip_norm,
-            zero_stage=config.engine.zero_stage,
+            lr=settings.lr,
+            clip_norm=settings.clip_norm,
+            zero_stage=zero_stage,
             rows=split.rows,
         )
         self._snapshot = Snapshot(world.place.rank, world.device)
         self.step = 0
         self._finite = torch.ones((), device=world.device)
 
+    @classmethod
+    def of(cls, model: TowerPair, config: Config, world: World) -> "Engine":
+        """Returns the engine of a run; all ranks call it.
+
+        Raises:
+            ConfigError: As the constructor does, and if some rank would have no sample.
+        """
+        return cls(
+            model,
+            Objective.of(config.objective, precision=config.engine.precision, group=world.group),
+            optimizer_of(config.optimizer, config.engine.zero_stage),
+            world,
+            settings=config.optimizer,
+            split=batch_split(config, world.place.world),
+            steps=config.steps,
+            zero_stage=config.engine.zero_stage,
+            seed=config.seed,
+        )
+
     @property
     def learning_rate(self) -> float:
-        """Of the next step; a parameter group takes its own multiple of it."""
-        return learning_rate(self._config.optimizer, self.step, self._config.steps)
+        """The rate of the next step; a parameter group takes its own multiple of it."""
+        return learning_rate(self._settings, self.step, self._steps)
 
     @property
     def text_architecture(self) -> dict[str, Any] | None:
@@ -139,7 +184,7 @@ class Engine:
         self.step = step
 
     def _encode(self, number: int, batch: Batch) -> Embeddings:
-        torch.manual_seed(hash((self._config.seed, self.step, self._world.place.rank, number)) % 2**63)
+        torch.manual_seed(hash((self._seed, self.step, self._world.place.rank, number)) % 2**63)
         return cast(Embeddings, self._engine(batch))
 
     def _backward(self, loss: Tensor, cached: Cached | None) -> None:
@@ -153,12 +198,12 @@ class Engine:
 
     def _update(self) -> tuple[bool, Tensor | float]:
         """Whether the weights have changed, and the norm before clipping; not where a gradient is not finite."""
-        if self._config.engine.zero_stage > 0:
+        if self._zero_stage > 0:
             self._engine.step()
             updated = self._engine.was_step_applied()
             return updated, self._engine.get_global_grad_norm() if updated else math.inf
         # Without ZeRO, DeepSpeed would take any step, and clips without telling the norm.
-        bound = self._config.optimizer.clip_norm or math.inf
+        bound = self._settings.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
         if not norm.isfinite():
             self._engine.zero_grad()

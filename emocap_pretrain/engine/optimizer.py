@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """How an optimizer is made, and what it remembers of the updates before.
+    """An optimizer as a value: it says how torch makes it and which state it keeps from one update to the next.
 
     The names of its state are those in `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so
     that any number of ranks can read it. A state that is not named here is lost when a run resumes.

@@ -41,7 +41,7 @@ def test_the_towers_of_the_page_have_all_members_of_a_tower(model: TowerPair) ->
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_model_of_the_page_trains(model: TowerPair, tiny_config: Config, stage: int) -> None:
     stand_alone()
-    engine = Engine(
+    engine = Engine.of(
         model, changed(tiny_config, engine__zero_stage=stage, optimizer__lr=0.01), World(Rank(), "cpu", None)
     )
     batch = batch_of(tiny_config, 0, range(8))

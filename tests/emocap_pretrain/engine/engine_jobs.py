@@ -42,7 +42,7 @@ def engine_at(config: Config, world: World, stage: int, *, seed: int | None = No
     """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
     torch.manual_seed(world.place.rank if seed is None else seed)
     config = changed(config, engine__zero_stage=stage)
-    return Engine(TowerPair.of(config, VOCABULARY), config, world)
+    return Engine.of(TowerPair.of(config, VOCABULARY), config, world)
 
 
 def stepped(
@@ -101,7 +101,7 @@ def _resumed(world: World, config: Config, stage: int, folder: Path, layout: dic
     model = TowerPair.of(config, VOCABULARY)
     if world.is_main:
         fill(model, folder / WEIGHTS)
-    engine = Engine(model, config, world)
+    engine = Engine.of(model, config, world)
     engine.load(folder, Layout.from_json(layout), SAVED_AT)
     return stepped(engine, config, world, range(SAVED_AT, config.steps))
 

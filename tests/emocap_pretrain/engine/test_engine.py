@@ -49,7 +49,7 @@ def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
 
 def engine_of(config: Config, tokenizer: Tokenizer, *, seed: int = 0) -> Engine:
     torch.manual_seed(seed)
-    return Engine(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
+    return Engine.of(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
 
 
 def trained(engine: Engine, data: Sequence[Batch]) -> list[dict[str, float]]:
@@ -88,7 +88,7 @@ def test_an_engine_that_was_saved_and_loaded_goes_on_to_the_bit(
     torch.manual_seed(1)
     model = TowerPair.of(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
-    loaded = Engine(model, config, ALONE)
+    loaded = Engine.of(model, config, ALONE)
     loaded.load(tmp_path, engine.layout, 2)
     assert loaded.step == 2
     assert_equal(weights_of(loaded), weights_of(engine))

@@ -63,7 +63,7 @@ def with_line(config: Config, line: str, **changes: object) -> Config:
 
 def engine_of(config: Config, tokenizer: Tokenizer) -> Engine:
     torch.manual_seed(0)
-    return Engine(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
+    return Engine.of(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
 
 
 def trained(engine: Engine, data: list[Batch]) -> list[dict[str, float]]:
@@ -113,7 +113,7 @@ def test_the_bias_of_a_sigmoid_is_learned_from_its_first_value_and_resumes_to_th
     snapshot.release()
     model = TowerPair.of(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
-    again = Engine(model, config, ALONE)
+    again = Engine.of(model, config, ALONE)
     again.load(tmp_path, engine.layout, 2)
     assert trained(again, data[2:]) == trained(engine, data[2:])
 

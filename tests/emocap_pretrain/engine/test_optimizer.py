@@ -114,7 +114,7 @@ def engine_from(config: Config, stage: int, folder: Path, layout: Layout, step: 
     torch.manual_seed(100)
     model = TowerPair.of(config, VOCABULARY)
     fill(model, folder / WEIGHTS)
-    engine = Engine(model, config, ALONE)
+    engine = Engine.of(model, config, ALONE)
     engine.load(folder, Layout.from_json(json.loads(json.dumps(layout.to_json()))), step)
     return engine
 
@@ -214,7 +214,7 @@ def offsets_of(engine: Engine) -> dict[str, int]:
 def test_an_optimizer_of_whole_parameters_is_refused_where_zero_cuts_them(config: Config, stage: int) -> None:
     config = changed(with_optimizer(config, "adafactor"), engine__zero_stage=stage)
     with pytest.raises(ConfigError, match=f"adafactor looks at whole parameters, and engine.zero_stage={stage} cuts"):
-        Engine(TowerPair.of(config, VOCABULARY), config, ALONE)
+        Engine.of(TowerPair.of(config, VOCABULARY), config, ALONE)
 
 
 def test_a_state_per_parameter_needs_whole_parameters() -> None:

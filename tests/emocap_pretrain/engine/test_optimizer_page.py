@@ -51,7 +51,7 @@ def engine_of(config: Config, weights: Path | None = None) -> Engine:
     model = TowerPair.of(config, VOCABULARY)
     if weights:
         fill(model, weights)
-    return Engine(model, config, ALONE)
+    return Engine.of(model, config, ALONE)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
