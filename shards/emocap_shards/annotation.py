@@ -1,6 +1,6 @@
-"""The JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
+"""Reads and writes the JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
 
-An image with several captions has the others, in the same form, as a list called "further".
+An image with several captions has the others, in the same form, in a list called "further".
 """
 
 import json
@@ -14,20 +14,20 @@ from emocap_shards.errors import AnnotationError
 from emocap_shards.sample import Caption
 
 Labels = Mapping[str, str | float]
-MAX_WHOLE = 1 << 53  # Up to here every whole number is a float of its own.
+MAX_WHOLE = 1 << 53  # Up to here every integer has its own float.
 
 
 def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
-    """One line of UTF-8 JSON, keys sorted, so that equal annotations are equal bytes.
+    """Returns one line of UTF-8 JSON with sorted keys, so that equal annotations are equal bytes.
 
     Raises:
-        AnnotationError: If the result would not be read again by `load_annotation`.
+        AnnotationError: If `load_annotation` would not read the result.
     """
     return _line([_parts(each) for each in (caption, *further)], _with_floats(_labels(dict(labels))))
 
 
 def normal_annotation(data: bytes | memoryview) -> bytes:
-    """The annotation in the form of `dump_annotation`; a label that is written without a fraction stays so.
+    """Returns the annotation in the form of `dump_annotation`; a label that is written without a fraction stays so.
 
     Raises:
         AnnotationError: As `load_annotation`.
@@ -37,27 +37,27 @@ def normal_annotation(data: bytes | memoryview) -> bytes:
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """The captions, one or more, and the labels.
+    """Returns the captions, one or more, and the labels.
 
     Raises:
-        AnnotationError: If the bytes are no JSON object of the form above, or a global part is missing.
+        AnnotationError: If the bytes are not a JSON object of the form above, or a global part is missing.
     """
     captions, labels = _parsed(data)
     return captions, _with_floats(labels)
 
 
 def _parsed(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """The captions, and the labels with whole numbers as they are written."""
+    """Returns the captions, and the labels with integers as they are written."""
     try:
         value: Any = orjson.loads(data)
     except ValueError as error:
-        raise AnnotationError(f"the annotation is no JSON ({error})") from error
+        raise AnnotationError(f"the annotation is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise AnnotationError(f"the annotation is {type(value).__name__}, not an object")
     annotation = cast("dict[str, Any]", value)
     further = annotation.get("further", [])
     if not isinstance(further, list):
-        raise AnnotationError('"further" is no list of captions')
+        raise AnnotationError('"further" is not a list of captions')
     captions = _caption(annotation.get("caption")), *map(_caption, cast("list[object]", further))
     return captions, _labels(annotation.get("labels", {}))
 
@@ -77,17 +77,17 @@ def _parts(caption: Caption) -> dict[str, Any]:
 
 def _caption(value: object) -> Caption:
     if isinstance(value, str):
-        raise AnnotationError('the "caption" is a text, and no object with a "global" part')
+        raise AnnotationError('the "caption" is a text, not an object with a "global" part')
     if not isinstance(value, dict):
         raise AnnotationError('there is no "caption" object')
     parts = cast("dict[str, Any]", value)
     global_, local, summary = parts.get("global"), parts.get("local", []), parts.get("summary", "")
     if not (isinstance(global_, str) and global_.strip()):
-        raise AnnotationError('the caption has no "global" part; it is the one that every sample needs')
+        raise AnnotationError('the caption has no "global" part; every sample needs one')
     if not isinstance(local, list) or not all(_is_sentence(part) for part in cast("list[object]", local)):
-        raise AnnotationError('the caption\'s "local" part is no list of sentences')
+        raise AnnotationError('the caption\'s "local" part is not a list of sentences')
     if not isinstance(summary, str):
-        raise AnnotationError('the caption\'s "summary" part is no text')
+        raise AnnotationError('the caption\'s "summary" part is not a text')
     return Caption(global_, tuple(cast("list[str]", local)), summary)
 
 

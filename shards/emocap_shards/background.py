@@ -1,7 +1,7 @@
-"""Threads that do not keep a process from its end.
+"""Runs work in threads that do not delay the end of the process.
 
-`concurrent.futures` waits for its threads when the interpreter ends; one that waits for a store which is gone would
-hold the process for as long as the store's patience lasts.
+`concurrent.futures` waits for its threads when the interpreter ends. A thread that waits for a store which has become
+unreachable would keep the process alive until the store's deadline.
 """
 
 import threading
@@ -18,7 +18,7 @@ Work = tuple[Future[Any], Callable[[], Any]]
 
 
 class Background:
-    """One thread that does what it is given, in order."""
+    """One daemon thread that does the submitted work in order."""
 
     def __init__(self, name: str) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
@@ -26,13 +26,15 @@ class Background:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, act: Callable[[], Result]) -> Future[Result]:
-        """What has not begun may be cancelled."""
+        """Queues `act` and returns its future; the future can be cancelled until the work begins."""
         future: Future[Result] = Future()
         self._work.put((future, act))
         return future
 
     def close(self) -> None:
-        """Nothing more is begun, and who waits for it gets `CancelledError`; what is under way ends when it ends."""
+        """Cancels all work that has not begun; whoever waits for it gets `CancelledError`. Running work is not
+        interrupted.
+        """
         self._closed = True
         with suppress(Empty):
             while work := self._work.get_nowait():
@@ -45,7 +47,7 @@ class Background:
                 _call_off(work[0])
             else:
                 _do(*work)
-            del work  # A result must not live on here until there is something else to do.
+            del work  # Otherwise this frame would keep a result in memory until the next work arrives.
 
 
 def _do(future: Future[Any], act: Callable[[], Any]) -> None:
@@ -53,18 +55,23 @@ def _do(future: Future[Any], act: Callable[[], Any]) -> None:
         return
     try:
         future.set_result(act())
-    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+    except BaseException as error:  # noqa: BLE001 - the future raises it where the result is requested
         future.set_exception(error)
 
 
 def _call_off(future: Future[Any]) -> None:
-    """`cancel` alone does not wake `concurrent.futures.wait`."""
+    """Cancels a future and wakes those who wait for it, which `cancel` alone does not do for
+    `concurrent.futures.wait`.
+    """
     future.cancel()
     future.set_running_or_notify_cancel()
 
 
 def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> list[Result]:
-    """What `act` gives for every item, in order; the first error in that order is raised."""
+    """Returns `act(item)` for every item, in order, with at most `at_once` calls at the same time.
+
+    The first error, in the order of the items, is raised.
+    """
     threads = [Background(f"concurrently-{number}") for number in range(min(at_once, len(items)))]
     try:
         futures = [threads[place % at_once].submit(partial(act, item)) for place, item in enumerate(items)]

@@ -1,13 +1,13 @@
-"""A folder on a node's disk that keeps segments of shards for all processes of the node.
+"""Keeps segments of shards in a folder on a node's disk, for all processes of the node.
 
-A segment is one file, named by its shard's digest. Whoever wants one that is missing locks its `.part` file; the one
-that gets the lock fetches, the others go on to the next, and wait a bounded time for what is left. A process that dies
-leaves a `.part` without a lock, which the next one takes over. Nothing is trusted: readers check every sample's CRC-32C
-again, so a file that a power loss tore costs a request, no data. Nothing here may end a run: what the disk refuses is
-read from the store.
+A segment is one file, named by its shard's digest. A process that needs a missing segment locks its `.part` file. The
+one that gets the lock fetches the segment. The others take the next segment, and wait a bounded time for the rest. A
+process that dies leaves a `.part` file without a lock, which another process takes over. Readers verify every sample's
+CRC-32C again, so a file that a power loss damaged costs a request but no data. A failing disk never ends a run: the
+samples are then read from the store.
 
-The folder belongs to one user of the host. Another user's, or one that others may write to, is refused, for whoever
-writes to it chooses what is trained on: a CRC-32C protects from accidents, not from people.
+The folder belongs to one user of the host. A folder of another user, or one that others may write to, is refused,
+because whoever writes to it chooses the training data: a CRC-32C protects against accidents, not against people.
 """
 
 import errno
@@ -26,14 +26,14 @@ from emocap_shards.segment import Segment, ShardRows, Span
 
 Fetch = Callable[[Sequence[Span]], list[bytes]]
 
-# Segments in one go: what a process holds in memory while it fetches.
+# Segments that a process fetches together, and holds in memory at that time.
 IN_FLIGHT = 8
-# How long others may take for a segment before its samples are read without it; a store gives up as soon.
+# How long another process may take for a segment. After that its samples are read from the store.
 WAIT_S = 60.0
 POLL_S = 0.05
-# How long a process keeps nothing after the disk has refused.
+# How long a process stores nothing after an error of the disk.
 REST_S = 300.0
-# Another process, or another file, may have room again: nothing is wrong with the folder.
+# The disk is full. This may pass, so it does not mean that the folder is unusable.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Experience:
-    """What this process has seen of the folder."""
+    """The state of the folder as this process has seen it."""
 
     usable: bool = False
     rests_until: float = 0.0  # time.monotonic()
@@ -50,7 +50,7 @@ class _Experience:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """At most `max_bytes` of segments in `folder`, the ones used last."""
+    """Keeps at most `max_bytes` of segments in `folder`, the most recently used ones."""
 
     folder: str
     max_bytes: int
@@ -63,20 +63,22 @@ class Cache:
         return Cache, (self.folder, self.max_bytes)
 
     def fill(self, segments: Iterable[Segment], fetch: Fetch) -> None:
-        """`bring`, of which nothing is wanted now: others are not waited for, and few segments are in memory."""
+        """Fetches missing segments as `bring` does, but without waiting for other processes and without
+        returning them.
+        """
         for _ in self.bring(segments, fetch, wait_s=0):
             pass
 
     def bring(
         self, segments: Iterable[Segment], fetch: Fetch, *, wait_s: float = WAIT_S
     ) -> Generator[tuple[Segment, bytes]]:
-        """Fetches the segments that are missing, and waits for those that others are fetching.
+        """Fetches the segments that are missing, and waits for those that other processes are fetching.
 
-        A segment that is neither given nor found by `read` afterwards is one that this cache has no room for, or that
-        nobody brought in time: its samples are better read without it.
+        Afterwards a segment may be neither yielded nor readable, because the cache has no room for it, or because
+        another process did not finish it in time. Its samples must then be read from the store.
 
         Yields:
-            Every segment that this call fetched, a few at a time, whether it could be kept or not.
+            Every segment that this call fetched, a few at a time, also those that could not be stored.
 
         Raises:
             StoreError: If the folder cannot be used when it is first tried, or `fetch` fails.
@@ -87,20 +89,20 @@ class Cache:
             before = len(missing)
             yield from self._fetch_free(missing, fetch)
             if missing and len(missing) == before:
-                missing = {name: segment for name, segment in missing.items() if self._shows_life(segment)}
+                missing = {name: segment for name, segment in missing.items() if self._may_come(segment)}
                 if waited_s >= wait_s:
                     break
                 time.sleep(POLL_S)
                 waited_s += POLL_S
 
     def read(self, segment: Segment, wanted: ShardRows) -> list[bytes] | None:
-        """The bytes of some samples of a segment; None if it is not there, or its disk does not give it."""
+        """Returns the bytes of some samples of a segment, or None if it is missing or its disk fails."""
         try:
             file = open_own(self._file(segment))
         except OSError:
             return None
         try:
-            with suppress(OSError):  # a disk that is read-only now
+            with suppress(OSError):  # The disk may have become read-only.
                 os.utime(file)
             return [os.pread(file, length, start) for start, length in segment.places(wanted)]
         except OSError:
@@ -109,12 +111,12 @@ class Cache:
             os.close(file)
 
     def drop(self, segment: Segment) -> None:
-        """Forget a segment that turned out to be damaged here."""
-        with suppress(OSError):  # where it cannot be deleted, it is found damaged each time
+        """Deletes a segment that turned out to be damaged here."""
+        with suppress(OSError):  # If it cannot be deleted, it is found to be damaged each time.
             self._file(segment).unlink()
 
     def _keeps(self) -> bool:
-        """Whether the folder takes segments, as far as this process knows."""
+        """Returns whether the folder accepts segments, as far as this process knows."""
         if time.monotonic() < self._seen.rests_until:
             return False
         if not self._seen.usable:
@@ -134,15 +136,18 @@ class Cache:
         if not self._seen.warned:
             self._seen.warned = True
             _log.warning(
-                "the cache %s keeps no further segment (%s); samples that it lacks are read from the store one by one, "
-                "and every %.0f minutes it is tried again.",
+                "the cache %s stores no further segment (%s); samples that are missing there are read from the store, "
+                "and the cache is tried again every %.0f minutes.",
                 self.folder,
                 error,
                 REST_S / 60,
             )
 
     def _fetch_free(self, missing: dict[str, Segment], fetch: Fetch) -> list[tuple[Segment, bytes]]:
-        """Fetches the first few that nobody else is fetching; strikes off `missing` what needs no further thought."""
+        """Fetches the first few segments that no other process is fetching, and removes them from `missing`.
+
+        Segments that are there already are removed too.
+        """
         with ExitStack() as claims:
             mine: list[tuple[Segment, int]] = []
             for name, segment in list(missing.items()):
@@ -158,7 +163,9 @@ class Cache:
         return [(segment, data) for (segment, _), data in zip(mine, brought, strict=True)]
 
     def _claim(self, segment: Segment) -> int | None:
-        """The open `.part` file under its lock, empty; None if another has it, or has just finished it."""
+        """Returns the open and empty `.part` file under its lock; None if another process has it, or has just finished
+        it.
+        """
         part = self._part(segment)
         try:
             Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -177,20 +184,25 @@ class Cache:
                 unless_mine.pop_all()
                 return file
         except FileNotFoundError:
-            return None  # Somebody deletes the folder: the next try makes it anew.
+            return None  # Somebody deletes the folder; the next attempt makes it again.
         except OSError as error:
             self._rest(error)
             return None
 
-    def _shows_life(self, segment: Segment) -> bool:
-        """Whether somebody may still bring it: who claims a segment, or writes it, changes the time of its `.part`."""
+    def _may_come(self, segment: Segment) -> bool:
+        """Returns whether another process may still bring the segment.
+
+        Claiming a segment and writing it both change the time of its `.part` file.
+        """
         try:
             return time.time() - self._part(segment).stat().st_mtime < WAIT_S
         except OSError:
             return True
 
     def _keep(self, segment: Segment, file: int, data: bytes) -> None:
-        """Room is booked before it is used, so that a crash in between never leads to more than the bound."""
+        """Stores a segment. Its bytes are booked first, so that a crash in between never leads to more than
+        `max_bytes`.
+        """
         for last in (False, True):
             try:
                 if self._keeps() and self._ledger.book(file, len(data), halve=last):
@@ -217,7 +229,7 @@ class Cache:
 
 
 def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
-    """The bytes of the segments; what arrives damaged is fetched once more, for bits also flip on the way."""
+    """Returns the bytes of the segments; damaged ones are fetched once more, because bits also flip on the way."""
     parts = fetch([segment.span for segment in segments])
     again = [number for number, segment in enumerate(segments) if not segment.is_intact(parts[number])]
     for number, part in zip(again, fetch([segments[number].span for number in again]) if again else [], strict=True):
@@ -226,7 +238,7 @@ def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
 
 
 def _is_there(path: Path) -> bool:
-    """Also False where the disk does not say."""
+    """Returns whether the path exists, and False if the disk does not answer."""
     with suppress(OSError):
         return path.exists()
     return False

@@ -1,4 +1,4 @@
-"""Where a stream stands: a plain value that travels with the batch into the checkpoint."""
+"""Defines the position of a stream as a plain value that travels with the batch into the checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from emocap_shards.errors import PlanError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """`position` samples of epoch `epoch` are consumed, by all ranks together: valid at any world size."""
+    """A position in a stream: all ranks together have consumed `position` samples of epoch `epoch`.
+
+    It does not depend on the number of ranks, so a run can resume at any world size.
+    """
 
     epoch: int = 0
     position: int = 0
@@ -19,17 +22,17 @@ class Cursor:
             raise PlanError(f"cursor epoch={self.epoch}, position={self.position}: neither can be negative.")
 
     def to_json(self) -> dict[str, int]:
-        """Plain numbers, for a larger JSON document."""
+        """Returns plain numbers, for a larger JSON document."""
         return {"epoch": self.epoch, "position": self.position}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Cursor":
-        """What `to_json` gave.
+        """Returns the cursor that `to_json` wrote.
 
         Raises:
-            PlanError: If a number is missing, or is no whole number from zero up.
+            PlanError: If a number is missing, or is not a non-negative integer.
         """
         numbers = value.get("epoch"), value.get("position")
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-            raise PlanError(f"{value!r} is no cursor; it has the whole numbers epoch and position.")
+            raise PlanError(f"{value!r} is not a cursor; a cursor has the integers epoch and position.")
         return cls(value["epoch"], value["position"])

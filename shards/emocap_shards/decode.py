@@ -1,4 +1,4 @@
-"""Encoded image bytes -> pixels, with bounds on what is decoded."""
+"""Decodes images into pixels, within bounds on the work that a file may cause."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from emocap_shards.errors import ImageError
 
-# What Pillow raises on broken bytes; it has no common root.
+# The errors that Pillow 13 raises on broken bytes. They have no common base class.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -21,14 +21,14 @@ _BROKEN = (
     ArithmeticError,
     struct.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
+    Image.DecompressionBombWarning,  # raised where warnings are errors
 )
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
-# Encoders make some ten. Each walks through all pixels, and an empty one takes 100 bytes: a file of 300 kB with 400 of
-# them was decoded for two minutes.
+# Encoders write about ten scans. Each scan goes through all pixels, and an empty one takes 100 bytes: decoding a file
+# of 300 kB with 400 scans took two minutes.
 MAX_SCANS = 64
-# What other files begin with, from the byte of the number on; most often their name ends in .jpg all the same.
+# Signatures of other formats: (first byte, signature, name). Files with these often have a name that ends in .jpg.
 _OTHERS = (
     (0, b"GIF8", "a GIF"),
     (0, b"BM", "a BMP"),
@@ -57,17 +57,17 @@ _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 
 
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
-    """The upright image (EXIF orientation applied) in RGB, 8 bits; transparent pixels show white.
+    """Returns the upright image (EXIF orientation applied) in RGB with 8 bits; transparent pixels become white.
 
-    16 bits become their high byte. CMYK is read as Adobe writes it (inverted) where the file has Adobe's marker, and
-    else as the standard says; colour profiles are not applied. Of several frames the first counts.
+    16-bit values are reduced to their high byte. CMYK is inverted, as Adobe writes it, if the file has Adobe's marker;
+    otherwise it is read as the standard says. Colour profiles are not applied. The first of several frames is used.
 
-    A plain JPEG goes straight to libjpeg-turbo, which gives Pillow's pixels in half the time; all that is less plain,
-    and all that is broken, goes to Pillow.
+    A plain JPEG is decoded by libjpeg-turbo, which returns the same pixels as Pillow in half the time. Pillow decodes
+    everything else, and everything that is broken.
 
     Raises:
-        ImageError: If the bytes are no whole JPEG, PNG or WebP, or the image has more than `max_pixels` pixels, or
-            `MAX_SCANS` scans.
+        ImageError: If the bytes are not a complete JPEG, PNG or WebP, or the image has more than `max_pixels`
+            pixels or more than `MAX_SCANS` scans.
     """
     if data[:3] == _JPEG and (scans := bytes(data).count(_SCAN)) > MAX_SCANS:
         raise ImageError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it again")
@@ -81,14 +81,14 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
 
 
 def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """("JPEG", "PNG" or "WEBP", width, height) from the header alone; pixels as stored.
+    """Returns ("JPEG", "PNG" or "WEBP", width, height) from the header alone, in pixels as stored (not turned upright).
 
     Raises:
-        ImageError: As `decode_image`, as far as the header tells.
+        ImageError: As `decode_image`, as far as the header shows it.
     """
     try:
         with _opened(data, max_pixels) as image:
-            # Pillow's name for a JPEG with a second one inside, as some phones write; the first counts.
+            # MPO is Pillow's name for a JPEG that contains a second one, as some phones write. The first one is used.
             found = "JPEG" if image.format == "MPO" else str(image.format)
             return found, image.width, image.height
     except _BROKEN as error:
@@ -96,7 +96,7 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
 
 
 def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
-    """The pixels of a whole JPEG in grey or YCbCr without EXIF; None for anything else."""
+    """Returns the pixels of a complete JPEG in grey or YCbCr without EXIF, and None for anything else."""
     if data[:3] != _JPEG or _may_have_exif(data):
         return None
     try:
@@ -104,12 +104,12 @@ def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, 
         if colours not in {"Gray", "YCbCr"} or int(height) * int(width) > max_pixels:
             return None
         return simplejpeg.decode_jpeg(data)
-    except ValueError:  # Pillow says what is wrong.
+    except ValueError:  # Pillow will say what is wrong.
         return None
 
 
 def _may_have_exif(data: bytes | memoryview) -> bool:
-    """Whether EXIF stands among the APPn and COM segments that a JPEG begins with."""
+    """Returns whether there may be EXIF among the APPn and COM segments at the beginning of a JPEG."""
     place = 2
     while place + 4 <= len(data):
         marker = data[place + 1]
@@ -124,15 +124,15 @@ def _may_have_exif(data: bytes | memoryview) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _BROKEN:  # an unreadable EXIF block tells no orientation, and the pixels are whole
+    except _BROKEN:  # The pixels are complete; only the orientation is unknown.
         return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB.
+    """Returns the image in RGB.
 
-    Pillow's own conversion clips 16 bits at 255, keeps the colours that lie under transparent pixels, most often black
-    or what was cut out, and takes every CMYK for Adobe's.
+    Pillow's own conversion clips 16 bits at 255, keeps the colours under transparent pixels, which are often black or
+    the part that was cut out, and treats every CMYK as Adobe's.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")
@@ -146,7 +146,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The high byte of 16 bits in grey, as for 16 bits in colour; the one transparent grey, if any, is white."""
+    """Returns the high byte of 16-bit grey, as for 16-bit colours; the one transparent grey value, if any, becomes
+    white.
+    """
     grey = np.asarray(image, dtype=np.uint16)
     high = (grey >> 8).astype(np.uint8)
     if isinstance(transparent := image.info.get("transparency"), int):
@@ -164,7 +166,7 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     known = sorted(set(FORMATS.values()))
     try:
         image = Image.open(io.BytesIO(data), formats=known)
-    except UnidentifiedImageError:  # Pillow names an address in memory.
+    except UnidentifiedImageError:  # Pillow's message contains only an address in memory.
         raise ImageError(_refusal(bytes(data[:64]))) from None
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels; make it smaller")
@@ -172,7 +174,7 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
 
 
 def _refusal(head: bytes) -> str:
-    """What is said of bytes that are no image of a format that is taken; `head` is their beginning."""
+    """Returns the message for bytes that are not an image of a supported format; `head` is their beginning."""
     if not head:
         return "the image is empty, a file of 0 bytes"
     known = "JPEG, PNG or WebP"
@@ -180,7 +182,7 @@ def _refusal(head: bytes) -> str:
     for place, signature, name in _OTHERS:
         if start[place:].startswith(signature):
             cure = _CURES.get(name, "convert it, as with `magick FILE FILE.png`")
-            return f"the image is {name}, and no {known}; {cure}"
+            return f"the image is {name}, not {known}; {cure}"
     if head.startswith((_JPEG, b"\x89PNG", b"RIFF")):
         return "the image cannot be decoded: its header is broken"
-    return f"the bytes are no {known} image"
+    return f"the bytes are not a {known} image"

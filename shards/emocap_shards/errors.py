@@ -1,33 +1,33 @@
-"""Every error that this package raises on purpose.
+"""Defines every error that this package raises on purpose.
 
     ShardsError
-    ├── StoreError            a store did not do what it was asked
-    │   ├── NotFound          there is no such object
-    │   ├── TooLarge          an object is larger than the limit that the reader set
-    │   └── ConditionFailed   somebody else wrote first: nothing was changed
-    ├── PlanError             numbers that no plan can follow (also a ValueError)
-    ├── ManifestError         no whole dataset stands at this URL
-    ├── RecordError           a sample that may not enter a shard
-    ├── AnnotationError       a caption or labels that break the format (the reader wraps it)
-    ├── ImageError            bytes that are no usable image (the reader wraps it)
-    ├── DamagedShard          a shard or its index is not what the manifest says
-    ├── DamagedSample         one sample of a shard is not what it was when it was written
+    ├── StoreError            a store cannot be reached, refuses a request, or is full
+    │   ├── NotFound          the object does not exist
+    │   ├── TooLarge          the object is larger than the limit that the reader set
+    │   └── ConditionFailed   a conditional write lost; nothing was changed
+    ├── PlanError             no plan can be made from these numbers (also a ValueError)
+    ├── ManifestError         there is no complete dataset at this URL
+    ├── RecordError           a sample must not be written into a shard
+    ├── AnnotationError       a caption or labels do not follow the format (the reader wraps it)
+    ├── ImageError            bytes are not a usable image (the reader wraps it)
+    ├── DamagedShard          a shard or its index differs from what the manifest says
+    ├── DamagedSample         a sample of a shard differs from what was written
     └── BudgetSpent           more samples were quarantined than the error budget allows
 
-A message says what went wrong, where (URL, shard, key) and what to do.
+A message says what went wrong, where it happened (URL, shard, key) and what to do.
 """
 
 
 class ShardsError(Exception):
-    """The root: `except ShardsError` catches all of the tree."""
+    """The root of the tree: `except ShardsError` catches every error of this package."""
 
 
 class StoreError(ShardsError):
-    """A store did not do what it was asked: unreachable, refused, full."""
+    """A store failed: it cannot be reached, refuses a request, or is full."""
 
 
-class NotFound(StoreError):  # noqa: N818 - the word for it, as in HTTP
-    """There is no such object; `path` is the one that was asked for."""
+class NotFound(StoreError):  # noqa: N818 - the name of the HTTP status
+    """The object does not exist; `path` is the path that was requested."""
 
     def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
@@ -35,35 +35,35 @@ class NotFound(StoreError):  # noqa: N818 - the word for it, as in HTTP
 
 
 class TooLarge(StoreError):  # noqa: N818
-    """An object is larger than the reader expects; it was not read to its end."""
+    """An object is larger than the reader allows; it was not read to its end."""
 
 
 class ConditionFailed(StoreError):  # noqa: N818
-    """A conditional write lost: the object exists, or is not the version that was read. Nothing was changed."""
+    """A conditional write lost, because the object exists or has another version. Nothing was changed."""
 
 
 class PlanError(ShardsError, ValueError):
-    """Numbers that no plan can follow, such as rank 4 of 4."""
+    """No plan can be made from these numbers, for example rank 4 of a world of 4."""
 
 
 class ManifestError(ShardsError):
-    """No whole dataset stands at this URL."""
+    """There is no complete dataset at this URL."""
 
 
 class RecordError(ShardsError):
-    """A sample that may not enter a shard."""
+    """A sample must not be written into a shard."""
 
 
 class AnnotationError(ShardsError):
-    """A caption or labels that break the format."""
+    """A caption or labels do not follow the format."""
 
 
 class ImageError(ShardsError):
-    """Bytes that are no usable image."""
+    """Bytes are not a usable image."""
 
 
 class DamagedShard(ShardsError):  # noqa: N818
-    """A shard or its index is not what the manifest says."""
+    """A shard or its index differs from what the manifest says."""
 
     def __init__(self, message: str, *, shard: str = "") -> None:
         super().__init__(message)
@@ -71,14 +71,15 @@ class DamagedShard(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, reason: str) -> "DamagedShard":
+        """Returns the error for `shard`, the path of a tar, with the usual cure."""
         cure = "run `emocap verify` on the dataset, then upload or pack this shard again"
         return cls(f"shard {shard}: {reason}; {cure}.", shard=shard)
 
 
 class DamagedSample(ShardsError):  # noqa: N818
-    """One sample is not what it was when it was written.
+    """A sample differs from what was written.
 
-    The message alone is enough to build one, so that a DataLoader can raise it again in another process.
+    The message alone is enough to build one, so that a DataLoader can raise the error again in another process.
     """
 
     def __init__(self, message: str, *, shard: str = "", key: str = "", reason: str = "") -> None:
@@ -89,12 +90,15 @@ class DamagedSample(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, key: str, reason: str) -> "DamagedSample":
+        """Returns the error for the sample `key` of `shard`, with the usual cure."""
         cure = "upload or pack the shard again, or allow holes with an error budget"
         return cls(f"sample {key!r} of shard {shard}: {reason}; {cure}.", shard=shard, key=key, reason=reason)
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined than the error budget allows; `damaged` are all that are known here."""
+    """More samples were quarantined than the error budget allows; `damaged` lists all of them that this process
+    knows.
+    """
 
     def __init__(self, message: str, *, damaged: tuple[DamagedSample, ...] = ()) -> None:
         super().__init__(message)

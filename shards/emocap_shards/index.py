@@ -1,4 +1,4 @@
-"""Where each sample of a shard lies, and the checksum of its bytes."""
+"""Holds where each sample of a shard lies, and the checksum of its bytes."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from emocap_shards.errors import DamagedShard
 
 _MOST_BYTES = 1 << 40
 _MOST_SAMPLE_BYTES = 1 << 30
-# Format 1.0 of .npy: magic, two bytes of header length, the header padded with blanks.
+# Format 1.0 of .npy has a magic number, two bytes for the length of the header, and the header padded with blanks.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)\{'descr': \[\('key', '\|S(?P<width>[1-9]\d{0,3})'\), \('offset', '<i8'\), "
     rb"\('length', '<i8'\), \('crc32c', '<u4'\)\], 'fortran_order': False, 'shape': \((?P<samples>\d{1,12}),\), \} *\n"
@@ -22,7 +22,9 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One sample in its tar: bytes [offset, offset + length), first header to last padding; CRC-32C of them."""
+    """One sample in its tar: bytes [offset, offset + length), from its first header to its last padding, and their
+    CRC-32C.
+    """
 
     key: str
     offset: int
@@ -36,7 +38,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardIndex:
-    """The slots of one shard, in the order of the tar. On disk: one structured array in a .npy file."""
+    """The slots of one shard, in the order of the tar. The file of an index is one structured array in a .npy."""
 
     encoded_keys: np.ndarray
     offsets: Int64[np.ndarray, " samples"]
@@ -56,7 +58,7 @@ class ShardIndex:
 
 
 def dump_index(slots: Sequence[Slot]) -> bytes:
-    """Equal slots are equal bytes."""
+    """Returns the bytes of an index file; equal slots give equal bytes."""
     width = max((len(slot.key.encode()) for slot in slots), default=1)
     rows = [(slot.key.encode(), slot.offset, slot.length, slot.crc32c) for slot in slots]
     file = io.BytesIO()
@@ -65,10 +67,10 @@ def dump_index(slots: Sequence[Slot]) -> bytes:
 
 
 def load_index(data: bytes, *, shard: str) -> ShardIndex:
-    """The index of `shard` (named in errors) from the bytes of its file.
+    """Returns the index of `shard` (named in errors) from the bytes of its file.
 
     Raises:
-        DamagedShard: If the bytes are no index, or its samples do not follow one another.
+        DamagedShard: If the bytes are not an index, or its samples do not follow one another.
     """
     try:
         rows = _rows(data)
@@ -79,24 +81,24 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
     except ValueError as error:
         raise DamagedShard.at(shard, f"its index cannot be read ({error})") from error
     starts, lengths = index.offsets, index.lengths
-    # Bounded one by one before they are added: int64 wraps around.
+    # Each number is bounded before the sum is computed, because int64 overflows silently.
     bounded = ((starts >= 0) & (starts < _MOST_BYTES) & (lengths > 0) & (lengths <= _MOST_SAMPLE_BYTES)).all()
     if not bounded or (starts[1:] < (starts + lengths)[:-1]).any():
-        raise DamagedShard.at(shard, "its index does not go forward through the tar")
+        raise DamagedShard.at(shard, "the samples of its index overlap, or are not in the order of the tar")
     return index
 
 
 def _rows(data: bytes) -> np.ndarray:
-    """The array of a .npy file as `dump_index` writes it, without a copy.
+    """Returns the array of a .npy file that `dump_index` wrote, without a copy.
 
-    Numpy's own reader evaluates the header as Python's literals and makes the room that it asks for.
+    NumPy's own reader evaluates the header as Python literals and allocates the memory that the header requests.
     """
     found = _HEADER.match(data)
     if not found:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin with the header of an index")
     rows = np.frombuffer(data, dtype=_dtype(int(found["width"])), offset=found.end())
     if len(rows) != int(found["samples"]):
-        raise ValueError(f"its header says {int(found['samples'])} samples and it holds {len(rows)}")
+        raise ValueError(f"its header says {int(found['samples'])} samples, but it holds {len(rows)}")
     return rows
 
 

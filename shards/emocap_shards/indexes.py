@@ -1,4 +1,6 @@
-"""The indexes of a dataset's shards: read when they are wanted, side by side, and kept while there is room."""
+"""Reads the indexes of a dataset's shards when they are needed, several at a time, and keeps a bounded number
+of them.
+"""
 
 import hashlib
 import threading
@@ -12,17 +14,17 @@ from emocap_shards.manifest import Manifest
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 
-# Indexes that are kept hold this many samples together, some 100 bytes each.
+# The kept indexes have at most this many samples together, about 100 bytes each.
 KEPT_SAMPLES = 1 << 21
 AT_ONCE = 16
-# Of an index: a key of 9999 bytes and three numbers.
+# A row of an index is a key of at most 9999 bytes and three numbers.
 MOST_ROW_BYTES, HEADER_BYTES = 10_020, 4096
 MOST_INDEX_BYTES = 1 << 28
 READS_AGAIN = 4
 
 
 class Indexes:
-    """Of the shards of one dataset; threads may share it."""
+    """The indexes of the shards of one dataset. Threads may share it."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
@@ -32,10 +34,10 @@ class Indexes:
         self._lock = threading.Lock()
 
     def of(self, numbers: Sequence[int]) -> list[ShardIndex]:
-        """The indexes of these shards, by their numbers in the manifest.
+        """Returns the indexes of these shards, given by their numbers in the manifest.
 
         Raises:
-            DamagedShard: If one is missing or not the one that the manifest means.
+            DamagedShard: If one is missing, or differs from the one that the manifest names.
         """
         with self._lock:
             found = {number: self._kept[number] for number in numbers if number in self._kept}
@@ -64,10 +66,10 @@ class Indexes:
 
 
 def read_index(store: Store, shard: Shard) -> ShardIndex:
-    """The index of a shard, if it is the one that the manifest means.
+    """Returns the index of a shard, if its digest is the one in the manifest.
 
     Raises:
-        DamagedShard: If it is missing or another.
+        DamagedShard: If it is missing or different.
     """
 
     def is_right(data: bytes) -> bool:
@@ -93,14 +95,14 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
 
 
 def most_index_bytes(shard: Shard) -> int:
-    """A bound on the bytes of a shard's index, whatever the manifest says."""
+    """Returns a bound on the bytes of a shard's index, whatever the manifest says."""
     return min(shard.samples * MOST_ROW_BYTES + HEADER_BYTES, MOST_INDEX_BYTES)
 
 
 def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:
-    """What a store really holds where wrong bytes were `found`: bits that flip on the way are no damage.
+    """Returns what a store really holds, after wrong bytes were `found`: bits that flip on the way are not damage.
 
-    Reads again until the bytes are right, or wrong in the same way twice.
+    It reads again until the bytes are right, or are wrong in the same way twice.
     """
     for _ in range(READS_AGAIN):
         before, found = found, read()

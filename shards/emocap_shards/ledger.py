@@ -1,7 +1,7 @@
-"""How many bytes a cache's folder holds, agreed between processes that may die at any point.
+"""Records how many bytes a cache's folder holds, for processes that may die at any point.
 
-All booking and all evicting happens under the lock of one file, the ledger, which may only ever say too much: what is
-booked but not written yet is a `.part` file of that size under its owner's lock.
+All booking and all evicting happens under the lock of one file, the ledger. The number in it may only be too high.
+Bytes that are booked but not written yet belong to a `.part` file of that size, which its writer keeps locked.
 """
 
 import errno
@@ -16,27 +16,34 @@ from pathlib import Path
 
 from emocap_shards.local_files import UnsafePath, open_own
 
-# The ledger is held for as long as it takes to look at every file.
+# A process holds the ledger for as long as it takes to look at every file of the cache.
 WAIT_S = 30.0
-# A `.part` file this old is nobody's, also under a lock: a child that was forked at a bad moment may hold that.
+# A `.part` file of this age has no owner even if it is locked: a forked child may have inherited the lock.
 ABANDONED_S = 3600
-# After an eviction this share of the room is taken.
+# An eviction leaves this share of `max_bytes` in use.
 FILLED = 0.9
 _POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLedger:
-    """Of the `.seg` and `.part` files in the folders of `folder`: at most `max_bytes`."""
+    """The bookkeeping for the `.seg` and `.part` files in the folders of `folder`, which together hold at most
+    `max_bytes`.
+    """
 
     folder: Path
     max_bytes: int
 
     def book(self, file: int, count: int, *, halve: bool) -> bool:
-        """Enters a `.part` of `count` bytes in the ledger, and gives it its size, so that others can count it.
+        """Books `count` bytes for a `.part` file and gives the file that size, so that other processes can count it.
+
+        Args:
+            file: The descriptor of the `.part` file, which the caller has locked.
+            count: Bytes to book.
+            halve: Evicts half of the segments in any case.
 
         Returns:
-            Whether there is room, at the cost of other segments; `halve` takes half of them away in any case.
+            Whether there is room. Segments that were not used for the longest time are evicted to make room.
         """
         with self.opened() as ledger:
             os.ftruncate(file, 0)
@@ -45,7 +52,7 @@ class CacheLedger:
             if halve or total > self.max_bytes:
                 total = self._evict(int(self.max_bytes * FILLED) - count, halve=halve) + count
             has_room = total <= self.max_bytes
-            # In place and of one length: a full disk has no room for more, and a crash leaves nothing half.
+            # Overwritten in place with a fixed length: this works on a full disk, and a crash leaves no partial number.
             os.pwrite(ledger, b"%018d" % (total if has_room else total - count), 0)
             os.ftruncate(ledger, 18)
             os.ftruncate(file, count if has_room else 0)
@@ -53,7 +60,12 @@ class CacheLedger:
 
     @contextmanager
     def opened(self) -> Generator[int]:
-        """The open ledger under its lock; it may only ever say too much."""
+        """Yields the descriptor of the ledger under its lock.
+
+        Raises:
+            TimeoutError: If another process has held the lock for `WAIT_S`.
+            OSError: If the file cannot be opened.
+        """
         file = open_own(self.folder / "ledger", os.O_RDWR | os.O_CREAT)
         try:
             if not locked(file, wait_s=WAIT_S):
@@ -66,7 +78,7 @@ class CacheLedger:
             os.close(file)
 
     def _evict(self, bound: int, *, halve: bool) -> int:
-        """Deletes the segments whose use lies back longest; how many bytes are left, with those on their way."""
+        """Deletes the least recently used segments; returns the bytes that remain, including those that are booked."""
         now = time.time()
         coming = sum(_live_bytes(part, now) for part in self.folder.glob("*/*.part"))
         found = sorted(_uses(self.folder, now))
@@ -81,9 +93,12 @@ class CacheLedger:
 
 
 def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
-    """Last use, bytes and path of every segment. A use in the future, of a clock that was wrong, becomes one of now."""
+    """Yields the last use, the bytes and the path of every segment.
+
+    A use in the future, which a wrong clock has written, is set to now.
+    """
     for path in folder.glob("*/*.seg"):
-        with suppress(FileNotFoundError):  # another process has taken it away
+        with suppress(FileNotFoundError):  # another process has deleted it
             stat = path.lstat()
             if stat.st_mtime > now:
                 os.utime(path, (now, now), follow_symlinks=False)
@@ -91,7 +106,7 @@ def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
 
 
 def _live_bytes(part: Path, now: float) -> int:
-    """What somebody has booked for a segment; what a fetch that died has left is deleted."""
+    """Returns the bytes that a live process has booked for a segment; deletes the file of a process that has died."""
     try:
         file = open_own(part, os.O_RDWR)
     except (FileNotFoundError, UnsafePath):
@@ -110,7 +125,10 @@ def _live_bytes(part: Path, now: float) -> int:
 
 
 def locked(file: int, *, wait_s: float) -> bool:
-    """Asks again and again, for `flock` itself waits without a limit."""
+    """Tries to lock a file for up to `wait_s` seconds and returns whether it succeeded.
+
+    It polls, because `flock` itself can only wait without a limit.
+    """
     gives_up = time.monotonic() + wait_s
     while True:
         try:
@@ -124,9 +142,13 @@ def locked(file: int, *, wait_s: float) -> bool:
 
 
 def release(file: int, part: Path) -> None:
-    """Ends a claim. To close the file is not enough: a child that was forked meanwhile holds the lock with its copy."""
+    """Deletes the `.part` file and unlocks it.
+
+    Closing the file would not be enough: a child that was forked in the meantime holds the lock with its own
+    descriptor.
+    """
     try:
-        with suppress(OSError):  # an empty file that stays is taken over, or evicted
+        with suppress(OSError):  # An empty file that remains is reused or deleted by another process.
             if is_at(file, part):
                 part.unlink()
     finally:
@@ -135,7 +157,7 @@ def release(file: int, part: Path) -> None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether the open file is still the one with this name."""
+    """Returns whether the open file still has this name."""
     try:
         return os.fstat(file).st_ino == path.stat().st_ino
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Files and folders on a host that several people share.
+"""Opens files and folders safely on a host that several people share.
 
-A name in a folder that others may write to can be a link to a file of ours, or a pipe that nobody ever writes to.
-Nothing here waits for such a thing, and what is ours alone (caches, locks, temporary folders) is opened without
-following links and must belong to this process's user.
+In a folder that others may write to, a name can be a link to a file of ours, or a pipe that nobody ever writes to.
+Functions of this module never wait for such a thing. What belongs to this process's user alone (caches, locks,
+temporary folders) is opened without following links, and must belong to that user.
 """
 
 import errno
@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-# A socket, a pipe that nobody reads, a device without a driver.
+# The errors of `os.open` for a socket, a pipe that nobody reads, and a device without a driver.
 _NO_FILE = {errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP}
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -23,8 +23,8 @@ _KINDS = (
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class UnsafePath(OSError):  # noqa: N818 - it says more than "error"
-    """What lies at a path is not what may lie there; `strerror` says what it is, and what to do."""
+class UnsafePath(OSError):  # noqa: N818 - the name says more than "error"
+    """Something else lies at a path than is allowed there; `strerror` says what it is and what to do."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(errno.EPERM, reason, str(path))
@@ -34,16 +34,16 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
     """Opens a regular file, and never waits for a pipe or a device.
 
     Args:
-        path: Of the file.
-        flags: As of `os.open`.
-        mode: Of a file that is made.
+        path: The file.
+        flags: Flags of `os.open`.
+        mode: Access rights of a file that is created.
         follow: Whether the last part of the path may be a link.
 
     Returns:
-        The descriptor.
+        The descriptor, which the caller closes.
 
     Raises:
-        UnsafePath: If something else lies there.
+        UnsafePath: If something other than a regular file lies there.
         OSError: As `os.open` does; a folder is an `IsADirectoryError`.
     """
     try:
@@ -62,10 +62,10 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
 
 
 def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Opens a regular file of this user that has no second name; a new one is for this user alone.
+    """Opens a regular file of this user that has no second name (hard link). A new file is readable by this user alone.
 
     Raises:
-        UnsafePath: If something else lies there, or somebody else's file.
+        UnsafePath: If something else lies there, or a file of another user.
         OSError: As `os.open` does.
     """
     file = open_regular(path, flags, 0o600, follow=False)
@@ -78,14 +78,14 @@ def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def make_own_folder(folder: str | Path) -> None:
-    """Makes a folder for this user alone; one that is there already must be this user's, and closed to other writers.
+    """Makes a folder for this user alone. An existing one must belong to this user, and others must not write to it.
 
     Raises:
-        UnsafePath: If it is not.
-        OSError: If it cannot be made.
+        UnsafePath: If the existing folder does not satisfy this.
+        OSError: If the folder cannot be made.
     """
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    name, status = os.lstat(folder), os.stat(folder)  # noqa: PTH116 - the link, and what it leads to
+    name, status = os.lstat(folder), os.stat(folder)  # noqa: PTH116 - the link, and the folder that it leads to
     foreign = next((uid for uid in (status.st_uid, name.st_uid) if uid != os.geteuid()), None)
     if foreign is not None and not (stat.S_ISLNK(name.st_mode) and foreign == 0 and status.st_uid == os.geteuid()):
         cure = f"name a folder of your own, such as {Path(folder) / str(os.geteuid())}"
@@ -96,7 +96,7 @@ def make_own_folder(folder: str | Path) -> None:
 
 
 def is_own_folder(folder: str | Path) -> bool:
-    """Whether a folder, and no link to one, lies there that belongs to this user."""
+    """Returns whether a folder of this user, and not a link to one, lies there."""
     try:
         status = os.lstat(folder)
     except OSError:
@@ -105,7 +105,7 @@ def is_own_folder(folder: str | Path) -> bool:
 
 
 def owner(uid: int) -> str:
-    """A user for messages."""
+    """Returns the name of a user for messages."""
     import pwd
 
     try:

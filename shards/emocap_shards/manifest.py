@@ -1,4 +1,6 @@
-"""What a dataset is: its shards, each with its size and digest. A folder without a manifest is no dataset."""
+"""Describes a dataset: its shards, each with its size and digest. A folder without a manifest does not count as a
+dataset.
+"""
 
 import functools
 import hashlib
@@ -21,9 +23,9 @@ SCHEMA = 1
 
 
 class Manifest:
-    """The shards in their canonical order: sample `i` of the dataset is the i-th of them laid end to end.
+    """The shards in their canonical order. Sample `i` of the dataset is the i-th sample of all shards laid end to end.
 
-    A hundred thousand shards are some 16 MB in memory: columns, of which `shards` shows the rows.
+    A hundred thousand shards take about 16 MB of memory, because `shards` stores columns.
     """
 
     def __init__(self, shards: Iterable[Shard], *, digest: str | None = None) -> None:
@@ -32,10 +34,10 @@ class Manifest:
 
     @classmethod
     def load(cls, data: bytes, *, url: str) -> "Manifest":
-        """The manifest from its bytes; `url` is named in errors.
+        """Returns the manifest from its bytes; `url` is named in errors.
 
         Raises:
-            ManifestError: If it is of another schema, empty or damaged.
+            ManifestError: If it has another schema, is empty or damaged.
         """
         return cls(_shards(data, url), digest=hashlib.sha256(data).hexdigest())
 
@@ -60,24 +62,24 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the manifest, and so of every byte of the dataset."""
+        """SHA-256 of the manifest, which depends on every byte of the dataset."""
         return self._digest or hashlib.sha256(self.dump()).hexdigest()
 
     def dump(self) -> bytes:
-        """Equal manifests are equal bytes."""
+        """Returns the bytes of the manifest; equal manifests give equal bytes."""
         rows = {"schema": SCHEMA, "shards": [asdict(shard) for shard in self.shards]}
         return json.dumps(rows, indent=1, sort_keys=True).encode()
 
     def write(self, store: Store) -> None:
-        """Makes the dataset exist.
+        """Writes the manifest, after which the dataset exists.
 
         Raises:
-            ManifestError: If another dataset is there already, or the manifest is longer than a reader takes.
+            ManifestError: If there is a dataset already, or the manifest is longer than a reader accepts.
         """
         data = self.dump()
         if len(data) > DOCUMENT_BYTES:
             cure = "put more samples into a shard"
-            raise ManifestError(f"{store.url}: {len(self.shards):,} shards make too long a {MANIFEST}: {cure}.")
+            raise ManifestError(f"{store.url}: a {MANIFEST} of {len(self.shards):,} shards is too long: {cure}.")
         try:
             refuse_dataset(store)
             store.put_if_absent(MANIFEST, data)
@@ -86,10 +88,10 @@ class Manifest:
 
 
 def read_manifest(where: Store | str | Path) -> Manifest:
-    """The manifest of the dataset at a URL or in a store.
+    """Returns the manifest of the dataset at a URL or in a store.
 
     Raises:
-        ManifestError: If there is none, or it is of another schema, empty or damaged.
+        ManifestError: If there is none, or it has another schema, is empty or damaged.
         StoreError: If the store cannot be reached.
     """
     store = open_store(where) if isinstance(where, str | Path) else where
@@ -101,10 +103,10 @@ def read_manifest(where: Store | str | Path) -> Manifest:
 
 
 def refuse_dataset(store: Store) -> None:
-    """Returns only if no dataset stands in the store.
+    """Returns only if the store holds no dataset.
 
     Raises:
-        ManifestError: If one does.
+        ManifestError: If it holds one.
     """
     if store.exists(MANIFEST):
         raise _occupied(store)

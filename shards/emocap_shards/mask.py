@@ -1,8 +1,9 @@
-"""The one mask for texts: what a person, a log or a tracker is shown holds no secret.
+"""Masks secrets in every text that a person, a log or a tracker sees.
 
-A secret is known by its place or by its value. Places: user and password of a URL, its query, an `Authorization`
-header, a value beside a name such as `password` or `access_token`. Values: those of the environment's credential
-variables, and what a config took from the environment (`remember`). A secret that is neither is not found.
+A secret is recognised by its place or by its value. The places are the user and password of a URL, its query, an
+`Authorization` header, and a value next to a name such as `password` or `access_token`. The values are those of the
+environment's credential variables, and those that a config took from the environment (`remember`). A secret that is
+recognised in neither way is not masked.
 """
 
 import functools
@@ -15,16 +16,16 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 6
-"""Shorter values would be found in the middle of words; they are hidden by their place alone."""
+"""Shorter values also occur inside of ordinary words, so they are masked by their place alone."""
 SHORTEST_ID = 16
-"""The ids of keys that AWS makes have this length at least."""
+"""Key ids that AWS creates are at least this long."""
 
-# A blank or a double quote ends a URL: passwords are written with anything else, also / ? # and @.
+# A blank or a double quote ends a URL. A password may contain any other character, also / ? # and @.
 _LOCAL = ("sqlite", "file", "local")
 _URL = re.compile(rf'(?:{"|".join(_LOCAL)})?://[^\s"]+')
 _HEADER = re.compile(r"(?P<name>\bauthorization['\"]?\s*[=:]\s*['\"]?)[^'\"\r\n]+", re.IGNORECASE)
 _SCHEME = re.compile(r"(?P<name>\b(?:bearer|basic)\s+)(?=[^\s\"']*[0-9=_./+-])[^\s\"']{6,}", re.IGNORECASE)
-# A letter after the word makes it another one: tokens, tokenizer, credentials, SignatureDoesNotMatch.
+# A letter after the word makes it a different word: tokens, tokenizer, credentials, SignatureDoesNotMatch.
 _NAME = (
     r"(?:secret|password|passwd|passphrase|token|signature|credential|sig"
     r"|(?:access|account|api|private|shared|encryption|subscription)[_-]?key)(?![A-Za-z])[\w-]{0,40}"
@@ -43,7 +44,7 @@ _lock = threading.Lock()
 
 
 def masked(text: str) -> str:
-    """The text with *** for each secret in it. Masking twice changes nothing."""
+    """Returns the text with *** in place of each secret. Masking a second time changes nothing."""
     if known := secrets():
         text = _any_of(known).sub(MASK, text)
     text = _URL.sub(lambda match: masked_url(match[0]), text)
@@ -53,14 +54,14 @@ def masked(text: str) -> str:
 
 
 def masked_url(url: str) -> str:
-    """The URL with *** for user, password and query.
+    """Returns the URL with *** in place of user, password and query.
 
-    What comes before the last @ is taken for user and password, even where it is an object's name with an @ in it:
-    half of all AWS keys have a slash, and then a parser finds another user than the person meant.
+    Everything before the last @ is treated as user and password, even where it is the name of an object with an @ in
+    it. Half of all AWS keys contain a slash, and then a URL parser finds another user than the one that was meant.
     """
     scheme, separator, rest = url.partition("://")
     before, at, place = _userinfo(scheme, rest)
-    if "?" in before:  # A password with a question mark, or a query with an @.
+    if "?" in before:  # This is a password with a question mark, or a query with an @.
         return f"{scheme}{separator}{MASK}"
     host, question, query = place.partition("?")
     return f"{scheme}{separator}{MASK if before else ''}{at}{host}{question}{MASK if query else ''}"
@@ -69,14 +70,14 @@ def masked_url(url: str) -> str:
 def _userinfo(scheme: str, rest: str) -> tuple[str, str, str]:
     before, at, place = rest.rpartition("@")
     if scheme.endswith(_LOCAL) and before.startswith("/") and ":" not in before:
-        return "", "", rest  # A home folder such as /home/anna@example.org.
+        return "", "", rest  # This is a home folder such as /home/anna@example.org.
     return before, at, place
 
 
 def public_url(url: str) -> str:
-    """The URL with *** for the user, password and query that every parser finds in it; an @ in a name stays.
+    """Returns the URL with *** in place of the user, password and query that every parser finds; an @ in a name stays.
 
-    Only for a URL of which `holds_secret` is true for no other reason.
+    Use it only for a URL of which `holds_secret` is true for no other reason.
     """
     scheme, separator, rest = url.partition("://")
     netloc = _netloc(rest)
@@ -86,13 +87,13 @@ def public_url(url: str) -> str:
 
 
 def holds_secret(url: str) -> bool:
-    """Whether the URL has a user, a password or a query."""
+    """Returns whether the URL has a user, a password or a query."""
     rest = url.partition("://")[2]
     return "@" in _netloc(rest) or "?" in rest or is_ambiguous(url)
 
 
 def is_ambiguous(url: str) -> bool:
-    """Whether a person may have meant as password what a parser takes for host, port and path."""
+    """Returns whether a person may have meant as a password what a parser reads as host, port and path."""
     rest = url.partition("://")[2]
     before = rest.rpartition("@")[0]
     return ":" in before and "@" not in _netloc(rest)
@@ -103,24 +104,28 @@ def _netloc(rest: str) -> str:
 
 
 def remember(*values: str) -> None:
-    """Have these values masked in this process from now on, wherever they appear in a text.
+    """Registers values that this process masks from now on, wherever they appear in a text.
 
-    Of a URL its user, password and query are remembered, and not its place. Numbers and short texts are left out.
+    For a URL only its user, password and query are registered, and not its host. Numbers and short texts are ignored.
     """
     with _lock:
         _remembered.update(found for value in values for found in _parts(value))
 
 
 def secrets() -> tuple[str, ...]:
-    """Every value that is masked: of the environment as it is now, and what was remembered; for other processes."""
+    """Returns every value that is masked: those of the current environment and those that were registered.
+
+    The result is meant to be handed to other processes, which register it with `remember`.
+    """
     with _lock:
         return tuple(sorted(_remembered.union(*(_parts(value) for value in _credentials())), key=len, reverse=True))
 
 
 def _credentials() -> Iterator[str]:
-    """Values of the environment that are secrets by the name of their variable, and URLs with a user."""
+    """Yields the values of environment variables whose name marks a secret, and URLs with a user."""
     for name, value in os.environ.items():
-        # The id of a key is no secret by itself, and one that a person chose, as for a local server, is a word in use.
+        # A key id alone is not a secret. A short one was chosen by a person, as for a local server, and is often an
+        # ordinary word, which would then be masked everywhere.
         if name.upper().endswith("_ID") and len(value) < SHORTEST_ID:
             continue
         if _is_secret(name) or ("://" in value and "@" in value):
@@ -139,7 +144,7 @@ def _is_secret(name: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _parts(value: str) -> frozenset[str]:
-    """The secrets in a value: the value itself, or those in a URL, in JSON or in a connection string."""
+    """Returns the secrets in a value: the value itself, or those inside of a URL, of JSON or of a connection string."""
     return frozenset(part for part in _split(value.strip()) if len(part) >= SHORTEST and not _is_number(part))
 
 
@@ -189,6 +194,6 @@ def _any_of(values: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """The value as it may appear: as it is, in a URL, in JSON, in Python's repr."""
+    """Returns the value in every form in which it may appear: unchanged, in a URL, in JSON, in Python's repr."""
     escaped = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
     return {value, quote(value), quote(value, safe=""), quote_plus(value), *escaped}

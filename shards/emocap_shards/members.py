@@ -1,4 +1,4 @@
-"""One sample's stretch of a tar -> its members."""
+"""Finds the members of one sample in its part of a tar."""
 
 import io
 import tarfile
@@ -12,14 +12,14 @@ Places = dict[str, tuple[int, int]]
 
 
 def members_of(block: bytes) -> Places:
-    """Extension -> from where to where the member goes; the extension is what follows the first dot of the name.
+    """Returns, for each extension, the (start, stop) of its member within the block.
 
-    Headers that a plain ustar writer makes are read in place; all others (pax, GNU, other types) by tarfile, which
-    takes thirty times as long.
+    The extension is the part of the name after its first dot. Headers that a plain ustar writer makes are read in
+    place. All others (pax, GNU, other types) are read by tarfile, which takes thirty times as long.
 
     Raises:
-        tarfile.TarError: If the bytes are no tar.
-        ValueError: If a member comes twice, does not end inside the block, or is no plain file.
+        tarfile.TarError: If the bytes are not a tar.
+        ValueError: If a member occurs twice, does not end inside the block, or is not a plain file.
     """
     members: Places = {}
     position = 0
@@ -35,7 +35,7 @@ def members_of(block: bytes) -> Places:
 
 
 def _is_plain(block: bytes, position: int) -> bool:
-    """A regular file with a short name, its size in eleven octal digits."""
+    """Returns whether the header is that of a regular file with a short name and a size of eleven octal digits."""
     return (
         block.startswith(_USTAR, position + 257)
         and block.startswith(_FILE, position + 156)
@@ -49,10 +49,10 @@ def _by_tarfile(block: bytes) -> Places:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
             for member in tar:
                 if not member.isreg() or member.issparse():
-                    raise ValueError(f"member {member.name!r} is no plain file")
+                    raise ValueError(f"member {member.name!r} is not a plain file")
                 _add(members, member.name, member.offset_data, member.offset_data + member.size, len(block))
-    except (OverflowError, RecursionError) as error:  # sizes of 80 bits, thousands of headers for one member
-        raise ValueError(f"its headers are no tar's ({error})") from error
+    except (OverflowError, RecursionError) as error:  # A size of 80 bits, or thousands of headers for one member.
+        raise ValueError(f"its headers are not those of a tar ({error})") from error
     return members
 
 
@@ -60,5 +60,5 @@ def _add(members: Places, name: str, start: int, stop: int, end: int) -> None:
     extension = name.rsplit("/", 1)[-1].partition(".")[2]
     is_whole = start <= stop <= end
     if extension in members or not is_whole:
-        raise ValueError(f"member {name!r} {'comes twice' if is_whole else 'is cut'}")
+        raise ValueError(f"member {name!r} {'occurs twice' if is_whole else 'is cut'}")
     members[extension] = start, stop

@@ -1,8 +1,9 @@
-"""Several sources in fixed shares, at every moment: which source gives the sample at which position.
+"""Mixes several sources in fixed shares: which source provides the sample at which position.
 
-The chairman assignment (Tijdeman 1980): of the sources whose turn it may be, the one with the earliest deadline. What a
-source gave among the first p samples is then within one sample of its share of p, for any number of sources. The turns
-repeat after a round of `ROUND` positions, so it is also arithmetic, and no state but p is needed to go on from p.
+The method is the chairman assignment (Tijdeman 1980): among the sources whose turn it may be, the one with the earliest
+deadline is chosen. The number of samples of a source among the first p samples is then within one of its share of p,
+for any number of sources. The turns repeat after a round of `ROUND` positions. So the choice at any position is plain
+arithmetic, and resuming at p needs no state but p.
 """
 
 import functools
@@ -22,16 +23,16 @@ ROUND = 1 << 12
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """Steps of `global_batch` samples without end; each source goes through its own epochs, every sample once in each.
+    """Endless steps of `global_batch` samples. Each source goes through its own epochs, with every sample once in each.
 
-    What the cursor calls an epoch is as many samples as all sources have together. There is no remainder: a step goes
-    on into the next epoch.
+    In the cursor an epoch is as many samples as all sources have together. There is no remainder: a step may reach into
+    the next epoch.
 
     Args:
-        samples: Of each source.
+        samples: Number of samples of each source.
         weights: Share of each source, positive; their sum does not matter. A share is kept to 1 / `ROUND`.
-        global_batch: Samples in a step, over all ranks.
-        epochs: Ends before this epoch, with a smaller step if need be; None goes on for ever.
+        global_batch: Number of samples in a step, over all ranks.
+        epochs: Ends before this epoch, with a smaller last step if needed; None never ends.
     """
 
     samples: tuple[int, ...]
@@ -41,7 +42,7 @@ class MixturePlan:
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or len(self.samples) != len(self.weights) or min(self.samples) < 1:
-            raise PlanError(f"{self}: a mixture takes a weight for each source, and steps of one sample or more.")
+            raise PlanError(f"{self}: a mixture needs a weight for each source, and steps of one sample or more.")
         if not all(weight > 0 and np.isfinite(weight) for weight in self.weights):
             raise PlanError(f"weights={self.weights}: every weight is a number above 0; leave out a source instead.")
 
@@ -56,38 +57,40 @@ class MixturePlan:
             yield Step(tuple(self.ranges(position, stop)), Cursor(*divmod(stop, epoch)))
 
     def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
-        """What each source gives to positions [start, stop)."""
+        """Yields the ranges of each source that together fill positions [start, stop)."""
         for source, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
             yield from passes(source, first, last, self.samples[source])
 
     def given(self, position: int) -> list[int]:
-        """How many samples each source gave before a position."""
+        """Returns how many samples each source has provided before a position."""
         rounds, rest = divmod(position, ROUND)
         return (rounds * self._turns[-1] + self._turns[rest]).tolist()
 
     @functools.cached_property
     def _turns(self) -> Int64[np.ndarray, "turns sources"]:
-        """How many samples each source gave before each position of a round; the last row is the whole round."""
+        """Returns how many samples each source has provided before each position of a round; the last row is the full
+        round.
+        """
         parts = np.array(apportioned(self.weights, ROUND))
         given = np.zeros((ROUND + 1, len(parts)), dtype=np.int64)
         slack = max(2 * len(parts) - 2, 1)
         for turn in range(1, ROUND + 1):
-            # How far a source is behind, in 1 / (slack ROUND) of a sample; whole numbers, so equal everywhere.
-            behind = slack * (parts * turn - ROUND * given[turn - 1])
-            deadline = np.where(behind >= ROUND, (slack * ROUND - ROUND - behind) / parts, np.inf)
+            # How many samples a source still owes, in units of 1 / (slack ROUND). Integers, so equal on every machine.
+            owed = slack * (parts * turn - ROUND * given[turn - 1])
+            deadline = np.where(owed >= ROUND, (slack * ROUND - ROUND - owed) / parts, np.inf)
             given[turn] = given[turn - 1]
             given[turn, int(np.argmin(deadline))] += 1
         return given
 
 
 def apportioned(weights: Sequence[float], seats: int) -> list[int]:
-    """Whole numbers in the proportion of the weights that add up to `seats`, each at least 1 (largest remainders).
+    """Returns integers in the proportion of the weights that add up to `seats`, each at least 1 (largest remainders).
 
     Raises:
         PlanError: If there are more weights than seats.
     """
     if len(weights) > seats:
-        raise PlanError(f"{len(weights)} sources are more than a mixture takes, {seats}.")
+        raise PlanError(f"{len(weights)} sources are too many; a mixture takes at most {seats}.")
     free = seats - len(weights)
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * seats
     above = np.maximum(exact - 1, 0)

@@ -1,7 +1,7 @@
-"""The canonical order of one pass over a dataset: a pure function of (seed, epoch, position).
+"""Defines the canonical order of one pass over a dataset: a pure function of (seed, epoch, position).
 
-The shards are shuffled, and then the samples within each window: consecutive shards that begin within the same
-`window_samples` of the shuffled sequence. World size, ranks and workers do not occur in it.
+First the shards are shuffled. Then the samples are shuffled within each window, which consists of consecutive shards
+that begin within the same `window_samples` of the shuffled sequence. World size, ranks and workers have no influence.
 """
 
 import functools
@@ -17,7 +17,7 @@ Ids = Int64[np.ndarray, " samples"]
 
 
 class ShardLayout:
-    """Where the samples of each shard stand when all shards are laid end to end."""
+    """The first position and the number of samples of each shard when all shards are laid end to end."""
 
     def __init__(self, counts: Sequence[int] | Ids) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
@@ -28,13 +28,16 @@ class ShardLayout:
         return int(self.firsts[-1])
 
     def shard_of(self, ids: Ids) -> Ids:
-        """The number of the shard that holds each sample."""
+        """Returns the number of the shard that holds each sample."""
         return np.searchsorted(self.firsts, ids, side="right").astype(np.int64) - 1
 
 
 @dataclass(frozen=True)
 class Order:
-    """One epoch over a layout. Nothing is evaluated before it is asked for, and the last two windows are kept."""
+    """The order of one epoch over a layout.
+
+    Windows are computed when they are needed, and the last two are kept.
+    """
 
     layout: ShardLayout
     seed: int
@@ -44,13 +47,14 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.window_samples < 1 or self.seed < 0:
-            raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: at least 1, and no seed < 0.")
+            rule = "a window holds at least 1 sample, and a seed is 0 or more"
+            raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: {rule}.")
 
     def ids(self, start: int, stop: int) -> Ids:
-        """Sample ids at positions [start, stop); only the windows that these touch are evaluated.
+        """Returns the sample ids at positions [start, stop); only the windows that these touch are computed.
 
         Raises:
-            PlanError: If the positions are not within the epoch.
+            PlanError: If the positions do not lie within the epoch.
         """
         if not 0 <= start <= stop <= self.layout.samples:
             raise PlanError(f"positions [{start}, {stop}) do not lie within an epoch of {self.layout.samples} samples.")
@@ -64,7 +68,7 @@ class Order:
 
     @functools.cached_property
     def window(self) -> Callable[[int], Ids]:
-        """Number of a window -> all its sample ids, shuffled."""
+        """Returns a function from the number of a window to all its sample ids, shuffled."""
         return functools.lru_cache(maxsize=2)(self._window)
 
     def _window(self, number: int) -> Ids:
@@ -74,7 +78,9 @@ class Order:
 
     @functools.cached_property
     def _windows(self) -> tuple[list[Ids], Ids]:
-        """The shards of every window; the first position of every window, and the end of the epoch."""
+        """Returns the shards of every window, and the first position of every window followed by the end of the
+        epoch.
+        """
         order = permutation(self.seed, self.epoch, 0, len(self.layout.counts))
         begins = np.cumsum(self.layout.counts[order]) - self.layout.counts[order]
         _, heads = np.unique(begins // self.window_samples, return_index=True)
@@ -82,9 +88,10 @@ class Order:
 
 
 def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
-    """A permutation of range(size) that depends on nothing but its arguments.
+    """Returns a permutation of range(size) that depends on its arguments alone.
 
-    It sorts raw bits, because numpy keeps those stable over its versions, and not what `Generator` makes of them.
+    It sorts raw random bits, because NumPy guarantees that those stay the same in later versions. It makes no such
+    promise for the methods of `Generator`.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))
     return np.argsort(bits.random_raw(size), kind="stable")

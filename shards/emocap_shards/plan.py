@@ -1,4 +1,4 @@
-"""Which samples make which step, and which of them are a rank's: arithmetic of positions, without any I/O."""
+"""Plans which samples form which step, and which of them belong to a rank, without any I/O."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class PositionRange:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One global batch; `after` is where the stream stands behind it."""
+    """One global batch. `after` is the cursor of the stream after this step."""
 
     ranges: tuple[PositionRange, ...]
     after: Cursor
@@ -35,26 +35,26 @@ class Step:
 
 @runtime_checkable
 class StepPlan(Protocol):
-    """What comes in which order; a value without any state."""
+    """The order of all samples of a run, as a value without state."""
 
     def steps(self, start: Cursor) -> Iterator[Step]:
-        """The steps behind a cursor, which may stand at any position, also at no multiple of the batch.
+        """Yields the steps after a cursor, which may be any position, also one that is not a multiple of the batch.
 
         Raises:
-            PlanError: If no step would ever come, or the cursor stands behind the end of its epoch.
+            PlanError: If no step would ever come, or the cursor lies after the end of its epoch.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """Passes over one source, each in whole; the last step of a pass takes the remainder, or is dropped.
+    """Complete passes over one source. The last step of a pass takes the remainder, or the remainder is dropped.
 
     Args:
-        samples: In an epoch.
-        global_batch: Samples in a step, over all ranks.
+        samples: Number of samples in an epoch.
+        global_batch: Number of samples in a step, over all ranks.
         drop_last: Drops exactly the remainder.
-        epochs: Ends before this epoch; None goes on for ever.
+        epochs: Ends before this epoch; None never ends.
     """
 
     samples: int
@@ -67,7 +67,7 @@ class EpochPlan:
         if steps_per_epoch(self.samples, self.global_batch, drop_last=self.drop_last) == 0:
             cure = f"set global_batch to at most {self.samples}, or drop_last to false"
             raise PlanError(
-                f"{self.samples} samples make no step of global_batch={self.global_batch} with drop_last; {cure}."
+                f"{self.samples} samples do not fill a step of global_batch={self.global_batch} with drop_last; {cure}."
             )
         epoch, position = start.epoch, start.position
         while self.epochs is None or epoch < self.epochs:
@@ -79,14 +79,14 @@ class EpochPlan:
             epoch, position = epoch + 1, 0
 
     def _stop(self, position: int) -> int | None:
-        """Where the step at `position` ends, or None if there is none left in the epoch."""
+        """Returns where the step at `position` ends, or None if no step is left in the epoch."""
         stop = min(position + self.global_batch, self.samples)
         short = stop - position < self.global_batch
         return None if stop == position or (short and self.drop_last) else stop
 
 
 def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
-    """Steps of a whole epoch.
+    """Returns the number of steps in a complete epoch.
 
     Raises:
         PlanError: If `global_batch` is not positive.
@@ -97,7 +97,9 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
 
 
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
-    """The rank's contiguous share of `rows`; shares differ by at most one row, and some are empty if rows < world_size.
+    """Returns the rank's contiguous share of `rows`.
+
+    Shares differ by at most one row. Some are empty if rows < world_size.
 
     Raises:
         PlanError: If there is no such rank.
@@ -108,7 +110,7 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 
 
 def passes(source: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
-    """An endless run of positions of a source, cut at the ends of its epochs."""
+    """Yields positions [start, stop) of an endless sequence of passes over a source, cut at the ends of its epochs."""
     while start < stop:
         epoch, position = divmod(start, samples)
         end = min(stop, (epoch + 1) * samples)
@@ -117,10 +119,10 @@ def passes(source: int, start: int, stop: int, samples: int) -> Iterator[Positio
 
 
 def check_cursor(start: Cursor, samples: int) -> None:
-    """Returns only if the cursor stands within an epoch of `samples`.
+    """Returns only if the cursor lies within an epoch of `samples`.
 
     Raises:
-        PlanError: If it stands behind its end.
+        PlanError: If it lies after the end of the epoch.
     """
     if start.position > samples:
-        raise PlanError(f"{start} stands behind the {samples} samples of an epoch; is this another dataset?")
+        raise PlanError(f"{start} lies after the {samples} samples of an epoch; is this another dataset?")

@@ -1,4 +1,4 @@
-"""Reads that are begun before their result is asked for."""
+"""Begins reads before their results are requested."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from emocap_shards.background import Background
 
-# Results that wait to be asked for.
+# Results that are fetched before they are requested.
 FETCHED_AHEAD = 2
 
 Item = TypeVar("Item")
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 def ahead(
     items: Iterable[Item], fetch: Callable[[Item, bool], Result], warm: Callable[[Item], None], *, warmed_ahead: int
 ) -> Generator[Result]:
-    """What `fetch(item, direct)` makes of every item, in order, a few of them made in advance by a thread.
+    """Yields `fetch(item, direct)` for every item, in order; a thread fetches a few of them in advance.
 
-    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The very first item is
-    fetched directly and before all warming: somebody is waiting for it.
+    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The first item is fetched
+    directly and before all warming, because the consumer is waiting for it.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     upcoming: deque[tuple[Item, Future[None] | None]] = deque()
@@ -30,7 +30,7 @@ def ahead(
     def fetch_next() -> None:
         item, warming = upcoming.popleft()
         if warming:
-            warming.cancel()  # Unless it is under way: to warm what is being fetched comes too late.
+            warming.cancel()  # Warming an item that is being fetched would come too late.
         begun.append(fetcher.submit(partial(fetch, item, False)))
 
     try:
@@ -39,7 +39,7 @@ def ahead(
                 begun.append(fetcher.submit(partial(fetch, item, True)))
                 warmer.submit(partial(wait, [begun[0]]))
             else:
-                # An error in it is not lost: `fetch` meets it too.
+                # An error of `warm` may be ignored, because `fetch` raises it too.
                 upcoming.append((item, warmer.submit(partial(warm, item)) if warmed_ahead else None))
             if len(upcoming) > warmed_ahead:
                 fetch_next()

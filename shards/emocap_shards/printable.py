@@ -1,12 +1,16 @@
-"""Text of strangers (keys, captions, labels, messages of servers) as text: nothing of it steers a terminal."""
+"""Makes text of unknown origin (keys, captions, labels, messages of servers) safe to print: it cannot control a
+terminal.
+"""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text with a replacement character for what moves a cursor, colours or turns text, links or hides.
+    """Returns the text with a replacement character for everything that could control a terminal.
+
+    This covers characters that move the cursor, change colours or the direction of text, make links, or are invisible.
 
     Args:
-        text: Of whatever origin.
-        lines: Keep line feeds, for a text that may have several lines; without it the result is one line.
+        text: Any text.
+        lines: Keeps line feeds, for a text that may have several lines. Without it the result is one line.
     """
     if text.isprintable():
         return text
@@ -17,7 +21,9 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def short(value: object, letters: int = 80) -> str:
-    """The value as `repr` writes it, without its middle where it is long: a message names it and stays one line."""
+    """Returns `repr(value)`; a long one is shown without its middle, so that a message that contains it stays
+    one line.
+    """
     text = repr(value)
     if len(text) <= letters:
         return text

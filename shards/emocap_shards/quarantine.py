@@ -1,4 +1,4 @@
-"""Damaged samples: refused, or put aside within a budget."""
+"""Handles damaged samples: refuses them, or leaves them out within a budget."""
 
 import logging
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class SampleQuarantine:
-    """Distinct damaged samples; `budget` is how many it accepts, and with 0 the first one raises."""
+    """The distinct damaged samples so far. It accepts `budget` of them; with a budget of 0 the first one raises."""
 
     budget: int = 0
     held: dict[tuple[str, str], DamagedSample] = field(default_factory=dict[tuple[str, str], DamagedSample])
 
     def admit(self, damage: DamagedSample) -> bool:
-        """Puts the sample aside; whether it is a new one.
+        """Leaves the sample out, and returns whether it is a new one.
 
         Raises:
-            DamagedSample: If there is no budget at all.
-            BudgetSpent: If the budget is used up; it names the samples that were put aside.
+            DamagedSample: If the budget is 0.
+            BudgetSpent: If the budget is used up. The error lists the samples that were left out.
         """
         if self.budget == 0:
             raise damage

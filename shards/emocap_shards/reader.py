@@ -1,4 +1,4 @@
-"""Sample ids -> samples: ranged reads, checked byte for byte against the shard index."""
+"""Reads samples by their ids: in ranges, with every byte checked against the shard index."""
 
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,24 +21,24 @@ from emocap_shards.segment import Segment, ShardRows, Span
 from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 
-# Reading over a gap this small costs less than a second request, of a server and of a disk.
+# Reading through a gap of this size costs less than a second request (to a server, and to a disk).
 _REMOTE_GAP_BYTES = 1 << 16
 _LOCAL_GAP_BYTES = 1 << 12
 
-# The wanted samples of the segments that were fetched.
+# A segment, or None without a cache, and the wanted samples in it.
 Part = tuple[Segment | None, ShardRows]
 Fetched = dict[Span, list[bytes]]
 
 
 class Reader:
-    """Reads one dataset. It keeps the indexes of the shards that it used last; threads may share it.
+    """Reads one dataset. It keeps the indexes of the shards that it used last. Threads may share it.
 
     Args:
-        store: Where the dataset is.
-        manifest: What it is.
-        cache: For segments of its shards, if it is far away.
-        first: What the `index` of its first sample is to be; ids count from 0 all the same.
-        place: Stands before the paths of damaged shards where there are several datasets.
+        store: The store that holds the dataset.
+        manifest: The manifest of the dataset.
+        cache: A cache for segments of its shards, if the store is remote.
+        first: The `index` that its first sample gets. The ids of `read` and `fetch` count from 0 in any case.
+        place: A prefix for the paths of damaged shards, used if there are several datasets.
     """
 
     def __init__(
@@ -54,18 +54,19 @@ class Reader:
         self._indexes = Indexes(store, manifest)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:
-        """`fetch`, decoded: each sample with the first of its captions."""
+        """Returns the decoded samples of `fetch`, each with its first caption."""
         return [decoded(each) for each in self.fetch(ids)]
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
-        """One entry for each id, in their order: the sample, or what is wrong with it.
+        """Returns one entry for each id, in their order: the sample, or the error that describes its damage.
 
         Args:
-            ids: Numbers in the dataset.
-            direct: Ask for no more than these samples, also where there is a cache: the quickest way to a few.
+            ids: Numbers of samples in the dataset.
+            direct: Requests no more than these samples, also with a cache. This is the fastest way to a few
+                samples.
 
         Raises:
-            DamagedShard: If a shard or its index is missing or not what the manifest says.
+            DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
             StoreError: If the store cannot be read.
             IndexError: If an id is not in the dataset.
         """
@@ -84,17 +85,19 @@ class Reader:
         return [results[place] for place in places.tolist()]
 
     def warm(self, ids: Ids) -> None:
-        """Bring the segments that hold these samples into the cache.
+        """Brings the segments that hold these samples into the cache.
 
         Raises:
-            As `fetch`.
+            DamagedShard: As `fetch`.
+            StoreError: As `fetch`.
+            IndexError: As `fetch`.
         """
         if self._cache:
             parts = self._parts(self._wanted(np.unique(ids)))
             self._cache.fill([segment for segment, _ in parts if segment], self._ranges)
 
     def _wanted(self, ids: Ids) -> list[ShardRows]:
-        """Ascending ids by shard."""
+        """Returns ascending ids grouped by shard."""
         if len(ids) and not 0 <= ids[0] <= ids[-1] < self._layout.samples:
             raise IndexError(f"samples {ids[0]} to {ids[-1]} of {self._layout.samples} in {self._store.url}")
         numbers, heads = np.unique(self._layout.shard_of(ids), return_index=True)
@@ -106,13 +109,16 @@ class Reader:
         ]
 
     def _parts(self, wanted: Iterable[ShardRows]) -> list[Part]:
-        """What is wanted, by segment where there is a cache."""
+        """Returns the wanted samples, grouped by segment if there is a cache."""
         if self._cache is None:
             return [(None, rows) for rows in wanted]
         return [part for rows in wanted for part in rows.segments()]
 
     def _fill(self, parts: Sequence[Part]) -> Fetched:
-        """Fills the cache. What had to be fetched for that need not be there: its samples are taken out here."""
+        """Fills the cache, and returns the wanted samples of the segments that this call fetched.
+
+        A segment that was fetched need not be stored in the cache, so its samples are taken out here.
+        """
         if self._cache is None:
             return {}
         rows_of = {segment.name: rows for segment, rows in parts if segment}
@@ -120,7 +126,9 @@ class Reader:
         return {segment.span: segment.pieces(rows_of[segment.name], data) for segment, data in brought}
 
     def _blocks(self, parts: Iterable[Part], fetched: Fetched) -> Iterator[bytes]:
-        """The bytes of every wanted sample in order: just fetched, from the cache, or neighbours in one request."""
+        """Yields the bytes of every wanted sample in order: just fetched, from the cache, or neighbours in one
+        request.
+        """
         found = [(rows, self._kept(segment, rows, fetched)) for segment, rows in parts]
         runs = [rows.runs(self._gap_bytes) for rows, kept in found if kept is None]
         ranges = iter(self._ranges([span for spans, _ in runs for span in spans]))
@@ -140,12 +148,12 @@ class Reader:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
-        """Puts what the store really holds in place of wrong blocks: bits that flip on the way are no damage.
+        """Replaces wrong blocks with what the store really holds: bits that flip on the way are not damage.
 
-        They are read again until they are right, or wrong in the same way twice.
+        It reads them again until they are right, or are wrong in the same way twice.
 
         Returns:
-            The places of the blocks that stay wrong.
+            The places of the blocks that remain wrong.
         """
         open_cases = [place for place, (_, slot) in enumerate(slots) if not is_intact(blocks[place], slot)]
         damaged = set(open_cases)
@@ -172,7 +180,7 @@ class Reader:
         return DamagedSample.at(self._place + shard.path, slot.key, _difference(block, slot))
 
     def _forget(self, ids: Ids) -> None:
-        """What the cache holds of these samples may be what is damaged."""
+        """Deletes the cached segments of these samples, because the damage may be in the cache."""
         if self._cache and len(ids):
             for rows in self._wanted(ids):
                 for segment, _ in rows.segments():
@@ -180,10 +188,10 @@ class Reader:
 
 
 def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
-    """The sample in its stretch of a tar.
+    """Returns the sample in its part of a tar.
 
     Raises:
-        DamagedSample: If it is not one image and one annotation.
+        DamagedSample: If it does not consist of one image and one annotation.
     """
     try:
         members = members_of(block)
@@ -195,7 +203,14 @@ def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
-    """The sample with its pixels, and with the caption that is shown in this epoch; damage stays what it is."""
+    """Returns the sample with its pixels and the caption that is shown in this epoch; a damaged sample is returned
+    unchanged.
+
+    Args:
+        sample: The result of `Reader.fetch`.
+        seed: Seed of the run, which chooses among several captions.
+        epoch: Epoch of the sample's dataset, which chooses among several captions.
+    """
     if isinstance(sample, DamagedSample):
         return sample
     try:
@@ -210,12 +225,12 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:
-    """Whether these are the bytes that were written."""
+    """Returns whether these are the bytes that were written."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:
-    """Which of several captions, a function of (seed, epoch, sample)."""
+    """Returns which of several captions is shown, as a function of (seed, epoch, sample)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
 
 

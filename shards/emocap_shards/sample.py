@@ -1,4 +1,4 @@
-"""What one sample is: an image, its caption in three parts, its labels."""
+"""Defines a sample in its stages: as it is written, as it lies in a shard, and decoded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,10 +24,11 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample on its way into a shard: the encoded image as it will stand in the tar.
+    """A sample that is about to be written into a shard.
 
-    `extension` names the encoding ("jpg", "png", "webp"). `key` has no dot and no slash. `further` holds other
-    captions of the same image: a stream shows one of all of them each time.
+    `image` holds the encoded bytes exactly as they will lie in the tar. `extension` names the encoding ("jpg", "png",
+    "webp"). `key` contains no dot and no slash. `further` holds other captions of the same image: a stream shows one of
+    all captions in each epoch.
     """
 
     key: str
@@ -40,10 +41,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A sample as it stands in its shard: nothing decoded yet, every byte checked.
+    """A sample as it lies in its shard: its checksum is verified and nothing is decoded.
 
-    `index` is its number in the manifest's order, stable over epochs and world sizes; `shard` is the path of its tar,
-    `block` its stretch of it. `image_at` and `annotation_at` say from where to where the two members go in the block.
+    `index` is its number in the manifest's order, which does not depend on epochs or world size. `shard` is the path of
+    its tar, and `block` holds its bytes there. `image_at` and `annotation_at` are the (start, stop) of the two members
+    within the block.
     """
 
     index: int
@@ -65,10 +67,11 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample out of a shard, decoded.
+    """A decoded sample of a shard.
 
-    `index` is its number in the order of the manifests, stable over epochs and world sizes; `epoch` is how often its
-    dataset was passed before. `further` holds the captions of the image that are not shown this time.
+    `index` is its number in the order of the manifests, which does not depend on epochs or world size. `epoch` is the
+    number of complete passes over its dataset before this one. `further` holds the captions of the image that are not
+    shown in this epoch.
     """
 
     index: int

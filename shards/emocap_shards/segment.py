@@ -1,4 +1,4 @@
-"""Neighbouring samples of a shard that travel together: what one request brings, and what the cache keeps."""
+"""Groups neighbouring samples of a shard into segments: the unit of a request, and of what the cache stores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from emocap_shards.index import ShardIndex, Slot
 from emocap_shards.order import Ids
 from emocap_shards.shard import Shard
 
-# Path, first byte, and the byte behind the last one: what a store is asked for.
+# The path, the first byte and the byte after the last one of a range that is requested from a store.
 Span = tuple[str, int, int]
 
-# Large enough that a request's latency and cost are small beside its bytes, small enough that a rank that wants a
-# part of a shard reads little else.
+# Large enough that the latency and the cost of a request are small for its bytes. Small enough that a rank that needs
+# a part of a shard reads few other bytes.
 SEGMENT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardRows:
-    """Some samples of one shard: `rows` counts within the shard and ascends."""
+    """Some samples of one shard; `rows` are row numbers within the shard, in ascending order."""
 
     shard: Shard
     index: ShardIndex
@@ -53,7 +53,8 @@ class ShardRows:
         return [Slot(key.decode(), offset, length, crc32c) for key, offset, length, crc32c in values]
 
     def runs(self, gap_bytes: int) -> tuple[list[Span], list[tuple[int, int, int]]]:
-        """Ranges of the shard, cut where more than `gap_bytes` lie between two samples, and how to take them apart.
+        """Returns ranges of the shard, cut at gaps of more than `gap_bytes` between two samples, and how to cut samples
+        out.
 
         Returns:
             The ranges, and for each sample (number of its range, start and stop within it).
@@ -68,7 +69,7 @@ class ShardRows:
         return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
     def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
-        """The segments that hold these samples, each with the ones that it holds."""
+        """Yields the segments that contain these samples, each with the samples that it contains."""
         numbers = self.starts // SEGMENT_BYTES
         every = self.index.offsets // SEGMENT_BYTES
         for part in self._cut(np.flatnonzero(np.diff(numbers)) + 1):
@@ -77,7 +78,9 @@ class ShardRows:
             yield Segment(ShardRows(self.shard, self.index, np.arange(first, last)), number), part
 
     def pieces(self, data: bytes) -> list[bytes]:
-        """The bytes of each sample out of the shard's bytes [start, stop), or as much as there is of them."""
+        """Returns the bytes of each sample, cut out of the shard's bytes [start, stop); incomplete if `data` is too
+        short.
+        """
         bounds = zip((self.starts - self.start).tolist(), (self.stops - self.start).tolist(), strict=True)
         return [data[start:stop] for start, stop in bounds]
 
@@ -94,7 +97,10 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """By content and cut, so that equal shards at two places are one, and another `SEGMENT_BYTES` another."""
+        """The name of the segment's file. It is made of the shard's digest and `SEGMENT_BYTES`.
+
+        So equal shards in two places share a file, and another `SEGMENT_BYTES` gives another name.
+        """
         return f"{self.samples.shard.sha256}-{SEGMENT_BYTES}-{self.number:06d}"
 
     @property
@@ -106,15 +112,15 @@ class Segment:
         return self.samples.stop - self.samples.start
 
     def places(self, wanted: ShardRows) -> list[tuple[int, int]]:
-        """First byte within the segment, and length, of some of its samples."""
+        """Returns the first byte within the segment, and the length, of some of its samples."""
         starts = (wanted.starts - self.samples.start).tolist()
         return list(zip(starts, (wanted.stops - wanted.starts).tolist(), strict=True))
 
     def pieces(self, wanted: ShardRows, data: bytes) -> list[bytes]:
-        """The bytes of some of its samples out of its own, or as much as there is of them."""
+        """Returns the bytes of some of its samples, cut out of `data`; incomplete if `data` is too short."""
         return [data[start : start + length] for start, length in self.places(wanted)]
 
     def is_intact(self, data: bytes) -> bool:
-        """Whether every sample in the segment's bytes is what was written."""
+        """Returns whether the checksum of every sample in the segment's bytes is right."""
         sums = self.samples.index.crc32c[self.samples.rows].tolist()
         return [google_crc32c.value(block) for block in self.samples.pieces(data)] == sums

@@ -1,4 +1,4 @@
-"""What a manifest says of its shards."""
+"""Holds the entries of a manifest about its shards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy as np
 from emocap_shards.order import Ids
 from emocap_shards.store.protocol import checked
 
-# What a manifest may ask for, so that a false one cannot ask for all memory.
+# Bounds on the numbers in a manifest, so that a forged one cannot make a reader allocate all memory.
 _MOST, _MOST_PATH = 1 << 40, 1024
-MOST_SAMPLES = 1 << 20  # in a shard: a window of the shuffle holds all samples of its shards
-_LEAST_SAMPLE = 1024  # two headers of a tar
+MOST_SAMPLES = 1 << 20  # In a shard. A window of the shuffle holds the ids of all samples of its shards.
+_LEAST_SAMPLE = 1024  # Bytes of the two tar headers of a sample.
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar and its sample index; paths are relative to the dataset's root, digests are hexadecimal."""
+    """One tar and its sample index. Paths are relative to the dataset's root, and digests are hexadecimal."""
 
     path: str
     samples: int
@@ -28,17 +28,18 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """Shards as columns; a row is made when it is asked for."""
+    """A sequence of shards that is stored as columns; a row is built when it is requested."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self._columns = columns
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Shards":
-        """From rows with the fields of `Shard`.
+        """Returns the shards of rows with the fields of `Shard`.
 
         Raises:
-            ValueError: If a field is no text or number of its kind, a digest is none, or a path leaves the dataset.
+            ValueError: If a field has the wrong type or lies outside its bounds, a digest is not one, or a path
+                leaves the dataset.
             KeyError: If a field is missing.
         """
         texts = {name: [_text(row[name], name) for row in rows] for name in ("path", "index_path")}
@@ -46,7 +47,7 @@ class Shards(Sequence[Shard]):
         most = {"samples": MOST_SAMPLES, "bytes": _MOST}
         numbers = {name: _numbers([row[name] for row in rows], name, most[name]) for name in most}
         if len(set(texts["path"])) < len(rows):
-            raise ValueError("a shard is named twice")
+            raise ValueError("two shards have the same path")
         if (numbers["samples"] > numbers["bytes"] // _LEAST_SAMPLE).any():
             raise ValueError("a shard has more samples than its bytes can hold")
         return cls({name: _packed(lines) for name, lines in texts.items()} | digests | numbers)
@@ -87,7 +88,7 @@ def _shard(row: Mapping[str, Any]) -> Shard:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or "\0" in value or len(value) > _MOST_PATH:
-        raise ValueError(f"{name}={str(value)[:80]!r} is no path")
+        raise ValueError(f"{name}={str(value)[:80]!r} is not a path")
     return checked(value)
 
 
@@ -96,15 +97,15 @@ def _packed(lines: Sequence[str]) -> np.ndarray:
 
 
 def _digests(texts: Sequence[str]) -> np.ndarray:
-    """Hexadecimal SHA-256s as rows of 32 bytes."""
+    """Returns hexadecimal SHA-256s as rows of 32 bytes."""
     data = bytes.fromhex("".join(texts))
     if any(len(text) != 64 for text in texts):
-        raise ValueError("a digest has not 64 hexadecimal digits")
+        raise ValueError("a digest does not have 64 hexadecimal digits")
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, 32)
 
 
 def _numbers(values: Sequence[Any], name: str, most: int) -> Ids:
     for value in values:
         if not isinstance(value, int) or not 0 < value <= most:
-            raise ValueError(f"{name}={str(value)[:30]} of a shard is no whole number from 1 to {most:,}")
+            raise ValueError(f"{name}={str(value)[:30]} of a shard is not an integer from 1 to {most:,}")
     return np.array(values, dtype=np.int64)

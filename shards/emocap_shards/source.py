@@ -1,4 +1,4 @@
-"""Datasets opened for reading; several are read as one."""
+"""Opens datasets for reading; several are read as one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,14 +16,16 @@ from emocap_shards.store import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class MixtureSource:
-    """One dataset of a mixture; `weight` is its share beside the others' weights, by default its number of samples."""
+    """One dataset of a mixture. `weight` is its share relative to the other weights; by default its number of
+    samples.
+    """
 
     url: str = field(repr=False)  # it may hold a password
     weight: float | None = None
 
 
 class Library:
-    """Datasets whose samples are numbered through: those of the second come behind those of the first."""
+    """Datasets whose samples are numbered consecutively: the numbers of the second follow those of the first."""
 
     def __init__(
         self, datasets: Sequence[tuple[Store, Manifest]], weights: Sequence[float | None], cache: Cache | None
@@ -43,10 +45,10 @@ class Library:
 
     @classmethod
     def open(cls, url: str | Sequence[MixtureSource], cache: Cache | None = None) -> "Library":
-        """The datasets at their URLs.
+        """Opens the datasets at their URLs.
 
         Raises:
-            ManifestError: If there is none at one of them.
+            ManifestError: If there is no dataset at one of them.
             StoreError: If a store cannot be reached.
         """
         sources = (MixtureSource(url),) if isinstance(url, str) else tuple(url)
@@ -58,18 +60,18 @@ class Library:
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Of each dataset."""
+        """Number of samples of each dataset."""
         return tuple(layout.samples for layout in self._layouts)
 
     def layout(self, source: int) -> ShardLayout:
         return self._layouts[source]
 
     def first(self, source: int) -> int:
-        """The number of a dataset's first sample."""
+        """Returns the number of a dataset's first sample."""
         return int(self._firsts[source])
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
-        """As `Reader.fetch`, with numbers that go through all datasets."""
+        """Fetches as `Reader.fetch`, with numbers that count through all datasets."""
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
         for source, places in self._by_source(ids):
             for place, sample in zip(places, self._fetch(source, ids[places], direct), strict=True):
@@ -77,7 +79,7 @@ class Library:
         return [sample for sample in found if sample is not None]
 
     def warm(self, ids: Ids) -> None:
-        """As `Reader.warm`."""
+        """Warms the cache as `Reader.warm`, with numbers that count through all datasets."""
         for source, places in self._by_source(ids):
             self._readers[source].warm(ids[places] - self._firsts[source])
 
@@ -85,7 +87,7 @@ class Library:
         return self._readers[source].fetch(ids - self._firsts[source], direct=direct)
 
     def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
-        """For each source that has some of these samples, their places in `ids`."""
+        """Returns, for each source that has some of these samples, their places in `ids`."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")
@@ -94,5 +96,5 @@ class Library:
 
 
 def _reader(store: Store, manifest: Manifest, cache: Cache | None, first: int, place: str) -> Reader:
-    """What lies on a disk of this machine needs no cache on another."""
+    """Returns a reader, without a cache for a dataset on a disk of this machine."""
     return Reader(store, manifest, None if store.is_near else cache, first=first, place=place)

@@ -1,4 +1,4 @@
-"""The stream of a rank: steps of samples, each with the cursor to resume behind it."""
+"""Streams what a rank reads: steps of samples, each with the cursor to resume after it."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ from emocap_shards.source import Library, MixtureSource
 
 _log = logging.getLogger(__name__)
 
-# Steps whose segments a process brings into the cache before they are wanted, at most.
+# At most so many steps before they are needed, a process brings their segments into the cache.
 WARMED_AHEAD = 256
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 
 @dataclass(frozen=True, slots=True)
 class RankStep(Generic[T]):
-    """A rank's rows of one step, the samples that it had to leave out, and the cursor behind the step."""
+    """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step."""
 
     samples: list[T]
     cursor: Cursor
@@ -42,22 +42,25 @@ class RankStep(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """What one rank reads, as a value that pickles; the datasets are opened where the steps are asked for.
+    """The samples that one rank reads, as a picklable value; the datasets are opened when the steps are requested.
 
     Args:
         url: The dataset, or several that are mixed.
-        global_batch: Samples in a step, over all ranks.
-        seed: Of the order; zero or more.
-        rank: Of `world_size`. With rows < world_size in the last step, some ranks get an empty list.
+        global_batch: Number of samples in a step, over all ranks.
+        seed: Seed of the order, 0 or more.
+        rank: This rank, less than `world_size`. With rows < world_size in the last step, some ranks get an empty
+            list.
         world_size: Number of ranks.
-        window_samples: Samples are shuffled among so many neighbours of the shuffled sequence of shards. Several
-            times `global_batch`, or else the samples of a shard meet in every epoch.
-        drop_last: Drops the samples of an epoch that fill no step; a mixture has none.
+        window_samples: Samples are shuffled among about this many neighbours in the shuffled sequence of shards. It
+            should be several times `global_batch`; otherwise the samples of a shard meet in the same step in every
+            epoch.
+        drop_last: Drops the samples of an epoch that do not fill a step. A mixture has no such remainder.
         shuffle: False reads in the manifest's order.
-        start: Where to go on; with another `global_batch` than before it is still exact.
-        epochs: Ends before this epoch; None goes on for ever.
-        error_budget: Damaged samples that may be left out, for each process of a rank; 0 raises at the first.
-        cache: For datasets that are not on a local disk; shared by the processes of a node.
+        start: Where to resume. It is exact also if `global_batch` was different before.
+        epochs: Ends before this epoch; None never ends.
+        error_budget: Number of damaged samples that each process of a rank may leave out; with 0 the first one
+            raises.
+        cache: A cache for datasets that are not on a local disk; the processes of a node share it.
     """
 
     url: str | tuple[MixtureSource, ...] = field(repr=False)  # it may hold a password
@@ -76,32 +79,39 @@ class Stream:
     def __post_init__(self) -> None:
         rank_slice(self.global_batch, self.rank, self.world_size)
         if self.window_samples < 1 or self.seed < 0:
-            raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: at least 1, and no seed < 0.")
+            rule = "a window holds at least 1 sample, and a seed is 0 or more"
+            raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: {rule}.")
         if self.global_batch < 1 or self.error_budget < 0:
-            raise PlanError(f"global_batch={self.global_batch} must be 1 or more, error_budget={self.error_budget} 0.")
+            rule = f"error_budget={self.error_budget} must be 0 or more"
+            raise PlanError(f"global_batch={self.global_batch} must be 1 or more, and {rule}.")
         if not self.url or (self.epochs is not None and self.epochs < 0):
-            raise PlanError(f"there must be a dataset, and epochs={self.epochs} must be none or 0 or more.")
+            raise PlanError(f"there must be a dataset, and epochs={self.epochs} must be None, or 0 or more.")
 
     @overload
     def steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Sample]]: ...
     @overload
     def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], T]) -> Iterator[RankStep[T]]: ...
     def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], Any] = lambda sample: sample) -> Any:
-        """This rank's rows of every step, decoded, and what `each` makes of them.
+        """Yields this rank's samples of every step, decoded and passed through `each`.
 
-        A step of large images takes long to walk through memory: an `each` that makes them small saves a third of
-        the time of decoding.
+        An `each` that makes large images small saves a third of the time of decoding, because the large images of a
+        step are then never in memory together.
 
-        Of the steps counted from `start`, those with number % parts == part: a DataLoader that takes from `parts`
-        workers in turn gets them in order. Within a step the samples stand in the order of the manifest, so that a
-        rank's share of it are neighbours. A quarantined sample leaves a hole: a step may have fewer rows.
+        Of the steps counted from `start`, it yields those with number % parts == part. So a DataLoader that takes from
+        `parts` workers in turn gets all steps in order. Within a step the samples are in the order of the manifest, so
+        that a rank's samples are neighbours in it. A quarantined sample leaves a gap: a step may have fewer rows.
+
+        Args:
+            part: Which of the `parts` to yield, from 0.
+            parts: Number of processes of this rank that share the steps.
+            each: Converts a sample; it runs in the process that reads.
 
         Raises:
             PlanError: If there is no such part, or no step would ever come.
             ManifestError: If there is no dataset.
-            DamagedShard: If a shard is missing, or its index is not what the manifest says.
-            DamagedSample: If a sample is damaged and there is no error budget.
-            BudgetSpent: If there are more of them than the budget.
+            DamagedShard: If a shard is missing, or its index differs from what the manifest says.
+            DamagedSample: If a sample is damaged and the error budget is 0.
+            BudgetSpent: If more samples are damaged than the budget allows.
         """
 
         def decode(sample: Encoded | DamagedSample, epoch: int) -> Any:
@@ -111,11 +121,11 @@ class Stream:
         return self._rank_steps(part, parts, decode)
 
     def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Encoded]]:
-        """`steps`, with every byte checked and nothing decoded."""
+        """Yields the steps of `steps` with every byte checked and nothing decoded."""
         return self._rank_steps(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
-        """These samples in this order, for evaluation and previews.
+        """Returns these samples in this order, for evaluation and previews.
 
         Raises:
             DamagedSample: If one is damaged.
@@ -136,7 +146,9 @@ class Stream:
             yield RankStep(samples, step.after, damaged)
 
     def _library(self) -> Library:
-        """The datasets, with the cache unless it would drop each segment before its samples are used up."""
+        """Opens the datasets, without the cache if it is so small that segments would be evicted before they are used
+        up.
+        """
         library = Library.open(self.url, self.cache)
         if self.cache is None or not library.uses_cache:
             return library
@@ -145,8 +157,8 @@ class Stream:
         if needed_bytes <= self.cache.max_bytes:
             return library
         _log.warning(
-            "the cache %s is not used: it holds %.3g GB, and two shuffle windows of a rank are %.3g GB; "
-            "make it larger, or shuffle_window smaller.",
+            "the cache %s is not used: it holds %.3g GB, but two shuffle windows of a rank have %.3g GB; "
+            "make the cache larger, or shuffle_window smaller.",
             self.cache.folder,
             self.cache.max_bytes / 1e9,
             needed_bytes / 1e9,
@@ -159,22 +171,23 @@ class Stream:
         return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
 
     def _warmed_ahead(self, library: Library, parts: int) -> int:
-        """Steps of a part within a window: the cache is filled for the next window while this one is used."""
+        """Returns how many steps to warm in advance: those of a window, so that the cache fills for the next window."""
         steps = -(-self.window_samples // (self.global_batch * parts)) + 1
         return min(steps, WARMED_AHEAD) if library.uses_cache else 0
 
 
 class _Reading:
-    """Steps of a stream -> this rank's samples."""
+    """Fetches this rank's samples for the steps of a stream."""
 
     def __init__(self, stream: Stream, library: Library) -> None:
         self._stream = stream
         self._library = library
-        # Two epochs of each source: a small one that passes many epochs in a step must not push out a large one's.
+        # Each source keeps the order of two epochs. With one shared cache, a small source that passes through many
+        # epochs in a step would evict the order of a large one.
         self._orders = [functools.lru_cache(maxsize=2)(partial(self._order, source)) for source in range(len(library))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
-        """The rank's samples of a step, each with the epoch of its dataset."""
+        """Returns the rank's samples of a step, each with the epoch of its dataset."""
         shares = list(self._shares(step))
         epochs = [epoch for epoch, ids in shares for _ in ids]
         return step, list(zip(self._library.fetch(_joined(shares), direct=direct), epochs, strict=True))
@@ -183,7 +196,9 @@ class _Reading:
         self._library.warm(_joined(list(self._shares(step))))
 
     def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
-        """(epoch, sample numbers) of the rank's rows; of each range in the order of the manifest."""
+        """Yields (epoch, sample numbers) of the rank's rows; within each range they are in the order of the
+        manifest.
+        """
         share = rank_slice(step.rows, self._stream.rank, self._stream.world_size)
         before = 0
         for range_ in step.ranges:
@@ -194,7 +209,7 @@ class _Reading:
                 yield range_.epoch, self._library.first(range_.source) + ids[first:last]
 
     def _order(self, source: int, epoch: int) -> Order:
-        # The first source has the seed's own order, alone or in a mixture.
+        # The first source has the order of the seed itself, so that it is the same alone and in a mixture.
         seed = self._stream.seed + (source << 64)
         layout, stream = self._library.layout(source), self._stream
         return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
@@ -207,7 +222,7 @@ def _joined(shares: list[tuple[int, Ids]]) -> Ids:
 def _sound(
     rows: "Iterable[T | DamagedSample]", quarantine: SampleQuarantine
 ) -> "tuple[list[T], tuple[DamagedSample, ...]]":
-    """The undamaged rows, and the damage that is new."""
+    """Returns the undamaged rows, and the damaged samples that are new."""
     samples: list[T] = []
     damaged: list[DamagedSample] = []
     for row in rows:

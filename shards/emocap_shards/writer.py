@@ -1,4 +1,6 @@
-"""Records -> shards: the way in for code that makes its samples itself. Tables and folders go through `packing`."""
+"""Writes records into shards, for code that makes its samples itself. Tables and folders are packed by
+`writing.packing`.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,25 +25,34 @@ def write_shards(
 ) -> Manifest:
     """Writes a dataset; equal records in equal order give equal bytes.
 
-    One shard is written while at most two are uploaded, and all keys stand in memory. Stopped half-way, it leaves
-    shards without a manifest, which nothing reads, and a journal: a second run with the same records keeps the
-    finished shards. `progress` is called with the number of samples in finished shards when that grows.
+    While one shard is written, at most two are uploaded. All keys are kept in memory. An interrupted call leaves shards
+    without a manifest, which no reader sees, and a journal: a second call with the same records keeps the finished
+    shards.
+
+    Args:
+        records: The samples, in their order.
+        url: The new dataset.
+        samples_per_shard: Samples in each shard but the last.
+        progress: Called with the number of samples in finished shards whenever it grows.
+
+    Returns:
+        The manifest that was written.
 
     Raises:
-        ManifestError: If a dataset stands at the URL already.
-        RecordError: If there is no record, one may not enter a shard (its key is named), or an unfinished dataset of
-            other records stands at the URL.
+        ManifestError: If there is a dataset at the URL already.
+        RecordError: If there is no record, one of them cannot be written (the message names its key), or the URL
+            holds an unfinished dataset of other records.
     """
     size = ShardSize(samples_per_shard)
-    told = 0
+    reported = 0
 
-    def tell(now: PackProgress) -> None:
-        nonlocal told
-        if progress and now.stored > told:
+    def report(now: PackProgress) -> None:
+        nonlocal reported
+        if progress and now.stored > reported:
             progress(now.stored)
-            told = now.stored
+            reported = now.stored
 
-    return pack(_Records(records), url, PackConfig(size), progress=tell).manifest
+    return pack(_Records(records), url, PackConfig(size), progress=report).manifest
 
 
 @dataclass(frozen=True, slots=True)

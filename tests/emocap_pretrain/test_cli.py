@@ -172,7 +172,7 @@ def test_nothing_of_a_dataset_steers_the_terminal(tmp_path: Path) -> None:
 def test_a_secret_in_a_url_on_the_command_line_is_not_repeated(command: str) -> None:
     done = here(command, "s3://KEY:SE/CRET@faces/train")
     assert done.code in {1, 2}
-    assert "s3://***@faces/train: credentials do not belong into this URL" in done.err
+    assert "s3://***@faces/train: this URL must not contain credentials" in done.err
     assert "CRET" not in done.out + done.err
 
 

@@ -99,7 +99,7 @@ def test_a_server_that_never_answers_is_named_while_the_command_waits(
     first = caplog.messages[0]
     place = f"http://127.0.0.1:{silent}/faces"
     assert first.startswith(f"cannot read 'manifest.json' in {place} for 0 s now: no answer yet")
-    assert first.endswith("trying on, for 1 s in all.")
+    assert first.endswith("trying again, for 1 s in all.")
 
 
 def test_missing_credentials_name_the_setting_for_a_public_bucket(monkeypatch: pytest.MonkeyPatch, dead: int) -> None:

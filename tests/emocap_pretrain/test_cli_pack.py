@@ -83,10 +83,10 @@ def test_a_bad_row_is_one_line_with_its_place(emocap: Callable[..., Done], table
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("pack", "nowhere", "out"), "nowhere is no source; give a folder of image + .json pairs"),
-        (("pack", "x.tar", "out"), "is not there; correct its name"),
+        (("pack", "nowhere", "out"), "nowhere is not a source; give a folder of image + .json pairs"),
+        (("pack", "x.tar", "out"), "does not exist; correct its name"),
         (("unpack", "nowhere", "out"), "has no manifest.json"),
-        (("reshard", "only-one"), "name the new dataset behind the old ones"),
+        (("reshard", "only-one"), "name the new dataset after the old ones"),
         (("pack", ".", "out"), "out lies in the source .: choose a place for the dataset outside of it"),
         (("pack", ".", "out", "--format", "gif"), "image format 'gif' is none of jpg, png, webp"),
         (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is no size; write it like 256MB or 1GiB"),

@@ -1,4 +1,4 @@
-"""What the tests of the cache share: ranges that are counted, and what lies in its folder."""
+"""Helpers of the cache tests: they count requested ranges, and list the files of its folder."""
 
 import time
 from pathlib import Path

@@ -7,14 +7,14 @@ from hypothesis import settings
 
 from launch.local_s3 import LocalS3
 
-# A busy machine is slow, which is no failure; pytest-timeout ends what hangs.
+# A busy machine is slow, which does not count as a failure; pytest-timeout ends what hangs.
 settings.register_profile("shards", deadline=None)
 settings.load_profile("shards")
 
 
 @pytest.fixture(autouse=True)
 def fresh_budgets() -> None:
-    """What one test has spent is missing to no other."""
+    """Gives each test its own budget of retries."""
     budget_of.cache_clear()
 
 

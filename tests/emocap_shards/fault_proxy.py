@@ -51,7 +51,7 @@ class Request:
 
 
 class FaultProxy:
-    """In front of `upstream`, a port of 127.0.0.1; listens on `port`. A context manager.
+    """A proxy for `upstream`, a port of 127.0.0.1, that listens on `port`. A context manager.
 
     `counts` says how many requests passed ("none") or met each fault; `requests` lists "METHOD target";
     `most_at_once` is how many were under way at the same time.
@@ -134,7 +134,7 @@ class FaultProxy:
             self._tasks.discard(task)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answers one request; whether the connection goes on."""
+        """Answers one request; returns whether the connection stays open."""
         request = await _request(reader, writer)
         fault = next((rule.fault for rule in self._rules if rule.hits(request, self._dice)), "none")
         self.counts[fault] += 1

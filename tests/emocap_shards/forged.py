@@ -27,7 +27,7 @@ def sample(key: str, members: Mapping[str, bytes] | None = None) -> tuple[str, b
 def forge(
     folder: Path, shards: Sequence[Sequence[tuple[str, bytes]]], *, between: bytes = b"", end: bytes = END
 ) -> Path:
-    """Writes the dataset; `between` stands in front of each sample but the first."""
+    """Writes the dataset; `between` is written before each sample but the first."""
     rows: list[Shard] = []
     for number, samples in enumerate(shards):
         slots, tar = _laid_out(samples, between)

@@ -50,12 +50,12 @@ def folder_of(folder: Path, count: int) -> Path:
 
 
 def packed(source, out, columns=STANDARD, *, samples=1000, **options):
-    """`pack` of what stands at a path."""
+    """Packs the source at a path."""
     return pack(open_source(source, columns), out, PackConfig(ShardSize(samples), **options))
 
 
 def bad_rows(source, columns=STANDARD, **options) -> list[str]:
-    """What `pack` says of the rows that it lets go."""
+    """Returns the reasons for which `pack` leaves rows out."""
     with_good = _WithOneGoodRow(open_source(source, columns, **options))
     return [str(bad) for bad in pack(with_good, f"memory://{uuid.uuid4().hex}", PackConfig(skip_bad=1000)).skipped]
 

@@ -144,7 +144,7 @@ def test_what_is_evicted_at_once_is_not_read_again(tmp_path, rows, url):
     assert store.bytes == sum(segment.size_bytes for segment in segments(rows))
 
 
-def test_a_use_in_the_future_does_not_keep_a_segment_for_ever(cache, rows, url):
+def test_a_use_in_the_future_does_not_keep_a_segment_without_end(cache, rows, url):
     cache.fill(segments(rows), Fetch(url))
     (first, *_) = files(cache)
     os.utime(first, (time.time() + 9e6,) * 2)

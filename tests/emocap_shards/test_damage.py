@@ -55,7 +55,7 @@ def cut(length):
 
 
 def damages(slot):
-    """Name -> what happens to the shard whose sample stands in `slot`."""
+    """Name -> what happens to the shard whose sample lies in `slot`."""
     image_member_ends = slot.offset + slot.length - 1024
     return {
         "cut at a sample boundary": cut(slot.offset),

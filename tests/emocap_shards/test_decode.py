@@ -79,7 +79,7 @@ def test_a_header_that_promises_too_much_is_refused(side):
 def test_another_format_is_refused_by_its_name(kind, name):
     data = saved(Image.new("RGB", (32, 32)), kind)
     for read in (decode_image, image_header):
-        with pytest.raises(ImageError, match=f"the image is {name}, and no JPEG, PNG or WebP; convert it"):
+        with pytest.raises(ImageError, match=f"the image is {name}, not JPEG, PNG or WebP; convert it"):
             read(data)
 
 
@@ -87,15 +87,15 @@ def test_another_format_is_refused_by_its_name(kind, name):
     ("data", "told"),
     [
         (b"", "the image is empty"),
-        (b"<!DOCTYPE html><p>Not found", "the image is a web page, and no JPEG, PNG or WebP; download it again"),
+        (b"<!DOCTYPE html><p>Not found", "the image is a web page, not JPEG, PNG or WebP; download it again"),
         (b"\n<HTML>", "the image is a web page"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "the image is a HEIC"),
         (b"version https://git-lfs.github.com/spec/v1", "the image is a Git LFS pointer"),
         (b"\x89PNG\r\n\x1a\nnothing", "its header is broken"),
-        (b"nothing of the kind", "the bytes are no JPEG, PNG or WebP image"),
+        (b"nothing of the kind", "the bytes are not a JPEG, PNG or WebP image"),
     ],
 )
-def test_bytes_that_are_no_image_are_refused_by_what_they_are(data, told):
+def test_bytes_that_are_not_an_image_are_refused_by_what_they_are(data, told):
     with pytest.raises(ImageError, match=told):
         decode_image(data)
 

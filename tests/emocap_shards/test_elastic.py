@@ -1,4 +1,4 @@
-"""Stop anywhere, go on with any number of ranks and workers: every sample of an epoch once, in the same steps."""
+"""A stream stops anywhere and resumes with any number of ranks: every sample of an epoch once, in the same steps."""
 
 import uuid
 from collections import Counter
@@ -94,7 +94,7 @@ def test_resuming_late_evaluates_one_window_and_reads_one_step(streams, monkeypa
 
 
 def test_a_rank_reads_neighbours(urls):
-    """Within a step samples stand in storage order, so the ranks' shares lie beside each other, not across."""
+    """Within a step samples are in storage order, so the ranks' shares lie beside each other, not across."""
     stream = Stream(url=urls[0], global_batch=20, window_samples=SAMPLES)
     for rank in range(4):
         portion = next(replace(stream, rank=rank, world_size=4).encoded_steps())
@@ -122,5 +122,5 @@ def test_a_cache_that_two_windows_do_not_fit_into_is_left_out_and_said(urls, tmp
     stream = Stream(url=urls[1], global_batch=3, epochs=1, cache=Cache(str(tmp_path / "cache"), 10_000))
     seen = [sample.index for portion in stream.steps() for sample in portion.samples]
     assert sorted(seen) == list(range(OTHERS))
-    assert "is not used: it holds 1e-05 GB, and two shuffle windows of a rank are" in caplog.text
+    assert "is not used: it holds 1e-05 GB, but two shuffle windows of a rank have" in caplog.text
     assert not (tmp_path / "cache").exists()

@@ -138,7 +138,7 @@ def test_a_jpeg_of_many_scans_is_not_decoded():
 
 def test_our_own_writer_makes_no_manifest_that_our_reader_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr("emocap_shards.manifest.DOCUMENT_BYTES", 1000)
-    with pytest.raises(ManifestError, match=r"9 shards make too long a manifest\.json: put more samples into a shard"):
+    with pytest.raises(ManifestError, match=r"a manifest\.json of 9 shards is too long: put more samples into a shard"):
         Manifest([shard(number, samples=1) for number in range(9)]).write(open_store(tmp_path))
     assert open_store(tmp_path).list() == []
 

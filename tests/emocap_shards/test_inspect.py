@@ -98,7 +98,7 @@ def test_progress_tells_of_every_sample(folder):
     assert told == sorted(told)
 
 
-def test_a_summary_counts_damage_and_goes_on(folder):
+def test_a_summary_counts_damage_and_continues(folder):
     shard = folder / "shard-000002.tar"
     shard.write_bytes(shard.read_bytes()[:-2000])
     summary = summarise(folder)
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_decoded_for_the_sheet_is_damage(tmp_path):
     )
 
 
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
+def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path):
     with pytest.raises(ManifestError, match="make one with `emocap pack`"):
         summarise(tmp_path)
 

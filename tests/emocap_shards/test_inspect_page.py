@@ -101,7 +101,7 @@ def test_the_policy_allows_inline_images_and_this_style_alone(whole):
     ]
 
 
-def test_data_is_shown_as_text_wherever_it_stands(evil):
+def test_data_is_shown_as_text_wherever_it_is(evil):
     elements = Elements(evil)
     assert elements.open == []
     assert len(elements.named("img")) == 3
@@ -136,7 +136,7 @@ def test_what_is_exact_and_what_is_sampled_is_said(tmp_path):
     assert "at least as many texts repeat" in part
 
 
-def test_damage_and_an_early_end_stand_on_the_page(tmp_path):
+def test_damage_and_an_early_end_are_on_the_page(tmp_path):
     write_shards(records(10), tmp_path, samples_per_shard=4)
     (tmp_path / "shard-000001.tar").unlink()
     assert "4 of the samples are damaged" in page(summarise(tmp_path))
@@ -150,7 +150,7 @@ def test_a_dataset_of_which_nothing_was_seen_has_a_page(tmp_path):
     assert Elements(page(summarise(tmp_path, look_at=0))).open == []
 
 
-def test_bounds_stand_on_the_page_where_texts_were_forgotten(tmp_path):
+def test_bounds_are_on_the_page_where_texts_were_forgotten(tmp_path):
     write_shards(records(10), tmp_path)
     summary = summarise(tmp_path)
     assert "≤ 20 %" not in page(summary)

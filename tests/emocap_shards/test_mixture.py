@@ -91,6 +91,6 @@ def test_weights_that_are_none_are_refused(shares):
         MixturePlan((3, 4), shares, 2)
 
 
-def test_a_cursor_behind_the_epoch_is_refused():
+def test_a_cursor_after_the_epoch_is_refused():
     with pytest.raises(PlanError, match="another dataset"):
         next(MixturePlan((3, 4), (1, 1), 2).steps(Cursor(0, 8)))

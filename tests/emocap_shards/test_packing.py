@@ -77,7 +77,7 @@ def test_bad_rows_are_let_go_up_to_a_number_and_all_are_reported(tmp_path):
     source = table_of(tmp_path / "in", 8)
     for number in (2, 5):
         (tmp_path / "in" / f"{number}.png").write_bytes(b"<html>")
-    with pytest.raises(RecordError, match=r"faces\.jsonl:3: .*no JPEG.*or allow a number of them with --skip-bad"):
+    with pytest.raises(RecordError, match=r"faces\.jsonl:3: .*not JPEG.*or allow a number of them with --skip-bad"):
         packed(source, tmp_path / "none")
     with pytest.raises(RecordError, match=r"2 bad rows, 1 are allowed; the last: .*faces\.jsonl:6"):
         packed(source, tmp_path / "one", skip_bad=1)
@@ -85,7 +85,7 @@ def test_bad_rows_are_let_go_up_to_a_number_and_all_are_reported(tmp_path):
     assert done.manifest.samples == 6
     report = json.loads((tmp_path / "two" / "skipped.json").read_bytes())
     assert [row["where"].rsplit(":")[-1] for row in report] == ["3", "6"]
-    assert "no JPEG" in report[0]["reason"]
+    assert "not JPEG" in report[0]["reason"]
 
 
 def test_a_full_local_disk_is_one_line(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_the_bands_find_what_comparing_with_each_finds(bits):
 
 
 def test_more_bits_than_the_bands_can_find_are_refused():
-    with pytest.raises(RecordError, match="0 to 15 of 256"):
+    with pytest.raises(RecordError, match="between 0 and 15 of 256"):
         DuplicateConfig(16)
 
 

@@ -108,7 +108,7 @@ def test_the_steps_of_an_epoch_are_as_many_as_announced(samples, global_batch, d
 
 
 def test_a_plan_without_any_step_is_refused_rather_than_endless():
-    with pytest.raises(PlanError, match="5 samples make no step of global_batch=8"):
+    with pytest.raises(PlanError, match="5 samples do not fill a step of global_batch=8"):
         next(EpochPlan(5, 8, drop_last=True).steps(Cursor()))
 
 

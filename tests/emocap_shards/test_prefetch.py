@@ -62,7 +62,7 @@ def test_what_is_being_fetched_is_not_warmed_any_more():
 
     results = ahead(count(), lambda item, _: item, warm, warmed_ahead=3)
     for expected in range(40):
-        assert next(results) == expected  # The fetches go on while the first warming hangs.
+        assert next(results) == expected  # The fetches continue while the first warming hangs.
     first = warmed[0]
     free.set()
     for _ in range(20):

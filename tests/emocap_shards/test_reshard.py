@@ -102,7 +102,7 @@ def test_what_another_program_put_into_a_dataset_is_not_copied_on(tmp_path, memb
         reshard([str(forge_at)], tmp_path / "out")
 
 
-def test_it_goes_on_where_it_was_interrupted(url, tmp_path):
+def test_it_resumes_where_it_was_interrupted(url, tmp_path):
     class Unplugged:
         total = None
 
@@ -138,7 +138,7 @@ def test_it_reads_no_more_than_a_few_groups_ahead(url, monkeypatch):
 
 @pytest.mark.parametrize(("urls", "seed"), [([], None), (["x"], -1)])
 def test_no_dataset_and_no_seed_below_zero(urls, seed, tmp_path):
-    with pytest.raises(RecordError, match=r"name the new dataset behind|a seed is 0 or more"):
+    with pytest.raises(RecordError, match=r"name the new dataset after|a seed is 0 or more"):
         reshard(urls, tmp_path / "out", seed=seed)
 
 

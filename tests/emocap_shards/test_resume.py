@@ -77,7 +77,7 @@ def test_interrupted_at_any_row_and_started_again_the_bytes_are_the_same(source,
 
 @pytest.mark.parametrize("fatal", range(1, 19, 2))
 def test_every_write_to_the_store_may_be_the_last_one(source, unbroken, tmp_path, monkeypatch, fatal):
-    """Index, journal, reports: the write with this number fails, and the next run goes on."""
+    """Index, journal, reports: the write with this number fails, and the next run resumes."""
     put, calls = FolderStore.put, []
 
     def failing(store, path, data):
@@ -103,7 +103,7 @@ def test_a_shard_that_is_not_there_in_full_is_made_again_and_what_follows_too(so
     assert files_of(tmp_path) == unbroken
 
 
-def test_a_journal_that_a_kill_left_behind_a_manifest_is_cleared(source, unbroken, tmp_path, monkeypatch):
+def test_a_journal_that_a_kill_left_after_a_manifest_is_cleared(source, unbroken, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "delete_tree", _pull_the_plug)
         with pytest.raises(_PlugPulled):
@@ -149,7 +149,7 @@ def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path):
 
     with (
         ThreadPoolExecutor(1) as thread,
-        pytest.raises(RecordError, match=r"another pack writes to .* delete what stands there"),
+        pytest.raises(RecordError, match=r"another pack writes to .* delete the files there"),
     ):
         write_shards(own(thread), tmp_path, samples_per_shard=2)
     assert not (tmp_path / "manifest.json").exists()
@@ -205,14 +205,16 @@ def test_a_bad_row_may_be_let_go_after_it_stopped_a_pack(tmp_path):
 
 def test_a_journal_that_is_none_is_told(half, tmp_path):
     (tmp_path / "out" / "journal" / "shard-000001.json").write_text("{")
-    with pytest.raises(RecordError, match=r"journal/shard-000001.json is no journal of a pack"):
+    with pytest.raises(RecordError, match=r"journal/shard-000001.json is not a journal of a pack"):
         packed(half, tmp_path / "out", samples=2)
 
 
 def test_a_journal_entry_of_another_shard_is_told(half, tmp_path):
     journal = tmp_path / "out" / "journal"
     (journal / "shard-000001.json").write_bytes((journal / "shard-000000.json").read_bytes())
-    with pytest.raises(RecordError, match=r"journal/shard-000001.json is no journal of a pack .*of shard-000000"):
+    with pytest.raises(
+        RecordError, match=r"journal/shard-000001.json is not a journal of a pack .*belongs to shard-000000"
+    ):
         packed(half, tmp_path / "out", samples=2)
 
 
@@ -271,7 +273,7 @@ def script(tmp_path):
     return path
 
 
-def test_killed_with_its_workers_running_it_goes_on_and_leaves_none_of_them(script, tmp_path):
+def test_killed_with_its_workers_running_it_resumes_and_leaves_none_of_them(script, tmp_path):
     table, out = table_of(tmp_path / "in", 600), tmp_path / "out"
     children = kill_once_there(script, table, str(out), shards=2, processes=2)
     kill_once_there(script, table, str(out), shards=9, processes=1)
@@ -291,7 +293,7 @@ def files_of_dataset(folder):
     return {name: data for name, data in files_of(folder).items() if not name.rsplit("/")[-1].startswith(".")}
 
 
-def test_a_pack_to_s3_is_killed_and_goes_on(s3, script, tmp_path):
+def test_a_pack_to_s3_is_killed_and_resumes(s3, script, tmp_path):
     table = table_of(tmp_path / "in", 200)
     kill_once_there(script, table, s3, shards=3, processes=1)
     done = pack(open_source(table), s3, PackConfig(ShardSize(6)))

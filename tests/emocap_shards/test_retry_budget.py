@@ -123,7 +123,7 @@ def test_retry_after_ends_before_the_deadline(answers):
     assert len(times) == 2
 
 
-def test_a_server_that_stays_away_for_longer_is_given_up(answers):
+def test_a_server_that_stays_unreachable_for_longer_is_given_up(answers):
     answers.odd = lambda request: request.send(503, b"", {"Retry-After": "86400"}) or True
     with pytest.raises(StoreError, match=r"\(503\).*gave up after [1-9] attempts in 2 s"):
         open_store(answers.url, patience=replace(EAGER, deadline_s=2)).read("x")

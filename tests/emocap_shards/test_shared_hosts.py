@@ -1,4 +1,4 @@
-"""What another user of the host can put in our way: a pipe, a link or a file of theirs is an error, never waited for.
+"""A pipe, a link or a file that another user puts in our way is an error, and never waited for.
 
 A call that waits for a pipe hangs until the limit of pytest-timeout.
 """
@@ -197,6 +197,6 @@ def test_a_file_with_a_second_name_is_not_ours_alone(tmp_path):
         open_own(tmp_path / "lock", os.O_RDWR)
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         open_regular(tmp_path)

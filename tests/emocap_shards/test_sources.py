@@ -81,7 +81,7 @@ def test_parquet_with_images_as_paths_or_bytes_becomes_the_same_samples(faces, t
 
 
 def save_to_disk(folder, rows, features):
-    """What `datasets.Dataset.save_to_disk` leaves, written with pyarrow."""
+    """Writes with pyarrow what `datasets.Dataset.save_to_disk` writes."""
     folder.mkdir()
     names = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
     for name, part in zip(names, (rows[:1], rows[1:]), strict=True):
@@ -220,9 +220,9 @@ def test_a_key_is_made_of_a_path(path, key):
 
 
 BAD_LINES = {
-    b"{": "the line is no JSON",
-    b"\xff\xfe": "it is no UTF-8; save the table as UTF-8",
-    b"[1]": "the line is no JSON object",
+    b"{": "the line is not JSON",
+    b"\xff\xfe": "it is not UTF-8; save the table as UTF-8",
+    b"[1]": "the line is not a JSON object",
     b'{"image": "0.png"}': "there is no column 'global'",
     b'{"global": "Glad."}': "there is no column 'image'",
     b'{"image": "9.png", "global": "Glad."}': "9.png cannot be read",
@@ -235,7 +235,7 @@ BAD_LINES = {
     b'{"image": "0.png", "global": "x", "further": [7]}': 'no "caption" object',
     b'{"image": "0.png", "global": "x", "key": "a.b"}': "unusable key",
     b'{"image": "0.png", "global": "x", "key": ["a"]}': "unusable key",
-    b'{"image": "a\\u0000b", "global": "x", "key": "k"}': "no path of a file",
+    b'{"image": "a\\u0000b", "global": "x", "key": "k"}': "not a path of a file",
 }
 
 
@@ -268,7 +268,7 @@ def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reas
     ("row", "line"), [('1.png,"Glad.', 3), (f'1.png,"{"x" * 200_000}', 3), ('1.png,"two\nlines"\n2.png,"Glad.', 5)]
 )
 def test_a_quote_that_is_never_closed_is_no_single_bad_row(faces, row, line):
-    """It would take all rows behind it along."""
+    """Otherwise all rows after it would be lost too."""
     (faces / "t.csv").write_text(f"image,global\n0.png,x\n{row}\n" + "2.png,y\n" * 5)
     with pytest.raises(RecordError, match=rf"t\.csv:{line}: a quote that opens here is not closed.*correct this row"):
         bad_rows(faces / "t.csv")
@@ -353,7 +353,9 @@ def test_a_table_whose_columns_cannot_be_found_says_what_it_looks_like(faces, te
 
 def test_labels_alone_are_refused_with_a_way_to_pack_them(faces, tmp_path):
     (faces / "t.csv").write_text("image,mood\n0.png,joy\n")
-    with pytest.raises(RecordError, match=r"labels alone needs a caption too, and the label will do \(--global mood\)"):
+    with pytest.raises(
+        RecordError, match=r"labels alone needs a caption too, and the label can serve as one \(--global mood\)"
+    ):
         bad_rows(faces / "t.csv", TableColumns(labels=("mood",)))
     packed(faces / "t.csv", tmp_path / "out", TableColumns(global_="mood", labels=("mood",)))
     ((_, (caption,), labels),) = read_back(tmp_path / "out")
@@ -403,7 +405,7 @@ def test_paths_with_the_slashes_of_windows_are_found(faces, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_mark_of_the_byte_order_is_no_text_and_utf16_is_named(faces, tmp_path, suffix):
+def test_a_mark_of_the_byte_order_is_not_text_and_utf16_is_named(faces, tmp_path, suffix):
     text = {"csv": "image,global\n0.png,Gl\u00fccklich.\n", "jsonl": json.dumps(table_row(0)) + "\n"}[suffix]
     (faces / f"t.{suffix}").write_text(text, encoding="utf-8-sig")
     assert packed(faces / f"t.{suffix}", tmp_path / "out").manifest.samples == 1
@@ -420,7 +422,9 @@ def test_another_encoding_is_said_with_the_row(faces, suffix):
     }[suffix]
     (faces / f"t.{suffix}").write_text(text, encoding="gb18030")
     (told,) = bad_rows(faces / f"t.{suffix}")
-    assert told.startswith(f"{faces}/t.{suffix}:{2 if suffix == 'csv' else 1}: it is no UTF-8; save the table as UTF-8")
+    assert told.startswith(
+        f"{faces}/t.{suffix}:{2 if suffix == 'csv' else 1}: it is not UTF-8; save the table as UTF-8"
+    )
 
 
 def test_a_missing_column_is_told_before_any_row(faces):
@@ -453,7 +457,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
     told = bad_rows(
         write_lines(tmp_path / "t.jsonl", [table_row(0, image="pipe.png"), table_row(0, image="folder.png")])
     )
-    assert "no plain file" in told[0]
+    assert "not a plain file" in told[0]
     assert "folder.png cannot be read" in told[1]
 
 
@@ -476,7 +480,7 @@ def bomb(side):
 
 BAD_IMAGES = {
     "html": (b"<!DOCTYPE html><html>404</html>", "bad.png: the image is a web page"),
-    "gif": (encode(1, kind="GIF"), "bad.png: the image is a GIF, and no JPEG, PNG or WebP"),
+    "gif": (encode(1, kind="GIF"), "bad.png: the image is a GIF, not JPEG, PNG or WebP"),
     "empty": (b"", "bad.png: the image is empty"),
     "bomb": (bomb(10_000), "10000 x 10000, more than"),
     "cut": (encode(1, kind="JPEG", size=64)[:-200], "cannot be decoded"),
@@ -499,12 +503,12 @@ def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
     (folder / "linked").symlink_to(tmp_path)
     told = bad_rows(folder)
     assert len(told) == 3
-    assert "0000.json is missing, the annotation beside the image; captions in .txt files" in told[0]
-    assert "0001.gif: a .gif is not taken; convert it" in told[1]
+    assert "0000.json is missing, the annotation of the image; captions in .txt files" in told[0]
+    assert "0001.gif: a .gif is not supported; convert it" in told[1]
     assert "linked: it is a link to a folder" in told[2]
 
 
-def test_files_of_a_folder_that_are_no_images_are_counted_by_their_extension(tmp_path):
+def test_files_of_a_folder_that_are_not_images_are_counted_by_their_extension(tmp_path):
     folder = folder_of(tmp_path / "in", 2)
     for name in ("a.txt", "b.TXT", "c.npy", "README", "._0000.png", "below/._0001.json", "below/d.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -573,7 +577,7 @@ def test_a_file_order_txt_puts_its_images_first(tmp_path):
 
 @pytest.mark.parametrize("name", ["table.xlsx", "missing", "missing.csv", "s3"])
 def test_an_unknown_source_is_refused_with_what_there_is(tmp_path, name):
-    with pytest.raises(RecordError, match="is no source; give a folder of image"):
+    with pytest.raises(RecordError, match="is not a source; give a folder of image"):
         open_source(tmp_path / name)
 
 
@@ -584,9 +588,9 @@ def test_a_url_without_a_dataset_is_refused():
 
 def test_a_parquet_file_that_is_none_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RecordError, match=r"x\.parquet is no Parquet file that can be read"):
+    with pytest.raises(RecordError, match=r"x\.parquet cannot be read as a Parquet file"):
         list(open_source(tmp_path / "x.parquet").rows())
-    with pytest.raises(RecordError, match="names no file"):
+    with pytest.raises(RecordError, match="matches no file"):
         open_source(tmp_path / "y*.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Whatever stands in a table comes back out of it; whatever is in a dataset survives unpacking and packing."""
+"""Everything in a table can be read back; everything in a dataset survives unpacking and packing."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pack_cases import files_of, packed
 from shard_cases import encode
 
-# Text of any script; surrogates are no text, and NUL ends a cell of Python's csv.
+# Text of any script; surrogates are not text, and NUL ends a cell of Python's csv.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 sentences = texts.filter(lambda text: text.strip())
 numbers = st.floats(allow_nan=False, allow_infinity=False)

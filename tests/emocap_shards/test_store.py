@@ -33,7 +33,7 @@ def test_what_was_put_is_read(store):
     assert not store.exists("a")
 
 
-def test_a_range_behind_the_end_is_short_rather_than_an_error(store):
+def test_a_range_after_the_end_is_short_rather_than_an_error(store):
     store.put("x", b"0123456789")
     assert store.read_ranges([("x", 8, 20), ("x", 0, 2)]) == [b"89", b"01"]
     assert store.read_range("x", 30, 40) == b""
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(store, act, tmp_path):
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../up", "a/../../up", "a//b", "."])
 def test_no_path_leaves_the_root(store, path):
-    with pytest.raises(StoreError, match="no path below"):
+    with pytest.raises(StoreError, match="not a path below"):
         store.read(path)
 
 

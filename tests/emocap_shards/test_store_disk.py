@@ -31,7 +31,7 @@ def not_root():
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
     store = open_store(tmp_path / "root")
     store.put("x", b"old")
-    with pytest.raises(StoreError, match=r"cannot write 'x' in .*: a file may not grow so large there: free some"):
+    with pytest.raises(StoreError, match=r"cannot write 'x' in .*: a file must not grow so large there: free some"):
         store.put("x", bytes(LIMIT_BYTES + 1))
     assert store.read("x") == b"old"
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["x"]
@@ -44,7 +44,9 @@ def test_a_disk_that_fills_while_a_file_is_fetched_is_named_and_leaves_nothing(k
     store.put("x", bytes(LIMIT_BYTES * 3))
     (tmp_path / "here").mkdir()
     request.getfixturevalue("full_disk")
-    with pytest.raises(StoreError, match=r"cannot write '.*/here/back': a file may not grow so large there: free some"):
+    with pytest.raises(
+        StoreError, match=r"cannot write '.*/here/back': a file must not grow so large there: free some"
+    ):
         store.get_file("x", tmp_path / "here" / "back")
     assert list((tmp_path / "here").iterdir()) == []
 

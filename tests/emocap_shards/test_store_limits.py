@@ -1,4 +1,4 @@
-"""What a broken or hostile server, file or index can cost: bounded time, bounded memory."""
+"""A broken or hostile server, file or index costs bounded time and bounded memory."""
 
 import gzip
 import os
@@ -124,14 +124,14 @@ def test_a_size_that_no_disk_has_room_for_is_refused_before_memory_is_asked_for(
 
 
 @pytest.mark.parametrize("total", ["9" * 30, "9" * 5000, "-1", "1e9", ""])
-def test_a_size_that_is_no_number_is_an_error_of_one_line_or_no_size(answers, total):
+def test_a_size_that_is_not_a_number_is_an_error_of_one_line_or_no_size(answers, total):
     span = f"bytes 0-4/{total}"
     answers.odd = lambda request: request.send(206, DATA[:5], {"Content-Range": span}) or True
     assert open_store(answers.url, patience=ONCE).read_range("x", 0, 5) == DATA[:5]
 
 
 @pytest.mark.parametrize("size", ["9" * 5000, "-", "x"])
-def test_a_listing_with_a_size_that_is_no_number_is_an_error_of_one_line(answers, monkeypatch, size):
+def test_a_listing_with_a_size_that_is_not_a_number_is_an_error_of_one_line(answers, monkeypatch, size):
     for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     item = f"<Contents><Key>a</Key><Size>{size}</Size></Contents>"
@@ -189,7 +189,7 @@ def test_a_compressed_body_is_refused_and_not_inflated(answers):
     store = open_store(answers.url, patience=ONCE)
     for act in (lambda: store.read_range("x", 0, 1000), lambda: store.read("x"), lambda: store.exists("x")):
         peak, message = peak_bytes(act)
-        assert "sends it compressed (gzip); let it send these files as they are" in message
+        assert "compresses it (gzip); configure it to send these files unchanged" in message
         assert peak < 8 * MIB
 
 
@@ -252,7 +252,7 @@ def test_no_more_is_read_of_a_long_body_from_s3_than_was_asked_for(answers, monk
     assert answers.poured < 48 * MIB
 
 
-def test_a_span_far_behind_the_end_costs_no_more_than_the_object(filled):
+def test_a_span_far_after_the_end_costs_no_more_than_the_object(filled):
     tracemalloc.start()
     try:
         assert filled.read_ranges([("x", 5, FAR), ("x", FAR, 2 * FAR)]) == [DATA[5:], b""]

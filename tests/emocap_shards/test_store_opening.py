@@ -59,7 +59,7 @@ def test_wrong_limits_are_refused_at_birth(monkeypatch):
     with pytest.raises(StoreError, match=r"in_flight=0 is too small; give 1 or more"):
         TransferConfig(in_flight=0)
     monkeypatch.setenv("EMOCAP_STORE_DEADLINE_S", "soon")
-    with pytest.raises(StoreError, match=r"EMOCAP_STORE_DEADLINE_S='soon' is no number"):
+    with pytest.raises(StoreError, match=r"EMOCAP_STORE_DEADLINE_S='soon' is not a number"):
         open_store("memory://x")
 
 
@@ -70,7 +70,7 @@ def test_the_deadline_comes_from_the_environment(monkeypatch):
     assert open_store("memory://x", patience=RetryConfig()).patience.deadline_s == 900
 
 
-def test_a_store_behind_any_driver_of_fsspec_works(tmp_path):
+def test_a_store_with_any_driver_of_fsspec_works(tmp_path):
     store = ObjectStore(f"local://{tmp_path}/root", traffic=TransferConfig(part_bytes=1000))
     (tmp_path / "root").mkdir()
     data = bytes(range(256)) * 40
@@ -83,6 +83,6 @@ def test_a_store_behind_any_driver_of_fsspec_works(tmp_path):
     assert [entry.path for entry in store.list()] == ["x", "y"]
     store.delete("x")
     assert not store.exists("x")
-    with pytest.raises(StoreError, match="cannot write if an object still is"):
+    with pytest.raises(StoreError, match="cannot write on the condition that an object is"):
         store.put_if_match("y", b"1", "v")
     assert not store.honours_conditions()

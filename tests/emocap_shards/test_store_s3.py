@@ -197,7 +197,7 @@ def test_a_server_killed_and_started_again_only_delays_a_read(s3, s3_server, mon
         assert b"".join(reading.result(60)) == data
     first, *_, last = caplog.messages
     assert "cannot read 'x' in s3://emocap/" in first
-    assert "trying on, for 60 s in all" in first
+    assert "trying again, for 60 s in all" in first
     assert "answers again, after" in last
 
 

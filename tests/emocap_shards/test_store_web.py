@@ -168,9 +168,9 @@ def test_secrets_of_a_url_work_but_are_never_shown(answers, secret_part, caplog)
     assert b"canary" not in pickle.dumps(store)
 
 
-def test_a_pickled_store_says_that_its_secrets_stayed_behind(answers):
+def test_a_pickled_store_says_that_its_secrets_were_not_sent(answers):
     store = pickle.loads(pickle.dumps(open_store(answers.url.replace("//", "//user:canary@"))))
-    with pytest.raises(StoreError, match=r"do not travel.*netrc"):
+    with pytest.raises(StoreError, match=r"are not sent to other processes.*netrc"):
         store.read("x")
 
 
@@ -208,7 +208,7 @@ def test_a_redirect_to_another_host_is_refused_and_shown_no_password(answers, tm
             answers.odd = redirect(302, f"http://{place}/data/x?canary")
             store = open_store(answers.url, patience=RetryConfig(deadline_s=0))
             for name, arguments in {"read": (), "read_range": (0, 5)}.items():
-                with pytest.raises(StoreError, match=rf"on to http://{place}; if you trust that, name it") as caught:
+                with pytest.raises(StoreError, match=rf"redirects to http://{place}; if you trust it, name it") as caught:
                     getattr(store, name)("moved", *arguments)
                 assert "canary" not in str(caught.value)
         other.shutdown()

@@ -58,7 +58,7 @@ def test_every_world_sees_the_same_steps(stream, world):
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 3), (3, 2), (4, 1), (2, 4)])
-def test_an_epoch_is_exactly_once_wherever_it_stops_and_however_many_ranks_go_on(stream, before, after, drop_last):
+def test_an_epoch_is_exactly_once_wherever_it_stops_and_however_many_ranks_resume(stream, before, after, drop_last):
     stream = replace(stream, epochs=1, drop_last=drop_last)
     announced = SAMPLES // 5 * 5 if drop_last else SAMPLES
     first = global_ledger(stream, before, None)

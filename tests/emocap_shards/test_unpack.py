@@ -46,7 +46,7 @@ def test_an_order_that_is_not_that_of_the_keys_is_kept(tmp_path):
 def test_a_folder_that_is_there_is_left_alone(dataset, tmp_path):
     folder = folder_of(tmp_path / "out", 1)
     before = files_of(folder)
-    with pytest.raises(RecordError, match="out is there already"):
+    with pytest.raises(RecordError, match="out exists already"):
         unpack(dataset, folder)
     assert files_of(folder) == before
     (tmp_path / "empty").mkdir()
@@ -58,7 +58,7 @@ def test_what_is_not_whole_does_not_bear_the_folders_name(dataset, tmp_path):
     with pytest.raises(DamagedSample, match=r"dataset/shard-000002\.tar: it is missing"):
         unpack(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(RecordError, match=r"out\.partial is there already"):
+    with pytest.raises(RecordError, match=r"out\.partial exists already"):
         unpack(dataset, tmp_path / "out")
 
 

@@ -51,7 +51,7 @@ def test_a_cut_shard_is_named_with_what_is_lost(folder, slots, where, reason):
     assert kinds(verify(folder, quick=True)) == {FaultKind.SIZE}
 
 
-def test_a_shard_cut_behind_its_last_sample_lost_none(folder, slots):
+def test_a_shard_cut_after_its_last_sample_lost_none(folder, slots):
     cut(folder / SHARD, slots[2].offset + slots[2].length + 512)
     verdict = verify(folder)
     assert kinds(verdict) == {FaultKind.SIZE, FaultKind.END}
@@ -145,17 +145,17 @@ def test_other_files_beside_a_dataset_are_nobodys_business(folder):
     assert verify(folder).whole
 
 
-def test_a_sample_that_stands_twice_in_its_tar_is_found(folder, slots):
+def test_a_sample_that_is_twice_in_its_tar_is_found(folder, slots):
     shard = folder / SHARD
     data = shard.read_bytes()
     block = data[slots[1].offset : slots[2].offset]
     shard.write_bytes(data[: -len(END)] + block + END)
     verdict = verify(folder)
     assert kinds(verdict) == {FaultKind.SIZE, FaultKind.END}
-    assert "stands what no index names" in verdict.faults[-1].reason
+    assert "there are bytes that no index names" in verdict.faults[-1].reason
 
 
-def test_a_manifest_that_is_no_json_is_damage(folder):
+def test_a_manifest_that_is_not_json_is_damage(folder):
     cut(folder / "manifest.json", 100)
     fault = only(verify(folder))
     assert (fault.kind, fault.shard) == (FaultKind.MANIFEST, "manifest.json")
@@ -168,7 +168,7 @@ def test_a_manifest_of_a_later_version_is_refused_and_named(folder):
         verify(folder)
 
 
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
+def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path):
     with pytest.raises(ManifestError, match="make one with `emocap pack`"):
         verify(tmp_path)
 

@@ -1,4 +1,4 @@
-"""What was packed wrong is found although every digest holds."""
+"""Samples that were packed wrong are found although every digest is right."""
 
 import pytest
 from emocap_shards.inspecting.faults import FaultKind
@@ -29,12 +29,12 @@ def test_a_key_twice_in_one_shard_is_found(tmp_path):
         ({"png": encode(1)}, FaultKind.MEMBERS, "not one image and one annotation"),
         ({"json": ANNOTATION}, FaultKind.MEMBERS, "not one image and one annotation"),
         ({"png": encode(1), "jpg": encode(1, kind="JPEG"), "json": ANNOTATION}, FaultKind.MEMBERS, "not one image"),
-        ({"png": encode(1), "json": b"{"}, FaultKind.ANNOTATION, "no JSON"),
+        ({"png": encode(1), "json": b"{"}, FaultKind.ANNOTATION, "not JSON"),
         ({"png": encode(1), "json": b'{"caption": {}}'}, FaultKind.ANNOTATION, '"global"'),
         ({"jpg": encode(1), "json": ANNOTATION}, FaultKind.IMAGE, "the image is PNG, but its extension is 'jpg'"),
         ({"gif": encode(1), "json": ANNOTATION}, FaultKind.IMAGE, "its extension is 'gif'"),
         ({"png": encode(1, size=64)[:-3000], "json": ANNOTATION}, FaultKind.IMAGE, "cannot be decoded"),
-        ({"png": b"no image", "json": ANNOTATION}, FaultKind.IMAGE, "no JPEG, PNG or WebP"),
+        ({"png": b"no image", "json": ANNOTATION}, FaultKind.IMAGE, "not a JPEG, PNG or WebP"),
     ],
 )
 def test_a_sample_that_was_packed_wrong_is_found_though_every_digest_holds(tmp_path, members, kind, reason):
@@ -48,7 +48,7 @@ def test_a_sample_under_another_key_than_its_members_is_found(tmp_path):
     forge(tmp_path, [[("a", sample("b")[1])]])
     fault = only(verify(tmp_path))
     assert (fault.kind, fault.key) == (FaultKind.MEMBERS, "a")
-    assert "bear the key 'b'" in fault.reason
+    assert "have the key 'b'" in fault.reason
 
 
 def test_bytes_between_two_samples_are_found(tmp_path):

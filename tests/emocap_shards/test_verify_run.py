@@ -1,4 +1,4 @@
-"""How a verification goes about it: ranges, processes, progress, stores that fail."""
+"""A verification uses ranges and processes, reports progress, and meets stores that fail."""
 
 import hashlib
 import json

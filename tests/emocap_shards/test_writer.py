@@ -38,7 +38,7 @@ def test_the_bytes_are_pinned_so_that_old_digests_stay_true(tmp_path):
     assert manifest.shards[0].sha256 == "a8ed4c414bf21659cecdc9f96e431af0a7edef6da3da0b5a247e27619b07e585"
 
 
-def test_the_manifest_says_what_stands_there(tmp_path):
+def test_the_manifest_describes_the_files_there(tmp_path):
     told = []
     manifest = write_shards(records(11), tmp_path, samples_per_shard=4, progress=told.append)
     assert manifest == read_manifest(tmp_path)
@@ -114,8 +114,8 @@ def test_nothing_to_write_is_refused(tmp_path):
 BAD = {
     "caption without a global part": ({"caption": Caption(" ", (), "x")}, 'no "global" part'),
     "empty local sentence": ({"caption": Caption("x", ("",), "x")}, '"local" part'),
-    "label that is no number": ({"labels": {"valence": float("nan")}}, "finite number"),
-    "bytes that are no image": ({"image": b"GIF89a, or so"}, "the image is a GIF"),
+    "label that is not a number": ({"labels": {"valence": float("nan")}}, "finite number"),
+    "bytes that are not an image": ({"image": b"GIF89a, or so"}, "the image is a GIF"),
     "image that is cut": ({"image": encode(1)[:-40]}, "cannot be decoded"),
     "image of another format": ({"extension": "jpg"}, "the image is PNG"),
     "unknown extension": ({"extension": "tiff"}, "none of jpg"),
@@ -137,7 +137,7 @@ def test_an_unusable_key_is_refused(tmp_path, key):
 
 
 def test_a_key_that_comes_twice_is_refused_across_shards(tmp_path):
-    with pytest.raises(RecordError, match="'face-0000' comes twice"):
+    with pytest.raises(RecordError, match="'face-0000' occurs twice"):
         write_shards([*records(3), record(0)], tmp_path, samples_per_shard=2)
 
 

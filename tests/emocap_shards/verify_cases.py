@@ -1,4 +1,4 @@
-"""What the tests of verification share: ways to break a file, and a short look at a verdict."""
+"""Helpers of the verification tests: ways to break a file, and a short view of a result."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One sample's stretch of a tar, taken apart."""
+"""Takes apart one sample's part of a tar."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The two files of a sample, and the key that their names bear."""
+    """The two files of a sample, and the key that is in their names."""
 
     key: str
     extension: str
@@ -21,17 +21,17 @@ class Members:
 
 
 def members(block: bytes) -> Members:
-    """An image and an annotation under one key, and nothing beside them.
+    """Returns the members of a block that consists of one image and one annotation with the same key.
 
     Raises:
-        ValueError: If the stretch is something else; the message says what.
+        ValueError: If the block is something else; the message says what.
     """
     files = _files(block)
     names = [name.rpartition("/")[2].partition(".") for name in files]
     if sorted(extension == "json" for _, _, extension in names) != [False, True]:
         raise ValueError(f"it is {_listed(list(files))}, not one image and one annotation")
     if len({key for key, _, _ in names}) != 1:
-        raise ValueError(f"its members {_listed(list(files))} bear different keys")
+        raise ValueError(f"its members {_listed(list(files))} have different keys")
     annotation = next(data for name, data in files.items() if name.endswith(".json"))
     image_name, image = next((name, data) for name, data in files.items() if not name.endswith(".json"))
     key, _, extension = image_name.rpartition("/")[2].partition(".")
@@ -39,10 +39,10 @@ def members(block: bytes) -> Members:
 
 
 def checked_header(image: bytes, extension: str) -> tuple[str, int, int]:
-    """(format, width, height) of the image.
+    """Returns (format, width, height) of the image.
 
     Raises:
-        ImageError: If the header cannot be read, or tells another format than the extension.
+        ImageError: If the header cannot be read, or shows another format than the extension.
     """
     kind, width, height = image_header(image)
     if FORMATS.get(extension) != kind:
@@ -55,7 +55,7 @@ def _files(block: bytes) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
             found = tar.getmembers()
             if any(not member.isreg() for member in found):
-                raise ValueError("one of its members is no regular file")
+                raise ValueError("one of its members is not a regular file")
             if (end := _end(found)) != len(block):
                 raise ValueError(f"its tar members end at byte {end} of {len(block)}")
             return {member.name: block[member.offset_data : member.offset_data + member.size] for member in found}

@@ -1,4 +1,4 @@
-"""The manifest against a listing of the store: gross damage, told before a byte of a shard is read."""
+"""Compares the manifest with a listing of the store, which finds gross damage before any shard is read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,7 +10,7 @@ _OURS = (".tar", ".npy")
 
 
 def compare(manifest: Manifest, entries: Sequence[Entry]) -> Iterator[Fault]:
-    """What is missing, of another size, or there without being named."""
+    """Yields a fault for each object that is missing, has another size, or is not named by the manifest."""
     sizes = {entry.path: entry.size for entry in entries}
     for shard in manifest.shards:
         yield from _shard(shard, sizes)

@@ -1,4 +1,4 @@
-"""Counts and spreads of a stream of any length, in bounded memory."""
+"""Counts items and spreads of numbers of a stream of any length, in bounded memory."""
 
 import random
 from collections import Counter
@@ -10,15 +10,19 @@ from jaxtyping import Float64
 
 _KEPT = 20_000
 _BINS = 24
-_WHOLE = 1 << 50  # halves between whole numbers are exact below
+_WHOLE = 1 << 50  # Below this bound a float can represent every half between two integers.
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How often each item came: `total` items, `distinct` different ones, `once` of them a single time.
+    """The frequencies of items.
 
-    `short` is by how much a count may be too small, because rare items were forgotten; with 0 all of it is exact,
-    otherwise `distinct` is a lower bound and `once` says nothing. `top` is the most frequent ones, descending.
+    Attributes:
+        total: Number of items.
+        distinct: Number of different items; a lower bound if `short` is not 0.
+        once: Number of items that occurred once; meaningless if `short` is not 0.
+        short: By how much a count may be too small, because rare items were forgotten. With 0 everything is exact.
+        top: The most frequent items with their counts, in descending order.
     """
 
     total: int
@@ -29,12 +33,14 @@ class Counts:
 
     @property
     def repeats(self) -> int:
-        """How many items repeat an earlier one; with `short` an upper bound."""
+        """Number of items that repeat an earlier one; an upper bound if `short` is not 0."""
         return self.total - self.distinct
 
 
 class TextCounter:
-    """Counts texts; beyond `cap` different ones it forgets the rarest (after lossy counting, Manku & Motwani 2002)."""
+    """Counts texts. Above `cap` different ones it forgets the rarest (similar to lossy counting, Manku &
+    Motwani 2002).
+    """
 
     def __init__(self, cap: int) -> None:
         self._cap = cap
@@ -57,9 +63,9 @@ class TextCounter:
         return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
     def _forget(self) -> None:
-        """The rarer half goes. What comes back later starts at zero, so the losses add up.
+        """Forgets the rarer half. An item that returns later starts at zero, so the possible errors add up.
 
-        Where all are equally rare, all go; how many there were at once stays known.
+        If all items are equally rare, all are forgotten; the largest number of different items so far is kept.
         """
         self._most = max(self._most, len(self._counts))
         limit = sorted(self._counts.values())[len(self._counts) // 2]
@@ -69,10 +75,10 @@ class TextCounter:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Numbers in short. All zero where there is none.
+    """A summary of numbers. All fields are zero if there are none.
 
-    `count`, `least`, `mean` and `most` are exact; the others come from at most 20,000 of the numbers, drawn evenly.
-    `bins[i]` numbers lie from `edges[i]` to `edges[i + 1]`.
+    `count`, `least`, `mean` and `most` are exact. The others come from a uniform sample of at most 20,000 numbers.
+    `bins[i]` is how many of them lie from `edges[i]` to `edges[i + 1]`.
     """
 
     count: int
@@ -85,7 +91,7 @@ class Spread:
 
 
 class NumberCounter:
-    """Collects numbers; keeps an even draw of them (reservoir sampling, Vitter 1985)."""
+    """Collects numbers, and keeps a uniform sample of them (reservoir sampling, Vitter 1985)."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -107,7 +113,7 @@ class NumberCounter:
             return Spread(0, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0), (0,))
         kept = np.array(self._kept)
         bins, edges = np.histogram(kept, _edges(kept))
-        median = 2 * float(np.median(kept / 2))  # halves, because the sum of two numbers may be no number
+        median = 2 * float(np.median(kept / 2))  # Halved, because the sum of two large floats may overflow.
         return Spread(
             self._count,
             self._least,
@@ -132,16 +138,19 @@ def spread_of(numbers: Iterable[float]) -> Spread:
 
 
 def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
-    """One bin for each whole number where there are few, a few for each where there are more, else equal widths."""
+    """Returns the edges of bins.
+
+    Few different integers get a bin each, more of them share bins, and other numbers get bins of equal width.
+    """
     least, most = float(numbers.min()), float(numbers.max())
     if np.all(numbers == np.floor(numbers)) and max(abs(least), abs(most)) < _WHOLE:
         values = int(most - least) + 1
         width = -(-values // _BINS)
         return [least - 0.5 + width * step for step in range(-(-values // width) + 1)]
-    # Halves, because the difference of two numbers may be no number.
+    # Halved, because the difference of two large floats may overflow.
     edges = np.unique(2 * np.linspace(least / 2, most / 2, _BINS + 1))
     edges[0], edges[-1] = least, most
     if len(edges) > 1:
         return [float(edge) for edge in edges]
-    beside = np.nextafter(least, 0.0 if least else 1.0)  # towards the middle: away from it there may be no number
+    beside = np.nextafter(least, 0.0 if least else 1.0)  # Towards zero: in the other direction there may be infinity.
     return sorted([least, float(beside)])

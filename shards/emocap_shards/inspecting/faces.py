@@ -1,4 +1,4 @@
-"""A contact sheet: some faces as small JPEGs, with what stands beside them."""
+"""Makes a contact sheet: some faces as small JPEGs with their captions and labels."""
 
 import io
 import random
@@ -18,7 +18,7 @@ _QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class SheetFace:
-    """One sample for the contact sheet; `jpeg` is its image, no side longer than 160 pixels."""
+    """One sample of the contact sheet; `jpeg` is its image, with no side longer than 160 pixels."""
 
     shard: str
     key: str
@@ -28,7 +28,7 @@ class SheetFace:
 
 
 class ContactSheet:
-    """Keeps `size` of the faces that come by, each with equal chance (Vitter 1985)."""
+    """Keeps `size` of the faces that are added, each with equal probability (Vitter 1985)."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -37,7 +37,7 @@ class ContactSheet:
         self._random = random.Random(0)
 
     def add(self, glance: HeaderSample) -> bool:
-        """False if the image had to be decoded for the sheet and could not be."""
+        """Adds a face; returns False if its image was chosen for the sheet and cannot be decoded."""
         self._count += 1
         place = len(self._faces) if len(self._faces) < self._size else self._random.randrange(self._count)
         if place >= self._size:

@@ -1,11 +1,11 @@
-"""What can be wrong with a dataset, and what helps."""
+"""Lists what can be wrong with a dataset, and what to do about it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """The kinds of damage, from the whole dataset down to one sample."""
+    """The kinds of damage, from the dataset as a whole down to one sample."""
 
     MANIFEST = "damaged manifest"
     STRAY = "stray file"
@@ -55,10 +55,15 @@ CURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is not what was written.
+    """One difference between a dataset and what was written.
 
-    `shard` is a path in the dataset, `key` a sample's or "". `lost` samples cannot be read because of it; no sample
-    is counted by two faults. `found` is the SHA-256 of what lies there, where that is another than the manifest's.
+    Attributes:
+        kind: The kind of damage.
+        shard: A path in the dataset.
+        reason: What is wrong.
+        key: The key of a sample, or "".
+        lost: Number of samples that cannot be read because of it; no sample is counted by two faults.
+        found: SHA-256 of the bytes that were found, if it differs from the manifest's.
     """
 
     kind: FaultKind

@@ -1,4 +1,4 @@
-"""Labels in numbers: balance of text labels, spread of numeric ones."""
+"""Summarises labels: the balance of text labels and the spread of numeric ones."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _VALUE_CHARACTERS = 100
 
 
 class LabelCounter:
-    """Counts labels of up to 200 names of each kind; further names are counted in `names_left_out`."""
+    """Counts labels of up to 200 names of each kind. Labels with further names are counted in `names_left_out`."""
 
     def __init__(self) -> None:
         self._texts: dict[str, TextCounter] = {}
@@ -47,5 +47,5 @@ class LabelCounter:
 
 
 def _natural(item: tuple[str, object]) -> list[tuple[int, str]]:
-    """AU2 before AU10."""
+    """Returns a sorting key that puts AU2 before AU10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", item[0])]

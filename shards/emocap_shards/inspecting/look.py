@@ -1,4 +1,4 @@
-"""Some samples of a dataset, spread over it, as they stand in the tar: no pixel is decoded."""
+"""Reads some samples that are spread over a dataset. Only the headers of their images are decoded."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -25,12 +25,12 @@ _ROWS_TOGETHER = 256
 _BYTES_TOGETHER = 8 << 20
 
 Pick: TypeAlias = Int64[np.ndarray, " samples"]
-"""Ids of samples in one shard, so few that they fit into memory together."""
+"""Ids of samples in one shard that fit into memory together."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderSample:
-    """A sample as it stands in its tar; `kind` is "JPEG", "PNG" or "WEBP"."""
+    """A sample as it lies in its tar, with what the header of its image says; `kind` is "JPEG", "PNG" or "WEBP"."""
 
     shard: str
     key: str
@@ -46,9 +46,9 @@ Seen: TypeAlias = HeaderSample | DamagedSample
 
 
 def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
-    """`look_at` samples, or all if there are fewer, at even distances over at most 256 evenly spread shards.
+    """Returns `look_at` samples, or all if there are fewer, at even distances over at most 256 evenly spread shards.
 
-    They come in a fixed random order, so that whoever stops early has seen some of everything.
+    The picks are in a fixed random order, so that a caller who stops early has seen samples from everywhere.
     """
     firsts = [0, *accumulate(map(int, manifest.counts))]
     number = min(len(manifest.counts), _SHARDS_AT_MOST)
@@ -66,6 +66,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
 
 
 def everything(manifest: Manifest) -> Iterator[Pick]:
+    """Yields all samples of a dataset in their order."""
     first = 0
     for shard, count in enumerate(map(int, manifest.counts)):
         yield from _picks(manifest, shard, np.arange(first, first + count, dtype=np.int64))
@@ -73,7 +74,7 @@ def everything(manifest: Manifest) -> Iterator[Pick]:
 
 
 def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[Seen] | DamagedShard]]:
-    """What stands at each pick, in their order; a shard that cannot be read at all is one error."""
+    """Yields the samples of each pick, in the order of the picks; a shard that cannot be read gives one error."""
     first, second = tee(picks)
     with ThreadPoolExecutor(_READERS) as pool:
         yield from zip(first, in_order(pool, partial(_open, reader), second, ahead=_READERS), strict=True)

@@ -1,4 +1,4 @@
-"""A summary as one page of HTML that needs nothing else: no network, no script."""
+"""Shows a summary as one page of HTML that needs no network and no script."""
 
 import base64
 import hashlib
@@ -21,10 +21,12 @@ _CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS, _CLASSES_BESIDE = 3, 12, 600, 60, 4
 
 
 def page(summary: Summary) -> str:
-    """The page. What comes from the data is escaped, cut where it is long, and may not run: the page's own
-    Content-Security-Policy forbids all scripts and every address but inline images.
+    """Returns the page.
+
+    Text of the data is escaped, and cut if it is long. It cannot run: the page's own Content-Security-Policy forbids
+    all scripts, and every address but inline images.
     """
-    # Captions are untrusted, so escaping is the rule and not a thing to remember at each place.
+    # Captions are untrusted, so everything is escaped by default.
     environment = Environment(
         loader=PackageLoader("emocap_shards", "inspecting"),
         autoescape=True,
@@ -41,7 +43,7 @@ def page(summary: Summary) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """What a template prints: text of the data turns no line around and hides nothing; markup of our own stays."""
+    """Returns what a template prints. Text of the data is made printable, and our own markup is unchanged."""
     return printable(value, lines=True) if type(value) is str else value
 
 
@@ -77,7 +79,7 @@ def _values(summary: Summary) -> dict[str, Any]:
         "shards": histogram("samples in a shard", summary.stock.samples_per_shard),
         "balances": [balance(name, counts, _CLASSES) for name, counts in summary.text_labels.items()],
         "numbers": [histogram(name, spread) for name, spread in list(summary.number_labels.items())[:_NUMBERS]],
-        "repeats": {name: part.texts for name, part in parts.items()} | {"whole caption": summary.captions},
+        "repeats": {name: part.texts for name, part in parts.items()} | {"complete caption": summary.captions},
         "cards": [_card(face) for face in summary.faces],
         "most_words": _WORDS,
         "most_texts": _TEXTS,
@@ -109,5 +111,5 @@ def _cut(text: str, most: int = _CHARACTERS) -> str:
 
 
 def _style_hash(style: str) -> str:
-    """The page's own style is allowed by its hash, so that no style from elsewhere counts."""
+    """Returns the hash that allows the page's own style, so that no other style is applied."""
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

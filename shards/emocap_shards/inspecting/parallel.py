@@ -1,4 +1,4 @@
-"""Work on many things at once, in order, with a bounded number under way."""
+"""Does work on many items at once and returns the results in order, with a bounded number begun."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,10 @@ def in_order(
     ahead: int,
     waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
-    """`map(work, items)`, at most `ahead` of them begun before they are asked for; calls `waiting` while it waits."""
+    """Yields `work(item)` for each item in order; at most `ahead` items are begun before their results are requested.
+
+    `waiting` is called about every 0.2 s while it waits for a result.
+    """
     source = iter(items)
     begun = deque(pool.submit(work, item) for item in islice(source, ahead))
     try:
@@ -36,6 +39,6 @@ def _result(future: Future[Result], waiting: Callable[[], None]) -> Result:
         try:
             return future.result(timeout=_LOOK_S)
         except TimeoutError:
-            if future.done():  # the work itself raised it
+            if future.done():  # The work itself raised the TimeoutError.
                 raise
             waiting()

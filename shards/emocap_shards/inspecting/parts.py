@@ -1,4 +1,4 @@
-"""Captions in numbers, part by part."""
+"""Summarises captions part by part."""
 
 import hashlib
 import re
@@ -17,9 +17,13 @@ _TOP_WORDS, _TOP_TEXTS = 60, 12
 
 @dataclass(frozen=True, slots=True)
 class PartStatistics:
-    """The texts of one part: `words` in each, the `vocabulary`, and which `texts` repeat.
+    """Statistics about the texts of one part.
 
-    `without` counts the samples none of whose captions has this part.
+    Attributes:
+        without: Number of samples none of whose captions has this part.
+        words: Number of words in each text.
+        vocabulary: How often each word occurs.
+        texts: How often each text occurs.
     """
 
     without: int
@@ -29,7 +33,7 @@ class PartStatistics:
 
 
 class PartCounter:
-    """Counts one part; `texts_of` takes its texts out of a caption."""
+    """Counts one part; `texts_of` returns the texts of this part of a caption."""
 
     def __init__(self, texts_of: Callable[[Caption], Sequence[str]]) -> None:
         self._texts_of = texts_of
@@ -39,7 +43,7 @@ class PartCounter:
         self._texts = TextCounter(MOST_TEXTS)
 
     def add(self, captions: Sequence[Caption]) -> None:
-        """The captions of one sample."""
+        """Adds the captions of one sample."""
         texts = [text for caption in captions for text in self._texts_of(caption) if text.strip()]
         self._without += not texts
         for text in texts:
@@ -54,7 +58,7 @@ class PartCounter:
 
 
 def part_counters() -> dict[str, PartCounter]:
-    """By the name that a part has on disk."""
+    """Returns a counter for each part, by the part's name on disk."""
     return {
         "global": PartCounter(lambda caption: [caption.global_]),
         "local": PartCounter(lambda caption: caption.local),
@@ -63,12 +67,12 @@ def part_counters() -> dict[str, PartCounter]:
 
 
 def words(text: str) -> list[str]:
-    """Letters and digits between anything else, in lower case; "don't" and "half-open" are one word."""
+    """Returns the words of a text in lower case. "don't" and "half-open" are one word each."""
     return [word[:_WORD_CHARACTERS] for word in _WORD.findall(text.lower())]
 
 
 def caption_digest(caption: Caption) -> str:
-    """Equal for equal captions, short for long ones."""
+    """Returns a short digest that is equal for equal captions."""
     text = "\x1f".join([caption.global_, *caption.local, "", caption.summary])
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Histograms and bars as numbers for SVG: where each rectangle stands. The template draws them."""
+"""Computes the rectangles of histograms and bars; the template draws them as SVG."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ _LEAST_VISIBLE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """One bar, y from the top; `tip` is shown where it is pointed at. A cut one is higher than there is room."""
+    """One bar, with y counted from the top. `tip` is its tooltip. `is_cut` says that the bar is higher than the
+    plot.
+    """
 
     x: float
     y: float
@@ -24,9 +26,9 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bars over a line from `least` to `most`; `mean_x` is where on it the mean stands.
+    """Bars above a line from `least` to `most`; `mean_x` is the position of the mean on it.
 
-    `peak` tells of a bar that is cut, because most numbers are alike: what it holds, and its share.
+    If most numbers are alike, their bar is cut, and `peak` says what it holds and its share.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A row for each value of a text label: value, count, share of all, and the width of its bar in percent."""
+    """The rows of a text label, one for each value: value, count, share of all, and the width of its bar in percent."""
 
     name: str
     counts: Counts
@@ -72,7 +74,10 @@ def balance(name: str, counts: Counts, most: int) -> Balance:
 
 
 def ceiling(bins: Sequence[int]) -> float:
-    """What fills the height: the highest bar, unless it is so high that the others could not be told apart."""
+    """Returns the count that fills the height of a plot.
+
+    It is the highest bar, unless that is so high that the others could not be distinguished.
+    """
     *_, second, highest = sorted([0, *bins])
     return float(max(second * 1.25 if 0 < second * 4 < highest else highest, 1))
 
@@ -98,7 +103,9 @@ def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:
 
 
 def _values(spread: Spread, place: int) -> str:
-    """What lies in a bin. Bins of whole numbers have edges at halves, so that each number lies inside."""
+    """Returns the values of a bin as a text. Bins of integers have edges at halves, so that each integer lies inside
+    one.
+    """
     low, high = spread.edges[place], spread.edges[place + 1]
     if low % 1 == high % 1 == 0.5:
         low, high = low + 0.5, min(high - 0.5, spread.most)

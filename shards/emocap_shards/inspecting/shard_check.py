@@ -1,4 +1,4 @@
-"""One shard, its index and every sample in it."""
+"""Checks one shard, its index and every sample in it."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -25,9 +25,12 @@ _END_BYTES = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checked:
-    """What was found in one shard.
+    """The result of checking one shard.
 
-    `sha256` is that of its bytes, "" if they were not read. `keys` are 64-bit hashes, to find a key that comes twice.
+    Attributes:
+        faults: The faults that were found.
+        keys: Hashes of the keys, with 64 bits, to find a key that occurs twice.
+        sha256: Digest of the shard's bytes, or "" if they were not read.
     """
 
     faults: tuple[Fault, ...]
@@ -35,8 +38,11 @@ class Checked:
     sha256: str = ""
 
 
-def check_shard(store: Store, shard: Shard, *, quick: bool, tell: Callable[[int], None]) -> Checked:
-    """Every fault of one shard that stands in the store. `quick` looks at its index alone."""
+def check_shard(store: Store, shard: Shard, *, quick: bool, on_bytes: Callable[[int], None]) -> Checked:
+    """Returns every fault of one shard in the store.
+
+    `quick` checks its index alone. `on_bytes` gets the number of bytes of each read.
+    """
     try:
         index, faults = _index(store, shard)
         if index is not None:
@@ -44,7 +50,7 @@ def check_shard(store: Store, shard: Shard, *, quick: bool, tell: Callable[[int]
         keys = np.zeros(0, np.uint64) if index is None else key_hashes(index)
         if quick:
             return Checked(tuple(faults), keys)
-        tape = Tape(store, shard.path, tell)
+        tape = Tape(store, shard.path, on_bytes)
         faults += _bytes(tape, store, shard, index)
         return Checked(tuple(faults), keys, tape.sha256())
     except StoreError as error:
@@ -61,7 +67,7 @@ def key_hashes(index: ShardIndex) -> UInt64[np.ndarray, " samples"]:
 def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
     try:
         data = store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
-    except NotFound:  # the listing told of it
+    except NotFound:  # The comparison with the listing reports it.
         return None, []
     found = hashlib.sha256(data).hexdigest()
     if found != shard.index_sha256:
@@ -71,7 +77,9 @@ def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
         index = load_index(data, shard=shard.path)
     except DamagedShard as damage:
         return None, [
-            _fault(FaultKind.INDEX, shard, f"its index is no index ({damage.__cause__ or damage})", lost=shard.samples)
+            _fault(
+                FaultKind.INDEX, shard, f"its index cannot be read ({damage.__cause__ or damage})", lost=shard.samples
+            )
         ]
     if len(index) != shard.samples:
         reason = f"its index has {len(index)} samples, the manifest {shard.samples}"
@@ -80,7 +88,7 @@ def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
 
 
 def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
-    """Whether the samples of the index lie end to end, with room for the end of the tar behind them."""
+    """Checks that the samples of the index lie end to end, and leave room for the end of the tar."""
     ends = index.offsets + index.lengths
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     odd = np.flatnonzero((index.offsets != starts) | (index.lengths <= 0) | (index.lengths % _BLOCK != 0))
@@ -98,7 +106,7 @@ def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> 
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
     faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not FaultKind.CUT for f in faults))
-    if not faults and (found := tape.sha256()) != shard.sha256:  # otherwise they say more than the digest does
+    if not faults and (found := tape.sha256()) != shard.sha256:  # Other faults say more than the digest.
         reason = f"its SHA-256 is {found[:16]}…, the manifest says {shard.sha256[:16]}…"
         faults.append(_fault(FaultKind.SHARD_DIGEST, shard, reason, found=found))
     return faults
@@ -129,7 +137,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
     try:
         parts = members(block)
         if parts.key != slot.key:
-            raise ValueError(f"the index calls it so, but its members bear the key {parts.key!r}")
+            raise ValueError(f"the index says this key, but its members have the key {parts.key!r}")
         load_annotation(parts.annotation)
         checked_header(parts.image, parts.extension)
         decode_image(parts.image)
@@ -151,22 +159,26 @@ def _changed(block: bytes) -> tuple[FaultKind, str]:
 
 
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
-    """Another fault if a second reading gives other bytes: then the way here is to blame."""
+    """Returns another fault if a second reading gives other bytes: then the damage is on the way from the store."""
     if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
         return None
     return _fault(FaultKind.UNSTEADY, shard, "two readings of it gave different bytes", key=slot.key)
 
 
 def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
-    """Two blocks of zeros or more, and nothing else, stand behind the last sample. Reads the tape to its end."""
+    """Checks that two or more blocks of zeros, and nothing else, follow the last sample. Reads the tape to its end."""
     zeros, others = 0, 0
     for piece in tape.rest(last):
         zeros += piece.count(0)
         others += len(piece) - piece.count(0)
     if is_known and others:
-        return [_fault(FaultKind.END, shard, f"behind its last sample, at byte {last:,}, stands what no index names")]
+        return [
+            _fault(
+                FaultKind.END, shard, f"after its last sample, at byte {last:,}, there are bytes that no index names"
+            )
+        ]
     if is_known and zeros < _END_BYTES:
-        return [_fault(FaultKind.END, shard, f"{zeros} bytes of zeros stand behind its last sample, not {_END_BYTES}")]
+        return [_fault(FaultKind.END, shard, f"{zeros} bytes of zeros follow its last sample, not {_END_BYTES}")]
     return []
 
 

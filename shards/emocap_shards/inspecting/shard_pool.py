@@ -1,4 +1,4 @@
-"""Checks of shards, over processes where that pays."""
+"""Checks shards in several processes, if there is enough to read."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """How far a verification is; `bytes_all` is 0 where no bytes are read."""
+    """The progress of a verification; `bytes_all` is 0 if no bytes are read."""
 
     shards: int
     shards_all: int
@@ -37,7 +37,7 @@ def check_shards(
     processes: int | None,
     on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Checked]:
-    """One result for each shard, in their order.
+    """Yields one result for each shard, in their order.
 
     Raises:
         ShardsError: If a process died.
@@ -46,15 +46,15 @@ def check_shards(
     if quick:
         yield from _in_threads(store, shards, on_progress)
     elif (number := _processes(processes, total, len(shards))) > 1:
-        yield from _in_processes(store, shards, number, partial(_told, on_progress, len(shards), total))
+        yield from _in_processes(store, shards, number, partial(_report, on_progress, len(shards), total))
     else:
-        yield from _here(store, shards, partial(_told, on_progress, len(shards), total))
+        yield from _here(store, shards, partial(_report, on_progress, len(shards), total))
 
 
-_Tell = Callable[[int, int], None]
+_Report = Callable[[int, int], None]
 
 
-def _told(
+def _report(
     on_progress: Callable[[VerifyProgress], None], shards_all: int, bytes_all: int, shards: int, done: int
 ) -> None:
     on_progress(VerifyProgress(shards, shards_all, done, bytes_all))
@@ -65,42 +65,42 @@ def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
     return min(asked or cores, shards)
 
 
-def _here(store: Store, shards: Sequence[Shard], tell: _Tell) -> Iterator[Checked]:
+def _here(store: Store, shards: Sequence[Shard], report: _Report) -> Iterator[Checked]:
     done = 0
 
     def read(length: int) -> None:
         nonlocal done
         done += length
-        tell(number, done)
+        report(number, done)
 
     for number, shard in enumerate(shards):
-        yield check_shard(store, shard, quick=False, tell=read)
-        tell(number + 1, done)
+        yield check_shard(store, shard, quick=False, on_bytes=read)
+        report(number + 1, done)
 
 
 def _in_threads(
     store: Store, shards: Sequence[Shard], on_progress: Callable[[VerifyProgress], None]
 ) -> Iterator[Checked]:
-    """Indexes are small and far away: many at a time hide the way there."""
-    work = partial(check_shard, store, quick=True, tell=lambda _: None)
+    """Checks only indexes. They are small, so many requests at a time hide the latency of the store."""
+    work = partial(check_shard, store, quick=True, on_bytes=lambda _: None)
     with ThreadPoolExecutor(_READERS) as pool:
         for number, checked in enumerate(in_order(pool, work, shards, ahead=4 * _READERS), 1):
             on_progress(VerifyProgress(number, len(shards), 0, 0))
             yield checked
 
 
-def _in_processes(store: Store, shards: Sequence[Shard], processes: int, tell: _Tell) -> Iterator[Checked]:
-    # Not forked: connections of this process must not be shared.
+def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report: _Report) -> Iterator[Checked]:
+    # The processes are spawned and not forked, because they must not share connections with this one.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     work = partial(_check_there, store)
     done = 0
     with ProcessPoolExecutor(processes, context, _Worker.begin, (counter,)) as pool:
         try:
-            waiting = lambda: tell(done, counter.value)  # noqa: E731 - a name for one line
+            waiting = lambda: report(done, counter.value)  # noqa: E731 - a name for one line
             for checked in in_order(pool, work, shards, ahead=4 * processes, waiting=waiting):
                 done += 1
-                tell(done, counter.value)
+                report(done, counter.value)
                 yield checked
         except BrokenProcessPool as error:
             cure = "give it more memory, or run it again with one process"
@@ -108,11 +108,11 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, tell: _
 
 
 def _check_there(store: Store, shard: Shard) -> Checked:
-    return check_shard(store, shard, quick=False, tell=_Worker.read)
+    return check_shard(store, shard, quick=False, on_bytes=_Worker.read)
 
 
 class _Worker:
-    """What a process of the pool holds: the counter that all of them share, which cannot travel with the work."""
+    """The state of a process in the pool: the counter that all of them share, which cannot be pickled with the work."""
 
     counter: ClassVar[Any] = None
 

@@ -1,4 +1,4 @@
-"""A dataset in numbers: exact ones from the manifest, the others from samples spread over it."""
+"""Summarises a dataset: exact numbers from the manifest, and others from samples that are spread over it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _MOST_REASONS = 10
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """What the manifest says: exact, and nothing of a shard was read for it."""
+    """The numbers in the manifest; they are exact, and no shard was read for them."""
 
     url: str
     digest: str
@@ -36,9 +36,15 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much was looked at: `samples` of the `asked` ones, `damaged` of which are in no other number.
+    """The part of a dataset that was examined.
 
-    `reasons` has the first ten of the damages. `out_of_time` says that the time was up before all were seen.
+    Attributes:
+        asked: Number of samples that were to be examined.
+        samples: Number of samples that were examined, with the damaged ones.
+        damaged: Number of damaged samples; they are in no other statistic.
+        seconds: Time that it took.
+        out_of_time: Whether the time was over before all were examined.
+        reasons: The reasons of the first ten damaged samples.
     """
 
     asked: int
@@ -51,7 +57,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """Formats, sizes ("width x height"), and both sides in pixels and encoded bytes of an image."""
+    """Formats, sizes ("width x height"), and the widths, heights and encoded bytes of images."""
 
     formats: Counts
     sizes: Counts
@@ -62,9 +68,9 @@ class ImageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All of it; `stock` is exact, the rest is about the samples in `looked`.
+    """The complete summary; `stock` is exact, and everything else describes the samples in `looked`.
 
-    `sentences` is how many local sentences a caption has; `captions` counts whole captions by a digest, so that
+    `sentences` is the number of local sentences in a caption. `captions` counts complete captions by a digest, so that
     captions.total - captions.distinct of them repeat another one.
     """
 
@@ -81,7 +87,7 @@ class Summary:
     faces: tuple[SheetFace, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for scripts; the faces are left out."""
+        """Returns plain values, for scripts; the faces are left out."""
         values = asdict(self)
         del values["faces"]
         return values
@@ -95,14 +101,14 @@ def summarise(
     faces: int = FACES,
     on_progress: Callable[[int, int], None] = lambda _seen, _of: None,
 ) -> Summary:
-    """Reads the manifest and some samples. Memory is bounded, whatever the size of the dataset.
+    """Reads the manifest and some samples. The memory is bounded for a dataset of any size.
 
     Args:
         url: The dataset.
-        look_at: Samples at even distances; None is all of them.
-        seconds: Stops looking after this time, with what was seen until then; None takes all the time it needs.
-        faces: For the contact sheet, at most.
-        on_progress: Hears how many samples were seen, and of how many.
+        look_at: Number of samples, at even distances; None takes all of them.
+        seconds: Stops after this time and summarises what was seen by then; None has no limit.
+        faces: Maximum number of faces on the contact sheet.
+        on_progress: Called with the number of samples seen so far, and the number to be seen.
 
     Raises:
         ManifestError: If there is no dataset.
@@ -204,7 +210,7 @@ class _ImageCounter:
 
 
 def _lost(shard: str, key: str, reason: str) -> str:
-    """In words of its own: the reader's advice is for those who train."""
+    """Returns the reason without the reader's cure, which is meant for training, and with the one for inspecting."""
     return f"sample {key!r} of shard {shard}: {reason}; run `emocap verify`."
 
 

@@ -1,4 +1,4 @@
-"""A shard read from front to back in ranges, and hashed on the way."""
+"""Reads a shard from front to back in ranges, and hashes it on the way."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,24 +9,26 @@ RANGE_BYTES = 8 << 20
 
 
 class Tape:
-    """Holds one range and one sample at a time, however large the shard is.
+    """Reads a shard in order. It holds one range and one sample at a time, however large the shard is.
 
-    `tell` hears how many bytes each range had. Bytes are asked for in rising order; an index that goes back costs
-    a read of its own.
+    `on_bytes` gets the number of bytes of each range. Bytes are normally requested in ascending order; an index that
+    goes backwards costs a separate read.
     """
 
-    def __init__(self, store: Store, path: str, tell: Callable[[int], None], *, range_bytes: int = RANGE_BYTES) -> None:
+    def __init__(
+        self, store: Store, path: str, on_bytes: Callable[[int], None], *, range_bytes: int = RANGE_BYTES
+    ) -> None:
         self._store = store
         self._path = path
-        self._tell = tell
+        self._on_bytes = on_bytes
         self._range_bytes = range_bytes
         self._held = b""
-        self._start = 0  # of the held bytes
+        self._start = 0  # Position of the first held byte.
         self._ended = False
         self._sha256 = hashlib.sha256()
 
     def take(self, start: int, end: int) -> bytes:
-        """Bytes [start, end); fewer where the shard ends earlier."""
+        """Returns bytes [start, end); fewer if the shard ends earlier."""
         if start < self._start:
             return self._store.read_range(self._path, start, end)
         while self.position < end and not self._ended:
@@ -34,7 +36,7 @@ class Tape:
         return self._held[max(0, start - self._start) : max(0, end - self._start)]
 
     def rest(self, start: int) -> Iterator[bytes]:
-        """The bytes from `start` on, which is no less than what was taken last, in pieces."""
+        """Yields the bytes from `start` to the end in pieces. `start` must not be less than that of the last `take`."""
         self.take(start, start)
         yield self._held[max(0, start - self._start) :]
         while not self._ended:
@@ -43,18 +45,18 @@ class Tape:
 
     @property
     def position(self) -> int:
-        """How far the tape was read: in the end, the size of the shard."""
+        """The position up to which the tape was read; at the end, the size of the shard."""
         return self._start + len(self._held)
 
     def sha256(self) -> str:
-        """Of all bytes up to `position`."""
+        """Returns the digest of all bytes up to `position`."""
         return self._sha256.hexdigest()
 
     def _read_on(self, *, keep_from: int) -> None:
         part = self._store.read_range(self._path, self.position, self.position + self._range_bytes)
         self._ended = len(part) < self._range_bytes
         self._sha256.update(part)
-        self._tell(len(part))
+        self._on_bytes(len(part))
         dropped = min(max(0, keep_from - self._start), len(self._held))
         self._held = self._held[dropped:] + part
         self._start += dropped

@@ -1,4 +1,4 @@
-"""Keys that come twice, found by 64-bit hashes: 8 bytes of memory a sample."""
+"""Finds keys that occur twice by hashes of 64 bits, with 8 bytes of memory for each sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from emocap_shards.store import Store
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A later shard that has keys of an earlier one, perhaps of itself."""
+    """A later shard that has keys of an earlier one, which may be the same shard."""
 
     later: Shard
     earlier: Shard
@@ -24,7 +24,7 @@ class _Pair:
 def sharing_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """One fault for each two shards that share keys; reads the indexes of such shards once more."""
+    """Yields one fault for each two shards that share keys; it reads the indexes of such shards once more."""
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not repeated.size:
@@ -50,5 +50,5 @@ def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[_Pair, list[str]
 def _keys(store: Store, shard: Shard) -> Sequence[str]:
     try:
         return [slot.key for slot in read_index(store, shard)]
-    except DamagedShard:  # it changed a moment ago; its own check has told of what it found
+    except DamagedShard:  # The index changed after it was checked; the check has reported what it found then.
         return ()

@@ -1,4 +1,4 @@
-"""Whether a dataset is still what was written: every digest and every sample."""
+"""Verifies that a dataset still is what was written: every digest and every sample."""
 
 import time
 from collections import Counter
@@ -23,9 +23,9 @@ MOST_FAULTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found. `faults` holds the first 10,000; `kinds` counts all.
+    """The result of a verification. `faults` holds the first 10,000 of them, and `kinds` counts all.
 
-    `lost` samples are unreadable; a quick verification sees only some of them.
+    `lost` samples cannot be read; a quick verification finds only some of them.
     """
 
     url: str
@@ -41,10 +41,11 @@ class Verification:
 
     @property
     def whole(self) -> bool:
+        """True if there is no fault."""
         return not self.kinds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for scripts."""
+        """Returns plain values, for scripts."""
         rows = [
             {"kind": fault.kind, "shard": fault.shard, "key": fault.key, "reason": fault.reason, "cure": fault.cure}
             for fault in self.faults
@@ -62,20 +63,21 @@ def verify(
     on_fault: Callable[[Fault], None] = lambda _: None,
     on_progress: Callable[[VerifyProgress], None] = lambda _: None,
 ) -> Verification:
-    """Checks a dataset; what is wrong is told at once to `on_fault` and stands in the verdict.
+    """Checks a dataset. Each fault is passed to `on_fault` at once, and is in the result too.
 
-    First comes the listing of the store, then each shard, its index and its samples, last the keys that come twice.
-    A process holds one range of a shard and one sample; this one 8 bytes for each sample.
+    First the store's listing is compared, then each shard is read with its index and its samples, and last the keys
+    that occur twice are searched. A worker process holds one range of a shard and one sample; this process 8 bytes for
+    each sample.
 
     Args:
         url: The dataset.
-        quick: Listing and indexes only; no shard is read.
-        processes: For the shards; default is one for each core where there is much to read.
-        on_fault: Hears of each fault when it is found.
-        on_progress: Hears several times a second how far it is.
+        quick: Checks the listing and the indexes only; no shard is read.
+        processes: Processes that check shards; by default one for each core if there is much to read.
+        on_fault: Called with each fault when it is found.
+        on_progress: Called several times a second.
 
     Raises:
-        ManifestError: If there is no dataset, or one that this version does not read.
+        ManifestError: If there is no dataset, or this version cannot read it.
         StoreError: If the store cannot be listed.
     """
     started = time.monotonic()
@@ -117,13 +119,16 @@ class _Ledger:
 
 
 def _manifest(store: Store, ledger: _Ledger) -> Manifest:
-    """The manifest; an empty one, and a fault, if its bytes are no JSON. Other errors are not about damage."""
+    """Returns the manifest. If its bytes are not JSON, it records a fault and returns an empty one.
+
+    Other errors are raised, because they do not mean damage.
+    """
     try:
         return read_manifest(store)
     except ManifestError:
         if not store.exists(MANIFEST) or _is_json(store.read(MANIFEST)):
             raise
-        ledger.admit(Fault(kind=FaultKind.MANIFEST, shard=MANIFEST, reason="it is no JSON, so nothing can be checked"))
+        ledger.admit(Fault(kind=FaultKind.MANIFEST, shard=MANIFEST, reason="it is not JSON, so nothing can be checked"))
         return Manifest(())
 
 
@@ -160,7 +165,7 @@ def _faults(
 def _recognised(
     checked: Checked, shard: Shard, owners: Mapping[str, str], index_owners: Mapping[str, str]
 ) -> Iterator[Fault]:
-    """The faults of a shard, said in short where its bytes, or its index, are another shard's."""
+    """Yields the faults of a shard; if its bytes, or its index, are another shard's, one fault says so."""
     faults = checked.faults
     owner = owners.get(checked.sha256)
     if owner is not None and checked.sha256 != shard.sha256:

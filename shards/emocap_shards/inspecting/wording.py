@@ -1,17 +1,17 @@
-"""Numbers as a person reads them."""
+"""Formats numbers for people."""
 
 from emocap_shards.inspecting.counters import Counts
 
 
 def number(value: float) -> str:
-    """Whole numbers in full, others in three digits."""
+    """Returns an integer with all digits, and another number with three digits."""
     if abs(value) >= 1e15:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percent(part: float, whole: float) -> str:
-    """A share of nothing is "-"; one that only rounds to 0 or 100 says so."""
+    """Returns a share. A share of nothing is "-", and one that would only round to 0 or 100 is marked."""
     if not whole:
         return "-"
     share = 100 * part / whole
@@ -21,7 +21,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def share_repeated(counts: Counts) -> str:
-    """The share of items that repeat an earlier one; an upper bound where items were forgotten."""
+    """Returns the share of items that repeat an earlier one; an upper bound if items were forgotten."""
     share = percent(counts.repeats, counts.total)
     if not counts.short or share.startswith("<"):
         return share
@@ -29,14 +29,14 @@ def share_repeated(counts: Counts) -> str:
 
 
 def share_once(counts: Counts) -> str:
-    """The share of different items that came a single time; "-" where items were forgotten."""
+    """Returns the share of different items that occurred once; "-" if items were forgotten."""
     return "-" if counts.short else percent(counts.once, counts.distinct)
 
 
 def size(number_bytes: float) -> str:
-    """Bytes in decimal units, three digits up to 1,000 TB."""
+    """Returns bytes in decimal units, with three digits up to 1,000 TB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(number_bytes) < 999.5:  # what rounds to 1,000 is one of the next unit
+        if abs(number_bytes) < 999.5:  # A number that rounds to 1,000 is shown as 1 of the next unit.
             return f"{number_bytes:.3g} {unit}"
         number_bytes /= 1000
     return f"{number_bytes:.3g} TB" if abs(number_bytes) < 999.5 else f"{number_bytes:,.0f} TB"

@@ -1,4 +1,4 @@
-"""The one door to stores: a folder, S3, or any file system that fsspec knows."""
+"""Opens and uses stores: a folder, S3, or any file system that fsspec knows."""
 
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.opening import open_store

@@ -1,4 +1,4 @@
-"""What the object store asks of S3, of a web server, of a driver: one attempt of one request each."""
+"""Defines what the object store needs from S3, a web server or a driver: one attempt of one request per method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ class ObjectBytes:
     """Bytes of an object.
 
     Args:
-        total: Size of the object, or None where the answer did not say.
-        version: The object's version, or "" where the answer did not say.
+        total: Size of the whole object, or None if the answer does not say it.
+        version: The object's version, or "" if the answer does not say it.
     """
 
     data: bytes
@@ -23,11 +23,13 @@ class ObjectBytes:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """An object without its bytes.
+    """The properties of an object that a store reports without its bytes.
 
     Args:
-        writer: Who wrote it on a condition, or "" where that is not known.
-        age_s: Since when it is as it is, by the server's clock, or None where the answer does not say.
+        size: Size in bytes.
+        version: The object's version, or "".
+        writer: Identifies who wrote it with a condition, or "" if that is unknown.
+        age_s: Time since it was written, by the server's clock, or None if the answer does not say it.
     """
 
     size: int
@@ -38,7 +40,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing; `token` asks for the next one, "" ends it."""
+    """One page of a listing; `token` requests the next page, and "" marks the last one."""
 
     entries: list[Entry]
     token: str = ""
@@ -46,7 +48,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What must be so for a write to happen; `writer` tells our write from a rival's when an answer was lost."""
+    """The condition of a write: the object is absent, or still has this version.
+
+    `writer` is unique to one write. It distinguishes our write from another one if an answer was lost.
+    """
 
     version: str = ""
     absent: bool = False
@@ -55,22 +60,26 @@ class Condition:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Paths are relative to the root. Errors are what the library raises, or `Refusal`."""
+    """One attempt of each request.
+
+    Paths are relative to the root. Errors are those of the underlying library, or `Refusal`.
+    """
 
     trusted: bool
-    """Whether its conditions are worth a probe."""
+    """True if conditional writes may work, so that a probe of them is worthwhile."""
     swaps: bool
-    """Whether it can write only if an object still is a version."""
+    """True if it can write on the condition that an object still has a given version."""
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
-        """Bytes [start, end), start < end; fewer, or none, where the object ends earlier."""
+        """Returns bytes [start, end) with start < end; fewer, or none, if the object ends earlier."""
         ...
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
-        """All bytes; only a beginning, or none, of an object beyond the limit, whose `total` says so.
+        """Returns all bytes. Of an object above the limit it returns only the beginning, or nothing, and `total` says
+        the size.
 
-        A backend that could not give the rest in ranges may exceed `limit_bytes`, but nobody reads on beyond
-        `most_bytes`; `total` is then any number above it.
+        A backend that cannot return the rest in ranges may exceed `limit_bytes`. No backend reads beyond `most_bytes`;
+        `total` is then some number above it.
         """
         ...
 
@@ -81,17 +90,17 @@ class Backend(Protocol):
     async def put_file(self, path: str, local_path: str) -> None: ...
 
     async def page(self, prefix: str, token: str) -> Page:
-        """A page of the listing of a folder; `token` is "" or the previous page's."""
+        """Returns a page of the listing of a folder; `token` is "" or that of the previous page."""
         ...
 
     async def delete(self, paths: Sequence[str]) -> None:
-        """Deletes up to 1000 objects; absent ones do not matter."""
+        """Deletes up to 1000 objects; absent ones are ignored."""
         ...
 
 
 @runtime_checkable
 class Multipart(Backend, Protocol):
-    """A backend that takes large objects in parts."""
+    """A backend that accepts large objects in parts."""
 
     async def start_upload(self, path: str, writer: str) -> str: ...
 

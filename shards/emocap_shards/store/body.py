@@ -1,4 +1,4 @@
-"""Bodies of answers, of which no more is kept than was asked for: a broken server may send without end."""
+"""Reads bodies of answers without keeping more than was requested, because a broken server may send without end."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -6,16 +6,16 @@ from email.utils import parsedate_to_datetime
 
 from emocap_shards.store.failure import ShortAnswer
 
-ERROR_BYTES = 64 << 10  # of the body of an error: what it says is in its beginning
+ERROR_BYTES = 64 << 10  # Kept of the body of an error; its message is at the beginning.
 _STEP_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (?:(?P<start>\d{1,19})-\d{1,19}|\*)/(?P<total>\d{1,19}|\*)$")
 
 Read = Callable[[int], Awaitable[bytes]]
-"""Gives at most so many of the next bytes, and none at the end."""
+"""Returns at most the given number of further bytes, and none at the end."""
 
 
 async def at_most(read: Read, limit_bytes: int) -> bytes:
-    """The body, or its beginning where it is longer."""
+    """Returns the body, or its first `limit_bytes` if it is longer."""
     chunks: list[bytes] = []
     left = limit_bytes
     while left and (chunk := await read(left)):
@@ -25,7 +25,7 @@ async def at_most(read: Read, limit_bytes: int) -> bytes:
 
 
 async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
-    """Bytes [start, end) of the body, and its size if it ended before; what follows is not waited for."""
+    """Returns bytes [start, end) of the body, and its size if it ended before `end`; does not wait for what follows."""
     kept, seen = bytearray(), 0
     while seen < end:
         chunk = await read(_STEP_BYTES)
@@ -37,10 +37,10 @@ async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
 
 
 def total_of(content_range: str, start: int) -> int | None:
-    """The object's size, or None where the header does not say.
+    """Returns the object's size, or None if the header does not say it.
 
     Raises:
-        ShortAnswer: If the range begins elsewhere than at `start`.
+        ShortAnswer: If the range does not begin at `start`.
     """
     found = _RANGE.match(content_range)
     if not found:
@@ -51,7 +51,10 @@ def total_of(content_range: str, start: int) -> int | None:
 
 
 def age_of(headers: Mapping[str, str]) -> float | None:
-    """Seconds since an object was written, from two times of one server's clock; None where one of them is missing."""
+    """Returns the seconds since an object was written.
+
+    Both times come from the same server's clock. The result is None if one of them is missing.
+    """
     try:
         now, written = (parsedate_to_datetime(headers[name]) for name in ("date", "last-modified"))
         return max(0.0, (now - written).total_seconds())

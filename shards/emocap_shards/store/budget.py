@@ -1,9 +1,9 @@
-"""How many retries a process may send to a server, so that those who wait for it do not keep it down.
+"""Limits how many retries a process may send to a server, so that waiting clients do not keep the server down.
 
-A token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes a token; one that
-succeeds gives it back with another one, so that all who wait are let through within a few round trips once the server
-answers again. A request that succeeds at once earns a tenth of a token, and time earns a few: while a server is down,
-a process sends `PER_S` requests a second, however many of its threads wait.
+It is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes a token. One
+that succeeds returns two, so that all waiting requests are released within a few round trips once the server answers
+again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S` a second. So while
+a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-SHARE = 0.1  # of the requests that succeed at once, there may be so many retries that fail
+SHARE = 0.1  # Tokens for a request that succeeds at its first attempt.
 PER_S = 0.5
-BURST = 10.0  # tokens at the beginning, and at most
+BURST = 10.0  # Tokens at the beginning, and their maximum.
 RETURNED = 2.0
 
 
 class Budget:
-    """Of one process for one server; it belongs to the loop that first waits for it."""
+    """The retries of one process to one server. It belongs to the event loop that first waits for it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,7 +27,7 @@ class Budget:
         self._line, self._earned = asyncio.Lock(), asyncio.Event()
 
     async def turn(self) -> None:
-        """Waits until one more retry may be sent; who came first is first."""
+        """Waits until one more retry may be sent, in the order of arrival."""
         async with self._line:
             while wait_s := self.take():
                 self._earned.clear()
@@ -36,7 +36,7 @@ class Budget:
                         await self._earned.wait()
 
     def take(self) -> float:
-        """Takes a token and returns 0, or returns the seconds after which there is one."""
+        """Takes a token and returns 0, or returns the seconds until there is one."""
         now = self._clock()
         self._tokens, self._at = min(BURST, self._tokens + PER_S * (now - self._at)), now
         if self._tokens < 1:
@@ -45,19 +45,22 @@ class Budget:
         return 0.0
 
     def succeeded(self, *, again: bool) -> None:
-        """A request got its answer; `again` where it was a retry."""
+        """Records that a request was answered; `again` says that it was a retry."""
         self._tokens = min(BURST, self._tokens + (RETURNED if again else SHARE))
         if again:
             self._earned.set()
 
 
 @functools.lru_cache(maxsize=64)
-def budget_of(server: str, pid: int) -> Budget:  # noqa: ARG001 - a fork has a loop of its own
-    """The budget of a process for a server."""
+def budget_of(server: str, pid: int) -> Budget:  # noqa: ARG001 - a forked process has its own event loop
+    """Returns the budget that a process has for a server."""
     return Budget()
 
 
 def server_of(url: str) -> str:
-    """What the URLs of one server have in common: the host of a web server; all buckets of S3 are one server."""
+    """Returns the common part of the URLs of one server.
+
+    That is the host of a web server. All buckets of S3 count as one server.
+    """
     protocol, _, rest = url.partition("://")
     return f"{protocol}://{rest.split('/', 1)[0]}" if protocol in {"http", "https"} else protocol

@@ -1,4 +1,4 @@
-"""Any other file system that fsspec has a driver for, such as Google's and Azure's stores."""
+"""Supports every other file system that fsspec has a driver for, such as the stores of Google and Azure."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ _GOOGLE = {"gs", "gcs"}
 
 
 class Driver:
-    """Objects behind fsspec's own methods. Only Google's store is trusted with `put_if_absent`."""
+    """A backend that uses fsspec's own methods. Only Google's store is trusted with `put_if_absent`."""
 
     swaps = False
 
@@ -35,7 +35,7 @@ class Driver:
             if refusal.status == 416:
                 return ObjectBytes(b"", start, "")
             raise
-        # The driver does not say how long the object is: short bytes are worth a question.
+        # The driver does not report the object's size, so a short answer needs a second request.
         return ObjectBytes(data, None if len(data) == end - start else (await self.head(path)).size, "")
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
@@ -43,7 +43,7 @@ class Driver:
         if facts.size > limit_bytes or (most_bytes is not None and facts.size > most_bytes):
             return ObjectBytes(b"", facts.size, facts.version)
         data = await _call(self._fs._cat_file, self._at(path))
-        # The version is older than the bytes, if anything: then `put_if_match` is refused.
+        # The version is requested before the bytes. If the object changes in between, `put_if_match` is refused.
         return ObjectBytes(data, facts.size, facts.version)
 
     async def head(self, path: str) -> Facts:
@@ -55,7 +55,7 @@ class Driver:
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
         if condition is not None and not condition.absent:
             cure = "keep what needs it on S3 or in a folder"
-            raise StoreError(f"{self._shown} cannot write if an object still is what it was; {cure}.")
+            raise StoreError(f"{self._shown} cannot write on the condition that an object is unchanged; {cure}.")
         mode = {} if condition is None else {"mode": "create"}
         await _call(self._fs._pipe_file, self._at(path), data, **mode)
 
@@ -70,7 +70,7 @@ class Driver:
 
     async def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
-            with suppress(FileNotFoundError):  # a store does not mind to delete what is absent
+            with suppress(FileNotFoundError):  # Deleting an absent object is not an error.
                 await _call(self._fs._rm_file, self._at(path))
 
     def _at(self, path: str) -> str:
@@ -78,7 +78,10 @@ class Driver:
 
 
 async def _call(method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-    """Drivers raise what they like: what is not expected and has an HTTP status becomes a `Refusal` with it."""
+    """Calls a driver's method and turns an unexpected error that has an HTTP status into a `Refusal`.
+
+    Each driver has its own classes of errors.
+    """
     try:
         return await method(*arguments, **options)
     except EXPECTED:

@@ -1,4 +1,4 @@
-"""What an error of a store means: worth another attempt or not, why, and what to do."""
+"""Interprets the errors of a store: whether another attempt may succeed, the reason, and what to do."""
 
 import errno
 import re
@@ -39,7 +39,7 @@ _CUT = (
     ResponseStreamingError,
     TimeoutError,
 )
-# Codes that come with a status below 500 and pass by themselves. The digests: bytes that were damaged on their way.
+# Codes of temporary errors with a status below 500. Those of digests mean that bytes were damaged on their way.
 _PASSING = {
     "BadDigest",
     "BandwidthLimitExceeded",
@@ -51,7 +51,7 @@ _PASSING = {
     "RequestLimitExceeded",
     "RequestThrottled",
     "RequestTimeout",
-    "ServiceRequestError",  # with the next one, Azure's names of a lost connection
+    "ServiceRequestError",  # This and the next one are Azure's names for a lost connection.
     "ServiceResponseError",
     "ServiceUnavailable",
     "SlowDown",
@@ -68,12 +68,12 @@ _KEYS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNot
 _LOCAL = {
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "a file may not grow so large",
+    errno.EFBIG: "a file must not grow so large",
 }
 
 
-class Refusal(Exception):  # noqa: N818 - never leaves the store: `StoreError` does
-    """An HTTP answer other than the one that was asked for."""
+class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `StoreError` instead
+    """The HTTP answer is not the one that was expected."""
 
     def __init__(self, status: int, code: str = "", message: str = "", retry_after: str = "") -> None:
         super().__init__(f"{status} {code}: {message}")
@@ -81,15 +81,17 @@ class Refusal(Exception):  # noqa: N818 - never leaves the store: `StoreError` d
 
 
 class ShortAnswer(ConnectionError):  # noqa: N818
-    """Fewer bytes than the object holds there: never data, always another attempt."""
+    """An answer has fewer bytes than the object; it is never used as data, and the request is repeated."""
 
 
 EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponseParserError, Refusal)
-"""What a request may raise; the rest is a mistake of ours."""
+"""The errors that a request may raise; any other one is a bug."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: lost connections, timeouts, damage on the way, 408, 429, 5xx."""
+    """Returns whether the same request may succeed later: lost connections, timeouts, damage on the way, 408,
+    429, 5xx.
+    """
     status, code = answer(error)
     if status or code:
         return code in _PASSING or status in {408, 429} or (status >= 500 and str(status) not in _FOREVER)
@@ -99,7 +101,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float:
-    """For how long the server asks not to be asked again, by its header Retry-After; 0 where it does not."""
+    """Returns how long the server asks clients to wait in its header Retry-After; 0 without one."""
     if isinstance(error, Refusal):
         return _seconds(error.retry_after)
     response: dict[str, Any] = getattr(error, "response", None) or {} if isinstance(error, ClientError) else {}
@@ -107,7 +109,7 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _seconds(text: str) -> float:
-    """Of a number of seconds, or of a date in the future."""
+    """Reads a header that holds a number of seconds, or a date in the future."""
     if text.strip().isdecimal():
         return float(text[:12])
     try:
@@ -117,6 +119,7 @@ def _seconds(text: str) -> float:
 
 
 def is_absence(error: BaseException) -> bool:
+    """Returns whether the error says that the object, and not its bucket, does not exist."""
     return isinstance(error, FileNotFoundError) or (answer(error)[0] == 404 and not is_no_bucket(error))
 
 
@@ -125,11 +128,12 @@ def is_no_bucket(error: BaseException) -> bool:
 
 
 def is_lost_condition(error: BaseException) -> bool:
+    """Returns whether the error says that the condition of a write does not hold."""
     return isinstance(error, FileExistsError) or answer(error)[0] == 412 or answer(error)[1] == "PreconditionFailed"
 
 
 def answer(error: BaseException) -> tuple[int, str]:
-    """HTTP status and code of the answer; (0, "") where there was none."""
+    """Returns the HTTP status and the error code of an answer; (0, "") without an answer."""
     if isinstance(error, Refusal):
         return error.status, error.code
     response: dict[str, Any] = getattr(error, "response", None) or {}
@@ -143,10 +147,10 @@ def answer(error: BaseException) -> tuple[int, str]:
 
 
 def reason(error: BaseException) -> str:
-    """One line, without secrets, on what happened."""
+    """Returns one line, without secrets, about what happened."""
     status, code = answer(error)
     if status or code:
-        text = error.message if isinstance(error, Refusal) else _told(error)
+        text = error.message if isinstance(error, Refusal) else _server_message(error)
         return masked(" ".join(f"{code or 'HTTP'} ({status}) {text}".split()))[:300]
     if isinstance(error, OSError) and error.strerror and not isinstance(error, aiohttp.ClientError):
         return masked(f"{error.strerror}" + (f" ({error.filename})" if error.filename else ""))
@@ -155,6 +159,7 @@ def reason(error: BaseException) -> str:
 
 
 def cure(error: BaseException) -> str:
+    """Returns what a person can do about an error."""
     status, code = answer(error)
     if isinstance(error, NoCredentialsError):
         return f"{_CREDENTIALS}; for a public bucket set FSSPEC_S3_ANON=true"
@@ -168,7 +173,7 @@ def cure(error: BaseException) -> str:
 
 
 def local_trouble(error: OSError) -> str:
-    """Reason and cure of an error of the local disk."""
+    """Returns the reason and the cure of an error of the local disk."""
     if error.errno in _LOCAL:
         return f"{_LOCAL[error.errno]} there: free some, or choose another disk"
     if isinstance(error, UnsafePath):
@@ -180,8 +185,8 @@ def local_trouble(error: OSError) -> str:
     return f"{error.strerror or error}; check the disk"
 
 
-def _told(error: BaseException) -> str:
-    """The server's own message: botocore wraps it into a sentence of its own."""
+def _server_message(error: BaseException) -> str:
+    """Returns the server's own message without the sentence that botocore puts around it."""
     response: dict[str, Any] = getattr(error, "response", None) or {}
     found = response.get("Error", {}).get("Message") if response else None
     return str(found or re.sub(r"^An error occurred .*?: ", "", str(error)))

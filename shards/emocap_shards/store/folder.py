@@ -1,4 +1,4 @@
-"""A folder as a store: what an object store promises, on a local or shared file system."""
+"""Implements a store in a folder on a local or shared file system, with the promises of an object store."""
 
 import hashlib
 import os
@@ -20,19 +20,19 @@ from emocap_shards.store.landing import landing
 from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 
 _CHUNK_BYTES = 1 << 30
-_LOCK_WAIT_S = 60.0  # a lock is held for as long as it takes to write a small object
+_LOCK_WAIT_S = 60.0  # A lock is held for as long as it takes to write a small object.
 
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
     """Objects are files below `root`, an absolute path.
 
-    A write is whole or absent: it goes to a hidden file beside its target, is flushed to disk, and then takes the
-    target's name. `put_if_match` excludes other `put_if_match`s only (a lock file, so not on a file system
-    without flock); it does not see a `put` in the same instant.
+    A write is complete or absent: it goes to a hidden file next to its target, is flushed to disk, and is then renamed
+    to the target. `put_if_match` excludes only other calls of `put_if_match`, by a lock file. So it needs a file system
+    with flock, and does not notice a `put` at the same moment.
 
-    Links among the objects are followed, as people put datasets together from them; whatever is no regular file in
-    the end is an error and never waited for. Lock files are not followed.
+    Links among the objects are followed, because people assemble datasets from links. A link that does not lead to a
+    regular file is an error, and is never waited for. Lock files are not followed.
     """
 
     root: str
@@ -49,7 +49,7 @@ class FolderStore:
         return True
 
     def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
-        with self._told("read", path), _opened(self._at(path)) as file:
+        with self._as_store_error("read", path), _opened(self._at(path)) as file:
             size = os.fstat(file).st_size
             if size > limit_bytes:
                 raise too_large(path, self.root, size, limit_bytes)
@@ -63,26 +63,26 @@ class FolderStore:
         return self.read_ranges([(path, start, end)])[0]
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        together = groupby(spans, key=itemgetter(0))  # neighbours in a file: it is opened once for them
+        together = groupby(spans, key=itemgetter(0))  # A file is opened once for consecutive spans of it.
         return [part for path, group in together for part in self._parts(path, group)]
 
     def put(self, path: str, data: bytes) -> None:
-        with self._told("write", path), self._landing(path) as part:
+        with self._as_store_error("write", path), self._landing(path) as part:
             _write(part, data)
             part.replace(self._at(path))
 
     def put_file(self, path: str, local_path: str | Path) -> None:
-        with self._told("write", path), self._landing(path) as part:
+        with self._as_store_error("write", path), self._landing(path) as part:
             _copy(Path(local_path), part)
             part.replace(self._at(path))
 
     def get_file(self, path: str, local_path: str | Path) -> None:
-        with self._told("copy", path):
+        with self._as_store_error("copy", path):
             copy_whole(self._at(path), Path(local_path))
 
     def put_if_absent(self, path: str, data: bytes) -> None:
         target = self._at(path)
-        with self._told("write", path), self._landing(path) as part:
+        with self._as_store_error("write", path), self._landing(path) as part:
             _write(part, data)
             try:
                 os.link(part, target)
@@ -90,41 +90,43 @@ class FolderStore:
                 raise ConditionFailed(f"{path} exists already in {self.root}; nothing was written.") from error
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
-        with self._told("write", path), self._locked(path):
+        with self._as_store_error("write", path), self._locked(path):
             if not self.exists(path) or self._version(path) != version:
                 raise ConditionFailed(f"{path} in {self.root} is not the version that was read: read it again.")
             self.put(path, data)
 
     def list(self, prefix: str = "") -> list[Entry]:
-        with self._told("list", prefix):
+        with self._as_store_error("list", prefix):
             top = self._at(prefix) if prefix else Path(self.root)
             files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
             return sorted((self._entry(path) for path in files), key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
-        with self._told("find", path):
+        with self._as_store_error("find", path):
             return self._at(path).is_file()
 
     def age_s(self, path: str) -> float | None:
-        """By the clock that gives the files of this folder their times, which on a shared disk is the server's."""
-        with self._told("find", path):
+        """Returns the age by the clock that writes the times of files here, which on a shared disk is the server's
+        clock.
+        """
+        with self._as_store_error("find", path):
             written_s = self._at(path).stat().st_mtime
         mark = Path(self.root, f".clock-{uuid.uuid4().hex}")
         try:
             mark.touch(exist_ok=False)
             return max(0.0, mark.stat().st_mtime - written_s)
-        except OSError:  # Who may only read learns no time of the server.
+        except OSError:  # A reader without write access cannot find out the server's time.
             return None
         finally:
             with suppress(OSError):
                 mark.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
-        with self._told("delete", path):
+        with self._as_store_error("delete", path):
             self._at(path).unlink(missing_ok=True)
 
     def delete_tree(self, prefix: str) -> None:
-        with self._told("delete", prefix), suppress(FileNotFoundError):
+        with self._as_store_error("delete", prefix), suppress(FileNotFoundError):
             shutil.rmtree(self._at(prefix))
 
     def _at(self, path: str) -> Path:
@@ -134,8 +136,8 @@ class FolderStore:
         return Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
 
     def _parts(self, path: str, spans: Iterable[tuple[str, int, int]]) -> Sequence[bytes]:
-        with self._told("read", path), _opened(self._at(path)) as file:
-            # A span is clamped first: room is made for what is asked, and a damaged index asks for anything.
+        with self._as_store_error("read", path), _opened(self._at(path)) as file:
+            # Spans are clamped before memory is allocated, because a damaged index can request any number of bytes.
             size = os.fstat(file).st_size
             return [_span(file, start, min(end, size)) for _, start, end in spans]
 
@@ -145,7 +147,7 @@ class FolderStore:
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:
-        """A hidden path beside the target to write to; gone afterwards, whatever happened."""
+        """Yields a hidden path next to the target to write to; it is deleted afterwards in any case."""
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -169,7 +171,7 @@ class FolderStore:
             os.close(lock)
 
     @contextmanager
-    def _told(self, verb: str, path: str) -> Generator[None]:
+    def _as_store_error(self, verb: str, path: str) -> Generator[None]:
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -180,14 +182,14 @@ class FolderStore:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file so that `target` is whole or absent."""
+    """Copies a file so that `target` is complete or absent."""
     with _opened(source) as file, landing(target) as part, part.open("xb") as writer:
         _pour(file, writer)
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[int]:
-    """The descriptor of a regular file."""
+    """Yields the descriptor of a regular file."""
     file = open_regular(path)
     try:
         yield file
@@ -196,7 +198,7 @@ def _opened(path: Path) -> Generator[int]:
 
 
 def _span(descriptor: int, start: int, end: int) -> bytes:
-    """Bytes [start, end); the kernel gives at most 2 GiB at a time."""
+    """Returns bytes [start, end). Linux reads at most 2 GiB in one call."""
     chunks: list[bytes] = []
     while start < end and (chunk := os.pread(descriptor, min(end - start, _CHUNK_BYTES), start)):
         chunks.append(chunk)
@@ -227,7 +229,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the new name itself durable, not only the bytes."""
+    """Makes the new name durable; flushing the file makes only its bytes durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

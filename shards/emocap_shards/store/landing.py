@@ -1,4 +1,4 @@
-"""Local files that are whole or absent."""
+"""Writes local files that are complete or absent."""
 
 import errno
 import os
@@ -13,10 +13,11 @@ from emocap_shards.store.failure import local_trouble
 
 @contextmanager
 def landing(target: Path) -> Generator[Path]:
-    """A hidden path beside the target to write to; at the end it takes the target's name, or goes after an error.
+    """Yields a hidden path next to the target to write to; afterwards it is renamed to the target, or deleted after an
+    error.
 
     Raises:
-        StoreError: If the local disk refuses; the line names the target.
+        StoreError: If the local disk fails; the message names the target.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     with local_errors(target):
@@ -29,6 +30,7 @@ def landing(target: Path) -> Generator[Path]:
 
 @contextmanager
 def local_errors(target: Path | str) -> Generator[None]:
+    """Turns an error of the local disk into a `StoreError` that names the target."""
     try:
         yield
     except OSError as error:
@@ -36,10 +38,11 @@ def local_errors(target: Path | str) -> Generator[None]:
 
 
 def need_room(descriptor: int, size: int) -> None:
-    """Returns only if the disk of an open file has room for so many bytes: a server may say any size.
+    """Returns only if the disk of an open file has room for `size` bytes. It is called because a server may claim any
+    size.
 
     Raises:
-        OSError: As a full disk does.
+        OSError: The error of a full disk.
     """
     disk = os.fstatvfs(descriptor)
     if size > disk.f_bavail * disk.f_frsize:
@@ -47,7 +50,9 @@ def need_room(descriptor: int, size: int) -> None:
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:
-    """All of the bytes: a full disk takes some first, and refuses then."""
+    """Writes all of the bytes, in several calls if needed: a disk that becomes full accepts some bytes before
+    it fails.
+    """
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)

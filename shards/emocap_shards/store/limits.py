@@ -1,4 +1,4 @@
-"""How long a store is waited for, and how much is asked of it at once."""
+"""Defines how long a store is waited for, and how many requests it gets at once."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,17 +10,17 @@ DEADLINE = "EMOCAP_STORE_DEADLINE_S"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
-    """When to try again, and when to give up.
+    """When a request is repeated, and when the store gives up.
 
     Args:
-        deadline_s: For how long one request is repeated, from its first attempt on; 0 tries once.
-        first_wait_s: The longest first pause; it doubles with every attempt, and each pause is a random share of it
-            (full jitter, Brooker 2015), so that a thousand readers do not come back at once.
-        longest_wait_s: Where the doubling ends.
-        connect_timeout_s: For a connection to open.
-        read_timeout_s: For the next byte to come.
-        slowest_bytes_per_s: A request whose bytes travel slower than this is given up and made again: a server can
-            stall where no timeout of the HTTP library looks, as before it says "100 Continue".
+        deadline_s: For how long one request is repeated, counted from its first attempt; 0 means a single attempt.
+        first_wait_s: Upper bound of the first pause. It doubles with every attempt, and each pause is a random
+            share of it (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
+        longest_wait_s: The bound does not grow beyond this.
+        connect_timeout_s: Time for a connection to open.
+        read_timeout_s: Time until the next byte arrives.
+        slowest_bytes_per_s: A request whose bytes travel more slowly is ended and repeated. A server can stall in
+            places that no timeout of the HTTP library covers, for example before it sends "100 Continue".
     """
 
     deadline_s: float = 900.0
@@ -34,29 +34,33 @@ class RetryConfig:
         _refuse_below(self, 0)
 
     def attempt_s(self, size_bytes: int) -> float:
-        """How long one request that carries so many bytes may take."""
+        """Returns how long one request that carries this many bytes may take."""
         return self.connect_timeout_s + self.read_timeout_s + size_bytes / max(1.0, self.slowest_bytes_per_s)
 
     @classmethod
     def of_environment(cls) -> "RetryConfig":
-        """The defaults, with the deadline of EMOCAP_STORE_DEADLINE_S when that is set."""
+        """Returns the defaults, with the deadline of EMOCAP_STORE_DEADLINE_S if that is set.
+
+        Raises:
+            StoreError: If the variable is not a number.
+        """
         text = os.environ.get(DEADLINE)
         if text is None:
             return cls()
         try:
             return cls(deadline_s=float(text))
         except ValueError as error:
-            raise StoreError(f"{DEADLINE}={text!r} is no number of seconds; write it like 900.") from error
+            raise StoreError(f"{DEADLINE}={text!r} is not a number of seconds; write it like 900.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferConfig:
-    """What one process asks of one store at the same time.
+    """Limits on the requests that one process makes to one store at the same time.
 
     Args:
-        in_flight: Requests; the others wait for their turn.
-        part_bytes: A longer range, or file, travels in parts of this size; S3 wants at least 5 MiB.
-        parts_in_flight: Parts of files in memory at the same time, in each direction.
+        in_flight: Number of requests; further ones wait.
+        part_bytes: A longer range, or file, travels in parts of this size. S3 requires at least 5 MiB.
+        parts_in_flight: Number of parts of files in memory at the same time, in each direction.
     """
 
     in_flight: int = 32

@@ -1,4 +1,4 @@
-"""The memory of this process as a store: for tests, and as the example of a backend."""
+"""Uses the memory of this process as a store, for tests and as an example of a backend."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from emocap_shards.store.protocol import Entry
 
 
 class Memory:
-    """Nothing here awaits, so each request is one act on the loop and conditions hold."""
+    """A backend that never awaits, so each request is atomic on the event loop and conditions hold."""
 
     trusted, swaps = True, True
 

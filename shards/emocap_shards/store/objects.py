@@ -1,4 +1,4 @@
-"""A store of objects: S3 and its like, web servers, fsspec's drivers, memory."""
+"""Implements a store of objects on S3, web servers, fsspec's drivers or memory."""
 
 import asyncio
 import functools
@@ -24,17 +24,19 @@ from emocap_shards.store.transfer import Connection
 
 T = TypeVar("T")
 OTHER_VERSION = '"00000000000000000000000000000000"'
-DELETED_AT_ONCE = 1000  # the most that S3 takes in one request
-MOST_PAGES = 10_000  # of a listing, each of up to 1000 objects
+DELETED_AT_ONCE = 1000  # The most that S3 accepts in one request.
+MOST_PAGES = 10_000  # Of a listing; each page has up to 1000 objects.
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Requests are repeated until they succeed, fail for good, or the patience ends (`retry.py`).
+    """A store whose requests are repeated until they succeed, fail finally, or the deadline is over (`retry.py`).
 
     Args:
-        url: Without user, password and query, which take the form of ***.
-        secret_url: The URL with them, or "" when there are none. It does not travel in pickles.
+        url: The URL with *** in place of user, password and query.
+        patience: When a request is repeated, and when the store gives up.
+        traffic: What is requested at the same time.
+        secret_url: The URL with its secrets, or "" without any. It is not pickled.
     """
 
     url: str
@@ -115,7 +117,7 @@ class ObjectStore:
 
     @property
     def swaps(self) -> bool:
-        """Whether `put_if_match` is there at all; it is an error where not."""
+        """True if `put_if_match` is supported; without support it is an error."""
         return self._connection.backend.swaps
 
     @property
@@ -128,18 +130,20 @@ class ObjectStore:
     def _won(self, path: str, data: bytes, condition: Condition) -> bool:
         try:
             self._run("write", path, lambda: self._put_on(checked(path), data, condition))
-        except NotFound:  # the object of `put_if_match` is gone
+        except NotFound:  # the object of `put_if_match` does not exist any more
             return False
         except ConditionFailed:
             return False
         return True
 
     async def _put_on(self, path: str, data: bytes, condition: Condition) -> None:
-        """A refused condition is a loss, unless an earlier attempt of ours, whose answer was lost, made it fail.
+        """Writes on a condition; raises `ConditionFailed` unless it was an earlier attempt of ours that made the
+        condition fail.
 
-        Who wrote stands beside the object as metadata: that decides, also at the first attempt, for aiohttp itself
-        repeats a PUT on a connection that was cut. Where there is no metadata, a later attempt compares bytes: then
-        two writers of equal bytes, one of them with a lost answer, may both believe that they were first.
+        An answer can be lost after the server has written. The metadata of the object says who wrote it, and decides.
+        This is checked at the first attempt too, because aiohttp itself repeats a PUT on a connection that was cut.
+        Without metadata a later attempt compares the bytes. Then two writers of equal bytes, one of which lost an
+        answer, may both believe that they were first.
         """
         backend = self._connection.backend
 
@@ -203,7 +207,7 @@ class ObjectStore:
         except ShardsError:
             raise
         except EXPECTED as error:
-            # A traceback prints causes too: one with a secret in it is left out.
+            # A traceback also prints causes, so a cause that contains a secret is left out.
             cause = error if masked(str(error)) == str(error) else None
             if is_absence(error):
                 message = f"cannot {verb} {path!r}: no such object in {self.url}; check the path."
@@ -212,10 +216,10 @@ class ObjectStore:
 
 
 @functools.lru_cache(maxsize=64)
-def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # a fork must not share connections
+def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # A forked process must not share connections.
     if MASK in url:
         cure = "open it by its full URL in this process, or put user and password into ~/.netrc"
-        raise StoreError(f"{url}: the secrets of a URL do not travel; {cure}.")
+        raise StoreError(f"{url}: the secrets of a URL are not sent to other processes; {cure}.")
     traffic = store.traffic
     backend = _backend(url, store.patience, traffic)
     patience, turn = store.patience, asyncio.Semaphore(traffic.in_flight)
@@ -224,7 +228,10 @@ def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # a fork
 
 
 def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backend:
-    """Imported as needed: a folder or a memory store must not wait for the libraries of S3."""
+    """Returns the backend for a URL.
+
+    Backends are imported here, so that a folder or a memory store does not wait for the libraries of S3.
+    """
     protocol = url.split("://", 1)[0]
     if protocol in {"s3", "s3a"}:
         from emocap_shards.store.s3 import S3
@@ -245,7 +252,7 @@ def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backen
 
 @functools.lru_cache(maxsize=64)
 def _refuses_second_write(store: ObjectStore) -> bool:
-    """Asked once for a store, with a probe object."""
+    """Tests with a probe object whether the store honours conditions. It is tested once for each store."""
     probe = f".emocap-probe-{uuid.uuid4().hex}"
     try:
         store.put_if_absent(probe, b"first")

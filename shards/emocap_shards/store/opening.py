@@ -1,4 +1,4 @@
-"""URL -> store."""
+"""Opens the store at a URL."""
 
 import re
 from pathlib import Path
@@ -14,25 +14,25 @@ from emocap_shards.store.protocol import Store
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "adl": "adlfs"}
 _S3 = {"s3", "s3a"}
-# Some servers, and AWS of old, allow more than AWS does now; access points are ARNs.
+# Some servers, and AWS in earlier years, allow more names than AWS does today. Access points are ARNs.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}$|arn:")
 _IN_QUERY = {"http", "https"}
 
 
 def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic: TransferConfig | None = None) -> Store:
-    """The store rooted at a URL ("s3://bucket/folder", "https://host/folder", "memory://x") or at a plain path.
+    """Returns the store rooted at a URL ("s3://bucket/folder", "https://host/folder", "memory://x") or at a plain path.
 
-    Nothing is contacted yet. Credentials come from the standard chain of each service: for S3 the environment
+    No request is sent yet. Credentials come from the standard chain of each service: for S3 the environment
     (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL), AWS_PROFILE, or the role of the machine.
 
     Args:
-        url: Read-only for http and https.
-        patience: How long a store that fails is waited for; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
-        traffic: What is asked of it at once.
+        url: The root. Stores with http and https are read-only.
+        patience: How long a failing store is waited for; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
+        traffic: What is requested from the store at the same time.
 
     Raises:
-        StoreError: If no file system is known for the URL's protocol, its driver is not installed, or the URL holds
-            no bucket, or credentials.
+        StoreError: If no file system is known for the URL's protocol, its driver is not installed, the URL names no
+            bucket, or it contains credentials.
     """
     text = str(url)
     protocol = text.split("://", 1)[0] if "://" in text else "file"
@@ -41,7 +41,7 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
     _need_driver(protocol, text)
     if holds_secret(text) and protocol not in _IN_QUERY:
         cure = "leave them to the environment, a profile or the machine's role"
-        raise StoreError(f"{masked_url(text)}: credentials do not belong into this URL; {cure}.")
+        raise StoreError(f"{masked_url(text)}: this URL must not contain credentials; {cure}.")
     if is_ambiguous(text):
         cure = "write / ? # [ ] @ and % of a user or password percent-encoded, such as %2F, and so an @ of a path"
         raise StoreError(f"{masked_url(text)}: it is not clear which host that is; {cure}.")

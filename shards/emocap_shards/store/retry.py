@@ -1,4 +1,7 @@
-"""The one place of retries: full-jitter backoff until a deadline, within a budget, and one voice about an outage."""
+"""Retries requests: with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
+
+All retries of stores are in this module. If two layers retried, the attempts would multiply.
+"""
 
 import asyncio
 import functools
@@ -16,38 +19,40 @@ from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason, re
 from emocap_shards.store.limits import RetryConfig
 
 T = TypeVar("T")
-FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0
+FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0  # An outage is logged after the first time, and then after each further one.
 SMALL_BYTES = 1 << 16
-LAST_S = 1.0  # before the deadline there is an attempt, whatever the server asks for
+LAST_S = 1.0  # So long before the deadline there is a last attempt, whatever the server asks for.
 _log = logging.getLogger(__name__)
 
 
 class Retrier:
-    """Repeats requests that are safe to repeat. One for a connection: a thousand waiting reads speak once.
+    """Repeats requests that are safe to repeat.
+
+    There is one for each connection, so that a thousand waiting reads write one line to the log and not a thousand.
 
     Args:
-        patience: When to try again, and when to give up.
+        patience: When a request is repeated, and when the store gives up.
         where: The store's URL without secrets, for messages.
-        budget: Of the retries of this process.
+        budget: The budget for the retries of this process.
     """
 
     def __init__(self, patience: RetryConfig, where: str, budget: Budget) -> None:
         self._patience, self._where, self._budget = patience, where, budget
         self._silent_since: float | None = None
         self._last_word = float("-inf")
-        self._is_known = False  # whether it has ever answered
+        self._is_known = False  # Whether the store has ever answered.
         self._last_reason = "no answer yet"
 
     async def __call__(
         self, verb: str, path: str, act: Callable[[int], Awaitable[T]], *, size_bytes: int | None = 0
     ) -> T:
-        """Awaits act(1), act(2), ... until one returns; an error that will not pass goes through as it is.
+        """Awaits act(1), act(2), ... until one returns; an error that is not transient is raised unchanged.
 
         Args:
             verb: What is done, for messages.
-            path: To what.
+            path: The object that it is done to.
             act: One attempt; its argument counts from 1.
-            size_bytes: That travel in one attempt, which bounds its time; None for no bound.
+            size_bytes: Bytes that travel in one attempt, which bound its time; None for no bound.
 
         Raises:
             StoreError: If the deadline is over.
@@ -55,13 +60,14 @@ class Retrier:
         limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
         attempt = functools.partial(_attempt, act, limit_s)
         began = time.monotonic()
-        watches = not self._is_known and (size_bytes or 0) <= SMALL_BYTES  # what is large is slow without any trouble
+        # A large request is slow without any trouble, so only small ones are reported.
+        watches = not self._is_known and (size_bytes or 0) <= SMALL_BYTES
         watch = _later(FIRST_WORD_S, self._waiting, verb, path, began) if watches else None
         try:
             result = await attempt(1)
             self._budget.succeeded(again=False)
         except EXPECTED as error:
-            # Tenacity costs as much as a small request, so it begins with the first failure.
+            # Tenacity costs as much time as a small request, so it is used only after the first failure.
             result = await self._again(verb, path, attempt, error, began)
             self._budget.succeeded(again=True)
         finally:
@@ -76,7 +82,7 @@ class Retrier:
         self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException, began: float
     ) -> T:
         number, last = 0, first
-        # A process that was stopped for long has not been waiting for the store.
+        # The time in which a process was stopped (SIGSTOP) does not count as waiting for the store.
         began = max(began, time.monotonic() - self._patience.attempt_s(0))
 
         async def once() -> T:
@@ -101,7 +107,7 @@ class Retrier:
         left_s = lambda: began + patience.deadline_s - time.monotonic()  # noqa: E731
 
         def pause_s(state: RetryCallState) -> float:
-            """Of random length; also after what the server asks for, or else all would come back at once."""
+            """Returns a random pause, added to the time that the server asks for, so that clients return one by one."""
             random_s, asked_s, left = jitter(state), retry_after_s(_error_of(state)), left_s()
             too_long = asked_s > 0 and asked_s + random_s >= left
             return left - LAST_S if too_long and left > LAST_S else asked_s + random_s
@@ -127,7 +133,7 @@ class Retrier:
         self._waiting(verb, path, began)
 
     def _waiting(self, verb: str, path: str, began: float) -> None:
-        """Says so from time to time, once for all that waits."""
+        """Logs from time to time that the store is waited for, once for all requests that wait."""
         now = time.monotonic()
         waited_s = now - began
         if waited_s < FIRST_WORD_S * 0.99 or now - self._last_word < NEXT_WORD_S:
@@ -135,7 +141,7 @@ class Retrier:
         self._last_word = now
         self._silent_since = self._silent_since or began
         _log.warning(
-            "cannot %s %r in %s for %.0f s now: %s; trying on, for %.0f s in all.",
+            "cannot %s %r in %s for %.0f s now: %s; trying again, for %.0f s in all.",
             verb,
             path,
             self._where,
@@ -155,7 +161,7 @@ class Retrier:
 
 
 class _Spent(Exception):  # noqa: N818 - never leaves this file
-    """The deadline is over, and the budget had no retry left before it."""
+    """The deadline is over, and before it the budget allowed no further retry."""
 
 
 def _later(seconds: float, act: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:

@@ -1,4 +1,4 @@
-"""S3 and its like: s3fs opens the session, the requests are S3's own."""
+"""Implements the backend for S3 and compatible servers: s3fs opens the session, and the requests are made here."""
 
 import ssl
 import time
@@ -19,9 +19,9 @@ from emocap_shards.store.protocol import Entry
 from emocap_shards.store.web import REDIRECTS, open_session, ranged
 
 WRITER = "emocap-writer"
-# A signed URL serves for all ranges of an object: far cheaper than to sign and parse every request.
+# One signed URL is used for all ranges of an object, which costs far less than signing and parsing every request.
 SIGNED_FOR_S, KEPT_FOR_S, KEPT_URLS = 3600, 300.0, 4096
-_UNSIGNED = {400, 401, 403, *REDIRECTS}  # a redirect: another region, which botocore looks up
+_UNSIGNED = {400, 401, 403, *REDIRECTS}  # A redirect means another region, which botocore looks up.
 
 
 class S3:
@@ -40,7 +40,7 @@ class S3:
         self._bucket_seen = False
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
-        # Any doubt about the signed URL, and every further attempt, goes the ordinary way, which decides.
+        # If the signed URL is refused, and at every further attempt, an ordinary request decides.
         signed = self._signs and attempt == 1
         if signed:
             try:
@@ -66,21 +66,21 @@ class S3:
             raise
         version, size = response.get("ETag", ""), response.get("ContentLength")
         async with response["Body"] as body:
-            if response["ResponseMetadata"]["HTTPStatusCode"] != 206:  # a server that ignores ranges sends all of it
+            if response["ResponseMetadata"]["HTTPStatusCode"] != 206:  # The server ignores ranges and sends all of it.
                 data, seen = await cut(body.read, start, end)
                 return ObjectBytes(data, seen if size is None else int(size), version)
             total = total_of(response.get("ContentRange", ""), start)
             return ObjectBytes(await at_most(body.read, end - start + 1), total, version)
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
-        """The server's own checksum is verified where it sends one."""
+        """Returns the object as `Backend.get_whole`; the server's own checksum is verified if it sends one."""
         response = await (await self._client()).get_object(**self._at(path))
         version, size = response.get("ETag", ""), response.get("ContentLength")
         limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
         async with response["Body"] as body:
             if size is not None and int(size) > limit:
                 return ObjectBytes(b"", int(size), version)
-            data = await at_most(body.read, limit + 1)  # its end is read too: there the checksum is verified
+            data = await at_most(body.read, limit + 1)  # botocore verifies the checksum when it reads the end.
         if len(data) > limit and most_bytes is None:
             raise ShortAnswer(f"more than {limit} bytes came without a Content-Length")
         return ObjectBytes(data, len(data), version)
@@ -104,7 +104,7 @@ class S3:
         await (await self._client()).put_object(**self._at(path), Body=data, **extra)
 
     async def put_file(self, path: str, local_path: str) -> None:
-        raise NotImplementedError("files go in parts")
+        raise NotImplementedError("S3 takes files in parts")
 
     async def start_upload(self, path: str, writer: str) -> str:
         client = await self._client()
@@ -129,11 +129,11 @@ class S3:
         client = await self._client()
         try:
             response = await client.list_objects_v2(Bucket=self._bucket, Prefix=f"{top}/" if top else "", **more)
-        except ValueError as error:  # botocore reads numbers and dates as they come
+        except ValueError as error:  # botocore does not check the numbers and dates of a listing.
             raise Refusal(200, "Listing", f"the server's listing cannot be read ({str(error)[:100]})") from error
         skip = len(self._prefix) + 1 if self._prefix else 0
         found = [(str(item["Key"]), int(item["Size"])) for item in response.get("Contents", [])]
-        # Keys that end in "/" are folders that somebody drew in a console.
+        # Keys that end in "/" are folders that somebody made in a web console.
         entries = [Entry(key[skip:], size) for key, size in found if not key.endswith("/")]
         return Page(entries, response.get("NextContinuationToken", "") if response.get("IsTruncated") else "")
 
@@ -154,9 +154,9 @@ class S3:
             "connect_timeout": self._patience.connect_timeout_s,
             "read_timeout": self._patience.read_timeout_s,
             "max_pool_connections": self._traffic.in_flight,
-            "signature_version": "s3v4",  # botocore signs URLs in the old way where it may; younger buckets refuse it
+            "signature_version": "s3v4",  # botocore may sign URLs with version 2, which newer buckets refuse.
             "http_session_cls": BoundedSession,
-            "retries": {"total_max_attempts": 1},  # all retries are in retry.py: two places would multiply
+            "retries": {"total_max_attempts": 1},  # All retries are in retry.py; two layers would multiply them.
         }
 
     def _key(self, path: str) -> str:
@@ -169,7 +169,10 @@ class S3:
         return await self._fs.set_session()
 
     async def _need_bucket(self) -> None:
-        """A HEAD says 404 for a missing object and for a missing bucket; asked once."""
+        """Raises `Refusal` if the bucket does not exist. It is asked once.
+
+        The answer to a HEAD is 404 for a missing object and for a missing bucket.
+        """
         if self._bucket_seen:
             return
         client = await self._client()
@@ -178,7 +181,7 @@ class S3:
         except client.exceptions.ClientError as error:
             if answer(error)[0] == 404:
                 raise Refusal(404, "NoSuchBucket", f"there is no bucket {self._bucket!r}") from error
-            if answer(error)[0] != 403:  # who may not ask for the bucket may still read objects
+            if answer(error)[0] != 403:  # A client without access to the bucket may still read objects.
                 raise
         self._bucket_seen = True
 

@@ -1,4 +1,4 @@
-"""Requests side by side: the loop of this process, and a bounded crowd on it."""
+"""Runs requests side by side on the event loop of this process, with a bound on their number."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -13,7 +13,9 @@ __all__ = ["get_loop", "in_parallel", "wait_for"]
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Runs the work on fsspec's loop, which a forked process opens anew; Ctrl-C ends the work too."""
+    """Runs the work on fsspec's loop and returns its result. A forked process gets a new loop. Ctrl-C cancels the work
+    too.
+    """
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:
         return future.result()
@@ -22,7 +24,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_parallel(jobs: Sequence[T], act: Callable[[T], Awaitable[R]], *, width: int) -> list[R]:
-    """Results in the order of the jobs, at most `width` at a time; the first error ends all of them."""
+    """Returns the results in the order of the jobs, with at most `width` at a time; the first error ends all of
+    them.
+    """
     if len(jobs) == 1:
         return [await act(jobs[0])]
     results: dict[int, R] = {}

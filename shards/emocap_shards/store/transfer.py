@@ -1,4 +1,4 @@
-"""Large objects in parts, many at a time: which parts, and what to do when one of them fails."""
+"""Transfers large objects in parts, many at a time."""
 
 import asyncio
 import functools
@@ -20,13 +20,13 @@ from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel
 
-MOST_PARTS = 10_000  # of one upload to S3
+MOST_PARTS = 10_000  # Of one upload to S3.
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A backend with its retries, and a turn for each request in flight. One for a process and a store."""
+    """A backend with its retries and a bound on the requests in flight. Each process has one for each store."""
 
     backend: Backend
     ask: Retrier
@@ -35,7 +35,7 @@ class Connection:
     turn: asyncio.Semaphore
 
     async def get(self, path: str, start: int, end: int) -> ObjectBytes:
-        """Bytes [start, end): all that the object holds there, never fewer."""
+        """Returns bytes [start, end): all that the object has there, never fewer."""
 
         async def act(number: int) -> ObjectBytes:
             async with self.turn, asyncio.timeout(self.patience.attempt_s(end - start)):
@@ -45,10 +45,10 @@ class Connection:
                 raise ShortAnswer(f"got {len(part.data)} of {there} bytes from {start}")
             return part
 
-        return await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
+        return await self.ask("read", path, act, size_bytes=None)  # The wait for a free place has no limit.
 
     async def get_whole(self, path: str, *, most_bytes: int | None = None) -> ObjectBytes:
-        """The object in one request, or in parts where it is large; of one beyond `most_bytes`, `total` says so."""
+        """Returns the object, in parts if it is large. Of an object above `most_bytes` only `total` is meaningful."""
         limit = 4 * self.traffic.part_bytes
         most = sys.maxsize if most_bytes is None else most_bytes
 
@@ -56,14 +56,14 @@ class Connection:
             async with self.turn, asyncio.timeout(self.patience.attempt_s(min(limit, most))):
                 return await self.backend.get_whole(path, limit_bytes=limit, most_bytes=most_bytes)
 
-        part = await self.ask("read", path, act, size_bytes=None)  # the wait for a turn takes what it takes
+        part = await self.ask("read", path, act, size_bytes=None)  # The wait for a free place has no limit.
         if part.total is None or len(part.data) == part.total or part.total > most:
             return part
         data = await self.get_spans([(path, 0, part.total)], version=part.version)
         return ObjectBytes(data[0], part.total, part.version)
 
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
-        """The bytes of every span; of a `version`, if one is given."""
+        """Returns the bytes of every span, all from the same `version` of the object if one is given."""
         sizes = await self._sizes(spans)
         pieces = [
             (number, path, begin, stop)
@@ -80,14 +80,17 @@ class Connection:
         return results
 
     async def _sizes(self, spans: list[tuple[str, int, int]]) -> dict[str, int]:
-        """Sizes of the objects that far more is asked of than travels at once: a damaged index asks for anything."""
+        """Returns the sizes of objects of which a very long span is requested.
+
+        The span is then cut to the size, because a damaged index can request any number of bytes.
+        """
         far = self.traffic.in_flight * self.traffic.part_bytes
         paths = list({path for path, start, end in spans if end - start > far})
         found = await in_parallel(paths, self.head, width=self.traffic.in_flight) if paths else []
         return {path: facts.size for path, facts in zip(paths, found, strict=True)}
 
     async def get_to(self, path: str, descriptor: int, target: Path) -> None:
-        """Fills an open local file, in any order; refuses an object that changes meanwhile."""
+        """Fills an open local file, in any order; raises `StoreError` if the object changes in the meantime."""
         part_bytes = self.traffic.part_bytes
         first = await self.get(path, 0, part_bytes)
         facts = (
@@ -122,7 +125,7 @@ class Connection:
             os.close(descriptor)
 
     async def put_large(self, path: str, size: int, take: Callable[[int, int], bytes]) -> None:
-        """Writes what `take(start, end)` gives, in parts where it is large; `take` runs in threads."""
+        """Writes the bytes of `take(start, end)`, in parts if there are many; `take` runs in threads."""
         backend = self.backend
         if size <= 2 * self.traffic.part_bytes or not isinstance(backend, Multipart):
             data = await asyncio.to_thread(take, 0, size)
@@ -155,14 +158,14 @@ class Connection:
             try:
                 await backend.finish_upload(path, upload, tags)
             except EXPECTED as error:
-                # Only the end of an upload, or its abortion, makes it unknown: an earlier answer was lost.
+                # The server knows the upload no longer, so it has finished it, and an earlier answer was lost.
                 if number == 1 or answer(error)[1] != "NoSuchUpload":
                     raise
                 facts = await backend.head(path)
                 if facts.size != size or facts.writer not in {writer, ""}:
                     raise
 
-        await self.ask("write", path, finish, size_bytes=None)  # S3 may take minutes to put the parts together
+        await self.ask("write", path, finish, size_bytes=None)  # S3 may need minutes to assemble the parts.
 
 
 async def _put_part(backend: Multipart, path: str, upload: str, number: int, data: bytes, _: int) -> str:
@@ -170,7 +173,7 @@ async def _put_part(backend: Multipart, path: str, upload: str, number: int, dat
 
 
 def pieces_of(start: int, end: int, length: int) -> list[tuple[int, int]]:
-    """[start, end) cut into pieces of `length`, the last one shorter; none of an empty range."""
+    """Returns [start, end) cut into pieces of `length`, the last one shorter; an empty list for an empty range."""
     return [(begin, min(end, begin + length)) for begin in range(start, end, length)]
 
 
@@ -179,9 +182,11 @@ def _changed(path: str) -> StoreError:
 
 
 async def _abort(backend: Multipart, path: str, upload: str) -> None:
-    """One attempt: the error that led here is what the caller must hear of."""
+    """Tries once to abort an upload. An error here is only logged, because the caller must see the error that
+    led here.
+    """
     try:
         await backend.abort_upload(path, upload)
     except EXPECTED as error:
         cure = "a lifecycle rule AbortIncompleteMultipartUpload of the bucket removes it"
-        _log.warning("the parts of an unfinished upload of %r stay (%s); %s.", path, reason(error), cure)
+        _log.warning("the parts of an unfinished upload of %r remain (%s); %s.", path, reason(error), cure)

@@ -1,4 +1,4 @@
-"""Ranged reads over plain HTTP, and a web server as a store that is read-only."""
+"""Reads ranges over plain HTTP, and implements the backend for web servers, which is read-only."""
 
 import netrc
 import os
@@ -23,19 +23,21 @@ from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.together import get_loop
 
-READ_AHEAD_BYTES = 1 << 20  # of a response; with the default, 64 KiB, a reader of parts stops and starts all the time
-# Not compressed: a range of a compressed body would be other bytes.
+READ_AHEAD_BYTES = 1 << 20  # Of a response. With aiohttp's default of 64 KiB a reader of parts pauses all the time.
+# Asks for an uncompressed body, because a range of a compressed one would be other bytes.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
-# The last one is how a body travelled to S3, which some servers keep as if it were a property of the object.
+# "aws-chunked" describes how a body was uploaded to S3; some servers keep it as if it were a property of the object.
 _PLAIN = {"", "identity", "aws-chunked"}
-# Statuses with a Location that the same request may be sent to.
+# Statuses whose Location may be requested instead.
 REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
 _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message")}
 
 
 class WebServer:
-    """Files below a URL, read over HTTP or HTTPS. User, password and query of the URL go with every request."""
+    """Files below a URL, read over HTTP or HTTPS. The user, password and query of the URL are sent with every
+    request.
+    """
 
     trusted, swaps = False, False
 
@@ -52,7 +54,7 @@ class WebServer:
         async with _asked(self._session(), "GET", self._url(path), _AS_IT_IS) as response:
             await _need(response, {200})
             total, most = response.content_length, sys.maxsize if most_bytes is None else most_bytes
-            # A server without ranges could not give the rest later.
+            # A server without ranges could not send the rest later.
             limit = min(limit_bytes, most) if response.headers.get("Accept-Ranges") == "bytes" else most
             if total is not None and total > limit:
                 response.close()
@@ -66,7 +68,7 @@ class WebServer:
                 await _need(response, {200})
                 if response.content_length is not None:
                     return Facts(response.content_length, _version(response.headers), age_s=age_of(response.headers))
-        part = await self.get(path, 0, 1, attempt=1)  # servers without HEAD
+        part = await self.get(path, 0, 1, attempt=1)  # The server does not support HEAD.
         return Facts(part.total if part.total is not None else len(part.data), part.version)
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:  # noqa: ARG002
@@ -105,10 +107,11 @@ def open_session(
     trust: SSLContext | bool = True,
     headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
-    """A session of the running loop for the host of a URL, which closes when its owner goes.
+    """Returns a session for the host of a URL on the running loop; it is closed when its owner is garbage-collected.
 
-    It obeys HTTPS_PROXY and NO_PROXY, looked at once: aiohttp's own way opens ~/.netrc for every request too. Names
-    are resolved in threads that the interpreter joins: a resolver that hangs delays the end of the process.
+    It obeys HTTPS_PROXY and NO_PROXY, which are read once here, because aiohttp's own way also opens ~/.netrc for every
+    request. Names are resolved in threads that the interpreter joins, so a resolver that hangs delays the end of the
+    process.
     """
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
@@ -121,7 +124,7 @@ def open_session(
         timeout=timeout,
         proxy=None if proxy_bypass(host) else getproxies().get(parts.scheme),
         headers=headers,
-        auto_decompress=False,  # a few bytes can be inflated to gigabytes
+        auto_decompress=False,  # A few bytes can be inflated to gigabytes.
     )
     weakref.finalize(owner, HTTPFileSystem.close_session, get_loop(), session)
     return session
@@ -138,11 +141,11 @@ def _netrc(host: str) -> dict[str, str] | None:
 
 
 async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end: int) -> ObjectBytes:
-    """Bytes [start, end) in one GET, also from a server that ignores ranges.
+    """Returns bytes [start, end) with one GET, also from a server that ignores ranges.
 
     Raises:
         Refusal: If the answer is an error, or compressed.
-        ShortAnswer: If it holds another range than the one that was asked for.
+        ShortAnswer: If it holds another range than the requested one.
     """
     async with _asked(session, "GET", url, {"Range": f"bytes={start}-{end - 1}", **_AS_IT_IS}) as response:
         version, content_range = _version(response.headers), response.headers.get("Content-Range", "")
@@ -161,9 +164,9 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
 async def _asked(
     session: aiohttp.ClientSession, method: str, url: yarl.URL, headers: Mapping[str, str]
 ) -> AsyncGenerator[aiohttp.ClientResponse]:
-    """The answer to a request; a redirect is followed on the same host alone.
+    """Yields the answer to a request; a redirect is followed only on the same host.
 
-    Another host may be one that only this machine reaches, and would be shown what belongs to the first one.
+    Another host may be one that only this machine can reach, and it would receive the credentials of the first one.
     """
     for _ in range(MOST_REDIRECTS + 1):
         async with session.request(method, url, headers=headers, allow_redirects=False) as response:
@@ -176,7 +179,7 @@ async def _asked(
 
 
 def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
-    """The new URL with the old user and password; from http to https it may change, and nothing else.
+    """Returns the new URL with the old user and password. Only the change from http to https is allowed.
 
     Raises:
         Refusal: If it lies on another host.
@@ -185,11 +188,11 @@ def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
         target = url.join(yarl.URL(location, encoded=True))
         to, port = target.host, target.port
     except ValueError as error:
-        raise Refusal(status, "Redirect", "the server redirects to what is no URL") from error
+        raise Refusal(status, "Redirect", "the server redirects to something that is not a URL") from error
     is_secured = (url.scheme, target.scheme) == ("http", "https") and (url.port, port) == (80, 443)
     if to != url.host or ((url.scheme, url.port) != (target.scheme, port) and not is_secured):
         place = f"{target.scheme}://{to}:{port}"
-        raise Refusal(status, "Redirect", f"the server sends it on to {place}; if you trust that, name it in the URL")
+        raise Refusal(status, "Redirect", f"the server redirects to {place}; if you trust it, name it in the URL")
     authority = url.raw_authority if not is_secured else url.raw_authority.removesuffix(":80")
     return yarl.URL.build(
         scheme=target.scheme,
@@ -201,11 +204,11 @@ def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
 
 
 async def _need(response: aiohttp.ClientResponse, statuses: set[int]) -> None:
-    """Raises `Refusal` unless the body that follows is bytes of the object as they are."""
+    """Raises `Refusal` unless the body that follows consists of the object's own bytes."""
     if response.status in statuses:
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in _PLAIN:
-            message = f"the server sends it compressed ({encoding[:20]}); let it send these files as they are"
+            message = f"the server compresses it ({encoding[:20]}); configure it to send these files unchanged"
             raise Refusal(response.status, "ContentEncoding", message)
         return
     text = (await at_most(response.content.read, ERROR_BYTES)).decode(errors="replace")

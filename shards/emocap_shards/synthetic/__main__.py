@@ -1,4 +1,4 @@
-"""`python -m emocap_shards.synthetic`: look at synthetic faces, or time them."""
+"""Shows synthetic faces, or measures their rate: `python -m emocap_shards.synthetic`."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from emocap_shards.synthetic.preview import rate, save_sheet
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse `arguments` (those of the process if None) and do what they ask."""
+    """Parses `arguments` (those of the process if None) and does what they say."""
     parser = argparse.ArgumentParser(prog="python -m emocap_shards.synthetic", description=__doc__)
     parser.add_argument("--preview", type=Path, metavar="PNG", help="write a contact sheet with labels")
     parser.add_argument("--rate", action="store_true", help="print faces per second on one core")
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pixels", type=int, default=112)
     chosen = parser.parse_args(arguments)
     if chosen.preview is None and not chosen.rate:
-        parser.error("nothing to do; ask for --preview PNG or --rate.")
+        parser.error("there is nothing to do; give --preview PNG or --rate.")
     if chosen.preview is not None:
         save_sheet(chosen.preview, count=chosen.count, seed=chosen.seed, pixels=chosen.pixels)
     if chosen.rate:

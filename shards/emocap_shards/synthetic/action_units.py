@@ -1,4 +1,4 @@
-"""Facial action units: which ones exist here, and how strongly each one acts."""
+"""Defines the facial action units that are drawn here, and the strength with which each one acts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ NAMES: Mapping[int, str] = MappingProxyType(
 """Action unit number to its name in the Facial Action Coding System (Ekman, Friesen and Hager 2002)."""
 
 VISIBLE = 0.1
-"""An action weaker than this does not exist: it is stored as 0, drawn as 0 and never mentioned."""
+"""A weaker action counts as absent: it is stored as 0, drawn as 0 and never mentioned."""
 
 BANDS = ("trace", "slight", "moderate", "strong", "extreme")
-"""Five bands of intensity, the A to E of FACS, weakest first."""
+"""Five bands of intensity, A to E in FACS, from the weakest to the strongest."""
 
 _FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)
 
 
 def band(intensity: float) -> str:
-    """The band of a visible intensity in [VISIBLE, 1].
+    """Returns the band of a visible intensity in [VISIBLE, 1].
 
     Raises:
         ValueError: If `intensity` is too weak to be seen.
@@ -49,9 +49,9 @@ def band(intensity: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What the face does: `actions[12]` is the intensity of AU 12 in [0, 1], 0 where nothing acts.
+    """The actions of a face: `actions[12]` is the intensity of AU 12 in [0, 1], and 0 if it does not act.
 
-    `strength` names known action units only, and each at VISIBLE or more.
+    `strength` contains known action units only, each at VISIBLE or more.
     """
 
     strength: Mapping[int, float] = field(default_factory=dict[int, float])
@@ -61,7 +61,7 @@ class Actions:
             if unit not in NAMES:
                 raise ValueError(f"AU{unit} is not drawn here; known are {sorted(NAMES)}.")
             if not VISIBLE <= value <= 1:
-                raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out what does not act.")
+                raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out units that do not act.")
 
     def __getitem__(self, unit: int) -> float:
         return self.strength.get(unit, 0.0)
@@ -70,7 +70,7 @@ class Actions:
         return unit in self.strength
 
     def __iter__(self) -> Iterator[int]:
-        """Acting units, in the order of their numbers."""
+        """Returns the acting units, in the order of their numbers."""
         return iter(sorted(self.strength))
 
     def any(self, *units: int) -> bool:
@@ -78,6 +78,6 @@ class Actions:
 
 
 def actions(strength: Mapping[int, float]) -> Actions:
-    """Clip to [0, 1], round to hundredths, drop what nobody could see."""
+    """Clips strengths to [0, 1], rounds them to hundredths, and removes those that nobody could see."""
     clipped = {unit: round(min(max(float(value), 0.0), 1.0), 2) for unit, value in strength.items()}
     return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})

@@ -1,4 +1,4 @@
-"""Eyebrows, and the creases of the forehead that they fold."""
+"""Draws the eyebrows, and the creases of the forehead that they fold."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ from emocap_shards.synthetic.sketch import Sketch
 
 
 def line(face: Face) -> Points:
-    """The middle of the right brow of the image, from its head to its tail.
+    """Returns the middle line of the right brow of the image, from its head to its tail.
 
-    AU 1 raises the head, AU 2 the arch and tail, AU 4 lowers the whole and draws it to the midline; where AU 1 and
-    AU 4 meet, the head rises and moves inwards.
+    AU 1 raises the head, AU 2 the arch and tail. AU 4 lowers the brow and draws it towards the midline. If AU 1 and AU
+    4 act together, the head rises and moves inwards.
     """
     act, arch = face.actions, face.identity.brow_arch
     down = act[4] * (1 - 0.75 * act[1])
@@ -44,7 +44,7 @@ def draw_creases(sketch: Sketch, face: Face) -> None:
 
 
 def _forehead(sketch: Sketch, face: Face) -> None:
-    """Horizontal lines: in the middle for AU 1, at the sides for AU 2, right across for both or for age."""
+    """Draws horizontal lines: in the middle for AU 1, at the sides for AU 2, and across for both or for age."""
     person, act = face.identity, face.actions
     deep = palette.fold(person.skin)
     across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0.0)
@@ -61,7 +61,7 @@ def _forehead(sketch: Sketch, face: Face) -> None:
 
 
 def _frown(sketch: Sketch, face: Face) -> None:
-    """The two upright folds between the brows, and the shade that gathers there."""
+    """Draws the two upright folds between the brows, and the shade there."""
     person, act = face.identity, face.actions
     force = act[4]
     if force == 0:

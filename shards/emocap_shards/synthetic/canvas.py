@@ -1,4 +1,4 @@
-"""An image under construction, and the shapes that cover part of it."""
+"""Holds an image under construction, and the shapes that cover parts of it."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,37 +13,37 @@ from emocap_shards.synthetic.geometry import Points
 from emocap_shards.synthetic.palette import Colour
 
 FINE = 3
-"""Sub-pixels on each side of a pixel: edges are smoothed by counting them."""
+"""Sub-pixels on each side of a pixel; counting them smooths the edges."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """How much of each pixel a shape covers, 0 to 255; `mask` begins at row `top`, column `left` of the image."""
+    """The coverage of each pixel by a shape, 0 to 255; `mask` begins at row `top`, column `left` of the image."""
 
     top: int
     left: int
     mask: Image.Image
 
     def inside(self, other: "Patch") -> "Patch":
-        """Only what also lies in `other`; the product of both coverages."""
+        """Returns the part that also lies in `other`: the product of both coverages."""
         left, top = self.left - other.left, self.top - other.top
         there = other.mask.crop((left, top, left + self.mask.width, top + self.mask.height))
         return Patch(self.top, self.left, ImageChops.multiply(self.mask, there))
 
     def dropped(self, rows: int) -> "Patch":
-        """The same shape further down."""
+        """Returns the same shape moved down by `rows`."""
         return Patch(self.top + rows, self.left, self.mask)
 
 
 @cache
 def _spot(level: int) -> Image.Image:
-    """A round Gaussian spot of height `level` that fills its square to two and a half deviations."""
+    """Returns a round Gaussian spot of height `level` in a square of two and a half deviations to each side."""
     line = np.exp(-0.5 * np.square(np.linspace(-2.5, 2.5, 65)))
     return Image.fromarray(np.rint(level * np.outer(line, line)).astype(np.uint8))
 
 
 class Canvas:
-    """An sRGB image, painted in place, with a finer sheet on which shapes are drawn before they are counted."""
+    """An sRGB image that is painted in place, with a finer sheet on which shapes are drawn before they are counted."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
@@ -60,14 +60,15 @@ class Canvas:
         soft_px: float = 0.0,
         hole: Points | None = None,
     ) -> Patch | None:
-        """Coverage by the union of filled outlines, less `hole`, blurred; None if all of it is out of sight.
+        """Returns the coverage by the union of filled outlines, without `hole`, blurred; None if nothing of it is
+        visible.
 
         Args:
-            corners: Of all outlines, one after the other, in pixels.
-            ends: Where each outline ends in `corners`; the last is their number.
+            corners: Corners of all outlines, one outline after the other, in pixels.
+            ends: Where each outline ends in `corners`; the last end is their number.
             opacity: Greatest coverage, in [0, 1].
             soft_px: Radius of the blur.
-            hole: One more outline, that is left out.
+            hole: One more outline, which is left out.
         """
         flat, ink = _fine(corners), round(255 * opacity)
         window = self._window(flat, 1 + round(2 * soft_px))
@@ -80,14 +81,14 @@ class Canvas:
         return Patch(window[1], window[0], self._count(window, soft_px))
 
     def _window(self, flat: Sequence[float], margin: int) -> tuple[int, int, int, int] | None:
-        """The pixels (left, top, right, bottom) that hold all corners on the fine sheet, and a margin."""
+        """Returns the pixels (left, top, right, bottom) that contain all corners on the fine sheet, and a margin."""
         across, down = flat[::2], flat[1::2]  # Lists this short are faster than arrays.
         left, top = (max(int(min(line) // FINE) - margin, 0) for line in (across, down))
         right, bottom = (min(int(max(line) // FINE) + 1 + margin, self.pixels) for line in (across, down))
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Take the shape off the fine sheet, which is left blank."""
+        """Takes the shape off the fine sheet, which is blank afterwards."""
         left, top, right, bottom = (FINE * edge for edge in window)
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))
@@ -95,7 +96,7 @@ class Canvas:
 
     @contextmanager
     def within(self, patch: Patch | None) -> Generator[None]:
-        """What is painted in here shows on the patch only: one cut for all of it."""
+        """Limits everything that is painted inside of the `with` block to the patch, with one cut for all of it."""
         before = self.picture.copy()
         yield
         inside = Image.new("L", before.size)
@@ -107,7 +108,7 @@ class Canvas:
         self.picture.paste(_ink(colour), (0, 0, self.pixels, self.pixels))
 
     def paint(self, patch: Patch | None, colour: Colour, opacity: float = 1.0) -> None:
-        """Lay `colour` over the patch."""
+        """Paints `colour` over the patch."""
         if patch is None:
             return
         mask = patch.mask
@@ -117,7 +118,7 @@ class Canvas:
         self.picture.paste(_ink(colour), box, mask)
 
     def glow(self, x: float, y: float, rx: float, ry: float, opacity: float) -> Patch | None:
-        """A soft upright spot centred on pixel (x, y): a Gaussian whose deviations are `rx` and `ry` pixels."""
+        """Returns a soft upright spot centred on pixel (x, y): a Gaussian with deviations of `rx` and `ry` pixels."""
         left, width = round(x - 2.5 * rx), max(round(5 * rx), 1)
         top, height = round(y - 2.5 * ry), max(round(5 * ry), 1)
         cut = max(-left, 0), max(-top, 0), min(self.pixels - left, width), min(self.pixels - top, height)
@@ -128,7 +129,7 @@ class Canvas:
 
 
 def blurred(mask: Image.Image, soft_px: float) -> Image.Image:
-    """Blurred by about `soft_px`; a blur of less than half a pixel would not be seen."""
+    """Returns the mask blurred by about `soft_px`; a blur of less than half a pixel would not be visible."""
     if soft_px < 0.5:
         return mask
     once = mask.filter(ImageFilter.BoxBlur(soft_px))
@@ -141,5 +142,8 @@ def _ink(colour: Colour) -> tuple[int, int, int]:
 
 
 def _fine(outline: Points) -> list[float]:
-    """Corners on the fine sheet. Pillow drops fractions, so they are rounded first, half a sub-pixel inwards."""
+    """Returns the corners on the fine sheet.
+
+    Pillow drops fractions, so corners are rounded first, half a sub-pixel inwards.
+    """
     return np.rint(outline * FINE - 0.5).ravel().tolist()

@@ -1,4 +1,4 @@
-"""Captions whose every local sentence follows from the action units, never from the name of the emotion."""
+"""Writes captions in which every local sentence follows from the action units, never from the name of the emotion."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Units = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One sentence about one region and the action units that it names; none when the region rests."""
+    """One sentence about one region, and the action units that it names; none if the region is at rest."""
 
     region: str
     units: Units
@@ -23,14 +23,17 @@ class Remark:
 
 
 def caption(face: Face) -> Caption:
-    """The caption of `face`; the same face always gets the same words."""
+    """Returns the caption of `face`; the same face always gets the same words."""
     rng = random.Random(face.wording)
-    local = tuple(remark.sentence for remark in _told(remarks(face, rng), face.actions, rng))
+    local = tuple(remark.sentence for remark in _chosen(remarks(face, rng), face.actions, rng))
     return Caption(global_=_global(face, rng), local=local, summary=_summary(face, rng))
 
 
 def remarks(face: Face, rng: random.Random) -> list[Remark]:
-    """Every true remark, in the order of the regions; a region that neither rests nor fits a state has none."""
+    """Returns every true remark, in the order of the regions.
+
+    A region has none if it is neither at rest nor in one of its states.
+    """
     found = [_mouth(face.actions, rng)]
     for name, region in states.REGIONS.items():
         remark = _remark(name, region, face.actions, rng)
@@ -39,8 +42,11 @@ def remarks(face: Face, rng: random.Random) -> list[Remark]:
     return found
 
 
-def _told(found: list[Remark], acting: Actions, rng: random.Random) -> list[Remark]:
-    """Three to six of them in any order: those that name the strongest actions, then those about resting regions."""
+def _chosen(found: list[Remark], acting: Actions, rng: random.Random) -> list[Remark]:
+    """Chooses three to six remarks, in any order.
+
+    Remarks that name the strongest actions come first, then those about regions at rest.
+    """
     count = rng.randint(3, 6)
     shuffled = rng.sample(found, len(found))
     ranked = sorted(shuffled, key=lambda remark: max((acting[unit] for unit in remark.units), default=0.0))
@@ -62,7 +68,7 @@ def _holds(state: State, acting: Actions) -> bool:
 
 
 def _mouth(acting: Actions, rng: random.Random) -> Remark:
-    """The one or two strongest movements of the lips, and whether the mouth is open."""
+    """Returns a remark about the one or two strongest movements of the lips, and about whether the mouth is open."""
     leads = sorted((unit for unit in states.LEADS if unit in acting), key=lambda unit: -acting[unit])[:2]
     if leads == [17] or rng.random() < 0.25:
         leads = leads[:1]
@@ -82,7 +88,7 @@ def _lips(unit: int, acting: Actions, rng: random.Random) -> str:
 
 
 def _fill(phrase: str, units: Units, acting: Actions, rng: random.Random) -> str:
-    """Put adverbs in: `{how}` for the first of `units`, `{also}` for the second."""
+    """Inserts adverbs: `{how}` for the first of `units`, `{also}` for the second."""
     how = _adverb(acting[units[0]], rng)
     return phrase.format(how=how, also=_adverb(acting[units[min(1, len(units) - 1)]], rng))
 
@@ -92,7 +98,7 @@ def _adverb(intensity: float, rng: random.Random) -> str:
 
 
 def _codes(units: Units, acting: Actions, rng: random.Random) -> str:
-    """Each unit with its band, all in one style."""
+    """Returns each unit with its band, all in one style."""
     style = rng.choice(_STYLES)
     opener = rng.choice(("", "with ", "showing "))
     return opener + _series([style(unit, band(acting[unit]), rng) for unit in units])
@@ -118,7 +124,7 @@ _STYLES: tuple[Callable[[int, str, random.Random], str], ...] = (_coded, _named,
 
 
 def _global(face: Face, rng: random.Random) -> str:
-    templates = phrases.NEUTRAL_WHOLES if face.emotion == "neutral" else phrases.WHOLES
+    templates = phrases.NEUTRAL_GLOBALS if face.emotion == "neutral" else phrases.GLOBALS
     return rng.choice(templates).format(**_terms(face, rng))
 
 
@@ -132,7 +138,7 @@ def _summary(face: Face, rng: random.Random) -> str:
 
 
 def _terms(face: Face, rng: random.Random) -> dict[str, str]:
-    """Words for the emotion; a noun that repeats the name of the emotion gives way to another."""
+    """Returns words for the emotion; a noun that repeats the name of the emotion is not used."""
     emotion = rng.choice(phrases.EMOTION_NOUNS[face.emotion])
     nouns = [noun for noun in phrases.SHADES[face.shade] if emotion not in noun]
     adjective = rng.choice(phrases.STRENGTH[degree(face.intensity)])
@@ -140,12 +146,12 @@ def _terms(face: Face, rng: random.Random) -> dict[str, str]:
 
 
 def degree(intensity: float) -> str:
-    """Degree of an emotion's `intensity` in [0, 1]: low, mid or high."""
+    """Returns the degree of an emotion's `intensity` in [0, 1]: low, mid or high."""
     return "low" if intensity < 0.5 else "mid" if intensity < 0.75 else "high"
 
 
 def _cues(acting: Actions, rng: random.Random) -> list[str]:
-    """At most five cues, the strongest first; actions that belong together make one cue."""
+    """Returns at most five cues, the strongest first; actions that belong together form one cue."""
     left, found = set(acting), list[tuple[float, str]]()
     for units, words in phrases.CUES:
         if left.issuperset(units):
@@ -164,12 +170,12 @@ def _rung(value: float, ladder: Sequence[tuple[float, str]]) -> str:
 
 
 def _series(parts: Sequence[str]) -> str:
-    """Parts in a row: "a", "a and b", "a, b and c"."""
+    """Returns the parts as a list in words: "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
 
 def _while(clauses: Sequence[str]) -> str:
-    """Clauses that happen together: "a", "a while b", "a, b while c"."""
+    """Returns clauses that happen together: "a", "a while b", "a, b while c"."""
     return " while ".join(part for part in (", ".join(clauses[:-1]), clauses[-1]) if part)
 
 

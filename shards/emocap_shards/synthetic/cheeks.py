@@ -1,4 +1,4 @@
-"""Cheeks, the corners of the eyes, and the chin: soft relief that actions raise."""
+"""Draws the cheeks, the corners of the eyes and the chin: soft relief that actions raise."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from emocap_shards.synthetic.sketch import Sketch
 
 
 def draw(sketch: Sketch, face: Face) -> None:
-    """A blush, and with AU 6 a raised and rounded apple with a fold above it."""
+    """Draws a blush, and for AU 6 a raised and rounded apple with a fold above it."""
     person, act = face.identity, face.actions
     raised = act[6]
     y = 0.34 - 0.09 * raised - 0.04 * act[12]
@@ -27,7 +27,7 @@ def draw(sketch: Sketch, face: Face) -> None:
 
 
 def _apples(sketch: Sketch, face: Face, y: float) -> None:
-    """AU 6: the shaded underside of the raised cheek and the furrow below the lower lid."""
+    """Draws, for AU 6, the shaded underside of the raised cheek and the furrow below the lower lid."""
     raised = face.actions[6]
     deep = palette.fold(face.identity.skin)
     under = points((0.40, y + 0.17), (0.58, y + 0.25), (0.78, y + 0.15), (0.84, y + 0.0))
@@ -37,7 +37,7 @@ def _apples(sketch: Sketch, face: Face, y: float) -> None:
 
 
 def _crow_feet(sketch: Sketch, face: Face) -> None:
-    """Rays from the outer corners of the eyes: AU 6, and a little of age."""
+    """Draws rays from the outer corners of the eyes, for AU 6 and a little for age."""
     force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0.0)
     x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
@@ -47,7 +47,7 @@ def _crow_feet(sketch: Sketch, face: Face) -> None:
 
 
 def draw_chin(sketch: Sketch, face: Face, lip_y: float) -> None:
-    """The hollow under the lower lip that ends at `lip_y`; AU 17 bunches and dimples the boss below."""
+    """Draws the hollow under the lower lip, which ends at `lip_y`; AU 17 bunches and dimples the chin below it."""
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force

@@ -1,4 +1,4 @@
-"""An endless data set of faces: sample `index` of `seed` depends on these two numbers and on nothing else."""
+"""Generates an endless dataset of faces. Sample `index` of `seed` depends on these two numbers alone."""
 
 import io
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ JPEG_QUALITY = 92
 
 
 def face(seed: int, index: int) -> Face:
-    """Sample a face. Each run of seven indices that starts at a multiple of seven holds each emotion once.
+    """Samples a face. Each run of seven indices that starts at a multiple of seven contains each emotion once.
 
-    Person, scene, feeling and wording come from streams of their own, so none of them hints at another.
+    Person, scene, feeling and wording come from separate random streams, so none of them gives a hint about another.
     """
     turn, place = divmod(index, len(EMOTIONS))
     emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
@@ -44,7 +44,8 @@ def _stream(seed: int, number: int, purpose: int) -> np.random.Generator:
 
 
 def record(seed: int, index: int, *, pixels: int = 112) -> Record:
-    """Sample `index` of `seed` as it goes into a shard: `pixels` x `pixels` JPEG, caption and labels.
+    """Returns sample `index` of `seed` as it is written into a shard: a JPEG of `pixels` x `pixels`, caption and
+    labels.
 
     Labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and "AU1" to "AU43" in [0, 1].
     """
@@ -59,7 +60,7 @@ def record(seed: int, index: int, *, pixels: int = 112) -> Record:
 
 
 def records(count: int, *, seed: int = 0, pixels: int = 112, start: int = 0) -> Iterator[Record]:
-    """Samples `start` to `start + count - 1` of `seed`, in order, made one at a time."""
+    """Returns samples `start` to `start + count - 1` of `seed`, in order; each is made when it is requested."""
     return (record(seed, index, pixels=pixels) for index in range(start, start + count))
 
 

@@ -1,7 +1,7 @@
-"""The seven basic emotions, as prototypes of action units with a place in valence and arousal.
+"""Defines the seven basic emotions as prototypes of action units with a valence and an arousal.
 
-The combinations follow the EMFACS tradition (Ekman and Friesen 1978; Ekman and Rosenberg 2005), the places the
-circumplex of Russell (1980). Weights and places are this project's own choice.
+The combinations follow the EMFACS tradition (Ekman and Friesen 1978; Ekman and Rosenberg 2005), and valence and arousal
+the circumplex of Russell (1980). The exact numbers are this project's own choice.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ class Prototype:
     """One way to show an emotion.
 
     Attributes:
-        core: Action unit to its strength in (0, 1] at full intensity.
-        extra: Actions that join in, as (probability, strength in (0, 1]).
+        core: The strength of each action unit in (0, 1] at full intensity.
+        extra: Actions that may join, as (probability, strength in (0, 1]).
         valence: Pleasantness at full intensity, in [-1, 1].
         arousal: Activation at full intensity, in [-1, 1].
     """
@@ -35,10 +35,10 @@ class Prototype:
 
 @dataclass(frozen=True, slots=True)
 class Feeling:
-    """A sampled emotion and what it does to the face.
+    """A sampled emotion and the actions that it causes in the face.
 
     Attributes:
-        shade: Name of the prototype that it came from.
+        shade: Name of the prototype from which it was sampled.
         intensity: In [0, 1]; at most 0.15 for neutral, at least 0.25 for all others.
         valence: In [-1, 1].
         arousal: In [-1, 1].
@@ -91,7 +91,7 @@ def of(emotion: str) -> tuple[Prototype, ...]:
 
 
 def feel(emotion: str, rng: np.random.Generator) -> Feeling:
-    """Sample a prototype of `emotion`, how strong it is, and which actions it takes."""
+    """Samples a prototype of `emotion`, its intensity, and the actions that it causes."""
     family = of(emotion)
     prototype = family[int(rng.integers(len(family)))]
     intensity = _intensity(emotion, rng)
@@ -106,7 +106,7 @@ def _intensity(emotion: str, rng: np.random.Generator) -> float:
 
 
 def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Actions:
-    """Strengths scaled by `force`, each with its own spread of about a seventh."""
+    """Returns strengths scaled by `force`, each with its own random spread of about a seventh."""
     strength = dict(prototype.core)
     strength.update({unit: value for unit, (odds, value) in prototype.extra.items() if rng.random() < odds})
     spread = rng.normal(1.0, 0.14, len(strength))
@@ -114,7 +114,7 @@ def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Action
 
 
 def _settle(strength: dict[int, float]) -> dict[int, float]:
-    """Anatomy: a closing lid cannot be raised, and a dropped jaw parts the lips."""
+    """Applies anatomy: a closing lid cannot be raised, and a dropped jaw parts the lips."""
     if strength.get(43, 0.0) > 0.2:
         strength.pop(5, None)
     if 26 in strength:
@@ -123,7 +123,9 @@ def _settle(strength: dict[int, float]) -> dict[int, float]:
 
 
 def _affect(prototype: Prototype, acting: Actions, intensity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Valence and arousal: the prototype's place, weaker when it is weak, moved a little by lids and jaw."""
+    """Returns valence and arousal: those of the prototype, weaker if the intensity is low, moved a little by lids and
+    jaw.
+    """
     reach = 1.0 if prototype.emotion == "neutral" else 0.3 + 0.7 * intensity
     stir = 0.12 * acting[5] + 0.1 * acting[26] - 0.15 * acting[43]
     valence = prototype.valence * reach + rng.normal(0.0, 0.04)

@@ -1,4 +1,4 @@
-"""Eyes: lids that open, tighten and close over the eyeballs."""
+"""Draws the eyes: lids that open, tighten and close over the eyeballs."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _T = np.linspace(-1, 1, 19)
 
 @dataclass(frozen=True, slots=True)
 class Lids:
-    """The right eye of the image, from the inner to the outer corner; the left one is its mirror."""
+    """The lids of the right eye of the image, from the inner to the outer corner; the left eye is its mirror image."""
 
     upper: Points
     lower: Points
@@ -27,17 +27,17 @@ class Lids:
 
 
 def eye_x(person: Identity) -> float:
-    """Distance of the middle of an eye from the midline."""
+    """Returns the distance of the middle of an eye from the midline."""
     return EYE_X * person.eye_gap
 
 
 def eye_half(person: Identity) -> float:
-    """Half the width of an eye."""
+    """Returns half the width of an eye."""
     return 0.245 * person.eye_size
 
 
 def lids(face: Face) -> Lids:
-    """Where the edges of the lids run.
+    """Returns the edges of the lids.
 
     AU 5 raises the upper lid, AU 7 brings both together, AU 6 pushes up the lower one, AU 43 lets the upper one fall.
     """
@@ -77,7 +77,7 @@ def _both(right: Points) -> tuple[Points, Points]:
 
 
 def _sockets(sketch: Sketch, face: Face, shape: Lids) -> None:
-    """The hollow around the eye, the lid and its fold."""
+    """Draws the hollow around the eye, the lid and its fold."""
     person, act = face.identity, face.actions
     shadow, deep = palette.shadow(person.skin), palette.fold(person.skin)
     for side in (-1, 1):
@@ -127,7 +127,7 @@ def _lashes(sketch: Sketch, face: Face, shape: Lids) -> None:
 
 
 def _lash_hairs(shape: Lids, closed: float) -> list[Points]:
-    """Four hairs on each outer half; they point up from an open eye and down from a closed one."""
+    """Returns four hairs on each outer half; they point up from an open eye and down from a closed one."""
     roots = shape.upper[11:18:2]
     lean = np.linspace(0.25, 0.9, len(roots))[:, None] * (0.07, 0.0) + (0.0, -0.055 + 0.11 * closed)
     return [flipped(np.stack([r, r + 0.6 * d, r + d]), s) for r, d in zip(roots, lean, strict=True) for s in (-1, 1)]

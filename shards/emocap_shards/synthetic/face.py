@@ -1,4 +1,4 @@
-"""One synthetic face: the only input of both the picture and the words."""
+"""Defines one synthetic face, the only input of both the picture and the words."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,15 @@ from emocap_shards.synthetic.scene import Scene
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """Who, seen how, feeling what.
+    """A person in a scene with an emotion.
 
     Attributes:
-        actions: What moves; picture and local sentences follow these and nothing else.
+        identity: Everything that an expression does not change.
+        scene: Pose, light and background.
+        actions: The action units that act; the picture and the local sentences depend on these alone.
         emotion: One of `emotion.EMOTIONS`.
         shade: Name of the prototype within the emotion.
-        intensity: Of the emotion, in [0, 1].
+        intensity: Intensity of the emotion, in [0, 1].
         valence: In [-1, 1].
         arousal: In [-1, 1].
         wording: Seed of the choice of words.

@@ -1,4 +1,6 @@
-"""Curves of the face, in face units: x right, y down, 1 is half a face width, the origin lies between the cheeks."""
+"""Computes curves of the face in face units: x right, y down, 1 is half a face width, the origin is between the
+cheeks.
+"""
 
 import math
 from functools import cache
@@ -21,23 +23,23 @@ def moved(shape: Points, x: float, y: float) -> Points:
 
 
 def flipped(shape: Points, side: int) -> Points:
-    """The shape itself for `side` 1, its mirror image for `side` -1."""
+    """Returns the shape itself for `side` 1, and its mirror image for `side` -1."""
     return shape * (float(side), 1.0)
 
 
 def mirrored(right: Points) -> Points:
-    """A closed symmetric outline from its right half, listed from top to bottom."""
+    """Returns a closed symmetric outline, given its right half from top to bottom."""
     return np.concatenate([right, flipped(right[::-1], -1)])
 
 
 def arched(right: Points) -> Points:
-    """An open symmetric arc from its right half, listed from its foot up to its top; it runs from left to right."""
+    """Returns an open symmetric arc from left to right, given its right half from its foot to its top."""
     return np.concatenate([flipped(right, -1), right[::-1]])
 
 
 @cache
 def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
-    """Catmull-Rom weights of four neighbouring knots at `steps` places between the middle two."""
+    """Returns the Catmull-Rom weights of four neighbouring knots at `steps` places between the middle two."""
     t = np.arange(steps) / steps
     powers = np.stack([np.ones_like(t), t, t * t, t**3], 1)
     matrix = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
@@ -46,7 +48,7 @@ def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
 
 @cache
 def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count knots"]:
-    """The share of each knot in each point of a curve through them; an open curve mirrors its second knot."""
+    """Returns the share of each knot in each point of a curve through them; an open curve mirrors its second knot."""
     count = knots if closed else knots - 1
     blend = np.zeros((count * steps + (not closed), knots))
     for segment in range(count):
@@ -64,28 +66,30 @@ def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count 
 
 
 def spline(knots: Lines, steps: int = 6, *, closed: bool = False) -> Lines:
-    """A smooth curve through all `knots` (Catmull and Rom 1974)."""
+    """Returns a smooth curve through all `knots` (Catmull and Rom 1974)."""
     return _blend(knots.shape[-2], steps, closed=closed) @ knots
 
 
 @cache
 def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
-    """Weights of the knots in the points of an open curve, and below them in its direction there."""
+    """Returns the weights of the knots in the points of an open curve, and below them the weights in its direction
+    there.
+    """
     blend = _blend(knots, steps, closed=False)
     return np.concatenate([blend, np.gradient(blend, axis=0)])
 
 
 @cache
 def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
-    """Half the width along a stroke whose middle is 1 wide, turned by a right angle."""
+    """Returns half the width along a stroke whose middle is 1 wide, turned by a right angle."""
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)
     return 0.5j * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))
 
 
 def ribbon(knots: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4) -> Lines:
-    """The outline of a stroke through `knots`: `width` in the middle, shares `taper` of it at start and end."""
-    # As complex numbers, a right angle is a factor of i.
+    """Returns the outline of a stroke through `knots`: `width` in the middle, shares `taper` of it at start and end."""
+    # The points are complex numbers, so that a turn by a right angle is a multiplication by i.
     course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]
     count = course.shape[-1] // 2
     line, across = course[..., :count], course[..., count:]
@@ -104,7 +108,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, *, tilt: float = 0.0, coun
 
 
 def turned(shape: Points, angle: float) -> Points:
-    """Rotated clockwise about the origin by `angle` in radians."""
+    """Returns the shape rotated clockwise about the origin by `angle` in radians."""
     if not angle:
         return shape
     cos, sin = math.cos(angle), math.sin(angle)
@@ -117,9 +121,9 @@ _ONES = np.ones((2, 1))
 
 
 class View:
-    """From face units to pixels, through a head that is half an ellipsoid.
+    """Projects face units to pixels, through a head that is half an ellipsoid.
 
-    `lift` is how far a point stands in front of that ellipsoid (a nose tip) or behind it (hair).
+    `lift` is the distance of a point in front of that ellipsoid (a nose tip), or negative at its back (hair).
     """
 
     def __init__(self, pose: Pose, pixels: int) -> None:
@@ -137,7 +141,7 @@ class View:
         return shape @ self._turn + (depth * self._forward + self._origin)
 
     def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
-        """`project` for one point."""
+        """Projects one point, as `project`."""
         depth = _DEPTH * math.sqrt(max(1 - (x / 1.08) ** 2 - (y / 1.6) ** 2, 0.0)) + lift
         (xx, xy), (yx, yy), (zx, zy), (ox, oy) = self._rows
         return x * xx + y * yx + depth * zx + ox, x * xy + y * yy + depth * zy + oy

@@ -1,4 +1,4 @@
-"""Hair in two layers: what hangs behind the head, and what lies on it."""
+"""Draws the hair in two layers: one that hangs behind the head, and one that lies on it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _BEHIND = -0.25
 
 
 def draw_behind(sketch: Sketch, face: Face) -> None:
-    """The mass behind head and neck."""
+    """Draws the hair behind the head and neck."""
     person = face.identity
     shapes = _BACKS[person.hair_style](person) if person.hair_style in _BACKS else []
     if shapes:
@@ -25,7 +25,7 @@ def draw_behind(sketch: Sketch, face: Face) -> None:
 
 
 def draw(sketch: Sketch, face: Face, skin: Patch | None) -> None:
-    """The hair that covers the skull, with strands and a gloss."""
+    """Draws the hair that covers the skull, with strands and a gloss."""
     person = face.identity
     if person.hair_style == "bald":
         sketch.glow(0.2 * face.scene.light.x, -1.0, 0.3, 0.12, colour=palette.WHITE, opacity=0.25, within=skin)
@@ -49,7 +49,7 @@ def _colour(person: Identity) -> Colour:
 
 
 def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> None:
-    """Strands, darker edges and one soft gloss on the lit side."""
+    """Draws strands, darker edges and one soft gloss on the lit side."""
     person = face.identity
     rng = np.random.default_rng(person.marks)
     if person.hair_style not in {"curly", "afro", "scarf"}:
@@ -63,7 +63,7 @@ def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> N
 
 
 def _strand(x: float, spread: float) -> Points:
-    """A hair that starts near the crown and falls to the side it grows on."""
+    """Returns a hair that starts near the crown and falls to the side on which it grows."""
     return points((0.25 * x, -1.48), (0.75 * x * spread, -1.22), (1.05 * x, -0.75), (1.12 * x, -0.2))
 
 
@@ -74,7 +74,7 @@ Half = tuple[tuple[float, float], ...]
 
 
 def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
-    """Outer edge of the right half, from beside the ear up to the top."""
+    """Returns the outer edge of the right half, from beside the ear up to the top."""
     wide, top = person.width, person.forehead
     return points(
         (0.98 * wide + 0.3 * volume, -0.02),
@@ -86,14 +86,16 @@ def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
 
 
 def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
-    """Everything between the crown and a symmetric hairline."""
+    """Returns everything between the crown and a symmetric hairline."""
     outer = _crown(person, volume, peak)
     inner = np.array(hairline) * (person.width, 1.0)
     return np.concatenate([spline(arched(outer)), spline(arched(inner))[::-1]])
 
 
 def _sweep(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
-    """As `_cap`, with a hairline that is given whole, from left to right; half of all people part it the other way."""
+    """Returns everything between the crown and a full hairline from left to right; half of all people part it the other
+    way.
+    """
     side = 1 if person.marks % 2 else -1
     outer = spline(arched(_crown(person, volume, peak)))
     inner = spline(np.array(hairline) * (person.width, 1.0))

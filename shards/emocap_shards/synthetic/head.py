@@ -1,4 +1,4 @@
-"""The skin: ears, neck, shoulders, the face itself and its soft shading."""
+"""Draws the skin: ears, neck, shoulders, the face itself and its soft shading."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ CHIN_Y = 1.32
 
 
 def jaw_fall(face: Face) -> float:
-    """How far the chin hangs below its rest, in face units."""
+    """Returns how far the chin hangs below its position at rest, in face units."""
     return 0.17 * face.actions[26] + 0.02 * face.actions[25] - 0.035 * face.actions[17]
 
 
 def outline(face: Face) -> Points:
-    """The edge of the face, closed, from the top of the skull to the chin and back."""
+    """Returns the edge of the face, closed, from the top of the skull to the chin and back."""
     person, fall = face.identity, jaw_fall(face)
     top, wide, low = person.forehead, person.width, person.chin
     cheek = 0.02 * face.actions[12] + 0.02 * face.actions[6] - 0.02 * face.actions[26]
@@ -35,7 +35,7 @@ def outline(face: Face) -> Points:
 
 
 def draw_body(sketch: Sketch, face: Face) -> None:
-    """Shoulders and neck, with the shadow that the head throws on them."""
+    """Draws shoulders and neck, with the shadow of the head on them."""
     person = face.identity
     neck = mirrored(points((0.55, 0.6), (0.52, 1.25), (0.60, 1.62), (0.85, 2.0)))
     shoulders = mirrored(points((0.50, 1.52), (0.95, 1.66), (1.65, 1.86), (2.1, 2.3), (2.1, 3.2)))
@@ -60,7 +60,10 @@ def draw_ears(sketch: Sketch, face: Face) -> None:
 
 
 def draw_face(sketch: Sketch, face: Face) -> Patch | None:
-    """Paint the skin; the patch it covers bounds all that lies on it, and is None where no face is in sight."""
+    """Paints the skin; returns the patch that it covers, or None if no face is visible.
+
+    The patch bounds everything that lies on the skin.
+    """
     skin = face.identity.skin
     patch = sketch.cover(outline(face))
     sketch.canvas.paint(patch, palette.mix(skin, palette.shadow(skin), 0.5))
@@ -68,7 +71,7 @@ def draw_face(sketch: Sketch, face: Face) -> Patch | None:
 
 
 def draw_relief(sketch: Sketch, face: Face) -> None:
-    """Light on the middle of the face, the forehead and the chin; the rim stays dark."""
+    """Draws light on the middle of the face, the forehead and the chin; the rim stays dark."""
     skin = face.identity.skin
     bright, side = palette.lighter(skin, 0.32), face.scene.light.x
     sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0)
@@ -77,7 +80,7 @@ def draw_relief(sketch: Sketch, face: Face) -> None:
 
 
 def draw_marks(sketch: Sketch, face: Face) -> None:
-    """Freckles over nose and cheeks."""
+    """Draws freckles over nose and cheeks."""
     person = face.identity
     if person.freckles < 0.5:
         return
@@ -89,7 +92,7 @@ def draw_marks(sketch: Sketch, face: Face) -> None:
 
 
 def draw_beard(sketch: Sketch, face: Face) -> None:
-    """Stubble or a short full beard: a tint of the jaw that leaves its relief visible."""
+    """Draws stubble or a short full beard: a tint of the jaw that leaves its relief visible."""
     person = face.identity
     if person.beard not in {"stubble", "full"}:
         return
@@ -105,7 +108,7 @@ def draw_beard(sketch: Sketch, face: Face) -> None:
 
 
 def draw_moustache(sketch: Sketch, face: Face) -> None:
-    """Two tapered wings under the nose; they ride on the upper lip."""
+    """Draws two tapered wings under the nose; they move with the upper lip."""
     person = face.identity
     if person.beard not in {"moustache", "full"}:
         return

@@ -1,4 +1,4 @@
-"""Who the face belongs to: everything that an expression does not change."""
+"""Defines the person of a face: everything that an expression does not change."""
 
 from dataclasses import dataclass
 
@@ -27,15 +27,15 @@ GLASSES = ("none", "round", "square")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A person. Sizes are factors around 1 of the average face unless they say otherwise.
+    """A person. Sizes are factors around 1 of the average face, unless stated otherwise.
 
     Attributes:
         age: 0 is about twenty years old, 1 about eighty.
         eye_tilt: Rise of the outer eye corner, in units of half a face width.
         brow_arch: Extra height of the arch, in units of half a face width.
-        liner: Weight of the lash line in [0, 1]; from 0.5 up with lashes.
-        freckles: In [0, 1]; below 0.5 none.
-        marks: Seed of the small marks (freckles, strands); carries no other meaning.
+        liner: Weight of the lash line in [0, 1]; from 0.5 on with lashes.
+        freckles: In [0, 1]; none below 0.5.
+        marks: Seed of the small marks (freckles, strands).
     """
 
     age: float
@@ -68,7 +68,7 @@ class Identity:
 
 
 def person(rng: np.random.Generator) -> Identity:
-    """Sample a person; no trait depends on how the person feels."""
+    """Samples a person; no trait depends on the emotion."""
     age = float(rng.beta(1.3, 2.2))
     skin = palette.skin(float(rng.random()), float(rng.uniform(-1, 1)))
     style = _pick(rng, HAIR_STYLES, (0.06, 0.06, 0.13, 0.11, 0.08, 0.09, 0.06, 0.1, 0.11, 0.08, 0.08, 0.04))
@@ -105,7 +105,7 @@ def person(rng: np.random.Generator) -> Identity:
 
 
 def _around(rng: np.random.Generator, spread: float) -> float:
-    """A factor of about 1 that never strays further than two spreads."""
+    """Returns a factor of about 1 that differs from it by at most two spreads."""
     return float(np.clip(rng.normal(1.0, spread), 1 - 2 * spread, 1 + 2 * spread))
 
 

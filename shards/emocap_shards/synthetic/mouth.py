@@ -1,4 +1,4 @@
-"""The mouth: lips, teeth, tongue and the marks beside its corners."""
+"""Draws the mouth: lips, teeth, tongue and the marks beside its corners."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _T = np.linspace(-1, 1, 29)
 
 @dataclass(frozen=True, slots=True)
 class Lips:
-    """Four edges from the left to the right corner, from above to below, and the height of the gap, in face units."""
+    """Four edges from the left to the right corner, from top to bottom, and the height of the gap, in face units."""
 
     top: Points
     upper: Points
@@ -35,7 +35,7 @@ class Lips:
 
 
 def lips(face: Face) -> Lips:
-    """Where the lips run; each action moves corners, middle line, gap or thickness."""
+    """Returns the edges of the lips; each action moves corners, middle line, gap or thickness."""
     act = face.actions
     half = _half(face)
     middle = MOUTH_Y + _line(face)
@@ -53,14 +53,14 @@ def lips(face: Face) -> Lips:
 
 
 def _half(face: Face) -> float:
-    """Half the width: AU 12, 14 and 20 stretch it, AU 23 and a dropped jaw narrow it."""
+    """Returns half the width: AU 12, 14 and 20 stretch it, AU 23 and a dropped jaw narrow it."""
     act = face.actions
     stretch = 0.12 * act[12] + 0.04 * act[14] + 0.15 * act[20] + 0.02 * act[15]
     return 0.37 * face.identity.mouth_width + stretch - 0.07 * act[23] - 0.07 * act[26] * (1 - act[12])
 
 
 def _line(face: Face) -> Float[np.ndarray, " columns"]:
-    """Height of the line between the lips relative to rest: where the corners and the middle go."""
+    """Returns the height of the line between the lips relative to rest, which describes how corners and middle move."""
     act = face.actions
     corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
     centre = 0.04 * act[12] - 0.07 * act[17] - 0.03 * act[15] - 0.05 * act[10] + 0.01 * act[25]
@@ -82,7 +82,7 @@ def draw(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _groove(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """The philtrum above the lips and the shade below them; with AU 23 lines that radiate from tight lips."""
+    """Draws the philtrum above the lips and the shade below them; for AU 23 also lines that radiate from tight lips."""
     person = face.identity
     shadow = palette.shadow(person.skin)
     sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35)
@@ -103,7 +103,7 @@ def _ray(shape: Lips, column: int) -> Points:
 
 
 def _corners(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Marks beside the corners: dimples (14, a little 12), hanging folds (15), stretched folds (20)."""
+    """Draws marks beside the corners: dimples (14, a little 12), hanging folds (15), stretched folds (20)."""
     act, (x, y) = face.actions, shape.corner
     deep = palette.fold(face.identity.skin)
     dimple = points((x + 0.045, y - 0.085), (x + 0.085, y - 0.01), (x + 0.05, y + 0.075))
@@ -122,7 +122,7 @@ def _corners(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """The dark of the mouth with tongue and teeth."""
+    """Draws the dark inside of the mouth with tongue and teeth."""
     act = face.actions
     hole = sketch.cover(shape.inside)
     sketch.canvas.paint(hole, (0.24, 0.07, 0.08))
@@ -142,7 +142,7 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _teeth(edge: Points, height: float) -> Points:
-    """A row of teeth that hangs from `edge`; a negative `height` makes it stand on it."""
+    """Returns a row of teeth that hangs from `edge`, or rises from it if `height` is negative."""
     other = edge + np.stack([np.zeros_like(_T), height * (1 - _T**6)], 1)
     return np.concatenate([edge, other[::-1]])
 

@@ -1,4 +1,4 @@
-"""The nose, its wrinkles, and the folds that run from it to the mouth."""
+"""Draws the nose, its wrinkles, and the folds that run from it to the mouth."""
 
 from emocap_shards.synthetic import palette
 from emocap_shards.synthetic.face import Face
@@ -9,7 +9,7 @@ NOSE_Y = 0.36
 
 
 def draw(sketch: Sketch, face: Face) -> None:
-    """Shade only: a lit ridge and tip, a shaded flank, wings and nostrils."""
+    """Draws only shades: a lit ridge and tip, a shaded flank, wings and nostrils."""
     person, act = face.identity, face.actions
     wide, shadow = person.nose_width, palette.shadow(person.skin)
     lit = 1 if face.scene.light.x > 0 else -1
@@ -47,7 +47,7 @@ def _wings(sketch: Sketch, face: Face, base: float, rise: float) -> None:
 
 
 def _wrinkles(sketch: Sketch, face: Face) -> None:
-    """AU 9: oblique folds along the bridge, and one across its root."""
+    """Draws, for AU 9, oblique folds along the bridge, and one across its root."""
     force = face.actions[9]
     if force == 0:
         return
@@ -60,7 +60,7 @@ def _wrinkles(sketch: Sketch, face: Face) -> None:
 
 
 def draw_folds(sketch: Sketch, face: Face, corner: tuple[float, float]) -> None:
-    """The nasolabial folds, which pass outside the mouth `corner` of the right side.
+    """Draws the nasolabial folds, which pass outside the mouth `corner` of the right side.
 
     AU 12 bows them outwards, AU 10 deepens and squares their upper half, AU 9 their top.
     """

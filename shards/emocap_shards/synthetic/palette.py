@@ -1,4 +1,4 @@
-"""Colours of skin, hair, eyes, cloth and background. All are sRGB with channels in [0, 1]."""
+"""Defines colours of skin, hair, eyes, cloth and background. All are sRGB with channels in [0, 1]."""
 
 import colorsys
 
@@ -40,7 +40,7 @@ _IRIS: tuple[Colour, ...] = (
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with a `share` in [0, 1] of `other`."""
+    """Returns `one` with a `share` in [0, 1] of `other`."""
     return (
         one[0] + (other[0] - one[0]) * share,
         one[1] + (other[1] - one[1]) * share,
@@ -61,31 +61,31 @@ def lighter(colour: Colour, share: float) -> Colour:
 
 
 def shadow(skin: Colour) -> Colour:
-    """Skin where little light falls: darker and warmer, never grey."""
+    """Returns the colour of skin in the shade: darker and warmer, never grey."""
     return scale(skin, 0.66, 0.53, 0.50)
 
 
 def fold(skin: Colour) -> Colour:
-    """The bottom of a crease in skin."""
+    """Returns the colour at the bottom of a crease in skin."""
     return scale(skin, 0.48, 0.34, 0.32)
 
 
 def brow(hair_colour: Colour, skin_colour: Colour) -> Colour:
-    """Brows and beard: darker than the hair, and dark enough to stand out from the skin."""
+    """Returns the colour of brows and beard: darker than the hair, and dark enough to contrast with the skin."""
     ink = mix(darker(hair_colour, 0.35), fold(skin_colour), 0.3)
     glare = sum(ink) / (0.5 * sum(skin_colour))
     return ink if glare <= 1 else scale(ink, 1 / glare, 1 / glare, 1 / glare)
 
 
 def skin(depth: float, warmth: float) -> Colour:
-    """Skin of `depth` in [0, 1] from light to dark; `warmth` in [-1, 1] from cool to warm."""
+    """Returns a skin of `depth` in [0, 1] from light to dark, and `warmth` in [-1, 1] from cool to warm."""
     place = depth * (len(_SKIN) - 1)
     low = min(int(place), len(_SKIN) - 2)
     return scale(mix(_SKIN[low], _SKIN[low + 1], place - low), 1.0, 1.0, 1.0 - 0.05 * warmth)
 
 
 def hair(rng: np.random.Generator, age: float) -> Colour:
-    """Natural hair, greyer with `age` in [0, 1], now and then dyed."""
+    """Samples natural hair, greyer with `age` in [0, 1], and sometimes dyed."""
     if rng.random() < 0.05:
         return _choose(rng, _DYED)
     grey = float(np.clip((age - 0.45 + rng.normal(0.0, 0.12)) * 2.2, 0.0, 0.95))
@@ -97,7 +97,7 @@ def iris(rng: np.random.Generator) -> Colour:
 
 
 def lip(skin_colour: Colour, rose: float, *, made_up: bool) -> Colour:
-    """Lips of that skin; `rose` in [0, 1] is how far they differ from it."""
+    """Returns lips for that skin; `rose` in [0, 1] is how much they differ from it."""
     if made_up:
         return mix((0.76, 0.22, 0.28), (0.70, 0.32, 0.38), rose)
     return mix(scale(skin_colour, 0.86, 0.60, 0.58), (0.76, 0.36, 0.36), 0.2 + 0.3 * rose)

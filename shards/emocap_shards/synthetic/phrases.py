@@ -1,6 +1,6 @@
-"""Words: for how strong something is, for what acts, and for what is felt.
+"""Lists words for strengths, for actions, and for feelings.
 
-Nothing here knows a face. `{how}` stands for an adverb of strength, `{also}` for that of a second action.
+The words do not depend on a face. `{how}` stands for an adverb of strength, `{also}` for that of a second action.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ ADJECTIVES: Mapping[str, Words] = {
     "strong": ("strong", "pronounced", "marked", "considerable"),
     "extreme": ("extreme", "maximal", "full", "utmost"),
 }
-"""Band of an action to the adjectives that only it uses."""
+"""The adjectives of each band of an action; no adjective is used by two bands."""
 
 LEVELS: Mapping[str, Words] = {
     "trace": ("trace", "minimal", "barely visible"),
@@ -23,10 +23,10 @@ LEVELS: Mapping[str, Words] = {
     "strong": ("strong", "high", "marked"),
     "extreme": ("extreme", "maximal", "full"),
 }
-"""Band to what can stand in "at ... intensity"."""
+"""The words for each band that fit into "at ... intensity"."""
 
 DEGREE: Mapping[str, str] = {"trace": "low", "slight": "low", "moderate": "mid", "strong": "high", "extreme": "high"}
-"""Band to one of three degrees; running text is coarser than the codes at its end."""
+"""The degree, one of three, of each band; running text is coarser than the codes at its end."""
 
 ADVERBS: Mapping[str, Words] = {
     "low": ("slightly", "faintly", "mildly", "subtly"),
@@ -53,7 +53,7 @@ DEEDS: Mapping[int, Words] = {
     26: ("jaw dropping", "lowering of the jaw"),
     43: ("eye closing", "lowering of the upper lids"),
 }
-"""Action unit to nouns for what it does; no noun serves two units."""
+"""Nouns for the effect of each action unit; no noun is used by two units."""
 
 CUES: tuple[tuple[tuple[int, ...], Words], ...] = (
     ((1, 2, 4), ("{how} raised but pinched brows", "{how} lifted brows that draw together")),
@@ -77,14 +77,14 @@ CUES: tuple[tuple[tuple[int, ...], Words], ...] = (
     ((26,), ("{how} dropped jaw", "{how} lowered jaw")),
     ((25,), ("{how} parted lips", "{how} separated lips")),
 )
-"""Cues of the summary; the first that fits takes its action units."""
+"""Cues of the summary; the first that fits uses up its action units."""
 
 STRENGTH: Mapping[str, Words] = {
     "low": ("mild", "slight", "subtle", "faint", "gentle"),
     "mid": ("moderate", "clear", "evident", "distinct", "definite"),
     "high": ("intense", "strong", "powerful", "vivid", "profound"),
 }
-"""Degree of an emotion to its adjectives."""
+"""The adjectives of each degree of an emotion."""
 
 EMOTION_NOUNS: Mapping[str, Words] = {
     "neutral": ("neutrality",),
@@ -124,9 +124,9 @@ SHADES: Mapping[str, Words] = {
     "distaste": ("distaste", "disdain", "scornful dislike", "contemptuous disgust"),
     "aversion": ("aversion", "repugnance", "squeamishness", "dislike"),
 }
-"""Name of a prototype to nouns of the feeling; to adjectives for the neutral ones."""
+"""Nouns of the feeling for the name of each prototype; adjectives for the neutral ones."""
 
-WHOLES: Words = (
+GLOBALS: Words = (
     "The face shows {adjective} {noun}.",
     "This person appears to feel {adjective} {noun}.",
     "The overall expression is one of {adjective} {noun}.",
@@ -136,7 +136,7 @@ WHOLES: Words = (
     "The face expresses {emotion} of {adjective} intensity, close to {noun}.",
     "There is {adjective} {noun} in this expression.",
 )
-NEUTRAL_WHOLES: Words = (
+NEUTRAL_GLOBALS: Words = (
     "The face is neutral and {noun}.",
     "The expression is neutral, {noun} and without clear emotion.",
     "This person appears {noun}, with a neutral expression.",
@@ -169,7 +169,7 @@ PLEASURE: tuple[tuple[float, str], ...] = (
     (-0.5, "rather unpleasant"),
     (-1.0, "very unpleasant"),
 )
-"""Least valence, in [-1, 1], for each wording, highest first."""
+"""The least valence, in [-1, 1], of each wording, highest first."""
 
 ENERGY: tuple[tuple[float, str], ...] = (
     (0.5, "highly activated"),
@@ -178,4 +178,4 @@ ENERGY: tuple[tuple[float, str], ...] = (
     (-0.5, "low in activation"),
     (-1.0, "very low in activation"),
 )
-"""Least arousal, in [-1, 1], for each wording, highest first."""
+"""The least arousal, in [-1, 1], of each wording, highest first."""

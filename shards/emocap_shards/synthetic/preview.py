@@ -1,4 +1,4 @@
-"""Looking at the data: a contact sheet with labels, and the rate of rendering."""
+"""Helps to look at the faces: a contact sheet with labels, and the rate of rendering."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _LABEL_PX = 30
 
 
 def sheet(count: int, *, seed: int, pixels: int) -> Image.Image:
-    """The first `count` faces of `seed` in rows of seven, so that each row shows every emotion."""
+    """Returns the first `count` faces of `seed` in rows of seven, so that each row shows every emotion."""
     columns = min(count, 7)
     rows = -(-count // columns)
     page = Image.new("RGB", (columns * pixels, rows * (pixels + _LABEL_PX)), "white")
@@ -42,14 +42,14 @@ def save_sheet(path: Path, *, count: int, seed: int, pixels: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Faces a second on one core: drawn only, and as whole records with JPEG and caption."""
+    """Faces per second on one core: only drawn, and as complete records with JPEG and caption."""
 
     drawn: float
     recorded: float
 
 
 def rate(count: int, *, seed: int, pixels: int) -> Rate:
-    """Time `count` faces after one that warms the caches up."""
+    """Measures the time for `count` faces, after one more face that fills the caches."""
     record(seed, count, pixels=pixels)
     faces = [face(seed, index) for index in range(count)]
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is not the face: backdrop, glasses, earrings, and the light on all of it."""
+"""Draws everything but the face: backdrop, glasses, earrings, and the light on the whole picture."""
 
 import math
 
@@ -16,11 +16,11 @@ from emocap_shards.synthetic.sketch import Sketch
 
 _GLARE = points((-0.12, -0.16), (-0.02, -0.20), (-0.12, 0.10), (-0.2, 0.04))
 _COARSE = 32
-"""Size at which a gradient is worked out; it is enlarged from there."""
+"""Size in pixels at which a gradient is computed before it is enlarged."""
 
 
 def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
-    """A soft gradient, and lamps out of focus."""
+    """Draws a soft gradient, and lamps out of focus."""
     across = np.linspace(-0.75, 0.75, _COARSE)
     share = 0.5 + math.cos(backdrop.angle) * across + math.sin(backdrop.angle) * across[:, None]
     coarse = Image.fromarray((255 * np.clip(share, 0, 1)).astype(np.uint8))
@@ -71,13 +71,13 @@ def draw_earrings(sketch: Sketch, face: Face) -> None:
 
 
 def shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Light and shade over everything: brighter on the side of the lamp, tinted by its warmth."""
+    """Returns the picture with light and shade: brighter on the side of the lamp, tinted by its warmth."""
     size = picture.width
     across = np.linspace(-1, 1, size, dtype=np.float32)
     tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)
     sideways = 1 + np.float32(0.24 * light.strength * light.x) * np.tanh(2.2 * across)
     down = np.float32(0.15 * light.strength * light.y) * across[:, None]
-    # Columns and channels share one axis: numpy is slow where the last axis is short.
+    # Columns and channels share one axis, because NumPy is slow if the last axis is short.
     lit = down * np.tile(tint, size)
     lit += np.outer(sideways, tint).ravel()
     lit *= np.asarray(picture, np.uint8).reshape(size, 3 * size)

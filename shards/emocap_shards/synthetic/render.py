@@ -1,4 +1,4 @@
-"""From a face to pixels: the painter's order, from the backdrop to the light."""
+"""Renders a face to pixels, painting from the backdrop to the light."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,13 +11,13 @@ from emocap_shards.synthetic.sketch import Sketch
 
 
 def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
-    """Draw `face` as a square sRGB image of `pixels` x `pixels`, anti-aliased; the same face gives the same bytes.
+    """Draws `face` as a square sRGB image of `pixels` x `pixels`, anti-aliased; the same face gives the same bytes.
 
     Raises:
-        ValueError: If `pixels` is too small for a face to be told from another.
+        ValueError: If `pixels` is too small to distinguish faces.
     """
     if pixels < 16:
-        raise ValueError(f"pixels={pixels} is too small for a face; 16 is the least, 112 the usual size.")
+        raise ValueError(f"pixels={pixels} is too small for a face; the minimum is 16, the usual size 112.")
     sketch = Sketch(Canvas(pixels), View(face.scene.pose, pixels))
     props.draw_backdrop(sketch.canvas, face.scene.backdrop)
     hair.draw_behind(sketch, face)

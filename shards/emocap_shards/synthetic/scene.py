@@ -1,4 +1,4 @@
-"""How the face is seen: pose, light and what lies behind."""
+"""Defines how the face is seen: pose, light and background."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from emocap_shards.synthetic.palette import Colour
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Rotation of the head in radians, and where it stands.
+    """Rotation of the head in radians, and its position.
 
     Attributes:
         yaw: Positive turns the face to the right of the image.
@@ -35,8 +35,8 @@ class Light:
     """A soft lamp.
 
     Attributes:
-        x: Side it comes from, -1 left to 1 right.
-        y: Height it comes from, -1 above to 1 below.
+        x: Side from which the light comes, -1 left to 1 right.
+        y: Height from which the light comes, -1 above to 1 below.
         strength: Contrast between the lit and the dark side, in [0, 1].
         warmth: -1 cool to 1 warm.
     """
@@ -60,7 +60,7 @@ class Backdrop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`gaze` is where the eyes look, right and down, in [-1, 1]."""
+    """Pose, light and background of a face; `gaze` is the direction of the eyes, right and down, in [-1, 1]."""
 
     pose: Pose
     light: Light
@@ -69,7 +69,7 @@ class Scene:
 
 
 def scene(rng: np.random.Generator) -> Scene:
-    """Sample a view that stays near enough to the front for every action to be seen."""
+    """Samples a view that is near enough to the front for every action to be visible."""
     return Scene(_pose(rng), _light(rng), _backdrop(rng), _gaze(rng))
 
 

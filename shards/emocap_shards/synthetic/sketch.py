@@ -1,4 +1,4 @@
-"""Drawing in face units: a canvas seen through a view."""
+"""Draws in face units on a canvas that is seen through a view."""
 
 from itertools import accumulate
 
@@ -10,7 +10,7 @@ from emocap_shards.synthetic.palette import Colour
 
 
 class Sketch:
-    """What every part of the face draws with. All lengths are in face units; `lift` is that of `View`."""
+    """The drawing tool of every part of the face. All lengths are in face units; `lift` is that of `View`."""
 
     def __init__(self, canvas: Canvas, view: View) -> None:
         self.canvas = canvas
@@ -24,7 +24,7 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> Patch | None:
-        """The patch that filled outlines cover, blurred by `soft`; None if it is out of sight."""
+        """Returns the patch that filled outlines cover, blurred by `soft`; None if it is not visible."""
         corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
         ends = list(accumulate(len(outline) for outline in outlines))
         seen = self.view.project(corners, lift)
@@ -44,7 +44,7 @@ class Sketch:
             self.canvas.paint(self.cover(*outlines, opacity=opacity, soft=soft, lift=lift, within=within), colour)
 
     def ring(self, outer: Points, inner: Points, *, colour: Colour, lift: float = 0.0) -> None:
-        """What lies in `outer` and not in `inner`."""
+        """Paints the area in `outer` that is not in `inner`."""
         rim, hole = self.view.project(outer, lift), self.view.project(inner, lift)
         self.canvas.paint(self.canvas.cover(rim, [len(rim)], hole=hole), colour)
 
@@ -59,7 +59,7 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> None:
-        """Brush strokes, thick in the middle, each through as many knots; none is thinner than half a pixel."""
+        """Paints brush strokes, thick in the middle, each through as many knots; none is thinner than half a pixel."""
         fade = min(1.0, 2 * width * self.view.unit_px)
         if opacity * fade <= 0.01:
             return
@@ -78,7 +78,7 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> None:
-        """A soft spot of colour; `rx` and `ry` are Gaussian deviations."""
+        """Paints a soft spot of colour; `rx` and `ry` are Gaussian deviations."""
         if opacity <= 0.01:
             return
         cx, cy = self.view.place(x, y, lift)

@@ -1,7 +1,7 @@
-"""What each region of the face looks like under its action units.
+"""Describes how each region of the face looks under its action units.
 
-Every phrase claims only what the action units in `needs` do: `{how}` is the degree of the first, `{also}` that of
-the second.
+Every phrase claims only what the action units in `needs` do: `{how}` is the degree of the first, `{also}` that of the
+second.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from emocap_shards.synthetic.phrases import Words
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Phrases that are true when all units in `needs` act, the first of them in one of `bands`."""
+    """Phrases that are true if all units in `needs` act, the first of them in one of `bands`."""
 
     needs: tuple[int, ...]
     phrases: Words
@@ -22,9 +22,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class RegionStates:
-    """A region: its states, most specific first, and what to say when none of `movers` acts.
+    """A region: its states, the most specific first, and phrases for when none of `movers` acts.
 
-    `movers` are all action units that show in this region, whether or not a state names them.
+    `movers` are all action units that are visible in this region, also those that no state names.
     """
 
     states: tuple[State, ...]
@@ -192,7 +192,7 @@ CHIN = RegionStates(
 )
 
 REGIONS: Mapping[str, RegionStates] = {"eyebrows": EYEBROWS, "eyes": EYES, "cheeks": CHEEKS, "nose": NOSE, "chin": CHIN}
-"""All regions but the mouth, whose sentence is put together from `LEADS` and `OPENINGS`."""
+"""All regions but the mouth, whose sentence is composed of `LEADS` and `OPENINGS`."""
 
 LEADS: Mapping[int, Words] = {
     10: ("the upper lip is {how} raised", "the upper lip lifts {how} towards the nose"),
@@ -211,13 +211,13 @@ LEADS: Mapping[int, Words] = {
     20: ("the lips are {how} stretched sideways", "the mouth is {how} drawn out to the sides"),
     23: ("the lips are {how} tightened and thinned", "the lips are {how} narrowed and rolled inwards"),
 }
-"""What one action does to the lips, as a clause."""
+"""The effect of one action on the lips, as a clause."""
 
 OPENINGS: Mapping[int, Words] = {
     25: ("the lips are {how} parted", "the lips come {how} apart"),
     26: ("the mouth is open over a {how} dropped jaw", "the mouth hangs open with the jaw {how} lowered"),
 }
-"""What opens the mouth, as a clause."""
+"""The action that opens the mouth, as a clause."""
 
 SHUT: Words = ("the lips stay closed", "the mouth stays shut")
 

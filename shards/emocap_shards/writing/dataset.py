@@ -1,4 +1,4 @@
-"""Our own datasets as a source: every sample checked against its checksum, read ahead while others are written."""
+"""Reads our own datasets as a source. Every sample is checked, and samples are read while others are written."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,15 @@ from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 23
 _AHEAD = 2
-_MOST_SHUFFLED = 1 << 29  # the order takes 16 bytes for each while it is made
+_MOST_SHUFFLED = 1 << 29  # The order takes 16 bytes for each sample while it is computed.
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSource:
-    """The samples of one or more datasets, one behind the other, or in one order shuffled over all of them.
+    """The samples of one or more datasets, one dataset after the other, or in one order shuffled over all of them.
 
-    In memory stand up to three groups of some 8 MiB. Shuffled, each sample is a read of its own, many at a time.
-    A damaged sample is a bad row, and so is each sample of a shard that is missing.
+    Up to three groups of about 8 MiB are in memory. In a shuffled order each sample needs its own read; many run at a
+    time. A damaged sample is a bad row, and so is each sample of a missing shard.
     """
 
     urls: tuple[str, ...]
@@ -39,10 +39,10 @@ class DatasetSource:
 
         Raises:
             ManifestError: If there is no dataset at a URL.
-            RecordError: If the seed is negative, or there is no URL.
+            RecordError: If the seed is negative, there is no URL, or the samples are too many to be shuffled.
         """
         if not urls:
-            raise RecordError("there is no dataset to read: name the new dataset behind the old ones.")
+            raise RecordError("there is no dataset to read: name the new dataset after the old ones.")
         if seed is not None and seed < 0:
             raise RecordError(f"seed={seed}, but a seed is 0 or more.")
         manifests = tuple(map(read_manifest, urls))
@@ -65,7 +65,7 @@ class DatasetSource:
                 yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
 
     def encoded(self) -> Iterator[Encoded | DamagedSample]:
-        """The samples as they lie in the shards, or what is wrong with one.
+        """Yields the samples as they lie in the shards, or the error that describes the damage of one.
 
         Raises:
             StoreError: If a store cannot be read.
@@ -90,7 +90,7 @@ class DatasetSource:
         return self.urls[int(np.searchsorted(self._firsts, index, side="right")) - 1]
 
     def _groups(self) -> Iterator[Ids]:
-        """All ids, counted over all datasets, in groups of some megabytes by the mean size."""
+        """Yields all ids, counted over all datasets, in groups of a few megabytes by the mean size of a sample."""
         total = int(self._firsts[-1])
         mean = sum(manifest.total_bytes for manifest in self.manifests) / total
         size = max(1, min(2048, int(_TOGETHER_BYTES / mean)))
@@ -101,7 +101,7 @@ class DatasetSource:
         return (order[start : start + size] for start in starts)
 
     def _read(self, reader: Reader, manifest: Manifest, ids: Ids) -> list[Encoded | DamagedSample]:
-        """What the reader fetches; a shard that it cannot read takes none but its own samples along."""
+        """Returns what the reader fetches; a shard that cannot be read makes only its own samples damaged."""
         try:
             return reader.fetch(ids)
         except DamagedShard as error:
@@ -115,7 +115,7 @@ class DatasetSource:
         return [found[index] for index in ids.tolist()]
 
     def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Encoded | DamagedSample]:
-        """The samples in the order of `ids`, each dataset asked once."""
+        """Returns the samples in the order of `ids`, with one request to each dataset."""
         firsts = self._firsts
         numbers = np.searchsorted(firsts, ids, side="right") - 1
         found: dict[int, Encoded | DamagedSample] = {}

@@ -1,7 +1,7 @@
-"""Which images are there already, or look as if they were: without comparing each with each.
+"""Finds images that occur twice, or look as if they did, without comparing every pair.
 
-A hash of 256 bits is cut into 16 bands of 16. Two hashes that differ in 15 bits or fewer agree in one band at least,
-so only images with a common band are compared: nothing within the limit is missed, and with n images there are about
+A hash of 256 bits is cut into 16 bands of 16 bits. Two hashes that differ in at most 15 bits agree in at least one
+band, so only images with a common band are compared and none within the limit is missed. With n images there are about
 n^2 / 8192 comparisons; 20,000 faces took 0.5 s.
 """
 
@@ -19,19 +19,27 @@ MAX_BITS = _BANDS - 1
 
 @dataclass(frozen=True, slots=True)
 class DuplicateConfig:
-    """`bits`: in how many of 256 two hashes may differ, 0 to 15. `drop`: of those alike, only the first is packed."""
+    """The settings for duplicates.
+
+    Args:
+        bits: Two images are alike if their hashes of 256 bits differ in at most this many, 0 to 15.
+        drop: Packs only the first of the images that are alike.
+    """
 
     bits: int = 12
     drop: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.bits <= MAX_BITS:
-            raise RecordError(f"duplicate bits {self.bits}: two hashes may differ in 0 to {MAX_BITS} of {BITS} bits.")
+            raise RecordError(f"duplicate bits {self.bits}: the limit lies between 0 and {MAX_BITS} of {BITS} bits.")
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Sample `key`, from the row `where`, looks like the earlier sample `like`; `exact`: the files are equal bytes."""
+    """The sample `key`, from the row `where`, looks like the earlier sample `like`.
+
+    `bits` is the number of bits in which the hashes differ; `exact` says that the files are equal.
+    """
 
     key: str
     where: str
@@ -41,7 +49,7 @@ class Duplicate:
 
 
 class FingerprintIndex:
-    """The fingerprints of all samples so far: 1 to 2 kB of memory for each."""
+    """The fingerprints of all samples so far. Each takes 1 to 2 kB of memory."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
@@ -51,7 +59,11 @@ class FingerprintIndex:
         self._bands: list[defaultdict[bytes, array[int]]] = [defaultdict(_numbers) for _ in range(_BANDS)]
 
     def find(self, fingerprint: bytes) -> tuple[str, int, bool] | None:
-        """Key of the most similar earlier sample, in how many bits it differs, and whether its file is the same."""
+        """Returns the most similar earlier sample, or None.
+
+        Returns:
+            Its key, the number of different bits, and whether its file is the same.
+        """
         digest, value = fingerprint[:DIGEST_BYTES], fingerprint[DIGEST_BYTES:]
         if (same := self._digests.get(digest)) is not None:
             return self._keys[same], 0, True

@@ -1,4 +1,4 @@
-"""Images in another format or size."""
+"""Encodes images again, in another format or size."""
 
 import io
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 @dataclass(frozen=True, slots=True)
 class EncodingConfig:
-    """How every image is written again: upright, in RGB, without metadata, and never larger than it was.
+    """The settings for encoding every image again: upright, in RGB, without metadata, and never larger than before.
 
     Args:
-        extension: The new format; None keeps each image's own.
-        quality: 1 to 100, of JPEG and WebP.
-        longest_px: The longer side has at most so many pixels.
-        shortest_px: The shorter side has at most so many pixels.
+        extension: The new format; None keeps each image's own format.
+        quality: Quality of JPEG and WebP, 1 to 100.
+        longest_px: Limit for the longer side.
+        shortest_px: Limit for the shorter side.
     """
 
     extension: Extension | None = None
@@ -35,14 +35,14 @@ class EncodingConfig:
         if self.extension not in {None, *EXTENSIONS}:
             raise RecordError(f"image format {self.extension!r} is none of {', '.join(EXTENSIONS)}.")
         if not 1 <= self.quality <= 100:
-            raise RecordError(f"quality={self.quality}; it goes from 1 to 100.")
+            raise RecordError(f"quality={self.quality}; it must be 1 to 100.")
         if min(self.longest_px or 1, self.shortest_px or 1) < 1:
             raise RecordError(
                 f"longest_px={self.longest_px}, shortest_px={self.shortest_px}: a side has 1 pixel or more."
             )
 
     def encode(self, pixels: UInt8[np.ndarray, "height width 3"], extension: str) -> tuple[bytes, str]:
-        """The encoded image and its extension; `extension` is what it had."""
+        """Returns the encoded image and its extension; `extension` is the one that the image had before."""
         new = self.extension or ("jpg" if extension == "jpeg" else extension)
         image = Image.fromarray(pixels)
         size = self._size(image.width, image.height)

@@ -1,8 +1,8 @@
-"""What of a pack is finished, kept in the store itself, so that an interrupted one goes on where it stopped.
+"""Records in the store which shards of a pack are finished, so that an interrupted pack resumes after them.
 
-One small JSON for each finished shard, put after shard and index: `journal/shard-000000.json`. It says which rows of
-the source the shard came from (how many, and the digest of their stamps) and with which options, so that another source
-or other options are refused. The journal is deleted when the manifest stands.
+There is one small JSON for each finished shard, written after the shard and its index: `journal/shard-000000.json`. It
+says from which rows of the source the shard was made (their number, and the digest of their stamps) and with which
+options, so that another source or other options are refused. The journal is deleted when the manifest is written.
 """
 
 import hashlib
@@ -23,15 +23,18 @@ from emocap_shards.writing.row import BadRow
 
 JOURNAL = "journal"
 _SCHEMA = 1
-_MOST_BYTES = 1 << 28  # a fingerprint of a sample is some 100 bytes of JSON
+_MOST_BYTES = 1 << 28  # The fingerprint of a sample takes about 100 bytes of JSON.
 
 
 @dataclass(frozen=True, slots=True)
 class ShardOrigin:
-    """The rows that one shard came from.
+    """The rows of the source from which one shard was made.
 
-    `bad` has, for each that was unusable, its number in the stretch, its place and the reason. `fingerprints` are
-    those of all others, end to end, if there are any.
+    Attributes:
+        rows: Number of rows, with the unusable ones.
+        sha256: Digest of the stamps of the rows.
+        bad: For each unusable row its number among these rows, its place and the reason.
+        fingerprints: The fingerprints of all other rows, end to end, or nothing.
     """
 
     rows: int
@@ -40,13 +43,13 @@ class ShardOrigin:
     fingerprints: bytes
 
     def fingerprint(self, number: int) -> bytes:
-        """That of the `number`-th row that was not bad."""
+        """Returns the fingerprint of the `number`-th usable row."""
         return self.fingerprints[number * FINGERPRINT_BYTES : (number + 1) * FINGERPRINT_BYTES]
 
 
 @dataclass(slots=True)
 class ShardOriginBuilder:
-    """A stretch that still grows."""
+    """The origin of a shard that is still being filled."""
 
     rows: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
@@ -67,7 +70,7 @@ class ShardOriginBuilder:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One finished shard and the rows it came from."""
+    """One finished shard and the rows from which it was made."""
 
     shard: Shard
     stretch: ShardOrigin
@@ -75,7 +78,9 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The journal in a store; `options` is all but the source on which the bytes of the dataset depend."""
+    """The journal in a store. `options` are all settings, without the source, that determine the bytes of the
+    dataset.
+    """
 
     store: Store
     options: Mapping[str, Any]
@@ -86,7 +91,7 @@ class Journal:
         self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
 
     def finished(self) -> list[JournalEntry]:
-        """The entries from the first on, up to one that is missing or whose shard is not there in full.
+        """Returns the entries up to the first that is missing or whose shard is not complete in the store.
 
         Raises:
             RecordError: If the unfinished pack had other options, or its journal cannot be read.
@@ -95,12 +100,12 @@ class Journal:
             return []
         sizes = {entry.path: entry.size for entry in self.store.list()}
         entries: list[JournalEntry] = []
-        while (entry := self._read(len(entries))) is not None and self._stands(entry.shard, sizes):
+        while (entry := self._read(len(entries))) is not None and self._is_stored(entry.shard, sizes):
             entries.append(entry)
         return entries
 
     def clear(self) -> None:
-        """Deletes it; without one this does nothing."""
+        """Deletes the journal, if there is one."""
         self.store.delete_tree(JOURNAL)
 
     def _read(self, number: int) -> JournalEntry | None:
@@ -112,25 +117,25 @@ class Journal:
             rows = ShardOrigin(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
             shard = Shard(**value["shard"])
             if shard.path != f"shard-{number:06d}.tar":
-                raise ValueError(f"it is of {shard.path}")
+                raise ValueError(f"it belongs to {shard.path}")
             return JournalEntry(shard, rows)
         except NotFound:
             return None
         except (ValueError, KeyError, TypeError) as error:
             where = f"{self.store.url}/{_path(number)}"
-            raise RecordError(f"{where} is no journal of a pack ({error!r}); delete {self.store.url}.") from error
+            raise RecordError(f"{where} is not a journal of a pack ({error!r}); delete {self.store.url}.") from error
 
     def _check_options(self, found: Mapping[str, Any], schema: int) -> None:
         wanted = json.loads(json.dumps(self.options))
         names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         if names or schema != _SCHEMA:
-            told = ", ".join(f"{name}={found.get(name)!r} instead of {wanted.get(name)!r}" for name in names)
+            changes = ", ".join(f"{name}={found.get(name)!r} instead of {wanted.get(name)!r}" for name in names)
             raise RecordError(
-                f"{self.store.url} holds an unfinished pack with other options ({told or f'schema {schema}'}): "
-                "give the same ones to go on with it, choose another URL, or delete it."
+                f"{self.store.url} holds an unfinished pack with other options ({changes or f'schema {schema}'}): "
+                "give the same options to resume it, choose another URL, or delete it."
             )
 
-    def _stands(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
+    def _is_stored(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
         if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
             return False
         index = self.store.read(shard.index_path, limit_bytes=most_index_bytes(shard))

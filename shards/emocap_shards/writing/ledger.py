@@ -1,4 +1,4 @@
-"""What is decided about rows in their order, in one process: which keys are taken, what is bad, what is there twice."""
+"""Decides about rows in their order, in one process: which keys are taken, and which rows are bad or duplicates."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,9 @@ from emocap_shards.writing.row import BadRow
 
 @dataclass(slots=True)
 class RowLedger:
-    """All keys stand in memory, some 100 bytes for a sample; with a rule for duplicates 1 to 2 kB."""
+    """The decisions so far. All keys are in memory, about 100 bytes for a sample; a search for duplicates takes 1 to 2
+    kB.
+    """
 
     skip_bad: int = 0
     rule: DuplicateConfig | None = None
@@ -22,10 +24,10 @@ class RowLedger:
         self.lookalikes = FingerprintIndex(self.rule.bits if self.rule else 0)
 
     def reject(self, bad: BadRow) -> None:
-        """Notes a row that stays out.
+        """Records a row that is left out.
 
         Raises:
-            RecordError: If it is one more than `skip_bad`.
+            RecordError: If more than `skip_bad` rows are left out now.
         """
         self.skipped.append(bad)
         if len(self.skipped) <= self.skip_bad:
@@ -35,14 +37,14 @@ class RowLedger:
         raise RecordError(f"{bad}; correct or leave out this row, or allow a number of them with --skip-bad.")
 
     def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
-        """Whether a sample enters a shard.
+        """Returns whether a sample is written into a shard.
 
         Raises:
-            RecordError: If its key is taken, and `skip_bad` rows were bad already.
+            RecordError: If its key is taken, and `skip_bad` rows were left out already.
         """
         if (first := self.keys.get(key)) is not None:
-            fault = "comes twice" if first == where else f"is taken by {first}"
-            self.reject(BadRow(where, f"the key {key!r} {fault}; every sample needs one of its own (--number-keys)"))
+            fault = "occurs twice" if first == where else f"is taken by {first}"
+            self.reject(BadRow(where, f"the key {key!r} {fault}; every sample needs its own key (--number-keys)"))
             return False
         if self.rule and not self._is_new(self.rule, where, key, fingerprint):
             return False

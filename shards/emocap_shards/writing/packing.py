@@ -1,4 +1,4 @@
-"""A source -> a dataset: in parallel, in order, and from where an interrupted pack stopped."""
+"""Packs a source into a dataset: in parallel, in order, and resuming an interrupted pack."""
 
 import json
 import logging
@@ -30,9 +30,14 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class PackConfig:
-    """Everything but the source on which the bytes of a dataset depend, and how many bad rows are let go.
+    """All settings, without the source, that determine the bytes of a dataset, and the number of bad rows to accept.
 
-    `number_keys`: the key of a sample is the number of its row, nine digits.
+    Args:
+        size: Limits of a shard.
+        recipe: How a row becomes a sample.
+        duplicates: How duplicates are handled; None does not look for them.
+        number_keys: Makes the number of its row, with nine digits, the key of a sample.
+        skip_bad: Number of unusable rows that may be left out.
     """
 
     size: ShardSize = field(default_factory=ShardSize)
@@ -42,6 +47,7 @@ class PackConfig:
     skip_bad: int = 0
 
     def describe(self) -> dict[str, Any]:
+        """Returns the settings as the journal stores them."""
         rule = self.duplicates and asdict(self.duplicates)
         return {
             "shard_samples": self.size.samples,
@@ -54,7 +60,7 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class PackProgress:
-    """How far a pack is. `stored` samples are safe in the store; `bytes` are of images."""
+    """The progress of a pack: rows read, samples made and their bytes, and samples `stored` safely in the store."""
 
     rows: int = 0
     samples: int = 0
@@ -64,11 +70,14 @@ class PackProgress:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A finished pack.
+    """The result of a finished pack.
 
     Attributes:
-        resumed: How many of its shards were there already.
-        left_out: What the source holds beside its rows: a kind, such as ".txt", and how many of it.
+        manifest: The manifest that was written.
+        skipped: The bad rows that were left out.
+        duplicates: Samples that look like an earlier one.
+        resumed: How many of its shards were finished by an earlier call.
+        left_out: Files that the source holds beside its rows: a kind, such as ".txt", and how many of it.
     """
 
     manifest: Manifest
@@ -86,17 +95,24 @@ def pack(
     processes: int = 1,
     progress: Callable[[PackProgress], None] | None = None,
 ) -> Packed:
-    """Writes the dataset; equal rows in equal order give equal bytes, whatever the number of processes.
+    """Writes the dataset; equal rows in equal order give equal bytes, for any number of processes.
 
-    Interrupted at any point and called again with the same source and options, it goes on behind the last finished
-    shard and ends with the same bytes. Rows that were let go are listed in `skipped.json` beside the manifest,
-    duplicates in `duplicates.json`; without any there is no such file. Of two packs to one URL at the same time, one
-    is refused at its end, or both if they wrote different shards.
+    A call that was interrupted at any point and is repeated with the same source and options resumes after the last
+    finished shard, and gives the same bytes. Rows that were left out are listed in `skipped.json` next to the manifest,
+    duplicates in `duplicates.json`; these files exist only if there is something to list. If two packs write to one URL
+    at the same time, one is refused at its end, or both if they wrote different shards.
+
+    Args:
+        source: The rows.
+        url: The new dataset.
+        options: Settings; by default shards of 1,000 samples with the images unchanged.
+        processes: Worker processes that prepare rows; with 1 everything happens in this process.
+        progress: Called after each row and after each stored shard.
 
     Raises:
-        ManifestError: If a dataset stands at the URL already.
-        RecordError: If there is no row, more than `skip_bad` are unusable, another pack writes to the URL, or an
-            unfinished one stands there that had another source or other options.
+        ManifestError: If there is a dataset at the URL already.
+        RecordError: If there is no row, more than `skip_bad` rows are unusable, another pack writes to the URL, or
+            the URL holds an unfinished pack of another source or with other options.
         StoreError: If the store fails.
     """
     options = options or PackConfig()
@@ -105,18 +121,18 @@ def pack(
     _refuse(store, journal)
     ledger = RowLedger(options.skip_bad, options.duplicates)
     rows = _numbered(source.rows()) if options.number_keys else iter(source.rows())
-    teller = _Teller(progress)
+    reporter = _ProgressReporter(progress)
     finished = journal.finished()
     for entry in finished:
         replay(entry, rows, ledger, url=store.url)
-        teller.resumed(entry)
+        reporter.resumed(entry)
     results = prepared(rows, options.recipe, processes)
     with ShardWriter(store, journal, options.size, first=len(finished)) as writer:
-        _write(results, ledger, writer, teller)
+        _write(results, ledger, writer, reporter)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
-        beside = f" It holds {described(left)}." if (left := _left_out(source)) else ""
-        raise RecordError(f"there is no record to write to {url}; check the source.{beside}")
+        others = f" It holds {described(left)}." if (left := _left_out(source)) else ""
+        raise RecordError(f"there is no record to write to {url}; check the source.{others}")
     _refuse_another_pack(store, journal, shards)
     _report(store, ledger)
     manifest = Manifest(tuple(shards))
@@ -126,7 +142,7 @@ def pack(
 
 
 def described(left_out: Mapping[str, int]) -> str:
-    """Such as "12 .txt, 1 .npy", the most frequent kinds first, escapes of a terminal shown as text."""
+    """Returns a text such as "12 .txt, 1 .npy" with the most frequent kinds first, safe to print on a terminal."""
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(kinds) - _KINDS_SHOWN} further kinds" if len(kinds) > _KINDS_SHOWN else ""
     return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS_SHOWN]) + more
@@ -136,7 +152,9 @@ def _left_out(source: RowSource) -> Mapping[str, int]:
     return dict(source.left_out) if isinstance(source, Selective) else {}
 
 
-def _write(results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: ShardWriter, teller: "_Teller") -> None:
+def _write(
+    results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: ShardWriter, reporter: "_ProgressReporter"
+) -> None:
     for result in results:
         if isinstance(result, BadRow):
             ledger.reject(result)
@@ -147,36 +165,36 @@ def _write(results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: Shar
             writer.add(entered)
         else:
             writer.pass_over(result)
-        teller.row(entered)
-        teller.shards(writer.done)
+        reporter.row(entered)
+        reporter.shards(writer.done)
     writer.finish()
-    teller.shards(writer.done)
+    reporter.shards(writer.done)
 
 
-class _Teller:
-    """Counts for `progress`, which is called after each row and for each shard that came to stand."""
+class _ProgressReporter:
+    """Counts for `progress`, which is called after each row and after each shard that was stored."""
 
     def __init__(self, progress: Callable[[PackProgress], None] | None) -> None:
-        self._tell = progress or _say_nothing
+        self._report = progress or _ignore
         self._now = PackProgress()
         self._collected = 0
 
     def resumed(self, entry: JournalEntry) -> None:
-        """A shard that stood already."""
+        """Counts a shard that an earlier call has stored."""
         now = replace(self._now, rows=self._now.rows + entry.stretch.rows, bytes=self._now.bytes + entry.shard.bytes)
         self._now = replace(now, samples=now.samples + entry.shard.samples)
         self._stored(entry.shard)
 
     def row(self, sample: Prepared | None) -> None:
-        """A row, and the sample that it became."""
+        """Counts a row, and the sample that was made of it."""
         now = replace(self._now, rows=self._now.rows + 1)
         if sample:
             now = replace(now, samples=now.samples + 1, bytes=now.bytes + len(sample.image))
         self._now = now
-        self._tell(now)
+        self._report(now)
 
     def shards(self, done: Sequence[Shard]) -> None:
-        """All shards that this pack has stored so far."""
+        """Counts the shards that are new in `done`, all shards that this call has stored so far."""
         for shard in done[self._collected :]:
             self._stored(shard)
         self._collected = len(done)
@@ -184,14 +202,16 @@ class _Teller:
     def _stored(self, shard: Shard) -> None:
         now = self._now
         self._now = replace(now, stored=now.stored + shard.samples)
-        self._tell(self._now)
+        self._report(self._now)
 
 
-def _say_nothing(_: PackProgress) -> None: ...
+def _ignore(_: PackProgress) -> None: ...
 
 
 def _refuse(store: Store, journal: Journal) -> None:
-    """Also finishes what a pack that was killed behind its manifest left undone: the journal goes."""
+    """Refuses a URL that holds a dataset. First deletes the journal that a pack left if it was killed after its
+    manifest.
+    """
     if store.exists(MANIFEST):
         _clear(journal)
     refuse_dataset(store)
@@ -203,16 +223,16 @@ def _refuse_another_pack(store: Store, journal: Journal, shards: Sequence[Shard]
     if [entry.shard for entry in journal.finished()] != shards:
         raise RecordError(
             f"another pack writes to {store.url}, and its shards replaced some of this one: "
-            "end both, delete what stands there, and give each a URL of its own."
+            "end both, delete the files there, and give each its own URL."
         )
 
 
 def _clear(journal: Journal) -> None:
-    """The dataset is whole with or without its journal, so one that stays is no failure."""
+    """Deletes the journal. A failure is only logged, because the dataset is complete with or without its journal."""
     try:
         journal.clear()
     except StoreError as error:
-        _log.warning("the journal of a finished pack could not be deleted, which does no harm: %s", error)
+        _log.warning("the journal of a finished pack could not be deleted, which is harmless: %s", error)
 
 
 def _numbered(rows: Iterator[SourceRow | BadRow]) -> Iterator[SourceRow | BadRow]:

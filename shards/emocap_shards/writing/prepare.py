@@ -1,4 +1,7 @@
-"""A row -> what enters a shard: loaded, checked to the last pixel, encoded again if asked. Runs in worker processes."""
+"""Turns a row into a sample for a shard: loads it, checks every pixel, and encodes it again if requested.
+
+It runs in worker processes.
+"""
 
 import warnings
 from dataclasses import asdict, dataclass
@@ -20,10 +23,13 @@ MAX_KEY_BYTES = 80
 
 @dataclass(frozen=True, slots=True)
 class PrepareConfig:
-    """What is done to every row. Without `encoding` the bytes of an image stay what they are.
+    """The settings for turning a row into a sample.
 
-    `fingerprints`: of the images as they come, to find duplicates. `trusted`: the samples were checked when they
-    were packed before, and their checksums held; of the images only the headers are checked again.
+    Args:
+        encoding: Encodes every image again; None keeps the bytes of the images.
+        fingerprints: Computes fingerprints of the images before they are encoded again, to find duplicates.
+        trusted: The samples were checked when they were packed before, and their checksums are right. Only the
+            headers of the images are checked again.
     """
 
     encoding: EncodingConfig | None = None
@@ -31,14 +37,14 @@ class PrepareConfig:
     trusted: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """All on which the bytes of a dataset depend; encoders change with their library."""
+        """Returns the settings that determine the bytes of a dataset, with the version of the library that encodes."""
         encoding = self.encoding and {**asdict(self.encoding), "pillow": PIL.__version__}
         return {"encoding": encoding, "fingerprints": self.fingerprints}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A sample that may enter a shard. `mark` is the stamp of its row."""
+    """A sample that may be written into a shard. `mark` is the stamp of its row."""
 
     where: str
     key: str
@@ -53,7 +59,7 @@ class Prepared:
 
 
 def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
-    """The sample of a row, or why there is none."""
+    """Returns the sample of a row, or the reason why it has none."""
     mark = row.stamp()
     if isinstance(row, BadRow):
         return BadRow(row.where, row.reason, mark)
@@ -64,9 +70,9 @@ def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow
 
 
 def prepare_all(rows: list[SourceRow | BadRow], recipe: PrepareConfig) -> list[Prepared | BadRow]:
-    """`prepare` for each; this is what a worker is sent."""
+    """Prepares several rows. This function is sent to a worker."""
     with warnings.catch_warnings():
-        # Pillow warns of what is refused anyway: too many pixels.
+        # Pillow warns of images with too many pixels, which are refused anyway.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return [prepare(row, recipe) for row in rows]
 
@@ -75,11 +81,11 @@ def check_key(key: str) -> None:
     """Returns only if `key` may name a sample.
 
     Raises:
-        RecordError: If it is empty, too long, or holds what a path or a tar would read otherwise.
+        RecordError: If it is empty, too long, or contains a character that a path or a tar would interpret.
     """
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > MAX_KEY_BYTES:
         rule = f"1 to {MAX_KEY_BYTES} bytes of printable text without dot, slash and backslash"
-        raise RecordError(f"{short(key)} is an unusable key; a key is {rule} (--number-keys makes such keys)")
+        raise RecordError(f"{short(key)} is an unusable key; a key has {rule} (--number-keys makes such keys)")
 
 
 def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
@@ -94,7 +100,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
     annotation = normal_annotation(annotation)
     extension = _extension(image, row.extension)
-    pixels = decode_image(image)  # all of it: a cut image has a good header, and would stop a training run
+    pixels = decode_image(image)  # A cut image has a good header, and would stop a training run later.
     print_ = fingerprint(image, pixels) if recipe.fingerprints else b""
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
@@ -108,19 +114,19 @@ def _annotation(file: LocalFile) -> bytes:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise RecordError(
-            f"{file.path} is missing, the annotation beside the image; captions in .txt files, in a metadata.jsonl or "
+            f"{file.path} is missing, the annotation of the image; captions in .txt files, in a metadata.jsonl or "
             "in names of folders are not read: write a table with the columns image and global, and pack that"
         ) from error
 
 
 def _with_file(row: SourceRow, reason: str) -> str:
-    """The reason, with the name of the image's file if neither it nor the row's place has it."""
+    """Returns the reason, with the name of the image's file if neither the reason nor the row's place contains it."""
     name = row.image.name if isinstance(row.image, LocalFile) else ""
     return reason if name in row.where or name in reason else f"{name}: {reason}"
 
 
 def _check_header(image: bytes, extension: str) -> None:
-    """All that can be said of an image without decoding it."""
+    """Checks an image as far as possible without decoding it."""
     if extension not in FORMATS:
         raise RecordError(f"it has the extension {extension!r}, none of {', '.join(FORMATS)}")
     if (found := image_header(image)[0]) != FORMATS[extension]:
@@ -128,7 +134,7 @@ def _check_header(image: bytes, extension: str) -> None:
 
 
 def _extension(image: bytes, hint: str) -> str:
-    """That of the image's own format, unless the hint means the same."""
+    """Returns the extension of the image's format, or `hint` if that means the same format."""
     found = image_header(image)[0]
     if FORMATS.get(hint) == found:
         return hint

@@ -1,4 +1,4 @@
-"""Objects of a store as files, and which objects a pattern names."""
+"""Reads objects of a store as files, and finds the objects that match a pattern."""
 
 import fnmatch
 import io
@@ -17,7 +17,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class StoreFile(io.RawIOBase):
-    """One object, read from front to back in ranges."""
+    """One object that is read from front to back in ranges."""
 
     def __init__(self, store: Store, path: str) -> None:
         super().__init__()
@@ -36,15 +36,16 @@ class StoreFile(io.RawIOBase):
 
 
 def open_object(store: Store, path: str) -> io.BufferedReader:
-    """A stream of an object that asks the store for 8 MiB at a time."""
+    """Returns a stream of an object that requests 8 MiB at a time from the store."""
     return io.BufferedReader(StoreFile(store, path), _BUFFER_BYTES)
 
 
 def matching(pattern: str) -> Iterator[tuple[Store, str]]:
-    """The objects that a path or URL with {braces} and wild cards names: braces in their order, wild cards sorted.
+    """Yields the objects that match a path or URL with {braces} and wild cards: braces in their order, wild cards
+    sorted.
 
     Raises:
-        RecordError: If it names none.
+        RecordError: If nothing matches.
     """
     found = False
     for url in braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]:
@@ -56,7 +57,7 @@ def matching(pattern: str) -> Iterator[tuple[Store, str]]:
             found = True
             yield store, path
     if not found:
-        raise RecordError(f"{pattern} names no file; check it.")
+        raise RecordError(f"{pattern} matches no file; check it.")
 
 
 def _wild(store: Store, pattern: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The rows of a finished shard, gone over again without loading them."""
+"""Repeats the decisions about the rows of a finished shard, without loading the rows."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from emocap_shards.writing.row import BadRow, SourceRow
 
 
 def replay(entry: JournalEntry, rows: Iterator[SourceRow | BadRow], ledger: RowLedger, *, url: str) -> None:
-    """Takes the shard's rows from the source, and decides in the ledger what was decided of them when it was made.
+    """Takes the shard's rows from the source, and repeats in the ledger the decisions that were made about them.
 
     Raises:
-        RecordError: If they are not the rows that it was made of.
+        RecordError: If they are not the rows from which the shard was made.
     """
     digest = hashlib.sha256()
     taken: list[tuple[str, str]] = []
@@ -24,7 +24,7 @@ def replay(entry: JournalEntry, rows: Iterator[SourceRow | BadRow], ledger: RowL
     if digest.hexdigest() != entry.stretch.sha256:
         raise RecordError(
             f"{url} holds an unfinished pack of another source (the rows of {entry.shard.path} have changed): "
-            "give the same one to go on with it, choose another URL, or delete it."
+            "give the same source to resume it, choose another URL, or delete it."
         )
     bad = {number: BadRow(where, reason) for number, where, reason in entry.stretch.bad}
     good = 0

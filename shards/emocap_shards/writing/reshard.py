@@ -1,4 +1,4 @@
-"""One or several datasets -> one with other shards, or in another order."""
+"""Writes one or several datasets as one, with other shards or in another order."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +19,15 @@ def reshard(
     skip_bad: int = 0,
     progress: Callable[[PackProgress], None] | None = None,
 ) -> Packed:
-    """Writes the samples of all datasets, one behind the other or shuffled by `seed`, in shards of another size.
+    """Writes the samples of all datasets, one dataset after the other or shuffled by `seed`, in shards of another size.
 
-    Images and annotations stay the bytes that they are; every checksum, header and annotation is checked, no pixel is
-    decoded. Reading, writing and uploading go on at the same time. Interrupted and called again, it goes on where it
-    stopped.
+    The bytes of images and annotations do not change. Every checksum, header and annotation is checked, and no pixel is
+    decoded. Reading, writing and uploading happen at the same time. A repeated call resumes an interrupted one.
 
     Raises:
-        ManifestError: If there is no dataset at one of `urls`, or one at `out` already.
-        RecordError: If more than `skip_bad` samples are damaged or have the key of another (`number_keys` gives each a
-            key of its own); a missing shard counts with all of its samples.
+        ManifestError: If there is no dataset at one of `urls`, or there is one at `out` already.
+        RecordError: If more than `skip_bad` samples are damaged or have the key of another one (`number_keys` gives
+            each its own key). A missing shard counts with all of its samples.
     """
     source = DatasetSource.open(urls, seed=seed)
     options = PackConfig(size or ShardSize(), PrepareConfig(trusted=True), number_keys=number_keys, skip_bad=skip_bad)

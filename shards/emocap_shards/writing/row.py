@@ -1,4 +1,4 @@
-"""What a source gives: rows, cheap to make, of which nothing is loaded or checked yet."""
+"""Defines the rows of a source. They are cheap to make: nothing is loaded or checked yet."""
 
 import hashlib
 import os
@@ -12,13 +12,14 @@ from emocap_shards.errors import RecordError
 from emocap_shards.printable import printable, short
 
 MAX_FILE_BYTES = 1 << 28
-_LONGEST = 300  # Letters of a path that a message shows.
+_LONGEST = 300  # A message shows at most so many letters of a path.
 
 
 class ImageFolders(NamedTuple):
-    """Where the images of a table lie: below `root`, which paths start from. Both are real paths, without links.
+    """The folders of a table's images. Both are real paths, without links.
 
-    A path that leads out of `root` counts from `table`, the table's own folder, and must then lead below `root`.
+    Paths start from `root`, and every image must lie below it. A path that would leave `root` starts from `table`
+    instead, the table's own folder, and must then lead below `root`.
     """
 
     root: str
@@ -27,10 +28,10 @@ class ImageFolders(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file below the folder `root`; `path` is what somebody wrote into a table, and may try to lead out of it.
+    """A file below the folder `root`. Somebody wrote `path` into a table, and it may try to leave `root`.
 
-    `root` has no symbolic link in it (`os.path.realpath`). An absolute `path` is fine if it leads below `root`. A
-    path that leads out of `root` counts from `table` instead, if that is given, and must still lead below `root`.
+    `root` contains no symbolic link (`os.path.realpath`). An absolute `path` is allowed if it leads below `root`. A
+    path that would leave `root` starts from `table` instead, if that is given, and must still lead below `root`.
     """
 
     root: str
@@ -38,16 +39,16 @@ class LocalFile:
     table: str = ""
 
     def locate(self) -> str:
-        """Where the file really is.
+        """Returns where the file really is.
 
         Raises:
             RecordError: If that is outside of `root`.
         """
         try:
-            # os.path, because Path costs three times as much.
+            # os.path is used because Path takes three times as long.
             found = [os.path.realpath(os.path.join(start, self.path)) for start in (self.root, self.table) if start]  # noqa: PTH118
         except (OSError, ValueError) as error:
-            raise RecordError(f"{short(self.path)} is no path of a file ({error})") from error
+            raise RecordError(f"{short(self.path)} is not a path of a file ({error})") from error
         for real in found:
             if real.startswith(self.root.rstrip("/") + "/"):
                 return real
@@ -56,18 +57,19 @@ class LocalFile:
         raise RecordError(f"the file {short(self.path)} is refused: {cure}")
 
     def read(self) -> bytes:
-        """All bytes of the file.
+        """Returns all bytes of the file.
 
         Raises:
-            RecordError: If it leads out of `root`, is no plain file, larger than `MAX_FILE_BYTES`, or unreadable.
+            RecordError: If it lies outside of `root`, is not a plain file, is larger than `MAX_FILE_BYTES`, or
+                cannot be read.
         """
         try:
-            # Without O_NONBLOCK a named pipe would be waited for.
+            # Without O_NONBLOCK this would wait for a named pipe.
             descriptor = os.open(self.locate(), os.O_RDONLY | os.O_NONBLOCK)
             with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise RecordError(f"{self.name} cannot be read (it is no plain file)")
+                    raise RecordError(f"{self.name} cannot be read (it is not a plain file)")
                 if status.st_size > MAX_FILE_BYTES:
                     raise RecordError(f"{self.name} has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
                 return file.read()
@@ -80,7 +82,9 @@ class LocalFile:
         return self.path if len(self.path) <= _LONGEST else short(self.path)
 
     def stamp(self) -> str:
-        """Changes when the file does: name, size and time of its last change, without reading it."""
+        """Returns a text that changes when the file does: its name, size and time of the last change. The file is not
+        read.
+        """
         try:
             status = os.stat(self.locate())  # noqa: PTH116
         except (OSError, RecordError):
@@ -92,8 +96,13 @@ class LocalFile:
 class SourceRow:
     """One sample as its source holds it.
 
-    `where` names the row in errors ("faces.csv:12"). `annotation` is JSON in the form of a shard. `extension` is a
-    hint: the sample gets it if the image is of its format, and otherwise that of the image's own.
+    Attributes:
+        where: Names the row in errors ("faces.csv:12").
+        key: The key that the sample gets.
+        image: The encoded image.
+        annotation: JSON in the form that it has in a shard.
+        extension: A hint. The sample gets this extension if it fits the image's format, and otherwise that of the
+            format.
     """
 
     where: str
@@ -103,7 +112,7 @@ class SourceRow:
     extension: str = ""
 
     def stamp(self) -> bytes:
-        """Digest of all that the row holds, apart from where it stands: changes when the row does."""
+        """Returns a digest of everything in the row but `where`; it changes when the row does."""
         digest = hashlib.sha256(f"{self.key}\0{self.extension}\0".encode())
         for part in (self.image, self.annotation):
             digest.update(hashlib.sha256(part.stamp().encode() if isinstance(part, LocalFile) else part).digest())
@@ -112,23 +121,25 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that may not enter a shard. `where` is empty where the reason itself says it."""
+    """A row that must not be written into a shard. `where` is empty if the reason contains the place."""
 
     where: str
     reason: str
     mark: bytes = b""
 
     def __str__(self) -> str:
-        """For a terminal: names in a source may hold what moves its cursor."""
+        """Returns the text for a terminal: names in a source may contain characters that control it."""
         return printable(f"{self.where}: {self.reason}" if self.where else self.reason)
 
     def stamp(self) -> bytes:
-        """`mark`, the stamp of the row that turned out bad; a row that was never read has its reason instead."""
+        """Returns `mark`, the stamp of the row that turned out to be bad, or a digest of the reason if the row was
+        never read.
+        """
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
 
 
 def key_of(path: str) -> str:
-    """The key that an image's path gives: its suffix off, folders joined by "_", no dots."""
+    """Returns the key for an image's path: without its suffix, with the folders joined by "_", and without dots."""
     name = PurePath(path)
     stem = name.with_suffix("") if name.suffix[1:].lower() in FORMATS else name
     return "_".join(stem.parts[bool(stem.anchor) :]).replace(".", "_")

@@ -1,4 +1,4 @@
-"""Prepared samples in order -> shards of a bounded size."""
+"""Writes prepared samples, in order, into shards of a bounded size."""
 
 import tempfile
 from collections.abc import Generator
@@ -21,7 +21,7 @@ _TAR_END_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class ShardSize:
-    """How large a shard may grow; it has at least one sample. `max_bytes` is of the whole tar."""
+    """Limits of a shard, which has at least one sample. `max_bytes` counts the complete tar."""
 
     samples: int | None = 1000
     max_bytes: int | None = None
@@ -32,13 +32,14 @@ class ShardSize:
         if self.samples is None and self.max_bytes is None:
             raise RecordError("a shard needs a limit: give its samples, its bytes or both.")
         if self.max_bytes is not None and self.max_bytes < 1:
-            raise RecordError(f"a shard of {self.max_bytes} bytes holds no sample; give at least 1 MB.")
+            raise RecordError(f"a shard of {self.max_bytes} bytes cannot hold a sample; give at least 1 MB.")
 
     def is_full(self, tar: TarFile) -> bool:
-        """Whether no sample fits, however small."""
+        """Returns whether the tar has as many samples as a shard may have."""
         return len(tar.spans) >= min(self.samples or MOST_SAMPLES, MOST_SAMPLES)
 
     def has_room(self, tar: TarFile, sample: Prepared) -> bool:
+        """Returns whether the sample fits into the tar."""
         end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES
         return self.max_bytes is None or not tar.spans or end <= self.max_bytes
 
@@ -53,7 +54,7 @@ def _disk() -> Generator[None]:
 
 
 class ShardWriter:
-    """Fills one tar after the other and hands them over; `first` is the number of the first of them."""
+    """Fills one tar after the other and passes each to the uploads; `first` is the number of the first shard."""
 
     def __init__(self, store: Store, journal: Journal, size: ShardSize, *, first: int) -> None:
         self._size = size
@@ -77,11 +78,11 @@ class ShardWriter:
 
     @property
     def done(self) -> list[Shard]:
-        """The shards that are known to stand in the store."""
+        """The shards that are known to be in the store."""
         return self._uploads.done
 
     def add(self, sample: Prepared) -> None:
-        """Puts the sample into the current shard, or, if there is no room, into the next."""
+        """Writes the sample into the current shard, or into the next one if it does not fit."""
         if self._tar and not self._size.has_room(self._tar, sample):
             self._hand_over(self._tar)
         if not self._tar:
@@ -93,11 +94,11 @@ class ShardWriter:
             self._hand_over(self._tar)
 
     def pass_over(self, result: Prepared | BadRow) -> None:
-        """Notes that this row was seen, and is in no shard."""
+        """Records a row that was read, but is in no shard."""
         self._stretch.add(result)
 
     def finish(self) -> list[Shard]:
-        """Ends the last shard and waits until all of them are stored."""
+        """Closes the last shard and waits until all shards are stored."""
         if self._tar:
             self._hand_over(self._tar)
         return self._uploads.finish()

@@ -1,4 +1,4 @@
-"""One tar on the local disk, written by the webdataset library: equal samples are equal bytes."""
+"""Writes one tar on the local disk with the webdataset library; equal samples give equal bytes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _END = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """Where a sample lies in its tar: bytes [start, stop), first header to last padding."""
+    """The bytes [start, stop) of a sample in its tar, from its first header to its last padding."""
 
     key: str
     start: int
@@ -24,7 +24,7 @@ class SampleSpan:
 
 @dataclass(frozen=True, slots=True)
 class SealedTar:
-    """A finished tar: its size, its digest, and the slots of its samples, all read back from the disk."""
+    """A finished tar: its size, its digest and the slots of its samples, all read back from the disk."""
 
     bytes: int
     sha256: str
@@ -35,7 +35,7 @@ class TarFile:
     """A tar that is being written. Owner, mode and time of its members are always the same."""
 
     def __init__(self, path: Path) -> None:
-        from webdataset.writer import TarWriter  # imports torch, which nothing else here needs
+        from webdataset.writer import TarWriter  # It imports torch, which nothing else here needs.
 
         self.path = path
         self._file = path.open("wb")
@@ -44,18 +44,21 @@ class TarFile:
 
     @property
     def stop(self) -> int:
-        """Where the next sample will begin."""
+        """The position at which the next sample will begin."""
         return self._writer.tarstream.offset
 
     def add(self, key: str, extension: str, image: bytes, annotation: bytes) -> None:
-        """Two calls, because the library sorts the members of one call: the image comes first, the JSON behind it."""
+        """Writes the image and then the JSON.
+
+        This takes two calls of the library, because it sorts the members of one call.
+        """
         start = self.stop
         self._writer.write({"__key__": key, extension: image})
         self._writer.write({"__key__": key, "json": annotation})
         self.spans.append(SampleSpan(key, start, self.stop))
 
     def close(self) -> None:
-        """Ends the tar; the zeros at its end are two blocks, and not padded to a tape's record of 10,240 bytes."""
+        """Ends the tar with two blocks of zeros. The tar is not padded to a tape's record of 10,240 bytes."""
         end = self.stop + _END
         with self._file:
             self._writer.close()
@@ -63,12 +66,12 @@ class TarFile:
 
 
 def tar_bytes(image: bytes, annotation: bytes) -> int:
-    """How many bytes a sample of these members takes in a tar."""
+    """Returns how many bytes a sample with these members takes in a tar."""
     return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation))
 
 
 def seal(path: Path, spans: Sequence[SampleSpan]) -> SealedTar:
-    """Reads a closed tar back, once: what is checksummed is what stands on the disk."""
+    """Reads a closed tar back, once, so that the checksums describe the bytes on the disk."""
     digest = hashlib.sha256()
     slots: list[Slot] = []
     with path.open("rb") as file:

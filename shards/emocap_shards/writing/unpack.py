@@ -1,4 +1,4 @@
-"""A dataset -> a folder of images, each with its annotation as a .json beside it."""
+"""Writes a dataset as a folder of images, each with its annotation in a .json next to it."""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from emocap_shards.writing.sources.folder import ORDER
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """How many samples came to lie in the folder, and which were damaged and let go."""
+    """The number of samples in the folder, and the damaged samples that were left out."""
 
     samples: int
     damaged: tuple[DamagedSample, ...]
@@ -24,21 +24,28 @@ class Unpacked:
 def unpack(
     url: str | Path, folder: str | Path, *, skip_bad: int = 0, progress: Callable[[int], None] | None = None
 ) -> Unpacked:
-    """Writes KEY.jpg and KEY.json of every sample; packed again with shards of the same size, they are the same bytes.
+    """Writes KEY.jpg and KEY.json for every sample. Packed again with shards of the same size, they give the same
+    bytes.
 
-    Where the samples are not in the order of their keys, a file `order.txt` tells `pack` the order. Until all is
-    there, the folder is called `FOLDER.partial`. `progress` is called after each sample with its bytes.
+    If the samples are not in the order of their keys, a file `order.txt` tells `pack` their order. Until all files are
+    written, the folder is called `FOLDER.partial`.
+
+    Args:
+        url: The dataset.
+        folder: The new folder; it must be absent or empty.
+        skip_bad: Number of damaged samples that may be left out.
+        progress: Called after each sample with the bytes of its image.
 
     Raises:
         ManifestError: If there is no dataset.
-        DamagedSample: If more than `skip_bad` samples are not what they were when they were packed.
-        RecordError: If the folder is there already, or a sample's key is no safe name of a file.
+        DamagedSample: If more than `skip_bad` samples are damaged.
+        RecordError: If the folder exists already, or a sample's key is not a safe file name.
     """
     target = Path(folder)
     partial = target.with_name(f"{target.name}.partial")
     for path in (target, partial):
         if path.exists() and (path == partial or not path.is_dir() or any(path.iterdir())):
-            raise RecordError(f"{path} is there already; choose another folder, or delete it.")
+            raise RecordError(f"{path} exists already; choose another folder, or delete it.")
     source = DatasetSource.open([str(url)])
     partial.mkdir(parents=True)
     names, damaged = _write_all(source, partial, skip_bad, progress or (lambda _: None))
@@ -78,7 +85,7 @@ def _write(sample: Encoded, folder: Path) -> str:
             with path.open("xb") as file:
                 file.write(data)
         except FileExistsError as error:
-            cure = "give them keys of their own: `emocap reshard --number-keys`"
+            cure = "give each sample its own key: `emocap reshard --number-keys`"
             raise RecordError(f"two samples have the key {sample.key!r} here; {cure}.") from error
         except OSError as error:
             raise RecordError(f"{path} cannot be written ({error.strerror}); is the disk full?") from error

@@ -1,4 +1,4 @@
-"""Finished tars -> the store, in the background: while one is sent, the next is being written."""
+"""Sends finished tars to the store in the background: while one is sent, the next one is written."""
 
 import hashlib
 from collections import deque
@@ -16,9 +16,9 @@ _WAITING = 2
 
 
 class Uploads:
-    """One thread that sends shards in their order. At most two wait, so at most three tars stand on the local disk.
+    """One thread that sends shards in their order. At most two wait, so at most three tars are on the local disk.
 
-    Leaving the `with` block waits for the shards that were handed over, also when it is left by an error.
+    Leaving the `with` block waits for the submitted shards, also if an error leaves it.
     """
 
     def __init__(self, store: Store, journal: Journal) -> None:
@@ -35,18 +35,18 @@ class Uploads:
         self._thread.shutdown(wait=True)
 
     def submit(self, number: int, tar: TarFile, stretch: ShardOrigin) -> None:
-        """Hands over a closed tar, which is deleted when it is in the store.
+        """Submits a closed tar, which is deleted when it is in the store.
 
         Raises:
             StoreError: If an earlier shard could not be stored.
-            ManifestError: If a dataset has come to stand there in the meantime.
+            ManifestError: If a dataset was written to the store in the meantime.
         """
         self._pending.append(self._thread.submit(self._store_shard, number, tar, stretch))
         while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
             self._collect()
 
     def finish(self) -> list[Shard]:
-        """All shards, when the last one is stored."""
+        """Waits until the last shard is stored, and returns all shards."""
         while self._pending:
             self._collect()
         return self.done

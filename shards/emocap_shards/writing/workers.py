@@ -1,4 +1,4 @@
-"""Rows -> prepared samples, on all cores and in order."""
+"""Prepares rows on all cores, and returns the samples in order."""
 
 import multiprocessing
 import os
@@ -20,10 +20,10 @@ _FIRST_ROWS = 4
 
 
 def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Iterator[Prepared | BadRow]:
-    """What becomes of each row, in the order of the rows, whatever the number of processes.
+    """Yields the sample, or the bad row, of each row in the order of the rows, for any number of processes.
 
-    With one process everything happens in this one, row by row. Otherwise two groups of rows or of their samples
-    stand in memory for each process, some 4 MiB each (one row at least).
+    With one process everything happens in this one, row by row. Otherwise two groups of rows, or of their samples, are
+    in memory for each process, about 4 MiB each (at least one row).
 
     Raises:
         RecordError: If a worker process was killed.
@@ -38,7 +38,7 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
 
 
 class _Groups:
-    """Cuts rows into groups whose samples have some megabytes together, by the mean of those seen so far."""
+    """Cuts rows into groups whose samples together have a few megabytes, by the mean size so far."""
 
     def __init__(self, rows: Iterable[SourceRow | BadRow]) -> None:
         self._rows = iter(rows)
@@ -71,15 +71,15 @@ def _in_order(
                 return
             yield from groups.weigh(waiting.popleft().result())
     except BrokenProcessPool as error:
-        cure = "most often memory ran out: try fewer --processes, and the same command goes on where it stopped"
+        cure = "usually the memory is used up: try fewer --processes; the same command resumes where it stopped"
         raise RecordError(f"a worker process was killed; {cure}.") from error
     finally:
-        # Waits for processes that are still starting: they would show a traceback if this one ended before.
+        # Waits for processes that are still starting; they would print a traceback if this one ended first.
         pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
-    """In a worker: Ctrl-C is for the parent alone, and without a parent there is nothing to live for."""
+    """Prepares a worker process: it ignores Ctrl-C, which the parent handles, and ends when the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

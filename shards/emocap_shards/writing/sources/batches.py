@@ -1,4 +1,4 @@
-"""Arrow batches -> rows, a bounded number of bytes at a time."""
+"""Converts Arrow batches into rows, a bounded number of bytes at a time."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 TOGETHER = 64
 TOGETHER_BYTES = 1 << 28
-# In these types a few bytes stand for many rows, so that what Python makes of them may be far larger.
+# In these types many rows share a few bytes, so that the Python objects may be far larger than the batch.
 _SHARED = re.compile("dictionary<|view|run_end")
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a record batch as objects, row by row where 64 together could have more than 256 MiB."""
+    """Yields the rows of a record batch as objects; row by row if 64 rows could take more than 256 MiB together."""
     times = TOGETHER if _SHARED.search(str(batch.schema.types)) else 1
     for start in range(0, batch.num_rows, TOGETHER):
         part = batch.slice(start, TOGETHER)

@@ -1,4 +1,4 @@
-"""What kind of source a path, a pattern or a URL is."""
+"""Finds out which kind of source a path, a pattern or a URL is."""
 
 import glob
 import os
@@ -36,20 +36,20 @@ _KINDS = (
 def open_source(
     where: str | Path, columns: TableColumns = STANDARD, *, image_root: str | Path | None = None
 ) -> RowSource:
-    """The source at a path, a pattern with {braces} and wild cards, or a URL.
+    """Returns the source at a path, a pattern with {braces} and wild cards, or a URL.
 
     Args:
-        where: What to read.
-        columns: Which column is what; folders of pairs and datasets of ours have none.
-        image_root: The folder that paths in a table start from and may not leave; default the table's own. A path
-            that would leave it, such as ../faces/x.jpg, counts from the table's folder.
+        where: The source.
+        columns: The meaning of the columns; folders of pairs and datasets of ours have none.
+        image_root: The folder from which paths in a table start and which they must not leave; by default the
+            table's own. A path that would leave it, such as ../faces/x.jpg, starts from the table's folder.
 
     Raises:
         RecordError: If nothing of a known kind is there.
     """
     text = str(where)
     if _TAR.search(text):
-        # The webdataset library imports torch, which nobody else here needs.
+        # The webdataset library imports torch, which the other sources do not need.
         from emocap_shards.writing.sources.tars import TarsSource
 
         return TarsSource(text, columns)
@@ -72,15 +72,13 @@ def _local(path: Path, columns: TableColumns, image_root: str | Path | None) -> 
     if path.is_file() and path.suffix in _DELIMITERS:
         return DelimitedSource(path, columns, images, _DELIMITERS[path.suffix])
     if path.is_file() and path.suffix in _PACKED:
-        raise RecordError(f"{path} is compressed in a way that is not read here; unpack it: `{_PACKED[path.suffix]}`.")
+        raise RecordError(f"{path} has a compression that is not supported; unpack it: `{_PACKED[path.suffix]}`.")
     if path.is_file() and path.suffix == ".json":
         cure = f"write one object a line (`jq -c '.[]' {path.name} > {path.stem}.jsonl`)"
-        raise RecordError(f"{path} is one JSON document, and a table is a .jsonl; {cure}.")
+        raise RecordError(f"{path} is one JSON document, but a table is a .jsonl; {cure}.")
     if path.is_file() and path.suffix in {".txt", ".lst", ".list"}:
-        raise RecordError(
-            f"{path} is a list without names of columns; write a .csv with a header, such as image,global."
-        )
-    raise RecordError(f"{path} is no source; give {_KINDS}.")
+        raise RecordError(f"{path} is a list without column names; write a .csv with a header, such as image,global.")
+    raise RecordError(f"{path} is not a source; give {_KINDS}.")
 
 
 def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
@@ -95,7 +93,7 @@ def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) ->
 
 
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
-    """The tars of a folder that holds no images beside them, such as the output of img2dataset."""
+    """Returns the tars of a folder without images, such as the output of img2dataset, or None."""
     names = [each.name for each in folder.iterdir()]
     tars = [name for name in names if _TAR.search(name)]
     if not tars or any(Path(name).suffix[1:].lower() in FORMATS for name in names):

@@ -1,4 +1,4 @@
-"""Class labels of Hugging Face datasets: numbers whose names stand in the features."""
+"""Translates class labels of Hugging Face datasets: numbers whose names are in the features."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,13 +9,13 @@ Classes = Mapping[str, list[str]]
 
 
 def classes_of(features: Mapping[str, Any], used: Collection[str]) -> Classes:
-    """Column -> names of its classes, for the columns that are used."""
+    """Returns the names of the classes of each column that is used."""
     objects = {name: feature for name, feature in features.items() if isinstance(feature, Mapping) and name in used}
     return {name: list(each["names"]) for name, each in objects.items() if each.get("_type") == "ClassLabel"}
 
 
 def with_names(values: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
-    """The values of a row, each class by its name; -1, which means that there is none, becomes None.
+    """Returns the values of a row with each class as its name. The class -1, which means no class, becomes None.
 
     Raises:
         RecordError: If a class has no name.

@@ -1,4 +1,4 @@
-"""Which column of a table is what, and how the values of a row become a caption and labels."""
+"""Defines the meaning of a table's columns, and makes a caption and labels of the values of a row."""
 
 import json
 import math
@@ -19,13 +19,18 @@ from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 class TableColumns:
     """Names of columns.
 
-    `image` holds a path, relative to the table's folder, or the encoded bytes, or an object of both ("bytes", "path").
-    `global_` is the global part; a list there is several captions of one image, of which the first has the row's other
-    parts. `local` is a list, or text with "|" between the sentences. Each column of `further` lists other captions of
-    the image: texts, or objects with "global", "local" and "summary". A row without `key` takes its key from the
-    image's path, or else from its own number. `labels` are columns of their own, or members of an object "labels"; if
-    none is named, all members of that object are labels. A row that holds a whole "caption" object, as it stands in a
-    shard, needs no other column of it.
+    Attributes:
+        image: A path, relative to the table's folder, or the encoded bytes, or an object with both ("bytes",
+            "path").
+        global_: The global part. A list means several captions of one image; the first has the row's other parts.
+        local: A list of sentences, or a text with "|" between them.
+        summary: The summary.
+        further: Each of these columns lists other captions of the image: texts, or objects with "global", "local"
+            and "summary".
+        key: The key. A row without it gets its key from the image's path, or else from its own number.
+        labels: Columns, or members of an object "labels". If none is named, all members of that object are labels.
+
+    A row with a complete "caption" object, in the form of a shard, needs no other column for its caption.
     """
 
     image: str = "image"
@@ -40,20 +45,19 @@ class TableColumns:
         """Returns only if a table with these columns can be read.
 
         Raises:
-            RecordError: If the image, the global part, a label or a column of further captions that was named is not
-                among them.
+            RecordError: If the image, the global part, a label or a named column of further captions is missing.
         """
         if missing := self.missing(present):
             raise RecordError(f"{where}: {self.lacking(missing, present)}.")
 
     def missing(self, present: Sequence[str]) -> list[str]:
-        """The columns that a table needs and does not have."""
+        """Returns the columns that a table needs and does not have."""
         labels = () if "labels" in present else self.labels
         wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.global_])
         return [name for name in wanted if name not in present]
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
-        """What is said of columns that are missing, with those that are there."""
+        """Returns the message about missing columns, with those that are present."""
         names = ", ".join(map(short, present[:_SHOWN])) + (
             f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
         )
@@ -61,7 +65,7 @@ class TableColumns:
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
         alone = self.labels and self.global_ in missing and self.labels[0] in present
         cure = (
-            f"; data with labels alone needs a caption too, and the label will do (--global {self.labels[0]})"
+            f"; data with labels alone needs a caption too, and the label can serve as one (--global {self.labels[0]})"
             if alone
             else ""
         )
@@ -69,7 +73,7 @@ class TableColumns:
 
     @property
     def named_further(self) -> tuple[str, ...]:
-        """Columns of further captions that somebody named: a row without one is wrong."""
+        """Columns of further captions that the user has named; a row without one of them is wrong."""
         return () if self.further == STANDARD.further else self.further
 
     @property
@@ -90,7 +94,7 @@ _PIXELS = re.compile(r"[\d.,\s]{64}")
 def row_of(
     values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
 ) -> SourceRow | BadRow:
-    """The row of some values; `number` is its last resort for a key."""
+    """Returns the row for some values; its `number` becomes the key if nothing else gives one."""
     try:
         image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
@@ -114,7 +118,7 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
-    """An image column's value.
+    """Returns the image in the value of an image column.
 
     Raises:
         RecordError: If it is neither a path nor bytes.
@@ -133,22 +137,22 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
             )
         return LocalFile(images.root, _with_slashes(value, images), images.table)
     if value in _EMPTY:
-        raise RecordError("the image's cell is empty; it is a path or encoded bytes")
+        raise RecordError("the image's cell is empty; it must hold a path or encoded bytes")
     raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
 
 
 def _with_slashes(path: str, images: ImageFolders) -> str:
-    """The path, with / for the \\ of Windows where no file is called so."""
+    """Returns the path, with / instead of Windows' \\ unless a file has exactly this name."""
     is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
     return path.replace("\\", "/") if is_foreign else path
 
 
 def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
-    """A row's caption and labels in the form of a shard, where one function checks them all.
+    """Returns a row's caption and labels as JSON in the form of a shard. `normal_annotation` checks them later.
 
     Raises:
         KeyError: If a needed column is missing.
-        AnnotationError: If a value cannot stand in JSON.
+        AnnotationError: If JSON cannot represent a value.
     """
     if columns.global_ not in values and isinstance(values.get("caption"), Mapping):
         captions = [values["caption"], *map(_view, _further(values, columns))]
@@ -164,7 +168,7 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
     try:
         return json.dumps(annotation, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise AnnotationError(f"the row holds what JSON cannot ({error})") from error
+        raise AnnotationError(f"the row holds a value that JSON cannot represent ({error})") from error
 
 
 def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> str:
@@ -177,10 +181,10 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
 
 
 def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
-    """The labels that have a value; yes and no are 1 and 0.
+    """Returns the labels that have a value; yes and no become 1 and 0.
 
-    In columns of their own whole numbers have no fraction: a class 0 stays 0 where gaps made floats of a column. An
-    object "labels" keeps its numbers as they are written, so that an annotation out of a shard stays the same bytes.
+    In label columns an integer loses its fraction: a class 0 stays 0 if gaps turned the column into floats. The members
+    of an object "labels" keep their numbers as they are written, so that an annotation out of a shard keeps its bytes.
     """
     given = values.get("labels")
     if columns.labels:
@@ -214,7 +218,7 @@ def _view(value: object) -> object:
 
 
 def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
-    """Of a column that was named, or of the standard one where there is one.
+    """Returns the values of the columns that were named, or of the standard column if the row has it.
 
     Raises:
         KeyError: If a named column is missing.
@@ -224,20 +228,22 @@ def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
 
 
 def _texts(value: object) -> Sequence[object]:
-    """One caption or several."""
+    """Returns one caption or several."""
     return cast("list[object]", value) if isinstance(value, list) and value else [value]
 
 
 def _items(value: object) -> Sequence[object]:
-    """A list as it is, and text cut at "|".
+    """Returns a list unchanged, and a text cut at "|".
 
     Raises:
-        AnnotationError: If it is neither.
+        AnnotationError: If the value is neither.
     """
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]
     if value is not None and not isinstance(value, list):
-        raise AnnotationError(f"{short(value)} is neither a list nor text; a caption's parts and further ones are")
+        raise AnnotationError(
+            f"{short(value)} is neither a list nor text, as a caption's parts and further ones must be"
+        )
     return cast("list[object]", value or [])
 
 

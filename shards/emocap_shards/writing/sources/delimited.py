@@ -1,4 +1,4 @@
-"""CSV and TSV tables with a header."""
+"""Reads CSV and TSV tables with a header."""
 
 import csv
 import os
@@ -14,26 +14,26 @@ from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
 from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
-# A number as other programs write it, infinity included. "001" is a name, and would lose its zeros; a whole number of
-# more than 15 digits would lose its last ones.
+# A number as other programs write it, also infinity. "001" is a name, because it would lose its zeros as a number. An
+# integer of more than 15 digits would lose its last ones.
 _NUMBER = re.compile(
     r"[+-]?((0|[1-9]\d{0,14})|(0|[1-9]\d*)?\.\d+([eE][+-]?\d{1,3})?|[1-9]\d*[eE][+-]?\d{1,3}|inf(inity)?)",
     re.IGNORECASE,
 )
 _MISSING = {"", "nan"}
 _DELIMITERS = (",", "\t", ";", "|")
-_HEADER = 1 << 16  # Characters of the first line that are looked at.
+_HEADER = 1 << 16  # Only so many characters of the first line are examined.
 _VALUE = re.compile(r"\.(jpe?g|png|webp)$|^https?://", re.IGNORECASE)
-# What Python's csv says of a quote that is open at the end of the file, and of a cell that is too long.
+# The messages of Python's csv about a quote that is open at the end of the file, and about a cell that is too long.
 _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """The rows of a table. Where its header does not name the columns with `delimiter`, another one is tried.
+    """The rows of a table. If its header does not name the columns with `delimiter`, other delimiters are tried.
 
-    A column of labels holds numbers if each of its cells is a plain number, and else texts; an empty cell or `nan` is
-    no label. For this the file is read once before its first row.
+    A column of labels holds numbers if each of its cells is a plain number, and otherwise texts. An empty cell or `nan`
+    means no label. To find this out, the file is read once before its first row.
     """
 
     path: Path
@@ -53,8 +53,8 @@ class DelimitedSource:
 
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
-        """The header, once it has the columns that are needed, and the records behind it."""
-        # Bytes that are no UTF-8 become surrogates, which tell the bad row from its neighbours.
+        """Yields the header, after checking that it has the needed columns, and the records that follow it."""
+        # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
             delimiter = self._delimiter(file.readline(_HEADER))
@@ -71,16 +71,18 @@ class DelimitedSource:
             yield header, _records(table, str(self.path))
 
     def _delimiter(self, first: str) -> str:
-        """The delimiter with which the first line names the columns, else the one that cuts it most often."""
+        """Returns the delimiter with which the first line names the columns, or else the one that cuts it most
+        often.
+        """
         ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
         cells = {each: next(csv.reader([first], delimiter=each), []) for each in ways}
         fitting = [each for each in ways if not self.columns.missing(cells[each])]
         return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
 
     def _numeric_labels(self) -> frozenset[str]:
-        """The columns of labels in which every cell that is not missing is a plain number."""
+        """Returns the columns of labels in which every cell that is not missing is a plain number."""
         numeric = set(self.columns.labels)
-        with self._table() as (header, records), suppress(RecordError):  # What ends the table is said at its row.
+        with self._table() as (header, records), suppress(RecordError):  # `rows` raises it again, at the same row.
             places = {name: header.index(name) for name in numeric}
             for _, cells in records:
                 if not numeric:
@@ -124,10 +126,11 @@ def _header(table: Any, where: str) -> list[str]:
 
 
 def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
-    """First line and cells of each row that is not empty, or what is wrong with it.
+    """Yields the first line and the cells of each row that is not empty, or the reason why it cannot be read.
 
     Raises:
-        RecordError: If a row does not end, or a cell of it: most often an unclosed quote took the rows behind it.
+        RecordError: If a row or a cell does not end, usually because an unclosed quote swallowed the following
+            rows.
     """
     while True:
         line = table.line_num + 1
@@ -139,7 +142,7 @@ def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
             if _ENDLESS.search(str(error)):
                 raise RecordError(
                     f"{where}:{line}: a quote that opens here is not closed, or a cell has more than "
-                    f"{csv.field_size_limit()} characters ({error}); correct this row, or the rows behind it are lost."
+                    f"{csv.field_size_limit()} characters ({error}); correct this row, or the rows after it are lost."
                 ) from error
             lost = f", and all up to line {table.line_num} is lost with it" if table.line_num > line else ""
             yield line, f"the row cannot be read ({error}){lost}"
@@ -157,7 +160,7 @@ def _is_number_or_missing(cell: str) -> bool:
 
 
 def _label(cell: str, *, number: bool) -> str | float | None:
-    """None for a missing label. Infinity is refused where labels are checked."""
+    """Returns the value of a label, or None for a missing one. Infinity is refused later, where labels are checked."""
     if cell.lower() in _MISSING:
         return None
     return float(cell) if number else cell

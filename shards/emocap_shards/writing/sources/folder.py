@@ -1,4 +1,4 @@
-"""A folder of images, each with an annotation of the same name and the suffix .json."""
+"""Reads a folder of images, each with an annotation of the same name and the suffix .json."""
 
 import os
 from collections import Counter
@@ -12,22 +12,22 @@ from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
 from emocap_shards.writing.source import leave_out
 
 ORDER = "order.txt"
-# Images of a kind that is not taken: each is a bad row, because it may be a sample that somebody counts on.
+# Formats of images that are not supported. Such a file is a bad row, because the user may expect it to be a sample.
 _OTHER_IMAGES = frozenset(
     {
         *("arw", "avif", "bmp", "cr2", "dib", "dng", "gif", "heic", "heif", "ico", "j2k", "jfif", "jp2", "jpe", "jxl"),
         *("nef", "pbm", "pgm", "pnm", "ppm", "psd", "svg", "tga", "tif", "tiff"),
     }
 )
-MACOS = "._"  # What macOS puts beside a file in an archive or on another file system.
+MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or on a foreign file system.
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Every image below a folder, sorted by path. A file `order.txt`, one path a line, puts those it names first.
+    """Every image below a folder, sorted by path. A file `order.txt`, with one path in each line, puts its paths first.
 
-    Links to folders are not followed; an annotation without an image is a bad row, and so is an image in another
-    format; other files are counted in `left_out`: nothing is lost unseen.
+    Links to folders are not followed. An annotation without an image is a bad row, and so is an image in another
+    format. Other files are counted in `left_out`, so that nothing is lost without a notice.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class FolderSource:
 
 
 def _row(root: str, path: str) -> SourceRow:
-    stem, extension = os.path.splitext(path)  # noqa: PTH122 - as text; a Path for each costs more than the rest
+    stem, extension = os.path.splitext(path)  # noqa: PTH122 - a Path for each file would take most of the time
     where = os.path.join(root, path)  # noqa: PTH118
     return SourceRow(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension[1:].lower())
 
@@ -66,7 +66,9 @@ def _ordered(folder: Path) -> list[str]:
 
 
 def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
-    """Paths of images relative to `root`, in the order of their parts, one folder at a time in memory."""
+    """Yields the paths of images relative to `root`, in the order of their parts, with one folder at a time in
+    memory.
+    """
     try:
         with os.scandir(f"{root}/{below}") as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -78,24 +80,26 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, f"{below}{entry.name}/", left_out)
         elif entry.is_dir():
-            yield BadRow(entry.path, "it is a link to a folder, which is not followed; copy the folder, or pack it too")
+            yield BadRow(entry.path, "it is a link to a folder and not followed; copy the folder, or pack it too")
         elif below + entry.name != ORDER and (found := _file(entry, below, stems, left_out)) is not None:
             yield found
 
 
 def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """The path of an image, a bad row, or None for a file that is none of the source's."""
+    """Returns the path of an image, a bad row, or None for a file that the source ignores."""
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):
         leave_out(left_out, f"{MACOS}* of macOS")
     elif extension in FORMATS:
         return below + entry.name
     elif extension in _OTHER_IMAGES:
-        return BadRow(entry.path, f"a .{extension} is not taken; convert it to {', '.join(FORMATS)}, or move it away")
+        return BadRow(
+            entry.path, f"a .{extension} is not supported; convert it to {', '.join(FORMATS)}, or move it away"
+        )
     elif extension != "json":
         leave_out(left_out, f".{extension}" if extension else "without an extension")
     elif stem not in stems:
-        return BadRow(entry.path, f"it has no image of its name ({', '.join(FORMATS)}); add it, or move this away")
+        return BadRow(entry.path, f"there is no image with its name ({', '.join(FORMATS)}); add it, or move this away")
     return None
 
 

@@ -1,7 +1,7 @@
-"""A Hugging Face dataset as `save_to_disk` leaves it, read with pyarrow: the `datasets` library is not needed for it.
+"""Reads a Hugging Face dataset as `save_to_disk` writes it. It uses pyarrow and does not need the `datasets` library.
 
-It is a folder with `state.json` (which Arrow files, in which order), `dataset_info.json` (the features: names of
-classes) and the files themselves, Arrow streams in which images are objects of "bytes" and "path".
+The dataset is a folder with `state.json` (the Arrow files in their order), `dataset_info.json` (the features, with the
+names of classes) and the files themselves: Arrow streams in which images are objects of "bytes" and "path".
 """
 
 import json
@@ -26,7 +26,7 @@ _INFO = "dataset_info.json"
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceSource:
-    """The rows of one split. A class label becomes its name; -1, which means that there is none, no label."""
+    """The rows of one split. A class label becomes its name; the class -1, which means no class, gives no label."""
 
     folder: Path
     columns: TableColumns
@@ -72,7 +72,7 @@ class HuggingFaceSource:
                 for batch in stream:
                     yield from rows_of(batch.select(wanted))
         except (pa.ArrowException, OSError) as error:
-            raise RecordError(f"{file} is no Arrow stream that can be read ({error}).") from error
+            raise RecordError(f"{file} cannot be read as an Arrow stream ({error}).") from error
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One JSON object a line."""
+"""Reads files with one JSON object in each line."""
 
 import codecs
 import os
@@ -46,9 +46,9 @@ class JsonLinesSource:
         try:
             values: Any = orjson.loads(text)
         except ValueError as error:
-            return BadRow(where, NO_UTF8 if _is_no_utf8(text) else f"the line is no JSON ({error})")
+            return BadRow(where, NO_UTF8 if _is_no_utf8(text) else f"the line is not JSON ({error})")
         if not isinstance(values, dict):
-            return BadRow(where, "the line is no JSON object")
+            return BadRow(where, "the line is not a JSON object")
         return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, images=self.images)
 
 

@@ -1,4 +1,4 @@
-"""Parquet files: images as paths, as bytes, or as objects of both."""
+"""Reads Parquet files with images as paths, as bytes, or as objects with both."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """The rows of one file or of several, in the order given. Columns that are not asked for are not read.
+    """The rows of one file or of several, in the order given. Only the columns that are needed are read.
 
     In files of the `datasets` library a class label becomes its name, as in `HuggingFaceSource`.
     """
@@ -43,7 +43,7 @@ class ParquetSource:
                     yield self._row(values, classes, where=f"{path}: row {row}", number=number)
                     number += 1
             except (pa.ArrowException, OSError) as error:
-                raise RecordError(f"{path} cannot be read ({error}); is it whole?") from error
+                raise RecordError(f"{path} cannot be read ({error}); is it complete?") from error
 
     def _row(self, values: Mapping[str, Any], classes: Classes, *, where: str, number: int) -> SourceRow | BadRow:
         try:
@@ -57,15 +57,15 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{path} is no Parquet file that can be read ({error}).") from error
+        raise RecordError(f"{path} cannot be read as a Parquet file ({error}).") from error
 
 
 def _classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
-    """The names that the `datasets` library leaves in the metadata of a file."""
+    """Returns the names of classes that the `datasets` library writes into the metadata of a file."""
     try:
         info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         return classes_of(info["info"]["features"], columns.used)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # Another program wrote the metadata.
         return {}
 
 
@@ -77,7 +77,10 @@ def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, objec
 
 
 def _row_bytes(group: Any, wanted: Sequence[str]) -> int:
-    """What a row may take: the mean, but where values stand once in a dictionary each row may be all of it."""
+    """Returns how many bytes a row may take.
+
+    This is the mean. But if values are stored once in a dictionary, each row may refer to the largest of them.
+    """
     columns = [group.column(number) for number in range(group.num_columns)]
     used = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]
     shared = (any("DICTIONARY" in encoding for encoding in column.encodings) for column in used)

@@ -1,4 +1,4 @@
-"""Other people's WebDatasets: tars in which the members of a sample stand together and share a name."""
+"""Reads WebDatasets of other people: tars in which the members of a sample are neighbours and share a name."""
 
 import re
 import tarfile
@@ -19,9 +19,10 @@ from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, Sour
 from emocap_shards.writing.source import leave_out
 from emocap_shards.writing.sources.columns import TableColumns, row_of
 
-# typeshed does not know these two.
+# typeshed does not declare these two classes.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
-# A sample of an image with its texts; and a header, which tarfile reads whole, of a long name or attributes.
+# Limits for a sample with its image and texts, and for a header of long names or attributes, which tarfile reads at
+# once.
 _MAX_SAMPLE_BYTES = MAX_FILE_BYTES
 _MAX_HEADER_BYTES = 1 << 20
 _HEADERS = {
@@ -32,17 +33,17 @@ _HEADERS = {
     tarfile.GNUTYPE_LONGLINK,
 }
 _META = re.compile(r"__[^/]*__($|/)")
-_MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # What macOS puts into an archive beside the files themselves.
+_MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # Files that macOS adds to an archive.
 
 
 @dataclass(frozen=True, slots=True)
 class TarsSource:
     """The samples of tars named by paths or URLs with {braces} and wild cards, grouped by the webdataset library.
 
-    A sample is a row whose columns are the fields of its "json" member and, by their extension, its other members as
-    text ("txt", "cls"). The image is the member that the image column names, or else the first JPEG, PNG or WebP;
-    without a column for the global part it is "txt", or else a text "caption" of the JSON, as img2dataset writes it.
-    The key is the members' common name. Members that nothing asks for are counted in `left_out`.
+    A sample is a row. Its columns are the fields of its "json" member, and its other members as texts, named by their
+    extension ("txt", "cls"). The image is the member that the image column names, or else the first JPEG, PNG or WebP.
+    Without a column for the global part, the global part is "txt", or else a text "caption" of the JSON, as img2dataset
+    writes it. The key is the members' common name. Members that are not needed are counted in `left_out`.
     """
 
     pattern: str
@@ -78,12 +79,12 @@ class TarsSource:
             return BadRow(where, str(error))
         row = row_of(values, self._mapped(values), where=where, number=number, images=ImageFolders("/", "/"))
         if isinstance(row, SourceRow) and not isinstance(row.image, bytes):
-            return BadRow(where, "its image is a path, and a tar's image is one of its members")
+            return BadRow(where, "its image is a path, but in a tar the image must be one of the members")
         return row
 
     def _values(self, members: Mapping[str, bytes | None], name: str) -> dict[str, Any]:
         if None in members.values():
-            raise RecordError(f"its members have more than {_MAX_SAMPLE_BYTES} bytes together; make them smaller")
+            raise RecordError(f"its members together have more than {_MAX_SAMPLE_BYTES} bytes; make them smaller")
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
         if image is None:
             dots = any("." in extension for extension in members)
@@ -96,7 +97,7 @@ class TarsSource:
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
     def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
-        """The columns, with "txt" or a text "caption" for a global part that is not there."""
+        """Returns the columns, with "txt" or a text "caption" as the global part if its own column is missing."""
         if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
             return self.columns
         found = [name for name in ("txt", "caption") if name in values]
@@ -106,9 +107,10 @@ class TarsSource:
 def _members(
     store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str], left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """The files of a tar in the form that `group_by_keys` takes; what has no place in a sample becomes a bad row.
+    """Yields the files of a tar in the form of `group_by_keys`. A file that cannot be part of a sample becomes a bad
+    row.
 
-    The bytes of an extension that is not needed are not read, and None stands for those above a sample's limit.
+    The bytes of an extension that is not needed are not read. None replaces the bytes above a sample's limit.
 
     Raises:
         RecordError: If there is no tar.
@@ -137,9 +139,9 @@ def _members(
                 yield {"fname": member.name, "data": data, "__url__": url}
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - the headers of a whole tar
     except NotFound as error:
-        raise RecordError(f"{url} is not there; correct its name, or put it there.") from error
+        raise RecordError(f"{url} does not exist; correct its name, or copy the file there.") from error
     except (tarfile.TarError, EOFError, OSError) as error:
-        stray.append(BadRow(url, f"the tar cannot be read to its end, and what follows is lost ({error})"))
+        stray.append(BadRow(url, f"the tar cannot be read to its end, and the samples that follow are lost ({error})"))
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -148,10 +150,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
-    """Why a member cannot be part of a sample, or ""."""
+    """Returns why a member cannot be part of a sample, or ""."""
     key, _ = base_plus_ext(member.name)
     if not member.isreg():
-        return "it is no plain file, but a link or a device"
+        return "it is not a plain file, but a link or a device"
     if key is None:
         return "its name has no extension, so that it belongs to no sample"
     if member.size > MAX_FILE_BYTES:
@@ -164,7 +166,9 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """tarfile takes a broken header for the end of the archive, if it is not the first one; this does not."""
+    """Raises an error for a broken header. tarfile itself treats a broken header, unless it is the first, as
+    the end.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
@@ -187,14 +191,14 @@ def _text(data: bytes, member: str) -> str:
     try:
         return data.decode().strip()
     except UnicodeDecodeError as error:
-        raise RecordError(f"its member {member!r} is no UTF-8 ({error})") from error
+        raise RecordError(f"its member {member!r} is not UTF-8 ({error})") from error
 
 
 def _object(data: bytes | None) -> dict[str, Any]:
     try:
         value: Any = {} if data is None else orjson.loads(data)
     except ValueError as error:
-        raise RecordError(f'its "json" member is no JSON ({error})') from error
+        raise RecordError(f'its "json" member is not JSON ({error})') from error
     if not isinstance(value, dict):
-        raise RecordError(f'its "json" member is {type(value).__name__}, no object')
+        raise RecordError(f'its "json" member is {type(value).__name__}, not an object')
     return cast("dict[str, Any]", value)
