@@ -16,7 +16,7 @@ from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.schema import Config, Evaluation, Mixed, PartLengths
-from emocap_pretrain.evaluation.zero_shot import prompts
+from emocap_pretrain.evaluation.tasks import prompts_of
 from emocap_pretrain.parts import PARTS
 from emocap_pretrain.runtime import Place
 from emocap_pretrain.tokenizer import Tokenizer
@@ -74,8 +74,8 @@ def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLe
 
 
 def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
-    """What is cut of the prompts; empty where the classes come from the labels."""
-    texts = prompts(settings.templates, settings.classes or {})
+    """What is cut of the prompts of the tasks; empty where the settings do not name them."""
+    texts = prompts_of(settings)
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []
 
 

@@ -5,37 +5,22 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from emocap_shards.mask import masked
-from emocap_shards.store import Store, open_store
+from emocap_shards.store import open_store
 from torch import Tensor
 
-from emocap_pretrain import pictures
 from emocap_pretrain.checkpoint.manifest import Checkpoint
-from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress, state_of
+from emocap_pretrain.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.evaluation.labels import check_labels, were_compared
-from emocap_pretrain.evaluation.restore import restore
-from emocap_pretrain.evaluation.zero_shot import zero_shot
-from emocap_pretrain.feed import cut_prompts
 from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
 from emocap_pretrain.quarantine import QUARANTINE_FILE
-from emocap_pretrain.run_folder import unsent
-from emocap_pretrain.run_folder.attempts import Attempt, newest
-from emocap_pretrain.run_folder.documents import REPORT
-from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
-from emocap_pretrain.run_folder.report import Report, ZeroShot
+from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Session, open_session
-from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
-from emocap_pretrain.tracking.spool import row, understood
-from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.world import joined
 
 log = logging.getLogger(__name__)
@@ -55,84 +40,25 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         LostContact: If another rank is gone or hangs; it says which.
         Superseded: If a newer start of the run has taken over.
     """
-    with joined(config, runtime) as world:
+    with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
-        if world.from_main(lambda: is_done(config, store)):
-            if world.is_main and not conclude_again(config, store):
-                evaluate_again(config, store, world.device)
-            return
         # One rank may read for minutes, longer than others wait in the training's group.
-        opening = world.aside()
-        opening.from_main(lambda: compare_labels(config, store))
+        patient = world.aside()
+        if patient.from_main(lambda: is_done(config, store)):
+            if not patient.from_main(lambda: conclude_again(config, store)):
+                evaluate_again(config, store, patient, world.device)
+            return
+        patient.from_main(lambda: prepare_tasks(config, store))
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
         attempt = Attempt(store, number)
         # What this attempt has opened is closed after the monitor, which first records a failure.
         with ExitStack() as opened, monitored(config, world, attempt) as monitor:
-            session = opened.enter_context(open_session(config, world, attempt, opening))
+            session = opened.enter_context(open_session(config, world, attempt, patient))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
-            if world.is_main and session.engine.step >= config.steps:
                 monitor.at(session.engine.step, "evaluating")
-                _conclude(session, progress)
-
-
-def is_done(config: Config, store: Store) -> bool:
-    """Whether the run of this folder, which must be this run, has the report of its last step.
-
-    Raises:
-        ConfigError: If the folder belongs to a run with other settings.
-    """
-    folder = RunFolder(store)
-    return folder.run_id(config) is not None and folder.report(config.steps) is not None
-
-
-def conclude_again(config: Config, store: Store) -> bool:
-    """Send the tracker what it lacks of a run that is done; False if its evaluation settings have changed since."""
-    report = RunFolder(store).report(config.steps)
-    if report is None or not report.evaluated_with(config.stored()["evaluation"]):
-        return False
-    if not RunFolder(store).original():  # The rows in a copy are the original's.
-        deliver_unsent(store, config, report.run_id, number=newest(store))
-    return True
-
-
-def evaluate_again(config: Config, store: Store, device: str) -> None:
-    """Evaluate the last checkpoint of a run that is done with the settings of now; nothing else of the run changes.
-
-    No start is counted, so `emocap status` says what it said before.
-    """
-    report = RunFolder(store).report(config.steps)
-    if report is None:
-        return
-    check_labels(config.evaluation)
-    number = newest(store)
-    parent = RunFolder(store).original()
-    rows = [] if parent else understood(unsent.left(store))
-    run_id = None if parent else report.run_id
-    tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
-    try:
-        if parent:
-            RunFolder(store).begin(config, tracker.run_id, parent=parent)
-            report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
-        settings = config.stored()["evaluation"]
-        report = replace(report, zero_shot=_evaluated(config, tracker, report.step, device), evaluation=settings)
-        tracker.text(REPORT_FILE, REPORT.dump(report).decode())
-        tracker.describe(report.markdown())
-        RunFolder(store).conclude(report)
-    finally:
-        tracker.finish("FINISHED")
-        unsent.leave(store, tracker.unsent(), number=number)
-
-
-def compare_labels(config: Config, store: Store) -> None:
-    """Compare all labels of the evaluation dataset with the classes, unless a start with these settings has done so.
-
-    Raises:
-        ConfigError: If they do not fit.
-    """
-    if not were_compared(newest_checkpoint(store), config):
-        check_labels(config.evaluation)
+                conclude(session, progress, patient)
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
@@ -222,42 +148,3 @@ def _numbers(metrics: Mapping[str, Tensor | float | None], step: int, session: S
             "try a smaller optimizer.lr, a longer warm-up, engine.precision=fp32, or health.nonfinite=skip."
         )
     return {name: value for name, value in row.items() if math.isfinite(value)}
-
-
-def _conclude(session: Session, progress: Progress) -> None:
-    """Evaluate the last checkpoint, track the result and write the report; rank 0 alone."""
-    config, stored = session.config, session.config.stored()
-    report = Report(
-        name=config.name,
-        url=stored["url"],
-        step=session.engine.step,
-        seconds=progress.seconds,
-        ranks=session.world.place.world,
-        samples_per_s=session.engine.step * config.global_batch / progress.seconds,
-        loss=progress.row.get("loss"),
-        run_id=session.tracker.run_id,
-        tracking_uri=masked(stored["tracking"]["uri"]),
-        zero_shot=_evaluated(config, session.tracker, session.engine.step, session.world.device)
-        if config.evaluation.url
-        else None,
-        evaluation=stored["evaluation"] if config.evaluation.url else None,
-    )
-    session.tracker.text(REPORT_FILE, REPORT.dump(report).decode())
-    session.tracker.describe(report.markdown())
-    session.keep([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
-    RunFolder(session.store).conclude(report)
-
-
-def _evaluated(config: Config, tracker: Tracker, step: int, device: str) -> ZeroShot:
-    restored = restore(config.url, device=device, config=config)
-    for cut in cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
-        if cut.cut:
-            log.warning("texts that are cut: %s", cut)
-    matrix = zero_shot(restored.model, restored.tokenizer, config.evaluation)
-    result = matrix.result(config.stored()["evaluation"]["url"])
-    tracker.rescore({"zero_shot/uar": result.uar, "zero_shot/war": result.war}, step)
-    with TemporaryDirectory(prefix="emocap-") as folder:
-        path = Path(folder) / "confusion.png"
-        pictures.confusion(matrix, path)
-        tracker.picture("pictures/confusion.png", path)
-    return result

@@ -9,7 +9,7 @@ import numpy as np
 from emocap_shards.sample import Sample
 from matplotlib.figure import Figure
 
-from emocap_pretrain.evaluation.confusion import Confusion
+from emocap_pretrain.run_folder.results import ConfusionMatrix
 
 
 def preview(samples: Sequence[Sample], path: Path) -> None:
@@ -32,20 +32,21 @@ def _caption(sample: Sample) -> str:
     return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)
 
 
-def confusion(matrix: Confusion, path: Path) -> None:
+def confusion(matrix: ConfusionMatrix, path: Path) -> None:
     """Recall of each true class over predicted classes, with counts."""
     size = max(5.0, 0.8 * len(matrix.classes) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
-    share = matrix.counts / np.maximum(1, matrix.counts.sum(1, keepdims=True))
+    counts = np.array(matrix.counts)
+    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     image = axes.imshow(share, vmin=0, vmax=1, cmap=mpl.colormaps["Blues"])
-    for (row, column), count in np.ndenumerate(matrix.counts):
+    for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
     ticks = range(len(matrix.classes))
     axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(ticks, matrix.classes, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"Zero-shot: UAR {matrix.uar:.1%} (chance {matrix.chance:.1%}), WAR {matrix.war:.1%}")
+    axes.set_title(matrix.title, parse_math=False)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     figure.savefig(path, dpi=110)

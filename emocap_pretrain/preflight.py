@@ -1,8 +1,8 @@
 """What is checked before a run starts: without Ray, without a process group, and without a write.
 
 A problem keeps the run from starting, and its line says the reason and the cure. A note is a fact that the user may not
-expect; the run starts all the same. Everything here reads a few small objects of the store, except the labels of the
-evaluation dataset, which are read for a bounded time.
+expect; the run starts all the same. Everything here reads a few small objects of the store, except the evaluation
+dataset, which each task reads for a bounded time.
 """
 
 import math
@@ -21,11 +21,11 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, Evaluation
 from emocap_pretrain.encoders.pair import check_weights
 from emocap_pretrain.engine.optimizer import optimizer_of
 from emocap_pretrain.errors import ConfigError, EmocapError
-from emocap_pretrain.evaluation.labels import check_labels, were_compared
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.feed import digest_of, foreign_data
 from emocap_pretrain.memory import MemoryEstimate, estimate
 from emocap_pretrain.objective import Objective
@@ -33,7 +33,7 @@ from emocap_pretrain.parts import active_parts
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.schedule import learning_rate
 
-LABELS_S = 20.0
+PREPARE_S = 20.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 Value = TypeVar("Value")
 
@@ -86,7 +86,7 @@ def preflight(
     config: Config,
     devices: Devices | None = None,
     *,
-    with_labels: bool = True,
+    prepare_tasks: bool = True,
     known: MemoryEstimate | None = None,
 ) -> Findings:
     """Look at everything that a start of this run needs.
@@ -94,8 +94,8 @@ def preflight(
     Args:
         config: The run.
         devices: Where it will run; None where a cluster decides that, then the ranks' memory is not checked.
-        with_labels: Compare the labels of the evaluation dataset with the classes, for 20 s at most. A run that has a
-            checkpoint with the same evaluation settings has compared them already.
+        prepare_tasks: Let each evaluation task compare its settings with its data, for 20 s at most. A run that has a
+            checkpoint with the same evaluation settings has done so already.
         known: The memory of a rank, if it was estimated already.
     """
     found = Findings()
@@ -112,34 +112,23 @@ def preflight(
         found.attempt(lambda: found.notes.extend(check_weights(config.model)))
     if devices and not checkpoint and not found.problems:
         found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
-    compare = with_labels and not were_compared(checkpoint, config)
-    found.attempt(lambda: evaluation(config, found, with_labels=compare))
+    unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config)
+    found.attempt(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     return found
 
 
-def evaluation(config: Config, found: Findings, *, with_labels: bool) -> None:
-    """Check the evaluation dataset, and compare its labels with the classes for 20 s at most.
+def evaluation(settings: Evaluation, found: Findings, *, prepare_tasks: bool) -> None:
+    """Check the evaluation dataset and the names of the tasks, and let each task look into the data for 20 s at most.
 
     Raises:
-        ConfigError: If there is no dataset, no sample has the label, or the classes lack a label.
+        ConfigError: If there is no dataset, no task of a name, or the settings of a task do not fit the data.
     """
-    settings = config.evaluation
+    tasks.tasks_of(settings)
     if settings.url is None:
         return
-    manifest = _manifest(settings.url, "evaluation.url")
-    labels = check_labels(settings, seconds=LABELS_S) if with_labels else None
-    if labels is None:
-        return
-    if not labels.complete:
-        found.notes.append(
-            f"evaluation.url: the labels of {labels.looked:,} of {manifest.samples:,} samples were compared with the "
-            f"classes within {LABELS_S:.0f} s; the others are compared before the first step."
-        )
-    if settings.classes is None and any(_is_number(value) for value in labels.values):
-        found.notes.append(
-            f"evaluation.label={settings.label}: its values are numbers, and without evaluation.classes the prompts "
-            "name these numbers; give each class its words, such as evaluation.classes={0: [joy]}."
-        )
+    _manifest(settings.url, "evaluation.url")
+    if prepare_tasks:
+        found.notes.extend(tasks.prepare(settings, seconds=PREPARE_S))
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
@@ -281,7 +270,3 @@ def _host_memory_bytes() -> int:
 def _config_of(checkpoint: Checkpoint) -> dict[str, object]:
     config = checkpoint.state.get("config")
     return dict(config) if isinstance(config, dict) else {}
-
-
-def _is_number(value: str | float) -> bool:
-    return not isinstance(value, str) or value.replace(".", "", 1).isdecimal()

@@ -142,8 +142,8 @@ def _as_rank(config: Config) -> None:
     runtime = EnvRuntime.from_environment(config.cluster.device)
     place = runtime.place
     devices = Devices(place.world, place.local_world, on_gpu=runtime.device.startswith("cuda"))
-    # Every rank finds the same, so all end alike before they join. Labels are compared by rank 0, in `pretrain`.
-    _check(config, devices, with_labels=False, aloud=place.rank == 0)
+    # Every rank finds the same, so all end alike before they join. Tasks are prepared by rank 0, in `pretrain`.
+    _check(config, devices, prepare_tasks=False, aloud=place.rank == 0)
     try:
         pretrain(config, runtime)
     except RuntimeError as error:
@@ -156,30 +156,30 @@ def _as_rank(config: Config) -> None:
     # torchrun would take a code for a failure and start again what was to stop.
     code = 0 if done or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
     if place.world > 1:
-        _leave(code)
+        leave(code)
     sys.exit(code)
 
 
-def _check(config: Config, devices: "Devices | None", *, with_labels: bool, aloud: bool = True) -> None:
+def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, aloud: bool = True) -> None:
     """Returns only if the run can start, as far as that can be known without starting anything.
 
     Raises:
         ConfigError: With one line for each thing that keeps the run from starting.
     """
-    from emocap_pretrain.loop import is_done
+    from emocap_pretrain.conclusion import is_done
     from emocap_pretrain.preflight import Findings, evaluation, preflight
 
     if is_done(config, open_store(config.url)):
         found = Findings()
-        found.attempt(lambda: evaluation(config, found, with_labels=with_labels))
+        found.attempt(lambda: evaluation(config.evaluation, found, prepare_tasks=prepare_tasks))
     else:
-        found = preflight(config, devices, with_labels=with_labels)
+        found = preflight(config, devices, prepare_tasks=prepare_tasks)
     found.refuse()
     for note in found.notes if aloud else ():
         console.print(f"note: {note}")
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End this rank without Python's teardown.
 
     A thread of gloo may still let go of the last collective's tensors; it needs the interpreter for that, and where the
@@ -193,7 +193,7 @@ def _leave(code: int) -> NoReturn:
 def _on_ray(config: Config) -> None:
     from emocap_cluster.address import HERE, address_of_ray
 
-    from emocap_pretrain.loop import conclude_again, is_done
+    from emocap_pretrain.conclusion import conclude_again, is_done
 
     store = open_store(config.url)
     if is_done(config, store) and conclude_again(config, store):
@@ -201,7 +201,7 @@ def _on_ray(config: Config) -> None:
         return
     # What a cluster of several hosts has is known only after it is joined.
     devices = _devices_here(config) if address_of_ray() == HERE else None
-    _check(config, devices, with_labels=True)
+    _check(config, devices, prepare_tasks=True)
     _supervise(config)
 
 

@@ -77,16 +77,19 @@ class EnvRuntime:
     _bar: Any = None
 
     @classmethod
-    def from_environment(cls, device: str = "auto") -> "EnvRuntime":
+    def from_environment(cls, device: str = "auto", *, listen: bool = True) -> "EnvRuntime":
         """The rank that a launcher made of this process.
 
         Args:
             device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
+            listen: Whether SIGTERM and Ctrl-C ask to stop; else they end the process as usual.
         """
         place = _place(os.environ)
         if "RANK" not in os.environ and _in_slurm_step(os.environ):
             _meet_as_slurm_says()
         runtime = cls(place, _device(device, place.local_rank))
+        if not listen:
+            return runtime
 
         def stop(number: int, _frame: object) -> None:
             runtime._stop.set()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Cluster
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.runtime import Place, Runtime
 
@@ -39,22 +39,28 @@ class World:
         return box[0]
 
     def from_main(self, act: Callable[[], Value]) -> Value:
-        """What `act` gives on rank 0, on every rank; an error of rank 0 is raised on all of them, so none waits."""
+        """Returns on every rank what `act` gives on rank 0; an error of rank 0 is raised on all, so that none waits."""
         if self.group is None:
             return act()
-        value, error = None, None
-        if self.is_main:
-            try:
-                value = act()
-            except Exception as caught:  # noqa: BLE001 - raised again below, here and on every other rank
-                error = caught
-        answer: tuple[Any, str | None, bool] = self.share((value, error and str(error), isinstance(error, ConfigError)))
-        if error is not None:
-            raise error
-        value, told, wrong = answer
-        if told is not None:
-            raise ConfigError(told) if wrong else LostContact(f"rank 0 failed: {told}")
-        return value
+        outcome = _Outcome.of(act) if self.is_main else _Outcome()
+        answer: _Outcome = self.share(outcome.told())
+        outcome.raise_own()
+        answer.raise_of(rank=0)
+        return answer.value
+
+    def from_all(self, act: Callable[[], Value]) -> list[Value]:
+        """Returns on every rank what `act` gives on each rank, in rank order; a collective.
+
+        An error of any rank is raised on all of them, so that no rank waits for one that has failed.
+        """
+        if self.group is None:
+            return [act()]
+        outcome = _Outcome.of(act)
+        answers: list[_Outcome] = self.collect(outcome.told())
+        outcome.raise_own()
+        for rank, answer in enumerate(answers):
+            answer.raise_of(rank)
+        return [answer.value for answer in answers]
 
     def collect(self, value: Any) -> list[Any]:
         """Every rank's value in rank order, on every rank."""
@@ -76,7 +82,7 @@ class World:
         return World(self.place, "cpu", cast(ProcessGroup, group))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on some rank; a collective."""
+        """Returns whether the flag is up on some rank; a collective."""
         return bool(self.highest([int(flag)])[0])
 
     def highest(self, numbers: Sequence[int]) -> list[int]:
@@ -88,19 +94,56 @@ class World:
         return greatest.tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """The outcome of a rank's act: a value, or an error of which the other ranks are told the message."""
+
+    value: Any = None
+    error: Exception | None = None
+    message: str | None = None
+    is_wrong_input: bool = False
+
+    @classmethod
+    def of(cls, act: Callable[[], Any]) -> "_Outcome":
+        try:
+            return cls(act())
+        except Exception as error:  # noqa: BLE001 - it is raised again, here and on every other rank
+            return cls(None, error, str(error), isinstance(error, ConfigError))
+
+    def told(self) -> "_Outcome":
+        """The outcome without the error itself, which may hold what cannot be sent to another process."""
+        return replace(self, error=None)
+
+    def raise_own(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def raise_of(self, rank: int) -> None:
+        """Raises what is known of another rank's error.
+
+        Raises:
+            ConfigError: If a value is wrong; every rank says so alike.
+            LostContact: If the rank has failed.
+        """
+        if self.message is not None:
+            raise (
+                ConfigError(self.message) if self.is_wrong_input else LostContact(f"rank {rank} failed: {self.message}")
+            )
+
+
 @contextmanager
-def joined(config: Config, runtime: Runtime) -> Generator[World]:
+def joined(settings: Cluster, runtime: Runtime) -> Generator[World]:
     """Set this process up as one rank and take it down again.
 
-    A process group that exists already (Ray made one) is used and left standing.
+    A process group that exists already (Ray made one) is used and not ended.
     """
     place, device = runtime.place, runtime.device
-    use_threads(config, place)
+    use_threads(settings, place)
     made = not dist.is_initialized()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     if made:
-        _init(place, device, config.cluster.group_timeout_s)
+        _init(place, device, settings.group_timeout_s)
     clean = False
     try:
         yield World(place, device, dist.group.WORLD if place.world > 1 else None)
@@ -112,17 +155,17 @@ def joined(config: Config, runtime: Runtime) -> Generator[World]:
 
 
 def lost_contact(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone; gloo's errors have no type of their own."""
+    """Returns whether a collective failed because another rank is gone; gloo's errors have no type of their own."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def use_threads(config: Config, place: Place) -> None:
-    """The config's thread count, whatever the launcher put into OMP_NUM_THREADS.
+def use_threads(settings: Cluster, place: Place) -> None:
+    """Sets the settings' thread count, whatever the launcher put into OMP_NUM_THREADS.
 
     Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.
     """
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.cluster.threads_per_rank or max(1, cores // place.local_world))
+    torch.set_num_threads(settings.threads_per_rank or max(1, cores // place.local_world))
 
 
 def _init(place: Place, device: str, timeout_s: int) -> None:

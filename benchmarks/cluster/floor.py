@@ -46,7 +46,7 @@ def main() -> None:
     imported = time.time()
     config = load(Path(sys.argv[1]), [])
     runtime = EnvRuntime.from_environment("cpu")
-    with joined(config, runtime) as world:
+    with joined(config.cluster, runtime) as world:
         met = time.time()
         store = open_store(config.url)
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)

@@ -127,7 +127,7 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     place = Rank(rank, 2, rank, 2) if together else Rank()
     config = case.config(place.world)
-    with joined(config, EnvRuntime(place, "cpu")) as world:
+    with joined(config.cluster, EnvRuntime(place, "cpu")) as world:
         torch.manual_seed(0)
         model = TowerPair.of(config, Vocabulary(VOCABULARY, 0))
         parameters, batch = sum(each.numel() for each in model.parameters()), _batch(case.rows)

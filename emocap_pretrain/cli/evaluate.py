@@ -1,28 +1,36 @@
 """`emocap evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import yaml
 from emocap_shards.mask import MASK
 
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
-from emocap_pretrain.config.load import load, unresolved
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.config.load import load, unresolved, with_section
+from emocap_pretrain.config.schema import Cluster, Config, Tracking
+from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.logs import show_logs
-from emocap_pretrain.terminal import console, errors_as_lines
+from emocap_pretrain.run import leave
+from emocap_pretrain.run_folder.folder import RUN_FILE
+from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.runtime import EnvRuntime, launched
+from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
-    from emocap_pretrain.config.schema import Evaluation
+    from emocap_pretrain.evaluation.restore import Restored
 
-LARGEST_BATCH = 1024  # What a stored config may ask for at once; the result does not depend on it.
+LARGEST_BATCH = 1024  # What a stored config may ask for at once.
+RESULTS_FILE = "results.json"
 
 
-def command(
-    run_url: Annotated[str, typer.Argument(help="Folder or URL of a run.")],
-    data: Annotated[str | None, typer.Option(help="Labelled dataset.")] = None,
+def command(  # noqa: PLR0913, PLR0917 - one argument for each option
+    run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset to evaluate on.")] = None,
     stored_data: Annotated[
         bool, typer.Option("--stored-data", help="Read the dataset that the checkpoint's own config names.")
     ] = False,
@@ -30,47 +38,202 @@ def command(
         Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
     ] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint; default the newest.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task to run; may be given often; default those of the config.")
+    ] = None,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks, and run none.")] = False,
+    label: Annotated[str | None, typer.Option(help="Name of the label that holds a sample's class.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts, one a line, each with {} where the words of a class go.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs; auto is CUDA where there is any.")
+    ] = "auto",
+    tracking: Annotated[
+        str | None, typer.Option(metavar="URI", help="Log the results to this MLflow, below the run's own entry.")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix to this PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Zero-shot classification with a checkpoint of a run."""
+    """Evaluate a checkpoint of a run, on one device or, under torchrun or srun, on all ranks."""
     show_logs()
     with errors_as_lines(debug=debug):
-        from emocap_pretrain import pictures
-        from emocap_pretrain.evaluation.restore import restore
-        from emocap_pretrain.evaluation.zero_shot import zero_shot
-        from emocap_pretrain.feed import cut_prompts
-        from emocap_pretrain.run_folder.folder import RUN_FILE
-        from emocap_pretrain.run_folder.report import zero_shot_rows
-
-        need_answer(run_url, RUN_FILE)
+        if list_tasks:
+            _list_tasks(as_json=as_json)
+            return
+        if run_url is None:
+            raise ConfigError("name the folder or URL of a run, or ask for --list.")
         own = load(config) if config else None
-        restored = restore(run_url, step=step, device=device, config=own)
-        settings = _with_data(restored.config.evaluation, data, allowed=stored_data or own is not None)
-        for cut in cut_prompts(settings, restored.tokenizer, restored.config.model.text.lengths):
-            if cut.cut:
-                console.print(f"texts that are cut: {cut}", markup=False)
-        matrix = zero_shot(restored.model, restored.tokenizer, settings)
-        rows = zero_shot_rows(matrix.result(str(settings.url)))
-        console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
-        if picture:
-            pictures.confusion(matrix, picture)
+        changes = _changes(data, task, label, classes, prompts)
+        may_read = stored_data or own is not None
+        restored, results = _evaluated(run_url, step, own, changes, may_read=may_read, device=device)
+        if results:
+            _show(run_url, restored, results, as_json=as_json)
+        if results and picture:
+            _draw(results, picture)
+        if results and tracking:
+            _track(restored, results, _tracking(tracking, own))
+        if launched():
+            leave(0)
 
 
-def _with_data(settings: "Evaluation", data: str | None, *, allowed: bool) -> "Evaluation":
-    """The settings with the dataset that the user named, or with their own where the user allowed it.
+def _list_tasks(*, as_json: bool) -> None:
+    from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS
+
+    if as_json:
+        say_json([{"name": task.name, "about": task.about, "default": task in DEFAULT} for task in TASKS])
+        return
+    rows = [(task.name, "default" if task in DEFAULT else "", task.about) for task in TASKS]
+    console.print(tables.grid("Evaluation tasks", ("name", "runs by", "what it does"), rows, left=3))
+
+
+def _changes(
+    data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
+) -> dict[str, Any]:
+    """The settings of the evaluation that the command line gives."""
+    given = {
+        "url": data,
+        "tasks": task or None,
+        "label": label,
+        "classes": None if classes is None else _classes(classes),
+        "templates": None if prompts is None else _lines(prompts),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _classes(text: str) -> Any:
+    """`joy,fear` as classes of their own names, or the mapping that YAML reads."""
+    if not text.lstrip().startswith("{"):
+        return {name: name for name in map(str.strip, text.split(",")) if name}
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--classes {text}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: the file cannot be read as UTF-8 text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _evaluated(
+    run_url: str, step: int | None, own: Config | None, changes: dict[str, Any], *, may_read: bool, device: str
+) -> "tuple[Restored, tuple[TaskResult, ...]]":
+    """The model and what the tasks have found; a collective of the ranks that a launcher started, else of one.
+
+    Only rank 0 gets results, so that they are shown once.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from emocap_pretrain.conclusion import evaluated
+    from emocap_pretrain.evaluation.restore import restore
+    from emocap_pretrain.world import joined
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no GPU on this host; leave it out, or say cpu.")
+    runtime = EnvRuntime.from_environment(device, listen=False)
+    with joined(own.cluster if own else Cluster(), runtime) as world:
+        everyone = world.aside()
+
+        def read() -> "Restored":
+            need_answer(run_url, RUN_FILE)
+            restored = restore(run_url, step=step, config=own)
+            return replace(restored, config=_with_settings(restored.config, changes, may_read=may_read))
+
+        restored = everyone.from_main(read)
+        results = evaluated(restored, everyone, world.device)
+        return restored, results if world.is_main else ()
+
+
+def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
+    """The config with the settings that the user gave, and a dataset that the user has named or allowed.
 
     Raises:
-        ConfigError: If the user did neither, or the stored name is incomplete.
+        ConfigError: If the user did neither, the stored name is incomplete, or a setting is wrong.
     """
-    if data is None and settings.url is None:
-        raise ConfigError("the run has no evaluation.url: give a labelled dataset with --data URL.")
-    if data is None and not allowed:
-        raise ConfigError(
-            f"the checkpoint's config names the dataset {settings.url}, which whoever wrote the checkpoint chose: "
-            "allow it with --stored-data, or name a dataset with --data URL."
-        )
-    if data is None and (unresolved(settings.url) or MASK in str(settings.url)):
-        raise ConfigError(f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL.")
-    return settings.model_copy(update={"url": data or settings.url, "batch": min(settings.batch, LARGEST_BATCH)})
+    settings = config.evaluation
+    if "url" not in changes:
+        if settings.url is None:
+            raise ConfigError("the run has no evaluation.url: give a dataset with --data URL.")
+        if not may_read:
+            raise ConfigError(
+                f"the checkpoint's config names the dataset {settings.url}, which whoever wrote the checkpoint chose: "
+                "allow it with --stored-data, or name a dataset with --data URL."
+            )
+        if unresolved(settings.url) or MASK in settings.url:
+            raise ConfigError(
+                f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL."
+            )
+    return with_section(config, "evaluation", {**changes, "batch": min(settings.batch, LARGEST_BATCH)})
+
+
+def _tracking(uri: str, own: Config | None) -> Tracking:
+    """Returns where results are logged: the user's URI, with the experiment of the user's own config if there is one.
+
+    Nothing of it comes from the checkpoint: whoever wrote that would choose where artifacts are written.
+    """
+    settings = own.tracking.model_dump() if own else {}
+    return Tracking.model_validate({**settings, "uri": uri})
+
+
+def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, as_json: bool) -> None:
+    if as_json:
+        say_json(_tree(run_url, restored, results))
+        return
+    rows = [row for result in results for row in result.rows()]
+    console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
+    for values in (each for result in results for each in result.class_values):
+        rows = zip(values.classes, values.samples, values.values, strict=True)
+        told = [
+            (name, f"{samples:,}", "" if value is None else f"{value:.1%}", tables.bar(value or 0.0))
+            for name, samples, value in rows
+        ]
+        console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), told))
+
+
+def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    return {"run": run_url, "step": restored.step, "results": to_jsonable_python(results)}
+
+
+def _draw(results: Sequence[TaskResult], path: Path) -> None:
+    from emocap_pretrain import pictures
+
+    matrices = [matrix for result in results for matrix in result.confusion_matrices]
+    if not matrices:
+        names = ", ".join(result.task for result in results)
+        raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
+    pictures.confusion(matrices[0], path)
+
+
+def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracking) -> None:
+    """A run of MLflow of its own below the trained run: what is measured on other data replaces none of its scores."""
+    import json
+
+    from emocap_pretrain.conclusion import track
+    from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+
+    config = restored.config
+    config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
+    tracker = MlflowTracker.start(config, None, parent=restored.run_id)
+    track(tracker, results, restored.step)
+    tracker.text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
+    tracker.describe("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))
+    tracker.finish("FINISHED")
+    if tracker.unsent():
+        raise TrackingError(f"--tracking {tracking.uri}: MLflow did not take all results; run the command again.")
+
+
+def _markdown_rows(restored: "Restored", results: Sequence[TaskResult]) -> list[tuple[str, str]]:
+    head = [("", f"{restored.config.name}, step {restored.step}"), ("---", "---")]
+    return [*head, *(row for result in results for row in result.rows())]

@@ -121,7 +121,7 @@ def _sentence(problem: Any, origin: Origin) -> str:
     dotted = ".".join(map(str, keys))
     place = origin.place(keys)
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted}{_did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
+        return f"{place}: unknown key {dotted}{did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{place}: {dotted} is required{_described(keys)}."
     if problem["type"] == "value_error":
@@ -143,7 +143,8 @@ def _rule(problem: Any) -> str:
     return problem["msg"].replace("Input should be", "it should be")
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or all of them."""
     close = _closest(name, known)
     return f"; did you mean {close}?" if close else f"; known here: {', '.join(known)}."
 

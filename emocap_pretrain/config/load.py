@@ -1,7 +1,7 @@
 """YAML file + dotted overrides -> Config, or one line for each thing that is wrong."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -58,6 +58,21 @@ def from_stored(tree: Any) -> Config:
     except ValidationError as error:
         origin = Origin(Path("the checkpoint's config"), {}, frozenset())
         raise ConfigError("\n".join(explain(error, origin, {}))) from error
+
+
+def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
+    """The config with other values in one of its sections, which the command line gives; no path is looked up.
+
+    Raises:
+        ConfigError: If a value is wrong.
+    """
+    tree = config.model_dump(mode="json")
+    try:
+        changed = Config.model_validate({**tree, section: {**tree[section], **values}}, context=INERT)
+    except ValidationError as error:
+        origin = Origin(Path("command line"), {}, frozenset(f"{section}.{name}" for name in values))
+        raise ConfigError("\n".join(explain(error, origin, {}))) from error
+    return config.replacing(section, getattr(changed, section), values)
 
 
 def unresolved(tree: Any) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self, cast
 
 from emocap_shards.mask import holds_secret, masked_url
@@ -280,9 +280,12 @@ class Tracking(Section):
 
 
 class Evaluation(Section):
-    """Zero-shot classification by prompts on a labelled dataset."""
+    """Names the dataset that the trained model is evaluated on, and the tasks that do it."""
 
-    url: Location | None = Field(default=None, description="Packed dataset with labels; null skips the evaluation.")
+    url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Tasks by name (see `emocap evaluate --list`); null runs the default ones."
+    )
     label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
     classes: Classes | None = Field(
         default=None,
@@ -362,6 +365,13 @@ class Config(Section):
         """This config, remembering that the values at these keys came from `${oc.env:...}` texts, and which."""
         config = self.model_copy()
         config._interpolations, config._secrets = dict(texts), tuple(secrets)
+        return config
+
+    def replacing(self, name: str, section: Section, changed: Collection[str]) -> "Config":
+        """This config with another section of this name, of which the `changed` settings come from no `${...}` text."""
+        config = self.model_copy(update={name: section})
+        gone = {(name, setting) for setting in changed}
+        config._interpolations = {keys: text for keys, text in self._interpolations.items() if keys[:2] not in gone}
         return config
 
 

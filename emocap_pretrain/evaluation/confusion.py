@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from emocap_pretrain.run_folder.report import ZeroShot
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,26 @@ class Confusion:
         np.add.at(counts, (truth, predicted), 1)
         return cls(classes, counts)
 
-    def result(self, url: str) -> ZeroShot:
-        """What a report says of these counts, for the dataset at `url`."""
+    def scores(self, task: str) -> tuple[Score, ...]:
+        """UAR and WAR, each beside the guess that does not look; `task` begins their titles."""
+        chance = Baseline("chance", self.chance, f"{int((self.counts.sum(1) > 0).sum())} classes")
+        return (
+            Score("uar", f"{task} UAR", self.uar, chance),
+            Score("war", f"{task} WAR", self.war, Baseline("majority class", self.majority)),
+        )
+
+    def recalls(self, task: str) -> ClassValues:
+        """The share of each class that is right; `task` begins the title."""
+        samples = tuple(map(int, self.counts.sum(1)))
+        right = map(int, np.diag(self.counts))
+        values = tuple(hits / of if of else None for hits, of in zip(right, samples, strict=True))
+        return ClassValues("recall", f"{task} recall", self.classes, values, samples)
+
+    def matrix(self, task: str) -> ConfusionMatrix:
+        """The counts as a value to store; its title says UAR and WAR."""
+        title = f"{task}: UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
         counts = tuple(tuple(map(int, row)) for row in self.counts)
-        return ZeroShot(url, self.classes, counts, self.uar, self.war, self.chance, self.majority)
+        return ConfusionMatrix("confusion", title, self.classes, counts)
 
     @property
     def samples(self) -> int:

@@ -32,7 +32,7 @@ from emocap_pretrain.tokenizer import Tokenizer
 # A name of timm's own registry. `hf-hub:` and `local-dir:` are names that timm opens.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
-LARGEST_NUMBER, LARGEST_PIXELS = 1 << 24, 4096
+LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,16 @@ class Restored:
     model: TowerPair
     tokenizer: Tokenizer
     step: int
+    run_id: str = ""
+    """MLflow's name for the run, as the checkpoint says."""
 
 
-def restore(run_url: str, *, step: int | None = None, device: str = "cpu", config: Config | None = None) -> Restored:
-    """Load a checkpoint of a run.
+def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
+    """Load a checkpoint of a run, on the CPU.
 
     Args:
         run_url: The run's `url`.
         step: Which; default the newest.
-        device: Where the model shall live.
         config: The run's config from the user's own hands. Without it the one in the checkpoint is read as inert data.
 
     Raises:
@@ -74,7 +75,8 @@ def restore(run_url: str, *, step: int | None = None, device: str = "cpu", confi
             weights.require_fit(build())
         model = build()
         model.load_state_dict(load_file(folder / WEIGHTS))
-    return Restored(config, model.to(device).eval(), tokenizer, checkpoint.step)
+    run_id = str(checkpoint.state.get("run_id", ""))[:LONGEST_ID]
+    return Restored(config, model.eval(), tokenizer, checkpoint.step, run_id)
 
 
 def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:

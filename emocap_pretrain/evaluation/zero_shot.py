@@ -3,82 +3,137 @@
 Cosines, not embeddings, are averaged over the prompts of a class (the protocol of Exp-CLIP, Zhao et al. 2024).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from emocap_shards.sample import Sample
-from emocap_shards.stream import Stream
+from emocap_shards.inspecting.label_values import LabelValues, label_values
 from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import Evaluation
-from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.labels import classes_of
-from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.transform import centre
+from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.run_folder.results import TaskResult
+
+SHOWN = 8
 
 
-def zero_shot(model: TowerPair, tokenizer: Tokenizer, settings: Evaluation) -> Confusion:
-    """Classify every labelled sample of `settings.url`.
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """The samples of a batch that have the label: their labels, and the vectors of their images if there are any."""
+
+    labels: tuple[str, ...] = ()
+    embeddings: Float[Tensor, "samples embedding"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShot:
+    """The task. Samples without the label, or with an empty one, are left out."""
+
+    settings: Evaluation
+    name: ClassVar[str] = "zero_shot"
+    about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
+
+    def prompts(self) -> Sequence[str]:
+        return _prompts(self.settings.templates, self.settings.classes or {})
+
+    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
+        """Compares every label of the dataset with the classes, or as many as can be read within `seconds`."""
+        settings = self.settings
+        found = label_values(str(settings.url), settings.label, seconds=seconds)
+        if found.values or found.complete:
+            classes_of(settings, map(label_text, found.values), found.names)
+        return list(_notes(settings, found, seconds))
+
+    def run(self, embedder: Embedder, share: Share) -> Iterator[LabelledImages]:
+        label = self.settings.label
+        for samples in share.batches(str(self.settings.url), self.settings.batch, embedder.cropped):
+            labelled = [sample for sample in samples if sample.labels.get(label, "") != ""]
+            labels = tuple(label_text(sample.labels[label]) for sample in labelled)
+            yield LabelledImages(labels, embedder.images(labelled)) if labelled else LabelledImages()
+
+    def result(self, embedder: Embedder, parts: Sequence[LabelledImages]) -> TaskResult:
+        truth = [label for part in parts for label in part.labels]
+        classes = classes_of(self.settings, truth)
+        embeddings = torch.cat([part.embeddings for part in parts if part.embeddings is not None])
+        cosines = embeddings @ _class_embeddings(embedder, self.settings.templates, classes)
+        predicted = cosines.mean(0).argmax(1).numpy()
+        numbers = {name: number for number, name in enumerate(classes)}
+        confusion = Confusion.of(tuple(classes), np.array([numbers[label] for label in truth]), predicted)
+        return TaskResult(
+            task=self.name,
+            samples=confusion.samples,
+            scores=confusion.scores("zero-shot"),
+            class_values=(confusion.recalls("zero-shot"),),
+            confusion_matrices=(confusion.matrix("Zero-shot"),),
+        )
+
+
+def classes_of(settings: Evaluation, labels: Iterable[str], names: Sequence[str] = ()) -> Mapping[str, Sequence[str]]:
+    """The words of each class, in the order of the classes.
 
     Args:
-        model: In evaluation mode, on any device.
-        tokenizer: The model's own.
-        settings: Dataset, label, classes, templates.
+        settings: Their classes win; without them each label is a class of its own name.
+        labels: What samples have, as `label_text` writes it.
+        names: Labels that samples have, for the error.
 
     Raises:
-        ConfigError: If no sample has the label, or a label is not among the classes that the settings name.
+        ConfigError: If there is no label, or the settings have classes and one is not among them.
     """
-    if settings.url is None:
-        raise ConfigError("evaluation.url is not set: give a packed dataset whose samples have labels.")
-    truth: list[str] = []
-    embeddings: list[Tensor] = []
-    stream = Stream(url=settings.url, global_batch=settings.batch, shuffle=False, epochs=1)
-    for portion in stream.steps(each=partial(_centred, pixels=model.pixels)):
-        labelled = [sample for sample in portion.samples if sample.labels.get(settings.label, "") != ""]
-        if labelled:
-            truth += [label_text(sample.labels[settings.label]) for sample in labelled]
-            embeddings.append(_embed(model, labelled))
-    classes = classes_of(settings, truth)
-    cosines = torch.cat(embeddings) @ _class_embeddings(model, tokenizer, settings.templates, classes)
-    predicted = cosines.mean(0).argmax(1).numpy()
-    names = tuple(classes)
-    return Confusion.of(names, np.array([names.index(label) for label in truth]), predicted)
+    found = sorted(set(labels))
+    if not found:
+        there = f"; labels there: {_listed(names)}" if names else "; its samples have no labels"
+        raise ConfigError(f"evaluation.label={settings.label}: no sample of {settings.url} has this label{there}.")
+    classes = settings.classes or {name: (name,) for name in found}
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise ConfigError(
+            f"evaluation.classes lacks {_listed(unknown)}, which samples of {settings.url} have as their label "
+            f"{settings.label!r}; the classes are {_listed(tuple(classes))}."
+        )
+    return classes
 
 
-def _centred(sample: Sample, pixels: int) -> Sample:
-    return replace(sample, image=centre(sample.image, pixels))
+def _notes(settings: Evaluation, found: LabelValues, seconds: float | None) -> Iterator[str]:
+    if seconds is not None and not found.complete:
+        yield (
+            f"evaluation.url: the labels of {found.looked:,} of {found.samples:,} samples were compared with the "
+            f"classes within {seconds:.0f} s; the others are compared before the first step."
+        )
+    if settings.classes is None and any(_is_number(value) for value in found.values):
+        yield (
+            f"evaluation.label={settings.label}: its values are numbers, and without evaluation.classes the prompts "
+            "name these numbers; give each class its words, such as evaluation.classes={0: [joy]}."
+        )
 
 
-def _embed(model: TowerPair, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
-    images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
-    with torch.inference_mode():
-        return model.embed_images(torch.from_numpy(images).to(model.logit_scale.device)).float().cpu()
+def _is_number(value: str | float) -> bool:
+    return not isinstance(value, str) or value.replace(".", "", 1).isdecimal()
 
 
-def prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more
+
+
+def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
     """Every template with every word of every class."""
     return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
 
 
 def _class_embeddings(
-    model: TowerPair,
-    tokenizer: Tokenizer,
-    templates: Sequence[str],
-    classes: Mapping[str, Sequence[str]],
+    embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
     """For each template and class the mean over the class's words."""
-    device = str(model.logit_scale.device)
-    columns: list[Tensor] = []
-    for words in classes.values():
-        texts = prompts(templates, {"": words})
-        with torch.inference_mode():
-            embedded = model.embed_texts(tokenizer.encode(texts, model.prompt_length).to(device)).float().cpu()
-        columns.append(embedded.view(len(templates), len(words), -1).mean(1))
+    columns = [
+        embedder.texts(_prompts(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
+        for words in classes.values()
+    ]
     return torch.stack(columns, dim=-1)

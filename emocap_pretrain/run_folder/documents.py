@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.report import Report, with_results
 from emocap_pretrain.run_folder.storage import Kind, renamed
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
@@ -182,7 +182,7 @@ STATUS = Kind(Status, (renamed({"start": "attempt"}),))
 STOP_REQUEST = Kind(StopRequest)
 PROFILE_REQUEST = Kind(ProfileRequest)
 PROFILE_ANSWER = Kind(ProfileAnswer)
-REPORT = Kind(Report)
+REPORT = Kind(Report, (lambda body: body, with_results))
 # Version 0.1.0 wrote these without a frame: a mapping of steps, and lists.
 SKIPPED = Kind(SkippedDocument, (lambda body: {"steps": body},))
 QUARANTINE = Kind(QuarantineDocument, (lambda body: {"samples": body},))

@@ -1,33 +1,23 @@
 """The result of a run, as a value and as a table for a person."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, cast
 
-from pydantic import Field
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from emocap_pretrain.config.schema import Evaluation
 from emocap_pretrain.config.stored import filled
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-
-
-@dataclass(frozen=True, slots=True)
-class ZeroShot:
-    """Zero-shot classification of one dataset, as shares in [0, 1].
-
-    `counts[t][p]` are the samples of class t that were predicted as p.
-    """
-
-    url: str
-    classes: tuple[str, ...]
-    counts: tuple[tuple[Count, ...], ...]
-    uar: Share
-    war: Share
-    chance: Share
-    majority: Share
+from emocap_pretrain.run_folder.results import (
+    Baseline,
+    ClassValues,
+    ConfusionMatrix,
+    Count,
+    Finite,
+    Score,
+    Share,
+    TaskResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +33,25 @@ class Report:
     loss: Finite | None = None
     run_id: str = ""
     tracking_uri: str = ""
-    zero_shot: ZeroShot | None = None
-    evaluation: dict[str, Any] | None = None  # The settings of `zero_shot`; reports of 0.1.0 do not have them.
+    results: tuple[TaskResult, ...] = ()
+    evaluation: dict[str, Any] | None = None  # The settings of `results`; reports of 0.1.0 do not have them.
+
+    def result(self, task: str) -> TaskResult:
+        """Returns what the task of this name has found.
+
+        Raises:
+            KeyError: If it was not run.
+        """
+        return {result.task: result for result in self.results}[task]
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
-        """Whether `zero_shot` is the result of these stored settings; nothing is asked of settings without a url."""
+        """Returns whether `results` are those of these stored settings; nothing is asked of settings without a url."""
         if settings["url"] is None:
             return True
-        if self.zero_shot is None:
+        if not self.results:
             return False
         if self.evaluation is None:
-            classes = settings["classes"]
-            return self.zero_shot.url == settings["url"] and (not classes or self.zero_shot.classes == tuple(classes))
+            return settings["tasks"] is None and all(_may_be_of(result, settings) for result in self.results)
         return _decisive(filled(self.evaluation, Evaluation)) == _decisive(settings)
 
     def table(self) -> Table:
@@ -69,27 +66,69 @@ class Report:
         return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
 
 
+def _may_be_of(result: TaskResult, settings: dict[str, Any]) -> bool:
+    """Returns whether dataset and classes are those of the settings; a report of 0.1.0 says no more of its own."""
+    classes = settings["classes"]
+    same_classes = not classes or all(each.classes == tuple(classes) for each in result.confusion_matrices)
+    return result.url == settings["url"] and same_classes
+
+
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the result depends on."""
+    """The settings that the results depend on."""
     return {name: value for name, value in settings.items() if name != "batch"}
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    rows = [
+    return [
         ("steps", f"{report.step} on {report.ranks} ranks"),
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
         ("last loss", "not finite" if report.loss is None else f"{report.loss:.3f}"),
+        *(row for result in report.results for row in result.rows()),
+        ("run folder", report.url),
     ]
-    if report.zero_shot:
-        rows += zero_shot_rows(report.zero_shot)
-    return [*rows, ("run folder", report.url)]
 
 
-def zero_shot_rows(result: ZeroShot) -> list[tuple[str, str]]:
-    """Table rows of a zero-shot result, each beside the guess that does not look."""
-    occurring = sum(any(row) for row in result.counts)
-    return [
-        ("zero-shot UAR", f"{result.uar:.1%}  (chance {result.chance:.1%}: {occurring} classes)"),
-        ("zero-shot WAR", f"{result.war:.1%}  (majority class {result.majority:.1%})"),
-        ("evaluated on", f"{sum(map(sum, result.counts))} samples of {result.url}"),
-    ]
+@dataclass(frozen=True, slots=True)
+class _ZeroShot:
+    """The one result that a report of schema 1 could hold."""
+
+    url: str
+    classes: tuple[str, ...]
+    counts: tuple[tuple[Count, ...], ...]
+    uar: Share
+    war: Share
+    chance: Share
+    majority: Share
+
+    def result(self) -> TaskResult:
+        sums = tuple(map(sum, self.counts))
+        right = [row[number] for number, row in enumerate(self.counts)]
+        recalls = tuple(hits / samples if samples else None for hits, samples in zip(right, sums, strict=True))
+        chance = Baseline("chance", self.chance, f"{sum(map(bool, sums))} classes")
+        return TaskResult(
+            task="zero_shot",
+            samples=sum(sums),
+            scores=(
+                Score("uar", "zero-shot UAR", self.uar, chance),
+                Score("war", "zero-shot WAR", self.war, Baseline("majority class", self.majority)),
+            ),
+            class_values=(ClassValues("recall", "zero-shot recall", self.classes, recalls, sums),),
+            confusion_matrices=(ConfusionMatrix("confusion", "Zero-shot", self.classes, self.counts),),
+            url=self.url,
+        )
+
+
+def with_results(body: Any) -> Any:
+    """Turns a report of schema 1, which knew one task alone, into one of schema 2, which has a list of results.
+
+    Raises:
+        ValueError: If what it holds of that task cannot be read.
+    """
+    if not isinstance(body, dict):
+        return body
+    fields = cast("dict[str, Any]", body)
+    found = TypeAdapter(_ZeroShot | None).validate_python(fields.get("zero_shot"))
+    try:
+        return {**fields, "results": [found.result()] if found else []}
+    except IndexError as error:
+        raise ValueError("zero_shot: its counts are not a square") from error

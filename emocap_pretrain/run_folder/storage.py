@@ -43,8 +43,9 @@ class Kind(Generic[Form]):
 
     Args:
         form: A frozen dataclass; it says which fields there are, their bounds and defaults.
-        upgrades: `upgrades[n]` turns the body of schema n into that of schema n + 1. A document without a version is of
-            schema 0, which version 0.1.0 wrote; what is written now has the schema `len(upgrades)`.
+        upgrades: `upgrades[n]` turns the body of schema n into that of schema n + 1, or raises ValueError. A document
+            without a version is of schema 0, which version 0.1.0 wrote; what is written now has the schema
+            `len(upgrades)`.
         limit_bytes: A larger document is not read.
     """
 
@@ -85,9 +86,9 @@ class Kind(Generic[Form]):
         if _is_deep(body):
             raise ValueError(f"it is nested more than {DEEPEST} deep")
         schema = _schema_of(body)
-        for upgrade in self.upgrades[schema:]:
-            body = upgrade(body)
         try:
+            for upgrade in self.upgrades[schema:]:
+                body = upgrade(body)
             return self._adapter.validate_python(body)
         except ValidationError as error:
             newer = f"a newer version wrote it, as schema {schema}: " if schema > self.schema else ""

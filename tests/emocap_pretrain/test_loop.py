@@ -16,7 +16,7 @@ from pretrain_fakes import FakeRuntime, changed, stand_alone
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emocap_pretrain import loop, session
+from emocap_pretrain import conclusion, session
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
@@ -84,7 +84,7 @@ class Crash(Exception):  # noqa: N818
     """What nobody expects."""
 
 
-def crash(*_: object) -> None:
+def crash(*_: object, **_others: object) -> None:
     raise Crash
 
 
@@ -112,8 +112,7 @@ def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], f
     assert report is not None
     assert (report.step, report.ranks, report.run_id) == (6, 1, run_id(config))
     assert report.loss == losses[-1][1]
-    assert report.zero_shot is not None
-    assert curve(config, "zero_shot/uar")[0][1] == report.zero_shot.uar
+    assert curve(config, "zero_shot/uar")[0][1] == report.result("zero_shot").value("uar")
     assert status(config) == "FINISHED"
 
 
@@ -185,7 +184,7 @@ def test_a_crash_between_the_last_checkpoint_and_the_report_costs_the_evaluation
 ) -> None:
     config = new_run(steps=2, evaluation__url=faces)
     with monkeypatch.context() as crashing:
-        crashing.setattr(loop, "zero_shot", crash)
+        crashing.setattr(conclusion.tasks, "evaluate", crash)
         with pytest.raises(Crash):
             pretrain(config, FakeRuntime())
     runtime = FakeRuntime()
@@ -445,9 +444,9 @@ def test_a_finished_run_whose_evaluation_has_changed_is_evaluated_again_and_not_
     assert runtime.beats == []
     report = RunFolder(store).report(2)
     assert report is not None
-    assert report.zero_shot is not None
-    assert report.zero_shot.classes == tuple(classes)
-    assert curve(changed_run, "zero_shot/uar")[-1][1] == report.zero_shot.uar
+    found = report.result("zero_shot")
+    assert found.confusion_matrices[0].classes == tuple(classes)
+    assert curve(changed_run, "zero_shot/uar")[-1][1] == found.value("uar")
     assert status(changed_run) == "FINISHED"
     after = {entry.path: store.read(entry.path) for entry in store.list()}
     assert {path for path in after if after[path] != before.get(path)} == {"report.json"}

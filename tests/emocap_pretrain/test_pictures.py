@@ -7,7 +7,7 @@ from emocap_shards.stream import Stream
 from PIL import Image
 
 from emocap_pretrain import pictures
-from emocap_pretrain.evaluation.confusion import Confusion
+from emocap_pretrain.run_folder.results import ConfusionMatrix
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -44,14 +44,15 @@ def test_any_words_can_stand_in_a_preview(tmp_path, text):
 
 
 def test_a_confusion_matrix_is_dark_where_a_class_lies_whole(tmp_path):
-    def dark(counts: list[list[int]]) -> int:
-        pictures.confusion(Confusion(("joy", r"$\odd{$"), np.array(counts)), tmp_path / "c.png")
+    def dark(*counts: tuple[int, int]) -> int:
+        matrix = ConfusionMatrix("c", r"$\odd{$: UAR 50 %", ("joy", r"$\odd{$"), counts)
+        pictures.confusion(matrix, tmp_path / "c.png")
         return int((decoded(tmp_path / "c.png") == (8, 48, 107)).all(2).sum())
 
-    half, whole = dark([[5, 5], [5, 5]]), dark([[10, 0], [0, 10]])
+    half, whole = dark((5, 5), (5, 5)), dark((10, 0), (0, 10))
     assert whole - half > 20_000
 
 
 def test_a_class_that_does_not_occur_has_an_empty_row(tmp_path):
-    pictures.confusion(Confusion(("a", "b"), np.array([[3, 1], [0, 0]])), tmp_path / "c.png")
+    pictures.confusion(ConfusionMatrix("c", "Counts", ("a", "b"), ((3, 1), (0, 0))), tmp_path / "c.png")
     assert decoded(tmp_path / "c.png").std() > 0

@@ -126,7 +126,7 @@ def test_numbers_are_one_label_however_they_are_written_and_ask_for_words(tiny_c
 def test_labels_that_were_not_read_in_time_are_announced(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "LABELS_S", 0.0)
+    monkeypatch.setattr(checks, "PREPARE_S", 0.0)
     url = labelled(tmp_path / "labelled", ["joy"] * 8)
     (note,) = found(changed(tiny_config, evaluation__url=url)).notes
     assert "the labels of 2 of 8 samples were compared" in note

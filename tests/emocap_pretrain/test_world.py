@@ -24,7 +24,7 @@ from emocap_pretrain.world import joined
 
 config, runtime = Config.model_validate_json(sys.argv[1]), EnvRuntime.from_environment("cpu")
 rank = runtime.place.rank
-with joined(config, runtime) as world:
+with joined(config.cluster, runtime) as world:
     seen = {
         "main": world.is_main,
         "share": world.share({"from": rank}),
@@ -47,14 +47,14 @@ def test_a_process_alone_shares_with_itself() -> None:
 
 def test_a_process_group_that_stands_is_used_and_left_standing(tiny_config: Config) -> None:
     stand_alone()
-    with joined(tiny_config, FakeRuntime()) as world:
+    with joined(tiny_config.cluster, FakeRuntime()) as world:
         assert world == World(Rank(), "cpu", None)
     assert dist.is_initialized()
 
 
 def test_the_config_s_threads_win_over_the_launcher_s(tiny_config: Config) -> None:
     torch.set_num_threads(1)
-    use_threads(changed(tiny_config, cluster__threads_per_rank=2), Rank())
+    use_threads(changed(tiny_config, cluster__threads_per_rank=2).cluster, Rank())
     assert torch.get_num_threads() == 2
 
 
@@ -64,7 +64,7 @@ def test_ranks_of_a_host_share_its_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     place = Rank(0, 32, 0, local_world)
-    use_threads(changed(tiny_config, cluster__threads_per_rank=None), place)
+    use_threads(changed(tiny_config, cluster__threads_per_rank=None).cluster, place)
     assert torch.get_num_threads() == threads
 
 

@@ -70,7 +70,7 @@ def main() -> None:
     runtime = EnvRuntime.from_environment("cpu")
     if sys.argv[4:]:
         dist.init_process_group("gloo", timeout=timedelta(seconds=float(sys.argv[4])))
-    with joined(config, runtime) as world:
+    with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
         number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
         try:

@@ -1,14 +1,27 @@
 import dataclasses
 import io
+import json
+import math
 
 import numpy as np
+import pytest
 from rich.console import Console
 
+from emocap_pretrain.config.schema import Evaluation
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.run_folder.documents import REPORT as REPORT_KIND
 from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 MATRIX = Confusion(("joy", "fear", "anger"), np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]]))
+RESULT = TaskResult(
+    task="zero_shot",
+    samples=MATRIX.samples,
+    scores=MATRIX.scores("zero-shot"),
+    class_values=(MATRIX.recalls("zero-shot"),),
+    confusion_matrices=(MATRIX.matrix("Zero-shot"),),
+    url="/data/test",
+)
 REPORT = Report(
     name="tiny",
     url="/runs/tiny",
@@ -19,7 +32,7 @@ REPORT = Report(
     loss=2.5,
     run_id="abc",
     tracking_uri="sqlite:////m.db",
-    zero_shot=MATRIX.result("/data/test"),
+    results=(RESULT,),
 )
 
 
@@ -30,7 +43,7 @@ def shown(report: Report) -> str:
 
 
 def test_a_report_comes_back_from_its_json():
-    for report in (REPORT, dataclasses.replace(REPORT, zero_shot=None)):
+    for report in (REPORT, dataclasses.replace(REPORT, results=())):
         assert REPORT_KIND.parse(REPORT_KIND.dump(report)) == report
 
 
@@ -48,7 +61,7 @@ def test_the_table_states_speed_ranks_loss_and_place():
 
 
 def test_a_run_without_evaluation_has_no_such_rows():
-    text = shown(dataclasses.replace(REPORT, zero_shot=None))
+    text = shown(dataclasses.replace(REPORT, results=()))
     assert "zero-shot" not in text
     assert "last loss" in text
 
@@ -57,3 +70,76 @@ def test_the_markdown_has_the_rows_of_the_table():
     lines = REPORT.markdown().splitlines()
     assert lines[:3] == ["|  | tiny |", "| --- | --- |", "| steps | 240 on 2 ranks |"]
     assert "| zero-shot UAR | 62.5%  (chance 50.0%: 2 classes) |" in lines
+
+
+def test_a_number_that_is_no_share_of_samples_is_shown_as_it_is():
+    error = Score("rmse", "valence error", 0.123456, Baseline("mean", 0.25), is_share=False)
+    assert error.text() == "0.1235  (mean 0.25)"
+    assert TaskResult("regression", 3, (error,), url="d").metrics() == {"regression/rmse": 0.123456}
+
+
+@pytest.mark.parametrize(("name", "value"), [("UAR", 0.5), ("uar/", 0.5), ("recall@1", 0.5), ("uar", math.nan)])
+def test_a_score_that_no_tracker_would_take_is_refused_where_it_is_made(name: str, value: float):
+    with pytest.raises(ValueError, match="score"):
+        Score(name, "a title", value)
+
+
+V1 = {  # As version 0.1.0 wrote it, but for the schema.
+    "name": "tiny",
+    "url": "/runs/tiny",
+    "step": 240,
+    "seconds": 61.4,
+    "ranks": 2,
+    "samples_per_s": 375.0,
+    "loss": 2.5,
+    "run_id": "abc",
+    "tracking_uri": "sqlite:////m.db",
+    "zero_shot": {
+        "url": "/data/test",
+        "classes": ["joy", "fear", "anger"],
+        "counts": [[3, 1, 0], [1, 1, 0], [0, 0, 0]],
+        "uar": MATRIX.uar,
+        "war": MATRIX.war,
+        "chance": MATRIX.chance,
+        "majority": MATRIX.majority,
+    },
+}
+
+
+@pytest.mark.parametrize("schema", [{}, {"schema": 1}])
+def test_a_report_that_knew_one_task_is_read_as_a_list_of_results(schema: dict[str, int]):
+    found = REPORT_KIND.of({**V1, **schema})
+    (result,) = found.results
+    assert result.confusion_matrices[0].counts == RESULT.confusion_matrices[0].counts
+    assert dataclasses.replace(result, confusion_matrices=()) == dataclasses.replace(RESULT, confusion_matrices=())
+    assert shown(found) == shown(REPORT)
+    assert REPORT_KIND.of({**V1, **schema, "zero_shot": None}).results == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [7, [], {"url": 3}, V1["zero_shot"] | {"counts": [[1], [1, 2], []]}, V1["zero_shot"] | {"counts": [[1, 2, 3]] * 9}],
+)
+def test_a_result_of_schema_1_that_cannot_be_read_makes_the_report_unreadable_and_no_traceback(wrong: object):
+    with pytest.raises(ValueError, match=r"zero_shot|class|dictionary|url|missing|shorter") as caught:
+        REPORT_KIND.parse(json.dumps({**V1, "zero_shot": wrong}).encode())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_of_0_1_0_fits_settings_of_its_dataset_and_classes_that_name_no_tasks():
+    found = REPORT_KIND.of(V1)
+    settings = Evaluation(url="/data/test").model_dump(mode="json")
+    assert found.evaluated_with(settings)
+    assert found.evaluated_with(settings | {"classes": {"joy": ["a"], "fear": ["b"], "anger": ["c"]}})
+    assert not found.evaluated_with(settings | {"classes": {"joy": ["a"]}})
+    assert not found.evaluated_with(settings | {"url": "/data/other"})
+    assert not found.evaluated_with(settings | {"tasks": ["retrieval"]})
+
+
+def test_settings_of_before_there_were_tasks_fit_those_that_name_none():
+    settings = Evaluation(url="/data/test").model_dump(mode="json")
+    before = {name: value for name, value in settings.items() if name != "tasks"}
+    found = dataclasses.replace(REPORT, evaluation=before)
+    assert found.evaluated_with(settings)
+    assert found.evaluated_with(settings | {"batch": 1})
+    assert not found.evaluated_with(settings | {"tasks": ["zero_shot", "retrieval"]})

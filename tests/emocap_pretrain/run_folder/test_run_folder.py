@@ -17,7 +17,8 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import RUN, RunDocument
 from emocap_pretrain.run_folder.folder import RUN_FILE, RunFolder
-from emocap_pretrain.run_folder.report import Report, ZeroShot
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, TaskResult
 
 
 @pytest.fixture
@@ -26,8 +27,15 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def report(step: int) -> Report:
-    seen = ZeroShot("faces", ("joy", "fear"), ((3, 1), (0, 4)), 0.875, 0.875, 0.5, 0.5)
-    return Report("tiny", "run", step, 12.5, 2, 80.0, None, "abc", "sqlite:///mlflow.db", seen)
+    seen = TaskResult(
+        "zero_shot",
+        8,
+        (Score("uar", "zero-shot UAR", 0.875, Baseline("chance", 0.5, "2 classes")),),
+        (ClassValues("recall", "zero-shot recall", ("joy", "fear"), (0.75, 1.0), (4, 4)),),
+        (ConfusionMatrix("confusion", "Zero-shot", ("joy", "fear"), ((3, 1), (0, 4))),),
+        "faces",
+    )
+    return Report("tiny", "run", step, 12.5, 2, 80.0, None, "abc", "sqlite:///mlflow.db", (seen,))
 
 
 def test_a_new_folder_belongs_to_no_run(folder: RunFolder, tiny_config: Config) -> None:

@@ -23,7 +23,7 @@ Act = Callable[..., Any]
 
 
 def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
-    """What `act(world, *arguments)` gives on every rank, in rank order."""
+    """Returns what `act(world, *arguments)` gives on every rank, in rank order."""
     # The server is started once for all tests; it reads the environment then.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")

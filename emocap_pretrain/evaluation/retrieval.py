@@ -1,0 +1,124 @@
+"""Retrieval: how often the caption of a face, or a face of a caption, is among the k that are closest.
+
+Many faces share a caption. So a caption counts once however many faces have it, and every face that has the caption is
+a right answer. At equal cosines the wrong candidate comes first: a model that maps everything to one vector finds
+nothing.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from emocap_shards.manifest import read_manifest
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+
+NEAREST = (1, 5, 10)
+ROWS = 1024  # Queries whose cosines with all candidates are held at once.
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The global captions of a batch's samples, and the vectors of their images and captions."""
+
+    captions: tuple[str, ...]
+    images: Float[Tensor, "samples embedding"]
+    texts: Float[Tensor, "samples embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The task. It needs no label, but captions that were not trained on."""
+
+    settings: Evaluation
+    name: ClassVar[str] = "retrieval"
+    about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads the manifest alone
+        if read_manifest(str(self.settings.url)).samples < 2:
+            raise ConfigError(
+                f"evaluation.url={self.settings.url} has one sample, and retrieval needs others to choose from: "
+                "give a larger dataset, or leave retrieval out of evaluation.tasks."
+            )
+        return ()
+
+    def run(self, embedder: Embedder, share: Share) -> Iterator[Pairs]:
+        for samples in share.batches(str(self.settings.url), self.settings.batch, embedder.cropped):
+            captions = tuple(sample.caption.global_ for sample in samples)
+            yield Pairs(captions, embedder.images(samples), embedder.texts(captions))
+
+    def result(self, embedder: Embedder, parts: Sequence[Pairs]) -> TaskResult:  # noqa: ARG002 - the vectors are there
+        captions = [caption for part in parts for caption in part.captions]
+        first: dict[str, int] = {}  # The first row of each caption.
+        for row, caption in enumerate(captions):
+            first.setdefault(caption, row)
+        numbers = {caption: number for number, caption in enumerate(first)}
+        caption_of = torch.tensor([numbers[caption] for caption in captions])
+        # Products in float64 of the float32 vectors: the order of two candidates does not depend on rounding.
+        images = torch.cat([part.images for part in parts]).double()
+        texts = torch.cat([part.texts for part in parts]).double()[list(first.values())]
+        each = torch.arange(len(first))
+        to_text = wrong_before(images, texts, query=caption_of, candidate=each)
+        to_image = wrong_before(texts, images, query=each, candidate=caption_of)
+        faces = torch.bincount(caption_of)
+        return TaskResult(
+            task=self.name,
+            samples=len(captions),
+            scores=(
+                *_scores("image_to_text", "face to caption", to_text, torch.ones_like(caption_of), len(first)),
+                *_scores("text_to_image", "caption to face", to_image, faces, len(captions)),
+            ),
+        )
+
+
+def wrong_before(
+    queries: Float[Tensor, "queries embedding"],
+    candidates: Float[Tensor, "candidates embedding"],
+    *,
+    query: Int[Tensor, " queries"],
+    candidate: Int[Tensor, " candidates"],
+) -> Int[Tensor, " queries"]:
+    """Counts, for each query, the wrong candidates that come before the first right one.
+
+    Right candidates are those whose number in `candidate` is the query's in `query`; each query has one or more. A
+    wrong candidate with the cosine of the best right one comes before it.
+    """
+    counts: list[Tensor] = []
+    for rows, numbers in zip(queries.split(ROWS), query.split(ROWS), strict=True):
+        cosines = rows @ candidates.T
+        is_right = numbers[:, None] == candidate
+        best = cosines.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
+        # "Not less" and not "greater or equal", so that a cosine that is not a number is never an answer.
+        counts.append((~(cosines < best) & ~is_right).sum(1))
+    return torch.cat(counts)
+
+
+def _scores(
+    name: str, title: str, before: Int[Tensor, " queries"], right: Int[Tensor, " queries"], candidates: int
+) -> list[Score]:
+    """Recall at each k, beside that of an order by lot in which `right` of the candidates are right answers."""
+    rights, queries = (found.tolist() for found in right.unique(return_counts=True))
+    scores: list[Score] = []
+    for k in NEAREST:
+        chance = sum(by_lot(k, each, candidates) * count for each, count in zip(rights, queries, strict=True))
+        recall = int((before < k).sum()) / len(before)
+        baseline = Baseline("chance", chance / len(before))
+        scores.append(Score(f"recall_at_{k}_{name}", f"{title}, recall at {k}", recall, baseline))
+    return scores
+
+
+def by_lot(k: int, right: int, candidates: int) -> float:
+    """The probability that `k` of the candidates, drawn by lot, hold one or more of the `right` ones."""
+    wrong = candidates - right
+    return 1 - math.comb(wrong, k) / math.comb(candidates, k) if k <= candidates else 1.0

@@ -1,0 +1,76 @@
+"""The evaluation tasks that there are, and those that a run's settings ask for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.config.explain import did_you_mean
+from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.config.stored import filled
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.evaluation.retrieval import Retrieval
+from emocap_pretrain.evaluation.task import Task, run_task
+from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.world import World
+
+TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
+DEFAULT = (ZeroShot,)
+"""The tasks of settings that name none."""
+
+
+def tasks_of(settings: Evaluation) -> list[Task[Any]]:
+    """The tasks that the settings name, each with these settings.
+
+    Raises:
+        ConfigError: If there is no task of such a name, or a name comes twice.
+    """
+    known = {task.name: task for task in TASKS}
+    names = [task.name for task in DEFAULT] if settings.tasks is None else settings.tasks
+    for number, name in enumerate(names):
+        if name not in known:
+            raise ConfigError(f"evaluation.tasks: there is no task {name!r}{did_you_mean(name, tuple(known))}")
+        if name in names[:number]:
+            raise ConfigError(f"evaluation.tasks: {name} comes twice; name each task once.")
+    return [known[name](settings) for name in names]
+
+
+def prepare(settings: Evaluation, *, seconds: float | None = None) -> list[str]:
+    """Compares the settings of every task with its data, on one rank; returns notes for the user.
+
+    Args:
+        settings: Where they have no dataset, nothing is read.
+        seconds: Each task may stop reading after this time. None reads all.
+
+    Raises:
+        ConfigError: If a task's settings do not fit its data.
+        ShardsError: If the data cannot be read.
+    """
+    tasks = tasks_of(settings)
+    return [note for task in tasks for note in task.prepare(seconds=seconds)] if settings.url else []
+
+
+def were_prepared(checkpoint: Checkpoint | None, config: Config) -> bool:
+    """Returns whether an attempt with these evaluation settings has made a checkpoint, and so has compared all data."""
+    before = checkpoint.state.get("config") if checkpoint else None
+    settings = before.get("evaluation") if isinstance(before, dict) else None
+    return isinstance(settings, dict) and filled(settings, Evaluation) == config.stored()["evaluation"]
+
+
+def evaluate(settings: Evaluation, embedder: Embedder, world: World, *, url: str) -> tuple[TaskResult, ...]:
+    """Runs the tasks that the settings name, one after the other, and gives the results on every rank; a collective.
+
+    Args:
+        settings: The dataset, the tasks and their settings.
+        embedder: The trained model, on this rank's device.
+        world: The ranks among which the data are divided.
+        url: How the results shall name the dataset: without secrets.
+    """
+    return tuple(replace(run_task(task, embedder, world), url=url) for task in tasks_of(settings))
+
+
+def prompts_of(settings: Evaluation) -> Sequence[str]:
+    """The texts of their own that the tasks embed, as far as the settings name them."""
+    return [prompt for task in tasks_of(settings) for prompt in task.prompts()]

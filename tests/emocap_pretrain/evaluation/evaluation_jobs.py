@@ -1,0 +1,92 @@
+# ruff: noqa: ARG002 - the methods have the form of the protocol
+"""The jobs of the ranks in the evaluation's tests; in a module of its own, so that their processes can import it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pretrain_fakes import FakeRuntime
+
+from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.evaluation.task import Share, run_task
+from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.world import World
+
+WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face", "anger, fear, joy"]
+
+
+def embedder_of(config: Config) -> Embedder:
+    """A model of random weights, the same in every process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.trained_on(WORDS, 320)
+    return Embedder(TowerPair.of(config, tokenizer.vocabulary, weights=False).eval(), tokenizer)
+
+
+def evaluate(world: World, config: Config) -> tuple[TaskResult, ...]:
+    return tasks.evaluate(config.evaluation, embedder_of(config), world.aside(), url="faces")
+
+
+def train(world: World, config: Config) -> None:
+    """The training function on one of several ranks."""
+    pretrain(config, FakeRuntime(place=world.place))
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A task that fails in its own way on one rank."""
+
+    settings: Evaluation
+    name: ClassVar[str] = "failing"
+    about: ClassVar[str] = "fails"
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
+        return ()
+
+    def run(self, embedder: Embedder, share: Share) -> Iterator[int]:
+        yield share.rank
+        if self.settings.label == f"wrong on {share.rank}":
+            raise ConfigError("the data do not fit")
+        if self.settings.label == f"damaged on {share.rank}":
+            raise DataError("a shard is damaged")
+
+    def result(self, embedder: Embedder, parts: Sequence[int]) -> TaskResult:
+        if self.settings.label == "no result":
+            raise ZeroDivisionError
+        return TaskResult(self.name, len(parts), (Score("sum", "sum", float(sum(parts)), is_share=False),))
+
+
+def fail(world: World, label: str) -> tuple[str, str]:
+    """The kind and message of what this rank raises, or its sum."""
+    no_model: Any = None
+    try:
+        found = run_task(Failing(Evaluation(label=label)), no_model, world)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return type(error).__name__, str(error)
+    return "sum", str(found.value("sum"))
+
+
+def parts_in_order(world: World, batches: int) -> list[int]:
+    """Returns which batch each part that arrives is of, where rank r makes parts of batches r, r + world_size, ..."""
+
+    @dataclass(frozen=True)
+    class Numbers(Failing):
+        def run(self, embedder: Embedder, share: Share) -> Iterator[int]:
+            yield from range(share.rank, batches, share.world_size)
+
+        def result(self, embedder: Embedder, parts: Sequence[int]) -> TaskResult:
+            named = tuple(Score(f"part_{at}", "part", float(number)) for at, number in enumerate(parts))
+            return TaskResult(self.name, len(parts), named)
+
+    no_model: Any = None
+    return [int(score.value) for score in run_task(Numbers(Evaluation()), no_model, world).scores]

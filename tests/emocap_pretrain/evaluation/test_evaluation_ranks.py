@@ -1,0 +1,73 @@
+"""Tasks on several ranks over gloo: the numbers of one rank, ranks without samples, ranks that fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from emocap_shards.store import open_store
+from evaluation_jobs import evaluate, fail, parts_in_order, train
+from gloo_ranks import on_gloo
+from pretrain_fakes import FakeRuntime, changed, stand_alone
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.runtime import Rank
+from emocap_pretrain.world import World
+
+BOTH = ["zero_shot", "retrieval"]
+ALONE = World(Rank(), "cpu", None)
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Config:
+    """24 faces in four batches of seven, the last of which has three."""
+    return changed(tiny_config, evaluation__tasks=BOTH, evaluation__batch=7)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config, ranks: int) -> None:
+    """Six ranks are more than there are batches: two have none."""
+    wanted = evaluate(ALONE, config)
+    assert [result.task for result in wanted] == BOTH
+    assert [result.samples for result in wanted] == [24, 24]
+    assert on_gloo(ranks, evaluate, config) == [wanted] * ranks
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4, 5])
+def test_the_parts_arrive_in_the_order_of_the_batches(batches: int) -> None:
+    assert on_gloo(3, parts_in_order, batches) == [list(range(batches))] * 3
+
+
+def test_a_rank_that_fails_ends_all_ranks_with_its_message_and_none_waits() -> None:
+    assert on_gloo(3, fail, "nobody") == [("sum", "3.0")] * 3
+    told = ("LostContact", "rank 1 failed: a shard is damaged")
+    assert on_gloo(3, fail, "damaged on 1") == [told, ("DataError", "a shard is damaged"), told]
+    wrong = ("ConfigError", "the data do not fit")
+    assert on_gloo(2, fail, "wrong on 1") == [wrong, wrong]
+    assert on_gloo(2, fail, "no result") == [("ZeroDivisionError", ""), ("LostContact", "rank 0 failed: ")]
+
+
+def report(config: Config) -> Report:
+    found = RunFolder(open_store(config.url)).report(config.steps)
+    assert found is not None
+    return found
+
+
+def test_a_finished_run_is_evaluated_again_on_two_ranks_with_the_results_of_one(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_alone()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trained = changed(config, steps=2)
+    pretrain(trained, FakeRuntime())
+    first = report(trained)
+    assert [result.task for result in first.results] == BOTH
+    turned = changed(trained, evaluation__tasks=BOTH[::-1])
+    on_gloo(2, train, turned)
+    assert report(turned) == replace(first, results=first.results[::-1], evaluation=turned.stored()["evaluation"])
+    # Nothing is left to do: the report stays as it is.
+    before = open_store(turned.url).read("report.json")
+    on_gloo(2, train, turned)
+    assert open_store(turned.url).read("report.json") == before

@@ -1,0 +1,83 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretrain_fakes import changed
+
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.task import Share, Task
+from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, prompts_of, tasks_of, were_prepared
+
+PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_name_of_its_own_that_a_tracker_takes_and_says_what_it_does(task: type[Task[Any]]) -> None:
+    assert re.fullmatch(r"[a-z0-9_]+", task.name)
+    assert [each.name for each in TASKS].count(task.name) == 1
+    assert len(task.about.splitlines()) == 1
+    assert isinstance(task(Evaluation()), Task)
+
+
+def test_settings_that_name_no_task_ask_for_the_default_ones() -> None:
+    assert [type(task) for task in tasks_of(Evaluation())] == list(DEFAULT)
+
+
+def test_the_tasks_come_in_the_order_of_the_settings() -> None:
+    names = [task.name for task in TASKS][::-1]
+    assert [task.name for task in tasks_of(Evaluation(tasks=tuple(names)))] == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["zero_shoot"], "there is no task 'zero_shoot'; did you mean zero_shot?"),
+        (["os.system"], "there is no task 'os.system'; known here: zero_shot, retrieval."),
+        (["retrieval", "retrieval"], "retrieval comes twice"),
+    ],
+)
+def test_a_name_that_is_no_task_is_refused_before_anything_is_read(names: list[str], message: str) -> None:
+    for act in (tasks_of, prepare, prompts_of):
+        with pytest.raises(ConfigError, match=re.escape(f"evaluation.tasks: {message}")):
+            act(Evaluation(tasks=tuple(names)))
+
+
+def test_nothing_is_prepared_where_there_is_no_dataset() -> None:
+    assert prepare(Evaluation()) == []
+
+
+def test_a_checkpoint_with_the_same_settings_was_prepared_also_if_it_knew_fewer_of_them(tiny_config: Config) -> None:
+    def checkpoint(**changes: object) -> Checkpoint:
+        return Checkpoint(1, "a", (), {"config": changed(tiny_config, **changes).stored()})
+
+    assert were_prepared(checkpoint(), tiny_config)
+    assert not were_prepared(checkpoint(evaluation__label="mood"), tiny_config)
+    older = checkpoint()
+    del older.state["config"]["evaluation"]["tasks"]
+    assert were_prepared(older, tiny_config)
+    assert not were_prepared(older, changed(tiny_config, evaluation__tasks=["retrieval"]))
+    for odd in (None, Checkpoint(1, "a", (), {}), Checkpoint(1, "a", (), {"config": {"evaluation": 3}})):
+        assert not were_prepared(odd, tiny_config)
+
+
+def test_shares_are_whole_batches_in_turn_and_together_the_dataset(faces: str) -> None:
+    def keys(share: Share) -> list[list[str]]:
+        return [[sample.key for sample in batch] for batch in share.batches(faces, 7, lambda sample: sample)]
+
+    whole = keys(Share())
+    assert [len(batch) for batch in whole] == [7, 7, 7, 3]
+    assert [keys(Share(rank, 3)) for rank in range(3)] == [whole[0::3], whole[1::3], whole[2::3]]
+    assert keys(Share(5, 6)) == []
+
+
+def test_nothing_but_the_list_of_tasks_and_the_reader_of_old_reports_knows_a_task_by_its_name() -> None:
+    """A task is one file and one entry: the loop, the config, the report, preflight and the commands know none."""
+    allowed = {"evaluation/tasks.py", "run_folder/report.py"}
+    for task in TASKS:
+        name = re.compile(task.name.replace("_", "[ _-]?"), re.IGNORECASE)
+        own = {"evaluation/" + task.__module__.rpartition(".")[2] + ".py"}
+        files = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if name.search(path.read_text())}
+        assert files - own <= allowed, f"{task.name} is named in {files - own - allowed}"

@@ -1,0 +1,232 @@
+"""`emocap evaluate` on one checkpoint: its options, its JSON, what it logs, and what it never contacts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from emocap_shards.store import open_store
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from pretrain_fakes import FakeRuntime, changed, stand_alone
+from typer.testing import CliRunner, Result
+
+from emocap_pretrain.cli.app import app
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.loop import pretrain
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report
+
+CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished run of two steps whose tasks are both."""
+    config = changed(tiny(tmp_path_factory.mktemp("evaluated")), steps=2, evaluation__tasks=["zero_shot", "retrieval"])
+    stand_alone()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        pretrain(config, FakeRuntime())
+    return config
+
+
+@pytest.fixture
+def report(run: Config) -> Report:
+    found = RunFolder(open_store(run.url)).report(2)
+    assert found is not None
+    return found
+
+
+def evaluate(*words: str | Path) -> Result:
+    done = CliRunner().invoke(app, ["evaluate", *map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    return done
+
+
+def printed(*words: str | Path) -> dict[str, Any]:
+    done = evaluate(*words, "--json")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*words: str | Path) -> str:
+    done = evaluate(*words)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_the_tasks_are_listed_with_what_they_do(run: Config) -> None:
+    done = evaluate("--list")
+    assert re.search(r"zero_shot +default +names the class", done.stdout)
+    assert re.search(r"retrieval +finds the global caption", done.stdout)
+    listed = json.loads(evaluate("--list", "--json").stdout)
+    assert [(each["name"], each["default"]) for each in listed] == [("zero_shot", True), ("retrieval", False)]
+
+
+def test_the_results_are_those_of_the_run_s_own_end(run: Config, report: Report, faces: str) -> None:
+    found = printed(run.url, "--data", faces)
+    assert (found["run"], found["step"]) == (run.url, 2)
+    assert [each["task"] for each in found["results"]] == ["zero_shot", "retrieval"]
+    for result, wanted in zip(found["results"], report.results, strict=True):
+        assert {each["name"]: each["value"] for each in result["scores"]} == {s.name: s.value for s in wanted.scores}
+        assert (result["url"], result["samples"]) == (faces, 24)
+
+
+def test_the_table_shows_scores_and_the_recall_of_each_class(run: Config, report: Report, faces: str) -> None:
+    shown = evaluate(run.url, "--data", faces).stdout
+    for result in report.results:
+        for score in result.scores:
+            assert score.title in shown
+    (values,) = report.result("zero_shot").class_values
+    assert "zero-shot recall by class" in shown
+    for name, recall, samples in zip(values.classes, values.values, values.samples, strict=True):
+        assert recall is not None
+        assert re.search(rf"^{name} +{samples} +{recall:.1%}", shown, re.MULTILINE)
+
+
+def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, faces: str, tmp_path: Path) -> None:
+    (result,) = printed(run.url, "--data", faces, "--task", "zero_shot", "--classes", ",".join(CLASSES[::-1]))[
+        "results"
+    ]
+    assert tuple(result["confusion_matrices"][0]["classes"]) == CLASSES[::-1]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a {} face\n\n  {}!  \n", encoding="utf-8")
+    words = yaml.safe_dump({name: [name, f"{name} itself"] for name in CLASSES}, default_flow_style=True, width=10_000)
+    options = ("--classes", words, "--prompts", prompts, "--label", "emotion", "--task", "zero_shot")
+    (result,) = printed(run.url, "--data", faces, *options)["results"]
+    assert tuple(result["confusion_matrices"][0]["classes"]) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label", "mood"], r"evaluation\.label=mood: no sample of"),
+        (["--classes", "joy"], r"evaluation\.classes lacks anger"),
+        (["--classes", "{joy: ["], r"--classes .*not valid YAML"),
+        (["--classes", ","], r"evaluation\.classes=\{\}: it must not be empty"),
+        (["--classes", "{no: x}"], r"YAML reads a class as False"),
+        (["--prompts", "missing.txt"], r"--prompts missing\.txt: the file cannot be read"),
+        (["--prompts", "{wrong}"], r"command line: evaluation\.templates\.0: 'no place' has no \{\}"),
+        (["--task", "retrievel"], r"there is no task 'retrievel'; did you mean retrieval\?"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_no_result(
+    run: Config, faces: str, tmp_path: Path, options: list[str], message: str
+) -> None:
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("no place\n", encoding="utf-8")
+    words = [option.replace("{wrong}", str(wrong)) for option in options]
+    told = refused(run.url, "--data", faces, *words)
+    assert re.search(message, told)
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_a_gpu_that_is_not_there_is_named(run: Config, faces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--device cuda: there is no GPU" in refused(run.url, "--data", faces, "--device", "cuda")
+
+
+def test_a_run_must_be_named() -> None:
+    assert "name the folder or URL of a run" in refused()
+
+
+def test_the_dataset_of_a_stored_config_is_read_only_where_the_user_allows_it(run: Config) -> None:
+    assert "allow it with --stored-data" in refused(run.url, "--label", "emotion")
+    assert printed(run.url, "--stored-data", "--task", "retrieval")["results"][0]["url"] == run.evaluation.url
+
+
+def test_a_picture_needs_a_task_that_gives_a_confusion_matrix(run: Config, faces: str, tmp_path: Path) -> None:
+    picture = tmp_path / "confusion.png"
+    assert evaluate(run.url, "--data", faces, "--picture", picture).exit_code == 0
+    with Image.open(picture) as image:
+        assert image.size[0] > 100
+    done = evaluate(run.url, "--data", faces, "--task", "retrieval", "--picture", picture)
+    assert done.exit_code == 2
+    assert "retrieval gives no confusion matrix" in done.stderr
+
+
+def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
+    run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)  # A busy machine is slow.
+    monkeypatch.chdir(tmp_path)
+    run_id = RunFolder(open_store(run.url)).run_id(run)
+    assert run_id is not None
+    before = MlflowClient(run.tracking.uri).get_run(run_id).to_dictionary()
+    stored = {path: path.stat().st_mtime_ns for path in Path(run.url).parent.rglob("*") if path.is_file()}
+    found = printed(run.url, "--data", faces, "--tracking", f"sqlite:///{tmp_path / 'own.db'}")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'own.db'}")
+    experiment = client.get_experiment_by_name("emocap")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.info.run_name == "tiny-step-2"
+    assert logged.data.tags["mlflow.parentRunId"] == run_id
+    values = {
+        f"{each['task']}/{score['name']}": score["value"] for each in found["results"] for score in each["scores"]
+    }
+    assert {"zero_shot/uar", "zero_shot/war", "retrieval/recall_at_5_text_to_image"} <= values.keys()
+    assert logged.data.metrics == values
+    assert json.loads(Path(client.download_artifacts(logged.info.run_id, "results.json")).read_text()) == found
+    pictures = client.list_artifacts(logged.info.run_id, "pictures/zero_shot")
+    assert [each.path for each in pictures] == ["pictures/zero_shot/confusion.png"]
+    assert logged.data.params["evaluation.url"] == faces
+    assert MlflowClient(run.tracking.uri).get_run(run_id).to_dictionary() == before
+    after = {path: path.stat().st_mtime_ns for path in Path(run.url).parent.rglob("*") if path.is_file()}
+    assert after == stored, "neither the tracker nor the artifacts that the stored config names are touched"
+
+
+def test_a_config_of_one_s_own_lends_its_experiment_and_its_secrets_stay_texts(
+    run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)
+    monkeypatch.setenv("EMOCAP_TEST_FACES", "/secret/place")
+    tree = run.stored()
+    tree["tracking"] |= {"experiment": "others", "artifacts": str(tmp_path / "artifacts")}
+    tree["evaluation"] |= {"url": "${oc.env:EMOCAP_TEST_FACES}", "templates": ["{}", "${oc.env:EMOCAP_TEST_FACES} {}"]}
+    file, prompts = tmp_path / "own.yaml", tmp_path / "prompts.txt"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    prompts.write_text("{}\n", encoding="utf-8")
+    uri = f"sqlite:///{tmp_path / 'own.db'}"
+    options = ("--config", file, "--data", faces, "--prompts", prompts, "--tracking", uri)
+    assert printed(run.url, *options)["results"][0]["url"] == faces
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("others")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert (logged.data.params["evaluation.url"], logged.data.params["evaluation.templates"]) == (faces, "['{}']")
+
+
+def torchrun(*words: str | Path) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, *map(str, words)], check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_evaluate_and_the_command_on_two_ranks_and_on_one_finds_the_same(
+    run: Config, faces: str, tmp_path: Path
+) -> None:
+    config = changed(run, url=str(tmp_path / "two"), evaluation__batch=7, cluster__ranks=2)
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    torchrun("-m", "emocap_pretrain.run", file)
+    found = RunFolder(open_store(config.url)).report(2)
+    assert found is not None
+    assert found.ranks == 2
+    words = ("evaluate", config.url, "--config", file, "--json")
+    together = json.loads(torchrun("-m", "emocap_pretrain.cli", *words))
+    assert together == printed(*words[1:-1])
+    scores = [(each.task, score.name, score.value) for each in found.results for score in each.scores]
+    told = [(each["task"], score["name"], score["value"]) for each in together["results"] for score in each["scores"]]
+    assert told == scores
