@@ -174,6 +174,11 @@ class OptimizerConfig(Section):
         description="Multiples of lr for parts of the model, such as {image.backbone: 0.1}; of a part within a part "
         "the inner one counts.",
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Multiple of lr from each layer of a tower to the one before it; below 1, the layers next to the "
+        "pixels and tokens learn most slowly.",
+    )
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Of adamw.")
     eps: float = Field(default=1e-6, gt=0, description="Of adamw.")
     sgd: SgdConfig = SgdConfig()

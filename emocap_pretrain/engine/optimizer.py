@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.encoders.towers import ImageTower, TextTower
 from emocap_pretrain.errors import ConfigError
 
 State = dict[str, Tensor]
@@ -150,7 +151,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
     """Returns the trained parameters in groups: first those with weight decay, then those without.
 
     Matrices and tensors of more axes decay. Biases, norms and learned scales are vectors and do not; embeddings do
-    unless `decay_embeddings` is false. A group that would be empty is left out.
+    unless `decay_embeddings` is false. The last layer of a tower learns at its full rate, and each layer before it at
+    `layer_decay` times the rate of the next; `lr_scales` multiplies that. A group that would be empty is left out.
 
     Raises:
         ConfigError: If a key of `lr_scales` is no part of the model that is trained.
@@ -158,10 +160,12 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     _require_parts(settings.lr_scales, trained)
     spared = frozenset[str]() if settings.decay_embeddings else _embeddings(model)
+    of_layer = _layer_scales(model, settings.layer_decay)
     members: dict[tuple[bool, float], dict[str, nn.Parameter]] = {}
     for name, parameter in trained.items():
         decays = parameter.ndim >= 2 and name not in spared
-        members.setdefault((decays, _lr_scale(name, settings.lr_scales)), {})[name] = parameter
+        scale = of_layer.get(name, 1.0) * _lr_scale(name, settings.lr_scales)
+        members.setdefault((decays, scale), {})[name] = parameter
     return tuple(
         ParameterGroup(members[decays, scale], settings.weight_decay if decays else 0.0, scale)
         for decays, scale in sorted(members, key=lambda key: not key[0])
@@ -176,6 +180,16 @@ def _embeddings(model: nn.Module) -> frozenset[str]:
         inner = ["weight"] if isinstance(module, nn.Embedding) else listed
         found.update(f"{place}.{name}".lstrip(".") for name in inner)
     return frozenset(found)
+
+
+def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    scales: dict[str, float] = {}
+    for place, tower in model.named_children():
+        if isinstance(tower, ImageTower | TextTower):
+            depths = tower.parameter_depths()
+            last = max(depths.values(), default=0)
+            scales |= {f"{place}.{name}": decay ** (last - depth) for name, depth in depths.items()}
+    return scales
 
 
 def _require_parts(parts: Mapping[str, float], trained: Mapping[str, nn.Parameter]) -> None:

@@ -89,7 +89,7 @@ def test_files_of_version_0_1_0_are_read_by_any_number_of_ranks_at_any_stage(con
 def test_sgd_continues_at_another_number_of_ranks_and_another_stage(config: Config, tmp_path: Path) -> None:
     same = [(Place(2, stage), Place(2, stage)) for stage in (0, 2, 3)]
     others = [(Place(1, 1), Place(2, 3)), (Place(2, 2), Place(1, 0)), (Place(2, 0), Place(1, 3))]
-    check([*same, *others], with_optimizer(config, "sgd"), tmp_path)
+    check([*same, *others], with_optimizer(config, "sgd", layer_decay=0.5), tmp_path)
 
 
 def test_adafactor_continues_at_another_number_of_ranks(config: Config, tmp_path: Path) -> None:

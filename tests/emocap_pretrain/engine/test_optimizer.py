@@ -262,6 +262,25 @@ def test_parts_of_the_model_have_multiples_of_the_learning_rate(config: Config) 
     assert [decay for _, decay, _ in found] == sorted((decay for _, decay, _ in found), reverse=True)
 
 
+def test_layers_next_to_the_input_learn_more_slowly(config: Config) -> None:
+    config = changed(config, model__image__options={**config.model.image.options, "depth": 2})
+    scales = {name: scale for names, _, scale in members(config, layer_decay=0.5) for name in names}
+    assert scales["image.backbone.pos_embed"] == 0.25
+    assert scales["image.backbone.blocks.0.attn.qkv.weight"] == 0.5
+    assert scales["image.backbone.blocks.1.attn.qkv.weight"] == 1
+    assert scales["image.backbone.norm.weight"] == 1
+    assert scales["to_image.weight"] == scales["logit_scale"] == 1
+    text = {scale for name, scale in scales.items() if name.startswith("text.")}
+    assert text == {0.25, 0.5, 1}  # Embeddings, the one layer, the norm after it.
+    both = {
+        name: scale
+        for names, _, scale in members(config, layer_decay=0.5, lr_scales={"image": 0.5, "to_text": 2.0})
+        for name in names
+    }
+    factors = {name: 0.5 if name.startswith("image.") else 2.0 if name.startswith("to_text.") else 1.0 for name in both}
+    assert both == {name: factors[name] * scale for name, scale in scales.items()}
+
+
 @pytest.mark.parametrize("part", ["imag", "image.backbone.block", "nothing"])
 def test_a_part_that_the_model_has_not_is_named(config: Config, part: str) -> None:
     with pytest.raises(
