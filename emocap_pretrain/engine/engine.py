@@ -1,4 +1,4 @@
-"""One optimizer step, and the state that it leaves: as a copy to be written, and read back on any number of ranks."""
+"""The engine takes one optimizer step at a time, copies its state for a checkpoint, and continues from one."""
 
 import math
 from collections.abc import Callable
@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def text_architecture(self) -> dict[str, Any] | None:
-        """Of a pretrained text tower (`TextTower.recorded`)."""
+        """The architecture of a pretrained text tower (`TextTower.recorded`), which a checkpoint stores."""
         return self._engine.module.text.recorded()
 
     def train(
@@ -155,10 +155,10 @@ class Engine:
         return metrics if norm is None else {**metrics, "gradient_norm": norm}
 
     def snapshot(self) -> Snapshot:
-        """A copy of the state in host memory, for `write` in whatever thread; release it after. All ranks call it.
+        """Returns a copy of the state in host memory; any thread may `write` it. Release it then. All ranks call this.
 
         Raises:
-            CheckpointError: If the last one is not released yet.
+            CheckpointError: If the last snapshot is not released yet.
         """
         engine, rank = self._engine, self._world.place.rank
         held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
@@ -167,7 +167,7 @@ class Engine:
         return self._snapshot
 
     def load(self, folder: Path, saved: Layout, step: int) -> None:
-        """Continue behind `step`; the weights are in the model already (`snapshot.fill`, on rank 0).
+        """Continues after `step`; the weights are in the model already (`snapshot.fill`, on rank 0).
 
         Args:
             folder: Holds at least `saved.files_for(self.layout, rank)`.
@@ -197,7 +197,10 @@ class Engine:
                 self._engine.backward(surrogate)
 
     def _update(self) -> tuple[bool, Tensor | float]:
-        """Whether the weights have changed, and the norm before clipping; not where a gradient is not finite."""
+        """Returns whether the weights have changed, and the gradient's norm before clipping.
+
+        They have not where a gradient is not finite; the norm is infinite then.
+        """
         if self._zero_stage > 0:
             self._engine.step()
             updated = self._engine.was_step_applied()

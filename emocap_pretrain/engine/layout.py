@@ -1,4 +1,4 @@
-"""Which rank holds which part of the optimizer's state: arithmetic on names and sizes, no tensors.
+"""Computes which rank holds which part of the optimizer's state, from names and sizes alone.
 
 It restates how DeepSpeed 0.19.8 cuts a group of the optimizer; `zero.py` holds it to the tensors that are there.
 """
@@ -28,7 +28,7 @@ class Slice:
         return self.offset + self.length
 
     def overlap(self, other: "Slice") -> "Slice | None":
-        """What both hold; None for slices of different parameters too."""
+        """Returns the elements that both hold; None if there are none, or if the parameters differ."""
         begin, end = max(self.offset, other.offset), min(self.end, other.end)
         return Slice(self.name, begin, end - begin) if self.name == other.name and begin < end else None
 
@@ -46,7 +46,7 @@ class Layout:
     optimizer: str = "adamw"
 
     def slices(self, rank: int) -> tuple[Slice, ...]:
-        """What the rank writes; the slices of all ranks cover every element once."""
+        """Returns the slices that the rank writes; those of all ranks cover every element once."""
         if self.zero_stage > 0:
             return self.held(rank)
         # Every rank holds all of it: an even share each spreads the upload.
@@ -56,18 +56,18 @@ class Layout:
         return tuple(each for _, each in _cut(whole, *bounds))
 
     def held(self, rank: int) -> tuple[Slice, ...]:
-        """What the rank's optimizer works on."""
+        """Returns the slices that the rank's optimizer works on."""
         return tuple(each for tensor in self.tensors(rank) for _, each in tensor)
 
     def tensors(self, rank: int) -> tuple[tuple[tuple[int, Slice], ...], ...]:
-        """The slices in each flat tensor of the rank's optimizer, in its order, with their positions in it."""
+        """Returns the slices in each flat tensor of the rank's optimizer, in its order, with their positions in it."""
         if self.zero_stage == 0:
             return tuple(((0, Slice(name, 0, length)),) for name, length in chain.from_iterable(self.groups))
         cut = _of_each if self.zero_stage == 3 else _of_all
         return tuple(tuple(cut(group, rank, self.ranks)) for group in self.groups)
 
     def files_for(self, mine: "Layout", rank: int) -> tuple[str, ...]:
-        """The files of a checkpoint of this layout that `rank` reads under the layout `mine`; at least one.
+        """Returns the files of a checkpoint of this layout that `rank` reads under the layout `mine`; at least one.
 
         Raises:
             CheckpointError: If the two are not of the same parameters and optimizer.
@@ -87,10 +87,10 @@ class Layout:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Layout":
-        """What `to_json` gave.
+        """Reads what `to_json` returned.
 
         Raises:
-            CheckpointError: If it is something else.
+            CheckpointError: If the tree is something else.
         """
         try:
             groups = tuple(tuple((str(name), int(length)) for name, length in group) for group in tree["groups"])
@@ -118,7 +118,7 @@ class Layout:
 
 
 def file_of(rank: int) -> str:
-    """The name of a rank's part within a checkpoint."""
+    """Returns the name of a rank's file within a checkpoint."""
     return f"{ENGINE}/rank-{rank:05d}.safetensors"
 
 
@@ -129,7 +129,7 @@ def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
 
 
 def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
-    """Stage 3: every parameter is padded and cut evenly, and the rank's shares lie behind one another."""
+    """Stage 3: every parameter is padded and cut evenly, and the rank's shares follow one another."""
     shares = [ceil(length / ranks) for _, length in group]
     for (name, length), share, position in zip(group, shares, _starts(shares), strict=True):
         offset = rank * share
@@ -138,7 +138,7 @@ def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]
 
 
 def _cut(group: Group, begin: int, end: int) -> Iterator[tuple[int, Slice]]:
-    """Elements [begin, end) of the parameters behind one another, with positions behind `begin`."""
+    """Yields elements [begin, end) of the parameters in a row, with their positions after `begin`."""
     for (name, length), start in zip(group, _starts([length for _, length in group]), strict=True):
         first, last = max(begin, start), min(end, start + length)
         if first < last:

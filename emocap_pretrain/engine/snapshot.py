@@ -25,7 +25,7 @@ class Snapshot:
     """This rank's share of the state at one step; its memory is used again for the next one.
 
     `release` it once it is written, or no other can be taken. `write` touches neither the model nor other ranks, so a
-    thread may call it while training goes on.
+    thread may call it while training continues.
     """
 
     def __init__(self, rank: int, device: str) -> None:
@@ -37,15 +37,15 @@ class Snapshot:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The whole model's on rank 0, elsewhere empty; valid until the release."""
-        self._settle()
+        """The weights of the whole model on rank 0, elsewhere empty; valid until the release."""
+        self._wait_for_copies()
         return self._weights
 
     def require_finite(self) -> None:
         """Raises:
         CheckpointError: If a number of this rank's share is not finite: training cannot continue from such a state.
         """
-        self._settle()
+        self._wait_for_copies()
         for name, tensor in (self._weights | self._state).items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(
@@ -54,8 +54,8 @@ class Snapshot:
                 )
 
     def write(self, folder: Path) -> None:
-        """`engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
-        self._settle()
+        """Writes `engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
+        self._wait_for_copies()
         path = folder / file_of(self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(self._state, path, self._header)  # From these tensors straight to the disk, with no copy between.
@@ -66,10 +66,10 @@ class Snapshot:
         self._taken = False
 
     def take(self, weights: Iterable[tuple[str, Tensor]], slices: Iterable[StateSlice], global_: State) -> None:
-        """Copy from the device; the engine's call.
+        """Copies from the device. The engine calls it.
 
         Args:
-            weights: The whole model's, on every rank; only rank 0 copies them.
+            weights: The weights of the whole model, on every rank; only rank 0 copies them.
             slices: What this rank stores of the optimizer's state.
             global_: The optimizer's scalars, which every rank stores.
 
@@ -101,13 +101,13 @@ class Snapshot:
         # In the order of the device's work: the next update cannot overtake it, and the host need not wait.
         buffers[name].copy_(tensor, non_blocking=self._pinned)
 
-    def _settle(self) -> None:
+    def _wait_for_copies(self) -> None:
         if self._copied is not None:
             self._copied.synchronize()
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """Put the weights of a checkpoint's `model.safetensors` into a model that no engine holds yet.
+    """Puts the weights of a checkpoint's `model.safetensors` into a model that no engine holds yet.
 
     Raises:
         CheckpointError: If they are another model's.

@@ -1,4 +1,4 @@
-"""What is known of DeepSpeed's insides, all of it: how it is started and where its optimizer keeps its state.
+"""This module alone knows DeepSpeed's insides: how it is started and where its optimizer keeps its state.
 
 Read from version 0.19.8, which promises none of it; `tests/emocap_pretrain/engine/test_zero.py` fails when it moves.
 """
@@ -91,7 +91,7 @@ def initialise(
 
 @contextmanager
 def reduced_once(engine: Any) -> Generator[None]:
-    """Gradients of several backward passes add up on each rank and are averaged over the ranks at the end."""
+    """Inside, gradients of several backward passes add up on each rank; at the end they are averaged over the ranks."""
     if engine.zero_optimization_stage() > 0:
         with engine.coalesce_grad_reduction():
             yield
@@ -102,7 +102,7 @@ def reduced_once(engine: Any) -> Generator[None]:
 
 
 def forget_forward(engine: Any) -> None:
-    """After a forward pass that no backward pass follows: stage 3 still holds, and fetches, parameters for one."""
+    """Frees, after a forward pass without a backward pass, the parameters that stage 3 still holds for one."""
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.parameter_offload.partition_all_parameters()
 
@@ -141,7 +141,7 @@ def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tens
 
 
 def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """The model's state, each tensor whole while it is the current one; all ranks walk through it together."""
+    """Yields the model's tensors. Each is whole until the next is asked for; all ranks iterate together."""
     import deepspeed
 
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
@@ -173,7 +173,7 @@ def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor
 
 
 def _share_buffers(model: nn.Module, world: World) -> None:
-    """Rank 0's statistics of frozen norms; DeepSpeed shares parameters alone."""
+    """Broadcasts rank 0's statistics of frozen norms; DeepSpeed broadcasts parameters alone. A collective."""
     if world.group is None:
         return
     parameters = dict(model.named_parameters())
