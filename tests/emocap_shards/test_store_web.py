@@ -208,7 +208,8 @@ def test_a_redirect_to_another_host_is_refused_and_shown_no_password(answers, tm
             answers.odd = redirect(302, f"http://{place}/data/x?canary")
             store = open_store(answers.url, patience=RetryConfig(deadline_s=0))
             for name, arguments in {"read": (), "read_range": (0, 5)}.items():
-                with pytest.raises(StoreError, match=rf"redirects to http://{place}; if you trust it, name it") as caught:
+                redirected = rf"redirects to http://{place}; if you trust it, name it"
+                with pytest.raises(StoreError, match=redirected) as caught:
                     getattr(store, name)("moved", *arguments)
                 assert "canary" not in str(caught.value)
         other.shutdown()
