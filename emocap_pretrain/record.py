@@ -41,7 +41,7 @@ class RunRecord:
         self._known = max(new, default=self._known)
         return [_cause(failure) for number in reversed(new) for failure in attempts.failures(self._store, number)]
 
-    def judge(self, rank: int, error: Exception) -> Cause:
+    def cause_of(self, rank: int, error: Exception) -> Cause:
         """An error that a rank raised."""
         return Cause(
             kind=type(error).__name__,

@@ -34,8 +34,8 @@ from emocap_pretrain.terminal import (
 )
 
 if TYPE_CHECKING:
-    from emocap_cluster.placement import Wish
-    from emocap_cluster.supervise import Story
+    from emocap_cluster.placement import ResourceRequest
+    from emocap_cluster.supervise import JobHistory
 
     from emocap_pretrain.preflight import Devices
 
@@ -78,9 +78,9 @@ def command(
             _on_ray(loaded)
 
 
-def _wish(config: Config, gpus: int) -> "Wish":
+def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
     """The devices that the job would like, where there are so many GPUs."""
-    from emocap_cluster.placement import Wish
+    from emocap_cluster.placement import ResourceRequest
 
     settings = config.cluster
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
@@ -90,7 +90,7 @@ def _wish(config: Config, gpus: int) -> "Wish":
     if ranks:
         batch_split(config, ranks)
     least = settings.min_ranks or ranks or 1
-    return Wish(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
+    return ResourceRequest(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
 
 
 def _dry_run(
@@ -126,10 +126,10 @@ def _devices_here(config: Config) -> "Devices":
     from emocap_pretrain.preflight import Devices
 
     gpus = torch.cuda.device_count()
-    wish = _wish(config, gpus)
+    request = _resource_request(config, gpus)
     node = Node("here", "", os.cpu_count() or 1, gpus)
-    ranks = wish.ranks or place([node], wish).ranks
-    return Devices(ranks, min(ranks, gpus) if wish.on_gpu else ranks, wish.on_gpu)
+    ranks = request.ranks or place([node], request).ranks
+    return Devices(ranks, min(ranks, gpus) if request.on_gpu else ranks, request.on_gpu)
 
 
 def _as_rank(config: Config) -> None:
@@ -208,7 +208,7 @@ def _on_ray(config: Config) -> None:
 def _supervise(config: Config) -> None:
     """Run the job's ranks on Ray to its end, and print how it went."""
     from emocap_cluster.cluster import connected
-    from emocap_cluster.restarts import Restarts
+    from emocap_cluster.restarts import RestartBudget
     from emocap_cluster.supervise import Job, supervise
 
     settings = config.cluster
@@ -216,17 +216,17 @@ def _supervise(config: Config) -> None:
     with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:
         job = Job(
             function=partial(_pretrain, config),
-            wish=_wish(config, sum(node.gpus for node in cluster.nodes())),
-            restarts=Restarts(settings.max_restarts, settings.max_preemptions),
+            request=_resource_request(config, sum(node.gpus for node in cluster.nodes())),
+            restarts=RestartBudget(settings.max_restarts, settings.max_preemptions),
             patience_s=settings.patience_s,
             timeout_s=settings.group_timeout_s,
             env=_chosen(SECRET),
         )
         shown.say(f"Starting with Ray; the run's folder is {config.url}")
-        story = supervise(job, cluster, record, shown)
-    _print_story(story)
+        history = supervise(job, cluster, record, shown)
+    _print_history(history)
     if not _print_result(config):
-        sys.exit(INTERRUPTED if story.interrupted else STOPPED)
+        sys.exit(INTERRUPTED if history.interrupted else STOPPED)
 
 
 def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -248,15 +248,15 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
         raise
 
 
-def _print_story(story: "Story") -> None:
+def _print_history(history: "JobHistory") -> None:
     """What the job has been through."""
-    last = story.attempts[-1] if story.attempts else None
+    last = history.attempts[-1] if history.attempts else None
     if last is None:
         return
-    again = len(story.attempts) - 1
+    again = len(history.attempts) - 1
     times = "without a restart" if not again else f"with {again} restart{'s' if again > 1 else ''}:"
     console.print(f"{duration(last.ended_s)} on {last.ranks} ranks, {times}")
-    for attempt in story.attempts[:-1]:
+    for attempt in history.attempts[:-1]:
         ended = attempt.ended
         why = str(ended.cause) if ended.cause else WHY[ended.how.value]
         console.print(f"  after {duration(attempt.ended_s)}, from step {ended.progress}: {why}")

@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from emocap_cluster.cluster import connected
-from emocap_cluster.placement import Wish
-from emocap_cluster.restarts import Cause, Restarts
+from emocap_cluster.placement import ResourceRequest
+from emocap_cluster.restarts import Cause, RestartBudget
 from emocap_cluster.runtime import RayRuntime
 from emocap_cluster.supervise import Job, supervise
 from ray import cloudpickle
@@ -71,7 +71,7 @@ class Progress:
     def asked_to_stop(self) -> bool:
         return False
 
-    def judge(self, rank: int, error: Exception) -> Cause:
+    def cause_of(self, rank: int, error: Exception) -> Cause:
         return Cause(type(error).__name__, str(error), rank)
 
 
@@ -99,7 +99,13 @@ def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Line]:
         entries = Entries(Path(name))
         progress = Progress(entries)
         killer = threading.Thread(target=_kill, args=(entries, progress.restarts, loads, ranks, rounds), daemon=True)
-        job = Job(partial(_wait, entries), Wish(ranks, 1, ranks, on_gpu=False), Restarts(rounds), 60.0, timeout_s=60)
+        job = Job(
+            partial(_wait, entries),
+            ResourceRequest(ranks, 1, ranks, on_gpu=False),
+            RestartBudget(rounds),
+            60.0,
+            timeout_s=60,
+        )
         with connected({}) as cluster:
             killer.start()
             story = supervise(job, cluster, progress, Silent())

@@ -1,4 +1,4 @@
-"""Which Ray cluster a job on this host would join, found without importing Ray."""
+"""Finds the Ray cluster that a job on this host would join, without importing Ray."""
 
 import os
 import socket
@@ -13,16 +13,17 @@ HERE = "local"
 
 
 def address_of_ray() -> str:
-    """The address of `RAY_ADDRESS`, or of the cluster of this user on this host; `HERE` if a job starts its own.
+    """Returns `RAY_ADDRESS`, or the address of this user's cluster on this host, or `HERE` if a job starts its own
+    cluster.
 
     Raises:
-        NoCluster: If nobody answers at `RAY_ADDRESS`, or it is `auto` and this user runs no cluster here.
+        NoCluster: If there is no answer at `RAY_ADDRESS`, or it is `auto` and this user runs no cluster here.
     """
     given = os.environ.get("RAY_ADDRESS", "")
     if given and given != "auto":
-        _refuse_silence(given)
+        _require_answer(given)
         return given
-    found = _remembered()
+    found = _recorded_address()
     if given and not found:
         raise NoCluster(
             "RAY_ADDRESS=auto, but this user runs no Ray cluster on this host: set it to HOST:PORT, or unset it."
@@ -30,12 +31,11 @@ def address_of_ray() -> str:
     return found or HERE
 
 
-def _remembered() -> str | None:
-    """The address that `ray start` of this user has left on this host, if somebody answers there.
+def _recorded_address() -> str | None:
+    """Returns the address that `ray start` of this user has recorded on this host, if there is an answer.
 
-    The folder is shared between users, so a file, or a folder, of another user is not believed: whoever answers at
-    such an address would get the job's function, with its secrets. The address of a cluster that is gone is deleted, as
-    `ray stop` would do it.
+    Users share the folder, so a file or a folder of another user is ignored: a server at that address would receive the
+    job's function with its secrets. The record of a cluster that has ended is deleted, as `ray stop` would do.
     """
     file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
     try:
@@ -48,23 +48,23 @@ def _remembered() -> str | None:
             return None
         address = opened.read(ADDRESS_BYTES).strip()
     try:
-        _knock(address)
+        _connect(address)
     except OSError:
         file.unlink(missing_ok=True)
         return None
     return address or None
 
 
-def _refuse_silence(address: str) -> None:
-    """Ray tries an address for minutes where nobody answers."""
+def _require_answer(address: str) -> None:
+    """Raises `NoCluster` if there is no answer. Ray itself would try such an address for minutes."""
     try:
-        _knock(address)
+        _connect(address)
     except OSError as error:
-        raise NoCluster(f"nobody answers at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
+        raise NoCluster(f"there is no answer at RAY_ADDRESS={address} ({error}): correct it, or unset it.") from error
 
 
-def _knock(address: str) -> None:
-    """Raises OSError where nobody answers; an address without a port, such as `auto`, is Ray's own."""
+def _connect(address: str) -> None:
+    """Raises OSError if there is no answer. An address without a port, such as `auto`, is left to Ray."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()

@@ -1,4 +1,4 @@
-"""Where the driver and the ranks of a job leave word for each other: one small actor on the driver's node."""
+"""Exchanges messages between the driver and the ranks of a job, through one small actor on the driver's node."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Where rank 0 is: at `step` of `steps`; `note` is a few words for a person."""
+class StepReport:
+    """The progress of rank 0: `step` of `steps`; `note` is a short text for the user."""
 
     step: int
     steps: int
@@ -18,21 +18,33 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What the ranks of this attempt have said: the node and host of each, checkpoints committed, the last beat."""
+class BoardState:
+    """The messages of the ranks of this attempt.
+
+    Attributes:
+        nodes: Ray's id of the node of each rank.
+        hosts: The host name of each rank.
+        commits: Number of checkpoints that were committed.
+        report: The last report of rank 0.
+    """
 
     nodes: dict[int, str] = field(default_factory=dict[int, str])
     hosts: dict[int, str] = field(default_factory=dict[int, str])
     commits: int = 0
-    beat: Beat | None = None
+    report: StepReport | None = None
 
-    def after(self, earlier: "News") -> "News":
-        """With what was known earlier of ranks that a board which came back empty has not heard of."""
+    def merged_with(self, earlier: "BoardState") -> "BoardState":
+        """Returns this state with the ranks of the `earlier` one.
+
+        A board whose process was restarted is empty, and knows only ranks that register after that.
+        """
         return replace(self, nodes=earlier.nodes | self.nodes, hosts=earlier.hosts | self.hosts)
 
 
 class Board:
-    """All methods run in one event loop, so that a waiting rank costs nothing and no state is seen half changed."""
+    """The actor. All methods run in one event loop, so a waiting rank costs nothing and no state is seen half
+    changed.
+    """
 
     def __init__(self) -> None:
         self._begin()
@@ -42,33 +54,36 @@ class Board:
         self._nodes: dict[int, str] = {}
         self._hosts: dict[int, str] = {}
         self._commits = 0
-        self._beat: Beat | None = None
+        self._report: StepReport | None = None
 
     async def begin(self) -> None:
-        """Forget the attempt before."""
+        """Forgets the previous attempt."""
         self._begin()
 
-    async def here(self, rank: int, node: str, host: str) -> None:
+    async def register(self, rank: int, node: str, host: str) -> None:
         self._nodes[rank], self._hosts[rank] = node, host
 
-    async def beat(self, beat: Beat) -> None:
-        self._beat = beat
+    async def report_step(self, report: StepReport) -> None:
+        self._report = report
 
     async def committed(self) -> None:
         self._commits += 1
 
-    async def ask_to_stop(self) -> None:
+    async def request_stop(self) -> None:
         self._stop.set()
 
-    async def stop_asked(self) -> bool:
-        """Answers once the ranks are to save and stop."""
+    async def stop_requested(self) -> bool:
+        """Returns when the ranks are to save and stop."""
         return await self._stop.wait()
 
-    async def news(self) -> News:
-        return News(dict(self._nodes), dict(self._hosts), self._commits, self._beat)
+    async def state(self) -> BoardState:
+        return BoardState(dict(self._nodes), dict(self._hosts), self._commits, self._report)
 
 
-def put_up() -> Any:
-    """A board's handle; the actor comes back empty if its process is lost, and goes with the job."""
+def start_board() -> Any:
+    """Starts a board and returns its handle.
+
+    The actor is restarted, empty, if its process is lost, and it ends with the job.
+    """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board).remote()

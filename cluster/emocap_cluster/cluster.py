@@ -1,4 +1,4 @@
-"""The Ray cluster that a job runs on: the one of RAY_ADDRESS or of this host, or one of its own."""
+"""Connects to the Ray cluster on which a job runs: that of RAY_ADDRESS or of this host, or its own."""
 
 import logging
 import os
@@ -15,24 +15,24 @@ from ray.util.debug import log_once
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from emocap_cluster.address import HERE, address_of_ray
-from emocap_cluster.board import News, put_up
+from emocap_cluster.board import BoardState, start_board
 from emocap_cluster.errors import NoCluster
 from emocap_cluster.placement import Node, Placement
 from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopback, private_folder
 
 VITAL = ("gcs_server", "raylet")
-NEWS_S = 5.0
+BOARD_ANSWER_S = 5.0
 BOARD_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray that this process is connected to.
+    """A Ray cluster to which this process is connected.
 
     Args:
-        own: Whether it was started for this process, and has this host alone.
+        own: Whether it was started for this process, and consists of this host alone.
         board: Handle of the job's `Board`.
-        processes: The processes that an own cluster cannot run without, in the order of `VITAL`; else empty.
+        processes: The processes that an own cluster needs, in the order of `VITAL`; otherwise empty.
     """
 
     own: bool
@@ -40,33 +40,34 @@ class Cluster:
     processes: tuple[psutil.Process, ...] = ()
 
     def gone(self) -> list[str]:
-        """Returns the names of its processes that have ended."""
+        """Returns the names of the needed processes that have ended."""
         return [name for name, each in zip(VITAL, self.processes, strict=False) if not _runs(each)]
 
-    def news(self) -> News | None:
-        """What the ranks have said; None while the board's process is lost and comes back, or the host is slow."""
+    def state(self) -> BoardState | None:
+        """Returns the messages of the ranks; None while Ray restarts the board's process, or if the host is slow."""
         try:
-            answer: Any = ray.get(self.board.news.remote(), timeout=NEWS_S)
+            answer: Any = ray.get(self.board.state.remote(), timeout=BOARD_ANSWER_S)
         except (RayActorError, TimeoutError):
             return None
         return answer
 
     def begin(self) -> None:
-        """Clear the board of the words of the attempt before: an old request to stop would end the new one.
+        """Clears the board of the previous attempt, because an old request to stop would end the new attempt.
 
         Raises:
             NoCluster: If the board does not answer.
         """
         for _ in range(BOARD_TRIES):
             try:
-                ray.get(self.board.begin.remote(), timeout=NEWS_S)
-            except (RayActorError, TimeoutError):  # Its process is lost and comes back, empty.
+                ray.get(self.board.begin.remote(), timeout=BOARD_ANSWER_S)
+            except (RayActorError, TimeoutError):  # Ray restarts its process, which is then empty.
                 continue
             return
-        raise NoCluster("the job's board on this host does not answer: look at Ray's logs; the same command goes on.")
+        cure = "look at Ray's logs; the same command resumes the run"
+        raise NoCluster(f"the job's board on this host does not answer: {cure}.")
 
     def nodes(self) -> list[Node]:
-        """All nodes that Ray counts; a node that has just died may be among the living for some seconds."""
+        """Returns all nodes that Ray knows. For some seconds a node that has died may still be listed as alive."""
         draining = _draining()
         return [
             Node(
@@ -81,26 +82,26 @@ class Cluster:
         ]
 
     def has_free(self, more: int, placement: Placement) -> bool:
-        """Whether `more` ranks like the placed ones could start beside what runs now."""
+        """Returns whether `more` ranks like the placed ones could start in addition to everything that runs now."""
         free = ray.available_resources()
         return all(free.get(name, 0.0) >= more * amount for name, amount in placement.held.items())
 
     def release(self) -> None:
-        """Free the devices of an attempt that has ended, however it ended.
+        """Frees the devices of an attempt that has ended, in whichever way it ended.
 
         Ray Train keeps its placement group if a rank dies while it is started, or if the controller is killed. Ray
-        removes such a group with the whole job only, so the next attempt would wait for the devices of the one before.
+        removes such a group only when the job ends, so the next attempt would wait for the devices of this one.
         """
         job: str = ray.get_runtime_context().get_job_id()
         groups: dict[str, dict[str, Any]] = placement_group_table()
         for number, group in groups.items():
-            # The last bytes of a group's number are those of its job: other jobs of the cluster keep theirs.
+            # The last bytes of a group's id are the id of its job. The groups of other jobs are kept.
             if number.endswith(job) and group["state"] != "REMOVED":
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
 def _vital() -> tuple[psutil.Process, ...]:
-    """The processes of the cluster that this process has started, in the order of `VITAL`."""
+    """Returns the needed processes of the cluster that this process has started, in the order of `VITAL`."""
     by_name = {each.name(): each for each in psutil.Process().children() if _runs(each)}
     return tuple(by_name[name] for name in VITAL)
 
@@ -113,27 +114,30 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _draining() -> Mapping[str, int]:
-    """Nodes that are about to go. Ray's public functions do not tell; Ray Train's own watcher asks this one."""
+    """Returns the nodes that will be removed soon.
+
+    Ray has no public function for this; Ray Train's own watcher uses the same one.
+    """
     return ray_state.get_draining_nodes()
 
 
 @contextmanager
 def connected(env: Mapping[str, str]) -> Generator[Cluster]:
-    """Join the cluster of `RAY_ADDRESS` or of this host, or start one on this host for as long as the block lasts.
+    """Joins the cluster of `RAY_ADDRESS` or of this host, or starts one on this host for the time of the `with` block.
 
-    One that is started here listens on the loopback interface alone, asks for a token that only this user can read, and
-    keeps its sockets and logs in a folder that only this user can open.
+    A cluster that is started here listens on the loopback interface alone, requires a token that only this user can
+    read, and keeps its sockets and logs in a folder that only this user can open.
 
     Args:
-        env: Environment variables for the ranks. Ray shows them in its dashboard, so there are no secrets among them.
+        env: Environment variables of the ranks. Ray shows them in its dashboard, so they must not contain secrets.
 
     Raises:
         NoCluster: If Ray can neither be joined nor started.
     """
     address = address_of_ray()
-    # That a new cluster asks for a token is how it should be, and no warning.
+    # Ray warns that a new cluster requires a token, which is intended.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    log_once("log_dedup_warning")  # Said already, so that Ray does not explain the folding of repeated lines.
+    log_once("log_dedup_warning")  # Marks it as logged, so that Ray does not explain how it folds repeated lines.
     with _joined(address, env) if address != HERE else _started(env) as cluster:
         yield cluster
 
@@ -141,10 +145,10 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
 @contextmanager
 def _joined(address: str, env: Mapping[str, str]) -> Generator[Cluster]:
     check_token()
-    # Helpers of Ray Train look for "the" cluster of their host; where there are several it must be this one.
+    # Helper processes of Ray Train look for a cluster on their host. If there are several, they must find this one.
     here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
     with _ray(f"Ray at {address} cannot be joined", address=address, env={**env, **here}):
-        yield Cluster(own=False, board=put_up())
+        yield Cluster(own=False, board=start_board())
 
 
 @contextmanager
@@ -154,7 +158,7 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
     folder = private_folder() / "ray"
     with (
         on_loopback(),
-        # No dashboard: its processes would take cores from the ranks, and it is one more open port.
+        # There is no dashboard, because its processes would use cores of the ranks, and because it opens a port.
         _ray(
             "Ray cannot be started here",
             address=HERE,
@@ -163,12 +167,12 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
             _temp_dir=str(folder),
         ),
     ):
-        yield Cluster(own=True, board=put_up(), processes=_vital())
+        yield Cluster(own=True, board=start_board(), processes=_vital())
 
 
 @contextmanager
 def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[None]:
-    """Connected to Ray for as long as the block lasts; `trouble` begins the message if that fails."""
+    """Connects to Ray for the time of the `with` block; `trouble` begins the message if that fails."""
     try:
         ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:

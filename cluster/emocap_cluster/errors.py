@@ -1,28 +1,27 @@
-"""What this package raises on purpose.
+"""Defines the errors that this package raises on purpose.
 
-ClusterError
-├── NoCluster      no Ray to join, none could be started, or it has too few devices
-└── RankFailed     the function raised on a rank, or the rank is gone
+ClusterError ├── NoCluster      there is no Ray to join, none could be started, or it has too few devices └── RankFailed
+the function raised on a rank, or the rank's process has ended
 """
 
 from collections.abc import Mapping
 
 
 class ClusterError(Exception):
-    """Root of the tree."""
+    """The root of the tree."""
 
 
-class NoCluster(ClusterError):  # noqa: N818 - a state, not a fault of the caller
-    """There is no cluster that could take the job."""
+class NoCluster(ClusterError):  # noqa: N818 - a state, not a mistake of the caller
+    """There is no cluster that could run the job."""
 
 
 class RankFailed(ClusterError):  # noqa: N818
-    """The job ended because a rank did.
+    """The job ended because a rank failed.
 
     Args:
-        message: For a person.
-        cause: What the rank raised; None if its process is gone.
-        errors: What Ray knows of each rank that failed.
+        message: The message for the user.
+        cause: The error that the rank raised; None if its process has ended.
+        errors: Ray's error for each rank that failed.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""A rank's lines carry its number, so that the driver's terminal shows who speaks."""
+"""Puts the number of a rank before each of its lines, so that the driver's terminal shows which rank has
+written them.
+"""
 
 import io
 import sys
@@ -6,16 +8,17 @@ from typing import IO
 
 
 def name_lines(rank: int) -> None:
-    """From now on each line that Python code of this process writes begins with `[rank 3]`.
+    """Makes each line that Python code of this process writes begin with, for example, `[rank 3]`.
 
-    What compiled libraries and faulthandler write goes past it, and is neither held back nor lost in a crash.
+    Compiled libraries and faulthandler write directly to the descriptor. Their lines have no prefix, are not delayed,
+    and are not lost in a crash.
     """
     sys.stdout = Named(sys.stdout, f"[rank {rank}] ")
     sys.stderr = Named(sys.stderr, f"[rank {rank}] ")
 
 
 class Named(io.TextIOBase):
-    """Writes whole lines to `target`, each behind `name`; the start of a line waits for its end."""
+    """Writes complete lines to `target`, each after `name`; an incomplete line waits for its end."""
 
     def __init__(self, target: IO[str], name: str) -> None:
         self._target = target

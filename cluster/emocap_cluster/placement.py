@@ -1,4 +1,6 @@
-"""How many ranks a job has on the nodes that there are, and what each of them holds. Arithmetic, no Ray."""
+"""Computes how many ranks a job has on the existing nodes, and which share of a device each holds. It does not
+use Ray.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ RANKS_WITHOUT_GPU = 2
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine of the cluster. A `draining` one is about to go and takes no new work."""
+    """One machine of the cluster. A `draining` node will be removed soon and takes no new work."""
 
     id: str
     address: str
@@ -21,15 +23,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What the job would like.
+class ResourceRequest:
+    """The resources that a job requests.
 
     Args:
-        ranks: How many; None is all that the nodes have room for.
-        least: Fewest to go on with.
-        most: No use for more; the samples of a batch.
-        on_gpu: Whether each rank holds one GPU; else it holds up to one CPU.
-        spread: Take turns between nodes instead of filling node after node.
+        ranks: Number of ranks; None means as many as the nodes have room for.
+        least: Fewest ranks with which the job continues.
+        most: Most ranks that the job can use, which is the number of samples in a batch.
+        on_gpu: Whether each rank holds one GPU; otherwise it holds up to one CPU.
+        spread: Distributes ranks over the nodes in turn, instead of filling one node after the other.
     """
 
     ranks: int | None
@@ -41,7 +43,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The ranks of one attempt; each holds `share` of a CPU, or one GPU where `on_gpu`."""
+    """The ranks of one attempt; each holds one GPU if `on_gpu`, and otherwise `share` of a CPU."""
 
     ranks: int
     on_gpu: bool
@@ -50,39 +52,43 @@ class Placement:
 
     @property
     def held(self) -> dict[str, float]:
+        """The Ray resources that one rank holds."""
         return {"GPU": 1.0} if self.on_gpu else {"CPU": self.share}
 
 
 def usable(nodes: Sequence[Node]) -> list[Node]:
-    """Nodes that take new ranks."""
+    """Returns the nodes that take new ranks."""
     return [node for node in nodes if node.alive and not node.draining]
 
 
-def place(nodes: Sequence[Node], wish: Wish) -> Placement:
-    """As many ranks as are wished for and fit; `ranks` is 0 where there is no device at all."""
+def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
+    """Returns a placement with as many of the requested ranks as fit; `ranks` is 0 if there is no device at all."""
     there = usable(nodes)
-    ranks = min(wish.most, _room(there, wish) if wish.ranks is None else _fitting(there, wish, wish.ranks))
-    # Without GPUs the ranks that are not counted out share the nodes evenly: two on one node would halve each other.
-    spread = wish.spread or (wish.ranks is None and not wish.on_gpu)
-    return Placement(ranks, wish.on_gpu, _share(there, ranks), "SPREAD" if spread else "PACK")
+    ranks = min(
+        request.most, _room(there, request) if request.ranks is None else _fitting(there, request, request.ranks)
+    )
+    # Without GPUs and without a requested number, ranks are distributed evenly over the nodes: two ranks on one node
+    # would each run at half speed.
+    spread = request.spread or (request.ranks is None and not request.on_gpu)
+    return Placement(ranks, request.on_gpu, _share(there, ranks), "SPREAD" if spread else "PACK")
 
 
-def _room(there: Sequence[Node], wish: Wish) -> int:
-    if wish.on_gpu:
+def _room(there: Sequence[Node], request: ResourceRequest) -> int:
+    if request.on_gpu:
         return sum(node.gpus for node in there)
     hosts = sum(node.cpus > 0 for node in there)
     return max(hosts, RANKS_WITHOUT_GPU) if hosts else 0
 
 
-def _fitting(there: Sequence[Node], wish: Wish, ranks: int) -> int:
-    """GPUs are not shared; CPUs are, by any number of ranks."""
-    if wish.on_gpu:
+def _fitting(there: Sequence[Node], request: ResourceRequest, ranks: int) -> int:
+    """Returns how many of `ranks` fit. GPUs are not shared; CPUs are, by any number of ranks."""
+    if request.on_gpu:
         return min(ranks, sum(node.gpus for node in there))
     return ranks if any(node.cpus for node in there) else 0
 
 
 def _share(there: Sequence[Node], ranks: int) -> float:
-    """The largest 1/k of a CPU that so many ranks can hold; rounded down to what Ray tells apart."""
+    """Returns the largest 1/k of a CPU that this many ranks can hold, rounded down to the precision of Ray."""
     cpus = [node.cpus for node in there if node.cpus]
     if not cpus:
         return 0.0

@@ -1,4 +1,4 @@
-"""A launcher's command and every process that comes of it on this host, orphans included. Linux."""
+"""Runs a launcher's command, and finds every process that it has started on this host, also orphans. Linux only."""
 
 import ctypes
 import os
@@ -13,15 +13,15 @@ import psutil
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
-class Family:
-    """The command as a process of its own session, and its descendants.
+class ProcessTree:
+    """The command as a process with its own session, and all its descendants.
 
-    A launcher that is killed leaves its ranks behind. They come to this process, not to init, so they are always found
-    among its descendants, and nobody has to guess by name whose they are.
+    If a launcher is killed, its ranks become orphans. This process adopts them instead of init, so they always are
+    among its descendants, and it is never necessary to guess by name which processes belong to the command.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        _adopt(orphans=True)
+        _adopt_orphans(enabled=True)
         self._before = {each.pid for each in psutil.Process().children(recursive=True)}
         self._leader = subprocess.Popen(command, start_new_session=True)
 
@@ -29,14 +29,14 @@ class Family:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error nothing is left of the family; else what still lives is no business of ours."""
+        """Kills all members after an error. Without an error, processes that still run are left alone."""
         if kind is not None:
             self.end()
-        _adopt(orphans=False)
+        _adopt_orphans(enabled=False)
 
     def wait(self, timeout_s: float) -> int | None:
-        """The command's exit code as a shell gives it (128 + signal); None if it still runs."""
-        self._bury()
+        """Returns the command's exit code as a shell reports it (128 + signal), or None if it still runs."""
+        self._reap()
         try:
             code = self._leader.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -44,50 +44,52 @@ class Family:
         return 128 - code if code < 0 else code
 
     def members(self) -> list[psutil.Process]:
-        """All that live."""
+        """Returns all processes that still run."""
         found = psutil.Process().children(recursive=True)
         return [each for each in found if each.pid not in self._before and _lives(each)]
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes that a launcher made ranks of a job; the loader processes below them are not among them."""
+        """Returns the ranks of the job, without the loader processes that they have started."""
         of_a_rank = {each.pid: _is_of_a_rank(each) for each in self.members()}
         return [each for each in self.members() if of_a_rank.get(each.pid) and not of_a_rank.get(_parent(each))]
 
     def end_ranks(self, grace_s: float) -> int:
-        """Ask the ranks that live to save, and end those that take longer, with their own; how many there were."""
+        """Asks the running ranks to save, and kills them and their children after `grace_s`. Returns how many ranks
+        ran.
+        """
         ranks = self.ranks()
         theirs = [child for rank in ranks for child in _children(rank)]
-        tell(ranks, signal.SIGTERM)
+        send_signal(ranks, signal.SIGTERM)
         psutil.wait_procs(ranks, timeout=grace_s)
         _kill([*ranks, *theirs])
         return len(ranks)
 
     def end(self) -> None:
-        """Everything, at once."""
+        """Kills all members at once."""
         _kill(self.members())
         self._leader.wait()
 
-    def _bury(self) -> None:
-        """Orphans that have ended wait for their new parent."""
+    def _reap(self) -> None:
+        """Collects the exit codes of adopted orphans, which would otherwise remain as zombies."""
         for child in psutil.Process().children():
             with suppress(psutil.Error, ChildProcessError):
                 if child.pid not in {self._leader.pid, *self._before} and child.status() == psutil.STATUS_ZOMBIE:
                     os.waitpid(child.pid, os.WNOHANG)
 
 
-def _adopt(*, orphans: bool) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(orphans))
+def _adopt_orphans(*, enabled: bool) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
-def tell(processes: Iterable[psutil.Process], number: int) -> None:
-    """Send all of them a signal, one right after the other; those that are gone need none."""
+def send_signal(processes: Iterable[psutil.Process], number: int) -> None:
+    """Sends a signal to all of them, one right after the other. Processes that have ended are ignored."""
     for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
-    tell(processes, signal.SIGKILL)
+    send_signal(processes, signal.SIGKILL)
     psutil.wait_procs(processes, timeout=5.0)
 
 

@@ -1,4 +1,4 @@
-"""One attempt: a function on every rank of a job, with Ray Train as the control plane."""
+"""Runs one attempt: a function on every rank of a job, with Ray Train as the control plane."""
 
 import logging
 import os
@@ -29,15 +29,15 @@ Function = Callable[[RayRuntime], None]
 def start(
     function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int, on_loopback: bool
 ) -> Future[None]:
-    """Call `function` once on each rank, with the torch process group made; the future ends when all have.
+    """Calls `function` once on each rank, with the torch process group initialised.
 
-    It gives `RankFailed` if a rank raised or died.
+    The returned future ends when all ranks have ended. It raises `RankFailed` if a rank raised or died.
 
     Args:
-        function: Picklable; what it returns is dropped.
-        placement: How many ranks, and what each holds.
-        board: Where the driver asks them to stop.
-        env: Environment variables for the ranks that nobody else is to see; they travel with the function.
+        function: A picklable function; its result is ignored.
+        placement: Number of ranks, and what each holds.
+        board: The actor through which the driver asks them to stop.
+        env: Environment variables of the ranks that may be secret; they are sent with the function.
         timeout_s: Longest wait in a collective.
         on_loopback: Whether all ranks are on this host and must not listen on other interfaces.
     """
@@ -47,22 +47,25 @@ def start(
     def run() -> None:
         try:
             future.set_result(act())
-        except BaseException as error:  # noqa: BLE001 - raised where the future is asked
+        except BaseException as error:  # noqa: BLE001 - the future raises it where the result is requested
             future.set_exception(error)
 
-    # Not the main thread: there Ray Train would take SIGINT for itself, and end the ranks without a checkpoint.
+    # In the main thread Ray Train would handle SIGINT, and end the ranks without a checkpoint.
     threading.Thread(target=run, name="attempt", daemon=True).start()
     return future
 
 
-# Each of the two callbacks starts an actor, that is a process, for every attempt. The cleaner asks Ray's State API each
-# second, which a cluster without a dashboard does not have, and it leaks the devices of a rank that dies while it is
-# started: `Cluster.release` frees them in every case (decision 19). The other one feeds Ray Data, which no rank uses.
+# Each of these two callbacks starts an actor, which is a process, for every attempt. The cleaner requests Ray's State
+# API every second, which does not exist in a cluster without a dashboard. It also leaks the devices of a rank that dies
+# while it is started; `Cluster.release` frees them in every case (decision 19). The other one serves Ray Data, which no
+# rank uses.
 _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without the unused callbacks. The hook is private, as Ray 2.60 has no setting for them."""
+    """Ray Train's trainer without the unused callbacks. It overrides a private method, because Ray 2.60 has no
+    setting.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
@@ -87,7 +90,7 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
             torch_config=torch_config,
             run_config=RunConfig(
                 storage_path=folder,
-                # The next attempt, if there is one, may have another number of ranks: that is decided above.
+                # Retries are decided in supervise.py, because the next attempt may have another number of ranks.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
                 logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
@@ -98,13 +101,13 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
             raise _failure(error) from error
         except RayActorError as error:
             _, message = end_of_process(str(error))
-            raise RankFailed(f"Ray Train's controller is gone: {message}") from error
+            raise RankFailed(f"Ray Train's controller has ended: {message}") from error
 
 
 def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
-    # What a rank raises reaches the driver whole, as the cause of the failure; not every rank need print it too.
+    # An error of a rank reaches the driver as the cause of the failure, so the rank does not need to print it.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    logging.getLogger().setLevel(logging.WARNING)  # Ray has set INFO: every library's news would be printed.
+    logging.getLogger().setLevel(logging.WARNING)  # Ray sets INFO, with which every library would print messages.
     os.environ.update(env)
     name_lines(ray.train.get_context().get_world_rank())
     function(RayRuntime(board))
@@ -115,7 +118,7 @@ def _failure(error: TrainingFailedError) -> RankFailed:
     if failures:
         return RankFailed("ranks failed", errors={rank: unwrapped(each) for rank, each in failures.items()})
     reason = getattr(error, "controller_failure", error)
-    # Ray Train gives the error itself, or its traceback as text, depending on how far it was.
+    # Ray Train raises the error itself, or one with its traceback as text, depending on the phase of the start.
     if isinstance(reason, RayActorError) or "ActorDiedError" in str(reason):
         _, message = end_of_process(str(reason))
         return RankFailed(f"a rank ended while Ray started it: {message}")

@@ -1,4 +1,4 @@
-"""Run a launcher's command, and again where its run stands, by the policy that jobs on Ray have."""
+"""Runs a launcher's command, and runs it again to resume its run, with the same policy as jobs on Ray."""
 
 import random
 import signal
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from emocap_cluster.processes import Family, tell
-from emocap_cluster.restarts import Cause, End, Ended, Over, Restarts, told
-from emocap_cluster.stopping import Stop, listening
+from emocap_cluster.processes import ProcessTree, send_signal
+from emocap_cluster.restarts import AttemptEnd, Cause, End, RestartBudget, Stop, restart_message
+from emocap_cluster.stopping import StopFlag, stop_signals
 
 LOOK_S = 0.5
-KNOCK_S, AWAY_S = 5.0, 60.0
-ORPHANS_S = 60.0  # What ranks without a launcher have to save and end.
-WRONG_INPUT, STOPPED = 2, 75  # Of `emocap pretrain`.
-LOST = 137  # As a shell says that a command was killed.
+CHECK_S, UNREACHABLE_S = 5.0, 60.0
+ORPHANS_S = 60.0  # Time for ranks without a launcher to save and end.
+WRONG_INPUT, STOPPED = 2, 75  # Exit codes of `emocap pretrain`.
+LOST = 137  # The exit code with which a shell reports a killed command.
 
 
-class Record(Protocol):
-    """What the run itself knows of how it stands."""
+class RelaunchedRun(Protocol):
+    """The run's own view of its state, for a run that a command trains."""
 
     def done(self) -> bool: ...
 
@@ -33,10 +33,10 @@ class Record(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How it ended, the last exit code, and whether Ctrl-C stopped it."""
+class RelaunchResult:
+    """The result of `relaunch`: how it ended, the last exit code, and whether Ctrl-C stopped it."""
 
-    over: Over
+    over: Stop
     code: int
     interrupted: bool
 
@@ -44,88 +44,96 @@ class Outcome:
 def relaunch(
     command: Sequence[str],
     *,
-    record: Record,
-    restarts: Restarts,
+    record: RelaunchedRun,
+    restarts: RestartBudget,
     ask: Callable[[], None],
     say: Callable[[str], None],
     answers: Callable[[], bool] = lambda: True,
-    goes_on: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Run the command until its run is done, stopped, or given up. For the main thread.
+    still_trains: Callable[[], bool] = lambda: False,
+) -> RelaunchResult:
+    """Runs the command until its run is done, stopped, or given up. Only the main thread may call it.
 
     Args:
-        command: Starts all ranks and ends when they have; in the foreground.
-        record: Of the run that it brings forward.
+        command: Starts all ranks in the foreground, and ends when they have ended.
+        record: The state of the run that the command trains.
         restarts: Budget of failures.
-        ask: Asks the ranks through the run's folder to save and stop: for ranks on other hosts.
-        say: Shows a line to a person.
-        answers: Whether what the command talks to is there, such as Ray's head. A command may wait for ever for one
-            that has lost its power; it is ended once that did not answer for a minute.
-        goes_on: Whether the run trains although the command has ended or waits in vain: the ranks of a job that was
-            submitted do not need it. Then it is not started again.
+        ask: Asks the ranks through the run's folder to save and stop, which reaches ranks on other hosts.
+        say: Shows a line to the user.
+        answers: Returns whether the service that the command depends on answers, such as Ray's head. A command may
+            wait without end for a head whose host has lost its power, so it is ended after a minute without an
+            answer.
+        still_trains: Returns whether the run trains although the command has ended or waits in vain; the ranks of a
+            submitted job do not need the command. Then it is not started again.
 
     Raises:
-        KeyboardInterrupt: At the second Ctrl-C; nothing of the command is left on this host.
+        KeyboardInterrupt: At the second Ctrl-C; no process of the command remains on this host.
     """
     restarts = replace(restarts, progress=record.progress())
-    with listening(say) as stop:
+    with stop_signals(say) as stop:
         while True:
-            code, trouble = _once(command, stop, ask, lambda: answers() or goes_on())
-            _follow(goes_on, stop, ask)
+            code, trouble = _once(command, stop, ask, lambda: answers() or still_trains())
+            _follow(still_trains, stop, ask)
             ended = _ended(record, code, trouble)
             restarts, then = restarts.after(ended, random.random())
-            if isinstance(then, Over):
-                return Outcome(then, code, stop.interrupted)
-            if stop.asked.is_set():  # A launcher whose ranks were told to stop may call that a failure.
-                return Outcome(Over(End.STOPPED), code, stop.interrupted)
-            say(told(ended, then))
+            if isinstance(then, Stop):
+                return RelaunchResult(then, code, stop.interrupted)
+            if stop.asked.is_set():  # A launcher may report ranks that were asked to stop as a failure.
+                return RelaunchResult(Stop(End.STOPPED), code, stop.interrupted)
+            say(restart_message(ended, then))
             if stop.asked.wait(then.pause_s):
-                return Outcome(Over(End.STOPPED), code, stop.interrupted)
+                return RelaunchResult(Stop(End.STOPPED), code, stop.interrupted)
 
 
-def _once(command: Sequence[str], stop: Stop, ask: Callable[[], None], answers: Callable[[], bool]) -> tuple[int, str]:
-    """The exit code, and what besides was wrong."""
-    told, heard = False, time.monotonic()
-    knocked = heard
-    with Family(command) as family:
+def _once(
+    command: Sequence[str], stop: StopFlag, ask: Callable[[], None], answers: Callable[[], bool]
+) -> tuple[int, str]:
+    """Runs the command once.
+
+    Returns:
+        The exit code, and a description of any other problem.
+    """
+    asked, answered_s = False, time.monotonic()
+    checked_s = answered_s
+    with ProcessTree(command) as family:
         while (code := family.wait(LOOK_S)) is None:
-            if time.monotonic() - knocked > KNOCK_S:
-                heard = time.monotonic() if answers() else heard
-                knocked = time.monotonic()
-                if knocked - heard > AWAY_S:
+            if time.monotonic() - checked_s > CHECK_S:
+                answered_s = time.monotonic() if answers() else answered_s
+                checked_s = time.monotonic()
+                if checked_s - answered_s > UNREACHABLE_S:
                     family.end()
-                    return LOST, f"what it talks to did not answer for {knocked - heard:.0f} s"
-            if stop.asked.is_set() and not told:
-                told = True
-                # Not the launcher: deepspeed's tells its ranks one after another, 30 s each, or not at all. One rank
-                # that knows is enough for all, and they end together; where none is here, the run's folder tells them.
+                    return LOST, f"the service that it depends on did not answer for {checked_s - answered_s:.0f} s"
+            if stop.asked.is_set() and not asked:
+                asked = True
+                # The ranks get the signal, and not the launcher: deepspeed's forwards it to one rank after the other,
+                # 30 s each, or not at all. One rank is enough, because they all stop together. If no rank is on this
+                # host, the request goes through the run's folder.
                 ranks = family.ranks()
-                tell(ranks, signal.SIGTERM)
+                send_signal(ranks, signal.SIGTERM)
                 if not ranks:
                     ask()
         orphans = family.end_ranks(ORPHANS_S)
-        return code, f"it left {orphans} ranks behind" if orphans else ""
+        return code, f"{orphans} ranks survived it" if orphans else ""
 
 
-def _follow(goes_on: Callable[[], bool], stop: Stop, ask: Callable[[], None]) -> None:
-    """Wait for a run that needs its command no more."""
+def _follow(still_trains: Callable[[], bool], stop: StopFlag, ask: Callable[[], None]) -> None:
+    """Waits for a run that trains without its command."""
     asked = False
-    while goes_on():
+    while still_trains():
         if stop.asked.is_set() and not asked:
             ask()
             asked = True
-        time.sleep(KNOCK_S)
+        time.sleep(CHECK_S)
 
 
-def _ended(record: Record, code: int, trouble: str) -> Ended:
+def _ended(record: RelaunchedRun, code: int, trouble: str) -> AttemptEnd:
     progress, failures = record.progress(), record.failures()
     if record.done():
-        return Ended(End.DONE, progress)
+        return AttemptEnd(End.DONE, progress)
     well = code in (0, STOPPED) and not trouble
     if record.asked_to_stop() or (well and (record.stopped() or not failures)):
-        return Ended(End.STOPPED, progress)
+        return AttemptEnd(End.STOPPED, progress)
     cause = next((each for each in failures if not each.lost), next(iter(failures), None))
     if cause is None:
         more = f"; {trouble}" if trouble else ""
         cause = Cause("Exit", f"the command ended with code {code}{more}", final=code == WRONG_INPUT)
-    return Ended(End.FAILED, progress, cause)
+    return AttemptEnd(End.FAILED, progress, cause)

@@ -1,7 +1,7 @@
-"""Where the ranks of a job's own cluster meet: a torch store that listens on the loopback interface alone.
+"""Sets up the rendezvous of a job's own cluster: a torch store that listens on the loopback interface alone.
 
-torch's store listens on all interfaces of rank 0's host, asks nobody who he is, and tells each rank where the others
-are: a stranger who changes an entry takes part in the job's collectives, some of which carry pickled objects.
+torch's store listens on all interfaces of rank 0's host and does not authenticate its clients. It tells each rank where
+the others are. A stranger who changes an entry can join the job's collectives, some of which carry pickled objects.
 """
 
 import os
@@ -18,13 +18,13 @@ from ray.train.torch.config import (
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 LOOPBACK = "127.0.0.1"
-# Of this process, if it is rank 0. torch has one server for each port of a process: the store that
-# `init_process_group` asks for finds this one, and does not open another.
+# The store of this process, if it is rank 0. torch has one server for each port in a process, so the store of
+# `init_process_group` uses this server and does not open another.
 _open: list[TCPStore] = []
 
 
 class LoopbackConfig(TorchConfig):
-    """Ray Train's settings of torch, for ranks that are all on this host."""
+    """Ray Train's settings of torch for ranks that are all on this host."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -33,12 +33,12 @@ class LoopbackConfig(TorchConfig):
 
 class _LoopbackBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Set the ranks up as Ray 2.60 does, but for the store."""
+        """Sets up the ranks as Ray 2.60 does, but with our own store."""
         port = worker_group.execute_single(0, open_store)
         worker_group.execute(_name_store, port)
         worker_group.execute(_set_torch_distributed_env_vars)
         ranks = len(worker_group)
-        meetings = [
+        pending = [
             worker_group.execute_single_async(
                 rank,
                 _setup_torch_process_group,
@@ -50,11 +50,11 @@ class _LoopbackBackend(_TorchBackend):
             )
             for rank in range(ranks)
         ]
-        ray.get(meetings)
+        ray.get(pending)
 
 
 def open_store() -> int:
-    """Open the store in this process, which will be rank 0; returns its port."""
+    """Opens the store in this process, which will be rank 0, and returns its port."""
     listener = socket.create_server((LOOPBACK, 0))
     port: int = listener.getsockname()[1]
     descriptor = listener.detach()

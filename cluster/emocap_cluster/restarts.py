@@ -1,4 +1,4 @@
-"""What follows the end of an attempt: nothing, another attempt after a pause, or giving up. Arithmetic, no clock."""
+"""Decides what follows the end of an attempt: nothing, a retry after a pause, or giving up. It uses no clock."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -7,22 +7,29 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class End(Enum):
-    """How an attempt ended."""
+    """The ways in which an attempt can end."""
 
     DONE = "done"
-    STOPPED = "stopped"  # Somebody asked; it is saved.
-    DRAINED = "drained"  # A node was announced to go; it is saved.
-    GROWING = "growing"  # It is saved, so that the next attempt has more ranks.
+    STOPPED = "stopped"  # The user requested it; the run is saved.
+    DRAINED = "drained"  # A node will be removed; the run is saved.
+    GROWING = "growing"  # The run is saved, so that the next attempt has more ranks.
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why an attempt failed: `kind` is the error's class, `step` the one that `rank` was at, where that is known.
+    """The reason why an attempt failed.
 
-    `final` causes come again at every try (a wrong setting); `lost` ones only say that another rank is gone; `passing`
-    ones are outages of something else, which may end, so that the same one twice is no bug of ours; `planned` ones are
-    steps back that the run decided on, and has a budget of its own for.
+    Attributes:
+        kind: Class of the error.
+        message: The error's message.
+        rank: The rank that failed, if it is known.
+        host: The host of that rank.
+        step: The step that the rank was in, if it is known.
+        final: The error will occur at every retry, such as a wrong setting.
+        lost: The error only says that another rank is lost.
+        passing: Something else is out of order and may recover, so a repetition does not prove a bug of this run.
+        planned: The run decided to go back some steps, for which it has its own budget.
     """
 
     kind: str
@@ -36,7 +43,7 @@ class Cause:
     planned: bool = False
 
     def __str__(self) -> str:
-        if self.lost:  # It speaks of another rank.
+        if self.lost:  # The message describes another rank.
             return self.message
         who = "the job" if self.rank is None else f"rank {self.rank}"
         where = f" on {self.host}" if self.host else ""
@@ -45,15 +52,15 @@ class Cause:
 
     @property
     def signature(self) -> tuple[int, str, str] | None:
-        """What a bug repeats; None where a repetition proves nothing."""
+        """The step, kind and message, which a bug repeats. None if a repetition would prove nothing."""
         if self.step is None or self.lost or self.passing:
             return None
         return self.step, self.kind, self.message
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """One attempt's end; `progress` is the step of the run's newest committed checkpoint."""
+class AttemptEnd:
+    """The end of one attempt; `progress` is the step of the run's newest committed checkpoint."""
 
     how: End
     progress: int
@@ -61,31 +68,31 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Another attempt, `pause_s` from now."""
+class Retry:
+    """Another attempt follows, `pause_s` seconds from now."""
 
     pause_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
-    """No further attempt; `reason` says why a job is given up."""
+class Stop:
+    """No further attempt follows; `reason` says why a job is given up."""
 
     how: End
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Restarts:
-    """The budget of a job and what it has used up so far, as a value.
+class RestartBudget:
+    """The budget of a job and how much of it is used, as a value.
 
     Args:
         max_restarts: Failures in a row, without a new checkpoint between them, before the job ends.
-        max_preemptions: Announced losses of nodes before the job ends; None is any number.
-        progress: Newest checkpoint at the end of the last attempt, or before the first.
-        failures: In a row, since `progress` moved.
-        preemptions: So far.
-        last: The cause of the attempt before, if it failed.
+        max_preemptions: Announced losses of nodes before the job ends; None has no limit.
+        progress: Step of the newest checkpoint at the end of the last attempt, or before the first.
+        failures: Failures in a row since `progress` last grew.
+        preemptions: Announced losses of nodes so far.
+        last: The cause of the last attempt's failure, if it failed.
     """
 
     max_restarts: int
@@ -95,57 +102,59 @@ class Restarts:
     preemptions: int = 0
     last: Cause | None = None
 
-    def after(self, ended: Ended, luck: float) -> "tuple[Restarts, Again | Over]":
-        """The state behind this end, and what to do.
+    def after(self, ended: AttemptEnd, luck: float) -> "tuple[RestartBudget, Retry | Stop]":
+        """Returns the budget after this end, and whether to retry or to stop.
 
         Args:
             ended: How the attempt ended.
-            luck: Uniform in [0, 1): where in its range the pause lies (full jitter), so that many jobs that one
-                outage has ended do not come back at once.
+            luck: A uniform random number in [0, 1) that selects the pause within its range (full jitter), so that
+                many jobs that ended in the same outage do not return at the same moment.
         """
         moved = ended.progress > self.progress
         state = replace(self, progress=max(self.progress, ended.progress), failures=0 if moved else self.failures)
         if ended.how in (End.DONE, End.STOPPED):
-            return state, Over(ended.how)
+            return state, Stop(ended.how)
         if ended.how is End.GROWING:
-            return replace(state, last=None), Again(0.0)
+            return replace(state, last=None), Retry(0.0)
         if ended.how is End.DRAINED:
             return state._after_drain()
-        return state._after_failure(ended.cause or Cause("Unknown", "no rank left word"), luck)
+        return state._after_failure(ended.cause or Cause("Unknown", "no rank reported a cause"), luck)
 
-    def _after_drain(self) -> "tuple[Restarts, Again | Over]":
+    def _after_drain(self) -> "tuple[RestartBudget, Retry | Stop]":
         state = replace(self, preemptions=self.preemptions + 1, last=None)
         if self.max_preemptions is not None and state.preemptions > self.max_preemptions:
-            return state, Over(
+            return state, Stop(
                 End.DRAINED,
-                f"nodes were taken away {state.preemptions} times and cluster.max_preemptions={self.max_preemptions}: "
-                "the run is saved; the same command goes on from there.",
+                f"nodes were removed {state.preemptions} times and cluster.max_preemptions={self.max_preemptions}: "
+                "the run is saved; the same command resumes it.",
             )
-        return state, Again(0.0)
+        return state, Retry(0.0)
 
-    def _after_failure(self, cause: Cause, luck: float) -> "tuple[Restarts, Again | Over]":
+    def _after_failure(self, cause: Cause, luck: float) -> "tuple[RestartBudget, Retry | Stop]":
         if cause.planned:
-            return replace(self, last=None), Again(0.0)
+            return replace(self, last=None), Retry(0.0)
         state = replace(self, failures=self.failures + 1, last=cause)
         if cause.final:
-            return state, Over(End.FAILED, str(cause))
+            return state, Stop(End.FAILED, str(cause))
         if cause.signature and self.last and self.last.signature == cause.signature:
-            return state, Over(End.FAILED, f"{cause} (the same twice in a row, so it is not tried again)")
+            return state, Stop(End.FAILED, f"{cause} (the same failure twice in a row, so there is no retry)")
         if state.failures > self.max_restarts:
             times = "" if state.failures == 1 else f" ({state.failures} failures in a row without a new checkpoint)"
-            return state, Over(End.FAILED, f"{cause}{times}")
-        return state, Again(luck * longest_pause_s(state.failures))
+            return state, Stop(End.FAILED, f"{cause}{times}")
+        return state, Retry(luck * longest_pause_s(state.failures))
 
 
 def longest_pause_s(failures: int) -> float:
-    """Before the attempt that follows so many failures in a row: none after the first, then 1 s, 2 s, 4 s, ... 60 s."""
+    """Returns the longest pause after this many failures in a row: none after the first, then 1 s, 2 s, 4 s,
+    ... 60 s.
+    """
     return 0.0 if failures <= 1 else min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2.0 ** min(failures - 2, 10))
 
 
-def told(ended: Ended, then: Again) -> str:
-    """What a person reads between two attempts."""
+def restart_message(ended: AttemptEnd, then: Retry) -> str:
+    """Returns the message that the user sees between two attempts."""
     where = f"from step {ended.progress}" if ended.progress else "from the beginning"
     if ended.how is not End.FAILED:
-        return f"Going on {where}."
+        return f"Continuing {where}."
     when = f"in {then.pause_s:.0f} s" if then.pause_s >= 1 else "now"
     return f"{ended.cause}\nStarting again {when}, {where}."

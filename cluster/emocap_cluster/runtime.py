@@ -1,4 +1,4 @@
-"""A rank's place under Ray Train; matches the training function's `Runtime` protocol by shape."""
+"""Describes a rank under Ray Train. `RayRuntime` implements the `Runtime` protocol of the training function."""
 
 import math
 import socket
@@ -12,15 +12,15 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 
-from emocap_cluster.board import Beat
+from emocap_cluster.board import StepReport
 
-SHORTEST_BEAT_S = 0.5
+SHORTEST_REPORT_S = 0.5
 RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """This process among all: `rank` of `world`, `local_rank` of `local_world` on its host."""
+class RankInfo:
+    """The position of this process: `rank` of `world` ranks, and `local_rank` of `local_world` on its host."""
 
     rank: int
     world: int
@@ -29,9 +29,10 @@ class Place:
 
 
 class RayRuntime:
-    """Made inside a Ray Train worker.
+    """The runtime of a Ray Train worker, in which it must be built.
 
-    Rank 0 alone listens to the driver and speaks of progress: the training loop takes the word of one rank for all.
+    Only rank 0 receives requests of the driver and reports progress; the training loop passes them on to the other
+    ranks.
 
     Args:
         board: Handle of the job's `Board`.
@@ -39,7 +40,7 @@ class RayRuntime:
 
     def __init__(self, board: Any) -> None:
         context = ray.train.get_context()
-        self.place = Place(
+        self.place = RankInfo(
             context.get_world_rank(),
             context.get_world_size(),
             context.get_local_rank(),
@@ -49,34 +50,37 @@ class RayRuntime:
         self.device = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
         self._board = board
         self._stop = threading.Event()
-        self._beat_s = -math.inf
-        board.here.remote(self.place.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
+        self._reported_s = -math.inf
+        board.register.remote(self.place.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
         if self.place.rank == 0:
             threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
 
     def should_stop(self) -> bool:
-        """Whether the driver asked: it was told to end, a node is about to go, or there is room for more ranks."""
+        """Returns whether the driver has requested a stop: by the user, for a node that is removed, or for more
+        ranks.
+        """
         return self._stop.is_set()
 
     def committed(self, checkpoint: str) -> None:  # noqa: ARG002
-        """Tells the driver that this is a good time to grow.
+        """Tells the driver that a checkpoint is committed, so that the job may grow now.
 
-        Ray Train itself is told nothing: its `report` holds all ranks for up to 2 s, and at a start the manifests in
-        the store are the truth, not Ray's memory.
+        Ray Train's own `report` is not used, because it holds all ranks for up to 2 s. At a start the manifests in the
+        store decide, and not what Ray remembers.
         """
         if self.place.rank == 0:
             self._board.committed.remote()
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
+        """Reports progress to the driver, at most twice a second and at the last step."""
         now_s = time.monotonic()
-        if now_s - self._beat_s >= SHORTEST_BEAT_S or step >= steps:
-            self._beat_s = now_s
-            self._board.beat.remote(Beat(step, steps, note))
+        if now_s - self._reported_s >= SHORTEST_REPORT_S or step >= steps:
+            self._reported_s = now_s
+            self._board.report_step.remote(StepReport(step, steps, note))
 
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
-                if ray.get(self._board.stop_asked.remote()):
+                if ray.get(self._board.stop_requested.remote()):
                     self._stop.set()
-            except RayActorError:  # The board's process is lost and comes back; until then nobody can ask.
+            except RayActorError:  # Ray restarts the board's process; until then there can be no request.
                 time.sleep(RETRY_S)

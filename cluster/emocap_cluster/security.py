@@ -15,18 +15,18 @@ from emocap_cluster.errors import NoCluster
 OTHERS = 0o077
 OTHERS_WRITE = 0o022
 CURE = "set RAY_AUTH_TOKEN_PATH to a path in a folder of your own."
-# Ranks of one host meet on its loopback interface, too: gloo and NCCL would take the host's address.
+# Makes ranks on one host use its loopback interface; gloo and NCCL would use the host's outer address.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 _SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 
 
 @contextmanager
 def on_loopback() -> Generator[None]:
-    """A Ray that is started in the block listens on 127.0.0.1, and so do all of its processes.
+    """Makes a Ray that is started in the `with` block, and all of its processes, listen on 127.0.0.1 alone.
 
     Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`),
-    unless this switch, which is meant for macOS and Windows, says that the host cannot be part of a larger cluster.
-    `ray_constants` reads the variable when it is imported; the processes that Ray starts inherit it.
+    unless this switch says that the host cannot be part of a larger cluster. The switch is meant for macOS and Windows.
+    `ray_constants` reads the variable when it is imported, and the processes that Ray starts inherit it.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_SWITCH)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -42,7 +42,7 @@ def on_loopback() -> Generator[None]:
 
 
 def private_folder() -> Path:
-    """Returns the folder of this user for Ray's sockets and logs; it is made if needed, and only this user can open it.
+    """Returns this user's folder for Ray's sockets and logs. It is made if needed, and only this user can open it.
 
     Its path is short, because the path of a socket has at most 107 bytes.
 
@@ -62,9 +62,9 @@ def private_folder() -> Path:
 
 
 def make_token() -> None:
-    """Make the file of Ray's token, unless there is one, or a token is set, or the user has chosen another mode.
+    """Makes the file of Ray's token, unless it exists, a token is set, or the user has chosen another mode.
 
-    Ray would make it with the mode of any new file, which other users can usually read.
+    Ray would make the file with the mode of any new file, which other users can usually read.
 
     Raises:
         NoCluster: If it cannot be made.
@@ -73,7 +73,7 @@ def make_token() -> None:
         return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whole from the start: another job may look for the file at the same moment, and then has to find its token.
+        # The file is complete when it gets its name, because another job may read it at the same moment.
         number, made = tempfile.mkstemp(prefix="token-", dir=path.parent)
         with os.fdopen(number, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
@@ -85,7 +85,7 @@ def make_token() -> None:
 
 
 def check_token() -> None:
-    """Refuse a token that is not a secret: who has it runs code in the cluster.
+    """Refuses a token that is not secret, because everyone who knows it can run code in the cluster.
 
     Raises:
         NoCluster: If another user can read the file of Ray's token, or can replace it.
@@ -95,7 +95,7 @@ def check_token() -> None:
     try:
         status, folder = path.stat(), path.parent.stat()
     except OSError as error:
-        raise NoCluster(f"the file of Ray's token cannot be looked at: {error}.") from error
+        raise NoCluster(f"the file of Ray's token cannot be examined: {error}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise NoCluster(f"{path} must be a regular file, as it holds Ray's token: remove it.")
     if status.st_mode & OTHERS or status.st_uid not in (os.geteuid(), 0):
@@ -108,7 +108,7 @@ def check_token() -> None:
 
 
 def _token_file() -> Path | None:
-    """Where Ray looks for its token; None if it takes none, or takes it from the environment."""
+    """Returns where Ray looks for its token; None if it uses none, or reads it from the environment."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return None
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):

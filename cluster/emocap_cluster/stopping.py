@@ -1,4 +1,4 @@
-"""Signals of the driver: the first asks the job to save and stop, Ctrl-C a second time ends it as it is."""
+"""Handles signals of the driver: the first one asks the job to save and stop, and a second Ctrl-C ends it at once."""
 
 import signal
 from collections.abc import Callable, Generator
@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from threading import Event
 from types import FrameType
 
-ASKED = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(slots=True)
-class Stop:
-    """Whether the job was told to end; `interrupted` if by Ctrl-C."""
+class StopFlag:
+    """A request to end the job; `interrupted` says that it was made by Ctrl-C."""
 
     asked: Event = field(default_factory=Event)
     interrupted: bool = False
 
 
 @contextmanager
-def listening(tell: Callable[[str], None]) -> Generator[Stop]:
-    """Take SIGTERM and SIGINT for as long as the block lasts; for the main thread.
+def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
+    """Handles SIGTERM and SIGINT inside of the `with` block. Only the main thread may use it.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C.
     """
-    stop = Stop()
+    stop = StopFlag()
 
     def take(number: int, _frame: FrameType | None) -> None:
         again = stop.interrupted
@@ -36,7 +36,7 @@ def listening(tell: Callable[[str], None]) -> Generator[Stop]:
             tell(f"{signal.Signals(number).name}: the ranks save and stop{_at_once(number)}.")
         stop.asked.set()
 
-    before = {number: signal.signal(number, take) for number in ASKED}
+    before = {number: signal.signal(number, take) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
@@ -45,4 +45,4 @@ def listening(tell: Callable[[str], None]) -> Generator[Stop]:
 
 
 def _at_once(number: int) -> str:
-    return "; once more ends them without" if number == signal.SIGINT else ""
+    return "; Ctrl-C again ends them without saving" if number == signal.SIGINT else ""

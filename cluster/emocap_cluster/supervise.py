@@ -1,4 +1,4 @@
-"""A job is a row of attempts: each on the devices that there are, the next one where the last checkpoint stands."""
+"""Supervises a job: a sequence of attempts, each on the devices that exist and from the newest checkpoint."""
 
 import random
 import time
@@ -7,42 +7,42 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from emocap_cluster.board import Beat, News
-from emocap_cluster.causes import GONE, blamed, was_announced
+from emocap_cluster.board import BoardState, StepReport
+from emocap_cluster.causes import SILENT_ENDS, root_cause, was_announced
 from emocap_cluster.cluster import Cluster
 from emocap_cluster.errors import NoCluster, RankFailed
-from emocap_cluster.placement import Node, Placement, Wish, place
+from emocap_cluster.placement import Node, Placement, ResourceRequest, place
 from emocap_cluster.ranks import Function, start
-from emocap_cluster.restarts import Cause, End, Ended, Over, Restarts, told
-from emocap_cluster.stopping import Stop, listening
+from emocap_cluster.restarts import AttemptEnd, Cause, End, RestartBudget, Stop, restart_message
+from emocap_cluster.stopping import StopFlag, stop_signals
 
 LOOK_S, NODES_S, REMIND_S = 0.5, 2.0, 60.0
 
 
-class Record(Protocol):
-    """What the run itself knows of how it stands."""
+class SupervisedRun(Protocol):
+    """The run's own view of its state, which the training code provides."""
 
     def done(self) -> bool: ...
 
     def progress(self) -> int:
-        """Step of the newest committed checkpoint; 0 without one."""
+        """Returns the step of the newest committed checkpoint; 0 without one."""
         ...
 
     def failures(self) -> Sequence[Cause]:
-        """What ranks of the newest start left behind, by rank; each is told once."""
+        """Returns the causes that ranks of the newest attempt have stored, ordered by rank; each is returned once."""
         ...
 
     def asked_to_stop(self) -> bool:
-        """Whether the newest start ended because a person asked for it."""
+        """Returns whether the newest attempt ended because a user requested it."""
         ...
 
-    def judge(self, rank: int, error: Exception) -> Cause:
-        """Reads an error that a rank raised."""
+    def cause_of(self, rank: int, error: Exception) -> Cause:
+        """Interprets an error that a rank raised."""
         ...
 
 
-class Screen(Protocol):
-    """Where a person looks."""
+class ProgressDisplay(Protocol):
+    """Shows lines and progress to the user."""
 
     def say(self, line: str) -> None: ...
 
@@ -51,91 +51,94 @@ class Screen(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is run, on what, and how often it may fail.
+    """The function of a job, the devices for it, and how often it may fail.
 
     Args:
         function: Called on every rank; picklable.
-        wish: Devices.
+        request: Devices.
         restarts: Budget of failures.
-        patience_s: How long devices that were lost may take to come back.
+        patience_s: How long the job waits for lost devices to return.
         timeout_s: Longest wait in a collective.
-        env: Environment variables of the ranks that nobody else is to see.
+        env: Environment variables of the ranks that may be secret.
     """
 
     function: Function
-    wish: Wish
-    restarts: Restarts
+    request: ResourceRequest
+    restarts: RestartBudget
     patience_s: float
     timeout_s: int
     env: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """One start of the ranks, from `began` until `ended`; seconds since the job's first."""
+class AttemptRecord:
+    """One attempt, from `began_s` until `ended_s`, both in seconds since the job's begin."""
 
     ranks: int
     began_s: float
     ended_s: float
-    ended: Ended
+    ended: AttemptEnd
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """How a job went; `interrupted` if it was stopped by Ctrl-C."""
+class JobHistory:
+    """The attempts of a job and how it ended; `interrupted` says that Ctrl-C stopped it."""
 
     how: End
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[AttemptRecord, ...]
     interrupted: bool = False
 
 
-def supervise(job: Job, cluster: Cluster, record: Record, screen: Screen) -> Story:
-    """Run the job to its end, through failures, preemptions and growth, within its budget. For the main thread.
+def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay) -> JobHistory:
+    """Runs the job to its end, through failures, preemptions and growth, within its budget. Only the main thread may
+    call it.
 
     Raises:
-        NoCluster: If there are too few devices for a first attempt.
-        RankFailed: If the job is given up; it says why.
+        NoCluster: If there are too few devices for a first attempt, or the job's own Ray has ended.
+        RankFailed: If the job is given up; the message says why.
     """
-    with listening(screen.say) as stop:
+    with stop_signals(screen.say) as stop:
         return _Supervisor(job, cluster, record, screen, stop).run()
 
 
 class _Supervisor:
-    def __init__(self, job: Job, cluster: Cluster, record: Record, screen: Screen, stop: Stop) -> None:
+    def __init__(
+        self, job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay, stop: StopFlag
+    ) -> None:
         self._job = job
         self._cluster = cluster
         self._record = record
         self._screen = screen
         self._stop = stop
         self._began_s = time.monotonic()
-        self._attempts: list[Attempt] = []
+        self._attempts: list[AttemptRecord] = []
 
-    def run(self) -> Story:
+    def run(self) -> JobHistory:
         restarts = replace(self._job.restarts, progress=self._record.progress())
         while placement := self._devices():
             began_s = self._now_s()
             ended, failed = self._attempt(placement)
-            self._attempts.append(Attempt(placement.ranks, began_s, self._now_s(), ended))
+            self._attempts.append(AttemptRecord(placement.ranks, began_s, self._now_s(), ended))
             restarts, then = restarts.after(ended, random.random())
-            if isinstance(then, Over):
+            if isinstance(then, Stop):
                 return self._over(then, failed)
             if self._stop.asked.is_set():
-                return self._over(Over(End.FAILED, str(ended.cause)) if ended.cause else Over(End.STOPPED), failed)
-            self._screen.say(told(ended, then))
+                return self._over(Stop(End.FAILED, str(ended.cause)) if ended.cause else Stop(End.STOPPED), failed)
+            self._screen.say(restart_message(ended, then))
             self._stop.asked.wait(then.pause_s)
-        return self._over(Over(End.STOPPED), None)
+        return self._over(Stop(End.STOPPED), None)
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
 
-    def _over(self, over: Over, failed: RankFailed | None) -> Story:
+    def _over(self, over: Stop, failed: RankFailed | None) -> JobHistory:
         if over.how is End.FAILED:
             raise RankFailed(over.reason, cause=_raised(failed, self._attempts[-1].ended.cause))
         if over.reason:
             self._screen.say(over.reason)
-        return Story(over.how, tuple(self._attempts), self._stop.interrupted)
+        return JobHistory(over.how, tuple(self._attempts), self._stop.interrupted)
 
-    def _attempt(self, placement: Placement) -> tuple[Ended, RankFailed | None]:
+    def _attempt(self, placement: Placement) -> tuple[AttemptEnd, RankFailed | None]:
         job, board = self._job, self._cluster.board
         self._cluster.begin()
         running = start(
@@ -146,116 +149,124 @@ class _Supervisor:
             timeout_s=job.timeout_s,
             on_loopback=self._cluster.own,
         )
-        asked, news = self._watch(running, placement)
+        asked, state = self._watch(running, placement)
         self._check_ray()
         self._cluster.release()
         failed = running.exception()
         if failed is None:
-            return Ended(self._how(asked), self._record.progress()), None
+            return AttemptEnd(self._how(asked), self._record.progress()), None
         if not isinstance(failed, RankFailed):
             raise failed
-        cause = blamed(failed, self._record.failures(), self._record.judge, news.hosts)
-        # A node that was announced takes its ranks along; any other error on the way out is a failure all the same.
-        gone = cause.lost or cause.kind in GONE
+        cause = root_cause(failed, self._record.failures(), self._record.cause_of, state.hosts)
+        # Ranks that are lost with an announced node are a preemption. Any other error is a failure, also during a stop.
+        gone = cause.lost or cause.kind in SILENT_ENDS
         how = End.DRAINED if gone and (asked is End.DRAINED or was_announced(failed)) else End.FAILED
-        return Ended(how, self._record.progress(), cause if how is End.FAILED else None), failed
+        return AttemptEnd(how, self._record.progress(), cause if how is End.FAILED else None), failed
 
     def _how(self, asked: End | None) -> End:
-        """Of an attempt whose ranks ended without an error; a person's word counts more than the driver's own."""
+        """Returns how an attempt without an error ended. A stop request of the user takes precedence over the driver's
+        reason.
+        """
         if self._record.done():
             return End.DONE
         return End.STOPPED if self._record.asked_to_stop() else asked or End.STOPPED
 
-    def _watch(self, running: Future[None], placement: Placement) -> tuple[End | None, News]:
-        """Look after the ranks until all have ended: what they were asked to stop for, and what they said last."""
-        asked, news, nodes, looked_s, shown = None, News(), list[Node](), -NODES_S, Beat(0, 0, "")
+    def _watch(self, running: Future[None], placement: Placement) -> tuple[End | None, BoardState]:
+        """Watches the ranks until all have ended.
+
+        Returns:
+            The reason for which they were asked to stop, or None, and the last state of the board.
+        """
+        asked, state, nodes, looked_s, shown = None, BoardState(), list[Node](), -NODES_S, StepReport(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
             self._check_ray()
-            news = (self._cluster.news() or news).after(news)
-            if news.beat and news.beat != shown:
-                shown = news.beat
+            state = (self._cluster.state() or state).merged_with(state)
+            if state.report and state.report != shown:
+                shown = state.report
                 self._screen.beat(shown.step, shown.steps, shown.note)
             if self._now_s() - looked_s >= NODES_S:
                 nodes, looked_s = self._cluster.nodes(), self._now_s()
-            if asked is None and (asked := self._reason(news, nodes, placement)) and asked is not End.STOPPED:
-                self._screen.say(_why_stop(asked))
-            if asked:  # Again and again: the board may have been lost, and come back without the word.
-                self._cluster.board.ask_to_stop.remote()
-        return asked, news
+            if asked is None and (asked := self._reason(state, nodes, placement)) and asked is not End.STOPPED:
+                self._screen.say(_stop_message(asked))
+            if asked:  # Repeated, because a board whose process was restarted has lost the request.
+                self._cluster.board.request_stop.remote()
+        return asked, state
 
     def _check_ray(self) -> None:
-        """Ends a job whose own Ray has ended: Ray would end this process too, at its next call and without a line.
+        """Ends a job whose own Ray has ended. Otherwise Ray would end this process at its next call, without a message.
 
         Raises:
-            NoCluster: If it has.
+            NoCluster: If it has ended.
         """
         if gone := self._cluster.gone():
             raise NoCluster(
                 f"the job's own Ray has ended (no {' and no '.join(gone)}): the same command resumes the run."
             )
 
-    def _reason(self, news: News, nodes: Sequence[Node], placement: Placement) -> End | None:
+    def _reason(self, state: BoardState, nodes: Sequence[Node], placement: Placement) -> End | None:
         if self._stop.asked.is_set():
             return End.STOPPED
-        more = growth(news, nodes, placement, self._job.wish)
-        if drains(news, nodes):
+        more = growth(state, nodes, placement, self._job.request)
+        if drains(state, nodes):
             return End.DRAINED
         return End.GROWING if more and self._cluster.has_free(more, placement) else None
 
     def _devices(self) -> Placement | None:
-        """Devices for the next attempt, after a wait for those that were lost; None if told to end."""
+        """Waits for devices for the next attempt, also for those that were lost; returns None if the job is asked to
+        end.
+        """
         job, before = self._job, self._attempts[-1].ranks if self._attempts else 0
-        wanted = min(job.wish.ranks or before, job.wish.most)
+        wanted = min(job.request.ranks or before, job.request.most)
         patience_s = 0.0 if self._cluster.own else job.patience_s
         began_s, said_s = self._now_s(), None
         while not self._stop.asked.is_set():
             self._check_ray()
-            placement = place(self._cluster.nodes(), job.wish)
-            waited_s, enough = self._now_s() - began_s, placement.ranks >= max(1, job.wish.least)
+            placement = place(self._cluster.nodes(), job.request)
+            waited_s, enough = self._now_s() - began_s, placement.ranks >= max(1, job.request.least)
             if enough and (placement.ranks >= wanted or waited_s >= patience_s):
                 return placement
             if not before and waited_s >= patience_s:
-                raise NoCluster(_too_few(job.wish, placement))
+                raise NoCluster(_too_few(job.request, placement))
             if said_s is None or self._now_s() - said_s >= REMIND_S:
                 said_s = self._now_s()
-                self._screen.say(_waiting(placement, max(wanted, job.wish.least), job.wish))
+                self._screen.say(_waiting(placement, max(wanted, job.request.least), job.request))
             self._stop.asked.wait(1.0)
         return None
 
 
 def _raised(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
-    """The error that is the cause, if a rank raised it."""
+    """Returns the error that is the cause, if a rank raised it."""
     errors = failed.errors.values() if failed else ()
     return next((error for error in errors if cause and type(error).__name__ == cause.kind), None)
 
 
-def drains(news: News, nodes: Sequence[Node]) -> bool:
-    """Whether a node that holds a rank is about to go."""
-    held = set(news.nodes.values())
+def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
+    """Returns whether a node that holds a rank will be removed soon."""
+    held = set(state.nodes.values())
     return any(node.draining and node.id in held for node in nodes)
 
 
-def growth(news: News, nodes: Sequence[Node], placement: Placement, wish: Wish) -> int:
-    """How many more ranks there would be now, once a checkpoint has been committed."""
-    return max(0, place(nodes, wish).ranks - placement.ranks) if news.commits else 0
+def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
+    """Returns how many more ranks there could be now; 0 before the first checkpoint of the attempt is committed."""
+    return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 
 
-def _why_stop(asked: End) -> str:
+def _stop_message(asked: End) -> str:
     if asked is End.DRAINED:
-        return "A node is about to be taken away: the ranks save and go on without it."
-    return "More devices are free: the ranks save and go on with more."
+        return "A node will be removed soon: the ranks save and continue without it."
+    return "More devices are free: the ranks save and continue with more."
 
 
-def _waiting(placement: Placement, wanted: int, wish: Wish) -> str:
-    what = "a GPU" if wish.on_gpu else "a CPU"
-    fewest = f"; it goes on with {wish.least} at least" if wish.least < wanted else ""
+def _waiting(placement: Placement, wanted: int, request: ResourceRequest) -> str:
+    what = "a GPU" if request.on_gpu else "a CPU"
+    fewest = f"; the job continues with {request.least} at least" if request.least < wanted else ""
     return f"Waiting for nodes: {placement.ranks} of {wanted} ranks would have {what}{fewest}."
 
 
-def _too_few(wish: Wish, placement: Placement) -> str:
-    if not wish.on_gpu:
+def _too_few(request: ResourceRequest, placement: Placement) -> str:
+    if not request.on_gpu:
         return "the cluster has no CPU for any rank."
     return (
-        f"{max(wish.ranks or 1, wish.least)} ranks need as many GPUs and the cluster has {placement.ranks}; "
+        f"{max(request.ranks or 1, request.least)} ranks need as many GPUs and the cluster has {placement.ranks}; "
         "set cluster.ranks or cluster.min_ranks."
     )

@@ -13,8 +13,8 @@ from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
 import typer
-from emocap_cluster.relaunch import Outcome, relaunch
-from emocap_cluster.restarts import End, Restarts
+from emocap_cluster.relaunch import RelaunchResult, relaunch
+from emocap_cluster.restarts import End, RestartBudget
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
@@ -61,7 +61,7 @@ def command(
         outcome = relaunch(
             command,
             record=RunRecord(store, config.steps if config else None),
-            restarts=Restarts(budget),
+            restarts=RestartBudget(budget),
             ask=lambda: requests.ask_to_stop(store),
             say=_say,
             **_remote(store, head) if (head := head_of(command)) else {},
@@ -73,7 +73,7 @@ def command(
         sys.exit(_code(outcome))
 
 
-def _code(outcome: Outcome) -> int:
+def _code(outcome: RelaunchResult) -> int:
     if outcome.over.how is End.DONE:
         return 0
     if outcome.interrupted:
@@ -103,7 +103,7 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
 
 def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
     """How to look after a job on other hosts. Where the run's store is away too, it may well be this host's network."""
-    return {"answers": partial(answers, head), "goes_on": partial(lives, store)}
+    return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
 
 
 def lives(store: Store) -> bool:

@@ -1,4 +1,4 @@
-"""What becomes of jobs on Ray, one JSON line each; a process of its own, as Ray leaves things behind.
+"""Runs jobs on Ray and prints one JSON line for each; it is a separate process, because Ray does not clean up.
 
 `rank_script.py FOLDER` has a Ray of its own; `rank_script.py FOLDER nodes` starts one whose nodes come and go, and
 `rank_script.py FOLDER moves` in it.
@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 from emocap_cluster.cluster import Cluster, connected
 from emocap_cluster.errors import ClusterError
-from emocap_cluster.placement import Wish
-from emocap_cluster.restarts import Cause, Restarts
+from emocap_cluster.placement import ResourceRequest
+from emocap_cluster.restarts import Cause, RestartBudget
 from emocap_cluster.runtime import RayRuntime
 from emocap_cluster.supervise import Job, supervise
 
@@ -58,7 +58,7 @@ class FileRecord:
     def asked_to_stop(self) -> bool:
         return False
 
-    def judge(self, rank: int, error: Exception) -> Cause:
+    def cause_of(self, rank: int, error: Exception) -> Cause:
         lost = "gloo" in str(error)
         return Cause(type(error).__name__, str(error), rank, lost=lost, final=isinstance(error, ClusterError))
 
@@ -86,9 +86,14 @@ def run(
     place = folder / name.replace(" ", "-")
     place.mkdir()
     screen = Lines()
-    wish = Wish(ranks, least=1, most=8, on_gpu=False)
+    request = ResourceRequest(ranks, least=1, most=8, on_gpu=False)
     job = Job(
-        lambda runtime: function(place, runtime), wish, Restarts(3), PATIENCE_S, timeout_s=60, env={"SECRET": "hidden"}
+        lambda runtime: function(place, runtime),
+        request,
+        RestartBudget(3),
+        PATIENCE_S,
+        timeout_s=60,
+        env={"SECRET": "hidden"},
     )
     try:
         story = supervise(job, cluster, FileRecord(place), screen)
@@ -256,7 +261,7 @@ def listeners() -> list[list[object]]:
 
 
 def modes() -> dict[str, object]:
-    """Of the files of a cluster that this process has started."""
+    """Returns the files of a cluster that this process has started."""
     token = Path.home() / ".ray" / "auth_token"
     sockets = Path(os.environ["RAY_TMPDIR"], f"emocap-{os.getuid()}")
     paths = {"token": token, "token folder": token.parent, "sockets": sockets}
@@ -282,7 +287,7 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
 
 
 def on_nodes(folder: Path) -> None:
-    """A head without CPUs; one node, then three (the job grows), then one is drained (it goes on without it)."""
+    """A head without CPUs; one node, then three (the job grows), then one is drained (it continues without it)."""
     from ray.cluster_utils import Cluster as Nodes
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})

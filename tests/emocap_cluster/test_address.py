@@ -16,7 +16,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where Ray writes down which cluster runs on this host."""
+    """Returns the file in which Ray records the cluster of this host."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
@@ -92,7 +92,7 @@ def test_an_address_where_nobody_answers_is_one_line(remembered: Path, monkeypat
     assert not remembered.exists()
     with a_server() as gone:
         monkeypatch.setenv("RAY_ADDRESS", gone)
-    with pytest.raises(NoCluster, match="nobody answers at RAY_ADDRESS"):
+    with pytest.raises(NoCluster, match="there is no answer at RAY_ADDRESS"):
         address_of_ray()
 
 

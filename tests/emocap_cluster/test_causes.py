@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from emocap_cluster.causes import blamed, was_announced
+from emocap_cluster.causes import root_cause, was_announced
 from emocap_cluster.errors import RankFailed
 from emocap_cluster.restarts import Cause
 from ray.exceptions import RayActorError
@@ -16,15 +16,15 @@ def gone(text: str = DEAD, *, preempted: bool = False) -> Exception:
     return WorkerHealthCheckFailedError("failed", RayActorError("a", text, preempted=preempted))
 
 
-def judge(rank: int, error: Exception) -> Cause:
+def cause_of(rank: int, error: Exception) -> Cause:
     return Cause(type(error).__name__, str(error), rank, lost="gloo" in str(error))
 
 
 def blame(errors: dict[int, Exception], left: Sequence[Cause] = ()) -> Cause:
-    return blamed(RankFailed("failed", errors=errors), left, judge, {1: "b"})
+    return root_cause(RankFailed("failed", errors=errors), left, cause_of, {1: "b"})
 
 
-def test_what_a_rank_left_behind_says_more_than_what_ray_saw() -> None:
+def test_what_a_rank_reported_says_more_than_what_ray_saw() -> None:
     assert blame({0: gone(), 2: ValueError("bad row")}, [LOST, BUG]) == BUG
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from emocap_cluster import relaunch as relaunching
-from emocap_cluster.processes import Family
-from emocap_cluster.relaunch import Outcome, relaunch
-from emocap_cluster.restarts import Cause, End, Restarts
+from emocap_cluster.processes import ProcessTree
+from emocap_cluster.relaunch import RelaunchResult, relaunch
+from emocap_cluster.restarts import Cause, End, RestartBudget
 
 # A rank that saves when it is told, and a launcher of two that waits for them; `ready` says that both can hear.
 READY = "touch ready-$RANK; [ -e ready-$((1 - RANK)) ] && touch ready"
@@ -58,16 +58,16 @@ class Shell:
         causes: Sequence[Cause] = (),
         how: str = "",
         answers: Callable[[], bool] = lambda: True,
-        goes_on: Callable[[], bool] = lambda: False,
-    ) -> Outcome:
+        still_trains: Callable[[], bool] = lambda: False,
+    ) -> RelaunchResult:
         return relaunch(
             ["bash", "-c", f"cd {self.folder}; echo >> starts; {script}"],
             record=FakeRecord(self.folder, causes, how),
-            restarts=Restarts(budget),
+            restarts=RestartBudget(budget),
             ask=self.ask,
             say=self.said.append,
             answers=answers,
-            goes_on=goes_on,
+            still_trains=still_trains,
         )
 
     def ask(self) -> None:
@@ -140,20 +140,20 @@ def test_a_failure_that_the_job_itself_has_cured_does_not_start_a_stopped_run_ag
     assert shell.starts == 1
 
 
-def test_a_job_that_goes_on_without_its_command_is_not_started_again(
+def test_a_job_that_continues_without_its_command_is_not_started_again(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tunnel to the head breaks; the job trains on."""
     monkeypatch.setattr(relaunching, "KNOCK_S", 0.05)
     looks = iter([True, True, True])
 
-    def goes_on() -> bool:
+    def still_trains() -> bool:
         if next(looks, False):
             return True
         (shell.folder / "done").touch()
         return False
 
-    outcome = shell.run("exit 1", goes_on=goes_on)
+    outcome = shell.run("exit 1", still_trains=still_trains)
     assert (outcome.over.how, shell.starts) == (End.DONE, 1)
 
 
@@ -181,18 +181,18 @@ def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shel
     assert outcome.over.how is End.DONE
     assert shell.starts == 2
     assert {path.name for path in shell.folder.glob("saved-*")} == {"saved-0", "saved-1"}
-    assert "it left 2 ranks behind" in shell.said[0]
+    assert "2 ranks survived it" in shell.said[0]
 
 
 def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `ray job submit` does where the head lost its power: it waits for ever."""
+    """Waits without end, as `ray job submit` does if the head lost its power."""
     monkeypatch.setattr(relaunching, "KNOCK_S", 0.1)
     monkeypatch.setattr(relaunching, "AWAY_S", 0.5)
     script = "if [ $(wc -l < starts) -lt 2 ]; then touch waits; sleep 600; fi; touch done"
     outcome = shell.run(script, answers=lambda: not (shell.folder / "waits").exists())
     assert outcome.over.how is End.DONE
     assert shell.starts == 2
-    assert "code 137; what it talks to did not answer for " in shell.said[0]
+    assert "code 137; the service that it depends on did not answer for " in shell.said[0]
 
 
 def test_the_second_ctrl_c_ends_everything_at_once(shell: Shell) -> None:
@@ -203,7 +203,7 @@ def test_the_second_ctrl_c_ends_everything_at_once(shell: Shell) -> None:
 
 
 def test_the_exit_code_of_a_killed_command_is_that_of_a_shell(tmp_path: Path) -> None:
-    with Family(["bash", "-c", "kill -9 $$"]) as family:
+    with ProcessTree(["bash", "-c", "kill -9 $$"]) as family:
         while (code := family.wait(0.1)) is None:
             pass
         assert code == 137

@@ -117,7 +117,7 @@ def test_a_home_that_cannot_be_written_is_one_line(home: Path) -> None:
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the folder of this user lies among those of others."""
+    """Returns the parent of this user's folder, which others may write to."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     return tmp_path / f"emocap-{os.geteuid()}"
 

@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("rank_script.py")
 
 @dataclass(frozen=True)
 class Told:
-    """What the script said of each job, what ranks printed, and where they left their files."""
+    """The script's lines about each job, the output of the ranks, and the folder of their files."""
 
     jobs: dict[str, dict[str, Any]]
     printed: str
@@ -110,7 +110,7 @@ def test_only_this_user_can_read_the_token_and_open_the_sockets_of_such_a_cluste
 
 
 @slow
-def test_a_rank_that_is_killed_is_named_and_the_job_goes_on(one_node: Told) -> None:
+def test_a_rank_that_is_killed_is_named_and_the_job_continues(one_node: Told) -> None:
     job = one_node.jobs["killed"]
     assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
     assert "rank 1" in job["attempts"][0][2]
@@ -122,7 +122,7 @@ def test_a_rank_that_is_killed_is_named_and_the_job_goes_on(one_node: Told) -> N
 def test_a_rank_that_is_killed_while_it_is_started_costs_one_attempt_and_its_devices_are_free(one_node: Told) -> None:
     job = one_node.jobs["starting"]
     assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
-    assert "a rank ended while Ray started it: its process ended without a word: SIGKILL" in job["attempts"][0][2]
+    assert "a rank ended while Ray started it: its process ended without an error: by SIGKILL" in job["attempts"][0][2]
     assert nothing_is_left(one_node.jobs["after starting"])
 
 
@@ -130,7 +130,7 @@ def test_a_rank_that_is_killed_while_it_is_started_costs_one_attempt_and_its_dev
 def test_the_devices_of_a_controller_that_is_killed_are_free_for_the_next_attempt_within_30_s(one_node: Told) -> None:
     job = one_node.jobs["controller"]
     assert [each[:2] for each in job["attempts"]] == [[2, "failed"], [2, "done"]]
-    assert "Ray Train's controller is gone" in job["attempts"][0][2]
+    assert "Ray Train's controller has ended" in job["attempts"][0][2]
     assert nothing_is_left(one_node.jobs["after controller"])
 
 
@@ -149,7 +149,7 @@ def nothing_is_left(seen: dict[str, Any]) -> bool:
 def test_a_bug_is_tried_twice_and_told_with_rank_step_kind_and_message(one_node: Told) -> None:
     job = one_node.jobs["bug"]
     assert job["kind"] == "RankFailed"
-    assert job["message"].startswith("rank 1 failed at step 7: ValueError: bad (the same twice in a row")
+    assert job["message"].startswith("rank 1 failed at step 7: ValueError: bad (the same failure twice in a row")
     assert job["cause"] == "ValueError"
 
 
@@ -179,7 +179,7 @@ def test_a_job_grows_when_nodes_come_and_leaves_one_that_is_announced_to_go(
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     job = told(tmp_path_factory.mktemp("many"), "nodes", **token).jobs["moves"]
     assert [each[:2] for each in job["attempts"]] == [[2, "growing"], [3, "drained"], [2, "stopped"]]
-    assert "A node is about to be taken away: the ranks save and go on without it." in job["said"]
+    assert "A node will be removed soon: the ranks save and continue without it." in job["said"]
 
 
 def test_an_address_where_nobody_answers_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_wrong_settings_are_final_outages_pass_and_roll_backs_are_planned(
     store: Store, error: Exception, final: bool, passing: bool, planned: bool
 ) -> None:
     record = RunRecord(store, 8)
-    cause = record.judge(0, error)
+    cause = record.cause_of(0, error)
     assert (cause.final, cause.passing, cause.planned) == (final, passing, planned)
     failure = Failure(0, "a", 1, type(error).__name__, "why", final=final, passing=passing)
     Attempt.begin(store).fail(failure)
@@ -81,9 +81,9 @@ def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
 
 def test_an_error_is_judged_by_its_class(store: Store) -> None:
     record = RunRecord(store, 8)
-    assert record.judge(0, ConfigError("bad")).final
-    assert record.judge(0, Superseded("start 3 took over")).final
-    assert record.judge(0, LostContact("rank 1 is gone")).lost
-    assert record.judge(0, RuntimeError("[/w/gloo/transport/tcp/pair.cc:1] closed")).lost
-    assert record.judge(0, StoreError("away")).passing
-    assert len(record.judge(0, ValueError("x" * 9999)).message) == CUT
+    assert record.cause_of(0, ConfigError("bad")).final
+    assert record.cause_of(0, Superseded("start 3 took over")).final
+    assert record.cause_of(0, LostContact("rank 1 is gone")).lost
+    assert record.cause_of(0, RuntimeError("[/w/gloo/transport/tcp/pair.cc:1] closed")).lost
+    assert record.cause_of(0, StoreError("away")).passing
+    assert len(record.cause_of(0, ValueError("x" * 9999)).message) == CUT
