@@ -31,7 +31,7 @@ def index(folder):
 def epoch(folder, **options):
     """Keys of one epoch."""
     stream = Stream(url=str(folder), global_batch=4, epochs=1, **options)
-    return sorted(row.key for portion in stream.steps() for row in portion.samples)
+    return sorted(row.key for rank_step in stream.steps() for row in rank_step.samples)
 
 
 def rewrite(path: Path, change):
@@ -147,9 +147,9 @@ def test_quarantine_leaves_holes_and_tells_of_each_sample_once(folder, index):
     rewrite(folder / SHARD, flip(index[0].offset + 600))
     rewrite(folder / SHARD, flip(index[2].offset + 600))
     steps = list(Stream(url=str(folder), global_batch=4, epochs=2, error_budget=2).steps())
-    told = [damage for portion in steps for damage in portion.damaged]
-    assert sum(len(portion.samples) for portion in steps) == 2 * 7
-    assert [portion.cursor.position for portion in steps] == [4, 8, 0] * 2
+    told = [damage for rank_step in steps for damage in rank_step.damaged]
+    assert sum(len(rank_step.samples) for rank_step in steps) == 2 * 7
+    assert [rank_step.cursor.position for rank_step in steps] == [4, 8, 0] * 2
     assert sorted((damage.shard, damage.key) for damage in told) == [(SHARD, "face-0003"), (SHARD, "face-0005")]
     assert all("CRC-32C" in damage.reason for damage in told)
 

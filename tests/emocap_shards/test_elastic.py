@@ -48,8 +48,8 @@ def of_all_ranks(stream, world, workers, steps):
         parts = [mine.encoded_steps(part, workers) for part in range(workers)]
         ranks.append([next(parts[turn % workers]) for turn in range(steps)])
     for step in zip(*ranks, strict=True):
-        assert len({portion.cursor for portion in step}) == 1
-        yield [sample.index for portion in step for sample in portion.samples], step[0].cursor
+        assert len({rank_step.cursor for rank_step in step}) == 1
+        yield [sample.index for rank_step in step for sample in rank_step.samples], step[0].cursor
 
 
 @pytest.mark.parametrize("name", ["one dataset", "from far", "a mixture"])
@@ -67,23 +67,23 @@ def test_any_chain_of_stops_sees_the_unbroken_steps(streams, name, data):
 
 def test_each_source_of_a_mixture_is_passed_exactly_once_in_each_of_its_epochs(streams):
     passed = Counter()
-    for portion in islice(streams["a mixture"].steps(), 40):
-        passed.update((sample.epoch, sample.index) for sample in portion.samples)
+    for rank_step in islice(streams["a mixture"].steps(), 40):
+        passed.update((sample.epoch, sample.index) for sample in rank_step.samples)
     assert set(passed.values()) == {1}
     far = [index for epoch, index in passed if index >= SAMPLES and epoch < 6]
     assert Counter(far) == dict.fromkeys(range(SAMPLES, SAMPLES + OTHERS), 6)
 
 
 def test_every_batch_of_a_mixture_has_its_shares(streams):
-    for portion in islice(streams["a mixture"].encoded_steps(), 20):
-        assert sum(sample.index < SAMPLES for sample in portion.samples) == 4
-        assert len(portion.samples) == 6
+    for rank_step in islice(streams["a mixture"].encoded_steps(), 20):
+        assert sum(sample.index < SAMPLES for sample in rank_step.samples) == 4
+        assert len(rank_step.samples) == 6
 
 
 def test_weights_default_to_sizes(urls):
     stream = Stream(url=tuple(map(MixtureSource, urls)), global_batch=SAMPLES + OTHERS)
-    portion = next(stream.encoded_steps())
-    assert abs(sum(sample.index >= SAMPLES for sample in portion.samples) - OTHERS) <= 1
+    rank_step = next(stream.encoded_steps())
+    assert abs(sum(sample.index >= SAMPLES for sample in rank_step.samples) - OTHERS) <= 1
 
 
 def test_resuming_late_evaluates_one_window_and_reads_one_step(streams, monkeypatch):
@@ -97,8 +97,8 @@ def test_a_rank_reads_neighbours(urls):
     """Within a step samples are in storage order, so the ranks' shares lie beside each other, not across."""
     stream = Stream(url=urls[0], global_batch=20, window_samples=SAMPLES)
     for rank in range(4):
-        portion = next(replace(stream, rank=rank, world_size=4).encoded_steps())
-        numbers = [sample.index for sample in portion.samples]
+        rank_step = next(replace(stream, rank=rank, world_size=4).encoded_steps())
+        numbers = [sample.index for sample in rank_step.samples]
         assert numbers == sorted(numbers)
         assert numbers[-1] - numbers[0] < SAMPLES / 2
 
@@ -109,7 +109,7 @@ def test_several_captions_take_turns_by_epoch_and_are_the_same_for_every_world(t
 
     write_shards((replace(record(number), further=tuple(captions(number)[1:])) for number in range(12)), tmp_path)
     stream = Stream(url=str(tmp_path), global_batch=12)
-    shown = [portion.samples for portion in islice(stream.steps(), 8)]
+    shown = [rank_step.samples for rank_step in islice(stream.steps(), 8)]
     for number in range(12):
         views = [sample for samples in shown for sample in samples if sample.index == number]
         assert len({view.caption for view in views}) >= 2
@@ -120,7 +120,7 @@ def test_several_captions_take_turns_by_epoch_and_are_the_same_for_every_world(t
 
 def test_a_cache_that_two_windows_do_not_fit_into_is_left_out_and_said(urls, tmp_path, caplog):
     stream = Stream(url=urls[1], global_batch=3, epochs=1, cache=Cache(str(tmp_path / "cache"), 10_000))
-    seen = [sample.index for portion in stream.steps() for sample in portion.samples]
+    seen = [sample.index for rank_step in stream.steps() for sample in rank_step.samples]
     assert sorted(seen) == list(range(OTHERS))
     assert "is not used: it holds 1e-05 GB, but two shuffle windows of a rank have" in caplog.text
     assert not (tmp_path / "cache").exists()

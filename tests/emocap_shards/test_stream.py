@@ -30,13 +30,13 @@ def stream(url):
     return Stream(url=url, global_batch=5, seed=3, window_samples=8)
 
 
-def entry(portion):
-    return [row.index for row in portion.samples], portion.cursor
+def entry(rank_step):
+    return [row.index for row in rank_step.samples], rank_step.cursor
 
 
 def ledger(stream, steps, part=0, parts=1):
     """(indexes, cursor) of the next steps."""
-    return [entry(portion) for portion in islice(stream.steps(part, parts), steps)]
+    return [entry(rank_step) for rank_step in islice(stream.steps(part, parts), steps)]
 
 
 def global_ledger(stream, world, steps):
@@ -74,7 +74,7 @@ def test_parts_taken_in_turn_are_the_steps_in_order_also_after_a_resume(stream, 
         here = replace(stream, start=start)
         workers = [here.steps(part, parts) for part in range(parts)]
         turns = [next(workers[turn % parts]) for turn in range(9)]
-        assert [entry(portion) for portion in turns] == ledger(here, 9)
+        assert [entry(rank_step) for rank_step in turns] == ledger(here, 9)
 
 
 @settings(max_examples=25)
@@ -110,8 +110,8 @@ def test_epochs_end_the_stream_and_differ_in_order(stream):
 
 
 def test_samples_are_what_was_written(stream):
-    for portion in replace(stream, epochs=1).steps():
-        for row in portion.samples:
+    for rank_step in replace(stream, epochs=1).steps():
+        for row in rank_step.samples:
             written = record(row.index)
             assert (row.key, row.caption, row.labels) == (written.key, written.caption, written.labels)
             assert row.image.shape == (8, 8, 3)

@@ -32,7 +32,7 @@ def stream(request, dataset, tmp_path):
 
 
 def epoch(stream):
-    return [sample.index for portion in stream.steps() for sample in portion.samples]
+    return [sample.index for rank_step in stream.steps() for sample in rank_step.samples]
 
 
 def test_an_epoch_is_whole(stream):
@@ -63,9 +63,9 @@ def test_a_sample_that_is_damaged_in_the_store_is_named_after_a_second_look(data
     with pytest.raises(DamagedSample, match=r"sample 'face-0024' of shard shard-000002.tar: its CRC-32C"):
         epoch(stream)
     portions = list(replace(stream, error_budget=1).steps())
-    seen = sorted(sample.index for portion in portions for sample in portion.samples)
+    seen = sorted(sample.index for rank_step in portions for sample in rank_step.samples)
     assert seen == [number for number in range(SAMPLES) if number != 24]
-    assert [damage.key for portion in portions for damage in portion.damaged] == ["face-0024"]
+    assert [damage.key for rank_step in portions for damage in rank_step.damaged] == ["face-0024"]
 
 
 def test_a_server_that_is_killed_in_the_middle_of_an_epoch_costs_time_and_no_sample(tmp_path, monkeypatch, caplog):
@@ -82,7 +82,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_epoch_costs_time_and_no_sam
         back = threading.Thread(target=lambda: (time.sleep(8), server.restart()))
         back.start()
         with caplog.at_level(logging.INFO):
-            seen += [sample.index for portion in steps for sample in portion.samples]
+            seen += [sample.index for rank_step in steps for sample in rank_step.samples]
         back.join()
     assert sorted(seen) == list(range(SAMPLES))
     assert "cannot read" in caplog.text
