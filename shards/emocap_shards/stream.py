@@ -24,7 +24,7 @@ from emocap_shards.source import Library, MixtureSource
 
 _log = logging.getLogger(__name__)
 
-# At most so many steps before they are needed, a process brings their segments into the cache.
+# A process brings segments into the cache at most this many steps before they are needed.
 WARMED_AHEAD = 256
 
 T = TypeVar("T")

@@ -80,6 +80,6 @@ def _row(record: Record) -> SourceRow | BadRow:
 def _check_extension(record: Record) -> None:
     expected = FORMATS.get(record.extension)
     if expected is None:
-        raise ImageError(f"extension {record.extension!r} is none of {', '.join(FORMATS)}")
+        raise ImageError(f"extension {record.extension!r} is not one of {', '.join(FORMATS)}")
     if (found := image_header(record.image)[0]) != expected:
         raise ImageError(f"the image is {found}, but its extension is {record.extension!r}")

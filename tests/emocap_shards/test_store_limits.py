@@ -102,7 +102,7 @@ def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers,
     store = open_store(answers.url, patience=ONCE)
     acts = {"read_manifest": lambda: manifest.read_manifest(store)}
     peak, message = peak_bytes(acts.get(act) or (lambda: getattr(store, act)("x")))
-    assert "is the limit; check that it is the file that you mean" in message
+    assert "is the limit; check that it is the right file" in message
     assert peak < 256 * MIB
 
 

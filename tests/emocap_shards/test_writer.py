@@ -118,7 +118,7 @@ BAD = {
     "bytes that are not an image": ({"image": b"GIF89a, or so"}, "the image is a GIF"),
     "image that is cut": ({"image": encode(1)[:-40]}, "cannot be decoded"),
     "image of another format": ({"extension": "jpg"}, "the image is PNG"),
-    "unknown extension": ({"extension": "tiff"}, "none of jpg"),
+    "unknown extension": ({"extension": "tiff"}, "not one of jpg"),
 }
 
 

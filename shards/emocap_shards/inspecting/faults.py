@@ -49,7 +49,7 @@ CURES = {
     FaultKind.MEMBERS: _SOURCE,
     FaultKind.ANNOTATION: _SOURCE,
     FaultKind.IMAGE: _SOURCE,
-    FaultKind.TWICE: "give every sample a key of its own and pack it again",
+    FaultKind.TWICE: "give every sample its own key and pack it again",
 }
 
 

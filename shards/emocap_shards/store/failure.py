@@ -166,7 +166,7 @@ def cure(error: BaseException) -> str:
     if code in _KEYS or status == 401 or isinstance(error, PartialCredentialsError):
         return _CREDENTIALS
     if status == 403:
-        return "these credentials may not do that: check them, the bucket's name and its policy"
+        return "these credentials do not allow that: check them, the bucket's name and its policy"
     if is_no_bucket(error):
         return "make the bucket, or correct its name in the URL"
     return "check endpoint, credentials and bucket"

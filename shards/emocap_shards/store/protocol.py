@@ -117,7 +117,7 @@ class Store(Protocol):
 
 
 def too_large(path: str, url: str, size: int, limit_bytes: int) -> TooLarge:
-    cure = "check that it is the file that you mean, and that it is not damaged"
+    cure = "check that it is the right file, and that it is not damaged"
     return TooLarge(f"cannot read {path!r} in {url}: {size} bytes, where {limit_bytes} is the limit; {cure}.")
 
 

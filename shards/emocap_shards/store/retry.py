@@ -21,7 +21,7 @@ from emocap_shards.store.limits import RetryConfig
 T = TypeVar("T")
 FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0  # An outage is logged after the first time, and then after each further one.
 SMALL_BYTES = 1 << 16
-LAST_S = 1.0  # So long before the deadline there is a last attempt, whatever the server asks for.
+LAST_S = 1.0  # This long before the deadline there is a last attempt, whatever the server asks for.
 _log = logging.getLogger(__name__)
 
 

@@ -33,7 +33,7 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         if self.extension not in {None, *EXTENSIONS}:
-            raise RecordError(f"image format {self.extension!r} is none of {', '.join(EXTENSIONS)}.")
+            raise RecordError(f"image format {self.extension!r} is not one of {', '.join(EXTENSIONS)}.")
         if not 1 <= self.quality <= 100:
             raise RecordError(f"quality={self.quality}; it must be 1 to 100.")
         if min(self.longest_px or 1, self.shortest_px or 1) < 1:

@@ -128,7 +128,7 @@ def _with_file(row: SourceRow, reason: str) -> str:
 def _check_header(image: bytes, extension: str) -> None:
     """Checks an image as far as possible without decoding it."""
     if extension not in FORMATS:
-        raise RecordError(f"it has the extension {extension!r}, none of {', '.join(FORMATS)}")
+        raise RecordError(f"it has the extension {extension!r}, which is not one of {', '.join(FORMATS)}")
     if (found := image_header(image)[0]) != FORMATS[extension]:
         raise RecordError(f"the image is {found}, but its extension is {extension!r}")
 

@@ -12,7 +12,7 @@ from emocap_shards.errors import RecordError
 from emocap_shards.printable import printable, short
 
 MAX_FILE_BYTES = 1 << 28
-_LONGEST = 300  # A message shows at most so many letters of a path.
+_LONGEST = 300  # The number of letters of a path that a message shows at most.
 
 
 class ImageFolders(NamedTuple):

@@ -77,7 +77,7 @@ def _write(sample: Encoded, folder: Path) -> str:
     check_key(sample.key)
     if sample.extension not in FORMATS:
         raise RecordError(
-            f"sample {sample.key!r} has the extension {sample.extension!r}, none of {', '.join(FORMATS)}."
+            f"sample {sample.key!r} has the extension {sample.extension!r}, which is not one of {', '.join(FORMATS)}."
         )
     name = f"{sample.key}.{sample.extension}"
     for path, data in ((folder / name, sample.image), (folder / f"{sample.key}.json", sample.annotation)):

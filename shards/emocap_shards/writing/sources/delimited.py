@@ -22,7 +22,7 @@ _NUMBER = re.compile(
 )
 _MISSING = {"", "nan"}
 _DELIMITERS = (",", "\t", ";", "|")
-_HEADER = 1 << 16  # Only so many characters of the first line are examined.
+_HEADER = 1 << 16  # The number of characters of the first line that are examined.
 _VALUE = re.compile(r"\.(jpe?g|png|webp)$|^https?://", re.IGNORECASE)
 # The messages of Python's csv about a quote that is open at the end of the file, and about a cell that is too long.
 _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
