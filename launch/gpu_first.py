@@ -154,9 +154,9 @@ class Session:
     """The time that is left, and the file of results.
 
     Attributes:
-        seconds: Of the whole run.
-        path: Of the JSON lines.
-        flops_per_s: Of a large matrix product, measured by the first stage; 1 before it.
+        seconds: Time of the complete run.
+        path: File of the JSON lines.
+        flops_per_s: Rate of a large matrix product, measured by the first stage; 1 before it.
         about: Device, versions, commit, date and command, which every line carries.
     """
 
@@ -264,7 +264,7 @@ def profile_plain(session: Session, batch: Pairs) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """What the library's half of the backward pass reaches, by the shape of a chunk of the scores' gradient."""
+    """Measures the rate of the library's half of the backward pass, by the shape of a chunk of the scores' gradient."""
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):
         for rows, columns in chunks:

@@ -1,6 +1,6 @@
 """Finds the 478 landmarks of every face in an .npz of crops or a folder of images; writes them as one .npz.
 
-It stands alone, for mediapipe needs numpy < 2 and the rest of this project does not. Give it its own environment:
+It is separate, because mediapipe needs numpy < 2 and the rest of this project does not. Give it its own environment:
 
     python3.11 -m venv .venv-landmarks
     .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel carries the models: no download later
@@ -11,7 +11,7 @@ output holds `name` [n]; `landmarks` float32 [n, 478, 3] in pixels of the origin
 where no face was found; `found` bool [n]; and `spread` float32 [n], the disagreement of the passes in eye distances.
 
 Tight crops are hard for a face detector, and 48-pixel faces for a mesh. So every image is looked at several times,
-each time inside another margin of its own mean gray, and the median of the passes is kept. An interrupted run goes on
+each time inside another margin of its own mean gray, and the median of the passes is kept. An interrupted run resumes
 where it stopped: finished parts wait in a folder beside the output.
 """
 

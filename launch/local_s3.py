@@ -63,7 +63,7 @@ class LocalS3:
 
     Args:
         folder: Made when it is not there; holds data, configuration and weed.log. One server at a time.
-        port: Of S3; 0 takes a free one. The ports stay the same across `restart`.
+        port: Port of S3; 0 takes a free one. The ports stay the same across `restart`.
         credentials: Key and secret that clients show.
         host: The address that it listens at.
 
@@ -90,7 +90,7 @@ class LocalS3:
         self.kill()
 
     def environment(self) -> dict[str, str]:
-        """What a client needs: s3fs, boto3, the AWS command line and MLflow read it."""
+        """Returns the variables that a client needs; s3fs, boto3, the AWS command line and MLflow read them."""
         return {
             "AWS_ACCESS_KEY_ID": self._key,
             "AWS_SECRET_ACCESS_KEY": self._secret,

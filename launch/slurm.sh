@@ -2,7 +2,7 @@
 # One run under SLURM, a task for each GPU: sbatch launch/slurm.sh my.yaml [key=value ...]
 #
 # The job queues again by itself: 5 minutes before its time limit, when it is preempted, and, SLURM sees to that, when it
-# has lost a node; the run then goes on from its newest checkpoint. `emocap restart` starts the ranks again when one fails
+# has lost a node; the run then resumes from its newest checkpoint. `emocap restart` starts the ranks again when one fails
 # and the nodes are well. Options of `sbatch` win over those below, as `sbatch --nodes 2-8`: the run takes what it gets.
 # EMOCAP names the checkout; by default it is the folder of `sbatch`.
 #SBATCH --job-name=emocap

@@ -204,7 +204,7 @@ def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
 
 
 def _is_whole(store: Store, folder: StepFolder) -> bool:
-    """Whether every byte is right; what is not is named."""
+    """Returns whether every byte is right, and names the files that are wrong."""
     try:
         found = _faults(store, folder, quiet=False)
     except CheckpointError as error:

@@ -34,7 +34,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what stands in a dataset: counts, captions, words, labels, images, faces."""
+    """Show what is in a dataset: counts, captions, words, labels, images, faces."""
     with errors_as_lines(debug=debug):
         if html:
             _check_place(html)
@@ -68,7 +68,7 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """Which share of the first captions the run's text tower cuts: as a line, and as plain values."""
+    """Returns the share of the first captions that the run's text tower cuts, as a line and as plain values."""
     from emocap_pretrain.feed import cut_captions, tokenizer_of
 
     samples, cut = cut_captions([Mixed(url=url)], tokenizer_of(config), config.model.text.lengths)
@@ -77,7 +77,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _write(summary: Summary, path: Path) -> None:
-    """The page appears whole or not at all: what stood there stays until all of it is on the disk."""
+    """Writes the page completely or not at all: an earlier page stays until the new one is on the disk."""
     from emocap_shards.inspecting.page import page
 
     place = path.resolve()  # a link stays a link
@@ -97,7 +97,7 @@ def _check_place(path: Path) -> None:
     """Looking takes a while, so it is not begun for a page that could not be written."""
     try:
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-            raise _unwritable(path, "what stands there is no file that you may write")
+            raise _unwritable(path, "what is there is not a file that you may write")
         with TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:

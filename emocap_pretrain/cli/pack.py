@@ -50,7 +50,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Pack captioned images into WebDataset shards with a manifest.
 
-    Interrupted, the same command goes on where it stopped. Images stay as they are, if no option on images is given.
+    The same command resumes an interrupted pack. Images are not changed unless an option on images is given.
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _refuse_inside(source: str, out: str) -> None:
-    """What is written into the folder that is read would be read too when an interrupted pack goes on."""
+    """Refuses to write into the folder that is read: a resumed pack would read its own files."""
     folder, target = Path(source).absolute(), Path(out).absolute()
     if folder.is_dir() and "://" not in out and (target == folder or folder in target.parents):
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of it.")
@@ -103,7 +103,7 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def rows(self) -> int:
-        """How many rows this run went through itself."""
+        """The number of rows that this run itself has read."""
         return self._rows - self._resumed
 
     @property
@@ -114,7 +114,7 @@ class Bar(AbstractContextManager["Bar"]):
     def show(self, progress: PackProgress) -> None:
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
-        if step > 1:  # a shard that stood already
+        if step > 1:  # A shard that an earlier run has stored.
             self._resumed += step
             if not self._bar.disable:
                 self._bar.initial += step
@@ -124,7 +124,7 @@ class Bar(AbstractContextManager["Bar"]):
 
 
 def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
-    """One line: what stands there now, how quickly it came, and what was let go."""
+    """Returns one line: what is stored now, how fast it was packed, and what was left out."""
     manifest = packed.manifest
     parts = [
         f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"

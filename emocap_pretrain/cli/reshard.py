@@ -12,7 +12,7 @@ from emocap_pretrain.terminal import errors_as_lines
 
 
 def command(
-    urls: Annotated[list[str], typer.Argument(help="Datasets, one or more, and behind them the new one.")],
+    urls: Annotated[list[str], typer.Argument(help="One or more datasets, and after them the new one.")],
     shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle by this seed.", min=0)] = None,
     shard_samples: options.ShardLimit = None,
     shard_bytes: options.ShardBytes = None,

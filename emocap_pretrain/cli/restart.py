@@ -82,7 +82,7 @@ def _code(outcome: RelaunchResult) -> int:
 
 
 def _config(command: list[str]) -> Config | None:
-    """The config that the command names, with the overrides behind it; None where it names none."""
+    """Returns the config that the command names, with the overrides that follow it; None if it names none."""
     place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
     if place is None:
         return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None
@@ -102,12 +102,15 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
 
 
 def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
-    """How to look after a job on other hosts. Where the run's store is away too, it may well be this host's network."""
+    """Returns the checks for a job on other hosts.
+
+    If the run's store is unreachable too, the network of this host may be down.
+    """
     return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
 
 
 def lives(store: Store) -> bool:
-    """Whether the run is alive, or cannot be asked."""
+    """Returns whether the run is alive, or its state is unknown."""
     try:
         return RunState.read(store, last=1).newest.alive
     except ConfigError:  # Nothing was ever started there.
@@ -117,7 +120,7 @@ def lives(store: Store) -> bool:
 
 
 def answers(address: SplitResult) -> bool:
-    """Whether anybody speaks HTTP there; what is said does not matter, it may be that a token is wanted."""
+    """Returns whether an HTTP server answers. The answer does not matter; it may be that a token is required."""
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     with closing(kind(address.hostname or "", address.port, timeout=ANSWER_S)) as asked:
         try:

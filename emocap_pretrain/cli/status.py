@@ -32,7 +32,7 @@ def command(
     attempts: Annotated[int, typer.Option(help="Attempts to list, the newest.", min=1)] = 5,
     debug: Debug = False,
 ) -> None:
-    """How a run stands, and how each of its attempts ended; works from anywhere that reads the run's folder."""
+    """Show the state of a run, and how each of its attempts ended. It works wherever the run's folder can be read."""
     with errors_as_lines(debug=debug):
         store = open_store(run_url) if watch else open_soon(run_url)
         state = RunState.read(store, last=attempts)
@@ -50,7 +50,7 @@ def command(
 
 
 def _may_go_on(newest: AttemptState) -> bool:
-    """Whether it runs, or ended so recently, and not for good, that a supervisor may start it again."""
+    """Returns whether it runs, or has ended so recently, and not finally, that a supervisor may start it again."""
     over = newest.how == "done" or newest.reason.startswith(ASKED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
@@ -65,7 +65,7 @@ def _page(state: RunState) -> RenderableType:
 
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
-    """What is known, in words; a row without a text is not shown."""
+    """Returns what is known, in words; a row without a text is not shown."""
     rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)

@@ -45,7 +45,7 @@ def running(state: RunState) -> None:
 
 
 def _wait(run_url: str) -> None:
-    """Until the run ends; the request stands, whether somebody waits or not."""
+    """Waits until the run ends; the request remains in force without this wait."""
     store = open_store(run_url)
     while (state := RunState.read(store, last=1)).newest.alive:
         time.sleep(EVERY_S)

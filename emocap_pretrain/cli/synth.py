@@ -39,7 +39,7 @@ def command(
 
 
 def _stands(url: str, samples: int) -> bool:
-    """Whether this dataset is there already; another one at the same place is an error."""
+    """Returns whether this dataset exists already; another one at the same place is an error."""
     store = open_store(url)
     if not store.exists("manifest.json"):
         return False

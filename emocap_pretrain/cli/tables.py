@@ -1,4 +1,4 @@
-"""What the commands print: rows of a name and a text, small bars, numbers in words."""
+"""Formats what the commands print: rows of a name and a text, small bars, numbers in words."""
 
 from collections.abc import Iterable, Sequence
 

@@ -129,7 +129,7 @@ def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
 
 
 def status(store: Store, number: int) -> Status | Unreadable | None:
-    """What the attempt said of itself last; None before its first status."""
+    """Returns the last status that the attempt has written; None before the first."""
     return _read(store, number, (STATUS_FILE, STATUS_FILE), STATUS)
 
 
@@ -143,7 +143,7 @@ def age_s(store: Store, number: int) -> float | None:
 
 
 def failures(store: Store, number: int) -> list[Failure]:
-    """What ranks of an attempt left, by rank; of a record that cannot be read only its rank is known."""
+    """Returns the failures that ranks of an attempt have stored, by rank; an unreadable one has only the rank."""
     paths = [entry.path for folder in (FOLDER, OLD_FOLDER) for entry in store.list(f"{folder}/{number:05d}")]
     ranks = {path: int(match[1]) for path in paths if (match := _FAILED.fullmatch(path))}
     found = (_failure(store, path, rank) for path, rank in ranks.items())

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, one type for each document. docs/checkpoints.md shows where each one lies.
+"""Defines the documents in a run's folder, one type for each. docs/checkpoints.md shows where each one lies.
 
 A field that is added gets a default. A field that is renamed, or whose meaning changes, gets an upgrade: the upgrades
 of a kind are listed beside it, and the tests read the documents of every earlier release.

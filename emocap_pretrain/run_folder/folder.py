@@ -1,4 +1,4 @@
-"""Which run a folder belongs to, and its report once it is done.
+"""Finds out which run a folder belongs to, and keeps its report once it is done.
 
 <run>/run.json       settings and tracker run of the first attempt; a later attempt must be the same run
 <run>/report.json    written last
@@ -108,7 +108,7 @@ class RunFolder:
 
 
 def _is_beside(recorded: str, own: str) -> bool:
-    """Whether a recorded address is a local path, or lies in the bucket or on the server that the user has named.
+    """Returns whether a recorded address is a local path, or lies in the bucket or on the server that the user named.
 
     `run.json` may come from somebody else: no other server is contacted because of it.
     """
@@ -117,7 +117,7 @@ def _is_beside(recorded: str, own: str) -> bool:
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
-    """Whether the store holds the run of that document; what is missing at one look is looked up again."""
+    """Returns whether the store holds the run of that document; a missing document is looked up again."""
     for _ in range(LOOKS):
         found = storage.read(store, RUN_FILE, RUN)
         if found is not None:
@@ -128,7 +128,7 @@ def _holds(store: Store, document: RunDocument) -> bool:
 
 
 def _is_same(store: Store, other: Store) -> bool:
-    """Whether two stores are one: whether a file that is put into the first shows in the second."""
+    """Returns whether two stores are the same: a file that is put into the first is visible in the second."""
     path = f"probe-{uuid.uuid4().hex}"
     store.put(path, b"")
     try:

@@ -45,7 +45,7 @@ class Report:
         return {result.task: result for result in self.results}[task]
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
-        """Returns whether `results` are those of these stored settings; nothing is asked of settings without a url."""
+        """Returns whether `results` are those of these stored settings; without a url they always are."""
         if settings["url"] is None:
             return True
         if not self.results:

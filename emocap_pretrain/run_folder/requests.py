@@ -1,4 +1,4 @@
-"""What people ask of a run: small files in its folder, so that it works under every launcher and opens no port.
+"""Stores requests of people to a run as small files in its folder. This works under every launcher and opens no port.
 
 <run>/requests/stop.json               save and end
 <run>/requests/profile-7f3a.json       record so many steps
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What is asked for now."""
+    """Returns the requests that exist now."""
 
     stop: bool = False
     profile: ProfileRequest | None = None
@@ -46,7 +46,7 @@ def ask_for_profile(store: Store, request: ProfileRequest) -> None:
 
 
 def waiting(store: Store) -> Requests:
-    """What nobody has served yet; of several profiles one. What cannot be understood is refused, and renamed."""
+    """Returns the requests that are not served yet, and one of several profiles. Unreadable ones are renamed."""
     present = sorted(entry.path for entry in store.list(FOLDER))
     stop = _read(store, STOP, STOP_REQUEST) if STOP in present else None
     profiles = (_profile(store, path) for path in present if path.startswith(PROFILE))

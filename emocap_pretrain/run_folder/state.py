@@ -46,12 +46,12 @@ class AttemptState:
 
     @property
     def how(self) -> str:
-        """How it ended: "done", "stopped" or "failed"; "" before that."""
+        """The end of the attempt: "done", "stopped" or "failed"; "" before that."""
         return self.status.how if self.status else ""
 
     @property
     def reason(self) -> str:
-        """Why it ended, as far as it said so itself."""
+        """The reason for its end, if it has written one."""
         return self.status.reason if self.status else ""
 
     @property
@@ -61,7 +61,7 @@ class AttemptState:
 
     @property
     def ending(self) -> str:
-        """How it ended, in words; nothing while it runs."""
+        """Its end in words; "" while it runs."""
         cause = self.cause
         if cause and not cause.lost:
             return f"rank {cause.rank} ({cause.host}): {cause.kind}: {cause.message}"
@@ -84,7 +84,7 @@ class RunState:
         """The state of the run at the store's root.
 
         Args:
-            store: Of the run.
+            store: Store of the run.
             last: So many of its attempts.
 
         Raises:
@@ -121,7 +121,7 @@ class RunState:
 
 
 def _told(document: Status | AttemptDocument | None) -> dict[str, Any]:
-    """What is known of it."""
+    """Returns everything that is known of it."""
     return {name: value for name, value in asdict(document).items() if value is not None} if document else {}
 
 

@@ -41,7 +41,7 @@ def keep(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None 
     Args:
         store: The run's folder.
         rows: What has not arrived.
-        number: Of this attempt: where a newer one has taken over, its file stays. Without a number nobody looks.
+        number: Number of this attempt; the file of a newer attempt is kept. Without a number there is no check.
 
     Raises:
         StoreError: If the store refuses.
@@ -56,7 +56,7 @@ def keep(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None 
 
 
 def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
-    """As `keep`, at the end of an attempt that nothing may disturb: a store that refuses costs the rows."""
+    """Keeps rows as `keep`, at the end of an attempt. An error of the store is logged, and loses the rows."""
     kept = tuple(map(dict, rows))
     try:
         keep(store, kept, number=number)
@@ -65,7 +65,7 @@ def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None
 
 
 def left(store: Store) -> list[dict[str, Any]]:
-    """What the attempt before could not deliver. It stays until `leave` says what then is left."""
+    """Returns the rows that the attempt before could not send. They stay until `leave` replaces them."""
     found = storage.read(store, UNSENT_FILE, UNSENT)
     if isinstance(found, Unreadable):
         log.warning("%s: its rows for the tracker are lost", found)

@@ -1,4 +1,4 @@
-"""What a run ran on: commit, versions, machine. Environment variables are not recorded: they hold secrets."""
+"""Describes the environment of a run: commit, versions, machine. Environment variables are secret and not recorded."""
 
 import platform
 import subprocess

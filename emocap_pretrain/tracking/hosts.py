@@ -1,4 +1,4 @@
-"""How busy a host is, under the names of MLflow's system metrics.
+"""Measures how busy a host is, under the names of MLflow's system metrics.
 
 One rank of each host (`local_rank` 0) reads; the names are the same on every host, so that readings can be gathered as
 plain vectors, and rank 0 alone writes them down.

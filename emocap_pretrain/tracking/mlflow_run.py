@@ -85,7 +85,7 @@ class MlflowRun:
 
     @classmethod
     def known(cls, config: Config, run_id: str, start: int) -> "MlflowRun":
-        """The MLflow run of an earlier start, also while MLflow is away.
+        """Returns the MLflow run of an earlier start, also while MLflow is unreachable.
 
         Raises:
             TrackingError: If MLflow says that it has no such run, or its database cannot be opened.
@@ -106,13 +106,13 @@ class MlflowRun:
         """Send the rows, in order.
 
         Raises:
-            Exception: Whatever says that MLflow is away; some rows may have arrived.
+            Exception: Any error of the client; MLflow is unreachable, and some rows may have arrived.
         """
         for _, group in groupby(rows, lambda row: row["kind"]):
             self._offer(list(group))
 
     def _offer(self, rows: list[Row]) -> None:
-        """A row that MLflow refuses for ever must not hold up the others: it is left out, and named."""
+        """Leaves out and names a row that MLflow always refuses, so that it does not block the others."""
         kind = rows[0]["kind"]
         run = self._recent() if kind == "metrics" else self._client.get_run(self.run_id)
         if int(run.data.tags.get(STARTS, 0)) > self._start:
@@ -160,7 +160,7 @@ class MlflowRun:
         self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
-        """With the model of their checkpoint."""
+        """Adds the model of their checkpoint."""
         models = {step: self._model(run, step) for step in {point.step for point in points}}
         for point in points:
             model = models[point.step]

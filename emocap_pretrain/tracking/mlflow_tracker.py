@@ -44,12 +44,12 @@ class MlflowTracker:
         unsent: Sequence[Row] = (),
         parent: str = "",
     ) -> "MlflowTracker":
-        """Begin an MLflow run, or go on with `run_id`, which may wait for a server that is away.
+        """Begins an MLflow run, or continues `run_id`, whose rows may wait for a server that is unreachable.
 
         Args:
             config: The run's.
             run_id: MLflow's name for the run of an earlier start; None at the first.
-            number: Of this start. Starts with a lower number write no more.
+            number: Number of this attempt. Attempts with a lower number no longer write.
             facts: JSON values about this start (ranks, hosts, why the one before ended), for `starts/00001.json`.
             unsent: What an earlier start could not deliver, from its last checkpoint; it is sent first.
             parent: MLflow's name for the run of which a new one is a copy.
@@ -128,7 +128,7 @@ def deliver_unsent(store: Store, config: Config, run_id: str, *, number: int) ->
         store: The run's folder.
         config: The run's.
         run_id: MLflow's name for the run.
-        number: Of the newest attempt.
+        number: Number of the newest attempt.
     """
     rows = understood(unsent.left(store))
     if rows:

@@ -111,7 +111,7 @@ class Spool:
         while rows := self._next():
             try:
                 self._deliver(rows)
-            except Exception as error:  # noqa: BLE001 - whatever the tracker's client raises, training goes on
+            except Exception as error:  # noqa: BLE001 - training continues after any error of the tracker's client
                 self._wait(error, min(self._longest_pause_s, FIRST_PAUSE_S * 2 ** min(self._failures, 10)))
             else:
                 self._confirm(len(rows))
@@ -144,7 +144,7 @@ class Spool:
 
 
 def reason(error: BaseException) -> str:
-    """Why a call failed, in one short line without secrets; of a lost connection its first cause."""
+    """Returns why a call failed, in one short line without secrets; for a lost connection its first cause."""
     root = error
     while inner := root.__cause__ or root.__context__:
         root = inner

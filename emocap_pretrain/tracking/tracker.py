@@ -1,4 +1,4 @@
-"""What the loop says of a run while it goes; `MemoryTracker` is the form for tests and for ranks other than 0."""
+"""Defines how the loop reports on a run; `MemoryTracker` is for tests and for ranks other than 0."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """Remembers one run over all its starts. Only `start` of an implementation may fail; nothing here waits long.
 
-    Said again after a restart, everything counts once: a metric has one value at a step and goes on only upwards, a
+    After a restart a repeated report counts once: a metric has one value at a step and its steps only grow, a
     checkpoint one entry, a text or a picture of the same name takes the place of the earlier one.
     """
 
@@ -22,7 +22,7 @@ class Tracker(Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether rows were dropped because an attempt with a higher number writes to the same run."""
+        """True if rows were dropped because an attempt with a higher number writes to the same run."""
         ...
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -34,7 +34,7 @@ class Tracker(Protocol):
         ...
 
     def rescore(self, metrics: Mapping[str, float], step: int) -> None:
-        """As `score`, for a result that may be found again: a new value takes the place of another one."""
+        """Records a score as `score` does, for a result that may be computed again: a new value replaces an old one."""
         ...
 
     def text(self, name: str, content: str) -> None: ...
@@ -42,7 +42,7 @@ class Tracker(Protocol):
     def picture(self, name: str, path: Path) -> None: ...
 
     def describe(self, markdown: str) -> None:
-        """What a person reads first on the run's page."""
+        """Sets the text that a person reads first on the run's page."""
         ...
 
     def checkpoint(self, url: str, step: int, digest: str) -> None:
@@ -58,11 +58,14 @@ class Tracker(Protocol):
         ...
 
     def flush(self, wait_s: float) -> bool:
-        """Wait so long at most for what is on its way; whether all of it arrived. At once while the tracker is away."""
+        """Waits at most this long for rows to arrive, and returns whether all did.
+
+        It returns at once while the tracker is unreachable.
+        """
         ...
 
     def unsent(self) -> list[Row]:
-        """What has not arrived, as JSON values: kept in a checkpoint it survives this host."""
+        """Returns the rows that have not arrived, as JSON values; in a checkpoint they survive this host."""
         ...
 
     def finish(self, status: Status) -> None:

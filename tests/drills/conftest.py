@@ -37,7 +37,7 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
 
 @pytest.fixture(scope="session")
 def unbroken(testbed: Testbed) -> Unbroken:
-    """What every drill is compared with, whatever its launcher."""
+    """The unbroken run with which every drill is compared, whatever its launcher."""
     run = testbed.new_run("unbroken")
     succeed(srun(testbed, run))
     return Unbroken.of(run)

@@ -47,7 +47,7 @@ read -r _
 
 
 def missing() -> str:
-    """Why there can be no hosts here; empty where there can."""
+    """Returns why there can be no hosts here, or ""."""
     if os.geteuid() != 0:
         return "hosts need root"
     programs = [name for name in ("ip", "unshare", "nsenter", "mount", "bash") if shutil.which(name) is None]

@@ -82,7 +82,7 @@ def ssh_servers(testbed: Testbed, on: Sequence[int] = (1, 2, 3)) -> None:
 
 
 def _server_config(folder: Path, env: Mapping[str, str]) -> str:
-    """What a session finds in its environment is set by the host, as an administrator would."""
+    """The host sets the environment of a session, as an administrator would."""
     given = " ".join(f'"{name}={value}"' for name, value in env.items())
     return (
         f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nPermitRootLogin prohibit-password\n"
@@ -94,13 +94,13 @@ def codes(processes: Sequence[Process], limit_s: float = LIMIT_S) -> list[int]:
     """Exit codes, once all have ended.
 
     Raises:
-        AssertionError: If one goes on; with the last words of all.
+        AssertionError: If one still runs; with the last lines of all.
     """
     try:
         return [process.wait(limit_s) for process in processes]
     except subprocess.TimeoutExpired as error:
         command = shlex.join(str(word) for word in error.cmd)
-        raise AssertionError(f"goes on after {limit_s:g} s: {command}\n{shown(list(processes))}") from None
+        raise AssertionError(f"still runs after {limit_s:g} s: {command}\n{shown(list(processes))}") from None
 
 
 def succeed(processes: Sequence[Process], limit_s: float = LIMIT_S) -> None:

@@ -50,7 +50,7 @@ class Job:
         try:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} goes on after {limit_s:g} s:\n{self.text[-6000:]}") from None
+            raise AssertionError(f"{self.name} still runs after {limit_s:g} s:\n{self.text[-6000:]}") from None
 
     def succeed(self, limit_s: float = LIMIT_S) -> str:
         code = self.wait(limit_s)

@@ -134,7 +134,7 @@ def test_what_a_killed_owner_leaves_is_removed_by_the_next(hosts: Hosts, tmp_pat
 
 
 def tried(hosts: Hosts, number: int, address: str, port: int) -> str:
-    """What becomes of a connection from a host within a second."""
+    """Returns the outcome of a connection from a host within a second."""
     script = (
         "import sys, socket\n"
         "try: socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)\n"

@@ -20,7 +20,7 @@ def _empty_hosts(testbed: Testbed) -> Iterator[None]:
     testbed.empty()
 
 
-def test_srun_told_to_end_saves_and_goes_on_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
+def test_srun_told_to_end_saves_and_resumes_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
     run = testbed.new_run("srun-stopped")
     tasks = srun(testbed, run)
     until("step 7", lambda: run.step >= 7, hint=lambda: shown(tasks))
@@ -32,7 +32,7 @@ def test_srun_told_to_end_saves_and_goes_on_to_the_bit(testbed: Testbed, unbroke
     unbroken.check(run)
 
 
-def test_torchrun_after_the_loss_of_a_host_goes_on_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
+def test_torchrun_after_the_loss_of_a_host_resumes_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
     run = testbed.new_run("torchrun-power")
     agents = torchrun(testbed, run)
     until("step 7", lambda: run.step >= 7, hint=lambda: shown(agents))
@@ -72,7 +72,7 @@ def test_a_cut_off_rank_0_commits_nothing_once_another_start_owns_the_run(testbe
 
 
 @needs_ssh
-def test_deepspeed_over_ssh_told_to_end_saves_and_goes_on_after_a_power_cut(
+def test_deepspeed_over_ssh_told_to_end_saves_and_resumes_after_a_power_cut(
     testbed: Testbed, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("deepspeed")

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func
 LONG_S = 400.0
 
 
-def test_a_cut_off_host_is_left_behind_and_writes_nothing_when_it_is_back(
+def test_a_cut_off_host_is_left_out_and_writes_nothing_when_it_is_back(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("cut", cluster=ELASTIC)
@@ -44,7 +44,9 @@ def test_a_host_that_comes_back_makes_the_job_grow_at_a_checkpoint(
     assert [each.ranks for each in run.attempts()] == [3, 2, 3]
 
 
-def test_a_frozen_rank_is_named_and_the_job_goes_on(testbed: Testbed, cluster: RayCluster, unbroken: Unbroken) -> None:
+def test_a_frozen_rank_is_named_and_the_job_continues(
+    testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
+) -> None:
     run = testbed.new_run("frozen")
     job = cluster.submit(run)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
@@ -56,7 +58,7 @@ def test_a_frozen_rank_is_named_and_the_job_goes_on(testbed: Testbed, cluster: R
     until("end of the frozen process", lambda: not frozen.is_running())
 
 
-def test_a_rank_that_keeps_all_others_waiting_is_named_and_the_job_goes_on(
+def test_a_rank_that_keeps_all_others_waiting_is_named_and_the_job_continues(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("hang", fault={"do": "hang", "rank": 1, "step": 8})
@@ -73,7 +75,7 @@ def test_an_error_that_comes_once_costs_a_restart(testbed: Testbed, cluster: Ray
     assert "a drill's error" in text
 
 
-def test_an_error_that_always_comes_is_named_and_not_tried_for_ever(testbed: Testbed, cluster: RayCluster) -> None:
+def test_an_error_that_always_comes_is_named_and_not_tried_without_end(testbed: Testbed, cluster: RayCluster) -> None:
     run = testbed.new_run("for-ever", fault={"do": "raise", "rank": 1, "step": 8, "times": 9})
     job = cluster.submit(run)
     assert job.wait(LONG_S) == 1
@@ -82,7 +84,7 @@ def test_an_error_that_always_comes_is_named_and_not_tried_for_ever(testbed: Tes
     assert run.saved == 5
 
 
-def test_a_rank_without_memory_is_named_and_the_job_goes_on(
+def test_a_rank_without_memory_is_named_and_the_job_continues(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("memory", fault={"do": "exhaust", "rank": 2, "step": 8})
@@ -107,7 +109,7 @@ def test_an_announced_loss_costs_no_step(testbed: Testbed, cluster: RayCluster, 
     unbroken.check(run, same_ranks=False)
 
 
-def test_a_job_that_is_stopped_saves_and_goes_on_when_it_is_submitted_again(
+def test_a_job_that_is_stopped_saves_and_resumes_when_it_is_submitted_again(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("stop")
@@ -128,7 +130,7 @@ def test_the_loss_of_the_head_is_survived_by_emocap_restart(
     run = testbed.new_run("head")
     job = cluster.submit(run, under=AGAIN)
     until("checkpoint", lambda: run.saved, hint=lambda: job.text)
-    testbed.hosts.power_off(1)  # The command that follows the job would wait for the silent host for ever.
+    testbed.hosts.power_off(1)  # The command that follows the job would wait for the silent host without end.
     until("end of the job", lambda: "Starting again" in job.text, hint=lambda: job.text)
     testbed.empty()
     cluster.up()
@@ -136,7 +138,7 @@ def test_the_loss_of_the_head_is_survived_by_emocap_restart(
     unbroken.check(run)
 
 
-def test_an_object_store_that_is_away_for_a_while_costs_only_time(
+def test_an_object_store_that_is_unreachable_for_a_while_costs_only_time(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("store", cluster={"timeout_s": 120})
@@ -151,7 +153,7 @@ def test_an_object_store_that_is_away_for_a_while_costs_only_time(
     assert len(run.attempts()) == 1
 
 
-def test_a_tracker_that_is_away_for_a_while_gets_every_row_once(
+def test_a_tracker_that_is_unreachable_for_a_while_gets_every_row_once(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("tracker", fault={"pace_s": 0.5})

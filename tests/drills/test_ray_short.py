@@ -25,7 +25,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_unbroken_to_the
     assert len(run.attempts()) == 2
 
 
-def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
+def test_after_the_loss_of_a_host_the_job_continues_with_fewer_ranks(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken, note: Note
 ) -> None:
     run = testbed.new_run("power-off", cluster=ELASTIC)
@@ -39,7 +39,7 @@ def test_after_the_loss_of_a_host_the_job_goes_on_with_fewer_ranks(
 
 
 def next_step_s(run: Run, job: Job) -> float:
-    """How long it takes from now until a second start has done a step that was not done yet."""
+    """Measures the time from now until a second start has done a new step."""
     began, before = time.monotonic(), run.step
     assert before < STEPS
     until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)

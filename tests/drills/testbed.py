@@ -1,4 +1,4 @@
-"""What all drills share: hosts, a real S3 and MLflow outside of them, a dataset, tiny runs and their curves."""
+"""Provides what all drills share: hosts, a real S3 and MLflow outside of them, a dataset, tiny runs, their curves."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the newest checkpoint says of the loop: cursor, ranks and the rest."""
+        """Returns the state of the loop in the newest checkpoint: cursor, ranks and the rest."""
         return committed(self.store)[0].state
 
     def curve(self) -> Curve:
@@ -84,7 +84,7 @@ class Run:
         return self.mlflow.points(self.run_id, "loss") if self.run_id else []
 
     def attempts(self) -> list[AttemptDocument]:
-        """What each attempt of the run said of itself."""
+        """Returns the status that each attempt of the run has written."""
         found = (attempts.launched(self.store, number) for number in attempts.numbers(self.store))
         return [each for each in found if isinstance(each, AttemptDocument)]
 
@@ -137,7 +137,7 @@ class Testbed:
         """A config of its own, and what is to happen in its ranks.
 
         Args:
-            name: Of the run.
+            name: Name of the run.
             fault: See faults/sitecustomize.py; at least steps take 0.1 s longer, so that there is time to interfere.
             cluster: Settings of that section.
         """
@@ -203,7 +203,7 @@ def laid_out(folder: Path) -> Generator[Testbed]:
 
 
 def _environment(folder: Path, s3: LocalS3) -> dict[str, str]:
-    """Of every process on the hosts; nothing of this process's comes in unseen."""
+    """Returns the environment of every process on the hosts, which contains nothing of this process unseen."""
     return {
         "PATH": f"{folder}/bin:{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/tmp",

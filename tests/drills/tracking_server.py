@@ -16,7 +16,7 @@ START_LIMIT_S = 120.0
 
 
 class MlflowServer:
-    """On one address with sqlite and local artifacts below `folder`; a context manager."""
+    """A server on one address with sqlite and local artifacts below `folder`; a context manager."""
 
     def __init__(self, folder: Path, host: str, port: int = 5000) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class MlflowServer:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """As a power cut would, with the processes that it has started; the database stays."""
+        """Kills it as a power cut would, with the processes that it has started; the database remains."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -144,7 +144,7 @@ def test_a_job_that_continues_without_its_command_is_not_started_again(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tunnel to the head breaks; the job trains on."""
-    monkeypatch.setattr(relaunching, "KNOCK_S", 0.05)
+    monkeypatch.setattr(relaunching, "CHECK_S", 0.05)
     looks = iter([True, True, True])
 
     def still_trains() -> bool:
@@ -186,8 +186,8 @@ def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shel
 
 def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits without end, as `ray job submit` does if the head lost its power."""
-    monkeypatch.setattr(relaunching, "KNOCK_S", 0.1)
-    monkeypatch.setattr(relaunching, "AWAY_S", 0.5)
+    monkeypatch.setattr(relaunching, "CHECK_S", 0.1)
+    monkeypatch.setattr(relaunching, "UNREACHABLE_S", 0.5)
     script = "if [ $(wc -l < starts) -lt 2 ]; then touch waits; sleep 600; fi; touch done"
     outcome = shell.run(script, answers=lambda: not (shell.folder / "waits").exists())
     assert outcome.over.how is End.DONE

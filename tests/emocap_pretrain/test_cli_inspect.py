@@ -57,7 +57,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_looked_at(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "it cannot be written" in refusal(packed, tmp_path / "no" / "page.html", monkeypatch)
-    assert "no file that you may write" in refusal(packed, packed, monkeypatch)
+    assert "not a file that you may write" in refusal(packed, packed, monkeypatch)
 
 
 def test_a_page_that_fails_leaves_what_stood_there(

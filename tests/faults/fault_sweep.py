@@ -44,7 +44,7 @@ ENDED, FAILED, FELL = 0, 7, 70  # exit codes of a child: the act returned, raise
 
 @dataclass(frozen=True)
 class Fault:
-    """At the operation of this number, counted from 0; `after`: it is carried out, and its answer is lost."""
+    """A fault at the operation of this number, counted from 0; `after` carries it out and loses its answer."""
 
     at: int
     after: bool

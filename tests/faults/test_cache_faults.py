@@ -51,7 +51,7 @@ def read(url: str, cache: str, counter: Counter) -> None:
 
 
 def read_from_a_bad_disk(url: str, cache: str, counter: Counter) -> None:
-    """As `read`; the counter counts what is done on the cache's disk instead."""
+    """Reads as `read`; the counter counts the operations on the cache's disk instead."""
     with pytest.MonkeyPatch.context() as patch:
         for name in OF_THE_DISK:
             patch.setattr(os, name, counter.wrapped(name, getattr(os, name)))

@@ -48,7 +48,7 @@ def resumed_step(store: Store) -> int:
 
 
 def attempt(store: Store, until: int = STEPS) -> None:
-    """As a run does it: resumes from what is there, saves every `EVERY` steps, keeps one checkpoint."""
+    """Does what a run does: resumes from what is there, saves every `EVERY` steps, keeps one checkpoint."""
     own = Attempt.begin(store)
     step = resumed_step(store)
     saver = Saver(store, ALONE, start=own, retention=Retention(1), newest=step)

@@ -56,7 +56,7 @@ def packed(table: Path, url: str, counter: Counter | None = None) -> None:
 
 
 def believed(url: str) -> None:
-    """Where there is a manifest, every sample that it names is there and whole."""
+    """Checks that every sample that a manifest names exists and is complete, if there is a manifest."""
     if open_store(url).exists("manifest.json"):
         manifest = read_manifest(url)
         samples = Reader(open_store(url), manifest).fetch(np.arange(manifest.samples))

@@ -58,7 +58,7 @@ class Nest:
         return done.returncode, done.stdout + done.stderr
 
     def leaks(self, output: str, **more: str) -> list[str]:
-        """Where a canary is to be read: in the output, a file, or an object of the bucket."""
+        """Returns where a canary can be read: in the output, a file, or an object of the bucket."""
         known = {**self.canaries, **more}
         places = {"the terminal": output.encode(), **files(self.folder), **objects(self.s3)}
         return [f"{kind} in {place}" for place, data in places.items() for kind in sorted(found(data, known))]
@@ -183,7 +183,7 @@ def test_the_search_finds_what_is_there(nest: Nest) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
-def test_a_run_leaves_no_secret_behind(nest: Nest, server: tuple[str, Path], launcher: str) -> None:
+def test_a_run_leaves_no_secret(nest: Nest, server: tuple[str, Path], launcher: str) -> None:
     config = written(nest, launcher, ranks=2)
     torchrun = ["torchrun", "--nproc_per_node", "2", "--master_port", free_port()]
     command = [*torchrun, *RUN] if launcher == "torchrun" else ["python", *RUN]

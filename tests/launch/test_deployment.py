@@ -83,7 +83,7 @@ def test_the_rayjob_and_what_belongs_to_it_are_of_the_form_that_kubernetes_takes
         check_kubernetes(as_resource(template))
 
 
-def test_a_field_that_kuberay_does_not_know_is_refused_wherever_it_stands(manifests: dict[str, Any]) -> None:
+def test_a_field_that_kuberay_does_not_know_is_refused_wherever_it_is(manifests: dict[str, Any]) -> None:
     paths = list(objects(manifests["RayJob"]))
     assert len(paths) >= 7
     for path in paths:
@@ -247,7 +247,7 @@ def test_the_image_is_installed_by_setup_sh_from_the_lock_file_with_xformers(tmp
     installed = (tmp_path / "installed").read_text()
     assert "--no-deps -r requirements.lock" in installed
     assert re.search(r"--no-deps xformers==\d", installed)
-    assert "==" not in text.replace("xformers==[0-9.]*", ""), "versions stand in requirements.lock"
+    assert "==" not in text.replace("xformers==[0-9.]*", ""), "versions are in requirements.lock"
 
 
 def test_the_image_takes_nothing_of_a_checkout_that_it_does_not_need() -> None:

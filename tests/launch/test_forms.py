@@ -235,7 +235,7 @@ def test_a_ray_job_gives_the_curve_of_torchrun(place: Place, unbroken: list[tupl
 
     with started(head, place, place.folder) as (process, log):
         wait_for("dashboard", answers, process, log)
-        # A job stands in the folder where the head was started, so its paths are absolute.
+        # A job runs in the folder where the head was started, so its paths are absolute.
         job = (str(BIN / "python"), *RUN, str(config), f"url={config.parent / 'run'}")
         finished(["ray", "job", "submit", "--address", address, "--", *job], place, config.parent)
     assert place.curve(config) == unbroken
@@ -248,7 +248,7 @@ def test_deepspeed_without_argument_takes_cfg_yaml_of_its_folder_and_gives_the_c
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_a_run_that_was_killed_goes_on_to_the_unbroken_curve_in_the_same_mlflow_run(
+def test_a_run_that_was_killed_resumes_to_the_unbroken_curve_in_the_same_mlflow_run(
     place: Place, unbroken: list[tuple[int, float]], launcher: str
 ) -> None:
     config = place.config(f"killed-{launcher}", workers=2 if launcher == "deepspeed" else 0)

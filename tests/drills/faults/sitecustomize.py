@@ -56,7 +56,7 @@ def ordered() -> dict[str, Any]:
 
 
 def once_more(order: dict[str, Any]) -> bool:
-    """Whether this act is still within `times`; each leaves a file behind."""
+    """Returns whether this act is still within `times`; each act leaves a file."""
     for number in range(order.get("times", 1)):
         try:
             (folder() / f"fault-{order['name']}-{number}").open("x").close()
