@@ -9,9 +9,9 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.inspecting.wording import percent
+from emocap_shards.library import MixtureSource
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.sample import Caption
-from emocap_shards.source import MixtureSource
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 

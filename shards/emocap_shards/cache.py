@@ -19,8 +19,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emocap_shards.cache_ledger import CacheLedger, is_at, locked, release
 from emocap_shards.errors import StoreError
-from emocap_shards.ledger import CacheLedger, is_at, locked, release
 from emocap_shards.local_files import make_own_folder, open_own
 from emocap_shards.segment import Segment, ShardRows, Span
 

@@ -13,6 +13,7 @@ import numpy as np
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, PlanError
+from emocap_shards.library import Library, MixtureSource
 from emocap_shards.mixture import MixturePlan
 from emocap_shards.order import Ids, Order
 from emocap_shards.plan import EpochPlan, Step, StepPlan, rank_slice
@@ -20,7 +21,6 @@ from emocap_shards.prefetch import ahead
 from emocap_shards.quarantine import SampleQuarantine
 from emocap_shards.reader import decoded
 from emocap_shards.sample import Encoded, Sample
-from emocap_shards.source import Library, MixtureSource
 
 _log = logging.getLogger(__name__)
 

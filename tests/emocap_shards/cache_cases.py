@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from emocap_shards.ledger import CacheLedger
+from emocap_shards.cache_ledger import CacheLedger
 from emocap_shards.store import open_store
 
 # Samples of the small dataset, and bytes of a segment of it.

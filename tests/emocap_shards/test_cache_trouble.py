@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from cache_cases import SAMPLES, SEGMENT, Counted, Fetch, files, segments, size_of, taken
 from emocap_shards.cache import Cache
+from emocap_shards.cache_ledger import CacheLedger
 from emocap_shards.errors import StoreError
 from emocap_shards.indexes import read_index
-from emocap_shards.ledger import CacheLedger
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded

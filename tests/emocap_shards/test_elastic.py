@@ -8,8 +8,8 @@ from itertools import islice
 import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
+from emocap_shards.library import MixtureSource
 from emocap_shards.order import Order
-from emocap_shards.source import MixtureSource
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
 from hypothesis import given, settings

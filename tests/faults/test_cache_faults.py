@@ -9,8 +9,8 @@ import emocap_shards.segment as segment_module
 import numpy as np
 import pytest
 from emocap_shards.cache import Cache
+from emocap_shards.cache_ledger import CacheLedger
 from emocap_shards.errors import StoreError
-from emocap_shards.ledger import CacheLedger
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Caption, Encoded, Record

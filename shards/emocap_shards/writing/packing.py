@@ -13,12 +13,12 @@ from emocap_shards.printable import printable
 from emocap_shards.store import Store, open_store
 from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig
 from emocap_shards.writing.journal import Journal, JournalEntry
-from emocap_shards.writing.ledger import RowLedger
 from emocap_shards.writing.prepare import PrepareConfig, Prepared
 from emocap_shards.writing.replay import replay
 from emocap_shards.writing.row import BadRow, SourceRow
+from emocap_shards.writing.row_ledger import RowLedger
+from emocap_shards.writing.row_source import RowSource, Selective
 from emocap_shards.writing.shards import ShardSize, ShardWriter
-from emocap_shards.writing.source import RowSource, Selective
 from emocap_shards.writing.workers import prepared
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from itertools import islice
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.journal import JournalEntry
-from emocap_shards.writing.ledger import RowLedger
 from emocap_shards.writing.row import BadRow, SourceRow
+from emocap_shards.writing.row_ledger import RowLedger
 
 
 def replay(entry: JournalEntry, rows: Iterator[SourceRow | BadRow], ledger: RowLedger, *, url: str) -> None:

@@ -11,7 +11,7 @@ from emocap_shards.manifest import MANIFEST
 from emocap_shards.store import open_store
 from emocap_shards.writing.reading import matching
 from emocap_shards.writing.row import ImageFolders
-from emocap_shards.writing.source import RowSource
+from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from emocap_shards.writing.sources.delimited import DelimitedSource
 from emocap_shards.writing.sources.folder import FolderSource

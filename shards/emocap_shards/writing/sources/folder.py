@@ -9,7 +9,7 @@ from pathlib import Path
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
-from emocap_shards.writing.source import leave_out
+from emocap_shards.writing.row_source import leave_out
 
 ORDER = "order.txt"
 # Formats of images that are not supported. Such a file is a bad row, because the user may expect it to be a sample.

@@ -16,7 +16,7 @@ from emocap_shards.errors import NotFound, RecordError
 from emocap_shards.store import Store
 from emocap_shards.writing.reading import matching, open_object
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow, key_of
-from emocap_shards.writing.source import leave_out
+from emocap_shards.writing.row_source import leave_out
 from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 # typeshed does not declare these two classes.
