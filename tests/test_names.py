@@ -15,13 +15,12 @@ TWICE = {
     "Checkpoint",
     "Cluster",
     "Engine",
-    "ImageTower",
     "Inputs",
     "Kind",
+    "Pairs",
     "Plan",
     "Report",
     "Row",
-    "TextTower",
     "Weights",
 }
 
