@@ -21,6 +21,7 @@ from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
+from emocap_pretrain.encoders.teacher import Teacher
 from emocap_pretrain.engine.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.engine.zero import BUCKET
 from emocap_pretrain.parts import active_parts
@@ -85,10 +86,13 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     rows = split.micro_batch
     with torch.device("meta"):
         model = TowerPair.of(config, _vocabulary(config), weights=False)
+        teacher = Teacher.of(config, weights=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        traced = _traced(model, config, rows, captions)
-        row_flops = _flops(model, captions.batch(1, model.pixels))
+        for each in filter(None, (model, teacher)):
+            each.to_empty(device="cpu")
+        traced = _traced(model, teacher, config, rows, captions)
+        row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
+    frozen = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     optimizer = optimizer_of(config.optimizer, stage)
@@ -97,7 +101,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,
-        weights=size // (ranks if stage == 3 else 1),
+        weights=size // (ranks if stage == 3 else 1) + frozen,
         # With several passes the sum of their gradients is held in whole until it is reduced, once.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
         # With ZeRO also the rank's own copy of the weights that it updates.
@@ -153,23 +157,29 @@ class _Captions:
         return Texts(ids, torch.ones_like(ids, dtype=torch.bool), owner)
 
 
-def _traced(model: TowerPair, config: Config, rows: int, captions: _Captions) -> _Trace:
+def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions) -> _Trace:
     """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
-    with _LiveStorages(model.state_dict().values()) as live:
-        embeddings = model(captions.batch(rows, model.pixels))
+    there = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
+    with _LiveStorages(there) as live:
+        batch = captions.batch(rows, model.pixels)
+        embeddings = model(batch)
+        guides = teacher(batch.images) if teacher else None
         if config.objective.patch_mask:
             patches_along_a_side(embeddings.patches.shape[1], model.pixels)
-        at_loss = live.bytes + _loss_bytes(config, embeddings, captions)
+        gathered = 0 if guides is None else FLOAT * config.global_batch * guides.shape[1]
+        at_loss = live.bytes + gathered + _loss_bytes(config, embeddings, captions)
         _sum(embeddings).backward()
     return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
 
 
-def _flops(model: TowerPair, batch: Batch) -> int:
+def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
     """Of both passes; counted apart from memory, because the counter keeps tensors alive."""
     with FlopCounterMode(display=False) as counter:
         _sum(model(batch)).backward()
+        if teacher:
+            teacher(batch.images)
     return counter.get_total_flops()
 
 

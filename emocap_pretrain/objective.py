@@ -1,14 +1,15 @@
 """The total loss of docs/method.md: one weighted term for each active part of a caption, and what is logged of each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import emocap_kernels
 import torch
 from emocap_kernels import Mining, choose_backend, choose_region_backend
 from emocap_kernels.choice import Choice
 from emocap_kernels.contrastive.objectives import ContrastiveObjective, objective_of
+from emocap_kernels.positives import compares_images
 from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -34,13 +35,19 @@ class Term(Protocol):
         """Returns the learned numbers that the loss reads, by the names under which they are logged."""
         ...
 
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
+    @property
+    def reads_teacher(self) -> bool:
+        """Says whether the loss reads the vectors of a teacher."""
+        ...
+
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
         """Returns the loss of the global batch, unweighted; a collective.
 
         Args:
             embeddings: This rank's rows.
             batch: The batch that they come from.
             mined: Whether the warm-up of mining is over.
+            teacher: The teacher's vectors of the images, [rows, any width]; None where no term reads them.
         """
         ...
 
@@ -72,7 +79,12 @@ class ImageTerm:
         scale = {"scale": embeddings.scales[self.part.aligned_with]}
         return scale if self._bias(embeddings) is None else {**scale, "bias": embeddings.biases[self.part.aligned_with]}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
+    @property
+    def reads_teacher(self) -> bool:
+        mining = self._mining
+        return self.formula.has_teacher or bool(self.settings.teacher and mining and compares_images(mining))
+
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
         texts = batch.texts[self.part.name]
         return emocap_kernels.contrastive_loss(
             embeddings.image.to(self.vectors),
@@ -81,6 +93,7 @@ class ImageTerm:
             objective=self.formula,
             bias=self._bias(embeddings),
             mining=self._mining if mined else None,
+            **self._guides(teacher),
             ids=texts.identity if self.settings.known_positives else None,
             group=self.group,
             schedule=self.settings.schedule,
@@ -94,10 +107,23 @@ class ImageTerm:
     def _bias(self, embeddings: Embeddings) -> Tensor | None:
         return embeddings.biases[self.part.aligned_with] if self.formula.has_bias else None
 
+    def _guides(self, teacher: Tensor | None) -> dict[str, Any]:
+        """Returns the arguments by which the teacher guides the loss."""
+        if not self.reads_teacher:
+            return {}
+        assert teacher is not None, "an objective with such a term is called with a teacher"
+        assert self.settings.teacher is not None, "`Objective.of` has required it"
+        vectors = teacher.to(self.vectors)
+        if not self.formula.has_teacher:
+            return {"guide_image": vectors}
+        # On both sides: the shares of a text are those of its image.
+        return {"guide_image": vectors, "guide_text": vectors, "guide_scale": self.settings.teacher.scale}
+
     @property
     def _mining(self) -> Mining | None:
+        """The rule of mining; a teacher's shares leave nothing to mine."""
         rule = self.settings.mining
-        return Mining(**rule.model_dump()) if rule else None
+        return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +135,13 @@ class PatchTerm:
     settings: ObjectiveConfig
     vectors: torch.dtype
     group: ProcessGroup | None
+    reads_teacher = False
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
         return {"local_scale": embeddings.scales[self.part.aligned_with]}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool) -> LossResult:
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+        del teacher
         owner = batch.texts[self.part.name].owner
         assert owner is not None, "the loader gives the texts of such a part owners"
         return emocap_kernels.region_contrastive_loss(
@@ -163,22 +191,33 @@ class Objective:
     Attributes:
         terms: One for each active part, in the order in which they are summed.
         mining_warmup_steps: Steps without mining.
+        teacher: Returns the teacher's vectors of images, [rows, any width]; needed where a term reads them.
     """
 
     terms: tuple[Term, ...]
     mining_warmup_steps: int = 0
+    teacher: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, settings: ObjectiveConfig, *, precision: str, group: ProcessGroup | None = None) -> "Objective":
+    def of(
+        cls,
+        settings: ObjectiveConfig,
+        *,
+        precision: str,
+        group: ProcessGroup | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Objective":
         """Builds the terms that the settings switch on.
 
         Args:
             settings: Weights, mining, backend.
             precision: `engine.precision`, which decides what the losses multiply unless the settings say it.
             group: The ranks whose rows make the global batch; None is this process alone.
+            teacher: Returns the teacher's vectors of images, of the settings' teacher; not needed to look at the terms.
 
         Raises:
-            ConfigError: If the settings give a part a kind that its loss does not have.
+            ConfigError: If the settings give a part a kind that its loss does not have, or a teacher is missing or
+                unread.
         """
         vectors = vector_dtype(settings, precision)
         weights = settings.weights
@@ -192,7 +231,8 @@ class Objective:
             _KINDS[part.aligned_with](part, weights[part.name], settings, vectors, group)
             for part in active_parts(weights)
         )
-        return cls(terms, settings.mining_warmup_steps)
+        _require_read(settings, terms)
+        return cls(terms, settings.mining_warmup_steps, teacher)
 
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
         """Returns the loss of the global batch; a collective.
@@ -203,7 +243,8 @@ class Objective:
             step: Steps done before this one; decides whether mining has begun.
         """
         mined = step >= self.mining_warmup_steps
-        results = [term.loss(embeddings, batch, mined=mined) for term in self.terms]
+        teacher = self.teacher(batch.images) if self.teacher else None
+        results = [term.loss(embeddings, batch, mined=mined, teacher=teacher) for term in self.terms]
         pairs = list(zip(self.terms, results, strict=True))
         loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
         metrics = {"loss": loss.detach()}
@@ -211,6 +252,27 @@ class Objective:
             metrics |= _metrics(term.part.name, result)
             metrics |= {name: number.detach() for name, number in term.learned(embeddings).items()}
         return ObjectiveResult(loss, metrics)
+
+
+def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
+    """Raises an error if a term lacks its teacher, or if no term reads the teacher or the rule of mining."""
+    readers = [term.part.name for term in terms if term.reads_teacher]
+    if readers and settings.teacher is None:
+        raise ConfigError(
+            f"objective.kind: {readers[0]} is soft and learns the shares of a teacher; give objective.teacher its "
+            "name and its pretrained weights."
+        )
+    if settings.teacher and not readers:
+        raise ConfigError(
+            "objective.teacher: no term reads it; set objective.kind to soft, or objective.mining.guide to image, "
+            "counterpart or consensus, or leave the teacher out."
+        )
+    with_images = [term for term in terms if isinstance(term, ImageTerm)]
+    if settings.mining and with_images and all(term.formula.has_teacher for term in with_images):
+        raise ConfigError(
+            "objective.mining: the shares of a teacher leave nothing to mine; leave mining out, or give a part "
+            "another kind with objective.kind_by_part."
+        )
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:

@@ -12,6 +12,7 @@ from emocap_shards.manifest import Manifest, read_manifest
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import check_weights
+from emocap_pretrain.encoders.teacher import check_teacher
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.forecast.fabric import device_flops
 from emocap_pretrain.forecast.outlook import Assumed, Outlook
@@ -48,7 +49,7 @@ class Plan:
             ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
         """
         split, memory = batch_split(config, ranks), estimate(config, ranks)
-        weights = check_weights(config.model)
+        weights = check_weights(config.model) + check_teacher(config)
         return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
 
     def text(self, *, full: bool = False) -> str:

@@ -23,6 +23,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config, Evaluation
 from emocap_pretrain.encoders.pair import check_weights
+from emocap_pretrain.encoders.teacher import check_teacher
 from emocap_pretrain.engine.optimizer import optimizer_of
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import tasks
@@ -110,6 +111,8 @@ def preflight(
         _resumes(config, checkpoint, manifests, found)
     else:
         found.attempt(lambda: found.notes.extend(check_weights(config.model)))
+    # Unlike the towers' own weights, those of a teacher are in no checkpoint.
+    found.attempt(lambda: found.notes.extend(check_teacher(config)))
     if devices and not checkpoint and not found.problems:
         found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config)

@@ -2,12 +2,13 @@
 
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from emocap_pretrain.config.fields import Count, PartWeight, Positive, Section, is_part_weight
+from emocap_pretrain.config.location import FolderOrName
 
 # The names of the objectives in emocap_kernels, which is not imported here because it needs torch.
-Kind = Literal["infonce", "mil_nce", "sigmoid"]
+Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 
 
 class MiningRuleConfig(Section):
@@ -34,6 +35,15 @@ class MiningConfig(MiningRuleConfig):
     guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
 
 
+class TeacherConfig(Section):
+    """A frozen image tower that says which images are alike; it sees the pixels that the trained tower sees."""
+
+    name: str = Field(description="Model name in timm.")
+    pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a local .safetensors file.")
+    options: dict[str, JsonValue] = Field(default={}, description="Further arguments of timm.create_model.")
+    scale: float = Field(default=20.0, gt=0, description="Inverse temperature of its shares, which kind=soft learns.")
+
+
 class PatchMaskConfig(Section):
     """Says which patches take part in the local loss."""
 
@@ -58,6 +68,10 @@ class ObjectiveConfig(Section):
     )
     kind_by_part: dict[str, Kind] = Field(
         default={}, description="Instead of kind, for single parts, such as {summary: mil_nce}."
+    )
+    teacher: TeacherConfig | None = Field(
+        default=None,
+        description="What kind=soft learns from; where mining compares images it stands in for the trained tower.",
     )
     sharpness: float = Field(default=10.0, ge=0)
     scope: Literal["batch", "image"] = "batch"

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from emocap_shards.mask import holds_secret, masked_url
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
@@ -68,6 +68,8 @@ class Data(Section):
 
 class ImageTowerConfig(Section):
     """The image encoder, by its timm name."""
+
+    key: ClassVar[str] = "model.image"  # Where messages say that the settings are.
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
     pixels: Positive = Field(default=224, description="Side of the square input.")

@@ -94,7 +94,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
     if settings.pretrained is None:
         return ()
     if settings.pretrained == "hub":
-        return ("model.image.pretrained=hub: the weights are compared with the tower when the run starts",)
+        return (f"{settings.key}.pretrained=hub: the weights are compared with the tower when the run starts",)
     with torch.device("meta"):
         return _pretrained(settings, empty=True)[1]
 
@@ -104,8 +104,8 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
     options: dict[str, Any] = dict(settings.options)
     if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
         raise ConfigError(
-            f"model.image.options.{foreign[0]} is no argument of a model but of timm's factory; options are those of "
-            "the model's own class, such as depth. Weights come from model.image.pretrained."
+            f"{settings.key}.options.{foreign[0]} is no argument of a model but of timm's factory; options are those "
+            f"of the model's own class, such as depth. Weights come from {settings.key}.pretrained."
         )
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
@@ -115,14 +115,14 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
         return timm.create_model(settings.name, num_classes=0, **options, **weights)
     except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError, OSError) as error:
         raise ConfigError(
-            f"model.image: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
+            f"{settings.key}: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
 
 
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
     """The model with pretrained weights, and notes on them; `empty` weights have shapes and no values."""
     path = _weights(settings)
-    header = Header.read([path], "model.image.pretrained") if path else None
+    header = Header.read([path], f"{settings.key}.pretrained") if path else None
     seen: list[Shapes] = []
 
     def check(wanted: Shapes, given: Shapes) -> None:
@@ -141,14 +141,14 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
                 _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"model.image.pretrained: timm cannot convert these weights ({error!r}).") from error
+        raise ConfigError(f"{settings.key}.pretrained: timm cannot convert these weights ({error!r}).") from error
     if not seen:
         raise ConfigError(
-            f"model.image.pretrained: timm loads the weights of {settings.name} in a way of its own, so that it is "
+            f"{settings.key}.pretrained: timm loads the weights of {settings.name} in a way of its own, so that it is "
             "unknown whether they fill the tower; give a .safetensors file."
         )
     model.pretrained_cfg.pop("state_dict", None)
-    return model, (*_resized(header, seen[0]), *_activation(model, settings, path, header))
+    return model, (*_resized(header, seen[0], settings.key), *_activation(model, settings, path, header))
 
 
 def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
@@ -158,18 +158,19 @@ def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
     needed = {name: shape for name, shape in wanted.items() if not name.endswith(".num_batches_tracked")}
     own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
     Fit.of(needed, own, aside=lambda name: name.split(".")[0] in heads).require(
-        f"model.image.pretrained={settings.pretrained}",
+        f"{settings.key}.pretrained={settings.pretrained}",
         f"the tower {settings.name}",
-        "Give weights of this tower, or set model.image.name and model.image.options to the tower of the weights.",
+        f"Give weights of this tower, or set {settings.key}.name and {settings.key}.options to the tower of the "
+        "weights.",
     )
 
 
-def _resized(header: Header | None, loaded: Shapes) -> tuple[str, ...]:
+def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
     """A note on tensors that timm has resized, most often the position embedding for another number of pixels."""
     before = header.shapes if header else {}
     names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
     changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
-    return (f"model.image.pretrained: timm has resized {listed(changes)}",) if changes else ()
+    return (f"{key}.pretrained: timm has resized {listed(changes)}",) if changes else ()
 
 
 def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
@@ -190,10 +191,10 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
     if not any(map(_QUICK_GELU.search, written)):
         return ()
     name = settings.name.split(".")[0].replace("_clip_", "_clip_quickgelu_")
-    cure = f"; set model.image.name={name}" if timm.is_model(name) else ""
+    cure = f"; set {settings.key}.name={name}" if timm.is_model(name) else ""
     note = (
-        "model.image.pretrained: these weights look like those of OpenAI's CLIP, which were trained with QuickGELU, "
-        f"but {settings.name} computes GELU, and its vectors differ from the original's{cure}"
+        f"{settings.key}.pretrained: these weights look like those of OpenAI's CLIP, which were trained with "
+        f"QuickGELU, but {settings.name} computes GELU, and its vectors differ from the original's{cure}"
     )
     return (note,)
 
@@ -207,7 +208,7 @@ def _settled(model: Any, settings: ImageTowerConfig) -> Any:
     if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):
         # Its statistics are of one rank's rows: the loss would depend on the number of ranks and on who holds which.
         raise ConfigError(
-            f"model.image: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
+            f"{settings.key}: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
             "take a tower with layer norm (vit, convnext), or a convolutional one with pretrained weights, whose "
             "statistics are then kept as they are."
         )
@@ -223,13 +224,13 @@ def _weights(settings: ImageTowerConfig) -> Path | None:
     if path == "hub":
         return None
     if not path.endswith(".safetensors") or not Path(path).is_file():
-        raise ConfigError(f"model.image.pretrained={path}: give 'hub' or an existing .safetensors file.")
+        raise ConfigError(f"{settings.key}.pretrained={path}: give 'hub' or an existing .safetensors file.")
     return Path(path)
 
 
 def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
     if settings.patch_dropout and isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
-        raise ConfigError(f"model.image.patch_dropout: {settings.name} has no patch dropout; set it to 0.")
+        raise ConfigError(f"{settings.key}.patch_dropout: {settings.name} has no patch dropout; set it to 0.")
 
 
 def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:

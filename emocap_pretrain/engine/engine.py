@@ -1,5 +1,6 @@
 """The engine takes one optimizer step at a time, copies its state for a checkpoint, and continues from one."""
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config, OptimizerConfig
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
+from emocap_pretrain.encoders.teacher import Teacher
 from emocap_pretrain.engine import zero
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.optimizer import OptimizerSpec, optimizer_of, parameter_groups
@@ -21,6 +23,8 @@ from emocap_pretrain.engine.snapshot import Snapshot, read
 from emocap_pretrain.objective import Objective
 from emocap_pretrain.schedule import learning_rate
 from emocap_pretrain.world import World
+
+log = logging.getLogger(__name__)
 
 Timed = Callable[[str], AbstractContextManager[None]]
 
@@ -89,13 +93,14 @@ class Engine:
         Raises:
             ConfigError: As the constructor does, and if some rank would have no sample.
         """
+        split = batch_split(config, world.place.world)
         return cls(
             model,
-            Objective.of(config.objective, precision=config.engine.precision, group=world.group),
+            _objective(config, world, rows_at_once=split.micro_batch),
             optimizer_of(config.optimizer, config.engine.zero_stage),
             world,
             settings=config.optimizer,
-            split=batch_split(config, world.place.world),
+            split=split,
             steps=config.steps,
             zero_stage=config.engine.zero_stage,
             seed=config.seed,
@@ -213,3 +218,13 @@ class Engine:
             return False, math.inf
         self._engine.step()
         return True, norm
+
+
+def _objective(config: Config, world: World, *, rows_at_once: int) -> Objective:
+    """Returns the objective of a run, with its teacher on the rank's device."""
+    teacher = Teacher.of(config, rows_at_once=rows_at_once)
+    if teacher:
+        teacher.to(world.device)
+        for note in teacher.notes if world.is_main else ():
+            log.warning("%s", note)
+    return Objective.of(config.objective, precision=config.engine.precision, group=world.group, teacher=teacher)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from emocap_kernels.contrastive.objectives import objective_of
+
 from emocap_pretrain.config.objective import Kind, ObjectiveConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.forecast.fabric import Fabric
@@ -13,7 +15,12 @@ FLOAT = 4
 BUCKET_BYTES = 50_000_000 * FLOAT  # Of a gradient reduction.
 # Products of a term that is aligned with images, forward and backward (docs/method.md, section 5): of the reference, of
 # the other backends, and how often these go over the scores and thus over what a guide compares.
-_PRODUCTS: Mapping[Kind, tuple[int, int, int]] = {"infonce": (3, 4, 2), "mil_nce": (3, 4, 2), "sigmoid": (3, 3, 1)}
+_PRODUCTS: Mapping[Kind, tuple[int, int, int]] = {
+    "infonce": (3, 4, 2),
+    "mil_nce": (3, 4, 2),
+    "sigmoid": (3, 3, 1),
+    "soft": (4, 6, 0),
+}
 # Guides that compare something other than the scores cost a product of their own each.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
@@ -28,7 +35,8 @@ class Workload:
     Attributes:
         vector_bytes: Of one number of a vector.
         texts: Vectors that travel for each row: those of its texts.
-        guides: Image vectors that travel for each row, because a guide compares images.
+        guides: Image vectors that travel for each row, because a guide compares images; those of a teacher are taken to
+            be as wide as the embeddings.
         products: Of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
         patch_products: Of the rank's patches with the texts of all ranks, for each patch and text of a row.
         own_products: The same, where a text meets the patches of its own image alone.
@@ -63,7 +71,11 @@ class Workload:
             embedding=config.model.embedding,
             vector_bytes=2 if half else FLOAT,
             texts=with_image + (with_patches if whole_batch else 0),
-            guides=with_image if settings.mining and settings.mining.guide in _IMAGE_GUIDES else 0,
+            guides=sum(
+                part.texts_per_image * _guides(settings, settings.kind_of(part.name))
+                for part in parts
+                if part.aligned_with == "image"
+            ),
             products=sum(
                 part.texts_per_image * _products(settings, settings.kind_of(part.name))
                 for part in parts
@@ -97,10 +109,21 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
     """Returns the products of one term that is aligned with images: both directions, forward and backward."""
     reference, others, sweeps = _PRODUCTS[kind]
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
-    if settings.mining is None:
+    if settings.mining is None or _learns_from_teacher(kind):
         return base
     by_threshold = settings.mining.threshold is not None
     return base + _GUIDES[settings.mining.guide] * (again if by_threshold else 1)
+
+
+def _guides(settings: ObjectiveConfig, kind: Kind) -> int:
+    """Returns how many image vectors of each row travel for one term."""
+    if _learns_from_teacher(kind):
+        return 1
+    return int(settings.mining is not None and settings.mining.guide in _IMAGE_GUIDES)
+
+
+def _learns_from_teacher(kind: Kind) -> bool:
+    return objective_of(kind).has_teacher
 
 
 def _patch_products(settings: ObjectiveConfig, patches: int) -> int:

@@ -60,8 +60,13 @@ def sides_needed(mining: Mining) -> set[Side]:
 
 
 def compares_sides(mining: Mining) -> bool:
-    """Whether the guide compares images with texts, as the scores do."""
+    """Returns whether the guide compares images with texts, as the scores do."""
     return any(anchor != candidate for anchor, candidate in IMAGE_ANCHORS[mining.guide])
+
+
+def compares_images(mining: Mining) -> bool:
+    """Returns whether the guide compares images with images."""
+    return ("image", "image") in (*IMAGE_ANCHORS[mining.guide], *TEXT_ANCHORS[mining.guide])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def nearest_lists(
     """The candidates mined for each anchor of this rank, by products of torch.
 
     Args:
-        similarity: Of a block of anchors with all candidates, [anchors of the block, candidates]; overwritten.
+        similarity: Returns that of a block of anchors with all candidates, [anchors, candidates]; overwritten.
         own: int64 [anchors], the candidate that is no candidate of this anchor.
         blocks: The anchors, in order, as many as are compared at once.
         mining: A rule with `top_k`.

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from emocap_pretrain.config.load import load
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.memory import MemoryEstimate, estimate
 
@@ -119,6 +120,23 @@ def test_parameters_are_those_of_the_model():
     wider = config().model_copy(update={"model": model})
     # One more row in each projection: two read the image's 96 numbers, two the text's 64.
     assert estimate(wider, 1).parameters - estimate(config(), 1).parameters == 2 * 96 + 2 * 64
+
+
+def test_a_teacher_takes_memory_and_time_and_is_not_trained():
+    plain = config(8)
+    teacher = {
+        "name": "vit_tiny_patch16_224",
+        "pretrained": "hub",
+        "options": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    }
+    objective = ObjectiveConfig.model_validate({"kind": "soft", "teacher": teacher})
+    found, before = (estimate(each, 1) for each in (plain.model_copy(update={"objective": objective}), plain))
+    assert found.parameters == before.parameters
+    assert found.optimizer == before.optimizer
+    # Two blocks of 12 x 48 x 48 weights, and patches and places beside them.
+    assert 4 * 2 * 12 * 48**2 < found.weights - before.weights < 2 * 4 * 2 * 12 * 48**2
+    assert found.row_flops > before.row_flops
+    assert found.activations > before.activations
 
 
 def by_stage(ranks: int) -> list[MemoryEstimate]:

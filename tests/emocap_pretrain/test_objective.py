@@ -177,7 +177,71 @@ def test_a_kind_for_a_part_that_is_aligned_with_patches_is_refused():
 
 
 def test_the_kinds_are_the_objectives_of_the_kernels():
-    assert set(get_args(Kind)) <= set(get_args(ObjectiveName))
+    assert get_args(Kind) == get_args(ObjectiveName)
+
+
+TEACHER = {"name": "vit_tiny_patch16_224", "pretrained": "hub", "scale": 5.0}
+
+
+def taught(settings: dict, given: Batch = DISTINCT):
+    """Terms under a teacher whose vectors are six fixed ones."""
+    objective = Objective.of(
+        ObjectiveConfig.model_validate(settings), precision="fp32", teacher=lambda images: vectors_of(len(images))
+    )
+    return objective(embeddings(), given, 0)
+
+
+def vectors_of(rows: int) -> torch.Tensor:
+    return normalize(torch.randn(rows, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
+
+
+def test_the_shares_of_the_teacher_reach_the_kernel_on_both_sides():
+    e, guide = embeddings(), vectors_of(ROWS)
+    expected = emocap_kernels.contrastive_loss(
+        e.image,
+        e.texts["summary"],
+        e.scales["image"],
+        objective="soft",
+        guide_image=guide,
+        guide_text=guide,
+        guide_scale=5.0,
+    ).loss
+    result = taught({"kind_by_part": {"summary": "soft"}, "teacher": TEACHER, "mining": MINED["mining"]})
+    torch.testing.assert_close(result.metrics["summary/loss"], expected)
+    # The other part has positives, and so mines.
+    mined = kernels(DISTINCT, Mining(**MINED["mining"]))
+    torch.testing.assert_close(result.metrics["global/loss"], mined["global"])
+
+
+@pytest.mark.parametrize("guide", ["image", "counterpart", "consensus"])
+def test_mining_that_compares_images_compares_those_of_the_teacher(guide):
+    e = embeddings()
+    expected = emocap_kernels.contrastive_loss(
+        e.image,
+        e.texts["global"],
+        e.scales["image"],
+        mining=Mining(guide, 0.1),
+        guide_image=vectors_of(ROWS),
+        ids=torch.arange(ROWS),
+    ).loss
+    result = taught({"teacher": TEACHER, "mining": {"guide": guide, "threshold": 0.1}})
+    torch.testing.assert_close(result.metrics["global/loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "soft"}, r"objective\.kind: global is soft.*give objective\.teacher"),
+        ({"kind_by_part": {"summary": "soft"}}, r"summary is soft"),
+        ({"teacher": TEACHER}, r"objective\.teacher: no term reads it"),
+        ({"teacher": TEACHER, "mining": {"guide": "joint", "threshold": 0.1}}, r"objective\.teacher: no term reads it"),
+        ({"kind": "soft", "teacher": TEACHER, "mining": {"threshold": 0.1}}, r"objective\.mining: .* nothing to mine"),
+        ({"kind": "soft", "teacher": TEACHER, "global": 0, "summary": 0}, r"objective\.teacher: no term reads it"),
+    ],
+)
+def test_a_teacher_that_is_missing_or_unread_is_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        Objective.of(ObjectiveConfig.model_validate(settings), precision="fp32")
 
 
 def test_patches_of_one_colour_take_no_part_in_the_local_loss():

@@ -2,21 +2,28 @@
 
 import math
 import re
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 from emocap_shards.stream import Stream
 from pretrain_fakes import changed, stand_alone
+from safetensors.torch import save_file
 
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.config.objective import Kind
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.encoders.image import timm
 from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.encoders.teacher import Teacher, check_teacher
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.snapshot import fill
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.feed import train_tokenizer
 from emocap_pretrain.loader import batches
 from emocap_pretrain.runtime import Rank
@@ -25,14 +32,35 @@ from emocap_pretrain.world import World
 
 ALONE = World(Rank(), "cpu", None)
 RECIPE = Path(__file__).parents[3] / "launch/recipes/tiny.yaml"
-LINES = re.findall(r"^  # ((?:kind|kind_by_part|patch_mask): .*)$", RECIPE.read_text(encoding="utf-8"), re.MULTILINE)
+LINES = re.findall(
+    r"^  # ((?:kind|kind_by_part|teacher|patch_mask): .*?)(?:  # .*)?$",
+    RECIPE.read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
 STEPS = 3
+TOWER = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
     """Mines, because own pairs alone make mil_nce the same as infonce."""
-    return changed(tiny_config, objective__mining={"guide": "text", "threshold": 0.5})
+    return changed(tiny_config, objective__mining={"guide": "image", "top_k": 2})
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
+    """The settings of a line of the recipe; a teacher is a small one whose weights lie in a file."""
+    settings: dict[str, Any] = yaml.safe_load(request.param)
+    if "teacher" in settings or settings.get("kind") == "soft":
+        settings["teacher"] = settings.get("teacher", {}) | teacher_in(tmp_path)
+    return settings | ({"mining": None} if settings.get("kind") == "soft" else {})
+
+
+def teacher_in(folder: Path) -> dict[str, object]:
+    torch.manual_seed(7)
+    tower = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, **TOWER)
+    save_file(tower.state_dict(), folder / "teacher.safetensors")
+    return {"name": "vit_tiny_patch16_224", "options": TOWER, "pretrained": str(folder / "teacher.safetensors")}
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +83,9 @@ def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
     return found
 
 
-def with_line(config: Config, line: str, **changes: object) -> Config:
-    """The config with a line of the recipe in its objective."""
-    settings = {f"objective__{key}": value for key, value in yaml.safe_load(line).items()}
-    return changed(config, **settings, **changes)
+def with_objective(config: Config, settings: Mapping[str, object], **changes: object) -> Config:
+    """The config with other settings of its objective."""
+    return changed(config, **{f"objective__{key}": value for key, value in settings.items()}, **changes)
 
 
 def engine_of(config: Config, tokenizer: Tokenizer) -> Engine:
@@ -70,17 +97,17 @@ def trained(engine: Engine, data: list[Batch]) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in engine.train(batch).items()} for batch in data]
 
 
-def test_the_recipe_has_a_line_for_each_kind_that_is_no_default() -> None:
-    assert {"kind: mil_nce", "kind: sigmoid", "kind_by_part: {summary: sigmoid}", "patch_mask: {contrast: 8}"} <= set(
-        LINES
-    )
+def test_the_recipe_has_a_line_for_each_setting() -> None:
+    kinds = {f"kind: {kind}" for kind in get_args(Kind) if kind != "infonce"}
+    assert kinds <= set(LINES)
+    assert {line.split(":")[0] for line in LINES} == {"kind", "kind_by_part", "teacher", "patch_mask"}
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", LINES, indirect=True)
 def test_three_steps_with_a_line_of_the_recipe_train(
-    config: Config, tokenizer: Tokenizer, data: list[Batch], line: str
+    config: Config, tokenizer: Tokenizer, data: list[Batch], line: dict[str, object]
 ) -> None:
-    engine = engine_of(with_line(config, line), tokenizer)
+    engine = engine_of(with_objective(config, line), tokenizer)
     rows = trained(engine, [data[0]] * STEPS)
     assert all(math.isfinite(row["loss"]) and row["skipped"] == 0.0 for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -88,11 +115,11 @@ def test_three_steps_with_a_line_of_the_recipe_train(
     assert rows[0]["loss"] != plain[0]["loss"]
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", LINES, indirect=True)
 def test_cached_representations_give_the_same_steps(
-    config: Config, tokenizer: Tokenizer, data: list[Batch], line: str
+    config: Config, tokenizer: Tokenizer, data: list[Batch], line: dict[str, object]
 ) -> None:
-    config = with_line(config, line)
+    config = with_objective(config, line)
     at_once = trained(engine_of(config, tokenizer), data)
     in_passes = trained(engine_of(changed(config, micro_batch=3), tokenizer), data)
     for row, wanted in zip(in_passes, at_once, strict=True):
@@ -103,7 +130,7 @@ def test_cached_representations_give_the_same_steps(
 def test_the_bias_of_a_sigmoid_is_learned_from_its_first_value_and_resumes_to_the_bit(
     config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path
 ) -> None:
-    config = with_line(config, "kind: sigmoid")
+    config = with_objective(config, {"kind": "sigmoid"})
     engine = engine_of(config, tokenizer)
     rows = trained(engine, data[:2])
     assert rows[0]["bias"] == -10.0
@@ -123,8 +150,53 @@ def test_a_bias_exists_only_where_a_sigmoid_reads_it(config: Config, tokenizer: 
         return set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
 
     plain = names(config)
-    assert names(with_line(config, "kind: mil_nce")) == plain
-    assert names(with_line(config, "kind: sigmoid")) - plain == {"logit_bias"}
+    assert names(with_objective(config, {"kind": "mil_nce"})) == plain
+    assert names(with_objective(config, {"kind": "sigmoid"})) - plain == {"logit_bias"}
     # The local loss has no bias, and a part of weight 0 has no loss.
-    without_images = {"objective__global": 0.0, "objective__summary": 0.0}
-    assert names(with_line(config, "kind: sigmoid", **without_images)) == plain
+    assert names(with_objective(config, {"kind": "sigmoid", "global": 0.0, "summary": 0.0})) == plain
+
+
+def test_a_teacher_is_frozen_and_in_no_checkpoint(
+    config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path
+) -> None:
+    settings = {"kind": "soft", "mining": None, "teacher": teacher_in(tmp_path)}
+    config = with_objective(config, settings)
+    teacher = Teacher.of(config)
+    assert teacher is not None
+    before = teacher(data[0].images)
+    engine = engine_of(config, tokenizer)
+    trained(engine, data)
+    assert not any(each.requires_grad for each in teacher.parameters())
+    assert torch.equal(teacher(data[0].images), before)
+    snapshot = engine.snapshot()
+    assert set(snapshot.weights) == set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
+
+
+def test_a_model_is_built_without_its_teacher(config: Config, tokenizer: Tokenizer) -> None:
+    """So that a run is evaluated where the teacher's file is not."""
+    teacher = {"name": "vit_tiny_patch16_224", "pretrained": "/nowhere/teacher.safetensors"}
+    gone = with_objective(config, {"kind": "soft", "mining": None, "teacher": teacher})
+    names = set(TowerPair.of(gone, tokenizer.vocabulary).state_dict())
+    assert names == set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
+    with pytest.raises(ConfigError, match=r"objective\.teacher\.pretrained=/nowhere/teacher\.safetensors: give 'hub'"):
+        check_teacher(gone)
+
+
+def test_the_teacher_and_not_the_model_says_which_images_are_alike(
+    config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path
+) -> None:
+    settings = {"teacher": teacher_in(tmp_path)}
+    teacher = Teacher.of(with_objective(config, settings))
+    assert teacher is not None
+    vectors = teacher(data[0].images)
+    similarity = vectors @ vectors.T
+    half = float(similarity.median())
+    mining = {"guide": "image", "threshold": half}
+    config = with_objective(config, {**settings, "mining": mining})
+    identity = data[0].texts["global"].identity
+    assert identity is not None
+    positives = ((similarity >= half) | (identity[:, None] == identity)).sum(1).float().mean()
+    (row,) = trained(engine_of(config, tokenizer), data[:1])
+    assert row["global/positives"] == pytest.approx(float(positives))
+    (alone,) = trained(engine_of(with_objective(config, {"teacher": None}), tokenizer), data[:1])
+    assert alone["global/positives"] != row["global/positives"]

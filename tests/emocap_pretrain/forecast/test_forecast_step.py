@@ -60,6 +60,15 @@ def test_the_kind_of_each_part_decides_its_products():
     assert workload(objective=objective | mined | {"backend": "reference"}).products == 2 * (3 + 1)
 
 
+def test_a_teacher_costs_its_products_and_its_vectors_travel():
+    teacher = {"name": "vit_tiny_patch16_224", "pretrained": "hub"}
+    work = workload(objective={"local": 0, "kind": "soft", "teacher": teacher})
+    assert (work.products, work.guides) == (2 * 6, 2)
+    mined = {"kind_by_part": {"summary": "infonce"}, "mining": {"guide": "text", "threshold": 0.9}}
+    work = workload(objective={"local": 0, "kind": "soft", "teacher": teacher} | mined)
+    assert (work.products, work.guides) == (6 + 4 + 2, 1)
+
+
 def test_sentences_of_one_image_neither_travel_nor_grow_with_the_batch():
     work = workload(objective={"scope": "image", "global": 0, "summary": 0})
     assert work.texts == 0
