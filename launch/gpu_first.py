@@ -46,15 +46,15 @@ from emocap_kernels.choice import Backend  # noqa: E402
 from emocap_kernels.fused import shapes  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.kernels.machine import occasion, versions  # noqa: E402
+from benchmarks.harness.machine import occasion, versions  # noqa: E402
+from benchmarks.kernels.device import PACKAGES, clock_of, device_name  # noqa: E402
 from benchmarks.kernels.memory import peak_bytes  # noqa: E402
 from benchmarks.kernels.pairs import Pairs  # noqa: E402
 from benchmarks.kernels.pairs import draw as draw_pairs  # noqa: E402
 from benchmarks.kernels.regions import Regions  # noqa: E402
 from benchmarks.kernels.regions import draw as draw_regions  # noqa: E402
 from benchmarks.kernels.size import Size  # noqa: E402
-from benchmarks.kernels.timing import clock_of  # noqa: E402
-from benchmarks.kernels.tune import CANDIDATES  # noqa: E402
+from benchmarks.kernels.tune import CANDIDATES, numbers_of  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -120,10 +120,6 @@ def use_tile(tile: shapes.Shape) -> None:
     shapes.TALL = shapes.SQUARE = tile
 
 
-def numbers_of(tile: shapes.Shape) -> str:
-    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
-
-
 def check(name: str) -> tuple[float, float]:
     """Relative error against float64 and seconds; sizes that no tile divides. Runs in a process of its own."""
     start_s = time.monotonic()
@@ -165,7 +161,9 @@ class Session:
     flops_per_s: float = 1.0
     start_s: float = field(default_factory=time.monotonic)
     stage: str = ""
-    about: Mapping[str, Any] = field(default_factory=lambda: {"versions": versions(None), **asdict(occasion(DEVICE))})
+    about: Mapping[str, Any] = field(
+        default_factory=lambda: {"versions": versions(PACKAGES), **asdict(occasion(device_name(DEVICE)))}
+    )
 
     def left_s(self) -> float:
         return self.seconds - (time.monotonic() - self.start_s)

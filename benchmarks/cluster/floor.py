@@ -1,4 +1,4 @@
-"""What a restart cannot do without, timed in each rank: `torchrun -m benchmarks.cluster.floor CONFIG ANSWER`.
+"""Times what a restart cannot do without, timed in each rank: `torchrun -m benchmarks.cluster.floor CONFIG ANSWER`.
 
 Nothing of ours decides these: the process, its imports, the process group, and the model with what is restored.
 """

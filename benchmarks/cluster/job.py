@@ -34,7 +34,7 @@ class JobError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the run: `width` and `depth` are those of both towers."""
+    """The size of a run; `width` and `depth` are those of both towers."""
 
     steps: int
     ranks: int = 2

@@ -1,18 +1,21 @@
 """Starts, steps, saves and restarts of a small run, from outside: by the command line and by what MLflow has."""
 
 import http.client
+import itertools
 import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from benchmarks.harness.measurement import ratios, spread
-from benchmarks.harness.record import Line, Occasion, line, versions
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios, spread
+from benchmarks.harness.rounds import complete, in_rounds
 
 from . import floor
 from .job import BIN, RUN, WAYS, Job, JobError, Site, Size, free_port, started
@@ -24,39 +27,43 @@ WARM_UP, BLOCK = 10, 10
 RANK_WORDS = ("RayTrainWorker", RUN[1])  # A rank by its command line: Ray names its workers.
 
 
-def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
     """Seconds from the command to the first step: a job submitted to a cluster that runs, and torchrun."""
-    found: dict[str, list[float]] = {"ray job": [], "torchrun": []}
+    numbers = {who: itertools.count() for who in ("ray job", "torchrun")}
+
+    def started_s(who: str, address: str) -> float:
+        config = place.config(f"start-{who.split(maxsplit=1)[0]}-{next(numbers[who])}", size)
+        command = _submitted(config, address) if who == "ray job" else WAYS[who](config, size)
+        with started(command, place, config.parent) as job:
+            job.wait()
+        return place.logged(config)[0][1] - job.began
+
     with _head(place) as address:
-        for number in range(rounds):
-            for who, readings in found.items():
-                config = place.config(f"start-{who.split()[0]}-{number}", size)
-                command = _submitted(config, address) if who == "ray job" else WAYS[who](config, size)
-                with started(command, place, config.parent) as job:
-                    job.wait()
-                readings.append(place.logged(config)[0][1] - job.began)
+        found = complete(in_rounds({who: partial(started_s, who, address) for who in numbers}, rounds=rounds))
     for who, readings in found.items():
-        yield _line(about, START, who, size, "s", readings)
+        yield measured_line(about, START, who, size, readings)
 
 
-def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
     """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default.
 
     And the cores that the job's other processes take meanwhile, which a noisy machine does not hide.
     """
-    found: dict[str, list[float]] = {"torchrun": [], "ray": []}
-    beside: dict[str, list[float]] = {"torchrun": [], "ray": []}
-    for number in range(rounds):
-        for who in sorted(found, reverse=number % 2 == 1):
-            config = place.config(f"overhead-{who}-{number}", size, every_steps=BLOCK)
-            with started(WAYS[who](config, size), place, config.parent) as job:
-                beside[who].append(_cores_beside(job, place, config, size))
-                job.wait()
-            found[who].append(steady_s(place.logged(config)))
-    over = {"over torchrun": spread(ratios(found["ray"], found["torchrun"]))}
-    for who, ratio in (("torchrun", None), ("ray", over)):
-        cores = {"cores_beside_ranks": asdict(spread(beside[who]))}
-        yield replace(_line(about, OVERHEAD, who, size, "s", found[who]), ratios=ratio, more=cores)
+    numbers = {who: itertools.count() for who in ("torchrun", "ray")}
+
+    def step_and_cores(who: str) -> tuple[float, float]:
+        config = place.config(f"overhead-{who}-{next(numbers[who])}", size, every_steps=BLOCK)
+        with started(WAYS[who](config, size), place, config.parent) as job:
+            cores = _cores_beside(job, place, config, size)
+            job.wait()
+        return steady_s(place.logged(config)), cores
+
+    taken = complete(in_rounds({who: partial(step_and_cores, who) for who in numbers}, rounds=rounds))
+    steps = {who: [step for step, _ in each] for who, each in taken.items()}
+    for who, each in taken.items():
+        over = {"over torchrun": ratios(steps[who], steps["torchrun"])} if who == "ray" else None
+        more = {"cores_beside_ranks": spread([cores for _, cores in each])}
+        yield measured_line(about, OVERHEAD, who, size, steps[who], ratios=over, more=more)
 
 
 def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
@@ -69,7 +76,7 @@ def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
 
 
 def _cpu_s(job: Job) -> dict[int, float]:
-    """Of each process of the job that is no rank."""
+    """Returns the CPU seconds of each process of the job that is not a rank."""
     family = [psutil.Process(job.process.pid), *job.family()]
     ranks = set(ranks_of(family))
     found: dict[int, float] = {}
@@ -79,7 +86,7 @@ def _cpu_s(job: Job) -> dict[int, float]:
     return {pid: seconds for pid, seconds in found.items() if pid not in {rank.pid for rank in ranks}}
 
 
-def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Line]:
+def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
     """Seconds for which a save holds up training, and how much longer a step takes beside it, as shares of a step.
 
     The second holds the first, and what the saving thread takes from the cores that train.
@@ -96,13 +103,11 @@ def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Lin
         longer.append(statistics.median(saving) - usual[-1])
         held.append(statistics.median(value for value in place.metric(config, HELD) if value))
     for who, readings in (("training held up", held), ("step and save beside it", longer)):
-        line = _line(about, STALL, who, size, "s", readings)
-        yield replace(
-            line, ratios={"share of a step": spread(ratios(readings, usual))}, more={"step_s": asdict(spread(usual))}
-        )
+        share = {"share of a step": ratios(readings, usual)}
+        yield measured_line(about, STALL, who, size, readings, ratios=share, more={"step_s": spread(usual)})
 
 
-def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Line]:
+def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
     """Seconds from the death of one rank to the next new step, and the floor below it.
 
     `command` starts the job, `{config}` and `{port}` filled in; by default it is Ray's way.
@@ -117,11 +122,11 @@ def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequ
             job.wait()
     parts = floor.parts(last, place, size)
     launcher = " ".join(takewhile(lambda word: word == "--" or not word.startswith("-"), command)) or "ray"
-    yield replace(_line(about, RECOVER, launcher, size, "s", readings), more=parts)
+    yield measured_line(about, RECOVER, launcher, size, readings, more=parts)
 
 
 def _killed_s(job: Job, place: Site, config: Path) -> float:
-    """Kill one rank once there is a checkpoint to go on from; seconds until a step that was not there before."""
+    """Kill one rank once there is a checkpoint to resume from; seconds until a step that was not there before."""
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]
     rank.kill()
@@ -154,7 +159,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
-    """Median seconds of a step between rows, behind the first steps."""
+    """Median seconds of a step between rows, after the first steps."""
     rows = [(step, at) for step, at in logged if step >= WARM_UP]
     if len(rows) < 2:
         raise JobError(f"{len(logged)} rows are too few: give at least {WARM_UP + BLOCK} steps.")
@@ -162,13 +167,13 @@ def steady_s(logged: Sequence[tuple[int, float]]) -> float:
 
 
 def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:
-    """Seconds from the row of a step to the next row: of steps that save behind their row, and of the others."""
+    """Seconds from the row of a step to the next row: of steps that save after their row, and of the others."""
     saving: list[float] = []
     others: list[float] = []
     for (step, early), (_, late) in zip(logged[WARM_UP - 1 :], logged[WARM_UP:], strict=False):
         (others if step % every_steps else saving).append(late - early)
     if not saving or not others:
-        raise JobError(f"{len(logged)} steps hold no save behind the first {WARM_UP}: give more steps.")
+        raise JobError(f"{len(logged)} steps hold no save after the first {WARM_UP}: give more steps.")
     return saving, others
 
 
@@ -198,19 +203,21 @@ def _head(place: Site) -> Generator[str]:
 
 
 def _submitted(config: Path, address: str) -> list[str]:
-    # A job stands in the folder where the head was started, so its paths are absolute.
+    # A job runs in the folder where the head was started, so its paths are absolute.
     run = (str(BIN / "python"), *RUN, str(config), f"url={config.parent / 'run'}")
     return ["ray", "job", "submit", "--address", address, "--", *run]
 
 
-def _line(about: Occasion, what: str, who: str, size: Size, unit: str, readings: list[float]) -> Line:
-    return line(
+def measured_line(
+    about: Occasion, what: str, who: str, size: Size, seconds: Sequence[float], **rest: Any
+) -> Measurement:
+    return measured(
         about,
+        seconds,
         what=what,
         contender=who,
         setting={"ranks": size.ranks, "steps": size.steps, "width": size.width, "depth": size.depth},
-        unit=unit,
-        value=spread(readings),
-        repetitions=len(readings),
+        unit="s",
         versions=versions(PACKAGES),
+        **rest,
     )

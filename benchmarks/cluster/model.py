@@ -1,10 +1,10 @@
-"""What `simulate` records: the model of `emocap_pretrain.forecast` at 8 to 1,024 ranks, and jobs under failures."""
+"""Computes what `simulate` records: the model of `emocap_pretrain.forecast`, and jobs under failures."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from benchmarks.harness.measurement import spread
-from benchmarks.harness.record import Line, Occasion, line
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.record import Measurement, measured
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.forecast.fabric import FABRICS, KEPT, Fabric, device_flops
 from emocap_pretrain.forecast.failures import Trouble, daly, goodput, young
@@ -25,7 +25,7 @@ _ELASTIC = {SIMULATED: None, GOES_ON: Elastic(REPAIR_S), WAITS: Elastic(REPAIR_S
 UPDATE_S = 0.003  # 130 M float32 parameters, moments and gradients once through the memory of an H100, twice counted.
 
 
-def scaling(about: Occasion) -> Iterator[Line]:
+def scaling(about: Occasion) -> Iterator[Measurement]:
     """The default towers in bfloat16 with ROWS rows a rank, of which FLOP are counted and the rate is assumed."""
     flops = device_flops("H100", half=True)
     assert flops is not None, "the presets are H100s"
@@ -39,21 +39,23 @@ def scaling(about: Occasion) -> Iterator[Line]:
                 yield _scaled(work, ranks, speed, FABRICS[name], {"fabric": name, "objective": objective}, about)
 
 
-def _scaled(work: Workload, ranks: int, speed: Speed, fabric: Fabric, setting: dict[str, str], about: Occasion) -> Line:
+def _scaled(
+    work: Workload, ranks: int, speed: Speed, fabric: Fabric, setting: dict[str, str], about: Occasion
+) -> Measurement:
     step = step_time(work, ranks, speed, fabric)
-    return line(
+    return measured(
         about,
+        [efficiency(work, ranks, speed, fabric)],
         what=SCALING,
         contender=setting["fabric"],
         setting={"objective": setting["objective"], "ranks": ranks, "rows": work.rows},
         unit="share of the speed of a rank alone",
-        value=spread([efficiency(work, ranks, speed, fabric)]),
         more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": KEPT},
         versions={},
     )
 
 
-def failing(about: Occasion) -> Iterator[Line]:
+def failing(about: Occasion) -> Iterator[Measurement]:
     """1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
     size = estimate(_config({}), 1).parameters * FLOAT
     for days in MTBF_DAYS:
@@ -68,19 +70,18 @@ def failing(about: Occasion) -> Iterator[Line]:
             yield from _shares(trouble, days, times * daly(trouble), about)
 
 
-def _shares(trouble: Trouble, days: float, interval_s: float, about: Occasion) -> Iterator[Line]:
+def _shares(trouble: Trouble, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
 
-    def of(who: str, readings: list[float]) -> Line:
-        return line(
+    def of(who: str, readings: list[float]) -> Measurement:
+        return measured(
             about,
+            readings,
             what=GOODPUT,
             contender=who,
             setting=setting,
             unit="share of the time of all nodes",
-            value=spread(readings),
-            repetitions=len(readings),
             more=best,
             versions={},
         )

@@ -1,42 +1,31 @@
 """Figures from the records alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from benchmarks.harness.record import Line
+from benchmarks.harness.plots import COLOURS, saved, titled
+from benchmarks.harness.record import Measurement
 
 from .model import FORMULA, GOES_ON, SIMULATED, WAITS
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
 _PARTS = {"towers_s": "towers", "loss_s": "loss", "vectors_s": "vectors", "gradients_s": "gradients"}
-_LOOKS: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "savefig.dpi": 130,
-}
 
 
-def draw(name: str, lines: Sequence[Line], folder: Path) -> Iterator[Path]:
-    """The figure of a file of records, by its name without the ending; some have none."""
-    figures = {"scaling": _scaling, "goodput": _goodput}
-    if name in figures:
-        with mpl.rc_context(_LOOKS):
-            path = folder / f"{name}.png"
-            figures[name](lines).savefig(path, bbox_inches="tight")
-            yield path
+def scaling(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
+    yield from saved(partial(_scaling, lines), folder / "scaling.png")
 
 
-def _scaling(lines: Sequence[Line]) -> Figure:
+def goodput(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
+    yield from saved(partial(_goodput, lines), folder / "goodput.png")
+
+
+def _scaling(lines: Sequence[Measurement]) -> Figure:
     figure, (left, right) = _panels(
         "Weak scaling, a model: ViT-B/16, 256 rows a rank, bfloat16; 40 % of an H100's peak assumed"
     )
@@ -44,7 +33,7 @@ def _scaling(lines: Sequence[Line]) -> Figure:
     for number, (objective, fabric) in enumerate(groups):
         here = [line for line in lines if (line.setting["objective"], line.contender) == (objective, fabric)]
         style = "-o" if fabric == "ib400" else "--s"
-        left.plot(*_points(here, "ranks"), style, color=_COLOURS[number // 2], label=f"{objective}; {fabric}")
+        left.plot(*_points(here, "ranks"), style, color=COLOURS[number // 2], label=f"{objective}; {fabric}")
     left.set(title="Speed of a rank, beside one alone", xlabel="ranks", ylim=(0, 1.02))
     _percent(left)
     left.legend(frameon=False, fontsize=8)
@@ -56,21 +45,21 @@ def _scaling(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def _stack(axes: Axes, lines: Sequence[Line]) -> None:
+def _stack(axes: Axes, lines: Sequence[Measurement]) -> None:
     """The parts of a step on top of each other; of what travels, only what nothing hides."""
     ranks = [line.setting["ranks"] for line in lines]
     parts = [[(line.more or {})[part] for line in lines] for part in _PARTS]
-    axes.stackplot(ranks, *parts, labels=list(_PARTS.values()), colors=_COLOURS)
+    axes.stackplot(ranks, *parts, labels=list(_PARTS.values()), colors=COLOURS)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _goodput(lines: Sequence[Line]) -> Figure:
+def _goodput(lines: Sequence[Measurement]) -> Figure:
     nodes = lines[0].setting["nodes"]
     figure, (left, right) = _panels(f"Goodput of {nodes * 8:,} ranks on {nodes} nodes, a model and simulations of it")
     days = sorted({line.setting["node_mtbf_days"] for line in lines})
     for number, each in enumerate(days):
         here = [line for line in lines if line.setting["node_mtbf_days"] == each]
-        _over_interval(left, here, _COLOURS[number], f"a node fails every {each:g} days")
+        _over_interval(left, here, COLOURS[number], f"a node fails every {each:g} days")
     left.set(title="Over the interval of saving", xlabel="work between saves", xscale="log", ylim=(0.4, 1))
     left.xaxis.set_major_locator(FixedLocator([10, 60, 600, 3600]))
     left.xaxis.set_major_formatter(FuncFormatter(_named))
@@ -85,7 +74,7 @@ def _goodput(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def _over_interval(axes: Axes, lines: Sequence[Line], colour: str, label: str) -> None:
+def _over_interval(axes: Axes, lines: Sequence[Measurement], colour: str, label: str) -> None:
     formula = [line for line in lines if line.contender == FORMULA]
     axes.plot(*_points(formula, "interval_s"), "-", color=colour, label=label)
     simulated = [line for line in lines if line.contender == SIMULATED]
@@ -97,16 +86,16 @@ def _over_interval(axes: Axes, lines: Sequence[Line], colour: str, label: str) -
         axes.plot([best[name]], [heights[nearest]], marker, color=colour, markersize=size)
 
 
-def _over_rate(axes: Axes, lines: Sequence[Line]) -> None:
-    """At Daly's interval, over failures of the job in a day."""
+def _over_rate(axes: Axes, lines: Sequence[Measurement]) -> None:
+    """Draws the goodput at Daly's interval, over failures of the job in a day."""
     best = [line for line in lines if abs(line.setting["interval_s"] - (line.more or {})["daly_s"]) < 0.1]
     styles = {SIMULATED: "-o", GOES_ON: "-s", WAITS: "--^"}
     for number, (who, style) in enumerate(styles.items()):
         here = [line for line in best if line.contender == who]
         rates = [line.setting["nodes"] / line.setting["node_mtbf_days"] for line in here]
-        heights = [line.value.median for line in here if line.value is not None]
+        heights = [line.median for line in here]
         label = who if who == SIMULATED else f"{who}, which is away for 1 h" if who == WAITS else f"{who} for 1 h"
-        axes.plot(rates, heights, style, color=_COLOURS[number], label=label)
+        axes.plot(rates, heights, style, color=COLOURS[number], label=label)
     axes.set(title="Over the rate of failures, saving as Daly has it", xlabel="failures of the job a day", xscale="log")
     axes.set_ylim(0, 1)
     axes.xaxis.set_major_locator(FixedLocator([1, 3, 10, 30]))
@@ -115,14 +104,13 @@ def _over_rate(axes: Axes, lines: Sequence[Line]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
-def _points(lines: Sequence[Line], along: str) -> tuple[list[float], list[float]]:
-    found = sorted((line.setting[along], line.value.median) for line in lines if line.value is not None)
+def _points(lines: Sequence[Measurement], along: str) -> tuple[list[float], list[float]]:
+    found = sorted((line.setting[along], line.median) for line in lines)
     return [each for each, _ in found], [value for _, value in found]
 
 
 def _panels(title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure = titled(title, 12, 4.6)
     return figure, figure.subplots(1, 2)
 
 

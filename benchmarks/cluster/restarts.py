@@ -1,4 +1,4 @@
-"""Many restarts in a row in one job on a Ray of its own: what one of them leaves behind must not slow the next down."""
+"""Many restarts in a row in one job on a Ray of its own: what one of them leaves over must not slow the next down."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from emocap_cluster.runtime import RayRuntime
 from emocap_cluster.supervise import Job, supervise
 from ray import cloudpickle
 
-from benchmarks.harness.measurement import spread
-from benchmarks.harness.record import Line, Occasion, line, versions
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured
 
 from .job import LIMIT_S, JobError
 
@@ -39,7 +39,7 @@ class Entries:
         (self.folder / f"rank-{rank}-{time.time_ns()}-{os.getpid()}").touch()
 
     def since(self, second: float) -> dict[int, tuple[float, int]]:
-        """By rank: the second of its newest entry, if that is after `second`, and its process."""
+        """Returns for each rank the second of its newest entry, if that is after `second`, and its process."""
         found: dict[int, tuple[float, int]] = {}
         for path in self.folder.glob("rank-*"):
             _, rank, stamp, pid = path.name.split("-")
@@ -54,7 +54,7 @@ class Entries:
 
 @dataclass
 class Progress:
-    """The job's record: each restart counts as progress, so that the failures are no failures in a row."""
+    """The job's record: each restart counts as progress, so that the failures are not in a row."""
 
     entries: Entries
     restarts: list[float] = field(default_factory=list[float])
@@ -85,7 +85,7 @@ class Silent:
         pass
 
 
-def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Line]:
+def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
     """Seconds from SIGKILL of a rank until every rank has entered its function again, so many times in a row.
 
     The function waits and does nothing else: imports of a training run are in `recover`.
@@ -116,14 +116,13 @@ def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Line]:
             "restarts_s": [round(each, 2) for each in progress.restarts],
             "loads": loads,
         }
-        yield line(
+        yield measured(
             about,
+            progress.restarts,
             what=WHAT,
             contender="ray",
             setting={"ranks": ranks},
             unit="s",
-            value=spread(progress.restarts),
-            repetitions=len(progress.restarts),
             more=more,
             versions=versions(("torch", "ray")),
         )

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.harness.measurement import Spread, ratios, spread
-from benchmarks.harness.record import Line, Occasion, line, versions
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios, spread
 from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
@@ -76,8 +76,8 @@ class Case:
 CASES = (Case("towers", 32, 192, 4, 64), Case("loss", 192, 32, 1, 256), Case("gradients", 4, 384, 4, 64))
 
 
-def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[Line]:
-    """For each case, what the model says of two ranks, and what they take."""
+def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[Measurement]:
+    """Yields, for each case, what the model says of two ranks, and what they take."""
     for case in cases:
         alone, pair = _ran(case, rounds, together=False), _ran(case, rounds, together=True)
         work = Workload.of(
@@ -91,30 +91,18 @@ def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[L
         steps = [step_time(work, 2, speed, fabric) for speed in speeds]
         predicted = [step.total_s for step in steps]
         parts = asdict(steps[len(steps) // 2]) | {"bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
-        over = {"over the measured step": spread(ratios(predicted, [statistics.median(pair["step"])] * rounds))}
-        yield _line(about, case, PREDICTED, spread(predicted), rounds, {"ratios": over, "more": parts})
-        more = {"one_rank_alone_s": asdict(spread(alone["step"]))}
-        yield _line(about, case, MEASURED, spread(pair["step"]), rounds, {"more": more})
+        over = {"over the measured step": ratios(predicted, [statistics.median(pair["step"])] * rounds)}
+        yield _line(about, case, PREDICTED, predicted, ratios=over, more=parts)
+        yield _line(about, case, MEASURED, pair["step"], more={"one_rank_alone_s": spread(alone["step"])})
 
 
 def _speed(work: Workload, step_s: float, towers_s: float, loss_s: float) -> Speed:
     return Speed(towers_s, work.loss_flops(1) / loss_s, max(0.0, step_s - towers_s - loss_s))
 
 
-def _line(about: Occasion, case: Case, who: str, value: Spread, rounds: int, rest: dict[str, Any]) -> Line:
-    setting = asdict(case)
+def _line(about: Occasion, case: Case, who: str, seconds: list[float], **rest: Any) -> Measurement:
     seen = versions(("torch", "deepspeed"))
-    return line(
-        about,
-        what=WHAT,
-        contender=who,
-        setting=setting,
-        unit="s",
-        value=value,
-        repetitions=rounds,
-        versions=seen,
-        **rest,
-    )
+    return measured(about, seconds, what=WHAT, contender=who, setting=asdict(case), unit="s", versions=seen, **rest)
 
 
 def _ran(case: Case, rounds: int, *, together: bool) -> dict[str, Any]:

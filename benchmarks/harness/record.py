@@ -1,63 +1,53 @@
-"""The measurements as JSON lines, of which tables and plots are made: one form for whoever needs no other."""
+"""Measurements as JSON lines, of which all tables and figures are made."""
 
 import json
-import platform
-import shlex
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from os import cpu_count, getloadavg
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.measurement import Spread, commit, cpu_model
+from .machine import Occasion
+from .rounds import Skipped
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
-    """What all lines of one run share.
+class Spread:
+    """The spread of repeated readings; quartiles are taken linearly between two of them."""
 
-    Attributes:
-        load_before: Processes that wanted a core in the minute before the run began, on average: what disturbs it.
-    """
-
-    device: str
-    load_before: float
-    commit: str | None
-    date: str
-    command: str
+    min: float
+    median: float
+    low_quartile: float
+    high_quartile: float
 
 
-def occasion(program: str) -> Occasion:
-    """Here and now; `program` is what was called, such as `shards/benchmarks`."""
-    return Occasion(
-        device=f"{cpu_model()}, {cpu_count()} cores",
-        load_before=round(getloadavg()[0], 2),
-        commit=commit(),
-        date=datetime.now(UTC).date().isoformat(),
-        command=shlex.join(["python", program, *sys.argv[1:]]),
-    )
+def spread(readings: Sequence[float]) -> Spread:
+    if len(readings) == 1:
+        return Spread(readings[0], readings[0], readings[0], readings[0])
+    low, middle, high = statistics.quantiles(readings, n=4, method="inclusive")
+    return Spread(min(readings), middle, low, high)
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of this Python, and of packages in it."""
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+def ratios(readings: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Returns each reading over the reading of the same round in `base`."""
+    return [each / other for each, other in zip(readings, base, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Measurement:
     """One contender in one setting, measured, or skipped and why.
 
     Attributes:
-        what: What is measured, such as "samples per second".
-        contender: Who.
+        what: What is measured, such as "samples per second"; it decides the file.
+        contender: Who is measured.
         setting: What it was measured at, such as {"store": "file", "workers": 2}.
-        unit: Of `value`.
-        value: None if skipped.
-        ratios: Over the value of another contender in the same round.
-        more: Other numbers of the same measurement, such as CPU seconds; units are in their names.
+        unit: The unit of `value`.
+        value: None if the contender was skipped.
+        repetitions: Number of readings in `value`.
+        ratios: Ratios to the readings of another contender in the same rounds, by a name that says to whose.
+        more: Other values of the same measurement, such as CPU seconds; units are in their names.
+        skipped: Why there is no value.
+        versions: Of Python and of the packages that matter.
     """
 
     what: str
@@ -71,52 +61,87 @@ class Line:
     skipped: str | None = None
     versions: Mapping[str, str | None]
     device: str
-    load_before: float
+    load_before: float | None
     commit: str | None
     date: str
     command: str
 
     @property
-    def at(self) -> tuple[object, ...]:
-        """What makes two lines the same measurement."""
-        return self.what, self.contender, tuple(sorted(self.setting.items())), self.device
+    def key(self) -> tuple[object, ...]:
+        """The value that two records of the same measurement have in common."""
+        return self.what, self.contender, self.at, self.device
+
+    @property
+    def at(self) -> tuple[tuple[str, Any], ...]:
+        """The setting as a value that can be a key."""
+        return tuple(sorted(self.setting.items()))
+
+    @property
+    def median(self) -> float:
+        return self.spread_of("value").median
+
+    def spread_of(self, name: str) -> Spread:
+        """Returns the spread of "value", or of one of `more`.
+
+        Raises:
+            ValueError: If the contender was skipped, or has no such spread.
+        """
+        found = self.value if name == "value" else (self.more or {}).get(name)
+        if not isinstance(found, Spread):
+            raise ValueError(f"{self.what}: the record of {self.contender} has no {name}.")
+        return found
 
 
-def line(occasion: Occasion, **fields: Any) -> Line:
-    return Line(**fields, **asdict(occasion))
+def measured(
+    occasion: Occasion,
+    readings: Sequence[float] | Skipped,
+    *,
+    what: str,
+    contender: str,
+    setting: Mapping[str, Any],
+    unit: str,
+    versions: Mapping[str, str | None],
+    ratios: Mapping[str, Sequence[float]] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """Returns the record of `readings`, or of the reason why there are none."""
+    skipped = isinstance(readings, Skipped)
+    return Measurement(
+        what=what,
+        contender=contender,
+        setting=setting,
+        unit=unit,
+        value=None if skipped else spread(readings),
+        repetitions=None if skipped else len(readings),
+        ratios={name: spread(each) for name, each in ratios.items()} if ratios else None,
+        more=more,
+        skipped=readings.reason if skipped else None,
+        versions=versions,
+        **asdict(occasion),
+    )
 
 
-def append(path: Path, lines: Iterable[Line]) -> None:
-    """A run that is cut short leaves what it had."""
+def append(path: Path, lines: Iterable[Measurement]) -> None:
+    """Adds to a file, line by line, so that a run that is cut short leaves what it had."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(asdict(each)) + "\n" for each in lines)
 
 
-def read(path: Path) -> list[Line]:
-    """The latest line of each measurement, in the order of their first."""
-    kept: dict[tuple[object, ...], Line] = {}
-    for each in _lines(path):
-        kept[each.at] = each
+def read(path: Path) -> list[Measurement]:
+    """Returns the latest record of each measurement, in the order of their first."""
+    kept: dict[tuple[object, ...], Measurement] = {}
+    for text in path.read_text().splitlines():
+        raw: dict[str, Any] = json.loads(text)
+        for name in ("ratios", "more"):
+            raw[name] = raw[name] and {key: _restored(value) for key, value in raw[name].items()}
+        each = Measurement(**raw | {"value": _restored(raw["value"])})
+        kept[each.key] = each
     return list(kept.values())
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    for text in path.read_text().splitlines():
-        raw: dict[str, Any] = json.loads(text)
-        raw["value"] = raw["value"] and Spread(**raw["value"])
-        raw["ratios"] = raw["ratios"] and {name: Spread(**each) for name, each in raw["ratios"].items()}
-        yield Line(**raw)
+_SPREAD = {field.name for field in fields(Spread)}
 
 
-def insert(text: str, name: str, table: str) -> str:
-    """A document with the table between its markers <!-- NAME --> and <!-- end -->.
-
-    Raises:
-        ValueError: If it has no such markers.
-    """
-    before, found, rest = text.partition(f"<!-- {name} -->\n")
-    _, closed, after = rest.partition("<!-- end -->")
-    if not found or not closed:
-        raise ValueError(f"the document has no <!-- {name} --> with an <!-- end --> behind it; add both lines.")
-    return f"{before}{found}{table}\n{closed}{after}"
+def _restored(value: Any) -> Any:
+    return Spread(**value) if isinstance(value, dict) and value.keys() == _SPREAD else value

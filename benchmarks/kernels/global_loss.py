@@ -68,7 +68,7 @@ def roster() -> tuple[Contender, ...]:
 GLOBAL = Subject(
     name="global",
     what="global contrastive loss",
-    records="contrastive.jsonl",
+    records="contrastive",
     variants=VARIANTS,
     roster=roster,
     draw=draw,

@@ -64,7 +64,7 @@ def roster() -> tuple[Contender, ...]:
 REGION = Subject(
     name="region",
     what="local contrastive loss",
-    records="region.jsonl",
+    records="region",
     variants=LOCAL_VARIANTS,
     roster=roster,
     draw=draw,

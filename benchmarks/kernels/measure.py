@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-from benchmarks.harness.measurement import ratios, spread
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios, spread
+from benchmarks.harness.rounds import Skipped
 
-from .machine import Occasion, versions
-from .outcome import Skipped
+from .device import PACKAGES, Call, clock_of, in_rounds
 from .passes import call_of
 from .probe import Finding, Job, Place, probe
-from .record import Line
+from .results import setting_of
 from .size import Size
 from .subject import OURS, Batch, Contender, Loss, Subject
-from .timing import Call, clock_of, in_rounds
 from .variants import PASSES, PLAIN, Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure; `matmul` is the side of the square product whose rate is the yardstick."""
+    """Contenders and sizes to measure; `matmul` is the side of the square product whose rate is the yardstick."""
 
     subject: Subject
     contenders: Sequence[Contender]
@@ -52,7 +53,7 @@ MATMUL = "matmul"
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the contenders' own processes said, by name and place."""
+    """The answers of the contenders' own processes, by name and place."""
 
     found: Mapping[tuple[str, Place], Finding]
 
@@ -81,23 +82,24 @@ class Block:
         return None if isinstance(taken, Skipped) else taken
 
 
-def measure(plan: Plan, occasion: Occasion) -> Iterator[Line]:
-    """Lines as they are made, so that a run that is cut short leaves what it had."""
+def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
+    """Yields measurements as they are made, so that a run that is cut short leaves what it had."""
     for width in dict.fromkeys(size.width for size in plan.sizes):
         sizes = [size for size in plan.sizes if size.width == width]
         findings = _probe_all(plan, sizes)
         able = [contender for contender in plan.contenders if findings.overall(contender).skipped is None]
         for contender in plan.contenders:
             if contender not in able:
-                yield _skipped_line(plan, occasion, contender, width, findings.overall(contender).skipped)
+                reason = findings.overall(contender).skipped
+                yield _skipped(plan, occasion, contender, width, reason)
         entries = [Entry(each, pass_) for pass_ in PASSES for each in able if pass_ in each.passes]
         for size in sizes if entries else ():
             block = Block(plan, occasion, findings, size, _readings(plan, findings, entries, size))
-            yield from (_line(block, entry) for entry in entries)
+            yield from (_measured(block, entry) for entry in entries)
 
 
 def _probe_all(plan: Plan, sizes: Sequence[Size]) -> Findings:
-    """Of all contenders at `sizes`, which are of one width."""
+    """Probes all contenders at `sizes`, which are of one width."""
     found: dict[tuple[str, Place], Finding] = {}
     able: list[Contender] = []
     for contender in plan.contenders:
@@ -141,47 +143,28 @@ def _matmul(plan: Plan) -> Call:
     return lambda: left @ right
 
 
-def _line(block: Block, entry: Entry) -> Line:
+def _measured(block: Block, entry: Entry) -> Measurement:
+    plan, size, contender = block.plan, block.size, entry.contender
     taken, rate = block.readings.get(entry), block.seconds(MATMUL)
-    finding = block.findings.at(entry, block.size)
+    finding = block.findings.at(entry, size)
     if taken is None or isinstance(taken, Skipped) or rate is None:
         reason = taken.reason if isinstance(taken, Skipped) else finding.skipped
-        return _skipped_line(
-            block.plan, block.occasion, entry.contender, block.size.width, reason, size=block.size, pass_=entry.pass_
-        )
-    variant = entry.contender.variant
-    flops = block.plan.subject.floor_flops(variant, entry.pass_, block.size)
-    flops_per_s = 2 * block.plan.matmul**3 / spread(rate).median
-    ratio_to, own = _ours(block, entry)
-    samples = block.findings.in_samples(entry.contender, block.size)
-    return Line(
-        what=block.plan.subject.what,
-        contender=entry.contender.name,
-        variant=variant.name,
-        objective=variant.objective,
-        mining=variant.mining_in_words,
-        function=variant.function,
-        pass_=entry.pass_,
-        rows=block.size.rows,
-        patches=block.size.patches,
-        sentences=block.size.sentences,
-        width=block.size.width,
-        dtype=block.plan.dtype_name,
-        seconds=spread(taken),
-        repetitions=len(taken),
-        ratio=None if own is None else spread(ratios(taken, own)),
-        ratio_to=ratio_to,
-        peak_bytes=finding.peak_bytes,
-        floor_flops=flops,
-        eff=flops / (spread(taken).median * flops_per_s),
-        matmul_flops_per_s=flops_per_s,
-        agreement=block.findings.overall(entry.contender).agreement,
-        sampled=None if samples is None else samples.sampled,
-        device=block.occasion.device,
-        versions=versions(entry.contender.package),
-        commit=block.occasion.commit,
-        date=block.occasion.date,
-        command=block.occasion.command,
+        return _skipped(plan, block.occasion, contender, size.width, reason, size=size, pass_=entry.pass_)
+    flops = plan.subject.floor_flops(contender.variant, entry.pass_, size)
+    flops_per_s = 2 * plan.matmul**3 / spread(rate).median
+    over, own = _ours(block, entry)
+    agreement, samples = block.findings.overall(contender).agreement, block.findings.in_samples(contender, size)
+    more = {
+        "peak_bytes": finding.peak_bytes,
+        "floor_flops": flops,
+        "eff": flops / (spread(taken).median * flops_per_s),
+        "matmul_flops_per_s": flops_per_s,
+        "agreement": agreement and asdict(agreement),
+        "sampled": samples and samples.sampled and asdict(samples.sampled),
+    }
+    about = _about(plan, contender, size.width, size=size, pass_=entry.pass_, more=more)
+    return measured(
+        block.occasion, taken, **about, ratios=None if own is None else {f"over {over}": ratios(taken, own)}
     )
 
 
@@ -197,13 +180,13 @@ def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
 
 
 def _alike(ours: Entry, entry: Entry) -> bool:
-    """Whether in the same pass `ours` does what `entry` does, or the plain loss if that is another function."""
+    """Returns whether in the same pass `ours` does what `entry` does, or the plain loss if that is another function."""
     variant = entry.contender.variant
     wanted = variant if variant.function is None else PLAIN
     return ours.contender.variant == wanted and ours.pass_ == entry.pass_
 
 
-def _skipped_line(
+def _skipped(
     plan: Plan,
     occasion: Occasion,
     contender: Contender,
@@ -212,24 +195,21 @@ def _skipped_line(
     *,
     size: Size | None = None,
     pass_: Pass | None = None,
-) -> Line:
-    return Line(
-        what=plan.subject.what,
-        contender=contender.name,
-        variant=contender.variant.name,
-        objective=contender.variant.objective,
-        mining=contender.variant.mining_in_words,
-        function=contender.variant.function,
-        pass_=pass_,
-        rows=None if size is None else size.rows,
-        patches=None if size is None else size.patches,
-        sentences=None if size is None else size.sentences,
-        width=width,
-        dtype=plan.dtype_name,
-        skipped=reason or "no reading of the matrix product",
-        device=occasion.device,
-        versions=versions(contender.package),
-        commit=occasion.commit,
-        date=occasion.date,
-        command=occasion.command,
-    )
+) -> Measurement:
+    about = _about(plan, contender, width, size=size, pass_=pass_, more={})
+    return measured(occasion, Skipped(reason or "no reading of the matrix product"), **about)
+
+
+def _about(
+    plan: Plan, contender: Contender, width: int, *, size: Size | None, pass_: Pass | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    variant = contender.variant
+    what = {"objective": variant.objective, "mining": variant.mining_in_words, "function": variant.function}
+    return {
+        "what": plan.subject.what,
+        "contender": contender.name,
+        "setting": setting_of(variant, pass_, width, plan.dtype_name, size),
+        "unit": "s",
+        "versions": versions((*PACKAGES, *([contender.package] if contender.package else []))),
+        "more": {**what, **more},
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .timing import Call
+from .device import Call
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
@@ -17,7 +17,7 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 
 
 def dense_refusal(needed: float, device: torch.device) -> str | None:
-    """Why matrices of `needed` bytes should not even be tried; CUDA refuses by itself, a CPU starts to swap."""
+    """Returns why matrices of `needed` bytes should not even be tried; CUDA refuses by itself, a CPU starts to swap."""
     available = available_bytes()
     if device.type != "cpu" or available is None:
         return None

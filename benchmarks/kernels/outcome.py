@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from emocap_kernels.errors import NotSupportedError
+
+from benchmarks.harness.rounds import Skipped
 
 Result = TypeVar("Result")
 OUT_OF_MEMORY = "out of memory"
@@ -15,13 +16,6 @@ OUT_OF_MEMORY = "out of memory"
 
 class UnableError(Exception):
     """A contender that cannot take part; the message says why and what would help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Why there is no result; one line."""
-
-    reason: str
 
 
 def attempt(call: Callable[[], Result]) -> Result | Skipped:

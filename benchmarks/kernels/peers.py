@@ -50,7 +50,7 @@ def cut_cross_entropy(batch: Pairs) -> Tensor:
 
 
 def liger(batch: Pairs) -> Tensor:
-    """With float32 sums of the gradients: its default adds up chunks in the type of the inputs."""
+    """Liger's loss with float32 sums of the gradients: its default adds up chunks in the type of the inputs."""
     loss = _peer("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, accum_dtype=torch.float32))
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .record import Line
+from benchmarks.harness.plots import COLOURS, saved, titled
+from benchmarks.harness.record import Measurement
+
+from .results import label_of, more_of, place_of, size_of
+from .size import Size
 from .subject import OURS
 from .subjects import SUBJECTS
 from .tables import duration, size
 from .topics import TOPICS, Sweep, Topic, longest
 from .variants import BOTH, FORWARD, PLAIN
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision; yellow is too light for a line.
-_COLOURS = ("#D55E00", "#0072B2", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # Positions in the two tuples above, so that nobody's looks depend on who else was measured.
 _CONTENDERS = {
@@ -34,16 +36,6 @@ _TICKS = ((20, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (float("inf"), (1, 3)))
 # More sizes than these, written level, would touch each other.
 _LEVEL_LABELS = 5
 _WIDTHS = {"fused": 2.6, "chunked": 1.8}
-_LOOKS: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "savefig.dpi": 150,
-    # Else every drawing of the same records is another file.
-    "svg.hashsalt": "contrastive",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +44,33 @@ class Panel:
 
     title: str
     pass_: str
-    value: Callable[[Line], float | None]
+    value: Callable[[Measurement], float | None]
     written: Callable[[float], str]
     limited: bool
 
 
-def _time(line: Line) -> float | None:
-    return None if line.seconds is None else line.seconds.median
+def _time(line: Measurement) -> float | None:
+    return None if line.value is None else line.median
 
 
 _PANELS = (
     Panel("Forward: time", FORWARD, _time, duration, limited=True),
     Panel("Forward + backward: time", BOTH, _time, duration, limited=True),
-    Panel("Forward + backward: extra memory", BOTH, lambda line: line.peak_bytes, size, limited=False),
+    Panel("Forward + backward: extra memory", BOTH, lambda line: more_of(line, "peak_bytes"), size, limited=False),
 )
 
 
-def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
-    """For each device, type, width and size that varies: the plain loss by everybody, and ours beside other losses.
+def draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
+    """Draws the plain loss by everybody, and ours beside others, for each device, type, width and size that varies.
 
     Yields:
         The paths written, an SVG and a PNG for each figure.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in dict.fromkeys(line.place for line in lines):
-        here = [line for line in lines if line.place == place and line.skipped is None]
-        plain = [line for line in here if line.variant == PLAIN.name]
-        varied = [line for line in here if line.contender in OURS or line.variant != PLAIN.name]
-        varied = varied if len({line.variant for line in varied}) > 1 else []
+    for place in dict.fromkeys(map(place_of, lines)):
+        here = [line for line in lines if place_of(line) == place and line.skipped is None]
+        plain = [line for line in here if line.setting["variant"] == PLAIN.name]
+        varied = [line for line in here if line.contender in OURS or line.setting["variant"] != PLAIN.name]
+        varied = varied if len({line.setting["variant"] for line in varied}) > 1 else []
         what, device, dtype, width = place
         topic = TOPICS[what]
         for name, title, chosen in (
@@ -89,36 +80,30 @@ def draw(lines: Sequence[Line], folder: Path) -> Iterator[Path]:
             for sweep, told, swept in _sweeps(topic, chosen):
                 heading = ", ".join([title, *([told] if told else []), device, dtype, f"width {width}"])
                 path = folder / f"{name}{sweep.name}-{_slug(device)}-{dtype}-{width}"
-                yield from _saved(swept, sweep, heading, path)
+                paths = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
+                yield from saved(partial(_figure, swept, sweep, heading), *paths)
 
 
-def _sweeps(topic: Topic, lines: Sequence[Line]) -> Iterator[tuple[Sweep, str, Sequence[Line]]]:
-    """Of each size that varies: what stays, in words, and the lines in which nothing else varies."""
-    sizes = {line.size for line in lines if line.size is not None}
+def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep, str, Sequence[Measurement]]]:
+    """Yields, for each size that varies, what stays, in words, and the lines in which nothing else varies."""
+    sizes = _sizes(lines)
     groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
     for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
-        yield sweep, sweep.told(group[0]), [line for line in lines if line.size in group]
+        yield sweep, sweep.told(group[0]), [line for line in lines if size_of(line) in group]
 
 
-def _saved(lines: Sequence[Line], sweep: Sweep, heading: str, path: Path) -> Sequence[Path]:
-    targets = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
-    with mpl.rc_context(_LOOKS):
-        figure = _figure(lines, sweep, heading)
-        for target in targets:
-            # Without a date the same records are the same file.
-            figure.savefig(target, bbox_inches="tight", metadata={"Date": None} if target.suffix == ".svg" else None)
-    return targets
+def _sizes(lines: Sequence[Measurement]) -> set[Size]:
+    return {size for line in lines if (size := size_of(line)) is not None}
 
 
 def _slug(device: str) -> str:
     return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
 
 
-def _figure(lines: Sequence[Line], sweep: Sweep, title: str) -> Figure:
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
+    figure = titled(title, 15, 4.6, size=12)
     styles = _styles(lines)
-    sizes = sorted({sweep.value(line.size) for line in lines if line.size is not None})
+    sizes = sorted({sweep.value(size) for size in _sizes(lines)})
     handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         _draw_panel(axes, panel, sweep, lines, styles)
@@ -129,15 +114,15 @@ def _figure(lines: Sequence[Line], sweep: Sweep, title: str) -> Figure:
     return figure
 
 
-def _styles(lines: Sequence[Line]) -> Mapping[str, Mapping[str, Any]]:
-    """Of each label: the marker says who; so does the colour, unless variants have to be told apart."""
-    told_apart = len({line.variant for line in lines}) > 1
+def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the looks of each label: the marker says who; so does the colour, where all compute the same."""
+    told_apart = len({line.setting["variant"] for line in lines}) > 1
     styles: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         who = _CONTENDERS[line.what].index(line.contender)
-        colour = _VARIANTS[line.what].index(line.variant) if told_apart else who
-        styles[line.label] = {
-            "color": _COLOURS[colour % len(_COLOURS)],
+        colour = _VARIANTS[line.what].index(line.setting["variant"]) if told_apart else who
+        styles[label_of(line)] = {
+            "color": COLOURS[colour % len(COLOURS)],
             "marker": _MARKERS[who % len(_MARKERS)],
             "linewidth": _WIDTHS.get(line.contender, 1.4),
             "linestyle": "-" if line.contender in OURS else (0, (5, 1.5)),
@@ -147,24 +132,25 @@ def _styles(lines: Sequence[Line]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _draw_panel(
-    axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Line], styles: Mapping[str, Mapping[str, Any]]
+    axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Measurement], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    chosen = [line for line in lines if line.pass_ == panel.pass_]
+    chosen = [line for line in lines if line.setting["pass"] == panel.pass_]
     for label, style in styles.items():
-        drawn = [(line.size, panel.value(line)) for line in chosen if line.label == label]
+        drawn = [(size_of(line), panel.value(line)) for line in chosen if label_of(line) == label]
         points = sorted((sweep.value(at), value) for at, value in drawn if at is not None and value)
         if points:
             axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
     if panel.limited:
-        _draw_limit(axes, sweep, [line for line in chosen if line.variant == PLAIN.name])
+        _draw_limit(axes, sweep, [line for line in chosen if line.setting["variant"] == PLAIN.name])
 
 
-def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Line]) -> None:
+def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
     """The time that the fewest operations take at the rate of a square matrix product in the same rounds."""
     limits: dict[int, list[float]] = {}
     for line in lines:
-        if line.size and line.floor_flops and line.matmul_flops_per_s:
-            limits.setdefault(sweep.value(line.size), []).append(line.floor_flops / line.matmul_flops_per_s)
+        size, rate = size_of(line), more_of(line, "matmul_flops_per_s")
+        if size is not None and rate:
+            limits.setdefault(sweep.value(size), []).append(more_of(line, "floor_flops") / rate)
     if not limits:
         return
     along = sorted(limits)

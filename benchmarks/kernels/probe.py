@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.measurement import REPOSITORY
+from benchmarks.harness.machine import REPOSITORY
+from benchmarks.harness.rounds import Skipped
 
 from .memory import dense_refusal, peak_bytes
-from .outcome import Skipped, attempt
+from .outcome import attempt
 from .passes import call_of
 from .size import Size
 from .subject import Batch, Contender, Loss, Subject
@@ -29,7 +30,7 @@ from .subjects import SUBJECTS
 from .truth import Agreement, Sampled, agreement, sampled
 from .variants import PLAIN, Pass
 
-# A kernel that waits for a lock may wait for ever.
+# A kernel that waits for a lock may wait without end.
 _LONGEST_S = 900
 
 
@@ -62,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one process found; without `size` it is about every one."""
+    """The findings of one process; without `size` it is about every one."""
 
     variant: str
     size: Size | None = None

@@ -18,16 +18,17 @@ from emocap_kernels.distributed.traffic import counted
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.harness.measurement import Spread, ratios, spread
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios, spread
+from benchmarks.harness.rounds import complete, in_rounds
 
-from . import pairs, record, regions
+from . import pairs, regions
+from .device import PACKAGES
 from .local_loss import REGION
-from .machine import Occasion, versions
 from .outcome import UnableError
 from .regions import SHARPNESS
 from .size import Size
 from .subject import leaf
-from .tables import duration
 
 WHAT = "loss across processes"
 _TIMEOUT = timedelta(minutes=10)
@@ -38,7 +39,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is measured: `size` is that of the whole batch, whose rows the processes share evenly."""
+    """The setting of a measurement: `size` is that of the whole batch, whose rows the processes share evenly."""
 
     loss: str
     size: Size
@@ -49,79 +50,47 @@ class Setting:
     repeats: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Across:
-    """One setting, measured; every process has one thread.
+def across(setting: Setting, about: Occasion) -> Measurement:
+    """Starts the processes, each with one thread, and measures forward and backward on the slowest of them.
 
-    Attributes:
-        seconds: Of forward and backward on the slowest process.
-        alone: Of the whole batch on one process, in the same rounds.
-        ratio: `seconds` over `alone` divided by the number of processes, one process's share of the work.
-        vector_bytes: Received by a process in a step.
-        expected_bytes: The same by the formula of docs/method.md, section 6.
-    """
-
-    loss: str
-    rows: int
-    width: int
-    patches: int | None
-    sentences: int | None
-    processes: int
-    schedule: str
-    backend: str
-    dtype: str
-    repetitions: int
-    seconds: Spread
-    alone: Spread
-    ratio: Spread
-    vector_bytes: int
-    expected_bytes: int
-
-    def line(self, about: Occasion) -> str:
-        return json.dumps({"what": WHAT, **asdict(self), "versions": versions(None), **asdict(about)})
-
-    def progress(self) -> str:
-        return (
-            f"{self.loss} {self.rows} on {self.processes}, {self.schedule}: {duration(self.seconds.median)}, "
-            f"{self.ratio.median:.2f} ({self.ratio.low_quartile:.2f} to {self.ratio.high_quartile:.2f}) of a share, "
-            f"{self.vector_bytes / 1e6:.2f} MB received, {self.expected_bytes / 1e6:.2f} expected"
-        )
-
-
-def across(setting: Setting, about: Occasion, out: Path) -> Across:
-    """Starts the processes, measures, and appends the result to `out`.
+    The record has the ratio to one process's share: the time of the whole batch on one process, in the same rounds
+    (`alone`), divided by the number of processes; and the bytes that a process receives in a step, with the same number
+    by the formula of docs/method.md, section 6.
 
     Raises:
         UnableError: If the rows cannot be shared evenly, or there are fewer GPUs than processes.
     """
-    if setting.size.rows % setting.processes:
-        raise UnableError(f"{setting.size.rows} rows do not divide among {setting.processes} processes.")
-    if setting.device == "cuda" and torch.cuda.device_count() < setting.processes:
-        raise UnableError(f"{setting.processes} processes need as many GPUs; here are {torch.cuda.device_count()}.")
+    size, processes = setting.size, setting.processes
+    if size.rows % processes:
+        raise UnableError(f"{size.rows} rows do not divide among {processes} processes.")
+    if setting.device == "cuda" and torch.cuda.device_count() < processes:
+        raise UnableError(f"{processes} processes need as many GPUs; here are {torch.cuda.device_count()}.")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        spawn(_serve, (setting, folder, answer), nprocs=setting.processes)
+        spawn(_serve, (setting, folder, answer), nprocs=processes)
         found = json.loads(answer.read_text())
-    seconds, alone = found["seconds"], found["alone"]
-    result = Across(
-        loss=setting.loss,
-        rows=setting.size.rows,
-        width=setting.size.width,
-        patches=setting.size.patches,
-        sentences=setting.size.sentences,
-        processes=setting.processes,
-        schedule=setting.schedule,
-        backend=found["backend"],
-        dtype=str(setting.dtype).removeprefix("torch."),
-        repetitions=setting.repeats,
-        seconds=spread(seconds),
-        alone=spread(alone),
-        ratio=spread(ratios(seconds, [each / setting.processes for each in alone])),
-        vector_bytes=found["vector_bytes"],
-        expected_bytes=found["expected_bytes"],
+    share = [each / processes for each in found["alone"]]
+    return measured(
+        about,
+        found["seconds"],
+        what=WHAT,
+        contender=found["backend"],
+        setting={
+            "loss": setting.loss,
+            **asdict(size),
+            "processes": processes,
+            "schedule": setting.schedule,
+            "dtype": str(setting.dtype).removeprefix("torch."),
+        },
+        unit="s",
+        ratios={"over one process's share": ratios(found["seconds"], share)},
+        more={
+            "alone_s": spread(found["alone"]),
+            "vector_bytes": found["vector_bytes"],
+            "expected_bytes": found["expected_bytes"],
+        },
+        versions=versions(PACKAGES),
     )
-    record.append(out, result.line(about))
-    return result
 
 
 def _serve(rank: int, setting: Setting, folder: str, answer: Path) -> None:
@@ -149,14 +118,12 @@ def _measured(setting: Setting, rank: int, device: torch.device) -> dict[str, An
         local()
     if rank == 0:
         whole()
-    seconds: list[float] = []
-    alone: list[float] = []
-    for _ in range(setting.repeats):
-        alone.append(_slowest(_timed(whole, device) if rank == 0 else 0.0, device))
-        seconds.append(_slowest(_timed(local, device), device))
+    calls = {
+        "alone": lambda: _slowest(_timed(whole, device) if rank == 0 else 0.0, device),
+        "seconds": lambda: _slowest(_timed(local, device), device),
+    }
     return {
-        "seconds": seconds,
-        "alone": alone,
+        **complete(in_rounds(calls, rounds=setting.repeats)),
         "backend": backend,
         "vector_bytes": traffic["vectors"],
         "expected_bytes": _expected(columns, rank, setting),

@@ -1,4 +1,4 @@
-"""How large a batch is."""
+"""The size of a batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a batch on one device.
+    """The size of a batch on one device.
 
     Attributes:
-        rows: Images.
-        width: Numbers in a vector.
-        patches: Of each image; None where the loss knows whole images only.
-        sentences: Of all images together; None as well.
+        rows: Number of images.
+        width: Number of elements in a vector.
+        patches: Number of patches of each image; None where the loss knows whole images only.
+        sentences: Number of sentences of all images together; None as well.
     """
 
     rows: int
@@ -30,5 +30,5 @@ class Size:
 
     @property
     def order(self) -> tuple[int, int, int, int]:
-        """By which sizes are sorted."""
+        """The key by which sizes are sorted."""
         return (self.width, self.rows, self.patches or 0, self.sentences or 0)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from emocap_kernels import choose_region_backend, contrastive_loss, region_contrastive_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness.measurement import Spread, ratios, spread
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios, spread
+from benchmarks.harness.rounds import complete
 
-from . import pairs, record, regions
-from .machine import Occasion, versions
-from .outcome import Skipped, UnableError
+from . import pairs, regions
+from .device import PACKAGES, Call, clock_of, in_rounds
 from .pairs import Pairs
 from .regions import SHARPNESS, Regions
 from .size import Size
 from .subject import leaf
-from .tables import duration
-from .timing import Call, clock_of, in_rounds
 from .towers import Outputs, Shape, Towers
 from .variants import LOCAL_THRESHOLD, THRESHOLD
 
@@ -52,72 +48,36 @@ class Setting:
         return self.dtype in (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Seconds of forward and backward, measured in common rounds, without an optimiser and without other ranks.
+def share(setting: Setting, about: Occasion) -> Measurement:
+    """Measures forward and backward of one step in common rounds, without an optimizer and without other ranks.
 
-    Attributes:
-        rows: Images of the rank.
-        patches: Of an image.
-        sentences: Of all images together.
-        backend: What computed the local loss.
-        repetitions: Readings of each.
-        step: Towers and objective.
-        towers: Without an objective.
-        objective: The global, the summary and the local loss, mined by thresholds, without the towers.
-        local: The local loss of them.
-        share: Of the objective in the step of the same round.
-    """
-
-    rows: int
-    patches: int
-    sentences: int
-    backend: str
-    repetitions: int
-    step: Spread
-    towers: Spread
-    objective: Spread
-    local: Spread
-    share: Spread
-
-    def line(self, setting: Setting, about: Occasion) -> str:
-        shape: dict[str, Any] = {**asdict(setting.towers), "dtype": str(setting.dtype).removeprefix("torch.")}
-        packages = {**versions("timm"), **versions("transformers")}
-        return json.dumps({"what": WHAT, **asdict(self), **shape, "versions": packages, **asdict(about)})
-
-    def progress(self) -> str:
-        parts = {"step": self.step, "towers": self.towers, "objective": self.objective, "local": self.local}
-        said = "  ".join(f"{name} {duration(seconds.median)}" for name, seconds in parts.items())
-        range_ = f"{self.share.low_quartile:.2%} to {self.share.high_quartile:.2%}"
-        return f"{self.rows} x {self.patches} x {self.sentences}  {said}  share {self.share.median:.2%} ({range_})"
-
-
-def share(setting: Setting, about: Occasion, out: Path) -> Share:
-    """Measures one step and appends it to `out`.
+    The value is that of towers and objective together. Besides, the record has the towers without an objective, the
+    objective without the towers (the global, the summary and the local loss, mined by thresholds), the local loss of
+    it, and the share of the objective in the step of the same round.
 
     Raises:
-        UnableError: If it does not run.
+        ValueError: If one of them does not run.
     """
     rounds = _Rounds(setting)
-    taken = in_rounds(rounds.calls(), clock_of(setting.device), repeats=setting.repeats)
-    readings = {name: _readings(name, each) for name, each in taken.items()}
-    found = Share(
-        rows=setting.rows,
-        patches=rounds.regions.patches.shape[1],
-        sentences=setting.sentences,
-        backend=choose_region_backend(rounds.regions.patches, rounds.regions.sentences).backend,
-        repetitions=setting.repeats,
-        **{name: spread(each) for name, each in readings.items()},
-        share=spread(ratios(readings["objective"], readings["step"])),
+    readings = complete(in_rounds(rounds.calls(), clock_of(setting.device), repeats=setting.repeats))
+    regions_ = rounds.regions
+    return measured(
+        about,
+        readings["step"],
+        what=WHAT,
+        contender=choose_region_backend(regions_.patches, regions_.sentences).backend,
+        setting={
+            "rows": setting.rows,
+            "patches": regions_.patches.shape[1],
+            "sentences": setting.sentences,
+            **asdict(setting.towers),
+            "dtype": str(setting.dtype).removeprefix("torch."),
+        },
+        unit="s",
+        ratios={"objective in the step": ratios(readings["objective"], readings["step"])},
+        more={f"{name}_s": spread(readings[name]) for name in ("towers", "objective", "local")},
+        versions=versions((*PACKAGES, "timm", "transformers")),
     )
-    record.append(out, found.line(setting, about))
-    return found
-
-
-def _readings(name: str, taken: list[float] | Skipped) -> list[float]:
-    if isinstance(taken, Skipped):
-        raise UnableError(f"{name}: {taken.reason}")
-    return taken
 
 
 class _Rounds:
@@ -143,7 +103,7 @@ class _Rounds:
         self.regions = regions.draw(size, setting.dtype, device)
 
     def calls(self) -> Mapping[str, Call]:
-        """By what they measure; each forward and backward."""
+        """Returns the calls by what they measure; each is forward and backward."""
         return {"step": self._step, "towers": self._alone, "objective": self._objective, "local": self._local}
 
     def _step(self) -> object:

@@ -1,4 +1,4 @@
-"""What a run is about: a loss of ours, how large batches are, and all who compute it or something beside it."""
+"""The subject of a run: a loss of ours, how large batches are, and all who compute it or something beside it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Subject:
     Attributes:
         name: On the command line.
         what: In the records.
-        records: The file of the records.
+        records: The file of the records, without its ending.
         variants: What is computed; the first is the plain loss.
         roster: Everybody; ours first.
         draw: Gives a batch of a size, a type and a device.

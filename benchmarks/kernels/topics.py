@@ -1,4 +1,4 @@
-"""What the figures of each subject are called, and over which sizes they are drawn."""
+"""The names of the figures of each subject, and the sizes over which they are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Sweep:
 
     Attributes:
         name: In the names of files, after those of the figures.
-        label: Of the axis.
+        label: Label of the axis.
         value: What varies.
         fixed: What stays, equal within one figure.
         told: The same in words.
@@ -31,10 +31,10 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """How the figures of a subject are named.
+    """The names of the figures of a subject.
 
     Attributes:
-        name: Of their files.
+        name: Beginning of the names of their files.
         plain: Title of the figure of the plain loss.
         varied: Title of the figure of other losses beside it.
         limited: What the fewest operations are of.

@@ -1,4 +1,4 @@
-"""Whether a contender computes the loss: against float64, whole at a small size and in sampled rows at a large one."""
+"""Compares a contender with the loss in float64: whole at a small size, in sampled rows at a large one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .outcome import Skipped, attempt
+from benchmarks.harness.rounds import Skipped
+
+from .outcome import attempt
 from .passes import forward, forward_backward
 from .subject import Batch, Contender, Loss, Subject
 from .variants import Variant
@@ -40,7 +42,7 @@ class Sampled:
 def agreement(
     subject: Subject, contender: Contender, width: int, dtype: torch.dtype, device: torch.device
 ) -> Agreement | Skipped | None:
-    """How far `contender` is from our reference in float64 on a small batch; None if ours has no such loss.
+    """Returns how far `contender` is from our reference in float64 on a small batch; None if ours has no such loss.
 
     Returns:
         Skipped if the contender itself does not run.

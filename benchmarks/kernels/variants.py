@@ -1,4 +1,4 @@
-"""What is computed: the objective, the mining, and the fewest operations that it takes."""
+"""The losses that are computed: the objective, the mining, and the fewest operations that it takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Variant:
     Attributes:
         name: Unique within a subject.
         objective: As in `contrastive_loss`.
-        mining: Of positives.
+        mining: How positives are mined.
         function: In words, what is computed if it is another function than the plain loss, mined or not.
     """
 
@@ -97,7 +97,7 @@ def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
 
 def _minings(variant: Variant) -> int:
-    """How often forward and backward together look for positives."""
+    """Returns how often forward and backward together look for positives."""
     return 2 if variant.mining is not None and variant.mining.threshold is not None else 1
 
 

@@ -19,7 +19,7 @@ SEED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which samples.
+    """The samples of a dataset.
 
     Args:
         images: A folder of JPEG files, or None for drawn faces.
@@ -58,7 +58,7 @@ class Datasets:
 
 
 def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
-    """What stands in the work folder from an earlier run is used again."""
+    """Makes the datasets; those that lie in the work folder from an earlier run are used again."""
     folder = work / "datasets" / f"{wanted.name}{'' if pythons.has_peers else '-ours'}"
     done = folder / "done.json"
     if not done.exists():
@@ -94,6 +94,6 @@ def _repeated(pool: Sequence[Record], samples: int) -> Iterator[Record]:
 
 
 def commented(jpeg: bytes, text: str) -> bytes:
-    """The same picture in other bytes: a COM segment behind the marker that begins every JPEG."""
+    """The same picture in other bytes: a COM segment after the marker that begins every JPEG."""
     comment = text.encode()
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.harness.measurement import REPOSITORY
+from benchmarks.harness.machine import REPOSITORY
 
 from .hosts.task import Pass, Task
 
@@ -72,7 +72,7 @@ def python_command(pythons: Pythons, module: str, words: Sequence[str], *, of_pe
 
 
 def versions_of(system: System, pythons: Pythons) -> dict[str, str | None]:
-    """Of the Python that runs it, and of its packages there."""
+    """Returns the versions of the Python that runs a system, and of its packages there."""
     return json.loads(call(python_command(pythons, "versions", system.packages, of_peers=system.is_peer), pythons))
 
 
@@ -134,7 +134,7 @@ class Host:
         self._process.communicate()
 
     def ask(self, task: Task) -> Pass:
-        """What the task took.
+        """Returns what the task took.
 
         Raises:
             HostError: If it failed, or was not done in time.

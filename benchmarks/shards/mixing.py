@@ -1,4 +1,4 @@
-"""How well a dataset is shuffled: the order of ours, and webdataset's buffer, beside a perfect shuffle."""
+"""Measures how well a dataset is shuffled: the order of ours, and webdataset's buffer, beside a perfect shuffle."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ import numpy as np
 from emocap_shards.order import Order, ShardLayout
 from webdataset.filters import _shuffle as buffered  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
-from benchmarks.harness.measurement import spread
-from benchmarks.harness.record import Line, Occasion, line, versions
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, spread
 
 from .host import OURS
 
@@ -44,7 +44,7 @@ class Quality:
     displacement: float
 
 
-def measure(plan: Plan, occasion: Occasion) -> Iterator[Line]:
+def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
     for shard_samples in plan.shard_samples:
         for window in plan.windows:
             orders = [ours(plan, shard_samples, window, seed) for seed in range(plan.seeds)]
@@ -92,18 +92,17 @@ def _line(
     plan: Plan,
     shard_samples: int,
     occasion: Occasion,
-) -> Line:
+) -> Measurement:
     found = [quality(order, plan.batch) for order in orders]
     setting = {"samples": plan.samples, "batch": plan.batch, "shard_samples": shard_samples, "kind": name, "size": size}
     more = {each: spread([getattr(one, each) for one in found]) for each in ("classes", "displacement")}
-    return line(
+    return measured(
         occasion,
+        [one.neighbours for one in found],
         what=WHAT,
         contender=contender,
         setting=setting,
         unit="times a perfect shuffle",
-        value=spread([one.neighbours for one in found]),
-        repetitions=plan.seeds,
         more=more,
         versions=versions(("numpy", "webdataset")),
     )

@@ -3,51 +3,66 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emocap_shards.sample import Record
 from PIL import Image
 
-from benchmarks.harness.measurement import ratios, spread
-from benchmarks.harness.record import Line, Occasion, line
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.record import Measurement, measured, ratios
+from benchmarks.harness.rounds import Skipped
 
 from .host import Pythons, call, python_command
 
 QUALITY = 90
-WHAT = {"decoders": "seconds to decode a JPEG", "resizers": "seconds to crop and resize to 224 px"}
-BASE = {"decoders": "simplejpeg", "resizers": "Pillow, bicubic"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """A module of `hosts` with several ways to do the same.
+
+    Attributes:
+        module: In `hosts`.
+        what: Its ways do, in the records.
+        base: The way with which the others are compared.
+        sizes: Sides of the images, in pixels.
+    """
+
+    module: str
+    what: str
+    base: str
+    sizes: tuple[int, ...]
+
+
+DECODERS = Lineup("decoders", "seconds to decode a JPEG", "simplejpeg", (112, 256, 1024))
+RESIZERS = Lineup("resizers", "seconds to crop and resize to 224 px", "Pillow, bicubic", (256, 1024))
 
 
 def measure(
-    module: str,
-    faces: Sequence[Record],
-    sizes: Sequence[int],
-    work: Path,
-    pythons: Pythons,
-    rounds: int,
-    occasion: Occasion,
-) -> Iterator[Line]:
-    """Args: `module` is "decoders" or "resizers"."""
-    folder = work / "pictures"
-    for size in sizes:
-        _write(faces[: max(8, 64 * 256 // size)], folder / module / str(size), size)
-    words = [str(folder / module), str(rounds)]
-    answers = json.loads(call(python_command(pythons, module, words, of_peers=pythons.has_peers), pythons))
-    base = {each["pixels"]: each["seconds"] for each in answers if each["contender"] == BASE[module]}
+    lineup: Lineup, faces: Sequence[Record], work: Path, pythons: Pythons, rounds: int, occasion: Occasion
+) -> Iterator[Measurement]:
+    folder = work / "pictures" / lineup.module
+    for size in lineup.sizes:
+        _write(faces[: max(8, 64 * 256 // size)], folder / str(size), size)
+    command = python_command(pythons, lineup.module, [str(folder), str(rounds)], of_peers=pythons.has_peers)
+    answers = json.loads(call(command, pythons))
+    base = {each["pixels"]: each["seconds"] for each in answers if each["contender"] == lineup.base}
     for each in answers:
-        about = {"what": WHAT[module], "contender": each["contender"], "unit": "s", "versions": each["versions"]}
-        about["setting"] = {"pixels": each["pixels"], "quality": QUALITY}
+        about: dict[str, Any] = {
+            "what": lineup.what,
+            "contender": each["contender"],
+            "setting": {"pixels": each["pixels"], "quality": QUALITY},
+            "unit": "s",
+            "versions": each["versions"],
+        }
         if each["skipped"]:
-            yield line(occasion, **about, skipped=each["skipped"])
+            yield measured(occasion, Skipped(each["skipped"]), **about)
             continue
-        yield line(
-            occasion,
-            **about,
-            value=spread(each["seconds"]),
-            repetitions=rounds,
-            ratios={f"over {BASE[module]}": spread(ratios(each["seconds"], base[each["pixels"]]))},
-            more={name: each[name] for name in ("greatest_difference", "mean_difference")},
-        )
+        over = {f"over {lineup.base}": ratios(each["seconds"], base[each["pixels"]])}
+        more = {name: each[name] for name in ("greatest_difference", "mean_difference")}
+        yield measured(occasion, each["seconds"], **about, ratios=over, more=more)
 
 
 def _write(faces: Sequence[Record], folder: Path, size: int) -> None:

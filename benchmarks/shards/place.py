@@ -1,4 +1,4 @@
-"""Where a dataset is read from: a folder, or a real S3 server on this machine."""
+"""The places from which a dataset is read: a folder, or a real S3 server on this machine."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ class Place:
     Args:
         store: "file" or "s3".
         root: Folder or URL that holds tars/, mds/ and lit/.
-        folder: Where the same stands on this machine.
+        folder: Folder with the same on this machine.
         tars: What webdataset is given: paths, or URLs that are signed, so that curl can read them.
         environment: What the readers need.
         work: Where caches are made.

@@ -1,4 +1,4 @@
-"""What very many shards cost: memory of a reader, time to its first batch, and the plan of a thousand ranks."""
+"""Measures what many shards cost: memory of a reader, time to its first batch, the plan of a thousand ranks."""
 
 import json
 import os
@@ -15,8 +15,9 @@ from emocap_shards.plan import rank_slice
 from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
 
-from benchmarks.harness.measurement import spread
-from benchmarks.harness.record import Line, Occasion, line, versions
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, spread
+from benchmarks.harness.rounds import Skipped
 
 from .dataset import Datasets
 from .host import OURS, HostError, Pythons, System, once, systems, versions_of
@@ -36,7 +37,7 @@ class Plan:
     rounds: int
 
 
-def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: Occasion) -> Iterator[Line]:
+def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
     """Args: `one` is a dataset of one shard; the many are links to it under other names."""
     for number in plan.shards:
         place = _many(one, work / f"shards-{number}", number, pythons)
@@ -46,7 +47,9 @@ def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: O
         yield _planned(place, number, plan, occasion)
 
 
-def _reader(system: System, place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion) -> Line:
+def _reader(
+    system: System, place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion
+) -> Measurement:
     setting = {"shards": number, "batches": BATCHES, "store": FILE}
     about: dict[str, Any] = {"what": MEMORY, "contender": system.name, "setting": setting, "unit": "bytes of USS"}
     about["versions"] = versions_of(system, pythons)
@@ -54,33 +57,32 @@ def _reader(system: System, place: Place, number: int, rounds: int, pythons: Pyt
         try:
             found = [once(system, Task(**fields), pythons, place.environment)[1] for _ in range(rounds)]
         except HostError as error:
-            return line(occasion, **about, skipped=str(error))
+            return measured(occasion, Skipped(str(error)), **about)
     more = {
         "uss_with_imports_bytes": spread([each.uss_bytes for each in found]),
         "rss_with_imports_bytes": spread([each.rss_bytes for each in found]),
         "first_batch_s": spread([each.first_s for each in found]),
     }
-    grown = spread([each.uss_bytes - each.bare_uss_bytes for each in found])
-    return line(occasion, **about, value=grown, repetitions=rounds, more=more)
+    grown = [each.uss_bytes - each.bare_uss_bytes for each in found]
+    return measured(occasion, grown, **about, more=more)
 
 
-def _manifest(place: Place, number: int, rounds: int, occasion: Occasion) -> Line:
+def _manifest(place: Place, number: int, rounds: int, occasion: Occasion) -> Measurement:
     folder = f"{place.root}/{OURS.format}"
-    return line(
+    return measured(
         occasion,
+        [_seconds(lambda: read_manifest(folder)) for _ in range(rounds)],
         what=MANIFEST,
         contender=OURS.name,
         setting={"shards": number},
         unit="s",
-        value=spread([_seconds(lambda: read_manifest(folder)) for _ in range(rounds)]),
-        repetitions=rounds,
         more={"manifest_bytes": os.path.getsize(f"{folder}/manifest.json")},  # noqa: PTH202 - root is a string
         versions=versions(OURS.packages),
     )
 
 
-def _planned(place: Place, number: int, plan: Plan, occasion: Occasion) -> Line:
-    """The sample ids of every rank's next step; the first step of an epoch, and the one behind it."""
+def _planned(place: Place, number: int, plan: Plan, occasion: Occasion) -> Measurement:
+    """Times the sample ids of every rank's next step: the first step of an epoch, and the one after it."""
     layout = ShardLayout(read_manifest(f"{place.root}/{OURS.format}").counts)
     first: list[float] = []
     next_: list[float] = []
@@ -88,14 +90,13 @@ def _planned(place: Place, number: int, plan: Plan, occasion: Occasion) -> Line:
         order = Order(layout, 0, epoch, 1 << 14)
         first.append(_seconds(lambda order=order: _slices(order, 0, plan.ranks)))
         next_.append(_seconds(lambda order=order: _slices(order, 1, plan.ranks)))
-    return line(
+    return measured(
         occasion,
+        first,
         what=PLAN,
         contender=OURS.name,
         setting={"shards": number, "ranks": plan.ranks, "batch": 8 * plan.ranks},
         unit="s",
-        value=spread(first),
-        repetitions=plan.rounds,
         more={"next_step_s": spread(next_)},
         versions=versions(OURS.packages),
     )
@@ -114,7 +115,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _many(one: Datasets, folder: Path, number: int, pythons: Pythons) -> Place:
-    """Datasets in which one shard stands many times; those from an earlier run are used again."""
+    """Datasets in which one shard occurs many times; those from an earlier run are used again."""
     tars = folder / "tars"
     names = [f"copy-{copy:06d}" for copy in range(number)]
     if not (folder / "done").exists():

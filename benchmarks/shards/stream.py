@@ -1,13 +1,15 @@
 """Samples per second and CPU time of a whole epoch: ours, the peers, and libjpeg-turbo alone, in common rounds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
-from benchmarks.harness.measurement import ratios, spread
-from benchmarks.harness.record import Line, Occasion, line
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.record import Measurement, measured, ratios, spread
+from benchmarks.harness.rounds import Skipped, in_rounds
 
 from .dataset import Datasets
 from .host import BARE, OURS, Host, HostError, Pythons, System, systems, versions_of
@@ -16,10 +18,13 @@ from .place import Place
 
 WHAT = "samples per second"
 
+# Who reads, whether the samples are decoded, and by how many processes.
+Key = tuple[System, bool, int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is measured.
+    """The plan of a measurement.
 
     Args:
         places: Of the samples that are decoded, and of those that are not, which are read faster and so are more.
@@ -39,42 +44,23 @@ class Plan:
     decoder: str = "simplejpeg"
 
 
-@dataclass
-class Readings:
-    """Of one contender at one setting; a failure ends its part."""
-
-    system: System
-    setting: Mapping[str, Any]
-    passes: list[Pass] = field(default_factory=list[Pass])
-    failure: str | None = None
-
-    @property
-    def rates(self) -> list[float]:
-        return [each.samples / each.seconds for each in self.passes]
-
-    @property
-    def cpu_s_per_1000(self) -> list[float]:
-        return [each.cpu_s / each.samples * 1000 for each in self.passes]
-
-
-def measure(plan: Plan, pythons: Pythons, occasion: Occasion) -> Iterator[Line]:
-    """A line for each contender at each setting, those of a setting after its last round."""
-    environment = plan.raw[1].environment
+def measure(plan: Plan, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
+    """Yields a measurement of each system at each setting, all of them after the last round."""
+    entered = (*systems(pythons), BARE)
+    settings = list(product(plan.decode, plan.workers))
     with ExitStack() as stack:
-        entered = (*systems(pythons), BARE)
-        hosts = {each: stack.enter_context(Host(each, pythons, environment)) for each in entered}
-        taken = [
-            [Readings(system, _setting(plan, decode, workers)) for system in entered if decode or system != BARE]
-            for decode, workers in product(plan.decode, plan.workers)
+        hosts = {each: stack.enter_context(Host(each, pythons, plan.raw[1].environment)) for each in entered}
+        groups: list[dict[Key, Callable[[], Pass | Skipped]]] = [
+            {
+                (system, decode, workers): partial(_read, plan, hosts[system], decode, workers)
+                for system in entered
+                if decode or system != BARE
+            }
+            for decode, workers in settings
         ]
-        for number in range(plan.rounds):
-            for readings in taken:
-                # The order moves on, so that nobody always follows the same neighbour.
-                first = number % len(readings)
-                for each in readings[first:] + readings[:first]:
-                    _read(each, plan, hosts[each.system])
-    for readings in taken:
-        yield from _lines(readings, pythons, occasion)
+        taken = in_rounds(*groups, rounds=plan.rounds)
+    for (system, decode, workers), passes in taken.items():
+        yield _measured(plan, system, decode, workers, passes, taken[OURS, decode, workers], pythons, occasion)
 
 
 def _setting(plan: Plan, decode: bool, workers: int) -> dict[str, Any]:
@@ -92,40 +78,50 @@ def _setting(plan: Plan, decode: bool, workers: int) -> dict[str, Any]:
     }
 
 
-def _read(readings: Readings, plan: Plan, host: Host) -> None:
-    if readings.failure is not None:
-        return
-    decode = readings.setting["decode"]
+def _read(plan: Plan, host: Host, decode: bool, workers: int) -> Pass | Skipped:
     datasets, place = plan.decoded if decode else plan.raw
-    with place.task(readings.system, samples=datasets.samples, decode=decode, decoder=plan.decoder) as fields:
-        task = Task(**fields, workers=readings.setting["workers"], shuffle=plan.shuffle, delivered=plan.delivered)
+    with place.task(host.system, samples=datasets.samples, decode=decode, decoder=plan.decoder) as fields:
         try:
-            found = host.ask(task)
+            found = host.ask(Task(**fields, workers=workers, shuffle=plan.shuffle, delivered=plan.delivered))
         except HostError as error:
-            readings.failure = str(error)
-            return
+            return Skipped(str(error))
     if found.samples != datasets.samples:
-        readings.failure = f"{found.samples} of {datasets.samples} samples came"
-    readings.passes.append(found)
+        return Skipped(f"{found.samples} of {datasets.samples} samples came")
+    return found
 
 
-def _lines(readings: Sequence[Readings], pythons: Pythons, occasion: Occasion) -> Iterator[Line]:
-    (ours,) = (each for each in readings if each.system == OURS)
-    for each in readings:
-        common = {"what": WHAT, "contender": each.system.name, "setting": each.setting, "unit": "samples/s"}
-        about = {"versions": versions_of(each.system, pythons)}
-        if each.failure is not None or ours.failure is not None:
-            yield line(occasion, **common, **about, skipped=each.failure or f"ours: {ours.failure}")
-            continue
-        yield line(
-            occasion,
-            **common,
-            **about,
-            value=spread(each.rates),
-            repetitions=len(each.rates),
-            ratios={
-                "ours over it": spread(ratios(ours.rates, each.rates)),
-                "ours over it, CPU": spread(ratios(ours.cpu_s_per_1000, each.cpu_s_per_1000)),
-            },
-            more={"cpu_s_per_1000_samples": spread(each.cpu_s_per_1000)},
-        )
+def _measured(
+    plan: Plan,
+    system: System,
+    decode: bool,
+    workers: int,
+    passes: list[Pass] | Skipped,
+    ours: list[Pass] | Skipped,
+    pythons: Pythons,
+    occasion: Occasion,
+) -> Measurement:
+    about: dict[str, Any] = {
+        "what": WHAT,
+        "contender": system.name,
+        "setting": _setting(plan, decode, workers),
+        "unit": "samples/s",
+        "versions": versions_of(system, pythons),
+    }
+    if isinstance(passes, Skipped):
+        return measured(occasion, passes, **about)
+    if isinstance(ours, Skipped):
+        return measured(occasion, Skipped(f"ours: {ours.reason}"), **about)
+    over = {
+        "ours over it": ratios(_rates(ours), _rates(passes)),
+        "ours over it, CPU": ratios(_cpu_s_per_1000(ours), _cpu_s_per_1000(passes)),
+    }
+    more = {"cpu_s_per_1000_samples": spread(_cpu_s_per_1000(passes))}
+    return measured(occasion, _rates(passes), **about, ratios=over, more=more)
+
+
+def _rates(passes: Sequence[Pass]) -> list[float]:
+    return [each.samples / each.seconds for each in passes]
+
+
+def _cpu_s_per_1000(passes: Sequence[Pass]) -> list[float]:
+    return [each.cpu_s / each.samples * 1000 for each in passes]

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +7,13 @@ import pytest
 import yaml
 
 from benchmarks.cluster import job, measured, model, restarts, tables, validate
-from benchmarks.cluster.command import main
+from benchmarks.cluster.suite import SUITE
 from benchmarks.harness import record
-from benchmarks.harness.measurement import REPOSITORY, spread
-from benchmarks.harness.record import Occasion
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.suite import run
 from emocap_pretrain.memory import MemoryEstimate
 
 OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
-RECORDS = REPOSITORY / "docs" / "benchmarks"
-PAGE = REPOSITORY / "docs" / "cluster-benchmarks.md"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What tracing the towers gives, without tracing them.
     towers = MemoryEstimate(129_000_000, *[0] * 6, patches=196, row_flops=175 * 10**9)
     patch.setattr(model, "estimate", lambda _config, _ranks: towers)
-    assert main(["simulate", "--out", str(folder)]) == 0
+    assert run(SUITE, ["simulate", "--out", str(folder)]) == 0
     patch.undo()
     return folder
 
@@ -46,7 +44,7 @@ def test_simulate_records_every_number_of_ranks_on_both_fabrics(simulated):
 
 def test_simulated_goodput_stands_beside_the_formula(simulated):
     lines = record.read(simulated / "goodput.jsonl")
-    shares = {(line.contender, line.at[2]): line.value.median for line in lines}
+    shares = {(line.contender, line.at): line.value.median for line in lines}
     for (who, setting), share in shares.items():
         if who == model.FORMULA:
             assert shares[model.SIMULATED, setting] == pytest.approx(share, abs=0.1)
@@ -54,41 +52,21 @@ def test_simulated_goodput_stands_beside_the_formula(simulated):
 
 
 def test_figures_and_tables_are_made_of_the_records_alone(simulated, capsys):
-    assert main(["plot", "--out", str(simulated)]) == 0
+    assert run(SUITE, ["plot", "--out", str(simulated)]) == 0
     assert {path.name for path in simulated.glob("*.png")} == {"scaling.png", "goodput.png"}
     assert min(path.stat().st_size for path in simulated.glob("*.png")) > 10_000
     capsys.readouterr()
-    assert main(["table", "--out", str(simulated)]) == 0
+    assert run(SUITE, ["table", "--out", str(simulated)]) == 0
     printed = capsys.readouterr().out
     assert "| 1,024 |" in printed
     assert "(Daly)" in printed
 
 
-def test_progress_fits_a_terminal(simulated):
-    lines = [line for name in ("scaling", "goodput") for line in record.read(simulated / f"{name}.jsonl")]
-    assert max(len(tables.progress(line)) for line in lines) < 80
-
-
-def test_the_page_holds_the_tables_of_the_records():
-    text = PAGE.read_text()
-    for name in tables.NAMES:
-        path = RECORDS / f"{name}.jsonl"
-        if path.exists():
-            assert record.insert(text, name, tables.markdown(name, record.read(path))) == text
-
-
 def test_a_measured_line_says_its_ratio():
-    readings = [0.1, 0.2, 0.3]
-    line = record.line(
-        OCCASION,
-        what=measured.OVERHEAD,
-        contender="ray",
-        setting={"ranks": 2, "width": 64, "depth": 3},
-        unit="s",
-        value=spread(readings),
-        versions={},
-    )
-    text = tables.markdown("cluster", [replace(line, ratios={"over torchrun": spread([1.0, 1.01, 1.02])})])
+    size = job.Size(steps=200, width=64, depth=3)
+    over = {"over torchrun": [1.0, 1.01, 1.02]}
+    line = measured.measured_line(OCCASION, measured.OVERHEAD, "ray", size, [0.1, 0.2, 0.3], ratios=over)
+    text = tables.small_jobs([line])
     row = "| step time | ray | 2 | 3 x 64 | 200 ms | 150 ms to 250 ms | over torchrun: 1.010 (1.005 to 1.015) |"
     assert row in text
 
@@ -101,7 +79,7 @@ def logged(seconds: list[float]) -> list[tuple[int, float]]:
     return rows
 
 
-def test_the_steady_step_is_behind_the_first_ones_and_no_outlier_moves_it():
+def test_the_steady_step_comes_after_the_first_ones_and_no_outlier_moves_it():
     seconds = [5.0] * 10 + [0.1] * 60
     seconds[30] = 9.0
     rows = logged(seconds)
@@ -111,8 +89,8 @@ def test_the_steady_step_is_behind_the_first_ones_and_no_outlier_moves_it():
         measured.steady_s(logged([0.1] * 10))
 
 
-def test_a_save_is_in_the_time_behind_the_row_of_its_step():
-    # Step 10 saves behind its row: the row of step 11 comes late.
+def test_a_save_is_in_the_time_after_the_row_of_its_step():
+    # Step 10 saves after its row: the row of step 11 comes late.
     seconds = [0.9 if step % 10 == 1 else 0.1 for step in range(1, 51)]
     saving, others = measured.split_by_saves(logged(seconds), every_steps=10)
     assert saving == pytest.approx([0.9] * 4)
@@ -173,10 +151,10 @@ def test_what_was_started_is_gone_afterwards(tmp_path):
 
 
 def test_an_error_is_one_line(tmp_path, capsys):
-    assert main(["table", "--write", "--out", str(tmp_path / "none"), "--rounds", "1"]) == 0
+    assert run(SUITE, ["table", "--write", "--out", str(tmp_path / "none")]) == 0
     (tmp_path / "scaling.jsonl").write_text("{")
     capsys.readouterr()
-    assert main(["table", "--out", str(tmp_path)]) == 1
+    assert run(SUITE, ["table", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -194,5 +172,5 @@ def test_the_model_of_a_step_is_held_against_two_real_ranks(tmp_path):
     assert [line.contender for line in lines] == [validate.PREDICTED, validate.MEASURED]
     assert all(line.value.median > 0 for line in lines)
     record.append(tmp_path / "cluster-model.jsonl", lines)
-    assert "tiny" in tables.markdown("cluster-model", record.read(tmp_path / "cluster-model.jsonl"))
+    assert "tiny" in tables.validation(record.read(tmp_path / "cluster-model.jsonl"))
     assert json.loads((tmp_path / "cluster-model.jsonl").read_text().splitlines()[0])["ratios"]

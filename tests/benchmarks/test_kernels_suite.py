@@ -1,34 +1,34 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.harness import measurement
+from benchmarks.harness import record, tables
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.rounds import Skipped
+from benchmarks.harness.suite import run
 from benchmarks.kernels import (
+    device,
     global_loss,
     local_loss,
     memory,
     pairs,
     peers,
     probe,
-    record,
     region_losses,
     regions,
-    tables,
-    timing,
     topics,
     truth,
 )
-from benchmarks.kernels.command import main
 from benchmarks.kernels.global_loss import GLOBAL
 from benchmarks.kernels.local_loss import REGION
-from benchmarks.kernels.machine import Occasion
 from benchmarks.kernels.measure import Plan, measure
-from benchmarks.kernels.outcome import Skipped, attempt
+from benchmarks.kernels.outcome import attempt
+from benchmarks.kernels.results import label_of, size_of
 from benchmarks.kernels.size import Size
 from benchmarks.kernels.subject import Contender, Subject
+from benchmarks.kernels.suite import SUITE
 from benchmarks.kernels.variants import (
     BOTH,
     FORWARD,
@@ -42,7 +42,7 @@ from benchmarks.kernels.variants import (
 CPU = torch.device("cpu")
 
 
-def run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
+def record_run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
     """Appends what a tiny run leaves."""
     plan = Plan(
         subject=subject,
@@ -54,30 +54,29 @@ def run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]
         check_rows=4,
         matmul=64,
     )
-    for line in measure(plan, Occasion("a CPU", "0123", "2026-01-01", "a test")):
-        record.append(path, record.to_json(line))
+    record.append(path, measure(plan, Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")))
     return path
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the global loss: chunked and dense measured, liger skipped."""
+    """Records of the global loss: chunked and dense measured, liger skipped."""
     chosen = [
         contender
         for contender in GLOBAL.roster()
         if contender.name in ("chunked", "dense", "liger") and contender.variant == PLAIN
     ]
     path = tmp_path_factory.mktemp("benchmarks") / "contrastive.jsonl"
-    return run(path, GLOBAL, chosen, [Size(24, 16), Size(48, 16)])
+    return record_run(path, GLOBAL, chosen, [Size(24, 16), Size(48, 16)])
 
 
 @pytest.fixture(scope="module")
 def local_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the local loss: ours, dense ones and a bound measured, fused skipped; sentences vary."""
+    """Records of the local loss: ours, dense ones and a bound measured, fused skipped; sentences vary."""
     names = ("fused", "chunked", "dense", "blockwise")
     chosen = [each for each in REGION.roster() if each.name in names and each.variant.mining is None]
     path = tmp_path_factory.mktemp("benchmarks") / "region.jsonl"
-    return run(path, REGION, chosen, [Size(12, 16, 9, 24), Size(12, 16, 9, 36)])
+    return record_run(path, REGION, chosen, [Size(12, 16, 9, 24), Size(12, 16, 9, 36)])
 
 
 @pytest.mark.parametrize(
@@ -106,19 +105,9 @@ def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forwar
     assert local_floor_flops(chosen, BOTH, size) == both * 20 * 3
 
 
-def test_a_spread_is_made_of_the_readings() -> None:
-    assert measurement.spread([4.0, 1.0, 2.0, 3.0, 10.0]) == measurement.Spread(1.0, 3.0, 2.0, 4.0)
-    assert measurement.spread([2.0]) == measurement.Spread(2.0, 2.0, 2.0, 2.0)
-
-
-def test_ratios_compare_readings_of_the_same_round() -> None:
-    # The machine is half as fast in the second round: the ratio does not notice.
-    assert measurement.ratios([3.0, 6.0], [1.0, 2.0]) == [3.0, 3.0]
-
-
-def test_whoever_fails_leaves_the_rounds_and_the_others_go_on() -> None:
+def test_whoever_fails_leaves_the_rounds_and_the_others_continue() -> None:
     class Clock:
-        def seconds(self, call: timing.Call, _times: int) -> float:
+        def seconds(self, call: device.Call, _times: int) -> float:
             call()
             return 1.0
 
@@ -128,96 +117,96 @@ def test_whoever_fails_leaves_the_rounds_and_the_others_go_on() -> None:
         if next(tries) == 3:
             raise MemoryError
 
-    taken = timing.in_rounds({"steady": lambda: None, "fails": fails_later}, Clock(), repeats=4)
+    taken = device.in_rounds({"steady": lambda: None, "fails": fails_later}, Clock(), repeats=4)
     assert taken == {"steady": [1.0] * 4, "fails": Skipped("out of memory")}
 
 
 def test_a_run_records_every_contender_at_every_size_or_why_not(records: Path) -> None:
     lines = record.read(records)
-    measured = {(line.contender, line.rows, line.pass_) for line in lines if line.skipped is None}
+    measured = {(line.contender, line.setting["rows"], line.setting["pass"]) for line in lines if line.skipped is None}
     assert measured == {
         (who, rows, each) for who in ("chunked", "dense") for rows in (24, 48) for each in (FORWARD, BOTH)
     }
     (skipped,) = (line for line in lines if line.skipped is not None)
-    assert (skipped.contender, skipped.skipped, skipped.rows) == ("liger", "needs a CUDA device", None)
+    assert (skipped.contender, skipped.skipped, skipped.setting["rows"]) == ("liger", "needs a CUDA device", None)
 
 
-def test_a_line_says_what_was_measured(records: Path) -> None:
-    (line,) = (line for line in record.read(records) if (line.contender, line.rows, line.pass_) == ("dense", 48, BOTH))
-    assert line.seconds is not None
-    assert 0 < line.seconds.min <= line.seconds.low_quartile <= line.seconds.median <= line.seconds.high_quartile
+def test_a_record_says_what_was_measured(records: Path) -> None:
+    lines = {(line.contender, line.setting["rows"], line.setting["pass"]): line for line in record.read(records)}
+    line = lines["dense", 48, BOTH]
+    assert line.value is not None
+    assert 0 < line.value.min <= line.value.low_quartile <= line.median <= line.value.high_quartile
     assert line.repetitions == 3
-    assert line.ratio_to == "chunked"
-    assert line.floor_flops == 8 * 48 * 48 * 16
-    assert line.eff == pytest.approx(line.floor_flops / line.seconds.median / line.matmul_flops_per_s)
-    assert line.agreement.right
-    assert line.agreement.gradient_error < 1e-5
-    assert line.sampled.rows == 4
-    assert max(line.sampled.image_gradient_error, line.sampled.text_gradient_error) < 1e-5
+    assert set(line.ratios) == {"over chunked"}
+    assert line.more["floor_flops"] == 8 * 48 * 48 * 16
+    assert line.more["eff"] == pytest.approx(line.more["floor_flops"] / line.median / line.more["matmul_flops_per_s"])
+    assert line.more["agreement"]["right"]
+    assert line.more["agreement"]["gradient_error"] < 1e-5
+    sampled = line.more["sampled"]
+    assert sampled["rows"] == 4
+    assert max(sampled["image_gradient_error"], sampled["text_gradient_error"]) < 1e-5
     assert line.versions["torch"] == torch.__version__
 
 
-def test_a_line_survives_its_file_and_lines_about_other_things_are_left_alone(records: Path) -> None:
-    text = records.read_text().splitlines()[-1]
-    assert "pass" in json.loads(text)
-    assert record.to_json(record.from_json(text)) == text
-    assert record.from_json('{"what": "quickstart"}') is None
-
-
-def test_of_equal_measurements_the_last_counts(records: Path) -> None:
-    lines = record.read(records)
-    again = replace(lines[-1], date="2026-02-02")
-    assert record.latest([*lines, again]) == [*lines[:-1], again]
-
-
 def test_plots_are_made_of_the_records_alone(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plot", "--out", str(records), "--figures", str(tmp_path)]) == 0
+    assert run(SUITE, ["plot", "--out", str(records.parent), "--figures", str(tmp_path)]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {path.suffix for path in written} == {".svg", ".png"}
     assert all(path.stat().st_size > 10_000 for path in written)
 
 
 def test_the_table_names_everybody(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["table", "--out", str(records)]) == 0
+    assert run(SUITE, ["table", "--out", str(records.parent)]) == 0
     text = capsys.readouterr().out
     assert "### a CPU, float32, width 16" in text
     assert "| dense |" in text
     assert "- liger: needs a CUDA device" in text
 
 
-def test_progress_fits_a_terminal(records: Path, local_records: Path) -> None:
+def test_progress_fits_a_terminal_and_says_what_is_wrong(records: Path, local_records: Path) -> None:
     lines = [*record.read(records), *record.read(local_records)]
-    long = [replace(lines[0], skipped="x" * 200), replace(lines[-1], rows=1 << 20, contender="cce_exact")]
-    assert max(len(tables.progress(line)) for line in [*lines, *long]) < 80
+    measured = next(line for line in lines if line.value is not None)
+    wrong = replace(measured, more={**measured.more, "agreement": {"right": False}})
+    assert "WRONG" in tables.progress(wrong, SUITE.note(wrong))
+    long = [replace(lines[0], value=None, skipped="x" * 200), wrong]
+    assert max(len(tables.progress(line, SUITE.note(line))) for line in [*lines, *long]) < 80
 
 
 def test_a_local_run_measures_everybody_in_the_passes_that_they_have(local_records: Path) -> None:
     lines = record.read(local_records)
     at = Size(12, 16, 9, 36)
-    measured = {(line.label, line.pass_) for line in lines if line.size == at and line.skipped is None}
+    measured = {
+        (label_of(line), line.setting["pass"]) for line in lines if size_of(line) == at and line.skipped is None
+    }
     names = ("chunked", "chunked sparc", "dense", "dense sparc", "dense flair")
     assert measured == {(who, each) for who in names for each in (FORWARD, BOTH)} | {("blockwise maxsim", FORWARD)}
-    assert {line.label for line in lines if line.skipped == "needs a CUDA device"} == {"fused", "fused sparc"}
+    assert {label_of(line) for line in lines if line.skipped == "needs a CUDA device"} == {"fused", "fused sparc"}
 
 
 def test_a_local_line_says_what_was_measured_and_against_what(local_records: Path) -> None:
-    lines = {(line.label, line.pass_): line for line in record.read(local_records) if line.sentences == 36}
+    lines = {
+        (label_of(line), line.setting["pass"]): line
+        for line in record.read(local_records)
+        if line.setting["sentences"] == 36
+    }
     plain, other = lines["dense", BOTH], lines["dense flair", BOTH]
-    assert (plain.what, plain.rows, plain.patches, plain.width) == ("local contrastive loss", 12, 9, 16)
-    assert plain.floor_flops == other.floor_flops == 8 * 12 * 9 * 36 * 16
-    assert plain.ratio_to == other.ratio_to == "chunked"
-    assert max(plain.agreement.loss_error, plain.agreement.gradient_error) < 1e-5
-    assert max(plain.sampled.loss_error, plain.sampled.image_gradient_error, plain.sampled.text_gradient_error) < 1e-5
+    assert (plain.what, size_of(plain)) == ("local contrastive loss", Size(12, 16, 9, 36))
+    assert plain.more["floor_flops"] == other.more["floor_flops"] == 8 * 12 * 9 * 36 * 16
+    assert set(plain.ratios) == set(other.ratios) == {"over chunked"}
+    errors = [plain.more["agreement"][name] for name in ("loss_error", "gradient_error")]
+    errors += [plain.more["sampled"][f"{name}_error"] for name in ("loss", "image_gradient", "text_gradient")]
+    assert max(errors) < 1e-5
     # Another function says so, and is held to the truth only where ours has it too.
-    assert plain.function is None
-    assert other.function.startswith("in the style of FLAIR")
-    assert other.agreement is other.sampled is lines["blockwise maxsim", FORWARD].agreement is None
-    assert lines["dense sparc", BOTH].agreement.right
-    assert lines["chunked sparc", BOTH].ratio.median != 1
+    assert plain.more["function"] is None
+    assert other.more["function"].startswith("in the style of FLAIR")
+    assert other.more["agreement"] is other.more["sampled"] is lines["blockwise maxsim", FORWARD].more["agreement"]
+    assert other.more["agreement"] is None
+    assert lines["dense sparc", BOTH].more["agreement"]["right"]
+    assert lines["chunked sparc", BOTH].ratios["over chunked"].median != 1
 
 
 def test_local_plots_are_made_over_the_size_that_varies(local_records: Path, tmp_path: Path) -> None:
-    assert main(["plot", "--loss", "region", "--out", str(local_records), "--figures", str(tmp_path)]) == 0
+    assert run(SUITE, ["plot", "--out", str(local_records.parent), "--figures", str(tmp_path)]) == 0
     names = {path.name for path in tmp_path.glob("*.svg")}
     assert names == {f"region{kind}-sentences-a-cpu-float32-16.svg" for kind in ("", "-variants")}
 
@@ -231,7 +220,7 @@ def test_a_plot_varies_one_size_and_holds_the_others_at_the_largest() -> None:
 
 
 def test_local_tables_name_sizes_in_full(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["table", "--loss", "region", "--out", str(local_records)]) == 0
+    assert run(SUITE, ["table", "--out", str(local_records.parent)]) == 0
     text = capsys.readouterr().out
     assert "| images x patches x sentences | 12 x 9 x 24 | 12 x 9 x 36 |" in text
     assert "| dense flair |" in text
@@ -253,46 +242,50 @@ def test_one_patch_is_pooled_as_it_is() -> None:
 
 
 def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "step.jsonl"
     words = ["--image-tower", "test_vit", "--text-layers", "1", "--text-width", "64", "--width", "16"]
-    assert main(["step", *words, "--rows", "4", "--device", "cpu", "--repeats", "2", "--out", str(out)]) == 0
-    line = json.loads(out.read_text())
-    assert (line["rows"], line["sentences"], line["image"], line["dtype"]) == (4, 16, "test_vit", "float32")
-    assert all(line[part]["min"] > 0 for part in ("step", "towers", "objective", "local", "share"))
-    assert "share" in capsys.readouterr().out
+    assert run(SUITE, ["step", *words, "--rows", "4", "--device", "cpu", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    (line,) = record.read(tmp_path / "step.jsonl")
+    at = [line.setting[name] for name in ("rows", "sentences", "image", "dtype")]
+    assert at == [4, 16, "test_vit", "float32"]
+    assert all(line.spread_of(part).min > 0 for part in ("value", "towers_s", "objective_s", "local_s"))
+    assert 0 < line.ratios["objective in the step"].median < 1
+    assert "objective in the step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [[], ["--loss", "region", "--patches", "5", "--sentences-per-image", "2"]], ids=str)
 def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path, capsys):
-    out = tmp_path / "ranks.jsonl"
-    sizes = ["--rows", "16", "--width", "16", "--repeats", "1", "--device", "cpu"]
-    assert main(["ranks", *words, *sizes, "--out", str(out)]) == 0
-    line = json.loads(out.read_text())
-    assert line["vector_bytes"] == line["expected_bytes"] > 0
-    assert line["ratio"]["median"] == pytest.approx(2 * line["seconds"]["median"] / line["alone"]["median"])
-    assert "of a share" in capsys.readouterr().out
+    sizes = ["--rows", "16", "--width", "16", "--rounds", "1", "--device", "cpu"]
+    assert run(SUITE, ["ranks", *words, *sizes, "--out", str(tmp_path)]) == 0
+    (line,) = record.read(tmp_path / "ranks.jsonl")
+    assert line.more["vector_bytes"] == line.more["expected_bytes"] > 0
+    share = line.ratios["over one process's share"].median
+    assert share == pytest.approx(2 * line.median / line.spread_of("alone_s").median)
+    assert "over one process's share" in capsys.readouterr().out
 
 
 def test_rows_that_do_not_divide_and_unknown_schedules_are_one_line(tmp_path, capsys):
-    assert main(["ranks", "--rows", "15", "--width", "16", "--device", "cpu", "--out", str(tmp_path / "no")]) == 1
+    assert run(SUITE, ["ranks", "--rows", "15", "--width", "16", "--device", "cpu", "--out", str(tmp_path / "no")]) == 1
     assert capsys.readouterr().err == "error: 15 rows do not divide among 2 processes.\n"
     with pytest.raises(SystemExit):
-        main(["ranks", "--schedule", "star"])
+        run(SUITE, ["ranks", "--schedule", "star"])
     assert "star must be one of auto, gather, hierarchical, ring" in capsys.readouterr().err
 
 
 def test_options_that_a_command_does_not_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["measure", "--patches", "49"]) == 1
-    assert main(["step", "--large"]) == 1
+    assert run(SUITE, ["measure", "--patches", "49"]) == 1
+    assert run(SUITE, ["measure", "--loss", "region", "--large"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "error: --patches is not read by measure --loss global.",
-        "error: --large is not read by step --loss global.",
+        "error: --patches is not read with --loss global.",
+        "error: --large is not read with --loss region.",
     ]
+    with pytest.raises(SystemExit):
+        run(SUITE, ["step", "--large"])
+    assert "unrecognized arguments: --large" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--contenders", "nobody"]) == 1
+    assert run(SUITE, ["measure", "--contenders", "nobody"]) == 1
     assert capsys.readouterr().err.startswith("error: --contenders nobody is unknown; it must be one of fused, chunked")
 
 
@@ -346,5 +339,7 @@ def test_what_a_process_did_not_live_to_report_is_skipped_with_its_end() -> None
 
 
 def test_tiles_are_tuned_on_a_gpu_only(tmp_path, capsys):
-    assert main(["tune", "--device", "cpu", "--rows", "8", "--width", "16", "--out", str(tmp_path / "lines")]) == 1
+    assert (
+        run(SUITE, ["tune", "--device", "cpu", "--rows", "8", "--width", "16", "--out", str(tmp_path / "lines")]) == 1
+    )
     assert "tune needs a CUDA device" in capsys.readouterr().err

@@ -7,15 +7,16 @@ import pytest
 from emocap_shards.synthetic.dataset import record as face
 from PIL import Image
 
-from benchmarks.harness import record
-from benchmarks.harness.measurement import REPOSITORY
-from benchmarks.harness.record import Occasion
-from benchmarks.shards import first, mixing, plots, scale, tables
-from benchmarks.shards.command import main
+from benchmarks.harness import record, tables
+from benchmarks.harness.machine import Occasion
+from benchmarks.harness.record import Measurement
+from benchmarks.harness.suite import run
+from benchmarks.shards import first, mixing, scale
 from benchmarks.shards.dataset import Datasets, Wanted, commented, prepare
 from benchmarks.shards.host import BARE, OURS, Host, HostError, Pythons
 from benchmarks.shards.hosts.task import Task
 from benchmarks.shards.place import local
+from benchmarks.shards.suite import SUITE
 
 SAMPLES = 600
 TINY = ["--samples", f"{SAMPLES},{SAMPLES}", "--shard-samples", "200", "--distinct", "3", "--rounds", "2"]
@@ -39,10 +40,10 @@ def datasets(work: Path, alone: Pythons) -> Datasets:
 
 
 @pytest.fixture(scope="module")
-def records(work: Path) -> list[record.Line]:
+def records(work: Path) -> list[Measurement]:
     """A run of the command on one process, ours and the bound."""
     words = ["stream", "--only", "file", "--workers", "1", *TINY, "--delivered"]
-    assert main([*words, "--peers", str(work / "none"), "--work", str(work), "--out", str(work)]) == 0
+    assert run(SUITE, [*words, "--peers", str(work / "none"), "--work", str(work), "--out", str(work)]) == 0
     return record.read(work / "stream.jsonl")
 
 
@@ -55,11 +56,13 @@ def test_a_run_records_ours_beside_the_bound(records):
     assert bound.ratios["ours over it"].median > 0
 
 
-def test_tables_and_figures_are_made_of_the_records_alone(records, tmp_path):
-    text = tables.markdown("stream", records)
+def test_tables_and_figures_are_made_of_the_records_alone(records, work, tmp_path, capsys):
+    assert run(SUITE, ["table", "--out", str(work)]) == 0
+    text = capsys.readouterr().out
     assert "Local folder, shuffle on, batches delivered to the main process" in text
     assert f"| {BARE.name} |" in text
-    (path,) = plots.draw("stream", records, tmp_path)
+    assert run(SUITE, ["plot", "--out", str(work), "--figures", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
     assert path.stat().st_size > 10_000
 
 
@@ -72,7 +75,7 @@ def test_of_equal_measurements_the_last_counts(records, tmp_path):
     again = replace(records[-1], date="2026-02-02", ratios=None)
     record.append(tmp_path / "stream.jsonl", [*records, again])
     found = record.read(tmp_path / "stream.jsonl")
-    assert [line.at for line in found] == [line.at for line in records]
+    assert [line.key for line in found] == [line.key for line in records]
     assert found[-1] == again
 
 
@@ -84,7 +87,7 @@ def test_a_pass_that_begins_later_reads_the_rest(datasets, work, alone):
         assert host.ask(Task(**fields)).samples == SAMPLES - 512
 
 
-def test_the_first_batch_is_timed_at_the_begin_and_far_behind_it(datasets, work, alone):
+def test_the_first_batch_is_timed_at_the_beginning_and_far_after_it(datasets, work, alone):
     begin, late = first.measure(datasets, local(datasets, work), alone, 1, OCCASION)
     assert (begin.setting["position"], late.setting["position"]) == (0, 512)
     for line in (begin, late):
@@ -131,20 +134,3 @@ def test_a_larger_window_mixes_better():
     plan = mixing.Plan(samples=1 << 14, batch=256, shard_samples=(64,), windows=(256, 4096), buffers=(), seeds=1)
     small, large = (line.value.median for line in mixing.measure(plan, OCCASION))
     assert small > 10 * large
-
-
-def test_a_document_without_markers_is_refused():
-    with pytest.raises(ValueError, match="<!-- stream -->"):
-        tables.insert("No markers.", "stream", "| table |")
-
-
-def test_the_page_shows_the_records():
-    text = (REPOSITORY / "docs" / "streaming-benchmarks.md").read_text()
-    paths = [
-        path
-        for name in ("stream", "first", "scale", "decode", "resize", "shuffle")
-        if (path := REPOSITORY / "docs" / "benchmarks" / f"{name}.jsonl").exists()
-    ]
-    assert paths
-    for path in paths:
-        assert tables.insert(text, path.stem, tables.markdown(path.stem, record.read(path))) == text

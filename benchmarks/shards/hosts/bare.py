@@ -32,7 +32,7 @@ def opened(task: Task) -> Iterable[Any]:
 
 @functools.cache
 def images(folder: str) -> list[bytes]:
-    """Of all shards in a folder."""
+    """Returns the images of all shards in a folder."""
     return [image for path in sorted(Path(folder).glob("*.tar")) for image in _images_of(path)]
 
 

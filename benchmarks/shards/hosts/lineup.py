@@ -5,12 +5,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+
+from benchmarks.harness.rounds import complete, in_rounds
 
 Item = TypeVar("Item")
 Make = Callable[[Item], np.ndarray]
@@ -53,12 +56,13 @@ def _in_rounds(ways: Sequence[Way[Item]], items: Sequence[Item], pixels: int, ro
     """The first of the ways is the one that differences are to."""
     truth = [ways[0].build()(each) for each in items]
     entries = [_probed(way, pixels, items, truth) for way in ways]
-    makes = {id(entry): way.build() for way, entry in zip(ways, entries, strict=True) if entry.skipped is None}
-    working = [entry for entry in entries if entry.skipped is None]
-    for number in range(rounds):
-        first = number % len(working)
-        for entry in working[first:] + working[:first]:
-            entry.seconds.append(_seconds_each(makes[id(entry)], items))
+    calls = {
+        number: partial(_seconds_each, ways[number].build(), items)
+        for number, entry in enumerate(entries)
+        if entry.skipped is None
+    }
+    for number, readings in complete(in_rounds(calls, rounds=rounds)).items():
+        entries[number].seconds = readings
     return entries
 
 

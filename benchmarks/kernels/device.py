@@ -1,29 +1,44 @@
-"""Time and its spread: everybody once a round, so that a drift of the machine hits all alike."""
+"""A device of torch: its name, its clock, and readings in common rounds on it."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 
-from .outcome import Skipped, attempt
+from benchmarks.harness import rounds
+from benchmarks.harness.machine import cpu_model
+from benchmarks.harness.rounds import Skipped
+
+from .outcome import attempt
 
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
+# What decides how fast all of us are, beside the package of a peer.
+PACKAGES = ("torch", "triton")
 # Shorter calls are repeated within one reading until they fill this.
 _READING_S = 0.02
 _MOST_CALLS = 50
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the model, and for a CPU the cores that torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = torch.get_num_threads()
+    return f"{cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
 
 
 class Clock(Protocol):
     """Tells how long calls take on a device."""
 
     def seconds(self, call: Call, times: int) -> float:
-        """Mean seconds of `times` calls in a row."""
+        """Returns the mean seconds of `times` calls in a row."""
         ...
 
 
@@ -58,29 +73,25 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[Key, list[float] | Skipped]:
-    """Seconds of each call in each of `repeats` rounds, after a warm-up; who fails takes no further part.
-
-    The order moves on by one in every round, so that nobody always follows the same neighbour.
-    """
-    taken: dict[Key, list[float] | Skipped] = {}
-    times: dict[Key, int] = {}
-    for key, call in calls.items():
-        taken[key], times[key] = _warm_up(call, clock)
-    for number in range(repeats):
-        keys = list(calls)
-        start = number % max(len(keys), 1)
-        for key in keys[start:] + keys[:start]:
-            readings = taken[key]
-            if not isinstance(readings, Skipped):
-                read = attempt(lambda key=key: clock.seconds(calls[key], times[key]))
-                taken[key] = read if isinstance(read, Skipped) else [*readings, read]
-    return taken
+    """Returns the seconds of each call in each round, after a warm-up; who fails takes no further part."""
+    times = {key: _warm_up(call, clock) for key, call in calls.items()}
+    readings = {
+        key: partial(_reading, clock, calls[key], number)
+        for key, number in times.items()
+        if not isinstance(number, Skipped)
+    }
+    taken = rounds.in_rounds(readings, rounds=repeats)
+    return {key: number if isinstance(number, Skipped) else taken[key] for key, number in times.items()}
 
 
-def _warm_up(call: Call, clock: Clock) -> tuple[list[float] | Skipped, int]:
-    """An empty list of readings, and how many calls make one; or why it failed."""
+def _reading(clock: Clock, call: Call, times: int) -> float | Skipped:
+    return attempt(lambda: clock.seconds(call, times))
+
+
+def _warm_up(call: Call, clock: Clock) -> int | Skipped:
+    """Returns how many calls make one reading, or why the call failed."""
     first = attempt(call)
     once = first if isinstance(first, Skipped) else attempt(lambda: clock.seconds(call, 1))
     if isinstance(once, Skipped):
-        return once, 1
-    return [], max(1, min(_MOST_CALLS, math.ceil(_READING_S / max(once, 1e-6))))
+        return once
+    return max(1, min(_MOST_CALLS, math.ceil(_READING_S / max(once, 1e-6))))
