@@ -3,8 +3,8 @@
     EmocapError
     ├── ConfigError        a value that cannot work; raised before any process starts
     ├── DataError          samples or captions that the model cannot be trained on
-    ├── TrainingError      the run cannot go on (non-finite loss)
-    │   ├── LostContact    another rank has ended or hangs; the run itself can go on
+    ├── TrainingError      the run cannot continue (non-finite loss)
+    │   ├── LostContact    another rank has ended or hangs; the run itself can resume
     │   ├── Superseded     a newer start of the run has taken over
     │   └── RolledBack     the loss was no good: the run returns to its newest checkpoint
     ├── CheckpointError    a checkpoint that is absent, damaged, or of another run
@@ -19,7 +19,7 @@ class EmocapError(Exception):
 
 
 class ConfigError(EmocapError):
-    """A value that cannot work, with the place where it stands, the rule and the cure."""
+    """A value that cannot work, with its place, the rule and the cure."""
 
 
 class DataError(EmocapError):
@@ -27,7 +27,7 @@ class DataError(EmocapError):
 
 
 class TrainingError(EmocapError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class LostContact(TrainingError):  # noqa: N818 - a state of the world, not a fault of this rank

@@ -1,4 +1,4 @@
-"""What leaves a process as a line for people: logs and tracebacks, without secrets and control characters.
+"""Writes lines for people: logs and tracebacks, without secrets and control characters.
 
 Every process of a run installs both: the command, the ranks of each launcher, the loader processes.
 """

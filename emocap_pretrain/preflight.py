@@ -1,4 +1,4 @@
-"""What is checked before a run starts: without Ray, without a process group, and without a write.
+"""Checks a run before it starts: without Ray, without a process group, and without a write.
 
 A problem keeps the run from starting, and its line says the reason and the cure. A note is a fact that the user may not
 expect; the run starts all the same. Everything here reads a few small objects of the store, except the evaluation
@@ -41,14 +41,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Where the ranks will run: `ranks` in all, `per_host` of them on each host, of which each is like this one."""
+    """The devices of the ranks: `ranks` in all, `per_host` of them on each host, of which each is like this one."""
 
     ranks: int
     per_host: int
     on_gpu: bool
 
     def memory_bytes(self) -> int | None:
-        """What one rank can have; None where it is not known here."""
+        """The memory that one rank can use; None if it is not known here."""
         if not self.on_gpu:
             return _host_memory_bytes() // self.per_host
         if not torch.cuda.is_available():
@@ -148,7 +148,7 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
 
 
 def _writable(folder: Path) -> None:
-    """Whether the run may write there, judged by the folder that exists; nothing is tried."""
+    """Checks that the run may write there, by the rights of the existing folder; nothing is written."""
     there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "is not a folder" if not there.is_dir() else "may not be written by this user"
@@ -173,7 +173,7 @@ def _manifest(url: str, key: str) -> Manifest:
 
 
 def _datasets_in(folder: Path) -> list[str]:
-    """Of a folder on this host that is not a dataset: those of its folders that are, the first few."""
+    """Returns the first few datasets in a folder of this host that is not a dataset itself."""
     return [str(each.parent) for each in islice(sorted(folder.glob(f"*/{MANIFEST}")), 4)]
 
 
@@ -212,7 +212,7 @@ def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifes
 
 
 def _other_steps(config: Config, done: int, before: int) -> str:
-    """What another number of steps does to the learning rate, which is a function of both."""
+    """Describes the effect of another number of steps on the learning rate, which depends on both numbers."""
     head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
     if done >= config.steps:
         return f"{head}: there is no step left to train."
@@ -261,7 +261,7 @@ def _gib(size: int) -> str:
 
 
 def _host_memory_bytes() -> int:
-    """Of this host, or of the container that this process is in."""
+    """Returns the memory of this host, or of the container of this process."""
     total = psutil.virtual_memory().total
     try:
         limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()

@@ -39,7 +39,7 @@ class Quarantine:
 
     @classmethod
     def open(cls, store: Store, world: World, budget: int) -> "Quarantine":
-        """With what earlier starts of the run have met; a collective.
+        """Opens it with the samples that earlier attempts have met; a collective.
 
         Raises:
             BudgetSpent: If that is more than the budget already.
@@ -124,7 +124,7 @@ def _place(row: QuarantinedSample) -> tuple[str, str]:
 
 
 def _stored(store: Store) -> list[QuarantinedSample]:
-    """What earlier attempts have met.
+    """Returns the samples that earlier attempts have met.
 
     Raises:
         ConfigError: If that cannot be read: the budget would begin anew without a word.

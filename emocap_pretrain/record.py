@@ -1,4 +1,4 @@
-"""How a run stands, for whoever starts its ranks again: read from its folder, so it works under every launcher."""
+"""Reads the state of a run from its folder, for supervisors that start its ranks again under any launcher."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ class RunRecord:
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
-        """What ranks of the attempts since the last call have recorded, the newest attempt first.
+        """Returns the failures that ranks have recorded since the last call, the newest attempt first.
 
         All of these attempts count: where somebody else started the run meanwhile, the older one was superseded.
         """
@@ -54,12 +54,12 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Whether the newest attempt saved and ended because it was told to."""
+        """Returns whether the newest attempt saved and ended because of a request."""
         status = self._status()
         return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"
 
     def asked_to_stop(self) -> bool:
-        """Whether it was a person who told the run itself."""
+        """Returns whether a person made the request to the run itself."""
         status = self._status()
         return self.stopped() and status is not None and status.reason.startswith(ASKED)
 

@@ -119,7 +119,7 @@ def _dry_run(
 
 
 def _devices_here(config: Config) -> "Devices":
-    """Where the ranks would be, if this host were all there is."""
+    """Returns the devices of the ranks if there were only this host."""
     import torch
     from emocap_cluster.placement import Node, place
 
@@ -150,7 +150,7 @@ def _as_rank(config: Config) -> None:
         if not lost_contact(error):
             raise
         raise TrainingError(
-            "another rank has ended or hangs, see its own message; the same command goes on from the newest checkpoint."
+            "another rank has ended or hangs, see its own message; the same command resumes from the newest checkpoint."
         ) from error
     done = place.rank != 0 or _print_result(config)
     # torchrun would take a code for a failure and start again what was to stop.
@@ -235,7 +235,7 @@ def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
-    """What each process of Ray's calls."""
+    """The function that each process of Ray calls."""
     remember(*config.secrets)  # Ray starts this process: the config's texts were resolved in another one.
     show_logs()
     guard_tracebacks()
@@ -249,7 +249,7 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _print_history(history: "JobHistory") -> None:
-    """What the job has been through."""
+    """Prints the attempts of the job."""
     last = history.attempts[-1] if history.attempts else None
     if last is None:
         return
@@ -263,7 +263,7 @@ def _print_history(history: "JobHistory") -> None:
 
 
 def _print_result(config: Config) -> bool:
-    """The report's table, or where a stopped run stands, and how to look at it; whether the run is done."""
+    """Prints the report's table, or the state of a stopped run, and how to view it. Returns whether the run is done."""
     report = RunFolder(open_store(config.url)).report(config.steps)
     if report is None:
         at = RunRecord(open_store(config.url), config.steps).progress()
@@ -279,7 +279,7 @@ def _print_result(config: Config) -> bool:
 
 
 def _mlflow_command(uri: str) -> str:
-    """What to type, or to open, to see the tracked runs; MLflow itself listens on 127.0.0.1:5000 only."""
+    """Returns what to type, or to open, to see the tracked runs; MLflow itself listens on 127.0.0.1:5000 only."""
     if uri.startswith(("http://", "https://")):
         return uri
     command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"

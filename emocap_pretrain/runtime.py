@@ -1,4 +1,4 @@
-"""What the training function needs to know of the machine, and its form read from the environment.
+"""Defines what the training function must know of the machine, and reads it from the environment.
 
 `Runtime` is the seam between training and orchestration. Launchers that set torchrun's variables (deepspeed, torchrun)
 or SLURM's are served here; the Ray form lives in `emocap_cluster` and matches by shape.
@@ -55,7 +55,7 @@ class Runtime(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether this rank was told to end soon (SIGTERM, drain). The loop asks all ranks at the same steps."""
+        """Returns whether this rank must end soon (SIGTERM, drain). The loop asks all ranks at the same steps."""
         ...
 
     def committed(self, checkpoint: str) -> None:
@@ -118,7 +118,7 @@ class EnvRuntime:
 
 
 def launched() -> bool:
-    """Whether a launcher already started this process as one rank of a job."""
+    """Returns whether a launcher already started this process as one rank of a job."""
     return "RANK" in os.environ or _in_slurm_step(os.environ)
 
 
@@ -132,7 +132,7 @@ def _device(wanted: str, local_rank: int) -> str:
 
 
 def _in_slurm_step(variables: Mapping[str, str]) -> bool:
-    """In one of several processes that srun started; a batch script has a step id of its own kind.
+    """Returns whether srun has started this process as one of several; a batch script has a different kind of step id.
 
     What Ray runs inherits them too where srun started Ray's nodes, and is no rank: then `RAY_ADDRESS` is there.
     """

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: data, forward, loss, backward, update, and saving behind those that save."""
+"""Measures the parts of a step: data, forward, loss, backward, update, and saving after those that save."""
 
 import time
 from collections.abc import Callable, Generator

@@ -1,4 +1,4 @@
-"""How the commands speak to a person: one console, errors of one line, a line of progress, exit codes.
+"""Formats what the commands show to a person: one console, errors of one line, a line of progress, exit codes.
 
 | code | what became of the command |
 |---|---|
@@ -6,7 +6,7 @@
 | 1 | failed |
 | 2 | a value has to be corrected |
 | 70 | a rank hung, or lost another one: its watchdog ended it (docs/health.md) |
-| 75 | stopped and saved: the same command goes on from there (EX_TEMPFAIL of sysexits.h) |
+| 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 """
 
@@ -112,12 +112,12 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
             _say(str(error), refusal if wrong_input else "error")
         sys.exit(WRONG_INPUT if wrong_input else FAILED)
     except KeyboardInterrupt:
-        _say("interrupted; start the same command again to go on.")
+        _say("interrupted; start the same command again to resume.")
         sys.exit(INTERRUPTED)
 
 
 def _ours(error: Exception) -> bool:
-    """Whether one of our packages raised it on purpose; asked by name, so that --help need not import torch."""
+    """Returns whether one of our packages raised it on purpose. By name, so that --help need not import torch."""
     return type(error).__module__.startswith("emocap_")
 
 
@@ -180,11 +180,11 @@ class Pace:
     _said_s: float = -math.inf
 
     def went_back(self, step: int) -> bool:
-        """Whether the run was started again from an older step than was seen."""
+        """Returns whether the run was started again from an older step than the last one shown."""
         return step < self.seen
 
     def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
-        """The line for this step; None if the last one is too fresh and the job goes on."""
+        """The line for this step; None if the last one is recent and the job continues."""
         if self.seen < 0 or self.went_back(step):
             self._first = (step, now_s)
         self.seen = step

@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
 
 class Strength(StrEnum):
-    """How far from usual a cue is."""
+    """The distance of a cue from the usual."""
 
     MILD = "mild"
     STRONG = "strong"
@@ -50,7 +50,7 @@ class Strength(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """What one region does."""
+    """The action of one region."""
 
     region: Region
     kind: Kind
@@ -58,7 +58,7 @@ class Cue:
 
 
 def find_cues(ranks: Ranks) -> tuple[Cue, ...]:
-    """At most one cue for each region, in the order of `Region`; a region between calm and clear has none.
+    """Returns at most one cue for each region, in the order of `Region`; a region between calm and clear has none.
 
     A rank of NaN meets no rule, so a region out of the picture has no cue either.
     """

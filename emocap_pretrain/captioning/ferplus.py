@@ -3,7 +3,7 @@
 Local sentences come from measured geometry in every split, compared with the faces of the training split. Global part
 and summary come from the votes and the geometry for train and valid. **A caption of the test split holds nothing of
 the votes**: its global part is "A face.", its summary lists the measured cues; and no vote decides whether a test
-image is there. Votes stand in its labels, for the evaluation.
+image is there. Votes are in its labels, for the evaluation.
 
     python -m emocap_pretrain.captioning.ferplus --npz ferplus_48.npz --landmarks landmarks.npz --out data/ferplus
 
@@ -80,7 +80,7 @@ def records(npz_path: str | Path, landmarks_path: str | Path, split: Split) -> I
 
 
 def records_of(faces: Faces, split: Split) -> Iterator[Record]:
-    """As `records`, from a set in memory. Faces that people could not read are left out, but never of "test"."""
+    """Yields the records of a set in memory. Faces that people could not read are left out, but never of "test"."""
     cues = find_all_cues(faces)
     for row in faces.rows(split):
         if split == "test" or ballot.is_face(faces.votes[row]):

@@ -175,7 +175,7 @@ def _lip_thickness(face: Head) -> Faces:
 
 
 def _upper_lip_drop(face: Head) -> Faces:
-    """From the base of the nose to the edge of the upper lip; a raised upper lip makes it short."""
+    """Returns the distance from the base of the nose to the upper lip's edge; a raised upper lip makes it short."""
     return face.height(NOSE_BASE) - face.height(UPPER_LIP_OUTER)
 
 

@@ -1,4 +1,4 @@
-"""Where a measurement stands among many faces: what is wide for an eye is known only from other eyes."""
+"""Ranks a measurement among those of many faces: only other eyes show whether an eye is wide."""
 
 import json
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Population:
 
     @classmethod
     def fit(cls, measurements: Measurements) -> "Population":
-        """From the faces that were found: NaN is left out.
+        """Returns the population of the faces that were found: NaN is left out.
 
         Raises:
             ValueError: If there are too few faces to speak of a population.

@@ -16,7 +16,7 @@ Votes = Mapping[str, int]
 
 
 class Level(StrEnum):
-    """How intense the first emotion is."""
+    """The intensity of the first emotion."""
 
     FAINT = "faint"
     MODERATE = "moderate"
@@ -25,7 +25,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What the votes say: a first emotion at some level, and a second one, which may be neutral or none ("").
+    """The result of the votes: a first emotion at some level, and a second one, which may be neutral or none ("").
 
     `even` is True where the second is about as frequent, `ambiguous` where some people could not tell.
     """
@@ -59,7 +59,7 @@ def majority(votes: Votes) -> str:
 
 
 def is_face(votes: Votes) -> bool:
-    """Whether the emotions outnumber the votes for "unknown" and "no face"."""
+    """Returns whether the emotions outnumber the votes for "unknown" and "no face"."""
     kept = without_outliers(votes)
     return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in _UNSURE)
 

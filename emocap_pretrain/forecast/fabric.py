@@ -1,4 +1,4 @@
-"""What connects the ranks of a job, described by a few numbers; and what their devices can do at best."""
+"""Describes by a few numbers the network between the ranks of a job, and the peak rates of their devices."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-r"""How often to save, and how much of the time is new work, where failures are a Poisson process.
+r"""Computes how often to save, and the share of time that is new work, if failures are a Poisson process.
 
 A failure costs the restart, and the work since the last checkpoint that counts. With \(M\) the mean time between
 failures of the job, \(\delta\) what a save stalls, \(\tau\) the work between two saves, \(R\) a restart and \(D\) how
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What a job has to reckon with; all in seconds.
+    """The failures and delays that a job must expect; all in seconds.
 
     Attributes:
         node_mtbf_s: Mean time between failures of one node; infinite is none.
-        nodes: Of the job: the loss of any one ends the attempt.
+        nodes: Number of nodes of the job; the loss of any one ends the attempt.
         stall_s: How much longer a step takes because it saves (the snapshot).
         commit_s: From the snapshot until the checkpoint counts; an upload is taken to end before the next one begins.
         restart_s: From a failure to the next new step: detection, processes, restore.
@@ -36,7 +36,7 @@ class Trouble:
 
     @property
     def mtbf_s(self) -> float:
-        """Of the whole job."""
+        """Mean time between failures of the whole job."""
         return self.node_mtbf_s / self.nodes
 
 

@@ -19,7 +19,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Assumed:
-    """What a forecast takes for granted; None was not given.
+    """The assumptions of a forecast; None was not given.
 
     `step_s` is a step of one rank alone with its rows, where it was measured.
     """
@@ -31,7 +31,7 @@ class Assumed:
 
     @property
     def asked(self) -> bool:
-        """Whether anything was given, and so a forecast is wanted."""
+        """True if anything was given, so that a forecast is wanted."""
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property
@@ -71,7 +71,7 @@ class Outlook:
         )
 
     def rows(self) -> list[Row]:
-        """At most 63 characters each. Failures of nodes concern a job on several, or whoever asks for a forecast."""
+        """Rows of at most 63 characters. Failures of nodes are shown for several nodes, or on request."""
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
         rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
@@ -121,7 +121,7 @@ _UNKNOWN = "unknown here: give --step-seconds, of one rank alone"
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves a number of at least 1, two digits or more of it."""
+    """Returns a time in the largest unit in which it is at least 1, with two digits or more."""
     if math.isinf(seconds):
         return "never"
     for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):

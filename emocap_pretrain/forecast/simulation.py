@@ -10,14 +10,14 @@ from emocap_pretrain.forecast.failures import Trouble
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where the time of all nodes went, as shares that add up to 1.
+    """The uses of the time of all nodes, as shares that add up to 1.
 
     Attributes:
         goodput: New work.
         stalled: Saving.
         lost: Work, and saving, that a restart threw away.
         restarting: From a failure, or a decision to grow, to the next step.
-        absent: Nodes away while the others went on, or waited for them.
+        absent: Nodes that were absent while the others continued, or waited for them.
         failures: How many there were.
     """
 
@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Elastic:
-    """A failed node comes back after `repair_s`; the job goes on without it, with no fewer than `min_nodes`.
+    """A failed node comes back after `repair_s`; the job continues without it, with no fewer than `min_nodes`.
 
     It grows again when a checkpoint counts.
     """
@@ -42,7 +42,7 @@ class Elastic:
 
 @dataclass(slots=True)
 class _Clock:
-    """Time, the nodes that are away until then, and node-seconds by what they went into."""
+    """The time, the nodes that are absent until then, and node-seconds by their use."""
 
     nodes: int
     now_s: float = 0.0
@@ -61,7 +61,7 @@ class _Clock:
         self.spent["absent"] += seconds * (self.nodes - working)
 
     def wait_for(self, nodes: int) -> int:
-        """How many are there, once there are at least so many; none of them fails while it waits."""
+        """Waits until at least this many nodes are there; returns their number. None of them fails while it waits."""
         while (there := self.there()) < nodes:
             self.spend(self.away[0] - self.now_s, 0, "goodput")
             self.now_s = self.away[0]

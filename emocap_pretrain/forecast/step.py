@@ -1,4 +1,4 @@
-"""How long a step takes on W ranks: a model made of one rank's speed, counted work and a described fabric."""
+"""Models how long a step takes on W ranks, from one rank's speed, counted work and a described fabric."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Speed:
 
     @classmethod
     def of_step(cls, step_s: float, work: Workload, loss_flops_per_s: float) -> "Speed":
-        """From a step of one rank alone, measured; what is not its loss counts as towers.
+        """Returns the speed from a measured step of one rank alone; everything but the loss counts as towers.
 
         Raises:
             ConfigError: If the loss alone would take longer.
@@ -59,7 +59,7 @@ class StepTime:
 
 
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
-    """Of equal ranks: stragglers, waiting for data and a congested network are not in it."""
+    """Returns the time of a step of equal ranks, without stragglers, waiting for data or a congested network."""
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
     gradients_s = gradients(work, ranks, fabric).seconds(fabric)

@@ -1,4 +1,4 @@
-"""What one rank computes and receives in a step: counted from the config by docs/method.md, sections 5 and 6."""
+"""Counts what one rank computes and receives in a step, from the config by docs/method.md, sections 5 and 6."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class Workload:
     """A step of a rank with `rows` rows, which is also `rows` of every other rank.
 
     Attributes:
-        vector_bytes: Of one number of a vector.
+        vector_bytes: Bytes of one number of a vector.
         texts: Vectors that travel for each row: those of its texts.
         guides: Image vectors that travel for each row, because a guide compares images; those of a teacher are taken to
             be as wide as the embeddings.
-        products: Of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
-        patch_products: Of the rank's patches with the texts of all ranks, for each patch and text of a row.
+        products: Products of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
+        patch_products: Products of the rank's patches with the texts of all ranks, for each patch and text of a row.
         own_products: The same, where a text meets the patches of its own image alone.
-        parameters: Of the model, reduced and updated in float32.
+        parameters: Parameters of the model, reduced and updated in float32.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
-        """What `config` asks of a rank with so many rows; `patches` are those of an image that the towers keep.
+        """Returns the work of `config` for a rank with this many rows; the towers keep `patches` of an image.
 
         Vectors travel as bfloat16 if `half`.
         """
@@ -89,12 +89,12 @@ class Workload:
         )
 
     def loss_flops(self, ranks: int) -> float:
-        """Of one rank, forward and backward: its share of a square grows with the number of ranks."""
+        """Returns the FLOP of one rank, forward and backward; its part of a square grows with the number of ranks."""
         everybody = ranks * (self.products + self.patch_products)
         return 2.0 * self.rows * self.embedding * (self.rows * everybody + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
-        """Which schedule `auto` is."""
+        """Returns the schedule that `auto` selects."""
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
