@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,62 @@ def test_a_measured_line_says_its_ratio():
     text = tables.small_jobs([line])
     row = "| step time | ray | 2 | 3 x 64 | 200 ms | 150 ms to 250 ms | over torchrun: 1.010 (1.005 to 1.015) |"
     assert row in text
+
+
+class Place:
+    """Runs that nobody starts: under Ray a step takes 0.3 s, else 0.1 s; the first is logged at second 5."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {"RAY_TMPDIR": str(folder)}
+        self.names: list[str] = []
+
+    def config(self, name: str, _size: job.Size, **_: Any) -> Path:
+        self.names.append(name)
+        return self.folder / name / "cfg.yaml"
+
+    def logged(self, config: Path) -> list[tuple[int, float]]:
+        step_s = 0.3 if "ray" in config.parent.name else 0.1
+        return [(step, 5 + step * step_s) for step in range(0, 50, 10)]
+
+
+@dataclass
+class Job:
+    began: float = 2.0
+
+    def wait(self) -> None: ...
+
+    def wait_for(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    @contextmanager
+    def started(*_: Any):
+        yield Job()
+
+    monkeypatch.setattr(measured, "started", started)
+    monkeypatch.setattr(measured, "_cores_beside", lambda *_: 0.5)
+    return Place(tmp_path)
+
+
+def test_steps_of_both_launchers_are_compared_in_rounds_that_begin_with_another_one(place):
+    torchrun, ray = measured.overhead(place, job.Size(steps=50), 2, OCCASION)
+    assert place.names == ["overhead-torchrun-0", "overhead-ray-0", "overhead-ray-1", "overhead-torchrun-1"]
+    assert (torchrun.contender, ray.contender) == ("torchrun", "ray")
+    assert (torchrun.median, ray.median) == pytest.approx((0.1, 0.3))
+    assert torchrun.ratios is None
+    assert ray.ratios["over torchrun"].median == pytest.approx(3)
+    assert ray.spread_of("cores_beside_ranks").median == 0.5
+
+
+def test_a_start_ends_with_the_first_step(place):
+    lines = list(measured.start(place, job.Size(steps=3), 2, OCCASION))
+    assert [(line.contender, line.median, line.repetitions) for line in lines] == [
+        ("ray job", 3.0, 2),
+        ("torchrun", 3.0, 2),
+    ]
+    assert len(set(place.names)) == 4
 
 
 def logged(seconds: list[float]) -> list[tuple[int, float]]:

@@ -1,4 +1,5 @@
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from benchmarks.harness import record, tables
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import run
-from benchmarks.shards import first, mixing, scale
+from benchmarks.shards import first, mixing, pictures, scale
 from benchmarks.shards.dataset import Datasets, Wanted, commented, prepare
 from benchmarks.shards.host import BARE, OURS, Host, HostError, Pythons
 from benchmarks.shards.hosts.task import Task
@@ -109,6 +110,24 @@ def test_one_shard_stands_for_many(work, alone):
     assert lines[scale.MEMORY].more["rss_with_imports_bytes"].median > lines[scale.MEMORY].value.median
     assert lines[scale.MANIFEST].more["manifest_bytes"] > 0
     assert lines[scale.PLAN].setting["ranks"] == 4
+
+
+def test_ways_to_decode_are_compared_in_rounds_or_say_why_not(work, alone, monkeypatch):
+    lineup = replace(pictures.DECODERS, sizes=(32,))
+    apart = {"pixels": 32, "greatest_difference": 3, "mean_difference": 0.5, "versions": {}}
+    answers = [
+        {"contender": "Pillow", "seconds": [0.2, 0.6], "skipped": None, **apart},
+        {"contender": "simplejpeg", "seconds": [0.1, 0.2], "skipped": None, **apart},
+        {"contender": "spdl", "seconds": [], "skipped": "not installed", **apart},
+    ]
+    monkeypatch.setattr(pictures, "call", lambda *_: json.dumps(answers))
+    faces = [face(0, number, pixels=32) for number in range(2)]
+    pillow, base, spdl = pictures.measure(lineup, faces, work, alone, 2, OCCASION)
+    assert pillow.ratios["over simplejpeg"].median == pytest.approx(2.5)
+    assert base.ratios["over simplejpeg"].median == 1
+    assert pillow.more == {"greatest_difference": 3, "mean_difference": 0.5}
+    assert (spdl.skipped, spdl.value) == ("not installed", None)
+    assert len(list((work / "pictures" / "decoders" / "32").iterdir())) == 2
 
 
 def test_copies_of_an_image_differ_in_their_bytes_alone():
