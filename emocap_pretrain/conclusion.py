@@ -20,6 +20,7 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.restore import Restored, restore
 from emocap_pretrain.feed import cut_prompts
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import newest
 from emocap_pretrain.run_folder.documents import REPORT
@@ -30,7 +31,6 @@ from emocap_pretrain.session import Session
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import row, understood
 from emocap_pretrain.tracking.tracker import Tracker
-from emocap_pretrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ def prepare_tasks(config: Config, store: Store) -> None:
         tasks.prepare(config.evaluation)
 
 
-def conclude(session: Session, progress: Progress, everyone: World) -> None:
+def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     """Evaluate the last checkpoint on all ranks, track the results and write the report; a collective.
 
-    `everyone` holds all ranks in the patient group of `World.aside`.
+    `everyone` holds all ranks in the patient group of `RankGroup.patient`.
     """
     config, stored = session.config, session.config.stored()
     results = _evaluated(config, everyone, session.world.device)
@@ -69,7 +69,7 @@ def conclude(session: Session, progress: Progress, everyone: World) -> None:
         url=stored["url"],
         step=session.engine.step,
         seconds=progress.seconds,
-        ranks=session.world.place.world,
+        ranks=session.world.world_size,
         samples_per_s=session.engine.step * config.global_batch / progress.seconds,
         loss=progress.row.get("loss"),
         run_id=session.tracker.run_id,
@@ -93,12 +93,12 @@ def conclude_again(config: Config, store: Store) -> bool:
     return True
 
 
-def evaluate_again(config: Config, store: Store, everyone: World, device: str) -> None:
+def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
     """Evaluate the last checkpoint of a run that is done with the settings of now; a collective.
 
     Nothing else of the run changes. No start is counted, so `emocap status` says what it said before.
     """
-    everyone.from_main(lambda: tasks.prepare(config.evaluation))
+    everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
     results = _evaluated(config, everyone, device)
     report = RunFolder(store).report(config.steps) if everyone.is_main else None
     if report:
@@ -116,7 +116,7 @@ def track(tracker: Tracker, results: Sequence[TaskResult], step: int) -> None:
                 tracker.picture(f"pictures/{result.task}/{matrix.name}.png", path)
 
 
-def evaluated(restored: Restored, everyone: World, device: str) -> tuple[TaskResult, ...]:
+def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
     """Returns what the tasks of the config find out about the restored model, on every rank; a collective.
 
     Args:
@@ -133,12 +133,12 @@ def evaluated(restored: Restored, everyone: World, device: str) -> tuple[TaskRes
     return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
 
 
-def _evaluated(config: Config, everyone: World, device: str) -> tuple[TaskResult, ...]:
+def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
     """The results of the newest checkpoint, if there is a dataset to evaluate it on; a collective."""
     if config.evaluation.url is None:
         return ()
     # Rank 0 alone reads the checkpoint: a thousand ranks would read the weights a thousand times.
-    return evaluated(everyone.from_main(lambda: restore(config.url, config=config)), everyone, device)
+    return evaluated(everyone.run_on_main(lambda: restore(config.url, config=config)), everyone, device)
 
 
 def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:

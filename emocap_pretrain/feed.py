@@ -18,7 +18,7 @@ from emocap_shards.stream import Stream
 from emocap_pretrain.config.schema import Config, Evaluation, Mixed, PartLengths
 from emocap_pretrain.evaluation.tasks import prompts_of
 from emocap_pretrain.parts import PARTS
-from emocap_pretrain.runtime import Place
+from emocap_pretrain.ranks.info import RankInfo
 from emocap_pretrain.tokenizer import Tokenizer
 
 TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
@@ -86,14 +86,14 @@ def _first_captions(sources: Sequence[Mixed], samples: int, *, error_budget: int
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
 
-def stream_of(config: Config, place: Place, start: Cursor) -> Stream:
+def stream_of(config: Config, info: RankInfo, start: Cursor) -> Stream:
     """What this rank reads, behind the cursor."""
     return Stream(
         url=_sources(config.data.sources),
         global_batch=config.global_batch,
         seed=config.seed,
-        rank=place.rank,
-        world_size=place.world,
+        rank=info.rank,
+        world_size=info.world_size,
         window_samples=config.shuffle_window,
         drop_last=config.data.drop_last,
         start=start,

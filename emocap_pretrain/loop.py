@@ -18,10 +18,10 @@ from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
 from emocap_pretrain.quarantine import QUARANTINE_FILE
+from emocap_pretrain.ranks.join import joined
+from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.runtime import Runtime
 from emocap_pretrain.session import Session, open_session
-from emocap_pretrain.world import joined
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ def pretrain(config: Config, runtime: Runtime) -> None:
     with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
         # One rank may read for minutes, longer than others wait in the training's group.
-        patient = world.aside()
-        if patient.from_main(lambda: is_done(config, store)):
-            if not patient.from_main(lambda: conclude_again(config, store)):
+        patient = world.patient("opening")
+        if patient.run_on_main(lambda: is_done(config, store)):
+            if not patient.run_on_main(lambda: conclude_again(config, store)):
                 evaluate_again(config, store, patient, world.device)
             return
-        patient.from_main(lambda: prepare_tasks(config, store))
-        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
+        patient.run_on_main(lambda: prepare_tasks(config, store))
+        number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
         attempt = Attempt(store, number)
         # What this attempt has opened is closed after the monitor, which first records a failure.
         with ExitStack() as opened, monitored(config, world, attempt) as monitor:

@@ -9,10 +9,10 @@ from emocap_shards.errors import BudgetSpent, ConditionFailed, DamagedSample, No
 from emocap_shards.store import Store
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument, QuarantinedSample
 from emocap_pretrain.run_folder.storage import Unreadable
-from emocap_pretrain.world import World
 
 QUARANTINE_FILE = "quarantine.json"
 RACES = 10  # Attempts at writing while other ranks write too.
@@ -32,19 +32,19 @@ class Quarantine:
     """
 
     store: Store
-    world: World
+    world: RankGroup
     budget: int
     rows: list[QuarantinedSample] = field(default_factory=list[QuarantinedSample])
     _pending: list[QuarantinedSample] = field(default_factory=list[QuarantinedSample])
 
     @classmethod
-    def open(cls, store: Store, world: World, budget: int) -> "Quarantine":
+    def open(cls, store: Store, world: RankGroup, budget: int) -> "Quarantine":
         """Opens it with the samples that earlier attempts have met; a collective.
 
         Raises:
             BudgetSpent: If that is more than the budget already.
         """
-        quarantine = cls(store, world, budget, world.from_main(lambda: _stored(store)))
+        quarantine = cls(store, world, budget, world.run_on_main(lambda: _stored(store)))
         quarantine._check()
         return quarantine
 
@@ -58,10 +58,10 @@ class Quarantine:
         Raises:
             BudgetSpent: On every rank, if there are more than the budget.
         """
-        if self.budget == 0 or not self.world.any(bool(self._pending)):
+        if self.budget == 0 or not self.world.any_rank(bool(self._pending)):
             return []
         known = {_place(row): row for row in self.rows}
-        found = {_place(row): row for rows in self.world.collect(self._pending) for row in rows}
+        found = {_place(row): row for rows in self.world.gather(self._pending) for row in rows}
         fresh = [row for place, row in found.items() if place not in known]
         self.rows += fresh
         self._pending = []

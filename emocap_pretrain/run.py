@@ -19,9 +19,9 @@ from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
+from emocap_pretrain.ranks.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder.folder import RunFolder
-from emocap_pretrain.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.terminal import (
     INTERRUPTED,
     STOPPED,
@@ -137,11 +137,11 @@ def _as_rank(config: Config) -> None:
         os.environ.setdefault(name, value)  # Before torch is imported.
     from emocap_pretrain.loop import pretrain
     from emocap_pretrain.preflight import Devices
-    from emocap_pretrain.world import lost_contact
+    from emocap_pretrain.ranks.join import lost_contact
 
     runtime = EnvRuntime.from_environment(config.cluster.device)
-    place = runtime.place
-    devices = Devices(place.world, place.local_world, on_gpu=runtime.device.startswith("cuda"))
+    place = runtime.rank_info
+    devices = Devices(place.world_size, place.local_world_size, on_gpu=runtime.device.startswith("cuda"))
     # Every rank finds the same, so all end alike before they join. Tasks are prepared by rank 0, in `pretrain`.
     _check(config, devices, prepare_tasks=False, aloud=place.rank == 0)
     try:
@@ -155,7 +155,7 @@ def _as_rank(config: Config) -> None:
     done = place.rank != 0 or _print_result(config)
     # torchrun would take a code for a failure and start again what was to stop.
     code = 0 if done or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
-    if place.world > 1:
+    if place.world_size > 1:
         leave(code)
     sys.exit(code)
 

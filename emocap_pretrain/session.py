@@ -35,6 +35,7 @@ from emocap_pretrain.feed import cut_captions, cut_prompts, data_digest_of, fore
 from emocap_pretrain.health.guard import Guard, Verdict
 from emocap_pretrain.loader import Delivery, batches, fitted, shared_memory_free
 from emocap_pretrain.quarantine import Quarantine
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -44,7 +45,6 @@ from emocap_pretrain.tracking.mlflow_run import attempts_tracked
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import Row, understood
 from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
-from emocap_pretrain.world import World
 
 PREVIEWED = 8
 FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
@@ -57,7 +57,7 @@ class Session:
     """The parts of a run on this rank."""
 
     config: Config
-    world: World
+    world: RankGroup
     attempt: Attempt
     store: Store
     data_digest: str
@@ -138,7 +138,7 @@ class Session:
         if self.world.is_main:
             log.warning("%s: %s", verdict.reason, verdict.action)
         if verdict.action == "rollback":
-            self.world.from_main(lambda: self.guard.remember(self.store, step, verdict.reason))
+            self.world.run_on_main(lambda: self.guard.remember(self.store, step, verdict.reason))
             raise RolledBack(f"{verdict.reason}: the run goes back to its newest checkpoint, without this update.")
         if verdict.action == "stop":
             raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
@@ -191,22 +191,22 @@ class Session:
             log.warning("the checkpoint under way is lost: %s", error)
 
 
-def open_session(config: Config, world: World, attempt: Attempt, opening: World) -> Session:
+def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
     """Build the run on this rank and bring it to the step of its newest checkpoint; a collective.
 
-    `opening` holds the same ranks in the patient group of `World.aside`: one may have far more to download than others.
+    `opening` holds the same ranks in a group of `RankGroup.patient`: one may have far more to download than others.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
             run's folder is another run's.
         CheckpointError: If the newest checkpoint is of other data or another model.
     """
-    batch_split(config, world.place.world)
-    place = world.place
-    data = fitted(config, place.world, ranks=place.local_world, free_bytes=shared_memory_free())
+    batch_split(config, world.world_size)
+    place = world.info
+    data = fitted(config, place.world_size, ranks=place.local_world_size, free_bytes=shared_memory_free())
     store = attempt.store
     data_digest = data_digest_of(config)
-    run_id = opening.from_main(lambda: RunFolder(store).run_id(config))
+    run_id = opening.run_on_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
     with quarantine.recorded(step=0):
@@ -219,7 +219,7 @@ def open_session(config: Config, world: World, attempt: Attempt, opening: World)
                 rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _tokenizer(config, opening, found.folder if found else None)
             engine = _engine(config, world, tokenizer, found)
-        stream = stream_of(config, world.place, Cursor.from_json(state.cursor) if state else Cursor())
+        stream = stream_of(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
         checkpoint = found.checkpoint if found else None
         tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -248,14 +248,14 @@ def _unsent(path: Path) -> list[Row]:
     return understood(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
 
 
-def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
+def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
     """Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 the weights."""
     files: dict[str, frozenset[str]] = {}
 
     def engine_files(found: Checkpoint) -> frozenset[str]:
         saved = Layout.from_json(state_of(found).engine)
-        now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.place.world)
-        return frozenset(saved.files_for(now, world.place.rank))
+        now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.world_size)
+        return frozenset(saved.files_for(now, world.rank))
 
     def wanted(found: Checkpoint, path: str) -> bool:
         if not path.startswith(f"{ENGINE}/"):
@@ -266,7 +266,7 @@ def _wanted(config: Config, world: World) -> Callable[[Checkpoint, str], bool]:
     return wanted
 
 
-def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
+def _engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
     torch.manual_seed(config.seed)
     model = TowerPair.of(config, tokenizer.vocabulary, weights=not found)
     if world.is_main:
@@ -281,25 +281,25 @@ def _engine(config: Config, world: World, tokenizer: Tokenizer, found: Resumed |
     return engine
 
 
-def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: World) -> None:
+def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: RankGroup) -> None:
     if state.data_digest != data_digest:
         raise CheckpointError(foreign_data(config))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
 
-def _tokenizer(config: Config, world: World, saved: Path | None) -> Tokenizer:
+def _tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
     settings = config.model.text
     if settings.tokenizer != "data":
         return Tokenizer.load(settings.tokenizer)
-    return Tokenizer.from_json(world.from_main(lambda: train_tokenizer(config)))
+    return Tokenizer.from_json(world.run_on_main(lambda: train_tokenizer(config)))
 
 
 def _tracker(
     config: Config,
-    world: World,
+    world: RankGroup,
     attempt: Attempt,
     run_id: str | None,
     stream: Stream,
@@ -309,15 +309,15 @@ def _tracker(
 ) -> Tracker:
     """MLflow on rank 0; the others remember nothing that anyone asks for."""
     begun: list[Tracker] = []
-    place = world.place
-    hosts = sorted(filter(None, world.collect(socket.gethostname() if place.local_rank == 0 else None)))
+    place = world.info
+    hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
         parent = _parent(config, attempt, run_id) if run_id else ""
         # In a copy the waiting rows are the original's, which sends them itself.
         rows = [] if parent else [*saved, *understood(unsent.left(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
-        facts = {"ranks": place.world, "hosts": hosts, "reason": before.message if before else ""}
+        facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
         begun.append(MlflowTracker.start(config, known, **options))
@@ -330,7 +330,7 @@ def _tracker(
             _count_cut_texts(begun[0], config, tokenizer)
         return begun[0].run_id
 
-    shared = world.from_main(begin)
+    shared = world.run_on_main(begin)
     return begun[0] if begun else MemoryTracker(run_id=shared)
 
 

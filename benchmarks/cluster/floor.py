@@ -37,10 +37,10 @@ def main() -> None:
 
     from emocap_pretrain import loop
     from emocap_pretrain.config.load import load
+    from emocap_pretrain.ranks.join import joined
+    from emocap_pretrain.ranks.runtime import EnvRuntime
     from emocap_pretrain.run_folder.attempts import Attempt
-    from emocap_pretrain.runtime import EnvRuntime
     from emocap_pretrain.session import open_session
-    from emocap_pretrain.world import joined
 
     assert loop.pretrain, "the training function brings all that a rank imports"
     imported = time.time()
@@ -49,10 +49,10 @@ def main() -> None:
     with joined(config.cluster, runtime) as world:
         met = time.time()
         store = open_store(config.url)
-        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
-        with open_session(config, world, Attempt(store, number), world.aside()):
+        number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
+        with open_session(config, world, Attempt(store, number), world.patient("opening")):
             restored = time.time()
-    if runtime.place.rank == 0:
+    if runtime.rank_info.rank == 0:
         marks = {
             "process_s": entered - began,
             "imports_s": imported - entered,

@@ -131,7 +131,7 @@ def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
 
 
 def _wait(entries: Entries, runtime: RayRuntime) -> None:
-    entries.enter(runtime.place.rank)
+    entries.enter(runtime.rank_info.rank)
     while not entries.done.exists():
         time.sleep(POLL_S)
 

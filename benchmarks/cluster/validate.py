@@ -31,9 +31,10 @@ from emocap_pretrain.forecast.step import Speed, step_time
 from emocap_pretrain.forecast.workload import Workload
 from emocap_pretrain.objective import Objective
 from emocap_pretrain.parts import PARTS, Part
-from emocap_pretrain.runtime import EnvRuntime, Rank
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.ranks.join import joined
+from emocap_pretrain.ranks.runtime import EnvRuntime
 from emocap_pretrain.tokenizer import Vocabulary
-from emocap_pretrain.world import joined
 
 from .job import free_port
 
@@ -114,7 +115,7 @@ def _ran(case: Case, rounds: int, *, together: bool) -> dict[str, Any]:
 def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     place = Rank(rank, 2, rank, 2) if together else Rank()
-    config = case.config(place.world)
+    config = case.config(place.world_size)
     with joined(config.cluster, EnvRuntime(place, "cpu")) as world:
         torch.manual_seed(0)
         model = TowerPair.of(config, Vocabulary(VOCABULARY, 0))

@@ -19,13 +19,13 @@ RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class RankInfo:
-    """The position of this process: `rank` of `world` ranks, and `local_rank` of `local_world` on its host."""
+class RayRankInfo:
+    """The position of this process: `rank` of `world_size`, and `local_rank` of `local_world_size` on its host."""
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int
-    local_world: int
+    local_world_size: int
 
 
 class RayRuntime:
@@ -40,7 +40,7 @@ class RayRuntime:
 
     def __init__(self, board: Any) -> None:
         context = ray.train.get_context()
-        self.place = RankInfo(
+        self.rank_info = RayRankInfo(
             context.get_world_rank(),
             context.get_world_size(),
             context.get_local_rank(),
@@ -51,8 +51,8 @@ class RayRuntime:
         self._board = board
         self._stop = threading.Event()
         self._reported_s = -math.inf
-        board.register.remote(self.place.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
-        if self.place.rank == 0:
+        board.register.remote(self.rank_info.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
+        if self.rank_info.rank == 0:
             threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
 
     def should_stop(self) -> bool:
@@ -67,7 +67,7 @@ class RayRuntime:
         Ray Train's own `report` is not used, because it holds all ranks for up to 2 s. At a start the manifests in the
         store decide, and not what Ray remembers.
         """
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             self._board.committed.remote()
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:

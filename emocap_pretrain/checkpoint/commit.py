@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from emocap_shards.background import concurrently
-from emocap_shards.errors import ConditionFailed, NotFound, StoreError
+from emocap_shards.errors import ConditionFailed, NotFound
 from emocap_shards.store import Store
 
 from emocap_pretrain.checkpoint.layout import (
@@ -27,15 +27,14 @@ from emocap_pretrain.checkpoint.layout import (
 from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, again, misfits, read
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import damaged_files
-from emocap_pretrain.errors import CheckpointError, EmocapError, Superseded
+from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.world import World
 
 UPLOADS = 4
 RACES = 3  # Attempts at a manifest that others write at the same time.
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 
 def commit(
@@ -43,7 +42,7 @@ def commit(
     step: int,
     state: dict[str, Any],
     write: Callable[[Path], None],
-    world: World,
+    world: RankGroup,
     start: Attempt | None = None,
 ) -> Checkpoint:
     """Make a checkpoint of what `write` puts into a folder on each rank; a collective. All or none of it comes to be.
@@ -56,43 +55,17 @@ def commit(
         CheckpointError: If some rank failed; it names the rank, and no manifest is written.
     """
     what = f"the checkpoint of step {step} was not saved"
-    attempt = on_main(world, what, partial(_begin, start))
-    files = [file for each in together(world, what, partial(_share, store, step, attempt, write)) for file in each]
+    attempt = world.run_on_main(partial(_begin, start), failing=what)
+    shares = world.run_on_all(partial(_share, store, step, attempt, write), failing=what)
+    files = [file for share in shares for file in share]
     ordered = tuple(sorted(files, key=lambda file: file.path))
-    checkpoint = Checkpoint(step, attempt, ordered, state, ranks=world.place.world, at=time.time())
-    return on_main(world, what, partial(_conclude, store, checkpoint, start))
-
-
-def together(world: World, what: str, act: Callable[[], Value]) -> list[Value]:
-    """What `act` gives on every rank, in rank order; one rank's failure is every rank's error: `what`, rank, why."""
-    value, error = None, None
-    try:
-        value = act()
-    except Exception as caught:  # noqa: BLE001 - raised below, here and on every other rank
-        error = caught
-    answers: list[Any] = world.collect((value, error and _told(error)))
-    for rank, (_, told) in enumerate(answers):
-        if told:
-            superseded, words = told
-            raise (Superseded(words) if superseded else CheckpointError(f"{what}: rank {rank}: {words}")) from error
-    return [value for value, _ in answers]
-
-
-def on_main(world: World, what: str, act: Callable[[], Value]) -> Value:
-    """What rank 0's `act` gives, on every rank; its failure too."""
-    answer: Any = together(world, what, lambda: act() if world.is_main else None)[0]
-    return answer
+    checkpoint = Checkpoint(step, attempt, ordered, state, ranks=world.world_size, at=time.time())
+    return world.run_on_main(partial(_conclude, store, checkpoint, start), failing=what)
 
 
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _told(error: Exception) -> tuple[bool, str]:
-    words = " ".join(str(error).split())
-    known = isinstance(error, (EmocapError, StoreError, OSError)) and words
-    return isinstance(error, Superseded), words if known else f"{type(error).__name__}: {words}"
 
 
 def _begin(start: Attempt | None) -> str:

@@ -13,15 +13,15 @@ from emocap_shards.background import concurrently
 from emocap_shards.errors import NotFound
 from emocap_shards.store import Store
 
-from emocap_pretrain.checkpoint.commit import on_main, sha256, together
+from emocap_pretrain.checkpoint.commit import sha256
 from emocap_pretrain.checkpoint.layout import step_folders
 from emocap_pretrain.checkpoint.manifest import Checkpoint, File, again, examine
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import is_whole
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import Status
-from emocap_pretrain.world import World
 
 DOWNLOADS = 4
 ATTEMPTS = 3
@@ -68,7 +68,7 @@ class _Refusals:
 
 
 @contextmanager
-def resumable(store: Store, world: World, wanted: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
+def resumable(store: Store, world: RankGroup, wanted: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
     """The newest checkpoint that verifies on every rank, with this rank's files; None where the run has none.
 
     A checkpoint that is damaged is left as it is and skipped with a warning: nothing in the store is changed here,
@@ -83,7 +83,7 @@ def resumable(store: Store, world: World, wanted: Callable[[Checkpoint, str], bo
         CheckpointError: If there are checkpoints and every one is refused; or if a host reads other bytes than another
             host does, with the name of that host.
     """
-    judges = _judges(world.collect(socket.gethostname()))
+    judges = _judges(world.gather(socket.gethostname()))
     refusals = _Refusals()
     with ExitStack() as stack:
         found = None
@@ -92,7 +92,7 @@ def resumable(store: Store, world: World, wanted: Callable[[Checkpoint, str], bo
             folder = _taken(stack, store, checkpoint, world, wanted, judges, refusals)
             found = Resumed(checkpoint, folder, tuple(refusals.attempts)) if folder else None
         if not found:
-            on_main(world, "no checkpoint could be read", partial(_confirm_none, store, refusals))
+            world.run_on_main(partial(_confirm_none, store, refusals), failing="no checkpoint could be read")
         yield found
 
 
@@ -102,10 +102,10 @@ def _judges(hosts: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(first.values())[:JUDGES])
 
 
-def _newest(store: Store, world: World, judges: Sequence[int], refusals: _Refusals) -> Checkpoint | None:
+def _newest(store: Store, world: RankGroup, judges: Sequence[int], refusals: _Refusals) -> Checkpoint | None:
     """The newest checkpoint that some judge finds complete by manifest and sizes; what none does is refused."""
-    look = partial(_look, store, frozenset(refusals.steps)) if world.place.rank in judges else _no_look
-    looks = [each for each in together(world, "no checkpoint could be read", look) if each]
+    look = partial(_look, store, frozenset(refusals.steps)) if world.rank in judges else _no_look
+    looks = [each for each in world.run_on_all(look, failing="no checkpoint could be read") if each]
     newest = max((each.checkpoint for each in looks if each.checkpoint), key=_step_of, default=None)
     for step, fault in sorted({step: fault for each in looks for step, fault in each.faults}.items(), reverse=True):
         if newest is None or step > newest.step:
@@ -144,7 +144,7 @@ def _taken(
     stack: ExitStack,
     store: Store,
     checkpoint: Checkpoint,
-    world: World,
+    world: RankGroup,
     wanted: Callable[[Checkpoint, str], bool],
     judges: Sequence[int],
     refusals: _Refusals,
@@ -159,14 +159,14 @@ def _taken(
         files = [file for file in checkpoint.files if wanted(checkpoint, file.path)]
         return socket.gethostname(), _fetch_all(store, checkpoint, files, folder)
 
-    answers = together(world, what, fetch)
+    answers = world.run_on_all(fetch, failing=what)
     reports = [(rank, host, files) for rank, (host, files) in enumerate(answers) if files]
     if not reports:
         return folder
     rank, host, files = reports[0]
     # Those that can read the file clear the checkpoint of a suspicion that one host's disk, memory or network raised.
-    judge = partial(is_whole, store, checkpoint, files[0]) if world.place.rank in judges else _no_look
-    if any(together(world, what, judge)):
+    judge = partial(is_whole, store, checkpoint, files[0]) if world.rank in judges else _no_look
+    if any(world.run_on_all(judge, failing=what)):
         raise CheckpointError(
             f"rank {rank} on {host} gets other bytes of {files[0].path} than the store holds: "
             "leave that host out and have its disk, memory and network checked."
@@ -180,7 +180,7 @@ def _named(paths: Sequence[str]) -> str:
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
 
 
-def _refuse(store: Store, world: World, refusals: _Refusals, step: int, fault: str) -> None:
+def _refuse(store: Store, world: RankGroup, refusals: _Refusals, step: int, fault: str) -> None:
     refusals.steps[step] = fault
     if world.is_main:
         log.warning(

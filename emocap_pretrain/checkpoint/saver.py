@@ -21,8 +21,8 @@ from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import CheckpointError, Superseded
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.world import World
 
 NOTABLE_WAIT_S = 1.0
 SWEEP_S = 5.0  # What a sweep has at the end; the next start goes on with it.
@@ -54,7 +54,7 @@ class Saver:
     def __init__(
         self,
         store: Store,
-        world: World,
+        world: RankGroup,
         *,
         start: Attempt | None = None,
         retention: Retention | None = None,
@@ -64,7 +64,7 @@ class Saver:
         self._store, self._world, self._start = store, world, start
         self._retention, self._refused = retention, frozenset(refused)
         self.newest = newest  # Of the steps that `save` was called for.
-        self._aside = world.aside()
+        self._aside = world.patient("checkpoint")
         self._thread = Background("checkpoint-saver")
         self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
         self._sweeps = deque[Future[list[int]]]()
@@ -111,7 +111,7 @@ class Saver:
 
     def finished(self) -> list[Checkpoint]:
         """What was committed since the last call, equal on all ranks; waits for no upload. A small collective."""
-        if self._flight and not self._world.any(not self._flight.future.done()):
+        if self._flight and not self._world.any_rank(not self._flight.future.done()):
             self._land()
         return self._taken()
 

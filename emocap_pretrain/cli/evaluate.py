@@ -15,10 +15,10 @@ from emocap_pretrain.config.load import load, unresolved, with_section
 from emocap_pretrain.config.schema import Cluster, Config, Tracking
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.logs import show_logs
+from emocap_pretrain.ranks.runtime import EnvRuntime, launched
 from emocap_pretrain.run import leave
 from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.results import TaskResult
-from emocap_pretrain.runtime import EnvRuntime, launched
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
@@ -136,20 +136,20 @@ def _evaluated(
 
     from emocap_pretrain.conclusion import evaluated
     from emocap_pretrain.evaluation.restore import restore
-    from emocap_pretrain.world import joined
+    from emocap_pretrain.ranks.join import joined
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU on this host; leave it out, or say cpu.")
     runtime = EnvRuntime.from_environment(device, listen=False)
     with joined(own.cluster if own else Cluster(), runtime) as world:
-        everyone = world.aside()
+        everyone = world.patient("evaluation")
 
         def read() -> "Restored":
             need_answer(run_url, RUN_FILE)
             restored = restore(run_url, step=step, config=own)
             return replace(restored, config=_with_settings(restored.config, changes, may_read=may_read))
 
-        restored = everyone.from_main(read)
+        restored = everyone.run_on_main(read)
         results = evaluated(restored, everyone, world.device)
         return restored, results if world.is_main else ()
 

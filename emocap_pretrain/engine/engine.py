@@ -21,8 +21,8 @@ from emocap_pretrain.engine.optimizer import OptimizerSpec, optimizer_of, parame
 from emocap_pretrain.engine.replay import Cached
 from emocap_pretrain.engine.snapshot import Snapshot, read
 from emocap_pretrain.objective import Objective
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.schedule import learning_rate
-from emocap_pretrain.world import World
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Engine:
         model: TowerPair,
         objective: Objective,
         optimizer: OptimizerSpec,
-        world: World,
+        world: RankGroup,
         *,
         settings: OptimizerConfig,
         split: BatchSplit,
@@ -82,18 +82,18 @@ class Engine:
             zero_stage=zero_stage,
             rows=split.rows,
         )
-        self._snapshot = Snapshot(world.place.rank, world.device)
+        self._snapshot = Snapshot(world.rank, world.device)
         self.step = 0
         self._finite = torch.ones((), device=world.device)
 
     @classmethod
-    def of(cls, model: TowerPair, config: Config, world: World) -> "Engine":
+    def of(cls, model: TowerPair, config: Config, world: RankGroup) -> "Engine":
         """Returns the engine of a run; all ranks call it.
 
         Raises:
             ConfigError: As the constructor does, and if some rank would have no sample.
         """
-        split = batch_split(config, world.place.world)
+        split = batch_split(config, world.world_size)
         return cls(
             model,
             _objective(config, world, rows_at_once=split.micro_batch),
@@ -165,7 +165,7 @@ class Engine:
         Raises:
             CheckpointError: If the last snapshot is not released yet.
         """
-        engine, rank = self._engine, self._world.place.rank
+        engine, rank = self._engine, self._world.rank
         held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
         mine = (held[each.name].part(each) for each in self.layout.slices(rank))
         self._snapshot.take(zero.weights(engine), mine, zero.global_state(engine, self._optimizer))
@@ -182,14 +182,14 @@ class Engine:
         Raises:
             CheckpointError: If the state is of another model or optimizer, or not all there.
         """
-        rank = self._world.place.rank
+        rank = self._world.rank
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
         slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
         zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.global_))
         self.step = step
 
     def _encode(self, number: int, batch: Batch) -> Embeddings:
-        torch.manual_seed(hash((self._seed, self.step, self._world.place.rank, number)) % 2**63)
+        torch.manual_seed(hash((self._seed, self.step, self._world.rank, number)) % 2**63)
         return cast(Embeddings, self._engine(batch))
 
     def _backward(self, loss: Tensor, cached: Cached | None) -> None:
@@ -220,11 +220,11 @@ class Engine:
         return True, norm
 
 
-def _objective(config: Config, world: World, *, rows_at_once: int) -> Objective:
+def _objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
     """Returns the objective of a run, with its teacher on the rank's device."""
     teacher = Teacher.of(config, rows_at_once=rows_at_once)
     if teacher:
         teacher.to(world.device)
         for note in teacher.notes if world.is_main else ():
             log.warning("%s", note)
-    return Objective.of(config.objective, precision=config.engine.precision, group=world.group, teacher=teacher)
+    return Objective.of(config.objective, precision=config.engine.precision, group=world.process_group, teacher=teacher)

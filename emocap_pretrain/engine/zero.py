@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from emocap_pretrain.engine.layout import Layout, Slice
 from emocap_pretrain.engine.optimizer import OptimizerSpec, ParameterGroup, State
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
 
 BUCKET = 50_000_000  # Elements of a communication buffer; DeepSpeed allocates it whole, whatever the model's size.
 
@@ -45,7 +45,7 @@ def initialise(
     model: nn.Module,
     optimizer: OptimizerSpec,
     groups: Sequence[ParameterGroup],
-    world: World,
+    world: RankGroup,
     *,
     lr: float,
     clip_norm: float,
@@ -68,7 +68,7 @@ def initialise(
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed takes the device of this number; a launcher may show each process its own device only.
-    os.environ["LOCAL_RANK"] = str(world.place.local_rank if on_cpu else torch.device(world.device).index)
+    os.environ["LOCAL_RANK"] = str(world.info.local_rank if on_cpu else torch.device(world.device).index)
     import deepspeed
 
     # Torch's advice to DeepSpeed, which calls them; twice a rank in every log otherwise.
@@ -80,7 +80,7 @@ def initialise(
     _share_buffers(model, world)
     # Taken before DeepSpeed, which empties parameters at stage 3.
     sizes = tuple(tuple((name, each.numel()) for name, each in group.parameters.items()) for group in groups)
-    layout = Layout(zero_stage, world.place.world, sizes, optimizer.name)
+    layout = Layout(zero_stage, world.world_size, sizes, optimizer.name)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer.make([group.for_torch(lr) for group in groups]),
@@ -172,14 +172,14 @@ def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor
     return state
 
 
-def _share_buffers(model: nn.Module, world: World) -> None:
+def _share_buffers(model: nn.Module, world: RankGroup) -> None:
     """Broadcasts rank 0's statistics of frozen norms; DeepSpeed broadcasts parameters alone. A collective."""
-    if world.group is None:
+    if world.process_group is None:
         return
     parameters = dict(model.named_parameters())
     for name, tensor in model.state_dict().items():
         if name not in parameters:
-            dist.broadcast(tensor, 0, group=world.group)
+            dist.broadcast(tensor, 0, group=world.process_group)
 
 
 def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[str, Any]:

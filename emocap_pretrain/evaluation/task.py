@@ -18,8 +18,8 @@ from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.schema import Evaluation
 from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
-from emocap_pretrain.world import World
 
 Part = TypeVar("Part")
 
@@ -92,15 +92,15 @@ class Task(Protocol[Part]):
         ...
 
 
-def run_task(task: Task[Part], embedder: Embedder, world: World) -> TaskResult:
+def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResult:
     """Runs a task on all ranks and gives its result on every rank; a collective.
 
     Raises:
         LostContact: On the other ranks, if one rank has failed.
     """
-    share = Share(world.place.rank, world.place.world)
-    parts = world.from_all(lambda: list(task.run(embedder, share)))
-    return world.from_main(lambda: task.result(embedder, _in_order(parts)))
+    share = Share(world.rank, world.world_size)
+    parts = world.run_on_all(lambda: list(task.run(embedder, share)))
+    return world.run_on_main(lambda: task.result(embedder, _in_order(parts)))
 
 
 def _in_order(parts: Sequence[Sequence[Part]]) -> list[Part]:

@@ -13,8 +13,8 @@ from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.task import Task, run_task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
-from emocap_pretrain.world import World
 
 TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
 DEFAULT = (ZeroShot,)
@@ -59,7 +59,7 @@ def were_prepared(checkpoint: Checkpoint | None, config: Config) -> bool:
     return isinstance(settings, dict) and filled(settings, Evaluation) == config.stored()["evaluation"]
 
 
-def evaluate(settings: Evaluation, embedder: Embedder, world: World, *, url: str) -> tuple[TaskResult, ...]:
+def evaluate(settings: Evaluation, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
     """Runs the tasks that the settings name, one after the other, and gives the results on every rank; a collective.
 
     Args:

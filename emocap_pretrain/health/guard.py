@@ -17,10 +17,10 @@ from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Health
 from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import SKIPPED, SkippedDocument
 from emocap_pretrain.run_folder.storage import Unreadable
-from emocap_pretrain.world import World
 
 SKIPPED_FILE = "skipped.json"
 WINDOW, FEWEST = 64, 20  # Losses that a new one is compared with; before there are so many none is a spike.
@@ -56,9 +56,9 @@ class Guard:
         self.verdict = Verdict()
 
     @classmethod
-    def open(cls, settings: Health, store: Store, world: World) -> "Guard":
+    def open(cls, settings: Health, store: Store, world: RankGroup) -> "Guard":
         """With what earlier roll-backs of the run have left; a collective."""
-        return cls(settings, world.from_main(lambda: _read(store)))
+        return cls(settings, world.run_on_main(lambda: _read(store)))
 
     @property
     def watches(self) -> bool:

@@ -25,10 +25,11 @@ from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
 from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.meter import OWN, Meter
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.join import lost_contact
 from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Slowest
 from emocap_pretrain.sections import SECTIONS, Sections
-from emocap_pretrain.world import World, lost_contact
 
 UPLOAD_S, FAILURE_S = 60.0, 10.0
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Of one rank. `sections` times the parts of a step; the loop says where it stands with `at`."""
 
-    def __init__(self, config: Config, world: World, attempt: Attempt) -> None:
+    def __init__(self, config: Config, world: RankGroup, attempt: Attempt) -> None:
         self._config, self._world, self._attempt = config, world, attempt
         self.beat = Beat()
         self.sections = Sections(world.device, self.beat.mark)
@@ -46,10 +47,10 @@ class Monitor:
         self._meter = Meter(world.device)
         self._stragglers = Stragglers()
         self._hung = False
-        self._profiler = Profiler(attempt.store, rank=world.place.rank, world=world.place.world)
+        self._profiler = Profiler(attempt.store, rank=world.rank, world=world.world_size)
         self._peers = Peers.meet(config, world, self.beat, self.host, self._last_word)
         hosts = tuple(sorted(set(self._peers.hosts)))
-        facts = {"name": config.name, "steps": config.steps, "ranks": world.place.world, "hosts": hosts}
+        facts = {"name": config.name, "steps": config.steps, "ranks": world.world_size, "hosts": hosts}
         self._status = StatusThread(attempt, self.beat, **facts) if world.is_main else None
         self._why_stopped = TOLD
 
@@ -89,11 +90,11 @@ class Monitor:
         if asked and asked.stop:
             self._why_stopped = ASKED
         gone = self._status.gone if self._status else ""
-        stop_all, profile, lost = self._world.highest([int(stop), int(bool(asked and asked.profile)), int(bool(gone))])
+        stop_all, profile, lost = self._world.maximum([int(stop), int(bool(asked and asked.profile)), int(bool(gone))])
         if lost:
             raise Superseded(gone or f"the folder of the run at {self._attempt.store.url} was deleted or replaced.")
         if profile:
-            request: ProfileRequest = self._world.share(asked.profile if asked else None)
+            request: ProfileRequest = self._world.broadcast_from_main(asked.profile if asked else None)
             self._profiler.begin(request, self.beat.step)
             self.sections.recorded = self._profiler.active
         return bool(stop_all)
@@ -115,7 +116,7 @@ class Monitor:
 
     def _last_word(self, finding: Finding) -> None:
         """Before the watchdog ends this process."""
-        rank = self._world.place.rank
+        rank = self._world.rank
         if rank in finding.ranks:
             self._fail("Hang", f"{finding.text}; here: {stacks.of_thread(self.beat.thread)}", lost=False)
         elif rank < ASKING:
@@ -124,7 +125,7 @@ class Monitor:
             self._status.close("failed", finding.text)
 
     def _fail(self, kind: str, message: str, *, lost: bool, final: bool = False, passing: bool = False) -> None:
-        place = (self._world.place.rank, self.host, self.beat.step)
+        place = (self._world.rank, self.host, self.beat.step)
         self._attempt.fail(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
 
     def done(self) -> None:
@@ -150,7 +151,7 @@ class Monitor:
         self.beat.end(LOST if lost else f"{kind}: {message[:300]}")
         self._peers.hurry()
         # These come on all ranks at once; a thousand need not all say so.
-        silent = isinstance(error, TrainingError) and not self._hung and self._world.place.rank >= ASKING
+        silent = isinstance(error, TrainingError) and not self._hung and self._world.rank >= ASKING
         nature = {"final": isinstance(error, FINAL), "passing": isinstance(error, PASSING)}
         try:
             if not silent:
@@ -166,14 +167,14 @@ class Monitor:
         """The loss of another rank with its name, if that shows within seconds."""
         found = self._peers.who_is_gone(timed_out="imed out" in str(error))
         what = found.text if found else "another rank has ended or hangs, see its own message"
-        self._hung = found is not None and self._world.place.rank in found.ranks
+        self._hung = found is not None and self._world.rank in found.ranks
         if self._hung:
             what = f"{what}; here: {stacks.innermost(traceback.extract_tb(error.__traceback__))}"
         return LostContact(f"{what}; the same command goes on from the newest checkpoint.")
 
 
 @contextmanager
-def monitored(config: Config, world: World, attempt: Attempt) -> Generator[Monitor]:
+def monitored(config: Config, world: RankGroup, attempt: Attempt) -> Generator[Monitor]:
     """Watch over the block on all ranks; a collective at its begin.
 
     Raises:

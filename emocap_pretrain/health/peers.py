@@ -12,7 +12,7 @@ from emocap_pretrain.health.contact import who_is_gone
 from emocap_pretrain.health.exchange import Exchange, Line
 from emocap_pretrain.health.watch import LONGEST_TICK_S, Finding, Watch
 from emocap_pretrain.health.watchdog import Member, Watchdog
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
 
 ALARM_S = 30.0  # So long after rank 0 should have found a hang, the others look for themselves.
 CONTACT_S, CLOSE_S = 4.0, 3.0
@@ -34,18 +34,20 @@ class Peers:
     threads: _Threads | None
 
     @classmethod
-    def meet(cls, config: Config, world: World, beat: Beat, host: str, last_word: Callable[[Finding], None]) -> "Peers":
+    def meet(
+        cls, config: Config, world: RankGroup, beat: Beat, host: str, last_word: Callable[[Finding], None]
+    ) -> "Peers":
         """Begin to watch each other; a collective."""
-        rank, ranks = world.place.rank, world.place.world
-        if world.group is None:
+        rank, ranks = world.rank, world.world_size
+        if world.process_group is None:
             return cls((Member(host, os.getpid()),), rank, None)
         settings = config.cluster
-        group: Any = world.group  # Torch declares no number of collectives, but its own debugging asks for it.
+        group: Any = world.process_group  # Torch declares no number of collectives, but its own debugging asks for it.
         stopwatch = Stopwatch(LONGEST_TICK_S)
         pulses = Pulses(beat, rank, os.getpid(), stopwatch, group._get_sequence_number_for_group)
         line = Line.open()
         line.begin(pulses.next(0.0))
-        members = tuple(Member(*each) for each in world.collect((host, os.getpid())))
+        members = tuple(Member(*each) for each in world.gather((host, os.getpid())))
         hosts = [member.host for member in members]
         where = f"{line.address} (rank 0's host {hosts[0]})"
         watch = Watch(hosts, where, timeout_s=settings.timeout_s, silence_s=settings.silence_s)

@@ -117,7 +117,7 @@ def first_time(place: Path, rank: int) -> bool:
 def sees(place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
-    at = runtime.place
+    at = runtime.rank_info
     numbers = [None] * at.world
     dist.all_gather_object(numbers, at.rank * 10)
     env = [os.environ["GREETING"], os.environ["SECRET"]]
@@ -134,7 +134,7 @@ def sees(place: Path, runtime: RayRuntime) -> None:
 def is_killed(place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
-    rank = runtime.place.rank
+    rank = runtime.rank_info.rank
     (place / f"began-{rank}-{time.time()}").touch()
     if first_time(place, rank):
         if rank == 1:
@@ -171,7 +171,7 @@ def is_done(place: Path, _runtime: RayRuntime) -> None:
 
 
 def waits_at_first(place: Path, runtime: RayRuntime) -> None:
-    if first_time(place, runtime.place.rank):
+    if first_time(place, runtime.rank_info.rank):
         (place / "ready").touch()
         time.sleep(300.0)
     (place / "done").touch()
@@ -202,7 +202,7 @@ def left_behind() -> dict[str, object]:
 def has_a_bug(place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
-    if runtime.place.rank == 1:
+    if runtime.rank_info.rank == 1:
         (place / "failure").write_text(json.dumps({"kind": "ValueError", "message": "bad", "rank": 1, "step": 7}))
         raise ValueError("bad")
     dist.barrier()
@@ -211,7 +211,7 @@ def has_a_bug(place: Path, runtime: RayRuntime) -> None:
 def is_set_wrongly(_place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
-    if runtime.place.rank == 1:
+    if runtime.rank_info.rank == 1:
         raise ClusterError("the data ran out")
     dist.barrier()
 
@@ -221,9 +221,9 @@ def waits_to_be_stopped(place: Path, runtime: RayRuntime) -> None:
     step = int((place / "progress").read_text()) if (place / "progress").exists() else 0
     for now in range(step + 1, step + 200):
         stopping = stops(runtime)
-        if runtime.place.rank == 0:
+        if runtime.rank_info.rank == 0:
             (place / "progress").write_text(str(now))
-            (place / f"ready-{runtime.place.world}").touch()
+            (place / f"ready-{runtime.rank_info.world_size}").touch()
             runtime.committed("a checkpoint")
         if stopping:
             return
@@ -314,7 +314,7 @@ def there(file: Path, job: "subprocess.Popen[bytes]") -> None:
 
 
 def moves(place: Path, runtime: RayRuntime) -> None:
-    if runtime.place.world == 2 and (place / "ready-3").exists():
+    if runtime.rank_info.world_size == 2 and (place / "ready-3").exists():
         (place / "ready-2-again").touch()
     waits_to_be_stopped(place, runtime)
 

@@ -9,15 +9,13 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
 Act = Callable[..., Any]
 
@@ -29,22 +27,23 @@ def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     # The last one is what DeepSpeed imports late, for seconds, when it makes an optimizer.
     context.set_forkserver_preload(["deepspeed", "emocap_pretrain.engine.engine", "torch._inductor.compile_fx"])
-    with TemporaryDirectory() as folder:
-        pipes: list[Connection] = []
-        processes: list[Any] = []
-        for rank in range(ranks):
-            here, there = context.Pipe()
-            job = (rank, ranks, folder, there, act, arguments)
-            processes.append(context.Process(target=_serve, args=job, daemon=True))
-            processes[-1].start()
-            there.close()
-            pipes.append(here)
-        try:
-            return [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
+    # A store of TCP, as launchers make it: the failure detector asks it for its address.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
+    pipes: list[Connection] = []
+    processes: list[Any] = []
+    for rank in range(ranks):
+        here, there = context.Pipe()
+        job = (rank, ranks, store.port, there, act, arguments)
+        processes.append(context.Process(target=_serve, args=job, daemon=True))
+        processes[-1].start()
+        there.close()
+        pipes.append(here)
+    try:
+        return [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def _answer(pipe: Connection, rank: int) -> Any:
@@ -56,11 +55,11 @@ def _answer(pipe: Connection, rank: int) -> Any:
     return value
 
 
-def _serve(rank: int, ranks: int, folder: str, pipe: Connection, act: Act, arguments: tuple[Any, ...]) -> None:
+def _serve(rank: int, ranks: int, port: int, pipe: Connection, act: Act, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder) / "store"), ranks)
+    store = dist.TCPStore("127.0.0.1", port)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    world = World(Rank(rank, ranks, rank, ranks), "cpu", dist.group.WORLD if ranks > 1 else None)
+    world = RankGroup(Rank(rank, ranks, rank, ranks), "cpu", dist.group.WORLD if ranks > 1 else None)
     try:
         pipe.send((act(world, *arguments), None))
     except BaseException:  # noqa: BLE001 - it travels to the test that asked

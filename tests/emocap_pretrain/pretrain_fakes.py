@@ -4,7 +4,7 @@ import atexit
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor
 from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.objective import Objective
-from emocap_pretrain.runtime import Rank
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
 
 def objective_of(config: Config) -> Objective:
@@ -44,7 +45,7 @@ class FakeRuntime:
     """Alone on the CPU; asks to stop after `stop_after` steps."""
 
     stop_after: int | None = None
-    place: Rank = field(default_factory=Rank)
+    rank_info: Rank = field(default_factory=Rank)
     device: str = "cpu"
     beats: list[int] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
@@ -66,47 +67,40 @@ class Gone(Exception):  # noqa: N818
     """Another rank ended early: what a collective then raises."""
 
 
-@dataclass
-class ThreadWorld:
-    """One of some ranks that are threads; where one of them ends early, the others' collectives fail."""
+@dataclass(frozen=True)
+class ThreadRanks(RankGroup):
+    """Ranks that are threads; where one of them ends early, the others' collectives fail."""
 
-    place: Rank
-    letters: list[list[queue.SimpleQueue[Any]]]  # From, to.
-    device: str = "cpu"
-    group: None = None
+    letters: list[list[queue.SimpleQueue[Any]]] = field(default_factory=list)  # From, to.
 
-    @property
-    def is_main(self) -> bool:
-        return self.place.rank == 0
+    def patient(self, name: str) -> "ThreadRanks":
+        letters = [[queue.SimpleQueue[Any]() for _ in row] for row in self.letters]
+        return ThreadRanks(self.info, self.device, None, name, self._broadcast(letters))
 
-    def collect(self, value: Any) -> list[Any]:
+    def send(self, value: Any) -> None:
+        for box in self.letters[self.rank]:
+            box.put(value)
+
+    def _gather(self, value: Any) -> list[Any]:
         self.send(value)
-        values = [box[self.place.rank].get(timeout=20) for box in self.letters]
+        values = [box[self.rank].get(timeout=20) for box in self.letters]
         if Gone in values:
             raise Gone
         return values
 
-    def share(self, value: Any) -> Any:
-        return self.collect(value)[0]
+    def _broadcast(self, value: Any) -> Any:
+        return self._gather(value)[0]
 
-    def any(self, flag: bool) -> bool:
-        return any(self.collect(flag))
-
-    def aside(self) -> "ThreadWorld":
-        letters = [[queue.SimpleQueue[Any]() for _ in row] for row in self.letters]
-        return ThreadWorld(self.place, self.share(letters))
-
-    def send(self, value: Any) -> None:
-        for box in self.letters[self.place.rank]:
-            box.put(value)
+    def _maximum(self, numbers: Sequence[int]) -> list[int]:
+        return [max(each) for each in zip(*self._gather(list(numbers)), strict=True)]
 
 
-def on_ranks(ranks: int, act: Callable[[ThreadWorld], Any]) -> list[Any]:
+def on_ranks(ranks: int, act: Callable[[ThreadRanks], Any]) -> list[Any]:
     """What `act` returned or raised on each rank."""
     letters = [[queue.SimpleQueue[Any]() for _ in range(ranks)] for _ in range(ranks)]
 
     def one(rank: int) -> Any:
-        world = ThreadWorld(Rank(rank, ranks, rank, ranks), letters)
+        world = ThreadRanks(Rank(rank, ranks, rank, ranks), "cpu", None, "training", letters)
         try:
             return act(world)
         except BaseException as error:  # noqa: BLE001

@@ -24,12 +24,12 @@ from emocap_pretrain import run
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
-from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import open_session
 from emocap_pretrain.terminal import Command
-from emocap_pretrain.world import World
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     start = Attempt.begin(open_store(tiny_config.url))
-    alone = World(Rank(), "cpu", None)
+    alone = RankGroup(Rank(), "cpu", None)
     with open_session(tiny_config, alone, start, alone) as session:
         batch, cursor, _ = next(session.batches)
         session.engine.train(batch)

@@ -18,12 +18,12 @@ from emocap_pretrain.checkpoint.layout import manifest_of
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.cli import checkpoints
 from emocap_pretrain.cli.app import app
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Status
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STATE = {"config": {"engine": {"zero_stage": 2}}, "progress": {"seconds": 9.0, "row": {"loss": 3.14159}}}
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from emocap_shards.errors import BudgetSpent, DamagedSample
 from emocap_shards.store import open_store
-from pretrain_fakes import ThreadWorld, on_ranks
+from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.quarantine import QUARANTINE_FILE, Quarantine
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument, QuarantinedSample
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
 
 
 def damage(key: str) -> DamagedSample:
@@ -23,9 +23,9 @@ def damage(key: str) -> DamagedSample:
 def settled(met: Sequence[Sequence[str]], budget: int, url: str) -> list[Quarantine | Exception]:
     """Ranks that meet these samples and settle once."""
 
-    def act(world: ThreadWorld) -> Quarantine:
+    def act(world: ThreadRanks) -> Quarantine:
         quarantine = Quarantine(open_store(url), world, budget)  # pyright: ignore[reportArgumentType]
-        quarantine.meet(map(damage, met[world.place.rank]), step=7)
+        quarantine.meet(map(damage, met[world.rank]), step=7)
         quarantine.settle()
         return quarantine
 
@@ -67,7 +67,7 @@ def test_nothing_is_said_or_written_while_nothing_is_damaged(url: str) -> None:
 
 def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
     settled([["a"]], 3, url)
-    again = Quarantine.open(open_store(url), World(Rank(), "cpu", None), 3)
+    again = Quarantine.open(open_store(url), RankGroup(Rank(), "cpu", None), 3)
     again.meet([damage("a"), damage("b")], step=9)
     assert keys(again.settle()) == ["b"]
     assert keys(again.rows) == [each["key"] for each in stored(url)] == ["a", "b"]
@@ -76,7 +76,7 @@ def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
 
 def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> None:
     settled([["a", "b", "c"]], 2, url)
-    alone = World(Rank(), "cpu", None)
+    alone = RankGroup(Rank(), "cpu", None)
     with pytest.raises(BudgetSpent, match=r"3 damaged samples, the last 'c' .* delete that file"):
         Quarantine.open(open_store(url), alone, 2)
     assert len(Quarantine.open(open_store(url), alone, 3).rows) == 3
@@ -85,11 +85,11 @@ def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> No
 def test_ranks_that_end_alone_write_what_they_know_and_lose_nothing_of_the_others(url: str) -> None:
     settled([["a"]], 5, url)
 
-    def act(world: ThreadWorld) -> None:
+    def act(world: ThreadRanks) -> None:
         quarantine = Quarantine(open_store(url), world, 2)  # pyright: ignore[reportArgumentType]
-        quarantine.meet([damage(f"pending-{world.place.rank}")], step=8)
+        quarantine.meet([damage(f"pending-{world.rank}")], step=8)
         with quarantine.recorded(step=9):
-            raise BudgetSpent("used up", damaged=(damage(f"then-{world.place.rank}"),))
+            raise BudgetSpent("used up", damaged=(damage(f"then-{world.rank}"),))
 
     assert [str(each) for each in on_ranks(3, act)] == ["used up"] * 3
     found = storage.read(open_store(url), QUARANTINE_FILE, QUARANTINE)

@@ -17,12 +17,12 @@ from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.runtime import Rank
 from emocap_pretrain.session import Session, open_session
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest
     return changed(tiny_config, tracking__uri=mlflow)
 
 
-def begun(config: Config, world: World = ALONE) -> Session:
+def begun(config: Config, world: RankGroup = ALONE) -> Session:
     return open_session(config, world, Attempt.begin(open_store(config.url)), world)
 
 
@@ -202,5 +202,5 @@ def test_other_data_than_the_checkpoint_s_are_refused(config: Config) -> None:
 
 def test_more_ranks_than_samples_are_refused_before_anything_is_written(config: Config) -> None:
     with pytest.raises(ConfigError, match="without a sample"):
-        begun(changed(config, global_batch=1), World(Rank(0, 2), "cpu", None))
+        begun(changed(config, global_batch=1), RankGroup(Rank(0, 2), "cpu", None))
     assert open_store(config.url).list("checkpoints") == []

@@ -16,11 +16,11 @@ from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 FILES = ("engine/rank-00000.safetensors", "model.safetensors")
 EXPECTED = (StoreError, CheckpointError)
 EVERY, STEPS = 2, 4

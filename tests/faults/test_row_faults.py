@@ -13,14 +13,14 @@ from fault_sweep import CountedStore, Counter, emptied, operations_of, struck, s
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder import unsent as unsent_rows
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.runtime import Rank
 from emocap_pretrain.tracking.spool import Row, Spool, row
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 EXPECTED = (StoreError, CheckpointError)
 EVERY, STEPS = 2, 4
 REPORT, UNSENT = "report.json", "unsent.json"

@@ -13,10 +13,10 @@ from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 FILES = ("engine/rank-00000.safetensors", "engine/rank-00001.safetensors", WEIGHTS, TOKENIZER)
 WRITES = {"put", "put_file", "put_if_absent", "put_if_match", "delete", "delete_tree"}
 READS = {"list", "read", "read_versioned", "exists", "get_file", "read_range"}

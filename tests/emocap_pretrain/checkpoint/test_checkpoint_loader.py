@@ -20,7 +20,7 @@ from checkpoint_cases import (
 )
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
-from pretrain_fakes import ThreadWorld, on_ranks
+from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS, manifest_of
 from emocap_pretrain.checkpoint.loader import downloaded, resumable
@@ -81,8 +81,8 @@ def test_what_was_downloaded_of_a_damaged_one_takes_no_room(store: Store, own_tm
 def test_each_rank_downloads_what_it_wants_and_no_more(store: Store) -> None:
     saved(store, 2)
 
-    def act(world: ThreadWorld) -> set[str]:
-        own = f"engine/rank-{world.place.rank:05d}.safetensors"
+    def act(world: ThreadRanks) -> set[str]:
+        own = f"engine/rank-{world.rank:05d}.safetensors"
         with resumable(store, world, lambda _, path: path == own or world.is_main) as found:
             assert found
             return set(read(found[1]))
@@ -163,8 +163,8 @@ def test_damage_that_the_store_holds_sends_all_ranks_back(tmp_path: Path) -> Non
     _, newest = saved(store, 2, 4)
     damage(store, f"{newest.folder}/{FILES[1]}", "flipped")
 
-    def act(world: ThreadWorld) -> int | None:
-        wanted = FILES[1 - world.place.rank]  # Rank 0 wants the damaged one, rank 1 does not.
+    def act(world: ThreadRanks) -> int | None:
+        wanted = FILES[1 - world.rank]  # Rank 0 wants the damaged one, rank 1 does not.
         with resumable(store, world, lambda _, path: path == wanted) as found:
             return found[0].step if found else None
 
@@ -185,8 +185,8 @@ def test_a_rank_whose_host_changes_bytes_is_named_and_costs_no_checkpoint(tmp_pa
     _, newest = saved(store, 2, 4)
     damaging = BadLine(store, newest.folder, turn_a_bit)
 
-    def act(world: ThreadWorld) -> None:
-        with resumable(damaging if world.place.rank == rank else store, world, everything):
+    def act(world: ThreadRanks) -> None:
+        with resumable(damaging if world.rank == rank else store, world, everything):
             pass
 
     for outcome in on_ranks(2, act):
@@ -207,8 +207,8 @@ def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
     def fail(_: Path) -> None:
         raise error
 
-    def act(world: ThreadWorld) -> None:
-        its = BadLine(store, newest.folder, fail) if world.place.rank == rank else store
+    def act(world: ThreadRanks) -> None:
+        its = BadLine(store, newest.folder, fail) if world.rank == rank else store
         with resumable(its, world, everything):
             pass
 

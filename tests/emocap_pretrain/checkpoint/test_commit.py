@@ -25,7 +25,7 @@ from checkpoint_cases import (
 )
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Entry, Store, open_store
-from pretrain_fakes import ThreadWorld, on_ranks
+from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import MANIFEST, TOKENIZER, WEIGHTS, forget
@@ -54,9 +54,9 @@ def test_the_newest_comes_first_whatever_the_number_of_digits(store: Store) -> N
 
 
 def test_every_rank_s_files_are_in_one_manifest_with_the_number_of_ranks(store: Store) -> None:
-    def act(world: ThreadWorld) -> Checkpoint:
+    def act(world: ThreadRanks) -> Checkpoint:
         def write(folder: Path) -> None:
-            (folder / f"rank-{world.place.rank}").write_bytes(bytes([world.place.rank]))
+            (folder / f"rank-{world.rank}").write_bytes(bytes([world.rank]))
 
         return commit(store, 3, {}, write, world)
 
@@ -67,7 +67,7 @@ def test_every_rank_s_files_are_in_one_manifest_with_the_number_of_ranks(store: 
 
 
 def test_a_rank_without_files_of_its_own_takes_part(store: Store) -> None:
-    def act(world: ThreadWorld) -> Checkpoint:
+    def act(world: ThreadRanks) -> Checkpoint:
         return commit(store, 3, {}, writer(3) if world.is_main else lambda _: None, world)
 
     assert on_ranks(2, act)[1].files == committed(store)[0].files
@@ -81,10 +81,10 @@ def test_a_rank_without_files_of_its_own_takes_part(store: Store) -> None:
 def test_a_write_that_raises_on_one_rank_is_every_rank_s_error(
     store: Store, broken: int, error: Exception, words: str
 ) -> None:
-    def act(world: ThreadWorld) -> None:
+    def act(world: ThreadRanks) -> None:
         def write(folder: Path) -> None:
             writer(2)(folder)
-            if world.place.rank == broken:
+            if world.rank == broken:
                 raise error
 
         commit(store, 2, {}, write, world)
@@ -97,9 +97,9 @@ def test_a_write_that_raises_on_one_rank_is_every_rank_s_error(
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_upload_that_fails_on_one_rank_is_every_rank_s_error_and_names_it(store: Store, broken: int) -> None:
-    def act(world: ThreadWorld) -> None:
+    def act(world: ThreadRanks) -> None:
         error = StoreError("the bucket is full")
-        its = FailingStore(store, WEIGHTS, error) if world.place.rank == broken else store
+        its = FailingStore(store, WEIGHTS, error) if world.rank == broken else store
         commit(its, 2, {}, writer(2), world)
 
     for outcome in on_ranks(2, act):
@@ -109,7 +109,7 @@ def test_an_upload_that_fails_on_one_rank_is_every_rank_s_error_and_names_it(sto
 
 
 def test_a_manifest_that_cannot_be_put_is_every_rank_s_error(store: Store) -> None:
-    def act(world: ThreadWorld) -> None:
+    def act(world: ThreadRanks) -> None:
         commit(FailingStore(store, MANIFEST, StoreError("unreachable")), 2, {}, writer(2), world)
 
     assert [type(each) for each in on_ranks(2, act)] == [CheckpointError, CheckpointError]

@@ -11,7 +11,7 @@ import pytest
 from checkpoint_cases import ALONE, FILES, UnconditionalStore, resumed_step, saved, steps, writer
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
-from pretrain_fakes import ThreadWorld, on_ranks
+from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
@@ -123,8 +123,8 @@ def test_what_goes_wrong_in_a_thread_is_raised_on_all_ranks_at_the_next_call(
 ) -> None:
     store = open_store(tmp_path / "run")
 
-    def act(world: ThreadWorld) -> None:
-        gate = Gate(store, StoreError("the bucket is gone") if world.place.rank == broken else None)
+    def act(world: ThreadRanks) -> None:
+        gate = Gate(store, StoreError("the bucket is gone") if world.rank == broken else None)
         gate.open.set()
         saver = Saver(gate, world)
         saver.save(2, {}, writer(2))
@@ -152,12 +152,12 @@ def test_an_error_is_raised_once(gate: Gate) -> None:
 def test_all_ranks_hear_of_a_checkpoint_in_the_same_call_although_one_is_slower(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
 
-    def act(world: ThreadWorld) -> list[list[int]]:
+    def act(world: ThreadRanks) -> list[list[int]]:
         gate = Gate(store)
         if world.is_main:
             gate.open.set()
         saver, heard = Saver(gate, world), []
-        saver.save(2, {}, writer(2) if world.place.rank else lambda _: None)
+        saver.save(2, {}, writer(2) if world.rank else lambda _: None)
         for call in range(200):
             if call == 5:
                 gate.open.set()
@@ -198,7 +198,7 @@ def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     saved(store, 1, 2)
 
-    def act(world: ThreadWorld) -> list[int]:
+    def act(world: ThreadRanks) -> list[int]:
         saver = Saver(store, world, retention=Retention(1))
         saver.save(3, {}, writer(3) if world.is_main else lambda _: None)
         saver.wait()

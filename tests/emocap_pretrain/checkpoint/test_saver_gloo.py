@@ -15,13 +15,13 @@ from emocap_shards.store import open_store
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.runtime import EnvRuntime
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.runtime import EnvRuntime
+from emocap_pretrain.ranks.group import RankGroup
 
 runtime = EnvRuntime.from_environment("cpu")
-rank = runtime.place.rank
+rank = runtime.rank_info.rank
 dist.init_process_group("gloo", rank=rank, world_size=2)
-world = World(runtime.place, "cpu", dist.group.WORLD)
+world = RankGroup(runtime.rank_info, "cpu", dist.group.WORLD)
 store = open_store(sys.argv[1])
 saver, heard, error = Saver(store, world), [], ""
 

@@ -13,7 +13,7 @@ from emocap_shards.errors import NotFound
 from emocap_shards.store import Entry, Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pretrain_fakes import ThreadWorld, on_ranks
+from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint import manifest
 from emocap_pretrain.checkpoint.commit import commit
@@ -125,9 +125,9 @@ def test_a_wrong_reading_or_two_cost_no_progress(kind: str) -> None:
             assert resumed_step(WrongReads(store, wrong)) in ({2, 4} if hidden else {4}), wrong
 
 
-def act_with(stores: dict[int, Store]) -> Callable[[ThreadWorld], int | None]:
-    def act(world: ThreadWorld) -> int | None:
-        with resumable(stores[world.place.rank], world, everything) as found:
+def act_with(stores: dict[int, Store]) -> Callable[[ThreadRanks], int | None]:
+    def act(world: ThreadRanks) -> int | None:
+        with resumable(stores[world.rank], world, everything) as found:
             return found.checkpoint.step if found else None
 
     return act
@@ -144,7 +144,7 @@ def test_a_host_that_reads_every_manifest_wrong_refuses_none_that_another_host_r
         def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
             return flip(self.store.read(path, limit_bytes=limit_bytes))
 
-    monkeypatch.setattr(ThreadWorld, "collect", with_own_hosts(ThreadWorld.collect))
+    monkeypatch.setattr(ThreadRanks, "_gather", with_own_hosts(ThreadRanks._gather))
     stores: dict[int, Store] = {wrong_rank: Torn(store, []), 1 - wrong_rank: store}
     assert on_ranks(2, act_with(stores)) == [4, 4]
 
@@ -163,7 +163,7 @@ def test_a_host_that_reads_a_file_wrong_again_and_again_is_named_by_another_host
         def read_range(self, path: str, start: int, end: int) -> bytes:
             return flip(data) if len(data := self.store.read_range(path, start, end)) > 7 else data
 
-    monkeypatch.setattr(ThreadWorld, "collect", with_own_hosts(ThreadWorld.collect))
+    monkeypatch.setattr(ThreadRanks, "_gather", with_own_hosts(ThreadRanks._gather))
     stores: dict[int, Store] = {wrong_rank: Bad(store, []), 1 - wrong_rank: store}
     for outcome in on_ranks(2, act_with(stores)):
         assert isinstance(outcome, CheckpointError)
@@ -171,10 +171,10 @@ def test_a_host_that_reads_a_file_wrong_again_and_again_is_named_by_another_host
         assert "than the store holds" in str(outcome)
 
 
-def with_own_hosts(collect: Callable[[ThreadWorld, Any], list[Any]]) -> Callable[[ThreadWorld, Any], list[Any]]:
+def with_own_hosts(collect: Callable[[ThreadRanks, Any], list[Any]]) -> Callable[[ThreadRanks, Any], list[Any]]:
     """Ranks of one process that take themselves for ranks of different hosts: the first collective names the hosts."""
 
-    def collected(world: ThreadWorld, value: Any) -> list[Any]:
-        return collect(world, f"host{world.place.rank}" if isinstance(value, str) else value)
+    def collected(world: ThreadRanks, value: Any) -> list[Any]:
+        return collect(world, f"host{world.rank}" if isinstance(value, str) else value)
 
     return collected

@@ -13,8 +13,8 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.encoders.towers import ImageTower, TextTower
 from emocap_pretrain.engine.engine import Engine
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
 HERE = Path(__file__)
 PAGE = HERE.parents[3] / "docs" / "extend" / "tower.md"
@@ -42,7 +42,7 @@ def test_the_towers_of_the_page_have_all_members_of_a_tower(model: TowerPair) ->
 def test_the_model_of_the_page_trains(model: TowerPair, tiny_config: Config, stage: int) -> None:
     stand_alone()
     engine = Engine.of(
-        model, changed(tiny_config, engine__zero_stage=stage, optimizer__lr=0.01), World(Rank(), "cpu", None)
+        model, changed(tiny_config, engine__zero_stage=stage, optimizer__lr=0.01), RankGroup(Rank(), "cpu", None)
     )
     batch = batch_of(tiny_config, 0, range(8))
     losses = [float(engine.train(batch)["loss"]) for _ in range(3)]

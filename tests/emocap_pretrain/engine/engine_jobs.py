@@ -16,7 +16,7 @@ from emocap_pretrain.engine import zero
 from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import Layout
 from emocap_pretrain.engine.snapshot import fill
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
 
 SAVED_AT = 2
 
@@ -38,21 +38,26 @@ class Steps(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def engine_at(config: Config, world: World, stage: int, *, seed: int | None = None) -> Engine:
+def engine_at(config: Config, world: RankGroup, stage: int, *, seed: int | None = None) -> Engine:
     """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
-    torch.manual_seed(world.place.rank if seed is None else seed)
+    torch.manual_seed(world.rank if seed is None else seed)
     config = changed(config, engine__zero_stage=stage)
     return Engine.of(TowerPair.of(config, VOCABULARY), config, world)
 
 
 def stepped(
-    engine: Engine, config: Config, world: World, steps: range, left_out: Sequence[int] = (), rows: Sequence[int] = ()
+    engine: Engine,
+    config: Config,
+    world: RankGroup,
+    steps: range,
+    left_out: Sequence[int] = (),
+    rows: Sequence[int] = (),
 ) -> Steps:
     """Train; `rows` of the global batch by step, in turns."""
     found: list[tuple[float, float, float]] = []
     for step in steps:
         count = rows[step % len(rows)] if rows else config.global_batch
-        batch = batch_of(config, step, rows_of(world.place.rank, world.place.world, count))
+        batch = batch_of(config, step, rows_of(world.rank, world.world_size, count))
         judge = (lambda _loss, step=step: step not in left_out) if left_out else None
         metrics = {name: float(value) for name, value in engine.train(batch, judge=judge).items()}
         found.append((metrics["loss"], metrics.get("gradient_norm", -1.0), metrics["skipped"]))
@@ -66,7 +71,7 @@ def weights_of(engine: Engine) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in snapshot.weights.items()}
 
 
-def walked(world: World, config: Config, stages: Sequence[int], steps: int, **options: Any) -> dict[int, Steps]:
+def walked(world: RankGroup, config: Config, stages: Sequence[int], steps: int, **options: Any) -> dict[int, Steps]:
     """A new engine at every stage, from equal weights."""
     return {
         stage: stepped(engine_at(config, world, stage, seed=0), config, world, range(steps), **options)
@@ -74,12 +79,14 @@ def walked(world: World, config: Config, stages: Sequence[int], steps: int, **op
     }
 
 
-def saved(world: World, config: Config, stages: Sequence[int], root: Path) -> dict[int, tuple[dict[str, Any], Steps]]:
+def saved(
+    world: RankGroup, config: Config, stages: Sequence[int], root: Path
+) -> dict[int, tuple[dict[str, Any], Steps]]:
     """At every stage: train, write a snapshot, train on; the layout and what came after the snapshot."""
-    return {stage: _saved(world, config, Place(world.place.world, stage), root) for stage in stages}
+    return {stage: _saved(world, config, Place(world.world_size, stage), root) for stage in stages}
 
 
-def _saved(world: World, config: Config, place: Place, root: Path) -> tuple[dict[str, Any], Steps]:
+def _saved(world: RankGroup, config: Config, place: Place, root: Path) -> tuple[dict[str, Any], Steps]:
     engine = engine_at(config, world, place.stage)
     stepped(engine, config, world, range(SAVED_AT))
     snapshot = engine.snapshot()
@@ -89,15 +96,15 @@ def _saved(world: World, config: Config, place: Place, root: Path) -> tuple[dict
 
 
 def resumed(
-    world: World, config: Config, sources: Sequence[tuple[int, Place, dict[str, Any]]], root: Path
+    world: RankGroup, config: Config, sources: Sequence[tuple[int, Place, dict[str, Any]]], root: Path
 ) -> list[Steps]:
     """For each (stage, who saved, its layout): the steps after the snapshot."""
     return [_resumed(world, config, stage, source.folder(root), layout) for stage, source, layout in sources]
 
 
-def _resumed(world: World, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
+def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
     config = changed(config, engine__zero_stage=stage)
-    torch.manual_seed(100 + world.place.rank)
+    torch.manual_seed(100 + world.rank)
     model = TowerPair.of(config, VOCABULARY)
     if world.is_main:
         fill(model, folder / WEIGHTS)
@@ -106,13 +113,13 @@ def _resumed(world: World, config: Config, stage: int, folder: Path, layout: dic
     return stepped(engine, config, world, range(SAVED_AT, config.steps))
 
 
-def states_at(world: World, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
+def states_at(world: RankGroup, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
     """What this rank's optimizer holds of every parameter after a step: (slice, states by element), by stage."""
     return {stage: _states_at(world, config, stage) for stage in stages}
 
 
-def _states_at(world: World, config: Config, stage: int) -> dict[str, Any]:
+def _states_at(world: RankGroup, config: Config, stage: int) -> dict[str, Any]:
     engine = engine_at(config, world, stage, seed=0)
     stepped(engine, config, world, range(1))
-    found = zero.state_slices(engine._engine, engine._optimizer, engine.layout, world.place.rank)
+    found = zero.state_slices(engine._engine, engine._optimizer, engine.layout, world.rank)
     return {each.slice.name: (each.slice, [view.clone() for view in each.per_element.values()]) for each in found}

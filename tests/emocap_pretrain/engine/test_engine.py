@@ -16,12 +16,12 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.feed import train_tokenizer
 from emocap_pretrain.loader import batches
-from emocap_pretrain.runtime import Rank
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.schedule import learning_rate
 from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STEPS = 5
 
 

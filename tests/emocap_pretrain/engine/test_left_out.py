@@ -13,10 +13,10 @@ from pretrain_fakes import changed, stand_alone
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.engine import zero
 from emocap_pretrain.engine.engine import Engine
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STAGES = (0, 1, 2, 3)
 
 
@@ -87,7 +87,7 @@ def test_ranks_leave_out_the_same_updates_at_every_stage(tiny_config: Config) ->
             assert rows == [pytest.approx(row, rel=1e-4) for row in found[0]]
 
 
-def walk_and_leave_out(world: World, config: Config) -> dict[int, list[tuple[float, float, float]]]:
+def walk_and_leave_out(world: RankGroup, config: Config) -> dict[int, list[tuple[float, float, float]]]:
     return {stage: steps.rows for stage, steps in walked(world, config, STAGES, 6, left_out=[0, 3, 5]).items()}
 
 

@@ -26,11 +26,11 @@ from emocap_pretrain.engine.snapshot import fill
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.feed import train_tokenizer
 from emocap_pretrain.loader import batches
-from emocap_pretrain.runtime import Rank
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 RECIPE = Path(__file__).parents[3] / "launch/recipes/tiny.yaml"
 LINES = re.findall(
     r"^  # ((?:kind|kind_by_part|teacher|patch_mask): .*?)(?:  # .*)?$",

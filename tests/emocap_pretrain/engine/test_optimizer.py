@@ -22,10 +22,10 @@ from emocap_pretrain.engine.layout import Layout, file_of
 from emocap_pretrain.engine.optimizer import OPTIMIZERS, OptimizerSpec, optimizer_of, parameter_groups
 from emocap_pretrain.engine.snapshot import HEADER, fill
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STEPS = 5
 NAMES = tuple(dict.fromkeys(name for name, _ in CASES))
 

@@ -21,11 +21,11 @@ from emocap_pretrain.engine.engine import Engine
 from emocap_pretrain.engine.layout import file_of
 from emocap_pretrain.engine.optimizer import OptimizerSpec
 from emocap_pretrain.engine.snapshot import fill
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
 PAGE = Path(__file__).parents[3] / "docs/extend/optimizer.md"
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STEPS = 4
 
 

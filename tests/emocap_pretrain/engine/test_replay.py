@@ -14,10 +14,10 @@ from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.encoders.pair import Embeddings, TowerPair
 from emocap_pretrain.engine.replay import Cached
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 STAGES = (0, 1, 2, 3)
 DROPPING = {"proj_drop_rate": 0.3, "drop_path_rate": 0.3}
 
@@ -57,7 +57,7 @@ def test_uneven_ranks_in_several_passes_walk_the_path_of_one_rank(config: Config
         assert found[1][stage].rows == found[0][stage].rows
 
 
-def walk_in_passes(world: World, config: Config, rows: Sequence[int]) -> dict[int, Steps]:
+def walk_in_passes(world: RankGroup, config: Config, rows: Sequence[int]) -> dict[int, Steps]:
     return walked(world, config, STAGES, 4, rows=rows)
 
 

@@ -16,10 +16,10 @@ from emocap_pretrain.encoders.pair import TowerPair
 from emocap_pretrain.engine.layout import file_of
 from emocap_pretrain.engine.snapshot import HEADER, fill
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 FILES = (WEIGHTS, file_of(0))
 
 

@@ -15,9 +15,9 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share, run_task
 from emocap_pretrain.loop import pretrain
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import Score, TaskResult
 from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.world import World
 
 WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face", "anger, fear, joy"]
 
@@ -30,13 +30,13 @@ def embedder_of(config: Config) -> Embedder:
     return Embedder(TowerPair.of(config, tokenizer.vocabulary, weights=False).eval(), tokenizer)
 
 
-def evaluate(world: World, config: Config) -> tuple[TaskResult, ...]:
-    return tasks.evaluate(config.evaluation, embedder_of(config), world.aside(), url="faces")
+def evaluate(world: RankGroup, config: Config) -> tuple[TaskResult, ...]:
+    return tasks.evaluate(config.evaluation, embedder_of(config), world.patient("evaluation"), url="faces")
 
 
-def train(world: World, config: Config) -> None:
+def train(world: RankGroup, config: Config) -> None:
     """The training function on one of several ranks."""
-    pretrain(config, FakeRuntime(place=world.place))
+    pretrain(config, FakeRuntime(rank_info=world.info))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Failing:
         return TaskResult(self.name, len(parts), (Score("sum", "sum", float(sum(parts)), is_share=False),))
 
 
-def fail(world: World, label: str) -> tuple[str, str]:
+def fail(world: RankGroup, label: str) -> tuple[str, str]:
     """The kind and message of what this rank raises, or its sum."""
     no_model: Any = None
     try:
@@ -76,7 +76,7 @@ def fail(world: World, label: str) -> tuple[str, str]:
     return "sum", str(found.value("sum"))
 
 
-def parts_in_order(world: World, batches: int) -> list[int]:
+def parts_in_order(world: RankGroup, batches: int) -> list[int]:
     """Returns which batch each part that arrives is of, where rank r makes parts of batches r, r + world_size, ..."""
 
     @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pretrain_fakes import FakeRuntime, changed, stand_alone
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.loop import pretrain
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
 
 BOTH = ["zero_shot", "retrieval"]
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 
 
 @pytest.fixture

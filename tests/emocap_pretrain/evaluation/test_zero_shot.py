@@ -17,9 +17,9 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import run_task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.results import ConfusionMatrix
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -62,7 +62,7 @@ class ColourModel:
 
 def classify(settings: Evaluation, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
     embedder = Embedder(model or ColourModel(), tokenizer or FakeTokenizer())
-    result = run_task(ZeroShot(settings), embedder, World(Rank(), "cpu", None))
+    result = run_task(ZeroShot(settings), embedder, RankGroup(Rank(), "cpu", None))
     (matrix,) = result.confusion_matrices
     return matrix
 

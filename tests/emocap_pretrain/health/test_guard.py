@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from emocap_pretrain.config.schema import Health
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.health.guard import FEWEST, SKIPPED_FILE, Guard, Verdict
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 
 
 def falling(steps: int) -> list[float]:

@@ -11,14 +11,14 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.health import status
 from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import attempts, requests
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import ProfileRequest, Status
-from emocap_pretrain.runtime import Rank
 from emocap_pretrain.sections import SECTIONS
-from emocap_pretrain.world import World
 
-ALONE = World(Rank(), "cpu", None)
+ALONE = RankGroup(Rank(), "cpu", None)
 GONE = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
 
 

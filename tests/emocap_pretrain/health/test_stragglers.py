@@ -6,9 +6,9 @@ from emocap_pretrain.health import readings
 from emocap_pretrain.health.gather import gathered
 from emocap_pretrain.health.stragglers import ROWS, Report, Stragglers, slowest
 from emocap_pretrain.meter import OWN
-from emocap_pretrain.runtime import Rank
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.sections import SECTIONS
-from emocap_pretrain.world import World
 
 HOSTS = [f"node{rank}" for rank in range(8)]
 
@@ -105,4 +105,4 @@ def test_alone_there_is_no_straggler_and_a_gpu_has_its_numbers() -> None:
 
 
 def test_a_process_alone_gathers_its_own_values() -> None:
-    assert gathered(World(Rank(), "cpu", None), [1.0, 2.5]) == [[1.0, 2.5]]
+    assert gathered(RankGroup(Rank(), "cpu", None), [1.0, 2.5]) == [[1.0, 2.5]]

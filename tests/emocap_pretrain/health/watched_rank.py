@@ -16,14 +16,15 @@ from emocap_shards.store import open_store
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import EmocapError
 from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.join import joined
+from emocap_pretrain.ranks.runtime import EnvRuntime
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.runtime import EnvRuntime
-from emocap_pretrain.world import World, joined
 
 AT_STEP = 3
 
 
-def trouble(kind: str, world: World) -> None:
+def trouble(kind: str, world: RankGroup) -> None:
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "freeze":
@@ -38,7 +39,7 @@ def trouble(kind: str, world: World) -> None:
         os._exit(3)
 
 
-def step(monitor: Monitor, world: World, kind: str | None) -> None:
+def step(monitor: Monitor, world: RankGroup, kind: str | None) -> None:
     total = torch.ones(100)
     with monitor.sections.timed("data"):
         time.sleep(0.01)
@@ -53,11 +54,11 @@ def step(monitor: Monitor, world: World, kind: str | None) -> None:
         pass
 
 
-def train(config: Config, world: World, start: Attempt, kind: str, victim: int) -> None:
+def train(config: Config, world: RankGroup, start: Attempt, kind: str, victim: int) -> None:
     with monitored(config, world, start) as monitor:
         for number in range(config.steps):
             monitor.at(number)
-            mine = number == AT_STEP and world.place.rank == victim
+            mine = number == AT_STEP and world.rank == victim
             step(monitor, world, kind if mine else None)
             monitor.at(number + 1, "logging")
             monitor.row({"loss": 1.0 / (number + 1)})
@@ -72,11 +73,11 @@ def main() -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=float(sys.argv[4])))
     with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
-        number = world.from_main(lambda: Attempt.begin(store, ranks=world.place.world).number)
+        number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
         try:
             train(config, world, Attempt(store, number), kind, victim)
         except (EmocapError, ValueError) as error:
-            sys.stderr.write(f"error: rank {world.place.rank}: {type(error).__name__}: {error}\n")
+            sys.stderr.write(f"error: rank {world.rank}: {type(error).__name__}: {error}\n")
             sys.stderr.flush()
             os._exit(1)
     os._exit(0)

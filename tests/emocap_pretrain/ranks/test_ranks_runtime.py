@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from emocap_pretrain.runtime import EnvRuntime, Rank, Runtime, launched
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.ranks.runtime import EnvRuntime, Runtime, launched
 
 NAMES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
@@ -45,7 +46,7 @@ def under(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> EnvR
 
 def test_a_process_without_a_launcher_is_alone() -> None:
     assert not launched()
-    assert EnvRuntime.from_environment("cpu").place == Rank(0, 1, 0, 1)
+    assert EnvRuntime.from_environment("cpu").rank_info == Rank(0, 1, 0, 1)
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, SLURM], ids=["torchrun", "deepspeed", "slurm"])
@@ -54,18 +55,18 @@ def test_every_launcher_s_variables_say_the_same_place(
 ) -> None:
     runtime = under(variables, monkeypatch)
     assert launched()
-    assert runtime.place == Rank(rank=5, world=8, local_rank=1, local_world=4)
+    assert runtime.rank_info == Rank(rank=5, world_size=8, local_rank=1, local_world_size=4)
     assert runtime.device == "cpu"
     assert isinstance(runtime, Runtime)
 
 
 def test_torchrun_s_variables_win_inside_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert under(SLURM | {"SLURM_PROCID": "0"} | TORCHRUN, monkeypatch).place.rank == 5
+    assert under(SLURM | {"SLURM_PROCID": "0"} | TORCHRUN, monkeypatch).rank_info.rank == 5
     assert "MASTER_ADDR" not in os.environ
 
 
 def test_a_shell_in_a_slurm_allocation_of_one_task_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert under(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, monkeypatch).place == Rank()
+    assert under(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, monkeypatch).rank_info == Rank()
     assert not launched()
 
 
@@ -88,7 +89,7 @@ def test_slurm_s_layouts_say_how_many_ranks_each_node_has(
 ) -> None:
     for node, count in enumerate(counts):
         variables = SLURM | {"SLURM_NODEID": str(node), "SLURM_STEP_TASKS_PER_NODE": layout}
-        assert under(variables, monkeypatch).place.local_world == count
+        assert under(variables, monkeypatch).rank_info.local_world_size == count
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_an_address_that_the_batch_script_gives_stands(monkeypatch: pytest.Monke
 
 
 def test_without_a_count_of_local_ranks_all_are_taken_to_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert under({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, monkeypatch).place.local_world == 2
+    assert under({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, monkeypatch).rank_info.local_world_size == 2
 
 
 def test_no_cuda_means_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

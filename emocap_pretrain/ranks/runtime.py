@@ -15,39 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-
-class Place(Protocol):
-    """This process among all: `rank` of `world`, `local_rank` of `local_world` on its host."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    @property
-    def local_rank(self) -> int: ...
-
-    @property
-    def local_world(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """A `Place` as a value; by default alone."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
+from emocap_pretrain.ranks.info import Rank, RankInfo
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """The process's place in the job, and the job's word to the process."""
+    """Says which rank of the job this process is, and passes messages between the job and the process."""
 
     @property
-    def place(self) -> Place: ...
+    def rank_info(self) -> RankInfo: ...
 
     @property
     def device(self) -> str:
@@ -69,9 +45,9 @@ class Runtime(Protocol):
 
 @dataclass(slots=True)
 class EnvRuntime:
-    """The place from environment variables; SIGTERM or the first Ctrl-C asks the loop to stop at the end of a step."""
+    """The rank that environment variables name; SIGTERM or the first Ctrl-C stops the loop at the end of a step."""
 
-    place: Rank
+    rank_info: Rank
     device: str
     _stop: Event = field(default_factory=Event)
     _bar: Any = None
@@ -84,10 +60,10 @@ class EnvRuntime:
             device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
             listen: Whether SIGTERM and Ctrl-C ask to stop; else they end the process as usual.
         """
-        place = _place(os.environ)
+        info = _rank_info(os.environ)
         if "RANK" not in os.environ and _in_slurm_step(os.environ):
             _meet_as_slurm_says()
-        runtime = cls(place, _device(device, place.local_rank))
+        runtime = cls(info, _device(device, info.local_rank))
         if not listen:
             return runtime
 
@@ -95,7 +71,7 @@ class EnvRuntime:
             runtime._stop.set()
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends this process at once.
-                if place.rank == 0:
+                if info.rank == 0:
                     sys.stderr.write("Ctrl-C: the run is saved and stops after this step; once more ends it at once.\n")
 
         signal.signal(signal.SIGTERM, stop)
@@ -156,7 +132,7 @@ def _first_host(hosts: str) -> str:
     return re.sub(r"\[(\w+)[^]]*]", r"\1", first.group() if first else hosts)
 
 
-def _place(variables: Mapping[str, str]) -> Rank:
+def _rank_info(variables: Mapping[str, str]) -> Rank:
     if "RANK" in variables:
         rank, world, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         # Torchrun's word, DeepSpeed's word; what has neither is taken to have all ranks on one host.

@@ -11,25 +11,26 @@ import torch.distributed as dist
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.runtime import Rank
-from emocap_pretrain.world import World, joined, lost_contact, use_threads
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.ranks.join import joined, lost_contact, use_threads
 
 # What a rank of two sees of the other, as JSON on stdout; the config comes as its first argument.
 TWO_RANKS = """
 import json, sys
 import torch.distributed as dist
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.runtime import EnvRuntime
-from emocap_pretrain.world import joined
+from emocap_pretrain.ranks.runtime import EnvRuntime
+from emocap_pretrain.ranks.join import joined
 
 config, runtime = Config.model_validate_json(sys.argv[1]), EnvRuntime.from_environment("cpu")
-rank = runtime.place.rank
+rank = runtime.rank_info.rank
 with joined(config.cluster, runtime) as world:
     seen = {
         "main": world.is_main,
-        "share": world.share({"from": rank}),
-        "collect": world.collect(f"rank {rank}"),
-        "any": [world.any(False), world.any(rank == 1), world.any(True)],
+        "share": world.broadcast_from_main({"from": rank}),
+        "collect": world.gather(f"rank {rank}"),
+        "any": [world.any_rank(False), world.any_rank(rank == 1), world.any_rank(True)],
     }
 seen["left"] = not dist.is_initialized()
 print(json.dumps(seen))
@@ -37,18 +38,18 @@ print(json.dumps(seen))
 
 
 def test_a_process_alone_shares_with_itself() -> None:
-    world = World(Rank(), "cpu", None)
+    world = RankGroup(Rank(), "cpu", None)
     assert world.is_main
-    assert world.share({"a": 1}) == {"a": 1}
-    assert world.collect("a") == ["a"]
-    assert world.any(True)
-    assert not world.any(False)
+    assert world.broadcast_from_main({"a": 1}) == {"a": 1}
+    assert world.gather("a") == ["a"]
+    assert world.any_rank(True)
+    assert not world.any_rank(False)
 
 
 def test_a_process_group_that_stands_is_used_and_left_standing(tiny_config: Config) -> None:
     stand_alone()
     with joined(tiny_config.cluster, FakeRuntime()) as world:
-        assert world == World(Rank(), "cpu", None)
+        assert world == RankGroup(Rank(), "cpu", None)
     assert dist.is_initialized()
 
 

@@ -1,0 +1,206 @@
+"""The ranks of a job as one rank sees them, and the collectives of the training function.
+
+A collective must be called by all ranks of the group in the same order; each has the decorator `collective`, and a test
+compares what was recorded on two ranks. The losses and DeepSpeed have collectives of their own.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from emocap_shards.errors import StoreError
+from torch.distributed import ProcessGroup
+
+from emocap_pretrain.errors import CheckpointError, ConfigError, EmocapError, LostContact, Superseded
+from emocap_pretrain.ranks.info import RankInfo
+
+Value = TypeVar("Value")
+Given = ParamSpec("Given")
+
+# Errors that all ranks raise as they are, whichever rank met them.
+_SHARED: dict[str, type[EmocapError]] = {each.__name__: each for each in (ConfigError, Superseded)}
+
+_recordings: list["Recording"] = []
+
+
+@dataclass
+class Recording:
+    """The names of the collectives that this process called, by the name of the group, in order."""
+
+    calls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    lock: threading.Lock = field(default_factory=threading.Lock)  # Groups beside the training's belong to threads.
+
+
+@contextmanager
+def recorded_collectives() -> Generator[Recording]:
+    """Records the collectives of this process for as long as the block lasts."""
+    recording = Recording()
+    _recordings.append(recording)
+    try:
+        yield recording
+    finally:
+        _recordings.remove(recording)
+
+
+def collective(
+    call: Callable[Concatenate["RankGroup", Given], Value],
+) -> Callable[Concatenate["RankGroup", Given], Value]:
+    """Marks a method of `RankGroup` that all ranks must call in the same order."""
+
+    @functools.wraps(call)
+    def recorded(group: "RankGroup", *arguments: Given.args, **named: Given.kwargs) -> Value:
+        for recording in _recordings:
+            with recording.lock:
+                recording.calls.setdefault(group.name, []).append(call.__name__)
+        return call(group, *arguments, **named)
+
+    return recorded
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """All ranks of the job, seen from this one.
+
+    Attributes:
+        info: Which rank this is, and of how many.
+        device: This rank's device in torch's words, such as `cuda:3` or `cpu`.
+        process_group: Torch's group of the ranks; None if this rank is alone.
+        name: The name of the group in recordings.
+    """
+
+    info: RankInfo
+    device: str
+    process_group: ProcessGroup | None
+    name: str = "training"
+
+    @property
+    def rank(self) -> int:
+        return self.info.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.info.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @collective
+    def run_on_main(self, act: Callable[[], Value], *, failing: str | None = None) -> Value:
+        """Runs `act` on rank 0 and returns its value on every rank; if it fails, every rank raises.
+
+        Args:
+            act: Only rank 0 calls it.
+            failing: What fails if it raises, such as "the checkpoint was not saved": see `run_on_all`.
+        """
+        outcome, error = _tried(act) if self.is_main else (_Outcome(), None)
+        outcome = self._broadcast(outcome)
+        _raise_failure(outcome, 0, error, failing)
+        return outcome.value
+
+    @collective
+    def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
+        """Runs `act` on every rank and returns all values in the order of the ranks; if one fails, every rank raises.
+
+        Raises:
+            ConfigError, Superseded: If that is what the first rank that failed has raised.
+            CheckpointError: If another error was raised and `failing` is given; it names the rank.
+            LostContact: If another error was raised on another rank; a rank that failed itself raises its own error.
+        """
+        outcome, error = _tried(act)
+        outcomes = self._gather(outcome)
+        for rank, each in enumerate(outcomes):
+            _raise_failure(each, rank, error, failing)
+        return [each.value for each in outcomes]
+
+    @collective
+    def broadcast_from_main(self, value: Any) -> Any:
+        """Returns the value that rank 0 has."""
+        return self._broadcast(value)
+
+    @collective
+    def gather(self, value: Value) -> list[Value]:
+        """Returns the values of all ranks in their order."""
+        return self._gather(value)
+
+    @collective
+    def any_rank(self, flag: bool) -> bool:
+        """Returns whether the flag is set on some rank."""
+        return bool(self._maximum([int(flag)])[0])
+
+    @collective
+    def maximum(self, numbers: Sequence[int]) -> list[int]:
+        """Returns the greatest of each number over all ranks."""
+        return self._maximum(numbers)
+
+    @collective
+    def patient(self, name: str) -> "RankGroup":
+        """Returns the same ranks in a gloo group of their own, for slow work or for a thread beside the training.
+
+        Its collectives wait a day: a rank may wait that long for a store. Whoever waits for a rank that is gone learns
+        it from the training's group.
+        """
+        if self.process_group is None:
+            return replace(self, name=name)
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        return RankGroup(self.info, "cpu", cast(ProcessGroup, group), name)
+
+    def _broadcast(self, value: Value) -> Value:
+        if self.process_group is None:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self.process_group, device=torch.device(self.device))
+        return cast(Value, box[0])
+
+    def _gather(self, value: Value) -> list[Value]:
+        if self.process_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.process_group)
+        return values
+
+    def _maximum(self, numbers: Sequence[int]) -> list[int]:
+        if self.process_group is None:
+            return list(numbers)
+        greatest = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.process_group)
+        return greatest.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Holds what an act gave on one rank: a value, or an error's message, and its class if all ranks share it."""
+
+    value: Any = None
+    message: str | None = None
+    shared: str | None = None
+
+
+def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
+    try:
+        return _Outcome(act()), None
+    except Exception as error:  # noqa: BLE001 - raised again by `_raise_failure`, on every rank
+        message = " ".join(str(error).split())
+        if not (message and isinstance(error, (EmocapError, StoreError, OSError))):
+            message = f"{type(error).__name__}: {message}"
+        shared = next((name for name, kind in _SHARED.items() if isinstance(error, kind)), None)
+        return _Outcome(None, message, shared), error
+
+
+def _raise_failure(outcome: _Outcome, rank: int, own: Exception | None, failing: str | None) -> None:
+    """Raises the error of a rank on this one; `own` is what this rank's act has raised, if it has."""
+    if outcome.message is None:
+        return
+    if own is not None and failing is None:
+        raise own
+    if outcome.shared is not None:
+        raise _SHARED[outcome.shared](outcome.message) from own
+    if failing is not None:
+        raise CheckpointError(f"{failing}: rank {rank}: {outcome.message}") from own
+    raise LostContact(f"rank {rank} failed: {outcome.message}")

@@ -1,0 +1,60 @@
+"""Joins this process to the other ranks: threads, device, process group."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from emocap_pretrain.config.schema import Cluster
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import RankInfo
+from emocap_pretrain.ranks.runtime import Runtime
+
+
+@contextmanager
+def joined(settings: Cluster, runtime: Runtime) -> Generator[RankGroup]:
+    """Sets this process up as one rank for as long as the block lasts.
+
+    A process group that exists already (Ray made one) is used and not ended.
+    """
+    info, device = runtime.rank_info, runtime.device
+    use_threads(settings, info)
+    made = not dist.is_initialized()
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    if made:
+        _init(info, device, settings.group_timeout_s)
+    clean = False
+    try:
+        yield RankGroup(info, device, dist.group.WORLD if info.world_size > 1 else None)
+        clean = True
+    finally:
+        # NCCL takes its groups down together: a rank that failed alone would wait for the others here.
+        if made and (clean or device == "cpu"):
+            dist.destroy_process_group()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Returns whether a collective failed because another rank is gone; gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def use_threads(settings: Cluster, info: RankInfo) -> None:
+    """Sets the settings' thread count, whatever the launcher put into OMP_NUM_THREADS.
+
+    Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(settings.threads_per_rank or max(1, cores // info.local_world_size))
+
+
+def _init(info: RankInfo, device: str, timeout_s: int) -> None:
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if info.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        dist.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=timeout)
