@@ -97,4 +97,4 @@ def test_with_the_config_of_a_run_it_says_which_share_of_the_captions_the_run_cu
     assert "Texts that tiny cuts, of the first 24 samples: global " in done.stdout
     cut = json.loads(CliRunner().invoke(app, ["inspect", faces, "--config", str(file), "--json"]).stdout)["cut"]
     assert cut["samples"] == 24
-    assert [(part["kind"], part["limit"]) for part in cut["parts"]] == [("global", 16), ("local", 16), ("summary", 24)]
+    assert [(part["kind"], part["limit"]) for part in cut["parts"]] == [("global", 16), ("summary", 24), ("local", 16)]
