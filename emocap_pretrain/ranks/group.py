@@ -188,7 +188,7 @@ def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
     except Exception as error:  # noqa: BLE001 - raised again by `_raise_failure`, on every rank
         message = " ".join(str(error).split())
         if not (message and isinstance(error, (EmocapError, StoreError, OSError))):
-            message = f"{type(error).__name__}: {message}"
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
         shared = next((name for name, kind in _SHARED.items() if isinstance(error, kind)), None)
         return _Outcome(None, message, shared), error
 

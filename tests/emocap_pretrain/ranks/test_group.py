@@ -1,4 +1,4 @@
-"""What happens to all ranks when one of them fails, and which collectives they call."""
+"""One rank fails, or comes late: what the others raise, and which collectives all of them call."""
 
 import time
 from collections.abc import Callable

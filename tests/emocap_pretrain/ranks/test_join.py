@@ -46,7 +46,7 @@ def test_a_process_alone_shares_with_itself() -> None:
     assert not world.any_rank(False)
 
 
-def test_a_process_group_that_stands_is_used_and_left_standing(tiny_config: Config) -> None:
+def test_an_existing_process_group_is_used_and_not_ended(tiny_config: Config) -> None:
     stand_alone()
     with joined(tiny_config.cluster, FakeRuntime()) as world:
         assert world == RankGroup(Rank(), "cpu", None)

@@ -109,7 +109,7 @@ def test_ranks_of_slurm_meet_on_the_first_node_of_the_step(
     assert os.environ["MASTER_PORT"] == "12001"
 
 
-def test_an_address_that_the_batch_script_gives_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_the_batch_script_gives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     under(SLURM | {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "29500"}, monkeypatch)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.9", "29500")
 
