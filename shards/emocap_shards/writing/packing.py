@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,11 @@ def pack(
     for entry in finished:
         replay(entry, rows, ledger, url=store.url)
         reporter.resumed(entry)
-    results = prepared(rows, options.recipe, processes)
-    with ShardWriter(store, journal, options.size, first=len(finished)) as writer:
+    with (
+        # Closed here, not when it is collected as garbage: worker processes end while their queues are still open.
+        closing(prepared(rows, options.recipe, processes)) as results,
+        ShardWriter(store, journal, options.size, first=len(finished)) as writer,
+    ):
         _write(results, ledger, writer, reporter)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:

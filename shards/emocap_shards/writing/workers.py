@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -19,7 +19,7 @@ _TOGETHER_ROWS = 64
 _FIRST_ROWS = 4
 
 
-def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Iterator[Prepared | BadRow]:
+def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Generator[Prepared | BadRow]:
     """Yields the sample, or the bad row, of each row in the order of the rows, for any number of processes.
 
     With one process everything happens in this one, row by row. Otherwise two groups of rows, or of their samples, are

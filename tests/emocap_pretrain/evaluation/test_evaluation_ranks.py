@@ -46,7 +46,10 @@ def test_a_rank_that_fails_ends_all_ranks_with_its_message_and_none_waits() -> N
     assert on_gloo(3, fail, "damaged on 1") == [told, ("DataError", "a shard is damaged"), told]
     wrong = ("ConfigError", "the data do not fit")
     assert on_gloo(2, fail, "wrong on 1") == [wrong, wrong]
-    assert on_gloo(2, fail, "no result") == [("ZeroDivisionError", ""), ("LostContact", "rank 0 failed: ZeroDivisionError")]
+    assert on_gloo(2, fail, "no result") == [
+        ("ZeroDivisionError", ""),
+        ("LostContact", "rank 0 failed: ZeroDivisionError"),
+    ]
 
 
 def report(config: Config) -> Report:
