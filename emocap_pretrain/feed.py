@@ -1,4 +1,4 @@
-"""What a run is fed with: its datasets, their digest, a rank's stream, and a tokenizer of their captions."""
+"""Opens the datasets of a run: their digest, a rank's stream, and a tokenizer trained on their captions."""
 
 import hashlib
 import itertools
@@ -74,7 +74,7 @@ def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLe
 
 
 def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
-    """What is cut of the prompts of the tasks; empty where the settings do not name them."""
+    """Returns how many prompts of the tasks are cut; empty if the settings name no prompts."""
     texts = prompts_of(settings)
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []
 
@@ -87,7 +87,7 @@ def _first_captions(sources: Sequence[Mixed], samples: int, *, error_budget: int
 
 
 def stream_of(config: Config, info: RankInfo, start: Cursor) -> Stream:
-    """What this rank reads, behind the cursor."""
+    """Returns the stream of this rank, from the cursor on."""
     return Stream(
         url=_sources(config.data.sources),
         global_batch=config.global_batch,

@@ -17,7 +17,7 @@ Length = Annotated[int, Field(ge=3)]  # The marks of start and end, and a token 
 
 
 def is_part_weight(info: FieldInfo) -> bool:
-    """Whether a setting is the weight of a caption part."""
+    """Returns whether a setting is the weight of a caption part."""
     return _OF_PART in info.metadata
 
 

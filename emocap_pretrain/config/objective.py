@@ -71,7 +71,8 @@ class ObjectiveConfig(Section):
     )
     teacher: TeacherConfig | None = Field(
         default=None,
-        description="What kind=soft learns from; where mining compares images it stands in for the trained tower.",
+        description="Frozen image tower from which kind=soft learns; mining that compares images uses it, not the "
+        "trained tower.",
     )
     sharpness: float = Field(default=10.0, ge=0)
     scope: Literal["batch", "image"] = "batch"

@@ -26,7 +26,7 @@ def check_weights(model: ModelConfig) -> tuple[str, ...]:
     """Compares pretrained weights with both towers by names and shapes, before a run; no weight is read.
 
     Returns:
-        What a person should know of the weights, one line each.
+        Remarks for the user on the weights, one line each.
 
     Raises:
         ConfigError: If they do not fill the towers.
@@ -121,7 +121,7 @@ class TowerPair(nn.Module):
             config: The run.
             vocabulary: The tokenizer's; it sizes the text embedding.
             weights: False skips loading pretrained weights, for a model that a checkpoint fills.
-            text_architecture: What `TextTower.recorded` gave when the checkpoint was saved.
+            text_architecture: The value of `TextTower.recorded` when the checkpoint was saved.
 
         Raises:
             ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
@@ -148,7 +148,7 @@ class TowerPair(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the pretrained weights that were loaded, one line each."""
+        """Returns remarks for the user on the pretrained weights that were loaded, one line each."""
         return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:

@@ -1,4 +1,4 @@
-"""What an image tower and a text tower are: the two interfaces that `TowerPair` is built of.
+"""Defines the interfaces of an image tower and of a text tower, of which `TowerPair` is built.
 
 `TimmImageTower` and `TransformersTextTower` implement them; docs/extend/tower.md adds another one.
 """
@@ -20,7 +20,7 @@ class ImageTower(Protocol):
         pixels: Side of the square images that it takes. It normalizes their 8-bit values itself.
         width: Numbers of the pooled vector.
         patch_width: Numbers of a patch's vector.
-        notes: What a person should know of the pretrained weights that were loaded, one line each.
+        notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
     pixels: int
@@ -53,7 +53,7 @@ class TextTower(Protocol):
 
     Attributes:
         width: Numbers of a text's vector.
-        notes: What a person should know of the pretrained weights that were loaded, one line each.
+        notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
     width: int
