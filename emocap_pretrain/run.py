@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from emocap_cluster.placement import ResourceRequest
     from emocap_cluster.supervise import JobHistory
 
-    from emocap_pretrain.preflight import Devices
+    from emocap_pretrain.dry_run.preflight import Devices
 
 # TORCH_CPP_LOG_LEVEL: twenty lines about a socket, where the error's one line says which rank is gone.
 RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -97,10 +97,10 @@ def _dry_run(
     config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
 ) -> None:
     """Print the plan as far as there can be one, and what keeps the run from starting; nothing is started."""
-    from emocap_pretrain.forecast.fabric import fabric_of
-    from emocap_pretrain.forecast.outlook import Assumed
-    from emocap_pretrain.plan import Plan
-    from emocap_pretrain.preflight import Findings, preflight
+    from emocap_pretrain.dry_run.fabric import fabric_of
+    from emocap_pretrain.dry_run.outlook import Assumed
+    from emocap_pretrain.dry_run.plan import Plan
+    from emocap_pretrain.dry_run.preflight import Findings, preflight
 
     assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
     found, plan = Findings(), None
@@ -123,7 +123,7 @@ def _devices_here(config: Config) -> "Devices":
     import torch
     from emocap_cluster.placement import Node, place
 
-    from emocap_pretrain.preflight import Devices
+    from emocap_pretrain.dry_run.preflight import Devices
 
     gpus = torch.cuda.device_count()
     request = _resource_request(config, gpus)
@@ -135,9 +135,9 @@ def _devices_here(config: Config) -> "Devices":
 def _as_rank(config: Config) -> None:
     for name, value in RANK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # Before torch is imported.
-    from emocap_pretrain.loop import pretrain
-    from emocap_pretrain.preflight import Devices
+    from emocap_pretrain.dry_run.preflight import Devices
     from emocap_pretrain.ranks.join import lost_contact
+    from emocap_pretrain.training.loop import pretrain
 
     runtime = EnvRuntime.from_environment(config.cluster.device)
     place = runtime.rank_info
@@ -166,8 +166,8 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, al
     Raises:
         ConfigError: With one line for each thing that keeps the run from starting.
     """
-    from emocap_pretrain.conclusion import is_done
-    from emocap_pretrain.preflight import Findings, evaluation, preflight
+    from emocap_pretrain.dry_run.preflight import Findings, evaluation, preflight
+    from emocap_pretrain.training.conclusion import is_done
 
     if is_done(config, open_store(config.url)):
         found = Findings()
@@ -193,7 +193,7 @@ def leave(code: int) -> NoReturn:
 def _on_ray(config: Config) -> None:
     from emocap_cluster.address import HERE, address_of_ray
 
-    from emocap_pretrain.conclusion import conclude_again, is_done
+    from emocap_pretrain.training.conclusion import conclude_again, is_done
 
     store = open_store(config.url)
     if is_done(config, store) and conclude_again(config, store):
@@ -239,7 +239,7 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
     remember(*config.secrets)  # Ray starts this process: the config's texts were resolved in another one.
     show_logs()
     guard_tracebacks()
-    from emocap_pretrain.loop import pretrain
+    from emocap_pretrain.training.loop import pretrain
 
     try:
         pretrain(config, runtime)

@@ -35,12 +35,12 @@ def main() -> None:
     began, entered = psutil.Process().create_time(), time.time()
     from emocap_shards.store import open_store
 
-    from emocap_pretrain import loop
     from emocap_pretrain.config.load import load
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.ranks.runtime import EnvRuntime
     from emocap_pretrain.run_folder.attempts import Attempt
-    from emocap_pretrain.session import open_session
+    from emocap_pretrain.training import loop
+    from emocap_pretrain.training.session import open_session
 
     assert loop.pretrain, "the training function brings all that a rank imports"
     imported = time.time()

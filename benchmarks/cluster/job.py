@@ -17,10 +17,11 @@ from typing import Any
 
 import psutil
 import yaml
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
+
+from emocap_pretrain.captions.rendered.dataset import records
 
 BIN = Path(sys.executable).parent
 RUN = ("-m", "emocap_pretrain.run")

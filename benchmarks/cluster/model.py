@@ -1,18 +1,18 @@
-"""Computes what `simulate` records: the model of `emocap_pretrain.forecast`, and jobs under failures."""
+"""Computes what `simulate` records: the model of `emocap_pretrain.dry_run`, and jobs under failures."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+from benchmarks.cluster.simulation import Elastic, simulate
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement, measured
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.forecast.fabric import FABRICS, KEPT, Fabric, device_flops
-from emocap_pretrain.forecast.failures import Trouble, daly, goodput, young
-from emocap_pretrain.forecast.outlook import COPIED_BYTES_PER_S, DAY_S, SCALES, STORED_BYTES_PER_S
-from emocap_pretrain.forecast.simulation import Elastic, simulate
-from emocap_pretrain.forecast.step import Speed, efficiency, step_time
-from emocap_pretrain.forecast.workload import FLOAT, Workload
-from emocap_pretrain.memory import estimate
+from emocap_pretrain.dry_run.fabric import FABRICS, KEPT, Fabric, device_flops
+from emocap_pretrain.dry_run.failures import Trouble, daly, goodput, young
+from emocap_pretrain.dry_run.memory import estimate
+from emocap_pretrain.dry_run.outlook import COPIED_BYTES_PER_S, DAY_S, SCALES, STORED_BYTES_PER_S
+from emocap_pretrain.dry_run.step import Speed, efficiency, step_time
+from emocap_pretrain.dry_run.workload import FLOAT, Workload
 
 SCALING, GOODPUT = "weak scaling", "goodput"
 OBJECTIVES = {"global, summary and local": {}, "plain CLIP": {"summary": 0, "local": 0}}

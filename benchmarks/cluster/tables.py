@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.harness.record import Measurement
 from benchmarks.harness.tables import head, row
-from emocap_pretrain.forecast.outlook import duration
+from emocap_pretrain.dry_run.outlook import duration
 
 from . import model, validate
 

@@ -22,19 +22,19 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios, spread
-from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.engine.engine import Engine
-from emocap_pretrain.forecast.fabric import Fabric, Link
-from emocap_pretrain.forecast.step import Speed, step_time
-from emocap_pretrain.forecast.workload import Workload
-from emocap_pretrain.objective import Objective
-from emocap_pretrain.parts import PARTS, Part
+from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.parts import PARTS, Part
+from emocap_pretrain.data.tokenizer import Vocabulary
+from emocap_pretrain.dry_run.fabric import Fabric, Link
+from emocap_pretrain.dry_run.step import Speed, step_time
+from emocap_pretrain.dry_run.workload import Workload
+from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import EnvRuntime
-from emocap_pretrain.tokenizer import Vocabulary
+from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.objective import Objective
 
 from .job import free_port
 

@@ -80,7 +80,7 @@ def _image_tower(name: str) -> Any:
     if find_spec("timm") is None:
         raise UnableError("not installed: timm, which builds the image tower.")
     # Beside a CPU build of torch, torchvision, which timm imports, does not load without this.
-    from emocap_pretrain.encoders import torchvision_ops
+    from emocap_pretrain.model import torchvision_ops
 
     torchvision_ops.install()
     import timm

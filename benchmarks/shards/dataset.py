@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emocap_shards.sample import Record
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
+
+from emocap_pretrain.captions.rendered.dataset import records
 
 from .host import Pythons, call, python_command
 

@@ -134,9 +134,9 @@ def _evaluated(
 
     import torch
 
-    from emocap_pretrain.conclusion import evaluated
     from emocap_pretrain.evaluation.restore import restore
     from emocap_pretrain.ranks.join import joined
+    from emocap_pretrain.training.conclusion import evaluated
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU on this host; leave it out, or say cpu.")
@@ -207,7 +207,7 @@ def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> 
 
 
 def _draw(results: Sequence[TaskResult], path: Path) -> None:
-    from emocap_pretrain import pictures
+    from emocap_pretrain.tracking import pictures
 
     matrices = [matrix for result in results for matrix in result.confusion_matrices]
     if not matrices:
@@ -220,8 +220,8 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
     """A run of MLflow of its own below the trained run: what is measured on other data replaces none of its scores."""
     import json
 
-    from emocap_pretrain.conclusion import track
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+    from emocap_pretrain.training.conclusion import track
 
     config = restored.config
     config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})

@@ -69,7 +69,7 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     """Returns the share of the first captions that the run's text tower cuts, as a line and as plain values."""
-    from emocap_pretrain.feed import cut_captions, tokenizer_of
+    from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 
     samples, cut = cut_captions([Mixed(url=url)], tokenizer_of(config), config.model.text.lengths)
     line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."

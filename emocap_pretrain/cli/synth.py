@@ -10,9 +10,9 @@ from emocap_shards.errors import ManifestError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.sample import Record
 from emocap_shards.store import open_store
-from emocap_shards.synthetic.dataset import record
 from tqdm import tqdm
 
+from emocap_pretrain.captions.rendered.dataset import record
 from emocap_pretrain.cli.options import Debug, ShardSamples
 from emocap_pretrain.cli.pack import write
 from emocap_pretrain.terminal import console, errors_as_lines

@@ -9,9 +9,9 @@ from emocap_shards.sample import Sample
 from jaxtyping import Float
 from torch import Tensor
 
-from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.tokenizer import Tokenizer
-from emocap_pretrain.transform import centre
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.data.transform import centre
+from emocap_pretrain.model.pair import TowerPair
 
 
 @dataclass(frozen=True, slots=True)

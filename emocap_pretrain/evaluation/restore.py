@@ -24,10 +24,10 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.load import from_stored, unresolved
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.pair import TowerPair
-from emocap_pretrain.encoders.weights import Fit, shapes_of
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.weights import Fit, shapes_of
 
 # A name of timm's own registry. `hf-hub:` and `local-dir:` are names that timm opens.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")

@@ -1,13 +1,15 @@
 """The evaluation tasks that there are, and those that a run's settings ask for."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
-from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.config.schema import Config, Evaluation, PartLengths
 from emocap_pretrain.config.stored import filled
+from emocap_pretrain.data.datasets import CutTexts
+from emocap_pretrain.data.parts import PARTS
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.retrieval import Retrieval
@@ -71,6 +73,7 @@ def evaluate(settings: Evaluation, embedder: Embedder, world: RankGroup, *, url:
     return tuple(replace(run_task(task, embedder, world), url=url) for task in tasks_of(settings))
 
 
-def prompts_of(settings: Evaluation) -> Sequence[str]:
-    """The texts of their own that the tasks embed, as far as the settings name them."""
-    return [prompt for task in tasks_of(settings) for prompt in task.prompts()]
+def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
+    """Returns how many prompts of the tasks are cut; empty if the settings name no prompts."""
+    texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
+    return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []

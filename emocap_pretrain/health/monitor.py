@@ -11,25 +11,25 @@ from typing import Any
 from emocap_shards.background import Background
 from emocap_shards.errors import StoreError
 
-from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.errors import LostContact, Superseded, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
 from emocap_pretrain.health.gather import gathered
+from emocap_pretrain.health.meter import OWN, Meter
 from emocap_pretrain.health.peers import Peers
 from emocap_pretrain.health.profiler import Profiler
+from emocap_pretrain.health.sections import SECTIONS, Sections
 from emocap_pretrain.health.status import StatusThread
 from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
 from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
-from emocap_pretrain.meter import OWN, Meter
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import lost_contact
 from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Slowest
-from emocap_pretrain.sections import SECTIONS, Sections
 
 UPLOAD_S, FAILURE_S = 60.0, 10.0
 

@@ -12,7 +12,7 @@ from benchmarks.cluster.suite import SUITE
 from benchmarks.harness import record
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.suite import run
-from emocap_pretrain.memory import MemoryEstimate
+from emocap_pretrain.dry_run.memory import MemoryEstimate
 
 OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emocap_shards.synthetic.dataset import record as face
 from PIL import Image
 
 from benchmarks.harness import record, tables
@@ -18,6 +17,7 @@ from benchmarks.shards.host import BARE, OURS, Host, HostError, Pythons
 from benchmarks.shards.hosts.task import Task
 from benchmarks.shards.place import local
 from benchmarks.shards.suite import SUITE
+from emocap_pretrain.captions.rendered.dataset import record as face
 
 SAMPLES = 600
 TINY = ["--samples", f"{SAMPLES},{SAMPLES}", "--shard-samples", "200", "--distinct", "3", "--rounds", "2"]

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from emocap_shards.errors import NotFound
 from emocap_shards.store import Store, open_store
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from hosts import Hosts, Process
 from tracking_server import MlflowServer
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import AttemptDocument

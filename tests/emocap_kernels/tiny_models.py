@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from emocap_pretrain.encoders import torchvision_ops
+from emocap_pretrain.model import torchvision_ops
 
 ROWS = 6
 LAST = 31

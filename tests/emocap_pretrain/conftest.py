@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from hypothesis import settings
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 
 # A busy machine is slow, which is no failure; pytest-timeout ends what hangs.

@@ -26,7 +26,7 @@ def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
     # The last one is what DeepSpeed imports late, for seconds, when it makes an optimizer.
-    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.engine.engine", "torch._inductor.compile_fx"])
+    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.training.engine", "torch._inductor.compile_fx"])
     # A store of TCP, as launchers make it: the failure detector asks it for its address.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     pipes: list[Connection] = []

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from emocap_shards.store import Store
 from torch import Tensor
 
-from emocap_pretrain.batch import Batch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.objective import Objective
+from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.objective import Objective
 
 
 def objective_of(config: Config) -> Objective:

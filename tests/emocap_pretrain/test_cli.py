@@ -28,8 +28,8 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
-from emocap_pretrain.session import open_session
 from emocap_pretrain.terminal import Command
+from emocap_pretrain.training.session import open_session
 
 
 @dataclass(frozen=True)

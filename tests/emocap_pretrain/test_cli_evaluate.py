@@ -19,9 +19,9 @@ from typer.testing import CliRunner, Result
 
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.loop import pretrain
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.training.loop import pretrain
 
 CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 

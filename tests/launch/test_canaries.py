@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.terminal import FAILED
 
 ROOT = Path(__file__).parents[2]

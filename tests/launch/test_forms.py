@@ -20,11 +20,11 @@ import psutil
 import pytest
 import yaml
 from emocap_shards.store import open_store
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from mlflow.tracking import MlflowClient
 from tiny_run import tiny
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.checkpoint.manifest import committed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.terminal import STOPPED
 
 ROOT = Path(__file__).parents[2]

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from emocap_shards.synthetic.dataset import records
 from emocap_shards.writer import write_shards
+
+from emocap_pretrain.captions.rendered.dataset import records
 
 HERE = Path(__file__).parent
 # The paths that the runs remember. It is fixed, so that the fixture does not depend on who made it.

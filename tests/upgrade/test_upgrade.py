@@ -15,9 +15,9 @@ from emocap_pretrain.checkpoint.state import state_of
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.loop import pretrain
 from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.training.loop import pretrain
 
 HERE = Path(__file__).parent
 # Where the runs lay when they were made: `make_runs.py` says so, and their files remember it.

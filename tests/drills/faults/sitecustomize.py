@@ -16,7 +16,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-ENGINE = "emocap_pretrain.engine.engine"
+ENGINE = "emocap_pretrain.training.engine"
 ROOM_BYTES = 64 << 20
 
 

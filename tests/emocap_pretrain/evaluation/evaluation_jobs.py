@@ -9,15 +9,15 @@ import torch
 from pretrain_fakes import FakeRuntime
 
 from emocap_pretrain.config.schema import Config, Evaluation
-from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share, run_task
-from emocap_pretrain.loop import pretrain
+from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import Score, TaskResult
-from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.training.loop import pretrain
 
 WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face", "anger, fear, joy"]
 

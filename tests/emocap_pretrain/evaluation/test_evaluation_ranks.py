@@ -10,11 +10,11 @@ from gloo_ranks import on_gloo
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.loop import pretrain
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.training.loop import pretrain
 
 BOTH = ["zero_shot", "retrieval"]
 ALONE = RankGroup(Rank(), "cpu", None)

@@ -28,7 +28,7 @@ from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.restore import restore
-from emocap_pretrain.loop import pretrain
+from emocap_pretrain.training.loop import pretrain
 from emocap_pretrain.run_folder.folder import RunFolder
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner

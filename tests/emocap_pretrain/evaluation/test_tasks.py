@@ -9,7 +9,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config, Evaluation
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.task import Share, Task
-from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, prompts_of, tasks_of, were_prepared
+from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, tasks_of, were_prepared
 
 PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
 
@@ -40,7 +40,7 @@ def test_the_tasks_come_in_the_order_of_the_settings() -> None:
     ],
 )
 def test_a_name_that_is_no_task_is_refused_before_anything_is_read(names: list[str], message: str) -> None:
-    for act in (tasks_of, prepare, prompts_of):
+    for act in (tasks_of, prepare):
         with pytest.raises(ConfigError, match=re.escape(f"evaluation.tasks: {message}")):
             act(Evaluation(tasks=tuple(names)))
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain.batch import Batch, Texts
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.health import status
 from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.health.sections import SECTIONS
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import attempts, requests
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import ProfileRequest, Status
-from emocap_pretrain.sections import SECTIONS
 
 ALONE = RankGroup(Rank(), "cpu", None)
 GONE = "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"

@@ -7,9 +7,9 @@ import torch
 from emocap_shards.store import Store, open_store
 
 from emocap_pretrain.health.profiler import Profiler, trace_path
+from emocap_pretrain.health.sections import Sections
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
-from emocap_pretrain.sections import Sections
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from hypothesis import strategies as st
 
 from emocap_pretrain.health import readings
 from emocap_pretrain.health.gather import gathered
+from emocap_pretrain.health.meter import OWN
+from emocap_pretrain.health.sections import SECTIONS
 from emocap_pretrain.health.stragglers import ROWS, Report, Stragglers, slowest
-from emocap_pretrain.meter import OWN
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.sections import SECTIONS
 
 HOSTS = [f"node{rank}" for rank in range(8)]
 

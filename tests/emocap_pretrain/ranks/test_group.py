@@ -11,9 +11,9 @@ from pretrain_fakes import FakeRuntime, ThreadRanks, changed, on_ranks
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, LostContact, Superseded
-from emocap_pretrain.loop import pretrain
 from emocap_pretrain.ranks.group import RankGroup, recorded_collectives
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.loop import pretrain
 
 
 def failing_on(rank: int, error: Exception) -> Callable[[ThreadRanks], Any]:

@@ -17,8 +17,6 @@ from typer.testing import CliRunner
 from emocap_pretrain.cli import profile
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.health.guard import Guard
-from emocap_pretrain.loop import pretrain
 from emocap_pretrain.run_folder import attempts, requests, state, storage, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import (
@@ -33,6 +31,8 @@ from emocap_pretrain.run_folder.documents import (
 )
 from emocap_pretrain.terminal import errors_as_lines
 from emocap_pretrain.tracking.spool import row
+from emocap_pretrain.training.guard import Guard
+from emocap_pretrain.training.loop import pretrain
 
 DOCUMENTS = (
     "run.json",

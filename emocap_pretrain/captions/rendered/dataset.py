@@ -1,0 +1,80 @@
+"""Generates an endless dataset of faces. Sample `index` of `seed` depends on these two numbers alone."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from emocap_shards.sample import Record
+from PIL import Image
+
+from emocap_pretrain.captions.rendered.action_units import NAMES
+from emocap_pretrain.captions.rendered.caption import caption
+from emocap_pretrain.captions.rendered.emotion import EMOTIONS, feel
+from emocap_pretrain.captions.rendered.face import Face
+from emocap_pretrain.captions.rendered.identity import person
+from emocap_pretrain.captions.rendered.render import render
+from emocap_pretrain.captions.rendered.scene import scene
+
+JPEG_QUALITY = 92
+
+
+def face(seed: int, index: int) -> Face:
+    """Samples a face. Each run of seven indices that starts at a multiple of seven contains each emotion once.
+
+    Person, scene, feeling and wording come from separate random streams, so none of them gives a hint about another.
+    """
+    turn, place = divmod(index, len(EMOTIONS))
+    emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
+    feeling = feel(emotion, _stream(seed, index, 1))
+    return Face(
+        identity=person(_stream(seed, index, 2)),
+        scene=scene(_stream(seed, index, 3)),
+        actions=feeling.actions,
+        emotion=emotion,
+        shade=feeling.shade,
+        intensity=feeling.intensity,
+        valence=feeling.valence,
+        arousal=feeling.arousal,
+        wording=int(_stream(seed, index, 4).integers(2**31)),
+    )
+
+
+def _stream(seed: int, number: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number, purpose])
+
+
+def record(seed: int, index: int, *, pixels: int = 112) -> Record:
+    """Returns sample `index` of `seed` as it is written into a shard: a JPEG of `pixels` x `pixels`, caption and
+    labels.
+
+    Labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and "AU1" to "AU43" in [0, 1].
+    """
+    sampled = face(seed, index)
+    return Record(
+        key=f"{seed:04d}-{index:08d}",
+        image=_jpeg(sampled, pixels),
+        extension="jpg",
+        caption=caption(sampled),
+        labels=_labels(sampled),
+    )
+
+
+def records(count: int, *, seed: int = 0, pixels: int = 112, start: int = 0) -> Iterator[Record]:
+    """Returns samples `start` to `start + count - 1` of `seed`, in order; each is made when it is requested."""
+    return (record(seed, index, pixels=pixels) for index in range(start, start + count))
+
+
+def _jpeg(sampled: Face, pixels: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(render(sampled, pixels)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _labels(sampled: Face) -> dict[str, str | float]:
+    return {
+        "emotion": sampled.emotion,
+        "intensity": sampled.intensity,
+        "valence": sampled.valence,
+        "arousal": sampled.arousal,
+        **{f"AU{unit}": sampled.actions[unit] for unit in NAMES},
+    }

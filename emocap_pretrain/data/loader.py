@@ -1,0 +1,306 @@
+"""From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
+
+import errno
+import hashlib
+import logging
+import multiprocessing.util
+import os
+import signal
+import socket
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from emocap_shards.cursor import Cursor
+from emocap_shards.errors import DamagedSample, ShardsError
+from emocap_shards.inspecting.wording import size
+from emocap_shards.mask import remember, secrets
+from emocap_shards.sample import Sample
+from emocap_shards.stream import Stream
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from emocap_pretrain.config.schema import Config, Data
+from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.mirror import mirrored
+from emocap_pretrain.data.parts import Part, active_parts
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.data.transform import augment
+from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
+from emocap_pretrain.logs import guard_tracebacks, show_logs
+
+SHM = "/dev/shm"  # noqa: S108 - the kernel's own, and nothing is created there by name
+SHM_CURE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """Samples of one step, each prepared -> Batch.
+
+    Attributes:
+        parts: The caption parts that the objective uses; the batch has no others.
+        lengths: Most tokens of a text, by the name of its part.
+    """
+
+    tokenizer: Tokenizer
+    parts: tuple[Part, ...]
+    lengths: Mapping[str, int]
+    pixels: int
+    seed: int
+    crop: float
+    flip: float
+
+    @classmethod
+    def of(cls, config: Config, tokenizer: Tokenizer) -> "Collate":
+        return cls(
+            tokenizer=tokenizer,
+            parts=active_parts(config.objective.weights),
+            lengths=config.model.text.lengths.by_part,
+            pixels=config.model.image.pixels,
+            seed=config.seed,
+            crop=config.data.crop,
+            flip=config.data.flip,
+        )
+
+    def prepare(self, sample: Sample) -> Sample:
+        """The sample with the pixels that the tower sees in its epoch, and the caption that is true of them.
+
+        Where the words of a caption cannot follow the mirror, its image is never mirrored.
+        """
+        key = (self.seed, sample.epoch, sample.index)
+        in_mirror = mirrored(sample.caption) if self.flip else None
+        flip = self.flip if in_mirror else 0.0
+        image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key)
+        return replace(sample, image=image, caption=in_mirror if in_mirror and flipped else sample.caption)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
+
+    def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
+        by_image = [part.fed(sample.caption) for sample in samples]
+        encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
+        if part.aligned_with == "image":
+            return replace(encoded, identity=_identities(encoded))
+        counts = torch.tensor([len(texts) for texts in by_image], dtype=torch.int64)
+        return replace(encoded, owner=torch.repeat_interleave(counts))
+
+    def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
+        images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
+        for row, sample in zip(images.numpy(), samples, strict=True):
+            row[:] = sample.image.transpose(2, 0, 1)
+        return images
+
+
+def _identities(texts: Texts) -> torch.Tensor:
+    """A hash of each row without its padding: equal where the tower sees the same, as after a cut."""
+    rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
+    digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
+
+
+class Delivery(NamedTuple):
+    """A batch, the cursor that stands behind it, and the samples that were left out of it."""
+
+    batch: Batch
+    cursor: Cursor
+    damaged: tuple[DamagedSample, ...]
+
+
+class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
+    """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn.
+
+    An error of ours comes as a value: DataLoader would wrap it into a page of another process's traceback.
+    """
+
+    def __init__(self, stream: Stream, collate: Collate) -> None:
+        self.stream, self.collate = stream, collate
+
+    def __iter__(self) -> Iterator[Delivery | EmocapError | ShardsError]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            for portion in self.stream.steps(part, parts, each=self.collate.prepare):
+                batch = self.collate(portion.samples)
+                if worker:
+                    _share(batch)
+                yield Delivery(batch, portion.cursor, portion.damaged)
+        except (EmocapError, ShardsError) as error:
+            yield error
+
+
+def _share(batch: Batch) -> None:
+    """Move the batch to shared memory here.
+
+    Left to DataLoader, a thread of its own would move it; where /dev/shm is full that thread prints a traceback and
+    drops the batch, and training waits for it without end.
+    """
+    try:
+        batch.share_memory_()
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise _no_room("a loader process cannot hand over its batch") from error
+
+
+def _no_room(what: str) -> DataError:
+    return DataError(f"{SHM} of {socket.gethostname()} is full, {what}: {SHM_CURE}.")
+
+
+def batch_bytes(config: Config, rows: int) -> int:
+    """Returns about how much shared memory a batch of so many rows takes, with texts of the greatest length."""
+    lengths = config.model.text.lengths.by_part
+    tokens = sum(part.texts_per_image * lengths[part.name] for part in active_parts(config.objective.weights))
+    return rows * (3 * config.model.image.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
+
+
+def fitting(data: Data, *, each_bytes: int, ranks: int, free_bytes: int) -> Data:
+    """The settings with as many loader processes and prefetched batches as /dev/shm has room for.
+
+    Args:
+        data: What is wished for.
+        each_bytes: Of a batch.
+        ranks: On this host; they share it.
+        free_bytes: Of /dev/shm.
+
+    Returns:
+        The settings as they are, or with fewer prefetched batches, or else with fewer loader processes too.
+
+    Raises:
+        ConfigError: If there is no room for one loader process with one batch on its way and one in use.
+    """
+    wishes = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
+    wishes += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
+    for workers, prefetch in wishes:
+        if workers == 0 or ranks * (workers * prefetch + 1) * each_bytes <= free_bytes:
+            return data.model_copy(update={"workers": workers, "prefetch": prefetch})
+    raise ConfigError(
+        f"{SHM} of {socket.gethostname()} has {size(free_bytes)} free, and {ranks} ranks need "
+        f"{size(2 * ranks * each_bytes)} for the smallest loader (2 batches of {size(each_bytes)} each): {SHM_CURE}."
+    )
+
+
+def shared_memory_free() -> int | None:
+    """Bytes that /dev/shm of this host has left; None where there is none."""
+    try:
+        found = os.statvfs(SHM)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) -> Data:
+    """The settings of the loader for this host, with a line in the log where they are less than what was asked for.
+
+    Raises:
+        ConfigError: As `fitting` does.
+    """
+    data = config.data
+    if not data.workers or free_bytes is None:
+        return data
+    each_bytes = batch_bytes(config, -(-config.global_batch // world))
+    found = fitting(data, each_bytes=each_bytes, ranks=ranks, free_bytes=free_bytes)
+    if found != data:
+        log.warning(
+            "%s of %s has %s free: each rank loads with data.workers=%d and data.prefetch=%d instead of %d and %d, a "
+            "batch takes %s; start the container with a larger --shm-size for more",
+            SHM,
+            socket.gethostname(),
+            size(free_bytes),
+            found.workers,
+            found.prefetch,
+            data.workers,
+            data.prefetch,
+            size(each_bytes),
+        )
+    return found
+
+
+def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Generator[Delivery]:
+    """Endless batches of this rank from the stream's start cursor.
+
+    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
+
+    Raises:
+        DataError: If there is no room for loader processes in /dev/shm.
+        TrainingError: While iterating, if a loader process has ended.
+    """
+    workers = config.data.workers
+    loader = DataLoader(
+        _Steps(stream, Collate.of(config, tokenizer)),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=config.data.prefetch if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=partial(_quiet_worker, known=secrets()),
+        pin_memory=pin,
+    )
+    try:
+        with _held_back():
+            return _delivered(iter(loader))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _no_room("loader processes cannot be started") from error
+
+
+@contextmanager
+def _held_back() -> Generator[None]:
+    """Processes that are started in here inherit that these signals are blocked; this one gets them afterwards.
+
+    Until `_quiet_worker` runs in them, a signal for the whole process group would end them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Generator[Delivery]:
+    """The batches; the loader processes end with the last one, with an error, or when this generator is closed."""
+    try:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a loader process of {socket.gethostname()} has ended ({str(error).strip()}): if the system killed it "
+            "for want of memory (see dmesg), lower data.workers or data.prefetch."
+        ) from error
+    finally:
+        # DataLoader ends its processes when its iterator is deleted, and the traceback of an error holds this frame.
+        del results
+
+
+def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
+    """One thread for torch, and the parent decides when to end: signals go to the whole process group.
+
+    Warnings are shown: a store that is gone, a sample that is left out.
+    """
+    remember(*known)
+    show_logs(logging.WARNING)
+    guard_tracebacks()
+    torch.set_num_threads(1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.
+    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Torch's own watch misses a parent that was killed while this process started."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

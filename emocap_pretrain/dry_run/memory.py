@@ -1,0 +1,227 @@
+"""How much memory a rank needs, found without allocating it: the towers run on fake tensors.
+
+Activations are not guessed by a formula: both passes are traced at the real batch size with tensors that have a shape
+and no bytes, and the storages that are alive at the same time are added up.
+"""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from emocap_kernels.blocks import BLOCK_BYTES
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.parts import active_parts
+from emocap_pretrain.data.patch_mask import patches_along_a_side
+from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.model.pair import Embeddings, TowerPair
+from emocap_pretrain.model.teacher import Teacher
+from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
+from emocap_pretrain.training.zero import BUCKET
+
+SHORTEST = 3  # Tokens of a text: its two marks and one between them.
+FLOAT = 4
+LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one rank's device at the peak of a step, the framework's own overhead not counted.
+
+    Attributes:
+        activations: The most that is alive at a time in forward pass, loss and backward pass.
+        state: Size of the optimizer's state over all ranks, as a checkpoint stores it.
+        patches: Of one image, as the local loss sees them.
+        row_flops: Of both towers for one row, forward and backward; products within attention are not counted.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    state: int
+    patches: int
+    row_flops: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+
+    def lines(self) -> list[tuple[str, str]]:
+        parts = ("weights", "gradients", "optimizer", "buffers", "activations")
+        listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
+        return [
+            ("parameters", f"{self.parameters / 1e6:.1f} M"),
+            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
+            ("", f"GiB: {listed}"),
+        ]
+
+
+def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEstimate:
+    """Trace one step of a rank.
+
+    Args:
+        config: The run.
+        ranks: How many there are.
+        shortest: Captions of the shortest length without local sentences, for a lower bound; else captions of the
+            longest length with five local sentences each, for an upper one.
+
+    Raises:
+        ConfigError: If the optimizer cannot work under this stage of ZeRO, its settings do not fit the model, or the
+            tower's patches cannot be masked as the settings ask.
+    """
+    captions = _Captions.of(config, shortest=shortest)
+    split = batch_split(config, ranks)
+    rows = split.micro_batch
+    with torch.device("meta"):
+        model = TowerPair.of(config, _vocabulary(config), weights=False)
+        teacher = Teacher.of(config, weights=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for each in filter(None, (model, teacher)):
+            each.to_empty(device="cpu")
+        traced = _traced(model, teacher, config, rows, captions)
+        row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
+    frozen = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    stage, size = config.engine.zero_stage, parameters * FLOAT
+    optimizer = optimizer_of(config.optimizer, stage)
+    trained = [each for group in parameter_groups(model, config.optimizer) for each in group.parameters.values()]
+    state = sum(optimizer.state_elements(each) for each in trained) * FLOAT
+    masters = sum(each.numel() for each in trained) * FLOAT
+    return MemoryEstimate(
+        parameters=parameters,
+        weights=size // (ranks if stage == 3 else 1) + frozen,
+        # With several passes the sum of their gradients is held in whole until it is reduced, once.
+        gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
+        # With ZeRO also the rank's own copy of the weights that it updates.
+        optimizer=state if stage == 0 else (masters + state) // ranks,
+        buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
+        activations=traced.activations,
+        state=state,
+        patches=traced.patches,
+        row_flops=row_flops,
+    )
+
+
+def _vocabulary(config: Config) -> Vocabulary:
+    text = config.model.text
+    return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
+
+
+class _Trace(NamedTuple):
+    activations: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Captions:
+    """The captions that the estimate assumes, by the name of each active part.
+
+    Attributes:
+        lengths: Tokens of each text.
+        texts: Texts of an image; parts of which a caption may have any number are those in `several`.
+    """
+
+    lengths: Mapping[str, int]
+    texts: Mapping[str, int]
+    several: frozenset[str]
+
+    @classmethod
+    def of(cls, config: Config, *, shortest: bool) -> "_Captions":
+        parts = active_parts(config.objective.weights)
+        several = frozenset(part.name for part in parts if part.aligned_with == "patches")
+        if shortest:
+            texts = {part.name: int(part.name not in several) for part in parts}
+            return cls(dict.fromkeys(texts, SHORTEST), texts, several)
+        return cls(config.model.text.lengths.by_part, {part.name: part.texts_per_image for part in parts}, several)
+
+    def batch(self, rows: int, pixels: int) -> Batch:
+        """Returns a batch of so many images with such captions."""
+        images = torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8)
+        return Batch(images, {name: self._texts(name, rows * each) for name, each in self.texts.items()})
+
+    def _texts(self, name: str, texts: int) -> Texts:
+        ids = torch.zeros((texts, self.lengths[name]), dtype=torch.int64)
+        owner = torch.zeros(texts, dtype=torch.int64) if name in self.several else None
+        return Texts(ids, torch.ones_like(ids, dtype=torch.bool), owner)
+
+
+def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions) -> _Trace:
+    """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_forget_gradient)
+    there = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
+    with _LiveStorages(there) as live:
+        batch = captions.batch(rows, model.pixels)
+        embeddings = model(batch)
+        guides = teacher(batch.images) if teacher else None
+        if config.objective.patch_mask:
+            patches_along_a_side(embeddings.patches.shape[1], model.pixels)
+        gathered = 0 if guides is None else FLOAT * config.global_batch * guides.shape[1]
+        at_loss = live.bytes + gathered + _loss_bytes(config, embeddings, captions)
+        _sum(embeddings).backward()
+    return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
+
+
+def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
+    """Of both passes; counted apart from memory, because the counter keeps tensors alive."""
+    with FlopCounterMode(display=False) as counter:
+        _sum(model(batch)).backward()
+        if teacher:
+            teacher(batch.images)
+    return counter.get_total_flops()
+
+
+def _sum(embeddings: Embeddings) -> Tensor:
+    return torch.stack([each.sum() for each in embeddings.tensors()]).sum()
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of what operators make, for as long as it lives; views of `there` are not made."""
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.bytes = self.peak_bytes = 0
+        self._known = weakref.WeakSet[Any](each.untyped_storage() for each in there)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self._grow(storage.nbytes())
+        weakref.finalize(storage, self._grow, -storage.nbytes())
+
+    def _grow(self, by: int) -> None:
+        self.bytes += by
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+
+
+def _loss_bytes(config: Config, embeddings: Embeddings, captions: _Captions) -> int:
+    """Returns the bytes of the embeddings' gradients, of the gathered texts with theirs, and of the largest block."""
+    own = sum(each.numel() for each in embeddings.tensors())
+    gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
+    rows, patches, _ = embeddings.patches.shape
+    most = max((captions.texts[name] for name in captions.several), default=0)
+    block = min(BLOCK_BYTES, FLOAT * rows * config.global_batch * max(1, patches * most))
+    return FLOAT * (own + 2 * gathered) + LOSS_BLOCKS * block

@@ -1,0 +1,138 @@
+"""The rows of `--dry-run` that look ahead: what is assumed, how long a step takes, how often to save."""
+
+import math
+from dataclasses import dataclass
+
+from emocap_pretrain.dry_run.fabric import FABRICS, Fabric
+from emocap_pretrain.dry_run.failures import Trouble, daly, goodput
+from emocap_pretrain.dry_run.step import Speed, StepTime, breaks_at, efficiency, step_time
+from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
+
+DAY_S = 86400.0
+MTBF_DAYS = 30.0
+# Assumed, until a run has measured its own: a device's memory to the host's, and a rank to the store.
+COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
+SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """The assumptions of a forecast; None was not given.
+
+    `step_s` is a step of one rank alone with its rows, where it was measured.
+    """
+
+    fabric: Fabric | None = None
+    step_s: float | None = None
+    node_mtbf_days: float | None = None
+    restart_s: float = 180.0
+
+    @property
+    def asked(self) -> bool:
+        """True if anything was given, so that a forecast is wanted."""
+        return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
+
+    @property
+    def mtbf_days(self) -> float:
+        """Between failures of one node."""
+        return MTBF_DAYS if self.node_mtbf_days is None else self.node_mtbf_days
+
+    def fabric_for(self, *, on_gpu: bool) -> Fabric:
+        return self.fabric or FABRICS["ib400" if on_gpu else "gloo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A job of `ranks` ranks, saving every `every_steps`; `speed` is None where nobody knows the device.
+
+    `state_bytes` is the size of the optimizer's state, over all ranks.
+    """
+
+    work: Workload
+    state_bytes: int
+    ranks: int
+    every_steps: int
+    fabric: Fabric
+    assumed: Assumed
+    speed: Speed | None
+
+    @property
+    def trouble(self) -> Trouble:
+        """Rank 0 copies and uploads the weights and, as every rank does, its share of the optimizer's state."""
+        most = self.work.parameters * FLOAT + self.state_bytes / self.ranks
+        return Trouble(
+            node_mtbf_s=self.assumed.mtbf_days * DAY_S,
+            nodes=self.fabric.nodes(self.ranks),
+            stall_s=most / COPIED_BYTES_PER_S,
+            commit_s=most / STORED_BYTES_PER_S,
+            restart_s=self.assumed.restart_s,
+        )
+
+    def rows(self) -> list[Row]:
+        """Rows of at most 63 characters. Failures of nodes are shown for several nodes, or on request."""
+        head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
+        step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
+        rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
+        if self.speed:
+            rows.append(("weak scaling", self._weak_scaling(self.speed)))
+        if self.trouble.nodes > 1 or self.assumed.asked:
+            rows += self._failure_rows(step.total_s if step else None)
+        return rows
+
+    def _failure_rows(self, step_s: float | None) -> list[Row]:
+        rows = [("failures", self._failures()), ("save", self._save_every(step_s))]
+        return rows if step_s is None else [*rows, ("goodput", self._goodput(step_s))]
+
+    def _step(self, step: StepTime) -> str:
+        rate = self.ranks * self.work.rows / step.total_s
+        parts = {"towers": step.towers_s, "loss": step.loss_s, "network": step.network_s}
+        shares = ", ".join(f"{name} {part / step.total_s:.0%}" for name, part in parts.items())
+        return f"{duration(step.total_s)}, {rate:,.0f} samples/s; {shares}"
+
+    def _network(self) -> Row:
+        texts, weights = (each(self.work, self.ranks, self.fabric).bytes for each in (vectors, gradients))
+        return "network", f"vectors {size(texts)}, gradients {size(weights)} to each rank a step"
+
+    def _weak_scaling(self, speed: Speed) -> str:
+        kept = efficiency(self.work, self.ranks, speed, self.fabric)
+        broken = breaks_at(self.work, speed, self.fabric, SCALES)
+        beyond = f"below 50% from {broken:,} ranks" if broken else f"above 50% up to {SCALES[-1]:,} ranks"
+        return f"{kept:.0%} of the speed of a rank alone; {beyond}"
+
+    def _failures(self) -> str:
+        trouble, days = self.trouble, f"{self.assumed.mtbf_days:g} days"
+        nodes = f"{trouble.nodes} node{'s' if trouble.nodes > 1 else ''}"
+        return f"one in {duration(trouble.mtbf_s)} of this job: {nodes}, each one in {days}"
+
+    def _save_every(self, step_s: float | None) -> str:
+        best_s = daly(self.trouble)
+        steps = f", {max(1, round(best_s / step_s)):,} steps" if step_s else ""
+        return f"best every {duration(best_s)}{steps}, if a save stalls {duration(self.trouble.stall_s)}"
+
+    def _goodput(self, step_s: float) -> str:
+        share = goodput(self.trouble, self.every_steps * step_s)
+        commit, restart = duration(self.trouble.commit_s), duration(self.assumed.restart_s)
+        return f"{share:.2%} saving every {self.every_steps:,} steps; commit {commit}, restart {restart}"
+
+
+_UNKNOWN = "unknown here: give --step-seconds, of one rank alone"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the largest unit in which it is at least 1, with two digits or more."""
+    if math.isinf(seconds):
+        return "never"
+    for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= 2 * length:
+            return f"{_digits(seconds / length)} {unit}"
+    return f"{_digits(seconds * 1e3)} ms"
+
+
+def size(number: float) -> str:
+    return f"{_digits(number / 1e9)} GB" if number >= 1e9 else f"{_digits(number / 1e6)} MB"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -1,0 +1,155 @@
+"""What a run will do, before it does it: the text of `--dry-run`."""
+
+from dataclasses import dataclass
+
+import torch
+import yaml
+from emocap_kernels.choice import Choice
+from emocap_kernels.errors import NotSupportedError
+from emocap_shards.errors import ShardsError
+from emocap_shards.manifest import Manifest, read_manifest
+
+from emocap_pretrain.config.batch_split import BatchSplit, batch_split
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.dry_run.fabric import device_flops
+from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
+from emocap_pretrain.dry_run.outlook import Assumed, Outlook
+from emocap_pretrain.dry_run.step import Speed
+from emocap_pretrain.dry_run.workload import Workload
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model.pair import check_weights
+from emocap_pretrain.model.teacher import check_teacher
+from emocap_pretrain.training.objective import Objective, vector_dtype
+
+# Assumed where the device is unknown, by whether it is a GPU: an H100 in bfloat16, a core of a CPU in float32.
+LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The run's split over ranks, its memory, its data and how it may go.
+
+    `manifests` is empty where no dataset can be read; `weights` are notes on pretrained weights.
+    """
+
+    config: Config
+    ranks: int
+    on_gpu: bool
+    split: BatchSplit
+    memory: MemoryEstimate
+    manifests: tuple[Manifest, ...]
+    assumed: Assumed
+    weights: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumed | None = None) -> "Plan":
+        """Plan a run.
+
+        Raises:
+            ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
+        """
+        split, memory = batch_split(config, ranks), estimate(config, ranks)
+        weights = check_weights(config.model) + check_teacher(config)
+        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
+
+    def text(self, *, full: bool = False) -> str:
+        """One line for each row; with `full` the resolved config follows."""
+        weights = [("weights", note) for note in self.weights]
+        rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
+        lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
+        if not full:
+            return lines
+        resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
+        return f"{lines}\n\n# the resolved config\n{resolved.rstrip()}"
+
+    def _split(self) -> list[tuple[str, str]]:
+        device = "GPU" if self.on_gpu else "CPU process"
+        return [
+            ("devices", f"{self.ranks} ranks, one {device} each"),
+            ("batch", f"global {self.config.global_batch} over {self.ranks} ranks, {self._passes()}"),
+        ]
+
+    def _passes(self) -> str:
+        rows, passes = f"{self.split.rows} rows each", self.split.passes
+        return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
+
+    def _losses(self) -> list[tuple[str, str]]:
+        """Returns a line for each backend, with the parts whose losses it computes and why it was chosen."""
+        settings, engine = self.config.objective, self.config.engine
+        terms = Objective.of(settings, precision=engine.precision).terms
+        if self.on_gpu and not torch.cuda.is_available():
+            return [("losses", f"{settings.backend}, decided on the GPUs")]
+        dtype = vector_dtype(settings, engine.precision)
+        vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
+        parts: dict[Choice, list[str]] = {}
+        try:
+            for term in terms:
+                parts.setdefault(term.backend(vectors), []).append(term.part.name)
+        except NotSupportedError as error:
+            raise ConfigError(f"objective.backend: {error}") from None
+        lines = [f"{', '.join(names)}: {choice.backend}, {choice.reason}" for choice, names in parts.items()]
+        return [("" if number else "losses", line) for number, line in enumerate(lines)]
+
+    def _outlook(self) -> Outlook:
+        half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16
+        memory, assumed = self.memory, self.assumed
+        work = Workload.of(
+            self.config, self.split.rows, parameters=memory.parameters, patches=memory.patches, half=half
+        )
+        fabric = assumed.fabric_for(on_gpu=self.on_gpu)
+        return Outlook(
+            work, memory.state, self.ranks, self.config.checkpoint.every_steps, fabric, assumed, self._speed(work)
+        )
+
+    def _speed(self, work: Workload) -> Speed | None:
+        """Of one rank alone: from a measured step, else from what is known of the GPU that is here."""
+        half = self.config.engine.precision == "bf16"
+        name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
+        flops = device_flops(name, half=half)
+        if self.assumed.step_s is not None:
+            return Speed.of_step(self.assumed.step_s, work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
+        # With more passes than one the forward pass runs twice, a third of the work.
+        again = 4 / 3 if self.split.passes > 1 else 1
+        return None if flops is None else Speed(again * work.rows * self.memory.row_flops / flops, flops, 0.0)
+
+    def _data(self) -> list[tuple[str, str]]:
+        sources = self.config.data.sources
+        if not self.manifests:
+            return [("data", f"no dataset can be read at {' and '.join(source.url for source in sources)} from here")]
+        samples = sum(manifest.samples for manifest in self.manifests)
+        epochs = self.config.steps * self.config.global_batch / samples
+        return [
+            *(("data", _described(manifest)) for manifest in self.manifests),
+            *self._mixture(),
+            ("each rank", f"about {samples // self.ranks:,} samples an epoch, of each step a stretch of neighbours"),
+            ("shuffle", f"{min(self.config.shuffle_window, samples):,} samples together"),
+            ("windows", self._windows(samples)),
+            ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
+        ]
+
+    def _windows(self, samples: int) -> str:
+        window = min(self.config.shuffle_window, samples)
+        two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples
+        data = self.config.data
+        cache = f"a cache of {data.cache_gb:g} GB in {data.cache}" if data.cache_gb else "no cache"
+        return f"two, {two_windows / 1e9:.3g} GB, of which a node holds its share; {cache}"
+
+    def _mixture(self) -> list[tuple[str, str]]:
+        if len(self.manifests) == 1:
+            return []
+        pairs = zip(self.config.data.sources, self.manifests, strict=True)
+        weights = [source.weight or manifest.samples for source, manifest in pairs]
+        shares = " + ".join(f"{weight / sum(weights):.1%}" for weight in weights)
+        return [("mixture", f"{shares} of every batch")]
+
+
+def _described(manifest: Manifest) -> str:
+    shards = f"{len(manifest.shards)} shard" + ("s" if len(manifest.shards) > 1 else "")
+    return f"{manifest.samples:,} samples in {shards}, {manifest.total_bytes / 1e6:,.0f} MB"
+
+
+def _manifests(config: Config) -> tuple[Manifest, ...]:
+    try:
+        return tuple(read_manifest(source.url) for source in config.data.sources)
+    except ShardsError:
+        return ()

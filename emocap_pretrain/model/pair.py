@@ -1,0 +1,207 @@
+"""The model that is trained: two towers, one shared space, the learned scales and, for a sigmoid, a learned bias."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from emocap_kernels.contrastive.objectives import objective_of
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.schema import Config, ModelConfig
+from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.parts import PARTS, Part, active_parts
+from emocap_pretrain.data.tokenizer import Vocabulary
+from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
+from emocap_pretrain.model.towers import ImageTower, TextTower
+from emocap_pretrain.model.transformers_text import TransformersTextTower, check_text_weights
+
+MAX_SCALE = 100.0
+
+
+def check_weights(model: ModelConfig) -> tuple[str, ...]:
+    """Compares pretrained weights with both towers by names and shapes, before a run; no weight is read.
+
+    Returns:
+        Remarks for the user on the weights, one line each.
+
+    Raises:
+        ConfigError: If they do not fill the towers.
+    """
+    return check_image_weights(model.image) + check_text_weights(model.text)
+
+
+class Embeddings(NamedTuple):
+    """Unit vectors of one rank's rows, in float32, and the learned numbers that belong to no row.
+
+    A named tuple, because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
+
+    Attributes:
+        image: The pooled vector of each image.
+        patches: The vectors of its patches.
+        texts: By the name of the part: the vectors of its texts.
+        scales: By what a part is aligned with, "image" or "patches": the factor of its cosines, at most `MAX_SCALE`.
+        biases: By the same names: what is added to the scores, only where an objective has such a number.
+    """
+
+    image: Float[Tensor, "batch embedding"]
+    patches: Float[Tensor, "batch patches embedding"]
+    texts: dict[str, Float[Tensor, "texts embedding"]]
+    scales: dict[str, Float[Tensor, ""]]
+    biases: dict[str, Float[Tensor, ""]]
+
+    def tensors(self) -> list[Tensor]:
+        named = self.texts, self.scales, self.biases
+        return [self.image, self.patches, *(each for some in named for each in some.values())]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Embeddings":
+        """Returns the embeddings with every tensor changed."""
+        named = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales, self.biases))
+        return Embeddings(change(self.image), change(self.patches), *named)
+
+
+class TowerPair(nn.Module):
+    """`batch -> Embeddings`; the whole forward pass is one call, so that an engine may wrap it."""
+
+    logit_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        image: ImageTower,
+        text: TextTower,
+        *,
+        parts: Sequence[Part] = PARTS,
+        embedding: int = 512,
+        initial_scale: float = 14.3,
+        initial_bias: float | None = None,
+        prompt_length: int = 48,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        """Adds projections into a shared space and the learned scales to two towers.
+
+        Args:
+            image: The tower of images.
+            text: The tower of texts.
+            parts: The caption parts that a batch has; `forward` encodes these.
+            embedding: Numbers of a vector in the shared space.
+            initial_scale: First value of both scales, in (0, `MAX_SCALE`].
+            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None is no bias.
+            prompt_length: Most tokens of a prompt of an evaluation.
+            precision: "bf16" runs towers and projections under autocast.
+        """
+        super().__init__()
+        self.image, self.text = image, text
+        self.to_image = nn.Linear(image.width, embedding, bias=False)
+        self.to_patch = nn.Linear(image.patch_width, embedding, bias=False)
+        self.to_text = nn.Linear(text.width, embedding, bias=False)
+        self.to_sentence = nn.Linear(text.width, embedding, bias=False)
+        # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
+        self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
+        bias = None if initial_bias is None else nn.Parameter(torch.full((1,), initial_bias))
+        self.register_parameter("logit_bias", bias)
+        self.pixels, self.prompt_length, self.precision = image.pixels, prompt_length, precision
+        self._parts = tuple(parts)
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        vocabulary: Vocabulary,
+        *,
+        weights: bool = True,
+        text_architecture: Mapping[str, Any] | None = None,
+    ) -> "TowerPair":
+        """Builds the towers of a run and their pair.
+
+        Args:
+            config: The run.
+            vocabulary: The tokenizer's; it sizes the text embedding.
+            weights: False skips loading pretrained weights, for a model that a checkpoint fills.
+            text_architecture: The value of `TextTower.recorded` when the checkpoint was saved.
+
+        Raises:
+            ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
+        """
+        settings = config.model
+        image = TimmImageTower(settings.image, weights=weights)
+        text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
+        parts = active_parts(config.objective.weights)
+        pair = cls(
+            image,
+            text,
+            parts=parts,
+            embedding=settings.embedding,
+            initial_scale=settings.initial_scale,
+            # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
+            initial_bias=settings.initial_bias if _has_bias(config.objective, parts) else None,
+            prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt is written like this part.
+            precision=config.engine.precision,
+        )
+        if settings.checkpoint_activations:
+            image.checkpoint_activations()
+            text.checkpoint_activations()
+        return pair
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns remarks for the user on the pretrained weights that were loaded, one line each."""
+        return self.image.notes + self.text.notes
+
+    def forward(self, batch: Batch) -> Embeddings:
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            pooled, patches = self.image.encode_image(batch.images)
+            image, patches = self.to_image(pooled), self.to_patch(patches)
+            texts = {part.name: self._encoded(part, batch.texts[part.name]) for part in self._parts}
+        return Embeddings(
+            image=_unit(image),
+            patches=_unit(patches),
+            texts={name: _unit(each) for name, each in texts.items()},
+            scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
+            # A copy: the update of the parameter must not change the value that is logged of this step.
+            biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
+        )
+
+    def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        projection = self.to_text if part.aligned_with == "image" else self.to_sentence
+        return projection(self.text.encode_text(texts))
+
+    def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
+        return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
+
+    def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        return functional.normalize(self.to_text(self.text.encode_text(texts)), dim=-1)
+
+
+def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
+    with_image = (part.name for part in parts if part.aligned_with == "image")
+    return any(objective_of(settings.kind_of(name)).has_bias for name in with_image)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return functional.normalize(vectors.float(), dim=-1)
+
+
+class _ClampDescent(torch.autograd.Function):
+    """min(x, bound) whose gradient passes at the bound when it points back inside.
+
+    A plain clamp has no gradient above its bound: a scale that Adam's momentum once carried over it would never return.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x > bound)
+        return x.clamp(max=bound)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = upstream
+        (over,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.where(over & (gradient < 0), torch.zeros_like(gradient), gradient), None
+
+
+def _clamped_scale(logit_scale: Tensor) -> Float[Tensor, ""]:
+    return _ClampDescent.apply(logit_scale.float(), math.log(MAX_SCALE)).exp().squeeze(0)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]

@@ -1,0 +1,243 @@
+"""The image tower of timm: one of its models, with one vector for the image and one for each patch."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from emocap_pretrain.config.schema import ImageTowerConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model import torchvision_ops
+from emocap_pretrain.model.weights import Fit, Header, Shapes, comparing, listed, shapes_of
+
+torchvision_ops.install()
+import timm  # noqa: E402 - after torchvision_ops
+from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
+from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
+
+# Arguments of timm's own factories: they open files, ask hubs, or choose classes. The rest reaches the model itself.
+FACTORY_ARGUMENTS = frozenset(
+    {"device", "dtype", *inspect.signature(timm.create_model).parameters}
+    | set(inspect.signature(build_model_with_cfg).parameters)
+) - {"kwargs"}
+
+_HEADS = {"head", "heads", "fc", "classifier"}
+_QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
+
+
+class TimmImageTower(nn.Module):
+    """An `ImageTower` that is a model of timm, of any of its families that gives a sequence or a map of features.
+
+    Attributes:
+        mean: Of the 8-bit values with which the model was trained, by channel.
+        std: Their standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: ImageTowerConfig, *, weights: bool = True) -> None:
+        """Build the tower.
+
+        Args:
+            settings: Name, size, options of timm's, and where pretrained weights come from.
+            weights: False leaves a pretrained tower at random values (a checkpoint overwrites them).
+        """
+        super().__init__()
+        self.notes: tuple[str, ...]
+        backbone, self.notes = _pretrained(settings) if weights and settings.pretrained else (_create(settings), ())
+        self.backbone: Any = _settled(backbone, settings)
+        self.pixels = settings.pixels
+        # Some mobile towers widen the pooled vector only.
+        self.width: int = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        self.patch_width: int = self.backbone.num_features
+        self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
+        statistics = self.backbone.pretrained_cfg
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def encode_image(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
+        if images.shape[0] == 0:
+            pooled, patches = self.encode_image(images.new_zeros((1, *images.shape[1:])))
+            return pooled[:0], patches[:0]
+        features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
+        pooled = self.backbone.forward_head(features, pre_logits=True)
+        if features.ndim == 4:  # The cells of the last map are the patches.
+            last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+            return pooled, features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+        return pooled, features[:, self.prefix_tokens :]
+
+    def parameter_depths(self) -> dict[str, int]:
+        matcher = self.backbone.group_matcher(coarse=False)
+        depths = cast("dict[str, int]", group_parameters(self.backbone, matcher, reverse=True))
+        return {f"backbone.{name}": depth for name, depth in depths.items()}
+
+    def checkpoint_activations(self) -> None:
+        self.backbone.set_grad_checkpointing(True)
+
+
+def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
+    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+
+    Returns:
+        The tower's notes.
+
+    Raises:
+        ConfigError: If the weights leave a parameter of the tower unfilled, or do not all belong to it.
+    """
+    if settings.pretrained is None:
+        return ()
+    if settings.pretrained == "hub":
+        return (f"{settings.key}.pretrained=hub: the weights are compared with the tower when the run starts",)
+    with torch.device("meta"):
+        return _pretrained(settings, empty=True)[1]
+
+
+def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
+    """A timm model; `weights` are the arguments of timm that name pretrained ones."""
+    options: dict[str, Any] = dict(settings.options)
+    if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
+        raise ConfigError(
+            f"{settings.key}.options.{foreign[0]} is no argument of a model but of timm's factory; options are those "
+            f"of the model's own class, such as depth. Weights come from {settings.key}.pretrained."
+        )
+    if settings.name.startswith(("vit_", "deit", "eva", "beit")):
+        options["img_size"] = settings.pixels
+    if settings.patch_dropout:
+        options["patch_drop_rate"] = settings.patch_dropout
+    try:
+        return timm.create_model(settings.name, num_classes=0, **options, **weights)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError, OSError) as error:
+        raise ConfigError(
+            f"{settings.key}: timm refuses {settings.name!r}: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+
+
+def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """The model with pretrained weights, and notes on them; `empty` weights have shapes and no values."""
+    path = _weights(settings)
+    header = Header.read([path], f"{settings.key}.pretrained") if path else None
+    seen: list[Shapes] = []
+
+    def check(wanted: Shapes, given: Shapes) -> None:
+        seen.append(given)
+        _require(wanted, given, settings)
+
+    # timm takes the prefixes of wrappers ("module.") off the names in a file, and not off those of a state dict.
+    tensors = clean_state_dict(header.tensors(device="meta")) if header and empty else None
+    overlay = {"state_dict": tensors} if tensors else {"file": str(path)}
+    try:
+        with comparing(check):
+            model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)
+    except (ConfigError, LookupError, AttributeError) as error:
+        if header and not seen:  # timm's conversion trips over foreign names before anything is compared.
+            with torch.device("meta"):
+                _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{settings.key}.pretrained: timm cannot convert these weights ({error!r}).") from error
+    if not seen:
+        raise ConfigError(
+            f"{settings.key}.pretrained: timm loads the weights of {settings.name} in a way of its own, so that it is "
+            "unknown whether they fill the tower; give a .safetensors file."
+        )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model, (*_resized(header, seen[0], settings.key), *_activation(model, settings, path, header))
+
+
+def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
+    known = timm.get_pretrained_cfg(settings.name)
+    names = (known and known.classifier) or ()
+    heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
+    needed = {name: shape for name, shape in wanted.items() if not name.endswith(".num_batches_tracked")}
+    own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
+    Fit.of(needed, own, aside=lambda name: name.split(".")[0] in heads).require(
+        f"{settings.key}.pretrained={settings.pretrained}",
+        f"the tower {settings.name}",
+        f"Give weights of this tower, or set {settings.key}.name and {settings.key}.options to the tower of the "
+        "weights.",
+    )
+
+
+def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
+    """A note on tensors that timm has resized, most often the position embedding for another number of pixels."""
+    before = header.shapes if header else {}
+    names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
+    changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
+    return (f"{key}.pretrained: timm has resized {listed(changes)}",) if changes else ()
+
+
+def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
+    """A note on weights that were trained with QuickGELU in a tower with another activation.
+
+    OpenAI's CLIP and its kin have names and shapes like all others; only what is written about a file tells them.
+    """
+    if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
+        return ()
+    notes = model.pretrained_cfg.get("notes") or ()
+    written = [
+        settings.name,
+        *((notes,) if isinstance(notes, str) else notes),
+        *(header.metadata.values() if header else ()),
+    ]
+    # The hub's cache keeps the name of the weights two folders above the file.
+    written += [path.name, *(folder.name for folder in list(path.parents)[:3])] if path else []
+    if not any(map(_QUICK_GELU.search, written)):
+        return ()
+    name = settings.name.split(".")[0].replace("_clip_", "_clip_quickgelu_")
+    cure = f"; set {settings.key}.name={name}" if timm.is_model(name) else ""
+    note = (
+        f"{settings.key}.pretrained: these weights look like those of OpenAI's CLIP, which were trained with "
+        f"QuickGELU, but {settings.name} computes GELU, and its vectors differ from the original's{cure}"
+    )
+    return (note,)
+
+
+def _settled(model: Any, settings: ImageTowerConfig) -> Any:
+    """The model, once it is one that this system can train."""
+    _check_patch_dropout(model, settings)
+    _check_pixels(model, settings)
+    if settings.pretrained is not None:
+        model = freeze_batch_norm_2d(model)
+    if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):
+        # Its statistics are of one rank's rows: the loss would depend on the number of ranks and on who holds which.
+        raise ConfigError(
+            f"{settings.key}: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
+            "take a tower with layer norm (vit, convnext), or a convolutional one with pretrained weights, whose "
+            "statistics are then kept as they are."
+        )
+    return model
+
+
+def _weights(settings: ImageTowerConfig) -> Path | None:
+    """The file of the weights, None for the hub.
+
+    Only safetensors: other formats are unpickled, and a file from elsewhere could run code.
+    """
+    path = str(settings.pretrained)
+    if path == "hub":
+        return None
+    if not path.endswith(".safetensors") or not Path(path).is_file():
+        raise ConfigError(f"{settings.key}.pretrained={path}: give 'hub' or an existing .safetensors file.")
+    return Path(path)
+
+
+def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
+    if settings.patch_dropout and isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
+        raise ConfigError(f"{settings.key}.patch_dropout: {settings.name} has no patch dropout; set it to 0.")
+
+
+def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:
+    """A remainder would be cut off the right and lower edge without a word."""
+    side, _ = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if settings.pixels % side:
+        nearest = max(1, round(settings.pixels / side)) * side
+        raise ConfigError(
+            f"model.image.pixels={settings.pixels} is no multiple of the patch size {side}; the nearest is {nearest}."
+        )

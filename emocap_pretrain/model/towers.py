@@ -1,0 +1,76 @@
+"""Defines the interfaces of an image tower and of a text tower, of which `TowerPair` is built.
+
+`TimmImageTower` and `TransformersTextTower` implement them; docs/extend/tower.md adds another one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from emocap_pretrain.data.batch import Texts
+
+
+@runtime_checkable
+class ImageTower(Protocol):
+    """An encoder of images; at run time a `torch.nn.Module`.
+
+    Attributes:
+        pixels: Side of the square images that it takes. It normalizes their 8-bit values itself.
+        width: Numbers of the pooled vector.
+        patch_width: Numbers of a patch's vector.
+        notes: Remarks for the user on the pretrained weights that were loaded, one line each.
+    """
+
+    pixels: int
+    width: int
+    patch_width: int
+    notes: tuple[str, ...]
+
+    def encode_image(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
+        """Returns one vector for each image, and one for each of its patches in the order of reading.
+
+        Without images every parameter must take part all the same (such as by encoding one black image and dropping
+        the result), because every rank needs a gradient of every parameter.
+        """
+        ...
+
+    def parameter_depths(self) -> dict[str, int]:
+        """Returns the depth of every parameter by its name: 0 next to the pixels, ascending towards the output."""
+        ...
+
+    def checkpoint_activations(self) -> None:
+        """Makes the tower compute its activations again in the backward pass instead of keeping them."""
+        ...
+
+
+@runtime_checkable
+class TextTower(Protocol):
+    """An encoder of texts; at run time a `torch.nn.Module`.
+
+    Attributes:
+        width: Numbers of a text's vector.
+        notes: Remarks for the user on the pretrained weights that were loaded, one line each.
+    """
+
+    width: int
+    notes: tuple[str, ...]
+
+    def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
+        """Returns one vector for each text; without texts every parameter must take part, as in an image tower."""
+        ...
+
+    def parameter_depths(self) -> dict[str, int]:
+        """Returns the depth of every parameter by its name: 0 next to the tokens, ascending towards the output."""
+        ...
+
+    def checkpoint_activations(self) -> None:
+        """Makes the tower compute its activations again in the backward pass instead of keeping them."""
+        ...
+
+    def recorded(self) -> Mapping[str, Any] | None:
+        """Returns what a checkpoint must hold to build the tower without its source, as JSON; None if nothing."""
+        ...

@@ -1,0 +1,287 @@
+"""The text tower: a transformers encoder and the pooling that makes one vector of a text."""
+
+import json
+import logging
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.data.batch import Texts
+from emocap_pretrain.data.tokenizer import Vocabulary
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model import torchvision_ops
+from emocap_pretrain.model.weights import Fit, Header, listed
+
+torchvision_ops.install()
+from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after torchvision_ops
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+# A pooler that turns the last hidden states into one vector: this tower pools by itself and never reads it.
+_UNREAD = ("pooler.",)
+# The number of the layer in the name of a parameter: transformers calls the list of layers so in all its encoders.
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layers)\.(\d+)\.")
+# Buffers that older releases of transformers have stored.
+_CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
+
+# Encoders whose config names no other model, file or hub: these alone are built from what a checkpoint says.
+KINDS = (
+    "albert",
+    "bert",
+    "camembert",
+    "clip_text_model",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "eurobert",
+    "modernbert",
+    "mpnet",
+    "nomic_bert",
+    "roberta",
+    "xlm-roberta",
+)
+# Everything else that transformers knows as an attention is a kernel, which it would download as a program.
+ATTENTIONS = frozenset({None, "eager", "sdpa"})
+WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
+
+
+class TransformersTextTower(nn.Module):
+    """A `TextTower` that is an encoder of transformers, and the pooling that makes one vector of a text."""
+
+    def __init__(
+        self,
+        settings: TextTowerConfig,
+        vocabulary: Vocabulary,
+        *,
+        weights: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build the tower.
+
+        Args:
+            settings: `pretrained` wins over `architecture`.
+            vocabulary: The tokenizer's.
+            weights: False leaves a pretrained architecture at random values (a checkpoint overwrites them).
+            architecture: What `recorded` gave when the checkpoint was saved; then `settings.pretrained` is not opened,
+                and the weights stay at random values.
+
+        Raises:
+            ConfigError: If there is no such encoder, or it would need code that is not in transformers.
+        """
+        super().__init__()
+        self.pooling = settings.pooling
+        self._is_pretrained = settings.pretrained is not None
+        self.backbone: Any
+        self.notes: tuple[str, ...]
+        self.backbone, self.notes = _backbone(settings, vocabulary, weights, architecture)
+        self.width: int = self.backbone.config.hidden_size
+        _check(settings, self.backbone.config, vocabulary.size)
+
+    def recorded(self) -> dict[str, Any] | None:
+        """The architecture of a pretrained encoder as JSON, so that a checkpoint restores without its folder or hub."""
+        if not self._is_pretrained:
+            return None
+        told: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
+        return {key: value for key, value in told.items() if key not in {"_name_or_path", "auto_map"}}
+
+    def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
+        if texts.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
+            return self._of_nothing(texts)
+        hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
+        return pool(hidden, texts.mask, self.pooling)
+
+    def _of_nothing(self, texts: Texts) -> Float[Tensor, "0 width"]:
+        """No rows, yet every parameter takes part, so that all ranks' gradients exist and hooks fire alike."""
+        one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
+        return self.encode_text(one)[:0]
+
+    def parameter_depths(self) -> dict[str, int]:
+        names = [name for name, _ in self.backbone.named_parameters()]
+        layers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
+        last = max(layers.values(), default=-1) + 2
+        return {
+            f"backbone.{name}": layers[name] + 1 if name in layers else 0 if "embed" in name else last for name in names
+        }
+
+    def checkpoint_activations(self) -> None:
+        self.backbone.activation_checkpointing_enable()
+
+
+def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:
+    """One vector a text: its last real token (`eos`), its first (`cls`), or the mean over real tokens (`mean`)."""
+    if how == "cls":
+        return hidden[:, 0]
+    if how == "eos":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def _backbone(
+    settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The encoder, and notes on its weights."""
+    if settings.pretrained is None:
+        return _from_scratch(settings, vocabulary), ()
+    if architecture is not None:
+        return _recorded(architecture), ()
+    return _pretrained(settings.pretrained, weights)
+
+
+def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Module:
+    shape = settings.architecture
+    lengths = settings.lengths
+    if shape.width % shape.heads:
+        raise ConfigError(
+            f"model.text.architecture: width={shape.width} does not divide into {shape.heads} heads; "
+            f"the nearest that does is {max(1, round(shape.width / shape.heads)) * shape.heads}."
+        )
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary.size,
+            hidden_size=shape.width,
+            intermediate_size=4 * shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=max(lengths.by_part.values()),
+            pad_token_id=vocabulary.pad_id,
+            bos_token_id=None,
+            eos_token_id=vocabulary.pad_id,  # For its own pooling, which is not used here.
+        )
+    )
+
+
+def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
+    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+
+    Returns:
+        The tower's notes.
+
+    Raises:
+        ConfigError: If the weights leave a parameter of the tower unfilled, or have others of its parts.
+    """
+    name = settings.pretrained
+    if name is None:
+        return ()
+    if not Path(name).is_dir():
+        return (f"model.text.pretrained={name}: the weights are compared with the tower when the run starts",)
+    config, kind = _described(name)
+    header = Header.of_folder(Path(name), "model.text.pretrained")
+    return _loaded(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
+
+
+def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    config, kind = _described(name)
+    if weights:
+        return _loaded(kind, name, name, config=config, use_safetensors=True)
+    return kind(config), ()
+
+
+def _described(name: str) -> tuple[Any, Any]:
+    """The configuration of the encoder, and the class that reads its weights."""
+    try:
+        config = AutoConfig.from_pretrained(name, **TRUST)
+        _check_attention(config, f"model.text.pretrained={name}")
+        if config.model_type == "clip":
+            return config.text_config, CLIPTextModel
+        with torch.device("meta"):
+            return config, type(AutoModel.from_config(config, **TRUST))
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise _no_encoder(name, error) from error
+
+
+def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """The encoder, once its weights are known to fill it, and notes on them."""
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with _quiet():
+            model, found = kind.from_pretrained(*source, **loading, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_encoder(name, error) from error
+    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
+    extra = [each for each in found["unexpected_keys"] if not each.endswith(_CONSTANT)]
+    fit = Fit(
+        missing=tuple(sorted(each for each in found["missing_keys"] if not each.startswith(_UNREAD))),
+        foreign=tuple(sorted(each for each in extra if each.split(".")[0] in parts)),
+        reshaped=tuple((each, tuple(has), tuple(wants)) for each, has, wants in sorted(found["mismatched_keys"])),
+    )
+    fit.require(
+        f"model.text.pretrained={name}",
+        f"the tower of its config.json ({type(model).__name__})",
+        "Give a folder whose config.json and weights belong together.",
+    )
+    others = sorted({each.split(".")[0] for each in extra})
+    return model, (
+        f"model.text.pretrained: {listed(others)} in {name} are left out: they are no part of the text tower",
+    ) if others else ()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Inside, transformers prints no progress bar and no table of names, which `Fit` says in one line."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _no_encoder(name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "
+        f"({(str(error) or repr(error)).splitlines()[0]})."
+    )
+
+
+def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
+    """The encoder that a checkpoint describes, at random values; only kinds whose config is nothing but numbers."""
+    kind = architecture.get("model_type")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"the checkpoint's text encoder is of the kind {kind!r}; only these are built from a checkpoint: "
+            f"{', '.join(KINDS)}. Give the run's own config file, which names the encoder's folder."
+        )
+    try:
+        config: Any = AutoConfig.for_model(**architecture)
+        _check_attention(config, "the checkpoint's text encoder")
+        is_clip = kind == "clip_text_model"
+        return CLIPTextModel(config) if is_clip else AutoModel.from_config(config, **TRUST)
+    except (*WRONG_NUMBERS, StrictDataclassError) as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise ConfigError(f"the checkpoint's text encoder ({kind}) cannot be built: {first}") from error
+
+
+def _check_attention(config: Any, what: str) -> None:
+    """Refuses a config that has transformers fetch a kernel, which is a program, from a hub."""
+    parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
+    for found in (getattr(part, "_attn_implementation", None) for part in parts):
+        if found not in ATTENTIONS:
+            raise ConfigError(f"{what}: its config asks for the attention {found!r}; take one with sdpa or eager.")
+
+
+def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
+    """Refuses texts longer, or token ids larger, than the tower has embeddings for."""
+    longest = max(settings.lengths.by_part.values())
+    if longest > config.max_position_embeddings:
+        raise ConfigError(
+            f"model.text.lengths: {longest} tokens, but the encoder reads at most {config.max_position_embeddings}."
+        )
+    if vocabulary > config.vocab_size:
+        raise ConfigError(
+            f"model.text.tokenizer knows {vocabulary} tokens, but the encoder has embeddings for {config.vocab_size}; "
+            "use the tokenizer of the same folder."
+        )

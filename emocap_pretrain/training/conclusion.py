@@ -1,0 +1,164 @@
+"""The end of a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
+
+A finished run gets here what it lacks: rows that the tracker has not taken, and an evaluation with new settings.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from emocap_shards.mask import masked
+from emocap_shards.store import Store
+
+from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
+from emocap_pretrain.checkpoint.state import Progress
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.evaluation.restore import Restored, restore
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.run_folder.attempts import newest
+from emocap_pretrain.run_folder.documents import REPORT
+from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.tracking import pictures
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
+from emocap_pretrain.tracking.spool import row, understood
+from emocap_pretrain.tracking.tracker import Tracker
+from emocap_pretrain.training.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def is_done(config: Config, store: Store) -> bool:
+    """Returns whether the run of this folder, which must be this run, has the report of its last step.
+
+    Raises:
+        ConfigError: If the folder belongs to a run with other settings.
+    """
+    folder = RunFolder(store)
+    return folder.run_id(config) is not None and folder.report(config.steps) is not None
+
+
+def prepare_tasks(config: Config, store: Store) -> None:
+    """Let the evaluation tasks read all that they compare, unless an attempt with these settings has done so.
+
+    Raises:
+        ConfigError: If settings and data do not fit.
+    """
+    if not tasks.were_prepared(newest_checkpoint(store), config):
+        tasks.prepare(config.evaluation)
+
+
+def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
+    """Evaluate the last checkpoint on all ranks, track the results and write the report; a collective.
+
+    `everyone` holds all ranks in the patient group of `RankGroup.patient`.
+    """
+    config, stored = session.config, session.config.stored()
+    results = _evaluated(config, everyone, session.world.device)
+    if not session.world.is_main:
+        return
+    report = Report(
+        name=config.name,
+        url=stored["url"],
+        step=session.engine.step,
+        seconds=progress.seconds,
+        ranks=session.world.world_size,
+        samples_per_s=session.engine.step * config.global_batch / progress.seconds,
+        loss=progress.row.get("loss"),
+        run_id=session.tracker.run_id,
+        tracking_uri=masked(stored["tracking"]["uri"]),
+        results=results,
+        evaluation=stored["evaluation"] if config.evaluation.url else None,
+    )
+    track(session.tracker, results, report.step)
+    _describe(session.tracker, report)
+    session.keep([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
+    RunFolder(session.store).conclude(report)
+
+
+def conclude_again(config: Config, store: Store) -> bool:
+    """Send the tracker what it lacks of a run that is done; False if its evaluation settings have changed since."""
+    report = RunFolder(store).report(config.steps)
+    if report is None or not report.evaluated_with(config.stored()["evaluation"]):
+        return False
+    if not RunFolder(store).original():  # The rows in a copy are the original's.
+        deliver_unsent(store, config, report.run_id, number=newest(store))
+    return True
+
+
+def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
+    """Evaluate the last checkpoint of a run that is done with the settings of now; a collective.
+
+    Nothing else of the run changes. No start is counted, so `emocap status` says what it said before.
+    """
+    everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
+    results = _evaluated(config, everyone, device)
+    report = RunFolder(store).report(config.steps) if everyone.is_main else None
+    if report:
+        _replace_results(config, store, report, results)
+
+
+def track(tracker: Tracker, results: Sequence[TaskResult], step: int) -> None:
+    """Give the tracker the scores and pictures of results of the checkpoint of `step`."""
+    for result in results:
+        tracker.rescore(result.metrics(), step)
+        for matrix in result.confusion_matrices:
+            with TemporaryDirectory(prefix="emocap-") as folder:
+                path = Path(folder) / f"{matrix.name}.png"
+                pictures.confusion(matrix, path)
+                tracker.picture(f"pictures/{result.task}/{matrix.name}.png", path)
+
+
+def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
+    """Returns what the tasks of the config find out about the restored model, on every rank; a collective.
+
+    Args:
+        restored: The model and its config, equal on all ranks.
+        everyone: The ranks among which the data are divided.
+        device: Where this rank's model shall live.
+    """
+    config = restored.config
+    if everyone.is_main:
+        for cut in tasks.cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
+            if cut.cut:
+                log.warning("texts that are cut: %s", cut)
+    embedder = Embedder(restored.model.to(device), restored.tokenizer)
+    return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
+
+
+def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
+    """The results of the newest checkpoint, if there is a dataset to evaluate it on; a collective."""
+    if config.evaluation.url is None:
+        return ()
+    # Rank 0 alone reads the checkpoint: a thousand ranks would read the weights a thousand times.
+    return evaluated(everyone.run_on_main(lambda: restore(config.url, config=config)), everyone, device)
+
+
+def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
+    number = newest(store)
+    parent = RunFolder(store).original()
+    rows = [] if parent else understood(unsent.left(store))
+    run_id = None if parent else report.run_id
+    tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
+    try:
+        if parent:
+            RunFolder(store).begin(config, tracker.run_id, parent=parent)
+            report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
+        report = replace(report, results=results, evaluation=config.stored()["evaluation"])
+        track(tracker, results, report.step)
+        _describe(tracker, report)
+        RunFolder(store).conclude(report)
+    finally:
+        tracker.finish("FINISHED")
+        unsent.leave(store, tracker.unsent(), number=number)
+
+
+def _describe(tracker: Tracker, report: Report) -> None:
+    tracker.text(REPORT_FILE, REPORT.dump(report).decode())
+    tracker.describe(report.markdown())

@@ -1,0 +1,230 @@
+"""The engine takes one optimizer step at a time, copies its state for a checkpoint, and continues from one."""
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from emocap_pretrain.config.batch_split import BatchSplit, batch_split
+from emocap_pretrain.config.schema import Config, OptimizerConfig
+from emocap_pretrain.data.batch import Batch
+from emocap_pretrain.model.pair import Embeddings, TowerPair
+from emocap_pretrain.model.teacher import Teacher
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.training import zero
+from emocap_pretrain.training.objective import Objective
+from emocap_pretrain.training.optimizer import OptimizerSpec, optimizer_of, parameter_groups
+from emocap_pretrain.training.representation_cache import Cached
+from emocap_pretrain.training.schedule import learning_rate
+from emocap_pretrain.training.snapshot import Snapshot, read
+from emocap_pretrain.training.state_layout import Layout
+
+log = logging.getLogger(__name__)
+
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+def _untimed(_section: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Engine:
+    """Trains a tower pair; `step` counts optimizer steps from 0, those that were left out too.
+
+    The random numbers of a step (dropout) are a function of (seed, step, rank): there is no stream to save.
+    """
+
+    def __init__(
+        self,
+        model: TowerPair,
+        objective: Objective,
+        optimizer: OptimizerSpec,
+        world: RankGroup,
+        *,
+        settings: OptimizerConfig,
+        split: BatchSplit,
+        steps: int,
+        zero_stage: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Takes hold of the model; every rank gets rank 0's weights. All ranks call it.
+
+        Args:
+            model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
+            objective: The loss of the global batch.
+            optimizer: How the weights are updated.
+            world: All ranks.
+            settings: The parameter groups, the schedule of the learning rate, and where gradients are clipped.
+            split: How a step is split over the ranks, and into passes.
+            steps: Length of the run, which the schedule needs.
+            zero_stage: Stage of ZeRO, 0 to 3.
+            seed: Beginning of the random numbers.
+
+        Raises:
+            ConfigError: If the optimizer cannot work under this stage, or the settings do not fit the model.
+        """
+        optimizer.require_stage(zero_stage)
+        self._objective, self._optimizer, self._world = objective, optimizer, world
+        self._settings, self._steps, self._seed = settings, steps, seed
+        self._passes, self._zero_stage = split.passes, zero_stage
+        self._engine, self.layout = zero.initialise(
+            model,
+            optimizer,
+            parameter_groups(model, settings),
+            world,
+            lr=settings.lr,
+            clip_norm=settings.clip_norm,
+            zero_stage=zero_stage,
+            rows=split.rows,
+        )
+        self._snapshot = Snapshot(world.rank, world.device)
+        self.step = 0
+        self._finite = torch.ones((), device=world.device)
+
+    @classmethod
+    def of(cls, model: TowerPair, config: Config, world: RankGroup) -> "Engine":
+        """Returns the engine of a run; all ranks call it.
+
+        Raises:
+            ConfigError: As the constructor does, and if some rank would have no sample.
+        """
+        split = batch_split(config, world.world_size)
+        return cls(
+            model,
+            _objective(config, world, rows_at_once=split.micro_batch),
+            optimizer_of(config.optimizer, config.engine.zero_stage),
+            world,
+            settings=config.optimizer,
+            split=split,
+            steps=config.steps,
+            zero_stage=config.engine.zero_stage,
+            seed=config.seed,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step; a parameter group takes its own multiple of it."""
+        return learning_rate(self._settings, self.step, self._steps)
+
+    @property
+    def text_architecture(self) -> dict[str, Any] | None:
+        """The architecture of a pretrained text tower (`TextTower.recorded`), which a checkpoint stores."""
+        return self._engine.module.text.recorded()
+
+    def train(
+        self, batch: Batch, *, judge: Callable[[float], bool] | None = None, timed: Timed = _untimed
+    ) -> dict[str, Tensor | float]:
+        """One optimizer step on this rank's rows of the global batch.
+
+        Args:
+            batch: As many rows as the split gives this rank; the last step of an epoch may have fewer, even none.
+            judge: Told the loss, which is the same on all ranks, says whether the update shall be made. The host waits
+                for the loss.
+            timed: Opens the sections `forward`, `loss`, `backward` and `update`.
+
+        Returns:
+            Scalars by name, still on the device, equal on all ranks. `skipped` is 1.0 where no update was made: `judge`
+            said no, or a gradient was not finite, in which case the norm is infinite. `finite` falls to 0 with the
+            first loss or gradient that is not, and stays there.
+        """
+        rate = self.learning_rate
+        zero.set_learning_rate(self._engine, rate)
+        with timed("forward"):
+            cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
+            embeddings = cached.embeddings if cached else self._encode(0, batch)
+        with timed("loss"):
+            result = self._objective(embeddings, batch, self.step)
+            wanted = judge is None or judge(float(result.loss.detach()))
+        updated, norm = False, None
+        if wanted:
+            with timed("backward"):
+                self._backward(result.loss, cached)
+            with timed("update"):
+                updated, norm = self._update()
+        else:
+            zero.forget_forward(self._engine)
+        self.step += 1
+        # For those who read the metrics of some steps only.
+        self._finite = self._finite * torch.isfinite(result.loss.detach()) * (updated or not wanted)
+        metrics = {
+            **result.metrics,
+            "finite": self._finite,
+            "learning_rate": rate,
+            "skipped": float(not updated),
+        }
+        return metrics if norm is None else {**metrics, "gradient_norm": norm}
+
+    def snapshot(self) -> Snapshot:
+        """Returns a copy of the state in host memory; any thread may `write` it. Release it then. All ranks call this.
+
+        Raises:
+            CheckpointError: If the last snapshot is not released yet.
+        """
+        engine, rank = self._engine, self._world.rank
+        held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
+        mine = (held[each.name].part(each) for each in self.layout.slices(rank))
+        self._snapshot.take(zero.weights(engine), mine, zero.global_state(engine, self._optimizer))
+        return self._snapshot
+
+    def load(self, folder: Path, saved: Layout, step: int) -> None:
+        """Continues after `step`; the weights are in the model already (`snapshot.fill`, on rank 0).
+
+        Args:
+            folder: Holds at least `saved.files_for(self.layout, rank)`.
+            saved: The layout of the engine that wrote them, of any number of ranks and any stage.
+            step: Steps done.
+
+        Raises:
+            CheckpointError: If the state is of another model or optimizer, or not all there.
+        """
+        rank = self._world.rank
+        paths = [folder / name for name in saved.files_for(self.layout, rank)]
+        slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
+        zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.global_))
+        self.step = step
+
+    def _encode(self, number: int, batch: Batch) -> Embeddings:
+        torch.manual_seed(hash((self._seed, self.step, self._world.rank, number)) % 2**63)
+        return cast(Embeddings, self._engine(batch))
+
+    def _backward(self, loss: Tensor, cached: Cached | None) -> None:
+        if cached is None:
+            self._engine.backward(loss)
+            return
+        loss.backward()
+        with zero.reduced_once(self._engine):
+            for surrogate in cached.surrogates():
+                self._engine.backward(surrogate)
+
+    def _update(self) -> tuple[bool, Tensor | float]:
+        """Returns whether the weights have changed, and the gradient's norm before clipping.
+
+        They have not where a gradient is not finite; the norm is infinite then.
+        """
+        if self._zero_stage > 0:
+            self._engine.step()
+            updated = self._engine.was_step_applied()
+            return updated, self._engine.get_global_grad_norm() if updated else math.inf
+        # Without ZeRO, DeepSpeed would take any step, and clips without telling the norm.
+        bound = self._settings.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
+        if not norm.isfinite():
+            self._engine.zero_grad()
+            return False, math.inf
+        self._engine.step()
+        return True, norm
+
+
+def _objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
+    """Returns the objective of a run, with its teacher on the rank's device."""
+    teacher = Teacher.of(config, rows_at_once=rows_at_once)
+    if teacher:
+        teacher.to(world.device)
+        for note in teacher.notes if world.is_main else ():
+            log.warning("%s", note)
+    return Objective.of(config.objective, precision=config.engine.precision, group=world.process_group, teacher=teacher)

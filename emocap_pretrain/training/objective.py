@@ -1,0 +1,293 @@
+"""The total loss of docs/method.md: one weighted term for each active part of a caption, and what is logged of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import emocap_kernels
+import torch
+from emocap_kernels import Mining, choose_backend, choose_region_backend
+from emocap_kernels.choice import Choice
+from emocap_kernels.contrastive.objectives import ContrastiveObjective, objective_of
+from emocap_kernels.positives import compares_images
+from emocap_kernels.result import LossResult
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.data.batch import Batch
+from emocap_pretrain.data.parts import Part, active_parts
+from emocap_pretrain.data.patch_mask import patches_with_contrast
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model.pair import Embeddings
+
+
+class Term(Protocol):
+    """One addend of the total loss: how the texts of a part are aligned with their images."""
+
+    @property
+    def part(self) -> Part: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Returns the learned numbers that the loss reads, by the names under which they are logged."""
+        ...
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Says whether the loss reads the vectors of a teacher."""
+        ...
+
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+        """Returns the loss of the global batch, unweighted; a collective.
+
+        Args:
+            embeddings: This rank's rows.
+            batch: The batch that they come from.
+            mined: Whether the warm-up of mining is over.
+            teacher: The teacher's vectors of the images, [rows, any width]; None where no term reads them.
+        """
+        ...
+
+    def backend(self, vectors: Tensor) -> Choice:
+        """Returns which backend would compute the loss of vectors like these, and why.
+
+        Raises:
+            NotSupportedError: If the settings ask for a backend that cannot.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTerm:
+    """Aligns one text of each image with the pooled vector of the image (`contrastive_loss`)."""
+
+    part: Part
+    weight: float
+    settings: ObjectiveConfig
+    vectors: torch.dtype
+    group: ProcessGroup | None
+
+    @property
+    def formula(self) -> ContrastiveObjective:
+        """Says what is made of the scores."""
+        return objective_of(self.settings.kind_of(self.part.name))
+
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        scale = {"scale": embeddings.scales[self.part.aligned_with]}
+        return scale if self._bias(embeddings) is None else {**scale, "bias": embeddings.biases[self.part.aligned_with]}
+
+    @property
+    def reads_teacher(self) -> bool:
+        mining = self._mining
+        return self.formula.has_teacher or bool(self.settings.teacher and mining and compares_images(mining))
+
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+        texts = batch.texts[self.part.name]
+        return emocap_kernels.contrastive_loss(
+            embeddings.image.to(self.vectors),
+            embeddings.texts[self.part.name].to(self.vectors),
+            embeddings.scales[self.part.aligned_with],
+            objective=self.formula,
+            bias=self._bias(embeddings),
+            mining=self._mining if mined else None,
+            **self._guides(teacher),
+            ids=texts.identity if self.settings.known_positives else None,
+            group=self.group,
+            schedule=self.settings.schedule,
+            backend=self.settings.backend,
+        )
+
+    def backend(self, vectors: Tensor) -> Choice:
+        settings = self.settings
+        return choose_backend(vectors, vectors, objective=self.formula, mining=self._mining, backend=settings.backend)
+
+    def _bias(self, embeddings: Embeddings) -> Tensor | None:
+        return embeddings.biases[self.part.aligned_with] if self.formula.has_bias else None
+
+    def _guides(self, teacher: Tensor | None) -> dict[str, Any]:
+        """Returns the arguments by which the teacher guides the loss."""
+        if not self.reads_teacher:
+            return {}
+        assert teacher is not None, "an objective with such a term is called with a teacher"
+        assert self.settings.teacher is not None, "`Objective.of` has required it"
+        vectors = teacher.to(self.vectors)
+        if not self.formula.has_teacher:
+            return {"guide_image": vectors}
+        # On both sides: the shares of a text are those of its image.
+        return {"guide_image": vectors, "guide_text": vectors, "guide_scale": self.settings.teacher.scale}
+
+    @property
+    def _mining(self) -> Mining | None:
+        """The rule of mining; a teacher's shares leave nothing to mine."""
+        rule = self.settings.mining
+        return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchTerm:
+    """Aligns any number of texts of each image with the patches of the image (`region_contrastive_loss`)."""
+
+    part: Part
+    weight: float
+    settings: ObjectiveConfig
+    vectors: torch.dtype
+    group: ProcessGroup | None
+    reads_teacher = False
+
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        return {"local_scale": embeddings.scales[self.part.aligned_with]}
+
+    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+        del teacher
+        owner = batch.texts[self.part.name].owner
+        assert owner is not None, "the loader gives the texts of such a part owners"
+        return emocap_kernels.region_contrastive_loss(
+            embeddings.patches.to(self.vectors),
+            embeddings.texts[self.part.name].to(self.vectors),
+            owner,
+            embeddings.scales[self.part.aligned_with],
+            sharpness=self.settings.sharpness,
+            scope=self.settings.scope,
+            patch_mask=self._patch_mask(batch.images, embeddings.patches.shape[1]),
+            mining=self._mining if mined else None,
+            group=self.group,
+            schedule=self.settings.schedule,
+            backend=self.settings.backend,
+        )
+
+    def backend(self, vectors: Tensor) -> Choice:
+        return choose_region_backend(
+            vectors[:, None], vectors, scope=self.settings.scope, mining=self._mining, backend=self.settings.backend
+        )
+
+    def _patch_mask(self, images: Tensor, patches: int) -> Tensor | None:
+        rule = self.settings.patch_mask
+        return patches_with_contrast(images, patches, rule.contrast) if rule else None
+
+    @property
+    def _mining(self) -> Mining | None:
+        rule = self.settings.local_mining
+        return Mining(guide="text", **rule.model_dump()) if rule else None
+
+
+_KINDS: Mapping[str, type[ImageTerm] | type[PatchTerm]] = {"image": ImageTerm, "patches": PatchTerm}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveResult:
+    """The scalar to differentiate, and detached scalars by name, equal on all ranks."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The weighted sum of the terms; mining starts after its warm-up.
+
+    Attributes:
+        terms: One for each active part, in the order in which they are summed.
+        mining_warmup_steps: Steps without mining.
+        teacher: Returns the teacher's vectors of images, [rows, any width]; needed where a term reads them.
+    """
+
+    terms: tuple[Term, ...]
+    mining_warmup_steps: int = 0
+    teacher: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: ObjectiveConfig,
+        *,
+        precision: str,
+        group: ProcessGroup | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Objective":
+        """Builds the terms that the settings switch on.
+
+        Args:
+            settings: Weights, mining, backend.
+            precision: `engine.precision`, which decides what the losses multiply unless the settings say it.
+            group: The ranks whose rows make the global batch; None is this process alone.
+            teacher: Returns the teacher's vectors of images, of the settings' teacher; not needed to look at the terms.
+
+        Raises:
+            ConfigError: If the settings give a part a kind that its loss does not have, or a teacher is missing or
+                unread.
+        """
+        vectors = vector_dtype(settings, precision)
+        weights = settings.weights
+        for part in active_parts(weights):
+            if part.aligned_with == "patches" and part.name in settings.kind_by_part:
+                raise ConfigError(
+                    f"objective.kind_by_part: {part.name} is aligned with patches, whose loss is always infonce; "
+                    f"leave {part.name} out."
+                )
+        terms = tuple(
+            _KINDS[part.aligned_with](part, weights[part.name], settings, vectors, group)
+            for part in active_parts(weights)
+        )
+        _require_read(settings, terms)
+        return cls(terms, settings.mining_warmup_steps, teacher)
+
+    def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
+        """Returns the loss of the global batch; a collective.
+
+        Args:
+            embeddings: This rank's rows.
+            batch: The batch that they come from.
+            step: Steps done before this one; decides whether mining has begun.
+        """
+        mined = step >= self.mining_warmup_steps
+        teacher = self.teacher(batch.images) if self.teacher else None
+        results = [term.loss(embeddings, batch, mined=mined, teacher=teacher) for term in self.terms]
+        pairs = list(zip(self.terms, results, strict=True))
+        loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
+        metrics = {"loss": loss.detach()}
+        for term, result in pairs:
+            metrics |= _metrics(term.part.name, result)
+            metrics |= {name: number.detach() for name, number in term.learned(embeddings).items()}
+        return ObjectiveResult(loss, metrics)
+
+
+def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
+    """Raises an error if a term lacks its teacher, or if no term reads the teacher or the rule of mining."""
+    readers = [term.part.name for term in terms if term.reads_teacher]
+    if readers and settings.teacher is None:
+        raise ConfigError(
+            f"objective.kind: {readers[0]} is soft and learns the shares of a teacher; give objective.teacher its "
+            "name and its pretrained weights."
+        )
+    if settings.teacher and not readers:
+        raise ConfigError(
+            "objective.teacher: no term reads it; set objective.kind to soft, or objective.mining.guide to image, "
+            "counterpart or consensus, or leave the teacher out."
+        )
+    with_images = [term for term in terms if isinstance(term, ImageTerm)]
+    if settings.mining and with_images and all(term.formula.has_teacher for term in with_images):
+        raise ConfigError(
+            "objective.mining: the shares of a teacher leave nothing to mine; leave mining out, or give a part "
+            "another kind with objective.kind_by_part."
+        )
+
+
+def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
+    """Returns the type of the unit vectors that the losses multiply; products are added in float32 whatever it is."""
+    chosen = precision if settings.vectors == "auto" else settings.vectors
+    return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+
+def _metrics(name: str, result: LossResult) -> dict[str, Tensor]:
+    image_to_text, text_to_image = result.recall_at_1
+    return {
+        f"{name}/loss": result.loss.detach(),
+        f"{name}/image_to_text": result.image_to_text,
+        f"{name}/text_to_image": result.text_to_image,
+        f"{name}/recall_at_1_image_to_text": image_to_text,
+        f"{name}/recall_at_1_text_to_image": text_to_image,
+        f"{name}/positives": result.positives,
+    }

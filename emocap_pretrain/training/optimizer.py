@@ -1,0 +1,211 @@
+"""An optimizer as a value: how torch makes it, which parameter groups it works on, and its state by name.
+
+The rest of the engine knows no optimizer by name. docs/extend/optimizer.md shows how to add one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model.towers import ImageTower, TextTower
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec:
+    """An optimizer as a value: it says how torch makes it and which state it keeps from one update to the next.
+
+    The names of its state are those in `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so
+    that any number of ranks can read it. A state that is not named here is lost when a run resumes.
+
+    Attributes:
+        name: The value of `optimizer.name`.
+        make: Makes the optimizer of torch's parameter groups, which hold `params`, `lr` and `weight_decay`.
+        begin: Returns the whole state of one tensor before its first update, as torch would begin with it. The tensor
+            is a parameter; under ZeRO 1 to 3 it is a flat vector of many parameters, or of parts of them.
+        per_element: States with the shape of the tensor, one number for each element.
+        per_parameter: States of any other shape, one tensor for each parameter. Not every parameter needs to have it.
+        global_: Scalars that are equal for all tensors, such as the number of updates.
+        whole_parameters: Whether the update of an element depends on other elements of its parameter. ZeRO 1 to 3 give
+            the optimizer flat vectors in which parameters have no boundaries, so they are refused then.
+    """
+
+    name: str
+    make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    begin: Callable[[Tensor], State]
+    per_element: tuple[str, ...] = ()
+    per_parameter: tuple[str, ...] = ()
+    global_: tuple[str, ...] = ()
+    whole_parameters: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_parameter and not self.whole_parameters:
+            raise ValueError(f"{self.name} has states per parameter, so it needs whole_parameters=True.")
+
+    def require_stage(self, zero_stage: int) -> None:
+        """Refuses a stage of ZeRO under which the updates would be wrong.
+
+        Raises:
+            ConfigError: If the optimizer needs whole parameters and the stage cuts them.
+        """
+        if self.whole_parameters and zero_stage > 0:
+            raise ConfigError(
+                f"optimizer.name={self.name} looks at whole parameters, and engine.zero_stage={zero_stage} cuts them: "
+                "set engine.zero_stage=0, or another optimizer.name."
+            )
+
+    def state_elements(self, parameter: Tensor) -> int:
+        """Returns how many numbers of state the optimizer keeps for a parameter; global ones are not counted."""
+        state = self.begin(torch.empty(parameter.shape, device="meta"))
+        return sum(state[name].numel() for name in (*self.per_element, *self.per_parameter) if name in state)
+
+
+def _adamw(settings: OptimizerConfig) -> OptimizerSpec:
+    def begin(tensor: Tensor) -> State:
+        return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
+
+    return OptimizerSpec(
+        name="adamw",
+        make=partial(torch.optim.AdamW, betas=settings.betas, eps=settings.eps),
+        begin=begin,
+        per_element=("exp_avg", "exp_avg_sq"),
+        global_=("step",),
+    )
+
+
+def _sgd(settings: OptimizerConfig) -> OptimizerSpec:
+    momentum, states = settings.sgd.momentum, ("momentum_buffer",) if settings.sgd.momentum else ()
+    return OptimizerSpec(
+        name="sgd",
+        make=partial(torch.optim.SGD, momentum=momentum, nesterov=settings.sgd.nesterov),
+        # Torch begins without a buffer and makes the first gradient the buffer; zeros and that gradient add up to it.
+        begin=lambda tensor: {name: torch.zeros_like(tensor) for name in states},
+        per_element=states,
+    )
+
+
+def _adafactor(settings: OptimizerConfig) -> OptimizerSpec:
+    def begin(tensor: Tensor) -> State:
+        step = {"step": torch.tensor(0.0)}
+        if tensor.ndim < 2:
+            return {**step, "variance": torch.zeros_like(tensor)}
+        *batch, rows, columns = tensor.shape
+        return {**step, "row_var": tensor.new_zeros(*batch, rows, 1), "col_var": tensor.new_zeros(*batch, 1, columns)}
+
+    own = settings.adafactor
+    return OptimizerSpec(
+        name="adafactor",
+        make=partial(torch.optim.Adafactor, beta2_decay=own.beta2_decay, d=own.clip_threshold),
+        begin=begin,
+        per_element=("variance",),
+        per_parameter=("row_var", "col_var"),
+        global_=("step",),
+        whole_parameters=True,  # The update of a parameter is scaled by its root mean square and by the parameter's.
+    )
+
+
+OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig], OptimizerSpec]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+}
+
+
+def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
+    """Returns the optimizer that the settings name.
+
+    Raises:
+        ConfigError: If it cannot work under this stage of ZeRO.
+    """
+    spec = OPTIMIZERS[settings.name](settings)
+    spec.require_stage(zero_stage)
+    return spec
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Trained parameters, by name, that share a weight decay and a multiple of the schedule's learning rate."""
+
+    parameters: Mapping[str, nn.Parameter]
+    weight_decay: float
+    lr_scale: float
+
+    def for_torch(self, lr: float) -> dict[str, Any]:
+        """Returns torch's form of the group. Torch and DeepSpeed keep the additional key `lr_scale`."""
+        return {
+            "params": list(self.parameters.values()),
+            "weight_decay": self.weight_decay,
+            "lr_scale": self.lr_scale,
+            "lr": lr * self.lr_scale,
+        }
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[ParameterGroup, ...]:
+    """Returns the trained parameters in groups: first those with weight decay, then those without.
+
+    Matrices and tensors of more axes decay. Biases, norms and learned scales are vectors and do not; embeddings do
+    unless `decay_embeddings` is false. The last layer of a tower learns at its full rate, and each layer before it at
+    `layer_decay` times the rate of the next; `lr_scales` multiplies that. A group that would be empty is left out.
+
+    Raises:
+        ConfigError: If a key of `lr_scales` is no part of the model that is trained.
+    """
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    _require_parts(settings.lr_scales, trained)
+    spared = frozenset[str]() if settings.decay_embeddings else _embeddings(model)
+    of_layer = _layer_scales(model, settings.layer_decay)
+    members: dict[tuple[bool, float], dict[str, nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        decays = parameter.ndim >= 2 and name not in spared
+        scale = of_layer.get(name, 1.0) * _lr_scale(name, settings.lr_scales)
+        members.setdefault((decays, scale), {})[name] = parameter
+    return tuple(
+        ParameterGroup(members[decays, scale], settings.weight_decay if decays else 0.0, scale)
+        for decays, scale in sorted(members, key=lambda key: not key[0])
+    )
+
+
+def _embeddings(model: nn.Module) -> frozenset[str]:
+    """Names of the tables of `nn.Embedding`, and of what timm's models list: position embeddings and class tokens."""
+    found: set[str] = set()
+    for place, module in model.named_modules():
+        listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()  # pyright: ignore[reportCallIssue]
+        inner = ["weight"] if isinstance(module, nn.Embedding) else listed
+        found.update(f"{place}.{name}".lstrip(".") for name in inner)
+    return frozenset(found)
+
+
+def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    scales: dict[str, float] = {}
+    for place, tower in model.named_children():
+        if isinstance(tower, ImageTower | TextTower):
+            depths = tower.parameter_depths()
+            last = max(depths.values(), default=0)
+            scales |= {f"{place}.{name}": decay ** (last - depth) for name, depth in depths.items()}
+    return scales
+
+
+def _require_parts(parts: Mapping[str, float], trained: Mapping[str, nn.Parameter]) -> None:
+    for part in parts:
+        if not any(_is_in(name, part) for name in trained):
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
+            raise ConfigError(
+                f"optimizer.lr_scales has {part}, which is no trained part of the model; the parts are {known}, and "
+                "those within them by their dotted names."
+            )
+
+
+def _lr_scale(name: str, scales: Mapping[str, float]) -> float:
+    fitting = [part for part in scales if _is_in(name, part)]
+    return scales[max(fitting, key=len)] if fitting else 1.0
+
+
+def _is_in(name: str, part: str) -> bool:
+    return f"{name}.".startswith(f"{part}.")

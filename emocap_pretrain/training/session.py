@@ -1,0 +1,375 @@
+"""A run made ready: everything the loop touches, built new or from the newest checkpoint."""
+
+import logging
+import socket
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from emocap_shards.background import Background
+from emocap_shards.cursor import Cursor
+from emocap_shards.errors import StoreError
+from emocap_shards.store import Store
+from emocap_shards.stream import Stream
+
+from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS, steps_listed
+from emocap_pretrain.checkpoint.loader import Resumed, resumable
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.retention import Retention
+from emocap_pretrain.checkpoint.saver import Saver
+from emocap_pretrain.checkpoint.state import Progress, TrainingState, state_of
+from emocap_pretrain.config import stored
+from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, stream_of, train_tokenizer
+from emocap_pretrain.data.loader import Delivery, batches, fitted, shared_memory_free
+from emocap_pretrain.data.quarantine import Quarantine
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
+from emocap_pretrain.evaluation.tasks import cut_prompts
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder import attempts, unsent
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.unsent import UNSENT_FILE
+from emocap_pretrain.tracking import pictures
+from emocap_pretrain.tracking.mlflow_run import attempts_tracked
+from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.tracking.spool import Row, understood
+from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
+from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.guard import Guard, Verdict
+from emocap_pretrain.training.snapshot import fill
+from emocap_pretrain.training.state_layout import Layout
+
+PREVIEWED = 8
+FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The parts of a run on this rank."""
+
+    config: Config
+    world: RankGroup
+    attempt: Attempt
+    store: Store
+    data_digest: str
+    tokenizer: Tokenizer
+    engine: Engine
+    tracker: Tracker
+    saver: Saver
+    guard: Guard
+    batches: Generator[Delivery]
+    quarantine: Quarantine
+    before: Progress
+
+    def save(self, cursor: Cursor, progress: Progress) -> None:
+        """Begin to commit a checkpoint from which training continues after `cursor`; a collective.
+
+        `saver` tells when it is committed. Where no update was made since the last one, that one holds the same weights
+        and nothing is saved: a run whose updates are all left out keeps the checkpoints from before.
+        """
+        if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
+            return
+        self.saver.ready()
+        snapshot = self.engine.snapshot()
+        state = {
+            "config": stored.dump(self.config),
+            "cursor": cursor.to_json(),
+            "data_digest": self.data_digest,
+            "engine": self.engine.layout.to_json(),
+            "guard": self.guard.state(),
+            "progress": asdict(progress),
+            "run_id": self.tracker.run_id,
+        }
+        if architecture := self.engine.text_architecture:
+            state["text_architecture"] = architecture
+
+        def write(folder: Path) -> None:  # In the saver's thread: a slow tracker holds up no step.
+            snapshot.require_finite()
+            snapshot.write(folder)
+            if self.world.is_main:
+                (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+                self.tracker.flush(FLUSH_S)
+                # Rows of later steps may be among them; the replay gives them again, and they count once.
+                (folder / UNSENT_FILE).write_bytes(unsent.dump(self.tracker.unsent()))
+
+        self.saver.save(self.engine.step, state, write, snapshot.release)
+
+    def sweep(self, *, ended: bool = False) -> None:
+        """Let retention delete old checkpoints, unless the last update was left out.
+
+        A checkpoint counts once a later step has found a good loss with its weights; at the end of a run there is none.
+        """
+        step = self.engine.step
+        if not self.guard.streak(step):
+            self.saver.sweep(step + 1 if ended else step)
+
+    @property
+    def judge(self) -> Callable[[float], bool] | None:
+        """Says of a step's loss whether its update shall be made; None where nobody has to look at every loss."""
+        if not self.guard.watches:
+            return None
+        return lambda loss: self.guard.judge(self.engine.step + 1, loss).action == "apply"
+
+    def heed(self, step: int, *, skipped: bool) -> None:
+        """Act on the guard's verdict of the step that is done.
+
+        Args:
+            step: Steps done.
+            skipped: Whether no update was made.
+
+        Raises:
+            RolledBack: If training shall go back to the newest checkpoint; the step's update is left out then.
+            TrainingError: If the run shall stop.
+        """
+        if skipped and self.guard.verdict.action == "apply" and self.config.health.nonfinite != "stop":
+            self.guard.left_out(step)
+        verdict, self.guard.verdict = self.guard.verdict, Verdict()
+        if not verdict.reason:
+            return
+        if self.world.is_main:
+            log.warning("%s: %s", verdict.reason, verdict.action)
+        if verdict.action == "rollback":
+            self.world.run_on_main(lambda: self.guard.remember(self.store, step, verdict.reason))
+            raise RolledBack(f"{verdict.reason}: the run goes back to its newest checkpoint, without this update.")
+        if verdict.action == "stop":
+            raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+        self.batches.close()
+        if kind in (TrainingError, RolledBack):
+            self._land()
+        self.saver.close()
+        unbroken: Status = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
+        self.tracker.finish("FAILED" if kind else unbroken)
+        if self.tracker.silent and kind is not Superseded:
+            log.warning(
+                "MLflow run %s has rows of an attempt with a higher number than this one (%d) and took none of its "
+                "rows since: find out which other folder writes to it",
+                self.tracker.run_id,
+                self.attempt.number,
+            )
+        if kind is not Superseded:  # Then the folder is a newer attempt's, or was deleted.
+            self.leave()
+
+    def keep(self, further: Sequence[Row]) -> None:
+        """Keeps what the tracker has not got, and these rows, in the run's folder before the run is done; on rank 0.
+
+        Raises:
+            StoreError: If the store refuses: nobody would replay the rows of a run that is done.
+        """
+        unsent.keep(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
+
+    def leave(self) -> None:
+        """Keep what the tracker has not got in the run's folder; a store that is too slow for it costs the rows."""
+        if not self.world.is_main:
+            return
+        rows = self.tracker.unsent()
+        act = partial(unsent.leave, self.store, rows, number=self.attempt.number)
+        try:
+            Background("unsent-rows").submit(act).result(LEAVE_S)
+        except (TimeoutError, StoreError) as error:
+            log.warning("%d rows for the tracker are lost: %s", len(rows), error or "the store does not answer")
+
+    def _land(self) -> None:
+        """All ranks have failed alike: the checkpoint under way can still come to stand."""
+        try:
+            self.saver.wait(LANDING_S)
+        except (CheckpointError, Superseded, RuntimeError) as error:
+            log.warning("the checkpoint under way is lost: %s", error)
+
+
+def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
+    """Build the run on this rank and bring it to the step of its newest checkpoint; a collective.
+
+    `opening` holds the same ranks in a group of `RankGroup.patient`: one may have far more to download than others.
+
+    Raises:
+        ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
+            run's folder is another run's.
+        CheckpointError: If the newest checkpoint is of other data or another model.
+    """
+    batch_split(config, world.world_size)
+    place = world.info
+    data = fitted(config, place.world_size, ranks=place.local_world_size, free_bytes=shared_memory_free())
+    store = attempt.store
+    data_digest = data_digest_of(config)
+    run_id = opening.run_on_main(lambda: RunFolder(store).run_id(config))
+    guard = Guard.open(config.health, store, opening)
+    quarantine = Quarantine.open(store, world, config.data.error_budget)
+    with quarantine.recorded(step=0):
+        rows: list[Row] = []
+        with resumable(store, opening, _wanted(config, world)) as found:
+            state = state_of(found.checkpoint) if found else None
+            if found and state:
+                _check(found.checkpoint, state, config, data_digest, world)
+                guard.load(asdict(state.guard))
+                rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
+            tokenizer = _tokenizer(config, opening, found.folder if found else None)
+            engine = _engine(config, world, tokenizer, found)
+        stream = stream_of(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
+        checkpoint = found.checkpoint if found else None
+        tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
+        retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
+        refused = found.refused if found else ()
+        return Session(
+            config=config,
+            world=world,
+            attempt=attempt,
+            store=store,
+            data_digest=data_digest,
+            tokenizer=tokenizer,
+            engine=engine,
+            tracker=tracker,
+            saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
+            guard=guard,
+            batches=batches(
+                config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
+            ),
+            quarantine=quarantine,
+            before=state.progress if state else Progress(),
+        )
+
+
+def _unsent(path: Path) -> list[Row]:
+    """Rows that the tracker had not got when the checkpoint was saved."""
+    return understood(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
+
+
+def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
+    """Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 the weights."""
+    files: dict[str, frozenset[str]] = {}
+
+    def engine_files(found: Checkpoint) -> frozenset[str]:
+        saved = Layout.from_json(state_of(found).engine)
+        now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.world_size)
+        return frozenset(saved.files_for(now, world.rank))
+
+    def wanted(found: Checkpoint, path: str) -> bool:
+        if not path.startswith(f"{ENGINE}/"):
+            return world.is_main or path not in (WEIGHTS, UNSENT_FILE)
+        files[found.attempt] = files.get(found.attempt) or engine_files(found)
+        return path in files[found.attempt]
+
+    return wanted
+
+
+def _engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
+    torch.manual_seed(config.seed)
+    model = TowerPair.of(config, tokenizer.vocabulary, weights=not found)
+    if world.is_main:
+        for note in model.notes:
+            log.warning("%s", note)
+    if found is None:
+        return Engine.of(model, config, world)
+    if world.is_main:
+        fill(model, found.folder / WEIGHTS)
+    engine = Engine.of(model, config, world)
+    engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
+    return engine
+
+
+def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: RankGroup) -> None:
+    if state.data_digest != data_digest:
+        raise CheckpointError(foreign_data(config))
+    if world.is_main:
+        log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
+
+
+def _tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
+    if saved:
+        return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
+    settings = config.model.text
+    if settings.tokenizer != "data":
+        return Tokenizer.load(settings.tokenizer)
+    return Tokenizer.from_json(world.run_on_main(lambda: train_tokenizer(config)))
+
+
+def _tracker(
+    config: Config,
+    world: RankGroup,
+    attempt: Attempt,
+    run_id: str | None,
+    stream: Stream,
+    tokenizer: Tokenizer,
+    found: Checkpoint | None,
+    saved: list[Row],
+) -> Tracker:
+    """MLflow on rank 0; the others remember nothing that anyone asks for."""
+    begun: list[Tracker] = []
+    place = world.info
+    hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
+
+    def begin() -> str:
+        parent = _parent(config, attempt, run_id) if run_id else ""
+        # In a copy the waiting rows are the original's, which sends them itself.
+        rows = [] if parent else [*saved, *understood(unsent.left(attempt.store))]
+        before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
+        facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
+        known = None if parent else run_id
+        options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
+        begun.append(MlflowTracker.start(config, known, **options))
+        if found:  # The host that committed it may be gone with the news.
+            begun[0].checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
+            begun[0].keep(steps_listed(attempt.store))
+        if known is None:
+            RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
+            _preview(begun[0], stream)
+            _count_cut_texts(begun[0], config, tokenizer)
+        return begun[0].run_id
+
+    shared = world.run_on_main(begin)
+    return begun[0] if begun else MemoryTracker(run_id=shared)
+
+
+def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
+    """MLflow's name for the run of which this one is a copy, `run_id` itself; empty where it is the run itself."""
+    store = attempt.store
+    original = RunFolder(store).original()
+    if original:
+        log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
+        return original
+    # Numbers are unique in a folder, and this attempt has not written to the tracker yet.
+    if attempts_tracked(config, run_id) >= attempt.number >= attempts.newest(store):
+        log.warning(
+            "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
+            "is tracked as a run of its own",
+            run_id,
+            attempt.number,
+            store.url,
+        )
+        return run_id
+    return ""
+
+
+def _preview(tracker: Tracker, stream: Stream) -> None:
+    with TemporaryDirectory(prefix="emocap-") as folder:
+        path = Path(folder) / "samples.png"
+        first = replace(
+            stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
+        )
+        pictures.preview(next(first.steps()).samples, path)
+        tracker.picture("pictures/samples.png", path)
+
+
+def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
+    """Say, and track, which share of the texts is longer than the tower reads."""
+    lengths = config.model.text.lengths
+    samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
+    cut += cut_prompts(config.evaluation, tokenizer, lengths)
+    cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
+    log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
+    tracker.log({f"cut/{each.kind}": each.share for each in cut}, 0)

@@ -1,0 +1,185 @@
+"""Training state in host memory, between the step that made it and the files that will hold it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.training.optimizer import State
+from emocap_pretrain.training.state_layout import Slice, file_of
+from emocap_pretrain.training.zero import StateSlice
+
+HEADER = "emocap"  # The key of a rank's file whose JSON holds the schema and the offset of each slice.
+# Schema 1 stores global states as tensors. Version 0.1.0 wrote no schema, and Adam's `step` as `updates` in the header.
+SCHEMA = 1
+
+
+class Snapshot:
+    """This rank's share of the state at one step; its memory is used again for the next one.
+
+    `release` it once it is written, or no other can be taken. `write` touches neither the model nor other ranks, so a
+    thread may call it while training continues.
+    """
+
+    def __init__(self, rank: int, device: str) -> None:
+        self._rank, self._pinned = rank, device.startswith("cuda")
+        self._weights, self._state = dict[str, Tensor](), dict[str, Tensor]()
+        self._header = dict[str, str]()
+        self._copied: torch.cuda.Event | None = None
+        self._taken = False
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights of the whole model on rank 0, elsewhere empty; valid until the release."""
+        self._wait_for_copies()
+        return self._weights
+
+    def require_finite(self) -> None:
+        """Raises:
+        CheckpointError: If a number of this rank's share is not finite: training cannot continue from such a state.
+        """
+        self._wait_for_copies()
+        for name, tensor in (self._weights | self._state).items():
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(
+                    f"{name} is not finite, and no further step mends that. The checkpoints from before it are kept: "
+                    "begin a new run with a smaller optimizer.lr or a longer warm-up."
+                )
+
+    def write(self, folder: Path) -> None:
+        """Writes `engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
+        self._wait_for_copies()
+        path = folder / file_of(self._rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self._state, path, self._header)  # From these tensors straight to the disk, with no copy between.
+        if self._weights:
+            save_file(self._weights, folder / WEIGHTS)
+
+    def release(self) -> None:
+        self._taken = False
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], slices: Iterable[StateSlice], global_: State) -> None:
+        """Copies from the device. The engine calls it.
+
+        Args:
+            weights: The weights of the whole model, on every rank; only rank 0 copies them.
+            slices: What this rank stores of the optimizer's state.
+            global_: The optimizer's scalars, which every rank stores.
+
+        Raises:
+            CheckpointError: If the last one is not released yet.
+        """
+        if self._taken:
+            raise CheckpointError("the last snapshot is still being written: release it before the next is taken.")
+        self._taken = True
+        offsets = dict[str, int]()
+        for each in slices:
+            offsets[each.slice.name] = each.slice.offset
+            for field, tensor in (each.per_element | each.per_parameter).items():
+                self._copy(self._state, f"{field}/{each.slice.name}", tensor)
+        for field, scalar in global_.items():
+            self._copy(self._state, field, scalar)
+        for name, tensor in weights:
+            if self._rank == 0:
+                self._copy(self._weights, name, tensor)
+        # One entry: the library orders several by chance, and equal states shall be equal files.
+        self._header = {HEADER: json.dumps({"schema": SCHEMA, "offsets": offsets})}
+        if self._pinned:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def _copy(self, buffers: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        if name not in buffers:
+            buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
+        # In the order of the device's work: the next update cannot overtake it, and the host need not wait.
+        buffers[name].copy_(tensor, non_blocking=self._pinned)
+
+    def _wait_for_copies(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Puts the weights of a checkpoint's `model.safetensors` into a model that no engine holds yet.
+
+    Raises:
+        CheckpointError: If they are another model's.
+    """
+    saved, wanted = load_file(path), model.state_dict()
+    for name in sorted(saved.keys() | wanted.keys()):
+        shapes = [tuple(state[name].shape) if name in state else None for state in (saved, wanted)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {name} has shape {shapes[0]} there and {shapes[1]} here; "
+                "set model as it was, or start a new run from another url."
+            )
+    model.load_state_dict(saved)
+
+
+def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
+    """Fills the slices from the files of one checkpoint, whoever wrote them, and returns the global states by name.
+
+    Raises:
+        CheckpointError: If the files do not hold all of it.
+    """
+    held, names = {each.slice.name: each for each in slices}, tuple(global_)
+    missing = len(names) + sum(_elements(each) for each in held.values())
+    found: State = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            header = _header(file)
+            found |= _read_global(file, header, names)
+            for name, offset in header["offsets"].items():
+                if name in held:
+                    missing -= _read(file, offset, held[name])
+    missing -= len(found)
+    if missing:
+        raise CheckpointError(f"the checkpoint's engine files lack {missing} numbers of the optimizer's state.")
+    return found
+
+
+def _header(file: Any) -> dict[str, Any]:
+    header = json.loads(file.metadata()[HEADER])
+    if header.setdefault("schema", 0) > SCHEMA:
+        raise CheckpointError(
+            f"the checkpoint's engine files have schema {header['schema']}, and this version reads up to {SCHEMA}: "
+            "use the version that wrote them."
+        )
+    return header
+
+
+def _elements(state: StateSlice) -> int:
+    return sum(each.numel() for each in (*state.per_element.values(), *state.per_parameter.values()))
+
+
+def _read_global(file: Any, header: Mapping[str, Any], names: Iterable[str]) -> State:
+    if header["schema"] == 0:
+        return {name: torch.tensor(float(header["updates"])) for name in names if name == "step"}
+    stored = frozenset(file.keys())
+    return {name: file.get_tensor(name) for name in names if name in stored}
+
+
+def _read(file: Any, offset: int, target: StateSlice) -> int:
+    """Reads the file's part of one parameter, whose flat states begin at `offset`, and returns how many elements."""
+    mine, stored, count = target.slice, frozenset(file.keys()), 0
+    for field in target.per_element:
+        key = f"{field}/{mine.name}"
+        flat = file.get_slice(key) if key in stored else None
+        both = mine.overlap(Slice(mine.name, offset, flat.get_shape()[0])) if flat else None
+        if flat and both:
+            target.part(both).per_element[field].copy_(flat[both.offset - offset : both.end - offset])
+            count += both.length
+    for field, tensor in target.per_parameter.items():
+        key = f"{field}/{mine.name}"
+        whole = file.get_tensor(key) if key in stored else None
+        if whole is not None and whole.shape == tensor.shape:
+            tensor.copy_(whole)
+            count += whole.numel()
+    return count

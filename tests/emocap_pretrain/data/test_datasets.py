@@ -1,0 +1,59 @@
+import io
+from pathlib import Path
+
+import pytest
+from emocap_shards.sample import Caption, Record
+from emocap_shards.writer import write_shards
+from PIL import Image
+
+from emocap_pretrain.config.schema import Evaluation, Mixed, PartLengths
+from emocap_pretrain.data.datasets import CutTexts, cut_captions
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.evaluation.tasks import cut_prompts
+
+TOKENIZER = Tokenizer.trained_on(["a b c d e f g h"], 300)
+LENGTHS = PartLengths.model_validate({"global": 5, "local": 4, "summary": 9})
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Mixed:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    captions = [Caption("a b c", ("a b", "a b c"), ""), Caption("a b c d", (), "a b c d e f g")]
+    more = Caption("a b c d e", ("a",), "a")
+    rows = [Record(f"k{number}", file.getvalue(), "png", each, {}, (more,)) for number, each in enumerate(captions)]
+    write_shards(rows, tmp_path / "packed")
+    return Mixed(url=str(tmp_path / "packed"))
+
+
+def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(packed: Mixed) -> None:
+    samples, cut = cut_captions([packed], TOKENIZER, LENGTHS)
+    assert samples == 2
+    assert cut == [
+        CutTexts("global", limit=5, texts=4, cut=3, longest=7),
+        CutTexts("summary", limit=9, texts=3, cut=0, longest=9),
+        CutTexts("local", limit=4, texts=4, cut=1, longest=5),
+    ]
+    assert [str(each) for each in cut] == [
+        "global 75 % (up to 7 tokens, 5 are read)",
+        "summary 0 %",
+        "local 25 % (up to 5 tokens, 4 are read)",
+    ]
+
+
+def test_the_samples_of_a_mixture_count_together(packed: Mixed) -> None:
+    samples, cut = cut_captions([packed, packed], TOKENIZER, LENGTHS)
+    assert samples == 4
+    assert cut[0].texts == 8
+
+
+def test_prompts_are_counted_where_the_settings_name_the_classes() -> None:
+    settings = Evaluation.model_validate({"classes": {"x": ["a", "b c d"], "y": "a b c"}, "templates": ["{}", "a {}"]})
+    assert cut_prompts(settings, TOKENIZER, LENGTHS) == [CutTexts("prompts", limit=5, texts=6, cut=2, longest=6)]
+    assert cut_prompts(Evaluation(), TOKENIZER, LENGTHS) == []
+
+
+def test_counting_leaves_the_encoding_as_it_was() -> None:
+    before = TOKENIZER.encode(["a b c d e f"], 5).ids
+    assert TOKENIZER.counts(["a b c d e f", ""]) == [8, 2]
+    assert TOKENIZER.encode(["a b c d e f"], 5).ids.equal(before)

@@ -1,0 +1,191 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
+
+ROOT = Path(__file__).parents[3]
+
+# One step of the real model, loss and optimizer. What the libraries allocate for themselves at their first call is
+# spent before the reading by a step of one row; Linux then forgets its high-water mark.
+MEASURED_STEP = """
+import gc, json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.dry_run.memory import _Captions, estimate
+from emocap_pretrain.training.objective import Objective
+from emocap_pretrain.data.tokenizer import Vocabulary
+
+torch.set_num_threads(1)
+config = Config.model_validate_json(sys.argv[1])
+rows = config.global_batch
+
+def status(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+def step(rows):
+    model = TowerPair.of(config, Vocabulary(config.model.text.vocabulary, 0))
+    optimizer = torch.optim.AdamW(model.parameters())
+    number = torch.arange(rows)
+    longest = _Captions.of(config, shortest=False).batch(rows, model.pixels)
+    texts = {
+        name: replace(each, identity=number)
+        if each.owner is None
+        else replace(each, owner=number.repeat_interleave(len(each.owner) // rows))
+        for name, each in longest.texts.items()
+    }
+    batch = replace(longest, texts=texts)
+    objective = Objective.of(config.objective, precision=config.engine.precision)
+    objective(model(batch), batch, 0).loss.backward()
+    optimizer.step()
+
+step(1)
+gc.collect()
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+step(rows)
+grown = status("VmHWM") - before
+print(json.dumps({"measured": grown, "estimated": estimate(config, 1).total}))
+"""
+
+
+def config(rows: int = 32, *, stage: int = 0, **changes) -> Config:
+    tree = {
+        "name": "m",
+        "url": "/nowhere",
+        "steps": 1,
+        "global_batch": rows,
+        "data": {"url": "/nowhere"},
+        "model": {
+            "embedding": 64,
+            "image": {
+                "name": "vit_tiny_patch16_224",
+                "pixels": 96,
+                "options": {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
+            },
+            "text": {
+                "architecture": {"width": 64, "layers": 2, "heads": 2},
+                "vocabulary": 512,
+                "lengths": {"global": 16, "local": 16, "summary": 32},
+            },
+        },
+        "engine": {"zero_stage": stage},
+    }
+    tree["model"] |= changes
+    return Config.model_validate(tree)
+
+
+# Freed blocks go back to the system at once, so that what Linux counts is what is alive.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_estimate_is_close_to_a_measured_step(recomputed):
+    """Within a quarter of what Linux saw."""
+    given = config(64, checkpoint_activations=recomputed).model_dump_json()
+    command = [sys.executable, "-c", MEASURED_STEP, given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | RETURN_FREED)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["measured"] > 80e6
+    assert 0.8 < result["estimated"] / result["measured"] < 1.25, result
+
+
+def test_activations_grow_with_the_rows_and_parameters_do_not():
+    small, large = estimate(config(4), 1), estimate(config(12), 1)
+    assert large.parameters == small.parameters
+    assert large.activations == pytest.approx(3 * small.activations, rel=0.02)
+
+
+def test_recomputing_activations_saves_most_of_them():
+    plain, replayed = estimate(config(8), 1), estimate(config(8, checkpoint_activations=True), 1)
+    assert replayed.activations < plain.activations / 3
+
+
+def test_parameters_are_those_of_the_model():
+    model = config().model.model_copy(update={"embedding": 65})
+    wider = config().model_copy(update={"model": model})
+    # One more row in each projection: two read the image's 96 numbers, two the text's 64.
+    assert estimate(wider, 1).parameters - estimate(config(), 1).parameters == 2 * 96 + 2 * 64
+
+
+def test_a_teacher_takes_memory_and_time_and_is_not_trained():
+    plain = config(8)
+    teacher = {
+        "name": "vit_tiny_patch16_224",
+        "pretrained": "hub",
+        "options": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    }
+    objective = ObjectiveConfig.model_validate({"kind": "soft", "teacher": teacher})
+    found, before = (estimate(each, 1) for each in (plain.model_copy(update={"objective": objective}), plain))
+    assert found.parameters == before.parameters
+    assert found.optimizer == before.optimizer
+    # Two blocks of 12 x 48 x 48 weights, and patches and places beside them.
+    assert 4 * 2 * 12 * 48**2 < found.weights - before.weights < 2 * 4 * 2 * 12 * 48**2
+    assert found.row_flops > before.row_flops
+    assert found.activations > before.activations
+
+
+def by_stage(ranks: int) -> list[MemoryEstimate]:
+    return [estimate(config(8, stage=stage), ranks) for stage in range(4)]
+
+
+def test_each_stage_of_zero_splits_one_more_thing_over_the_ranks():
+    plain, optimizer, gradients, weights = by_stage(4)
+    size = 4 * plain.parameters
+    assert (plain.weights, plain.gradients, plain.optimizer, plain.buffers) == (size, size, 2 * size, 0)
+    assert (optimizer.weights, optimizer.gradients, optimizer.optimizer) == (size, size, 3 * size // 4)
+    assert (gradients.weights, gradients.gradients, gradients.optimizer) == (size, size // 4, 3 * size // 4)
+    assert (weights.weights, weights.gradients, weights.optimizer) == (size // 4, size // 4, 3 * size // 4)
+    assert plain.activations == optimizer.activations == gradients.activations == weights.activations
+
+
+def test_each_optimizer_needs_the_memory_of_its_own_state():
+    def optimizer_bytes(name: str, stage: int, ranks: int = 4) -> float:
+        tree = config(8, stage=stage).model_dump(mode="json") | {"optimizer": {"name": name}}
+        found = estimate(Config.model_validate(tree), ranks)
+        return found.optimizer / (4 * found.parameters)
+
+    assert (optimizer_bytes("adamw", 0), optimizer_bytes("sgd", 0), optimizer_bytes("sgd", 2)) == (2, 1, 0.5)
+    assert 0 < optimizer_bytes("adafactor", 0) < 0.2
+
+
+def test_the_total_is_the_sum_of_its_lines():
+    found = estimate(config(), 1)
+    parts = found.weights, found.gradients, found.optimizer, found.buffers, found.activations
+    assert found.total == sum(parts)
+    named = dict(found.lines())
+    assert named["parameters"] == f"{found.parameters / 1e6:.1f} M"
+    assert named["memory"].startswith(f"{found.total / 2**30:.2f} GiB on each rank")
+
+
+def test_a_part_that_the_objective_leaves_out_needs_no_memory():
+    whole = config()
+    without = whole.model_copy(update={"objective": whole.objective.model_copy(update={"summary": 0.0, "local": 0.0})})
+    assert estimate(without, 1).activations < estimate(whole, 1).activations
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("vit_*.yaml")), ids=lambda path: path.stem)
+def test_a_large_recipe_is_estimated_in_seconds_and_without_its_bytes(recipe, monkeypatch):
+    for variable in ("EMOCAP_DATA", "EMOCAP_RUNS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(variable, "/somewhere")
+    large = load(recipe)
+    before, began = psutil.Process().memory_info().rss, time.process_time()
+    found = estimate(large, large.global_batch // (large.micro_batch or 64))
+    assert time.process_time() - began < 30
+    assert found.parameters > 80e6
+    assert found.total > 2 * 2**30
+    assert psutil.Process().memory_info().rss - before < found.total / 10

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emocap_shards.sample import Caption, Sample
+from emocap_shards.stream import Stream
+from PIL import Image
+
+from emocap_pretrain.run_folder.results import ConfusionMatrix
+from emocap_pretrain.tracking import pictures
+
+
+def decoded(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def sample(text: str, colour: tuple[int, int, int] = (255, 0, 0)) -> Sample:
+    image = np.broadcast_to(np.array(colour, dtype=np.uint8), (16, 16, 3))
+    return Sample(0, "key_$1$", image, Caption(text, (text,), ""), {})
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+def test_a_preview_of_any_number_of_samples_is_a_picture(faces, tmp_path, count):
+    samples = Stream(url=faces, global_batch=1).read(range(count))
+    pictures.preview(samples, tmp_path / "p.png")
+    height, width, _ = decoded(tmp_path / "p.png").shape
+    assert width == 1430
+    assert height == pytest.approx(286 * min(4, (count + 1) // 2), abs=2)
+
+
+def test_a_preview_shows_the_images_of_its_samples(tmp_path):
+    pictures.preview([sample("a", (255, 0, 0)), sample("b", (0, 0, 255))], tmp_path / "p.png")
+    pixels = decoded(tmp_path / "p.png").reshape(-1, 3)
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        assert (pixels == colour).all(1).sum() > 10_000
+
+
+@pytest.mark.parametrize("text", [r"$\nothing{$ like a formula", "$5 and $6", "a_b^c", "% # & \\", "x" * 300, ""])
+def test_any_words_can_stand_in_a_preview(tmp_path, text):
+    pictures.preview([sample(text)], tmp_path / "p.png")
+    assert decoded(tmp_path / "p.png").std() > 0
+
+
+def test_a_confusion_matrix_is_dark_where_a_class_lies_whole(tmp_path):
+    def dark(*counts: tuple[int, int]) -> int:
+        matrix = ConfusionMatrix("c", r"$\odd{$: UAR 50 %", ("joy", r"$\odd{$"), counts)
+        pictures.confusion(matrix, tmp_path / "c.png")
+        return int((decoded(tmp_path / "c.png") == (8, 48, 107)).all(2).sum())
+
+    half, whole = dark((5, 5), (5, 5)), dark((10, 0), (0, 10))
+    assert whole - half > 20_000
+
+
+def test_a_class_that_does_not_occur_has_an_empty_row(tmp_path):
+    pictures.confusion(ConfusionMatrix("c", "Counts", ("a", "b"), ((3, 1), (0, 0))), tmp_path / "c.png")
+    assert decoded(tmp_path / "c.png").std() > 0

@@ -1,0 +1,125 @@
+"""What ranks do for the tests of the engine: functions of (world, ...), whose results travel to the test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from engine_batches import VOCABULARY, batch_of, rows_of
+from pretrain_fakes import changed
+from torch import Tensor
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.training import zero
+from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.snapshot import fill
+from emocap_pretrain.training.state_layout import Layout
+
+SAVED_AT = 2
+
+
+class Place(NamedTuple):
+    """A job: so many ranks under a stage."""
+
+    ranks: int
+    stage: int
+
+    def folder(self, root: Path) -> Path:
+        return root / f"{self.ranks}-{self.stage}"
+
+
+class Steps(NamedTuple):
+    """Loss, norm and whether it was left out, of each step."""
+
+    rows: list[tuple[float, float, float]]
+    weights: dict[str, Tensor]
+
+
+def engine_at(config: Config, world: RankGroup, stage: int, *, seed: int | None = None) -> Engine:
+    """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
+    torch.manual_seed(world.rank if seed is None else seed)
+    config = changed(config, engine__zero_stage=stage)
+    return Engine.of(TowerPair.of(config, VOCABULARY), config, world)
+
+
+def stepped(
+    engine: Engine,
+    config: Config,
+    world: RankGroup,
+    steps: range,
+    left_out: Sequence[int] = (),
+    rows: Sequence[int] = (),
+) -> Steps:
+    """Train; `rows` of the global batch by step, in turns."""
+    found: list[tuple[float, float, float]] = []
+    for step in steps:
+        count = rows[step % len(rows)] if rows else config.global_batch
+        batch = batch_of(config, step, rows_of(world.rank, world.world_size, count))
+        judge = (lambda _loss, step=step: step not in left_out) if left_out else None
+        metrics = {name: float(value) for name, value in engine.train(batch, judge=judge).items()}
+        found.append((metrics["loss"], metrics.get("gradient_norm", -1.0), metrics["skipped"]))
+    return Steps(found, weights_of(engine))
+
+
+def weights_of(engine: Engine) -> dict[str, Tensor]:
+    """Rank 0's; empty elsewhere."""
+    snapshot = engine.snapshot()
+    snapshot.release()
+    return {name: weight.clone() for name, weight in snapshot.weights.items()}
+
+
+def walked(world: RankGroup, config: Config, stages: Sequence[int], steps: int, **options: Any) -> dict[int, Steps]:
+    """A new engine at every stage, from equal weights."""
+    return {
+        stage: stepped(engine_at(config, world, stage, seed=0), config, world, range(steps), **options)
+        for stage in stages
+    }
+
+
+def saved(
+    world: RankGroup, config: Config, stages: Sequence[int], root: Path
+) -> dict[int, tuple[dict[str, Any], Steps]]:
+    """At every stage: train, write a snapshot, train on; the layout and what came after the snapshot."""
+    return {stage: _saved(world, config, Place(world.world_size, stage), root) for stage in stages}
+
+
+def _saved(world: RankGroup, config: Config, place: Place, root: Path) -> tuple[dict[str, Any], Steps]:
+    engine = engine_at(config, world, place.stage)
+    stepped(engine, config, world, range(SAVED_AT))
+    snapshot = engine.snapshot()
+    snapshot.write(place.folder(root))
+    snapshot.release()
+    return engine.layout.to_json(), stepped(engine, config, world, range(SAVED_AT, config.steps))
+
+
+def resumed(
+    world: RankGroup, config: Config, sources: Sequence[tuple[int, Place, dict[str, Any]]], root: Path
+) -> list[Steps]:
+    """For each (stage, who saved, its layout): the steps after the snapshot."""
+    return [_resumed(world, config, stage, source.folder(root), layout) for stage, source, layout in sources]
+
+
+def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
+    config = changed(config, engine__zero_stage=stage)
+    torch.manual_seed(100 + world.rank)
+    model = TowerPair.of(config, VOCABULARY)
+    if world.is_main:
+        fill(model, folder / WEIGHTS)
+    engine = Engine.of(model, config, world)
+    engine.load(folder, Layout.from_json(layout), SAVED_AT)
+    return stepped(engine, config, world, range(SAVED_AT, config.steps))
+
+
+def states_at(world: RankGroup, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What this rank's optimizer holds of every parameter after a step: (slice, states by element), by stage."""
+    return {stage: _states_at(world, config, stage) for stage in stages}
+
+
+def _states_at(world: RankGroup, config: Config, stage: int) -> dict[str, Any]:
+    engine = engine_at(config, world, stage, seed=0)
+    stepped(engine, config, world, range(1))
+    found = zero.state_slices(engine._engine, engine._optimizer, engine.layout, world.rank)
+    return {each.slice.name: (each.slice, [view.clone() for view in each.per_element.values()]) for each in found}

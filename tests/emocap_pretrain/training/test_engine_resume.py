@@ -1,0 +1,104 @@
+"""State that one job saved, continued by another: other numbers of ranks, other stages of ZeRO."""
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_jobs import Place, Steps, resumed, saved
+from gloo_ranks import on_gloo
+from optimizer_cases import with_optimizer
+from pretrain_fakes import changed
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.training.snapshot import HEADER
+
+STAGES = (0, 1, 2, 3)
+Case = tuple[Place, Place]  # Saved by, loaded by.
+
+
+def check(
+    cases: Iterable[Case],
+    config: Config,
+    root: Path,
+    rewrite: Callable[[Path, dict[str, Any]], None] = lambda _folder, _layout: None,
+) -> None:
+    cases = sorted(cases, key=lambda case: case[1])
+    before: dict[Place, tuple[dict[str, Any], Steps]] = {}
+    for ranks, places in groupby(sorted({source for source, _ in cases}), key=lambda place: place.ranks):
+        found = on_gloo(ranks, saved, config, [place.stage for place in places], root)[0]
+        for stage, result in found.items():
+            place = Place(ranks, stage)
+            rewrite(place.folder(root), result[0])
+            before[place] = result
+    for ranks, group in groupby(cases, key=lambda case: case[1].ranks):
+        pairs = list(group)
+        sources = [(target.stage, source, before[source][0]) for source, target in pairs]
+        for (source, target), steps in zip(pairs, on_gloo(ranks, resumed, config, sources, root)[0], strict=True):
+            compare(steps, before[source][1], exactly=source == target)
+
+
+def compare(steps: Steps, unbroken: Steps, *, exactly: bool) -> None:
+    assert steps.weights.keys() == unbroken.weights.keys()
+    if exactly:
+        assert steps.rows == unbroken.rows
+        assert all(weight.equal(unbroken.weights[name]) for name, weight in steps.weights.items())
+        return
+    for row, wanted in zip(steps.rows, unbroken.rows, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    for name, weight in steps.weights.items():
+        torch.testing.assert_close(weight, unbroken.weights[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Config:
+    # Nine rows over two or four ranks are uneven.
+    return changed(tiny_config, global_batch=9, steps=4)
+
+
+def test_a_job_goes_on_to_the_bit_at_its_own_size_and_within_rounding_at_another(
+    config: Config, tmp_path: Path
+) -> None:
+    same = [(Place(2, stage), Place(2, stage)) for stage in STAGES]
+    other_stage = [(Place(2, 0), Place(2, 3)), (Place(2, 3), Place(2, 1))]
+    other_ranks = [(Place(3, 1), Place(2, 2)), (Place(2, 2), Place(3, 3)), (Place(3, 1), Place(1, 0))]
+    check([*same, *other_stage, *other_ranks], config, tmp_path)
+
+
+def as_version_0_1_0(folder: Path, layout: dict[str, Any]) -> None:
+    """Leaves the files and the layout as version 0.1.0 wrote them."""
+    del layout["optimizer"]
+    for path in (folder / "engine").iterdir():
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()[HEADER])["offsets"]
+        stored = load_file(path)
+        updates = int(stored.pop("step"))
+        save_file(stored, path, {HEADER: json.dumps({"updates": updates, "offsets": offsets})})
+
+
+def test_files_of_version_0_1_0_are_read_by_any_number_of_ranks_at_any_stage(config: Config, tmp_path: Path) -> None:
+    targets = [Place(1, 0), Place(1, 3), *(Place(2, stage) for stage in STAGES)]
+    check([(Place(2, 2), target) for target in targets], config, tmp_path, as_version_0_1_0)
+
+
+def test_sgd_continues_at_another_number_of_ranks_and_another_stage(config: Config, tmp_path: Path) -> None:
+    same = [(Place(2, stage), Place(2, stage)) for stage in (0, 2, 3)]
+    others = [(Place(1, 1), Place(2, 3)), (Place(2, 2), Place(1, 0)), (Place(2, 0), Place(1, 3))]
+    check([*same, *others], with_optimizer(config, "sgd", layer_decay=0.5), tmp_path)
+
+
+def test_adafactor_continues_at_another_number_of_ranks(config: Config, tmp_path: Path) -> None:
+    cases = [(Place(saver, 0), Place(loader, 0)) for saver, loader in product((1, 2), (1, 2))]
+    check(cases, with_optimizer(config, "adafactor"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saver", [1, 2, 3, 4])
+def test_every_size_and_stage_reads_every_other(config: Config, tmp_path: Path, saver: int) -> None:
+    savers = [Place(saver, stage) for stage in STAGES]
+    check(product(savers, map(Place._make, product([1, 2, 3, 4], STAGES))), config, tmp_path)

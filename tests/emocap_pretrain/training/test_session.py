@@ -1,0 +1,206 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from emocap_shards.cursor import Cursor
+from emocap_shards.store import open_store
+from mlflow.tracking import MlflowClient
+from pretrain_fakes import changed, stand_alone
+
+from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.state import Progress
+from emocap_pretrain.config import stored
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.training.session import Session, open_session
+
+ALONE = RankGroup(Rank(), "cpu", None)
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all runs of this file: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    stand_alone()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return changed(tiny_config, tracking__uri=mlflow)
+
+
+def begun(config: Config, world: RankGroup = ALONE) -> Session:
+    return open_session(config, world, Attempt.begin(open_store(config.url)), world)
+
+
+def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
+    """The checkpoint that now stands behind the cursor."""
+    session.save(cursor, progress)
+    (saved,) = session.saver.wait()
+    return saved
+
+
+def ended(session: Session) -> None:
+    with session:
+        pass
+
+
+def weights_of(session: Session) -> dict[str, torch.Tensor]:
+    snapshot = session.engine.snapshot()
+    weights = {name: tensor.clone() for name, tensor in snapshot.weights.items()}
+    snapshot.release()
+    return weights
+
+
+def stepped(session: Session, steps: int) -> Cursor:
+    """The cursor behind that many steps."""
+    cursor = Cursor()
+    for _ in range(steps):
+        batch, cursor, _ = next(session.batches)
+        session.engine.train(batch)
+    return cursor
+
+
+def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_samples(config: Config) -> None:
+    session = begun(config)
+    ended(session)
+    assert session.engine.step == 0
+    run = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id)
+    assert run.data.params["url"] == config.url
+    artifacts = MlflowClient(config.tracking.uri).list_artifacts(session.tracker.run_id, "pictures")
+    assert [each.path for each in artifacts] == ["pictures/samples.png"]
+
+
+def test_what_is_cut_of_the_texts_is_said_and_tracked_before_the_first_step(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    classes = {"joy": "a face with raised cheeks and lips whose corners are drawn back and up, as it is in delight"}
+    session = begun(changed(config, evaluation__classes=classes))
+    ended(session)
+    (line,) = [each for each in caplog.messages if each.startswith("texts that are cut")]
+    assert line.startswith("texts that are cut, of the first 24 samples: global ")
+    assert "prompts 100 % (up to " in line
+    metrics = MlflowClient(config.tracking.uri).get_run(session.tracker.run_id).data.metrics
+    assert metrics["cut/prompts"] == 1.0
+    assert {"cut/global", "cut/local", "cut/summary"} <= metrics.keys()
+    caplog.clear()
+    ended(begun(changed(config, evaluation__classes=classes)))
+    assert not any("texts that are cut" in each for each in caplog.messages)
+
+
+def test_equal_seeds_begin_with_equal_weights_and_samples(config: Config, tmp_path: Path) -> None:
+    sessions = [
+        begun(changed(config, url=str(tmp_path / name), seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, same, other = [weights_of(session) for session in sessions]
+    assert all(first[name].equal(same[name]) for name in first)
+    assert not all(first[name].equal(other[name]) for name in first)
+    images = [next(session.batches)[0].images for session in sessions]
+    assert images[0].equal(images[1])
+    assert not images[0].equal(images[2])
+
+
+def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
+    session = begun(config)
+    cursor = stepped(session, 4)
+    assert cursor == Cursor(1, 8)
+    kept(session, cursor, Progress())
+    wanted, wanted_after, _ = next(session.batches)
+    ended(session)
+    again = begun(config)
+    batch, after, _ = next(again.batches)
+    ended(again)
+    assert again.engine.step == 4
+    assert again.tracker.run_id == session.tracker.run_id
+    assert again.tokenizer.to_json() == session.tokenizer.to_json()
+    assert after == wanted_after
+    assert batch.images.equal(wanted.images)
+    assert batch.texts["global"].ids.equal(wanted.texts["global"].ids)
+    weights = weights_of(session)
+    assert all(weight.equal(weights[name]) for name, weight in weights_of(again).items())
+
+
+def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
+    session = begun(config)
+    checkpoint = kept(session, stepped(session, 1), Progress(2.5, {"loss": 0.5}))
+    ended(session)
+    assert (checkpoint.ranks, checkpoint.state) == (
+        1,
+        {
+            "config": stored.dump(config),
+            "cursor": {"epoch": 0, "position": 8},
+            "data_digest": session.data_digest,
+            "engine": json.loads(json.dumps(session.engine.layout.to_json())),
+            "guard": session.guard.state(),
+            "progress": {"seconds": 2.5, "row": {"loss": 0.5}},
+            "run_id": session.tracker.run_id,
+        },
+    )
+    assert {WEIGHTS, TOKENIZER} < {file.path for file in checkpoint.files}
+    restored = restore(config.url)
+    assert (restored.step, restored.config) == (1, config)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 9; steps: 1"):
+        restore(config.url, step=9)
+    weights = weights_of(session)
+    assert all(weight.equal(weights[name]) for name, weight in restored.model.state_dict().items())
+    with downloaded(session.store, checkpoint, TOKENIZER.__eq__) as folder:
+        assert (folder / TOKENIZER).read_text() == session.tokenizer.to_json()
+
+
+def test_retention_is_the_config_s(config: Config) -> None:
+    config = changed(config, checkpoint__keep_last=1, checkpoint__keep_every=2)
+    session = begun(config)
+    for _ in range(4):
+        kept(session, stepped(session, 1), Progress())
+        session.sweep()
+    session.saver.wait()
+    assert [each.step for each in committed(session.store)] == [4, 3, 2], "no later step has used the weights of step 4"
+    session.sweep(ended=True)
+    session.saver.wait()
+    ended(session)
+    assert [each.step for each in committed(session.store)] == [4, 2]
+
+
+@torch.no_grad()
+def break_weights(session: Session) -> None:
+    next(iter(session.engine._engine.module.parameters())).fill_(torch.nan)
+
+
+def test_a_state_that_is_not_finite_is_not_committed(config: Config) -> None:
+    session = begun(config)
+    kept(session, stepped(session, 1), Progress())
+    cursor = stepped(session, 1)
+    break_weights(session)
+    session.save(cursor, Progress())
+    with pytest.raises(CheckpointError, match=r"step 2 was not saved: rank 0: .* is not finite"):
+        session.saver.wait()
+    ended(session)
+    assert [each.step for each in committed(session.store)] == [1]
+
+
+def test_other_data_than_the_checkpoint_s_are_refused(config: Config) -> None:
+    session = begun(config)
+    checkpoint = kept(session, stepped(session, 1), Progress())
+    ended(session)
+    path = "checkpoints/step-00000001/manifest.json"
+    session.store.put(path, replace(checkpoint, state={**checkpoint.state, "data_digest": "other"}).dump())
+    with pytest.raises(CheckpointError, match="is not the data that"):
+        begun(config)
+    assert session.store.exists(path)
+
+
+def test_more_ranks_than_samples_are_refused_before_anything_is_written(config: Config) -> None:
+    with pytest.raises(ConfigError, match="without a sample"):
+        begun(changed(config, global_batch=1), RankGroup(Rank(0, 2), "cpu", None))
+    assert open_store(config.url).list("checkpoints") == []
