@@ -12,7 +12,7 @@ from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import load, unresolved, with_section
-from emocap_pretrain.config.schema import Cluster, Config, Tracking
+from emocap_pretrain.config.schema import ClusterConfig, Config, TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.logs import show_logs
 from emocap_pretrain.ranks.runtime import EnvRuntime, launched
@@ -141,7 +141,7 @@ def _evaluated(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU on this host; leave it out, or say cpu.")
     runtime = EnvRuntime.from_environment(device, listen=False)
-    with joined(own.cluster if own else Cluster(), runtime) as world:
+    with joined(own.cluster if own else ClusterConfig(), runtime) as world:
         everyone = world.patient("evaluation")
 
         def read() -> "Restored":
@@ -176,13 +176,13 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
     return with_section(config, "evaluation", {**changes, "batch": min(settings.batch, LARGEST_BATCH)})
 
 
-def _tracking(uri: str, own: Config | None) -> Tracking:
+def _tracking(uri: str, own: Config | None) -> TrackingConfig:
     """Returns where results are logged: the user's URI, with the experiment of the user's own config if there is one.
 
     Nothing of it comes from the checkpoint: whoever wrote that would choose where artifacts are written.
     """
     settings = own.tracking.model_dump() if own else {}
-    return Tracking.model_validate({**settings, "uri": uri})
+    return TrackingConfig.model_validate({**settings, "uri": uri})
 
 
 def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, as_json: bool) -> None:
@@ -216,7 +216,7 @@ def _draw(results: Sequence[TaskResult], path: Path) -> None:
     pictures.confusion(matrices[0], path)
 
 
-def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracking) -> None:
+def _track(restored: "Restored", results: Sequence[TaskResult], tracking: TrackingConfig) -> None:
     """A run of MLflow of its own below the trained run: what is measured on other data replaces none of its scores."""
     import json
 

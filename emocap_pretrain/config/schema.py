@@ -14,7 +14,7 @@ from emocap_pretrain.config.objective import ObjectiveConfig
 Keys = tuple[str | int, ...]
 
 
-class Mixed(Section):
+class SourceConfig(Section):
     """One dataset of a mixture."""
 
     url: Location = Field(description="Folder or URL of a packed dataset")
@@ -23,13 +23,15 @@ class Mixed(Section):
     )
 
 
-class Data(Section):
+class DataConfig(Section):
     """Which samples, in which order."""
 
     url: Location | None = Field(
         default=None, description="Folder or URL of a packed dataset (the one that holds manifest.json)."
     )
-    mix: tuple[Mixed, ...] = Field(default=(), description="Instead of url: several datasets, each with its share.")
+    mix: tuple[SourceConfig, ...] = Field(
+        default=(), description="Several datasets instead of url, each with its share of the samples."
+    )
     shuffle_window: Positive | None = Field(
         default=None, description="Samples that are shuffled together; default 8 global batches, 16,384 at least."
     )
@@ -55,12 +57,12 @@ class Data(Section):
     )
 
     @property
-    def sources(self) -> tuple[Mixed, ...]:
+    def sources(self) -> tuple[SourceConfig, ...]:
         """The datasets, one or more."""
-        return self.mix or (Mixed(url=str(self.url)),)
+        return self.mix or (SourceConfig(url=str(self.url)),)
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Data":
+    def _one_of_both(self) -> "DataConfig":
         if (self.url is None) == (not self.mix):
             raise ValueError("give either url, the one dataset, or mix, a list of {url, weight}.")
         return self
@@ -82,7 +84,7 @@ class ImageTowerConfig(Section):
     patch_dropout: Decay = Field(default=0.0, description="Share of the patches left out while training.")
 
 
-class TextArchitecture(Section):
+class TextArchitectureConfig(Section):
     """A CLIP text transformer from scratch."""
 
     width: Positive = 512
@@ -90,7 +92,7 @@ class TextArchitecture(Section):
     heads: Positive = 8
 
 
-class PartLengths(Section):
+class PartLengthsConfig(Section):
     """Longest token sequence of each caption part; longer text is cut."""
 
     global_: Length = Field(default=48, alias="global")
@@ -107,7 +109,7 @@ class PartLengths(Section):
 class TextTowerConfig(Section):
     """The text encoder: from scratch (`architecture`) or a pretrained transformers encoder (`pretrained`)."""
 
-    architecture: TextArchitecture = TextArchitecture()
+    architecture: TextArchitectureConfig = TextArchitectureConfig()
     pretrained: FolderOrName | None = Field(
         default=None, description="Local folder or hub name of a transformers encoder."
     )
@@ -116,7 +118,7 @@ class TextTowerConfig(Section):
         default="data", description="'data' trains one on the captions; else a folder or hub name."
     )
     vocabulary: Positive = Field(default=8192, description="Vocabulary size of a tokenizer trained on the data.")
-    lengths: PartLengths = Field(default_factory=lambda: PartLengths.model_validate({}))
+    lengths: PartLengthsConfig = Field(default_factory=lambda: PartLengthsConfig.model_validate({}))
 
     @model_validator(mode="after")
     def _pools_what_saw_the_text(self) -> Self:
@@ -208,14 +210,14 @@ class OptimizerConfig(Section):
 _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
-class Engine(Section):
+class EngineConfig(Section):
     """How DeepSpeed holds the model."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs the towers under autocast.")
 
 
-class Cluster(Section):
+class ClusterConfig(Section):
     """How many processes, on what, and how often they may fail."""
 
     ranks: Positive | Literal["auto"] = Field(
@@ -252,7 +254,7 @@ class Cluster(Section):
         return self.timeout_s + 60
 
 
-class Health(Section):
+class HealthConfig(Section):
     """What is done about a loss that is no number, or far above those before it."""
 
     nonfinite: Literal["stop", "skip", "rollback"] = Field(
@@ -265,7 +267,7 @@ class Health(Section):
     max_skips: Count = Field(default=20, description="Updates that the run may leave out before it stops.")
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """When state is saved and what is kept."""
 
     every_steps: Positive = 1000
@@ -273,7 +275,7 @@ class Checkpoint(Section):
     keep_every: Positive | None = Field(default=None, description="Steps whose multiples are never deleted.")
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """Where MLflow listens."""
 
     uri: Location = Field(default="sqlite:///runs/mlflow.db", validate_default=True, description="MLflow tracking URI.")
@@ -286,7 +288,7 @@ class Tracking(Section):
     every_steps: Positive = 10
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """Names the dataset that the trained model is evaluated on, and the tasks that do it."""
 
     url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
@@ -317,16 +319,16 @@ class Config(Section):
         default=None,
         description="Most samples of one encoder pass on a device; a rank that has more caches representations.",
     )
-    data: Data
+    data: DataConfig
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     optimizer: OptimizerConfig = OptimizerConfig()
-    engine: Engine = Engine()
-    cluster: Cluster = Cluster()
-    checkpoint: Checkpoint = Checkpoint()
-    health: Health = Health()
-    tracking: Tracking = Field(default_factory=Tracking)
-    evaluation: Evaluation = Evaluation()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])

@@ -15,7 +15,7 @@ from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import Config, Mixed, PartLengths
+from emocap_pretrain.config.schema import Config, PartLengthsConfig, SourceConfig
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo
@@ -63,8 +63,10 @@ class CutTexts:
         return f"{self.kind} {percent(self.cut, self.texts)}{more}"
 
 
-def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLengths) -> tuple[int, list[CutTexts]]:
-    """Of the first samples, 2,000 at most: how many there were, and what is cut of their captions by part."""
+def cut_captions(
+    sources: Sequence[SourceConfig], tokenizer: Tokenizer, lengths: PartLengthsConfig
+) -> tuple[int, list[CutTexts]]:
+    """Reads the first samples, 2,000 at most; returns their number, and for each part how many texts are cut."""
     samples = list(_first_captions(sources, CUT_SAMPLES, error_budget=CUT_SAMPLES))
     captions = list(itertools.chain.from_iterable(samples))
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
@@ -72,7 +74,9 @@ def cut_captions(sources: Sequence[Mixed], tokenizer: Tokenizer, lengths: PartLe
     return len(samples), [CutTexts.of(name, tokenizer, each, limits[name]) for name, each in texts.items()]
 
 
-def _first_captions(sources: Sequence[Mixed], samples: int, *, error_budget: int) -> Iterator[tuple[Caption, ...]]:
+def _first_captions(
+    sources: Sequence[SourceConfig], samples: int, *, error_budget: int
+) -> Iterator[tuple[Caption, ...]]:
     """The captions of each of the first samples, in the manifest's order."""
     stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
@@ -95,7 +99,7 @@ def stream_of(config: Config, info: RankInfo, start: Cursor) -> Stream:
     )
 
 
-def _sources(sources: Sequence[Mixed]) -> tuple[MixtureSource, ...]:
+def _sources(sources: Sequence[SourceConfig]) -> tuple[MixtureSource, ...]:
     return tuple(MixtureSource(source.url, source.weight) for source in sources)
 
 

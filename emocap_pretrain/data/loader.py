@@ -23,7 +23,7 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emocap_pretrain.config.schema import Config, Data
+from emocap_pretrain.config.schema import Config, DataConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.mirror import mirrored
 from emocap_pretrain.data.parts import Part, active_parts
@@ -160,7 +160,7 @@ def batch_bytes(config: Config, rows: int) -> int:
     return rows * (3 * config.model.image.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
 
-def fitting(data: Data, *, each_bytes: int, ranks: int, free_bytes: int) -> Data:
+def fitting(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
     """The settings with as many loader processes and prefetched batches as /dev/shm has room for.
 
     Args:
@@ -195,7 +195,7 @@ def shared_memory_free() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) -> Data:
+def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) -> DataConfig:
     """The settings of the loader for this host, with a line in the log where they are less than what was asked for.
 
     Raises:

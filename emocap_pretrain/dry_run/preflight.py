@@ -21,7 +21,7 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.datasets import digest_of, foreign_data
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
@@ -120,7 +120,7 @@ def preflight(
     return found
 
 
-def evaluation(settings: Evaluation, found: Findings, *, prepare_tasks: bool) -> None:
+def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bool) -> None:
     """Check the evaluation dataset and the names of the tasks, and let each task look into the data for 20 s at most.
 
     Raises:

@@ -15,7 +15,7 @@ from emocap_shards.manifest import read_manifest
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share
@@ -38,7 +38,7 @@ class Pairs:
 class Retrieval:
     """The task. It needs no label, but captions that were not trained on."""
 
-    settings: Evaluation
+    settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
     about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
@@ -58,7 +58,7 @@ class Task(Protocol[Part]):
     about: ClassVar[str]
     """One line for `emocap evaluate --list`."""
 
-    def __init__(self, settings: Evaluation) -> None: ...
+    def __init__(self, settings: EvaluationConfig) -> None: ...
 
     def prompts(self) -> Sequence[str]:
         """The texts of its own that the task embeds, as far as the settings name them; captions are not among them."""

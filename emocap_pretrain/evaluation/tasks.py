@@ -5,7 +5,7 @@ from typing import Any
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
-from emocap_pretrain.config.schema import Config, Evaluation, PartLengths
+from emocap_pretrain.config.schema import Config, EvaluationConfig, PartLengthsConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PARTS
@@ -23,7 +23,7 @@ DEFAULT = (ZeroShot,)
 """The tasks of settings that name none."""
 
 
-def tasks_of(settings: Evaluation) -> list[Task[Any]]:
+def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
     """The tasks that the settings name, each with these settings.
 
     Raises:
@@ -39,7 +39,7 @@ def tasks_of(settings: Evaluation) -> list[Task[Any]]:
     return [known[name](settings) for name in names]
 
 
-def prepare(settings: Evaluation, *, seconds: float | None = None) -> list[str]:
+def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
     """Compares the settings of every task with its data, on one rank; returns notes for the user.
 
     Args:
@@ -58,10 +58,10 @@ def were_prepared(checkpoint: Checkpoint | None, config: Config) -> bool:
     """Returns whether an attempt with these evaluation settings has made a checkpoint, and so has compared all data."""
     before = checkpoint.state.get("config") if checkpoint else None
     settings = before.get("evaluation") if isinstance(before, dict) else None
-    return isinstance(settings, dict) and filled(settings, Evaluation) == config.stored()["evaluation"]
+    return isinstance(settings, dict) and filled(settings, EvaluationConfig) == config.stored()["evaluation"]
 
 
-def evaluate(settings: Evaluation, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
+def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
     """Runs the tasks that the settings name, one after the other, and gives the results on every rank; a collective.
 
     Args:
@@ -73,7 +73,7 @@ def evaluate(settings: Evaluation, embedder: Embedder, world: RankGroup, *, url:
     return tuple(replace(run_task(task, embedder, world), url=url) for task in tasks_of(settings))
 
 
-def cut_prompts(settings: Evaluation, tokenizer: Tokenizer, lengths: PartLengths) -> list[CutTexts]:
+def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
     """Returns how many prompts of the tasks are cut; empty if the settings name no prompts."""
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []

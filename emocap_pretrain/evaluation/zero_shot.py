@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.embedder import Embedder
@@ -36,7 +36,7 @@ class LabelledImages:
 class ZeroShot:
     """The task. Samples without the label, or with an empty one, are left out."""
 
-    settings: Evaluation
+    settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
@@ -75,8 +75,10 @@ class ZeroShot:
         )
 
 
-def classes_of(settings: Evaluation, labels: Iterable[str], names: Sequence[str] = ()) -> Mapping[str, Sequence[str]]:
-    """The words of each class, in the order of the classes.
+def classes_of(
+    settings: EvaluationConfig, labels: Iterable[str], names: Sequence[str] = ()
+) -> Mapping[str, Sequence[str]]:
+    """Returns the words of each class, in the order of the classes.
 
     Args:
         settings: Their classes win; without them each label is a class of its own name.
@@ -100,7 +102,7 @@ def classes_of(settings: Evaluation, labels: Iterable[str], names: Sequence[str]
     return classes
 
 
-def _notes(settings: Evaluation, found: LabelValues, seconds: float | None) -> Iterator[str]:
+def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None) -> Iterator[str]:
     if seconds is not None and not found.complete:
         yield (
             f"evaluation.url: the labels of {found.looked:,} of {found.samples:,} samples were compared with the "

@@ -8,14 +8,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from emocap_pretrain.config.schema import Cluster
+from emocap_pretrain.config.schema import ClusterConfig
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import RankInfo
 from emocap_pretrain.ranks.runtime import Runtime
 
 
 @contextmanager
-def joined(settings: Cluster, runtime: Runtime) -> Generator[RankGroup]:
+def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
     """Sets this process up as one rank for as long as the block lasts.
 
     A process group that exists already (Ray made one) is used and not ended.
@@ -42,7 +42,7 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def use_threads(settings: Cluster, info: RankInfo) -> None:
+def use_threads(settings: ClusterConfig, info: RankInfo) -> None:
     """Sets the settings' thread count, whatever the launcher put into OMP_NUM_THREADS.
 
     Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.

@@ -6,7 +6,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.run_folder.results import (
     Baseline,
@@ -52,7 +52,7 @@ class Report:
             return False
         if self.evaluation is None:
             return settings["tasks"] is None and all(_may_be_of(result, settings) for result in self.results)
-        return _decisive(filled(self.evaluation, Evaluation)) == _decisive(settings)
+        return _decisive(filled(self.evaluation, EvaluationConfig)) == _decisive(settings)
 
     def table(self) -> Table:
         """Two columns: what, and its value."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from emocap_shards.store import Store
 
-from emocap_pretrain.config.schema import Health
+from emocap_pretrain.config.schema import HealthConfig
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import storage
@@ -42,7 +42,7 @@ class Verdict:
 class Guard:
     """Judges the loss of every step; its state belongs into the checkpoint."""
 
-    def __init__(self, settings: Health, to_skip: Mapping[int, str] | None = None) -> None:
+    def __init__(self, settings: HealthConfig, to_skip: Mapping[int, str] | None = None) -> None:
         """Begin with no losses seen.
 
         Args:
@@ -56,7 +56,7 @@ class Guard:
         self.verdict = Verdict()
 
     @classmethod
-    def open(cls, settings: Health, store: Store, world: RankGroup) -> "Guard":
+    def open(cls, settings: HealthConfig, store: Store, world: RankGroup) -> "Guard":
         """With what earlier roll-backs of the run have left; a collective."""
         return cls(settings, world.run_on_main(lambda: _read(store)))
 

@@ -3,12 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config, Data
+from emocap_pretrain.config.schema import Config, DataConfig
 from emocap_pretrain.errors import ConfigError
 
 
 def config(global_batch: int, micro: int | None = None) -> Config:
-    return Config(name="t", url="/r", steps=1, global_batch=global_batch, micro_batch=micro, data=Data(url="/d"))
+    return Config(name="t", url="/r", steps=1, global_batch=global_batch, micro_batch=micro, data=DataConfig(url="/d"))
 
 
 @given(st.integers(1, 5000), st.integers(1, 300), st.none() | st.integers(1, 5000))

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from emocap_pretrain.config.__main__ import main
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, Data
+from emocap_pretrain.config.schema import Config, DataConfig
 
 ROOT = Path(__file__).parents[3]
 
 
 def config() -> Config:
-    return Config(name="t", url="/r", steps=1, global_batch=2, data=Data(url="/d"))
+    return Config(name="t", url="/r", steps=1, global_batch=2, data=DataConfig(url="/d"))
 
 
 def resolved(schema: dict, *keys: str) -> dict:

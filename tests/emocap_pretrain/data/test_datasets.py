@@ -6,27 +6,27 @@ from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 from PIL import Image
 
-from emocap_pretrain.config.schema import Evaluation, Mixed, PartLengths
+from emocap_pretrain.config.schema import EvaluationConfig, PartLengthsConfig, SourceConfig
 from emocap_pretrain.data.datasets import CutTexts, cut_captions
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts
 
 TOKENIZER = Tokenizer.trained_on(["a b c d e f g h"], 300)
-LENGTHS = PartLengths.model_validate({"global": 5, "local": 4, "summary": 9})
+LENGTHS = PartLengthsConfig.model_validate({"global": 5, "local": 4, "summary": 9})
 
 
 @pytest.fixture
-def packed(tmp_path: Path) -> Mixed:
+def packed(tmp_path: Path) -> SourceConfig:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     captions = [Caption("a b c", ("a b", "a b c"), ""), Caption("a b c d", (), "a b c d e f g")]
     more = Caption("a b c d e", ("a",), "a")
     rows = [Record(f"k{number}", file.getvalue(), "png", each, {}, (more,)) for number, each in enumerate(captions)]
     write_shards(rows, tmp_path / "packed")
-    return Mixed(url=str(tmp_path / "packed"))
+    return SourceConfig(url=str(tmp_path / "packed"))
 
 
-def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(packed: Mixed) -> None:
+def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(packed: SourceConfig) -> None:
     samples, cut = cut_captions([packed], TOKENIZER, LENGTHS)
     assert samples == 2
     assert cut == [
@@ -41,16 +41,18 @@ def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(
     ]
 
 
-def test_the_samples_of_a_mixture_count_together(packed: Mixed) -> None:
+def test_the_samples_of_a_mixture_count_together(packed: SourceConfig) -> None:
     samples, cut = cut_captions([packed, packed], TOKENIZER, LENGTHS)
     assert samples == 4
     assert cut[0].texts == 8
 
 
 def test_prompts_are_counted_where_the_settings_name_the_classes() -> None:
-    settings = Evaluation.model_validate({"classes": {"x": ["a", "b c d"], "y": "a b c"}, "templates": ["{}", "a {}"]})
+    settings = EvaluationConfig.model_validate(
+        {"classes": {"x": ["a", "b c d"], "y": "a b c"}, "templates": ["{}", "a {}"]}
+    )
     assert cut_prompts(settings, TOKENIZER, LENGTHS) == [CutTexts("prompts", limit=5, texts=6, cut=2, longest=6)]
-    assert cut_prompts(Evaluation(), TOKENIZER, LENGTHS) == []
+    assert cut_prompts(EvaluationConfig(), TOKENIZER, LENGTHS) == []
 
 
 def test_counting_leaves_the_encoding_as_it_was() -> None:

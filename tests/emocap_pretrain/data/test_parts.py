@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, PartLengths
+from emocap_pretrain.config.schema import Config, PartLengthsConfig
 from emocap_pretrain.data import parts
 from emocap_pretrain.data.parts import PARTS, Part, active_parts
 from emocap_pretrain.errors import ConfigError
@@ -103,7 +103,7 @@ def test_the_page_on_adding_a_part_shows_the_lines_that_the_test_adds() -> None:
 def test_every_part_has_a_weight_and_a_length() -> None:
     names = {part.name for part in PARTS}
     assert ObjectiveConfig.model_validate({}).weights.keys() == names
-    assert PartLengths.model_validate({}).by_part.keys() == names
+    assert PartLengthsConfig.model_validate({}).by_part.keys() == names
 
 
 def test_a_part_without_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

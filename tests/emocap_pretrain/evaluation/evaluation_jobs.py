@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pretrain_fakes import FakeRuntime
 
-from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import tasks
@@ -43,7 +43,7 @@ def train(world: RankGroup, config: Config) -> None:
 class Failing:
     """A task that fails in its own way on one rank."""
 
-    settings: Evaluation
+    settings: EvaluationConfig
     name: ClassVar[str] = "failing"
     about: ClassVar[str] = "fails"
 
@@ -70,7 +70,7 @@ def fail(world: RankGroup, label: str) -> tuple[str, str]:
     """The kind and message of what this rank raises, or its sum."""
     no_model: Any = None
     try:
-        found = run_task(Failing(Evaluation(label=label)), no_model, world)
+        found = run_task(Failing(EvaluationConfig(label=label)), no_model, world)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         return type(error).__name__, str(error)
     return "sum", str(found.value("sum"))
@@ -89,4 +89,4 @@ def parts_in_order(world: RankGroup, batches: int) -> list[int]:
             return TaskResult(self.name, len(parts), named)
 
     no_model: Any = None
-    return [int(score.value) for score in run_task(Numbers(Evaluation()), no_model, world).scores]
+    return [int(score.value) for score in run_task(Numbers(EvaluationConfig()), no_model, world).scores]

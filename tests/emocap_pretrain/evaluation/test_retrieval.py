@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import normalize
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.retrieval import NEAREST, Pairs, Retrieval, by_lot, wrong_before
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.run_folder.results import TaskResult
 
-TASK = Retrieval(Evaluation(url="faces"))
+TASK = Retrieval(EvaluationConfig(url="faces"))
 NO_MODEL: Any = None  # The vectors are in the parts.
 
 
@@ -142,7 +142,7 @@ def test_a_dataset_of_one_sample_is_refused_before_training(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(file, "PNG")
     write_shards([Record("k", file.getvalue(), "png", Caption("c", (), ""))], str(tmp_path))
     with pytest.raises(ConfigError, match=r"^evaluation\.url=.* has one sample, and retrieval needs others"):
-        Retrieval(Evaluation(url=str(tmp_path))).prepare()
+        Retrieval(EvaluationConfig(url=str(tmp_path))).prepare()
 
 
 def test_it_needs_no_label_and_asks_no_prompts():

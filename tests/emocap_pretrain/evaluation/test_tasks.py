@@ -6,7 +6,7 @@ import pytest
 from pretrain_fakes import changed
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
-from emocap_pretrain.config.schema import Config, Evaluation
+from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.task import Share, Task
 from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, tasks_of, were_prepared
@@ -19,16 +19,16 @@ def test_every_task_has_a_name_of_its_own_that_a_tracker_takes_and_says_what_it_
     assert re.fullmatch(r"[a-z0-9_]+", task.name)
     assert [each.name for each in TASKS].count(task.name) == 1
     assert len(task.about.splitlines()) == 1
-    assert isinstance(task(Evaluation()), Task)
+    assert isinstance(task(EvaluationConfig()), Task)
 
 
 def test_settings_that_name_no_task_ask_for_the_default_ones() -> None:
-    assert [type(task) for task in tasks_of(Evaluation())] == list(DEFAULT)
+    assert [type(task) for task in tasks_of(EvaluationConfig())] == list(DEFAULT)
 
 
 def test_the_tasks_come_in_the_order_of_the_settings() -> None:
     names = [task.name for task in TASKS][::-1]
-    assert [task.name for task in tasks_of(Evaluation(tasks=tuple(names)))] == names
+    assert [task.name for task in tasks_of(EvaluationConfig(tasks=tuple(names)))] == names
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def test_the_tasks_come_in_the_order_of_the_settings() -> None:
 def test_a_name_that_is_no_task_is_refused_before_anything_is_read(names: list[str], message: str) -> None:
     for act in (tasks_of, prepare):
         with pytest.raises(ConfigError, match=re.escape(f"evaluation.tasks: {message}")):
-            act(Evaluation(tasks=tuple(names)))
+            act(EvaluationConfig(tasks=tuple(names)))
 
 
 def test_nothing_is_prepared_where_there_is_no_dataset() -> None:
-    assert prepare(Evaluation()) == []
+    assert prepare(EvaluationConfig()) == []
 
 
 def test_a_checkpoint_with_the_same_settings_was_prepared_also_if_it_knew_fewer_of_them(tiny_config: Config) -> None:

@@ -12,7 +12,7 @@ from emocap_shards.writer import write_shards
 from PIL import Image
 from torch import Tensor
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import run_task
@@ -60,7 +60,7 @@ class ColourModel:
         return torch.nn.functional.normalize(torch.tensor(np.array(rows)).float(), dim=-1)
 
 
-def classify(settings: Evaluation, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
+def classify(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
     embedder = Embedder(model or ColourModel(), tokenizer or FakeTokenizer())
     result = run_task(ZeroShot(settings), embedder, RankGroup(Rank(), "cpu", None))
     (matrix,) = result.confusion_matrices
@@ -82,30 +82,30 @@ def packed(folder: Path, samples: Sequence[tuple[str, str | float | None]]) -> s
 
 def test_an_image_belongs_to_the_class_whose_prompts_it_is_closest_to(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", "blue"), ("blue", "red"), ("green", "green"), ("red", "red")])
-    matrix = classify(Evaluation(url=url, batch=2))
+    matrix = classify(EvaluationConfig(url=url, batch=2))
     assert matrix.classes == ("blue", "green", "red")
     assert matrix.counts == ((1, 0, 0), (0, 1, 0), (1, 0, 2))
 
 
 def test_samples_without_the_label_are_left_out(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", None), ("green", ""), ("blue", "blue")])
-    assert classify(Evaluation(url=url, batch=2)).counts == ((1, 0), (0, 1))
+    assert classify(EvaluationConfig(url=url, batch=2)).counts == ((1, 0), (0, 1))
 
 
 def test_the_label_0_is_a_label(tmp_path):
     url = packed(tmp_path, [("red", 0.0), ("blue", 1.0)])
-    matrix = classify(Evaluation(url=url, classes={"0": ("red",), "1": ("blue",)}))
+    matrix = classify(EvaluationConfig(url=url, classes={"0": ("red",), "1": ("blue",)}))
     assert matrix.counts == ((1, 0), (0, 1))
 
 
 def test_a_whole_number_is_one_label_however_it_is_written(tmp_path):
     url = packed(tmp_path, [("red", 0.0), ("red", "0"), ("red", "0.0"), ("blue", 1), ("green", 0.5)])
     words = {0: ["red"], 1.0: "blue", "0.5": ["green"]}
-    matrix = classify(Evaluation.model_validate({"url": url, "classes": words}))
+    matrix = classify(EvaluationConfig.model_validate({"url": url, "classes": words}))
     assert matrix.classes == ("0", "1", "0.5")
     assert matrix.counts == ((3, 0, 0), (0, 1, 0), (0, 0, 1))
     assert classify(
-        Evaluation(url=url), ColourModel({"0.5": COLOURS["green"], "0": COLOURS["red"], "1": COLOURS["blue"]})
+        EvaluationConfig(url=url), ColourModel({"0.5": COLOURS["green"], "0": COLOURS["red"], "1": COLOURS["blue"]})
     ).classes == ("0", "0.5", "1")
 
 
@@ -113,7 +113,7 @@ def test_classes_are_described_by_their_words_in_every_template(tmp_path):
     url = packed(tmp_path, [("red", "warm"), ("green", "cold"), ("blue", "cold")])
     tokenizer = FakeTokenizer()
     classes = {"cold": ("green", "blue"), "warm": ("red",), "absent": ("red", "red", "green")}
-    settings = Evaluation(url=url, classes=classes, templates=("a {} b", "{}!"))
+    settings = EvaluationConfig(url=url, classes=classes, templates=("a {} b", "{}!"))
     matrix = classify(settings, tokenizer=tokenizer)
     assert matrix.classes == ("cold", "warm", "absent")
     assert matrix.counts == ((2, 0, 0), (0, 1, 0), (0, 0, 0))
@@ -124,13 +124,13 @@ def test_cosines_are_averaged_over_templates_and_not_embeddings(tmp_path):
     """Class x has cosines 1 and 0, mean 0.5, though its mean direction has a cosine of 0.7; class y has 0.6 twice."""
     url = packed(tmp_path, [("red", "x"), ("red", "y")])
     meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8)}
-    settings = Evaluation(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))
+    settings = EvaluationConfig(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))
     assert classify(settings, ColourModel(meaning)).counts == ((0, 1), (0, 1))
 
 
 def test_the_result_does_not_depend_on_the_batch(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", "green"), ("green", "green"), ("blue", "blue")])
-    results = [classify(Evaluation(url=url, batch=batch)).counts for batch in (1, 3, 100)]
+    results = [classify(EvaluationConfig(url=url, batch=batch)).counts for batch in (1, 3, 100)]
     assert results[0] == results[1] == results[2]
 
 
@@ -140,10 +140,10 @@ def test_a_label_that_the_classes_lack_is_named(tmp_path):
         ConfigError,
         match=r"^evaluation\.classes lacks blue, which samples of .*; the classes are red\.$",
     ):
-        classify(Evaluation(url=url, classes={"red": ("red",)}))
+        classify(EvaluationConfig(url=url, classes={"red": ("red",)}))
 
 
 def test_a_dataset_without_the_label_is_refused(tmp_path):
     url = packed(tmp_path, [("red", "red")])
     with pytest.raises(ConfigError, match=r"^evaluation\.label=mood: no sample of .* has this label"):
-        classify(Evaluation(url=url, label="mood"))
+        classify(EvaluationConfig(url=url, label="mood"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from emocap_pretrain.config.schema import Evaluation
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.run_folder.documents import REPORT as REPORT_KIND
 from emocap_pretrain.run_folder.report import Report
@@ -128,7 +128,7 @@ def test_a_result_of_schema_1_that_cannot_be_read_makes_the_report_unreadable_an
 
 def test_a_report_of_0_1_0_fits_settings_of_its_dataset_and_classes_that_name_no_tasks():
     found = REPORT_KIND.of(V1)
-    settings = Evaluation(url="/data/test").model_dump(mode="json")
+    settings = EvaluationConfig(url="/data/test").model_dump(mode="json")
     assert found.evaluated_with(settings)
     assert found.evaluated_with(settings | {"classes": {"joy": ["a"], "fear": ["b"], "anger": ["c"]}})
     assert not found.evaluated_with(settings | {"classes": {"joy": ["a"]}})
@@ -137,7 +137,7 @@ def test_a_report_of_0_1_0_fits_settings_of_its_dataset_and_classes_that_name_no
 
 
 def test_settings_of_before_there_were_tasks_fit_those_that_name_none():
-    settings = Evaluation(url="/data/test").model_dump(mode="json")
+    settings = EvaluationConfig(url="/data/test").model_dump(mode="json")
     before = {name: value for name, value in settings.items() if name != "tasks"}
     found = dataclasses.replace(REPORT, evaluation=before)
     assert found.evaluated_with(settings)

@@ -8,7 +8,7 @@ from emocap_shards.store import open_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emocap_pretrain.config.schema import Health
+from emocap_pretrain.config.schema import HealthConfig
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -28,27 +28,27 @@ def actions(guard: Guard, losses: list[float], first: int = 1) -> list[str]:
 
 
 def test_losses_of_a_run_that_goes_well_are_all_applied() -> None:
-    assert set(actions(Guard(Health(spike=6, on_spike="rollback")), falling(2000))) == {"apply"}
+    assert set(actions(Guard(HealthConfig(spike=6, on_spike="rollback")), falling(2000))) == {"apply"}
 
 
 def test_a_guard_without_a_task_does_not_ask_for_the_loss() -> None:
-    assert not Guard(Health()).watches
-    assert Guard(Health(spike=8)).watches
-    assert Guard(Health(nonfinite="skip")).watches
-    assert Guard(Health(), {7: "spike"}).watches
+    assert not Guard(HealthConfig()).watches
+    assert Guard(HealthConfig(spike=8)).watches
+    assert Guard(HealthConfig(nonfinite="skip")).watches
+    assert Guard(HealthConfig(), {7: "spike"}).watches
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("action", ["stop", "skip", "rollback"])
 def test_a_loss_that_is_no_number_meets_what_was_asked_for(loss: float, action: str) -> None:
-    verdict = Guard(Health(nonfinite=action)).judge(12, loss)  # type: ignore[arg-type]
+    verdict = Guard(HealthConfig(nonfinite=action)).judge(12, loss)  # type: ignore[arg-type]
     assert verdict.action == action
     assert f"loss={loss} at step 12" in verdict.reason
 
 
 @pytest.mark.parametrize(("asked", "action"), [("log", "apply"), ("skip", "skip"), ("rollback", "rollback")])
 def test_a_spike_meets_what_was_asked_for(asked: str, action: str) -> None:
-    guard = Guard(Health(spike=8, on_spike=asked))  # type: ignore[arg-type]
+    guard = Guard(HealthConfig(spike=8, on_spike=asked))  # type: ignore[arg-type]
     assert set(actions(guard, falling(100))) == {"apply"}
     verdict = guard.judge(101, 9.0)
     assert verdict.action == action
@@ -56,24 +56,24 @@ def test_a_spike_meets_what_was_asked_for(asked: str, action: str) -> None:
 
 
 def test_the_first_losses_are_no_spikes_whatever_they_are() -> None:
-    guard = Guard(Health(spike=2, on_spike="skip"))
+    guard = Guard(HealthConfig(spike=2, on_spike="skip"))
     assert actions(guard, [1.0, 1000.0] * (FEWEST // 2)) == ["apply"] * FEWEST
 
 
 def test_a_small_rise_on_a_flat_curve_is_no_spike() -> None:
-    guard = Guard(Health(spike=5, on_spike="skip"))
+    guard = Guard(HealthConfig(spike=5, on_spike="skip"))
     assert set(actions(guard, [2.0] * 50 + [2.05])) == {"apply"}
 
 
 def test_spikes_that_are_left_out_do_not_become_the_norm() -> None:
-    guard = Guard(Health(spike=8, on_spike="skip", max_skips=10))
+    guard = Guard(HealthConfig(spike=8, on_spike="skip", max_skips=10))
     actions(guard, falling(100))
     assert actions(guard, [9.0] * 12, first=101) == ["skip"] * 10 + ["stop"] * 2
     assert "health.max_skips=10 is used up" in guard.verdict.reason
 
 
 def test_no_skip_is_allowed_where_the_budget_is_none() -> None:
-    assert Guard(Health(nonfinite="skip", max_skips=0)).judge(1, math.nan).action == "stop"
+    assert Guard(HealthConfig(nonfinite="skip", max_skips=0)).judge(1, math.nan).action == "stop"
 
 
 losses = st.lists(st.one_of(st.floats(0.1, 10), st.just(math.nan), st.just(1e6)), min_size=1, max_size=120)
@@ -81,7 +81,7 @@ losses = st.lists(st.one_of(st.floats(0.1, 10), st.just(math.nan), st.just(1e6))
 
 @given(losses=losses, cut=st.integers(0, 120))
 def test_a_resumed_guard_judges_as_the_unbroken_one(losses: list[float], cut: int) -> None:
-    settings = Health(nonfinite="skip", spike=6, on_spike="skip", max_skips=5)
+    settings = HealthConfig(nonfinite="skip", spike=6, on_spike="skip", max_skips=5)
     unbroken = Guard(settings)
     whole = actions(unbroken, losses)
     first, second = Guard(settings), Guard(settings)
@@ -93,7 +93,7 @@ def test_a_resumed_guard_judges_as_the_unbroken_one(losses: list[float], cut: in
 
 def test_after_a_roll_back_the_step_is_left_out_and_counts_once(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    settings = Health(spike=8, on_spike="rollback", max_skips=2)
+    settings = HealthConfig(spike=8, on_spike="rollback", max_skips=2)
     curve = [*falling(100), 9.0, *falling(130)[101:]]
     guard = Guard.open(settings, store, ALONE)
     saved = Guard(settings)
@@ -111,13 +111,13 @@ def test_after_a_roll_back_the_step_is_left_out_and_counts_once(tmp_path: Path) 
 
 
 def test_a_replayed_step_is_left_out_even_if_its_loss_is_no_spike_now() -> None:
-    assert Guard(Health(), {5: "was a spike"}).judge(5, 1.0) == Verdict("skip", "was a spike")
+    assert Guard(HealthConfig(), {5: "was a spike"}).judge(5, 1.0) == Verdict("skip", "was a spike")
 
 
 def test_roll_backs_are_remembered_one_beside_the_other(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for step in (30, 7):
-        Guard(Health()).remember(store, step, f"spike at {step}")
+        Guard(HealthConfig()).remember(store, step, f"spike at {step}")
     assert json.loads(store.read(SKIPPED_FILE))["steps"] == {"7": "spike at 7", "30": "spike at 30"}
 
 
@@ -125,11 +125,11 @@ def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.put(SKIPPED_FILE, b"[1, 2")
     with pytest.raises(ConfigError, match=r"skipped\.json cannot be read \(it is not JSON\): restore it, or delete"):
-        Guard.open(Health(), store, ALONE)
+        Guard.open(HealthConfig(), store, ALONE)
 
 
 def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
-    guard = Guard(Health(nonfinite="skip", max_skips=1))
+    guard = Guard(HealthConfig(nonfinite="skip", max_skips=1))
     guard.left_out(3)
     assert guard.verdict == Verdict("skip", "a gradient at step 3 is not finite")
     guard.left_out(4)
@@ -138,14 +138,14 @@ def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
 
 
 def test_a_run_whose_last_updates_were_all_left_out_has_not_succeeded() -> None:
-    guard = Guard(Health(nonfinite="skip"))
+    guard = Guard(HealthConfig(nonfinite="skip"))
     actions(guard, [1.0, math.nan, 1.0, math.nan, math.nan])
     assert [guard.streak(step) for step in range(6)] == [0, 0, 1, 0, 1, 2]
     guard.require_updates(5)
     actions(guard, [math.nan], first=6)
     with pytest.raises(TrainingError, match=r"last 3 of 6 steps were left out .* has not trained since step 3"):
         guard.require_updates(6)
-    short = Guard(Health(nonfinite="skip"))
+    short = Guard(HealthConfig(nonfinite="skip"))
     actions(short, [math.nan, math.nan])
     with pytest.raises(TrainingError, match="last 2 of 2 steps"):
         short.require_updates(2)
