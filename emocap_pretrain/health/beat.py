@@ -24,7 +24,7 @@ class Beat:
         self.step, self.phase, self.marks, self.ended = 0, PHASES[0], 0, ""
         self._first_step: int | None = None
 
-    def at(self, step: int, phase: str) -> None:
+    def enter(self, phase: str, step: int) -> None:
         """Training has done `step` steps and begins `phase`."""
         if phase not in UNBOUNDED and self._first_step is None:
             self._first_step = step

@@ -1,4 +1,4 @@
-"""The one object through which the training loop is watched: `with monitored(config, world, attempt) as monitor`."""
+"""The one object through which the training loop is watched: `with monitored(world, attempt, ...) as monitor`."""
 
 import logging
 import socket
@@ -11,19 +11,17 @@ from typing import Any
 from emocap_shards.background import Background
 from emocap_shards.errors import StoreError
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.errors import LostContact, Superseded, TrainingError
 from emocap_pretrain.health import readings, stacks
 from emocap_pretrain.health.beat import DONE, LOST, Beat
 from emocap_pretrain.health.contact import ASKING
-from emocap_pretrain.health.gather import gathered
 from emocap_pretrain.health.meter import OWN, Meter
 from emocap_pretrain.health.peers import Peers
 from emocap_pretrain.health.profiler import Profiler
-from emocap_pretrain.health.sections import SECTIONS, Sections
 from emocap_pretrain.health.status import StatusThread
 from emocap_pretrain.health.stragglers import Report, Stragglers, slowest
+from emocap_pretrain.health.timing import SECTIONS, SectionTimer
 from emocap_pretrain.health.watch import Finding
 from emocap_pretrain.health.watchdog import LINGER_S
 from emocap_pretrain.ranks.group import RankGroup
@@ -37,38 +35,49 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Of one rank. `sections` times the parts of a step; the loop says where it stands with `at`."""
+    """Watches the training of one rank. Its constructor is a collective.
 
-    def __init__(self, config: Config, world: RankGroup, attempt: Attempt) -> None:
-        self._config, self._world, self._attempt = config, world, attempt
+    Args:
+        world: All ranks of the job.
+        attempt: The attempt in whose folder the status and failures are stored.
+        name: The name of the run, for `emocap status`.
+        steps: The number of steps after which the run is done.
+        timeout_s: The longest time that a rank may spend at one position of the program.
+        silence_s: A rank whose heartbeat does not change for this long is lost.
+    """
+
+    def __init__(
+        self, world: RankGroup, attempt: Attempt, *, name: str, steps: int, timeout_s: float, silence_s: float
+    ) -> None:
+        self._world, self._attempt, self._steps = world, attempt, steps
         self.beat = Beat()
-        self.sections = Sections(world.device, self.beat.mark)
+        self.timer = SectionTimer(world.device, self.beat.mark)
         self.host = socket.gethostname()
         self._meter = Meter(world.device)
         self._stragglers = Stragglers()
         self._hung = False
         self._profiler = Profiler(attempt.store, rank=world.rank, world=world.world_size)
-        self._peers = Peers.meet(config, world, self.beat, self.host, self._last_word)
+        self._peers = Peers.meet(world, self.beat, self.host, self._last_word, timeout_s=timeout_s, silence_s=silence_s)
         hosts = tuple(sorted(set(self._peers.hosts)))
-        facts = {"name": config.name, "steps": config.steps, "ranks": world.world_size, "hosts": hosts}
+        facts = {"name": name, "steps": steps, "ranks": world.world_size, "hosts": hosts}
         self._status = StatusThread(attempt, self.beat, **facts) if world.is_main else None
         self._why_stopped = TOLD
 
-    def at(self, step: int, phase: str = "training") -> None:
-        """`step` steps are done and `phase` begins: "training", "saving", "evaluating"."""
-        self.beat.at(step, phase)
+    def enter(self, phase: str, step: int) -> None:
+        """Records that a phase begins after `step` steps: "training", "saving" or "evaluating"."""
+        self.beat.enter(phase, step)
         self._profiler.at(step)
-        self.sections.recorded = self._profiler.active
+        self.timer.record = self._profiler.active
 
     def count(self, batch: Batch) -> None:
-        """This rank trained on a batch."""
+        """Counts a batch that this rank has trained on."""
         self._meter.count(batch)
 
-    def row(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """These metrics with those of speed, memory and stragglers over all ranks; a collective."""
-        values = self._meter.read() | self.sections.read()
+    def gather_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns these metrics with those of speed, memory and stragglers over all ranks. This is a collective."""
+        values = self._meter.read() | self.timer.read()
         names: tuple[str, ...] = (*OWN, *SECTIONS)
-        table = gathered(self._world, [values[name] for name in names])
+        table = self._world.gather_numbers([values[name] for name in names])
         ranks: list[dict[str, float]] = [dict(zip(names, row, strict=True)) for row in table]
         report = slowest(ranks, self._peers.hosts) if len(ranks) > 1 else None
         row = {**metrics, **readings.metrics(ranks, report)}
@@ -76,17 +85,19 @@ class Monitor:
             self._show(row, report)
         return row
 
-    def asked_to_stop(self, told: bool) -> bool:
-        """Whether some rank was told to stop, or a person asks for it. Begins a profile, if asked. A collective.
+    def poll_requests(self, should_stop: bool) -> bool:
+        """Returns whether training must stop: for a runtime, or for a user's request. This is a collective.
+
+        It also starts the profiler if a user has asked for a profile.
 
         Args:
-            told: What this rank's runtime says.
+            should_stop: Whether this rank's runtime asks to stop.
 
         Raises:
             Superseded: On all ranks, if the run's folder was deleted.
         """
         asked = self._status.asked() if self._status else None
-        stop = told or bool(asked and asked.stop)
+        stop = should_stop or bool(asked and asked.stop)
         if asked and asked.stop:
             self._why_stopped = ASKED
         gone = self._status.gone if self._status else ""
@@ -96,18 +107,18 @@ class Monitor:
         if profile:
             request: ProfileRequest = self._world.broadcast_from_main(asked.profile if asked else None)
             self._profiler.begin(request, self.beat.step)
-            self.sections.recorded = self._profiler.active
+            self.timer.record = self._profiler.active
         return bool(stop_all)
 
-    def tell(self, **facts: Any) -> None:
-        """Further facts for `emocap status`, such as the newest checkpoint's step; kept by rank 0."""
+    def update_status(self, **facts: Any) -> None:
+        """Replaces fields of the run's status, such as the newest checkpoint's step; on other ranks it does nothing."""
         if self._status:
             self._status.tell(**facts)
 
     def _show(self, row: Mapping[str, float], report: Report | None) -> None:
-        left = self._config.steps - self.beat.step
+        left = self._steps - self.beat.step
         shown = {name: row[name] for name in ("loss", "samples_per_s") if name in row}
-        self.tell(
+        self.update_status(
             **shown, eta_s=round(left * row["time/step_s"]), slowest=Slowest(**asdict(report)) if report else None
         )
         warning = self._stragglers.look(report, row["time/step_s"]) if report else None
@@ -131,7 +142,7 @@ class Monitor:
     def done(self) -> None:
         """The block has ended without an error."""
         self._profiler.close(UPLOAD_S)
-        done = self.beat.step >= self._config.steps
+        done = self.beat.step >= self._steps
         self.beat.end(DONE)
         if self._status:
             self._status.close("done" if done else "stopped", "" if done else self._reason())
@@ -174,13 +185,15 @@ class Monitor:
 
 
 @contextmanager
-def monitored(config: Config, world: RankGroup, attempt: Attempt) -> Generator[Monitor]:
-    """Watch over the block on all ranks; a collective at its begin.
+def monitored(
+    world: RankGroup, attempt: Attempt, *, name: str, steps: int, timeout_s: float, silence_s: float
+) -> Generator[Monitor]:
+    """Watches the block on all ranks, with the arguments of `Monitor`; entering it is a collective.
 
     Raises:
         LostContact: If a collective in the block failed because another rank is gone or hangs; it says which.
     """
-    monitor = Monitor(config, world, attempt)
+    monitor = Monitor(world, attempt, name=name, steps=steps, timeout_s=timeout_s, silence_s=silence_s)
     try:
         yield monitor
     except RuntimeError as error:

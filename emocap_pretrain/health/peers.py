@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.health.beat import Beat, Pulses, Stopwatch
 from emocap_pretrain.health.contact import who_is_gone
 from emocap_pretrain.health.exchange import Exchange, Line
@@ -35,13 +34,19 @@ class Peers:
 
     @classmethod
     def meet(
-        cls, config: Config, world: RankGroup, beat: Beat, host: str, last_word: Callable[[Finding], None]
+        cls,
+        world: RankGroup,
+        beat: Beat,
+        host: str,
+        last_word: Callable[[Finding], None],
+        *,
+        timeout_s: float,
+        silence_s: float,
     ) -> "Peers":
         """Begin to watch each other; a collective."""
         rank, ranks = world.rank, world.world_size
         if world.process_group is None:
             return cls((Member(host, os.getpid()),), rank, None)
-        settings = config.cluster
         group: Any = world.process_group  # Torch declares no number of collectives, but its own debugging asks for it.
         stopwatch = Stopwatch(LONGEST_TICK_S)
         pulses = Pulses(beat, rank, os.getpid(), stopwatch, group._get_sequence_number_for_group)
@@ -50,8 +55,8 @@ class Peers:
         members = tuple(Member(*each) for each in world.gather((host, os.getpid())))
         hosts = [member.host for member in members]
         where = f"{line.address} (rank 0's host {hosts[0]})"
-        watch = Watch(hosts, where, timeout_s=settings.timeout_s, silence_s=settings.silence_s)
-        exchange = Exchange(line, pulses, rank=rank, world=ranks, alarm_s=settings.timeout_s + ALARM_S)
+        watch = Watch(hosts, where, timeout_s=timeout_s, silence_s=silence_s)
+        exchange = Exchange(line, pulses, rank=rank, world=ranks, alarm_s=timeout_s + ALARM_S)
         watchdog = Watchdog(exchange, watch, members, rank, beat.thread, last_word)
         return cls(members, rank, _Threads(exchange, watch, watchdog))
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from emocap_pretrain.health.sections import SECTIONS
 from emocap_pretrain.health.stragglers import Report
+from emocap_pretrain.health.timing import SECTIONS
 
 
 def metrics(ranks: Sequence[Mapping[str, float]], report: Report | None) -> dict[str, float]:

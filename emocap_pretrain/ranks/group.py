@@ -140,6 +140,14 @@ class RankGroup:
         return self._maximum(numbers)
 
     @collective
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Returns the numbers of every rank in the order of the ranks; all ranks give equally many.
+
+        The numbers travel as one float64 tensor on the ranks' device, which is quicker than `gather`.
+        """
+        return self._gather_numbers(numbers)
+
+    @collective
     def patient(self, name: str) -> "RankGroup":
         """Returns the same ranks in a gloo group of their own, for slow work or for a thread beside the training.
 
@@ -164,6 +172,14 @@ class RankGroup:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.process_group)
         return values
+
+    def _gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        if self.process_group is None:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(rows, own, group=self.process_group)
+        return torch.stack(rows).tolist()
 
     def _maximum(self, numbers: Sequence[int]) -> list[int]:
         if self.process_group is None:

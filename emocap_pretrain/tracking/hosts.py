@@ -1,11 +1,12 @@
-"""Measures how busy a host is, under the names of MLflow's system metrics.
+"""Measures how busy the hosts of the job are, under the names of MLflow's system metrics.
 
-One rank of each host (`local_rank` 0) reads; the names are the same on every host, so that readings can be gathered as
-plain vectors, and rank 0 alone writes them down.
+On each host the rank with `local_rank` 0 reads. The metrics have the same names on every host, so all ranks exchange
+plain vectors, and rank 0 logs the metrics of all hosts.
 """
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import psutil
 import pynvml
+
+from emocap_pretrain.ranks.group import RankGroup
 
 NAMES = (
     "cpu_utilization_percentage",
@@ -29,29 +32,33 @@ GPU_NAMES = (
     "memory_usage_percentage",
     "power_usage_watts",
 )
+INTERVAL_S = 15.0
 
 log = logging.getLogger(__name__)
 
 
 class HostMetrics:
-    """This host, its disk at `folder`, and its first `gpus` GPUs, whichever of them this process may use.
+    """Reads the metrics of this host and of its first `gpus` GPUs, also of GPUs that this process may not use.
 
     Args:
-        gpus: Over all hosts the greatest number of GPUs of one, so that all of them have the same names.
-        folder: On the disk that may fill up: the cache of shards.
+        gpus: The largest number of GPUs of a host of the job, so that `names` are the same on all hosts.
+        folder: A folder on the disk whose use is measured: the disk with the cache of shards.
     """
 
     def __init__(self, *, gpus: int = 0, folder: Path = Path("/")) -> None:
         self.names = NAMES + tuple(f"gpu_{gpu}_{name}" for gpu in range(gpus) for name in GPU_NAMES)
         self._folder = folder
-        self._handles = _handles()[:gpus]
-        psutil.cpu_percent()  # The first call has nothing to compare with.
-        self._at, self._traffic = time.monotonic(), _traffic()
+        self._handles = _gpu_handles()[:gpus]
+        psutil.cpu_percent()  # The first call returns 0, because it has no earlier call to compare with.
+        self._read_at_s, self._traffic = time.monotonic(), _traffic()
 
     def read(self) -> dict[str, float]:
-        """A value for each of `names`, NaN where there is none; use and rates since the last reading."""
+        """Returns a value for each of `names`, NaN for one that this host does not have.
+
+        CPU use and network rates are averages since the last call.
+        """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
-        received, sent = self._rates()
+        received, sent = self._network_rates()
         host = (
             psutil.cpu_percent(),
             memory.used / 1e6,
@@ -61,21 +68,55 @@ class HostMetrics:
             received,
             sent,
         )
-        gpus = [value for handle in self._handles for value in _gpu(handle)]
+        gpus = [value for handle in self._handles for value in _read_gpu(handle)]
         values = [*host, *gpus]
         return dict(zip(self.names, values + [math.nan] * (len(self.names) - len(values)), strict=True))
 
-    def _rates(self) -> tuple[float, float]:
-        """Megabytes a second, received and sent."""
-        now, traffic = time.monotonic(), _traffic()
-        passed_s = max(now - self._at, 1e-3)
+    def _network_rates(self) -> tuple[float, float]:
+        """Returns the megabytes per second that were received and sent since the last call."""
+        now_s, traffic = time.monotonic(), _traffic()
+        passed_s = max(now_s - self._read_at_s, 1e-3)
         received, sent = ((new - old) / 1e6 / passed_s for new, old in zip(traffic, self._traffic, strict=True))
-        self._at, self._traffic = now, traffic
+        self._read_at_s, self._traffic = now_s, traffic
         return received, sent
 
 
+class JobHostMetrics:
+    """Gathers the metrics of all hosts of the job. Its constructor is a collective.
+
+    Args:
+        world: All ranks of the job.
+        folder: A folder on the disk of each host whose use is measured. It is made if it does not exist.
+    """
+
+    def __init__(self, world: RankGroup, folder: Path) -> None:
+        self._world, self._next_step = world, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        names = world.gather(socket.gethostname() if world.info.local_rank == 0 else None)
+        self._hosts = dict[int, str]((rank, host) for rank, host in enumerate(names) if host)
+        self._metrics = HostMetrics(gpus=world.maximum([gpu_count()])[0], folder=folder)
+
+    def gather(self, step: int, step_s: float) -> dict[str, float]:
+        """Returns the metrics of all hosts by their names in MLflow, about every `INTERVAL_S`; else nothing.
+
+        This is a collective. All ranks give the same arguments, so all skip the same calls.
+
+        Args:
+            step: The number of steps that are done.
+            step_s: The seconds that a step takes.
+        """
+        if step < self._next_step:
+            return {}
+        self._next_step = step + max(1, int(INTERVAL_S / step_s))
+        names = self._metrics.names
+        reads = self._world.rank in self._hosts
+        own = self._metrics.read() if reads else dict.fromkeys(names, 0.0)
+        table = self._world.gather_numbers([own[name] for name in names])
+        return by_host((host, dict(zip(names, table[rank], strict=True))) for rank, host in self._hosts.items())
+
+
 def by_host(readings: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-    """`system/<host>/<name>` for the readings of all hosts, without what a host does not have."""
+    """Returns the values of all hosts under the names `system/<host>/<name>`, without values that are NaN."""
     return {
         f"system/{host}/{name}": value
         for host, reading in readings
@@ -85,30 +126,30 @@ def by_host(readings: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, fl
 
 
 def gpu_count() -> int:
-    """GPUs of this host, whichever of them this process may use."""
-    return len(_handles())
+    """Returns the number of GPUs of this host, also of those that this process may not use."""
+    return len(_gpu_handles())
 
 
 def _traffic() -> tuple[int, int]:
-    """Bytes received and sent since the host started, without what it tells itself."""
+    """Returns the bytes that the host has received and sent since it started, without those on its loopback."""
     counters = psutil.net_io_counters(pernic=True)
     outward = [counter for name, counter in counters.items() if name != "lo"]
     return sum(each.bytes_recv for each in outward), sum(each.bytes_sent for each in outward)
 
 
-def _handles() -> list[Any]:
-    """NVML's GPUs; none where there is no driver."""
+def _gpu_handles() -> list[Any]:
+    """Returns NVML's handles of the GPUs; none on a host without a driver."""
     try:
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         if error.args != (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,):
-            log.warning("no metrics of this host's GPUs: %s", error)
+            log.warning("the metrics of this host's GPUs are not available: %s", error)
     return []
 
 
-def _gpu(handle: Any) -> list[float]:
-    """Values of `GPU_NAMES`; NaN for what this kind of GPU does not tell (a slice of one has no use or power)."""
+def _read_gpu(handle: Any) -> list[float]:
+    """Returns the values of `GPU_NAMES`, NaN for one that the GPU does not report (a MIG slice has no use or power)."""
     reads = (
         lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
         lambda: _memory(handle).used / 1e6,

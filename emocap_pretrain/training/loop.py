@@ -15,11 +15,11 @@ from emocap_pretrain.checkpoint.state import Progress, state_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.quarantine import QUARANTINE_FILE
 from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.health.hosts import Hosts
 from emocap_pretrain.health.monitor import Monitor, monitored
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.tracking.hosts import JobHostMetrics
 from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
 from emocap_pretrain.training.session import Session, open_session
 
@@ -51,50 +51,58 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         patient.run_on_main(lambda: prepare_tasks(config, store))
         number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
         attempt = Attempt(store, number)
+        watched = monitored(
+            world,
+            attempt,
+            name=config.name,
+            steps=config.steps,
+            timeout_s=config.cluster.timeout_s,
+            silence_s=config.cluster.silence_s,
+        )
         # What this attempt has opened is closed after the monitor, which first records a failure.
-        with ExitStack() as opened, monitored(config, world, attempt) as monitor:
+        with ExitStack() as opened, watched as monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
-                monitor.at(session.engine.step, "evaluating")
+                monitor.enter("evaluating", session.engine.step)
                 conclude(session, progress, patient)
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     """Steps until the last one or until told to stop; the last checkpoint is committed when this returns."""
     config, engine, world = session.config, session.engine, session.world
-    hosts = Hosts(world, Path(config.data.cache))
+    hosts = JobHostMetrics(world, Path(config.data.cache))
     began, progress, poll_every = time.perf_counter(), session.before, 1
-    stopping = monitor.asked_to_stop(runtime.should_stop())
-    monitor.at(engine.step)
+    stopping = monitor.poll_requests(runtime.should_stop())
+    monitor.enter("training", engine.step)
     while engine.step < config.steps and not stopping:
-        with monitor.sections.timed("data"), session.quarantine.recorded(engine.step):
+        with monitor.timer.measure("data"), session.quarantine.recorded(engine.step):
             batch, cursor, damaged = next(session.batches)
         session.quarantine.meet(damaged, engine.step)
-        metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.sections.timed)
+        metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.timer.measure)
         session.heed(engine.step, skipped=bool(metrics["skipped"]))
         monitor.count(batch)
-        monitor.at(engine.step)
+        monitor.enter("training", engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
         if logs or engine.step % poll_every == 0:
-            stopping = monitor.asked_to_stop(runtime.should_stop())
+            stopping = monitor.poll_requests(runtime.should_stop())
         saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
         if logs or saves:
-            row = monitor.row(_numbers(metrics, engine.step, session)) | _left_out(session)
-            row |= hosts.row(engine.step, row["time/step_s"])
+            row = monitor.gather_metrics(_numbers(metrics, engine.step, session)) | _left_out(session)
+            row |= hosts.gather(engine.step, row["time/step_s"])
             poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and world.is_main:
             _tell(session, runtime, progress.row)
         if saves:
-            with monitor.sections.timed("saving"):
+            with monitor.timer.measure("saving"):
                 session.save(cursor, progress)
-            monitor.at(engine.step)
+            monitor.enter("training", engine.step)
         if logs:
             _spread(session.saver.finished(), session, runtime, monitor)
             session.sweep()
-    monitor.at(engine.step, "saving")
+    monitor.enter("saving", engine.step)
     _spread(session.saver.wait(), session, runtime, monitor)
     session.sweep(ended=True)
     _spread(session.saver.wait(), session, runtime, monitor)
@@ -109,7 +117,7 @@ def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, mon
         loss = state_of(checkpoint).progress.row.get("loss")
         if loss is not None:
             session.tracker.score({"checkpoint/loss": loss}, checkpoint.step)
-        monitor.tell(checkpoint=checkpoint.step)
+        monitor.update_status(checkpoint=checkpoint.step)
         runtime.committed(url)
     session.tracker.forget(session.saver.swept())
 

@@ -91,6 +91,9 @@ class ThreadRanks(RankGroup):
     def _broadcast(self, value: Any) -> Any:
         return self._gather(value)[0]
 
+    def _gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        return self._gather(list(numbers))
+
     def _maximum(self, numbers: Sequence[int]) -> list[int]:
         return [max(each) for each in zip(*self._gather(list(numbers)), strict=True)]
 

@@ -1,17 +1,17 @@
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.health import status
 from emocap_pretrain.health.monitor import Monitor, monitored
-from emocap_pretrain.health.sections import SECTIONS
+from emocap_pretrain.health.timing import SECTIONS
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import attempts, requests
@@ -40,14 +40,18 @@ def batch(rows: int) -> Batch:
 def train(monitor: Monitor, steps: int) -> dict[str, float]:
     row: dict[str, float] = {}
     for step in range(steps):
-        monitor.at(step)
+        monitor.enter("training", step)
         for name in SECTIONS:
-            with monitor.sections.timed(name):
+            with monitor.timer.measure(name):
                 pass
         monitor.count(batch(8))
-        monitor.at(step + 1, "logging")
-        row = monitor.row({"loss": 1.5})
+        monitor.enter("logging", step + 1)
+        row = monitor.gather_metrics({"loss": 1.5})
     return row
+
+
+def watched(attempt: Attempt) -> AbstractContextManager[Monitor]:
+    return monitored(ALONE, attempt, name="tiny", steps=4, timeout_s=300, silence_s=60)
 
 
 def told(store: Store) -> Status:
@@ -56,8 +60,8 @@ def told(store: Store) -> Status:
     return status
 
 
-def test_a_row_holds_loss_speed_memory_and_sections(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
+def test_a_row_holds_loss_speed_memory_and_sections(store: Store) -> None:
+    with watched(Attempt.begin(store)) as monitor:
         row = train(monitor, 4)
     assert row["loss"] == 1.5
     assert row["samples_per_s"] == pytest.approx(8 / row["time/step_s"])
@@ -67,19 +71,19 @@ def test_a_row_holds_loss_speed_memory_and_sections(tiny_config: Config, store: 
     assert (last.state, last.how, last.step, last.steps, last.loss) == ("ended", "done", 4, 4, 1.5)
 
 
-def test_a_run_that_leaves_before_its_last_step_was_stopped(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
+def test_a_run_that_leaves_before_its_last_step_was_stopped(store: Store) -> None:
+    with watched(Attempt.begin(store)) as monitor:
         train(monitor, 2)
-        assert monitor.asked_to_stop(True)
+        assert monitor.poll_requests(True)
     assert told(store).how == "stopped"
 
 
-def test_a_person_s_word_is_heard_at_a_logged_step(tiny_config: Config, store: Store) -> None:
-    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
-        assert not monitor.asked_to_stop(False)
+def test_a_person_s_word_is_heard_at_a_logged_step(store: Store) -> None:
+    with watched(Attempt.begin(store)) as monitor:
+        assert not monitor.poll_requests(False)
         requests.ask_to_stop(store)
         for _ in range(200):
-            if monitor.asked_to_stop(False):
+            if monitor.poll_requests(False):
                 break
             time.sleep(0.05)
         else:
@@ -87,12 +91,12 @@ def test_a_person_s_word_is_heard_at_a_logged_step(tiny_config: Config, store: S
     assert store.list("requests") == []
 
 
-def test_a_profile_is_recorded_by_steps_alone(tiny_config: Config, store: Store) -> None:
+def test_a_profile_is_recorded_by_steps_alone(store: Store) -> None:
     requests.ask_for_profile(store, ProfileRequest("ab", steps=2))
-    with monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor:
+    with watched(Attempt.begin(store)) as monitor:
         for step in range(200):
-            monitor.at(step)
-            monitor.asked_to_stop(False)
+            monitor.enter("training", step)
+            monitor.poll_requests(False)
             if store.exists("profiles/ab.json"):
                 break
             time.sleep(0.05)
@@ -105,10 +109,10 @@ def fail_after(monitor: Monitor, steps: int) -> None:
     raise ConfigError("no such class")
 
 
-def test_an_error_leaves_word_with_step_and_kind_and_goes_on(tiny_config: Config, store: Store) -> None:
+def test_an_error_leaves_word_with_step_and_kind_and_goes_on(store: Store) -> None:
     with (
         pytest.raises(ConfigError, match="no such class"),
-        monitored(tiny_config, ALONE, Attempt.begin(store)) as monitor,
+        watched(Attempt.begin(store)) as monitor,
     ):
         fail_after(monitor, 3)
     (failure,) = attempts.failures(store, 1)
@@ -116,26 +120,26 @@ def test_an_error_leaves_word_with_step_and_kind_and_goes_on(tiny_config: Config
     assert told(store).reason == "no such class"
 
 
-def test_a_collective_without_its_peer_is_lost_contact(tiny_config: Config, store: Store) -> None:
+def test_a_collective_without_its_peer_is_lost_contact(store: Store) -> None:
     with (
         pytest.raises(LostContact, match="the same command goes on from the newest checkpoint") as caught,
-        monitored(tiny_config, ALONE, Attempt.begin(store)),
+        watched(Attempt.begin(store)),
     ):
         raise RuntimeError(GONE)
     assert str(caught.value.__cause__) == GONE
     assert [each.lost for each in attempts.failures(store, 1)] == [True]
 
 
-def test_another_runtime_error_stays_what_it_is(tiny_config: Config, store: Store) -> None:
+def test_another_runtime_error_stays_what_it_is(store: Store) -> None:
     with (
         pytest.raises(RuntimeError, match="shapes"),
-        monitored(tiny_config, ALONE, Attempt.begin(store)),
+        watched(Attempt.begin(store)),
     ):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert [each.kind for each in attempts.failures(store, 1)] == ["RuntimeError"]
 
 
-def test_a_store_that_is_away_keeps_no_run_from_its_end(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_store_that_is_away_keeps_no_run_from_its_end(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where a folder belongs")
-    with monitored(tiny_config, ALONE, Attempt(open_store(tmp_path / "run"), 1)) as monitor:
+    with watched(Attempt(open_store(tmp_path / "run"), 1)) as monitor:
         assert train(monitor, 4)["loss"] == 1.5

@@ -7,7 +7,7 @@ import torch
 from emocap_shards.store import Store, open_store
 
 from emocap_pretrain.health.profiler import Profiler, trace_path
-from emocap_pretrain.health.sections import Sections
+from emocap_pretrain.health.timing import SectionTimer
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
 
@@ -18,13 +18,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def recorded(profiler: Profiler, request: ProfileRequest, steps: int) -> None:
-    sections = Sections("cpu")
+    timer = SectionTimer("cpu")
     for step in range(10, 10 + steps):
         profiler.at(step)
         if step == 12:
             profiler.begin(request, step)
-        sections.recorded = profiler.active
-        with sections.timed("forward"):
+        timer.record = profiler.active
+        with timer.measure("forward"):
             torch.ones(8, 8) @ torch.ones(8, 8)
     profiler.close(30)
 

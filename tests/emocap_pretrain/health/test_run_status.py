@@ -46,10 +46,10 @@ def test_the_status_follows_the_beat_and_ends_with_a_reason(store: Store) -> Non
     status = StatusThread(start, beat, ranks=2)
     until(lambda: store.exists("attempts/00001/status.json"))
     assert told(store).state == "opening"
-    beat.at(7, "training")
+    beat.enter("training", 7)
     status.tell(loss=1.5)
     until(lambda: told(store).step == 7)
-    beat.at(7, "saving")
+    beat.enter("saving", 7)
     until(lambda: told(store).state == "saving")
     status.close("failed", "rank 1 is gone")
     last = told(store)
@@ -234,7 +234,7 @@ def test_a_store_that_cannot_list_requests_does_not_keep_the_status_from_being_w
     beat = Beat()
     status = StatusThread(Attempt.begin(store), beat)
     for step in (1, 2):
-        beat.at(step, "training")
+        beat.enter("training", step)
         until(lambda step=step: store.exists("attempts/00001/status.json") and told(store).step == step)
     assert RunState.read(store).newest.alive
     status.close("done", "")

@@ -3,12 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.health import readings
-from emocap_pretrain.health.gather import gathered
 from emocap_pretrain.health.meter import OWN
-from emocap_pretrain.health.sections import SECTIONS
 from emocap_pretrain.health.stragglers import ROWS, Report, Stragglers, slowest
-from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.health.timing import SECTIONS
 
 HOSTS = [f"node{rank}" for rank in range(8)]
 
@@ -102,7 +99,3 @@ def test_alone_there_is_no_straggler_and_a_gpu_has_its_numbers() -> None:
     row = readings.metrics([measured(device_memory_gib=70.0, device_utilization=0.9)], None)
     assert "straggler_rank" not in row
     assert (row["device_memory_gib"], row["device_utilization"], row["device_utilization_lowest"]) == (70, 0.9, 0.9)
-
-
-def test_a_process_alone_gathers_its_own_values() -> None:
-    assert gathered(RankGroup(Rank(), "cpu", None), [1.0, 2.5]) == [[1.0, 2.5]]

@@ -175,7 +175,7 @@ def test_a_stopwatch_counts_no_more_than_the_time_that_passed_nor_than_its_ticks
 def test_a_pulse_says_for_how_long_the_training_thread_has_stood_still() -> None:
     beat = Beat()
     pulses = Pulses(beat, 1, 42, Stopwatch(LONGEST_TICK_S), lambda: 5)
-    beat.at(3, "training")
+    beat.enter("training", 3)
     pulses.next(0.0)
     assert [pulses.next(float(now_s)).idle_s for now_s in range(1, 4)] == [1, 2, 3]
     beat.mark("forward")
@@ -186,13 +186,13 @@ def test_a_pulse_says_for_how_long_the_training_thread_has_stood_still() -> None
 def test_the_first_step_of_a_start_may_take_long_and_the_second_may_not() -> None:
     beat = Beat()
     assert not beat.bounded
-    beat.at(10, "training")
+    beat.enter("training", 10)
     beat.mark("data")
     assert beat.bounded, "loader processes that never deliver are found in the first step too"
     beat.mark("forward")
     assert not beat.bounded
-    beat.at(11, "training")
+    beat.enter("training", 11)
     assert beat.bounded
     for phase in ("saving", "evaluating"):
-        beat.at(11, phase)
+        beat.enter(phase, 11)
         assert not beat.bounded

@@ -89,7 +89,7 @@ def train(members: list[OneRank], seconds: float, *, without: int | None = None)
         for member in members:
             if member.rank == without and step > 2:
                 continue
-            member.beat.at(step, "training")
+            member.beat.enter("training", step)
             member.beat.mark("forward")
             if without is None or (step == 2 and member.rank != without):
                 member.beat.mark("loss")
@@ -116,7 +116,7 @@ def test_a_rank_that_hangs_ends_all_and_its_own_stacks_are_shown(store: Any, cap
     members = ranks(store, 3, timeout_s=0.5)
     for member in members:
         member.guard()
-        member.beat.at(1, "training")
+        member.beat.enter("training", 1)
     train(members, 1, without=1)
     assert [member.left.get(timeout=15) for member in members] == [HUNG] * 3
     texts = {member.words[0].text for member in members}
@@ -208,8 +208,8 @@ def test_nobody_is_blamed_where_nobody_is_gone(store: Any) -> None:
 
 def test_after_a_wait_in_vain_it_is_the_rank_that_is_behind(store: Any) -> None:
     members = ranks(store, 2)
-    members[0].beat.at(7, "loss")
-    members[1].beat.at(7, "data")
+    members[0].beat.enter("loss", 7)
+    members[1].beat.enter("data", 7)
     for member in members:
         member.exchange.hurry()
     time.sleep(0.3)

@@ -41,28 +41,31 @@ def trouble(kind: str, world: RankGroup) -> None:
 
 def step(monitor: Monitor, world: RankGroup, kind: str | None) -> None:
     total = torch.ones(100)
-    with monitor.sections.timed("data"):
+    with monitor.timer.measure("data"):
         time.sleep(0.01)
-    with monitor.sections.timed("forward"):
+    with monitor.timer.measure("forward"):
         if kind:
             trouble(kind, world)
-    with monitor.sections.timed("loss"):
+    with monitor.timer.measure("loss"):
         dist.all_reduce(total)
-    with monitor.sections.timed("backward"):
+    with monitor.timer.measure("backward"):
         dist.all_reduce(total)
-    with monitor.sections.timed("update"):
+    with monitor.timer.measure("update"):
         pass
 
 
 def train(config: Config, world: RankGroup, start: Attempt, kind: str, victim: int) -> None:
-    with monitored(config, world, start) as monitor:
+    limits = config.cluster
+    with monitored(
+        world, start, name=config.name, steps=config.steps, timeout_s=limits.timeout_s, silence_s=limits.silence_s
+    ) as monitor:
         for number in range(config.steps):
-            monitor.at(number)
+            monitor.enter("training", number)
             mine = number == AT_STEP and world.rank == victim
             step(monitor, world, kind if mine else None)
-            monitor.at(number + 1, "logging")
-            monitor.row({"loss": 1.0 / (number + 1)})
-            if monitor.asked_to_stop(False):
+            monitor.enter("logging", number + 1)
+            monitor.gather_metrics({"loss": 1.0 / (number + 1)})
+            if monitor.poll_requests(False):
                 break
 
 

@@ -33,6 +33,16 @@ def test_values_of_all_ranks_arrive_in_their_order() -> None:
     assert on_ranks(3, lambda group: group.run_on_main(lambda: f"from {group.rank}")) == ["from 0"] * 3
 
 
+def test_numbers_of_all_ranks_arrive_in_their_order() -> None:
+    assert RankGroup(Rank(), "cpu", None).gather_numbers([1.0, 2.5]) == [[1.0, 2.5]]
+    table = on_gloo(2, gather_rank_and_tenth)
+    assert table == [[[0.0, 0.1], [1.0, 0.1]]] * 2
+
+
+def gather_rank_and_tenth(group: RankGroup) -> list[list[float]]:
+    return group.gather_numbers([float(group.rank), 0.1])
+
+
 def test_a_rank_alone_calls_and_raises_as_it_is() -> None:
     alone = RankGroup(Rank(), "cpu", None)
     assert (alone.run_on_main(lambda: 3), alone.run_on_all(lambda: 3)) == (3, [3])
@@ -107,4 +117,4 @@ def test_ranks_of_different_speed_call_the_same_collectives(
     (fast, fast_ended), (slow, slow_ended) = on_gloo(2, calls_of, config, stop_after)
     assert fast == slow
     assert [each.partition(":")[0] for each in (fast_ended, slow_ended)] == [ended, ended], fast_ended
-    assert {"run_on_main", "maximum"} <= set(fast["training"])
+    assert {"run_on_main", "maximum", "gather_numbers"} <= set(fast["training"])

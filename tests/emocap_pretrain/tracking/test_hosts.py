@@ -1,4 +1,5 @@
 import math
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import pynvml
 import pytest
 
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.tracking import hosts
-from emocap_pretrain.tracking.hosts import NAMES, HostMetrics, by_host, gpu_count
+from emocap_pretrain.tracking.hosts import NAMES, HostMetrics, JobHostMetrics, by_host, gpu_count
 
 
 class FakeNvml:
-    """Two GPUs, the second of which tells neither its use nor its power, as a slice of a GPU does not."""
+    """Two GPUs, the second of which reports neither its use nor its power, like a MIG slice."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("Init", "DeviceGetCount", "DeviceGetHandleByIndex"):
@@ -53,7 +56,7 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     return told
 
 
-def test_a_host_without_a_gpu_tells_its_own_use_and_nan_for_gpus() -> None:
+def test_a_host_without_a_gpu_reports_nan_for_gpus() -> None:
     host = HostMetrics(gpus=1)
     time.sleep(0.05)
     reading = host.read()
@@ -65,7 +68,7 @@ def test_a_host_without_a_gpu_tells_its_own_use_and_nan_for_gpus() -> None:
         assert all(math.isnan(reading[name]) for name in host.names[len(NAMES) :])
 
 
-def test_rates_are_since_the_last_reading_over_all_cards_but_the_host_s_own(traffic: dict[str, Any]) -> None:
+def test_network_rates_are_since_the_last_reading_over_all_cards_but_the_loopback(traffic: dict[str, Any]) -> None:
     host = HostMetrics()
     for card in traffic["cards"].values():
         card.bytes_recv += 30 * 10**6
@@ -78,11 +81,11 @@ def test_rates_are_since_the_last_reading_over_all_cards_but_the_host_s_own(traf
     assert host.read()["network_receive_megabytes_per_second"] == 0.0
 
 
-def test_two_readings_at_once_do_not_divide_by_nothing(traffic: dict[str, Any]) -> None:
+def test_two_readings_at_the_same_time_do_not_divide_by_zero(traffic: dict[str, Any]) -> None:
     assert HostMetrics().read()["network_receive_megabytes_per_second"] == 0.0
 
 
-def test_the_disk_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_disk_is_the_disk_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def usage(path: str) -> Any:
@@ -95,7 +98,7 @@ def test_the_disk_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert (reading["disk_usage_percentage"], reading["disk_available_megabytes"]) == (40.0, 2.0)
 
 
-def test_gpus_tell_what_they_can_and_nan_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_a_gpu_does_not_report_are_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeNvml(monkeypatch)
     assert gpu_count() == 2
     reading = HostMetrics(gpus=3).read()
@@ -110,7 +113,7 @@ def test_gpus_tell_what_they_can_and_nan_for_the_rest(monkeypatch: pytest.Monkey
     assert all(math.isnan(value) for name, value in gpu.items() if name.startswith("gpu_2"))
 
 
-def test_a_driver_that_does_not_work_is_told_and_costs_the_gpus_metrics(
+def test_a_broken_driver_is_a_warning_and_only_the_metrics_of_gpus_are_missing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> None:
@@ -118,10 +121,18 @@ def test_a_driver_that_does_not_work_is_told_and_costs_the_gpus_metrics(
 
     monkeypatch.setattr(pynvml, "nvmlInit", broken)
     assert gpu_count() == 0
-    assert "no metrics of this host's GPUs" in caplog.text
+    assert "the metrics of this host's GPUs are not available" in caplog.text
 
 
-def test_hosts_stand_beside_each_other_under_mlflow_s_names_without_what_is_missing() -> None:
+def test_metrics_of_the_job_are_gathered_once_in_an_interval(tmp_path: Path) -> None:
+    metrics = JobHostMetrics(RankGroup(Rank(), "cpu", None), tmp_path / "cache")
+    host = f"system/{socket.gethostname()}/"
+    gathered = [metrics.gather(step, step_s=5.0) for step in range(1, 8)]
+    assert [bool(row) for row in gathered] == [True, False, False, True, False, False, True]
+    assert {f"{host}{name}" for name in NAMES} <= gathered[0].keys()
+
+
+def test_metrics_of_all_hosts_have_the_host_in_their_names_and_nan_is_left_out() -> None:
     readings = [("node-a", {"cpu_utilization_percentage": 5.0, "gpu_0_utilization_percentage": math.nan})]
     readings += [("node-b", {"cpu_utilization_percentage": 7.0, "gpu_0_utilization_percentage": 90.0})]
     assert by_host(readings) == {
@@ -131,7 +142,7 @@ def test_hosts_stand_beside_each_other_under_mlflow_s_names_without_what_is_miss
     }
 
 
-def test_the_names_are_mlflow_s_own_but_for_rates() -> None:
+def test_the_names_are_those_of_mlflow_except_the_rates() -> None:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 

@@ -3,53 +3,53 @@ import time
 import pytest
 import torch
 
-from emocap_pretrain.health.sections import SECTIONS, Sections
+from emocap_pretrain.health.timing import SECTIONS, SectionTimer
 
 
-def step(sections: Sections, seconds: float) -> None:
+def step(timer: SectionTimer, seconds: float) -> None:
     for name in SECTIONS:
-        with sections.timed(name):
+        with timer.measure(name):
             time.sleep(seconds)
 
 
 def test_seconds_are_those_of_one_step() -> None:
-    sections, began = Sections("cpu"), time.perf_counter()
+    timer, began = SectionTimer("cpu"), time.perf_counter()
     for _ in range(4):
-        step(sections, 0.01)
-    found, elapsed = sections.read().values(), time.perf_counter() - began
+        step(timer, 0.01)
+    found, elapsed = timer.read().values(), time.perf_counter() - began
     assert min(found) >= 0.01
     assert 4 * sum(found) <= elapsed  # of all steps they are a part of the time that has passed
 
 
 def test_a_reading_begins_anew() -> None:
-    sections = Sections("cpu")
-    step(sections, 0.005)
-    sections.read()
-    assert sections.read() == dict.fromkeys(SECTIONS, 0.0)
+    timer = SectionTimer("cpu")
+    step(timer, 0.005)
+    timer.read()
+    assert timer.read() == dict.fromkeys(SECTIONS, 0.0)
 
 
 def test_micro_batches_of_one_step_are_added_up() -> None:
-    sections = Sections("cpu")
+    timer = SectionTimer("cpu")
     for name in ("forward", "forward", "forward", "update"):
-        with sections.timed(name):
+        with timer.measure(name):
             time.sleep(0.01)
-    assert sections.read()["forward"] >= 0.03
+    assert timer.read()["forward"] >= 0.03
 
 
 def test_whoever_listens_hears_each_section_at_its_begin() -> None:
     heard: list[str] = []
-    sections = Sections("cpu", heard.append)
-    with sections.timed("backward"):
+    timer = SectionTimer("cpu", heard.append)
+    with timer.measure("backward"):
         assert heard == ["backward"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_device_is_timed_and_not_the_launch() -> None:
-    sections = Sections("cuda:0")
+    timer = SectionTimer("cuda:0")
     cycles = 10**9  # A third of a second at least: no card has a clock of 3 GHz.
-    with sections.timed("forward"):
+    with timer.measure("forward"):
         torch.cuda._sleep(cycles)
-    with sections.timed("update"):
+    with timer.measure("update"):
         pass
-    assert sections.read()["forward"] > cycles / 3e9
+    assert timer.read()["forward"] > cycles / 3e9
