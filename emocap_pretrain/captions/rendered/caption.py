@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from emocap_shards.sample import Caption
 
 from emocap_pretrain.captions.rendered import phrases, states
-from emocap_pretrain.captions.rendered.action_units import NAMES, Actions, band
-from emocap_pretrain.captions.rendered.face import Face
+from emocap_pretrain.captions.rendered.face import NAMES, Actions, Face, band
 from emocap_pretrain.captions.rendered.states import RegionStates, State
 
 Units = tuple[int, ...]

@@ -7,28 +7,25 @@ import numpy as np
 from emocap_shards.sample import Record
 from PIL import Image
 
-from emocap_pretrain.captions.rendered.action_units import NAMES
 from emocap_pretrain.captions.rendered.caption import caption
-from emocap_pretrain.captions.rendered.emotion import EMOTIONS, feel
-from emocap_pretrain.captions.rendered.face import Face
-from emocap_pretrain.captions.rendered.identity import person
+from emocap_pretrain.captions.rendered.emotion import EMOTIONS, sample_feeling
+from emocap_pretrain.captions.rendered.face import NAMES, Face, sample_identity, sample_scene
 from emocap_pretrain.captions.rendered.render import render
-from emocap_pretrain.captions.rendered.scene import scene
 
 JPEG_QUALITY = 92
 
 
-def face(seed: int, index: int) -> Face:
+def sample_face(seed: int, index: int) -> Face:
     """Samples a face. Each run of seven indices that starts at a multiple of seven contains each emotion once.
 
     Person, scene, feeling and wording come from separate random streams, so none of them gives a hint about another.
     """
     turn, place = divmod(index, len(EMOTIONS))
     emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
-    feeling = feel(emotion, _stream(seed, index, 1))
+    feeling = sample_feeling(emotion, _stream(seed, index, 1))
     return Face(
-        identity=person(_stream(seed, index, 2)),
-        scene=scene(_stream(seed, index, 3)),
+        identity=sample_identity(_stream(seed, index, 2)),
+        scene=sample_scene(_stream(seed, index, 3)),
         actions=feeling.actions,
         emotion=emotion,
         shade=feeling.shade,
@@ -49,7 +46,7 @@ def record(seed: int, index: int, *, pixels: int = 112) -> Record:
 
     Labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and "AU1" to "AU43" in [0, 1].
     """
-    sampled = face(seed, index)
+    sampled = sample_face(seed, index)
     return Record(
         key=f"{seed:04d}-{index:08d}",
         image=_jpeg(sampled, pixels),

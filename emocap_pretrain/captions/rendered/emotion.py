@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emocap_pretrain.captions.rendered.action_units import Actions, actions
+from emocap_pretrain.captions.rendered.face import Actions, actions
 
 EMOTIONS = ("neutral", "happiness", "sadness", "anger", "fear", "surprise", "disgust")
 
@@ -86,13 +86,13 @@ PROTOTYPES = (
 )
 
 
-def of(emotion: str) -> tuple[Prototype, ...]:
+def prototypes_of(emotion: str) -> tuple[Prototype, ...]:
     return tuple(prototype for prototype in PROTOTYPES if prototype.emotion == emotion)
 
 
-def feel(emotion: str, rng: np.random.Generator) -> Feeling:
+def sample_feeling(emotion: str, rng: np.random.Generator) -> Feeling:
     """Samples a prototype of `emotion`, its intensity, and the actions that it causes."""
-    family = of(emotion)
+    family = prototypes_of(emotion)
     prototype = family[int(rng.integers(len(family)))]
     intensity = _intensity(emotion, rng)
     acting = _act(prototype, 1.0 if emotion == "neutral" else 0.25 + 0.75 * intensity, rng)

@@ -1,10 +1,285 @@
-"""Defines one synthetic face, the only input of both the picture and the words."""
+"""Defines one synthetic face: the only input of both the picture and the caption."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from emocap_pretrain.captions.rendered.action_units import Actions
-from emocap_pretrain.captions.rendered.identity import Identity
-from emocap_pretrain.captions.rendered.scene import Scene
+import numpy as np
+
+from emocap_pretrain.captions.rendered import palette
+from emocap_pretrain.captions.rendered.palette import Colour
+
+NAMES: Mapping[int, str] = MappingProxyType(
+    {
+        1: "inner brow raiser",
+        2: "outer brow raiser",
+        4: "brow lowerer",
+        5: "upper lid raiser",
+        6: "cheek raiser",
+        7: "lid tightener",
+        9: "nose wrinkler",
+        10: "upper lip raiser",
+        12: "lip corner puller",
+        14: "dimpler",
+        15: "lip corner depressor",
+        17: "chin raiser",
+        20: "lip stretcher",
+        23: "lip tightener",
+        25: "lips part",
+        26: "jaw drop",
+        43: "eye closure",
+    }
+)
+"""Action unit number to its name in the Facial Action Coding System (Ekman, Friesen and Hager 2002)."""
+
+VISIBLE = 0.1
+"""A weaker action counts as absent: it is stored as 0, drawn as 0 and never mentioned."""
+
+BANDS = ("trace", "slight", "moderate", "strong", "extreme")
+"""Five bands of intensity, A to E in FACS, from the weakest to the strongest."""
+
+_FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)
+
+
+def band(intensity: float) -> str:
+    """Returns the band of a visible intensity in [VISIBLE, 1].
+
+    Raises:
+        ValueError: If `intensity` is too weak to be seen.
+    """
+    if intensity < VISIBLE:
+        raise ValueError(f"intensity={intensity} has no band; the weakest visible one is {VISIBLE}.")
+    return BANDS[sum(intensity >= floor for floor in _FLOORS) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """The actions of a face: `actions[12]` is the intensity of AU 12 in [0, 1], and 0 if it does not act.
+
+    `strength` contains known action units only, each at VISIBLE or more.
+    """
+
+    strength: Mapping[int, float] = field(default_factory=dict[int, float])
+
+    def __post_init__(self) -> None:
+        for unit, value in self.strength.items():
+            if unit not in NAMES:
+                raise ValueError(f"AU{unit} is not drawn here; known are {sorted(NAMES)}.")
+            if not VISIBLE <= value <= 1:
+                raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out units that do not act.")
+
+    def __getitem__(self, unit: int) -> float:
+        return self.strength.get(unit, 0.0)
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self.strength
+
+    def __iter__(self) -> Iterator[int]:
+        """Returns the acting units, in the order of their numbers."""
+        return iter(sorted(self.strength))
+
+    def any(self, *units: int) -> bool:
+        return any(unit in self.strength for unit in units)
+
+
+def actions(strength: Mapping[int, float]) -> Actions:
+    """Clips strengths to [0, 1], rounds them to hundredths, and removes those that nobody could see."""
+    clipped = {unit: round(min(max(float(value), 0.0), 1.0), 2) for unit, value in strength.items()}
+    return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})
+
+
+HAIR_STYLES = (
+    "bald",
+    "buzz",
+    "short",
+    "swept",
+    "quiff",
+    "curly",
+    "afro",
+    "bob",
+    "long",
+    "wavy",
+    "bun",
+    "scarf",
+)
+BEARDS = ("none", "stubble", "moustache", "full")
+GLASSES = ("none", "round", "square")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A person. Sizes are factors around 1 of the average face, unless stated otherwise.
+
+    Attributes:
+        age: 0 is about twenty years old, 1 about eighty.
+        eye_tilt: Rise of the outer eye corner, in units of half a face width.
+        brow_arch: Extra height of the arch, in units of half a face width.
+        liner: Weight of the lash line in [0, 1]; from 0.5 on with lashes.
+        freckles: In [0, 1]; none below 0.5.
+        marks: Seed of the small marks (freckles, strands).
+    """
+
+    age: float
+    width: float
+    jaw: float
+    chin: float
+    forehead: float
+    eye_size: float
+    eye_gap: float
+    eye_tilt: float
+    brow_weight: float
+    brow_arch: float
+    nose_width: float
+    nose_length: float
+    mouth_width: float
+    lips: float
+    liner: float
+    freckles: float
+    blush: float
+    skin: Colour
+    hair: Colour
+    iris: Colour
+    lip: Colour
+    cloth: Colour
+    hair_style: str
+    beard: str
+    glasses: str
+    earrings: bool
+    marks: int
+
+
+def sample_identity(rng: np.random.Generator) -> Identity:
+    """Samples a person; no trait depends on the emotion."""
+    age = float(rng.beta(1.3, 2.2))
+    skin = palette.skin(float(rng.random()), float(rng.uniform(-1, 1)))
+    style = _pick(rng, HAIR_STYLES, (0.06, 0.06, 0.13, 0.11, 0.08, 0.09, 0.06, 0.1, 0.11, 0.08, 0.08, 0.04))
+    bearded = style in {"bald", "buzz", "short", "swept", "quiff", "curly", "afro"}
+    return Identity(
+        age=age,
+        width=_around(rng, 0.05),
+        jaw=_around(rng, 0.08),
+        chin=_around(rng, 0.05),
+        forehead=_around(rng, 0.04),
+        eye_size=_around(rng, 0.08),
+        eye_gap=_around(rng, 0.04),
+        eye_tilt=float(rng.normal(0.015, 0.02)),
+        brow_weight=_around(rng, 0.22),
+        brow_arch=float(rng.normal(0.0, 0.02)),
+        nose_width=_around(rng, 0.12),
+        nose_length=_around(rng, 0.06),
+        mouth_width=_around(rng, 0.07),
+        lips=_around(rng, 0.18),
+        liner=float(rng.random()) * (0.5 if bearded else 1.0),
+        freckles=float(rng.random()) if rng.random() < 0.3 else 0.0,
+        blush=float(rng.random()),
+        skin=skin,
+        hair=palette.hair(rng, age),
+        iris=palette.iris(rng),
+        lip=palette.lip(skin, float(rng.random()), made_up=not bearded and rng.random() < 0.35),
+        cloth=palette.cloth(rng),
+        hair_style=style,
+        beard=_pick(rng, BEARDS, (0.5, 0.22, 0.12, 0.16)) if bearded else "none",
+        glasses=_pick(rng, GLASSES, (0.8, 0.1, 0.1)),
+        earrings=not bearded and bool(rng.random() < 0.4),
+        marks=int(rng.integers(2**31)),
+    )
+
+
+def _around(rng: np.random.Generator, spread: float) -> float:
+    """Returns a factor of about 1 that differs from it by at most two spreads."""
+    return float(np.clip(rng.normal(1.0, spread), 1 - 2 * spread, 1 + 2 * spread))
+
+
+def _pick(rng: np.random.Generator, names: tuple[str, ...], odds: tuple[float, ...]) -> str:
+    return names[int(np.searchsorted(np.cumsum(odds), rng.random() * sum(odds), side="right"))]
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Rotation of the head in radians, and its position.
+
+    Attributes:
+        yaw: Positive turns the face to the right of the image.
+        pitch: Positive looks down.
+        roll: Positive tilts clockwise.
+        zoom: Half a face width, as a share of the image width.
+        x: Offset of the face from the middle, as a share of the image width.
+        y: The same, downwards.
+    """
+
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    zoom: float = 0.36
+    x: float = 0.0
+    y: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A soft lamp.
+
+    Attributes:
+        x: Side from which the light comes, -1 left to 1 right.
+        y: Height from which the light comes, -1 above to 1 below.
+        strength: Contrast between the lit and the dark side, in [0, 1].
+        warmth: -1 cool to 1 warm.
+    """
+
+    x: float = -0.5
+    y: float = -0.6
+    strength: float = 0.5
+    warmth: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backdrop:
+    """A gradient from `near` to `far` along `angle` in radians, and `lamps` blurred discs placed by `seed`."""
+
+    near: Colour
+    far: Colour
+    angle: float
+    lamps: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Pose, light and background of a face; `gaze` is the direction of the eyes, right and down, in [-1, 1]."""
+
+    pose: Pose
+    light: Light
+    backdrop: Backdrop
+    gaze: tuple[float, float]
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Samples a view that is near enough to the front for every action to be visible."""
+    return Scene(_pose(rng), _light(rng), _backdrop(rng), _gaze(rng))
+
+
+def _pose(rng: np.random.Generator) -> Pose:
+    yaw, pitch, roll = (float(a) for a in np.clip(rng.normal(0.0, (0.13, 0.07, 0.07)), -0.3, 0.3))
+    x, y = (float(a) for a in rng.uniform(-0.025, 0.025, 2))
+    return Pose(yaw, pitch, roll, float(rng.uniform(0.325, 0.385)), x, y)
+
+
+def _light(rng: np.random.Generator) -> Light:
+    x, y, strength, warmth = rng.uniform((-1, -1, 0.2, -1), (1, 0.1, 1, 1))
+    return Light(float(x), float(y), float(strength), float(warmth))
+
+
+def _backdrop(rng: np.random.Generator) -> Backdrop:
+    near = palette.backdrop(rng)
+    far = palette.mix(palette.backdrop(rng), near, 0.45)
+    lamps = int(rng.integers(3, 8)) if rng.random() < 0.3 else 0
+    return Backdrop(near, far, float(rng.uniform(0, 2 * math.pi)), lamps, int(rng.integers(2**31)))
+
+
+def _gaze(rng: np.random.Generator) -> tuple[float, float]:
+    x, y = np.clip(rng.normal(0.0, (0.3, 0.15)), (-0.7, -0.3), (0.7, 0.4))
+    return float(x), float(y)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,25 @@
 """Renders a face to pixels, painting from the backdrop to the light."""
 
+import math
+
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from emocap_pretrain.captions.rendered import brows, cheeks, eyes, hair, head, mouth, nose, props
-from emocap_pretrain.captions.rendered.canvas import Canvas
-from emocap_pretrain.captions.rendered.face import Face
-from emocap_pretrain.captions.rendered.geometry import View
-from emocap_pretrain.captions.rendered.sketch import Sketch
+from emocap_pretrain.captions.rendered import head, lower_face, palette, upper_face
+from emocap_pretrain.captions.rendered.canvas import (
+    Canvas,
+    Patch,
+    Points,
+    Sketch,
+    View,
+    ellipse,
+    flipped,
+    moved,
+    points,
+)
+from emocap_pretrain.captions.rendered.face import Backdrop, Face, Light
+from emocap_pretrain.captions.rendered.upper_face import EYE_Y, eye_x
 
 
 def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
@@ -19,14 +31,14 @@ def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
     if pixels < 16:
         raise ValueError(f"pixels={pixels} is too small for a face; the minimum is 16, the usual size 112.")
     sketch = Sketch(Canvas(pixels), View(face.scene.pose, pixels))
-    props.draw_backdrop(sketch.canvas, face.scene.backdrop)
-    hair.draw_behind(sketch, face)
+    _draw_backdrop(sketch.canvas, face.scene.backdrop)
+    head.draw_hair_behind(sketch, face)
     head.draw_body(sketch, face)
     head.draw_ears(sketch, face)
     _draw_features(sketch, face)
-    props.draw_glasses(sketch, face)
-    props.draw_earrings(sketch, face)
-    return props.shine(sketch.canvas.picture, face.scene.light)
+    _draw_glasses(sketch, face)
+    _draw_earrings(sketch, face)
+    return _shine(sketch.canvas.picture, face.scene.light)
 
 
 def _draw_features(sketch: Sketch, face: Face) -> None:
@@ -35,20 +47,91 @@ def _draw_features(sketch: Sketch, face: Face) -> None:
         return
     with sketch.canvas.within(skin):
         _draw_on_skin(sketch, face)
-    hair.draw(sketch, face, skin)
-    brows.draw(sketch, face)
+    head.draw_hair(sketch, face, skin)
+    upper_face.draw_brows(sketch, face)
 
 
 def _draw_on_skin(sketch: Sketch, face: Face) -> None:
-    lips = mouth.lips(face)
+    lips = lower_face.lips(face)
     head.draw_relief(sketch, face)
     head.draw_beard(sketch, face)
-    cheeks.draw(sketch, face)
+    lower_face.draw_cheeks(sketch, face)
     head.draw_marks(sketch, face)
-    brows.draw_creases(sketch, face)
-    nose.draw_folds(sketch, face, lips.corner)
-    cheeks.draw_chin(sketch, face, float(lips.bottom[:, 1].max()))
-    nose.draw(sketch, face)
+    upper_face.draw_creases(sketch, face)
+    lower_face.draw_folds(sketch, face, lips.corner)
+    lower_face.draw_chin(sketch, face, float(lips.bottom[:, 1].max()))
+    lower_face.draw_nose(sketch, face)
     head.draw_moustache(sketch, face)
-    mouth.draw(sketch, face, lips)
-    eyes.draw(sketch, face)
+    lower_face.draw_mouth(sketch, face, lips)
+    upper_face.draw_eyes(sketch, face)
+
+
+_GLARE = points((-0.12, -0.16), (-0.02, -0.20), (-0.12, 0.10), (-0.2, 0.04))
+_COARSE = 32
+"""Size in pixels at which a gradient is computed before it is enlarged."""
+
+
+def _draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
+    """Draws a soft gradient, and lamps out of focus."""
+    across = np.linspace(-0.75, 0.75, _COARSE)
+    share = 0.5 + math.cos(backdrop.angle) * across + math.sin(backdrop.angle) * across[:, None]
+    coarse = Image.fromarray((255 * np.clip(share, 0, 1)).astype(np.uint8))
+    canvas.fill(backdrop.near)
+    canvas.paint(Patch(0, 0, coarse.resize(canvas.picture.size, Image.Resampling.BILINEAR)), backdrop.far)
+    if backdrop.lamps:
+        _draw_lamps(canvas, backdrop)
+
+
+def _draw_lamps(canvas: Canvas, backdrop: Backdrop) -> None:
+    rng = np.random.default_rng(backdrop.seed)
+    for x, y, size in rng.uniform((0.0, 0.0, 0.04), (1.0, 1.0, 0.10), (backdrop.lamps, 3)).tolist():
+        spot = canvas.glow(*(canvas.pixels * length for length in (x, y, size, size)), opacity=0.5)
+        canvas.paint(spot, palette.lighter(backdrop.far, 0.45))
+
+
+def _draw_glasses(sketch: Sketch, face: Face) -> None:
+    person = face.identity
+    if person.glasses == "none":
+        return
+    frame, x = palette.darker(person.cloth, 0.75), eye_x(person)
+    for side in (-1, 1):
+        outer, inner = _lens(person.glasses, side * x, 0.34), _lens(person.glasses, side * x, 0.295)
+        sketch.ring(outer, inner, colour=frame, lift=0.05)
+        glare = moved(_GLARE, side * x, EYE_Y + 0.04)
+        sketch.fill(glare, colour=palette.WHITE, opacity=0.13, lift=0.05)
+    bridge = points((-0.11, EYE_Y + 0.03), (0.0, EYE_Y - 0.02), (0.11, EYE_Y + 0.03))
+    sketch.strokes(bridge, width=0.05, colour=frame, taper=(1.0, 1.0), lift=0.05)
+    temple = points((x + 0.31, EYE_Y - 0.02), (0.9, EYE_Y - 0.02), (1.02, EYE_Y))
+    sketch.strokes(temple, flipped(temple, -1), width=0.05, colour=frame, taper=(1.0, 1.0))
+
+
+def _lens(style: str, x: float, size: float) -> Points:
+    if style == "round":
+        return ellipse(x, EYE_Y + 0.04, size, size)
+    t = np.arange(32) * (math.pi / 16)
+    corner = np.stack([np.cos(t), np.sin(t)], 1)
+    box = np.sign(corner) * np.abs(corner) ** 0.5
+    return box * (size, 0.8 * size) + (x, EYE_Y + 0.04)
+
+
+def _draw_earrings(sketch: Sketch, face: Face) -> None:
+    person = face.identity
+    if not person.earrings or person.hair_style in {"scarf", "long", "wavy", "bob"}:
+        return
+    drops = [ellipse(side * (0.99 * person.width + 0.02), 0.36, 0.05, 0.065, count=14) for side in (-1, 1)]
+    sketch.fill(*drops, colour=(0.86, 0.72, 0.36))
+
+
+def _shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Returns the picture with light and shade: brighter on the side of the lamp, tinted by its warmth."""
+    size = picture.width
+    across = np.linspace(-1, 1, size, dtype=np.float32)
+    tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)
+    sideways = 1 + np.float32(0.24 * light.strength * light.x) * np.tanh(2.2 * across)
+    down = np.float32(0.15 * light.strength * light.y) * across[:, None]
+    # Columns and channels share one axis, because NumPy is slow if the last axis is short.
+    lit = down * np.tile(tint, size)
+    lit += np.outer(sideways, tint).ravel()
+    lit *= np.asarray(picture, np.uint8).reshape(size, 3 * size)
+    lit += np.float32(0.5)
+    return np.minimum(lit, np.float32(255), out=lit).astype(np.uint8).reshape(size, size, 3)

@@ -7,7 +7,7 @@ second.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emocap_pretrain.captions.rendered.action_units import BANDS
+from emocap_pretrain.captions.rendered.face import BANDS
 from emocap_pretrain.captions.rendered.phrases import Words
 
 

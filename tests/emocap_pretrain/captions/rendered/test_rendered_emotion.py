@@ -3,11 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emocap_pretrain.captions.rendered.action_units import BANDS, NAMES, VISIBLE, Actions, actions, band
-from emocap_pretrain.captions.rendered.dataset import face
-from emocap_pretrain.captions.rendered.emotion import EMOTIONS, PROTOTYPES, feel, of
+from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.captions.rendered.emotion import EMOTIONS, PROTOTYPES, prototypes_of, sample_feeling
+from emocap_pretrain.captions.rendered.face import BANDS, NAMES, VISIBLE, Actions, Pose, actions, band
 from emocap_pretrain.captions.rendered.render import render
-from emocap_pretrain.captions.rendered.scene import Pose
 
 
 def _nearest(train, train_names, test):
@@ -24,7 +23,7 @@ def _units(sampled):
 
 def test_there_are_seven_emotions_and_each_has_several_prototypes():
     assert len(EMOTIONS) == 7
-    assert all(len(of(emotion)) >= 3 for emotion in EMOTIONS)
+    assert all(len(prototypes_of(emotion)) >= 3 for emotion in EMOTIONS)
     assert len({prototype.name for prototype in PROTOTYPES}) == len(PROTOTYPES)
 
 
@@ -33,7 +32,7 @@ def test_prototypes_use_known_action_units_only():
 
 
 def test_every_action_unit_occurs():
-    assert {unit for index in range(700) for unit in face(0, index).actions} == set(NAMES)
+    assert {unit for index in range(700) for unit in sample_face(0, index).actions} == set(NAMES)
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.1, "trace"), (0.2, "slight"), (0.59, "moderate"), (1.0, "extreme")])
@@ -60,14 +59,14 @@ def test_actions_refuse_what_is_not_drawn():
 
 def test_a_closing_eye_is_never_raised_and_a_dropped_jaw_parts_the_lips():
     for index in range(700):
-        acting = face(1, index).actions
+        acting = sample_face(1, index).actions
         assert not (acting[43] > 0.2 and 5 in acting)
         assert 25 in acting or acting[26] < 0.2
 
 
 @pytest.mark.parametrize("emotion", EMOTIONS)
 def test_intensity_drives_the_actions(emotion: str):
-    felt = [feel(emotion, np.random.default_rng([7, number])) for number in range(300)]
+    felt = [sample_feeling(emotion, np.random.default_rng([7, number])) for number in range(300)]
     assert all((one.intensity <= 0.15) == (emotion == "neutral") for one in felt)
     if emotion != "neutral":
         force = [sum(one.actions.strength.values()) for one in felt]
@@ -75,7 +74,7 @@ def test_intensity_drives_the_actions(emotion: str):
 
 
 def test_valence_and_arousal_have_the_signs_of_their_emotions():
-    faces = [face(2, index) for index in range(700)]
+    faces = [sample_face(2, index) for index in range(700)]
     mean = {e: np.mean([(f.valence, f.arousal) for f in faces if f.emotion == e], axis=0) for e in EMOTIONS}
     assert mean["happiness"][0] > 0.4
     assert all(mean[emotion][0] < -0.3 for emotion in ("sadness", "anger", "fear", "disgust"))
@@ -85,18 +84,18 @@ def test_valence_and_arousal_have_the_signs_of_their_emotions():
 
 
 def test_emotions_can_be_told_from_their_action_units():
-    train, test = ([face(seed, index) for index in range(700)] for seed in (0, 1))
+    train, test = ([sample_face(seed, index) for index in range(700)] for seed in (0, 1))
     names, truth = (np.array([f.emotion for f in faces]) for faces in (train, test))
     guess = _nearest(np.array([_units(f) for f in train]), names, np.array([_units(f) for f in test]))
     assert (guess == truth).mean() > 0.8
 
 
 def test_emotions_can_be_told_from_pixels_of_one_person():
-    someone = face(0, 0)
+    someone = sample_face(0, 0)
     scene = replace(someone.scene, pose=Pose())
 
     def drawn(seed, count):
-        faces = [face(seed, index) for index in range(count)]
+        faces = [sample_face(seed, index) for index in range(count)]
         shown = [render(replace(f, identity=someone.identity, scene=scene), 48) for f in faces]
         return np.array(shown).reshape(count, -1) / 255, np.array([f.emotion for f in faces])
 

@@ -6,13 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from emocap_pretrain.captions.rendered.__main__ import main
-from emocap_pretrain.captions.rendered.action_units import NAMES, actions
-from emocap_pretrain.captions.rendered.dataset import face
-from emocap_pretrain.captions.rendered.identity import BEARDS, GLASSES, HAIR_STYLES
-from emocap_pretrain.captions.rendered.preview import sheet
+from emocap_pretrain.captions.rendered.__main__ import main, sheet
+from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.captions.rendered.face import BEARDS, GLASSES, HAIR_STYLES, NAMES, Light, Pose, actions
 from emocap_pretrain.captions.rendered.render import render
-from emocap_pretrain.captions.rendered.scene import Light, Pose
 
 # Action unit to the rows in which it shows, in face units: 0 between the cheeks, -0.4 at the brows, 1.3 at the chin.
 BROWS, LIDS, NOSE, MOUTH, LOWER = (-1.0, -0.1), (-0.45, 0.25), (-0.6, 1.05), (0.2, 1.1), (0.5, 1.75)
@@ -29,7 +26,7 @@ ROWS = {
 @pytest.fixture(scope="module")
 def still():
     """A plain face, seen from the front, at rest."""
-    sampled = face(0, 0)
+    sampled = sample_face(0, 0)
     person = replace(sampled.identity, hair_style="bald", beard="none", glasses="none", freckles=0.0, age=0.1)
     scene = replace(sampled.scene, pose=Pose(), light=Light())
     return replace(sampled, identity=person, scene=scene, actions=actions({}))
@@ -101,7 +98,7 @@ def test_every_trait_gives_its_own_picture(still, trait: str):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2**31), st.floats(-3, 3), st.floats(-0.6, 0.6))
 def test_any_face_can_be_drawn_even_when_it_leaves_the_image(seed, index, offset, angle):
-    sampled = face(seed, index)
+    sampled = sample_face(seed, index)
     moved = replace(sampled.scene, pose=replace(sampled.scene.pose, x=offset, yaw=angle, roll=angle))
     assert render(replace(sampled, scene=moved), 32).shape == (32, 32, 3)
 

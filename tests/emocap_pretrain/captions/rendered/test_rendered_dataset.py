@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emocap_pretrain.captions.rendered.action_units import NAMES
-from emocap_pretrain.captions.rendered.dataset import face, record, records
+from emocap_pretrain.captions.rendered.dataset import record, records, sample_face
 from emocap_pretrain.captions.rendered.emotion import EMOTIONS
+from emocap_pretrain.captions.rendered.face import NAMES
 
 
 def test_the_same_seed_and_index_give_the_same_bytes_and_words():
@@ -49,11 +49,11 @@ def test_the_image_is_a_jpeg_of_the_size_asked_for(pixels: int):
 
 def test_every_seven_samples_hold_each_emotion_once():
     for turn in range(20):
-        assert {face(9, 7 * turn + place).emotion for place in range(7)} == set(EMOTIONS)
+        assert {sample_face(9, 7 * turn + place).emotion for place in range(7)} == set(EMOTIONS)
 
 
 def test_the_order_of_emotions_varies():
-    assert len({tuple(face(9, 7 * turn + place).emotion for place in range(7)) for turn in range(20)}) > 10
+    assert len({tuple(sample_face(9, 7 * turn + place).emotion for place in range(7)) for turn in range(20)}) > 10
 
 
 def test_labels_are_complete_and_in_range():
@@ -67,13 +67,13 @@ def test_labels_are_complete_and_in_range():
 
 
 def test_people_vary():
-    people = [face(0, index).identity for index in range(300)]
+    people = [sample_face(0, index).identity for index in range(300)]
     assert len(Counter(person.hair_style for person in people)) == 12
     assert len({person.skin for person in people}) == 300
     assert {person.glasses for person in people} == {"none", "round", "square"}
 
 
 def test_who_it_is_says_nothing_about_what_is_felt():
-    faces = [face(0, index) for index in range(700)]
+    faces = [sample_face(0, index) for index in range(700)]
     happy = [sampled.identity.age for sampled in faces if sampled.emotion == "happiness"]
     assert abs(np.mean(happy) - np.mean([sampled.identity.age for sampled in faces])) < 0.06

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emocap_pretrain.captions.rendered.action_units import NAMES, VISIBLE, actions, band
 from emocap_pretrain.captions.rendered.caption import caption
-from emocap_pretrain.captions.rendered.dataset import face
+from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.captions.rendered.face import NAMES, VISIBLE, actions, band
 from emocap_pretrain.captions.rendered.phrases import (
     ADJECTIVES,
     ADVERBS,
@@ -20,7 +20,7 @@ from emocap_pretrain.captions.rendered.phrases import (
 )
 from emocap_pretrain.captions.rendered.states import NOTHING, REGIONS
 
-FACES = [face(0, index) for index in range(700)]
+FACES = [sample_face(0, index) for index in range(700)]
 CAPTIONS = [caption(sampled) for sampled in FACES]
 BAND_OF = {word: name for table in (ADJECTIVES, LEVELS) for name, words in table.items() for word in words}
 UNIT_OF = {deed: unit for unit, deeds in DEEDS.items() for deed in deeds}
@@ -166,4 +166,4 @@ def test_the_same_face_can_be_told_in_many_ways():
 
 @pytest.mark.parametrize("index", range(7))
 def test_a_caption_has_no_randomness_of_its_own(index: int):
-    assert caption(FACES[index]) == caption(face(0, index))
+    assert caption(FACES[index]) == caption(sample_face(0, index))
