@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,16 +28,43 @@ from emocap_pretrain.training.state_layout import Layout
 log = logging.getLogger(__name__)
 
 Timed = Callable[[str], AbstractContextManager[None]]
+Metrics = dict[str, Tensor | float]
+"""Scalars of a step by name, equal on all ranks; tensors are still on the device, so that nothing waits for them.
+
+`skipped` is 1.0 where the step did not change the weights. `finite` falls to 0.0 with the first loss or gradient of the
+engine's steps that is not finite, and stays there.
+"""
 
 
 def _untimed(_section: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-class Engine:
-    """Trains a tower pair; `step` counts optimizer steps from 0, those that were left out too.
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The loss of a step whose update is still to be made.
 
-    The random numbers of a step (dropout) are a function of (seed, step, rank): there is no stream to save.
+    Attributes:
+        graph: The loss of the global batch, a scalar with its graph.
+        metrics: Scalars of the objective by name, on the device.
+        cached: The cached representations, if the step is made in several passes.
+    """
+
+    graph: Tensor
+    metrics: Mapping[str, Tensor | float]
+    cached: Cached | None
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss without its graph, on the device; equal on all ranks."""
+        return self.graph.detach()
+
+
+class Engine:
+    """Trains a tower pair; `step` counts optimizer steps from 0, including those without an update.
+
+    A step is `forward`, and then `update` or `discard`; all ranks call the same. The random numbers of a step (dropout)
+    are a function of (seed, step, rank), so there is no generator to save.
     """
 
     def __init__(
@@ -116,48 +144,47 @@ class Engine:
         """The architecture of a pretrained text tower (`TextTower.recorded`), which a checkpoint stores."""
         return self._engine.module.text.recorded()
 
-    def train(
-        self, batch: Batch, *, judge: Callable[[float], bool] | None = None, timed: Timed = _untimed
-    ) -> dict[str, Tensor | float]:
-        """One optimizer step on this rank's rows of the global batch.
+    def forward(self, batch: Batch, *, timed: Timed = _untimed) -> Forward:
+        """Computes the loss of the next step; `update` or `discard` must follow on every rank.
 
         Args:
             batch: As many rows as the split gives this rank; the last step of an epoch may have fewer, even none.
-            judge: Told the loss, which is the same on all ranks, says whether the update shall be made. The host waits
-                for the loss.
-            timed: Opens the sections `forward`, `loss`, `backward` and `update`.
-
-        Returns:
-            Scalars by name, still on the device, equal on all ranks. `skipped` is 1.0 where no update was made: `judge`
-            said no, or a gradient was not finite, in which case the norm is infinite. `finite` falls to 0 with the
-            first loss or gradient that is not, and stays there.
+            timed: Opens the sections `forward` and `loss`.
         """
-        rate = self.learning_rate
-        zero.set_learning_rate(self._engine, rate)
         with timed("forward"):
             cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
             embeddings = cached.embeddings if cached else self._encode(0, batch)
         with timed("loss"):
             result = self._objective(embeddings, batch, self.step)
-            wanted = judge is None or judge(float(result.loss.detach()))
-        updated, norm = False, None
-        if wanted:
-            with timed("backward"):
-                self._backward(result.loss, cached)
-            with timed("update"):
-                updated, norm = self._update()
-        else:
-            zero.forget_forward(self._engine)
-        self.step += 1
-        # For those who read the metrics of some steps only.
-        self._finite = self._finite * torch.isfinite(result.loss.detach()) * (updated or not wanted)
-        metrics = {
-            **result.metrics,
-            "finite": self._finite,
-            "learning_rate": rate,
-            "skipped": float(not updated),
-        }
-        return metrics if norm is None else {**metrics, "gradient_norm": norm}
+        return Forward(result.loss, result.metrics, cached)
+
+    def update(self, forward: Forward, *, timed: Timed = _untimed) -> Metrics:
+        """Ends the step: computes the gradients and updates the weights.
+
+        Args:
+            forward: What `forward` has returned for this step.
+            timed: Opens the sections `backward` and `update`.
+
+        Returns:
+            The metrics of the step, with the norm of the gradient before it is clipped. Where a gradient is not finite,
+            the weights stay as they are, `skipped` is 1.0 and the norm is infinite.
+        """
+        rate = self.learning_rate
+        zero.set_learning_rate(self._engine, rate)
+        with timed("backward"):
+            self._backward(forward)
+        with timed("update"):
+            updated, norm = self._update_weights()
+        return {**self._end_step(forward, rate, updated=updated, finite=updated), "gradient_norm": norm}
+
+    def discard(self, forward: Forward) -> Metrics:
+        """Ends the step without an update of the weights."""
+        zero.forget_forward(self._engine)
+        return self._end_step(forward, self.learning_rate, updated=False, finite=True)
+
+    def train(self, batch: Batch) -> Metrics:
+        """Makes one optimizer step on this rank's rows of the global batch, whatever their loss is."""
+        return self.update(self.forward(batch))
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the state in host memory; any thread may `write` it. Release it then. All ranks call this.
@@ -192,19 +219,30 @@ class Engine:
         torch.manual_seed(hash((self._seed, self.step, self._world.rank, number)) % 2**63)
         return cast(Embeddings, self._engine(batch))
 
-    def _backward(self, loss: Tensor, cached: Cached | None) -> None:
-        if cached is None:
-            self._engine.backward(loss)
+    def _end_step(self, forward: Forward, rate: float, *, updated: bool, finite: bool) -> Metrics:
+        self.step += 1
+        # A reader that looks at the metrics of some steps only learns of every step from this product.
+        self._finite = self._finite * torch.isfinite(forward.loss) * finite
+        return {
+            **forward.metrics,
+            "finite": self._finite,
+            "learning_rate": rate,
+            "skipped": float(not updated),
+        }
+
+    def _backward(self, forward: Forward) -> None:
+        if forward.cached is None:
+            self._engine.backward(forward.graph)
             return
-        loss.backward()
+        forward.graph.backward()
         with zero.reduced_once(self._engine):
-            for surrogate in cached.surrogates():
+            for surrogate in forward.cached.surrogates():
                 self._engine.backward(surrogate)
 
-    def _update(self) -> tuple[bool, Tensor | float]:
+    def _update_weights(self) -> tuple[bool, Tensor | float]:
         """Returns whether the weights have changed, and the gradient's norm before clipping.
 
-        They have not where a gradient is not finite; the norm is infinite then.
+        The weights stay as they are where a gradient is not finite; the norm is infinite then.
         """
         if self._zero_stage > 0:
             self._engine.step()

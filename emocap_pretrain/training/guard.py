@@ -1,9 +1,9 @@
-"""What becomes of a step whose loss is no number, or far above those before it.
+"""Decides whether the update of a step is made, where its loss is not finite or far above the losses before it.
 
     <run>/skipped.json    steps whose update is left out after a roll-back, with the reason
 
-All ranks see the same loss, so all judge alike; and the same losses lead to the same verdicts, so that a resumed run
-decides as the unbroken one does.
+The loss is equal on all ranks, so all ranks decide alike without a message. The same losses lead to the same verdicts,
+so that a resumed run decides as the uninterrupted one does.
 """
 
 import math
@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Literal
 
 from emocap_shards.store import Store
+from torch import Tensor
 
 from emocap_pretrain.config.schema import HealthConfig
 from emocap_pretrain.errors import ConfigError, TrainingError
@@ -23,9 +24,9 @@ from emocap_pretrain.run_folder.documents import SKIPPED, SkippedDocument
 from emocap_pretrain.run_folder.storage import Unreadable
 
 SKIPPED_FILE = "skipped.json"
-WINDOW, FEWEST = 64, 20  # Losses that a new one is compared with; before there are so many none is a spike.
-FLOOR = 0.01  # Of the median: losses that hardly vary do not make a small rise a spike.
-HOPELESS = 3  # A run whose last updates, so many, were left out has not succeeded.
+WINDOW, FEWEST = 64, 20  # A loss is compared with the last 64; while fewer than 20 are known, none is a spike.
+FLOOR = 0.01  # Smallest deviation as a share of the median, so that a small rise of a flat curve is not a spike.
+HOPELESS = 3  # A run has failed if so many updates before its end were left out.
 NORMAL = 1.4826  # From the median absolute deviation to a standard deviation, where the values are normal.
 
 Action = Literal["apply", "skip", "rollback", "stop"]
@@ -33,56 +34,68 @@ Action = Literal["apply", "skip", "rollback", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do with a step's update, and why if it is not applied in silence."""
+    """What happens to the update of a step; the reason is empty for a step that nothing is said about."""
 
     action: Action = "apply"
     reason: str = ""
 
+    @property
+    def applies(self) -> bool:
+        """Whether the update is made."""
+        return self.action == "apply"
+
 
 class Guard:
-    """Judges the loss of every step; its state belongs into the checkpoint."""
+    """Judges the loss of every step; its state is part of the checkpoint."""
 
     def __init__(self, settings: HealthConfig, to_skip: Mapping[int, str] | None = None) -> None:
-        """Begin with no losses seen.
+        """Begins without any loss.
 
         Args:
-            settings: What to do, and how often.
-            to_skip: Steps to leave out whatever their loss is, with the reasons; they count as left out already.
+            settings: What is done about a loss that is not finite or a spike, and how often.
+            to_skip: Reasons of the steps whose update is left out whatever their loss is; they count as left out.
         """
         self._settings = settings
         self._to_skip = dict(to_skip or {})
         self._skipped = dict(self._to_skip)
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self.verdict = Verdict()
 
     @classmethod
     def open(cls, settings: HealthConfig, store: Store, world: RankGroup) -> "Guard":
-        """With what earlier roll-backs of the run have left; a collective."""
+        """Returns a guard that leaves out what earlier roll-backs of the run have named; a collective."""
         return cls(settings, world.run_on_main(lambda: _read(store)))
 
-    @property
-    def watches(self) -> bool:
-        """Whether the loss of every step has to be read; else an error at the next logged step is enough."""
+    def judge(self, step: int, loss: Tensor | float) -> Verdict:
+        """Returns what happens to the update of `step`.
+
+        The loss, which is equal on all ranks, is read only if a setting needs it: reading it waits for the device.
+        Without such a setting, a loss that is not finite ends the run at the next logged step.
+        """
         settings = self._settings
-        return settings.nonfinite != "stop" or settings.spike is not None or bool(self._to_skip)
+        if settings.nonfinite == "stop" and settings.spike is None and not self._to_skip:
+            return Verdict()
+        value = float(loss)
+        verdict = self._judge(step, value)
+        if verdict.applies and math.isfinite(value):
+            self._losses.append(value)
+        elif verdict.action != "stop":
+            self._skipped[step] = verdict.reason
+        return verdict
 
-    def judge(self, step: int, loss: float) -> Verdict:
-        """What to do with the update of `step`, which has this loss on all ranks together."""
-        self.verdict = self._judge(step, loss)
-        if self.verdict.action == "apply" and math.isfinite(loss):
-            self._losses.append(loss)
-        elif self.verdict.action != "stop":
-            self._skipped[step] = self.verdict.reason
-        return self.verdict
+    def update_failed(self, step: int) -> Verdict | None:
+        """Returns what happens after a step without an update, because a gradient was not finite although the loss was.
 
-    def left_out(self, step: int) -> None:
-        """The engine made no update at `step`, whose loss was good: a gradient was not finite."""
-        self.verdict = self._within_budget(self._settings.nonfinite, f"a gradient at step {step} is not finite")
-        if self.verdict.action != "stop":
-            self._skipped[step] = self.verdict.reason
+        None if the settings stop the run: then the next logged step does.
+        """
+        if self._settings.nonfinite == "stop":
+            return None
+        verdict = self._within_budget(self._settings.nonfinite, f"a gradient at step {step} is not finite")
+        if verdict.action != "stop":
+            self._skipped[step] = verdict.reason
+        return verdict
 
     def streak(self, step: int) -> int:
-        """How many updates in a row were left out, up to and including that of `step`."""
+        """Returns how many updates in a row were left out, up to and including that of `step`."""
         first = step
         while first in self._skipped:
             first -= 1
@@ -101,16 +114,16 @@ class Guard:
             )
 
     def state(self) -> dict[str, Any]:
-        """A JSON value."""
+        """Returns the state as a JSON value."""
         return {"losses": list(self._losses), "skipped": [[step, why] for step, why in sorted(self._skipped.items())]}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continues from what `state` has returned."""
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self._skipped = self._to_skip | {int(step): str(why) for step, why in state["skipped"]}
 
     def remember(self, store: Store, step: int, reason: str) -> None:
-        """Leave out the update of `step` when the run comes by again; rank 0 alone calls it, before the roll-back."""
+        """Writes that the next attempt leaves out the update of `step`; rank 0 alone calls it, before the roll-back."""
         steps = dict(sorted((_read(store) | {step: reason}).items()))
         storage.write(store, SKIPPED_FILE, SKIPPED, SkippedDocument(steps))
 
@@ -129,7 +142,7 @@ class Guard:
         return Verdict()
 
     def _height(self) -> float | None:
-        """Where a spike begins; None while too little is known, or nobody asks."""
+        """Returns the loss above which a spike begins; None if no setting asks for it or too few losses are known."""
         if self._settings.spike is None or len(self._losses) < FEWEST:
             return None
         middle = median(self._losses)
@@ -147,10 +160,10 @@ class Guard:
 
 
 def _read(store: Store) -> dict[int, str]:
-    """The steps to leave out.
+    """Returns the steps whose updates are left out, with the reasons.
 
     Raises:
-        ConfigError: If they cannot be read: the run would learn from what it was told to leave out.
+        ConfigError: If they cannot be read: the run would train on what it was told to leave out.
     """
     found = storage.read(store, SKIPPED_FILE, SKIPPED)
     if isinstance(found, Unreadable):

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from emocap_shards.store import open_store
-from torch import Tensor
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.state import Progress, state_of
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.quarantine import QUARANTINE_FILE
 from emocap_pretrain.errors import TrainingError
 from emocap_pretrain.health.monitor import Monitor, monitored
@@ -21,28 +21,29 @@ from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.tracking.hosts import JobHostMetrics
 from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
+from emocap_pretrain.training.engine import Metrics, Timed
 from emocap_pretrain.training.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0  # Between two looks whether to stop: the job is told of its end seconds before.
+POLL_S = 1.0  # Between two polls whether to stop; launchers announce the end of a job by some seconds.
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
-    """Bring the run at `config.url` to its last step from its newest checkpoint, evaluate it, and write its report.
+    """Trains the run at `config.url` from its newest checkpoint to its last step, evaluates it, and writes its report.
 
-    Every rank of the job calls this. A run that is done already is not trained; if its evaluation settings have changed
-    it is evaluated again. When the runtime asks to stop, the state is committed and the function returns; a later start
+    Every rank of the job calls this. A finished run is not trained again; if its evaluation settings have changed, it
+    is evaluated again. When the runtime asks to stop, the state is committed and the function returns; a later attempt
     resumes from there, on any number of ranks.
 
     Raises:
         TrainingError: If the loss is no longer finite; no checkpoint holds it.
-        LostContact: If another rank is gone or hangs; it says which.
-        Superseded: If a newer start of the run has taken over.
+        LostContact: If another rank has ended or hangs; the message says which.
+        Superseded: If a newer attempt of the run has taken over.
     """
     with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
-        # One rank may read for minutes, longer than others wait in the training's group.
+        # Rank 0 may read for minutes, longer than the other ranks wait in the process group of the training.
         patient = world.patient("opening")
         if patient.run_on_main(lambda: is_done(config, store)):
             if not patient.run_on_main(lambda: conclude_again(config, store)):
@@ -70,18 +71,20 @@ def pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
-    """Steps until the last one or until told to stop; the last checkpoint is committed when this returns."""
-    config, engine, world = session.config, session.engine, session.world
-    hosts = JobHostMetrics(world, Path(config.data.cache))
+    """Trains until the last step or until told to stop; the last checkpoint is committed when this returns.
+
+    Every rank runs this loop. What decides about a collective is equal on all ranks: the step, the settings, and values
+    that the ranks have exchanged.
+    """
+    config, engine, timed = session.config, session.engine, monitor.timer.measure
+    hosts = JobHostMetrics(session.world, Path(config.data.cache))
     began, progress, poll_every = time.perf_counter(), session.before, 1
     stopping = monitor.poll_requests(runtime.should_stop())
     monitor.enter("training", engine.step)
     while engine.step < config.steps and not stopping:
-        with monitor.timer.measure("data"), session.quarantine.recorded(engine.step):
-            batch, cursor, damaged = next(session.batches)
-        session.quarantine.meet(damaged, engine.step)
-        metrics = engine.train(batch.to(world.device), judge=session.judge, timed=monitor.timer.measure)
-        session.heed(engine.step, skipped=bool(metrics["skipped"]))
+        with timed("data"):
+            batch, cursor = session.next_batch()
+        metrics = _step(session, batch, timed)
         monitor.count(batch)
         monitor.enter("training", engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
@@ -93,24 +96,43 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
             row |= hosts.gather(engine.step, row["time/step_s"])
             poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
-        if logs and world.is_main:
-            _tell(session, runtime, progress.row)
+        if logs and session.world.is_main:
+            _report(session, runtime, progress.row)
         if saves:
-            with monitor.timer.measure("saving"):
+            with timed("saving"):
                 session.save(cursor, progress)
             monitor.enter("training", engine.step)
         if logs:
-            _spread(session.saver.finished(), session, runtime, monitor)
+            _report_checkpoints(session.saver.finished(), session, runtime, monitor)
             session.sweep()
     monitor.enter("saving", engine.step)
-    _spread(session.saver.wait(), session, runtime, monitor)
+    _report_checkpoints(session.saver.wait(), session, runtime, monitor)
     session.sweep(ended=True)
-    _spread(session.saver.wait(), session, runtime, monitor)
+    _report_checkpoints(session.saver.wait(), session, runtime, monitor)
     return progress
 
 
-def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
-    """Tells the tracker, the monitor and the runtime of committed checkpoints."""
+def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
+    """Makes one step: the loss, the guard's verdict on it, and the update or none.
+
+    The graph of the loss is local to this function, so that it is freed before the next step's.
+
+    Raises:
+        RolledBack: As `Session.enforce` does.
+        TrainingError: As `Session.enforce` does.
+    """
+    engine, guard = session.engine, session.guard
+    forward = engine.forward(batch, timed=timed)
+    verdict = guard.judge(engine.step + 1, forward.loss)
+    metrics = engine.update(forward, timed=timed) if verdict.applies else engine.discard(forward)
+    if verdict.applies and metrics["skipped"]:
+        verdict = guard.update_failed(engine.step) or verdict
+    session.enforce(verdict)
+    return metrics
+
+
+def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
+    """Reports committed checkpoints to the tracker, the monitor and the runtime."""
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
@@ -122,7 +144,8 @@ def _spread(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, mon
     session.tracker.forget(session.saver.swept())
 
 
-def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
+def _report(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
+    """Gives the tracker and the runtime the metrics of a logged step; on rank 0."""
     step = session.engine.step
     session.tracker.log(row, step)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
@@ -130,7 +153,7 @@ def _tell(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
 
 
 def _left_out(session: Session) -> dict[str, float]:
-    """How many samples the run has left out so far; those that are new go to the tracker by name. A collective."""
+    """Returns how many samples the run has left out so far; new ones go to the tracker by name. A collective."""
     quarantine = session.quarantine
     if quarantine.settle() and session.world.is_main:
         session.tracker.text(QUARANTINE_FILE, quarantine.dump().decode())
@@ -141,12 +164,13 @@ def _due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
-def _numbers(metrics: Mapping[str, Tensor | float | None], step: int, session: Session) -> dict[str, float]:
-    """Plain numbers. Those that are not finite are left out where such updates are, else they are an error.
+def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
+    """Returns the finite metrics as plain numbers; this waits for the device.
 
-    Equal on all ranks, so all raise.
+    Raises:
+        TrainingError: On all ranks, if a number is not finite and the settings stop the run then.
     """
-    row = {name: float(value) for name, value in metrics.items() if value is not None}
+    row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
     if not row.pop("finite", 1.0) and not wrong:
         wrong = ["a loss or a gradient since the last row"]

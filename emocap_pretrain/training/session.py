@@ -25,6 +25,7 @@ from emocap_pretrain.checkpoint.state import Progress, TrainingState, state_of
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, stream_of, train_tokenizer
 from emocap_pretrain.data.loader import Delivery, batches, fitted, shared_memory_free
 from emocap_pretrain.data.quarantine import Quarantine
@@ -113,34 +114,32 @@ class Session:
         if not self.guard.streak(step):
             self.saver.sweep(step + 1 if ended else step)
 
-    @property
-    def judge(self) -> Callable[[float], bool] | None:
-        """Says of a step's loss whether its update shall be made; None where nobody has to look at every loss."""
-        if not self.guard.watches:
-            return None
-        return lambda loss: self.guard.judge(self.engine.step + 1, loss).action == "apply"
-
-    def heed(self, step: int, *, skipped: bool) -> None:
-        """Act on the guard's verdict of the step that is done.
-
-        Args:
-            step: Steps done.
-            skipped: Whether no update was made.
+    def next_batch(self) -> tuple[Batch, Cursor]:
+        """Returns this rank's rows of the next step on its device, and the cursor after them.
 
         Raises:
-            RolledBack: If training shall go back to the newest checkpoint; the step's update is left out then.
-            TrainingError: If the run shall stop.
+            BudgetSpent: If this rank alone has met more damaged samples than the run may leave out.
         """
-        if skipped and self.guard.verdict.action == "apply" and self.config.health.nonfinite != "stop":
-            self.guard.left_out(step)
-        verdict, self.guard.verdict = self.guard.verdict, Verdict()
+        with self.quarantine.recorded(self.engine.step):
+            batch, cursor, damaged = next(self.batches)
+        self.quarantine.meet(damaged, self.engine.step)
+        return batch.to(self.world.device), cursor
+
+    def enforce(self, verdict: Verdict) -> None:
+        """Logs the guard's verdict on the step that has just ended, and ends the attempt if it says so.
+
+        Raises:
+            RolledBack: If training returns to the newest checkpoint. The next attempt leaves out this step's update.
+            TrainingError: If the run stops.
+        """
         if not verdict.reason:
             return
         if self.world.is_main:
             log.warning("%s: %s", verdict.reason, verdict.action)
         if verdict.action == "rollback":
+            step = self.engine.step
             self.world.run_on_main(lambda: self.guard.remember(self.store, step, verdict.reason))
-            raise RolledBack(f"{verdict.reason}: the run goes back to its newest checkpoint, without this update.")
+            raise RolledBack(f"{verdict.reason}: the run returns to its newest checkpoint, without this update.")
         if verdict.action == "stop":
             raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
 

@@ -58,8 +58,9 @@ def stepped(
     for step in steps:
         count = rows[step % len(rows)] if rows else config.global_batch
         batch = batch_of(config, step, rows_of(world.rank, world.world_size, count))
-        judge = (lambda _loss, step=step: step not in left_out) if left_out else None
-        metrics = {name: float(value) for name, value in engine.train(batch, judge=judge).items()}
+        forward = engine.forward(batch)
+        made = engine.discard(forward) if step in left_out else engine.update(forward)
+        metrics = {name: float(value) for name, value in made.items()}
         found.append((metrics["loss"], metrics.get("gradient_norm", -1.0), metrics["skipped"]))
     return Steps(found, weights_of(engine))
 

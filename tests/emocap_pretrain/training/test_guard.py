@@ -2,6 +2,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emocap_shards.store import open_store
@@ -31,17 +32,39 @@ def test_losses_of_a_run_that_goes_well_are_all_applied() -> None:
     assert set(actions(Guard(HealthConfig(spike=6, on_spike="rollback")), falling(2000))) == {"apply"}
 
 
-def test_a_guard_without_a_task_does_not_ask_for_the_loss() -> None:
-    assert not Guard(HealthConfig()).watches
-    assert Guard(HealthConfig(spike=8)).watches
-    assert Guard(HealthConfig(nonfinite="skip")).watches
-    assert Guard(HealthConfig(), {7: "spike"}).watches
+class OnDevice:
+    """A loss that says whether it was read."""
+
+    def __init__(self) -> None:
+        self.read = False
+
+    def __float__(self) -> float:
+        self.read = True
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "to_skip", "read"),
+    [
+        ({}, {}, False),
+        ({"on_spike": "skip"}, {}, False),
+        ({"spike": 8}, {}, True),
+        ({"nonfinite": "skip"}, {}, True),
+        ({}, {7: "spike"}, True),
+    ],
+)
+def test_the_loss_is_read_from_the_device_only_if_a_setting_needs_it(
+    settings: dict[str, Any], to_skip: dict[int, str], read: bool
+) -> None:
+    loss = OnDevice()
+    assert Guard(HealthConfig(**settings), to_skip).judge(1, loss) == Verdict()  # type: ignore[arg-type]
+    assert loss.read is read
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("action", ["stop", "skip", "rollback"])
-def test_a_loss_that_is_no_number_meets_what_was_asked_for(loss: float, action: str) -> None:
-    verdict = Guard(HealthConfig(nonfinite=action)).judge(12, loss)  # type: ignore[arg-type]
+def test_a_loss_that_is_not_finite_meets_what_was_asked_for(loss: float, action: str) -> None:
+    verdict = Guard(HealthConfig(nonfinite=action, spike=8)).judge(12, loss)  # type: ignore[arg-type]
     assert verdict.action == action
     assert f"loss={loss} at step 12" in verdict.reason
 
@@ -69,7 +92,7 @@ def test_spikes_that_are_left_out_do_not_become_the_norm() -> None:
     guard = Guard(HealthConfig(spike=8, on_spike="skip", max_skips=10))
     actions(guard, falling(100))
     assert actions(guard, [9.0] * 12, first=101) == ["skip"] * 10 + ["stop"] * 2
-    assert "health.max_skips=10 is used up" in guard.verdict.reason
+    assert "health.max_skips=10 is used up" in guard.judge(113, 9.0).reason
 
 
 def test_no_skip_is_allowed_where_the_budget_is_none() -> None:
@@ -130,11 +153,15 @@ def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
     guard = Guard(HealthConfig(nonfinite="skip", max_skips=1))
-    guard.left_out(3)
-    assert guard.verdict == Verdict("skip", "a gradient at step 3 is not finite")
-    guard.left_out(4)
-    assert guard.verdict.action == "stop"
+    assert guard.update_failed(3) == Verdict("skip", "a gradient at step 3 is not finite")
+    second = guard.update_failed(4)
+    assert second is not None
+    assert second.action == "stop"
     assert [step for step, _ in guard.state()["skipped"]] == [3]
+
+
+def test_a_gradient_that_is_not_finite_is_left_to_the_next_logged_step_where_the_run_stops_then() -> None:
+    assert Guard(HealthConfig(nonfinite="stop")).update_failed(3) is None
 
 
 def test_a_run_whose_last_updates_were_all_left_out_has_not_succeeded() -> None:

@@ -59,20 +59,16 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(
     assert stepped(other, config, ALONE, range(3), left_out=[1]).rows[2] == row
 
 
-def test_a_judge_hears_the_loss_and_its_no_leaves_the_update_out(tiny_config: Config) -> None:
+def test_a_step_that_is_discarded_counts_and_changes_no_weight(tiny_config: Config) -> None:
     engine = engine_at(tiny_config, ALONE, 1, seed=0)
     before = weights_of(engine)
-    heard: list[float] = []
-
-    def judge(loss: float) -> bool:
-        heard.append(loss)
-        return len(heard) > 1
-
-    first = engine.train(batch_of(tiny_config, 0, range(8)), judge=judge)
+    forward = engine.forward(batch_of(tiny_config, 0, range(8)))
+    first = engine.discard(forward)
     assert (engine.step, first["skipped"], "gradient_norm" in first) == (1, 1.0, False)
-    assert heard == [float(first["loss"])]
+    assert forward.loss.equal(torch.as_tensor(first["loss"]))
+    assert not forward.loss.requires_grad
     assert all(weight.equal(before[name]) for name, weight in weights_of(engine).items())
-    second = engine.train(batch_of(tiny_config, 1, range(8)), judge=judge)
+    second = engine.train(batch_of(tiny_config, 1, range(8)))
     assert (engine.step, second["skipped"]) == (2, 0.0)
     assert first["finite"] == second["finite"] == 1.0
 
@@ -101,8 +97,8 @@ def test_sections_of_a_step_are_timed_in_order(tiny_config: Config) -> None:
         entered.append(f"/{section}")
 
     engine = engine_at(tiny_config, ALONE, 1, seed=0)
-    engine.train(batch_of(tiny_config, 0, range(8)), timed=timed)
+    engine.update(engine.forward(batch_of(tiny_config, 0, range(8)), timed=timed), timed=timed)
     assert entered == [f"{end}{name}" for name in ("forward", "loss", "backward", "update") for end in ("", "/")]
     entered.clear()
-    engine.train(batch_of(tiny_config, 1, range(8)), timed=timed, judge=lambda _loss: False)
+    engine.discard(engine.forward(batch_of(tiny_config, 1, range(8)), timed=timed))
     assert entered == ["forward", "/forward", "loss", "/loss"]
