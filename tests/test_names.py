@@ -16,7 +16,6 @@ TWICE = {
     "Kind",
     "Pairs",
     "Plan",
-    "Report",
     "Row",
     "Weights",
 }

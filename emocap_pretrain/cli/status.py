@@ -13,7 +13,7 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.tables import grid, plain, table
 from emocap_pretrain.run_folder.attempts import ASKED
-from emocap_pretrain.run_folder.documents import Slowest, Status
+from emocap_pretrain.run_folder.documents import Status, Straggler
 from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunState
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
@@ -83,7 +83,7 @@ def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[
         ("time left", str(timedelta(seconds=round(status.eta_s))) if status.eta_s is not None and alive else ""),
         ("ranks", "" if status.ranks is None else f"{status.ranks}{on}"),
         ("checkpoint", f"step {status.checkpoint:,}" if status.checkpoint else ""),
-        ("slowest rank", _slowest(status.slowest) if status.slowest else ""),
+        ("slowest rank", _straggler(status.slowest) if status.slowest else ""),
         ("restarts", str(restarts)),
     ]
 
@@ -106,8 +106,8 @@ def _skew(skew_s: float | None) -> str:
     return f"the run's host is {timedelta(seconds=round(abs(skew_s)))} {which} this one"
 
 
-def _slowest(slowest: Slowest) -> str:
-    return f"{slowest.rank} ({slowest.host}), {slowest.factor:.2f} times the median, mostly {slowest.section}"
+def _straggler(straggler: Straggler) -> str:
+    return f"{straggler.rank} ({straggler.host}), {straggler.factor:.2f} times the median, mostly {straggler.section}"
 
 
 def _attempt_row(attempt: AttemptState) -> tuple[str, ...]:

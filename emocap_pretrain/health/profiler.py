@@ -1,14 +1,14 @@
 """Records steps with torch's profiler on request, as traces that open in Perfetto.
 
-<run>/profiles/7f3a.json                              which steps and ranks a request led to
+<run>/profiles/7f3a.json                              the steps and traces of a request
 <run>/profiles/step-00000121-rank-00000.json.gz       a trace; step 121 is the first in it
 """
 
 import logging
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from emocap_shards.background import Background
@@ -24,45 +24,50 @@ log = logging.getLogger(__name__)
 
 
 def trace_path(step: int, rank: int) -> str:
+    """Returns where the trace of a rank lies in the run's folder; `step` is the first one in it."""
     return f"{FOLDER}/step-{step:08d}-rank-{rank:05d}.json.gz"
 
 
 class Profiler:
-    """Of one rank. What goes wrong here is logged and costs the trace, never the training."""
+    """Records and uploads the traces of one rank. Errors are logged; they cost the trace and never stop training.
 
-    def __init__(self, store: Store, *, rank: int, world: int) -> None:
-        self._store, self._rank, self._world = store, rank, world
+    All ranks call `start` with the same arguments: each decides whether it records, and all refuse the same requests.
+    """
+
+    def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = store, rank, world_size
         self._thread = Background("emocap-profile")
         self._profile: torch.profiler.profile | None = None
         self._first_step = self._last_step = -1
 
     @property
-    def active(self) -> bool:
+    def recording(self) -> bool:
+        """Returns whether this rank records now."""
         return self._profile is not None
 
-    def begin(self, request: ProfileRequest, step: int) -> None:
-        """Record the steps behind `step`; while a recording is under way another request is refused."""
-        if step < self._last_step:  # Equal on all ranks, also on those that do not record.
+    def start(self, request: ProfileRequest, step: int) -> None:
+        """Starts to record the steps after `step`. During a recording another request is refused."""
+        if step < self._last_step:
             refused = f"steps {self._first_step} to {self._last_step} are being recorded"
-            self._announce(request, ProfileAnswer(refused=refused))
+            self._store_answer(request, ProfileAnswer(refused=refused))
             return
-        ranks = [each for each in request.ranks or range(self._world) if each < self._world]
+        ranks = [each for each in request.ranks or range(self._world_size) if each < self._world_size]
         self._first_step, self._last_step = step + 1, step + request.steps
         traces = tuple(trace_path(self._first_step, rank) for rank in ranks)
-        self._announce(request, ProfileAnswer((self._first_step, self._last_step), traces))
+        self._store_answer(request, ProfileAnswer((self._first_step, self._last_step), traces))
         if self._rank in ranks:
-            self._safely(self._start)
+            self._log_errors(self._start)
 
-    def at(self, step: int) -> None:
-        """`step` steps are done."""
+    def stop_after(self, step: int) -> None:
+        """Stops a recording whose last step is `step` or an earlier one, and uploads its trace in a thread."""
         if self._profile and step >= self._last_step:
-            self._safely(self._stop)
+            self._log_errors(self._stop)
 
     def close(self, wait_s: float) -> None:
-        """Wait for what is being uploaded; a recording under way is cut short."""
+        """Stops a recording early, and waits `wait_s` at most for uploads."""
         if self._profile:
-            self._safely(self._stop)
-        self._safely(lambda: self._thread.submit(lambda: None).result(wait_s))
+            self._log_errors(self._stop)
+        self._log_errors(lambda: self._thread.submit(lambda: None).result(wait_s))
         self._thread.close()
 
     def _start(self) -> None:
@@ -77,23 +82,23 @@ class Profiler:
         if profile:
             profile.stop()
             path = trace_path(self._first_step, self._rank)
-            self._thread.submit(lambda: self._safely(lambda: self._upload(profile, path)))
+            self._thread.submit(lambda: self._log_errors(lambda: self._upload(profile, path)))
 
     def _upload(self, profile: torch.profiler.profile, path: str) -> None:
         with tempfile.TemporaryDirectory(prefix="emocap-profile-") as folder:
             trace = Path(folder) / Path(path).name
             profile.export_chrome_trace(str(trace))
             self._store.put_file(path, trace)
-        log.info("the trace of rank %d lies in %s/%s", self._rank, self._store.url, path)
+        log.info("the trace of rank %d is stored as %s/%s", self._rank, self._store.url, path)
 
-    def _announce(self, request: ProfileRequest, answer: ProfileAnswer) -> None:
-        """Rank 0 answers for all, in the thread."""
+    def _store_answer(self, request: ProfileRequest, answer: ProfileAnswer) -> None:
+        """Stores the answer to a request on rank 0, in the thread."""
         if self._rank == 0:
             act = partial(storage.write, self._store, f"{FOLDER}/{request.id}.json", PROFILE_ANSWER, answer)
-            self._thread.submit(lambda: self._safely(act))
+            self._thread.submit(lambda: self._log_errors(act))
 
-    def _safely(self, act: Any) -> None:
+    def _log_errors(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - whatever the profiler or the store raises, training goes on
-            log.warning("no profile of rank %d: %s", self._rank, str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever the profiler or the store raises, training continues
+            log.warning("the profile of rank %d failed: %s", self._rank, str(error) or type(error).__name__)

@@ -1,6 +1,7 @@
-"""How a run stands, for whoever looks into its folder; and the ear for what is asked of it.
+"""Writes the status of a run into its folder, and reads what users request of it, in a thread of rank 0.
 
-Rank 0's thread writes it every few seconds. A store that is away costs nothing but staleness.
+The thread does both every few seconds. While the store is unreachable the status in the folder is out of date, and
+training continues.
 """
 
 import logging
@@ -13,96 +14,109 @@ from queue import SimpleQueue
 from typing import Any
 
 from emocap_pretrain.errors import Superseded
-from emocap_pretrain.health.beat import UNBOUNDED, Beat
+from emocap_pretrain.health.position import UNBOUNDED_PHASES, TrainingPosition
 from emocap_pretrain.run_folder import requests
 from emocap_pretrain.run_folder.attempts import ASKED, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import ENDED, Status
 from emocap_pretrain.run_folder.requests import Requests
 
-EVERY_S = 5.0
-LAST_WORD_S = 10.0
+INTERVAL_S = 5.0
+CLOSE_S = 10.0
 FAILED, STOPPED = "failed", "stopped"
 
 log = logging.getLogger(__name__)
 
 
 class StatusThread:
-    """Writes facts and reads requests until it is closed."""
+    """Writes the status and reads requests every `INTERVAL_S` until it is closed.
 
-    def __init__(self, attempt: Attempt, beat: Beat, **facts: Any) -> None:
-        self._attempt, self._beat = attempt, beat
-        self._facts = Status(at=time.time(), attempt=attempt.number, restarts=attempt.number - 1, **facts)
-        self._asked = Requests()
-        self._taken: SimpleQueue[Requests] = SimpleQueue()
-        self._ids: set[str] = set()
-        self.gone = ""  # Why nothing may be written any more.
+    Attributes:
+        superseded: Why this attempt must not write any more; empty while it may.
+    """
+
+    def __init__(self, attempt: Attempt, position: TrainingPosition, **fields: Any) -> None:
+        """Starts the thread.
+
+        Args:
+            attempt: The attempt whose status this is.
+            position: The position of the training thread.
+            fields: Further fields of `Status`.
+        """
+        self._attempt, self._position = attempt, position
+        self._fields = Status(at=time.time(), attempt=attempt.number, restarts=attempt.number - 1, **fields)
+        self._requests = Requests()
+        self._served: SimpleQueue[Requests] = SimpleQueue()
+        self._served_ids: set[str] = set()
+        self.superseded = ""
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="emocap-status", daemon=True)
         self._thread.start()
 
-    def tell(self, **facts: Any) -> None:
-        """Facts for the next writing, fields of `Status`; they replace those of the same name."""
-        self._facts = replace(self._facts, **facts)
+    def update(self, **fields: Any) -> None:
+        """Replaces fields of `Status` from the next write on."""
+        self._fields = replace(self._fields, **fields)
 
-    def asked(self) -> Requests:
-        """What has been asked for since the last time."""
-        asked, self._asked = self._asked, Requests()
-        if asked.profile and asked.profile.id in self._ids:  # The thread saw it again before it was deleted.
-            asked = Requests(asked.stop)
-        if asked.profile:
-            self._ids.add(asked.profile.id)
-        self._taken.put(asked)
-        return asked
+    def take_requests(self) -> Requests:
+        """Returns the requests since the last call; the thread deletes them from the folder."""
+        taken, self._requests = self._requests, Requests()
+        if taken.profile and taken.profile.id in self._served_ids:  # The thread read it again before it was deleted.
+            taken = Requests(taken.stop)
+        if taken.profile:
+            self._served_ids.add(taken.profile.id)
+        self._served.put(taken)
+        return taken
 
     def close(self, how: str, reason: str) -> None:
-        """Write a last time; a store that is away is not waited for longer than a few seconds.
+        """Writes the status for the last time; waits `CLOSE_S` at most for a store that does not answer.
 
         Args:
-            how: "done", "stopped" or "failed".
-            reason: In words.
+            how: How the attempt has ended: "done", "stopped" or "failed".
+            reason: The reason, as a message.
         """
-        self.tell(state=ENDED, how=how, reason=reason)
+        self.update(state=ENDED, how=how, reason=reason)
         self._closing.set()
         self._wake.set()
-        self._thread.join(LAST_WORD_S)
+        self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         while True:
             last = self._closing.is_set()
             self._wake.clear()
-            self._safely("requests to this run cannot be read", partial(self._listen, last=last))
-            self._safely("the run's status is stale", self._report)
-            if last or self.gone:
+            self._log_errors("requests to this run cannot be read", partial(self._read_requests, last=last))
+            self._log_errors("the status of the run cannot be written", self._write)
+            if last or self.superseded:
                 return
-            self._wake.wait(EVERY_S)
+            self._wake.wait(INTERVAL_S)
 
-    def _safely(self, what: str, act: Callable[[], None]) -> None:
-        """Listening and reporting fail each for itself, and nothing in the run's folder ends this thread."""
+    def _log_errors(self, problem: str, act: Callable[[], None]) -> None:
+        """Calls `act` and logs its error, so that nothing in the run's folder ends this thread."""
         try:
             act()
         except Superseded as error:
-            self.gone = str(error)
+            self.superseded = str(error)
         except Exception as error:  # noqa: BLE001 - without the thread the run would look dead while it trains
-            log.warning("%s: %s", what, str(error) or type(error).__name__)
+            log.warning("%s: %s", problem, str(error) or type(error).__name__)
 
-    def _report(self) -> None:
+    def _write(self) -> None:
         self._attempt.require_folder()
         self._attempt.tell(self._status())
 
     def _status(self) -> Status:
-        beat, facts = self._beat, self._facts
-        state = beat.phase if beat.phase in UNBOUNDED else "training"
-        state = facts.state if facts.state == ENDED else state
-        return replace(facts, at=time.time(), state=state, step=beat.step, phase=beat.phase)
+        position, fields = self._position, self._fields
+        state = position.phase if position.phase in UNBOUNDED_PHASES else "training"
+        state = fields.state if fields.state == ENDED else state
+        return replace(fields, at=time.time(), state=state, step=position.step, phase=position.phase)
 
-    def _listen(self, *, last: bool) -> None:
+    def _read_requests(self, *, last: bool) -> None:
         store = self._attempt.store
-        while not self._taken.empty():
-            requests.served(store, self._taken.get())
+        while not self._served.empty():
+            requests.served(store, self._served.get())
         waiting = requests.waiting(store)
         if not last:
-            self._asked = waiting
-        elif self._facts.how != FAILED:  # Asked while the run was ending: it is not meant for the next start.
-            if waiting.stop and self._facts.how == STOPPED:
-                self.tell(reason=self._facts.reason.replace(TOLD, ASKED, 1))
+            self._requests = waiting
+        elif (
+            self._fields.how != FAILED
+        ):  # It was requested while the run was ending, so it is not for the next attempt.
+            if waiting.stop and self._fields.how == STOPPED:
+                self.update(reason=self._fields.reason.replace(TOLD, ASKED, 1))
             requests.served(store, waiting)

@@ -1,67 +1,64 @@
-"""Which rank the others wait for.
+"""Finds the rank that the others wait for.
 
-A collective ends at the same moment everywhere, so whoever is slow makes all others wait in it: the time of a step says
-nothing about the culprit. The time that a rank spends before a collective does.
+A collective ends at the same moment on all ranks, so the others wait in it for a slow rank, and all ranks measure the
+same time for a step. The time that a rank spends before a collective shows which rank is slow.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median_low
 
-OWN = ("data", "forward", "update")  # The others contain waiting for other ranks.
-SLOW, LEAST_SHARE, ROWS = 1.5, 0.05, 3
-NORMAL = 1.4826
+from emocap_pretrain.run_folder.documents import Straggler
+
+OWN_SECTIONS = ("data", "forward", "update")  # The other sections contain waiting for other ranks.
+# A warning needs a rank that is this many times slower than the median, costs this share of a step, in this many rows.
+WARN_FACTOR, WARN_SHARE, WARN_ROWS = 1.5, 0.05, 3
+MAD_TO_DEVIATION = 1.4826  # The standard deviation of a normal distribution, in median absolute deviations.
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The slowest rank: `factor` times the median of all, `excess_s` longer in each step, mostly in `section`.
+def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Straggler:
+    """Returns the rank with most time of its own, compared with the median rank.
 
-    `score` is its distance from the median in robust standard deviations.
+    Args:
+        seconds: The seconds of each section of a step, for each rank.
+        hosts: The host of each rank.
     """
-
-    rank: int
-    host: str
-    section: str
-    factor: float
-    excess_s: float
-    score: float
-
-
-def slowest(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Report:
-    """The slowest of all ranks, whose seconds by section are given in rank order."""
-    own = [sum(each[name] for name in OWN) for each in seconds]
-    middle = median_low(own)
-    deviation = NORMAL * median_low([abs(each - middle) for each in own])
+    own = [sum(each[name] for name in OWN_SECTIONS) for each in seconds]
+    median = median_low(own)
+    deviation = MAD_TO_DEVIATION * median_low([abs(each - median) for each in own])
     rank = max(range(len(own)), key=own.__getitem__)
-    excess = {name: seconds[rank][name] - median_low([each[name] for each in seconds]) for name in OWN}
-    excess_s = own[rank] - middle
-    return Report(
+    excess = {name: seconds[rank][name] - median_low([each[name] for each in seconds]) for name in OWN_SECTIONS}
+    excess_s = own[rank] - median
+    return Straggler(
         rank=rank,
         host=hosts[rank],
         section=max(excess, key=excess.__getitem__),
-        factor=own[rank] / middle if middle > 0 else 1.0,
+        factor=own[rank] / median if median > 0 else 1.0,
         excess_s=excess_s,
-        score=excess_s / max(deviation, 0.01 * middle) if middle > 0 else 0.0,
+        score=excess_s / max(deviation, 0.01 * median) if median > 0 else 0.0,
     )
 
 
-class Stragglers:
-    """Warns of a rank that is slow in several rows one after another, once until it is another one."""
+class StragglerWarnings:
+    """Warns of a rank that is the slowest in several rows one after another, and once only until that changes."""
 
     def __init__(self) -> None:
         self._rank, self._rows = -1, 0
 
-    def look(self, report: Report, step_s: float) -> str | None:
-        """A warning, if this row makes one due; `step_s` is the time of a whole step."""
-        if report.factor < SLOW or report.excess_s < LEAST_SHARE * step_s:
+    def check(self, straggler: Straggler, step_s: float) -> str | None:
+        """Returns a warning if this row makes one necessary.
+
+        Args:
+            straggler: The slowest rank of this row.
+            step_s: The seconds of a whole step.
+        """
+        if straggler.factor < WARN_FACTOR or straggler.excess_s < WARN_SHARE * step_s:
             self._rank, self._rows = -1, 0
             return None
-        self._rows = self._rows + 1 if report.rank == self._rank else 1
-        self._rank = report.rank
-        if self._rows != ROWS:
+        self._rows = self._rows + 1 if straggler.rank == self._rank else 1
+        self._rank = straggler.rank
+        if self._rows != WARN_ROWS:
             return None
         return (
-            f"rank {report.rank} ({report.host}) is {report.factor:.1f} times as slow as the others, mostly in "
-            f"{report.section!r}: all wait {report.excess_s:.3f} s for it in every step."
+            f"rank {straggler.rank} ({straggler.host}) takes {straggler.factor:.1f} times as long as the median rank, "
+            f"mostly in {straggler.section!r}: all ranks wait {straggler.excess_s:.3f} s for it in every step."
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import record_function
 
-SECTIONS = ("data", "forward", "loss", "backward", "update", "saving")
+SECTIONS: tuple[str, ...] = ("data", "forward", "loss", "backward", "update", "saving")
 # In these sections the host waits, not the device.
 HOST_SECTIONS = frozenset({"data", "saving"})
 # A section that has this many pairs of CUDA events waits for the device and adds them up before the next `read`.

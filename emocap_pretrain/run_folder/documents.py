@@ -71,8 +71,17 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Slowest:
-    """The rank that the others wait for: `factor` times the median, mostly in `section`."""
+class Straggler:
+    """The slowest rank, for which the others wait.
+
+    Args:
+        rank: The rank.
+        host: The host of the rank.
+        section: The section of a step in which it loses most of the time.
+        factor: Its time of its own in a step, in multiples of the median rank's.
+        excess_s: The seconds by which it is slower than the median rank in each step.
+        score: Its distance from the median in robust standard deviations.
+    """
 
     rank: Count
     host: str = ""
@@ -109,7 +118,7 @@ class Status:
     loss: Number | None = None
     samples_per_s: Number | None = None
     eta_s: Annotated[Number, Field(ge=0, lt=1 << 37)] | None = None
-    slowest: Slowest | None = None
+    slowest: Straggler | None = None
     checkpoint: Count | None = None
     how: str = ""
     reason: str = ""

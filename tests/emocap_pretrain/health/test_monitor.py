@@ -28,8 +28,8 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "EVERY_S", 0.05)
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "INTERVAL_S", 0.05)
 
 
 def batch(rows: int) -> Batch:
@@ -45,7 +45,7 @@ def train(monitor: Monitor, steps: int) -> dict[str, float]:
             with monitor.timer.measure(name):
                 pass
         monitor.count(batch(8))
-        monitor.enter("logging", step + 1)
+        monitor.enter("training", step + 1)
         row = monitor.gather_metrics({"loss": 1.5})
     return row
 
@@ -54,31 +54,31 @@ def watched(attempt: Attempt) -> AbstractContextManager[Monitor]:
     return monitored(ALONE, attempt, name="tiny", steps=4, timeout_s=300, silence_s=60)
 
 
-def told(store: Store) -> Status:
+def written(store: Store) -> Status:
     status = attempts.status(store, 1)
     assert isinstance(status, Status)
     return status
 
 
-def test_a_row_holds_loss_speed_memory_and_sections(store: Store) -> None:
+def test_gathered_metrics_hold_loss_speed_memory_and_sections(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         row = train(monitor, 4)
     assert row["loss"] == 1.5
     assert row["samples_per_s"] == pytest.approx(8 / row["time/step_s"])
     assert {f"time/{name}_s" for name in SECTIONS} <= row.keys()
     assert all(math.isfinite(value) for value in row.values())
-    last = told(store)
+    last = written(store)
     assert (last.state, last.how, last.step, last.steps, last.loss) == ("ended", "done", 4, 4, 1.5)
 
 
-def test_a_run_that_leaves_before_its_last_step_was_stopped(store: Store) -> None:
+def test_a_run_that_ends_before_its_last_step_was_stopped(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         train(monitor, 2)
         assert monitor.poll_requests(True)
-    assert told(store).how == "stopped"
+    assert written(store).how == "stopped"
 
 
-def test_a_person_s_word_is_heard_at_a_logged_step(store: Store) -> None:
+def test_a_request_to_stop_is_found_by_a_poll(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         assert not monitor.poll_requests(False)
         requests.ask_to_stop(store)
@@ -87,11 +87,11 @@ def test_a_person_s_word_is_heard_at_a_logged_step(store: Store) -> None:
                 break
             time.sleep(0.05)
         else:
-            pytest.fail("the request was not heard")
+            pytest.fail("the request was not found")
     assert store.list("requests") == []
 
 
-def test_a_profile_is_recorded_by_steps_alone(store: Store) -> None:
+def test_a_requested_profile_is_recorded_and_stored(store: Store) -> None:
     requests.ask_for_profile(store, ProfileRequest("ab", steps=2))
     with watched(Attempt.begin(store)) as monitor:
         for step in range(200):
@@ -109,7 +109,7 @@ def fail_after(monitor: Monitor, steps: int) -> None:
     raise ConfigError("no such class")
 
 
-def test_an_error_leaves_word_with_step_and_kind_and_goes_on(store: Store) -> None:
+def test_an_error_is_stored_with_step_and_kind_and_raised(store: Store) -> None:
     with (
         pytest.raises(ConfigError, match="no such class"),
         watched(Attempt.begin(store)) as monitor,
@@ -117,12 +117,12 @@ def test_an_error_leaves_word_with_step_and_kind_and_goes_on(store: Store) -> No
         fail_after(monitor, 3)
     (failure,) = attempts.failures(store, 1)
     assert (failure.rank, failure.step, failure.kind, failure.final, failure.lost) == (0, 3, "ConfigError", True, False)
-    assert told(store).reason == "no such class"
+    assert written(store).reason == "no such class"
 
 
-def test_a_collective_without_its_peer_is_lost_contact(store: Store) -> None:
+def test_a_collective_that_lost_its_peer_raises_lost_contact(store: Store) -> None:
     with (
-        pytest.raises(LostContact, match="the same command goes on from the newest checkpoint") as caught,
+        pytest.raises(LostContact, match="the same command resumes from the newest checkpoint") as caught,
         watched(Attempt.begin(store)),
     ):
         raise RuntimeError(GONE)
@@ -130,7 +130,7 @@ def test_a_collective_without_its_peer_is_lost_contact(store: Store) -> None:
     assert [each.lost for each in attempts.failures(store, 1)] == [True]
 
 
-def test_another_runtime_error_stays_what_it_is(store: Store) -> None:
+def test_another_runtime_error_is_raised_unchanged(store: Store) -> None:
     with (
         pytest.raises(RuntimeError, match="shapes"),
         watched(Attempt.begin(store)),
@@ -139,7 +139,7 @@ def test_another_runtime_error_stays_what_it_is(store: Store) -> None:
     assert [each.kind for each in attempts.failures(store, 1)] == ["RuntimeError"]
 
 
-def test_a_store_that_is_away_keeps_no_run_from_its_end(tmp_path: Path) -> None:
+def test_a_run_ends_although_its_store_is_unreachable(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where a folder belongs")
     with watched(Attempt(open_store(tmp_path / "run"), 1)) as monitor:
         assert train(monitor, 4)["loss"] == 1.5

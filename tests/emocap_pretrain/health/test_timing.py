@@ -12,16 +12,16 @@ def step(timer: SectionTimer, seconds: float) -> None:
             time.sleep(seconds)
 
 
-def test_seconds_are_those_of_one_step() -> None:
+def test_seconds_are_the_mean_of_a_step() -> None:
     timer, began = SectionTimer("cpu"), time.perf_counter()
     for _ in range(4):
         step(timer, 0.01)
     found, elapsed = timer.read().values(), time.perf_counter() - began
     assert min(found) >= 0.01
-    assert 4 * sum(found) <= elapsed  # of all steps they are a part of the time that has passed
+    assert 4 * sum(found) <= elapsed  # All sections of all steps are a part of the time that has passed.
 
 
-def test_a_reading_begins_anew() -> None:
+def test_a_reading_starts_a_new_measurement() -> None:
     timer = SectionTimer("cpu")
     step(timer, 0.005)
     timer.read()
@@ -36,18 +36,18 @@ def test_micro_batches_of_one_step_are_added_up() -> None:
     assert timer.read()["forward"] >= 0.03
 
 
-def test_whoever_listens_hears_each_section_at_its_begin() -> None:
-    heard: list[str] = []
-    timer = SectionTimer("cpu", heard.append)
+def test_the_beginning_of_each_section_is_reported() -> None:
+    entered: list[str] = []
+    timer = SectionTimer("cpu", entered.append)
     with timer.measure("backward"):
-        assert heard == ["backward"]
+        assert entered == ["backward"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_device_is_timed_and_not_the_launch() -> None:
     timer = SectionTimer("cuda:0")
-    cycles = 10**9  # A third of a second at least: no card has a clock of 3 GHz.
+    cycles = 10**9  # At least a third of a second, because no GPU has a clock of 3 GHz.
     with timer.measure("forward"):
         torch.cuda._sleep(cycles)
     with timer.measure("update"):

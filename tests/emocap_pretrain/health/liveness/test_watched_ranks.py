@@ -1,4 +1,4 @@
-"""Real processes in real trouble; each rank's exit code, last words and failure."""
+"""Runs real processes with real faults, and checks exit codes, stderr and the failures in the folder of the run."""
 
 import os
 import socket
@@ -12,28 +12,28 @@ from emocap_shards.store import open_store
 from pretrain_fakes import aged, changed
 
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.health.watchdog import HUNG
+from emocap_pretrain.health.liveness.watchdog import HUNG_EXIT_CODE
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import Failure
 from emocap_pretrain.run_folder.state import RunState
 
 slow = pytest.mark.slow
-ENDED = {HUNG, 1}  # The watchdog ends a rank, or its collective fails because the watchdog of another was quicker.
+ENDED = {HUNG_EXIT_CODE, 1}  # The watchdog ends a rank, or its collective fails because another watchdog was quicker.
 SCRIPT = Path(__file__).with_name("watched_rank.py")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of the ranks that were not in trouble, by rank, and of the run."""
+    """Holds the exit codes and the stderr of the ranks that have ended, and how the folder says that the run ended."""
 
     codes: dict[int, int]
     printed: dict[int, str]
     failures: list[Failure]
-    story: str
+    ending: str
 
 
 def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | None = None) -> Ended:
-    """Run a job in which `victim` gets into trouble, until the others have ended."""
+    """Runs a job in which rank `victim` has a fault, until the others have ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -60,8 +60,8 @@ def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | N
     store = open_store(config.url)
     if store.exists("attempts/00001/status.json"):
         aged(store, "attempts/00001/status.json", 3600)
-    story = RunState.read(store).newest.ending
-    return Ended(codes, printed, attempts.failures(store, 1), story)
+    ending = RunState.read(store).newest.ending
+    return Ended(codes, printed, attempts.failures(store, 1), ending)
 
 
 @pytest.fixture
@@ -69,28 +69,28 @@ def config(tiny_config: Config) -> Config:
     return changed(tiny_config, steps=400, cluster__timeout_s=6, cluster__silence_s=6)
 
 
-def test_a_rank_that_is_killed_is_named_by_the_others_within_seconds(config: Config) -> None:
+def test_a_killed_rank_is_named_by_the_others_within_seconds(config: Config) -> None:
     ended = job(config, "kill", 1, ranks=2, wait_s=60)
     assert ended.codes == {0: 1, 1: -9}
     assert "LostContact: rank 1" in ended.printed[0]
     assert "is gone" in ended.printed[0]
     assert [(each.rank, each.kind, each.lost) for each in ended.failures] == [(0, "LostContact", True)]
-    assert "is gone" in ended.story
+    assert "is gone" in ended.ending
 
 
 @slow
-def test_an_error_of_one_rank_is_what_the_others_report(config: Config) -> None:
+def test_an_error_of_one_rank_is_reported_by_the_others(config: Config) -> None:
     ended = job(config, "error", 2, ranks=3, wait_s=60)
     assert ended.codes == {0: 1, 1: 1, 2: 1}
     assert "has ended: ValueError: a picture without pixels" in ended.printed[0]
     cause = attempts.cause(ended.failures)
     assert cause
     assert (cause.rank, cause.kind, cause.step) == (2, "ValueError", 3)
-    assert "ValueError: a picture without pixels" in ended.story
+    assert "ValueError: a picture without pixels" in ended.ending
 
 
 @slow
-def test_a_rank_that_sleeps_is_named_shows_its_stacks_and_all_end(config: Config) -> None:
+def test_a_sleeping_rank_is_named_prints_its_stacks_and_all_ranks_end(config: Config) -> None:
     ended = job(config, "sleep", 1, ranks=3, wait_s=120)
     assert set(ended.codes.values()) <= ENDED
     assert "watchdog: rank 1 " in ended.printed[0]
@@ -100,7 +100,7 @@ def test_a_rank_that_sleeps_is_named_shows_its_stacks_and_all_end(config: Config
     cause = attempts.cause(ended.failures)
     assert cause
     assert (cause.rank, cause.kind) == (1, "Hang")
-    assert "trouble (watched_rank.py:" in cause.message
+    assert "cause_fault (watched_rank.py:" in cause.message
 
 
 @slow
@@ -112,25 +112,26 @@ def test_a_rank_in_a_collective_that_the_others_never_call_is_named(config: Conf
 
 
 @slow
-def test_where_the_collective_s_own_timeout_comes_first_the_rank_is_named_too(config: Config) -> None:
+def test_a_hanging_rank_is_named_where_the_timeout_of_the_collective_comes_first(config: Config) -> None:
     ended = job(changed(config, cluster__timeout_s=5), "sleep", 1, ranks=2, wait_s=4)
     assert ended.codes[0] == 1
-    assert ended.codes[1] == HUNG
+    assert ended.codes[1] == HUNG_EXIT_CODE
     assert "LostContact: rank 1 " in ended.printed[0]
     assert "time.sleep(3600)" in ended.printed[1]
 
 
 @slow
-def test_a_rank_that_is_frozen_is_missed_and_looked_into_from_outside(config: Config) -> None:
+def test_a_frozen_rank_is_named_and_its_process_is_inspected_by_another_rank(config: Config) -> None:
     ended = job(config, "freeze", 1, ranks=3, wait_s=120)
     assert set(ended.codes.values()) <= ENDED
-    assert "gave no sign of life for 6 s" in ended.printed[0]
+    assert "sent no heartbeat for 6 s" in ended.printed[0]
     assert "is stopped" in ended.printed[0]
 
 
 @slow
-def test_the_loss_of_the_job_s_store_is_told_as_that(config: Config) -> None:
+def test_the_loss_of_the_store_of_the_job_is_reported_with_its_address(config: Config) -> None:
     ended = job(config, "freeze", 0, ranks=2, wait_s=120)
-    assert ended.codes == {1: HUNG}
-    assert "no answer for 6 s from the job's store at 127.0.0.1:" in ended.printed[1]
-    assert "no answer for 6 s" in ended.story
+    assert ended.codes == {1: HUNG_EXIT_CODE}
+    assert "the job's store at 127.0.0.1:" in ended.printed[1]
+    assert "has not answered for 6 s" in ended.printed[1]
+    assert "has not answered for 6 s" in ended.ending

@@ -1,6 +1,6 @@
-"""One rank of a job that is watched and then gets into trouble: `watched_rank.py CONFIG_JSON TROUBLE RANK [WAIT_S]`.
+"""Runs one rank of a job in which RANK has a fault at step 3: `watched_rank.py CONFIG_JSON FAULT RANK [WAIT_S]`.
 
-WAIT_S is the longest wait in a collective; by default it is the config's.
+WAIT_S is the timeout of collectives; by default it is the one of the config.
 """
 
 import os
@@ -21,10 +21,10 @@ from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import EnvRuntime
 from emocap_pretrain.run_folder.attempts import Attempt
 
-AT_STEP = 3
+FAULT_STEP = 3
 
 
-def trouble(kind: str, world: RankGroup) -> None:
+def cause_fault(kind: str, world: RankGroup) -> None:
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "freeze":
@@ -45,7 +45,7 @@ def step(monitor: Monitor, world: RankGroup, kind: str | None) -> None:
         time.sleep(0.01)
     with monitor.timer.measure("forward"):
         if kind:
-            trouble(kind, world)
+            cause_fault(kind, world)
     with monitor.timer.measure("loss"):
         dist.all_reduce(total)
     with monitor.timer.measure("backward"):
@@ -54,16 +54,16 @@ def step(monitor: Monitor, world: RankGroup, kind: str | None) -> None:
         pass
 
 
-def train(config: Config, world: RankGroup, start: Attempt, kind: str, victim: int) -> None:
+def train(config: Config, world: RankGroup, attempt: Attempt, kind: str, victim: int) -> None:
     limits = config.cluster
     with monitored(
-        world, start, name=config.name, steps=config.steps, timeout_s=limits.timeout_s, silence_s=limits.silence_s
+        world, attempt, name=config.name, steps=config.steps, timeout_s=limits.timeout_s, silence_s=limits.silence_s
     ) as monitor:
         for number in range(config.steps):
             monitor.enter("training", number)
-            mine = number == AT_STEP and world.rank == victim
+            mine = number == FAULT_STEP and world.rank == victim
             step(monitor, world, kind if mine else None)
-            monitor.enter("logging", number + 1)
+            monitor.enter("training", number + 1)
             monitor.gather_metrics({"loss": 1.0 / (number + 1)})
             if monitor.poll_requests(False):
                 break

@@ -1,0 +1,160 @@
+"""Judges from heartbeats and times which ranks have failed or hang. It has no I/O, no clock and no thread."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from emocap_pretrain.health.liveness.heartbeat import HEARTBEAT_S, Heartbeat
+from emocap_pretrain.health.position import UnchangedTimer
+
+# A rank that ends with an error makes the collectives of the others fail; if it does not, the detector reports it.
+FAILED_S = 10.0
+# After a collective has failed, a rank without a new heartbeat for this long is the lost one.
+LOST_S = 3 * HEARTBEAT_S
+MAX_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Says why the job cannot continue.
+
+    Attributes:
+        ranks: The ranks that are lost or that hang; empty if no rank in particular is the reason.
+        message: The reason, without a full stop.
+        silent: Whether these ranks send no heartbeats, so another process has to look at their stacks.
+    """
+
+    ranks: tuple[int, ...]
+    message: str
+    silent: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Diagnosis":
+        body = json.loads(text)
+        return cls(tuple(body["ranks"]), body["message"], body["silent"])
+
+
+class FailureDetector:
+    """Diagnoses the job from the heartbeats that one rank reads.
+
+    Args:
+        hosts: The host of each rank.
+        rank: The rank that reads the heartbeats.
+        store: The address of the job's store, for messages.
+        timeout_s: The longest time that a rank may spend at one bounded position.
+        silence_s: A rank whose heartbeat does not change for this long is lost.
+    """
+
+    def __init__(self, hosts: Sequence[str], *, rank: int, store: str, timeout_s: float, silence_s: float) -> None:
+        self.hosts, self._rank, self._store = hosts, rank, store
+        self._timeout_s, self._silence_s = timeout_s, silence_s
+        self._unanswered = UnchangedTimer()
+        self._silent: dict[int, UnchangedTimer] = {}
+        self._silent_after_loss: dict[int, UnchangedTimer] = {}
+        self._number: int | None = None
+
+    def sees_all(self, heartbeats: Mapping[int, Heartbeat]) -> bool:
+        """Returns whether there is a heartbeat of every rank."""
+        return len(heartbeats) == len(self.hosts)
+
+    def check(self, now_s: float, heartbeats: Mapping[int, Heartbeat] | None) -> Diagnosis | None:
+        """Returns what is wrong, if anything. The caller calls it about every second, also without new heartbeats.
+
+        Args:
+            now_s: A monotonic time.
+            heartbeats: The newest heartbeats by rank, with the caller's own among them; None if there are none yet.
+        """
+        number = heartbeats[self._rank].number if heartbeats else None
+        unanswered_s = self._unanswered.update(now_s, number)
+        if unanswered_s >= self._silence_s:
+            cause = "its host is gone, or the network to it is cut"
+            return Diagnosis((), f"the job's store at {self._store} has not answered for {unanswered_s:.0f} s: {cause}")
+        if not heartbeats or number == self._number:
+            return None
+        self._number = number
+        silent_s = _unchanged_s(self._silent, now_s, heartbeats)
+        return self._find_lost(heartbeats, silent_s) or self._find_hang(heartbeats)
+
+    def explain_loss(
+        self, now_s: float, heartbeats: Mapping[int, Heartbeat], *, dead: Collection[int], timed_out: bool
+    ) -> Diagnosis | None:
+        """Returns which ranks made a collective fail, if that can be seen. It reacts sooner than `check`.
+
+        Args:
+            now_s: A monotonic time.
+            heartbeats: The newest heartbeats of all ranks.
+            dead: The ranks whose process is known to have ended.
+            timed_out: Whether the collective reached its timeout; then the rank that the others wait for is an answer.
+        """
+        failed = [rank for rank, each in heartbeats.items() if each.failed]
+        if failed:
+            return self._lost(failed, f"has ended: {heartbeats[failed[0]].ended}", heartbeats)
+        silent_s = _unchanged_s(self._silent_after_loss, now_s, heartbeats)
+        lost = [
+            rank for rank, each in heartbeats.items() if not each.ended and (rank in dead or silent_s[rank] >= LOST_S)
+        ]
+        if lost:
+            return self._lost(lost, "is gone", heartbeats)
+        return self._find_slowest(heartbeats) if timed_out else None
+
+    def store_unreachable(self) -> Diagnosis:
+        """Returns the diagnosis for a store whose host refuses connections."""
+        return Diagnosis((), f"the job's store at {self._store} cannot be reached: its process or host is gone")
+
+    def _find_lost(self, heartbeats: Mapping[int, Heartbeat], silent_s: Mapping[int, float]) -> Diagnosis | None:
+        failed = [rank for rank, each in heartbeats.items() if each.failed and silent_s[rank] >= FAILED_S]
+        if failed:
+            return self._lost(failed, f"has ended: {heartbeats[failed[0]].ended}", heartbeats)
+        silent = [rank for rank, each in heartbeats.items() if not each.ended and silent_s[rank] >= self._silence_s]
+        if not silent:
+            return None
+        cause = "the process or its host is gone or frozen, or the network is cut"
+        return self._lost(silent, f"sent no heartbeat for {self._silence_s:.0f} s ({cause})", heartbeats)
+
+    def _find_hang(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
+        """Needs the heartbeats of all ranks, because the rank that hangs may be any of them."""
+        if not self.sees_all(heartbeats):
+            return None
+        hangs = any(each.bounded and not each.ended and each.idle_s >= self._timeout_s for each in heartbeats.values())
+        return self._find_slowest(heartbeats) if hangs else None
+
+    def _find_slowest(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
+        """Names the ranks at the earliest place in the program: the others wait for them."""
+        active = [each for each in heartbeats.values() if not each.ended]
+        if not active:
+            return None
+        earliest = min(each.place for each in active)
+        slowest = [each for each in active if each.place == earliest]
+        idle_s = max(each.idle_s for each in slowest)
+        where = f"step {slowest[0].step}, {slowest[0].phase}, for {idle_s:.0f} s"
+        if len(slowest) == len(active):
+            cause = "not all ranks call the same collective, or a device hangs"
+            return Diagnosis((), f"all {len(active)} ranks have been at {where}: {cause}")
+        others = len(active) - len(slowest)
+        waiting = f"{others} other ranks wait" if others > 1 else "the other rank waits"
+        ranks = [each.rank for each in slowest]
+        have, them = ("have", "them") if len(ranks) > 1 else ("has", "it")
+        return Diagnosis(tuple(ranks), f"{self._names(ranks)} {have} been at {where}, and {waiting} for {them}")
+
+    def _lost(self, ranks: Sequence[int], what: str, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis:
+        last = heartbeats[ranks[0]]
+        message = f"{self._names(ranks)} {what}; last heartbeat at step {last.step}, {last.phase}"
+        return Diagnosis(tuple(ranks), message, silent=True)
+
+    def _names(self, ranks: Sequence[int]) -> str:
+        """Returns the ranks with their hosts; after `MAX_NAMED` ranks only the number of the others."""
+        shown = [f"{rank} ({self.hosts[rank]})" for rank in ranks[:MAX_NAMED]]
+        more = f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
+        return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _unchanged_s(
+    timers: dict[int, UnchangedTimer], now_s: float, heartbeats: Mapping[int, Heartbeat]
+) -> dict[int, float]:
+    """Returns for how many seconds each of the heartbeats has not changed."""
+    return {
+        rank: timers.setdefault(rank, UnchangedTimer()).update(now_s, each.number) for rank, each in heartbeats.items()
+    }

@@ -1,0 +1,185 @@
+"""Exchanges heartbeats through the store in which the job's ranks met, so no launcher has to provide another channel.
+
+    emocap/heartbeat/3     the newest heartbeat of rank 3
+    emocap/diagnosis       why the job cannot continue, by the rank that found it first; blank until then
+
+Every second each rank writes one key and reads the heartbeat of rank 0, its own, and the diagnosis; rank 0 reads all
+heartbeats. A call to a store whose process is frozen may block for any time, whatever timeout it was given. Therefore a
+thread of its own makes the calls, and the thread that reads the results notices when no new ones arrive.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from emocap_pretrain.health.liveness.detector import Diagnosis
+from emocap_pretrain.health.liveness.heartbeat import HEARTBEAT_S, Heartbeat
+from emocap_pretrain.health.position import TrainingPosition, UnchangedTimer
+
+# A call that times out leaves the store's connection unusable, so calls wait, and other threads notice the delay.
+CALL_TIMEOUT = timedelta(hours=1)
+CONNECT_TIMEOUT_S = 5.0
+_DIAGNOSIS, _NONE = "emocap/diagnosis", " "
+
+
+def connect_to_job_store() -> Any:
+    """Returns a connection of its own to the store of torch's default process group."""
+    # Torch has no public function for it; the store exists under every launcher.
+    default: Any = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+    store = default.clone()
+    store.set_timeout(CALL_TIMEOUT)
+    return store
+
+
+class HeartbeatExchange:
+    """Writes the heartbeats of this rank and reads those of others, in a thread of its own.
+
+    The constructor writes the first heartbeat. A rank that reads a key waits until it exists, so `start` may be called
+    only after all ranks have made their exchange.
+
+    Attributes:
+        heartbeats: The heartbeats that were read last, by rank; None before the first ones. This rank's own is always
+            among them, so its number tells whether they are new.
+        diagnosis: The diagnosis in the store, if there is one.
+        error: Why the last call to the store failed; empty if it did not.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        position: TrainingPosition,
+        *,
+        rank: int,
+        world_size: int,
+        read_all_after_s: float,
+        count_collectives: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Writes the first heartbeat.
+
+        Args:
+            store: A connection to a `TCPStore` that nobody else uses.
+            position: The position of this rank's training thread.
+            rank: This rank.
+            world_size: The number of ranks.
+            read_all_after_s: A rank that makes no progress for this long reads the heartbeats of all ranks. Rank 0
+                always does.
+            count_collectives: Returns the number of collectives that this rank has begun.
+        """
+        self._store, self._position = store, position
+        self._rank, self._world_size, self._read_all_after_s = rank, world_size, read_all_after_s
+        self._count_collectives = count_collectives
+        self.heartbeats: Mapping[int, Heartbeat] | None = None
+        self.diagnosis: Diagnosis | None = None
+        self.error = ""
+        self._own_diagnosis: Diagnosis | None = None
+        self._reads_all = rank == 0
+        self._idle, self._number = UnchangedTimer(), 0
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="emocap-heartbeat", daemon=True)
+        store.compare_set(_DIAGNOSIS, "", _NONE)
+        self._write()
+
+    @property
+    def address(self) -> str:
+        """Returns host and port of the store."""
+        host, port = self._host_and_port
+        return f"{host}:{port}"
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def send_now(self) -> None:
+        """Wakes the thread, so that the next heartbeat is written at once."""
+        self._wake.set()
+
+    def read_all(self) -> None:
+        """Makes this rank read the heartbeats of all ranks from now on."""
+        self._reads_all = True
+        self.send_now()
+
+    def publish(self, diagnosis: Diagnosis, wait_s: float) -> Diagnosis:
+        """Shows a diagnosis to all ranks.
+
+        Returns the diagnosis that was published first, or this one if the store does not answer within `wait_s`.
+        """
+        self._own_diagnosis = diagnosis
+        self.send_now()
+        end_s = time.monotonic() + wait_s
+        while self.diagnosis is None and time.monotonic() < end_s:
+            time.sleep(0.05)
+        return self.diagnosis or diagnosis
+
+    def close(self, wait_s: float) -> None:
+        """Writes a last heartbeat and ends the thread; waits `wait_s` at most for a store that does not answer."""
+        self._closing.set()
+        self.send_now()
+        self._thread.join(wait_s)
+
+    def _run(self) -> None:
+        while True:
+            last = self._closing.is_set()
+            self._wake.clear()
+            try:
+                if self.error:  # A connection on which a call has failed cannot be used again.
+                    self._reconnect()
+                self._exchange()
+                self.error = ""
+            except (dist.DistError, RuntimeError, OSError) as error:  # Some errors of the store are RuntimeErrors.
+                self.error = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            if last:
+                return
+            self._wake.wait(HEARTBEAT_S)
+
+    def _exchange(self) -> None:
+        own = self._write()
+        if self._own_diagnosis:
+            first = self._store.compare_set(_DIAGNOSIS, _NONE, self._own_diagnosis.to_json())
+            self.diagnosis = Diagnosis.from_json(first)
+            return
+        all_ranks = self._reads_all or own.idle_s >= self._read_all_after_s
+        ranks = list(range(self._world_size)) if all_ranks else sorted({0, self._rank})
+        diagnosis, *heartbeats = self._store.multi_get([_DIAGNOSIS, *map(_key, ranks)])
+        self.diagnosis = Diagnosis.from_json(diagnosis) if diagnosis.strip() else None
+        self.heartbeats = {rank: Heartbeat.from_json(each) for rank, each in zip(ranks, heartbeats, strict=True)}
+
+    def _write(self) -> Heartbeat:
+        position = self._position
+        self._number += 1
+        heartbeat = Heartbeat(
+            self._rank,
+            self._number,
+            position.step,
+            position.phase,
+            round(self._idle.update(time.monotonic(), position.changes), 1),
+            position.bounded,
+            self._count_collectives(),
+            position.ended,
+        )
+        self._store.set(_key(self._rank), heartbeat.to_json())
+        return heartbeat
+
+    def _reconnect(self) -> None:
+        """Replaces the connection.
+
+        Raises:
+            OSError: If nobody answers. Without this check the store itself would try for an hour, and print stacks.
+        """
+        socket.create_connection(self._host_and_port, timeout=CONNECT_TIMEOUT_S).close()
+        self._store = self._store.clone()
+
+    @property
+    def _host_and_port(self) -> tuple[str, int]:
+        inner = self._store
+        while hasattr(inner, "underlying_store"):
+            inner = inner.underlying_store
+        return inner.host, inner.port
+
+
+def _key(rank: int) -> str:
+    return f"emocap/heartbeat/{rank}"

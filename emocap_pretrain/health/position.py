@@ -1,0 +1,77 @@
+"""The position of the training thread in the program, which the other threads of its rank read."""
+
+import threading
+
+# A step passes through the phases in this order. The others wait for a rank that is in an earlier phase.
+PHASES = ("opening", "saving", "training", "data", "forward", "loss", "backward", "update", "evaluating")
+# These phases may take any time: building and compiling a model, writing to a store that is unreachable, evaluating.
+UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
+# How training ended on a rank: without an error, or because it lost another rank.
+DONE, LOST = "done", "lost"
+# A process that was asleep (a paused laptop, a frozen container) has seen nothing meanwhile, and must not blame others.
+MAX_TICK_S = 8.0
+
+
+class UnchangedTimer:
+    """Counts the seconds for which a value has not changed, while its owner looks at the value about every second.
+
+    The time between two calls counts as `MAX_TICK_S` at most.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+        self._value: object = None
+        self.seconds = 0.0
+
+    def update(self, now_s: float, value: object) -> float:
+        """Returns for how many seconds `value` has not changed."""
+        tick_s = 0.0 if self._last_s is None else min(now_s - self._last_s, MAX_TICK_S)
+        self._last_s = now_s
+        self.seconds = self.seconds + tick_s if value == self._value else 0.0
+        self._value = value
+        return self.seconds
+
+
+class TrainingPosition:
+    """Holds the step and the phase of the training thread.
+
+    The training thread makes this object and is the only one that writes to it. It sets plain attributes, so it never
+    waits for a thread that reads them.
+
+    Attributes:
+        thread: The identifier of the training thread. Under Ray it is not the main thread.
+        step: The number of steps that are done.
+        phase: One of `PHASES`.
+        changes: The number of phases that were entered; it shows progress within a step.
+        ended: Empty while training continues, then `DONE`, `LOST` or the message of an error.
+    """
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.step, self.phase, self.changes, self.ended = 0, PHASES[0], 0, ""
+        self._first_step: int | None = None
+
+    def enter(self, phase: str, step: int) -> None:
+        """Records that `phase` begins after `step` steps."""
+        if phase not in UNBOUNDED_PHASES and self._first_step is None:
+            self._first_step = step
+        self.step = step
+        self.enter_section(phase)
+
+    def enter_section(self, phase: str) -> None:
+        """Records that `phase` begins within the step."""
+        self.phase = phase
+        self.changes += 1
+
+    def end(self, reason: str) -> None:
+        """Records that training has ended with `DONE`, `LOST` or the message of an error."""
+        self.ended = reason
+
+    @property
+    def bounded(self) -> bool:
+        """Returns whether a long stay at this position is a hang.
+
+        In its first step an attempt may compile for any time, but its first batch must arrive in time.
+        """
+        first = self._first_step
+        return self.phase not in UNBOUNDED_PHASES and first is not None and (self.step > first or self.phase == "data")
