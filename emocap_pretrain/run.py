@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from emocap_shards.mask import remember
+from emocap_shards.mask import MASK, remember
 from emocap_shards.store import open_store
+from rich.text import Text
 
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.load import load
@@ -22,6 +23,7 @@ from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
 from emocap_pretrain.ranks.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.terminal import (
     INTERRUPTED,
     STOPPED,
@@ -32,6 +34,7 @@ from emocap_pretrain.terminal import (
     errors_as_lines,
     screen,
 )
+from emocap_pretrain.tracking import pages
 
 if TYPE_CHECKING:
     from emocap_cluster.placement import ResourceRequest
@@ -274,17 +277,26 @@ def _print_result(config: Config) -> bool:
         return False
     console.print(report.table())
     console.print(f"Checkpoints are in {config.url.rstrip('/')}/checkpoints")
-    console.print(f"Look at it:\n{_mlflow_command(config.stored()['tracking']['uri'])}")
+    console.print("Look at it:")
+    print_pages(config, report)
     return True
 
 
-def _mlflow_command(uri: str) -> str:
-    """Returns what to type, or to open, to see the tracked runs; MLflow itself listens on 127.0.0.1:5000 only."""
-    if uri.startswith(("http://", "https://")):
-        return uri
-    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
-    # In a terminal the command is for the folder that the person is in; a log may be read from anywhere.
-    return command.replace(f"{Path.cwd()}/", "") if sys.stdout.isatty() else command
+def print_pages(config: Config, report: Report) -> None:
+    """Prints the addresses of the run's pages, below the command that serves them if there is no server."""
+    # Without the secrets of the config; a text `${oc.env:...}` stays.
+    server = config.stored()["tracking"]["uri"].replace(f"{MASK}@", "")
+    if not config.tracking.uri.startswith(("http://", "https://")):
+        command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {server}"
+        # In a terminal the command is for the folder that the person is in; a log may be read from anywhere.
+        console.print(command.replace(f"{Path.cwd()}/", "") if sys.stdout.isatty() else command)
+        server = "http://127.0.0.1:5000"  # MLflow's own default.
+    found = {"runs": server}
+    if report.experiment_id:
+        found = pages.addresses(server, report.experiment_id, report.run_id)
+    for name, address in found.items():
+        # As a str it would lose its query, which the console hides because it may be a secret. Here we have written it.
+        console.print(Text(f"{name}: {address}"))
 
 
 def main() -> None:

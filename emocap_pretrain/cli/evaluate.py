@@ -74,7 +74,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         if results:
             _show(run_url, restored, results, as_json=as_json)
         if results and picture:
-            _draw(results, picture)
+            _draw(restored, results, picture)
         if results and tracking:
             _track(restored, results, _tracking(tracking, own))
         if launched():
@@ -206,14 +206,16 @@ def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> 
     return {"run": run_url, "step": restored.step, "results": to_jsonable_python(results)}
 
 
-def _draw(results: Sequence[TaskResult], path: Path) -> None:
+def _draw(restored: "Restored", results: Sequence[TaskResult], path: Path) -> None:
+    from emocap_pretrain.data.datasets import evaluation_data
     from emocap_pretrain.tracking import pictures
 
     matrices = [matrix for result in results for matrix in result.confusion_matrices]
     if not matrices:
         names = ", ".join(result.task for result in results)
         raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
-    pictures.confusion(matrices[0], path)
+    subject = pictures.subject(restored.config.name, evaluation_data(restored.config), step=restored.step)
+    pictures.confusion(matrices[0], path, of=subject)
 
 
 def _track(restored: "Restored", results: Sequence[TaskResult], tracking: TrackingConfig) -> None:
@@ -226,7 +228,7 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
     config = restored.config
     config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
     tracker = MlflowTracker.start(config, None, parent=restored.run_id)
-    track(tracker, results, restored.step)
+    track(tracker, restored.config, results, restored.step)
     tracker.text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
     tracker.describe("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))
     tracker.finish("FINISHED")

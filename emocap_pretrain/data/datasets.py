@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
@@ -24,7 +25,7 @@ TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 
 def train_tokenizer(config: Config) -> str:
-    """On the first captions of the dataset, in the manifest's order."""
+    """Trains a tokenizer on the first captions of the dataset, in the manifest's order; returns its JSON."""
     samples = _first_captions(config.data.sources, TOKENIZER_SAMPLES, error_budget=config.data.error_budget)
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
@@ -32,7 +33,7 @@ def train_tokenizer(config: Config) -> str:
 
 
 def tokenizer_of(config: Config) -> Tokenizer:
-    """The tokenizer of a new run: the one that the settings name, or one that is trained on the data."""
+    """Returns the tokenizer of a new run: the one that the settings name, or one that is trained on the data."""
     settings = config.model.text
     if settings.tokenizer == "data":
         return Tokenizer.from_json(train_tokenizer(config))
@@ -41,7 +42,7 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class CutTexts:
-    """How many texts of one kind have more tokens than the tower reads of them."""
+    """Counts the texts of one kind, and those that have more tokens than the tower reads of them."""
 
     kind: str
     limit: int
@@ -77,7 +78,7 @@ def cut_captions(
 def _first_captions(
     sources: Sequence[SourceConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
-    """The captions of each of the first samples, in the manifest's order."""
+    """Yields the captions of each of the first samples, in the manifest's order."""
     stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
@@ -104,23 +105,73 @@ def _sources(sources: Sequence[SourceConfig]) -> tuple[MixtureSource, ...]:
 
 
 def named(config: Config) -> str:
-    """The addresses, without secrets."""
+    """Returns the addresses of the training data, without secrets."""
     return " with ".join(open_store(source.url).url for source in config.data.sources)
 
 
 def data_digest_of(config: Config) -> str:
-    """Of the one manifest, or of all of them."""
+    """Returns the digest of the training data: that of the one manifest, or one of the digests of all of them."""
     return digest_of([read_manifest(source.url) for source in config.data.sources])
 
 
 def digest_of(manifests: Sequence[Manifest]) -> str:
-    """Of the datasets of a run, in their order."""
+    """Returns the digest of the datasets of a run, in their order."""
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class DatasetUse:
+    """A packed dataset and what a run uses it for, as the tracker and pictures name it.
+
+    Attributes:
+        url: The address in the config. It holds no secret; the text `${oc.env:...}` stays.
+        digest: SHA-256 of the manifest. `emocap inspect` prints its first 16 characters.
+        samples: Number of samples.
+        purpose: What the run uses it for.
+        weight: The weight in `data.mix`; None where none is given.
+    """
+
+    url: str
+    digest: str
+    samples: int
+    purpose: Literal["training", "evaluation"]
+    weight: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Returns the last two folders of the URL, such as `faces/train`."""
+        return "/".join(self.url.rstrip("/").split("/")[-2:])
+
+    @property
+    def short_digest(self) -> str:
+        return self.digest[:16]
+
+
+def training_data(config: Config) -> list[DatasetUse]:
+    """Returns the datasets that the run trains on; reads their manifests."""
+    stored = config.stored()["data"]
+    urls = [source["url"] for source in stored["mix"]] or [stored["url"]]
+    return [
+        _use(source.url, url, "training", source.weight) for source, url in zip(config.data.sources, urls, strict=True)
+    ]
+
+
+def evaluation_data(config: Config) -> list[DatasetUse]:
+    """Returns the dataset that the run is evaluated on, if there is one; reads its manifest."""
+    url = config.evaluation.url
+    return [_use(url, config.stored()["evaluation"]["url"], "evaluation")] if url else []
+
+
+def _use(
+    url: str, stored_url: str, purpose: Literal["training", "evaluation"], weight: float | None = None
+) -> DatasetUse:
+    manifest = read_manifest(url)
+    return DatasetUse(stored_url, manifest.digest, manifest.samples, purpose, weight)
+
+
 def foreign_data(config: Config) -> str:
-    """Says that a checkpoint of the run has seen other data."""
+    """Returns the message for a checkpoint of the run that has seen other data."""
     return (
         f"{named(config)} is not the data that {open_store(config.url).url} was trained on: a manifest has changed. "
         "Give a new run another url."

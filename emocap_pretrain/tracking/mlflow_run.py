@@ -7,6 +7,7 @@ replay of steps. The same answer tells whether a newer start of the run has take
 
 import base64
 import errno
+import json
 import logging
 import math
 import os
@@ -24,15 +25,26 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # It ma
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from emocap_shards.mask import masked
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.errors import TrackingError
-from emocap_pretrain.tracking import environment
+from emocap_pretrain.tracking import environment, pages
 from emocap_pretrain.tracking.spool import Kind, Row, reason
 
 STARTS = "emocap.starts"
@@ -51,8 +63,9 @@ log = logging.getLogger(__name__)
 class MlflowRun:
     """One MLflow run as a start sees it; called from one thread for each kind of rows."""
 
-    def __init__(self, client: MlflowClient, run_id: str, start: int) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, start: int, experiment_id: str = "") -> None:
         self._client, self.run_id, self._start = client, run_id, start
+        self.experiment_id = experiment_id  # Empty until MLflow has answered.
         self.silent = False  # Another attempt with a higher number writes to the run.
         self._run: Run
         self._last_steps: dict[str, int] = {}
@@ -61,6 +74,7 @@ class MlflowRun:
             "metrics": self._metrics,
             "scores": self._scores,
             "rescores": self._rescores,
+            "datasets": self._datasets,
             "tags": self._tags,
             "status": self._status,
             "checkpoint": self._checkpoint,
@@ -79,7 +93,8 @@ class MlflowRun:
         """
         try:
             client = _client(config)
-            return cls(client, _create(client, config, parent), start)
+            info = _create(client, config, parent).info
+            return cls(client, info.run_id, start, info.experiment_id)
         except FAILURES as error:
             raise _refusal(config, error) from None
 
@@ -95,7 +110,7 @@ class MlflowRun:
         except FAILURES as error:
             raise _refusal(config, error) from None
         try:
-            client.get_run(run_id)
+            return cls(client, run_id, start, client.get_run(run_id).info.experiment_id)
         except FAILURES as error:
             if isinstance(error, MlflowException) and error.get_http_status_code() == UNKNOWN:
                 raise _refusal(config, error) from None
@@ -115,6 +130,7 @@ class MlflowRun:
         """Leaves out and names a row that MLflow always refuses, so that it does not block the others."""
         kind = rows[0]["kind"]
         run = self._recent() if kind == "metrics" else self._client.get_run(self.run_id)
+        self.experiment_id = run.info.experiment_id
         if int(run.data.tags.get(STARTS, 0)) > self._start:
             self._fall_silent()
             return
@@ -167,6 +183,14 @@ class MlflowRun:
             model_id = model.model_id if model else None
             self._client.log_metric(self.run_id, point.key, point.value, point.timestamp, point.step, model_id=model_id)
         self._asked_s = -math.inf
+
+    def _datasets(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
+        found = [
+            DatasetInput(Dataset(**each["dataset"]), [InputTag(key, value) for key, value in each["tags"].items()])
+            for row in rows
+            for each in row["body"]["datasets"]
+        ]
+        self._client.log_inputs(self.run_id, found)
 
     def _tags(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
         tags = [RunTag(key, value) for row in rows for key, value in row["body"].items()]
@@ -251,6 +275,26 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
+    """Returns a dataset as MLflow's entity for it needs it, in JSON values.
+
+    MLflow bounds a digest to 36 characters; the tag `sha256` holds all of it.
+    """
+    scheme = used.url.partition("://")[0] if "://" in used.url else "local"
+    place = "url" if scheme in ("http", "https") else "uri"  # As MLflow's own sources of these types store it.
+    dataset = {
+        "name": masked(used.name),
+        "digest": used.short_digest,
+        "source_type": "http" if place == "url" else scheme,
+        "source": json.dumps({place: masked(used.url)}),
+        "profile": json.dumps({"num_rows": used.samples}),
+    }
+    tags = {MLFLOW_DATASET_CONTEXT: used.purpose, "sha256": used.digest}
+    if used.weight is not None:
+        tags["weight"] = f"{used.weight:g}"
+    return {"dataset": dataset, "tags": tags}
+
+
 def attempts_tracked(config: Config, run_id: str) -> int:
     """The number of the newest attempt that has written to an MLflow run; 0 where that cannot be asked."""
     try:
@@ -259,16 +303,18 @@ def attempts_tracked(config: Config, run_id: str) -> int:
         return 0
 
 
-def _create(client: MlflowClient, config: Config, parent: str) -> str:
+def _create(client: MlflowClient, config: Config, parent: str) -> Run:
     commit = environment.git_commit()
     tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    run_id: str = client.create_run(_experiment(client, config), run_name=config.name, tags=tags).info.run_id
+    run = client.create_run(_experiment(client, config), run_name=config.name, tags=tags)
     facts = environment.versions() | environment.machine()
     values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
-    client.log_batch(run_id, params=[Param(key, masked(value)[:LONGEST_PARAM]) for key, value in values.items()])
-    return run_id
+    client.log_batch(
+        run.info.run_id, params=[Param(key, masked(value)[:LONGEST_PARAM]) for key, value in values.items()]
+    )
+    return run
 
 
 def _refusal(config: Config, error: Exception) -> TrackingError:
@@ -283,11 +329,14 @@ def _refusal(config: Config, error: Exception) -> TrackingError:
 def _experiment(client: MlflowClient, config: Config) -> str:
     name = config.tracking.experiment
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # The pages then are those of training; without a kind MLflow guesses.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=kind)
+    view = {pages.VIEW_TAG: pages.saved_view()}
+    if found is None:
+        # The pages then are those of training; without a kind MLflow guesses.
+        tags = {"mlflow.experimentKind": "custom_model_development", **view}
+        return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=tags)
+    if not view.items() <= found.tags.items():
+        client.set_experiment_tag(found.experiment_id, *view.popitem())
+    return str(found.experiment_id)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

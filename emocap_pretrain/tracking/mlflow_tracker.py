@@ -12,8 +12,9 @@ from emocap_shards.mask import masked
 from emocap_shards.store import Store
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder import unsent
-from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun
+from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun, mlflow_dataset
 from emocap_pretrain.tracking.spool import Row, Spool, row, understood
 from emocap_pretrain.tracking.tracker import Status
 
@@ -65,6 +66,10 @@ class MlflowTracker:
         return tracker
 
     @property
+    def experiment_id(self) -> str:
+        return self._run.experiment_id
+
+    @property
     def silent(self) -> bool:
         return self._run.silent
 
@@ -76,6 +81,9 @@ class MlflowTracker:
 
     def rescore(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("rescores", step, dict(metrics)))
+
+    def datasets(self, used: Sequence[DatasetUse]) -> None:
+        self._history.put(row("datasets", 0, {"datasets": [mlflow_dataset(each) for each in used]}))
 
     def text(self, name: str, content: str) -> None:
         self._artifacts.put(row("text", 0, {"name": name, "content": masked(content)}))

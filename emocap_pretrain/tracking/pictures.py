@@ -1,4 +1,4 @@
-"""Pictures for the tracker: a preview of samples, a confusion matrix."""
+"""Draws the pictures of a run, a preview of samples and a confusion matrix; each names its run and dataset."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,13 +9,21 @@ import numpy as np
 from emocap_shards.sample import Sample
 from matplotlib.figure import Figure
 
+from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder.results import ConfusionMatrix
 
 
-def preview(samples: Sequence[Sample], path: Path) -> None:
-    """Up to eight samples with all parts of their captions."""
+def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
+    """Returns the line of a picture that names its run and its datasets, with the digests of `emocap inspect`."""
+    at = "" if step is None else f", step {step}"
+    return f"run {run}{at} · " + " + ".join(f"{each.name} ({each.short_digest})" for each in data)
+
+
+def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
+    """Draws up to eight samples with all parts of their captions, below the line `of` (see `subject`)."""
     rows = min(4, (len(samples) + 1) // 2)
     figure = Figure(figsize=(13, 2.6 * rows), layout="constrained")
+    figure.suptitle(of, fontsize=9, x=0.01, ha="left", parse_math=False)
     grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw={"width_ratios": [1, 2, 1, 2]})
     for axes in grid.flat:
         axes.axis("off")
@@ -32,8 +40,8 @@ def _caption(sample: Sample) -> str:
     return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)
 
 
-def confusion(matrix: ConfusionMatrix, path: Path) -> None:
-    """Recall of each true class over predicted classes, with counts."""
+def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
+    """Draws the share of each predicted class in a true class, with counts, below its title and the line `of`."""
     size = max(5.0, 0.8 * len(matrix.classes) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
@@ -47,6 +55,6 @@ def confusion(matrix: ConfusionMatrix, path: Path) -> None:
     axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(ticks, matrix.classes, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(matrix.title, parse_math=False)
+    axes.set_title(f"{matrix.title}\n{of}", fontsize=10, parse_math=False)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     figure.savefig(path, dpi=110)

@@ -14,7 +14,9 @@ from typing import Any, Literal, TypedDict, cast, get_args
 
 from emocap_shards.mask import masked
 
-Kind = Literal["metrics", "scores", "rescores", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"]
+Kind = Literal[
+    "metrics", "scores", "rescores", "datasets", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"
+]
 MOST_AT_ONCE = 200
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 AWAY_AFTER = 1  # One failure is a hiccup, such as a connection that was closed while it was idle.

@@ -1,10 +1,11 @@
 """Defines how the loop reports on a run; `MemoryTracker` is for tests and for ranks other than 0."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.tracking.spool import Row
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -21,6 +22,11 @@ class Tracker(Protocol):
     def run_id(self) -> str: ...
 
     @property
+    def experiment_id(self) -> str:
+        """The experiment's name in the addresses of pages; empty while it is not known."""
+        ...
+
+    @property
     def silent(self) -> bool:
         """True if rows were dropped because an attempt with a higher number writes to the same run."""
         ...
@@ -35,6 +41,10 @@ class Tracker(Protocol):
 
     def rescore(self, metrics: Mapping[str, float], step: int) -> None:
         """Records a score as `score` does, for a result that may be computed again: a new value replaces an old one."""
+        ...
+
+    def datasets(self, used: Sequence[DatasetUse]) -> None:
+        """Records datasets as inputs of the run; a dataset that the run has already counts once."""
         ...
 
     def text(self, name: str, content: str) -> None: ...
@@ -78,9 +88,11 @@ class MemoryTracker:
     """Keeps everything in lists."""
 
     run_id: str = "memory"
+    experiment_id: str = ""
     silent: bool = False
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     scores: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
+    inputs: list[DatasetUse] = field(default_factory=list[DatasetUse])
     texts: dict[str, str] = field(default_factory=dict[str, str])
     pictures: dict[str, bytes] = field(default_factory=dict[str, bytes])
     checkpoints: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
@@ -99,6 +111,9 @@ class MemoryTracker:
     def rescore(self, metrics: Mapping[str, float], step: int) -> None:
         self.rows.append((step, dict(metrics)))
         self.scores[step] = {**self.scores.get(step, {}), **metrics}
+
+    def datasets(self, used: Sequence[DatasetUse]) -> None:
+        self.inputs += [each for each in used if each not in self.inputs]
 
     def text(self, name: str, content: str) -> None:
         self.texts[name] = content

@@ -15,6 +15,7 @@ from emocap_shards.store import Store
 from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import evaluation_data
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.restore import Restored, restore
@@ -75,8 +76,9 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
         tracking_uri=masked(stored["tracking"]["uri"]),
         results=results,
         evaluation=stored["evaluation"] if config.evaluation.url else None,
+        experiment_id=session.tracker.experiment_id,
     )
-    track(session.tracker, results, report.step)
+    track(session.tracker, config, results, report.step)
     _describe(session.tracker, report)
     session.keep([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
@@ -104,14 +106,18 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
         _replace_results(config, store, report, results)
 
 
-def track(tracker: Tracker, results: Sequence[TaskResult], step: int) -> None:
-    """Give the tracker the scores and pictures of results of the checkpoint of `step`."""
+def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
+    """Give the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
+    if not results:
+        return
+    data = evaluation_data(config)
+    tracker.datasets(data)
     for result in results:
         tracker.rescore(result.metrics(), step)
         for matrix in result.confusion_matrices:
             with TemporaryDirectory(prefix="emocap-") as folder:
                 path = Path(folder) / f"{matrix.name}.png"
-                pictures.confusion(matrix, path)
+                pictures.confusion(matrix, path, of=pictures.subject(config.name, data, step=step))
                 tracker.picture(f"pictures/{result.task}/{matrix.name}.png", path)
 
 
@@ -151,7 +157,8 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
             RunFolder(store).begin(config, tracker.run_id, parent=parent)
             report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
         report = replace(report, results=results, evaluation=config.stored()["evaluation"])
-        track(tracker, results, report.step)
+        report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
+        track(tracker, config, results, report.step)
         _describe(tracker, report)
         RunFolder(store).conclude(report)
     finally:

@@ -26,7 +26,14 @@ from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, stream_of, train_tokenizer
+from emocap_pretrain.data.datasets import (
+    cut_captions,
+    data_digest_of,
+    foreign_data,
+    stream_of,
+    train_tokenizer,
+    training_data,
+)
 from emocap_pretrain.data.loader import Delivery, batches, fitted, shared_memory_free
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -326,7 +333,9 @@ def _tracker(
             begun[0].keep(steps_listed(attempt.store))
         if known is None:
             RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
-            _preview(begun[0], stream)
+            data = training_data(config)
+            begun[0].datasets(data)
+            _preview(begun[0], stream, of=pictures.subject(config.name, data))
             _count_cut_texts(begun[0], config, tokenizer)
         return begun[0].run_id
 
@@ -354,13 +363,13 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     return ""
 
 
-def _preview(tracker: Tracker, stream: Stream) -> None:
+def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
         first = replace(
             stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
         )
-        pictures.preview(next(first.steps()).samples, path)
+        pictures.preview(next(first.steps()).samples, path, of=of)
         tracker.picture("pictures/samples.png", path)
 
 

@@ -179,6 +179,9 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     pictures = client.list_artifacts(logged.info.run_id, "pictures/zero_shot")
     assert [each.path for each in pictures] == ["pictures/zero_shot/confusion.png"]
     assert logged.data.params["evaluation.url"] == faces
+    (used,) = logged.inputs.dataset_inputs
+    assert json.loads(used.dataset.source) == {"uri": faces}
+    assert {tag.key: tag.value for tag in used.tags}["mlflow.data.context"] == "evaluation"
     assert MlflowClient(run.tracking.uri).get_run(run_id).to_dictionary() == before
     after = {path: path.stat().st_mtime_ns for path in Path(run.url).parent.rglob("*") if path.is_file()}
     assert after == stored, "neither the tracker nor the artifacts that the stored config names are touched"

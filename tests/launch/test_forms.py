@@ -44,8 +44,9 @@ OWN = re.compile(
     r"|Checkpoints are in .*"
     r"|Look at it:"
     r"|.*mlflow ui --backend-store-uri .*"
+    r"|this run: http.*|all runs: http.*"
 )
-MOST_LINES = 14
+MOST_LINES = 16
 # What is said of a machine that is busy with other work; it tells nothing about the run.
 BUSY = re.compile(r"times as slow as the others|^(\[rank 0\] )?training waited .* for the checkpoint")
 

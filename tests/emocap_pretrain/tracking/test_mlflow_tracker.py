@@ -18,8 +18,11 @@ from pretrain_fakes import changed
 
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import DatasetUse, training_data
 from emocap_pretrain.errors import TrackingError
+from emocap_pretrain.tracking import pages
 from emocap_pretrain.tracking.environment import versions
+from emocap_pretrain.tracking.mlflow_run import mlflow_dataset
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
 
@@ -49,6 +52,49 @@ def test_a_new_run_has_its_name_experiment_settings_and_environment(config: Conf
     assert run.data.params["environment.torch"] == versions()["torch"]
     assert "environment.host" in run.data.params
     assert len(run.data.tags["mlflow.source.git.commit"].removesuffix("-dirty")) == 40
+
+
+def test_an_experiment_has_the_saved_view_also_where_it_is_older(config: Config, client: MlflowClient) -> None:
+    older = client.create_experiment("older")
+    for name in ("faces", "older"):
+        named = changed(config, tracking__experiment=name)
+        tracker = MlflowTracker.start(named, None)
+        tracker.finish("FINISHED")
+        assert client.get_experiment(tracker.experiment_id).tags[pages.VIEW_TAG] == pages.saved_view()
+    assert tracker.experiment_id == older
+
+
+def test_datasets_are_inputs_of_the_run_and_count_once(config: Config, client: MlflowClient) -> None:
+    digest = "0123456789abcdef" * 4
+    training = DatasetUse("s3://bucket/faces/train", digest, 1800, "training", 0.25)
+    evaluation = DatasetUse("https://host/faces/test", digest[::-1], 200, "evaluation")
+    tracker = MlflowTracker.start(config, None)
+    tracker.datasets([training])
+    tracker.datasets([training, evaluation])
+    tracker.finish("FINISHED")
+    first, second = sorted(client.get_run(tracker.run_id).inputs.dataset_inputs, key=lambda each: each.dataset.name)[
+        ::-1
+    ]
+    assert (first.dataset.name, first.dataset.digest) == ("faces/train", "0123456789abcdef")
+    assert (first.dataset.source_type, json.loads(first.dataset.source)) == ("s3", {"uri": "s3://bucket/faces/train"})
+    assert json.loads(first.dataset.profile) == {"num_rows": 1800}
+    tags = {tag.key: tag.value for tag in first.tags}
+    assert tags == {"mlflow.data.context": "training", "sha256": digest, "weight": "0.25"}
+    assert (second.dataset.source_type, json.loads(second.dataset.source)) == (
+        "http",
+        {"url": "https://host/faces/test"},
+    )
+    assert {tag.key: tag.value for tag in second.tags}["mlflow.data.context"] == "evaluation"
+
+
+def test_a_dataset_is_logged_without_secrets(tmp_path: Path, faces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACES_OF_ONE", faces)
+    path = tmp_path / "c.yaml"
+    path.write_text("name: n\nurl: r\nsteps: 1\nglobal_batch: 2\ndata: {url: '${oc.env:FACES_OF_ONE}'}\n")
+    (used,) = training_data(load(path))
+    assert used.url == "${oc.env:FACES_OF_ONE}"
+    assert used.samples > 0
+    assert faces not in json.dumps(mlflow_dataset(used))
 
 
 def test_metrics_arrive_with_their_steps(config: Config, client: MlflowClient) -> None:

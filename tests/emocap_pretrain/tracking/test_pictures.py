@@ -6,6 +6,7 @@ from emocap_shards.sample import Caption, Sample
 from emocap_shards.stream import Stream
 from PIL import Image
 
+from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder.results import ConfusionMatrix
 from emocap_pretrain.tracking import pictures
 
@@ -24,14 +25,14 @@ def sample(text: str, colour: tuple[int, int, int] = (255, 0, 0)) -> Sample:
 @pytest.mark.parametrize("count", [1, 3, 11])
 def test_a_preview_of_any_number_of_samples_is_a_picture(faces, tmp_path, count):
     samples = Stream(url=faces, global_batch=1).read(range(count))
-    pictures.preview(samples, tmp_path / "p.png")
+    pictures.preview(samples, tmp_path / "p.png", of="run tiny")
     height, width, _ = decoded(tmp_path / "p.png").shape
     assert width == 1430
     assert height == pytest.approx(286 * min(4, (count + 1) // 2), abs=2)
 
 
 def test_a_preview_shows_the_images_of_its_samples(tmp_path):
-    pictures.preview([sample("a", (255, 0, 0)), sample("b", (0, 0, 255))], tmp_path / "p.png")
+    pictures.preview([sample("a", (255, 0, 0)), sample("b", (0, 0, 255))], tmp_path / "p.png", of="run tiny")
     pixels = decoded(tmp_path / "p.png").reshape(-1, 3)
     for colour in ((255, 0, 0), (0, 0, 255)):
         assert (pixels == colour).all(1).sum() > 10_000
@@ -39,14 +40,14 @@ def test_a_preview_shows_the_images_of_its_samples(tmp_path):
 
 @pytest.mark.parametrize("text", [r"$\nothing{$ like a formula", "$5 and $6", "a_b^c", "% # & \\", "x" * 300, ""])
 def test_any_words_can_stand_in_a_preview(tmp_path, text):
-    pictures.preview([sample(text)], tmp_path / "p.png")
+    pictures.preview([sample(text)], tmp_path / "p.png", of="run tiny")
     assert decoded(tmp_path / "p.png").std() > 0
 
 
 def test_a_confusion_matrix_is_dark_where_a_class_lies_whole(tmp_path):
     def dark(*counts: tuple[int, int]) -> int:
         matrix = ConfusionMatrix("c", r"$\odd{$: UAR 50 %", ("joy", r"$\odd{$"), counts)
-        pictures.confusion(matrix, tmp_path / "c.png")
+        pictures.confusion(matrix, tmp_path / "c.png", of="run tiny")
         return int((decoded(tmp_path / "c.png") == (8, 48, 107)).all(2).sum())
 
     half, whole = dark((5, 5), (5, 5)), dark((10, 0), (0, 10))
@@ -54,5 +55,20 @@ def test_a_confusion_matrix_is_dark_where_a_class_lies_whole(tmp_path):
 
 
 def test_a_class_that_does_not_occur_has_an_empty_row(tmp_path):
-    pictures.confusion(ConfusionMatrix("c", "Counts", ("a", "b"), ((3, 1), (0, 0))), tmp_path / "c.png")
+    pictures.confusion(ConfusionMatrix("c", "Counts", ("a", "b"), ((3, 1), (0, 0))), tmp_path / "c.png", of="run tiny")
     assert decoded(tmp_path / "c.png").std() > 0
+
+
+def test_the_line_of_a_picture_names_run_step_datasets_and_digests():
+    data = [DatasetUse(f"s3://bucket/{name}/train", "0123456789abcdef" * 4, 8, "training") for name in ("a", "b")]
+    line = pictures.subject("tiny", data, step=600)
+    assert line == "run tiny, step 600 · a/train (0123456789abcdef) + b/train (0123456789abcdef)"
+    assert pictures.subject("tiny", data[:1]) == "run tiny · a/train (0123456789abcdef)"
+
+
+def test_a_picture_shows_its_line(tmp_path):
+    def drawn(of: str) -> np.ndarray:
+        pictures.preview([sample("a")], tmp_path / "p.png", of=of)
+        return decoded(tmp_path / "p.png")
+
+    assert (drawn("run tiny") != drawn("run $large{")).any()

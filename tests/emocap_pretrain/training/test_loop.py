@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from emocap_shards.errors import BudgetSpent
 from emocap_shards.index import load_index
+from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from mlflow.tracking import MlflowClient
@@ -23,6 +24,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.tracking import pages
 from emocap_pretrain.tracking.spool import row
 from emocap_pretrain.training import conclusion, session
 from emocap_pretrain.training.guard import Guard
@@ -114,6 +116,12 @@ def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], f
     assert report.loss == losses[-1][1]
     assert curve(config, "zero_shot/uar")[0][1] == report.result("zero_shot").value("uar")
     assert status(config) == "FINISHED"
+    tracked = MlflowClient(config.tracking.uri).get_run(run_id(config))
+    assert report.experiment_id == tracked.info.experiment_id
+    (used,) = tracked.inputs.dataset_inputs  # Both datasets of this run are one.
+    assert used.dataset.digest == read_manifest(faces).digest[:16]
+    charts = {metric for section in pages.CHARTS.values() for chart in section for metric in chart}
+    assert {name for name in tracked.data.metrics if not name.startswith("system/")} <= charts
 
 
 def test_a_run_that_was_stopped_at_any_step_and_started_again_is_the_unbroken_run_to_the_bit(

@@ -1,0 +1,131 @@
+"""MLflow's pages of a run: their addresses, and the saved view that every experiment gets.
+
+By default MLflow 3.17 lists runs without their metrics and draws a chart of each metric, in alphabetical order. A saved
+view is a tag of the experiment: the page of runs lists it under "Views", and a link can open it. Its form belongs to
+MLflow's pages (it was read from those of 3.17.2) and is no public interface: a version that cannot read it shows its
+defaults.
+"""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+from emocap_pretrain.data.parts import PARTS
+
+VIEW = "training"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+_COLUMNS = (
+    "metrics.`loss`",
+    "metrics.`zero_shot/uar`",
+    "metrics.`samples_per_s`",
+    "attributes.`Dataset`",
+    "attributes.`Models`",
+)
+
+_PARTS = tuple(part.name for part in PARTS)
+_RECALLS = tuple(f"recall_at_{count}" for count in (1, 5, 10))
+_TIMES = ("data", "forward", "loss", "backward", "update", "saving")
+
+
+def _by_part(name: str) -> tuple[str, ...]:
+    return tuple(f"{part}/{name}" for part in _PARTS)
+
+
+# Each section holds charts, and a chart the metrics that share it. What a person looks at first comes first.
+CHARTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "Evaluation": (
+        ("zero_shot/uar",),
+        ("zero_shot/war",),
+        tuple(f"retrieval/{recall}_image_to_text" for recall in _RECALLS),
+        tuple(f"retrieval/{recall}_text_to_image" for recall in _RECALLS),
+    ),
+    "Loss": (
+        ("loss",),
+        _by_part("loss"),
+        ("checkpoint/loss",),
+        _by_part("image_to_text"),
+        _by_part("text_to_image"),
+    ),
+    "Recall in the batch": (
+        _by_part("recall_at_1_image_to_text"),
+        _by_part("recall_at_1_text_to_image"),
+        _by_part("positives"),
+    ),
+    "Optimization": (("learning_rate",), ("gradient_norm",), ("scale", "local_scale"), ("bias",), ("skipped",)),
+    "Speed": (
+        ("samples_per_s",),
+        ("time/step_s", *(f"time/{name}_s" for name in _TIMES)),
+        tuple(f"time/{name}_s_slowest" for name in _TIMES),
+        ("data_wait_share",),
+        ("straggler_factor",),
+        ("straggler_rank",),
+        ("memory_gib", "device_memory_gib"),
+        ("device_utilization", "device_utilization_lowest"),
+        ("text_tokens_per_s",),
+    ),
+    "Texts that are cut": (tuple(f"cut/{name}" for name in (*_PARTS, "prompts")),),
+}
+_BARS = ("Evaluation", "Texts that are cut")  # These have one value each; a line would be a point.
+
+
+def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
+    """Returns the addresses of the page of the run, and of the page that compares all runs of its experiment.
+
+    Both ask for the pages of training. Without that, MLflow opens those of generative AI, where the checkpoints of a
+    run are called versions of an agent.
+
+    Args:
+        server: Such as http://127.0.0.1:5000.
+        experiment_id: MLflow's name for the experiment.
+        run_id: MLflow's name for the run.
+    """
+    runs = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    training = "workflowType=machine_learning"
+    return {
+        "this run": f"{runs}/{run_id}?{training}",
+        "all runs": f"{runs}?{training}&viewStateShareKey={VIEW}&compareRunsMode=CHART",
+    }
+
+
+def saved_view() -> str:
+    """Returns the value of `VIEW_TAG`: the state of the page in MLflow's envelope of a saved view."""
+    state = {
+        "selectedColumns": _COLUMNS,
+        "columnOrder": _COLUMNS,
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False} for name in CHARTS
+        ],
+        "compareRunCharts": [
+            chart for section, charts in CHARTS.items() for metrics in charts for chart in _cards(section, metrics)
+        ],
+        "isAccordionReordered": True,  # Otherwise the page sorts the sections by name.
+    }
+    # Compressed as MLflow's own views are: the value of a tag has at most 20,000 characters.
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    return json.dumps({"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
+
+
+def _cards(section: str, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns the chart that the metrics share, and a deleted chart of each further metric.
+
+    The page draws a chart of its own for every metric that is not the first of a chart, unless that chart was deleted.
+    """
+    card = {"metricSectionId": section, "type": "BAR" if section in _BARS else "LINE", "isGenerated": False}
+    shared = card | {
+        "uuid": "+".join(metrics),
+        "deleted": False,
+        "metricKey": metrics[0],
+        "selectedMetricKeys": metrics,
+        "lineSmoothness": 0,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+        "runsCountToCompare": 10,
+    }
+    return [shared, *(card | {"uuid": metric, "metricKey": metric, "deleted": True} for metric in metrics[1:])]
