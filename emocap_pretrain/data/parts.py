@@ -2,7 +2,7 @@
 
 The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
 active parts and know none by its name. A new part is one `Part` here, with a weight in `config/objective.py` and a
-length in `config/schema.py`; docs/extend.md walks through an example.
+length in `config/schema.py`; docs/extend/part.md walks through an example.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,0 +1,89 @@
+"""The objective that docs/extend/objective.md adds: its code is taken from the page, and a run trains with it."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from emocap_kernels import Mining, choose_backend, contrastive_loss
+from emocap_kernels.contrastive import objectives
+from emocap_kernels.contrastive.objectives import ContrastiveObjective, ObjectiveName
+from engine_batches import VOCABULARY, batch_of
+from pretrain_fakes import changed, stand_alone
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from emocap_pretrain.config.objective import Kind
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.engine import Engine
+
+PAGE = Path(__file__).parents[3] / "docs/extend/objective.md"
+ALONE = RankGroup(Rank(), "cpu", None)
+
+
+def snippets() -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return [textwrap.dedent(each) for each in found]
+
+
+@pytest.fixture
+def spectral() -> ContrastiveObjective:
+    names: dict[str, Any] = {}
+    exec(snippets()[0], names)
+    return names["Spectral"]()
+
+
+def leaves() -> list[Tensor]:
+    drawn = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image, text = normalize(drawn, dim=-1).unbind()
+    return [image.requires_grad_(), text.requires_grad_(), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)]
+
+
+@pytest.mark.parametrize("treatment", [None, "attract", "ignore"])
+def test_the_tiles_of_the_page_give_the_loss_and_gradient_of_its_formula(
+    spectral: ContrastiveObjective, treatment: Any
+) -> None:
+    mining = Mining(guide="counterpart", threshold=0.3, treatment=treatment) if treatment else None
+    mine, theirs = leaves(), leaves()
+    found = contrastive_loss(*mine, objective=spectral, mining=mining, backend="chunked")
+    wanted = contrastive_loss(*theirs, objective=spectral, mining=mining, backend="reference")
+    torch.testing.assert_close(found.loss, wanted.loss)
+    found.loss.backward()
+    wanted.loss.backward()
+    for tile, formula in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(tile.grad, formula.grad)
+
+
+def test_the_formula_of_the_page_is_the_published_one(spectral: ContrastiveObjective) -> None:
+    image, text, scale = leaves()
+    score = scale * image @ text.T
+    expected = (score**2).sum(1).mean() - 2 * score.diagonal().mean()
+    torch.testing.assert_close(contrastive_loss(image, text, scale, objective=spectral).loss, expected)
+
+
+def test_the_lists_of_names_are_those_of_the_page() -> None:
+    names = re.findall(r'"(\w+)"', snippets()[1])
+    assert names == [*get_args(ObjectiveName), "spectral"]
+    assert get_args(Kind) == get_args(ObjectiveName)
+
+
+def test_a_run_trains_with_the_objective_of_the_page(
+    tiny_config: Config, spectral: ContrastiveObjective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_alone()
+    monkeypatch.setitem(objectives.OBJECTIVES, "spectral", spectral)
+    config = changed(tiny_config, steps=8, model__initial_scale=2.0)
+    objective = config.objective.model_copy(update={"kind": "spectral"})  # The schema does not have the name yet.
+    config = config.model_copy(update={"objective": objective})
+    torch.manual_seed(0)
+    engine = Engine.of(TowerPair.of(config, VOCABULARY), config, ALONE)
+    batch = batch_of(config, 0, range(config.global_batch))
+    losses = [float(engine.train(batch)["summary/loss"]) for _ in range(config.steps)]
+    assert losses[-1] < losses[0]
+    image, text, _ = leaves()
+    assert choose_backend(image, text, objective=spectral).backend == "chunked"
