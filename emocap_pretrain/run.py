@@ -91,7 +91,7 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
         raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or say cluster.ranks.")
     ranks = None if settings.ranks == "auto" else settings.ranks
     if ranks:
-        batch_split(config, ranks)
+        batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     least = settings.min_ranks or ranks or 1
     return ResourceRequest(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
 

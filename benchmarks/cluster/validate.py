@@ -29,11 +29,10 @@ from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.dry_run.fabric import Fabric, Link
 from emocap_pretrain.dry_run.step import Speed, step_time
 from emocap_pretrain.dry_run.workload import Workload
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import EnvRuntime
-from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.build import build_engine, build_model
 from emocap_pretrain.training.objective import Objective
 
 from .job import free_port
@@ -118,9 +117,9 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
     config = case.config(place.world_size)
     with joined(config.cluster, EnvRuntime(place, "cpu")) as world:
         torch.manual_seed(0)
-        model = TowerPair.of(config, Vocabulary(VOCABULARY, 0))
+        model = build_model(config, Vocabulary(VOCABULARY, 0))
         parameters, batch = sum(each.numel() for each in model.parameters()), _batch(case.rows)
-        engine = Engine.of(model, config, world)
+        engine = build_engine(config, model, world)
         calls: dict[str, Callable[[], object]] = {"step": lambda: engine.train(batch)}
         found: dict[str, Any] = {"parameters": parameters, "patches": (PIXELS // PATCH) ** 2}
         if together:
@@ -137,7 +136,7 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
 def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
     """The parts of a step of one rank alone, forward and backward."""
     model, objective = (
-        TowerPair.of(config, Vocabulary(VOCABULARY, 0)),
+        build_model(config, Vocabulary(VOCABULARY, 0)),
         Objective.of(config.objective, precision=config.engine.precision),
     )
 

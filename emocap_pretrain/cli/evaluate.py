@@ -214,7 +214,9 @@ def _draw(restored: "Restored", results: Sequence[TaskResult], path: Path) -> No
     if not matrices:
         names = ", ".join(result.task for result in results)
         raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
-    subject = pictures.subject(restored.config.name, evaluation_data(restored.config), step=restored.step)
+    config = restored.config
+    data = evaluation_data(config.evaluation, config.stored()["evaluation"])
+    subject = pictures.subject(config.name, data, step=restored.step)
     pictures.confusion(matrices[0], path, of=subject)
 
 

@@ -71,7 +71,9 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     """Returns the share of the first captions that the run's text tower cuts, as a line and as plain values."""
     from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 
-    samples, cut = cut_captions([SourceConfig(url=url)], tokenizer_of(config), config.model.text.lengths)
+    samples, cut = cut_captions(
+        [SourceConfig(url=url)], tokenizer_of(config.model.text, config.data), config.model.text.lengths
+    )
     line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}
 

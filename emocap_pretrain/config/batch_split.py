@@ -1,17 +1,16 @@
-"""The batch algebra: every rank has an even share of `global_batch`, in as many passes as `micro_batch` asks."""
+"""Divides a global batch over the ranks, and the rows of a rank into passes of `micro_batch`."""
 
 from dataclasses import dataclass
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """A full step: `rows` of the rank that has most (others have at most one fewer), in `passes` of `micro_batch`.
+    """The rows of one rank in a full step, in passes of at most `micro_batch` rows.
 
-    With more than one pass the representations are cached and the encoders replayed; the loss still sees the whole
-    global batch at once.
+    `rows` are those of the rank that has most; the others have at most one fewer. With more than one pass the
+    representations are cached and the towers run again; the loss still sees the whole global batch at once.
     """
 
     rows: int
@@ -22,16 +21,21 @@ class BatchSplit:
         return -(-self.rows // self.micro_batch)
 
 
-def batch_split(config: Config, ranks: int) -> BatchSplit:
-    """How a full step is split over so many ranks.
+def batch_split(global_batch: int, micro_batch: int | None, *, ranks: int) -> BatchSplit:
+    """Returns how a full step is divided over the ranks.
+
+    Args:
+        global_batch: Samples of a step over all ranks.
+        micro_batch: Most samples of one pass of the towers; None is all rows of a rank.
+        ranks: Number of ranks.
 
     Raises:
         ConfigError: If some rank would have no sample.
     """
-    if ranks > config.global_batch:
+    if ranks > global_batch:
         raise ConfigError(
-            f"global_batch={config.global_batch} leaves some of {ranks} ranks without a sample: "
-            f"set global_batch to at least {ranks}, or cluster.ranks={config.global_batch}."
+            f"global_batch={global_batch} leaves some of {ranks} ranks without a sample: "
+            f"set global_batch to at least {ranks}, or cluster.ranks={global_batch}."
         )
-    rows = -(-config.global_batch // ranks)
-    return BatchSplit(rows, min(rows, config.micro_batch or rows))
+    rows = -(-global_batch // ranks)
+    return BatchSplit(rows, min(rows, micro_batch or rows))

@@ -61,6 +61,10 @@ class DataConfig(Section):
         """The datasets, one or more."""
         return self.mix or (SourceConfig(url=str(self.url)),)
 
+    def window_samples(self, global_batch: int) -> int:
+        """Returns how many samples are shuffled together; by default so many that few of a batch are from one shard."""
+        return self.shuffle_window or max(8 * global_batch, 1 << 14)
+
     @model_validator(mode="after")
     def _one_of_both(self) -> "DataConfig":
         if (self.url is None) == (not self.mix):
@@ -349,11 +353,6 @@ class Config(Section):
                 "at random: set one of the two."
             )
         return self
-
-    @property
-    def shuffle_window(self) -> int:
-        """Samples that are shuffled together; by default so many that a batch has few of any shard's samples."""
-        return self.data.shuffle_window or max(8 * self.global_batch, 1 << 14)
 
     def stored(self) -> dict[str, Any]:
         """The settings as they may be logged: interpolated values appear as the text that stood in the file.

@@ -2,9 +2,9 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
@@ -16,7 +16,7 @@ from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import Config, PartLengthsConfig, SourceConfig
+from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, PartLengthsConfig, SourceConfig, TextTowerConfig
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo
@@ -24,19 +24,18 @@ from emocap_pretrain.ranks.info import RankInfo
 TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 
-def train_tokenizer(config: Config) -> str:
-    """Trains a tokenizer on the first captions of the dataset, in the manifest's order; returns its JSON."""
-    samples = _first_captions(config.data.sources, TOKENIZER_SAMPLES, error_budget=config.data.error_budget)
+def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
+    """Returns a tokenizer of so many tokens, trained on the first captions of the data in the order of the manifest."""
+    samples = _first_captions(data.sources, TOKENIZER_SAMPLES, error_budget=data.error_budget)
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
-    return Tokenizer.trained_on(texts, config.model.text.vocabulary).to_json()
+    return Tokenizer.trained_on(texts, vocabulary)
 
 
-def tokenizer_of(config: Config) -> Tokenizer:
+def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
     """Returns the tokenizer of a new run: the one that the settings name, or one that is trained on the data."""
-    settings = config.model.text
     if settings.tokenizer == "data":
-        return Tokenizer.from_json(train_tokenizer(config))
+        return train_tokenizer(data, settings.vocabulary)
     return Tokenizer.load(settings.tokenizer)
 
 
@@ -78,25 +77,33 @@ def cut_captions(
 def _first_captions(
     sources: Sequence[SourceConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
-    """Yields the captions of each of the first samples, in the manifest's order."""
+    """Yields the captions of each of the first samples, in the order of the manifest."""
     stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
 
-def stream_of(config: Config, info: RankInfo, start: Cursor) -> Stream:
-    """Returns the stream of this rank, from the cursor on."""
+def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch: int, seed: int) -> Stream:
+    """Returns the stream of the samples that this rank reads, from the cursor on.
+
+    Args:
+        data: The datasets, and how they are shuffled and cached.
+        info: The rank that reads.
+        start: Where the stream begins.
+        global_batch: Samples of a step over all ranks.
+        seed: Decides the order of the samples.
+    """
     return Stream(
-        url=_sources(config.data.sources),
-        global_batch=config.global_batch,
-        seed=config.seed,
+        url=_sources(data.sources),
+        global_batch=global_batch,
+        seed=seed,
         rank=info.rank,
         world_size=info.world_size,
-        window_samples=config.shuffle_window,
-        drop_last=config.data.drop_last,
+        window_samples=data.window_samples(global_batch),
+        drop_last=data.drop_last,
         start=start,
-        error_budget=config.data.error_budget,
-        cache=Cache(config.data.cache, round(config.data.cache_gb * 1e9)) if config.data.cache_gb else None,
+        error_budget=data.error_budget,
+        cache=Cache(data.cache, round(data.cache_gb * 1e9)) if data.cache_gb else None,
     )
 
 
@@ -104,18 +111,13 @@ def _sources(sources: Sequence[SourceConfig]) -> tuple[MixtureSource, ...]:
     return tuple(MixtureSource(source.url, source.weight) for source in sources)
 
 
-def named(config: Config) -> str:
-    """Returns the addresses of the training data, without secrets."""
-    return " with ".join(open_store(source.url).url for source in config.data.sources)
-
-
-def data_digest_of(config: Config) -> str:
-    """Returns the digest of the training data: that of the one manifest, or one of the digests of all of them."""
-    return digest_of([read_manifest(source.url) for source in config.data.sources])
+def data_digest_of(data: DataConfig) -> str:
+    """Reads the manifests of the datasets and returns their digest."""
+    return digest_of([read_manifest(source.url) for source in data.sources])
 
 
 def digest_of(manifests: Sequence[Manifest]) -> str:
-    """Returns the digest of the datasets of a run, in their order."""
+    """Returns the digest of the datasets of a run, which come in the order of the settings."""
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -148,19 +150,20 @@ class DatasetUse:
         return self.digest[:16]
 
 
-def training_data(config: Config) -> list[DatasetUse]:
-    """Returns the datasets that the run trains on; reads their manifests."""
-    stored = config.stored()["data"]
+def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
+    """Returns the datasets that a run trains on; reads their manifests.
+
+    Args:
+        data: The settings.
+        stored: The same settings as they may be logged (`Config.stored`).
+    """
     urls = [source["url"] for source in stored["mix"]] or [stored["url"]]
-    return [
-        _use(source.url, url, "training", source.weight) for source, url in zip(config.data.sources, urls, strict=True)
-    ]
+    return [_use(source.url, url, "training", source.weight) for source, url in zip(data.sources, urls, strict=True)]
 
 
-def evaluation_data(config: Config) -> list[DatasetUse]:
-    """Returns the dataset that the run is evaluated on, if there is one; reads its manifest."""
-    url = config.evaluation.url
-    return [_use(url, config.stored()["evaluation"]["url"], "evaluation")] if url else []
+def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
+    """Returns the dataset that a run is evaluated on, if there is one; reads its manifest. As `training_data`."""
+    return [_use(settings.url, stored["url"], "evaluation")] if settings.url else []
 
 
 def _use(
@@ -170,9 +173,10 @@ def _use(
     return DatasetUse(stored_url, manifest.digest, manifest.samples, purpose, weight)
 
 
-def foreign_data(config: Config) -> str:
-    """Returns the message for a checkpoint of the run that has seen other data."""
+def foreign_data(data: DataConfig, run_url: str) -> str:
+    """Returns the message for a run whose checkpoint was trained on other data; addresses are without secrets."""
+    addresses = " with ".join(open_store(source.url).url for source in data.sources)
     return (
-        f"{named(config)} is not the data that {open_store(config.url).url} was trained on: a manifest has changed. "
+        f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "
         "Give a new run another url."
     )

@@ -23,10 +23,10 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emocap_pretrain.config.schema import Config, DataConfig
+from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.mirror import mirrored
-from emocap_pretrain.data.parts import Part, active_parts
+from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
@@ -57,18 +57,6 @@ class Collate:
     crop: float
     flip: float
 
-    @classmethod
-    def of(cls, config: Config, tokenizer: Tokenizer) -> "Collate":
-        return cls(
-            tokenizer=tokenizer,
-            parts=active_parts(config.objective.weights),
-            lengths=config.model.text.lengths.by_part,
-            pixels=config.model.image.pixels,
-            seed=config.seed,
-            crop=config.data.crop,
-            flip=config.data.flip,
-        )
-
     def prepare(self, sample: Sample) -> Sample:
         """The sample with the pixels that the tower sees in its epoch, and the caption that is true of them.
 
@@ -82,6 +70,11 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
+
+    def batch_bytes(self, rows: int) -> int:
+        """Returns about how much shared memory a batch of so many rows takes, with texts of the greatest length."""
+        tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
+        return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
     def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
         by_image = [part.fed(sample.caption) for sample in samples]
@@ -153,13 +146,6 @@ def _no_room(what: str) -> DataError:
     return DataError(f"{SHM} of {socket.gethostname()} is full, {what}: {SHM_CURE}.")
 
 
-def batch_bytes(config: Config, rows: int) -> int:
-    """Returns about how much shared memory a batch of so many rows takes, with texts of the greatest length."""
-    lengths = config.model.text.lengths.by_part
-    tokens = sum(part.texts_per_image * lengths[part.name] for part in active_parts(config.objective.weights))
-    return rows * (3 * config.model.image.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
-
-
 def fitting(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
     """The settings with as many loader processes and prefetched batches as /dev/shm has room for.
 
@@ -195,16 +181,20 @@ def shared_memory_free() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) -> DataConfig:
-    """The settings of the loader for this host, with a line in the log where they are less than what was asked for.
+def fitted(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int | None) -> DataConfig:
+    """Returns the settings of the loader for this host, and logs where they are less than what was asked for.
+
+    Args:
+        data: The settings that were asked for.
+        each_bytes: Size of a batch.
+        ranks: Number of ranks on this host, which share its memory.
+        free_bytes: What `shared_memory_free` has returned.
 
     Raises:
         ConfigError: As `fitting` does.
     """
-    data = config.data
     if not data.workers or free_bytes is None:
         return data
-    each_bytes = batch_bytes(config, -(-config.global_batch // world))
     found = fitting(data, each_bytes=each_bytes, ranks=ranks, free_bytes=free_bytes)
     if found != data:
         log.warning(
@@ -222,21 +212,29 @@ def fitted(config: Config, world: int, *, ranks: int, free_bytes: int | None) ->
     return found
 
 
-def batches(config: Config, stream: Stream, tokenizer: Tokenizer, *, pin: bool) -> Generator[Delivery]:
-    """Endless batches of this rank from the stream's start cursor.
+def batches(
+    stream: Stream, collate: Collate, *, workers: int = 0, prefetch: int = 4, pin: bool = False
+) -> Generator[Delivery]:
+    """Yields the batches of this rank without end, from the cursor at which the stream starts.
 
-    Loader processes are started fresh (no fork): object-store clients hold threads that a fork would freeze.
+    Loader processes are spawned, not forked: clients of object stores hold threads, which a fork would leave frozen.
+
+    Args:
+        stream: The samples of this rank.
+        collate: Makes a batch of the samples of a step.
+        workers: Number of loader processes; 0 loads in this process.
+        prefetch: Batches that each loader process holds ready.
+        pin: Whether batches are copied into pinned memory, from which a GPU reads while the host goes on.
 
     Raises:
         DataError: If there is no room for loader processes in /dev/shm.
         TrainingError: While iterating, if a loader process has ended.
     """
-    workers = config.data.workers
     loader = DataLoader(
-        _Steps(stream, Collate.of(config, tokenizer)),
+        _Steps(stream, collate),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=config.data.prefetch if workers else None,
+        prefetch_factor=prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=partial(_quiet_worker, known=secrets()),
         pin_memory=pin,

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, TextTowerConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.patch_mask import patches_along_a_side
@@ -82,11 +82,16 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
             tower's patches cannot be masked as the settings ask.
     """
     captions = _Captions.of(config, shortest=shortest)
-    split = batch_split(config, ranks)
+    split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     rows = split.micro_batch
     with torch.device("meta"):
-        model = TowerPair.of(config, _vocabulary(config), weights=False)
-        teacher = Teacher.of(config, weights=False)
+        precision = config.engine.precision
+        model = TowerPair.of(
+            config.model, config.objective, _vocabulary(config.model.text), precision=precision, weights=False
+        )
+        teacher = Teacher.of(
+            config.objective.teacher, pixels=config.model.image.pixels, precision=precision, weights=False
+        )
     with FakeTensorMode(allow_non_fake_inputs=True):
         for each in filter(None, (model, teacher)):
             each.to_empty(device="cpu")
@@ -114,8 +119,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     )
 
 
-def _vocabulary(config: Config) -> Vocabulary:
-    text = config.model.text
+def _vocabulary(text: TextTowerConfig) -> Vocabulary:
     return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
 
 

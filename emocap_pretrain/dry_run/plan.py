@@ -48,8 +48,10 @@ class Plan:
         Raises:
             ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
         """
-        split, memory = batch_split(config, ranks), estimate(config, ranks)
-        weights = check_weights(config.model) + check_teacher(config)
+        split, memory = batch_split(config.global_batch, config.micro_batch, ranks=ranks), estimate(config, ranks)
+        weights = check_weights(config.model) + check_teacher(
+            config.objective.teacher, pixels=config.model.image.pixels
+        )
         return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
 
     def text(self, *, full: bool = False) -> str:
@@ -118,17 +120,17 @@ class Plan:
             return [("data", f"no dataset can be read at {' and '.join(source.url for source in sources)} from here")]
         samples = sum(manifest.samples for manifest in self.manifests)
         epochs = self.config.steps * self.config.global_batch / samples
+        window = min(self.config.data.window_samples(self.config.global_batch), samples)
         return [
             *(("data", _described(manifest)) for manifest in self.manifests),
             *self._mixture(),
-            ("each rank", f"about {samples // self.ranks:,} samples an epoch, of each step a stretch of neighbours"),
-            ("shuffle", f"{min(self.config.shuffle_window, samples):,} samples together"),
-            ("windows", self._windows(samples)),
+            ("each rank", f"about {samples // self.ranks:,} samples an epoch, those of a step lie beside each other"),
+            ("shuffle", f"{window:,} samples together"),
+            ("windows", self._windows(samples, window)),
             ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
         ]
 
-    def _windows(self, samples: int) -> str:
-        window = min(self.config.shuffle_window, samples)
+    def _windows(self, samples: int, window: int) -> str:
         two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples
         data = self.config.data
         cache = f"a cache of {data.cache_gb:g} GB in {data.cache}" if data.cache_gb else "no cache"

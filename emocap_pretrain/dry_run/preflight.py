@@ -105,17 +105,17 @@ def preflight(
     _contrast(config, manifests, found)
     found.attempt(lambda: Objective.of(config.objective, precision=config.engine.precision))
     if devices:
-        found.attempt(lambda: batch_split(config, devices.ranks))
+        found.attempt(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
     found.attempt(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:
         found.attempt(lambda: found.notes.extend(check_weights(config.model)))
     # Unlike the towers' own weights, those of a teacher are in no checkpoint.
-    found.attempt(lambda: found.notes.extend(check_teacher(config)))
+    found.attempt(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     if devices and not checkpoint and not found.problems:
         found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
-    unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config)
+    unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.attempt(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     return found
 
@@ -205,7 +205,7 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
 
 def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings) -> None:
     if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
-        found.add(foreign_data(config))
+        found.add(foreign_data(config.data, config.url))
     before = _config_of(checkpoint).get("steps")
     if isinstance(before, int) and before != config.steps and not found.problems:
         found.notes.append(_other_steps(config, checkpoint.step, before))
@@ -249,7 +249,7 @@ def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Fin
 
 
 def _cure(config: Config, devices: Devices, least: MemoryEstimate, there: int) -> str:
-    rows = batch_split(config, devices.ranks).micro_batch
+    rows = batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks).micro_batch
     fits = math.floor((there - least.total + least.activations) * rows / max(1, least.activations))
     if 1 <= fits < rows:
         return f"set micro_batch to {fits} or less"

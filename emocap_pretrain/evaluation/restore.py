@@ -70,7 +70,15 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
             config = from_stored(checkpoint.state.get("config"))
             _require_inert(config, architecture, weights)
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        build = partial(TowerPair.of, config, tokenizer.vocabulary, weights=False, text_architecture=architecture)
+        build = partial(
+            TowerPair.of,
+            config.model,
+            config.objective,
+            tokenizer.vocabulary,
+            precision=config.engine.precision,
+            weights=False,
+            text_architecture=architecture,
+        )
         with torch.device("meta"), weights.budget():
             weights.require_fit(build())
         model = build()

@@ -1,11 +1,12 @@
 """The evaluation tasks that there are, and those that a run's settings ask for."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
-from emocap_pretrain.config.schema import Config, EvaluationConfig, PartLengthsConfig
+from emocap_pretrain.config.schema import EvaluationConfig, PartLengthsConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PARTS
@@ -54,11 +55,16 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
     return [note for task in tasks for note in task.prepare(seconds=seconds)] if settings.url else []
 
 
-def were_prepared(checkpoint: Checkpoint | None, config: Config) -> bool:
-    """Returns whether an attempt with these evaluation settings has made a checkpoint, and so has compared all data."""
+def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
+    """Returns whether an attempt with these evaluation settings has made a checkpoint, and so has compared all data.
+
+    Args:
+        checkpoint: The newest checkpoint of the run.
+        evaluation: The settings as they are stored (`Config.stored`).
+    """
     before = checkpoint.state.get("config") if checkpoint else None
     settings = before.get("evaluation") if isinstance(before, dict) else None
-    return isinstance(settings, dict) and filled(settings, EvaluationConfig) == config.stored()["evaluation"]
+    return isinstance(settings, dict) and filled(settings, EvaluationConfig) == evaluation
 
 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, ModelConfig
+from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
@@ -109,27 +109,31 @@ class TowerPair(nn.Module):
     @classmethod
     def of(
         cls,
-        config: Config,
+        settings: ModelConfig,
+        objective: ObjectiveConfig,
         vocabulary: Vocabulary,
         *,
+        precision: Literal["fp32", "bf16"] = "fp32",
         weights: bool = True,
         text_architecture: Mapping[str, Any] | None = None,
     ) -> "TowerPair":
-        """Builds the towers of a run and their pair.
+        """Builds the towers that the settings name, and their pair.
 
         Args:
-            config: The run.
+            settings: The towers, the shared space and the learned scales.
+            objective: The weights and kinds of its terms decide which caption parts are encoded, and whether there is
+                a bias.
             vocabulary: The tokenizer's; it sizes the text embedding.
+            precision: "bf16" runs towers and projections under autocast.
             weights: False skips loading pretrained weights, for a model that a checkpoint fills.
             text_architecture: The value of `TextTower.recorded` when the checkpoint was saved.
 
         Raises:
             ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
         """
-        settings = config.model
         image = TimmImageTower(settings.image, weights=weights)
         text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
-        parts = active_parts(config.objective.weights)
+        parts = active_parts(objective.weights)
         pair = cls(
             image,
             text,
@@ -137,9 +141,9 @@ class TowerPair(nn.Module):
             embedding=settings.embedding,
             initial_scale=settings.initial_scale,
             # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
-            initial_bias=settings.initial_bias if _has_bias(config.objective, parts) else None,
+            initial_bias=settings.initial_bias if _has_bias(objective, parts) else None,
             prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt is written like this part.
-            precision=config.engine.precision,
+            precision=precision,
         )
         if settings.checkpoint_activations:
             image.checkpoint_activations()

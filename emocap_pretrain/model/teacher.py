@@ -1,6 +1,6 @@
 """A frozen image tower, whose vectors guide the losses: they say which images are alike."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.config.schema import Config, ImageTowerConfig
+from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
 
 
@@ -53,12 +53,9 @@ class Teacher(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, config: Config, *, rows_at_once: int | None = None, weights: bool = True) -> "Teacher | None":
-        """Returns the teacher of a run; None where the run has none."""
-        settings, pixels, precision = config.objective.teacher, config.model.image.pixels, config.engine.precision
-        if settings is None:
-            return None
-        return cls(settings, pixels=pixels, precision=precision, rows_at_once=rows_at_once, weights=weights)
+    def of(cls, settings: TeacherConfig | None, **options: Any) -> "Teacher | None":
+        """Returns the teacher that the settings name, with these options of the constructor; None if they name none."""
+        return None if settings is None else cls(settings, **options)
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
@@ -68,8 +65,12 @@ class Teacher(nn.Module):
         return functional.normalize(torch.cat(pooled), dim=-1)
 
 
-def check_teacher(config: Config) -> tuple[str, ...]:
-    """Compares the weights of a run's teacher with its tower by names and shapes; no weight is read.
+def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
+    """Compares the weights of a teacher with its tower by names and shapes; no weight is read.
+
+    Args:
+        settings: None is no teacher.
+        pixels: Side of the images.
 
     Returns:
         The teacher's notes.
@@ -77,8 +78,7 @@ def check_teacher(config: Config) -> tuple[str, ...]:
     Raises:
         ConfigError: If the weights do not fill the tower.
     """
-    settings = config.objective.teacher
-    return check_image_weights(_tower_settings(settings, config.model.image.pixels)) if settings else ()
+    return check_image_weights(_tower_settings(settings, pixels)) if settings else ()
 
 
 def _tower_settings(settings: TeacherConfig, pixels: int) -> ImageTowerConfig:

@@ -51,7 +51,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
     Raises:
         ConfigError: If settings and data do not fit.
     """
-    if not tasks.were_prepared(newest_checkpoint(store), config):
+    if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
         tasks.prepare(config.evaluation)
 
 
@@ -110,7 +110,7 @@ def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step:
     """Give the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
     if not results:
         return
-    data = evaluation_data(config)
+    data = evaluation_data(config.evaluation, config.stored()["evaluation"])
     tracker.datasets(data)
     for result in results:
         tracker.rescore(result.metrics(), step)

@@ -1,6 +1,5 @@
 """The engine takes one optimizer step at a time, copies its state for a checkpoint, and continues from one."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,21 +10,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from emocap_pretrain.config.batch_split import BatchSplit, batch_split
-from emocap_pretrain.config.schema import Config, OptimizerConfig
+from emocap_pretrain.config.batch_split import BatchSplit
+from emocap_pretrain.config.schema import OptimizerConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
-from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import zero
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import OptimizerSpec, optimizer_of, parameter_groups
+from emocap_pretrain.training.optimizer import OptimizerSpec, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
 from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import Snapshot, read
 from emocap_pretrain.training.state_layout import Layout
-
-log = logging.getLogger(__name__)
 
 Timed = Callable[[str], AbstractContextManager[None]]
 Metrics = dict[str, Tensor | float]
@@ -113,26 +109,6 @@ class Engine:
         self._snapshot = Snapshot(world.rank, world.device)
         self.step = 0
         self._finite = torch.ones((), device=world.device)
-
-    @classmethod
-    def of(cls, model: TowerPair, config: Config, world: RankGroup) -> "Engine":
-        """Returns the engine of a run; all ranks call it.
-
-        Raises:
-            ConfigError: As the constructor does, and if some rank would have no sample.
-        """
-        split = batch_split(config, world.world_size)
-        return cls(
-            model,
-            _objective(config, world, rows_at_once=split.micro_batch),
-            optimizer_of(config.optimizer, config.engine.zero_stage),
-            world,
-            settings=config.optimizer,
-            split=split,
-            steps=config.steps,
-            zero_stage=config.engine.zero_stage,
-            seed=config.seed,
-        )
 
     @property
     def learning_rate(self) -> float:
@@ -256,13 +232,3 @@ class Engine:
             return False, math.inf
         self._engine.step()
         return True, norm
-
-
-def _objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
-    """Returns the objective of a run, with its teacher on the rank's device."""
-    teacher = Teacher.of(config, rows_at_once=rows_at_once)
-    if teacher:
-        teacher.to(world.device)
-        for note in teacher.notes if world.is_main else ():
-            log.warning("%s", note)
-    return Objective.of(config.objective, precision=config.engine.precision, group=world.process_group, teacher=teacher)

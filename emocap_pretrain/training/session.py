@@ -26,20 +26,12 @@ from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import (
-    cut_captions,
-    data_digest_of,
-    foreign_data,
-    stream_of,
-    train_tokenizer,
-    training_data,
-)
+from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, train_tokenizer, training_data
 from emocap_pretrain.data.loader import Delivery, batches, fitted, shared_memory_free
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
 from emocap_pretrain.evaluation.tasks import cut_prompts
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -50,6 +42,7 @@ from emocap_pretrain.tracking.mlflow_run import attempts_tracked
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import Row, understood
 from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
+from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.snapshot import fill
@@ -208,11 +201,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             run's folder is another run's.
         CheckpointError: If the newest checkpoint is of other data or another model.
     """
-    batch_split(config, world.world_size)
-    place = world.info
-    data = fitted(config, place.world_size, ranks=place.local_world_size, free_bytes=shared_memory_free())
+    split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     store = attempt.store
-    data_digest = data_digest_of(config)
+    data_digest = data_digest_of(config.data)
     run_id = opening.run_on_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
@@ -226,7 +217,14 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _tokenizer(config, opening, found.folder if found else None)
             engine = _engine(config, world, tokenizer, found)
-        stream = stream_of(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
+        stream = build_stream(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
+        collate = build_collate(config, tokenizer)
+        loading = fitted(
+            config.data,
+            each_bytes=collate.batch_bytes(split.rows),
+            ranks=world.info.local_world_size,
+            free_bytes=shared_memory_free(),
+        )
         checkpoint = found.checkpoint if found else None
         tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -243,7 +241,11 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
             guard=guard,
             batches=batches(
-                config.model_copy(update={"data": data}), stream, tokenizer, pin=world.device.startswith("cuda")
+                stream,
+                collate,
+                workers=loading.workers,
+                prefetch=loading.prefetch,
+                pin=world.device.startswith("cuda"),
             ),
             quarantine=quarantine,
             before=state.progress if state else Progress(),
@@ -275,22 +277,22 @@ def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], boo
 
 def _engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
     torch.manual_seed(config.seed)
-    model = TowerPair.of(config, tokenizer.vocabulary, weights=not found)
+    model = build_model(config, tokenizer.vocabulary, weights=not found)
     if world.is_main:
         for note in model.notes:
             log.warning("%s", note)
     if found is None:
-        return Engine.of(model, config, world)
+        return build_engine(config, model, world)
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
-    engine = Engine.of(model, config, world)
+    engine = build_engine(config, model, world)
     engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
     return engine
 
 
 def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: RankGroup) -> None:
     if state.data_digest != data_digest:
-        raise CheckpointError(foreign_data(config))
+        raise CheckpointError(foreign_data(config.data, config.url))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
@@ -301,7 +303,8 @@ def _tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenize
     settings = config.model.text
     if settings.tokenizer != "data":
         return Tokenizer.load(settings.tokenizer)
-    return Tokenizer.from_json(world.run_on_main(lambda: train_tokenizer(config)))
+    trained = world.run_on_main(lambda: train_tokenizer(config.data, settings.vocabulary).to_json())
+    return Tokenizer.from_json(trained)
 
 
 def _tracker(
@@ -333,7 +336,7 @@ def _tracker(
             begun[0].keep(steps_listed(attempt.store))
         if known is None:
             RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
-            data = training_data(config)
+            data = training_data(config.data, config.stored()["data"])
             begun[0].datasets(data)
             _preview(begun[0], stream, of=pictures.subject(config.name, data))
             _count_cut_texts(begun[0], config, tokenizer)

@@ -112,7 +112,7 @@ def test_the_run_of_the_config_map_is_a_config_that_fits_the_gpus_of_the_job(
     group = manifests["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     ranks = group["replicas"] * int(limits["nvidia.com/gpu"])
-    assert batch_split(config, ranks)
+    assert batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     assert (config.cluster.min_ranks or ranks) < ranks, "the loss of a node leaves too few ranks"
     mounts = templates(manifests)["worker"]["spec"]["containers"][0]["volumeMounts"]
     assert any(config.data.cache.startswith(mount["mountPath"]) for mount in mounts)

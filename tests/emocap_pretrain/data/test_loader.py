@@ -22,10 +22,11 @@ from pretrain_fakes import tensors_of
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.loader import Collate, Delivery, batch_bytes, batches, fitted, fitting
+from emocap_pretrain.data.loader import Collate, Delivery, batches, fitted, fitting
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.training.build import build_collate
 
 TOKENIZER = Tokenizer.trained_on(["a happy face with raised cheeks", "the brows are drawn together"], 300)
 STEPS_OF_AN_EPOCH = 5  # 24 faces, 5 a step: the last one has 4.
@@ -45,7 +46,10 @@ def equal(left: Sequence[Delivery], right: Sequence[Delivery]) -> bool:
 
 def take(config: Config, stream: Stream, count: int, **changes) -> list[Delivery]:
     config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
-    return list(itertools.islice(batches(config, stream, TOKENIZER, pin=False), count))
+    loader = batches(
+        stream, build_collate(config, TOKENIZER), workers=config.data.workers, prefetch=config.data.prefetch
+    )
+    return list(itertools.islice(loader, count))
 
 
 def prepared(collate: Collate, samples: Sequence[Sample]) -> Batch:
@@ -64,11 +68,14 @@ import psutil
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.loader import batches
 from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.training.build import build_collate
 from emocap_shards.stream import Stream
 
 config = Config.model_validate_json(sys.argv[1])
 tokenizer = Tokenizer.trained_on(["a happy face"], 300)
-for _ in batches(config, Stream(url=config.data.url, global_batch=5), tokenizer, pin=False):
+stream = Stream(url=config.data.url, global_batch=5)
+collate = build_collate(config, tokenizer)
+for _ in batches(stream, collate, workers=config.data.workers, prefetch=config.data.prefetch):
     print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
     time.sleep(600)
 """
@@ -132,25 +139,25 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(tiny_config)
 def test_a_batch_of_256_images_does_not_fit_twice_into_a_container_s_default(tiny_config, caplog):
     data = tiny_config.data.model_copy(update={"workers": 2, "prefetch": 2})
     model = tiny_config.model.model_copy(update={"image": tiny_config.model.image.model_copy(update={"pixels": 224})})
-    config = tiny_config.model_copy(update={"data": data, "model": model, "global_batch": 512})
+    config = tiny_config.model_copy(update={"data": data, "model": model})
+    each_bytes = build_collate(config, TOKENIZER).batch_bytes(256)
     with pytest.raises(ConfigError, match=r"/dev/shm of .* has 67.1 MB free"):
-        fitted(config, 2, ranks=2, free_bytes=64 << 20)
-    assert fitted(config, 2, ranks=2, free_bytes=1 << 30) == data
+        fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=64 << 20)
+    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=1 << 30) == data
     assert not caplog.text
-    assert fitted(config, 2, ranks=2, free_bytes=300 << 20).workers == 2
+    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=300 << 20).workers == 2
     assert "data.workers=2 and data.prefetch=1 instead of 2 and 2" in caplog.text
-    assert fitted(config, 2, ranks=2, free_bytes=None) == data
+    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=None) == data
 
 
 def test_the_size_of_a_batch_is_about_what_its_tensors_take(tiny_config, stream):
     batch = take(tiny_config, stream, 1)[0].batch
     taken = sum(each.nbytes for each in tensors_of(batch))
-    assert taken <= batch_bytes(tiny_config, batch.rows) <= taken + (128 << 10)
+    assert taken <= build_collate(tiny_config, TOKENIZER).batch_bytes(batch.rows) <= taken + (128 << 10)
 
 
 def test_a_loader_process_that_is_killed_is_a_line(tiny_config, stream):
-    data = tiny_config.data.model_copy(update={"workers": 1, "prefetch": 1})
-    running = batches(tiny_config.model_copy(update={"data": data}), stream, TOKENIZER, pin=False)
+    running = batches(stream, build_collate(tiny_config, TOKENIZER), workers=1, prefetch=1)
     next(running)
     for child in psutil.Process().children(recursive=True):
         if "spawn_main" in " ".join(child.cmdline()):
@@ -197,7 +204,7 @@ def test_a_rank_without_rows_has_an_empty_batch(tiny_config, faces):
 
 def test_augmentation_changes_with_the_epoch_and_not_with_the_place_in_it(tiny_config, stream):
     sample = stream.read([7])[0]
-    collate = Collate.of(tiny_config, TOKENIZER)
+    collate = build_collate(tiny_config, TOKENIZER)
     others = stream.read([1, 2])
     first = prepared(collate, [sample]).images[0]
     assert torch.equal(prepared(collate, [*others, sample]).images[2], first)
@@ -210,7 +217,7 @@ def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces)
     """The last step of an epoch ends at the next epoch's beginning, and is still of its own epoch."""
     in_order = Stream(url=faces, global_batch=5, shuffle=False)
     samples = in_order.read(range(24))
-    collate = Collate.of(tiny_config, TOKENIZER)
+    collate = build_collate(tiny_config, TOKENIZER)
     for epoch in range(2):
         steps = take(tiny_config, dataclasses.replace(in_order, start=Cursor(epoch, 0)), STEPS_OF_AN_EPOCH)
         images = torch.cat([delivery.batch.images for delivery in steps])
@@ -222,7 +229,7 @@ def test_every_step_of_an_epoch_is_augmented_with_that_epoch(tiny_config, faces)
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
 def test_the_words_of_a_caption_follow_the_mirror(tiny_config, flip):
     config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"flip": flip, "crop": 1.0})})
-    collate = Collate.of(config, TOKENIZER)
+    collate = build_collate(config, TOKENIZER)
     image = np.zeros((16, 16, 3), dtype=np.uint8)
     image[:, 8:] = 255  # Bright on the right.
     seen = set[tuple[bool, str]]()
@@ -240,7 +247,7 @@ def test_an_image_is_not_mirrored_where_its_caption_cannot_follow(tiny_config):
     config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"flip": 1.0, "crop": 1.0})})
     image = np.arange(16, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)
     sample = dataclasses.replace(captioned(0, "The mouth is left open."), image=image)
-    kept = Collate.of(config, TOKENIZER).prepare(sample)
+    kept = build_collate(config, TOKENIZER).prepare(sample)
     assert np.array_equal(kept.image, image)
     assert kept.caption == sample.caption
 
@@ -252,7 +259,7 @@ def captioned(index: int, whole: str, local: tuple[str, ...] = (), summary: str 
 
 def test_sentences_know_the_row_they_belong_to(tiny_config):
     samples = [captioned(0, "a", ("x y", "z")), captioned(1, "b"), captioned(2, "c", ("the brows",))]
-    batch = Collate.of(tiny_config, TOKENIZER)(samples)
+    batch = build_collate(tiny_config, TOKENIZER)(samples)
     assert batch.texts["local"].owner.tolist() == [0, 0, 2]
     expected = TOKENIZER.encode(["x y", "z", "the brows"], 16)
     assert torch.equal(batch.texts["local"].ids, expected.ids)
@@ -261,7 +268,7 @@ def test_sentences_know_the_row_they_belong_to(tiny_config):
 
 def test_equal_captions_have_equal_numbers(tiny_config):
     samples = [captioned(0, "a", (), "s"), captioned(1, "b", (), "s"), captioned(2, "a", (), "t")]
-    batch = Collate.of(tiny_config, TOKENIZER)(samples)
+    batch = build_collate(tiny_config, TOKENIZER)(samples)
     ids, summary_ids = batch.texts["global"].identity, batch.texts["summary"].identity
     assert (ids[:, None] == ids).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     assert (summary_ids[:, None] == summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
@@ -270,7 +277,7 @@ def test_equal_captions_have_equal_numbers(tiny_config):
 def test_captions_that_the_tower_cannot_tell_apart_have_equal_numbers_beside_any_others(tiny_config):
     long = "the brows are drawn together and the lips are pressed and the cheeks are raised"
     samples = [captioned(0, f"{long} once"), captioned(1, f"{long} twice"), captioned(2, long.upper())]
-    collate = Collate.of(tiny_config, TOKENIZER)
+    collate = build_collate(tiny_config, TOKENIZER)
     alone, batch = (collate(some).texts["global"] for some in (samples[:1], samples))
     assert len(set(batch.identity.tolist())) == 1
     short = [captioned(3, "a"), captioned(4, "A")]
@@ -282,7 +289,7 @@ def test_captions_that_the_tower_cannot_tell_apart_have_equal_numbers_beside_any
 
 def test_each_part_is_cut_at_its_own_length(tiny_config):
     long = "a happy face with raised cheeks " * 9
-    batch = Collate.of(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)])
+    batch = build_collate(tiny_config, TOKENIZER)([captioned(0, long, (long,), long)])
     found = {name: texts.ids.shape[1] for name, texts in batch.texts.items()}
     assert found == tiny_config.model.text.lengths.by_part == {"global": 16, "local": 16, "summary": 24}
 
@@ -290,7 +297,7 @@ def test_each_part_is_cut_at_its_own_length(tiny_config):
 def test_a_part_that_the_objective_leaves_out_is_not_tokenised(tiny_config):
     off = tiny_config.objective.model_copy(update={"summary": 0.0, "local": 0.0})
     config = tiny_config.model_copy(update={"objective": off})
-    batch = Collate.of(config, TOKENIZER)([captioned(0, "a", ("b",), "c")])
+    batch = build_collate(config, TOKENIZER)([captioned(0, "a", ("b",), "c")])
     assert batch.texts.keys() == {"global"}
     assert batch.rows == 1
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.training.build import build_model
 from emocap_pretrain.dry_run.memory import _Captions, estimate
 from emocap_pretrain.training.objective import Objective
 from emocap_pretrain.data.tokenizer import Vocabulary
@@ -37,7 +37,7 @@ def status(name):
     return int(line.split()[1]) * 1024
 
 def step(rows):
-    model = TowerPair.of(config, Vocabulary(config.model.text.vocabulary, 0))
+    model = build_model(config, Vocabulary(config.model.text.vocabulary, 0))
     optimizer = torch.optim.AdamW(model.parameters())
     number = torch.arange(rows)
     longest = _Captions.of(config, shortest=False).batch(rows, model.pixels)

@@ -14,9 +14,9 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share, run_task
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.loop import pretrain
 
 WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face", "anger, fear, joy"]
@@ -27,7 +27,7 @@ def embedder_of(config: Config) -> Embedder:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = Tokenizer.trained_on(WORDS, 320)
-    return Embedder(TowerPair.of(config, tokenizer.vocabulary, weights=False).eval(), tokenizer)
+    return Embedder(build_model(config, tokenizer.vocabulary, weights=False).eval(), tokenizer)
 
 
 def evaluate(world: RankGroup, config: Config) -> tuple[TaskResult, ...]:

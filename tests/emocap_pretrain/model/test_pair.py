@@ -7,9 +7,9 @@ from pretrain_fakes import objective_of
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.training.build import build_collate, build_model
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def batch(tiny_config: Config, tokenizer: Tokenizer) -> Batch:
     samples = Stream(url=tiny_config.data.url, global_batch=6).read(range(6))
-    collate = Collate.of(tiny_config, tokenizer)
+    collate = build_collate(tiny_config, tokenizer)
     return collate([collate.prepare(sample) for sample in samples])
 
 
 def pair(config: Config, tokenizer: Tokenizer, **changes) -> TowerPair:
     torch.manual_seed(0)
     model = config.model.model_copy(update=changes)
-    return TowerPair.of(config.model_copy(update={"model": model}), tokenizer.vocabulary)
+    return build_model(config.model_copy(update={"model": model}), tokenizer.vocabulary)
 
 
 def test_every_embedding_is_a_unit_vector_of_the_shared_space(tiny_config, tokenizer, batch):
@@ -85,7 +85,7 @@ def test_every_parameter_receives_a_gradient(tiny_config, tokenizer, batch):
 
 
 def test_a_rank_without_rows_has_gradients_of_zero_for_every_parameter(tiny_config, tokenizer):
-    empty = Collate.of(tiny_config, tokenizer)([])
+    empty = build_collate(tiny_config, tokenizer)([])
     model = pair(tiny_config, tokenizer)
     objective_of(tiny_config)(model(empty), empty, 0).loss.backward()
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())

@@ -91,7 +91,8 @@ def test_a_dataset_is_logged_without_secrets(tmp_path: Path, faces: str, monkeyp
     monkeypatch.setenv("FACES_OF_ONE", faces)
     path = tmp_path / "c.yaml"
     path.write_text("name: n\nurl: r\nsteps: 1\nglobal_batch: 2\ndata: {url: '${oc.env:FACES_OF_ONE}'}\n")
-    (used,) = training_data(load(path))
+    config = load(path)
+    (used,) = training_data(config.data, config.stored()["data"])
     assert used.url == "${oc.env:FACES_OF_ONE}"
     assert used.samples > 0
     assert faces not in json.dumps(mlflow_dataset(used))

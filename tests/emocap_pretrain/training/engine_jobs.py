@@ -11,9 +11,9 @@ from torch import Tensor
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import zero
+from emocap_pretrain.training.build import build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
@@ -42,7 +42,7 @@ def engine_at(config: Config, world: RankGroup, stage: int, *, seed: int | None 
     """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
     torch.manual_seed(world.rank if seed is None else seed)
     config = changed(config, engine__zero_stage=stage)
-    return Engine.of(TowerPair.of(config, VOCABULARY), config, world)
+    return build_engine(config, build_model(config, VOCABULARY), world)
 
 
 def stepped(
@@ -106,10 +106,10 @@ def resumed(
 def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100 + world.rank)
-    model = TowerPair.of(config, VOCABULARY)
+    model = build_model(config, VOCABULARY)
     if world.is_main:
         fill(model, folder / WEIGHTS)
-    engine = Engine.of(model, config, world)
+    engine = build_engine(config, model, world)
     engine.load(folder, Layout.from_json(layout), SAVED_AT)
     return stepped(engine, config, world, range(SAVED_AT, config.steps))
 

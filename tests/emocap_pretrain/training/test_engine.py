@@ -14,9 +14,9 @@ from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import train_tokenizer
 from emocap_pretrain.data.loader import batches
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import fill
@@ -38,18 +38,18 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.fixture
 def tokenizer(config: Config) -> Tokenizer:
-    return Tokenizer.from_json(train_tokenizer(config))
+    return train_tokenizer(config.data, config.model.text.vocabulary)
 
 
 @pytest.fixture
 def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
     stream = Stream(url=config.data.url, global_batch=config.global_batch)
-    return [delivery.batch for delivery in islice(batches(config, stream, tokenizer, pin=False), STEPS)]
+    return [delivery.batch for delivery in islice(batches(stream, build_collate(config, tokenizer)), STEPS)]
 
 
 def engine_of(config: Config, tokenizer: Tokenizer, *, seed: int = 0) -> Engine:
     torch.manual_seed(seed)
-    return Engine.of(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
+    return build_engine(config, build_model(config, tokenizer.vocabulary), ALONE)
 
 
 def trained(engine: Engine, data: Sequence[Batch]) -> list[dict[str, float]]:
@@ -86,9 +86,9 @@ def test_an_engine_that_was_saved_and_loaded_goes_on_to_the_bit(
     snapshot.write(tmp_path)
     snapshot.release()
     torch.manual_seed(1)
-    model = TowerPair.of(config, tokenizer.vocabulary)
+    model = build_model(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
-    loaded = Engine.of(model, config, ALONE)
+    loaded = build_engine(config, model, ALONE)
     loaded.load(tmp_path, engine.layout, 2)
     assert loaded.step == 2
     assert_equal(weights_of(loaded), weights_of(engine))
@@ -111,11 +111,11 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_weights_are_the_whole_model_s_whatever_holds_it(config: Config, tokenizer: Tokenizer, stage: int) -> None:
     torch.manual_seed(0)
-    whole = TowerPair.of(config, tokenizer.vocabulary).state_dict()
+    whole = build_model(config, tokenizer.vocabulary).state_dict()
     weights = weights_of(engine_of(changed(config, engine__zero_stage=stage), tokenizer))
     assert_equal(weights, {name: tensor.detach() for name, tensor in whole.items()})
     assert all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights.values())
-    TowerPair.of(config, tokenizer.vocabulary).load_state_dict(weights)
+    build_model(config, tokenizer.vocabulary).load_state_dict(weights)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -22,11 +22,11 @@ from emocap_pretrain.data.datasets import train_tokenizer
 from emocap_pretrain.data.loader import batches
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher, check_teacher
 from emocap_pretrain.model.timm_image import timm
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.snapshot import fill
 
@@ -70,14 +70,14 @@ def group() -> None:
 
 @pytest.fixture
 def tokenizer(config: Config) -> Tokenizer:
-    return Tokenizer.from_json(train_tokenizer(config))
+    return train_tokenizer(config.data, config.model.text.vocabulary)
 
 
 @pytest.fixture
 def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
     """Real batches, whose images have a black corner as aligned faces do."""
     stream = Stream(url=config.data.url, global_batch=config.global_batch)
-    found = [delivery.batch for delivery in islice(batches(config, stream, tokenizer, pin=False), STEPS)]
+    found = [delivery.batch for delivery in islice(batches(stream, build_collate(config, tokenizer)), STEPS)]
     for batch in found:
         batch.images[:, :, :8, :8] = 0
     return found
@@ -90,7 +90,7 @@ def with_objective(config: Config, settings: Mapping[str, object], **changes: ob
 
 def engine_of(config: Config, tokenizer: Tokenizer) -> Engine:
     torch.manual_seed(0)
-    return Engine.of(TowerPair.of(config, tokenizer.vocabulary), config, ALONE)
+    return build_engine(config, build_model(config, tokenizer.vocabulary), ALONE)
 
 
 def trained(engine: Engine, data: list[Batch]) -> list[dict[str, float]]:
@@ -138,16 +138,16 @@ def test_the_bias_of_a_sigmoid_is_learned_from_its_first_value_and_resumes_to_th
     snapshot = engine.snapshot()
     snapshot.write(tmp_path)
     snapshot.release()
-    model = TowerPair.of(config, tokenizer.vocabulary)
+    model = build_model(config, tokenizer.vocabulary)
     fill(model, tmp_path / WEIGHTS)
-    again = Engine.of(model, config, ALONE)
+    again = build_engine(config, model, ALONE)
     again.load(tmp_path, engine.layout, 2)
     assert trained(again, data[2:]) == trained(engine, data[2:])
 
 
 def test_a_bias_exists_only_where_a_sigmoid_reads_it(config: Config, tokenizer: Tokenizer) -> None:
     def names(config: Config) -> set[str]:
-        return set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
+        return set(build_model(config, tokenizer.vocabulary).state_dict())
 
     plain = names(config)
     assert names(with_objective(config, {"kind": "mil_nce"})) == plain
@@ -161,7 +161,7 @@ def test_a_teacher_is_frozen_and_in_no_checkpoint(
 ) -> None:
     settings = {"kind": "soft", "mining": None, "teacher": teacher_in(tmp_path)}
     config = with_objective(config, settings)
-    teacher = Teacher.of(config)
+    teacher = Teacher.of(config.objective.teacher, pixels=config.model.image.pixels)
     assert teacher is not None
     before = teacher(data[0].images)
     engine = engine_of(config, tokenizer)
@@ -169,24 +169,24 @@ def test_a_teacher_is_frozen_and_in_no_checkpoint(
     assert not any(each.requires_grad for each in teacher.parameters())
     assert torch.equal(teacher(data[0].images), before)
     snapshot = engine.snapshot()
-    assert set(snapshot.weights) == set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
+    assert set(snapshot.weights) == set(build_model(config, tokenizer.vocabulary).state_dict())
 
 
 def test_a_model_is_built_without_its_teacher(config: Config, tokenizer: Tokenizer) -> None:
     """So that a run is evaluated where the teacher's file is not."""
     teacher = {"name": "vit_tiny_patch16_224", "pretrained": "/nowhere/teacher.safetensors"}
     gone = with_objective(config, {"kind": "soft", "mining": None, "teacher": teacher})
-    names = set(TowerPair.of(gone, tokenizer.vocabulary).state_dict())
-    assert names == set(TowerPair.of(config, tokenizer.vocabulary).state_dict())
+    names = set(build_model(gone, tokenizer.vocabulary).state_dict())
+    assert names == set(build_model(config, tokenizer.vocabulary).state_dict())
     with pytest.raises(ConfigError, match=r"objective\.teacher\.pretrained=/nowhere/teacher\.safetensors: give 'hub'"):
-        check_teacher(gone)
+        check_teacher(gone.objective.teacher, pixels=gone.model.image.pixels)
 
 
 def test_the_teacher_and_not_the_model_says_which_images_are_alike(
     config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path
 ) -> None:
     settings = {"teacher": teacher_in(tmp_path)}
-    teacher = Teacher.of(with_objective(config, settings))
+    teacher = Teacher.of(with_objective(config, settings).objective.teacher, pixels=config.model.image.pixels)
     assert teacher is not None
     vectors = teacher(data[0].images)
     similarity = vectors @ vectors.T

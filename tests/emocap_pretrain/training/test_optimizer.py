@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config, OptimizerConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.optimizer import OPTIMIZERS, OptimizerSpec, optimizer_of, parameter_groups
 from emocap_pretrain.training.snapshot import HEADER, fill
@@ -112,9 +112,9 @@ def engine_from(config: Config, stage: int, folder: Path, layout: Layout, step: 
     """A new engine of other weights, which the folder's replace."""
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100)
-    model = TowerPair.of(config, VOCABULARY)
+    model = build_model(config, VOCABULARY)
     fill(model, folder / WEIGHTS)
-    engine = Engine.of(model, config, ALONE)
+    engine = build_engine(config, model, ALONE)
     engine.load(folder, Layout.from_json(json.loads(json.dumps(layout.to_json()))), step)
     return engine
 
@@ -214,7 +214,7 @@ def offsets_of(engine: Engine) -> dict[str, int]:
 def test_an_optimizer_of_whole_parameters_is_refused_where_zero_cuts_them(config: Config, stage: int) -> None:
     config = changed(with_optimizer(config, "adafactor"), engine__zero_stage=stage)
     with pytest.raises(ConfigError, match=f"adafactor looks at whole parameters, and engine.zero_stage={stage} cuts"):
-        Engine.of(TowerPair.of(config, VOCABULARY), config, ALONE)
+        build_engine(config, build_model(config, VOCABULARY), ALONE)
 
 
 def test_a_state_per_parameter_needs_whole_parameters() -> None:
@@ -225,12 +225,12 @@ def test_a_state_per_parameter_needs_whole_parameters() -> None:
 def members(config: Config, **changes: Any) -> list[tuple[set[str], float, float]]:
     """Names, weight decay and multiple of the learning rate of each group."""
     config = with_optimizer(config, "adamw", **changes)
-    groups = parameter_groups(TowerPair.of(config, VOCABULARY), config.optimizer)
+    groups = parameter_groups(build_model(config, VOCABULARY), config.optimizer)
     return [(set(each.parameters), each.weight_decay, each.lr_scale) for each in groups]
 
 
 def trained(config: Config) -> dict[str, Tensor]:
-    return {name: each for name, each in TowerPair.of(config, VOCABULARY).named_parameters() if each.requires_grad}
+    return {name: each for name, each in build_model(config, VOCABULARY).named_parameters() if each.requires_grad}
 
 
 def test_matrices_decay_and_vectors_do_not(config: Config) -> None:

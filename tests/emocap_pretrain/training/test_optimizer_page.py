@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config, OptimizerConfig
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training import optimizer
+from emocap_pretrain.training.build import build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.optimizer import OptimizerSpec
 from emocap_pretrain.training.snapshot import fill
@@ -48,10 +48,10 @@ def with_nadam(config: Config, stage: int) -> Config:
 
 def engine_of(config: Config, weights: Path | None = None) -> Engine:
     torch.manual_seed(0)
-    model = TowerPair.of(config, VOCABULARY)
+    model = build_model(config, VOCABULARY)
     if weights:
         fill(model, weights)
-    return Engine.of(model, config, ALONE)
+    return build_engine(config, model, ALONE)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -15,6 +15,7 @@ from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.representation_cache import Cached
 
 ALONE = RankGroup(Rank(), "cpu", None)
@@ -67,7 +68,7 @@ def test_both_passes_of_a_part_see_the_same_dropout(config: Config, stage: int) 
     config = changed(config, model__image__options=options, optimizer__clip_norm=0.0, micro_batch=4)
     engine = engine_at(config, ALONE, stage, seed=0)
     torch.manual_seed(0)
-    reference = TowerPair.of(config, VOCABULARY)
+    reference = build_model(config, VOCABULARY)
     batch = batch_of(config, 0, range(9))
     gradients = in_one_graph(reference, config, batch)
     (row,) = stepped(engine, config, ALONE, range(1)).rows

@@ -13,9 +13,9 @@ from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.snapshot import HEADER, fill
 from emocap_pretrain.training.state_layout import file_of
 
@@ -78,7 +78,7 @@ def test_a_rank_s_file_is_flat_floats_by_state_and_parameter_and_global_states(
 
 def test_weights_of_another_model_are_one_clear_line(tiny_config: Config, tmp_path: Path) -> None:
     engine_at(tiny_config, ALONE, 1).snapshot().write(tmp_path)
-    other = TowerPair.of(changed(tiny_config, model__embedding=8), VOCABULARY)
+    other = build_model(changed(tiny_config, model__embedding=8), VOCABULARY)
     with pytest.raises(CheckpointError, match=r"to_image.weight has shape \(16, 32\) there and \(8, 32\) here"):
         fill(other, tmp_path / WEIGHTS)
 

@@ -1,0 +1,84 @@
+"""Builds the parts of a run from its config.
+
+The parts themselves take plain values or their own settings, so that each can be built without a whole config.
+"""
+
+import logging
+
+from emocap_shards.cursor import Cursor
+from emocap_shards.stream import Stream
+
+from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import open_stream
+from emocap_pretrain.data.loader import Collate
+from emocap_pretrain.data.parts import active_parts
+from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.teacher import Teacher
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import RankInfo
+from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.objective import Objective
+from emocap_pretrain.training.optimizer import optimizer_of
+
+log = logging.getLogger(__name__)
+
+
+def build_stream(config: Config, info: RankInfo, start: Cursor) -> Stream:
+    """Returns the stream of the samples that this rank trains on, from the cursor on."""
+    return open_stream(config.data, info, start, global_batch=config.global_batch, seed=config.seed)
+
+
+def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
+    """Returns what makes the batches of a run from its samples."""
+    return Collate(
+        tokenizer=tokenizer,
+        parts=active_parts(config.objective.weights),
+        lengths=config.model.text.lengths.by_part,
+        pixels=config.model.image.pixels,
+        seed=config.seed,
+        crop=config.data.crop,
+        flip=config.data.flip,
+    )
+
+
+def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> TowerPair:
+    """Returns the model of a run; without `weights` pretrained weights are not loaded, because a checkpoint follows."""
+    precision = config.engine.precision
+    return TowerPair.of(config.model, config.objective, vocabulary, precision=precision, weights=weights)
+
+
+def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
+    """Returns the engine that trains the model, with the objective and its teacher; a collective.
+
+    Raises:
+        ConfigError: If some rank would have no sample, or the optimizer cannot work under the stage of ZeRO.
+    """
+    split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
+    return Engine(
+        model,
+        _build_objective(config, world, rows_at_once=split.micro_batch),
+        optimizer_of(config.optimizer, config.engine.zero_stage),
+        world,
+        settings=config.optimizer,
+        split=split,
+        steps=config.steps,
+        zero_stage=config.engine.zero_stage,
+        seed=config.seed,
+    )
+
+
+def _build_objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
+    precision = config.engine.precision
+    teacher = Teacher.of(
+        config.objective.teacher,
+        pixels=config.model.image.pixels,
+        precision=precision,
+        rows_at_once=rows_at_once,
+    )
+    if teacher:
+        teacher.to(world.device)
+        for note in teacher.notes if world.is_main else ():
+            log.warning("%s", note)
+    return Objective.of(config.objective, precision=precision, group=world.process_group, teacher=teacher)
