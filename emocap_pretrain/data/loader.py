@@ -1,4 +1,7 @@
-"""From the stream's samples to batches: the one place where numpy becomes tensors and loader processes live."""
+"""Makes batches of the samples of a stream, in loader processes or in this one.
+
+This is the only module in which numpy arrays become tensors.
+"""
 
 import errno
 import hashlib
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Samples of one step, each prepared -> Batch.
+    """Makes a batch of the prepared samples of one step.
 
     Attributes:
         parts: The caption parts that the objective uses; the batch has no others.
@@ -58,7 +61,7 @@ class Collate:
     flip: float
 
     def prepare(self, sample: Sample) -> Sample:
-        """The sample with the pixels that the tower sees in its epoch, and the caption that is true of them.
+        """Returns the sample with the pixels that the tower sees in its epoch, and the caption that describes them.
 
         Where the words of a caption cannot follow the mirror, its image is never mirrored.
         """
@@ -92,14 +95,14 @@ class Collate:
 
 
 def _identities(texts: Texts) -> torch.Tensor:
-    """A hash of each row without its padding: equal where the tower sees the same, as after a cut."""
+    """Returns a hash of each row without its padding; it is equal where the tower sees equal tokens."""
     rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
 class Delivery(NamedTuple):
-    """A batch, the cursor that stands behind it, and the samples that were left out of it."""
+    """A batch, the cursor of the sample after it, and the samples that were left out of it."""
 
     batch: Batch
     cursor: Cursor
@@ -107,9 +110,10 @@ class Delivery(NamedTuple):
 
 
 class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
-    """This rank's steps; loader process `w` of `n` makes every n-th, and DataLoader takes them in turn.
+    """The steps of this rank; loader process `w` of `n` makes every n-th of them, and DataLoader takes them in turn.
 
-    An error of ours comes as a value: DataLoader would wrap it into a page of another process's traceback.
+    An error of this project is yielded as a value, because DataLoader would wrap a raised one into a page of another
+    process's traceback.
     """
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
@@ -129,10 +133,10 @@ class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
 
 
 def _share(batch: Batch) -> None:
-    """Move the batch to shared memory here.
+    """Moves the batch to shared memory, in the main thread of the loader process.
 
-    Left to DataLoader, a thread of its own would move it; where /dev/shm is full that thread prints a traceback and
-    drops the batch, and training waits for it without end.
+    DataLoader would do it in a thread of its own. If /dev/shm is full, that thread prints a traceback and drops the
+    batch, and training waits for it without end.
     """
     try:
         batch.share_memory_()
@@ -147,13 +151,13 @@ def _no_room(what: str) -> DataError:
 
 
 def fitting(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
-    """The settings with as many loader processes and prefetched batches as /dev/shm has room for.
+    """Returns the settings with as many loader processes and prefetched batches as /dev/shm has room for.
 
     Args:
-        data: What is wished for.
-        each_bytes: Of a batch.
-        ranks: On this host; they share it.
-        free_bytes: Of /dev/shm.
+        data: The settings that were asked for.
+        each_bytes: Size of a batch.
+        ranks: Number of ranks on this host, which share its /dev/shm.
+        free_bytes: Free space of /dev/shm.
 
     Returns:
         The settings as they are, or with fewer prefetched batches, or else with fewer loader processes too.
@@ -173,7 +177,7 @@ def fitting(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -
 
 
 def shared_memory_free() -> int | None:
-    """Bytes that /dev/shm of this host has left; None where there is none."""
+    """Returns the free bytes of /dev/shm on this host; None if the host has no /dev/shm."""
     try:
         found = os.statvfs(SHM)
     except OSError:
@@ -224,7 +228,7 @@ def batches(
         collate: Makes a batch of the samples of a step.
         workers: Number of loader processes; 0 loads in this process.
         prefetch: Batches that each loader process holds ready.
-        pin: Whether batches are copied into pinned memory, from which a GPU reads while the host goes on.
+        pin: Whether batches are copied into pinned memory, which a GPU reads while the host continues.
 
     Raises:
         DataError: If there is no room for loader processes in /dev/shm.
@@ -250,9 +254,9 @@ def batches(
 
 @contextmanager
 def _held_back() -> Generator[None]:
-    """Processes that are started in here inherit that these signals are blocked; this one gets them afterwards.
+    """Blocks signals, so that processes that are started inside inherit the block; this one receives them afterwards.
 
-    Until `_quiet_worker` runs in them, a signal for the whole process group would end them.
+    Until `_quiet_worker` runs in a loader process, a signal to the whole process group would end it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -262,7 +266,7 @@ def _held_back() -> Generator[None]:
 
 
 def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Generator[Delivery]:
-    """The batches; the loader processes end with the last one, with an error, or when this generator is closed."""
+    """Yields the batches; the loader processes end with the last one, with an error, or when this is closed."""
     try:
         for result in results:
             if isinstance(result, Exception):
@@ -273,7 +277,7 @@ def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Gener
             raise
         raise TrainingError(
             f"a loader process of {socket.gethostname()} has ended ({str(error).strip()}): if the system killed it "
-            "for want of memory (see dmesg), lower data.workers or data.prefetch."
+            "for lack of memory (see dmesg), lower data.workers or data.prefetch."
         ) from error
     finally:
         # DataLoader ends its processes when its iterator is deleted, and the traceback of an error holds this frame.
@@ -281,9 +285,10 @@ def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Gener
 
 
 def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
-    """One thread for torch, and the parent decides when to end: signals go to the whole process group.
+    """Prepares a loader process: one thread for torch, warnings in the log, and signals ignored.
 
-    Warnings are shown: a store that is gone, a sample that is left out.
+    A signal goes to the whole process group; the parent decides when the loader process ends. Warnings tell of a store
+    that is unreachable or of a sample that is left out.
     """
     remember(*known)
     show_logs(logging.WARNING)
@@ -291,13 +296,13 @@ def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # Behind every other finalizer: an interpreter that winds down below threads inside of C++ may abort.
+    # This runs after every other finalizer: an interpreter that ends while threads run C++ code may abort.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Torch's own watch misses a parent that was killed while this process started."""
+    """Ends this process with its parent; torch misses a parent that was killed while this process started."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
