@@ -75,6 +75,12 @@ def test_the_page_is_whole_html_with_every_section_and_face(whole):
     assert {"Face 3 is glad.", "Eyes wide.", "Glad, number 3."} <= set(elements.texts)
 
 
+def test_faces_come_right_after_the_summary(whole):
+    found = re.findall(r'<h2 id="(\w+)">', whole)
+    assert found == ["faces", "labels", "captions", "words", "repeats", "images"]
+    assert re.findall(r'href="#(\w+)"', whole) == found
+
+
 def test_the_page_asks_for_nothing_from_elsewhere_and_runs_nothing(whole, evil):
     for text in (whole, evil):
         elements = Elements(text)
