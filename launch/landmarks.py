@@ -1,18 +1,20 @@
-"""Finds the 478 landmarks of every face in an .npz of crops or a folder of images; writes them as one .npz.
+"""Finds the 478 landmarks of every face in an .npz of crops or a folder of images, and writes them as one .npz.
 
-It is separate, because mediapipe needs numpy < 2 and the rest of this project does not. Give it its own environment:
+The script is separate because mediapipe needs numpy < 2, with which this project does not run. Give it its own
+environment:
 
     python3.11 -m venv .venv-landmarks
-    .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel carries the models: no download later
+    .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel contains the models
     .venv-landmarks/bin/python launch/landmarks.py faces.npz landmarks.npz
 
 The input is an .npz with `images` uint8 [n, height, width] or [n, height, width, 3] and `name` [n], or a folder. The
-output holds `name` [n]; `landmarks` float32 [n, 478, 3] in pixels of the original image, depth in the same unit, NaN
-where no face was found; `found` bool [n]; and `spread` float32 [n], the disagreement of the passes in eye distances.
+output contains `name` [n]; `landmarks` float32 [n, 478, 3] in pixels of the original image, with depth in the same unit
+and NaN for an image without a face; `found` bool [n]; and `spread` float32 [n], the disagreement of the passes in eye
+distances.
 
-Tight crops are hard for a face detector, and 48-pixel faces for a mesh. So every image is looked at several times,
-each time inside another margin of its own mean gray, and the median of the passes is kept. An interrupted run resumes
-where it stopped: finished parts wait in a folder beside the output.
+Tight crops are difficult for a face detector, and faces of 48 pixels for a mesh. Therefore every image is analysed
+several times, each time within a margin of another width in the image's mean gray, and the median of the passes is
+kept. An interrupted run resumes, because finished parts are stored in a folder next to the output.
 """
 
 import argparse
@@ -30,15 +32,19 @@ MARGINS = (0.15, 0.25, 0.4)
 SIDE_PX = 336
 MIN_CONFIDENCE = 0.2
 PART = 1000
+"""Images in one part, which is the unit in which an interrupted run resumes."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-# Outer corners of the two eyes.
 EYES = (33, 263)
+"""The outer corners of the two eyes."""
 
 Find = Callable[[np.ndarray], np.ndarray | None]
 
 
 def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, float]:
-    """The image in the middle of a mean-gray square, enlarged; and its pixel size, left and top offset there."""
+    """Returns the image in the middle of a mean-gray square, enlarged to `SIDE_PX`.
+
+    Also returns the scale of the enlargement, and the left and top offset of the image in the square before it.
+    """
     height, width = image.shape[:2]
     side = round(max(height, width) * (1 + 2 * margin))
     left, top = (side - width) // 2, (side - height) // 2
@@ -50,7 +56,10 @@ def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, 
 
 
 def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
-    """Median landmarks over the margins, in pixels of `image`, and their spread; None where no pass finds a face."""
+    """Returns the median landmarks over the margins, in pixels of `image`, and their spread.
+
+    Returns None if no pass finds a face. The spread is NaN if only one pass does.
+    """
     passes: list[np.ndarray] = []
     for margin in MARGINS:
         enlarged, scale, left, top = padded(image, margin)
@@ -67,7 +76,8 @@ def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
 
 
 def mesh() -> Find:
-    # Only this script's own environment has it, and --help needs it in none.
+    """Loads the face mesh; the returned function maps an RGB image to landmarks in shares of the image, or to None."""
+    # Only this script's own environment contains mediapipe, and --help must work in every environment.
     import mediapipe  # pyright: ignore[reportMissingImports]
 
     model = cast("Any", mediapipe).solutions.face_mesh.FaceMesh(
@@ -85,7 +95,7 @@ def mesh() -> Find:
 
 
 def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
-    """Names, and a function that gives the RGB image of a number."""
+    """Returns the names of all images, and a function that returns the RGB image of a number."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [p.relative_to(path).as_posix() for p in files]
@@ -96,18 +106,20 @@ def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
 
 
 def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
+    """Yields the file of each part and the numbers of its images."""
     for start in range(0, total, PART):
         yield folder / f"{start:08d}.npz", range(start, min(start + PART, total))
 
 
 def measure_part(file: Path, numbers: range, image_of: Callable[[int], np.ndarray], find: Find) -> int:
+    """Writes the landmarks of one part, and returns the number of images with a face."""
     landmarks = np.full((len(numbers), POINTS, 3), np.nan, np.float32)
     spread = np.full(len(numbers), np.nan, np.float32)
     for row, number in enumerate(numbers):
         result = points_of(image_of(number), find)
         if result is not None:
             landmarks[row], spread[row] = result
-    # Written under another name first, so that a part that exists is a whole part.
+    # The file is renamed when it is complete, so that a part that exists is never half written.
     half = file.with_suffix(".half.npz")
     np.savez(half, landmarks=landmarks, spread=spread)
     half.rename(file)
@@ -121,7 +133,7 @@ def main() -> None:
     )
     parser.add_argument("faces", type=Path, help="an .npz of crops, or a folder of images")
     parser.add_argument("out", type=Path, help="the .npz to write")
-    parser.add_argument("--limit", type=int, help="look at the first so many only")
+    parser.add_argument("--limit", type=int, help="analyse only the first LIMIT images")
     arguments = parser.parse_args()
     out = cast("Path", arguments.out)
 

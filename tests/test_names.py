@@ -13,7 +13,6 @@ TWICE = {
     "Block",
     "Case",
     "Inputs",
-    "Kind",
     "Pairs",
     "Plan",
     "Row",

@@ -1,4 +1,4 @@
-"""`emocap synth`."""
+"""Defines `emocap synth`, which renders synthetic faces and packs them."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,37 +18,42 @@ from emocap_pretrain.cli.pack import write
 from emocap_pretrain.terminal import console, errors_as_lines
 
 RENDERED_TOGETHER = 50
+"""Faces that a process renders before it returns them."""
 
 
 def command(
-    out: Annotated[str, typer.Argument(help="Folder or URL; the datasets train and test come to lie in it.")],
-    train: Annotated[int, typer.Option(help="Faces to train on.", min=1)] = 1800,
-    test: Annotated[int, typer.Option(help="Further faces to evaluate on.", min=0)] = 200,
+    out: Annotated[str, typer.Argument(help="Folder or URL in which the datasets train and test are written.")],
+    train: Annotated[int, typer.Option(help="Number of faces for training.", min=1)] = 1800,
+    test: Annotated[int, typer.Option(help="Number of further faces for evaluation.", min=0)] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
-    pixels: Annotated[int, typer.Option(help="Side of the images.", min=16)] = 112,
+    pixels: Annotated[int, typer.Option(help="Side of the images in pixels.", min=16)] = 112,
     samples_per_shard: ShardSamples = 200,
     debug: Debug = False,
 ) -> None:
-    """Render synthetic faces with true captions and pack them; an existing dataset is kept."""
+    """Render synthetic faces with captions and pack them; an existing dataset is kept."""
     with errors_as_lines(debug=debug):
         for name, first, count in (("train", 0, train), ("test", train, test)):
             url = f"{out.rstrip('/')}/{name}"
-            if count and not _stands(url, count):
+            if count and not _exists(url, count):
                 faces = _rendered(range(first, first + count), seed, pixels)
                 write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
 
 
-def _stands(url: str, samples: int) -> bool:
-    """Returns whether this dataset exists already; another one at the same place is an error."""
+def _exists(url: str, samples: int) -> bool:
+    """Returns whether this dataset exists already.
+
+    Raises:
+        ManifestError: If there is a dataset with another number of samples.
+    """
     store = open_store(url)
     if not store.exists("manifest.json"):
         return False
     found = read_manifest(store).samples
     if found != samples:
         raise ManifestError(
-            f"{url} holds a dataset of {found} samples, not {samples}: delete it or choose another place."
+            f"{url} contains a dataset of {found} samples, not {samples}; delete it or choose another place."
         )
-    console.print(f"{url}: {samples} samples are there already.")
+    console.print(f"{url}: {samples} samples exist already.")
     return True
 
 

@@ -1,9 +1,9 @@
-"""Captions of mirrored images: in the mirror the left eye is the right one, so the words of a caption must follow.
+"""Mirrors captions: in a mirrored image the left eye is the right one, so the words of the caption must change too.
 
-The rule is conservative, because "left" and "right" have other senses ("is left open", "the right expression"). Where
+The rule is conservative, because "left" and "right" have other senses ("is left open", "the right expression"). If
 every mention of a side in a caption is one of a few unambiguous kinds ("the left brow", "to the right.", "looks left,",
-"left and right"), the words change places; where any mention is not, the caption has no mirror image, and its image is
-not mirrored. English is the only language that is read.
+"left and right"), the two words are exchanged. If any mention is not, the caption has no mirror image, and its image
+must not be mirrored. Only English is read.
 """
 
 import re
@@ -13,13 +13,13 @@ from emocap_shards.sample import Caption
 
 _SIDE = r"(left|right)"
 _PLACES = (
-    "arm|brow|cheek|cheekbone|corner|dimple|ear|earlobe|edge|eye|eyebrow|eyelash|eyelid|hand|iris|jaw|lid|lip|nostril|"
-    "profile|pupil|shoulder|side|temple"
+    "arm|brow|cheek|cheekbone|corner|dimple|ear|earlobe|edge|eye|eyebrow|eyelash|eyelid|fold|hand|iris|jaw|lid|lip|"
+    "nostril|profile|pupil|shoulder|side|temple"
 )
 _QUALITIES = "inner|outer|upper|lower|mouth|lip|nasolabial|medial|lateral"
 _TURNS = "drift|face|gaze|glance|lean|look|move|point|pull|shift|slant|tilt|turn"
 _ENDS = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:and|or|of|than|while|with)\b)"
-# Each group is a mention of a side in a sense that is certain.
+# Each group matches a mention that certainly means a side.
 _CERTAIN = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -31,13 +31,13 @@ _CERTAIN = tuple(
     )
 )
 _MENTION = re.compile(rf"\b{_SIDE}(?=\b|most\b|wards?\b)", re.IGNORECASE)
-# Sides that no word above tells: FACS codes of one half of the face, and directions of turning.
+# Sides that are not named by a word: FACS codes of one half of the face, and directions of rotation.
 _UNREADABLE = re.compile(r"\b(?:AU\s?)?[LR]\d{1,2}[A-E]?\b|\bAU\s?\d{1,2}[A-E]?\s?\(?[LR]\b|(?i:clockwise)")
 _OTHER = {"left": "right", "right": "left"}
 
 
 def mirrored(caption: Caption) -> Caption | None:
-    """The caption of the mirrored image; None where the words cannot follow, so that the image must not be mirrored.
+    """Returns the caption of the mirrored image, or None if it is not certain, so that the image must not be mirrored.
 
     A caption that names no side is its own mirror image.
     """

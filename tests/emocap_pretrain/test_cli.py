@@ -82,7 +82,7 @@ def packed(table: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_synth_renders_two_datasets_and_keeps_those_that_stand(tmp_path: Path) -> None:
+def test_synth_renders_two_datasets_and_keeps_those_that_exist(tmp_path: Path) -> None:
     command = ("synth", tmp_path / "faces", "--train", "6", "--test", "3", "--pixels", "32", "--samples-per-shard", "4")
     done = emocap(*command)
     assert done.code == 0, done.err
@@ -92,7 +92,7 @@ def test_synth_renders_two_datasets_and_keeps_those_that_stand(tmp_path: Path) -
     before = read_manifest(tmp_path / "faces" / "train").digest
     again = emocap(*command)
     assert again.code == 0
-    assert again.out.count("there already") == 2
+    assert again.out.count("exist already") == 2
     assert read_manifest(tmp_path / "faces" / "train").digest == before
     other = emocap(*command[:3], "5", *command[4:])
     assert other.code != 0

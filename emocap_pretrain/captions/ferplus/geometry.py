@@ -1,24 +1,28 @@
-"""Named measurements of a face from its 478 mesh points: pure geometry, no data set and no emotion in it.
+"""Measures faces from their 478 mesh points, and ranks the measurements among those of many faces.
 
-A face is first turned into axes of its own head, so that roll, turn and nod of the head change little: x runs from
-the right eye of the subject to the left one, y up along the bridge of the nose, and the unit is the distance between
-the eyes. The points are those of the MediaPipe face mesh with refined landmarks, in pixels, depth in the same unit.
+A face is first rotated into the axes of its own head, so that roll, yaw and pitch of the head change little: x runs
+from the subject's right eye to the left one and y up along the bridge of the nose. The unit is the distance between the
+eyes. The points are those of the MediaPipe face mesh with refined landmarks, in pixels, with depth in the same unit.
+
+Only a comparison with other faces shows whether an eye is wide. Therefore a measurement counts by its rank in a
+population.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
-Faces = Float[np.ndarray, "faces"]
+PerFace = Float[np.ndarray, "faces"]
 Landmarks = Float[np.ndarray, "faces 478 3"]
-Measurements = Mapping[str, Faces]
+Measurements = Mapping[str, PerFace]
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Mesh points of one half of the face."""
+    """The mesh points of one half of the face, left or right as the subject sees it."""
 
     eye: tuple[int, int]  # outer, inner corner
     upper_lid: tuple[int, ...]
@@ -54,37 +58,38 @@ NOSE_BRIDGE, NOSE_BASE, CHIN = 168, 2, 152
 UPPER_LIP_OUTER, UPPER_LIP_INNER = 0, (82, 13, 312)
 LOWER_LIP_INNER, LOWER_LIP_OUTER = (87, 14, 317), 17
 
-# From this turn on only the near half of the face counts; the far one is the mesh model's guess.
-FULL_TURN_DEG = 40.0
-# Beyond these, too little of the face is seen to measure it.
-MAX_TURN_DEG, MAX_NOD_DEG = 40.0, 35.0
+FAR_HALF_HIDDEN_DEG = 40.0
+"""The yaw from which on only the near half of the face counts; the mesh model guesses the far half."""
+
+MAX_YAW_DEG, MAX_PITCH_DEG = 40.0, 35.0
+"""Beyond these angles too little of the face is visible to measure it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Faces in the axes of their own heads; the unit is the distance between the eye centres.
+    """Mesh points in the axes of the head of each face; the unit is the distance between the centres of the eyes.
 
-    `yaw_deg` is positive where the left half of the face is farther away, `pitch_deg` where the forehead is.
+    `yaw_deg` is positive if the left half of the face is farther away, `pitch_deg` if the forehead is.
     """
 
     points: Landmarks
-    yaw_deg: Faces
-    pitch_deg: Faces
+    yaw_deg: PerFace
+    pitch_deg: PerFace
 
     def at(self, *numbers: int) -> Float[np.ndarray, "faces 3"]:
-        """Mean position of these mesh points."""
+        """Returns the mean position of these mesh points."""
         return self.points[:, numbers].mean(1)
 
-    def height(self, *numbers: int) -> Faces:
+    def height(self, *numbers: int) -> PerFace:
         return self.at(*numbers)[:, 1]
 
-    def both(self, measure: Callable[[Side], Faces]) -> Faces:
-        """Mean of the two halves, leaning to the nearer one the more the head is turned."""
-        lean = np.clip(self.yaw_deg / FULL_TURN_DEG, -1, 1)
+    def both(self, measure: Callable[[Side], PerFace]) -> PerFace:
+        """Returns the mean of the two halves; the more the head is turned, the more the nearer half counts."""
+        lean = np.clip(self.yaw_deg / FAR_HALF_HIDDEN_DEG, -1, 1)
         return (measure(RIGHT) * (1 + lean) + measure(LEFT) * (1 - lean)) / 2
 
 
-def _distance(a: Float[np.ndarray, "faces 3"], b: Float[np.ndarray, "faces 3"]) -> Faces:
+def _distance(a: Float[np.ndarray, "faces 3"], b: Float[np.ndarray, "faces 3"]) -> PerFace:
     return np.linalg.norm(a - b, axis=-1)
 
 
@@ -93,7 +98,10 @@ def _unit(vectors: Float[np.ndarray, "faces 3"]) -> Float[np.ndarray, "faces 3"]
 
 
 def head(landmarks: Landmarks) -> Head:
-    """Puts every face into the axes of its own head. A point of NaN stays NaN; without eyes or nose all do."""
+    """Rotates every face into the axes of its own head.
+
+    A point of NaN stays NaN; if a point of the eyes or the nose is NaN, all points of that face become NaN.
+    """
     right, left = (landmarks[:, side.eye].mean(1) for side in (RIGHT, LEFT))
     x = _unit(left - right)
     nose = landmarks[:, NOSE_BRIDGE] - landmarks[:, NOSE_BASE]
@@ -109,86 +117,87 @@ def head(landmarks: Landmarks) -> Head:
     )
 
 
-def _brow_inner(face: Head) -> Faces:
+def _brow_inner(face: Head) -> PerFace:
     return face.both(lambda side: face.height(*side.brow_inner) - face.height(*side.eye))
 
 
-def _brow_middle(face: Head) -> Faces:
+def _brow_middle(face: Head) -> PerFace:
     return face.both(lambda side: face.height(*side.brow_middle) - face.height(*side.eye))
 
 
-def _brow_outer(face: Head) -> Faces:
+def _brow_outer(face: Head) -> PerFace:
     return face.both(lambda side: face.height(*side.brow_outer) - face.height(*side.eye))
 
 
-def _brow_slant(face: Head) -> Faces:
-    """Inner ends above outer ends: the oblique brows of grief."""
+def _brow_slant(face: Head) -> PerFace:
+    """Returns how far the inner ends are above the outer ends, as in the oblique eyebrows of grief."""
     return _brow_inner(face) - _brow_outer(face)
 
 
-def _brow_gap(face: Head) -> Faces:
+def _brow_gap(face: Head) -> PerFace:
     return _distance(face.at(RIGHT.brow_inner[0]), face.at(LEFT.brow_inner[0]))
 
 
-def _eye_aperture(face: Head) -> Faces:
-    """Gap between the lids over the length of the eye."""
+def _eye_aperture(face: Head) -> PerFace:
+    """Returns the gap between the lids, divided by the length of the eye."""
 
-    def aperture(side: Side) -> Faces:
+    def aperture(side: Side) -> PerFace:
         outer, inner = side.eye
         return _distance(face.at(*side.upper_lid), face.at(*side.lower_lid)) / _distance(face.at(outer), face.at(inner))
 
     return face.both(aperture)
 
 
-def _lower_lid_lift(face: Head) -> Faces:
-    """Lower lids against the eye corners: a squint lifts them, a lowered gaze does not."""
+def _lower_lid_lift(face: Head) -> PerFace:
+    """Returns the height of the lower lids above the eye corners; a squint lifts them, a lowered gaze does not."""
     return face.both(lambda side: face.height(*side.lower_lid) - face.height(*side.eye))
 
 
-def _mouth_width(face: Head) -> Faces:
+def _mouth_width(face: Head) -> PerFace:
     return _distance(face.at(RIGHT.lip_corner), face.at(LEFT.lip_corner))
 
 
-def _mouth_opening(face: Head) -> Faces:
+def _mouth_opening(face: Head) -> PerFace:
     return _distance(face.at(*UPPER_LIP_INNER), face.at(*LOWER_LIP_INNER))
 
 
-def _corner_curve(face: Head) -> Faces:
-    """Lip corners above the middle of the mouth: positive for a curve like a bowl."""
+def _corner_curve(face: Head) -> PerFace:
+    """Returns the height of the lip corners above the middle of the mouth; it is positive for a smile."""
     middle = face.height(*UPPER_LIP_INNER, *LOWER_LIP_INNER)
     return face.both(lambda side: face.height(side.lip_corner)) - middle
 
 
-def _corner_lift(face: Head) -> Faces:
-    """Lip corners above the middle of the mouth and towards the nose.
+def _corner_lift(face: Head) -> PerFace:
+    """Returns the mean height of the lip corners above the middle of the mouth and above the base of the nose.
 
-    A dropped jaw fakes the first, a short upper lip the second; their mean is fooled by neither alone.
+    A dropped jaw raises the first height and a short upper lip the second, without a smile; neither alone raises the
+    mean as much as a smile does.
     """
     to_nose = face.both(lambda side: face.height(side.lip_corner)) - face.height(NOSE_BASE)
     return (_corner_curve(face) + to_nose) / 2
 
 
-def _lip_thickness(face: Head) -> Faces:
-    """Red of both lips together; pressed or rolled-in lips are thin."""
+def _lip_thickness(face: Head) -> PerFace:
+    """Returns the visible red of both lips together; pressed lips are thin."""
     upper = _distance(face.at(UPPER_LIP_OUTER), face.at(UPPER_LIP_INNER[1]))
     return upper + _distance(face.at(LOWER_LIP_INNER[1]), face.at(LOWER_LIP_OUTER))
 
 
-def _upper_lip_drop(face: Head) -> Faces:
+def _upper_lip_drop(face: Head) -> PerFace:
     """Returns the distance from the base of the nose to the upper lip's edge; a raised upper lip makes it short."""
     return face.height(NOSE_BASE) - face.height(UPPER_LIP_OUTER)
 
 
-def _nose_width(face: Head) -> Faces:
-    """Across the wings of the nose, which the nasolabial folds pull outwards as they deepen."""
+def _nose_width(face: Head) -> PerFace:
+    """Returns the width between the wings of the nose, which a smile pulls outwards as the nasolabial folds deepen."""
     return _distance(face.at(RIGHT.nose_wing), face.at(LEFT.nose_wing))
 
 
-def _jaw_drop(face: Head) -> Faces:
+def _jaw_drop(face: Head) -> PerFace:
     return _distance(face.at(NOSE_BASE), face.at(CHIN))
 
 
-MEASURES: Mapping[str, Callable[[Head], Faces]] = {
+MEASURES: Mapping[str, Callable[[Head], PerFace]] = {
     "brow_inner": _brow_inner,
     "brow_middle": _brow_middle,
     "brow_outer": _brow_outer,
@@ -208,12 +217,89 @@ MEASURES: Mapping[str, Callable[[Head], Faces]] = {
 
 
 def measure(landmarks: Landmarks) -> Measurements:
-    """Every measure of `MEASURES` in eye distances, and the head's "yaw_deg" and "pitch_deg".
+    """Returns every measure of `MEASURES` in eye distances, and the head's "yaw_deg" and "pitch_deg".
 
-    A measure that needs a point of NaN is NaN: set to NaN what lies outside the picture. So is every measure of a
-    face that is turned away or bent too far.
+    A measure that needs a point of NaN is NaN; a caller marks points outside the picture in this way. Every measure of
+    a face whose head is turned too far is NaN.
     """
     face = head(landmarks)
-    seen = (np.abs(face.yaw_deg) <= MAX_TURN_DEG) & (np.abs(face.pitch_deg) <= MAX_NOD_DEG)
+    seen = (np.abs(face.yaw_deg) <= MAX_YAW_DEG) & (np.abs(face.pitch_deg) <= MAX_PITCH_DEG)
     values = {name: np.where(seen, function(face), np.nan) for name, function in MEASURES.items()}
     return {**values, "yaw_deg": face.yaw_deg, "pitch_deg": face.pitch_deg}
+
+
+# How far the mouth opens is not corrected for the pose, although both correlate: people tilt their heads back to laugh.
+_FREE_OF_POSE = frozenset({"mouth_opening", "jaw_drop"})
+_GRID = np.linspace(0, 1, 101)
+_MIN_FACES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One measure over a population: its quantiles at 0, 1, ... 100 % after the effect of the pose is removed."""
+
+    quantiles: tuple[float, ...]
+    per_pitch_deg: float
+    per_turn_deg: float
+
+    def upright(self, values: PerFace, *, pitch_deg: PerFace, turn_deg: PerFace) -> PerFace:
+        """Returns the values without the effect of the pose; `turn_deg` is the yaw to either side."""
+        return values - self.per_pitch_deg * pitch_deg - self.per_turn_deg * turn_deg
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """The faces with which all others are compared; it can be stored as JSON."""
+
+    references: Mapping[str, Reference]
+
+    @classmethod
+    def fit(cls, measurements: Measurements) -> "Population":
+        """Returns the population of all faces whose measurements are not NaN.
+
+        Raises:
+            ValueError: If a measure is known of too few faces.
+        """
+        return cls({name: _fit(name, measurements) for name in MEASURES})
+
+    def ranks(self, measurements: Measurements) -> Measurements:
+        """Returns the share of the population below each face, in [0, 1], for each measure; NaN stays NaN."""
+        pitch_deg, turn_deg = measurements["pitch_deg"], np.abs(measurements["yaw_deg"])
+        return {
+            name: np.interp(
+                reference.upright(measurements[name], pitch_deg=pitch_deg, turn_deg=turn_deg),
+                reference.quantiles,
+                _GRID,
+            )
+            for name, reference in self.references.items()
+        }
+
+    def dumps(self) -> str:
+        return json.dumps({name: asdict(reference) for name, reference in self.references.items()}, indent=1)
+
+    @classmethod
+    def loads(cls, text: str) -> "Population":
+        return cls(
+            {
+                name: Reference(tuple(row["quantiles"]), row["per_pitch_deg"], row["per_turn_deg"])
+                for name, row in json.loads(text).items()
+            }
+        )
+
+
+def _fit(name: str, measurements: Measurements) -> Reference:
+    known = np.isfinite(measurements[name]) & np.isfinite(measurements["pitch_deg"])
+    if known.sum() < _MIN_FACES:
+        raise ValueError(
+            f"{name} is known of {known.sum()} of {known.size} faces, but quantiles need {_MIN_FACES} or more; "
+            "check the landmarks file, or use a population that was fitted elsewhere."
+        )
+    values, pitch_deg = measurements[name][known], measurements["pitch_deg"][known]
+    turn_deg = np.abs(measurements["yaw_deg"][known])
+    slopes = np.zeros(2)
+    if name not in _FREE_OF_POSE:
+        design = np.stack([pitch_deg, turn_deg, np.ones_like(pitch_deg)], axis=1)
+        slopes = np.linalg.lstsq(design, values, rcond=None)[0][:2]
+    reference = Reference((), per_pitch_deg=float(slopes[0]), per_turn_deg=float(slopes[1]))
+    rest = reference.upright(values, pitch_deg=pitch_deg, turn_deg=turn_deg)
+    return replace(reference, quantiles=tuple(float(quantile) for quantile in np.quantile(rest, _GRID)))

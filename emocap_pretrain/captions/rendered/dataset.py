@@ -7,9 +7,9 @@ import numpy as np
 from emocap_shards.sample import Record
 from PIL import Image
 
-from emocap_pretrain.captions.rendered.caption import caption
+from emocap_pretrain.captions.rendered.captioner import caption
 from emocap_pretrain.captions.rendered.emotion import EMOTIONS, sample_feeling
-from emocap_pretrain.captions.rendered.face import NAMES, Face, sample_identity, sample_scene
+from emocap_pretrain.captions.rendered.face import DRAWN, Face, sample_identity, sample_scene
 from emocap_pretrain.captions.rendered.render import render
 
 JPEG_QUALITY = 92
@@ -73,5 +73,5 @@ def _labels(sampled: Face) -> dict[str, str | float]:
         "intensity": sampled.intensity,
         "valence": sampled.valence,
         "arousal": sampled.arousal,
-        **{f"AU{unit}": sampled.actions[unit] for unit in NAMES},
+        **{f"AU{unit}": sampled.actions[unit] for unit in DRAWN},
     }

@@ -3,54 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
+from emocap_pretrain.captions.grammar.action_units import VISIBLE
 from emocap_pretrain.captions.rendered import palette
 from emocap_pretrain.captions.rendered.palette import Colour
 
-NAMES: Mapping[int, str] = MappingProxyType(
-    {
-        1: "inner brow raiser",
-        2: "outer brow raiser",
-        4: "brow lowerer",
-        5: "upper lid raiser",
-        6: "cheek raiser",
-        7: "lid tightener",
-        9: "nose wrinkler",
-        10: "upper lip raiser",
-        12: "lip corner puller",
-        14: "dimpler",
-        15: "lip corner depressor",
-        17: "chin raiser",
-        20: "lip stretcher",
-        23: "lip tightener",
-        25: "lips part",
-        26: "jaw drop",
-        43: "eye closure",
-    }
-)
-"""Action unit number to its name in the Facial Action Coding System (Ekman, Friesen and Hager 2002)."""
-
-VISIBLE = 0.1
-"""A weaker action counts as absent: it is stored as 0, drawn as 0 and never mentioned."""
-
-BANDS = ("trace", "slight", "moderate", "strong", "extreme")
-"""Five bands of intensity, A to E in FACS, from the weakest to the strongest."""
-
-_FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)
-
-
-def band(intensity: float) -> str:
-    """Returns the band of a visible intensity in [VISIBLE, 1].
-
-    Raises:
-        ValueError: If `intensity` is too weak to be seen.
-    """
-    if intensity < VISIBLE:
-        raise ValueError(f"intensity={intensity} has no band; the weakest visible one is {VISIBLE}.")
-    return BANDS[sum(intensity >= floor for floor in _FLOORS) - 1]
+DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 43)
+"""The action units that are drawn; a weaker intensity than VISIBLE counts as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +25,8 @@ class Actions:
 
     def __post_init__(self) -> None:
         for unit, value in self.strength.items():
-            if unit not in NAMES:
-                raise ValueError(f"AU{unit} is not drawn here; known are {sorted(NAMES)}.")
+            if unit not in DRAWN:
+                raise ValueError(f"AU{unit} is not drawn here; known are {list(DRAWN)}.")
             if not VISIBLE <= value <= 1:
                 raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out units that do not act.")
 

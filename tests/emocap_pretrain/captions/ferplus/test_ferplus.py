@@ -9,7 +9,9 @@ from emocap_shards.sample import Record
 from landmark_cases import crowd
 from PIL import Image
 
-from emocap_pretrain.captions.ferplus.captioner import TEST_WHOLE, load, records
+from emocap_pretrain.captions.ferplus.__main__ import main
+from emocap_pretrain.captions.ferplus.captioner import GLOBAL_WITHOUT_VOTES
+from emocap_pretrain.captions.ferplus.dataset import Split, load, records
 from emocap_pretrain.captions.ferplus.votes import EMOTIONS, majority
 
 VOTE_NAMES = (*EMOTIONS, "unknown", "NF")
@@ -18,7 +20,7 @@ FACES = 180
 
 
 def write_set(folder: Path, votes: np.ndarray) -> tuple[Path, Path]:
-    """A made-up set: noise for images, drawn landmarks, given votes."""
+    """Writes a synthetic set: noise for images, drawn landmarks, and the given votes; returns both paths."""
     rng = np.random.default_rng(1)
     names = np.array([f"fer{number:07d}.png" for number in range(FACES)])
     npz, landmarks = folder / "set.npz", folder / "landmarks.npz"
@@ -51,6 +53,10 @@ def random_votes(seed: int) -> np.ndarray:
     return np.stack([rng.multinomial(10, rng.dirichlet(np.full(10, 0.3))) for _ in range(FACES)])
 
 
+def records_of(files: tuple[Path, Path], split: Split) -> list[Record]:
+    return list(records(load(*files), split))
+
+
 def by_key(found: list[Record]) -> dict[str, Record]:
     return {record.key: record for record in found}
 
@@ -59,7 +65,7 @@ def test_a_record_is_a_gray_png_with_caption_and_labels(tmp_path: Path) -> None:
     votes = np.zeros((FACES, 10), int)
     votes[:, 1] = 10
     npz, landmarks = write_set(tmp_path, votes)
-    train = list(records(npz, landmarks, "train"))
+    train = records_of((npz, landmarks), "train")
     assert [record.key for record in train] == [f"fer{number:07d}" for number in range(0, FACES, 3)]
     with np.load(npz) as stored, Image.open(io.BytesIO(train[1].image)) as image:
         assert np.array_equal(np.asarray(image), stored["images"][3])
@@ -68,36 +74,43 @@ def test_a_record_is_a_gray_png_with_caption_and_labels(tmp_path: Path) -> None:
     assert "happiness" in train[0].caption.summary
 
 
-def test_a_face_that_was_not_found_or_is_in_doubt_has_no_local_sentence(tmp_path: Path) -> None:
+def test_a_face_without_trusted_landmarks_has_no_local_sentence(tmp_path: Path) -> None:
     npz, landmarks = write_set(tmp_path, random_votes(0))
-    assert by_key(list(records(npz, landmarks, "test")))["fer0000005"].caption.local == ()
+    assert by_key(records_of((npz, landmarks), "test"))["fer0000005"].caption.local == ()
     votes = np.zeros((FACES, 10), int)
     votes[:, 0] = 10
     npz, landmarks = write_set(tmp_path, votes)
-    assert by_key(list(records(npz, landmarks, "train")))["fer0000006"].caption.local == ()
+    assert by_key(records_of((npz, landmarks), "train"))["fer0000006"].caption.local == ()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_votes_change_nothing_in_the_test_split_but_labels(tmp_path: Path, seed: int) -> None:
-    first = list(records(*write_set(tmp_path, random_votes(0)), "test"))
-    second = list(records(*write_set(tmp_path, random_votes(seed)), "test"))
+    first = records_of(write_set(tmp_path, random_votes(0)), "test")
+    second = records_of(write_set(tmp_path, random_votes(seed)), "test")
     assert [(a.key, a.image, a.caption) for a in first] == [(b.key, b.image, b.caption) for b in second]
     assert [a.labels for a in first] != [b.labels for b in second]
 
 
 def test_votes_change_the_captions_of_the_train_split_but_no_local_sentence(tmp_path: Path) -> None:
-    first = by_key(list(records(*write_set(tmp_path, random_votes(0)), "train")))
-    second = by_key(list(records(*write_set(tmp_path, random_votes(1)), "train")))
+    first = by_key(records_of(write_set(tmp_path, random_votes(0)), "train"))
+    second = by_key(records_of(write_set(tmp_path, random_votes(1)), "train"))
     both = first.keys() & second.keys()
     assert any(first[key].caption.global_ != second[key].caption.global_ for key in both)
     assert all(first[key].caption.local == second[key].caption.local for key in both)
 
 
 def test_a_test_caption_names_no_emotion(tmp_path: Path) -> None:
-    for record in records(*write_set(tmp_path, random_votes(0)), "test"):
-        assert record.caption.global_ == TEST_WHOLE
+    for record in records_of(write_set(tmp_path, random_votes(0)), "test"):
+        assert record.caption.global_ == GLOBAL_WITHOUT_VOTES
         text = " ".join((record.caption.summary, *record.caption.local)).lower()
         assert not any(emotion in text for emotion in EMOTIONS)
+
+
+def test_the_command_packs_the_three_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    npz, landmarks = write_set(tmp_path, random_votes(0))
+    main(["--npz", str(npz), "--landmarks", str(landmarks), "--out", str(tmp_path / "out")])
+    assert {path.parent.name for path in tmp_path.glob("out/*/manifest.json")} == {"train", "valid", "test"}
+    assert "test: 60 samples" in capsys.readouterr().err
 
 
 def test_landmarks_of_another_set_are_refused(tmp_path: Path) -> None:

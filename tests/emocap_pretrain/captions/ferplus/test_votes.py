@@ -1,6 +1,18 @@
+import re
+
 import pytest
 
-from emocap_pretrain.captions.ferplus.votes import EMOTIONS, Level, is_face, majority, mixture, summary, whole
+from emocap_pretrain.captions.ferplus.votes import emotion_state, is_face, majority
+from emocap_pretrain.captions.grammar import looks
+from emocap_pretrain.captions.grammar.action_units import Band, Degree
+from emocap_pretrain.captions.grammar.emotions import EMOTIONS
+from emocap_pretrain.captions.grammar.looks import Region, RegionState
+from emocap_pretrain.captions.grammar.sentences import Wording, global_sentence, summary
+
+SMILE = (
+    RegionState(Region.LIP_CORNERS, looks.LIP_CORNERS_RAISED, (Band.STRONG,)),
+    RegionState(Region.CHEEKS, looks.CHEEKS_RAISED, (Band.SLIGHT,)),
+)
 
 
 def votes(**given: int) -> dict[str, int]:
@@ -8,7 +20,7 @@ def votes(**given: int) -> dict[str, int]:
 
 
 def said(*, key: str = "k", **given: int) -> str:
-    return whole(mixture(votes(**given)), key)
+    return global_sentence(emotion_state(votes(**given)), Wording(key))
 
 
 @pytest.mark.parametrize(
@@ -25,15 +37,15 @@ def test_the_label_is_the_majority_without_outliers(given: dict[str, int], label
     assert majority(votes(**given)) == label
 
 
-def test_a_face_that_nobody_can_read_is_none() -> None:
+def test_a_face_that_most_people_cannot_read_is_left_out() -> None:
     assert is_face(votes(sadness=5, unknown=3, neutral=2))
     assert not is_face(votes(sadness=4, unknown=4, neutral=2))
     assert not is_face(votes(NF=8, neutral=2))
 
 
-def test_agreement_is_a_strong_level_if_the_face_shows_it() -> None:
-    assert mixture(votes(happiness=9, neutral=1)).level is Level.STRONG
-    assert mixture(votes(happiness=9, neutral=1), expressive=False).level is Level.MODERATE
+def test_agreement_is_a_high_degree_if_the_face_shows_it() -> None:
+    assert emotion_state(votes(happiness=9, neutral=1)).degree is Degree.HIGH
+    assert emotion_state(votes(happiness=9, neutral=1), expressive=False).degree is Degree.MID
 
 
 def test_nine_votes_for_happiness_read_clearly_happy() -> None:
@@ -43,10 +55,10 @@ def test_nine_votes_for_happiness_read_clearly_happy() -> None:
 
 
 def test_sadness_and_some_neutral_read_subdued_and_close_to_neutral() -> None:
-    mix = mixture(votes(sadness=5, neutral=4, anger=1))
-    assert (mix.first, mix.second, mix.level) == ("sadness", "neutral", Level.FAINT)
-    assert any("close to neutral" in whole(mix, str(number)) for number in range(20))
-    assert "sadness close to neutral" in summary(mix, (), "k")
+    emotion = emotion_state(votes(sadness=5, neutral=4, anger=1))
+    assert (emotion.name, emotion.second, emotion.degree) == ("sadness", "neutral", Degree.LOW)
+    assert any("close to neutral" in global_sentence(emotion, Wording(str(number))) for number in range(20))
+    assert "sadness close to neutral" in summary(emotion, (), Wording("k"))
 
 
 def test_an_even_mixture_names_both() -> None:
@@ -69,11 +81,11 @@ def test_doubt_is_said() -> None:
 
 
 def test_a_summary_is_one_sentence_with_emotion_and_cues() -> None:
-    mix = mixture(votes(happiness=10))
+    emotion = emotion_state(votes(happiness=10))
     for number in range(20):
-        sentence = summary(mix, ("lip corners pulled up and back", "raised cheeks"), str(number))
+        sentence = summary(emotion, SMILE, Wording(str(number)))
         assert "happiness" in sentence
-        assert "ip corners pulled up and back and raised cheeks" in sentence
+        assert re.search(r"(raised|upturned) lip corners and (slightly|subtly) (raised|lifted) cheeks", sentence)
         assert sentence.count(".") == 1
 
 
@@ -83,9 +95,11 @@ def test_a_summary_is_one_sentence_with_emotion_and_cues() -> None:
 def test_every_mixture_has_words(first: str, second: str, share: int) -> None:
     given = {second: 10 - share, first: share} if first != second else {first: 10}
     for expressive in (True, False):
-        mix = mixture(votes(**given), expressive=expressive)
-        assert whole(mix, "k").endswith(".")
-        assert summary(mix, ("parted lips",), "k").endswith(".")
+        emotion = emotion_state(votes(**given), expressive=expressive)
+        for key in "abcdefghijkl":
+            for sentence in (global_sentence(emotion, Wording(key)), summary(emotion, SMILE[:1], Wording(key))):
+                assert re.fullmatch(r"[A-Z][^{}]*[a-z]\.", sentence), sentence
+                assert not re.search(r"  | ,|,,|\b(\w+) \1\b|\ba [aeiou]", sentence), sentence
 
 
 def test_votes_of_other_names_are_refused() -> None:

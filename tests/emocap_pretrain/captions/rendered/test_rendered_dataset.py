@@ -8,7 +8,7 @@ from PIL import Image
 
 from emocap_pretrain.captions.rendered.dataset import record, records, sample_face
 from emocap_pretrain.captions.rendered.emotion import EMOTIONS
-from emocap_pretrain.captions.rendered.face import NAMES
+from emocap_pretrain.captions.rendered.face import DRAWN
 
 
 def test_the_same_seed_and_index_give_the_same_bytes_and_words():
@@ -59,7 +59,7 @@ def test_the_order_of_emotions_varies():
 def test_labels_are_complete_and_in_range():
     for index in range(70):
         labels = record(4, index, pixels=16).labels
-        assert set(labels) == {"emotion", "intensity", "valence", "arousal", *(f"AU{unit}" for unit in NAMES)}
+        assert set(labels) == {"emotion", "intensity", "valence", "arousal", *(f"AU{unit}" for unit in DRAWN)}
         numbers = {name: value for name, value in labels.items() if name != "emotion"}
         assert all(type(value) is float for value in numbers.values())
         assert all(-1 <= numbers[name] <= 1 for name in ("valence", "arousal"))

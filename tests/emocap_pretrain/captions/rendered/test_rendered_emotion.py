@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from emocap_pretrain.captions.grammar.action_units import BANDS, VISIBLE, band
 from emocap_pretrain.captions.rendered.dataset import sample_face
 from emocap_pretrain.captions.rendered.emotion import EMOTIONS, PROTOTYPES, prototypes_of, sample_feeling
-from emocap_pretrain.captions.rendered.face import BANDS, NAMES, VISIBLE, Actions, Pose, actions, band
+from emocap_pretrain.captions.rendered.face import DRAWN, Actions, Pose, actions
 from emocap_pretrain.captions.rendered.render import render
 
 
@@ -18,7 +19,7 @@ def _nearest(train, train_names, test):
 
 
 def _units(sampled):
-    return [sampled.actions[unit] for unit in NAMES]
+    return [sampled.actions[unit] for unit in DRAWN]
 
 
 def test_there_are_seven_emotions_and_each_has_several_prototypes():
@@ -28,11 +29,11 @@ def test_there_are_seven_emotions_and_each_has_several_prototypes():
 
 
 def test_prototypes_use_known_action_units_only():
-    assert all({*prototype.core, *prototype.extra} <= set(NAMES) for prototype in PROTOTYPES)
+    assert all({*prototype.core, *prototype.extra} <= set(DRAWN) for prototype in PROTOTYPES)
 
 
 def test_every_action_unit_occurs():
-    assert {unit for index in range(700) for unit in sample_face(0, index).actions} == set(NAMES)
+    assert {unit for index in range(700) for unit in sample_face(0, index).actions} == set(DRAWN)
 
 
 @pytest.mark.parametrize(("value", "name"), [(0.1, "trace"), (0.2, "slight"), (0.59, "moderate"), (1.0, "extreme")])

@@ -1,0 +1,131 @@
+"""Reads the FER+ set (gray faces of 48 pixels, ten votes each) and yields its records with structured captions.
+
+Local sentences describe the geometry that is measured on a face, compared with the faces of the training split. The
+global part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test" holds
+nothing of the votes**: its global part is "A face.", its summary lists the measured cues, and no vote decides whether a
+test image is included. The votes are in its labels, for the evaluation.
+
+The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names`, `usage` and `name`;
+launch/landmarks.py writes the landmarks. Keep faces and what is derived from them out of every repository.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from emocap_shards.sample import Record
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from emocap_pretrain.captions.ferplus.captioner import caption, caption_without_votes
+from emocap_pretrain.captions.ferplus.cues import find_cues
+from emocap_pretrain.captions.ferplus.geometry import Population, measure
+from emocap_pretrain.captions.ferplus.votes import Votes, is_face, majority
+from emocap_pretrain.captions.grammar.looks import RegionState
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+_USAGE: Mapping[Split, str] = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
+_MAX_SPREAD = 0.05
+"""The greatest disagreement of the passes of the landmark detector, in eye distances, at which they are trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """The set in memory; row `i` of every field belongs to the same face. An untrusted landmark is NaN."""
+
+    names: Sequence[str]
+    images: UInt8[np.ndarray, "faces height width"]
+    votes: Sequence[Votes]
+    usage: Sequence[str]
+    landmarks: Float32[np.ndarray, "faces 478 3"]
+
+    def rows(self, split: Split) -> list[int]:
+        return [row for row, usage in enumerate(self.usage) if usage == _USAGE[split]]
+
+
+def load(npz_path: str | Path, landmarks_path: str | Path) -> Faces:
+    """Reads images and landmarks, joined by name.
+
+    Raises:
+        ValueError: If an image has no row in the landmarks file.
+    """
+    with np.load(npz_path) as stored:
+        names = [str(name) for name in stored["name"]]
+        images, counts = stored["images"], stored["votes"].tolist()
+        vote_names = [str(name) for name in stored["vote_names"]]
+        usage = [str(usage) for usage in stored["usage"]]
+    return Faces(
+        names=names,
+        images=images,
+        votes=[dict(zip(vote_names, row, strict=True)) for row in counts],
+        usage=usage,
+        landmarks=_landmarks(landmarks_path, names, size_px=images.shape[1:]),
+    )
+
+
+def records(faces: Faces, split: Split) -> Iterator[Record]:
+    """Yields the captioned faces of one split, in the order of the file.
+
+    Images that most people could not recognise as an emotional face are left out, except in the split "test".
+    """
+    cues = find_all_cues(faces)
+    for row in faces.rows(split):
+        if split == "test" or is_face(faces.votes[row]):
+            yield _record(faces, row, cues[row], split)
+
+
+def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
+    """Returns the cues of every row; each face is compared with those of the training split."""
+    measurements = measure(faces.landmarks)
+    train = faces.rows("train")
+    population = Population.fit({name: values[train] for name, values in measurements.items()})
+    columns = {name: values.tolist() for name, values in population.ranks(measurements).items()}
+    return [find_cues({name: values[row] for name, values in columns.items()}) for row in range(len(faces.names))]
+
+
+def labels(votes: Votes) -> dict[str, str | float]:
+    """Returns `emotion`, which is "" without a majority, and the share of each vote as `share_<name>`."""
+    total = sum(votes.values())
+    shares = {f"share_{name}": round(count / total, 4) for name, count in votes.items()}
+    return {"emotion": majority(votes), **shares}
+
+
+def _record(faces: Faces, row: int, cues: Sequence[RegionState], split: Split) -> Record:
+    key = Path(faces.names[row]).stem
+    votes = faces.votes[row]
+    return Record(
+        key=key,
+        image=_png(faces.images[row]),
+        extension="png",
+        caption=caption_without_votes(cues, key) if split == "test" else caption(votes, cues, key),
+        labels=labels(votes),
+    )
+
+
+def _png(image: UInt8[np.ndarray, "height width"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _landmarks(path: str | Path, names: Sequence[str], *, size_px: tuple[int, int]) -> np.ndarray[Any, Any]:
+    with np.load(path) as stored:
+        row_of = {str(name): row for row, name in enumerate(stored["name"])}
+        missing = [name for name in names if name not in row_of]
+        if missing:
+            raise ValueError(
+                f"{path} has no row for {len(missing)} of {len(names)} images, the first is {missing[0]}; "
+                "run launch/landmarks.py on the whole file."
+            )
+        order = [row_of[name] for name in names]
+        landmarks = stored["landmarks"][order].astype(np.float32)
+        landmarks[~(stored["spread"][order] <= _MAX_SPREAD)] = np.nan
+    height, width = size_px
+    outside = (landmarks[..., :2] < 0) | (landmarks[..., :2] > (width, height))
+    landmarks[outside.any(-1)] = np.nan
+    return landmarks

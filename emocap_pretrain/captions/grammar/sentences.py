@@ -1,0 +1,283 @@
+"""Builds the sentences of a caption from the described state of a face.
+
+A described face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends on the sample's
+key alone, so that packing twice gives the same text.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from emocap_pretrain.captions.grammar import emotions
+from emocap_pretrain.captions.grammar.action_units import (
+    ADJECTIVES,
+    ADVERBS,
+    BANDS,
+    DEGREE_OF,
+    LEVELS,
+    MOVEMENTS,
+    NAMES,
+    Band,
+    Degree,
+    Words,
+)
+from emocap_pretrain.captions.grammar.emotions import EmotionState
+from emocap_pretrain.captions.grammar.looks import RegionState
+
+_Option = TypeVar("_Option")
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Chooses among wordings: the same key and purpose give the same choice on every machine."""
+
+    key: str
+
+    def pick(self, options: Sequence[_Option], *purpose: str) -> _Option:
+        return options[self.number(*purpose) % len(options)]
+
+    def number(self, *purpose: str) -> int:
+        """Returns a number below 2**64 that is uniform over keys and independent between purposes."""
+        return int.from_bytes(hashlib.blake2b("\0".join((self.key, *purpose)).encode(), digest_size=8).digest())
+
+
+NO_MOVEMENT: Words = (
+    "with no visible movement",
+    "without any visible movement",
+    "with no sign of movement",
+    "and no action unit is active",
+)
+
+# An action unit in a local sentence: how the list of units begins, one unit, and how the list ends.
+_UNIT_STYLES = (
+    (" (", "AU{unit} at {level} intensity", ")"),
+    (": ", "{name} (AU{unit}) at {level} intensity", ""),
+    (", with ", "{adjective} {movement} (AU{unit})", ""),
+    (", with ", "{adjective} {movement}", ""),
+)
+
+
+def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
+    """Returns one sentence about a region: how it looks, then its action units with their intensity.
+
+    Several states fit into one sentence, such as those of the lips and of their corners.
+    """
+    clauses = [_with_adverbs(wording.pick(state.clauses(), *_purpose(state)), state, wording) for state in states]
+    units = [pair for state in states for pair in zip(state.look.units, state.bands, strict=True)]
+    region = states[0].region
+    no_movement = wording.pick(NO_MOVEMENT, region, "no movement")
+    ending = _action_units(units, region, wording) if units else f", {no_movement}"
+    return f"{_capitalized(_joined(clauses))}{ending}."
+
+
+def _purpose(state: RegionState) -> tuple[str, ...]:
+    """Returns the purpose of a choice of words for this state, so that states choose independently."""
+    return state.region, *map(str, state.look.units)
+
+
+def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
+    """Inserts adverbs for the intensity of the first and of the last action unit of the state."""
+    if state.at_rest:
+        return phrase
+    how, also = (
+        wording.pick(ADVERBS[DEGREE_OF[band]], *_purpose(state), name)
+        for band, name in ((state.bands[0], "how"), (state.bands[-1], "also"))
+    )
+    return phrase.format(how=how, also=also)
+
+
+def _joined(clauses: Sequence[str]) -> str:
+    """Returns clauses that are true at the same time as one; predicates of the same subject share it."""
+    predicates: dict[str, list[str]] = {}
+    for clause in clauses:
+        match = re.fullmatch(r"(.+? (?:is|are)) (.+)", clause)
+        subject, predicate = match.groups() if match else (clause, "")
+        predicates.setdefault(subject, []).append(predicate)
+    parts = [f"{subject} {listed(found)}".rstrip() for subject, found in predicates.items()]
+    return " while ".join(part for part in (listed(parts[:-1]), parts[-1]) if part)
+
+
+def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wording) -> str:
+    """Returns each unit with its band, all in one style."""
+    opening, style, closing = wording.pick(_UNIT_STYLES, region, "style")
+    described = [
+        style.format(
+            unit=unit,
+            name=NAMES[unit],
+            movement=MOVEMENTS[unit],
+            level=wording.pick(LEVELS[band], region, str(unit), "level"),
+            adjective=wording.pick(ADJECTIVES[band], region, str(unit), "adjective"),
+        )
+        for unit, band in units
+    ]
+    return f"{opening}{listed(described)}{closing}"
+
+
+_GLOBALS: Words = (
+    "The face shows {feeling}.",
+    "The face conveys {feeling}.",
+    "The person seems to feel {feeling}.",
+    "The person appears to be experiencing {feeling}.",
+    "The expression suggests {feeling}.",
+    "The overall expression conveys {feeling}.",
+    "There is {feeling} in this expression.",
+    "The prevailing emotion is {feeling}.",
+    "The emotion is best described as {feeling}.",
+)
+_LOOKING_GLOBALS: Words = ("The person looks {looking}.", "The face appears {looking}.", "The person seems {looking}.")
+_NEUTRAL_GLOBALS: Words = (
+    *_LOOKING_GLOBALS,
+    "The face is {looking}.",
+    "The expression is {looking}.",
+)
+_NO_EMOTION_GLOBALS: Words = (
+    "No particular emotion is visible, and the face looks {looking}.",
+    "The face looks {looking}, without any particular emotion.",
+)
+_AMBIGUOUS_GLOBALS: Words = (
+    "The expression is hard to read, but the person looks {looking}.",
+    "The expression is ambiguous; the person is perhaps {looking}.",
+)
+_BLENDED_GLOBALS: Words = (
+    "The face shows {blend}, a mixture of {first} and {second}.",
+    "The expression combines {first} and {second} into {blend}.",
+)
+_MIXED_GLOBALS: Words = (
+    "The face shows a mixture of {first} and {second}.",
+    "The expression combines {first} and {second}.",
+)
+
+
+def global_sentence(emotion: EmotionState, wording: Wording) -> str:
+    """Returns one sentence about the degree and the nuance of the emotion, without cues."""
+    if emotion.even and "neutral" not in {emotion.name, emotion.second}:
+        blend = emotions.BLENDS.get(frozenset({emotion.name, emotion.second}), "")
+        frame = wording.pick(_BLENDED_GLOBALS if blend else _MIXED_GLOBALS, "global")
+        return frame.format(blend=blend, first=emotion.name, second=emotion.second)
+    if emotion.ambiguous:
+        frames = _AMBIGUOUS_GLOBALS
+    elif emotion.name == "neutral":
+        frames = _NEUTRAL_GLOBALS if emotion.second else (*_NEUTRAL_GLOBALS, *_NO_EMOTION_GLOBALS)
+    else:
+        frames = _GLOBALS if emotion.shade else (*_LOOKING_GLOBALS, *_GLOBALS[:2])
+    frame = wording.pick(frames, "global")
+    if "{looking}" in frame:
+        return frame.format(looking=_looking(emotion, wording, "global"))
+    return frame.format(feeling=_feeling(emotion, wording, "global"))
+
+
+def _looking(emotion: EmotionState, wording: Wording, part: str) -> str:
+    """Returns the emotion as words that fit after "the person looks"."""
+    if emotion.name == "neutral":
+        words = f"neutral and {wording.pick(emotions.SHADES[emotion.shade or 'composure'], part, 'shade')}"
+    else:
+        words = wording.pick(emotions.FEELS[emotion.name][emotion.degree], part, "feels")
+    if not emotion.second:
+        return words
+    if emotion.second == "neutral":
+        close = emotion.degree is Degree.LOW
+        touches = ("close to neutral", "not far from neutral") if close else ("in a restrained way",)
+    else:
+        touches = (f"with a touch of {emotion.second}", f"with a hint of {emotions.HINTS[emotion.second]}")
+    return f"{words}, {wording.pick(touches, part, 'touch')}"
+
+
+def _feeling(emotion: EmotionState, wording: Wording, part: str) -> str:
+    """Returns an emotion other than neutral as a noun phrase with its degree."""
+    named = f"{wording.pick(emotions.DEGREES[emotion.degree], part, 'degree')} {emotion.name}"
+    if emotion.shade:
+        noun = wording.pick(emotions.SHADES[emotion.shade], part, "shade")
+        if wording.pick((True, False), part, "name"):
+            return f"{named} {'with a hint of' if emotion.degree is Degree.LOW else 'in the form of'} {noun}"
+        phrases = emotions.LOW_SHADES
+        if emotion.degree is not Degree.LOW:
+            phrases = tuple(f"{adjective} {{noun}}" for adjective in emotions.DEGREES[emotion.degree])
+        return wording.pick(phrases, part, "degree").format(noun=noun)
+    if emotion.second == "neutral":
+        return f"{named} close to neutral" if emotion.degree is Degree.LOW else named
+    if not emotion.second:
+        return named
+    return f"{named} {'mixed with' if emotion.even else 'with some'} {emotion.second}"
+
+
+_SUMMARIES: Words = (
+    "Overall, the face shows {feeling}, as seen in {cues}{affect}.",
+    "Taken as a whole, the face expresses {feeling}, mainly through {cues}{affect}.",
+    "With {cues}, the face conveys {feeling}{affect}.",
+    "The expression reads as {feeling} because of {cues}{affect}.",
+    "Judging by {cues}, the person seems to feel {feeling}{affect}.",
+    "In summary, {feeling} is visible in {cues}{affect}.",
+    "Based on {cues}, the prevailing emotion is {feeling}{affect}.",
+    "Given {cues}, the emotion is best described as {feeling}{affect}.",
+)
+_SUMMARIES_WITHOUT_CUES: Words = (
+    "Overall, the face shows {feeling}{affect}.",
+    "In summary, the face conveys {feeling}{affect}.",
+)
+_NEUTRAL_SUMMARIES: Words = (
+    "Despite {cues}, the face looks {looking}{affect}.",
+    "Overall, the face is {looking}, although it shows {cues}{affect}.",
+    "The face looks {looking}, showing no more than {cues}{affect}.",
+)
+_RESTING_SUMMARIES: Words = (
+    "With the {regions} at rest, the face looks {looking}{affect}.",
+    "With the {regions} at rest, the expression is {looking}{affect}.",
+)
+_NEUTRAL_SUMMARIES_WITHOUT_CUES: Words = (
+    "Overall, the face is {looking}{affect}.",
+    "In summary, the expression is {looking}{affect}.",
+)
+_AFFECTS: Words = (
+    "; valence is {valence} and arousal is {arousal}",
+    ", with {valence} valence and {arousal} arousal",
+    "; the mood is {pleasure} and its energy is {arousal}",
+)
+
+
+def summary(emotion: EmotionState, states: Sequence[RegionState], wording: Wording) -> str:
+    """Returns one sentence: the emotion, the cues that show it, the strongest first, and valence and arousal."""
+    cues = _cues(states, wording)
+    regions = [state.region for state in states if state.at_rest]
+    if emotion.name != "neutral":
+        frames = _SUMMARIES if cues else _SUMMARIES_WITHOUT_CUES
+        words = {"feeling": _feeling(emotion, wording, "summary")}
+    else:
+        still = _RESTING_SUMMARIES if regions else _NEUTRAL_SUMMARIES_WITHOUT_CUES
+        frames = _NEUTRAL_SUMMARIES if cues else still
+        words = {"looking": _looking(emotion, wording, "summary"), "regions": listed(regions)}
+    return wording.pick(frames, "summary").format(**words, cues=listed(cues), affect=_affect(emotion, wording))
+
+
+def summary_without_emotion(states: Sequence[RegionState], wording: Wording) -> str:
+    """Returns one sentence that lists the cues and claims nothing about the emotion."""
+    cues = _cues(states, wording)
+    return f"A face with {listed(cues)}." if cues else "A face."
+
+
+def _cues(states: Sequence[RegionState], wording: Wording) -> list[str]:
+    """Returns a noun phrase for each state that has one, the strongest first."""
+    named = [state for state in states if state.cues()]
+    named.sort(key=lambda state: -BANDS.index(state.bands[0]))
+    return [_with_adverbs(wording.pick(state.cues(), *_purpose(state), "cue"), state, wording) for state in named]
+
+
+def _affect(emotion: EmotionState, wording: Wording) -> str:
+    if emotion.affect is None:
+        return ""
+    valence, arousal = (
+        next(step for step, least in enumerate(emotions.LEAST) if value >= least) for value in emotion.affect
+    )
+    return wording.pick(_AFFECTS, "affect").format(
+        valence=emotions.VALENCE[valence], pleasure=emotions.PLEASURE[valence], arousal=emotions.AROUSAL[arousal]
+    )
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Returns the parts as a list in words: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,160 @@
+"""Captions a rendered face: its local sentences follow from the action units, never from the name of the emotion."""
+
+from collections.abc import Mapping
+
+from emocap_shards.sample import Caption
+
+from emocap_pretrain.captions.grammar import looks
+from emocap_pretrain.captions.grammar.action_units import Degree, band
+from emocap_pretrain.captions.grammar.emotions import EmotionState
+from emocap_pretrain.captions.grammar.looks import AT_REST, Look, Region, RegionState
+from emocap_pretrain.captions.grammar.sentences import Wording, global_sentence, local_sentence, summary
+from emocap_pretrain.captions.rendered.face import Actions, Face
+
+LOOKS: Mapping[Region, tuple[Look, ...]] = {
+    Region.EYEBROWS: (
+        looks.BROWS_RAISED_TOGETHER,
+        looks.BROWS_RAISED,
+        looks.INNER_BROWS_RAISED_TOGETHER,
+        looks.BROWS_DRAWN_TOGETHER,
+        looks.INNER_BROWS_RAISED,
+        looks.OUTER_BROWS_RAISED,
+    ),
+    Region.EYES: (
+        looks.EYES_CLOSED,
+        looks.LIDS_LOWERED,
+        looks.LIDS_RAISED_AND_TENSED,
+        looks.EYES_WIDENED,
+        looks.EYES_NARROWED_TIGHTLY,
+        looks.LIDS_TIGHTENED,
+        looks.EYES_NARROWED_BY_CHEEKS,
+    ),
+    Region.CHEEKS: (looks.CHEEKS_RAISED, looks.CHEEKS_DIMPLED),
+    Region.NOSE: (
+        looks.NOSE_WRINKLED_AND_LIP_RAISED,
+        looks.NOSE_WRINKLED,
+        looks.FOLDS_DEEPENED_BY_LIP,
+        looks.FOLDS_DEEPENED_BY_SMILE,
+    ),
+    Region.CHIN: (looks.CHIN_RAISED,),
+}
+"""The looks of every region but the mouth, whose sentence combines several; the most specific look comes first."""
+
+MOVERS: Mapping[Region, tuple[int, ...]] = {
+    Region.EYEBROWS: (1, 2, 4),
+    Region.EYES: (5, 6, 7, 9, 43),
+    Region.CHEEKS: (6, 9, 10, 12, 14, 20),
+    Region.NOSE: (9, 10, 12, 15),
+    Region.CHIN: (17, 25, 26),
+}
+"""The action units that are visible in each region, also those of no look; without them the region is at rest."""
+
+_LIPS: tuple[Look, ...] = (
+    looks.UPPER_LIP_RAISED,
+    looks.LIP_CORNERS_RAISED,
+    looks.LIP_CORNERS_TUCKED_IN,
+    looks.LIP_CORNERS_LOWERED,
+    looks.LOWER_LIP_PUSHED_UP,
+    looks.LIPS_STRETCHED,
+    looks.LIPS_TIGHTENED,
+)
+_OPENINGS: tuple[Look, ...] = (looks.JAW_DROPPED, looks.LIPS_PARTED)
+
+SUMMARY_LOOKS: tuple[tuple[Region, Look], ...] = (
+    *((Region.EYEBROWS, look) for look in LOOKS[Region.EYEBROWS]),
+    (Region.EYES, looks.EYES_WIDENED),
+    (Region.EYES, looks.LIDS_TIGHTENED),
+    (Region.EYES, looks.EYES_CLOSED),
+    (Region.EYES, looks.LIDS_LOWERED),
+    (Region.CHEEKS, looks.CHEEKS_RAISED),
+    (Region.NOSE, looks.NOSE_WRINKLED),
+    *((Region.LIPS, look) for look in _LIPS if look is not looks.LOWER_LIP_PUSHED_UP),
+    (Region.CHIN, looks.CHIN_RAISED),
+    *((Region.LIPS, look) for look in _OPENINGS),
+)
+"""The looks that a summary names; the first one that fits uses up its action units."""
+
+_SUMMARY_CUES = 5
+
+
+def caption(face: Face) -> Caption:
+    """Returns the caption of `face`; the same face always gets the same words."""
+    wording = Wording(str(face.wording))
+    sentences = [states for states in describe(face.actions, wording) if states]
+    emotion = EmotionState(
+        name=face.emotion,
+        degree=degree(face.intensity),
+        shade=face.shade,
+        affect=(face.valence, face.arousal),
+    )
+    return Caption(
+        global_=global_sentence(emotion, wording),
+        local=tuple(local_sentence(states, wording) for states in _chosen(sentences, face.actions, wording)),
+        summary=summary(emotion, _summarized(face.actions), wording),
+    )
+
+
+def degree(intensity: float) -> Degree:
+    """Returns the degree of an emotion's `intensity` in [0, 1]."""
+    return Degree.LOW if intensity < 0.5 else Degree.MID if intensity < 0.75 else Degree.HIGH
+
+
+def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
+    """Returns the states of each region that is at rest or has one of its looks; only the mouth may have several."""
+    regions = [_state(region, acting) for region in LOOKS]
+    return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
+
+
+def _state(region: Region, acting: Actions) -> RegionState | None:
+    for look in LOOKS[region]:
+        if _fits(look, acting):
+            return _state_of(region, look, acting)
+    return None if acting.any(*MOVERS[region]) else RegionState(region, AT_REST[region])
+
+
+def _fits(look: Look, acting: Actions) -> bool:
+    return all(unit in acting for unit in look.units) and look.covers(band(acting[look.units[0]]))
+
+
+def _state_of(region: Region, look: Look, acting: Actions) -> RegionState:
+    return RegionState(region, look, tuple(band(acting[unit]) for unit in look.units))
+
+
+def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
+    """Returns the one or two strongest movements of the lips, and whether the mouth is open."""
+    moving = sorted((look for look in _LIPS if _fits(look, acting)), key=lambda look: -acting[look.units[0]])[:2]
+    if moving == [looks.LOWER_LIP_PUSHED_UP] or wording.number("one movement") % 4 == 0:
+        moving = moving[:1]
+    opening = [look for look in _OPENINGS if _fits(look, acting)][:1]
+    states = tuple(_state_of(Region.LIPS, look, acting) for look in (*moving, *opening))
+    if not states:
+        return (RegionState(Region.LIPS, AT_REST[Region.LIPS]),)
+    if not opening and wording.number("closed") % 5 < 3:
+        return (*states, RegionState(Region.LIPS, looks.MOUTH_CLOSED))
+    return states
+
+
+def _chosen(
+    sentences: list[tuple[RegionState, ...]], acting: Actions, wording: Wording
+) -> list[tuple[RegionState, ...]]:
+    """Chooses the states of three to six sentences, in any order.
+
+    Those with the strongest actions come first, then regions at rest.
+    """
+    count = 3 + wording.number("count") % 4
+    shuffled = sorted(sentences, key=lambda states: wording.number("order", states[0].region))
+    ranked = sorted(shuffled, key=lambda states: -max((acting[u] for s in states for u in s.look.units), default=0.0))
+    chosen = ranked[:count]
+    return sorted(chosen, key=lambda states: wording.number("place", states[0].region))
+
+
+def _summarized(acting: Actions) -> list[RegionState]:
+    """Returns the strongest states, each action unit in one of them; without any action, the regions at rest."""
+    left, found = set(acting), list[RegionState]()
+    for region, look in SUMMARY_LOOKS:
+        if left.issuperset(look.units) and _fits(look, acting):
+            left.difference_update(look.units)
+            found.append(_state_of(region, look, acting))
+    if not found:
+        return [RegionState(region, look) for region, look in AT_REST.items() if region is not Region.LIP_CORNERS]
+    return sorted(found, key=lambda state: -acting[state.look.units[0]])[:_SUMMARY_CUES]
