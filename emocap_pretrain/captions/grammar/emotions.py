@@ -100,7 +100,7 @@ SHADES: Mapping[str, Words] = {
     "resentment": ("resentment", "bitterness", "indignation", "displeasure"),
     "terror": ("terror", "panic", "horror", "dread"),
     "alarm": ("alarm", "fright", "apprehension", "dismay"),
-    "anxiety": ("anxiety", "worry", "nervousness", "unease"),
+    "anxiety": ("anxiety", "worry", "nervousness", "agitation"),
     "astonishment": ("astonishment", "amazement", "shock", "disbelief"),
     "wonder": ("wonder", "awe", "fascination", "admiration"),
     "bewilderment": ("bewilderment", "puzzlement", "confusion", "perplexity"),

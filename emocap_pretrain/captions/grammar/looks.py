@@ -270,7 +270,7 @@ LIP_CORNERS_RAISED = Look(
         "the corners of the mouth are {how} raised",
         "the corners of the mouth are {how} pulled up",
         "the corners of the mouth are {how} turned up in a smile",
-        "the mouth curves {how} upwards at its corners",
+        "the corners of the mouth curve {how} upwards",
     ),
     _any("{how} raised lip corners", "{how} upturned lip corners"),
 )
@@ -333,7 +333,7 @@ JAW_DROPPED = Look(
     _any(
         "the jaw is {how} lowered",
         "the jaw is {how} dropped and the mouth is open",
-        "the mouth hangs open with a {how} lowered jaw",
+        "the mouth hangs open and the jaw is {how} lowered",
     ),
     _any("a {how} lowered jaw", "a {how} dropped jaw"),
 )
@@ -347,7 +347,7 @@ CHIN_RAISED = Look(
         "the chin is {how} wrinkled and pushed up",
         "the skin of the chin is {how} bunched",
     ),
-    _any("a {how} wrinkled chin", "a chin that is {how} pushed up"),
+    _any("a {how} wrinkled chin", "a {how} bunched chin"),
 )
 
 AT_REST: Mapping[Region, Look] = {
@@ -375,7 +375,7 @@ AT_REST: Mapping[Region, Look] = {
         "the corners of the mouth are neither raised nor lowered",
     ),
     Region.LIPS: _still(
-        "the mouth is closed and relaxed", "the lips are closed and relaxed", "the mouth is closed without tension"
+        "the mouth is closed and relaxed", "the lips are closed and relaxed", "the lips are closed and show no tension"
     ),
     Region.CHIN: _still("the chin shows no tension", "the chin is relaxed", "the chin and the jaw are relaxed"),
 }

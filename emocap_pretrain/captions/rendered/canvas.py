@@ -145,7 +145,7 @@ class View:
         return shape @ self._turn + (depth * self._forward + self._origin)
 
     def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
-        """Projects one point, as `project`."""
+        """Projects one point as `project` does."""
         depth = _DEPTH * math.sqrt(max(1 - (x / 1.08) ** 2 - (y / 1.6) ** 2, 0.0)) + lift
         (xx, xy), (yx, yy), (zx, zy), (ox, oy) = self._rows
         return x * xx + y * yx + depth * zx + ox, x * xy + y * yy + depth * zy + oy
@@ -227,7 +227,7 @@ class Canvas:
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Takes the shape off the fine sheet, which is blank afterwards."""
+        """Reduces the shape on the fine sheet to pixels and clears the sheet."""
         left, top, right, bottom = (FINE * edge for edge in window)
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))
@@ -289,7 +289,7 @@ def _fine(outline: Points) -> list[float]:
 
 
 class Sketch:
-    """The drawing tool of every part of the face. All lengths are in face units; `lift` is that of `View`."""
+    """Draws shapes that are given in face units on a canvas, through a view. `lift` is that of `View`."""
 
     def __init__(self, canvas: Canvas, view: View) -> None:
         self.canvas = canvas

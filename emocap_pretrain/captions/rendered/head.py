@@ -212,8 +212,9 @@ def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> 
 
 
 def _sweep(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
-    """Returns everything between the crown and a full hairline from left to right; half of all people part it the other
-    way.
+    """Returns everything between the crown and a hairline from left to right.
+
+    Half of all people have the mirror image of it.
     """
     side = 1 if person.marks % 2 else -1
     outer = spline(arched(_crown(person, volume, peak)))

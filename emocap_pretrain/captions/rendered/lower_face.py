@@ -151,7 +151,10 @@ _T = np.linspace(-1, 1, 29)
 
 @dataclass(frozen=True, slots=True)
 class Lips:
-    """Four edges from the left to the right corner, from top to bottom, and the height of the gap, in face units."""
+    """The four edges of the lips, from top to bottom and each from left to right, and the height of the gap.
+
+    All lengths are in face units.
+    """
 
     top: Points
     upper: Points
@@ -161,7 +164,7 @@ class Lips:
 
     @property
     def corner(self) -> tuple[float, float]:
-        """The right corner."""
+        """Returns the position of the right corner."""
         return float(self.upper[-1, 0]), float(self.upper[-1, 1])
 
     @property
@@ -195,7 +198,7 @@ def _half(face: Face) -> float:
 
 
 def _line(face: Face) -> Float[np.ndarray, " columns"]:
-    """Returns the height of the line between the lips relative to rest, which describes how corners and middle move."""
+    """Returns the height of the line between the lips relative to rest."""
     act = face.actions
     corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
     centre = 0.04 * act[12] - 0.07 * act[17] - 0.03 * act[15] - 0.05 * act[10] + 0.01 * act[25]

@@ -10,7 +10,7 @@ from emocap_pretrain.captions.rendered.face import Face, Identity
 
 
 def brow_line(face: Face) -> Points:
-    """Returns the middle brow_line of the right brow of the image, from its head to its tail.
+    """Returns the middle line of the right brow of the image, from its head to its tail.
 
     AU 1 raises the head, AU 2 the arch and tail. AU 4 lowers the brow and draws it towards the midline. If AU 1 and AU
     4 act together, the head rises and moves inwards.

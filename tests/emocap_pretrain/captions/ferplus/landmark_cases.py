@@ -1,10 +1,13 @@
-"""A drawn face as mesh points: a neutral one, and movements that displace it. No real face is in it."""
+"""Builds the mesh points of a schematic face: a neutral one, and movements that displace its points.
+
+No point comes from a real face.
+"""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-# Right half and middle of a neutral face in eye distances: x to the left of the subject, y up, z to the viewer.
+# The right half and the middle of a neutral face in eye distances: x to the subject's left, y up, z to the viewer.
 _RIGHT = {
     33: (-0.75, 0.0, 0.0), 133: (-0.25, 0.0, 0.05),
     160: (-0.58, 0.07, 0.06), 159: (-0.5, 0.08, 0.07), 158: (-0.42, 0.07, 0.06),
@@ -22,7 +25,7 @@ _MIDDLE = {
     0: (0.0, -0.98, 0.25), 13: (0.0, -1.06, 0.23), 14: (0.0, -1.09, 0.23), 17: (0.0, -1.24, 0.22),
 }  # fmt: skip
 
-# Amount 1 of a movement moves right-half points by so much; the left half mirrors it.
+# The displacement of points of the right half by amount 1 of a movement; the left half mirrors it.
 _BROWS, _UPPER_LIDS, _LOWER_LIDS = (55, 107, 52, 105, 46, 53, 63, 70), (160, 159, 158), (144, 145, 153)
 MOVEMENTS: Mapping[str, Mapping[int, tuple[float, float]]] = {
     "raise brows": dict.fromkeys(_BROWS, (0.0, 0.15)),
@@ -40,7 +43,7 @@ MOVEMENTS: Mapping[str, Mapping[int, tuple[float, float]]] = {
 
 
 def face(**amounts: float) -> np.ndarray:
-    """Mesh points in head axes; `raise_brows=1.0` and so on. Points that no measure reads stay at the origin."""
+    """Returns mesh points in head axes for amounts such as `raise_brows=1.0`; points that no measure reads are 0."""
     points = np.zeros((478, 3))
     right = {number: np.array(place) for number, place in _RIGHT.items()}
     middle = {number: np.array(place) for number, place in _MIDDLE.items()}
@@ -59,7 +62,7 @@ def face(**amounts: float) -> np.ndarray:
 def photographed(
     points: np.ndarray, *, roll_deg: float = 0, yaw_deg: float = 0, pitch_deg: float = 0, eyes_px: float = 16
 ) -> np.ndarray:
-    """The head turned, then in pixels of a picture: y down, depth away from the viewer."""
+    """Returns the points of the rotated head in pixels of an image: y down, depth away from the viewer."""
     roll, yaw, pitch = np.radians([roll_deg, yaw_deg, pitch_deg])
     about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
     about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
@@ -69,7 +72,7 @@ def photographed(
 
 
 def crowd(number: int, seed: int = 0) -> np.ndarray:
-    """Faces of many small movements at many poses: the population that a face is compared with."""
+    """Returns faces with many small movements in many poses: the population with which a face is compared."""
     rng = np.random.default_rng(seed)
     faces: list[np.ndarray] = []
     for _ in range(number):

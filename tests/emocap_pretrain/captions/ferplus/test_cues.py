@@ -52,11 +52,11 @@ def test_a_larger_movement_is_a_stronger_cue() -> None:
     assert set(cues(raise_brows=1.5)[Region.EYEBROWS].bands) == {Band.STRONG}
 
 
-def test_a_dropped_jaw_is_no_smile() -> None:
+def test_a_dropped_jaw_is_not_a_smile() -> None:
     assert Region.LIP_CORNERS not in cues(open_mouth=2.0)
 
 
-def test_a_laugh_does_not_knit_the_brows() -> None:
+def test_a_smile_is_not_mistaken_for_lowered_brows() -> None:
     assert cues(smile=1.2, knit_brows=1.0).get(Region.EYEBROWS) is None
 
 
@@ -66,11 +66,11 @@ def test_what_lies_outside_the_picture_has_no_cue() -> None:
     assert {cue.region for cue in find_cues(ranks(points))} == {Region.EYEBROWS, Region.EYES}
 
 
-def test_no_face_gives_no_sentence() -> None:
+def test_an_image_without_a_face_has_no_sentence() -> None:
     assert local_sentences(find_cues(ranks(np.full((478, 3), np.nan))), Wording("nobody")) == ()
 
 
-def test_sentences_are_equal_for_equal_keys_and_vary_over_keys() -> None:
+def test_sentences_are_equal_for_equal_keys_and_vary_between_keys() -> None:
     found = tuple(cues(raise_brows=1.2, widen_eyes=1.2, open_mouth=1.5).values())
     assert local_sentences(found, Wording("a")) == local_sentences(found, Wording("a"))
     assert len({local_sentences(found, Wording(str(number))) for number in range(50)}) > 10
@@ -92,13 +92,13 @@ def test_ranks_of_the_population_itself_are_uniform() -> None:
         assert np.nanmean(own[name]) == pytest.approx(0.5, abs=0.03), name
 
 
-def test_the_population_takes_the_pose_out() -> None:
+def test_the_population_removes_the_effect_of_the_pose() -> None:
     measurements = dict(measure(crowd(600)))
     tilted = measurements | {"brow_inner": measurements["brow_inner"] + 0.02 * measurements["pitch_deg"]}
     ranked = Population.fit(tilted).ranks(tilted)["brow_inner"]
     assert abs(np.corrcoef(ranked, tilted["pitch_deg"])[0, 1]) < 0.1
 
 
-def test_too_few_faces_are_refused_with_the_cure() -> None:
+def test_too_few_faces_are_refused() -> None:
     with pytest.raises(ValueError, match=r"known of 5 of 5 faces.*check the landmarks"):
         Population.fit(measure(crowd(5)))

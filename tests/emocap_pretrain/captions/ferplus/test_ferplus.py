@@ -84,14 +84,14 @@ def test_a_face_without_trusted_landmarks_has_no_local_sentence(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_votes_change_nothing_in_the_test_split_but_labels(tmp_path: Path, seed: int) -> None:
+def test_votes_change_only_the_labels_of_the_test_split(tmp_path: Path, seed: int) -> None:
     first = records_of(write_set(tmp_path, random_votes(0)), "test")
     second = records_of(write_set(tmp_path, random_votes(seed)), "test")
     assert [(a.key, a.image, a.caption) for a in first] == [(b.key, b.image, b.caption) for b in second]
     assert [a.labels for a in first] != [b.labels for b in second]
 
 
-def test_votes_change_the_captions_of_the_train_split_but_no_local_sentence(tmp_path: Path) -> None:
+def test_votes_change_captions_of_the_train_split_but_no_local_sentence(tmp_path: Path) -> None:
     first = by_key(records_of(write_set(tmp_path, random_votes(0)), "train"))
     second = by_key(records_of(write_set(tmp_path, random_votes(1)), "train"))
     both = first.keys() & second.keys()

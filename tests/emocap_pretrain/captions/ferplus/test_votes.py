@@ -19,7 +19,7 @@ def votes(**given: int) -> dict[str, int]:
     return {**dict.fromkeys((*EMOTIONS, "unknown", "NF"), 0), **given}
 
 
-def said(*, key: str = "k", **given: int) -> str:
+def described(*, key: str = "k", **given: int) -> str:
     return global_sentence(emotion_state(votes(**given)), Wording(key))
 
 
@@ -48,13 +48,13 @@ def test_agreement_is_a_high_degree_if_the_face_shows_it() -> None:
     assert emotion_state(votes(happiness=9, neutral=1), expressive=False).degree is Degree.MID
 
 
-def test_nine_votes_for_happiness_read_clearly_happy() -> None:
-    words = {said(key=str(number), happiness=9, neutral=1) for number in range(40)}
+def test_nine_votes_for_happiness_are_described_as_clearly_happy() -> None:
+    words = {described(key=str(number), happiness=9, neutral=1) for number in range(40)}
     assert any("clearly happy" in sentence for sentence in words)
     assert not any("neutral" in sentence or "faint" in sentence for sentence in words)
 
 
-def test_sadness_and_some_neutral_read_subdued_and_close_to_neutral() -> None:
+def test_sadness_with_neutral_votes_is_described_as_close_to_neutral() -> None:
     emotion = emotion_state(votes(sadness=5, neutral=4, anger=1))
     assert (emotion.name, emotion.second, emotion.degree) == ("sadness", "neutral", Degree.LOW)
     assert any("close to neutral" in global_sentence(emotion, Wording(str(number))) for number in range(20))
@@ -62,20 +62,20 @@ def test_sadness_and_some_neutral_read_subdued_and_close_to_neutral() -> None:
 
 
 def test_an_even_mixture_names_both() -> None:
-    sentence = said(fear=4, surprise=5)
+    sentence = described(fear=4, surprise=5)
     assert "alarm" in sentence
     assert "surprise" in sentence
     assert "fear" in sentence
 
 
-def test_an_even_mixture_without_a_name_of_its_own_names_both_too() -> None:
-    sentence = said(contempt=5, fear=4)
+def test_an_even_mixture_without_its_own_noun_also_names_both() -> None:
+    sentence = described(contempt=5, fear=4)
     assert "contempt" in sentence
     assert "fear" in sentence
 
 
-def test_doubt_is_said() -> None:
-    words = {said(key=str(number), sadness=7, unknown=3) for number in range(20)}
+def test_an_ambiguous_expression_is_described_as_such() -> None:
+    words = {described(key=str(number), sadness=7, unknown=3) for number in range(20)}
     assert any("hard to read" in sentence for sentence in words)
     assert any("perhaps" in sentence for sentence in words)
 
@@ -102,6 +102,6 @@ def test_every_mixture_has_words(first: str, second: str, share: int) -> None:
                 assert not re.search(r"  | ,|,,|\b(\w+) \1\b|\ba [aeiou]", sentence), sentence
 
 
-def test_votes_of_other_names_are_refused() -> None:
+def test_votes_with_other_names_are_refused() -> None:
     with pytest.raises(ValueError, match="map them by name"):
         majority({"happy": 10})

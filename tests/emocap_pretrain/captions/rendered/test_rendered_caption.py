@@ -45,7 +45,7 @@ SHOWN = {
     r"upper eyelids (are \w+ lowered|droop|sink)": lambda a: 0.1 <= a[43] < 0.4,
     r"widened|eyelids are \w+ raised": lambda a: 5 in a,
     r"wide open|very wide": lambda a: a[5] >= 0.6 or a[25] >= 0.6,
-    r"smile|corners of the mouth are \w+ (raised|pulled up|turned up)|mouth curves": lambda a: 12 in a,
+    r"smile|corners of the mouth are \w+ (raised|pulled up|turned up)|mouth curve": lambda a: 12 in a,
     r"corners of the mouth are \w+ (pulled down|turned down|lowered)|mouth droop": lambda a: 15 in a,
     r"parted|separated|apart": lambda a: 25 in a,
     r"jaw is \w+ (lowered|dropped)|lowered jaw|hangs open": lambda a: 26 in a,

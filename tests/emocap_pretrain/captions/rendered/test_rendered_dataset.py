@@ -73,7 +73,7 @@ def test_people_vary():
     assert {person.glasses for person in people} == {"none", "round", "square"}
 
 
-def test_who_it_is_says_nothing_about_what_is_felt():
+def test_the_person_is_independent_of_the_emotion():
     faces = [sample_face(0, index) for index in range(700)]
     happy = [sampled.identity.age for sampled in faces if sampled.emotion == "happiness"]
     assert abs(np.mean(happy) - np.mean([sampled.identity.age for sampled in faces])) < 0.06

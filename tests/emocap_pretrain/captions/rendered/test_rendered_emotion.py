@@ -11,7 +11,7 @@ from emocap_pretrain.captions.rendered.render import render
 
 
 def _nearest(train, train_names, test):
-    """Name of the nearest class centroid of each test row."""
+    """Returns the name of the nearest class centroid for each test row."""
     names = sorted(set(train_names))
     centroids = np.stack([train[train_names == name].mean(0) for name in names])
     distance = ((test[:, None] - centroids[None]) ** 2).sum(2)
@@ -42,7 +42,7 @@ def test_bands_start_at_their_floors(value: float, name: str):
     assert name in BANDS
 
 
-def test_what_cannot_be_seen_has_no_band():
+def test_an_invisible_intensity_has_no_band():
     with pytest.raises(ValueError, match="no band"):
         band(0.09)
 
@@ -51,14 +51,14 @@ def test_weak_actions_are_dropped_and_strong_ones_clipped():
     assert dict(actions({1: 0.099 - 0.01, 4: 1.7, 12: 0.456}).strength) == {4: 1.0, 12: 0.46}
 
 
-def test_actions_refuse_what_is_not_drawn():
+def test_action_units_that_are_not_drawn_are_refused():
     with pytest.raises(ValueError, match="AU3 is not drawn"):
         Actions({3: 0.5})
     with pytest.raises(ValueError, match="outside"):
         Actions({1: VISIBLE / 2})
 
 
-def test_a_closing_eye_is_never_raised_and_a_dropped_jaw_parts_the_lips():
+def test_the_lid_of_a_closing_eye_is_not_raised_and_a_dropped_jaw_parts_the_lips():
     for index in range(700):
         acting = sample_face(1, index).actions
         assert not (acting[43] > 0.2 and 5 in acting)

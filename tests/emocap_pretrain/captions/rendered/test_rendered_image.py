@@ -11,7 +11,7 @@ from emocap_pretrain.captions.rendered.dataset import sample_face
 from emocap_pretrain.captions.rendered.face import BEARDS, DRAWN, GLASSES, HAIR_STYLES, Light, Pose, actions
 from emocap_pretrain.captions.rendered.render import render
 
-# Action unit to the rows in which it shows, in face units: 0 between the cheeks, -0.4 at the brows, 1.3 at the chin.
+# The rows in which each action unit is visible, in face units: 0 between the cheeks, -0.4 at the brows.
 BROWS, LIDS, NOSE, MOUTH, LOWER = (-1.0, -0.1), (-0.45, 0.25), (-0.6, 1.05), (0.2, 1.1), (0.5, 1.75)
 ROWS = {
     **dict.fromkeys((1, 2, 4), BROWS),
@@ -25,7 +25,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def still():
-    """A plain face, seen from the front, at rest."""
+    """Returns a plain face at rest, seen from the front."""
     sampled = sample_face(0, 0)
     person = replace(sampled.identity, hair_style="bald", beard="none", glasses="none", freckles=0.0, age=0.1)
     scene = replace(sampled.scene, pose=Pose(), light=Light())
@@ -33,7 +33,7 @@ def still():
 
 
 def _change(still, unit, strength):
-    """Absolute change of every row of the image when `unit` acts, and the rows' places in face units."""
+    """Returns the absolute change of every image row by `unit`, and the position of each row in face units."""
     moved = render(replace(still, actions=actions({unit: strength})), 112).astype(float)
     change = np.abs(moved - render(still, 112)).sum((1, 2))
     return change, ((np.arange(112) + 0.5) / 112 - 0.525) / Pose().zoom
@@ -61,7 +61,7 @@ def test_an_action_shows_on_both_sides(still, unit: int):
     assert min(change[:, :56].sum(), change[:, 56:].sum()) > 0.3 * change.sum()
 
 
-def test_what_the_emotion_is_called_does_not_change_a_pixel(still):
+def test_the_name_of_the_emotion_does_not_change_a_pixel(still):
     other = replace(still, emotion="anger", shade="rage", intensity=0.9, valence=-0.9, arousal=0.9, wording=5)
     assert np.array_equal(render(still, 64), render(other, 64))
 
@@ -109,14 +109,14 @@ def test_the_contact_sheet_shows_every_face_with_its_label():
     assert np.asarray(page)[32:62].min() < 80
 
 
-def test_the_command_writes_a_sheet_and_tells_the_rate(tmp_path, capsys):
+def test_the_command_writes_a_sheet_and_prints_the_rate(tmp_path, capsys):
     main(["--preview", str(tmp_path / "sheet.png"), "--rate", "--count", "3", "--pixels", "24"])
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.size == (72, 54)
     assert "faces/s" in capsys.readouterr().out
 
 
-def test_the_command_asks_what_to_do(capsys):
+def test_the_command_refuses_to_do_nothing(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "nothing to do" in capsys.readouterr().err
