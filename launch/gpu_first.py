@@ -42,8 +42,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402 - after the path of our own packages
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss  # noqa: E402
-from emocap_kernels.choice import Backend  # noqa: E402
-from emocap_kernels.fused import shapes  # noqa: E402
+from emocap_kernels.backend import Backend  # noqa: E402
+from emocap_kernels.fused import tiling  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.harness.machine import occasion, versions  # noqa: E402
@@ -78,7 +78,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "soft": {"objective": "soft", "guide_scale": 20.0},
 }
 # Today's tile comes first; the one with four warps and two stages may let two programs share a multiprocessor.
-TILES = (*CANDIDATES, shapes.Shape(128, 128, 64, 4, 2))
+TILES = (*CANDIDATES, tiling.TileConfig(128, 128, 64, 4, 2))
 # Patches of an image, sentences of an image.
 REGIONS = ((49, 4), (196, 4), (576, 2))
 PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid")
@@ -115,9 +115,9 @@ def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
-def use_tile(tile: shapes.Shape) -> None:
+def use_tile(tile: tiling.TileConfig) -> None:
     """Replace the tiles of the fused kernels in this process."""
-    shapes.TALL = shapes.SQUARE = tile
+    tiling.TALL = tiling.SQUARE = tile
 
 
 def check(name: str) -> tuple[float, float]:
@@ -282,7 +282,7 @@ def measure_products(session: Session) -> None:
 
 
 def measure_tiles(session: Session) -> None:
-    before = shapes.TALL, shapes.SQUARE
+    before = tiling.TALL, tiling.SQUARE
     batch = draw_pairs(Size(32_768, 768) if CUDA else Size(256, 64), DTYPE, DEVICE)
     try:
         for setting in ("plain", "joint", "sigmoid"):
@@ -299,7 +299,7 @@ def measure_tiles(session: Session) -> None:
                 except Exception as error:  # noqa: BLE001 - a tile that does not compile is a result
                     session.record(setting=setting, tile=numbers_of(tile), failed=first_line(error))
     finally:
-        shapes.TALL, shapes.SQUARE = before
+        tiling.TALL, tiling.SQUARE = before
 
 
 def measure_settings(session: Session) -> None:

@@ -10,13 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("emocap_pretrain", "kernels/emocap_kernels", "shards/emocap_shards", "cluster/emocap_cluster")
 TWICE = {
-    "Block",
-    "Case",
-    "Inputs",
-    "Pairs",
-    "Plan",
+    "Kind",
     "Row",
-    "Weights",
 }
 
 

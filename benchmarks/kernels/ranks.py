@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from emocap_kernels import choose_backend, choose_region_backend, contrastive_loss, region_contrastive_loss
-from emocap_kernels.distributed.traffic import counted
+from emocap_kernels.distributed.collectives import count_received_bytes
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -114,7 +114,7 @@ def _serve(rank: int, setting: Setting, folder: str, answer: Path) -> None:
 
 def _measured(setting: Setting, rank: int, device: torch.device) -> dict[str, Any]:
     whole, local, columns, backend = _steps(setting, rank, device)
-    with counted() as traffic:
+    with count_received_bytes() as traffic:
         local()
     if rank == 0:
         whole()

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from emocap_kernels.distributed.route import SCHEDULES
+from emocap_kernels.distributed.schedule import SCHEDULES
 
 from benchmarks.harness import machine
 from benchmarks.harness.machine import Occasion

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from emocap_kernels.fused import shapes
-from emocap_kernels.fused.shapes import Shape
+from emocap_kernels.fused import tiling
+from emocap_kernels.fused.tiling import TileConfig
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
@@ -21,7 +21,7 @@ WHAT = "tile of a fused kernel"
 
 # Few, because each compiles for seconds: rows, columns, depth, warps, stages.
 CANDIDATES = tuple(
-    Shape(*numbers)
+    TileConfig(*numbers)
     for numbers in (
         (256, 128, 64, 8, 3),
         (256, 128, 64, 8, 4),
@@ -62,15 +62,15 @@ def tune(batch: Pairs, variants: Sequence[Variant], about: Occasion, *, repeats:
                 )
 
 
-def numbers_of(tile: Shape) -> str:
+def numbers_of(tile: TileConfig) -> str:
     return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
-def _with(tile: Shape, batch: Pairs, variant: Variant, pass_: Pass) -> Callable[[], object]:
+def _with(tile: TileConfig, batch: Pairs, variant: Variant, pass_: Pass) -> Callable[[], object]:
     call = call_of(ours("fused", variant), batch, variant, pass_)
 
     def timed() -> object:
-        shapes.TALL = shapes.SQUARE = shapes.SMALL = tile
+        tiling.TALL = tiling.SQUARE = tiling.SMALL = tile
         return call()
 
     return timed

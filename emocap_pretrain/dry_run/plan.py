@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import yaml
-from emocap_kernels.choice import Choice
+from emocap_kernels.backend import BackendChoice
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.manifest import Manifest, read_manifest
@@ -83,7 +83,7 @@ class Plan:
             return [("losses", f"{settings.backend}, decided on the GPUs")]
         dtype = vector_dtype(settings, engine.precision)
         vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
-        parts: dict[Choice, list[str]] = {}
+        parts: dict[BackendChoice, list[str]] = {}
         try:
             for term in terms:
                 parts.setdefault(term.backend(vectors), []).append(term.part.name)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import emocap_kernels
 import torch
 from emocap_kernels import Mining, choose_backend, choose_region_backend
-from emocap_kernels.choice import Choice
+from emocap_kernels.backend import BackendChoice
 from emocap_kernels.contrastive.objectives import ContrastiveObjective, objective_of
 from emocap_kernels.positives import compares_images
 from emocap_kernels.result import LossResult
@@ -51,7 +51,7 @@ class Term(Protocol):
         """
         ...
 
-    def backend(self, vectors: Tensor) -> Choice:
+    def backend(self, vectors: Tensor) -> BackendChoice:
         """Returns which backend would compute the loss of vectors like these, and why.
 
         Raises:
@@ -100,7 +100,7 @@ class ImageTerm:
             backend=self.settings.backend,
         )
 
-    def backend(self, vectors: Tensor) -> Choice:
+    def backend(self, vectors: Tensor) -> BackendChoice:
         settings = self.settings
         return choose_backend(vectors, vectors, objective=self.formula, mining=self._mining, backend=settings.backend)
 
@@ -158,7 +158,7 @@ class PatchTerm:
             backend=self.settings.backend,
         )
 
-    def backend(self, vectors: Tensor) -> Choice:
+    def backend(self, vectors: Tensor) -> BackendChoice:
         return choose_region_backend(
             vectors[:, None], vectors, scope=self.settings.scope, mining=self._mining, backend=self.settings.backend
         )

@@ -1,10 +1,8 @@
-"""Contrastive losses of large image-text batches: exact, in bounded memory, the same on any number of ranks."""
+"""Contrastive losses for large image-text batches: exact, in bounded memory, and equal on any number of ranks."""
 
-from emocap_kernels.contrastive.choice import choose_backend
-from emocap_kernels.contrastive.op import contrastive_loss
+from emocap_kernels.contrastive.op import choose_backend, contrastive_loss
 from emocap_kernels.mining import Mining
-from emocap_kernels.region.choice import choose_region_backend
-from emocap_kernels.region.op import region_contrastive_loss
+from emocap_kernels.region.op import choose_region_backend, region_contrastive_loss
 from emocap_kernels.region.pooling import region_attention
 
 __all__ = [

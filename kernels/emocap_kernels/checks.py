@@ -1,4 +1,4 @@
-"""What both public functions require of their tensors, said with the value, the rule and the cure."""
+"""Checks of the arguments of both public losses. Every message names the value, the rule and the cure."""
 
 from __future__ import annotations
 
@@ -8,50 +8,62 @@ import torch
 from torch import Tensor
 
 from emocap_kernels.errors import ArgumentError, NotSupportedError, ShapeError
-from emocap_kernels.precision import FLOATS
+from emocap_kernels.precision import FLOAT_DTYPES
 
 BACKENDS = ("auto", "reference", "chunked", "fused")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises an ArgumentError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ArgumentError(f"{name}={value!r} is unknown; it must be one of {', '.join(allowed)}.")
 
 
 def check_floats(name: str, tensor: Tensor, *axes: str) -> None:
-    if tensor.dtype not in FLOATS:
-        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATS)
+    """Raises a ShapeError unless `tensor` is of a supported floating type and has as many axes as are named."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOAT_DTYPES)
         raise ShapeError(f"{name} is {tensor.dtype}; it must be one of {kinds}.")
     if tensor.dim() != len(axes):
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; it must be [{', '.join(axes)}].")
 
 
 def check_indices(name: str, tensor: Tensor, axis: str) -> None:
+    """Raises a ShapeError unless `tensor` is int64 of shape [axis]."""
     if tensor.dtype != torch.int64 or tensor.dim() != 1:
         raise ShapeError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; it must be int64 of shape [{axis}]."
         )
 
 
-def check_same(left: str, left_size: int, right: str, right_size: int) -> None:
+def check_equal(left: str, left_size: int, right: str, right_size: int) -> None:
+    """Raises a ShapeError unless both sizes are equal; `left` and `right` say in words what they are sizes of."""
     if left_size != right_size:
         raise ShapeError(f"{left} is {left_size} and {right} is {right_size}; they must be equal.")
 
 
 def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Raises a ShapeError unless both tensors are on one device."""
     if tensor.device != like.device:
-        raise ShapeError(f"{name} is on {tensor.device} and the other inputs on {like.device}; move it there.")
+        raise ShapeError(
+            f"{name} is on {tensor.device} and the other inputs are on {like.device}; move it to {like.device}."
+        )
 
 
 def check_scale(name: str, scale: Tensor | float) -> None:
+    """Raises an error unless `scale` is one floating-point value. The value of a tensor is not read."""
     if isinstance(scale, Tensor):
         if scale.numel() != 1 or not scale.is_floating_point():
-            raise ShapeError(f"{name} is {scale.dtype} of shape {tuple(scale.shape)}; it must be one floating number.")
+            raise ShapeError(
+                f"{name} is {scale.dtype} of shape {tuple(scale.shape)}; it must be a floating-point tensor of one "
+                "element."
+            )
     elif not math.isfinite(scale):
         raise ArgumentError(f"{name}={scale} must be finite.")
 
 
 def check_mask(name: str, mask: Tensor | None, patches: Tensor) -> None:
+    """Raises a ShapeError unless `mask` is None or bool [rows, patches] on the device of `patches`."""
     if mask is None:
         return
     if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
@@ -62,19 +74,33 @@ def check_mask(name: str, mask: Tensor | None, patches: Tensor) -> None:
 
 
 def check_sharpness(sharpness: float) -> None:
+    """Raises an ArgumentError unless `sharpness` is finite and at least 0."""
     if not math.isfinite(sharpness) or sharpness < 0:
         raise ArgumentError(f"sharpness={sharpness} must be finite and at least 0.")
 
 
 def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str) -> None:
-    """Patches, sentences, and for each sentence an image, in an argument called `owner`."""
+    """Checks patches, sentences, and the index of an image for each sentence.
+
+    Args:
+        patches: [rows, patches, width].
+        sentences: [sentences, width].
+        images: int64 [sentences], each in [0, rows).
+        patch_mask: Bool [rows, patches] or None.
+        owner: The name of the argument that holds `images`, for the messages.
+
+    Raises:
+        ArgumentError: If an index is out of range. On a GPU the device checks this and stops the process.
+        ShapeError: If tensors do not fit together.
+        NotSupportedError: If `images` is a meta or a fake tensor, which has no values.
+    """
     check_floats("patches", patches, "rows", "patches", "width")
     check_floats("sentences", sentences, "sentences", "width")
-    check_same("the width of patches", patches.shape[2], "that of sentences", sentences.shape[1])
+    check_equal("the width of patches", patches.shape[2], "the width of sentences", sentences.shape[1])
     check_device("sentences", sentences, patches)
     check_indices(owner, images, "sentences")
     check_device(owner, images, patches)
-    check_same("the number of sentences", len(sentences), f"that of {owner}", len(images))
+    check_equal("the number of sentences", len(sentences), f"the length of {owner}", len(images))
     if patches.shape[1] == 0:
         raise ShapeError(f"patches has shape {tuple(patches.shape)}; an image needs at least one patch.")
     check_mask("patch_mask", patch_mask, patches)
@@ -84,16 +110,18 @@ def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask
 
 def _check_range(name: str, images: Tensor, rows: int) -> None:
     if images.is_cuda:
-        # The host would have to wait for the device; the device checks by itself.
+        # A check on the host would wait for the device, so the device checks for itself.
         inside = (images >= 0) & (images < rows)
-        torch._assert_async(inside.all(), f"{name} must name local rows, 0 to {rows - 1}.")  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._assert_async(inside.all(), f"{name} must hold local row numbers, 0 to {rows - 1}.")  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return
     try:
         low, high = (int(end) for end in images.aminmax())
     except RuntimeError as error:
         raise NotSupportedError(
             f"the local loss reads the values of {name}, and meta and fake tensors have none; pass real tensors "
-            "(contrastive_loss needs shapes alone)."
+            "(contrastive_loss needs only shapes)."
         ) from error
     if low < 0 or high >= rows:
-        raise ArgumentError(f"{name} runs from {low} to {high}; it must name local rows, 0 to {rows - 1}.")
+        raise ArgumentError(
+            f"{name} holds values from {low} to {high}; each must be the number of a local row, 0 to {rows - 1}."
+        )

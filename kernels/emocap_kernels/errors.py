@@ -1,4 +1,4 @@
-"""Everything that this package raises by itself.
+"""The errors that this package raises.
 
 KernelError
 ├── ArgumentError        a value breaks its rule (also a ValueError)
@@ -10,23 +10,23 @@ KernelError
 
 
 class KernelError(Exception):
-    """The root: catch it to catch whatever this package raises by itself."""
+    """The base class of every error that this package raises itself."""
 
 
 class ArgumentError(KernelError, ValueError):
-    """A value breaks its rule; the message holds the value, the rule and the cure."""
+    """A value breaks its rule. The message names the value, the rule and the cure."""
 
 
 class ShapeError(KernelError, ValueError):
-    """Tensors do not fit together."""
+    """Tensors do not fit together in shape, type or device."""
 
 
 class NotSupportedError(KernelError, NotImplementedError):
-    """A known backend that cannot run on these inputs, or is not built for this loss; the message says why."""
+    """The requested backend exists but cannot run on these inputs. The message gives the reason."""
 
 
 class RanksDisagreeError(KernelError, RuntimeError):
-    """The ranks of one group were called with inputs that cannot be one global batch."""
+    """The ranks of one group called a loss with inputs that do not form one global batch."""
 
 
 class NumericalError(KernelError, AssertionError):

@@ -1,8 +1,8 @@
-"""The rule of mined positives, written once for both losses and for all backends but the specification.
+"""The rule of mined positives, for both losses and all backends except the reference.
 
-A rule with a threshold alone asks each pair whether it is similar enough, so a backend answers it tile by tile. A rule
-with `top_k` compares all candidates of an anchor; it is answered once, as lists (`MinedLists`), and tiles draw from
-them. What a backend brings along is how it compares: by products of torch, or by kernels.
+A rule with only a threshold asks of each pair whether it is similar enough, so a backend answers it tile by tile. A
+rule with `top_k` compares all candidates of an anchor; it is answered once, as lists (`MinedLists`), from which the
+masks of any tile are made. A backend contributes only how similarities are computed: by torch, or by kernels.
 
 The global loss mines samples for samples. The local loss mines sentences for sentences, and a mined sentence counts
 for the image that owns it.
@@ -17,22 +17,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from emocap_kernels.mining import Guide, Mining, nearest
-from emocap_kernels.targets import Masks
+from emocap_kernels.mining import Guide, Mining, top_k_indices
+from emocap_kernels.targets import MaskTargets
 
-Side = Literal["image", "text"]
-SIDES: tuple[Side, ...] = ("image", "text")
-Products = tuple[tuple[Side, Side], ...]
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+# The similarities that a guide reads, each as (modality of the anchor, modality of the candidate). Of two, the
+# smaller one decides.
+GuideSimilarities = tuple[tuple[Modality, Modality], ...]
 
-# The guide table: (side of the anchor, side of the candidate) of each similarity; of two, the smaller decides.
-IMAGE_ANCHORS: Mapping[Guide, Products] = {
+# The guide table of docs/method.md.
+IMAGE_ANCHORS: Mapping[Guide, GuideSimilarities] = {
     "counterpart": (("text", "text"),),
     "text": (("text", "text"),),
     "image": (("image", "image"),),
     "consensus": (("text", "text"), ("image", "image")),
     "joint": (("image", "text"),),
 }
-TEXT_ANCHORS: Mapping[Guide, Products] = {
+TEXT_ANCHORS: Mapping[Guide, GuideSimilarities] = {
     "counterpart": (("image", "image"),),
     "text": (("text", "text"),),
     "image": (("image", "image"),),
@@ -41,25 +43,25 @@ TEXT_ANCHORS: Mapping[Guide, Products] = {
 }
 
 
-def flipped(products: Products) -> Products:
-    """The same similarities with anchors as columns: cell (i, j) then belongs to anchor j and candidate i."""
-    return tuple((candidate, anchor) for anchor, candidate in products)
+def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
+    """Returns the same similarities with the anchors as columns: entry (i, j) belongs to anchor j, candidate i."""
+    return tuple((candidate, anchor) for anchor, candidate in similarities)
 
 
-def tile_products(guide: Guide) -> tuple[Products, ...]:
-    """The similarities that decide about a tile: of row and column anchors, or one entry where both read the same."""
-    images, texts = IMAGE_ANCHORS[guide], flipped(TEXT_ANCHORS[guide])
+def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
+    """Returns what decides about a tile: first for its rows, then for its columns; one entry where both are equal."""
+    images, texts = IMAGE_ANCHORS[guide], transposed(TEXT_ANCHORS[guide])
     return (images,) if images == texts else (images, texts)
 
 
-def sides_needed(mining: Mining) -> set[Side]:
-    """The sides of which every rank needs the features of the whole batch."""
+def modalities_to_gather(mining: Mining) -> set[Modality]:
+    """Returns the modalities of which every rank needs the guide features of the whole batch."""
     texts = TEXT_ANCHORS[mining.guide]
-    by_text = flipped(texts) if mining.top_k is None else texts
-    return {side for _, side in (*IMAGE_ANCHORS[mining.guide], *by_text)}
+    by_text = transposed(texts) if mining.top_k is None else texts
+    return {candidate for _, candidate in (*IMAGE_ANCHORS[mining.guide], *by_text)}
 
 
-def compares_sides(mining: Mining) -> bool:
+def compares_modalities(mining: Mining) -> bool:
     """Returns whether the guide compares images with texts, as the scores do."""
     return any(anchor != candidate for anchor, candidate in IMAGE_ANCHORS[mining.guide])
 
@@ -71,13 +73,14 @@ def compares_images(mining: Mining) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MinedLists:
-    """The candidates that a rule with `top_k` mined for each anchor, as global indices; -1 is none.
+    """The candidates that a rule with `top_k` mined for each anchor, as global indices. -1 means none.
 
     Attributes:
-        by_row: [anchors of this rank, at most top_k], columns.
-        by_column: [all columns, at most top_k], rows.
+        by_row: [anchors of this rank, at most top_k], column indices.
+        by_column: [all columns, at most top_k], row indices.
         first: Global index of local row 0.
-        row_of: The global row of each anchor of `by_row`, int64; None if anchor r is local row r.
+        row_of: int64, the global row of each anchor of `by_row`, where several anchors belong to one row; None if
+            anchor r is local row r.
     """
 
     by_row: Tensor
@@ -86,9 +89,9 @@ class MinedLists:
     row_of: Tensor | None = None
 
     def masks(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Bool [rows, columns] each: what row anchors and what column anchors mined, for local `rows`.
+        """Returns the pairs that row anchors mined and those that column anchors mined, bool [rows, columns] each.
 
-        The host reads no value, so that it need not wait for the device.
+        `rows` are local and `columns` global. The host reads no value, so that it does not wait for the device.
         """
         shape = rows.stop - rows.start, columns.stop - columns.start
         top = self.first + rows.start
@@ -105,43 +108,51 @@ class MinedLists:
 
 
 def _mask(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bool [height, width], true at the pairs that lie inside."""
+    """Returns bool [height, width], True at the given pairs; pairs outside of it are left out."""
     height, width = shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    # One more, where pairs outside go.
+    # One extra element takes all pairs outside: selecting those inside would have to wait for their number.
     mask = torch.zeros(height * width + 1, dtype=torch.bool, device=row.device)
     mask.index_fill_(0, torch.where(inside, row * width + column, height * width).flatten(), True)
     return mask[:-1].view(height, width)
 
 
-def nearest_lists(
+def mine_top_k(
     similarity: Callable[[slice], Tensor], own: Tensor, blocks: list[slice], mining: Mining, *, candidates: int
 ) -> Tensor:
-    """The candidates mined for each anchor of this rank, by products of torch.
+    """Returns the candidates mined for each anchor of this rank, with similarities computed by torch.
 
     Args:
-        similarity: Returns that of a block of anchors with all candidates, [anchors, candidates]; overwritten.
-        own: int64 [anchors], the candidate that is no candidate of this anchor.
-        blocks: The anchors, in order, as many as are compared at once.
+        similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. They
+            are overwritten.
+        own: int64 [anchors], the anchor's own pair, which is no candidate.
+        blocks: The anchors in order, in blocks that are compared at once.
         mining: A rule with `top_k`.
-        candidates: Their number.
+        candidates: Number of candidates.
 
     Returns:
-        int64 [anchors, at most top_k], -1 for none.
+        int64 [anchors, at most top_k], -1 where a candidate misses the threshold.
     """
     assert mining.top_k is not None
     parts = [own.new_empty(0, max(0, min(mining.top_k, candidates - 1)))]
     for rows in blocks:
         found = similarity(rows)
-        mined = nearest(found, own[rows], mining.top_k)
+        mined = top_k_indices(found, own[rows], mining.top_k)
         if mining.threshold is not None:
             mined.masked_fill_(found.gather(1, mined) < mining.threshold, -1)
         parts.append(mined)
     return torch.cat(parts)
 
 
-def treated(known: Tensor, by_row: Tensor, by_column: Tensor, mining: Mining) -> Masks:
-    """The targets of a tile. Known positives stay positives; the treatment says what mined pairs become."""
+def apply_treatment(known: Tensor, by_row: Tensor, by_column: Tensor, mining: Mining) -> MaskTargets:
+    """Returns the targets of a tile. Known positives stay positives; the treatment decides about mined pairs.
+
+    Args:
+        known: Bool [rows, columns], pairs that are positives without mining.
+        by_row: Bool [rows, columns], pairs that row anchors mined.
+        by_column: Bool [rows, columns], pairs that column anchors mined.
+        mining: The rule.
+    """
     if mining.attracts:
-        return Masks(known | by_row, known | by_column)
-    return Masks(known, known, by_row & ~known, by_column & ~known)
+        return MaskTargets(known | by_row, known | by_column)
+    return MaskTargets(known, known, by_row & ~known, by_column & ~known)

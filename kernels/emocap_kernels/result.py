@@ -1,4 +1,6 @@
-"""What both losses return."""
+"""The value that both losses return."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from torch import Tensor
 
 
 class Directions(NamedTuple):
-    """One number for each direction; in the local loss `text` reads as `sentence`."""
+    """Holds one 0-dim value for each direction. In the local loss, `text` means sentences."""
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -16,17 +18,19 @@ class Directions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossResult:
-    """The loss of the global batch, the same on every rank; all fields are 0-dim, all but `loss` are detached.
+    """The loss of the global batch. Every rank gets equal values, to the bit.
+
+    All fields are 0-dim tensors. All but `loss` are detached.
 
     Attributes:
-        loss: The mean of the two directions. After its backward, a mean over ranks of each gradient is the
-            gradient of the global loss.
+        loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and
+            DeepSpeed form it) is the gradient of the global loss.
         image_to_text: Mean loss of the image anchors.
-        text_to_image: Mean loss of the text (sentence) anchors.
-        positives: Mean number of positives of an anchor, its own counted; the mean of the two directions.
-        recall_at_1: Share of anchors whose best-scoring candidate is theirs by identity (own pair or equal id;
-            own sentences in the local loss). All candidates compete, ignored ones too; of equal scores,
-            as a matrix product rounds them, the lower global index wins.
+        text_to_image: Mean loss of the text anchors (of the sentences, in the local loss).
+        positives: Mean number of positives of an anchor, its own pair included, averaged over both directions.
+        recall_at_1: Fraction of anchors, 0 to 1, whose best-scoring candidate is their own pair or has an equal id
+            (in the local loss: is an own sentence, or is the owner). All candidates take part, ignored ones too. Of
+            equal scores, as a matrix product rounds them, the lower global index wins.
     """
 
     loss: Tensor
@@ -35,11 +39,22 @@ class LossResult:
     positives: Tensor
     recall_at_1: Directions
 
+    @staticmethod
+    def from_means(loss: Tensor, means: Tensor) -> LossResult:
+        """Returns a result from a loss with its graph and five means.
 
-def nothing(*inputs: Tensor | float) -> LossResult:
-    """The loss of a batch without anchors: 0, with a gradient of zeros for every input tensor."""
+        Args:
+            loss: 0-dim.
+            means: [5], detached: both losses, the number of positives, both recalls; image to text comes first.
+        """
+        image_to_text, text_to_image, positives, image_recall, text_recall = means.unbind()
+        return LossResult(loss, image_to_text, text_to_image, positives, Directions(image_recall, text_recall))
+
+
+def empty_result(*inputs: Tensor | float) -> LossResult:
+    """Returns the loss of a batch without anchors: 0, with a gradient of zeros for every input tensor."""
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
-    # Sums over no elements: exactly 0 whatever the values are, also when they are NaN.
+    # Sums over no elements are exactly 0 whatever the tensors hold, NaN included.
     loss = torch.stack([tensor.reshape(-1)[:0].sum() for tensor in tensors]).sum()
     zero = loss.detach()
     return LossResult(loss, zero, zero, zero, Directions(zero, zero))

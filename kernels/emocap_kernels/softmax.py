@@ -1,9 +1,10 @@
-"""Cross-entropy of a score matrix in both directions, tile by tile.
+"""Cross-entropy of a score matrix in both directions, computed tile by tile (online softmax).
 
-For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. A tile gives parts of the
-anchors of its rows and of its columns: a peak, a sum of exponentials relative to the peak, and the positives. Parts of
-more tiles, and of more ranks, are merged by rescaling. Losses are formed in float64: at scale 100 the difference of a
-log-sum-exp and a score near 100 would round away a small loss.
+For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. A tile gives statistics of
+the anchors of its rows and of its columns: a peak (the largest score so far), the sum of exponentials relative to the
+peak, and the sum over the positives. Statistics of several tiles, and of several ranks, are merged by rescaling to the
+larger peak. Losses are formed in float64: at scale 100, the float32 difference of a log-sum-exp and a score near 100
+would round a small loss away.
 """
 
 from __future__ import annotations
@@ -13,235 +14,265 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emocap_kernels.distributed.numbers import add_over_, largest_over_, smallest_over_
 from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.distributed.reductions import all_reduce_max_, all_reduce_min_, all_reduce_sum_
 from emocap_kernels.targets import Targets
 
-FAR = torch.iinfo(torch.int64).max
+# The index of an anchor without a candidate so far; larger than every real index, so a minimum removes it.
+NO_INDEX = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
-    """The best-scoring candidate of each anchor: its score, and its global index, the lower one of a tie."""
+class Argmax:
+    """The best-scoring candidate of each anchor: score and global index. Of equal scores the lower index wins."""
 
     score: Tensor
-    place: Tensor
+    index: Tensor
 
 
-def row_top(score: Tensor, *, first: int) -> Top:
-    """Of the rows of a tile, [rows, columns > 0]; column 0 has the global index `first`."""
-    best, place = score.max(1)
-    return Top(best, place + first)
+def row_argmax(score: Tensor, *, first: int) -> Argmax:
+    """Returns the best column of each row of a tile, [rows, columns > 0]. Column 0 has the global index `first`."""
+    best, index = score.max(1)
+    return Argmax(best, index + first)
 
 
-def column_top(score: Tensor, *, first: int) -> Top:
-    """Of the columns of a tile, [rows > 0, columns]; row 0 has the global index `first`."""
+def column_argmax(score: Tensor, *, first: int) -> Argmax:
+    """Returns the best row of each column of a tile, [rows > 0, columns]. Row 0 has the global index `first`."""
     best = score.amax(0)
-    # Twice as fast as the indices of max(0) on CPU.
+    # This is twice as fast as the indices of max(0) on CPU.
     rows = torch.arange(len(score), dtype=torch.int32, device=score.device)[:, None]
-    place = torch.where(score == best, rows, len(score)).amin(0)
-    return Top(best, place.long() + first)
+    index = torch.where(score == best, rows, len(score)).amin(0)
+    return Argmax(best, index.long() + first)
 
 
-class RunningTop:
-    """The best-scoring candidates of the anchors of one direction while tiles go by."""
+class RunningArgmax:
+    """The best-scoring candidates of the anchors of one direction, over the tiles that were added."""
 
-    def __init__(self, number: int, *, like: Tensor) -> None:
-        self._score = like.new_full((number,), float("-inf"))
-        self._place = torch.full((number,), FAR, dtype=torch.int64, device=like.device)
+    def __init__(self, anchors: int, *, like: Tensor) -> None:
+        self._score = like.new_full((anchors,), float("-inf"))
+        self._index = torch.full((anchors,), NO_INDEX, dtype=torch.int64, device=like.device)
 
-    def add(self, part: Top, at: slice) -> None:
-        """Takes in what a tile knows of the anchors `at`."""
-        score, place = self._score[at], self._place[at]
-        better = (part.score > score) | ((part.score == score) & (part.place < place))
-        place.copy_(torch.where(better, part.place, place))
+    def add(self, part: Argmax, at: slice) -> None:
+        """Merges the result of one tile for the anchors `at`."""
+        score, index = self._score[at], self._index[at]
+        better = (part.score > score) | ((part.score == score) & (part.index < index))
+        index.copy_(torch.where(better, part.index, index))
         score.copy_(torch.where(better, part.score, score))
 
-    def all(self) -> Tensor:
-        """Global indices, once all candidates went by on this rank."""
-        return self._place
+    def local(self) -> Tensor:
+        """Returns the global indices, int64 [anchors], among the candidates that this rank has added."""
+        return self._index
 
-    def peaks(self) -> Tensor:
+    def scores(self) -> Tensor:
+        """Returns the best scores, [anchors], among the candidates that this rank has added."""
         return self._score
 
-    def over(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
-        """Global indices, once the candidates of all ranks went by; `score` are the largest `peaks` of any rank."""
+    def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
+        """Returns the global indices among the candidates of all ranks. A collective of all ranks.
+
+        Args:
+            ranks: The ranks of the batch.
+            score: The maximum of `scores` over the ranks, if it is known already.
+        """
         if score is None:
             score = self._score.clone()
-            largest_over_(score, ranks)
-        place = torch.where(self._score == score, self._place, FAR)
-        smallest_over_(place, ranks)
-        return place
+            all_reduce_max_(score, ranks)
+        index = torch.where(self._score == score, self._index, NO_INDEX)
+        all_reduce_min_(index, ranks)
+        return index
 
 
 @dataclass(frozen=True, slots=True)
-class Anchors:
-    """What is known of each anchor of one direction from the candidates that were seen; all [anchors].
+class AnchorStats:
+    """Softmax statistics of the anchors of one direction over the candidates so far; all [anchors].
 
     Attributes:
-        peak: Largest score among those that take part; -inf if none does.
-        total: Sum of exp(score - peak) over those that take part.
+        peak: Largest score of a candidate that is not excluded; -inf if there is none.
+        sum_exp: Sum of exp(score - peak) over the candidates that are not excluded.
         positive: Sum of the scores of the positives, float64.
         count: Number of positives, in the type of the scores.
     """
 
     peak: Tensor
-    total: Tensor
+    sum_exp: Tensor
     positive: Tensor
     count: Tensor
 
-    def part(self, part: slice) -> Anchors:
-        return Anchors(self.peak[part], self.total[part], self.positive[part], self.count[part])
+    def part(self, part: slice) -> AnchorStats:
+        """Returns the statistics of some of the anchors, as views."""
+        return AnchorStats(self.peak[part], self.sum_exp[part], self.positive[part], self.count[part])
 
     def losses(self) -> Tensor:
-        """Of each anchor, float64."""
-        return (self.peak.double() - self.positive / self.count.clamp(min=1)) + self.total.double().log()
+        """Returns the InfoNCE loss of each anchor, float64."""
+        return (self.peak.double() - self.positive / self.count.clamp(min=1)) + self.sum_exp.double().log()
 
-    def log_sums(self) -> Tensor:
-        """Natural logarithm of the sum of exp(score), in the type of the scores."""
-        return self.peak + self.total.log()
+    def log_sum_exp(self) -> Tensor:
+        """Returns log(sum of exp(score)) of each anchor, in the type of the scores."""
+        return self.peak + self.sum_exp.log()
 
-    def log_sums_above(self, others: Anchors) -> Tensor:
-        """How far the log-sums lie above those of `others`, float64 [anchors]."""
-        ratio = self.total.double().log() - others.total.double().log()
+    def log_ratio(self, others: AnchorStats) -> Tensor:
+        """Returns the log-sum-exp of each anchor minus that of `others`, float64."""
+        ratio = self.sum_exp.double().log() - others.sum_exp.double().log()
         return (self.peak.double() - others.peak.double()) + ratio
 
 
-def row_anchors(score: Tensor, targets: Targets, best: Tensor) -> Anchors:
-    """Of the rows of a tile, [rows, columns > 0], whose largest scores are `best`."""
+def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
+    """Returns the statistics of the rows of a tile, [rows, columns > 0], whose largest scores are `best` [rows]."""
     candidates = targets.row_candidates(score)
     peak = best if candidates is score else candidates.amax(1)
     count = targets.row_counts().to(score.dtype)
     shift = _finite(peak)
     shifted = candidates - shift[:, None]
-    # Summed relative to the peak, where the roundings are small.
+    # Scores of positives are summed relative to the peak, where the roundings are small.
     positive = targets.row_sums(shifted).double() + count * shift.double()
-    return Anchors(peak, shifted.exp_().sum(1), positive, count)
+    return AnchorStats(peak, shifted.exp_().sum(1), positive, count)
 
 
-def column_anchors(score: Tensor, targets: Targets, best: Tensor) -> Anchors:
-    """Of the columns of a tile, [rows > 0, columns], whose largest scores are `best`."""
+def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
+    """Returns the statistics of the columns of a tile, [rows > 0, columns]; `best` [columns] are the largest scores."""
     candidates = targets.column_candidates(score)
     peak = best if candidates is score else candidates.amax(0)
     count = targets.column_counts().to(score.dtype)
     shift = _finite(peak)
     shifted = candidates - shift
     positive = targets.column_sums(shifted).double() + count * shift.double()
-    return Anchors(peak, shifted.exp_().sum(0), positive, count)
+    return AnchorStats(peak, shifted.exp_().sum(0), positive, count)
 
 
 def _finite(peak: Tensor) -> Tensor:
-    # An anchor may have no candidate among those seen so far; exp(-inf - -inf) would be NaN.
+    # An anchor may have no candidate so far; exp(-inf - -inf) would be NaN.
     return peak.masked_fill(peak == float("-inf"), 0.0)
 
 
-class Running:
-    """The anchors of one direction while tiles go by."""
+class RunningStats:
+    """The softmax statistics of the anchors of one direction, over the tiles that were added."""
 
-    def __init__(self, number: int, *, like: Tensor) -> None:
-        self._found = Anchors(
-            peak=like.new_full((number,), float("-inf")),
-            total=like.new_zeros(number),
-            positive=like.new_zeros(number, dtype=torch.float64),
-            count=like.new_zeros(number),
+    def __init__(self, anchors: int, *, like: Tensor) -> None:
+        self._stats = AnchorStats(
+            peak=like.new_full((anchors,), float("-inf")),
+            sum_exp=like.new_zeros(anchors),
+            positive=like.new_zeros(anchors, dtype=torch.float64),
+            count=like.new_zeros(anchors),
         )
 
-    def add(self, part: Anchors, at: slice) -> None:
-        """Takes in what a tile knows of the anchors `at`."""
-        found = self._found.part(at)
-        peak = torch.maximum(found.peak, part.peak)
+    def add(self, part: AnchorStats, at: slice) -> None:
+        """Merges the statistics of one tile for the anchors `at`."""
+        stats = self._stats.part(at)
+        peak = torch.maximum(stats.peak, part.peak)
         shift = _finite(peak)
-        found.total.mul_((found.peak - shift).exp_()).add_((part.peak - shift).exp_().mul_(part.total))
-        found.peak.copy_(peak)
-        found.positive.add_(part.positive)
-        found.count.add_(part.count)
+        stats.sum_exp.mul_((stats.peak - shift).exp_()).add_((part.peak - shift).exp_().mul_(part.sum_exp))
+        stats.peak.copy_(peak)
+        stats.positive.add_(part.positive)
+        stats.count.add_(part.count)
 
-    def all(self) -> Anchors:
-        """Once all candidates went by on this rank."""
-        return self._found
+    def local(self) -> AnchorStats:
+        """Returns the statistics over the candidates that this rank has added."""
+        return self._stats
 
-    def over(self, ranks: Ranks, peak: Tensor) -> Anchors:
-        """Once the candidates of all ranks went by: every rank gets the same; `peak` are the largest of any rank."""
-        mine = self._found
-        total = mine.total * (mine.peak - _finite(peak)).exp_()
-        sums = torch.stack([total.double(), mine.positive, mine.count.double()])
-        add_over_(sums, ranks)
-        kind = mine.total.dtype
-        return Anchors(peak, sums[0].to(kind), sums[1], sums[2].to(kind))
+    def reduce(self, ranks: Ranks, peak: Tensor) -> AnchorStats:
+        """Returns the statistics over the candidates of all ranks. A collective of all ranks.
 
-
-class RunningBoth:
-    """Rows of this rank and columns of the whole batch while tiles go by."""
-
-    def __init__(self, rows: int, columns: int, *, first: int, like: Tensor) -> None:
-        """Row 0 has the global index `first`."""
-        self._first = first
-        self._rows, self._columns = Running(rows, like=like), Running(columns, like=like)
-        self._row_tops, self._column_tops = RunningTop(rows, like=like), RunningTop(columns, like=like)
-
-    def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
-        """Takes in the tile of `rows` and `columns`."""
-        if score.numel() == 0:
-            return
-        row_tops = row_top(score, first=columns.start)
-        column_tops = column_top(score, first=self._first + rows.start)
-        self._row_tops.add(row_tops, rows)
-        self._column_tops.add(column_tops, columns)
-        self._rows.add(row_anchors(score, targets, row_tops.score), rows)
-        self._columns.add(column_anchors(score, targets, column_tops.score), columns)
-
-    def over(self, ranks: Ranks) -> Both:
-        """Once all tiles of all ranks went by."""
-        peak, score = self._columns.all().peak, self._column_tops.peaks()
-        if ranks.size > 1:
-            # Both at once: a round trip costs more than what it carries.
-            largest_over_(both := torch.stack([peak, score]), ranks)
-            peak, score = both
-        columns, best = self._columns.over(ranks, peak), self._column_tops.over(ranks, score)
-        return Both(self._rows.all(), columns, self._row_tops.all(), best)
+        Args:
+            ranks: The ranks of the batch.
+            peak: The maximum of the peaks over the ranks.
+        """
+        mine = self._stats
+        sum_exp = mine.sum_exp * (mine.peak - _finite(peak)).exp_()
+        sums = torch.stack([sum_exp.double(), mine.positive, mine.count.double()])
+        all_reduce_sum_(sums, ranks)
+        kind = mine.sum_exp.dtype
+        return AnchorStats(peak, sums[0].to(kind), sums[1], sums[2].to(kind))
 
 
 @dataclass(frozen=True, slots=True)
-class Both:
-    """Rows of this rank and columns of the whole batch, and the global indices of their best candidates."""
+class ScoreStats:
+    """Statistics of the rows of this rank and of the columns of the whole batch.
 
-    rows: Anchors
-    columns: Anchors
+    Attributes:
+        rows: [local rows].
+        columns: [columns of the batch].
+        row_best: int64 [local rows], global index of the best-scoring column.
+        column_best: int64 [columns of the batch], global index of the best-scoring row.
+    """
+
+    rows: AnchorStats
+    columns: AnchorStats
     row_best: Tensor
     column_best: Tensor
 
 
+class RunningScoreStats:
+    """The statistics of rows and columns over the tiles of a score matrix that were added."""
+
+    def __init__(self, rows: int, columns: int, *, first: int, like: Tensor) -> None:
+        """Begins without any tile.
+
+        Args:
+            rows: Number of rows of this rank.
+            columns: Number of columns of the batch.
+            first: Global index of local row 0.
+            like: A tensor of the type and device of the scores.
+        """
+        self._first = first
+        self._rows, self._columns = RunningStats(rows, like=like), RunningStats(columns, like=like)
+        self._row_best, self._column_best = RunningArgmax(rows, like=like), RunningArgmax(columns, like=like)
+
+    def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
+        """Adds the tile of the local `rows` and the global `columns`."""
+        if score.numel() == 0:
+            return
+        row_best = row_argmax(score, first=columns.start)
+        column_best = column_argmax(score, first=self._first + rows.start)
+        self._row_best.add(row_best, rows)
+        self._column_best.add(column_best, columns)
+        self._rows.add(row_stats(score, targets, row_best.score), rows)
+        self._columns.add(column_stats(score, targets, column_best.score), columns)
+
+    def reduce(self, ranks: Ranks) -> ScoreStats:
+        """Returns the statistics once all ranks have added all their tiles. A collective of all ranks."""
+        peak, score = self._columns.local().peak, self._column_best.scores()
+        if ranks.size > 1:
+            # One all-reduce for both: its latency costs more than its bytes.
+            all_reduce_max_(both := torch.stack([peak, score]), ranks)
+            peak, score = both
+        columns, best = self._columns.reduce(ranks, peak), self._column_best.reduce(ranks, score)
+        return ScoreStats(self._rows.local(), columns, self._row_best.local(), best)
+
+
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """What each anchor of one direction contributes to the gradient of its scores; all [anchors].
+class GradientWeights:
+    """The contributions of the anchors of one direction to the gradient of their scores; all [anchors].
 
     Attributes:
-        peak: As in `Anchors`.
-        softmax: Weight of the anchor over its `total`: times exp(score - peak), the softmax part.
-        positive: Weight of the anchor over its number of positives: the part of each of them.
+        peak: As in `AnchorStats`.
+        softmax: Weight of the anchor over its `sum_exp`. Times exp(score - peak) it is the gradient of the
+            log-sum-exp.
+        positive: Weight of the anchor over its number of positives, subtracted at each of them.
     """
 
     peak: Tensor
     softmax: Tensor
     positive: Tensor
 
-    def part(self, part: slice) -> Shares:
-        return Shares(self.peak[part], self.softmax[part], self.positive[part])
+    def part(self, part: slice) -> GradientWeights:
+        """Returns the weights of some of the anchors, as views."""
+        return GradientWeights(self.peak[part], self.softmax[part], self.positive[part])
 
 
-def shares(anchors: Anchors, weight: Tensor | float) -> Shares:
-    return Shares(anchors.peak, weight / anchors.total, weight / anchors.count.clamp(min=1))
+def gradient_weights(stats: AnchorStats, weight: Tensor | float) -> GradientWeights:
+    """Returns the gradient weights of anchors whose losses enter the mean with `weight`."""
+    return GradientWeights(stats.peak, weight / stats.sum_exp, weight / stats.count.clamp(min=1))
 
 
-def softmax_gradient(score: Tensor, targets: Targets, rows: Shares, columns: Shares) -> Tensor:
-    """Weighted softmax of the candidates of each row, plus that of each column, [rows, columns]."""
+def softmax_gradient(score: Tensor, targets: Targets, rows: GradientWeights, columns: GradientWeights) -> Tensor:
+    """Returns the weighted softmax over the candidates of each row, plus that of each column, [rows, columns]."""
     gradient = (targets.row_candidates(score) - rows.peak[:, None]).exp_().mul_(rows.softmax[:, None])
     by_column = (targets.column_candidates(score) - columns.peak).exp_()
     return gradient.addcmul_(by_column, columns.softmax.expand_as(by_column))
 
 
-def score_gradient(score: Tensor, targets: Targets, rows: Shares, columns: Shares) -> Tensor:
-    """Gradient of both directions in a block of scores, [rows, columns]."""
+def score_gradient(score: Tensor, targets: Targets, rows: GradientWeights, columns: GradientWeights) -> Tensor:
+    """Returns the gradient of the InfoNCE losses of both directions in a tile of scores, [rows, columns]."""
     gradient = softmax_gradient(score, targets, rows, columns)
-    targets.subtract_(gradient, rows.positive, columns.positive)
+    targets.subtract_at_positives_(gradient, rows.positive, columns.positive)
     return gradient

@@ -1,6 +1,6 @@
-"""What a block of scores is asked to be: which pairs are positives, and which take no part.
+"""The targets of a tile of scores: which pairs are positives, and which are excluded.
 
-A block holds some row anchors (images) against all or some column anchors (texts, sentences). Rows and columns have
+The rows of a tile are image anchors, its columns text anchors (sentences, in the local loss). Rows and columns have
 their own positives, because each direction mines for itself.
 """
 
@@ -14,37 +14,49 @@ from torch import Tensor
 
 
 class Targets(Protocol):
-    """The positives of a block of scores, [rows, columns]."""
+    """The positives of a tile of scores, [rows, columns], for both directions."""
 
     def row_sums(self, score: Tensor) -> Tensor:
-        """Sum over the positives of each row, [rows]."""
+        """Returns the sum of `score` over the positives of each row, [rows]."""
         ...
 
-    def column_sums(self, score: Tensor) -> Tensor: ...
-    def row_counts(self) -> Tensor: ...
-    def column_counts(self) -> Tensor: ...
+    def column_sums(self, score: Tensor) -> Tensor:
+        """Returns the sum of `score` over the positives of each column, [columns]."""
+        ...
+
+    def row_counts(self) -> Tensor:
+        """Returns the number of positives of each row, [rows]."""
+        ...
+
+    def column_counts(self) -> Tensor:
+        """Returns the number of positives of each column, [columns]."""
+        ...
+
     def row_candidates(self, score: Tensor) -> Tensor:
-        """`score` with -inf where the pair takes no part for the row; `score` itself if all do."""
+        """Returns `score` with -inf where a pair is excluded for its row; `score` itself if none is."""
         ...
 
-    def column_candidates(self, score: Tensor) -> Tensor: ...
-    def positives_alone(self) -> Targets:
-        """The same positives, as the only candidates."""
+    def column_candidates(self, score: Tensor) -> Tensor:
+        """Returns `score` with -inf where a pair is excluded for its column; `score` itself if none is."""
         ...
 
-    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
-        """Subtracts from each positive its row's and its column's share, in place."""
+    def positives_only(self) -> Targets:
+        """Returns targets with the same positives, in which these are the only candidates."""
+        ...
+
+    def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
+        """Subtracts the weight of its row, and that of its column, from each positive of `gradient`, in place."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Diagonal:
-    """Row r has one positive, column `first + r`, if the block has that column: InfoNCE without a mask in memory.
+class DiagonalTargets:
+    """Own pairs only: the positive of row r is column `first + r`, if the tile has that column. It needs no mask.
 
     Attributes:
-        first: The column of row 0, below 0 or beyond the end where other columns are meant.
-        rows: How many rows the block has.
-        zeros: [columns] of the type of the scores.
+        first: The column of row 0. It is negative, or beyond the last column, if the tile lacks that column.
+        rows: Number of rows of the tile.
+        zeros: [columns], in the type of the scores.
     """
 
     first: int
@@ -52,10 +64,10 @@ class Diagonal:
     zeros: Tensor
 
     def row_sums(self, score: Tensor) -> Tensor:
-        return self._spread(self._of(score), self.rows, max(0, -self.first))
+        return self._spread(self._diagonal(score), self.rows, max(0, -self.first))
 
     def column_sums(self, score: Tensor) -> Tensor:
-        return self._spread(self._of(score), len(self.zeros), max(0, self.first))
+        return self._spread(self._diagonal(score), len(self.zeros), max(0, self.first))
 
     def row_counts(self) -> Tensor:
         return self._spread(self.zeros.new_ones(self._length), self.rows, max(0, -self.first))
@@ -69,21 +81,21 @@ class Diagonal:
     def column_candidates(self, score: Tensor) -> Tensor:
         return score
 
-    def positives_alone(self) -> Masks:
+    def positives_only(self) -> MaskTargets:
         own = torch.zeros(self.rows, len(self.zeros), dtype=torch.bool, device=self.zeros.device)
-        self._of(own).fill_(True)
-        return Masks(own, own).positives_alone()
+        self._diagonal(own).fill_(True)
+        return MaskTargets(own, own).positives_only()
 
-    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
+    def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
         row, column = max(0, -self.first), max(0, self.first)
-        share = row_share[row : row + self._length] + column_share[column : column + self._length]
-        self._of(gradient).sub_(share)
+        weight = row_weight[row : row + self._length] + column_weight[column : column + self._length]
+        self._diagonal(gradient).sub_(weight)
 
     @property
     def _length(self) -> int:
         return max(0, min(self.rows, len(self.zeros) - self.first) - max(0, -self.first))
 
-    def _of(self, matrix: Tensor) -> Tensor:
+    def _diagonal(self, matrix: Tensor) -> Tensor:
         return matrix.diagonal(self.first)
 
     def _spread(self, values: Tensor, length: int, first: int) -> Tensor:
@@ -93,8 +105,8 @@ class Diagonal:
 
 
 @dataclass(frozen=True, slots=True)
-class Masks:
-    """Any positives, as bool masks [rows, columns]; a dropped pair leaves the denominator of its direction."""
+class MaskTargets:
+    """Any positives, as bool masks [rows, columns]. A dropped pair leaves the denominator of its direction."""
 
     row_positive: Tensor
     column_positive: Tensor
@@ -102,10 +114,10 @@ class Masks:
     column_dropped: Tensor | None = None
 
     def row_sums(self, score: Tensor) -> Tensor:
-        return _kept(score, self.row_positive).sum(1)
+        return _masked(score, self.row_positive).sum(1)
 
     def column_sums(self, score: Tensor) -> Tensor:
-        return _kept(score, self.column_positive).sum(0)
+        return _masked(score, self.column_positive).sum(0)
 
     def row_counts(self) -> Tensor:
         return _count(self.row_positive, 1)
@@ -119,16 +131,16 @@ class Masks:
     def column_candidates(self, score: Tensor) -> Tensor:
         return _without(score, self.column_dropped)
 
-    def positives_alone(self) -> Masks:
-        return Masks(self.row_positive, self.column_positive, ~self.row_positive, ~self.column_positive)
+    def positives_only(self) -> MaskTargets:
+        return MaskTargets(self.row_positive, self.column_positive, ~self.row_positive, ~self.column_positive)
 
-    def subtract_(self, gradient: Tensor, row_share: Tensor, column_share: Tensor) -> None:
-        gradient.sub_(self.row_positive * row_share[:, None])
-        gradient.sub_(self.column_positive * column_share)
+    def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
+        gradient.sub_(self.row_positive * row_weight[:, None])
+        gradient.sub_(self.column_positive * column_weight)
 
-    def columns(self, part: slice) -> Masks:
-        """The same targets for some of the columns."""
-        return Masks(
+    def columns(self, part: slice) -> MaskTargets:
+        """Returns the same targets for some of the columns."""
+        return MaskTargets(
             self.row_positive[:, part],
             self.column_positive[:, part],
             None if self.row_dropped is None else self.row_dropped[:, part],
@@ -136,12 +148,12 @@ class Masks:
         )
 
 
-def _kept(score: Tensor, mask: Tensor) -> Tensor:
+def _masked(score: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, score, 0.0)
 
 
 def _count(mask: Tensor, axis: int) -> Tensor:
-    # As bytes: torch adds bools up ten times slower on CPU.
+    # The mask is read as bytes: torch adds bools ten times slower on CPU.
     return mask.view(torch.uint8).sum(axis, dtype=torch.int32)
 
 

@@ -1,8 +1,8 @@
-"""What becomes of the losses under torch.compile, and where their gradient is differentiated again.
+"""The behaviour of the losses under torch.compile and under a second differentiation.
 
-The chunked and the fused losses have no second derivative. torch's `once_differentiable` notices that only where the
-gradient that arrives depends on a parameter, which that of a loss never does: the first gradient then passes for a
-constant, and the second one lacks its part without a word.
+The chunked and the fused losses have no second derivative. torch's own `once_differentiable` reports that only where
+the incoming gradient depends on a parameter, which the incoming gradient of a loss never does: autograd would treat
+the first gradient as a constant, and the second derivative would silently lack a term.
 """
 
 from __future__ import annotations
@@ -22,39 +22,43 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, at which torch.compile breaks its graph: it runs as it is written, and all around it is compiled.
+def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a function so that torch.compile breaks its graph there and runs the function as it is written.
 
-    A loss exchanges facts with other ranks, chooses a backend and makes its tiles in loops: nothing that a compiled
-    graph would make faster. torch's decorator imports the compiler, which takes seconds; where nobody has imported it,
-    nothing is compiled.
+    A loss exchanges metadata with other ranks, selects a backend and loops over tiles, which a compiled graph would
+    not make faster. torch's decorator imports the compiler, which takes seconds, so it is used only where somebody
+    has already imported the compiler; elsewhere nothing can be compiled.
     """
-    apart = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    uncompiled = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return apart(*args, **kwargs) if "torch._dynamo" in sys.modules else function(*args, **kwargs)
+        return uncompiled(*args, **kwargs) if "torch._dynamo" in sys.modules else function(*args, **kwargs)
 
     return call
 
 
-def first_order(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A backward pass of an autograd function whose result cannot be differentiated: trying to raises an error."""
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Decorates the backward of an autograd function whose gradients cannot be differentiated again.
+
+    A second differentiation raises a NotSupportedError (see the module docstring for the difference from torch's
+    decorator of this name).
+    """
 
     @wraps(backward)
     def once(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
         with torch.no_grad():
             gradients = backward(ctx, *upstream)
-        if not torch.is_grad_enabled():  # Without create_graph nobody can ask for more.
+        if not torch.is_grad_enabled():  # Without create_graph nobody can differentiate again.
             return gradients
-        # Saved inputs have their history: through them the error is met from whatever is differentiated.
+        # Saved inputs carry their graph: with them as inputs, the error is raised whatever is differentiated.
         history = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
-        return tuple(_refusing(each, history) if isinstance(each, Tensor) else each for each in gradients)
+        return tuple(_refuse_gradient(each, history) if isinstance(each, Tensor) else each for each in gradients)
 
     return once
 
 
-def _refusing(gradient: Tensor, history: list[Tensor]) -> Tensor:
+def _refuse_gradient(gradient: Tensor, history: list[Tensor]) -> Tensor:
     return cast("Tensor", _NoSecondDerivative.apply(gradient.detach().requires_grad_(), *history))
 
 
@@ -69,5 +73,5 @@ class _NoSecondDerivative(Function):
         del ctx, grad_outputs
         raise NotSupportedError(
             "the loss has no second derivative with the backends 'chunked' and 'fused'; pass backend='reference', "
-            "which has one and holds every matrix in whole."
+            "which has one and holds every matrix in full."
         )

@@ -15,31 +15,31 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(sys.modules["triton"].__file__ or "").parent / "backends/nvidia/bin"
 POINTERS = {
-    "row_groups_ptr": "*i32",
-    "column_groups_ptr": "*i32",
-    "indices_ptr": "*i32",
-    "steep_ptr": "*i1",
-    "image_ptr": "*bf16",
-    "text_ptr": "*bf16",
-    "marks_ptr": "*u8",
-    "reached_ptr": "*u8",
-    "starts_ptr": "*i32",
+    "row_groups_ptr_R": "*i32",
+    "column_groups_ptr_C": "*i32",
+    "indices_ptr_TRK": "*i32",
+    "running_max_ptr": "*i1",
+    "image_ptr_RD": "*bf16",
+    "text_ptr_RD": "*bf16",
+    "mask_ptr_IS": "*u8",
+    "similar_ptr_IR": "*u8",
+    "starts_ptr_I": "*i32",
 }
 # Which axes of a tile a descriptor has; of the global loss unless the kernel has pieces of patches.
 TILES = {
-    "marks_desc": ("bR", "bC"),
-    "gradient_desc": ("bR", "bC"),
-    "sentence_desc": ("bR", "bD"),
-    "own_desc": ("bC", "bD"),
+    "mask_desc_RC": ("bR", "bC"),
+    "gradient_desc_RC": ("bR", "bC"),
+    "sentence_desc_RD": ("bR", "bD"),
+    "own_desc_CD": ("bC", "bD"),
 }
 REGION_TILES = {
-    "sentence_desc": ("bS", "bD"),
-    "patch_desc": ("bP", "bD"),
-    "patch_desc_1": ("bP_1", "bD"),
-    "patch_desc_2": ("bP_2", "bD"),
-    "gradient_desc": ("bS", "1", "bP"),
-    "gradient_desc_1": ("bS", "1", "bP_1"),
-    "gradient_desc_2": ("bS", "1", "bP_2"),
+    "sentence_desc_SD": ("bS", "bD"),
+    "patch_desc_PD": ("bP", "bD"),
+    "patch_desc_PD_1": ("bP_1", "bD"),
+    "patch_desc_PD_2": ("bP_2", "bD"),
+    "gradient_desc_SIP": ("bS", "1", "bP"),
+    "gradient_desc_SIP_1": ("bS", "1", "bP_1"),
+    "gradient_desc_SIP_2": ("bS", "1", "bP_2"),
 }
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -68,10 +68,10 @@ def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], 
         if ("bP" in constants and constants.get(axes[-1]) == 1) or constants.get(axes[0]) == 1:
             constants[name] = None
     if constants.get("MASKED") is False:
-        constants["keep_ptr"] = None
+        constants["keep_ptr_IP"] = None
     signature = {name: _type_of(name, constants, NAMES[dtype]) for name in kernel.arg_names}
     if constants.get("RULE", 2) != 2:
-        signature["marks_desc"], constants["marks_desc"] = "constexpr", None
+        signature["mask_desc_RC"], constants["mask_desc_RC"] = "constexpr", None
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature=signature, constexprs=places)
@@ -91,11 +91,11 @@ def _type_of(name: str, constants: dict[str, Any], dtype: str) -> str:
         side = "bC" if "text" in name or "right" in name else "bR"
         axes = tiles.get(name, (side, "bD"))
         sizes = ",".join(str(constants.get(axis, axis)) for axis in axes)
-        return f"tensordesc<{'u8' if name == 'marks_desc' else dtype}[{sizes}]>"
-    if name == "keep_ptr":
+        return f"tensordesc<{'u8' if name == 'mask_desc_RC' else dtype}[{sizes}]>"
+    if name == "keep_ptr_IP":
         return "*u8"
-    if name in ("patches_ptr", "sentences_ptr", "by_patch_ptr"):
+    if name in ("patches_ptr_IPD", "sentences_ptr_ND", "by_patch_ptr_IPD"):
         return f"*{dtype}"
-    if name.endswith("_ptr"):
+    if "_ptr" in name:
         return POINTERS.get(name, "*fp32")
-    return "fp32" if name in ("threshold", "gain", "slope", "sharpness") else "i32"
+    return "fp32" if name in ("threshold", "storage_scale", "slope", "sharpness") else "i32"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss, softmax
 from emocap_kernels.contrastive import chunked
-from emocap_kernels.contrastive.problem import Problem
+from emocap_kernels.contrastive.batch import ContrastiveBatch
 from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import score_gradient
@@ -34,8 +34,8 @@ def inputs_of(rows: int, width: int, dtype: torch.dtype = torch.float64) -> list
 def in_blocks(monkeypatch):
     """Makes blocks of so few bytes that every batch of these tests needs many of them."""
 
-    def small(problem: Problem) -> LossResult:
-        return original(problem, block_bytes=3 * problem.text.element_size() * len(problem.text))
+    def small(batch: ContrastiveBatch) -> LossResult:
+        return original(batch, block_bytes=3 * batch.text.element_size() * len(batch.text))
 
     original = chunked.evaluate
     monkeypatch.setattr(chunked, "evaluate", small)
@@ -100,14 +100,14 @@ def test_two_runs_are_equal_to_the_bit(mining):
 @pytest.mark.parametrize("mining", RULES[1:])
 def test_the_masks_of_backward_are_those_of_forward(mining, monkeypatch, in_blocks):
     seen: dict[str, list[Tensor]] = {"forward": [], "backward": []}
-    rows, gradient = softmax.row_anchors, score_gradient
+    rows, gradient = softmax.row_stats, score_gradient
 
     def watch(phase, targets):
         seen[phase] += [
             m for m in (targets.row_positive, targets.column_positive, targets.row_dropped) if m is not None
         ]
 
-    monkeypatch.setattr(softmax, "row_anchors", lambda s, t, best: (watch("forward", t), rows(s, t, best))[1])
+    monkeypatch.setattr(softmax, "row_stats", lambda s, t, best: (watch("forward", t), rows(s, t, best))[1])
     monkeypatch.setattr(chunked, "score_gradient", lambda s, t, *rest: (watch("backward", t), gradient(s, t, *rest))[1])
     contrastive_loss(*inputs_of(40, 9, torch.float32), mining=mining).loss.backward()
     assert len(seen["forward"]) > 20

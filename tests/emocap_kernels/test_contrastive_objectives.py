@@ -5,10 +5,10 @@ import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive import chunked
-from emocap_kernels.contrastive.gathered import one_sided
-from emocap_kernels.contrastive.gradient_sums import GradientSums
-from emocap_kernels.contrastive.inputs import Inputs
-from emocap_kernels.distributed.ranks import ALONE, Span
+from emocap_kernels.contrastive.batch import sharded_batch
+from emocap_kernels.contrastive.inputs import ContrastiveInputs
+from emocap_kernels.contrastive.sums import GradientSums
+from emocap_kernels.distributed.ranks import SINGLE_RANK, Partition
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -44,7 +44,7 @@ def blocks(request, monkeypatch):
         return
     original = chunked.evaluate
     monkeypatch.setattr(
-        chunked, "evaluate", lambda problem: original(problem, block_bytes=request.param * 8 * len(problem.text))
+        chunked, "evaluate", lambda batch: original(batch, block_bytes=request.param * 8 * len(batch.text))
     )
 
 
@@ -151,10 +151,10 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objecti
     answers = []
     for narrow in (True, False):
         image, text, scale = (x.detach().clone().requires_grad_() for x in half[:3])
-        inputs = Inputs(image=image, text=text, scale=scale, ids=None, **keywords)
-        problem = one_sided(inputs, Span((23,), 0), ALONE, needs_gradient=True, narrow=narrow)
-        assert problem.image.dtype == (dtype if narrow else torch.float32)
-        loss = chunked.evaluate(problem, block_bytes=5 * 4 * 23).loss
+        inputs = ContrastiveInputs(image=image, text=text, scale=scale, ids=None, **keywords)
+        batch = sharded_batch(inputs, Partition((23,), 0), SINGLE_RANK, needs_gradient=True, narrow=narrow)
+        assert batch.image.dtype == (dtype if narrow else torch.float32)
+        loss = chunked.evaluate(batch, block_bytes=5 * 4 * 23).loss
         loss.backward()
         answers.append((loss.detach(), image.grad, text.grad, scale.grad))
     # The scale's gradient is summed before the gradient of the scores is rounded.

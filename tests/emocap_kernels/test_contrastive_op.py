@@ -5,8 +5,8 @@ import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive import chunked, op, reference
-from emocap_kernels.contrastive.cases import CASES, Case, draw
-from emocap_kernels.numerics import require_right
+from emocap_kernels.contrastive.cases import CASES, ContrastiveCase, draw
+from emocap_kernels.numerics import require_accurate
 from emocap_kernels.result import LossResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +116,7 @@ def test_any_small_batch_equals_the_naive_loops(rows, width, scale, seed, guide,
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_float32_is_no_further_from_float64_than_eager_code(case: Case, mining: Mining | None):
+def test_float32_is_no_further_from_float64_than_eager_code(case: ContrastiveCase, mining: Mining | None):
     single = draw(case, dtype=torch.float32)
     # The threshold must not fall between a cosine and its float32 rounding, or the sets differ.
     features = {"guide_image": single[0], "guide_text": single[1]} if mining else {}
@@ -139,7 +139,7 @@ def test_float32_is_no_further_from_float64_than_eager_code(case: Case, mining: 
         magnitudes,
         strict=True,
     ):
-        require_right(part, result, eager, exact, magnitude=size)
+        require_accurate(part, result, eager, exact, magnitude=size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

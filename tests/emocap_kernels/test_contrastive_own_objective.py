@@ -40,7 +40,9 @@ class SquaredDistanceOverPairs(SquaredDistance):
     def gradient(self, tile: Tile) -> Tensor:
         gradient = 4 * tile.score
         twice = tile.score.new_full((), 2.0)
-        tile.targets.subtract_(gradient, twice.expand(tile.score.shape[0]), twice.expand(tile.score.shape[1]))
+        tile.targets.subtract_at_positives_(
+            gradient, twice.expand(tile.score.shape[0]), twice.expand(tile.score.shape[1])
+        )
         return gradient
 
 
@@ -76,7 +78,7 @@ def test_a_formula_alone_is_refused_by_the_chunked_backend_with_the_cure():
 
 def test_a_sum_over_pairs_runs_tile_by_tile_as_its_formula_reads(monkeypatch: pytest.MonkeyPatch):
     whole = chunked.evaluate
-    monkeypatch.setattr(chunked, "evaluate", lambda problem: whole(problem, block_bytes=2 * 8 * 9))
+    monkeypatch.setattr(chunked, "evaluate", lambda batch: whole(batch, block_bytes=2 * 8 * 9))
     mine, theirs = leaves(), leaves()
     result = contrastive_loss(*mine, objective=SquaredDistanceOverPairs(), backend="chunked")
     expected = contrastive_loss(*theirs, objective=SquaredDistance(), backend="reference")
@@ -88,7 +90,7 @@ def test_a_sum_over_pairs_runs_tile_by_tile_as_its_formula_reads(monkeypatch: py
 
 
 def test_an_objective_without_kernels_is_computed_without_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("emocap_kernels.contrastive.choice.obstacle", lambda *_: None)
+    monkeypatch.setattr("emocap_kernels.contrastive.op.why_not_fused", lambda *_: None)
     image, text, _ = leaves()
     choice = choose_backend(image, text, objective=SquaredDistanceOverPairs())
     assert choice.backend == "chunked"

@@ -5,26 +5,26 @@ from typing import Any
 
 import pytest
 import torch
-from emocap_kernels.distributed import route
-from emocap_kernels.distributed.columns import Columns, Sums
-from emocap_kernels.distributed.ranks import Span, ranks_of
+from emocap_kernels.distributed import schedule as communication
+from emocap_kernels.distributed.columns import ColumnAllGather, ColumnReduceScatter
+from emocap_kernels.distributed.ranks import Partition, ranks_of
 from rank_pool import RankPool
 
 COUNTS = {2: (3, 2), 3: (2, 0, 4), 4: (1, 3, 0, 2)}
 CPU = torch.device("cpu")
 
 
-def columns_of(group: Any, schedule: Any) -> Columns:
+def columns_of(group: Any, schedule: Any) -> ColumnAllGather:
     """Row r of the batch holds r, and beside it 10 r and 10 r + 1 as another tensor."""
     ranks = ranks_of(group, CPU)
-    span = Span(COUNTS[ranks.size], ranks.rank)
+    span = Partition(COUNTS[ranks.size], ranks.rank)
     rows = span.indices(CPU)
-    return Columns((rows[:, None].float(), torch.stack([10 * rows, 10 * rows + 1], 1)), span, ranks, schedule)
+    return ColumnAllGather((rows[:, None].float(), torch.stack([10 * rows, 10 * rows + 1], 1)), span, ranks, schedule)
 
 
 def passes_job(group: Any, rank: int, payload: tuple[str, int]) -> list[list[tuple[int, int]]]:
     """Where the blocks of two passes begin and end; what they hold is checked here."""
-    schedule, route.LEAST_ROWS = payload
+    schedule, communication.MIN_STAGE_ROWS = payload
     columns = columns_of(group, schedule)
     passes: list[list[tuple[int, int]]] = []
     for _ in range(2):
@@ -34,7 +34,7 @@ def passes_job(group: Any, rank: int, payload: tuple[str, int]) -> list[list[tup
             assert torch.equal(block.vectors[0], rows[:, None].float())
             assert torch.equal(block.vectors[1], torch.stack([10 * rows, 10 * rows + 1], 1))
         passes.append([(block.columns.start, block.columns.stop) for block in blocks])
-    whole = columns.whole()
+    whole = columns.gather_all()
     assert torch.equal(whole[0][:, 0], torch.arange(sum(COUNTS[group.size()])).float())
     return passes
 
@@ -48,13 +48,13 @@ def test_every_pass_brings_every_row_once_in_the_same_blocks(ranks: RankPool, si
         assert first == second
         assert sorted(row for block in first for row in range(*block)) == list(range(total))
         if COUNTS[size][rank]:
-            own = Span(COUNTS[size], rank).own
+            own = Partition(COUNTS[size], rank).own
             assert first[0] == (own.start, own.stop)
 
 
 def lives_job(group: Any, rank: int, schedule: str) -> int:
     """How many blocks are alive at most while they go by, the own one not counted."""
-    route.LEAST_ROWS = 1
+    communication.MIN_STAGE_ROWS = 1
     columns, seen, most = columns_of(group, schedule), [], 0
     for number, block in enumerate(columns.blocks()):
         if number:
@@ -74,10 +74,10 @@ def sums_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> torch.T
     """Rank r adds (r + 1) times the index of each row."""
     schedule, dtype = payload
     columns = columns_of(group, schedule)
-    sums = Sums(columns, torch.empty(0, 1), dtype)
+    sums = ColumnReduceScatter(columns, torch.empty(0, 1), dtype)
     for block in columns.blocks(sums):
         sums.add(block.columns, (rank + 1) * block.vectors[0])
-    return sums.own()
+    return sums.result()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

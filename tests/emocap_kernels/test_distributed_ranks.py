@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from emocap_kernels.distributed.hosts import exchanged, meeting_beside
-from emocap_kernels.distributed.ranks import ALONE, ranks_of
+from emocap_kernels.distributed.ranks import SINGLE_RANK, all_gather_integers, new_cpu_group, ranks_of
 from rank_pool import RankPool
 
 CPU = torch.device("cpu")
@@ -32,7 +31,7 @@ def device_job(group: Any, rank: int, payload: None) -> list[list[int]]:
     try:
         dist.get_backend_config = lambda _: "cuda:other"
         mine = groups[rank // 2]
-        return exchanged([rank, 7], mine, meeting_beside(mine))
+        return all_gather_integers([rank, 7], mine, new_cpu_group(mine))
     finally:
         dist.get_backend_config = said
 
@@ -43,8 +42,8 @@ def test_processes_of_a_group_without_a_cpu_talk_beside_it(ranks: RankPool):
 
 
 def test_without_a_group_a_process_is_alone():
-    assert ranks_of(None, CPU) is ALONE
-    assert (ALONE.size, ALONE.rank, ALONE.node) == (1, 0, 1)
+    assert ranks_of(None, CPU) is SINGLE_RANK
+    assert (SINGLE_RANK.size, SINGLE_RANK.rank, SINGLE_RANK.node) == (1, 0, 1)
 
 
 LEAVES = """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss
-from emocap_kernels.distributed import route
+from emocap_kernels.distributed import schedule as communication
 from emocap_kernels.errors import RanksDisagreeError, ShapeError
 from rank_pool import RankPool
 from torch import Tensor
@@ -32,7 +32,7 @@ MASK = torch.rand(11, 5, generator=torch.Generator().manual_seed(7)) > 0.3
 def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
     """For each setting: loss, what is reported, and the gradients of the local rows, of scale and bias."""
     # Every rank's rows are worth a journey of their own.
-    route.LEAST_ROWS = payload.get("least_rows", route.LEAST_ROWS)
+    communication.MIN_STAGE_ROWS = payload.get("least_rows", communication.MIN_STAGE_ROWS)
     rows, answers = payload["rows"], []
     for settings in payload["settings"]:
         image, text = (t[rows].clone().requires_grad_() for t in (IMAGE, TEXT))
@@ -49,7 +49,7 @@ def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tens
 
 
 def local_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
-    route.LEAST_ROWS = payload.get("least_rows", route.LEAST_ROWS)
+    communication.MIN_STAGE_ROWS = payload.get("least_rows", communication.MIN_STAGE_ROWS)
     rows, answers = payload["rows"], []
     lines = (rows.start <= OWNER) & (rows.stop > OWNER)
     for settings in payload["settings"]:
@@ -278,5 +278,5 @@ def refusal_job(group: Any, rank: int, payload: Any) -> str:
 
 def test_a_refusal_on_one_rank_is_an_error_on_all(ranks):
     first, second = ranks.run(refusal_job, [None] * 2)
-    assert first == "RanksDisagreeError: rank 1 refused its inputs; its own error says why."
+    assert first == "RanksDisagreeError: the inputs of rank 1 are invalid; see the error of that rank."
     assert second.startswith("ShapeError: the number of rows of image is 3")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from emocap_kernels import Mining
 from emocap_kernels.errors import ArgumentError
-from emocap_kernels.mining import first_twins, nearest
+from emocap_kernels.mining import first_duplicates, top_k_indices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
@@ -56,7 +56,7 @@ def test_the_nearest_are_those_of_a_stable_sort(rows, columns, top_k, levels, da
     cells = st.lists(st.integers(0, levels), min_size=columns, max_size=columns)
     values = data.draw(st.lists(cells, min_size=rows, max_size=rows))
     own = data.draw(st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows))
-    found = nearest(torch.tensor(values, dtype=torch.float32), torch.tensor(own), top_k)
+    found = top_k_indices(torch.tensor(values, dtype=torch.float32), torch.tensor(own), top_k)
     for row, itself, indices in zip(values, own, found.tolist(), strict=True):
         others = [column for column in range(columns) if column != itself]
         assert indices == sorted(sorted(others, key=lambda column: (-row[column], column))[:top_k])
@@ -64,8 +64,8 @@ def test_the_nearest_are_those_of_a_stable_sort(rows, columns, top_k, levels, da
 
 def test_nan_is_never_the_nearest_and_changes_no_count():
     similarity = torch.tensor([[0.1, float("nan"), 0.3, 0.2]])
-    assert nearest(similarity, torch.tensor([0]), 2).tolist() == [[2, 3]]
-    assert nearest(torch.full((2, 5), float("nan")), torch.tensor([0, 1]), 2).shape == (2, 2)
+    assert top_k_indices(similarity, torch.tensor([0]), 2).tolist() == [[2, 3]]
+    assert top_k_indices(torch.full((2, 5), float("nan")), torch.tensor([0, 1]), 2).shape == (2, 2)
 
 
 @given(rows=st.integers(1, 20), width=st.integers(1, 5), levels=st.integers(1, 3), seed=st.integers(0, 1000))
@@ -76,12 +76,12 @@ def test_the_first_twin_is_the_lowest_index_of_an_equal_vector(rows, width, leve
         vectors = torch.randint(-levels, levels, (rows, width), generator=source).to(dtype)
         listed = vectors.tolist()
         expected = [listed.index(vector) for vector in listed]
-        twins = first_twins(vectors)
+        twins = first_duplicates(vectors)
         assert (list(range(rows)) if twins is None else twins.tolist()) == expected
 
 
 def test_zero_and_minus_zero_are_twins_and_permutations_are_not():
-    twins = first_twins(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+    twins = first_duplicates(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
     assert twins is not None
     assert twins.tolist() == [0, 0, 2]
-    assert first_twins(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 1.0, 3.0]])) is None
+    assert first_duplicates(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 1.0, 3.0]])) is None

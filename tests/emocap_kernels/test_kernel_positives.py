@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emocap_kernels import Mining
-from emocap_kernels.positives import MinedLists, nearest_lists, treated
+from emocap_kernels.positives import MinedLists, apply_treatment, mine_top_k
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def test_the_lists_of_blocks_are_those_of_the_whole(height: int):
     own = torch.arange(5) + 2
     blocks = [slice(start, min(start + height, 5)) for start in range(0, 5, height)]
     rule = Mining(threshold=0.1, top_k=3)
-    found = nearest_lists(lambda rows: similarity[rows].clone(), own, blocks, rule, candidates=8)
+    found = mine_top_k(lambda rows: similarity[rows].clone(), own, blocks, rule, candidates=8)
     for anchor, mined in enumerate(found.tolist()):
         others = [column for column in range(8) if column != own[anchor]]
         nearest = sorted(others, key=lambda column: -float(similarity[anchor, column]))[:3]
@@ -58,8 +58,8 @@ def test_the_lists_of_blocks_are_those_of_the_whole(height: int):
 
 def test_known_positives_stay_positives_whatever_the_treatment():
     known, mined = torch.tensor([[True, False, False]]), torch.tensor([[True, True, False]])
-    attract = treated(known, mined, mined, Mining(threshold=0.0, treatment="attract"))
-    ignore = treated(known, mined, mined, Mining(threshold=0.0, treatment="ignore"))
+    attract = apply_treatment(known, mined, mined, Mining(threshold=0.0, treatment="attract"))
+    ignore = apply_treatment(known, mined, mined, Mining(threshold=0.0, treatment="ignore"))
     assert attract.row_positive.tolist() == [[True, True, False]]
     assert ignore.row_positive.tolist() == [[True, False, False]]
     assert ignore.row_dropped is not None

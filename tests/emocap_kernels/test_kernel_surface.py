@@ -7,7 +7,7 @@ import emocap_kernels
 import pytest
 import torch
 from emocap_kernels import Mining, choose_backend, contrastive_loss, errors, region_contrastive_loss
-from emocap_kernels.choice import Choice
+from emocap_kernels.backend import BackendChoice
 from emocap_kernels.result import Directions, LossResult
 
 VECTORS = torch.eye(4)[:3]
@@ -87,7 +87,7 @@ def test_the_choice_of_a_backend_says_why():
     choice = choose_backend(VECTORS, VECTORS)
     assert choice.backend == "chunked"
     assert choice.reason == "fused kernels cannot run: the inputs are on cpu and the kernels need a CUDA device."
-    assert choose_backend(VECTORS, VECTORS, backend="reference") == Choice("reference", "it was asked for.")
+    assert choose_backend(VECTORS, VECTORS, backend="reference") == BackendChoice("reference", "it was requested.")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_choice_of_a_backend_says_why():
         ({"scale": float("inf")}, errors.ArgumentError, "scale=inf"),
         ({"scale": torch.ones(2)}, errors.ShapeError, "scale"),
         ({"scale": torch.tensor(3)}, errors.ShapeError, "scale"),
-        ({"text": VECTORS[:2]}, errors.ShapeError, "that of text is 2"),
+        ({"text": VECTORS[:2]}, errors.ShapeError, "the number of rows of text is 2"),
         ({"text": VECTORS[:, :3]}, errors.ShapeError, "width of text is 3"),
         ({"image": VECTORS[0]}, errors.ShapeError, r"\[rows, width\]"),
         ({"image": VECTORS.long()}, errors.ShapeError, "int64"),

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from emocap_kernels.blocks import even_blocks
-from emocap_kernels.distributed.ranks import ALONE
-from emocap_kernels.softmax import RunningBoth, score_gradient, shares
-from emocap_kernels.targets import Diagonal, Masks
+from emocap_kernels.distributed.ranks import SINGLE_RANK
+from emocap_kernels.softmax import RunningScoreStats, gradient_weights, score_gradient
+from emocap_kernels.targets import DiagonalTargets, MaskTargets
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,35 +23,40 @@ def test_the_diagonal_is_the_mask_it_stands_for(first):
     score = torch.randn(3, 7, dtype=torch.float64)
     eye = torch.zeros(3, 7, dtype=torch.bool)
     eye.diagonal(first).fill_(True)
-    diagonal, masks = Diagonal(first, 3, torch.zeros(7, dtype=torch.float64)), Masks(eye, eye)
+    diagonal, masks = DiagonalTargets(first, 3, torch.zeros(7, dtype=torch.float64)), MaskTargets(eye, eye)
     for name in ("row_sums", "column_sums", "row_candidates", "column_candidates"):
         torch.testing.assert_close(getattr(diagonal, name)(score), getattr(masks, name)(score))
     for name in ("row_counts", "column_counts"):
         torch.testing.assert_close(getattr(diagonal, name)(), getattr(masks, name)(), check_dtype=False)
     first, second = score.clone(), score.clone()
     shares_of_both = torch.rand(3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
-    diagonal.subtract_(first, *shares_of_both)
-    masks.subtract_(second, *shares_of_both)
+    diagonal.subtract_at_positives_(first, *shares_of_both)
+    masks.subtract_at_positives_(second, *shares_of_both)
     torch.testing.assert_close(first, second)
 
 
-def swept(score: Tensor, targets: Masks, heights: list[slice], widths: list[slice]) -> tuple[Tensor, Tensor, Tensor]:
+def swept(
+    score: Tensor, targets: MaskTargets, heights: list[slice], widths: list[slice]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of rows and columns, and the gradient of the sum of all, tile by tile."""
 
-    def part(rows: slice, columns: slice) -> Masks:
-        return Masks(*(getattr(targets, name)[rows, columns] for name in Masks.__slots__))
+    def part(rows: slice, columns: slice) -> MaskTargets:
+        return MaskTargets(*(getattr(targets, name)[rows, columns] for name in MaskTargets.__slots__))
 
-    running = RunningBoth(*score.shape, first=0, like=score)
+    running = RunningScoreStats(*score.shape, first=0, like=score)
     for columns in reversed(widths):
         for rows in heights:
             running.add(score[rows, columns], part(rows, columns), rows, columns)
-    both = running.over(ALONE)
+    both = running.reduce(SINGLE_RANK)
     assert both.row_best.equal(score.max(1).indices)
     assert both.column_best.equal(score.max(0).indices)
     gradient = torch.empty_like(score)
     for columns in widths:
         for rows in heights:
-            by_row, by_column = shares(both.rows, 1.0).part(rows), shares(both.columns, 1.0).part(columns)
+            by_row, by_column = (
+                gradient_weights(both.rows, 1.0).part(rows),
+                gradient_weights(both.columns, 1.0).part(columns),
+            )
             gradient[rows, columns] = score_gradient(score[rows, columns], part(rows, columns), by_row, by_column)
     return both.rows.losses(), both.columns.losses(), gradient
 
@@ -64,7 +69,7 @@ def test_tiles_give_the_cross_entropy_of_both_directions(height, width, size):
     eye = torch.eye(9, dtype=torch.bool)
     positive = [eye | (torch.rand(9, 9, generator=source) > 0.7) for _ in range(2)]
     dropped = [~chosen & (torch.rand(9, 9, generator=source) > 0.5) for chosen in positive]
-    targets = Masks(*positive, *dropped)
+    targets = MaskTargets(*positive, *dropped)
     rows, columns, gradient = swept(score.detach(), targets, even_blocks(9, height), even_blocks(9, width))
     means = [(score * chosen).sum(axis) / chosen.sum(axis) for chosen, axis in zip(positive, (1, 0), strict=True)]
     by_row = score.masked_fill(dropped[0], float("-inf")).logsumexp(1) - means[0]
@@ -80,7 +85,7 @@ def test_a_loss_near_zero_is_not_rounded_away_at_scale_100():
     score.diagonal().fill_(100.0)
     eye = torch.eye(2, dtype=torch.bool)
     none = torch.zeros_like(eye)
-    rows, columns, _ = swept(score, Masks(eye, eye, none, none), even_blocks(2, 1), even_blocks(2, 1))
+    rows, columns, _ = swept(score, MaskTargets(eye, eye, none, none), even_blocks(2, 1), even_blocks(2, 1))
     exact = torch.tensor(-15.0, dtype=torch.float64).exp().log1p()
     for losses in (rows, columns):
         torch.testing.assert_close(losses, exact.expand(2), rtol=0.2, atol=0.0)

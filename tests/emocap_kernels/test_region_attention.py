@@ -40,9 +40,9 @@ def test_halves_are_widened_and_no_graph_is_kept():
 
 
 def test_wrong_inputs_are_refused_by_name():
-    with pytest.raises(ArgumentError, match="image runs from 0 to 4; it must name local rows, 0 to 2"):
+    with pytest.raises(ArgumentError, match=r"image holds values from 0 to 4; .* a local row, 0 to 2"):
         region_attention(PATCHES[:3], SENTENCES, IMAGE)
-    with pytest.raises(ShapeError, match="the number of sentences is 7 and that of image is 2"):
+    with pytest.raises(ShapeError, match="the number of sentences is 7 and the length of image is 2"):
         region_attention(PATCHES, SENTENCES, IMAGE[:2])
     with pytest.raises(ArgumentError, match="sharpness=-1"):
         region_attention(PATCHES, SENTENCES, IMAGE, sharpness=-1.0)

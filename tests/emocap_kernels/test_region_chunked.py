@@ -5,11 +5,10 @@ import sys
 import pytest
 import torch
 from emocap_kernels import Mining, region_contrastive_loss, softmax
-from emocap_kernels.distributed.ranks import ALONE, Span
+from emocap_kernels.distributed.ranks import SINGLE_RANK, Partition
 from emocap_kernels.region import chunked
-from emocap_kernels.region.gathered import one_sided
-from emocap_kernels.region.inputs import Inputs
-from emocap_kernels.region.problem import RegionProblem
+from emocap_kernels.region.batch import RegionBatch, sharded_batch
+from emocap_kernels.region.inputs import RegionInputs
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import score_gradient
 from torch import Tensor
@@ -41,8 +40,8 @@ def in_tiles(request, monkeypatch):
     """Tiles of a single image and sentence, of one image and seven sentences, and of two images and all sentences."""
     original = chunked.evaluate
 
-    def small(problem: RegionProblem) -> LossResult:
-        return original(problem, block_bytes=request.param)
+    def small(batch: RegionBatch) -> LossResult:
+        return original(batch, block_bytes=request.param)
 
     monkeypatch.setattr(chunked, "evaluate", small)
 
@@ -98,13 +97,13 @@ def test_two_runs_are_equal_to_the_bit(mining):
 @pytest.mark.parametrize("mining", RULES)
 def test_scores_and_masks_of_backward_are_those_of_forward(mining, monkeypatch):
     seen: dict[str, list[Tensor]] = {"forward": [], "backward": []}
-    rows, gradient = softmax.row_anchors, score_gradient
+    rows, gradient = softmax.row_stats, score_gradient
 
     def watch(phase, score, targets):
         masks = (targets.row_positive, targets.column_positive, targets.row_dropped)
         seen[phase] += [score.clone(), *(mask for mask in masks if mask is not None)]
 
-    monkeypatch.setattr(softmax, "row_anchors", lambda s, t, best: (watch("forward", s, t), rows(s, t, best))[1])
+    monkeypatch.setattr(softmax, "row_stats", lambda s, t, best: (watch("forward", s, t), rows(s, t, best))[1])
     monkeypatch.setattr(
         chunked, "score_gradient", lambda s, t, *rest: (watch("backward", s, t), gradient(s, t, *rest))[1]
     )
@@ -169,11 +168,11 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(dtype, 
     answers = []
     for narrow in (True, False):
         leaves = [each.clone().requires_grad_() for each in (patches, lines, torch.tensor(100.0))]
-        inputs = Inputs(leaves[0], leaves[1], owner, leaves[2], 100.0, "batch", None, None, "auto")
-        spans = Span((3,), 0), Span((2 * sentences,), 0)
-        problem = one_sided(inputs, *spans, ALONE, needs_gradient=True, narrow=narrow)
-        assert problem.patches.dtype == (dtype if narrow else torch.float32)
-        loss = chunked.evaluate(problem).loss
+        inputs = RegionInputs(leaves[0], leaves[1], owner, leaves[2], 100.0, "batch", None, None, "auto")
+        spans = Partition((3,), 0), Partition((2 * sentences,), 0)
+        batch = sharded_batch(inputs, *spans, SINGLE_RANK, needs_gradient=True, narrow=narrow)
+        assert batch.patches.dtype == (dtype if narrow else torch.float32)
+        loss = chunked.evaluate(batch).loss
         loss.backward()
         answers.append([loss.detach(), *(leaf.grad for leaf in leaves)])
     torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-5, atol=1e-5)

@@ -2,9 +2,9 @@ import kernel_oracle as oracle
 import pytest
 import torch
 from emocap_kernels import Mining, region_contrastive_loss
-from emocap_kernels.numerics import require_right
+from emocap_kernels.numerics import require_accurate
 from emocap_kernels.region import chunked, op, reference, within
-from emocap_kernels.region.cases import CASES, Case, draw
+from emocap_kernels.region.cases import CASES, RegionCase, draw
 from emocap_kernels.result import LossResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,7 +123,7 @@ def test_scope_image_with_one_patch_or_equal_patches_pools_that_patch(backend):
 
 @pytest.mark.parametrize("mining", [None, Mining(top_k=3, treatment="ignore")])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_float32_is_no_further_from_float64_than_eager_code(case: Case, mining):
+def test_float32_is_no_further_from_float64_than_eager_code(case: RegionCase, mining):
     drawn = draw(case, dtype=torch.float32)
     answers = {}
     for name, backend, dtype in (
@@ -145,7 +145,7 @@ def test_float32_is_no_further_from_float64_than_eager_code(case: Case, mining):
         (case.scale, case.scale, case.scale, 1.0),
         strict=True,
     ):
-        require_right(part, result, eager, exact, magnitude=size)
+        require_accurate(part, result, eager, exact, magnitude=size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

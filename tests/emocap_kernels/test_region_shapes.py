@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from emocap_kernels.region.fused.shapes import gradient_chunks, pieces_of, score_chunks
+from emocap_kernels.region.fused.tiling import gradient_chunks, pieces_of, score_chunks
 from hypothesis import given
 from hypothesis import strategies as st
 

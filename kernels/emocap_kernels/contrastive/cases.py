@@ -1,4 +1,4 @@
-"""Inputs of the global loss that tests and benchmarks share, each with why it is there."""
+"""Inputs of the global loss for tests and benchmarks. Each case says what it is for."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-Kind = Literal["random", "aligned", "collapsed", "duplicates", "opposed"]
+VectorKind = Literal["random", "aligned", "collapsed", "duplicates", "opposed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A batch to draw; `why` says what breaks on it first."""
+class ContrastiveCase:
+    """The size and the kind of a batch; `why` says what breaks on it first."""
 
     name: str
     rows: int
     width: int
     scale: float
-    kind: Kind
+    kind: VectorKind
     why: str
 
 
 CASES = (
-    Case("one sample", 1, 8, 100.0, "random", "no negatives: the loss is exactly 0"),
-    Case("odd", 13, 7, 14.3, "random", "nothing is a multiple of anything"),
-    Case("tails", 257, 65, 20.0, "random", "one past a tile in both sizes"),
-    Case("sharp", 96, 33, 100.0, "random", "largest scale: exponents of +-100"),
-    Case("aligned", 96, 33, 100.0, "aligned", "a trained model: losses near 0 must not round to 0"),
-    Case("collapsed", 64, 16, 100.0, "collapsed", "all scores equal: a plain sum of exponentials overflows"),
-    Case("duplicates", 60, 16, 50.0, "duplicates", "equal rows: ties, and unique-index tricks break"),
-    Case("opposed", 64, 16, 100.0, "opposed", "own pair is the worst: its probability underflows"),
+    ContrastiveCase("one sample", 1, 8, 100.0, "random", "no negatives: the loss is exactly 0"),
+    ContrastiveCase("odd", 13, 7, 14.3, "random", "no size is a multiple of a tile"),
+    ContrastiveCase("tails", 257, 65, 20.0, "random", "one more than a tile in both sizes"),
+    ContrastiveCase("sharp", 96, 33, 100.0, "random", "the largest scale: exponents of +-100"),
+    ContrastiveCase("aligned", 96, 33, 100.0, "aligned", "a trained model: losses near 0 must not round to 0"),
+    ContrastiveCase("collapsed", 64, 16, 100.0, "collapsed", "equal scores: a plain sum of exponentials overflows"),
+    ContrastiveCase("duplicates", 60, 16, 50.0, "duplicates", "equal rows: ties, and indices that are not unique"),
+    ContrastiveCase("opposed", 64, 16, 100.0, "opposed", "the own pair is the worst: its probability underflows"),
 )
 
 
-def draw(case: Case, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Image and text vectors of unit length, [rows, width] each."""
+def draw(case: ContrastiveCase, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns image and text vectors of unit length, [rows, width] each. Equal seeds give equal vectors."""
     source = torch.Generator().manual_seed(seed)
     image, noise = torch.randn(2, case.rows, case.width, generator=source, dtype=torch.float64)
     text = noise

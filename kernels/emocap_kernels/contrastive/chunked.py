@@ -1,10 +1,10 @@
-"""The global loss in bounded memory: a tile of images by texts, made twice and kept never.
+"""The global loss in bounded memory, in plain torch: each tile of images by texts is computed twice and never stored.
 
-Here are the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers of each
-anchor. Backward makes each tile again, in the same shapes from the same tensors, so its scores and its masks are those
-of forward to the bit; then it adds the tile's part to the gradients. The cost is four matrix products of the size of
-the score matrix, the least for a symmetric loss of which nothing is stored. Objectives that are sums over pairs know
-their gradient while they see the scores: `pairwise`.
+This module computes the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers
+of each anchor. Backward computes each tile again, in the same shapes from the same tensors, so that scores and masks
+equal those of forward to the bit; then it adds the tile's part of the gradients. The cost is four matrix products of
+the size of the score matrix, the least for a symmetric loss of which nothing is stored. Objectives that are sums over
+pairs know their gradient while they compute the scores; see `pairwise`.
 """
 
 from __future__ import annotations
@@ -16,148 +16,150 @@ from torch import Tensor
 from torch.autograd import Function
 
 from emocap_kernels.contrastive import pairwise
-from emocap_kernels.contrastive.gradient_sums import GradientSums
-from emocap_kernels.contrastive.objectives import InfoNCE, MilNCE, SumOverPairs
-from emocap_kernels.contrastive.outcome import Tally, hits, outcome
-from emocap_kernels.contrastive.plan import Plan, planned
-from emocap_kernels.contrastive.problem import Problem
+from emocap_kernels.contrastive.batch import ContrastiveBatch
+from emocap_kernels.contrastive.objectives import InfoNCE, MilNCE, PairwiseObjective
+from emocap_kernels.contrastive.sums import GradientSums, LossSums, count_hits
+from emocap_kernels.contrastive.tiling import Tiling
 from emocap_kernels.errors import NotSupportedError
+from emocap_kernels.matmul import matmul
 from emocap_kernels.precision import full_precision
-from emocap_kernels.products import product
 from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import (
-    Both,
-    RunningBoth,
-    Shares,
+    GradientWeights,
+    RunningScoreStats,
+    ScoreStats,
+    gradient_weights,
     score_gradient,
-    shares,
     softmax_gradient,
 )
 from emocap_kernels.targets import Targets
-from emocap_kernels.transforms import first_order
+from emocap_kernels.transforms import once_differentiable
 
 
-def evaluate(problem: Problem, *, block_bytes: int | None = None) -> LossResult:
-    """The loss of a problem whose rank holds any of the rows.
+def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> LossResult:
+    """Returns the loss of a batch of which this rank holds any number of rows. A collective of all ranks.
 
     Args:
-        problem: Embeddings of any type; half precision is multiplied as it is on a GPU.
-        block_bytes: Bounds one tile of scores; None is the default of the device.
+        batch: Embeddings of any type. On a GPU, half-precision vectors are multiplied in their own type.
+        block_bytes: Largest number of bytes of one tile of scores; None means the default of the device.
 
     Raises:
         NotSupportedError: If the objective has only a formula.
     """
-    plan = planned(problem, block_bytes)
-    if isinstance(problem.objective, SumOverPairs):
-        return pairwise.evaluate(problem, problem.objective, plan)
-    if not isinstance(problem.objective, InfoNCE | MilNCE):
+    tiling = Tiling.of(batch, block_bytes)
+    if isinstance(batch.objective, PairwiseObjective):
+        return pairwise.evaluate(batch, batch.objective, tiling)
+    if not isinstance(batch.objective, InfoNCE | MilNCE):
         raise NotSupportedError(
-            f"backend='chunked' cannot run the objective {problem.objective.name!r}, which has no losses and gradient "
+            f"backend='chunked' cannot run the objective {batch.objective.name!r}, which has no losses and gradient "
             "of a tile; use backend='reference'."
         )
-    loss, seen = _Softmax.apply(problem.image, problem.text, problem.scale, problem, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    return outcome(loss, seen)
+    loss, means = _Softmax.apply(batch.image, batch.text, batch.scale, batch, tiling)  # pyright: ignore[reportGeneralTypeIssues]
+    return LossResult.from_means(loss, means)
 
 
 class _Softmax(Function):
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, problem: Problem, plan: Plan
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, batch: ContrastiveBatch, tiling: Tiling
     ) -> tuple[Tensor, Tensor]:
-        # What autograd differentiates; the problem holds it.
+        # These are the tensors that autograd differentiates. The batch holds them too.
         del image, text
-        anchors = _sweep(problem, plan)
-        ctx.plan, ctx.shares = plan, anchors.shares()
-        ctx.problem, vectors = problem.put_away()
-        ctx.save_for_backward(scale, problem.ids, *vectors)
-        seen = anchors.tally(problem, plan).means(problem.span, problem.ranks).to(scale.dtype)
-        ctx.mark_non_differentiable(seen)
-        return (seen[0] + seen[1]) / 2, seen
+        stats = _statistics(batch, tiling)
+        ctx.tiling, ctx.weights = tiling, stats.gradient_weights()
+        ctx.batch, vectors = batch.pack()
+        ctx.save_for_backward(scale, batch.ids, *vectors)
+        means = stats.loss_sums(batch, tiling).means(batch.partition, batch.ranks).to(scale.dtype)
+        ctx.mark_non_differentiable(means)
+        return (means[0] + means[1]) / 2, means
 
     @staticmethod
-    @first_order
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:
         scale, _, *vectors = ctx.saved_tensors
-        problem: Problem = ctx.problem.taken_out(vectors)
-        sums = GradientSums(problem, (*ctx.needs_input_grad[:3], False))
+        batch: ContrastiveBatch = ctx.batch.unpack(vectors)
+        sums = GradientSums(batch, (*ctx.needs_input_grad[:3], False))
         with full_precision(scale.device):
             for block in sums.blocks():
-                for rows in ctx.plan.rows:
-                    cosine = product(problem.image[rows], block.text.T)
-                    targets = ctx.plan.pairs.targets(rows, block, cosine, problem.features)
-                    gradient = ctx.shares.gradient(cosine.mul_(scale), targets, rows, block.columns)
+                for rows in ctx.tiling.rows:
+                    cosine = matmul(batch.image[rows], block.text.T)
+                    targets = ctx.tiling.targets(rows, block, cosine, batch.features)
+                    gradient = ctx.weights.gradient(cosine.mul_(scale), targets, rows, block.columns)
                     sums.add(gradient, rows, slice(None))
-                    sums.add_numbers(gradient, rows)
-            sums.follow()
+                    sums.add_scale_and_bias(gradient, rows)
+            sums.finish_scale()
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
-        share = grad_outputs[0] * (problem.ranks.size / (2 * problem.span.total))
-        return *sums.finished(share * scale), sums.scale.to(scale.dtype) * share, None, None
+        factor = grad_outputs[0] * (batch.ranks.size / (2 * batch.partition.total))
+        return *sums.finished(factor * scale), sums.scale.to(scale.dtype) * factor, None, None
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """All sums of a sweep; those over positives alone in `mil_nce` only."""
+class _SoftmaxStats:
+    """Statistics over all candidates, and, for `mil_nce`, over the positives alone."""
 
-    every: Both
-    positives: Both | None
+    candidates: ScoreStats
+    positives: ScoreStats | None
 
-    def tally(self, problem: Problem, plan: Plan) -> Tally:
-        span, ids = problem.span, plan.pairs.ids
-        rows, columns = self.every.rows, self.every.columns.part(span.own)
+    def loss_sums(self, batch: ContrastiveBatch, tiling: Tiling) -> LossSums:
+        partition, ids = batch.partition, tiling.ids
+        rows, columns = self.candidates.rows, self.candidates.columns.part(partition.own)
         if self.positives is None:
             image_losses, text_losses = rows.losses(), columns.losses()
         else:
-            image_losses = rows.log_sums_above(self.positives.rows)
-            text_losses = columns.log_sums_above(self.positives.columns.part(span.own))
-        return Tally(
+            image_losses = rows.log_ratio(self.positives.rows)
+            text_losses = columns.log_ratio(self.positives.columns.part(partition.own))
+        return LossSums(
             image_loss=image_losses.sum(),
             text_loss=text_losses.sum(),
             image_positives=rows.count.double().sum(),
             text_positives=columns.count.double().sum(),
-            image_found=hits(self.every.row_best, span, ids),
-            text_found=hits(self.every.column_best[span.own], span, ids),
+            image_hits=count_hits(self.candidates.row_best, partition, ids),
+            text_hits=count_hits(self.candidates.column_best[partition.own], partition, ids),
         )
 
-    def shares(self) -> _SoftmaxShares:
-        every = shares(self.every.rows, 1.0), shares(self.every.columns, 1.0)
+    def gradient_weights(self) -> _SoftmaxWeights:
+        weights = gradient_weights(self.candidates.rows, 1.0), gradient_weights(self.candidates.columns, 1.0)
         if self.positives is None:
-            return _SoftmaxShares(*every)
-        return _SoftmaxShares(*every, shares(self.positives.rows, 1.0), shares(self.positives.columns, 1.0))
+            return _SoftmaxWeights(*weights)
+        positives = gradient_weights(self.positives.rows, 1.0), gradient_weights(self.positives.columns, 1.0)
+        return _SoftmaxWeights(*weights, *positives)
 
 
 @dataclass(frozen=True, slots=True)
-class _SoftmaxShares:
-    """What a sweep leaves for the way back."""
+class _SoftmaxWeights:
+    """The gradient weights of all anchors, which forward keeps for backward."""
 
-    rows: Shares
-    columns: Shares
-    positive_rows: Shares | None = None
-    positive_columns: Shares | None = None
+    rows: GradientWeights
+    columns: GradientWeights
+    positive_rows: GradientWeights | None = None
+    positive_columns: GradientWeights | None = None
 
     def gradient(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> Tensor:
-        """Of both directions together, in a tile of scores."""
+        """Returns the gradient of both directions in a tile of scores."""
         if self.positive_rows is None or self.positive_columns is None:
             return score_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
         gradient = softmax_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
-        attracting = self.positive_rows.part(rows), self.positive_columns.part(columns)
-        return gradient.sub_(softmax_gradient(score, targets.positives_alone(), *attracting))
+        positives = self.positive_rows.part(rows), self.positive_columns.part(columns)
+        return gradient.sub_(softmax_gradient(score, targets.positives_only(), *positives))
 
 
-def _sweep(problem: Problem, plan: Plan) -> _Seen:
-    every = _running(problem)
-    positives = _running(problem) if isinstance(problem.objective, MilNCE) else None
-    for block in problem.blocks():
-        for rows in plan.rows:
-            cosine = product(problem.image[rows], block.text.T)
-            targets = plan.pairs.targets(rows, block, cosine, problem.features)
-            score = cosine.mul_(problem.scale)
-            every.add(score, targets, rows, block.columns)
+def _statistics(batch: ContrastiveBatch, tiling: Tiling) -> _SoftmaxStats:
+    """Computes all tiles once. A collective of all ranks."""
+    candidates = _running_stats(batch)
+    positives = _running_stats(batch) if isinstance(batch.objective, MilNCE) else None
+    for block in batch.blocks():
+        for rows in tiling.rows:
+            cosine = matmul(batch.image[rows], block.text.T)
+            targets = tiling.targets(rows, block, cosine, batch.features)
+            score = cosine.mul_(batch.scale)
+            candidates.add(score, targets, rows, block.columns)
             if positives is not None:
-                positives.add(score, targets.positives_alone(), rows, block.columns)
-    return _Seen(every.over(problem.ranks), None if positives is None else positives.over(problem.ranks))
+                positives.add(score, targets.positives_only(), rows, block.columns)
+    return _SoftmaxStats(candidates.reduce(batch.ranks), None if positives is None else positives.reduce(batch.ranks))
 
 
-def _running(problem: Problem) -> RunningBoth:
-    return RunningBoth(problem.span.local, problem.span.total, first=problem.span.first, like=problem.scale)
+def _running_stats(batch: ContrastiveBatch) -> RunningScoreStats:
+    partition = batch.partition
+    return RunningScoreStats(partition.local, partition.total, first=partition.first, like=batch.scale)

@@ -1,4 +1,4 @@
-"""What one rank passes to the global loss: checked here, and said to the other ranks as a few numbers."""
+"""The arguments of the global loss on one rank: their checks, and the facts that the other ranks need to know."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from emocap_kernels import checks
 from emocap_kernels.contrastive.objectives import ContrastiveObjective, Objective, objective_of
-from emocap_kernels.distributed.route import SCHEDULES, Schedule
+from emocap_kernels.distributed.schedule import SCHEDULES, Schedule
 from emocap_kernels.errors import ArgumentError
 from emocap_kernels.mining import Mining
-from emocap_kernels.positives import Side, compares_sides
-from emocap_kernels.precision import FLOATS
+from emocap_kernels.positives import Modality, compares_modalities
+from emocap_kernels.precision import FLOAT_DTYPES
 
-# The facts in which all ranks must agree.
-ALIKE = (
+# The facts that must be equal on all ranks of a group.
+EQUAL_FACTS = (
     "width",
     "dtype of image",
     "dtype of text",
@@ -36,8 +36,8 @@ ALIKE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of `contrastive_loss` as they came, on one rank."""
+class ContrastiveInputs:
+    """The arguments of `contrastive_loss` on one rank, as the caller passed them."""
 
     image: Tensor
     text: Tensor
@@ -53,27 +53,27 @@ class Inputs:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """The objective as a value.
+        """The objective as an object.
 
         Raises:
-            ArgumentError: If there is no objective of this name.
+            ArgumentError: If the name is unknown.
         """
         return objective_of(self.objective)
 
-    def guides(self) -> dict[Side, Tensor]:
-        """The features that guide, [rows, any width] each: those given, else the embeddings of that side."""
+    def guides(self) -> dict[Modality, Tensor]:
+        """Returns the guide features, [rows, any width] each: those given, else the embeddings of that modality."""
         return {
             "image": self.image if self.guide_image is None else self.guide_image,
             "text": self.text if self.guide_text is None else self.guide_text,
         }
 
     def parameters(self) -> list[Tensor | float]:
-        """The inputs that may want a gradient."""
+        """Returns the inputs that may need a gradient: image, text, scale, bias."""
         return [self.image, self.text, self.scale, 0.0 if self.bias is None else self.bias]
 
 
-def facts(inputs: Inputs) -> Mapping[str, int]:
-    """Checks the inputs of this rank, then says what the other ranks must know of them.
+def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
+    """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
     Raises:
         ArgumentError: If a value breaks its rule.
@@ -85,40 +85,45 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
     return {
         "rows": len(inputs.image),
         "width": inputs.image.shape[1],
-        "dtype of image": FLOATS.index(inputs.image.dtype),
-        "dtype of text": FLOATS.index(inputs.text.dtype),
+        "dtype of image": FLOAT_DTYPES.index(inputs.image.dtype),
+        "dtype of text": FLOAT_DTYPES.index(inputs.text.dtype),
         "ids": int(inputs.ids is not None),
         "guide_image": 0 if inputs.guide_image is None else inputs.guide_image.shape[1],
         "guide_text": 0 if inputs.guide_text is None else inputs.guide_text.shape[1],
-        "dtype of guide_image": FLOATS.index(inputs.guides()["image"].dtype),
-        "dtype of guide_text": FLOATS.index(inputs.guides()["text"].dtype),
+        "dtype of guide_image": FLOAT_DTYPES.index(inputs.guides()["image"].dtype),
+        "dtype of guide_text": FLOAT_DTYPES.index(inputs.guides()["text"].dtype),
         "guide_scale": int(inputs.guide_scale is not None),
         "bias": int(inputs.bias is not None),
         "objective": crc32(inputs.formula.name.encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "text needs a gradient": int(_backward_travels(inputs)),
+        "text needs a gradient": int(_backward_communicates(inputs)),
     }
 
 
-def _backward_travels(inputs: Inputs) -> bool:
-    """Whether backward has anything to say to other ranks: to one of them it must then come on all."""
+def _backward_communicates(inputs: ContrastiveInputs) -> bool:
+    """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
     return any(wanted) if inputs.schedule == "ring" else inputs.text.requires_grad
 
 
-def _check_values(inputs: Inputs) -> None:
+def _check_values(inputs: ContrastiveInputs) -> None:
     formula = inputs.formula
     checks.check_choice("schedule", inputs.schedule, SCHEDULES)
     if inputs.bias is not None and not formula.has_bias:
-        raise ArgumentError(f"bias belongs to objective='sigmoid'; in {formula.name!r} it cancels. Pass bias=None.")
+        raise ArgumentError(
+            f"bias has an effect with objective='sigmoid' only, and cancels in {formula.name!r}; pass bias=None."
+        )
     if not formula.has_teacher:
         if inputs.guide_scale is not None:
-            raise ArgumentError("guide_scale belongs to objective='soft'; mining reads cosines. Pass guide_scale=None.")
+            raise ArgumentError(
+                "guide_scale has an effect with objective='soft' only, because mining compares cosines; pass "
+                "guide_scale=None."
+            )
         return
     if inputs.mining is not None:
         raise ArgumentError(
-            f"objective={formula.name!r} has a teacher's shares in the place of positives; pass mining=None."
+            f"objective={formula.name!r} has a teacher's distribution instead of positives; pass mining=None."
         )
     if inputs.guide_image is None and inputs.guide_text is None:
         raise ArgumentError(
@@ -126,7 +131,7 @@ def _check_values(inputs: Inputs) -> None:
         )
 
 
-def _check_tensors(inputs: Inputs) -> None:
+def _check_tensors(inputs: ContrastiveInputs) -> None:
     image, text = inputs.image, inputs.text
     checks.check_floats("image", image, "rows", "width")
     checks.check_scale("scale", inputs.scale)
@@ -136,27 +141,27 @@ def _check_tensors(inputs: Inputs) -> None:
     for name, given in (("text", text), ("guide_image", inputs.guide_image), ("guide_text", inputs.guide_text)):
         if given is not None:
             checks.check_floats(name, given, "rows", "width")
-            checks.check_same("the number of rows of image", len(image), f"that of {name}", len(given))
+            checks.check_equal("the number of rows of image", len(image), f"the number of rows of {name}", len(given))
             checks.check_device(name, given, image)
-    checks.check_same("the width of image", image.shape[1], "the width of text", text.shape[1])
+    checks.check_equal("the width of image", image.shape[1], "the width of text", text.shape[1])
     if inputs.ids is not None:
         checks.check_indices("ids", inputs.ids, "rows")
-        checks.check_same("the number of rows of image", len(image), "that of ids", len(inputs.ids))
+        checks.check_equal("the number of rows of image", len(image), "the length of ids", len(inputs.ids))
         checks.check_device("ids", inputs.ids, image)
 
 
-def _check_widths(inputs: Inputs) -> None:
-    """Features of images and texts that are multiplied with each other must be equally wide."""
+def _check_widths(inputs: ContrastiveInputs) -> None:
+    """Checks that image and text features have equal widths where they are multiplied with each other."""
     if inputs.formula.has_teacher:
         reader = f"objective {inputs.formula.name!r}"
-    elif inputs.mining is not None and compares_sides(inputs.mining):
+    elif inputs.mining is not None and compares_modalities(inputs.mining):
         reader = f"guide {inputs.mining.guide!r}"
     else:
         return
     guides = inputs.guides()
-    checks.check_same(
+    checks.check_equal(
         f"with {reader}, the width of the image features",
         guides["image"].shape[1],
-        "that of the text",
+        "the width of the text features",
         guides["text"].shape[1],
     )

@@ -1,14 +1,15 @@
-r"""The objectives of the global loss: what each makes of the scores of an anchor.
+r"""The objectives of the global loss: how the scores of an anchor become a loss.
 
-An objective is a value without state. Its formula, `anchor_losses`, is the specification, and `reference` evaluates
-it with autograd. The other backends differ in how an objective goes over the scores:
+An objective is an object without state. Its formula, `anchor_losses`, is the specification, and the backend
+`reference` differentiates it with autograd. The other backends use one of two ways over the scores:
 
-- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known, so scores are made twice
+- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Scores are computed twice
   (`chunked`).
-- An objective that is a sum over pairs (`SumOverPairs`) knows its gradient while it sees a tile of scores (`pairwise`).
+- An objective that is a sum over pairs (`PairwiseObjective`) knows the gradient of a tile together with its scores
+  (`pairwise`).
 
-A new objective with its formula alone runs with `backend="reference"`. With `losses` and `gradient` of a tile it also
-runs in bounded memory. Fused kernels are optional.
+A new objective with only a formula runs with `backend="reference"`. With `losses` and `gradient` of a tile it also
+runs in bounded memory, on any number of ranks. Fused kernels are optional.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from emocap_kernels.targets import Targets
 
 @dataclass(frozen=True, slots=True)
 class DenseScores:
-    """All scores of one direction; rows are its anchors.
+    """All scores of one direction. Its anchors are the rows.
 
     Attributes:
         score: [anchors, candidates], scale and bias included.
         positive: Bool [anchors, candidates].
-        dropped: Bool [anchors, candidates]; these pairs take no part.
-        teacher: [anchors, candidates], the teacher's scores; None without a teacher.
+        dropped: Bool [anchors, candidates]; these pairs are excluded.
+        teacher: [anchors, candidates], the scores of the teacher; None without a teacher.
     """
 
     score: Tensor
@@ -42,18 +43,18 @@ class DenseScores:
     teacher: Tensor | None
 
     def log_probability(self) -> Tensor:
-        """Log-softmax over the candidates that take part, [anchors, candidates]."""
+        """Returns the log-softmax over the candidates that are not excluded, [anchors, candidates]."""
         return self.score.masked_fill(self.dropped, float("-inf")).log_softmax(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
-    """The teacher's view of a tile, with the log-sums of exp(score) over all candidates of each anchor.
+class TeacherTile:
+    """The teacher's scores of a tile, and the log-sum-exp of all candidates of each anchor.
 
     Attributes:
-        score: The teacher's, [images, texts].
-        image_log_sums: Those of the student and of the teacher, [images, 1] each.
-        text_log_sums: Those of the student and of the teacher, [texts] each.
+        score: [images, texts], the scores of the teacher.
+        image_log_sums: Log-sum-exp of the image anchors by student and by teacher, [images, 1] each.
+        text_log_sums: Log-sum-exp of the text anchors by student and by teacher, [texts] each.
     """
 
     score: Tensor
@@ -67,23 +68,23 @@ class Tile:
 
     Attributes:
         score: [images, texts], scale and bias included.
-        targets: Which of the pairs are positives, and which take no part.
-        taught: None without a teacher.
+        targets: Which of the pairs are positives, and which are excluded.
+        teacher: None without a teacher.
     """
 
     score: Tensor
     targets: Targets
-    taught: Taught | None
+    teacher: TeacherTile | None
 
 
 class ContrastiveObjective(ABC):
-    """What is made of the scores of an anchor.
+    """The base class of objectives. A subclass computes the loss of each anchor from its scores.
 
     Attributes:
-        name: What `contrastive_loss` calls it, and what ranks compare.
-        has_bias: Whether a number is added to all scores; elsewhere it would cancel.
+        name: The name by which `contrastive_loss` selects it. All ranks must use the same one.
+        has_bias: Whether a bias is added to all scores. In a softmax it would cancel.
         has_teacher: Whether the softmax of a teacher's scores replaces the positives.
-        has_kernels: Whether there are fused kernels for it.
+        has_kernels: Whether fused kernels for it exist.
     """
 
     name: ClassVar[str]
@@ -93,26 +94,26 @@ class ContrastiveObjective(ABC):
 
     @abstractmethod
     def anchor_losses(self, scores: DenseScores) -> Tensor:
-        """Returns the loss of each anchor, [anchors], as the formula reads; autograd differentiates it."""
+        """Returns the loss of each anchor, [anchors], by the formula. Autograd differentiates it."""
         ...
 
 
 @runtime_checkable
-class SumOverPairs(Protocol):
-    """An objective whose loss is a sum over pairs, so that a tile of scores gives its losses and its gradient."""
+class PairwiseObjective(Protocol):
+    """An objective whose loss is a sum over pairs, so that a tile of scores determines its losses and its gradient."""
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Returns the sums over the tile of the image and of the text direction, 0-dim float64 each."""
+        """Returns the sum of the tile's losses for the image and for the text direction, 0-dim float64 each."""
         ...
 
     def gradient(self, tile: Tile) -> Tensor:
-        """Returns the gradient of both sums together in the scores, [images, texts]."""
+        """Returns the gradient of the sum of both directions in the scores, [images, texts]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class InfoNCE(ContrastiveObjective):
-    r"""Averages the log-probabilities of an anchor's positives (van den Oord et al. 2018, Khosla et al. 2020).
+    r"""The mean negative log-probability of an anchor's positives (van den Oord et al. 2018, Khosla et al. 2020).
 
     \(\log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij}\)
     """
@@ -127,7 +128,7 @@ class InfoNCE(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class MilNCE(ContrastiveObjective):
-    r"""Takes the log of the summed probability of an anchor's positives (Miech et al. 2020).
+    r"""The negative log of the summed probability of an anchor's positives (Miech et al. 2020).
 
     \(\log\sum_j e^{S_{ij}} - \log\sum_{j \in P_i} e^{S_{ij}}\)
     """
@@ -141,7 +142,7 @@ class MilNCE(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class Sigmoid(ContrastiveObjective):
-    r"""Asks of every pair whether it is a positive (SigLIP, Zhai et al. 2023).
+    r"""A binary classification of every pair: positive or not (SigLIP, Zhai et al. 2023).
 
     With \(t_{ij} = S_{ij} + \mathrm{bias}\) it is \(-\sum_j \log\sigma(\pm t_{ij})\), plus for positives and minus for
     others, which is \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\). The gradient is
@@ -168,13 +169,13 @@ class Sigmoid(ContrastiveObjective):
         gradient = targets.row_candidates(score).sigmoid()
         gradient += targets.column_candidates(score).sigmoid()
         ones = score.new_ones(())
-        targets.subtract_(gradient, ones.expand(score.shape[0]), ones.expand(score.shape[1]))
+        targets.subtract_at_positives_(gradient, ones.expand(score.shape[0]), ones.expand(score.shape[1]))
         return gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Soft(ContrastiveObjective):
-    r"""The KL divergence of the softmax of the scores from that of a teacher's scores.
+    r"""The KL divergence from the softmax of a teacher's scores to that of the scores (distillation).
 
     \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\) with \(p_i\) the softmax of \(S_i\); the gradient is
     \(p_{ij} - T_{ij}\).
@@ -190,34 +191,34 @@ class Soft(ContrastiveObjective):
         return (target.exp() * (target - scores.log_probability())).sum(1)
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        assert tile.taught is not None
+        assert tile.teacher is not None
         sums: list[Tensor] = []
-        for log_sum, teacher_log_sum in (tile.taught.image_log_sums, tile.taught.text_log_sums):
-            target = tile.taught.score - teacher_log_sum
+        for log_sum, teacher_log_sum in (tile.teacher.image_log_sums, tile.teacher.text_log_sums):
+            target = tile.teacher.score - teacher_log_sum
             difference = target - (tile.score - log_sum)
             sums.append(difference.mul_(target.exp_()).sum(1).double().sum())
         return sums[0], sums[1]
 
     def gradient(self, tile: Tile) -> Tensor:
-        assert tile.taught is not None
+        assert tile.teacher is not None
         gradient = torch.zeros_like(tile.score)
-        for log_sum, teacher_log_sum in (tile.taught.image_log_sums, tile.taught.text_log_sums):
+        for log_sum, teacher_log_sum in (tile.teacher.image_log_sums, tile.teacher.text_log_sums):
             gradient += (tile.score - log_sum).exp_()
-            gradient -= (tile.taught.score - teacher_log_sum).exp_()
+            gradient -= (tile.teacher.score - teacher_log_sum).exp_()
         return gradient
 
 
 ObjectiveName = Literal["infonce", "mil_nce", "sigmoid", "soft"]
-# What a caller passes: a name, or a value of its own.
+# What a caller passes: a name, or an object of its own class.
 Objective = ObjectiveName | ContrastiveObjective
 OBJECTIVES: dict[str, ContrastiveObjective] = {each.name: each for each in (InfoNCE(), MilNCE(), Sigmoid(), Soft())}
 
 
 def objective_of(given: Objective) -> ContrastiveObjective:
-    """Returns the objective that a caller means.
+    """Returns the objective of a name; an object is returned as it is.
 
     Raises:
-        ArgumentError: If there is no objective of this name.
+        ArgumentError: If the name is unknown.
     """
     if isinstance(given, ContrastiveObjective):
         return given

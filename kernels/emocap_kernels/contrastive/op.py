@@ -1,4 +1,4 @@
-"""The global loss: the ranks' agreement, the gathers, and the chosen backend."""
+"""The public functions of the global loss: `contrastive_loss`, and `choose_backend`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,50 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from emocap_kernels import checks
-from emocap_kernels.choice import Backend
+from emocap_kernels.backend import Backend, BackendChoice, select_backend, why_not_fused
 from emocap_kernels.contrastive import chunked, reference
-from emocap_kernels.contrastive.choice import choose_backend
-from emocap_kernels.contrastive.gathered import one_sided, whole
-from emocap_kernels.contrastive.inputs import ALIKE, Inputs, facts
-from emocap_kernels.contrastive.objectives import Objective
-from emocap_kernels.distributed.agreement import agreed
-from emocap_kernels.distributed.ranks import Span, ranks_of
-from emocap_kernels.distributed.route import Schedule
+from emocap_kernels.contrastive.batch import replicated_batch, sharded_batch
+from emocap_kernels.contrastive.inputs import EQUAL_FACTS, ContrastiveInputs, check_and_describe
+from emocap_kernels.contrastive.objectives import Objective, objective_of
+from emocap_kernels.distributed.consistency import exchange_facts
+from emocap_kernels.distributed.ranks import Partition, ranks_of
+from emocap_kernels.distributed.schedule import Schedule
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
-from emocap_kernels.result import LossResult, nothing
-from emocap_kernels.transforms import eager
+from emocap_kernels.result import LossResult, empty_result
+from emocap_kernels.transforms import run_uncompiled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@eager
+def choose_backend(
+    image: Tensor,
+    text: Tensor,
+    *,
+    objective: Objective = "infonce",
+    mining: Mining | None = None,
+    guide_image: Tensor | None = None,
+    guide_text: Tensor | None = None,
+    backend: Backend = "auto",
+) -> BackendChoice:
+    """Returns the backend that `contrastive_loss` uses with these arguments, and the reason.
+
+    The choice depends on device, type, width, objective and mining rule, never on the number of rows. Therefore no
+    result changes its rounding when a batch grows, and ranks with different numbers of rows choose the same backend.
+
+    Raises:
+        ArgumentError: If `backend` or `objective` is unknown.
+        NotSupportedError: If `backend` is `fused` and fused kernels cannot run.
+    """
+    vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
+    unsupported, formula = why_not_fused(vectors, mining), objective_of(objective)
+    if unsupported is None and not formula.has_kernels:
+        unsupported = f"the objective {formula.name!r} has no fused kernels"
+    return select_backend(backend, unsupported, image)
+
+
+@run_uncompiled
 def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     image: Tensor,
     text: Tensor,
@@ -42,42 +67,56 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     schedule: Schedule = "auto",
     backend: Backend = "auto",
 ) -> LossResult:
-    """Contrastive loss of the global batch with known and mined positives, both directions.
+    """Returns the contrastive loss of the global batch, with known and mined positives, in both directions.
 
-    Row r of every input belongs to sample r. Inputs are used as given: nothing is normalised or clamped.
+    Row r of every input belongs to sample r of this rank. Inputs are used as given: nothing is normalised or clamped.
+    docs/method.md, section 1, has the equations. With a `group`, this is a collective of all its ranks, and so is the
+    backward.
 
     Args:
-        image: [rows, width], unit vectors; rows may be 0 and may differ between ranks.
+        image: [rows, width], unit vectors. `rows` may be 0 and may differ between ranks.
         text: [rows, width], unit vectors.
-        scale: Inverse temperature, already exponentiated; a number or a tensor of one.
+        scale: The inverse temperature, already exponentiated; a number, or a tensor of one element.
         objective: `infonce` averages the log-probabilities of an anchor's positives (SupCon, Khosla et al. 2020),
-            `mil_nce` takes the log of their summed probability (Miech et al. 2020), `sigmoid` asks of every pair
-            whether it is a positive (SigLIP, Zhai et al. 2023), `soft` is the KL divergence from a teacher's softmax.
-            Or a `ContrastiveObjective` of the caller's own (`objectives`).
-        bias: Number or tensor of one that `sigmoid` adds to every score; None is 0 there and required elsewhere.
-        mining: None for own pairs and equal ids only; None for `soft`.
-        guide_image: [rows, any width], replaces `image` where mining reads similarities; no gradient. For `soft`,
-            the teacher's.
-        guide_text: [rows, any width], replaces `text` there.
-        guide_scale: Inverse temperature of the teacher of `soft`; None is `scale`.
-        ids: int64 [rows]; samples of equal id, on any rank, are always positives of each other.
-        group: The ranks that share the batch; None means no communication. All of its ranks must call alike.
-        schedule: How texts travel: `gather` and `hierarchical` keep those of all ranks, `ring` holds three ranks' at
-            a time and sends them again for the gradient; `auto` is `hierarchical` from two machines on, else `gather`.
-        backend: `choose_backend` says which one `auto` is, and why.
+            `mil_nce` takes the log of their summed probability (Miech et al. 2020), `sigmoid` classifies every pair
+            as positive or not (SigLIP, Zhai et al. 2023), `soft` is the KL divergence from a teacher's softmax.
+            A `ContrastiveObjective` of the caller's own is accepted as well.
+        bias: A number, or a tensor of one element, that `sigmoid` adds to every score; None means 0. The other
+            objectives require None.
+        mining: The rule for further positives. With None, only own pairs and equal ids are positives; `soft`
+            requires None.
+        guide_image: [rows, any width], compared instead of `image` where mining compares images; it gets no
+            gradient. For `soft`, the image features of the teacher.
+        guide_text: [rows, any width], the same for texts.
+        guide_scale: The inverse temperature of the teacher of `soft`; None means `scale`.
+        ids: int64 [rows]. Samples of equal id, on any rank, are always positives of each other.
+        group: The ranks that share the batch; None means that nothing is communicated. All its ranks must make the
+            call with the same settings.
+        schedule: How the texts are sent. `gather` and `hierarchical` keep the texts of all ranks; `ring` holds those
+            of three ranks at a time and sends them again in backward. `auto` is `hierarchical` from two machines on,
+            else `gather`.
+        backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_backend` gives the reason.
 
     Raises:
         ArgumentError: If a value breaks its rule.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
         RanksDisagreeError: If the ranks of the group were called differently.
+
+    Example:
+        image = normalize(torch.randn(8, 64), dim=1).requires_grad_()
+        text = normalize(torch.randn(8, 64), dim=1).requires_grad_()
+        result = contrastive_loss(image, text, 14.3, mining=Mining(threshold=0.9))
+        result.loss.backward()
     """
-    inputs = Inputs(image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids, schedule)
+    inputs = ContrastiveInputs(
+        image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids, schedule
+    )
     ranks = ranks_of(group, image.device)
 
     def describe() -> dict[str, int]:
-        found = facts(inputs)
-        chosen = choose_backend(
+        facts = check_and_describe(inputs)
+        choice = choose_backend(
             image,
             text,
             objective=objective,
@@ -86,20 +125,22 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             guide_text=guide_text,
             backend=backend,
         )
-        return {**found, "backend": checks.BACKENDS.index(chosen.backend)}
+        return {**facts, "backend": checks.BACKENDS.index(choice.backend)}
 
-    said = agreed(ranks, describe, alike=ALIKE)
-    span = Span(counts=tuple(each["rows"] for each in said), rank=ranks.rank)
-    chosen = checks.BACKENDS[said[ranks.rank]["backend"]]
-    needs_gradient = any(each["text needs a gradient"] for each in said)
+    facts = exchange_facts(ranks, describe, equal=EQUAL_FACTS)
+    partition = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
+    selected = checks.BACKENDS[facts[ranks.rank]["backend"]]
+    needs_gradient = any(each["text needs a gradient"] for each in facts)
     with full_precision(image.device):
-        if span.total == 0:
-            return nothing(*inputs.parameters())
-        if chosen == "reference":
-            return reference.evaluate(whole(inputs, span, ranks))
-        if chosen == "chunked":
-            return chunked.evaluate(one_sided(inputs, span, ranks, needs_gradient=needs_gradient, narrow=image.is_cuda))
-        # Triton is an optional dependency: without it nothing comes here.
+        if partition.total == 0:
+            return empty_result(*inputs.parameters())
+        if selected == "reference":
+            return reference.evaluate(replicated_batch(inputs, partition, ranks))
+        narrow = selected == "fused" or image.is_cuda
+        batch = sharded_batch(inputs, partition, ranks, needs_gradient=needs_gradient, narrow=narrow)
+        if selected == "chunked":
+            return chunked.evaluate(batch)
+        # Triton is an optional dependency, and without it `fused` is never selected.
         from emocap_kernels.contrastive.fused.evaluate import evaluate
 
-        return evaluate(one_sided(inputs, span, ranks, needs_gradient=needs_gradient, narrow=True))
+        return evaluate(batch)

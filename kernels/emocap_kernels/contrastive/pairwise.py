@@ -1,126 +1,190 @@
-"""Objectives that are sums over pairs, in bounded memory: the gradient is known while the scores are seen.
+"""Objectives that are sums over pairs (`sigmoid`, `soft`), in bounded memory.
 
-So forward makes the gradients of the inputs as well, where any is wanted, and backward only multiplies: three matrix
-products for an objective without a teacher, with nothing made twice. A teacher's scores need a sweep before, for the
-normalisers of both.
+The gradient of such a loss in a score is known as soon as the score is. Forward therefore computes the gradients of
+the inputs as well, if any is needed, and backward only multiplies them by the incoming gradient. An objective without
+a teacher costs three matrix products, and no tile is computed twice. A teacher needs a pass over all scores before,
+for the softmax normalisers of student and teacher.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from emocap_kernels.contrastive.early import evaluate_early
-from emocap_kernels.contrastive.gradient_sums import GradientSums
-from emocap_kernels.contrastive.objectives import SumOverPairs, Taught, Tile
-from emocap_kernels.contrastive.outcome import Tally, hits
-from emocap_kernels.contrastive.plan import Plan
-from emocap_kernels.contrastive.problem import Block, Problem
-from emocap_kernels.products import product
+from emocap_kernels.contrastive.batch import ContrastiveBatch, TextBlock
+from emocap_kernels.contrastive.objectives import PairwiseObjective, TeacherTile, Tile
+from emocap_kernels.contrastive.sums import GradientSums, LossSums, count_hits
+from emocap_kernels.contrastive.tiling import Tiling
+from emocap_kernels.matmul import matmul
 from emocap_kernels.result import LossResult
-from emocap_kernels.softmax import Both, RunningBoth, RunningTop, column_top, row_top
+from emocap_kernels.softmax import RunningArgmax, RunningScoreStats, ScoreStats, column_argmax, row_argmax
+from emocap_kernels.transforms import once_differentiable
 
 
-def evaluate(problem: Problem, objective: SumOverPairs, plan: Plan) -> LossResult:
-    """The loss of a problem whose objective is a sum over pairs."""
+class PairPass(Protocol):
+    """One pass over the scores of this rank's images with all texts."""
+
+    def __call__(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
+        """Returns the sums of the losses, and adds the gradients to `sums` if `with_gradient` is set."""
+        ...
+
+
+def evaluate_pair_pass(batch: ContrastiveBatch, pair_pass: PairPass) -> LossResult:
+    """Returns the loss of `batch` whose sums and gradients `pair_pass` computes. A collective of all ranks."""
+    inputs = batch.image, batch.text, batch.scale, batch.bias
+    # Inside the function grad mode is off and its inputs still say that they need a gradient, so the mode is passed.
+    loss, means = _GradientInForward.apply(*inputs, batch, pair_pass, torch.is_grad_enabled())  # pyright: ignore[reportGeneralTypeIssues]
+    return LossResult.from_means(loss, means)
+
+
+class _GradientInForward(Function):
+    """A loss whose forward computes the gradients, and whose backward multiplies them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        batch: ContrastiveBatch,
+        pair_pass: PairPass,
+        grad_enabled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        needs = [grad_enabled and each for each in ctx.needs_input_grad[:4]]
+        sums = GradientSums(batch, needs)
+        means = pair_pass(sums, with_gradient=any(needs)).means(batch.partition, batch.ranks).to(scale.dtype)
+        if any(needs):
+            ctx.ranks_over_anchors = batch.ranks.size / (2 * batch.partition.total)
+            ctx.dtypes = image.dtype, text.dtype
+            ctx.by_scale, ctx.by_bias = sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
+            ctx.save_for_backward(sums.image, sums.text(), scale, image, text)
+        ctx.mark_non_differentiable(means)
+        return (means[0] + means[1]) / 2, means
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, None, None, None]:
+        by_image, by_text, scale, *_ = ctx.saved_tensors
+        # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
+        factor = grad_outputs[0] * ctx.ranks_over_anchors
+        image, text = (
+            None if gradient is None else (gradient * (factor * scale)).to(dtype)
+            for gradient, dtype in zip((by_image, by_text), ctx.dtypes, strict=True)
+        )
+        return image, text, ctx.by_scale * factor, ctx.by_bias * factor, None, None, None
+
+
+def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tiling) -> LossResult:
+    """Returns the loss of a batch, tile by tile in torch. A collective of all ranks."""
     with torch.no_grad():
-        teacher = _teacher(problem, plan) if problem.objective.has_teacher else None
+        teacher = _teacher(batch, tiling) if batch.objective.has_teacher else None
 
-    def add_up(sums: GradientSums, *, wanted: bool) -> Tally:
-        tallies = _Tallies(problem, plan)
+    def pair_pass(sums: GradientSums, *, with_gradient: bool) -> LossSums:
+        running = _RunningLossSums(batch, tiling)
         for block in sums.blocks():
-            for rows in plan.rows:
-                cosine = product(problem.image[rows], block.text.T)
-                targets = plan.pairs.targets(rows, block, cosine, problem.features)
-                score = cosine.mul_(problem.scale).add_(problem.bias)
-                tile = Tile(score, targets, None if teacher is None else teacher.of(rows, block))
-                tallies.add(tile, objective.losses(tile), rows, block)
-                if wanted:
+            for rows in tiling.rows:
+                cosine = matmul(batch.image[rows], block.text.T)
+                targets = tiling.targets(rows, block, cosine, batch.features)
+                score = cosine.mul_(batch.scale).add_(batch.bias)
+                tile = Tile(score, targets, None if teacher is None else teacher.tile(rows, block))
+                running.add(tile, objective.losses(tile), rows, block)
+                if with_gradient:
                     gradient = objective.gradient(tile)
                     sums.add(gradient, rows, slice(None))
-                    sums.add_numbers(gradient, rows)
-        sums.follow()
-        return tallies.all()
+                    sums.add_scale_and_bias(gradient, rows)
+        sums.finish_scale()
+        return running.result()
 
-    return evaluate_early(problem, add_up)
+    return evaluate_pair_pass(batch, pair_pass)
+
+
+@dataclass(frozen=True, slots=True)
+class _LogSumExps:
+    """Softmax normalisers: those of the local images, [local], and of all texts, [total]."""
+
+    images: Tensor
+    texts: Tensor
+
+    @staticmethod
+    def of(stats: ScoreStats) -> _LogSumExps:
+        return _LogSumExps(stats.rows.log_sum_exp(), stats.columns.log_sum_exp())
 
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """A teacher's scores and the normalisers of student and teacher, [local] for images and [total] for texts."""
+    """A teacher's scores, computed from the guide features, and the normalisers of student and teacher."""
 
-    problem: Problem
-    student: _LogSums
-    teacher: _LogSums
+    batch: ContrastiveBatch
+    student: _LogSumExps
+    teacher: _LogSumExps
 
-    def of(self, rows: slice, block: Block) -> Taught:
-        """For the local images `rows` with the texts of `block`."""
+    def tile(self, rows: slice, block: TextBlock) -> TeacherTile:
+        """Returns the teacher's part of the tile of the local images `rows` and the texts of `block`."""
         columns = block.columns
-        return Taught(
-            score=teacher_scores(self.problem, rows, block),
+        return TeacherTile(
+            score=_teacher_scores(self.batch, rows, block),
             image_log_sums=(self.student.images[rows, None], self.teacher.images[rows, None]),
             text_log_sums=(self.student.texts[columns], self.teacher.texts[columns]),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _LogSums:
-    images: Tensor
-    texts: Tensor
-
-
-def _teacher(problem: Problem, plan: Plan) -> _Teacher:
-    """Sweeps over all scores for the normalisers."""
-    span = problem.span
-    student, teacher = (RunningBoth(span.local, span.total, first=span.first, like=problem.scale) for _ in range(2))
-    for block in problem.blocks():
-        for rows in plan.rows:
-            score = product(problem.image[rows], block.text.T).mul_(problem.scale)
-            targets = plan.pairs.targets(rows, block, score, problem.features)
+def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
+    """Computes all scores once for the normalisers. A collective of all ranks."""
+    partition = batch.partition
+    student, teacher = (
+        RunningScoreStats(partition.local, partition.total, first=partition.first, like=batch.scale) for _ in range(2)
+    )
+    for block in batch.blocks():
+        for rows in tiling.rows:
+            score = matmul(batch.image[rows], block.text.T).mul_(batch.scale)
+            targets = tiling.targets(rows, block, score, batch.features)
             student.add(score, targets, rows, block.columns)
-            teacher.add(teacher_scores(problem, rows, block), targets, rows, block.columns)
-    return _Teacher(problem, _log_sums(student.over(problem.ranks)), _log_sums(teacher.over(problem.ranks)))
+            teacher.add(_teacher_scores(batch, rows, block), targets, rows, block.columns)
+    student_sums, teacher_sums = (_LogSumExps.of(each.reduce(batch.ranks)) for each in (student, teacher))
+    return _Teacher(batch, student_sums, teacher_sums)
 
 
-def _log_sums(both: Both) -> _LogSums:
-    return _LogSums(both.rows.log_sums(), both.columns.log_sums())
+def _teacher_scores(batch: ContrastiveBatch, rows: slice, block: TextBlock) -> Tensor:
+    """Returns the teacher's scores of the local images `rows` with the texts of `block`, [rows, texts]."""
+    assert batch.features is not None
+    cosine = batch.features.similarity((("image", "text"),), rows, block.guides)
+    return cosine.to(batch.scale.dtype).mul_(batch.guide_scale)
 
 
-def teacher_scores(problem: Problem, rows: slice, block: Block) -> Tensor:
-    """Of the local images `rows` with the texts of `block`, [rows, texts], in the type of the scores."""
-    assert problem.features is not None
-    cosine = problem.features.similarity((("image", "text"),), rows, block.every)
-    return cosine.to(problem.scale.dtype).mul_(problem.guide_scale)
+class _RunningLossSums:
+    """The loss sums of a rank over the tiles that were added."""
 
-
-class _Tallies:
-    """The tally of a rank, while tiles go by."""
-
-    def __init__(self, problem: Problem, plan: Plan) -> None:
-        self._problem, self._ids = problem, plan.pairs.ids
-        zero = torch.zeros((), dtype=torch.float64, device=problem.scale.device)
+    def __init__(self, batch: ContrastiveBatch, tiling: Tiling) -> None:
+        self._batch, self._ids = batch, tiling.ids
+        zero = torch.zeros((), dtype=torch.float64, device=batch.scale.device)
         self._image_loss, self._text_loss = zero, zero
         self._image_positives, self._text_positives = zero, zero
-        self._images = RunningTop(problem.span.local, like=problem.scale)
-        self._texts = RunningTop(problem.span.total, like=problem.scale)
+        self._images = RunningArgmax(batch.partition.local, like=batch.scale)
+        self._texts = RunningArgmax(batch.partition.total, like=batch.scale)
 
-    def add(self, tile: Tile, losses: tuple[Tensor, Tensor], rows: slice, block: Block) -> None:
+    def add(self, tile: Tile, losses: tuple[Tensor, Tensor], rows: slice, block: TextBlock) -> None:
         self._image_loss = self._image_loss + losses[0]
         self._text_loss = self._text_loss + losses[1]
         self._image_positives = self._image_positives + tile.targets.row_counts().double().sum()
         self._text_positives = self._text_positives + tile.targets.column_counts().double().sum()
-        self._images.add(row_top(tile.score, first=block.columns.start), rows)
-        self._texts.add(column_top(tile.score, first=self._problem.span.first + rows.start), block.columns)
+        self._images.add(row_argmax(tile.score, first=block.columns.start), rows)
+        self._texts.add(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
 
-    def all(self) -> Tally:
-        span = self._problem.span
-        return Tally(
+    def result(self) -> LossSums:
+        """Returns the sums; the best images of the texts are found in a collective of all ranks."""
+        partition = self._batch.partition
+        return LossSums(
             image_loss=self._image_loss,
             text_loss=self._text_loss,
             image_positives=self._image_positives,
             text_positives=self._text_positives,
-            image_found=hits(self._images.all(), span, self._ids),
-            text_found=hits(self._texts.over(self._problem.ranks)[span.own], span, self._ids),
+            image_hits=count_hits(self._images.local(), partition, self._ids),
+            text_hits=count_hits(self._texts.reduce(self._batch.ranks)[partition.own], partition, self._ids),
         )

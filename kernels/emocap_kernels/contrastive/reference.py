@@ -1,4 +1,4 @@
-r"""The specification: the objectives with mined positives on the whole batch, as the formulas read.
+r"""The reference of the global loss: the formulas on whole matrices. All other backends are tested against it.
 
 InfoNCE (van den Oord et al. 2018) with several positives, their log-probabilities averaged (Khosla et al. 2020):
 
@@ -8,7 +8,7 @@ InfoNCE (van den Oord et al. 2018) with several positives, their log-probabiliti
 and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. The other
 objectives (`objectives`) differ in what is averaged over the anchors of a direction.
 
-It makes every matrix in whole and leaves the gradients to autograd.
+Every matrix is held in full, and autograd computes the gradients.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emocap_kernels.contrastive.batch import ContrastiveBatch, duplicates_of
 from emocap_kernels.contrastive.objectives import DenseScores
-from emocap_kernels.contrastive.problem import Problem, twins_of
 from emocap_kernels.mining import Guide
-from emocap_kernels.positives import IMAGE_ANCHORS, TEXT_ANCHORS, Products
+from emocap_kernels.positives import IMAGE_ANCHORS, TEXT_ANCHORS, GuideSimilarities
 from emocap_kernels.result import Directions, LossResult
 
 
-def evaluate(problem: Problem) -> LossResult:
-    """The loss of a problem whose rank holds all rows."""
-    score = problem.scale * (problem.image @ problem.text.T) + problem.bias
-    known = _known(problem)
-    teacher = _teacher(problem)
-    image = _direction(score, known, problem, _mined(problem, IMAGE_ANCHORS), teacher)
+def evaluate(batch: ContrastiveBatch) -> LossResult:
+    """Returns the loss of a batch of which this rank holds all rows."""
+    score = batch.scale * (batch.image @ batch.text.T) + batch.bias
+    known = _known(batch)
+    teacher = _teacher(batch)
+    image = _direction(score, known, batch, _mined(batch, IMAGE_ANCHORS), teacher)
     transposed = None if teacher is None else teacher.T
-    text = _direction(score.T, known, problem, _mined(problem, TEXT_ANCHORS), transposed)
+    text = _direction(score.T, known, batch, _mined(batch, TEXT_ANCHORS), transposed)
     return LossResult(
         loss=(image.loss + text.loss) / 2,
         image_to_text=image.loss.detach(),
@@ -44,54 +44,56 @@ def evaluate(problem: Problem) -> LossResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Direction:
+class _DirectionMeans:
     loss: Tensor
     positives: Tensor
     recall_at_1: Tensor
 
 
 def _direction(
-    score: Tensor, known: Tensor, problem: Problem, mined: Tensor | None, teacher: Tensor | None
-) -> _Direction:
-    """One direction: rows of `score` and of `teacher` are its anchors."""
+    score: Tensor, known: Tensor, batch: ContrastiveBatch, mined: Tensor | None, teacher: Tensor | None
+) -> _DirectionMeans:
+    """Returns the means of one direction. The rows of `score`, `mined` and `teacher` are its anchors."""
     positive, dropped = known, torch.zeros_like(known)
-    if problem.mining is not None and mined is not None:
-        if problem.mining.attracts:
+    if batch.mining is not None and mined is not None:
+        if batch.mining.attracts:
             positive = known | mined
         else:
             dropped = mined & ~known
-    loss = problem.objective.anchor_losses(DenseScores(score, positive, dropped, teacher)).mean()
-    found = known.gather(1, score.detach().max(1, keepdim=True).indices)
-    return _Direction(loss, positive.sum(1).to(score.dtype).mean(), found.to(score.dtype).mean())
+    loss = batch.objective.anchor_losses(DenseScores(score, positive, dropped, teacher)).mean()
+    hits = known.gather(1, score.detach().max(1, keepdim=True).indices)
+    return _DirectionMeans(loss, positive.sum(1).to(score.dtype).mean(), hits.to(score.dtype).mean())
 
 
-def _teacher(problem: Problem) -> Tensor | None:
-    """The teacher's scores, [images, texts]."""
-    if not problem.objective.has_teacher or problem.features is None:
+def _teacher(batch: ContrastiveBatch) -> Tensor | None:
+    """Returns the teacher's scores, [images, texts], or None without a teacher."""
+    if not batch.objective.has_teacher or batch.features is None:
         return None
-    cosine = problem.features.similarity((("image", "text"),), slice(None), problem.features.own)
-    return problem.guide_scale * cosine.to(problem.image.dtype)
+    cosine = batch.features.similarity((("image", "text"),), slice(None), batch.features.own)
+    return batch.guide_scale * cosine.to(batch.image.dtype)
 
 
-def _known(problem: Problem) -> Tensor:
-    ids = problem.ids
+def _known(batch: ContrastiveBatch) -> Tensor:
+    """Returns the pairs that are positives without mining, bool [rows, rows]."""
+    ids = batch.ids
     if ids is None:
-        return torch.eye(len(problem.image), dtype=torch.bool, device=problem.image.device)
+        return torch.eye(len(batch.image), dtype=torch.bool, device=batch.image.device)
     return ids[:, None] == ids[None, :]
 
 
-def _mined(problem: Problem, guides: Mapping[Guide, Products]) -> Tensor | None:
-    """Bool [anchors, candidates] of one direction."""
-    mining, features = problem.mining, problem.features
+def _mined(batch: ContrastiveBatch, guides: Mapping[Guide, GuideSimilarities]) -> Tensor | None:
+    """Returns the mined pairs of one direction, bool [anchors, candidates]."""
+    mining, features = batch.mining, batch.features
     if mining is None or features is None:
         return None
-    everything, products, every = slice(None), guides[mining.guide], features.own
+    everything, similarities, candidates = slice(None), guides[mining.guide], features.own
     mined = None
     if mining.threshold is not None:
-        mined = features.similarity(products, everything, every) >= mining.threshold
+        mined = features.similarity(similarities, everything, candidates) >= mining.threshold
     if mining.top_k is not None:
-        twins = twins_of(products, every)
-        close = _top_k(features.similarity_of_twins(products, everything, every, twins), mining.top_k)
+        duplicates = duplicates_of(similarities, candidates)
+        similarity = features.tie_safe_similarity(similarities, everything, candidates, duplicates)
+        close = _top_k(similarity, mining.top_k)
         mined = close if mined is None else mined & close
     return mined
 

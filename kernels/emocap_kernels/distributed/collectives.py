@@ -1,47 +1,82 @@
-"""torch's collectives by the names of any supported version, each counted (see `traffic`)."""
+"""torch's collectives under the names of every supported version, with a count of the bytes that a rank receives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 from torch import Tensor
 
-from emocap_kernels.distributed import traffic
-
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# torch 2.13 renamed it, and warns of the old name.
+# `vectors` are features and their gradients; `numbers` are all statistics and metadata beside them.
+ReceivedKind = Literal["vectors", "numbers"]
+
+# torch 2.13 renamed the function, and its old name raises a warning there.
 _all_gather: Callable[..., Any] = getattr(
     dist, "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 )
 
-# One side of a hop: the rank at the other end, and the tensor that goes there or comes from there.
+# One side of a message: the rank at the other end, and the tensor that is sent or filled.
 Message = tuple[int, Tensor]
+
+_counters: list[Counter[ReceivedKind]] = []
+
+
+@contextmanager
+def count_received_bytes() -> Generator[Counter[ReceivedKind]]:
+    """Counts the bytes that this rank receives while the context is open, in all threads.
+
+    The count follows from the sizes of the messages; nothing is measured on the network.
+
+    Example:
+        with count_received_bytes() as received:
+            loss = contrastive_loss(image, text, scale, group=group).loss
+        print(received["vectors"], received["numbers"])
+    """
+    counter: Counter[ReceivedKind] = Counter()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        # Counters are compared by identity, because two that counted the same are equal.
+        _counters[:] = [each for each in _counters if each is not counter]
+
+
+def add_received_bytes(kind: ReceivedKind, received_bytes: int) -> None:
+    """Adds to every counter whose context is open."""
+    for counter in _counters:
+        counter[kind] += received_bytes
 
 
 def all_gather(local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
-    """What all ranks hold, [size, ...]; their tensors have the same shape."""
+    """Returns the tensors of all ranks, [size, *local.shape]. A collective; all ranks pass equal shapes."""
     received = local.new_empty(size, *local.shape)
-    traffic.count("numbers", (size - 1) * local.nbytes)
+    add_received_bytes("numbers", (size - 1) * local.nbytes)
     _all_gather(received.flatten(), local.flatten().contiguous(), group=group)
     return received
 
 
 def all_reduce_(values: Tensor, operation: Any, size: int, group: ProcessGroup | None) -> None:
-    # A ring of ranks passes on all but a share of 1 / size, twice.
-    traffic.count("numbers", 2 * (size - 1) * values.nbytes // size)
+    """Reduces `values` over all ranks, in place. A collective; `operation` is a `dist.ReduceOp`."""
+    # In a ring of ranks, each receives all but a 1 / size part twice.
+    add_received_bytes("numbers", 2 * (size - 1) * values.nbytes // size)
     dist.all_reduce(values, op=operation, group=group)
 
 
-def post(sends: Sequence[Message], receives: Sequence[Message], group: ProcessGroup | None) -> list[dist.Work]:
-    """Starts messages between pairs of ranks; empty ones are left out on both sides.
+def start_messages(
+    sends: Sequence[Message], receives: Sequence[Message], group: ProcessGroup | None
+) -> list[dist.Work]:
+    """Starts messages between pairs of ranks and returns what to wait for.
 
-    Two ranks match their messages by order alone, so all ranks start theirs in one order.
+    Empty tensors are not sent, and both sides leave them out. Two ranks match their messages by order alone, so all
+    ranks must start theirs in one order.
     """
     calls = [dist.P2POp(dist.isend, each, group=group, group_peer=peer) for peer, each in sends if each.numel()]
     calls += [dist.P2POp(dist.irecv, each, group=group, group_peer=peer) for peer, each in receives if each.numel()]
-    traffic.count("vectors", sum(each.nbytes for _, each in receives))
+    add_received_bytes("vectors", sum(each.nbytes for _, each in receives))
     return dist.batch_isend_irecv(calls) if calls else []

@@ -1,8 +1,8 @@
-"""The rows of all ranks, block by block as they arrive, and sums for them on their way home.
+"""An all-gather of rows in blocks, and the reduce-scatter of their gradients, both overlapped with computation.
 
-Every rank scores its own images against the texts of all, so only the texts travel (with what else mining reads of a
-column). While one block is computed with, the next one is under way; on a GPU nothing here waits on the host. The
-messages and their order follow from the route and the row counts, never from what is in a tensor.
+Every rank scores its own images against the texts of all ranks, so only the texts are sent (with the guide features
+that mining reads of a column). While one block is used, the next one is received. On a GPU nothing here makes the host
+wait. The messages and their order follow from the communication plan and the row counts, never from tensor values.
 """
 
 from __future__ import annotations
@@ -16,128 +16,140 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emocap_kernels.distributed.collectives import post
-from emocap_kernels.distributed.ranks import ALONE, Ranks, Span
-from emocap_kernels.distributed.route import Leg, Schedule, route_of
+from emocap_kernels.distributed.collectives import start_messages
+from emocap_kernels.distributed.ranks import Partition, Ranks
+from emocap_kernels.distributed.schedule import Schedule, Stage, plan_communication
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Neighbouring rows of the batch.
+class ColumnBlock:
+    """Consecutive rows of the global batch that arrived together.
 
     Attributes:
         columns: Their global indices.
-        vectors: Each tensor of the `Columns`, [rows, ...] in its own type.
+        vectors: One tensor for each tensor of the all-gather, [rows, ...] in its own type.
     """
 
     columns: slice
     vectors: tuple[Tensor, ...]
 
 
-class Columns:
-    """Tensors that all ranks hold rows of. No gradient passes through here: `Sums` carries it."""
+class ColumnAllGather:
+    """An all-gather of tensors of which each rank holds some rows. It yields blocks as they arrive.
 
-    def __init__(self, local: Sequence[Tensor], span: Span, ranks: Ranks, schedule: Schedule = "auto") -> None:
-        self.span, self.ranks = span, ranks
-        self.route = route_of(schedule, span, ranks)
+    No gradient passes through it; `ColumnReduceScatter` carries the gradients.
+    """
+
+    def __init__(
+        self, local: Sequence[Tensor], partition: Partition, ranks: Ranks, schedule: Schedule = "auto"
+    ) -> None:
+        self.partition, self.ranks = partition, ranks
+        self.plan = plan_communication(schedule, partition, ranks)
         self._local = tuple(each if ranks.size == 1 else each.detach().contiguous() for each in local)
-        self._kept: list[list[Block]] | None = None
+        self._kept: list[list[ColumnBlock]] | None = None
 
-    @staticmethod
-    def alone(local: Sequence[Tensor]) -> Columns:
-        """Of one rank that holds all rows."""
-        return Columns(local, Span((len(local[0]),), 0), ALONE)
+    def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[ColumnBlock]:
+        """Yields every row of the batch once, the rank's own rows first. A collective of all ranks.
 
-    def blocks(self, sums: Sums | None = None) -> Iterator[Block]:
-        """Every row once, own rows first; the same blocks in the same order whenever it is called.
+        Each call yields the same blocks in the same order.
 
         Args:
-            sums: Takes a part for each block before the next one is asked for; sent off as soon as its leg is through.
+            gradients: Gets one part for each block before the next block is requested. Its sums are sent as soon as
+                a stage is complete.
         """
         arriving = self._arriving() if self._kept is None else iter(self._kept)
-        seen: list[list[Block]] = []
-        for leg, blocks in zip(self.route.legs, arriving, strict=True):
+        seen: list[list[ColumnBlock]] = []
+        for stage, blocks in zip(self.plan.stages, arriving, strict=True):
             yield from blocks
-            if sums is not None:
-                sums.send_off(leg)
-            if self.route.keeps:
+            if gradients is not None:
+                gradients.send(stage)
+            if self.plan.keeps_rows:
                 seen.append(blocks)
-        self._kept = seen if self.route.keeps else None
+        self._kept = seen if self.plan.keeps_rows else None
 
-    def put_away(self) -> tuple[Columns, tuple[Tensor, ...]]:
-        """The same without its tensors, and all that it holds, for autograd to keep until the way back."""
+    def pack(self) -> tuple[ColumnAllGather, tuple[Tensor, ...]]:
+        """Returns the same object without its tensors, and all its tensors, for `save_for_backward`."""
         kept = self._kept if self.ranks.size > 1 else None
-        blocks = [block for leg in kept or [] for block in leg]
+        blocks = [block for stage in kept or [] for block in stage]
         empty = copy(self)
         empty._local = ()
-        empty._kept = None if kept is None else [[Block(block.columns, ()) for block in leg] for leg in kept]
+        if kept is None:
+            empty._kept = None
+        else:
+            empty._kept = [[ColumnBlock(block.columns, ()) for block in stage] for stage in kept]
         return empty, (*self._local, *(each for block in blocks for each in block.vectors))
 
-    def taken_out(self, tensors: Sequence[Tensor]) -> Columns:
-        """What `put_away` left, with its tensors."""
-        legs = self._kept or []
-        number = len(tensors) // (1 + sum(len(leg) for leg in legs))
+    def unpack(self, tensors: Sequence[Tensor]) -> ColumnAllGather:
+        """Returns this packed object with the tensors that `pack` returned."""
+        stages = self._kept or []
+        number = len(tensors) // (1 + sum(len(stage) for stage in stages))
         held = iter([tuple(tensors[first : first + number]) for first in range(0, len(tensors), number)])
         full = copy(self)
         full._local = next(held)
-        full._kept = None if self._kept is None else [[replace(b, vectors=next(held)) for b in leg] for leg in legs]
+        if self._kept is None:
+            full._kept = None
+        else:
+            full._kept = [[replace(block, vectors=next(held)) for block in stage] for stage in stages]
         return full
 
-    def whole(self) -> tuple[Tensor, ...]:
-        """All rows in the order of their global index, [total, ...]."""
+    def gather_all(self) -> tuple[Tensor, ...]:
+        """Returns all rows in the order of their global index, [total, ...] each. A collective of all ranks."""
         blocks = sorted(self.blocks(), key=lambda block: block.columns.start)
         if len(blocks) == 1:
             return blocks[0].vectors
         return tuple(torch.cat(parts) for parts in zip(*[block.vectors for block in blocks], strict=True))
 
-    def _arriving(self) -> Iterator[list[Block]]:
-        """The blocks of each leg; a leg sets out when the one before it, or two before it, is computed with."""
-        trips = [_Trip(self._local, leg, self.span, self.ranks) for leg in self.route.legs]
-        while trips:
-            trip = trips.pop(0)
-            trip.end_hop()
-            for to_go, later in enumerate(trips[:2], start=1):
-                later.start_hop(to_go)
-            yield trip.blocks()
+    def _arriving(self) -> Iterator[list[ColumnBlock]]:
+        """Yields the blocks of each stage. While one stage is used, the transfers of the next two are in progress."""
+        transfers = [_StageGather(self._local, stage, self.partition, self.ranks) for stage in self.plan.stages]
+        while transfers:
+            transfer = transfers.pop(0)
+            transfer.wait()
+            # A stage of two hops starts the first one while the second stage before it is in use.
+            for hops_left, later in enumerate(transfers[:2], start=1):
+                later.start_hop(hops_left)
+            yield transfer.blocks()
 
 
-class _Trip:
-    """One leg under way to this rank."""
+class _StageGather:
+    """The transfer of the rows of one stage to this rank."""
 
-    def __init__(self, local: tuple[Tensor, ...], leg: Leg, span: Span, ranks: Ranks) -> None:
-        self._local, self._leg, self._span, self._ranks = local, leg, span, ranks
-        ends = list(accumulate((span.counts[rank] for rank in leg.ranks), initial=0))
-        self._rows = {rank: slice(*ends[place : place + 2]) for place, rank in enumerate(leg.ranks)}
+    def __init__(self, local: tuple[Tensor, ...], stage: Stage, partition: Partition, ranks: Ranks) -> None:
+        self._local, self._stage, self._partition, self._ranks = local, stage, partition, ranks
+        ends = list(accumulate((partition.counts[rank] for rank in stage.ranks), initial=0))
+        self._rows = {rank: slice(*ends[place : place + 2]) for place, rank in enumerate(stage.ranks)}
         self._vectors = local
         self._works: list[dist.Work] = []
 
-    def start_hop(self, to_go: int) -> None:
-        """Starts the hop after which `to_go - 1` are left, if this leg has so many."""
-        place = len(self._leg.hops) - to_go
+    def start_hop(self, hops_left: int) -> None:
+        """Starts the hop that is `hops_left` before the end, if this stage has so many hops."""
+        place = len(self._stage.hops) - hops_left
         if place < 0:
             return
         if place == 0:
-            total = sum(self._span.counts[rank] for rank in self._leg.ranks)
+            total = sum(self._partition.counts[rank] for rank in self._stage.ranks)
             self._vectors = tuple(each.new_empty(total, *each.shape[1:]) for each in self._local)
-        self.end_hop()
-        hop = self._leg.hops[place]
+        # The second hop sends what the first one received.
+        self.wait()
+        hop = self._stage.hops[place]
         sends = [(peer, each) for peer, source in hop.sends for each in self._of(source)]
         receives = [(peer, each) for peer, source in hop.receives for each in self._of(source)]
-        self._works = post(sends, receives, self._ranks.group)
+        self._works = start_messages(sends, receives, self._ranks.group)
 
-    def end_hop(self) -> None:
+    def wait(self) -> None:
+        """Waits for the current hop. With NCCL only the stream of the device waits, not the host."""
         for work in self._works:
             work.wait()
         self._works = []
 
-    def blocks(self) -> list[Block]:
-        """The leg's rows, neighbouring ranks together."""
-        found: list[Block] = []
-        for run in _runs(self._leg.ranks):
-            columns = slice(self._span.rows_of(run[0]).start, self._span.rows_of(run[-1]).stop)
+    def blocks(self) -> list[ColumnBlock]:
+        """Returns the rows of the stage. Rows of consecutive ranks form one block."""
+        found: list[ColumnBlock] = []
+        for run in _consecutive_runs(self._stage.ranks):
+            columns = slice(self._partition.rows_of(run[0]).start, self._partition.rows_of(run[-1]).stop)
             rows = slice(self._rows[run[0]].start, self._rows[run[-1]].stop)
             if columns.stop > columns.start:
-                found.append(Block(columns, tuple(each[rows] for each in self._vectors)))
+                found.append(ColumnBlock(columns, tuple(each[rows] for each in self._vectors)))
         return found
 
     def _of(self, rank: int) -> list[Tensor]:
@@ -146,8 +158,8 @@ class _Trip:
         return [each[self._rows[rank]] for each in self._vectors]
 
 
-def _runs(ranks: tuple[int, ...]) -> list[list[int]]:
-    """Cut where a rank does not follow the one before it."""
+def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
+    """Cuts a list of ranks where one is not the successor of the rank before it."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and runs[-1][-1] + 1 == rank:
@@ -157,78 +169,86 @@ def _runs(ranks: tuple[int, ...]) -> list[list[int]]:
     return runs
 
 
-class Sums:
-    """For every row of the batch a sum over ranks, which only the rank that holds the row gets to see.
+class ColumnReduceScatter:
+    """A reduce-scatter: for every row of the batch the sum over ranks, which only the rank that holds the row gets.
 
-    A part is rounded once for each hop to the type that travels, and added up in its own type.
+    Sums travel the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each
+    hop, and is added up in its own type.
     """
 
-    def __init__(self, columns: Columns, like: Tensor, travels_as: torch.dtype) -> None:
-        """`like` has the type and device of the parts, and their shape but for the rows."""
-        self._span, self._ranks = columns.span, columns.ranks
-        self._dtype = travels_as
+    def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
+        """Begins without any sum.
+
+        Args:
+            columns: The all-gather whose rows the sums belong to.
+            like: A tensor of the type and device of the sums, and of their shape except for the number of rows.
+            message_dtype: The type in which sums are sent.
+        """
+        self._partition, self._ranks = columns.partition, columns.ranks
+        self._dtype = message_dtype
         self._nothing = like[:0]
         self._own = self._nothing
         self._parts: dict[int, Tensor] = {}
-        self._returns: list[_Return] = []
+        self._returning: list[_StageReduce] = []
 
     def add(self, columns: slice, part: Tensor) -> None:
-        """Takes, and keeps, what this rank adds to the rows of one block, [rows, ...]."""
-        for rank, count in enumerate(self._span.counts):
-            rows = self._span.rows_of(rank)
+        """Takes what this rank adds to the rows of one block, [rows, ...]. The tensor must not be changed later."""
+        for rank, count in enumerate(self._partition.counts):
+            rows = self._partition.rows_of(rank)
             if count and columns.start <= rows.start and rows.stop <= columns.stop:
                 self._parts[rank] = part[rows.start - columns.start : rows.stop - columns.start]
 
-    def send_off(self, leg: Leg) -> None:
-        """Starts what was added for `leg` on its way, and moves on what is."""
-        parts = {rank: self._parts.pop(rank, self._nothing) for rank in leg.ranks}
+    def send(self, stage: Stage) -> None:
+        """Starts to return the sums of `stage`, and starts the next hop of all earlier stages."""
+        parts = {rank: self._parts.pop(rank, self._nothing) for rank in stage.ranks}
         self._own = parts.get(self._ranks.rank, self._own)
-        self._proceed()
-        trip = _Return({**parts, self._ranks.rank: self._own}, leg, self._span, self._ranks)
-        if trip.start_hop(self._dtype):
-            self._returns.append(trip)
+        self._advance()
+        transfer = _StageReduce({**parts, self._ranks.rank: self._own}, stage, self._partition, self._ranks)
+        if transfer.start_hop(self._dtype):
+            self._returning.append(transfer)
 
-    def own(self) -> Tensor:
-        """The sums of the rows of this rank, [local, ...], once all legs were sent off."""
-        while self._returns:
-            self._proceed()
+    def result(self) -> Tensor:
+        """Returns the sums of the rows of this rank, [local, ...], after all stages were sent."""
+        while self._returning:
+            self._advance()
         return self._own
 
-    def _proceed(self) -> None:
-        """Ends the hop that every leg under way is in, and starts the next one of those that have one."""
-        for each in self._returns:
-            each.end_hop()
-        self._returns = [each for each in self._returns if each.start_hop(self._dtype)]
+    def _advance(self) -> None:
+        """Waits for the current hop of every stage that is being returned, and starts the next ones."""
+        for each in self._returning:
+            each.finish_hop()
+        self._returning = [each for each in self._returning if each.start_hop(self._dtype)]
 
 
-class _Return:
-    """The sums of one leg under way to the ranks that hold their rows: its hops backward."""
+class _StageReduce:
+    """The transfer of the sums of one stage to the ranks that hold their rows."""
 
-    def __init__(self, parts: dict[int, Tensor], leg: Leg, span: Span, ranks: Ranks) -> None:
-        self._parts, self._span, self._ranks = parts, span, ranks
-        self._hops = list(leg.hops)
-        self._leaving: list[tuple[int, Tensor]] = []
-        self._arriving: list[tuple[int, int, Tensor]] = []
+    def __init__(self, parts: dict[int, Tensor], stage: Stage, partition: Partition, ranks: Ranks) -> None:
+        self._parts, self._partition, self._ranks = parts, partition, ranks
+        self._hops = list(stage.hops)
+        self._sending: list[tuple[int, Tensor]] = []
+        self._receiving: list[tuple[int, int, Tensor]] = []
         self._works: list[dist.Work] = []
 
     def start_hop(self, dtype: torch.dtype) -> bool:
-        """False if there is none left."""
+        """Starts the last hop that is left, in reverse. Returns False if there is none."""
         if not self._hops:
             return False
         hop = self._hops.pop()
         like = self._parts[self._ranks.rank]
-        self._leaving = [(peer, self._parts[source].to(dtype).contiguous()) for peer, source in hop.receives]
-        self._arriving = [
-            (peer, source, like.new_empty(self._span.counts[source], *like.shape[1:], dtype=dtype))
+        self._sending = [(peer, self._parts[source].to(dtype).contiguous()) for peer, source in hop.receives]
+        self._receiving = [
+            (peer, source, like.new_empty(self._partition.counts[source], *like.shape[1:], dtype=dtype))
             for peer, source in hop.sends
         ]
-        receives = [(peer, part) for peer, _, part in self._arriving]
-        self._works = post(self._leaving, receives, self._ranks.group)
+        receives = [(peer, part) for peer, _, part in self._receiving]
+        self._works = start_messages(self._sending, receives, self._ranks.group)
         return True
 
-    def end_hop(self) -> None:
+    def finish_hop(self) -> None:
+        """Waits for the current hop and adds what was received."""
         for work in self._works:
             work.wait()
-        for _, source, part in self._arriving:
+        for _, source, part in self._receiving:
             self._parts[source].add_(part)
-        self._works, self._arriving, self._leaving = [], [], []
+        self._works, self._receiving, self._sending = [], [], []

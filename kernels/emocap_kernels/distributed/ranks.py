@@ -1,4 +1,4 @@
-"""Who shares one global batch, and how its rows lie on them."""
+"""The ranks that share one global batch, how its rows are divided among them, and their exchange of integers."""
 
 from __future__ import annotations
 
@@ -6,86 +6,103 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
-from emocap_kernels.distributed.hosts import exchanged, meeting_beside
+from emocap_kernels.distributed.collectives import add_received_bytes, all_gather
 from emocap_kernels.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Names the machine of this process where the host name does not, as for several containers of one machine.
+# This environment variable names the machine of a process where the host name does not, for instance where several
+# containers run on one machine.
 NODE_VARIABLE = "EMOCAP_NODE"
+# torch's own default. A process that ends closes its connections, which the others notice at once.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks that share one global batch; without a group, one rank that never communicates.
+    """The ranks that share one global batch. Without a group it is one rank, which never communicates.
 
     Attributes:
-        group: Their tensors travel here.
-        beside: Their processes talk here if the group does not speak for the CPU.
-        size: How many there are.
-        rank: This one.
-        node: How many of them share a machine, if machines hold equally many in rank order; else `size`.
+        group: The process group that carries tensors.
+        cpu_group: A gloo group for integers, if `group` does not support CPU tensors (as with NCCL).
+        size: Number of ranks.
+        rank: Index of this rank in the group.
+        node: Number of ranks on each machine, if all machines hold equally many in rank order; else `size`.
     """
 
     group: ProcessGroup | None
-    beside: dist.ProcessGroupGloo | None
+    cpu_group: dist.ProcessGroupGloo | None
     size: int
     rank: int
     node: int
 
-    def exchanged(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The whole numbers of every process, without waiting for a device."""
-        return [list(numbers)] if self.group is None else exchanged(numbers, self.group, self.beside)
+    def all_gather_integers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Returns the integers of every rank, in rank order. A collective that does not wait for a device."""
+        if self.group is None:
+            return [list(numbers)]
+        return all_gather_integers(numbers, self.group, self.cpu_group)
 
 
-ALONE = Ranks(group=None, beside=None, size=1, rank=0, node=1)
+SINGLE_RANK = Ranks(group=None, cpu_group=None, size=1, rank=0, node=1)
 
-# What was found out about a group, without a reference to it: it must end when its owner ends it.
+# What was found out about each group. The references are weak, because a group must end when its owner ends it.
 _KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]] = WeakKeyDictionary()
 
 
 def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
-    """The members of `group`; its first call is a collective, in which they learn who shares a machine.
+    """Returns the ranks of `group`. The first call for a group is a collective of its members.
 
-    Tensors will travel between `device` and those of the others.
+    In that call the members find out which of them share a machine.
+
+    Args:
+        group: None means one rank that never communicates.
+        device: The device of the tensors that will be exchanged.
+
+    Raises:
+        ArgumentError: If this process is not in the group.
     """
     if group is None:
-        return ALONE
+        return SINGLE_RANK
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
-        raise ArgumentError("This process is not in the group that it was given; only members may call the loss.")
+        raise ArgumentError("This process is not a member of group; only its members may call the loss.")
     if group not in _KNOWN:
-        _KNOWN[group] = _acquainted(group, device)
-    beside, node = _KNOWN[group]
-    return Ranks(group, beside, size, rank, node)
+        _KNOWN[group] = _find_out(group, device)
+    cpu_group, node = _KNOWN[group]
+    return Ranks(group, cpu_group, size, rank, node)
 
 
-def _acquainted(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGroupGloo | None, int]:
+def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGroupGloo | None, int]:
     if dist.get_world_size(group) == 1:
         return None, 1
-    _greet(group, device)
-    beside = meeting_beside(group)
+    _initialize(group, device)
+    cpu_group = new_cpu_group(group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
-    (names,) = zip(*exchanged([crc32(name.encode())], group, beside), strict=True)
-    return beside, ranks_per_node(names)
+    (names,) = zip(*all_gather_integers([crc32(name.encode())], group, cpu_group), strict=True)
+    return cpu_group, ranks_per_node(names)
 
 
-def _greet(group: ProcessGroup, device: torch.device) -> None:
-    """NCCL wants a collective of all members before messages between some of them."""
+def _initialize(group: ProcessGroup, device: torch.device) -> None:
+    """NCCL needs one collective of all members before it can send messages between some of them."""
     if "nccl" in dist.get_backend_config(group):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def ranks_per_node(names: tuple[int, ...]) -> int:
-    """Ranks of a machine, from the machine of each rank; all of them if machines do not hold equally many in order."""
+    """Returns the number of ranks on each machine, from the machine of every rank in rank order.
+
+    If machines hold different numbers of ranks, or their ranks are not consecutive, all ranks count as one machine.
+    """
     node = next((rank for rank, name in enumerate(names) if name != names[0]), len(names))
     runs = [names[first : first + node] for first in range(0, len(names), node)]
     regular = all(len(set(run)) == 1 and len(run) == node for run in runs)
@@ -93,37 +110,72 @@ def ranks_per_node(names: tuple[int, ...]) -> int:
     return node if regular and distinct else len(names)
 
 
+def new_cpu_group(group: ProcessGroup) -> dist.ProcessGroupGloo | None:
+    """Returns a gloo group with the members of `group`, or None if `group` itself supports CPU tensors.
+
+    A collective of all members.
+    """
+    if "cpu:" in dist.get_backend_config(group):
+        return None
+    # `dist.new_group` would not do: every process of the world has to call it, for every group, in one order.
+    store = PrefixStore("emocap_kernels.hosts/", group.get_group_store())
+    return dist.ProcessGroupGloo(store, dist.get_rank(group), dist.get_world_size(group), TIMEOUT)
+
+
+def all_gather_integers(
+    numbers: Sequence[int], group: ProcessGroup, cpu_group: dist.ProcessGroupGloo | None
+) -> list[list[int]]:
+    """Returns the integers of every rank, in rank order. A collective on the CPU; all ranks pass equally many."""
+    mine, size = torch.tensor(numbers, dtype=torch.int64), dist.get_world_size(group)
+    if cpu_group is None:
+        return all_gather(mine, size, group).tolist()
+    add_received_bytes("numbers", (size - 1) * mine.nbytes)
+    received = [torch.empty_like(mine) for _ in range(size)]
+    cpu_group.allgather([received], [mine]).wait()  # pyright: ignore[reportAttributeAccessIssue]
+    return [each.tolist() for each in received]
+
+
 @dataclass(frozen=True, slots=True)
-class Span:
-    """How the rows of the global batch lie on the ranks; the global index is rank order, then row."""
+class Partition:
+    """The division of the global batch among the ranks. The global index of a row counts ranks first, then rows.
+
+    Attributes:
+        counts: Number of rows of each rank; 0 is allowed.
+        rank: Index of this rank.
+    """
 
     counts: tuple[int, ...]
     rank: int
 
     @property
     def total(self) -> int:
+        """Number of rows of all ranks."""
         return sum(self.counts)
 
     @property
     def first(self) -> int:
+        """Global index of local row 0."""
         return self.rows_of(self.rank).start
 
     @property
     def local(self) -> int:
+        """Number of rows of this rank."""
         return self.counts[self.rank]
 
     @property
     def own(self) -> slice:
+        """Global indices of the rows of this rank."""
         return self.rows_of(self.rank)
 
     def rows_of(self, rank: int) -> slice:
+        """Returns the global indices of the rows of `rank`."""
         first = sum(self.counts[:rank])
         return slice(first, first + self.counts[rank])
 
     def indices(self, device: torch.device) -> torch.Tensor:
-        """Global indices of the local rows, int64 [local]."""
+        """Returns the global indices of the local rows, int64 [local]."""
         return torch.arange(self.first, self.first + self.local, device=device)
 
-    def whole(self) -> Span:
-        """The same rows, seen by a rank that holds them all."""
-        return Span(counts=(self.total,), rank=0)
+    def on_one_rank(self) -> Partition:
+        """Returns the partition in which one rank holds all the rows."""
+        return Partition(counts=(self.total,), rank=0)

@@ -1,4 +1,4 @@
-"""The nearest candidates of every local anchor, whole blocks of candidates at a time."""
+"""Finds the most similar candidates of every local anchor with a kernel, one block of candidates at a time."""
 
 from __future__ import annotations
 
@@ -9,41 +9,52 @@ import torch
 from torch import Tensor
 
 from emocap_kernels.blocks import ceil_div
-from emocap_kernels.fused.descriptors import aligned, tiled
 from emocap_kernels.fused.kernels.nearest import nearest_kernel
-from emocap_kernels.fused.launch import launch
-from emocap_kernels.fused.shapes import Shape, strips
+from emocap_kernels.fused.launch import aligned, launch, tile_descriptor
+from emocap_kernels.fused.tiling import TileConfig, strips
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """A block of candidates: their first global index, and one or two similarities as (anchors, candidates) vectors."""
+class CandidateBlock:
+    """Some candidates, and the vectors whose products are their similarities with the anchors.
+
+    Attributes:
+        start: Global index of the first candidate.
+        vectors: One or two similarities, each as (vectors of the anchors, vectors of the candidates).
+    """
 
     start: int
-    sides: Sequence[tuple[Tensor, Tensor]]
+    vectors: Sequence[tuple[Tensor, Tensor]]
 
 
-def nearest_of(
-    blocks: Iterator[Candidates], local: int, first: int, shape: Shape, *, top_k: int, threshold: float | None
+def nearest_candidates(
+    blocks: Iterator[CandidateBlock],
+    anchors: int,
+    first: int,
+    tile: TileConfig,
+    *,
+    top_k: int,
+    threshold: float | None,
 ) -> Tensor:
-    """The `top_k` most similar candidates of each local anchor; of two similarities the smaller one counts.
+    """Returns the `top_k` most similar candidates of each local anchor. Of two similarities the smaller one counts.
 
     Args:
         blocks: All candidates of the batch, in any order of blocks.
-        local: Number of anchors.
-        first: Global index of anchor 0, which is no candidate of its own.
-        shape: Of the tiles.
-        top_k: At most as many as a kernel holds in registers.
-        threshold: Only candidates of at least this similarity count.
+        anchors: Number of local anchors.
+        first: Global index of anchor 0. An anchor is no candidate of its own.
+        tile: The tile of the kernel.
+        top_k: At most `MAX_TOP_K`, which a kernel holds in registers.
+        threshold: Candidates of a lower similarity are left out.
 
     Returns:
-        int32 [local, top_k], global indices, of equal similarities the lower one first; -1 for none.
+        int32 [anchors, top_k], global indices by descending similarity; of equal ones the lower index comes first. -1
+        means none.
     """
     found: list[tuple[int, Tensor, Tensor]] = []
     for block in blocks:
-        values, indices = _of_block(block, local, first, shape, top_k=top_k, threshold=threshold)
+        values, indices = _of_block(block, anchors, first, tile, top_k=top_k, threshold=threshold)
         found.append((block.start, values, torch.where(indices >= 0, indices + block.start, indices)))
-    # Blocks and strips in the order of their columns: a stable sort keeps the lower index first among equals.
+    # Blocks and strips are ordered by their columns, so a stable sort keeps the lower index first among equals.
     found.sort(key=lambda each: each[0])
     values = torch.cat([each[1] for each in found], dim=1)
     indices = torch.cat([each[2] for each in found], dim=1)
@@ -55,34 +66,35 @@ def nearest_of(
 
 
 def _of_block(
-    block: Candidates, local: int, first: int, shape: Shape, *, top_k: int, threshold: float | None
+    block: CandidateBlock, anchors: int, first: int, tile: TileConfig, *, top_k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Similarities and indices within the block, [local, slots] each."""
-    left, right = (aligned(each) for each in block.sides[0])
-    second_left, second_right = (aligned(each) for each in block.sides[-1])
-    number, strip = strips(local, len(right), shape)
+    """Returns similarities, and indices within the block, of the best candidates of each strip, [anchors, n] each."""
+    left, right = (aligned(each) for each in block.vectors[0])
+    second_left, second_right = (aligned(each) for each in block.vectors[-1])
+    number, strip = strips(anchors, len(right), tile)
+    # Registers hold powers of two.
     slots = 1 << max(1, (top_k - 1).bit_length())
-    values = left.new_full((number, local, slots), float("-inf"), dtype=torch.float32)
-    indices = left.new_full((number, local, slots), -1, dtype=torch.int32)
+    values = left.new_full((number, anchors, slots), float("-inf"), dtype=torch.float32)
+    indices = left.new_full((number, anchors, slots), -1, dtype=torch.int32)
     launch(
         nearest_kernel,
-        (ceil_div(local, shape.rows), number),
-        tiled(left, shape.rows, shape.depth),
-        tiled(right, shape.columns, shape.depth),
-        tiled(second_left, shape.rows, shape.depth),
-        tiled(second_right, shape.columns, shape.depth),
+        (ceil_div(anchors, tile.rows), number),
+        tile_descriptor(left, tile.rows, tile.depth),
+        tile_descriptor(right, tile.columns, tile.depth),
+        tile_descriptor(second_left, tile.rows, tile.depth),
+        tile_descriptor(second_right, tile.columns, tile.depth),
         values,
         indices,
         float("-inf") if threshold is None else threshold,
         first - block.start,
-        local,
+        anchors,
         len(right),
         strip,
         left.shape[1],
         second_left.shape[1],
         TOP_K=top_k,
         bK=slots,
-        TWO=len(block.sides) > 1,
-        **shape.options(),
+        TWO_SIMILARITIES=len(block.vectors) > 1,
+        **tile.options(),
     )
     return values.transpose(0, 1).flatten(1), indices.transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""Inputs of the local loss that tests and benchmarks share, each with why it is there."""
+"""Inputs of the local loss for tests and benchmarks. Each case says what it is for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A batch to draw; `why` says what breaks on it first."""
+class RegionCase:
+    """The sizes of a batch; `why` says what breaks on it first."""
 
     name: str
     rows: int
@@ -24,27 +24,34 @@ class Case:
 
 
 CASES = (
-    Case("one of each", 1, 1, 1, 4, 100.0, 10.0, "no negatives: the loss is exactly 0"),
-    Case("odd", 7, 5, 19, 6, 14.3, 10.0, "nothing is a multiple of anything"),
-    Case("few sentences", 11, 9, 3, 8, 20.0, 10.0, "most images own none and are candidates only"),
-    Case("mean pooling", 6, 8, 12, 8, 20.0, 0.0, "sharpness 0"),
-    Case("best patch", 6, 8, 12, 8, 100.0, 100.0, "the softmax over patches is nearly one-hot"),
-    Case("tails", 17, 33, 65, 17, 50.0, 10.0, "one past a tile everywhere"),
+    RegionCase("one of each", 1, 1, 1, 4, 100.0, 10.0, "no negatives: the loss is exactly 0"),
+    RegionCase("odd", 7, 5, 19, 6, 14.3, 10.0, "no size is a multiple of a tile"),
+    RegionCase("few sentences", 11, 9, 3, 8, 20.0, 10.0, "most images own none and are candidates only"),
+    RegionCase("mean pooling", 6, 8, 12, 8, 20.0, 0.0, "sharpness 0"),
+    RegionCase("best patch", 6, 8, 12, 8, 100.0, 100.0, "the softmax over patches is nearly one-hot"),
+    RegionCase("tails", 17, 33, 65, 17, 50.0, 10.0, "one more than a tile in every size"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Unit vectors, [rows, patches, width] and [sentences, width], and the row of each sentence, int64 [sentences]."""
+class RegionVectors:
+    """The vectors of a case.
+
+    Attributes:
+        patches: [rows, patches, width], unit vectors.
+        sentences: [sentences, width], unit vectors.
+        owner: int64 [sentences], the row of each sentence.
+    """
 
     patches: Tensor
     sentences: Tensor
     owner: Tensor
 
 
-def draw(case: Case, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Drawn:
+def draw(case: RegionCase, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> RegionVectors:
+    """Returns random vectors of the sizes of `case`. Equal seeds give equal vectors."""
     source = torch.Generator().manual_seed(seed)
     patches = torch.randn(case.rows, case.patches, case.width, generator=source, dtype=torch.float64)
     sentences = torch.randn(case.sentences, case.width, generator=source, dtype=torch.float64)
     owner = torch.randint(0, case.rows, (case.sentences,), generator=source)
-    return Drawn(normalize(patches, dim=2).to(dtype), normalize(sentences, dim=1).to(dtype), owner)
+    return RegionVectors(normalize(patches, dim=2).to(dtype), normalize(sentences, dim=1).to(dtype), owner)

@@ -1,4 +1,4 @@
-"""What one rank passes to the local loss: checked here, and said to the other ranks as a few numbers."""
+"""The arguments of the local loss on one rank: their checks, and the facts that the other ranks need to know."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from zlib import crc32
 from torch import Tensor
 
 from emocap_kernels import checks
-from emocap_kernels.distributed.route import SCHEDULES, Schedule
+from emocap_kernels.distributed.schedule import SCHEDULES, Schedule
 from emocap_kernels.errors import ArgumentError
 from emocap_kernels.mining import Mining
-from emocap_kernels.precision import FLOATS
+from emocap_kernels.precision import FLOAT_DTYPES
 
 Scope = Literal["batch", "image"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-# The facts in which all ranks must agree.
-ALIKE = (
+# The facts that must be equal on all ranks of a group.
+EQUAL_FACTS = (
     "patches of an image",
     "width",
     "dtype of patches",
@@ -34,8 +34,8 @@ ALIKE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of `region_contrastive_loss` as they came, on one rank."""
+class RegionInputs:
+    """The arguments of `region_contrastive_loss` on one rank, as the caller passed them."""
 
     patches: Tensor
     sentences: Tensor
@@ -48,8 +48,8 @@ class Inputs:
     schedule: Schedule
 
 
-def facts(inputs: Inputs) -> Mapping[str, int]:
-    """Checks the inputs of this rank, then says what the other ranks must know of them.
+def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
+    """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
     Raises:
         ArgumentError: If a value breaks its rule.
@@ -59,7 +59,9 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
     checks.check_choice("schedule", inputs.schedule, SCHEDULES)
     checks.check_sharpness(inputs.sharpness)
     if inputs.scope == "image" and inputs.mining is not None:
-        raise ArgumentError("mining looks for sentences of other images, and scope='image' has none; pass None.")
+        raise ArgumentError(
+            "mining finds sentences of other images, which scope='image' does not compare; pass mining=None."
+        )
     checks.check_regions(inputs.patches, inputs.sentences, inputs.owner, inputs.patch_mask, owner="owner")
     checks.check_scale("scale", inputs.scale)
     return {
@@ -67,19 +69,19 @@ def facts(inputs: Inputs) -> Mapping[str, int]:
         "sentences": len(inputs.sentences),
         "patches of an image": inputs.patches.shape[1],
         "width": inputs.patches.shape[2],
-        "dtype of patches": FLOATS.index(inputs.patches.dtype),
-        "dtype of sentences": FLOATS.index(inputs.sentences.dtype),
+        "dtype of patches": FLOAT_DTYPES.index(inputs.patches.dtype),
+        "dtype of sentences": FLOAT_DTYPES.index(inputs.sentences.dtype),
         "patch_mask": int(inputs.patch_mask is not None),
         "scope": SCOPES.index(inputs.scope),
         "sharpness": crc32(repr(inputs.sharpness).encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "sentences need a gradient": int(_backward_travels(inputs)),
+        "sentences need a gradient": int(_backward_communicates(inputs)),
     }
 
 
-def _backward_travels(inputs: Inputs) -> bool:
-    """Whether backward has anything to say to other ranks: to one of them it must then come on all."""
+def _backward_communicates(inputs: RegionInputs) -> bool:
+    """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
     given = (inputs.patches, inputs.sentences, inputs.scale)
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
     return any(wanted) if inputs.schedule == "ring" else inputs.sentences.requires_grad

@@ -1,31 +1,54 @@
-"""The local loss: the ranks' agreement, the gathers, and the chosen backend."""
+"""The public functions of the local loss: `region_contrastive_loss`, and `choose_region_backend`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from emocap_kernels import checks
-from emocap_kernels.choice import Backend
-from emocap_kernels.distributed.agreement import agreed
-from emocap_kernels.distributed.ranks import Ranks, Span, ranks_of
-from emocap_kernels.distributed.route import Schedule
+from emocap_kernels.backend import Backend, BackendChoice, select_backend, why_not_fused
+from emocap_kernels.distributed.consistency import exchange_facts
+from emocap_kernels.distributed.ranks import Partition, Ranks, ranks_of
+from emocap_kernels.distributed.schedule import Schedule
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
 from emocap_kernels.region import chunked, reference, within
-from emocap_kernels.region.choice import choose_region_backend
-from emocap_kernels.region.gathered import one_sided, whole
-from emocap_kernels.region.inputs import ALIKE, Inputs, Scope, facts
-from emocap_kernels.result import LossResult, nothing
-from emocap_kernels.transforms import eager
+from emocap_kernels.region.batch import replicated_batch, sharded_batch
+from emocap_kernels.region.inputs import EQUAL_FACTS, RegionInputs, Scope, check_and_describe
+from emocap_kernels.result import LossResult, empty_result
+from emocap_kernels.transforms import run_uncompiled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+# Within an image, a kernel holds the similarities of a sentence with all patches in registers.
+MAX_PATCHES_WITHIN = 256
 
-@eager
+
+def choose_region_backend(
+    patches: Tensor,
+    sentences: Tensor,
+    *,
+    scope: Scope = "batch",
+    mining: Mining | None = None,
+    backend: Backend = "auto",
+) -> BackendChoice:
+    """Returns the backend that `region_contrastive_loss` uses with these arguments, and the reason.
+
+    The choice depends on device, type, width, number of patches and mining rule, never on the number of rows.
+
+    Raises:
+        ArgumentError: If `backend` is unknown.
+        NotSupportedError: If `backend` is `fused` and fused kernels cannot run.
+    """
+    unsupported = why_not_fused([patches, sentences], mining)
+    if unsupported is None and scope == "image" and patches.shape[-2] > MAX_PATCHES_WITHIN:
+        unsupported = f"{patches.shape[-2]} patches are above {MAX_PATCHES_WITHIN}, the most with scope='image'"
+    return select_backend(backend, unsupported, patches)
+
+
+@run_uncompiled
 def region_contrastive_loss(
     patches: Tensor,
     sentences: Tensor,
@@ -40,68 +63,81 @@ def region_contrastive_loss(
     schedule: Schedule = "auto",
     backend: Backend = "auto",
 ) -> LossResult:
-    """Contrastive loss between image regions and local sentences, both directions.
+    """Returns the contrastive loss between image patches and local sentences, in both directions.
 
-    With scope `batch` every image of the global batch is scored by every sentence, over patches that the sentence
-    itself weighs; with `image` the sentences of one image compete for its patches (`region.within`). Images without a
-    sentence are candidates, not anchors. Inputs are used as given: nothing is normalised or clamped.
+    With scope `batch`, every sentence pools the patches of every image of the global batch by attention, and the
+    pooled similarity is the score. With scope `image`, only the sentences of one image are compared with each other
+    (`region.within`). Images without a sentence are candidates but no anchors. Inputs are used as given: nothing is
+    normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, this is a collective of all
+    its ranks, and so is the backward.
 
     Args:
         patches: [rows, patches, width], unit vectors.
-        sentences: [sentences, width], unit vectors; any number for an image, also none.
-        owner: int64 [sentences], the local row that each sentence belongs to, in any order. On a GPU a value out of
-            range is found by the device, which then stops the process.
-        scale: Inverse temperature, already exponentiated; 0-dim tensor or number.
-        sharpness: Of the softmax over patches; 0 is the mean over patches, large values approach the best patch.
-            Not read with scope `image`.
+        sentences: [sentences, width], unit vectors; an image may own any number, also none.
+        owner: int64 [sentences], the local row that each sentence belongs to, in any order. On a GPU the device checks
+            the range, and stops the process if a value is out of it.
+        scale: The inverse temperature, already exponentiated; a number, or a tensor of one element.
+        sharpness: Sharpness of the softmax over patches, at least 0. 0 is the mean over patches, large values approach
+            the best patch. Not used with scope `image`.
         scope: `batch` or `image`.
-        patch_mask: Bool [rows, patches], True is kept; an image of which none is kept scores 0 everywhere.
-        mining: By sentence-sentence similarity, whatever its guide says; only with scope `batch`.
-        group: The ranks that share the batch; None means no communication. All of its ranks must call alike.
-        schedule: How sentences travel, as texts do in `contrastive_loss`.
-        backend: `auto` is `fused` where that can run and `chunked` elsewhere, as in `contrastive_loss`.
+        patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. An image of which none is
+            kept scores 0 everywhere.
+        mining: The rule for further positives, by similarity of sentences; its guide is not read. Scope `image`
+            requires None.
+        group: The ranks that share the batch; None means that nothing is communicated. All its ranks must make the
+            call with the same settings.
+        schedule: How sentences are sent; the values are those of `contrastive_loss`.
+        backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_region_backend` gives the
+            reason.
 
     Raises:
         ArgumentError: If a value breaks its rule.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
         RanksDisagreeError: If the ranks of the group were called differently.
+
+    Example:
+        patches = normalize(torch.randn(8, 49, 64), dim=2).requires_grad_()
+        sentences = normalize(torch.randn(20, 64), dim=1).requires_grad_()
+        owner = torch.arange(20) % 8
+        region_contrastive_loss(patches, sentences, owner, 14.3).loss.backward()
     """
-    inputs = Inputs(patches, sentences, owner, scale, float(sharpness), scope, patch_mask, mining, schedule)
+    inputs = RegionInputs(patches, sentences, owner, scale, float(sharpness), scope, patch_mask, mining, schedule)
     ranks = ranks_of(group, patches.device)
 
     def describe() -> dict[str, int]:
-        found = facts(inputs)
-        chosen = choose_region_backend(patches, sentences, scope=scope, mining=mining, backend=backend)
-        return {**found, "backend": checks.BACKENDS.index(chosen.backend)}
+        facts = check_and_describe(inputs)
+        choice = choose_region_backend(patches, sentences, scope=scope, mining=mining, backend=backend)
+        return {**facts, "backend": checks.BACKENDS.index(choice.backend)}
 
-    said = agreed(ranks, describe, alike=ALIKE)
-    images = Span(counts=tuple(each["rows"] for each in said), rank=ranks.rank)
-    lines = Span(counts=tuple(each["sentences"] for each in said), rank=ranks.rank)
-    chosen = checks.BACKENDS[said[ranks.rank]["backend"]]
-    needs_gradient = any(each["sentences need a gradient"] for each in said)
+    facts = exchange_facts(ranks, describe, equal=EQUAL_FACTS)
+    images = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
+    of_sentences = Partition(counts=tuple(each["sentences"] for each in facts), rank=ranks.rank)
+    selected = checks.BACKENDS[facts[ranks.rank]["backend"]]
+    needs_gradient = any(each["sentences need a gradient"] for each in facts)
     with full_precision(patches.device):
-        if lines.total == 0:
-            return nothing(patches, sentences, scale)
-        if chosen == "reference":
+        if of_sentences.total == 0:
+            return empty_result(patches, sentences, scale)
+        if selected == "reference":
             evaluate = reference.evaluate if scope == "batch" else reference.evaluate_within
-            return evaluate(whole(inputs, images, lines, ranks))
+            return evaluate(replicated_batch(inputs, images, of_sentences, ranks))
         if scope == "image":
-            return _within(chosen)(inputs, images, lines, ranks)
-        if chosen == "chunked":
-            narrow = patches.is_cuda
-            return chunked.evaluate(
-                one_sided(inputs, images, lines, ranks, needs_gradient=needs_gradient, narrow=narrow)
-            )
-        # Triton is an optional dependency: without it nothing comes here.
+            return _evaluate_within(selected, inputs, images, of_sentences, ranks)
+        narrow = selected == "fused" or patches.is_cuda
+        batch = sharded_batch(inputs, images, of_sentences, ranks, needs_gradient=needs_gradient, narrow=narrow)
+        if selected == "chunked":
+            return chunked.evaluate(batch)
+        # Triton is an optional dependency, and without it `fused` is never selected.
         from emocap_kernels.region.fused.evaluate import evaluate
 
-        return evaluate(one_sided(inputs, images, lines, ranks, needs_gradient=needs_gradient, narrow=True))
+        return evaluate(batch)
 
 
-def _within(backend: str) -> Callable[[Inputs, Span, Span, Ranks], LossResult]:
+def _evaluate_within(
+    backend: str, inputs: RegionInputs, images: Partition, of_sentences: Partition, ranks: Ranks
+) -> LossResult:
     if backend == "chunked":
-        return within.evaluate
+        return within.evaluate(inputs, images, of_sentences, ranks)
     from emocap_kernels.region.fused.within import evaluate
 
-    return evaluate
+    return evaluate(inputs, images, of_sentences, ranks)

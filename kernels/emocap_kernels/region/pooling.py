@@ -1,4 +1,4 @@
-"""How a sentence weighs the patches of an image."""
+"""The attention weights by which a sentence pools the patches of an image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from emocap_kernels.blocks import block_bytes_on, even_blocks
 from emocap_kernels.precision import compute_dtype, full_precision
 
 
-def weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -> Tensor:
-    """Softmax over patches of `sharpness * similarity`, and 0 for an image of which no patch is kept.
+def pooling_weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -> Tensor:
+    """Returns the softmax over patches of `sharpness * similarity`; all 0 for an image of which no patch is kept.
 
     Args:
         similarity: [..., images, patches].
         sharpness: At least 0.
-        kept: Bool [images, patches] or None.
+        kept: Bool [images, patches], True for patches that are kept; None keeps all.
     """
     logits = similarity * sharpness
     if kept is None:
@@ -32,21 +32,24 @@ def region_attention(
     sharpness: float = 10.0,
     patch_mask: Tensor | None = None,
 ) -> Tensor:
-    """The weights by which `region_contrastive_loss` pools, for chosen pairs only: for maps over a face.
+    """Returns the weights by which `region_contrastive_loss` pools, for given pairs only, as for maps over a face.
 
     Args:
         patches: [rows, patches, width], unit vectors.
         sentences: [pairs, width], unit vectors.
-        image: int64 [pairs], the row whose patches each sentence weighs.
-        sharpness: As in the loss.
-        patch_mask: Bool [rows, patches], True is kept.
+        image: int64 [pairs], the row of `patches` that belongs to each sentence.
+        sharpness: The value that the loss uses, at least 0.
+        patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all.
 
     Returns:
-        [pairs, patches], at least float32, without gradient; each row sums to 1, or to 0 if no patch is kept.
+        [pairs, patches], at least float32, without a gradient. Each row sums to 1, or to 0 if no patch is kept.
 
     Raises:
         ArgumentError: If a value breaks its rule.
         ShapeError: If tensors do not fit together.
+
+    Example:
+        weights = region_attention(patches, sentences[:3], owner[:3])  # [3, patches]
     """
     checks.check_regions(patches, sentences, image, patch_mask, owner="image")
     checks.check_sharpness(sharpness)
@@ -59,6 +62,7 @@ def region_attention(
             similarity = torch.einsum("npd,nd->np", patches[image[part]].to(dtype), sentences[part].to(dtype))
             kept = None if patch_mask is None else patch_mask[image[part]]
             if kept is not None:
+                # A patch that is not kept may hold NaN.
                 similarity = similarity.masked_fill(~kept, 0.0)
-            found[part] = weights(similarity, sharpness, kept)
+            found[part] = pooling_weights(similarity, sharpness, kept)
     return found

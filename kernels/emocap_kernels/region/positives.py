@@ -1,4 +1,4 @@
-"""The positives of any block of images in the local loss, drawn the same way in forward and in backward."""
+"""The positives of the local loss, for any images and sentences. Forward and backward compute them the same way."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from emocap_kernels.distributed.numbers import gather_rows
+from emocap_kernels.distributed.reductions import gather_rows
 from emocap_kernels.mining import Mining
-from emocap_kernels.positives import MinedLists, treated
-from emocap_kernels.region.problem import Block, RegionProblem
-from emocap_kernels.targets import Masks
+from emocap_kernels.positives import MinedLists, apply_treatment
+from emocap_kernels.region.batch import RegionBatch, SentenceBlock
+from emocap_kernels.targets import MaskTargets
 
 
-class Comparison(Protocol):
-    """How a backend compares the sentences of its images with others."""
+class SentenceComparison(Protocol):
+    """A backend's way to compare sentences with each other."""
 
-    def reached(self, problem: RegionProblem, images: slice, block: Block, threshold: float) -> Tensor:
-        """Bool [images, sentences of block]: whether some own sentence of the image is at least that similar."""
+    def any_similar(self, batch: RegionBatch, images: slice, block: SentenceBlock, threshold: float) -> Tensor:
+        """Returns whether any own sentence of an image has at least that cosine, bool [images, sentences of block]."""
         ...
 
-    def nearest(self, problem: RegionProblem, mining: Mining) -> Tensor:
-        """The sentences mined for each local sentence, global indices [local sentences, at most top_k], -1 for none."""
+    def nearest(self, batch: RegionBatch, mining: Mining) -> Tensor:
+        """Returns the sentences mined for each local sentence, as global indices; -1 means none.
+
+        A collective of all ranks. The shape is [local sentences, at most top_k].
+        """
         ...
 
 
@@ -32,9 +35,9 @@ class OwnSentences:
     """The sentences of this rank in the order of their images.
 
     Attributes:
-        order: The local sentences sorted by image, int64.
-        images: The local image of each in that order, int64.
-        starts: Where each local image begins in that order, int64 [local images + 1].
+        order: int64 [local sentences], the local sentences sorted by image.
+        images: int64 [local sentences], the local image of each in that order.
+        starts: int64 [local images + 1], where each local image begins in that order.
     """
 
     order: Tensor
@@ -42,58 +45,59 @@ class OwnSentences:
     starts: Tensor
 
     @staticmethod
-    def of(problem: RegionProblem) -> OwnSentences:
-        images = problem.owner[problem.lines.own] - problem.images.first
+    def of(batch: RegionBatch) -> OwnSentences:
+        images = batch.owner[batch.sentence_partition.own] - batch.image_partition.first
         by_image = images.sort(stable=True)
-        edges = torch.arange(problem.images.local + 1, device=images.device)
+        edges = torch.arange(batch.image_partition.local + 1, device=images.device)
         return OwnSentences(by_image.indices, by_image.values, torch.searchsorted(by_image.values, edges))
 
 
 @dataclass(frozen=True, slots=True)
 class RegionPositives:
-    """What decides the positives of any images and sentences, beside the sentences themselves.
+    """Holds all that decides about the positives of any images and sentences, except the sentences themselves.
 
     Attributes:
         owner: int64 [total sentences], global index of the owner.
         mining: None if own sentences are the only positives.
-        comparison: The backend's.
-        lists: With `top_k`: the mined sentences.
+        comparison: How the backend compares sentences.
+        lists: The mined sentences, with `top_k`.
     """
 
     owner: Tensor
     mining: Mining | None
-    comparison: Comparison
+    comparison: SentenceComparison
     lists: MinedLists | None
 
     @staticmethod
-    def of(problem: RegionProblem, comparison: Comparison) -> RegionPositives:
-        """Fixes the positives; `top_k` lists are made here once, and travel between ranks."""
-        return RegionPositives(problem.owner, problem.mining, comparison, _lists(problem, comparison))
+    def of(batch: RegionBatch, comparison: SentenceComparison) -> RegionPositives:
+        """Prepares the positives and mines the `top_k` lists. A collective, because the lists are gathered."""
+        return RegionPositives(batch.owner, batch.mining, comparison, _mine_lists(batch, comparison))
 
-    def targets(self, problem: RegionProblem, images: slice, block: Block) -> Masks:
-        """For the local images `images` of `problem` against the sentences of `block`."""
-        rows = torch.arange(images.start, images.stop, device=self.owner.device) + problem.images.first
+    def targets(self, batch: RegionBatch, images: slice, block: SentenceBlock) -> MaskTargets:
+        """Returns the targets of the local `images` against the sentences of `block`."""
+        rows = torch.arange(images.start, images.stop, device=self.owner.device) + batch.image_partition.first
         known = self.owner[block.columns] == rows[:, None]
         if self.mining is None:
-            return Masks(known, known)
-        by_image, by_sentence = self._mined(problem, images, block, self.mining)
-        return treated(known, by_image, by_sentence, self.mining)
+            return MaskTargets(known, known)
+        by_image, by_sentence = self._mined(batch, images, block, self.mining)
+        return apply_treatment(known, by_image, by_sentence, self.mining)
 
-    def _mined(self, problem: RegionProblem, images: slice, block: Block, mining: Mining) -> tuple[Tensor, Tensor]:
-        """Bool [images, sentences] each: what images and what sentences mined."""
+    def _mined(self, batch: RegionBatch, images: slice, block: SentenceBlock, mining: Mining) -> tuple[Tensor, Tensor]:
+        """Returns the pairs that images mined and those that sentences mined, bool [images, sentences] each."""
         if self.lists is not None:
             return self.lists.masks(images, block.columns)
         assert mining.threshold is not None
-        # Similarity is symmetric: what reaches a sentence is what the sentence reaches.
-        reached = self.comparison.reached(problem, images, block, mining.threshold)
-        return reached, reached
+        # A cosine is symmetric, so both directions mine the same pairs.
+        similar = self.comparison.any_similar(batch, images, block, mining.threshold)
+        return similar, similar
 
 
-def _lists(problem: RegionProblem, comparison: Comparison) -> MinedLists | None:
-    """Image i mines what was mined for its sentences; sentence n mines the owners of what was mined for it."""
-    if problem.mining is None or problem.mining.top_k is None:
+def _mine_lists(batch: RegionBatch, comparison: SentenceComparison) -> MinedLists | None:
+    """An image mines what its sentences mine. A sentence mines the owners of what it mines."""
+    if batch.mining is None or batch.mining.top_k is None:
         return None
-    lines = problem.lines
-    mined = gather_rows(comparison.nearest(problem, problem.mining), lines, problem.ranks).long()
-    owners = torch.where(mined >= 0, problem.owner[mined.clamp(min=0)], -1)
-    return MinedLists(mined[lines.own], owners, problem.images.first, row_of=problem.owner[lines.own])
+    partition = batch.sentence_partition
+    mined = gather_rows(comparison.nearest(batch, batch.mining), partition, batch.ranks).long()
+    owners = torch.where(mined >= 0, batch.owner[mined.clamp(min=0)], -1)
+    own = partition.own
+    return MinedLists(mined[own], owners, batch.image_partition.first, row_of=batch.owner[own])

@@ -1,4 +1,4 @@
-r"""The specification: every image's patches against every sentence of the batch, as the formulas read.
+r"""The reference of the local loss: the formulas on whole matrices. All other backends are tested against it.
 
 \[ z_{ipn} = \langle p_{ip}, u_n \rangle, \quad a_{ipn} = \mathrm{softmax}_p(\mathrm{sharpness}\, z_{ipn}), \quad
    S_{in} = \mathrm{scale} \sum_p a_{ipn} z_{ipn} \]
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from emocap_kernels.mining import Mining, first_twins
-from emocap_kernels.region.pooling import weights
-from emocap_kernels.region.problem import RegionProblem
-from emocap_kernels.region.within import pooled
+from emocap_kernels.mining import Mining, first_duplicates
+from emocap_kernels.region.batch import RegionBatch
+from emocap_kernels.region.pooling import pooling_weights
+from emocap_kernels.region.within import pooled_patches
 from emocap_kernels.result import Directions, LossResult
 
 
-def evaluate(problem: RegionProblem) -> LossResult:
-    """The loss of a problem whose rank holds all images; there is at least one sentence."""
-    similarity = torch.einsum("ipd,nd->nip", problem.patches, problem.sentences)
-    attention = weights(similarity, problem.sharpness, problem.patch_mask)
-    score = problem.scale * (attention * similarity).sum(-1).T
-    own = problem.owner == torch.arange(len(score), device=score.device)[:, None]
-    by_image, by_sentence = _mined(problem, own)
-    anchors = problem.anchors()
-    attract = problem.mining is None or problem.mining.attracts
+def evaluate(batch: RegionBatch) -> LossResult:
+    """Returns the loss of a batch of which this rank holds everything, with at least one sentence."""
+    similarity = torch.einsum("ipd,nd->nip", batch.patches, batch.sentences)
+    attention = pooling_weights(similarity, batch.sharpness, batch.patch_mask)
+    score = batch.scale * (attention * similarity).sum(-1).T
+    own = batch.owner == torch.arange(len(score), device=score.device)[:, None]
+    by_image, by_sentence = _mined(batch, own)
+    anchors = batch.is_anchor()
+    attract = batch.mining is None or batch.mining.attracts
     to_text = _direction(score[anchors], own[anchors], by_image[anchors], attract=attract)
     to_image = _direction(score.T, own.T, by_sentence.T, attract=attract)
     return LossResult(
@@ -43,55 +43,55 @@ def evaluate(problem: RegionProblem) -> LossResult:
 
 
 def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, mean number of positives and recall; rows of `score` are the anchors."""
+    """Returns loss, mean number of positives, and recall of one direction. The rows of `score` are its anchors."""
     positive = own | mined if attract else own
     dropped = torch.zeros_like(own) if attract else mined & ~own
     log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
     count = positive.sum(1)
     loss = -(log_probability.where(positive, 0.0).sum(1) / count).mean()
-    found = own.gather(1, score.detach().max(1, keepdim=True).indices)
-    return loss, count.to(score.dtype).mean(), found.to(score.dtype).mean()
+    hits = own.gather(1, score.detach().max(1, keepdim=True).indices)
+    return loss, count.to(score.dtype).mean(), hits.to(score.dtype).mean()
 
 
-def _mined(problem: RegionProblem, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Positives of images and of sentences, each bool [images, sentences], by the sets M(n) of similar sentences."""
-    if problem.mining is None:
+def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what images and what sentences mine, bool [images, sentences] each, from the sets M(n)."""
+    if batch.mining is None:
         return own, own
-    similar = _similar(problem.sentences.detach(), problem.mining)
-    has = own.to(problem.sentences.dtype)
-    # Image i reaches m over an own sentence n with m in M(n); sentence n reaches the owner of any m in M(n).
+    similar = _similar(batch.sentences.detach(), batch.mining)
+    has = own.to(batch.sentences.dtype)
+    # Image i mines m if m is in M(n) for an own sentence n. Sentence n mines the owner of any m in M(n).
     return has @ similar > 0, has @ similar.T > 0
 
 
 def _similar(sentences: Tensor, mining: Mining) -> Tensor:
-    """1 at (n, m) if m is in M(n), else 0, [sentences, sentences]."""
+    """Returns 1 at (n, m) if m is in M(n), the sentence n and those mined for it, else 0; [sentences, sentences]."""
     itself = torch.eye(len(sentences), dtype=torch.bool, device=sentences.device)
     similarity = sentences @ sentences.T
     close = torch.ones_like(itself)
     if mining.threshold is not None:
         close = similarity >= mining.threshold
     if mining.top_k is not None:
-        twins = first_twins(sentences)
-        distinct = similarity if twins is None else similarity[:, twins]
+        duplicates = first_duplicates(sentences)
+        tie_safe = similarity if duplicates is None else similarity[:, duplicates]
         # A stable sort keeps equal similarities in the order of their index.
-        order = distinct.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
+        order = tie_safe.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
         close = close & torch.zeros_like(itself).scatter_(1, order[:, : mining.top_k], True)
     return (close | itself).to(sentences.dtype)
 
 
-def evaluate_within(problem: RegionProblem) -> LossResult:
-    """The loss of scope `image`, image by image; see `within` for the formula."""
+def evaluate_within(batch: RegionBatch) -> LossResult:
+    """Returns the loss of scope `image`, image by image. `within` has the formula."""
     losses: list[Tensor] = []
-    found: list[Tensor] = []
-    for image in problem.anchors().nonzero()[:, 0].tolist():
-        sentences = problem.sentences[problem.owner == image]
-        kept = None if problem.patch_mask is None else problem.patch_mask[image]
-        score = problem.scale * (pooled(problem.patches[image], sentences, kept) @ sentences.T)
+    hits: list[Tensor] = []
+    for image in batch.is_anchor().nonzero()[:, 0].tolist():
+        sentences = batch.sentences[batch.owner == image]
+        kept = None if batch.patch_mask is None else batch.patch_mask[image]
+        score = batch.scale * (pooled_patches(batch.patches[image], sentences, kept) @ sentences.T)
         itself = torch.arange(len(sentences), device=score.device)
         losses.append(torch.stack([cross_entropy(score, itself), cross_entropy(score.T, itself)]))
-        found.append(torch.stack([score.max(1).indices == itself, score.max(0).indices == itself]))
+        hits.append(torch.stack([score.max(1).indices == itself, score.max(0).indices == itself]))
     both = torch.stack(losses).mean(0)
     image_to_text, text_to_image = both.detach().unbind()
-    recall = torch.cat(found, dim=1).to(both.dtype).mean(1)
+    recall = torch.cat(hits, dim=1).to(both.dtype).mean(1)
     one = torch.ones_like(image_to_text)
     return LossResult(both.mean(), image_to_text, text_to_image, one, Directions(recall[0], recall[1]))

@@ -1,9 +1,9 @@
-r"""The cheap local loss within one image, in the form of SPARC (Bica et al. 2024, arXiv 2401.09865).
+r"""The local loss within one image (scope `image`), in the form of SPARC (Bica et al. 2024, arXiv 2401.09865).
 
-Each sentence n pools the patches of its own image: its similarities are min-max normalised over the patches, set to
-zero below 1 / (number of patches) and divided by their sum; the pooled vector \(c_n\) has unit length. Within the image
-the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\), and the loss is the cross-entropy of each
-pooled vector with its own sentence and of each sentence with its own pooled vector: a mean over the sentences of an
+Each sentence n pools the patches of its own image. Its similarities are min-max normalised over the patches, set to
+zero below 1 / (number of patches) and divided by their sum, and the pooled vector \(c_n\) is given unit length. Within
+the image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each
+pooled vector with its own sentence, and of each sentence with its own pooled vector: a mean over the sentences of an
 image, then over the images that own any.
 """
 
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emocap_kernels.distributed.numbers import sum_of_parts, sum_over
-from emocap_kernels.distributed.ranks import Ranks, Span
+from emocap_kernels.distributed.ranks import Partition, Ranks
+from emocap_kernels.distributed.reductions import sum_of_parts, sum_over_ranks
 from emocap_kernels.precision import compute_dtype, scale_tensor
-from emocap_kernels.region.inputs import Inputs
+from emocap_kernels.region.inputs import RegionInputs
 from emocap_kernels.result import Directions, LossResult
 
 
-def pooled(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
-    """Unit vectors that the sentences pool from the patches of their image.
+def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
+    """Returns the unit vectors that sentences pool from the patches of their image.
 
-    Patches that are all equally similar weigh the same; an image of which no patch is kept pools to zero.
+    If all patches are equally similar, they get equal weights. An image of which no patch is kept gives zero vectors.
 
     Args:
         patches: [..., patches, width].
         sentences: [..., sentences, width].
-        kept: Bool [..., patches] or None.
+        kept: Bool [..., patches], True for patches that are kept; None keeps all.
 
     Returns:
         [..., sentences, width].
@@ -36,26 +36,31 @@ def pooled(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
     similarity = sentences @ patches.mT
     smallest = largest = similarity
     least: Tensor | float = 1.0 / patches.shape[-2]
-    gone = None if kept is None else ~kept[..., None, :]
-    if kept is not None and gone is not None:
-        smallest, largest = similarity.masked_fill(gone, float("inf")), similarity.masked_fill(gone, float("-inf"))
+    dropped = None if kept is None else ~kept[..., None, :]
+    if kept is not None and dropped is not None:
+        smallest, largest = (
+            similarity.masked_fill(dropped, float("inf")),
+            similarity.masked_fill(dropped, float("-inf")),
+        )
         least = 1.0 / kept.sum(-1).clamp(min=1)[..., None, None]
     low, high = smallest.amin(-1, keepdim=True), largest.amax(-1, keepdim=True)
     flat = ~(high > low)
     share = ((similarity - low) / (high - low).masked_fill(flat, 1.0)).masked_fill(flat, 1.0)
-    weight = share.masked_fill(share < least if gone is None else gone | (share < least), 0.0)
+    weight = share.masked_fill(share < least if dropped is None else dropped | (share < least), 0.0)
     total = weight.sum(-1, keepdim=True)
-    # Without a kept patch there is nothing to divide.
+    # Without a kept patch the total is 0, and the weights are as well.
     return normalize((weight / total.masked_fill(total == 0.0, 1.0)) @ patches, dim=-1)
 
 
-def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossResult:
-    """The loss of this rank's images and their own sentences; no vector travels, memory is linear in them.
+def evaluate(
+    inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
+) -> LossResult:
+    """Returns the loss within images. A collective of all ranks, in which only sums of losses are exchanged.
 
-    Images that own equally many sentences are computed together, so nothing is padded.
+    Images that own equally many sentences are computed together, so nothing is padded. Memory is linear in the inputs.
     """
-    patches, sentences, scale = _typed(inputs)
-    counts = torch.bincount(inputs.owner, minlength=images.local)
+    patches, sentences, scale = _converted(inputs)
+    counts = torch.bincount(inputs.owner, minlength=image_partition.local)
     order = inputs.owner.sort(stable=True).indices
     starts = counts.cumsum(0) - counts
     losses = [scale.reshape(1)[:0].sum() + patches[:0].sum() + sentences[:0].sum()]
@@ -65,21 +70,21 @@ def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossRes
         if number == 0:
             continue
         group = (counts == number).nonzero()[:, 0]
-        lines_of = order[starts[group][:, None] + torch.arange(number, device=order.device)]
+        sentences_of = order[starts[group][:, None] + torch.arange(number, device=order.device)]
         kept = None if inputs.patch_mask is None else inputs.patch_mask[group]
-        # [images, sentences, sentences] for images that own equally many.
-        own = sentences[lines_of]
-        score = scale * (pooled(patches[group], own, kept) @ own.mT)
-        found = torch.arange(number, device=order.device)
+        # The scores are [images, sentences, sentences].
+        own = sentences[sentences_of]
+        score = scale * (pooled_patches(patches[group], own, kept) @ own.mT)
+        diagonal = torch.arange(number, device=order.device)
         to_text = to_text - score.log_softmax(2).diagonal(dim1=1, dim2=2).mean(1).sum()
         to_image = to_image - score.log_softmax(1).diagonal(dim1=1, dim2=2).mean(1).sum()
-        hits[0] += (score.detach().max(2).indices == found).sum()
-        hits[1] += (score.detach().max(1).indices == found).sum()
+        hits[0] += (score.detach().max(2).indices == diagonal).sum()
+        hits[1] += (score.detach().max(1).indices == diagonal).sum()
     anchors = (counts > 0).sum()
-    sums = sum_over(torch.cat([hits, anchors[None].double()]), ranks)
+    sums = sum_over_ranks(torch.cat([hits, anchors[None].double()]), ranks)
     both = sum_of_parts(torch.stack([to_text, to_image]) / sums[2].to(to_text.dtype), ranks)
     image_to_text, text_to_image = both.detach().unbind()
-    recall = (sums[:2] / lines.total).to(both.dtype)
+    recall = (sums[:2] / sentence_partition.total).to(both.dtype)
     return LossResult(
         loss=both.mean(),
         image_to_text=image_to_text,
@@ -89,10 +94,11 @@ def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossRes
     )
 
 
-def _typed(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _converted(inputs: RegionInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns patches, sentences and scale in the type of the computation."""
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     patches = inputs.patches.to(dtype)
     if inputs.patch_mask is not None:
-        # Whatever lies in a patch that is not kept, NaN included, must not reach a product.
+        # What lies in a patch that is not kept, NaN included, must not enter a product.
         patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     return patches, inputs.sentences.to(dtype), scale_tensor(inputs.scale, patches, dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from emocap_kernels import Mining, contrastive_loss
-from emocap_kernels.numerics import require_right
+from emocap_kernels.numerics import require_accurate
 from emocap_kernels.result import LossResult
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -91,7 +91,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def require_as_right_as_eager(image: Tensor, text: Tensor, scale: float, setting: dict[str, Any]) -> Answer:
+def require_as_accurate_as_eager(image: Tensor, text: Tensor, scale: float, setting: dict[str, Any]) -> Answer:
     """The rule of `numerics` for the loss, both directions and every gradient of fused kernels on these inputs."""
     dtype = image.dtype
     mine = answer("fused", image, text, scale, dtype, setting)
@@ -101,12 +101,12 @@ def require_as_right_as_eager(image: Tensor, text: Tensor, scale: float, setting
     largest = max(abs(scale) + abs(setting.get("bias", 0.0)), 1.0)
     for name in ("loss", "image_to_text", "text_to_image"):
         values = [getattr(each.result, name).detach() for each in (mine, eager, exact)]
-        require_right(name, *values, magnitude=max(largest, values[-1].abs().item()))
+        require_accurate(name, *values, magnitude=max(largest, values[-1].abs().item()))
     for name, gradient in mine.gradients.items():
         # Of the largest term of the sums: a share of an anchor is at most 2 of its 1 / rows, times the scale.
         magnitude = max(exact.gradients[name].abs().max().item(), 1.0 if name == "scale" else largest / len(image))
         beside = eager.gradients.get(name, gradient)
-        require_right(f"gradient of {name}", gradient, beside, exact.gradients[name], magnitude=magnitude)
+        require_accurate(f"gradient of {name}", gradient, beside, exact.gradients[name], magnitude=magnitude)
     torch.testing.assert_close(mine.result.positives.double(), exact.result.positives)
     return mine
 

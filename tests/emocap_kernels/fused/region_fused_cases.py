@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from emocap_kernels import Mining, region_contrastive_loss
-from emocap_kernels.numerics import require_right
-from emocap_kernels.region.cases import Case, Drawn, draw
+from emocap_kernels.numerics import require_accurate
+from emocap_kernels.region.cases import RegionCase, RegionVectors, draw
 from emocap_kernels.result import LossResult
 from fused_cases import DEVICE
 from torch import Tensor
@@ -28,7 +28,7 @@ class Answer:
     gradients: dict[str, Tensor]
 
 
-def answer(drawn: Drawn, case: Case, backend: str, dtype: torch.dtype, **settings: Any) -> Answer:
+def answer(drawn: RegionVectors, case: RegionCase, backend: str, dtype: torch.dtype, **settings: Any) -> Answer:
     """With `dtype` for the vectors; the scale is float64 for float64 and float32 elsewhere."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = {
@@ -45,7 +45,7 @@ def answer(drawn: Drawn, case: Case, backend: str, dtype: torch.dtype, **setting
     return Answer(result, {name: leaf.grad for name, leaf in leaves.items()})
 
 
-def require_as_right_as_eager(case: Case, dtype: torch.dtype = torch.float32, **settings: Any) -> Answer:
+def require_as_accurate_as_eager(case: RegionCase, dtype: torch.dtype = torch.float32, **settings: Any) -> Answer:
     """The rule of `numerics` for the loss, both directions and every gradient on the inputs of `case`.
 
     Eager code here is the reference in float32, also for halves: nothing rounds what the fused kernels round there but
@@ -53,19 +53,21 @@ def require_as_right_as_eager(case: Case, dtype: torch.dtype = torch.float32, **
     covers.
     """
     rounded = draw(case, dtype=dtype)
-    drawn = Drawn(rounded.patches.double(), rounded.sentences.double(), rounded.owner)
+    drawn = RegionVectors(rounded.patches.double(), rounded.sentences.double(), rounded.owner)
     mine = answer(drawn, case, "fused", dtype, **settings)
     exact = answer(drawn, case, "reference", torch.float64, **settings)
     eager = answer(drawn, case, "reference", torch.float32, **settings)
     for name in ("loss", "image_to_text", "text_to_image"):
         values = [getattr(each.result, name).detach().float() for each in (mine, eager)]
         truth = getattr(exact.result, name).detach()
-        require_right(name, *values, truth, magnitude=max(case.scale, truth.abs().item()))
+        require_accurate(name, *values, truth, magnitude=max(case.scale, truth.abs().item()))
     for name, gradient in mine.gradients.items():
         truth = exact.gradients[name]
         # Of the largest term of the sums: attention times its slope, and shares of at most 2, times the scale.
         steep = 1.0 + case.sharpness
         size = max(truth.abs().max().item(), 1.0 if name == "scale" else case.scale * steep / case.rows)
-        require_right(f"gradient of {name}", gradient, eager.gradients[name].to(gradient.dtype), truth, magnitude=size)
+        require_accurate(
+            f"gradient of {name}", gradient, eager.gradients[name].to(gradient.dtype), truth, magnitude=size
+        )
     torch.testing.assert_close(mine.result.positives.double(), exact.result.positives)
     return mine

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emocap_kernels import Mining, choose_backend, contrastive_loss
-from emocap_kernels.contrastive.fused.marks import BlockPositives
+from emocap_kernels.contrastive.fused.positives import BlockPositives
 from emocap_kernels.errors import NotSupportedError
 from fused_cases import DEVICE, GUIDES, answer, unit
 from torch import Tensor
@@ -52,16 +52,16 @@ def test_one_graph_may_be_used_twice(mining, objective):
 
 
 @pytest.mark.parametrize("mining", [Mining(threshold=0.15), Mining("consensus", 0.0), Mining(top_k=3)])
-def test_the_marks_of_backward_are_those_of_forward(mining, monkeypatch):
+def test_the_masks_of_backward_are_those_of_forward(mining, monkeypatch):
     seen: list[Tensor] = []
-    marks = BlockPositives.marks
+    mask = BlockPositives.mask
 
     def watched(self, *arguments):
-        found = marks(self, *arguments)
+        found = mask(self, *arguments)
         seen.append(found.base.clone())
         return found
 
-    monkeypatch.setattr(BlockPositives, "marks", watched)
+    monkeypatch.setattr(BlockPositives, "mask", watched)
     loss = contrastive_loss(*leaves(40), mining=mining, backend="fused").loss
     forward = list(seen)
     loss.backward()

@@ -4,16 +4,16 @@ import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.contrastive.cases import CASES, draw
-from fused_cases import DEVICE, answer, named, require_as_right_as_eager, settings, unit
+from fused_cases import DEVICE, answer, named, require_as_accurate_as_eager, settings, unit
 
 ROWS, WIDTH = 45, 24
 WIDE_ENOUGH = [case for case in CASES if case.width >= 16]
 
 
 @pytest.mark.parametrize("setting", settings(ROWS), ids=named)
-def test_every_rule_and_objective_is_as_right_as_eager_code(setting):
+def test_every_rule_and_objective_is_as_accurate_as_eager_code(setting):
     image, text = unit(ROWS, WIDTH, seed=1), unit(ROWS, WIDTH, seed=2)
-    mine = require_as_right_as_eager(image, text, 20.0, setting)
+    mine = require_as_accurate_as_eager(image, text, 20.0, setting)
     exact = answer("reference", image, text, 20.0, torch.float64, setting)
     assert [x.item() for x in mine.result.recall_at_1] == pytest.approx([x.item() for x in exact.result.recall_at_1])
 
@@ -32,31 +32,31 @@ def test_every_rule_and_objective_is_as_right_as_eager_code(setting):
 )
 def test_panels_and_chunks_make_no_difference(setting, small_chunks):
     image, text = unit(ROWS, WIDTH, seed=1), unit(ROWS, WIDTH, seed=2)
-    require_as_right_as_eager(image, text, 20.0, setting)
+    require_as_accurate_as_eager(image, text, 20.0, setting)
 
 
 @pytest.mark.parametrize("case", WIDE_ENOUGH, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_hard_inputs_of_every_type_are_as_right_as_eager_code(case, dtype):
+def test_hard_inputs_of_every_type_are_as_accurate_as_eager_code(case, dtype):
     if case.rows > 100 and DEVICE == "cpu" and dtype != torch.float32:
         pytest.skip("many tiles in the interpreter; float32 covers the tails")
     image, text = (x.to(DEVICE) for x in draw(case, dtype=dtype))
-    require_as_right_as_eager(image, text, case.scale, {})
+    require_as_accurate_as_eager(image, text, case.scale, {})
 
 
 @pytest.mark.parametrize("objective", ["mil_nce", "sigmoid"])
 @pytest.mark.parametrize("case", WIDE_ENOUGH[1:], ids=lambda case: case.name)
-def test_hard_inputs_of_the_other_objectives_are_as_right_as_eager_code(case, objective):
+def test_hard_inputs_of_the_other_objectives_are_as_accurate_as_eager_code(case, objective):
     image, text = (x.to(DEVICE) for x in draw(case, dtype=torch.float32))
     ids = torch.arange(len(image), device=DEVICE) // 2
     bias = {"bias": -10.0} if objective == "sigmoid" else {}
-    require_as_right_as_eager(image, text, case.scale, {"objective": objective, "ids": ids, **bias})
+    require_as_accurate_as_eager(image, text, case.scale, {"objective": objective, "ids": ids, **bias})
 
 
 @pytest.mark.parametrize("width", [16, 50, 384, 640, 1000])
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_any_width_and_any_number_of_rows(rows, width):
-    require_as_right_as_eager(unit(rows, width, seed=1), unit(rows, width, seed=2), 100.0, {})
+    require_as_accurate_as_eager(unit(rows, width, seed=1), unit(rows, width, seed=2), 100.0, {})
 
 
 @pytest.mark.parametrize("treatment", ["attract", "ignore"])
@@ -114,7 +114,7 @@ def test_vectors_that_begin_anywhere_in_memory(small_chunks):
     held = unit(41, 16, seed=1).flatten()
     image, text = held[3 : 3 + 20 * 16].view(20, 16), unit(41, 33, seed=2)[1:21, 1:17]
     for rows in (20, 1):
-        require_as_right_as_eager(image[:rows], text[:rows], 10.0, {})
+        require_as_accurate_as_eager(image[:rows], text[:rows], 10.0, {})
 
 
 @pytest.mark.parametrize("guide", ["text", "joint"])

@@ -4,17 +4,17 @@ import pytest
 import torch
 from emocap_kernels import choose_region_backend, region_contrastive_loss
 from emocap_kernels.errors import NotSupportedError
-from emocap_kernels.region.cases import Case, draw
+from emocap_kernels.region.cases import RegionCase, draw
 from emocap_kernels.region.positives import RegionPositives
 from fused_cases import DEVICE
 from region_fused_cases import RULES, answer
 from torch import Tensor
 
-CASE = Case("small", 7, 20, 17, 16, 20.0, 10.0, "")
+CASE = RegionCase("small", 7, 20, 17, 16, 20.0, 10.0, "")
 
 
 def leaves(rows: int = 7, sentences: int = 17) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    drawn = draw(Case("", rows, 20, sentences, 16, 20.0, 10.0, ""), dtype=torch.float32)
+    drawn = draw(RegionCase("", rows, 20, sentences, 16, 20.0, 10.0, ""), dtype=torch.float32)
     scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
     patches, lines = (each.to(DEVICE).requires_grad_() for each in (drawn.patches, drawn.sentences))
     return patches, lines, drawn.owner.to(DEVICE), scale

@@ -1,4 +1,4 @@
-"""One score matrix as kernels take it: both sides, the slope, and the shift of the exponent."""
+"""One score matrix as kernels compute it: its operands, and the scaling of its exponents."""
 
 from __future__ import annotations
 
@@ -10,98 +10,115 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emocap_kernels.blocks import ceil_div
-from emocap_kernels.contrastive.fused.kernels.margins import IMAGE_NORM, OWN, TEXT_NORM, margins_kernel
-from emocap_kernels.contrastive.fused.kernels.margins import LINES as MARGIN_LINES
-from emocap_kernels.distributed.numbers import largest_over_
-from emocap_kernels.distributed.ranks import Ranks, Span
-from emocap_kernels.fused.descriptors import aligned, tiled
-from emocap_kernels.fused.launch import launch
-from emocap_kernels.fused.shapes import Shape
+from emocap_kernels.contrastive.fused.kernels.score_bounds import (
+    IMAGE_NORM,
+    N_FIELDS,
+    OWN_COSINE,
+    TEXT_NORM,
+    score_bounds_kernel,
+)
+from emocap_kernels.distributed.ranks import Partition, Ranks
+from emocap_kernels.distributed.reductions import all_reduce_max_
+from emocap_kernels.fused.launch import aligned, launch, tile_descriptor
+from emocap_kernels.fused.tiling import TileConfig
 
 LOG2_E = 1.0 / math.log(2.0)
-# Exponents of float32: sums stay below 2^127, and a sum above B 2^-102 loses less than a rounding to underflow.
-LARGEST, LEAST = 127.0, -102.0
+# Exponents of float32: a sum must stay below 2^127, and a sum above B 2^-102 loses less than a rounding to underflow.
+MAX_EXPONENT, MIN_EXPONENT = 127.0, -102.0
+# Rows of a program of `score_bounds_kernel`.
+BOUND_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
-    """Local rows and a block of columns.
+class Operands:
+    """The two sides of a product: local rows and a block of columns.
 
     Attributes:
         left: [local, width], aligned.
         right: [columns, width], aligned.
-        shape: Of the tiles.
+        tile: The tile in which they are multiplied.
     """
 
     left: Tensor
     right: Tensor
-    shape: Shape
+    tile: TileConfig
 
     @property
     def width(self) -> int:
         return self.left.shape[1]
 
-    def described(self) -> tuple[TensorDescriptor, TensorDescriptor]:
-        shape = self.shape
-        return tiled(self.left, shape.rows, shape.depth), tiled(self.right, shape.columns, shape.depth)
+    def descriptors(self) -> tuple[TensorDescriptor, TensorDescriptor]:
+        """Returns what kernels load tiles of both sides by."""
+        tile = self.tile
+        return (
+            tile_descriptor(self.left, tile.rows, tile.depth),
+            tile_descriptor(self.right, tile.columns, tile.depth),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Exponents:
-    """How cosines become exponents of two, for all scores of a batch.
+class ExponentScale:
+    """The scaling by which cosines become exponents of two, for all scores of a batch.
 
     Attributes:
-        slope: float32 [1]; a score is `slope` times a cosine.
+        slope: float32 [1]; a score in base 2 is `slope` times a cosine.
         shift: float32 [1], subtracted from every score before the exponential.
-        steep: bool [1], true where one shift does not fit all sums.
+        needs_running_max: bool [1], True where one shift does not fit all sums. Then kernels keep each sum relative
+            to a running maximum of its own.
     """
 
     slope: Tensor
     shift: Tensor
-    steep: Tensor
+    needs_running_max: Tensor
 
 
-def exponents_of(left: Tensor, own: Tensor, scale: Tensor, span: Span, ranks: Ranks) -> Exponents:
-    """Chooses the shift from `scale` and the size of the batch, and tests it on the device; the ranks agree.
+def choose_exponent_scale(
+    left: Tensor, own: Tensor, scale: Tensor, partition: Partition, ranks: Ranks
+) -> ExponentScale:
+    """Chooses the shift from `scale` and the size of the batch, and tests on the device whether it fits.
+
+    A collective of all ranks, which get the same result. The host reads no value.
 
     Args:
         left: [local, width].
-        own: Row r is the column that belongs to row r of `left`.
+        own: [local, width]; row r is the column that belongs to row r of `left`.
         scale: 0-dim.
-        span: Of the rows.
-        ranks: Who holds the others.
+        partition: The division of the rows among the ranks.
+        ranks: The ranks of the batch.
     """
     slope = (scale.detach().float() * LOG2_E).reshape(1)
-    log_total = math.log2(span.total)
-    shift = (1.02 * slope + log_total).ceil().sub_(LARGEST - 1).clamp_(min=0.0)
-    negated_own, left_norm, right_norm = _margins(aligned(left), aligned(own), ranks).unbind()
-    fits = (slope >= 0) & (-negated_own * slope - shift >= LEAST + log_total)
-    fits &= slope * (left_norm * right_norm).sqrt() - shift + log_total <= LARGEST
-    return Exponents(slope, shift, ~fits)
+    log_total = math.log2(partition.total)
+    # Products of unit vectors in half precision may exceed 1 a little, hence 1.02.
+    shift = (1.02 * slope + log_total).ceil().sub_(MAX_EXPONENT - 1).clamp_(min=0.0)
+    negated_own, left_norm, right_norm = _score_bounds(aligned(left), aligned(own), ranks).unbind()
+    # No sum underflows: each contains the own pair of its anchor.
+    fits = (slope >= 0) & (-negated_own * slope - shift >= MIN_EXPONENT + log_total)
+    # No sum overflows: no score exceeds the product of the largest norms.
+    fits &= slope * (left_norm * right_norm).sqrt() - shift + log_total <= MAX_EXPONENT
+    return ExponentScale(slope, shift, ~fits)
 
 
-def _margins(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
-    """Largest over all ranks: the negated own cosine, and the squared norms of both sides, float32 [3]."""
+def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
+    """Returns the maxima over all ranks of the negated own cosine and of both squared norms, float32 [3]."""
     nothing = left.new_zeros(1, dtype=torch.float32)
     largest = torch.cat([nothing - math.inf, nothing, nothing])
     if len(left) > 0:
-        rows = 32
-        programs = ceil_div(len(left), rows)
-        margins = left.new_empty(MARGIN_LINES, programs, dtype=torch.float32)
+        programs = ceil_div(len(left), BOUND_ROWS)
+        bounds = left.new_empty(N_FIELDS, programs, dtype=torch.float32)
         launch(
-            margins_kernel,
+            score_bounds_kernel,
             (programs,),
             left,
             own,
-            margins,
+            bounds,
             len(left),
             left.shape[1],
             left.stride(0),
             own.stride(0),
-            bR=rows,
+            bR=BOUND_ROWS,
             bD=128,
         )
-        own_cosine, left_norm, right_norm = margins[OWN.value], margins[IMAGE_NORM.value], margins[TEXT_NORM.value]
+        own_cosine, left_norm, right_norm = bounds[OWN_COSINE.value], bounds[IMAGE_NORM.value], bounds[TEXT_NORM.value]
         largest = torch.stack([-own_cosine.amin(), left_norm.amax(), right_norm.amax()])
-    largest_over_(largest, ranks)
+    all_reduce_max_(largest, ranks)
     return largest

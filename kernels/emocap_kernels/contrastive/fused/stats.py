@@ -1,4 +1,8 @@
-"""What the statistics of tiles add up to: over tiles, over panels, over ranks, and then in losses and shares."""
+"""Softmax statistics as fused kernels store them, in base 2: their merging over tiles, panels, blocks and ranks.
+
+A kernel writes one *part* for each strip or tile. Parts are merged in a fixed order, so that two runs are equal to the
+bit.
+"""
 
 from __future__ import annotations
 
@@ -10,190 +14,210 @@ import torch
 from torch import Tensor
 
 from emocap_kernels.contrastive.fused.kernels import gradient, statistics
-from emocap_kernels.distributed.numbers import add_over_, largest_over_, smallest_over_
 from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.distributed.reductions import all_reduce_max_, all_reduce_min_, all_reduce_sum_
 
 LN_2 = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best score of each anchor, and 1.0 if it is that of a known positive; [anchors] or [parts, anchors]."""
+    """The best score of each anchor, and whether it belongs to a known positive; [anchors] or [parts, anchors].
+
+    Attributes:
+        score: Largest score.
+        hit: 1.0 if the best candidate is a known positive, else 0.0.
+    """
 
     score: Tensor
-    found: Tensor
+    hit: Tensor
 
-    def folded(self) -> Best:
-        """Parts in their order: of equal scores the earlier part wins."""
+    def merge_parts(self) -> Best:
+        """Returns the best of all parts, [anchors]. Of equal scores the earlier part wins."""
         score = self.score.amax(0)
         numbers = torch.arange(len(self.score), device=score.device)[:, None]
         first = torch.where(self.score == score, numbers, len(self.score) - 1).amin(0)
-        return Best(score, self.found.gather(0, first[None])[0])
+        return Best(score, self.hit.gather(0, first[None])[0])
 
-    def then(self, later: Best) -> Best:
-        return Best(torch.stack([self.score, later.score]), torch.stack([self.found, later.found])).folded()
+    def merge(self, later: Best) -> Best:
+        """Returns the best of these and of later candidates. Of equal scores the earlier candidate wins."""
+        return Best(torch.stack([self.score, later.score]), torch.stack([self.hit, later.hit])).merge_parts()
 
-    def over(self, ranks: Ranks, score: Tensor | None = None) -> Best:
-        """Of equal scores the lower rank wins; `score` are the largest of any rank."""
+    def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Best:
+        """Returns the best over all ranks. Of equal scores the lower rank wins. A collective of all ranks.
+
+        Args:
+            ranks: The ranks of the batch.
+            score: The maximum of the scores over the ranks, if it is known already.
+        """
         if score is None:
             score = self.score.clone()
-            largest_over_(score, ranks)
-        # The lowest rank with the best score, and whether it found: one number, the smaller the better.
-        key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.found, 2.0 * ranks.size + 1.0)
-        smallest_over_(key, ranks)
+            all_reduce_max_(score, ranks)
+        # One number holds the lowest rank with the best score and whether it is a hit: 2 rank + (0 for a hit, else 1).
+        key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.hit, 2.0 * ranks.size + 1.0)
+        all_reduce_min_(key, ranks)
         return Best(score, (key % 2 == 0).float())
 
 
 @dataclass(frozen=True, slots=True)
-class LogSum:
-    """`total` times 2^peak for each anchor; [anchors] or [parts, anchors]."""
+class LogSumExp2:
+    """A sum of 2^score for each anchor, stored as `sum_exp2` times 2^peak; [anchors] or [parts, anchors]."""
 
     peak: Tensor
-    total: Tensor
+    sum_exp2: Tensor
 
-    def folded(self) -> LogSum:
+    def merge_parts(self) -> LogSumExp2:
+        """Returns the sum over all parts, [anchors]."""
         peak = self.peak.amax(0)
-        return LogSum(peak, (self.total * (self.peak - _finite(peak)).exp2()).sum(0))
+        return LogSumExp2(peak, (self.sum_exp2 * (self.peak - _finite(peak)).exp2()).sum(0))
 
-    def then(self, later: LogSum) -> LogSum:
-        return LogSum(torch.stack([self.peak, later.peak]), torch.stack([self.total, later.total])).folded()
+    def merge(self, later: LogSumExp2) -> LogSumExp2:
+        """Returns the sum over these and later candidates."""
+        peaks, sums = torch.stack([self.peak, later.peak]), torch.stack([self.sum_exp2, later.sum_exp2])
+        return LogSumExp2(peaks, sums).merge_parts()
 
     def rescaled(self, peak: Tensor) -> Tensor:
-        """The totals relative to another peak, float64."""
-        return self.total.double() * (self.peak - _finite(peak)).exp2()
+        """Returns the sums relative to another peak, float64."""
+        return self.sum_exp2.double() * (self.peak - _finite(peak)).exp2()
 
-    def over(self, ranks: Ranks) -> LogSum:
+    def reduce(self, ranks: Ranks) -> LogSumExp2:
+        """Returns the sum over all ranks. A collective of all ranks."""
         peak = self.peak.clone()
-        largest_over_(peak, ranks)
-        total = self.rescaled(peak)
-        add_over_(total, ranks)
-        return LogSum(peak, total.to(self.total.dtype))
+        all_reduce_max_(peak, ranks)
+        sum_exp2 = self.rescaled(peak)
+        all_reduce_sum_(sum_exp2, ranks)
+        return LogSumExp2(peak, sum_exp2.to(self.sum_exp2.dtype))
 
-    def value(self) -> Tensor:
-        """Base-2 logarithm, float64."""
-        return self.peak.double() + self.total.double().log2()
+    def log2(self) -> Tensor:
+        """Returns the base-2 logarithm of the sum, float64."""
+        return self.peak.double() + self.sum_exp2.double().log2()
 
-    def share(self, shift: Tensor, steep: Tensor) -> tuple[Tensor, Tensor]:
-        """(weight, peak) with weight times 2^(score - peak) a candidate's part; `peak` is `shift` unless `steep`."""
-        peak = torch.where(steep, self.peak, shift)
-        return (peak.double() - self.value()).exp2(), peak
+    def gradient_weight(self, shift: Tensor, running_max: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (weight, peak), so that weight times 2^(score - peak) is the softmax probability of a candidate.
+
+        `peak` is the common `shift`, or the anchor's own peak where `running_max` is set.
+        """
+        peak = torch.where(running_max, self.peak, shift)
+        return (peak.double() - self.log2()).exp2(), peak
 
 
 def _finite(peak: Tensor) -> Tensor:
-    # An anchor may have no candidate among the parts seen so far; 2^(-inf - -inf) would be NaN.
+    # An anchor may have no candidate in the parts so far; 2^(-inf - -inf) would be NaN.
     return peak.masked_fill(peak == float("-inf"), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
-    """Of each anchor, in base 2; [anchors], or [parts, anchors] before they are folded.
+class Base2Stats:
+    """Statistics of each anchor, in base 2; [anchors], or [parts, anchors] before parts are merged.
 
     Attributes:
         candidates: Sum of 2^score over the candidates.
-        positives: Sum over the positives of 2^score (`mil_nce`), or of the scores, float64.
-        count: How many positives.
-        best: Among all candidates.
+        positives: Over the positives, the sum of 2^score (`mil_nce`) or the sum of the scores, float64.
+        count: Number of positives.
+        best: The best of all candidates.
     """
 
-    candidates: LogSum
-    positives: LogSum | Tensor
+    candidates: LogSumExp2
+    positives: LogSumExp2 | Tensor
     count: Tensor
     best: Best
 
     @staticmethod
-    def of(parts: Tensor, *, sum_positives: bool) -> Stats:
-        """From the lines of a kernel, [lines, parts, anchors]."""
+    def from_fields(parts: Tensor, *, sum_positives: bool) -> Base2Stats:
+        """Returns the statistics in the fields that a kernel wrote, [fields, parts, anchors]."""
         positives = parts[statistics.POSITIVE.value].double()
-        return Stats(
-            candidates=LogSum(parts[statistics.PEAK.value], parts[statistics.TOTAL.value]),
-            positives=LogSum(parts[statistics.POSITIVE_PEAK.value], positives) if sum_positives else positives,
+        return Base2Stats(
+            candidates=LogSumExp2(parts[statistics.PEAK.value], parts[statistics.SUM_EXP2.value]),
+            positives=LogSumExp2(parts[statistics.POSITIVE_PEAK.value], positives) if sum_positives else positives,
             count=parts[statistics.COUNT.value],
-            best=Best(parts[statistics.BEST.value], parts[statistics.FOUND.value]),
+            best=Best(parts[statistics.BEST.value], parts[statistics.HIT.value]),
         )
 
-    def folded(self) -> Stats:
-        """Parts in their order."""
+    def merge_parts(self) -> Base2Stats:
+        """Returns the statistics over all parts, [anchors]."""
         positives = self.positives
-        summed = positives.folded() if isinstance(positives, LogSum) else positives.sum(0)
-        return Stats(self.candidates.folded(), summed, self.count.sum(0), self.best.folded())
+        merged = positives.merge_parts() if isinstance(positives, LogSumExp2) else positives.sum(0)
+        return Base2Stats(self.candidates.merge_parts(), merged, self.count.sum(0), self.best.merge_parts())
 
-    def then(self, later: Stats) -> Stats:
-        """With the sums over later candidates."""
-        if isinstance(self.positives, LogSum) and isinstance(later.positives, LogSum):
-            positives = self.positives.then(later.positives)
+    def merge(self, later: Base2Stats) -> Base2Stats:
+        """Returns the statistics over these and later candidates."""
+        if isinstance(self.positives, LogSumExp2) and isinstance(later.positives, LogSumExp2):
+            positives = self.positives.merge(later.positives)
         else:
             assert isinstance(self.positives, Tensor)
             assert isinstance(later.positives, Tensor)
             positives = self.positives + later.positives
-        return Stats(
-            self.candidates.then(later.candidates), positives, self.count + later.count, self.best.then(later.best)
-        )
+        candidates, best = self.candidates.merge(later.candidates), self.best.merge(later.best)
+        return Base2Stats(candidates, positives, self.count + later.count, best)
 
-    def over(self, ranks: Ranks) -> Stats:
-        """Columns once the rows of all ranks went by."""
+    def reduce(self, ranks: Ranks) -> Base2Stats:
+        """Returns the statistics of columns over the rows of all ranks. A collective of all ranks."""
         if ranks.size == 1:
             return self
-        if isinstance(self.positives, LogSum):
+        if isinstance(self.positives, LogSumExp2):
             count = self.count.clone()
-            add_over_(count, ranks)
-            best, positives = self.best.over(ranks), self.positives.over(ranks)
-            return Stats(self.candidates.over(ranks), positives, count, best)
-        # Together: a round trip costs more than what it carries.
+            all_reduce_sum_(count, ranks)
+            best, positives = self.best.reduce(ranks), self.positives.reduce(ranks)
+            return Base2Stats(self.candidates.reduce(ranks), positives, count, best)
+        # One all-reduce for several statistics: its latency costs more than its bytes.
         largest = torch.stack([self.candidates.peak, self.best.score])
-        largest_over_(largest, ranks)
+        all_reduce_max_(largest, ranks)
         peak, score = largest
         sums = torch.stack([self.candidates.rescaled(peak), self.positives, self.count.double()])
-        add_over_(sums, ranks)
-        total, positives, count = sums
-        candidates = LogSum(peak, total.to(self.candidates.total.dtype))
-        return Stats(candidates, positives, count.to(self.count.dtype), self.best.over(ranks, score))
+        all_reduce_sum_(sums, ranks)
+        sum_exp2, positives, count = sums
+        candidates = LogSumExp2(peak, sum_exp2.to(self.candidates.sum_exp2.dtype))
+        return Base2Stats(candidates, positives, count.to(self.count.dtype), self.best.reduce(ranks, score))
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Stats:
-        """Each tensor changed alike."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> Base2Stats:
+        """Returns the statistics with `change` applied to each tensor."""
         positives = self.positives
-        if isinstance(positives, LogSum):
-            positives = LogSum(change(positives.peak), change(positives.total))
+        if isinstance(positives, LogSumExp2):
+            positives = LogSumExp2(change(positives.peak), change(positives.sum_exp2))
         else:
             positives = change(positives)
-        return Stats(
-            LogSum(change(self.candidates.peak), change(self.candidates.total)),
+        return Base2Stats(
+            LogSumExp2(change(self.candidates.peak), change(self.candidates.sum_exp2)),
             positives,
             change(self.count),
-            Best(change(self.best.score), change(self.best.found)),
+            Best(change(self.best.score), change(self.best.hit)),
         )
 
     def tensors(self) -> list[Tensor]:
-        """In the order of `mapped`."""
+        """Returns all tensors, in the order in which `map` visits them."""
         found: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:
             found.append(tensor)
             return tensor
 
-        self.mapped(keep)
+        self.map(keep)
         return found
 
-    def part(self, part: slice) -> Stats:
-        return self.mapped(lambda tensor: tensor[part])
+    def part(self, part: slice) -> Base2Stats:
+        """Returns the statistics of some of the anchors."""
+        return self.map(lambda tensor: tensor[part])
 
     def losses(self) -> Tensor:
-        """Of each anchor, float64."""
-        attraction = self.positives.value() if isinstance(self.positives, LogSum) else self.positives / self.count
-        return (self.candidates.value() - attraction) * LN_2
+        """Returns the loss of each anchor, float64, as a natural logarithm."""
+        positive = self.positives.log2() if isinstance(self.positives, LogSumExp2) else self.positives / self.count
+        return (self.candidates.log2() - positive) * LN_2
 
-    def shares(self, shift: Tensor, steep: Tensor) -> Tensor:
-        """The lines that the gradient kernel reads, float32 [lines, anchors]."""
-        shares = self.count.new_zeros(gradient.LINES, len(self.count))
-        shares[gradient.WEIGHT.value], shares[gradient.PEAK.value] = self.candidates.share(shift, steep)
-        if isinstance(self.positives, LogSum):
-            weight, peak = self.positives.share(shift, steep)
-            shares[gradient.POSITIVE_WEIGHT.value], shares[gradient.POSITIVE_PEAK.value] = weight, peak
+    def gradient_weights(self, shift: Tensor, running_max: Tensor) -> Tensor:
+        """Returns the fields that `gradient_kernel` reads, float32 [fields, anchors]."""
+        weights = self.count.new_zeros(gradient.N_FIELDS, len(self.count))
+        weights[gradient.WEIGHT.value], weights[gradient.PEAK.value] = self.candidates.gradient_weight(
+            shift, running_max
+        )
+        if isinstance(self.positives, LogSumExp2):
+            weight, peak = self.positives.gradient_weight(shift, running_max)
+            weights[gradient.POSITIVE_WEIGHT.value], weights[gradient.POSITIVE_PEAK.value] = weight, peak
         else:
-            shares[gradient.POSITIVE_WEIGHT.value] = 1.0 / self.count
-        return shares
+            weights[gradient.POSITIVE_WEIGHT.value] = 1.0 / self.count
+        return weights
 
 
-def joined(parts: list[Stats]) -> Stats:
-    """The anchors of all parts, in order."""
+def concatenate(parts: list[Base2Stats]) -> Base2Stats:
+    """Returns the statistics of the anchors of all parts, in order."""
     whole = iter([torch.cat(tensors) for tensors in zip(*[part.tensors() for part in parts], strict=True)])
-    return parts[0].mapped(lambda _: next(whole))
+    return parts[0].map(lambda _: next(whole))

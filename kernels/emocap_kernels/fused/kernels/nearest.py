@@ -1,23 +1,26 @@
-"""The most similar candidates of every anchor: a list in registers while the candidates go by."""
+"""Finds the most similar candidates of every anchor. The list of an anchor stays in registers."""
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from emocap_kernels.fused.kernels.tiles import VARYING, cosines
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines
+
+# Axes:  R anchors of a tile   C candidates of a tile   K most similar candidates   D embedding   T strips
+#        b* size of a tile along *   n* how many there are
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def nearest_kernel(
-    left_desc,
-    right_desc,
-    second_left_desc,
-    second_right_desc,
-    values_ptr,
-    indices_ptr,
+    left_desc_RD,
+    right_desc_CD,
+    second_left_desc_RD,
+    second_right_desc_CD,
+    values_ptr_TRK,
+    indices_ptr_TRK,
     threshold,
     first,
     bottom,
@@ -27,17 +30,28 @@ def nearest_kernel(
     second_nD,
     TOP_K: tl.constexpr,
     bK: tl.constexpr,
-    TWO: tl.constexpr,
+    TWO_SIMILARITIES: tl.constexpr,
     bR: tl.constexpr,
     bC: tl.constexpr,
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """The nearest of each row among a strip of columns, its own one not counted.
+    """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is no candidate.
 
-    Writes to [strips, rows, bK]: similarities in descending order, of equal ones the lower index first; -inf and -1
-    where there are fewer than `TOP_K` that reach the threshold.
+    Program (i, j) takes anchors [i bR, (i + 1) bR) and candidates [j strip, (j + 1) strip). It computes one tile of
+    similarities after the other, the smaller of two with TWO_SIMILARITIES, and inserts better candidates into a sorted
+    list in registers. At the end it writes the list to slot j.
+
+    Reads:
+        left_desc_RD, right_desc_CD: Vectors of anchors and candidates; `second_*` those of the second similarity.
+    Writes:
+        values_ptr_TRK: float32 [strips, bottom, bK], similarities in descending order; of equal ones the lower index
+            comes first. -inf where fewer than TOP_K reach the threshold.
+        indices_ptr_TRK: int32 [strips, bottom, bK], the candidates; -1 where there is none.
+
+    `first` is the candidate that is the own pair of anchor 0. `bottom` and `right` are the numbers of anchors and of
+    candidates.
     """
     row = tl.program_id(0) * bR
     row_R = row + tl.arange(0, bR)
@@ -47,21 +61,21 @@ def nearest_kernel(
     index_RK = tl.full([bR, bK], -1, tl.int32)
     begin = tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
-        similarity_RC = cosines(left_desc, right_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
-        if TWO:
+        similarity_RC = cosines(left_desc_RD, right_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
+        if TWO_SIMILARITIES:
             second_RC = cosines(
-                second_left_desc, second_right_desc, row, column, second_nD, bR, bC, bD, PRECISION, WIDEN
+                second_left_desc_RD, second_right_desc_CD, row, column, second_nD, bR, bC, bD, PRECISION, WIDEN
             )
             similarity_RC = tl.minimum(similarity_RC, second_RC)
         column_C = column + tl.arange(0, bC)
         candidate_RC = (first + row_R[:, None] != column_C[None, :]) & (column_C < right)[None, :]
         similarity_RC = tl.where(candidate_RC & (similarity_RC >= threshold), similarity_RC, float("-inf"))
-        # As long as any row has a candidate above its last one, one candidate of each such row is taken in.
+        # While any row has a candidate above the last of its list, each such row inserts its best candidate.
         last_R = tl.min(tl.where(slot_K[None, :] == TOP_K - 1, value_RK, float("inf")), 1)
         best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
         while tl.max((best_R > last_R).to(tl.int32), 0) > 0:
             better_R = best_R > last_R
-            # Behind all that are as near: those came earlier, so their index is lower.
+            # It goes after all that are as similar: those were inserted earlier, so their index is lower.
             ahead_RK = value_RK >= best_R[:, None]
             rank_R = tl.sum(ahead_RK.to(tl.int32), 1)
             before_RK = tl.broadcast_to(tl.maximum(slot_K - 1, 0)[None, :], [bR, bK])
@@ -78,5 +92,5 @@ def nearest_kernel(
             best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
     place_RK = (tl.program_id(1).to(tl.int64) * bottom + row_R[:, None]) * bK + slot_K[None, :]
     kept_RK = inside_R[:, None] & (slot_K < TOP_K)[None, :]
-    tl.store(values_ptr + place_RK, value_RK, mask=kept_RK)
-    tl.store(indices_ptr + place_RK, index_RK, mask=kept_RK)
+    tl.store(values_ptr_TRK + place_RK, value_RK, mask=kept_RK)
+    tl.store(indices_ptr_TRK + place_RK, index_RK, mask=kept_RK)

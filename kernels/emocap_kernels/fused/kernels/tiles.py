@@ -1,24 +1,25 @@
-"""What kernels of both losses do with a tile: its product, and where its statistics go."""
+"""Operations of the kernels of both losses on a tile: its product, and the storage of its statistics."""
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Dimension key:  R rows of a tile   C its columns   D embedding   b* size of one tile along *   n* how many there are
+# Axes:  R rows of a tile   C columns of a tile   D embedding   F statistics   T slots   N anchors of one side
+#        b* size of a tile along *   n* how many there are
 
-# Numbers that change from launch to launch: compiling a kernel anew for each that happens to be 1 or a multiple of 16
-# would cost seconds in the middle of training.
-VARYING = [
+# Arguments that change from launch to launch. Triton would compile a kernel again for each value that is 1 or a
+# multiple of 16, which costs seconds in the middle of training.
+NOT_SPECIALIZED = [
     "first",
     "top",
     "bottom",
     "left",
     "right",
     "strip",
-    "marks",
+    "bits",
     "row_slot",
     "n_row_slots",
     "row_pitch",
@@ -31,8 +32,8 @@ VARYING = [
 
 @triton.jit
 def cosines(
-    left_desc,
-    right_desc,
+    left_desc_RD,
+    right_desc_CD,
     row,
     column,
     nD,
@@ -42,11 +43,15 @@ def cosines(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Products of `bR` rows of the left side and `bC` of the right one, float32; 0 beyond the end of either."""
+    """Returns the products of `bR` rows of the left side and `bC` of the right one, float32 [bR, bC].
+
+    The tile copies fill rows beyond the end with zeros, so products there are 0. Products are added along D in a fixed
+    order: the same tile is equal to the bit in every kernel.
+    """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):
-        left_RD = left_desc.load([row, d])
-        right_CD = right_desc.load([column, d])
+        left_RD = left_desc_RD.load([row, d])
+        right_CD = right_desc_CD.load([column, d])
         if WIDEN:
             left_RD = left_RD.to(tl.float32)
             right_CD = right_CD.to(tl.float32)
@@ -55,7 +60,7 @@ def cosines(
 
 
 @triton.jit
-def put(parts_ptr, stat: tl.constexpr, slot, n_slots, pitch, place, value, inside):
-    """Into parts[stat, slot, place]."""
-    line = tl.cast(slot, tl.int64) + stat * n_slots
-    tl.store(parts_ptr + line * pitch + place, value, mask=inside)
+def store_part(parts_ptr_FTN, field: tl.constexpr, slot, n_slots, pitch, index_N, value_N, inside_N):
+    """Writes `value_N` to parts[field, slot, index_N] where `inside_N`; `pitch` is the length of the last axis."""
+    line = tl.cast(slot, tl.int64) + field * n_slots
+    tl.store(parts_ptr_FTN + line * pitch + index_N, value_N, mask=inside_N)

@@ -1,16 +1,16 @@
-r"""The local loss by fused kernels: every image's patches against every sentence, and no patch-sentence matrix.
+r"""The local loss by fused kernels: every image's patches against every sentence, without a patch-sentence matrix.
 
-1. *Pooling* (`kernels/pooling.py`): the similarities of a sentence with all patches of an image lie in registers, are
-   weighed, and leave one score. Scores of some images with a block of sentences are all that reaches memory.
-2. *Sums*: the losses need sums over the scores and their positives, in both directions; a score stands for hundreds of
+1. *Pooling* (`kernels/pooling.py`): the similarities of a sentence with all patches of an image stay in registers, are
+   weighted, and give one score. Only the scores of some images with a block of sentences are written to memory.
+2. *Sums*: the losses need sums over the scores and their positives, in both directions. One score costs hundreds of
    products, so these sums are plain tensor operations, the same that `chunked` uses.
-3. *Gradient*: similarities are made again in registers, the gradient of a score follows from the sums of its anchors
-   and from a byte of marks, and what is left for each patch and sentence goes to a bounded chunk \(H\). Two products of
-   the library carry it on: \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
+3. *Gradient*: similarities are computed again in registers. The gradient of a score follows from the statistics of its
+   anchors and from a byte of the mask. The gradients of the similarities are written to a chunk \(H\) of bounded size.
+   Two products of the library propagate it: \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
-With b images of P patches and N sentences of width D that is 8 b P N D floating point operations, the least of which
-nothing is stored; 10 where an image has more patches than registers hold.
+With b images of P patches and N sentences of width D this costs 8 b P N D floating-point operations, the least if
+nothing is stored, and 10 b P N D if an image has more patches than registers hold.
 """
 
 from __future__ import annotations
@@ -25,256 +25,278 @@ from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emocap_kernels.blocks import ceil_div
-from emocap_kernels.distributed.columns import Sums
-from emocap_kernels.fused.descriptors import ALIGNMENT, aligned, tiled
-from emocap_kernels.fused.launch import launch
+from emocap_kernels.distributed.columns import ColumnReduceScatter
+from emocap_kernels.fused.launch import ALIGNMENT_BYTES, aligned, launch, tile_descriptor
+from emocap_kernels.matmul import addmm_, matmul, similarity_storage_scale
 from emocap_kernels.precision import full_precision
-from emocap_kernels.products import add_product_, product, similarity_gain
-from emocap_kernels.region.fused.kernels.pooling import LOG2_E, carry_kernel, pool_kernel
-from emocap_kernels.region.fused.marks import KernelComparison, packed
-from emocap_kernels.region.fused.shapes import (
-    RegionShape,
+from emocap_kernels.region.batch import RegionBatch, SentenceBlock
+from emocap_kernels.region.fused.kernels.pooling import LOG2_E, pool_backward_kernel, pool_kernel
+from emocap_kernels.region.fused.positives import KernelComparison, mask_bytes
+from emocap_kernels.region.fused.tiling import (
+    RegionTileConfig,
     gradient_chunks,
     image_strips,
-    region_shape,
+    region_tile_config,
     score_chunks,
 )
-from emocap_kernels.region.outcome import Weights, means, outcome, weights_of
+from emocap_kernels.region.means import AnchorWeights, loss_means
 from emocap_kernels.region.positives import RegionPositives
-from emocap_kernels.region.problem import Block, RegionProblem
 from emocap_kernels.result import LossResult
-from emocap_kernels.softmax import RunningBoth, Shares
-from emocap_kernels.transforms import first_order
+from emocap_kernels.softmax import GradientWeights, RunningScoreStats
+from emocap_kernels.transforms import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
-    """How one rank walks over its problem."""
+class _KernelPlan:
+    """The batch of one rank, and the settings with which kernels compute it."""
 
-    problem: RegionProblem
+    batch: RegionBatch
     positives: RegionPositives
-    shape: RegionShape
-    weights: Weights
+    tile: RegionTileConfig
+    weights: AnchorWeights
 
     @property
     def slope(self) -> float:
-        return self.problem.sharpness * LOG2_E.value
+        """Sharpness in base 2."""
+        return self.batch.sharpness * LOG2_E.value
 
-    def patch_tiles(self, patches: Tensor) -> list[TensorDescriptor | None]:
-        """Of some images, [images, patches, width]: a tile for each piece."""
+    def patch_descriptors(self, patches: Tensor) -> list[TensorDescriptor | None]:
+        """Returns a descriptor for each piece of the patches of some images, [images, patches, width]."""
         flat = aligned(patches.flatten(0, 1))
-        return [tiled(flat, size, self.shape.depth) if size > 1 else None for size in self.shape.pieces]
+        return [tile_descriptor(flat, size, self.tile.depth) if size > 1 else None for size in self.tile.pieces]
 
-    def sentence_tiles(self, sentences: Tensor) -> TensorDescriptor:
-        return tiled(aligned(sentences), self.shape.sentences, self.shape.depth)
+    def sentence_descriptor(self, sentences: Tensor) -> TensorDescriptor:
+        return tile_descriptor(aligned(sentences), self.tile.sentences, self.tile.depth)
 
     def options(self) -> dict[str, int | str | bool]:
+        """Returns the options of both kernels."""
         return {
-            "nP": self.problem.patches.shape[1],
-            "MASKED": self.problem.patch_mask is not None,
-            **self.shape.options(),
+            "nP": self.batch.patches.shape[1],
+            "MASKED": self.batch.patch_mask is not None,
+            **self.tile.options(),
         }
 
     def kept(self, images: slice) -> Tensor | None:
-        kept = self.problem.kept(images)
+        """Returns the patch mask of the local `images` as uint8, or None if all patches are kept."""
+        kept = self.batch.kept(images)
         return None if kept is None else kept.to(torch.uint8).contiguous()
 
 
-def evaluate(problem: RegionProblem) -> LossResult:
-    """The loss of a problem whose rank holds any of the images, in float32 or a half precision."""
-    # Triton launches on the current device, which need not be that of the inputs.
-    with torch.cuda.device_of(problem.patches):
+def evaluate(batch: RegionBatch) -> LossResult:
+    """Returns the loss of a batch of which this rank holds any number of images. A collective of all ranks.
+
+    Args:
+        batch: Vectors in float32 or a half precision.
+    """
+    # Triton starts kernels on the current device, which need not be that of the inputs.
+    with torch.cuda.device_of(batch.patches):
         with torch.no_grad():
-            _, patches, _ = problem.patches.shape
-            shape = region_shape(patches, problem.patches.dtype, problem.patches.device)
-            positives = RegionPositives.of(problem, KernelComparison.of(problem))
-            walk = _Walk(problem, positives, shape, weights_of(problem))
-        loss, seen = _RegionNCE.apply(problem.patches, problem.sentences, problem.scale, walk)  # pyright: ignore[reportGeneralTypeIssues]
-        return outcome(loss, seen)
+            _, patches, _ = batch.patches.shape
+            tile = region_tile_config(patches, batch.patches.dtype, batch.patches.device)
+            positives = RegionPositives.of(batch, KernelComparison.of(batch))
+            plan = _KernelPlan(batch, positives, tile, AnchorWeights.of(batch))
+        loss, means = _RegionNCE.apply(batch.patches, batch.sentences, batch.scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
+        return LossResult.from_means(loss, means)
 
 
 class _RegionNCE(Function):
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, sentences: Tensor, scale: Tensor, walk: _Walk) -> tuple[Tensor, Tensor]:
-        # What autograd differentiates; the walk's problem holds it.
+    def forward(
+        ctx: Any, patches: Tensor, sentences: Tensor, scale: Tensor, plan: _KernelPlan
+    ) -> tuple[Tensor, Tensor]:
+        # These are the tensors that autograd differentiates. The batch holds them too.
         del patches, sentences
-        problem = walk.problem
-        both = _running(walk).over(problem.ranks)
-        lines = [_lines(each) for each in walk.weights.shares(both)]
-        left, vectors = problem.put_away()
-        ctx.walk = replace(walk, problem=left)
-        ctx.save_for_backward(scale, *lines, problem.owner, problem.patch_mask, *vectors)
-        seen = means(problem, both, walk.weights).to(scale.dtype)
-        ctx.mark_non_differentiable(seen)
-        return (seen[0] + seen[1]) / 2, seen
+        batch = plan.batch
+        stats = _running_stats(plan).reduce(batch.ranks)
+        weights = [_weight_fields(each) for each in plan.weights.gradient_weights(stats)]
+        packed, vectors = batch.pack()
+        ctx.plan = replace(plan, batch=packed)
+        ctx.save_for_backward(scale, *weights, batch.owner, batch.patch_mask, *vectors)
+        means = loss_means(batch, stats, plan.weights).to(scale.dtype)
+        ctx.mark_non_differentiable(means)
+        return (means[0] + means[1]) / 2, means
 
     @staticmethod
-    @first_order
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
-        scale, row_lines, column_lines, _, _, *vectors = ctx.saved_tensors
-        problem: RegionProblem = ctx.walk.problem.taken_out(vectors)
-        walk = replace(ctx.walk, problem=problem)
-        share = walk.weights.factor(grad_outputs[0], problem.ranks)
+        scale, row_weights, column_weights, _, _, *vectors = ctx.saved_tensors
+        batch: RegionBatch = ctx.plan.batch.unpack(vectors)
+        plan = replace(ctx.plan, batch=batch)
+        factor = plan.weights.gradient_factor(grad_outputs[0], batch.ranks)
         with full_precision(scale.device), torch.cuda.device_of(scale):
-            gradients = _Gradients(walk, (row_lines, column_lines), share * scale, ctx.needs_input_grad)
-            gradients.run()
-            by_patch, by_sentence = gradients.finished()
-        return by_patch, by_sentence, gradients.by_scale.to(scale.dtype) * share, None
+            sums = _GradientSums(plan, (row_weights, column_weights), factor * scale, ctx.needs_input_grad)
+            sums.run()
+            by_patch, by_sentence = sums.finished()
+        return by_patch, by_sentence, sums.by_scale.to(scale.dtype) * factor, None
 
 
-def _running(walk: _Walk) -> RunningBoth:
-    """Images of this rank and sentences of the whole batch, once all scores went by."""
-    problem = walk.problem
-    running = RunningBoth(problem.images.local, problem.lines.total, first=problem.images.first, like=problem.scale)
-    for block in problem.blocks():
-        for images in score_chunks(problem.images.local, len(block.sentences)):
-            score = _scores(walk, images, block)
-            running.add(score, walk.positives.targets(problem, images, block), images, block.columns)
+def _running_stats(plan: _KernelPlan) -> RunningScoreStats:
+    """Returns the statistics of local images and all sentences, after all scores of this rank. A collective."""
+    batch, images_of = plan.batch, plan.batch.image_partition
+    running = RunningScoreStats(
+        images_of.local, batch.sentence_partition.total, first=images_of.first, like=batch.scale
+    )
+    for block in batch.blocks():
+        for images in score_chunks(images_of.local, len(block.sentences)):
+            score = _scores(plan, images, block)
+            running.add(score, plan.positives.targets(batch, images, block), images, block.columns)
     return running
 
 
-def _scores(walk: _Walk, images: slice, block: Block) -> Tensor:
-    """float32 [images, sentences]."""
+def _scores(plan: _KernelPlan, images: slice, block: SentenceBlock) -> Tensor:
+    """Returns the scores of the local `images` with the sentences of `block`, float32 [images, sentences]."""
     height, width = images.stop - images.start, len(block.sentences)
     score = block.sentences.new_empty(height, width, dtype=torch.float32)
-    number, strip = image_strips(height, width, walk.shape)
+    number, strip = image_strips(height, width, plan.tile)
     launch(
         pool_kernel,
-        (ceil_div(width, walk.shape.sentences), number),
-        walk.sentence_tiles(block.sentences),
-        *walk.patch_tiles(walk.problem.patches[images]),
-        walk.kept(images),
-        walk.problem.scale.detach().float(),
+        (ceil_div(width, plan.tile.sentences), number),
+        plan.sentence_descriptor(block.sentences),
+        *plan.patch_descriptors(plan.batch.patches[images]),
+        plan.kept(images),
+        plan.batch.scale.detach().float(),
         score,
-        walk.slope,
+        plan.slope,
         height,
         width,
         strip,
         width,
         block.sentences.shape[1],
-        **walk.options(),
+        **plan.options(),
     )
     return score
 
 
-def _lines(shares: Shares) -> Tensor:
-    """The lines that the gradient kernel reads, float32 [lines, anchors]."""
-    return torch.stack([shares.peak, shares.softmax, shares.positive]).float()
+def _weight_fields(weights: GradientWeights) -> Tensor:
+    """Returns the fields that the gradient kernel reads, float32 [fields, anchors]."""
+    return torch.stack([weights.peak, weights.softmax, weights.positive]).float()
 
 
-class _Gradients:
-    """Gradients of one rank, while blocks of sentences go by."""
+class _GradientSums:
+    """The gradients of one rank, summed over blocks of sentences."""
 
-    def __init__(self, walk: _Walk, lines: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]) -> None:
-        """`factor` turns the sums of chunks into gradients of patches and sentences."""
-        problem = walk.problem
-        self._walk, self._problem, self._factor = walk, problem, factor
-        self._row_lines, self._column_lines = lines
-        self._dtype = problem.patches.dtype
-        self._gain = similarity_gain(self._dtype)
-        # Rows of a chunk begin on addresses that tile copies can reach.
-        self._pitch = problem.patches.shape[1] + -problem.patches.shape[1] % (ALIGNMENT // self._dtype.itemsize)
-        # With one block an image is through at once; with more its sums stay in float32.
-        at_once = len(problem.columns.route.legs) == 1
-        kind = self._dtype if at_once else torch.float32
-        self._at_once = at_once
-        self._by_patch = torch.zeros_like(problem.patches, dtype=kind) if needs[0] else None
-        like = problem.scale.new_empty(0, problem.patches.shape[2])
-        self._by_sentence = Sums(problem.columns, like, problem.sentences.dtype) if needs[1] else None
-        self._memory = problem.patches.new_empty(0)
+    def __init__(
+        self, plan: _KernelPlan, weights: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]
+    ) -> None:
+        """Begins with zeros.
+
+        Args:
+            plan: That of forward.
+            weights: Gradient weights of the local images and of all sentences, [fields, anchors] each.
+            factor: Turns the sums of chunks into the gradients of patches and sentences.
+            needs: Whether patches and sentences need a gradient.
+        """
+        batch = plan.batch
+        self._plan, self._batch, self._factor = plan, batch, factor
+        self._row_weights, self._column_weights = weights
+        self._dtype = batch.patches.dtype
+        self._stored_scale = similarity_storage_scale(self._dtype)
+        # The row of an image in a chunk must begin at an address that tile copies can reach.
+        patches = batch.patches.shape[1]
+        self._pitch = patches + -patches % (ALIGNMENT_BYTES // self._dtype.itemsize)
+        # With one block, the gradient of an image is complete at once. With several, its sums stay in float32.
+        self._one_block = len(batch.columns.plan.stages) == 1
+        kind = self._dtype if self._one_block else torch.float32
+        self._by_patch = torch.zeros_like(batch.patches, dtype=kind) if needs[0] else None
+        like = batch.scale.new_empty(0, batch.patches.shape[2])
+        self._by_sentence = ColumnReduceScatter(batch.columns, like, batch.sentences.dtype) if needs[1] else None
+        self._memory = batch.patches.new_empty(0)
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
-        for block in self._problem.blocks(self._by_sentence):
+        """Computes all chunks. A collective of all ranks."""
+        for block in self._batch.blocks(self._by_sentence):
             shape = block.sentences.shape
-            part = self._problem.scale.new_zeros(shape) if self._by_sentence is not None else None
+            part = self._batch.scale.new_zeros(shape) if self._by_sentence is not None else None
             pair_bytes = self._pitch * self._dtype.itemsize
-            images, columns = gradient_chunks(self._problem.images.local, len(block.sentences), pair_bytes)
+            images, columns = gradient_chunks(self._batch.image_partition.local, len(block.sentences), pair_bytes)
             for rows in images:
                 self._add(rows, columns, block, part)
             if self._by_sentence is not None and part is not None:
                 self._by_sentence.add(block.columns, part)
 
     def finished(self) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of patches and sentences in their own types; uses the sums up."""
+        """Returns the gradients of patches and sentences in their own types. The sums are overwritten."""
         by_patch = self._by_patch
-        if by_patch is not None and not self._at_once:
+        if by_patch is not None and not self._one_block:
             by_patch = by_patch.mul_(self._factor).to(self._dtype)
         if self._by_sentence is None:
             return by_patch, None
-        return by_patch, self._by_sentence.own().mul_(self._factor).to(self._problem.sentences.dtype)
+        return by_patch, self._by_sentence.result().mul_(self._factor).to(self._batch.sentences.dtype)
 
-    def _add(self, images: slice, columns: list[slice], block: Block, by_sentence: Tensor | None) -> None:
-        """Carries the gradients of some images with all sentences of `block` into both sides."""
-        problem = self._problem
-        patches = problem.patches[images]
-        marks = packed(self._walk.positives.targets(problem, images, block))
+    def _add(self, images: slice, columns: list[slice], block: SentenceBlock, by_sentence: Tensor | None) -> None:
+        """Adds the gradients of some images with all sentences of `block` to both sides."""
+        batch = self._batch
+        patches = batch.patches[images]
+        mask = mask_bytes(self._plan.positives.targets(batch, images, block))
         vectors = pad(patches, (0, 0, 0, self._pitch - patches.shape[1])).flatten(0, 1)
         by_patch: Tensor | None = None
         for part in columns:
             sentences = block.sentences[part]
-            gradient = self._chunk(
-                patches, images, sentences, slice(block.columns.start + part.start, None), marks[:, part]
-            )
+            first = slice(block.columns.start + part.start, None)
+            gradient = self._chunk(patches, images, sentences, first, mask[:, part])
             if by_sentence is not None:
-                add_product_(by_sentence[part], gradient, vectors, stored_times=self._gain)
+                addmm_(by_sentence[part], gradient, vectors, stored_scale=self._stored_scale)
             if self._by_patch is None:
                 continue
             if by_patch is None:
-                by_patch = product(gradient.T, sentences)
-                by_patch = by_patch.div_(self._gain) if self._gain != 1.0 else by_patch
+                by_patch = matmul(gradient.T, sentences)
+                by_patch = by_patch.div_(self._stored_scale) if self._stored_scale != 1.0 else by_patch
             else:
-                add_product_(by_patch, gradient.T, sentences, stored_times=self._gain)
+                addmm_(by_patch, gradient.T, sentences, stored_scale=self._stored_scale)
         if self._by_patch is not None and by_patch is not None:
             found = by_patch.view(len(patches), self._pitch, -1)[:, : patches.shape[1]]
-            if self._at_once:
+            if self._one_block:
                 self._by_patch[images] = found.mul_(self._factor).to(self._dtype)
             else:
                 self._by_patch[images] += found
 
-    def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, marks: Tensor) -> Tensor:
-        """`gain` times the gradients in the similarities over scale, [sentences, images * pitch]."""
-        walk, height, width = self._walk, len(patches), len(sentences)
-        shape = walk.shape
-        number, strip = image_strips(height, width, shape)
-        tiles = ceil_div(width, shape.sentences)
-        memory = self._room(width * height * self._pitch).view(width, height, self._pitch)
-        row_lines = self._row_lines[:, images].contiguous()
-        column_lines = self._column_lines[:, columns][:, :width].contiguous()
-        by_scale = row_lines.new_zeros(tiles * number)
+    def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, mask: Tensor) -> Tensor:
+        """Returns the stored gradients in the similarities over scale, [sentences, images * pitch].
+
+        Also adds the chunk's part of the gradient of the scale. The next chunk overwrites the result.
+        """
+        plan, height, width = self._plan, len(patches), len(sentences)
+        tile = plan.tile
+        number, strip = image_strips(height, width, tile)
+        tiles = ceil_div(width, tile.sentences)
+        memory = self._reserve(width * height * self._pitch).view(width, height, self._pitch)
+        row_weights = self._row_weights[:, images].contiguous()
+        column_weights = self._column_weights[:, columns][:, :width].contiguous()
+        by_scale = row_weights.new_zeros(tiles * number)
         launch(
-            carry_kernel,
+            pool_backward_kernel,
             (tiles, number),
-            walk.sentence_tiles(sentences),
-            *walk.patch_tiles(patches),
+            plan.sentence_descriptor(sentences),
+            *plan.patch_descriptors(patches),
             *[
-                TensorDescriptor.from_tensor(memory, [shape.sentences, 1, size]) if size > 1 else None
-                for size in shape.pieces
+                TensorDescriptor.from_tensor(memory, [tile.sentences, 1, size]) if size > 1 else None
+                for size in tile.pieces
             ],
-            walk.kept(images),
-            marks.contiguous(),
-            row_lines,
-            column_lines,
+            plan.kept(images),
+            mask.contiguous(),
+            row_weights,
+            column_weights,
             by_scale,
-            self._problem.scale.detach().float(),
-            walk.slope,
-            walk.problem.sharpness,
-            self._gain,
+            self._batch.scale.detach().float(),
+            plan.slope,
+            plan.batch.sharpness,
+            self._stored_scale,
             height,
             width,
             strip,
             height,
             width,
             sentences.shape[1],
-            **walk.options(),
+            **plan.options(),
         )
         self.by_scale += by_scale.double().sum()
         return memory.flatten(1)
 
-    def _room(self, numbers: int) -> Tensor:
-        """Memory of the chunk; each use overwrites the last."""
+    def _reserve(self, numbers: int) -> Tensor:
+        """Returns uninitialised memory for a chunk. Each use overwrites the one before it."""
         if self._memory.numel() < numbers:
             self._memory = self._memory.new_empty(numbers)
         return self._memory[:numbers]

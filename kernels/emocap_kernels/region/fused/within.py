@@ -1,4 +1,4 @@
-"""The local loss within one image by fused kernels: no vector travels, and every patch is read twice on either way."""
+"""The local loss within one image by fused kernels. No vector is sent, and each pass reads every patch twice."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from emocap_kernels.distributed.numbers import sum_over
-from emocap_kernels.distributed.ranks import Ranks, Span
+from emocap_kernels.distributed.ranks import Partition, Ranks
+from emocap_kernels.distributed.reductions import sum_over_ranks
 from emocap_kernels.fused.launch import launch
-from emocap_kernels.fused.shapes import INTERPRETED
+from emocap_kernels.fused.tiling import INTERPRETED
 from emocap_kernels.precision import product_dtype, scale_tensor
 from emocap_kernels.region.fused.kernels import within as kernels
-from emocap_kernels.region.inputs import Inputs
+from emocap_kernels.region.inputs import RegionInputs
 from emocap_kernels.result import Directions, LossResult
-from emocap_kernels.transforms import first_order
+from emocap_kernels.transforms import once_differentiable
 
-# Own sentences of an image that are taken together, and the width of a strip of vectors: a sector of memory, and little
-# enough for the gradients of 256 patches to lie beside their similarities in registers.
+# Own sentences of an image that are taken together, and the width of the pieces in which vectors are loaded. The width
+# is one sector of memory, and small enough that the gradients of 256 patches fit into registers together with their
+# similarities.
 SENTENCES, DEPTH = 16, 16
-# As torch's `normalize`.
-LEAST_NORM = 1e-12
+# The default of `torch.nn.functional.normalize`.
+MIN_NORM = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What forward and backward share.
+class _WithinPlan:
+    """Holds what forward and backward share.
 
     Attributes:
-        kept: uint8 [images, patches] or None.
-        starts: Where the sentences of each image begin, int32 [images + 1].
-        weight: Of each sentence in the mean over the sentences of an image, then over images that own any.
-        ranks: Who holds the others.
+        kept: uint8 [images, patches], 1 for patches that are kept; None keeps all.
+        starts: int32 [images + 1], where the sentences of each image begin.
+        weight: [sentences], the weight of each in the mean over the sentences of an image, then over images.
+        ranks: The ranks of the batch.
     """
 
     kept: Tensor | None
@@ -42,39 +43,44 @@ class _Plan:
     weight: Tensor
     ranks: Ranks
 
+    @staticmethod
+    def of(inputs: RegionInputs, owner: Tensor, images: Partition, ranks: Ranks) -> _WithinPlan:
+        """Prepares the pass; `owner` is sorted. A collective, because images that own sentences are counted."""
+        edges = torch.arange(images.local + 1, device=owner.device)
+        starts = torch.searchsorted(owner, edges)
+        counts = starts.diff()
+        anchors = sum_over_ranks((counts > 0).sum().double(), ranks)
+        weight = 1.0 / (counts[owner] * anchors)
+        kept = None if inputs.patch_mask is None else inputs.patch_mask.to(torch.uint8).contiguous()
+        return _WithinPlan(kept, starts.int(), weight, ranks)
 
-def evaluate(inputs: Inputs, images: Span, lines: Span, ranks: Ranks) -> LossResult:
-    """The loss of this rank's images and their own sentences, in float32 or a half precision."""
+
+def evaluate(
+    inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
+) -> LossResult:
+    """Returns the loss within images, for vectors in float32 or a half precision. A collective of all ranks."""
     patches, order = inputs.patches, inputs.owner.sort(stable=True)
     if inputs.patch_mask is not None:
-        # Whatever lies in a patch that is not kept, NaN included, must not reach a product.
+        # What lies in a patch that is not kept, NaN included, must not enter a product.
         patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     dtype = product_dtype(patches, inputs.sentences)
     sentences = inputs.sentences.to(dtype)[order.indices].contiguous()
     scale = scale_tensor(inputs.scale, patches, torch.float32)
     with torch.cuda.device_of(patches):
         with torch.no_grad():
-            plan = _planned(inputs, order.values, images, ranks)
-        loss, seen = _Within.apply(patches.to(dtype).contiguous(), sentences, scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
-    image_to_text, text_to_image, by_image, by_text = seen.unbind()
-    recall = Directions(by_image / lines.total, by_text / lines.total)
+            plan = _WithinPlan.of(inputs, order.values, image_partition, ranks)
+        loss, sums = _Within.apply(patches.to(dtype).contiguous(), sentences, scale, plan)  # pyright: ignore[reportGeneralTypeIssues]
+    image_to_text, text_to_image, image_hits, text_hits = sums.unbind()
+    recall = Directions(image_hits / sentence_partition.total, text_hits / sentence_partition.total)
     return LossResult(loss, image_to_text, text_to_image, torch.ones_like(image_to_text), recall)
-
-
-def _planned(inputs: Inputs, owner: Tensor, images: Span, ranks: Ranks) -> _Plan:
-    edges = torch.arange(images.local + 1, device=owner.device)
-    starts = torch.searchsorted(owner, edges)
-    counts = starts.diff()
-    anchors = sum_over((counts > 0).sum().double(), ranks)
-    weight = 1.0 / (counts[owner] * anchors)
-    kept = None if inputs.patch_mask is None else inputs.patch_mask.to(torch.uint8).contiguous()
-    return _Plan(kept, starts.int(), weight, ranks)
 
 
 class _Within(Function):
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, sentences: Tensor, scale: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-        number, (images, of_image, width) = len(sentences), patches.shape
+    def forward(
+        ctx: Any, patches: Tensor, sentences: Tensor, scale: Tensor, plan: _WithinPlan
+    ) -> tuple[Tensor, Tensor]:
+        number, (images, patches_of_image, width) = len(sentences), patches.shape
         pooled = sentences.new_empty(number, width, dtype=torch.float32)
         launch(
             kernels.pool_kernel,
@@ -84,56 +90,61 @@ class _Within(Function):
             sentences,
             plan.starts,
             pooled,
-            of_image,
+            patches_of_image,
             width,
             **patch_options(patches, masked=plan.kept is not None),
             **options(patches.dtype),
         )
         norm = pooled.norm(dim=1, keepdim=True)
-        unit = pooled / norm.clamp(min=LEAST_NORM)
-        lines = pooled.new_empty(kernels.LINES, number)
+        unit = pooled / norm.clamp(min=MIN_NORM)
+        fields = pooled.new_empty(kernels.N_FIELDS, number)
         launch(
-            kernels.contrast_kernel,
+            kernels.loss_kernel,
             (images,),
             unit,
             sentences,
             plan.starts,
             scale,
-            lines,
+            fields,
             number,
             width,
             **options(patches.dtype),
         )
         ctx.plan = plan
-        ctx.save_for_backward(patches, sentences, scale, unit, norm, lines, plan.kept)
-        of_sentence = lines[: kernels.IMAGE_LOG_SUM.value].double()
-        sums = torch.cat([(of_sentence[:2] * plan.weight).sum(1), of_sentence[2:].sum(1)])
-        seen = sum_over(sums, plan.ranks).float()
-        ctx.mark_non_differentiable(seen)
-        return (seen[0] + seen[1]) / 2, seen
+        ctx.save_for_backward(patches, sentences, scale, unit, norm, fields, plan.kept)
+        of_sentence = fields[: kernels.IMAGE_LOG_SUM.value].double()
+        local_sums = torch.cat([(of_sentence[:2] * plan.weight).sum(1), of_sentence[2:].sum(1)])
+        sums = sum_over_ranks(local_sums, plan.ranks).float()
+        ctx.mark_non_differentiable(sums)
+        return (sums[0] + sums[1]) / 2, sums
 
     @staticmethod
-    @first_order
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        patches, sentences, scale, unit, norm, lines, _ = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        patches, sentences, scale, unit, norm, fields, _ = ctx.saved_tensors
+        plan: _WithinPlan = ctx.plan
         # Each rank returns its part of the global gradient; a mean over ranks must give the sum of the parts.
         weight = (plan.weight.float() * grad_outputs[0] * (plan.ranks.size / 2))[:, None]
         with torch.cuda.device_of(patches):
-            by_unit, by_sentence, by_scale = _by_scores(unit, sentences, scale, lines, plan)
+            by_unit, by_sentence, by_scale = _score_gradients(unit, sentences, scale, fields, plan)
             by_unit, by_sentence = by_unit * (weight * scale), by_sentence * (weight * scale)
+            # Through the normalisation of the pooled vectors.
             by_pooled = by_unit - unit * (unit * by_unit).sum(1, keepdim=True)
-            by_pooled = torch.where(norm > LEAST_NORM, by_pooled / norm, 0.0)
-            by_patch = _carried(patches, sentences, by_pooled, by_sentence, plan)
+            by_pooled = torch.where(norm > MIN_NORM, by_pooled / norm, 0.0)
+            by_patch = _pool_backward(patches, sentences, by_pooled, by_sentence, plan)
         return by_patch, by_sentence.to(sentences.dtype), (by_scale.double() * weight[:, 0]).sum().float(), None
 
 
-def _by_scores(
-    unit: Tensor, sentences: Tensor, scale: Tensor, lines: Tensor, plan: _Plan
+def _score_gradients(
+    unit: Tensor, sentences: Tensor, scale: Tensor, fields: Tensor, plan: _WithinPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the sum of all losses: in unit pooled vectors / scale, in sentences / scale, and each sentence's in scale."""
+    """Returns the gradients of the sum of all losses through the scores.
+
+    They are those in the unit pooled vectors / scale, in the sentences / scale, and in the scale, one number for each
+    sentence.
+    """
     by_unit, by_sentence = torch.empty_like(unit), torch.empty_like(unit)
     by_scale = unit.new_empty(len(unit))
     launch(
@@ -143,7 +154,7 @@ def _by_scores(
         sentences,
         plan.starts,
         scale,
-        lines,
+        fields,
         by_unit,
         by_sentence,
         by_scale,
@@ -154,12 +165,14 @@ def _by_scores(
     return by_unit, by_sentence, by_scale
 
 
-def _carried(patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence: Tensor, plan: _Plan) -> Tensor:
-    """The gradient in the patches; that in the sentences is added to `by_sentence`."""
-    images, of_image, width = patches.shape
+def _pool_backward(
+    patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence: Tensor, plan: _WithinPlan
+) -> Tensor:
+    """Returns the gradient in the patches, and adds that in the sentences to `by_sentence`."""
+    images, patches_of_image, width = patches.shape
     by_patch = torch.empty_like(patches)
     launch(
-        kernels.carry_kernel,
+        kernels.pool_backward_kernel,
         (images,),
         patches,
         plan.kept,
@@ -168,7 +181,7 @@ def _carried(patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence:
         by_pooled,
         by_patch,
         by_sentence,
-        of_image,
+        patches_of_image,
         width,
         **patch_options(patches, masked=plan.kept is not None),
         **options(patches.dtype),
@@ -177,14 +190,14 @@ def _carried(patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence:
 
 
 def patch_options(patches: Tensor, *, masked: bool) -> dict[str, int | bool]:
-    """Of kernels that read patches: all patches of an image lie in one tile."""
+    """Returns the options of kernels that read patches. All patches of an image form one tile."""
     together = max(16, 1 << (patches.shape[1] - 1).bit_length())
     return {"bP": together, "MASKED": masked, "WIDEN": INTERPRETED}
 
 
 def options(dtype: torch.dtype) -> dict[str, int | str]:
-    """Of all kernels here, for vectors of `dtype`."""
-    # Halves are widened exactly; what they are multiplied with needs no more digits than tf32 has.
+    """Returns the options of all kernels here, for vectors of `dtype`."""
+    # Converting a half is exact, and the other factors of its products need no more digits than tf32 has.
     precision = "tf32x3" if dtype == torch.float32 else "tf32"
     compiled = {} if INTERPRETED else {"num_warps": 8, "num_stages": 2}
     return {"bK": SENTENCES, "bD": DEPTH, "PRECISION": precision, **compiled}

@@ -1,15 +1,15 @@
-r"""The gradient of the scores, a tile made again from the embeddings and the sums of its anchors.
+r"""The gradient of the scores. Each tile is computed again from the embeddings and the statistics of its anchors.
 
 \[ G_{ij} = \frac{E_{ij}}{\sum_k E_{ik}} + \frac{E_{ij}}{\sum_k E_{kj}}
           - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
 
-is 2B times the gradient of the loss in \(S_{ij}\), with no power of the scale in it and every entry in [-2, 2]: it fits
-a half-precision chunk, whose products with the embeddings are matrix products for the library. What a half would round
-away is summed here in float32: \(\sum G_{ij} \langle v_i, u_j \rangle\), the gradient of the scale. In `mil_nce` the
-last two terms are shares of a sum over positives, of the same form as the first two.
+is 2B times the gradient of the loss in \(S_{ij}\). It contains no power of the scale, and every entry lies in [-2, 2].
+Therefore it fits into a half-precision chunk, whose products with the embeddings are matrix products of the library.
+The gradient of the scale, \(\sum G_{ij} \langle v_i, u_j \rangle\), would lose too much to that rounding and is summed
+here in float32. In `mil_nce` the last two terms are shares of a sum over positives, of the same form as the first two.
 """
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
@@ -17,43 +17,49 @@ import triton
 import triton.language as tl
 
 from emocap_kernels.contrastive.fused.kernels.tiles import RULE_NONE, mined_pairs
-from emocap_kernels.fused.kernels.tiles import VARYING, cosines
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines
 
-# Lines of the shares of an anchor: a candidate gets WEIGHT times 2^(score - PEAK) of it, and PEAK is the common shift
-# where that fits. Then the same for a positive; in infonce a positive gets POSITIVE_WEIGHT.
+# Axes:  R rows of a tile   C columns of a tile   D embedding   F fields   T programs   N anchors of one side
+#        b* size of a tile along *   n* how many there are
+
+# The gradient weights of an anchor. A candidate gets WEIGHT times 2^(score - PEAK), where PEAK is the common shift if
+# that fits. From a positive, infonce subtracts POSITIVE_WEIGHT, and mil_nce subtracts POSITIVE_WEIGHT times
+# 2^(score - POSITIVE_PEAK).
 WEIGHT = tl.constexpr(0)
 PEAK = tl.constexpr(1)
 POSITIVE_WEIGHT = tl.constexpr(2)
 POSITIVE_PEAK = tl.constexpr(3)
-LINES = 4
+N_FIELDS = 4
 
 
 @triton.jit
-def share(shares_ptr, line: tl.constexpr, pitch, place, inside):
-    """0, and so of no weight, beyond the end."""
-    return tl.load(shares_ptr + line * pitch + place, mask=inside, other=0.0)
+def load_weight(weights_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
+    """Returns one field of the weights of some anchors; 0 beyond the end, where an anchor must have no weight."""
+    return tl.load(weights_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
 @triton.jit
-def weighted(score_RC, peak, weight, part_RC):
-    """`weight` times 2^(score - peak) where a pair takes part, else 0."""
+def weighted_exp2(score_RC, peak, weight, part_RC):
+    """Returns `weight` times 2^(score - peak) where `part_RC` is set, else 0."""
     return tl.exp2(tl.where(part_RC, score_RC - peak, float("-inf"))) * weight
 
 
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["row_groups_ptr", "column_groups_ptr"])
+@triton.jit(
+    do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=["row_groups_ptr_R", "column_groups_ptr_C"]
+)
 def gradient_kernel(
-    image_desc,
-    text_desc,
-    gradient_desc,
+    image_desc_RD,
+    text_desc_CD,
+    gradient_desc_RC,
     slope_ptr,
     shift_ptr,
-    steep_ptr,
-    row_groups_ptr,
-    column_groups_ptr,
-    marks_desc,
-    row_shares_ptr,
-    column_shares_ptr,
-    scale_parts_ptr,
+    running_max_ptr,
+    row_groups_ptr_R,
+    column_groups_ptr_C,
+    mask_desc_RC,
+    row_weights_ptr_FR,
+    column_weights_ptr_FC,
+    scale_parts_ptr_T,
     threshold,
     top,
     bottom,
@@ -63,42 +69,54 @@ def gradient_kernel(
     nD,
     row_pitch,
     column_pitch,
-    gain,
+    storage_scale,
     RULE: tl.constexpr,
     ATTRACT: tl.constexpr,
     SUM_POSITIVES: tl.constexpr,
-    STEEP: tl.constexpr,
+    RUNNING_MAX: tl.constexpr,
     bR: tl.constexpr,
     bC: tl.constexpr,
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """The chunk [top, bottom) x [left, right) of `gain` times G, and each program's part of the scale's gradient."""
-    if (tl.load(steep_ptr) != 0) != STEEP:
+    """Computes the chunk [top, bottom) x [left, right) of G, and its part of the gradient of the scale.
+
+    Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile. It
+    returns at once if the device chose the other variant (`running_max_ptr`).
+
+    Reads:
+        image_desc_RD, text_desc_CD: Embeddings.
+        row_weights_ptr_FR, column_weights_ptr_FC: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
+        mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
+    Writes:
+        gradient_desc_RC: `storage_scale` times G, in the type of the embeddings, tile by tile.
+        scale_parts_ptr_T: float32, one sum of G times cosine for each program, at the end.
+    """
+    if (tl.load(running_max_ptr) != 0) != RUNNING_MAX:
         return
     row = top + tl.program_id(0) * bR
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
-    group_R = tl.load(row_groups_ptr + row_R, mask=inside_R, other=-1)
+    group_R = tl.load(row_groups_ptr_R + row_R, mask=inside_R, other=-1)
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
-    weight_R = share(row_shares_ptr, WEIGHT, row_pitch, row_R, inside_R)
-    peak_R = share(row_shares_ptr, PEAK, row_pitch, row_R, inside_R)
-    positive_R = share(row_shares_ptr, POSITIVE_WEIGHT, row_pitch, row_R, inside_R)
-    positive_peak_R = share(row_shares_ptr, POSITIVE_PEAK, row_pitch, row_R, inside_R)
+    weight_R = load_weight(row_weights_ptr_FR, WEIGHT, row_pitch, row_R, inside_R)
+    peak_R = load_weight(row_weights_ptr_FR, PEAK, row_pitch, row_R, inside_R)
+    positive_R = load_weight(row_weights_ptr_FR, POSITIVE_WEIGHT, row_pitch, row_R, inside_R)
+    positive_peak_R = load_weight(row_weights_ptr_FR, POSITIVE_PEAK, row_pitch, row_R, inside_R)
     by_scale_R = tl.zeros([bR], tl.float32)
     begin = left + tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
-        cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
+        cosine_RC = cosines(image_desc_RD, text_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
-        group_C = tl.load(column_groups_ptr + column_C, mask=inside_C, other=-2)
-        positive_C = share(column_shares_ptr, POSITIVE_WEIGHT, column_pitch, column_C, inside_C)
+        group_C = tl.load(column_groups_ptr_C + column_C, mask=inside_C, other=-2)
+        positive_C = load_weight(column_weights_ptr_FC, POSITIVE_WEIGHT, column_pitch, column_C, inside_C)
         score_RC = cosine_RC * slope
 
         if RULE != RULE_NONE:
-            by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, marks_desc, row - top, column - left, RULE)
+            by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, mask_desc_RC, row - top, column - left, RULE)
             known_RC = group_R[:, None] == group_C[None, :]
             row_candidate_RC = known_RC | ~by_row_RC
             column_candidate_RC = known_RC | ~by_column_RC
@@ -109,27 +127,27 @@ def gradient_kernel(
                 by_row_RC = known_RC
                 by_column_RC = known_RC
 
-        weight_C = share(column_shares_ptr, WEIGHT, column_pitch, column_C, inside_C)
+        weight_C = load_weight(column_weights_ptr_FC, WEIGHT, column_pitch, column_C, inside_C)
         if RULE == RULE_NONE and SUM_POSITIVES:
             by_row_RC = group_R[:, None] == group_C[None, :]
             by_column_RC = by_row_RC
-        if STEEP:
-            peak_C = share(column_shares_ptr, PEAK, column_pitch, column_C, inside_C)
-            # Beyond the end a score of 0 may lie far above the peaks of those inside.
+        if RUNNING_MAX:
+            peak_C = load_weight(column_weights_ptr_FC, PEAK, column_pitch, column_C, inside_C)
+            # Beyond the end the score is 0, which may lie far above the peaks of real anchors.
             inside_RC = inside_R[:, None] & inside_C[None, :]
             row_part_RC = inside_RC
             column_part_RC = inside_RC
             if RULE != RULE_NONE and not ATTRACT:
                 row_part_RC = inside_RC & row_candidate_RC
                 column_part_RC = inside_RC & column_candidate_RC
-            gradient_RC = weighted(score_RC, peak_R[:, None], weight_R[:, None], row_part_RC)
-            gradient_RC += weighted(score_RC, peak_C[None, :], weight_C[None, :], column_part_RC)
+            gradient_RC = weighted_exp2(score_RC, peak_R[:, None], weight_R[:, None], row_part_RC)
+            gradient_RC += weighted_exp2(score_RC, peak_C[None, :], weight_C[None, :], column_part_RC)
             if SUM_POSITIVES:
-                positive_peak_C = share(column_shares_ptr, POSITIVE_PEAK, column_pitch, column_C, inside_C)
+                positive_peak_C = load_weight(column_weights_ptr_FC, POSITIVE_PEAK, column_pitch, column_C, inside_C)
                 row_part_RC = inside_RC & by_row_RC
                 column_part_RC = inside_RC & by_column_RC
-                gradient_RC -= weighted(score_RC, positive_peak_R[:, None], positive_R[:, None], row_part_RC)
-                gradient_RC -= weighted(score_RC, positive_peak_C[None, :], positive_C[None, :], column_part_RC)
+                gradient_RC -= weighted_exp2(score_RC, positive_peak_R[:, None], positive_R[:, None], row_part_RC)
+                gradient_RC -= weighted_exp2(score_RC, positive_peak_C[None, :], positive_C[None, :], column_part_RC)
         else:
             weight_RC = weight_R[:, None] + weight_C[None, :]
             if RULE != RULE_NONE and not ATTRACT:
@@ -145,10 +163,10 @@ def gradient_kernel(
                 gradient_RC -= tl.where(by_row_RC, positive_R[:, None], 0.0)
                 gradient_RC -= tl.where(by_column_RC, positive_C[None, :], 0.0)
             else:
-                # In every tile: a branch for those with a known pair would hold two tiles in registers.
+                # This runs in every tile: a branch for tiles with a known pair would hold two tiles in registers.
                 known_RC = group_R[:, None] == group_C[None, :]
                 gradient_RC -= tl.where(known_RC, positive_R[:, None] + positive_C[None, :], 0.0)
         by_scale_R += tl.sum(gradient_RC * cosine_RC, 1)
-        gradient_desc.store([row - top, column - left], (gradient_RC * gain).to(gradient_desc.dtype))
+        gradient_desc_RC.store([row - top, column - left], (gradient_RC * storage_scale).to(gradient_desc_RC.dtype))
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(scale_parts_ptr + program, tl.sum(by_scale_R, 0))
+    tl.store(scale_parts_ptr_T + program, tl.sum(by_scale_R, 0))

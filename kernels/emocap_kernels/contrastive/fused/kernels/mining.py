@@ -1,49 +1,60 @@
-"""Mined pairs of a rule that reads other similarities than the scores: marks of a chunk.
+"""The mask of mined pairs, for a threshold on other similarities than the scores.
 
-A mark is a byte of a bounded chunk: bit 1 if the row's anchor mined the pair, bit 2 if the column's did. A threshold
-marks a chunk from the guide features, one matrix product for each similarity of the guide; the smaller of two
-similarities reaches the threshold where both do.
+A mask has one byte for each pair of a chunk: bit 1 if the row's anchor mined the pair, bit 2 if the column's anchor
+did. It takes one matrix product for each similarity of the guide. Of two similarities the smaller one must reach the
+threshold, which is the case if both do.
 """
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from emocap_kernels.fused.kernels.tiles import VARYING, cosines
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines
 
-# How a kernel's marks meet those that are already there.
+# Axes:  R rows of a tile   C columns of a tile   D embedding   b* size of a tile along *   n* how many there are
+
+# How new bits are combined with those that are in the mask already.
 STORE = tl.constexpr(0)
 AND = tl.constexpr(1)
 OR = tl.constexpr(2)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def threshold_kernel(
-    left_desc,
-    right_desc,
-    marks_desc,
+    left_desc_RD,
+    right_desc_CD,
+    mask_desc_RC,
     threshold,
-    marks,
+    bits,
     top,
     left,
     nD,
-    MEET: tl.constexpr,
+    COMBINE: tl.constexpr,
     bR: tl.constexpr,
     bC: tl.constexpr,
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """One tile of marks: `marks` where the similarity reaches the threshold. Tile (0, 0) begins at (top, left)."""
+    """Writes one tile of a mask: `bits` where the similarity reaches the threshold, else 0.
+
+    Program (i, j) computes tile (i, j) of the chunk that begins at row `top` and column `left`.
+
+    Reads:
+        left_desc_RD, right_desc_CD: Guide features of rows and columns.
+        mask_desc_RC: The bits that are there, unless COMBINE is STORE.
+    Writes:
+        mask_desc_RC: uint8, the bits stored, or combined with those that are there by AND or OR.
+    """
     row = tl.program_id(0) * bR
     column = tl.program_id(1) * bC
-    similarity_RC = cosines(left_desc, right_desc, top + row, left + column, nD, bR, bC, bD, PRECISION, WIDEN)
-    marks_RC = tl.where(similarity_RC >= threshold, marks, 0).to(tl.uint8)
-    if MEET == AND:
-        marks_RC &= marks_desc.load([row, column])
-    if MEET == OR:
-        marks_RC |= marks_desc.load([row, column])
-    marks_desc.store([row, column], marks_RC)
+    similarity_RC = cosines(left_desc_RD, right_desc_CD, top + row, left + column, nD, bR, bC, bD, PRECISION, WIDEN)
+    mask_RC = tl.where(similarity_RC >= threshold, bits, 0).to(tl.uint8)
+    if COMBINE == AND:
+        mask_RC &= mask_desc_RC.load([row, column])
+    if COMBINE == OR:
+        mask_RC |= mask_desc_RC.load([row, column])
+    mask_desc_RC.store([row, column], mask_RC)

@@ -1,23 +1,25 @@
-r"""Sums over the candidates and the positives of every anchor, rows and columns from one exponential.
+r"""Sums over the candidates and the positives of every anchor. One exponential serves rows and columns.
 
 For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
 
 \[ h = \max(0, \lceil 1.02\,\mathrm{slope} + \log_2 B \rceil - 126) \]
 
 keeps every sum of \(E_{ij} = 2^{z_{ij} - h}\) below \(2^{127}\). Row sums and column sums are then plain sums of the
-same \(E_{ij}\): no running maximum, no second exponential, and tiles and ranks combine by addition. What could go wrong
-is underflow: a sum loses less than a rounding as long as it exceeds \(B\,2^{-102}\), and since an anchor's own pair is
-always a candidate, \(z_{ii} - h\) above that for all i is enough. The device itself tests this, and the norms of the
-inputs, before the first tile (`margins.py`). Only where it fails (an own pair with a cosine below about -0.3 at scale
-100, or vectors that are no unit vectors) the other variant of the kernel runs, which keeps each sum relative to a
-running peak of its own: both are launched, and each looks at the test's result before it does anything.
+same \(E_{ij}\): there is no running maximum and no second exponential, and tiles and ranks are combined by addition.
 
-Each program owns `bR` rows and walks over a strip of columns. Its row statistics stay in registers; the column
-statistics of a tile go to a slot of their own. The slots are folded in a fixed order afterwards, without atomics: two
+The danger is underflow. A sum loses less than a rounding as long as it exceeds \(B\,2^{-102}\). Because an anchor's own
+pair is always a candidate, it is enough that \(z_{ii} - h\) is above that for all i. The device tests this, and the
+norms of the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a cosine below
+about -0.3 at scale 100, or if vectors are no unit vectors. Then the other variant of the kernel runs (RUNNING_MAX),
+which keeps each sum relative to a running maximum of its own. Both variants are started, and each reads the result of
+the test before it does anything, so the host need not wait for it.
+
+Each program has `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column statistics
+of a tile are written to a slot of their own. The slots are merged in a fixed order afterwards, without atomics: two
 runs are equal to the bit.
 """
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
@@ -26,38 +28,44 @@ import triton.language as tl
 
 from emocap_kernels.contrastive.fused.kernels.tiles import (
     RULE_NONE,
+    add_to_log_sum,
     add_two,
-    found_pairs,
-    has_known,
-    log_sum_step,
+    contains_known,
+    known_hits,
     mined_pairs,
 )
-from emocap_kernels.fused.kernels.tiles import VARYING, cosines, put
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines, store_part
 
-# Lines of the parts. A positive is averaged in infonce: POSITIVE is the sum of its scores. In mil_nce it is summed:
-# POSITIVE is the sum of 2^(score - POSITIVE_PEAK).
+# Axes:  R rows of a tile   C columns of a tile   D embedding   F statistics   T slots
+#        b* size of a tile along *   n* how many there are
+
+# The statistics of an anchor. In infonce, POSITIVE is the sum of the scores of the positives. In mil_nce it is the sum
+# of 2^(score - POSITIVE_PEAK) over them.
+# HIT is 1 if the best-scoring candidate is a known positive.
 PEAK = tl.constexpr(0)
-TOTAL = tl.constexpr(1)
+SUM_EXP2 = tl.constexpr(1)
 BEST = tl.constexpr(2)
-FOUND = tl.constexpr(3)
+HIT = tl.constexpr(3)
 POSITIVE = tl.constexpr(4)
 COUNT = tl.constexpr(5)
 POSITIVE_PEAK = tl.constexpr(6)
-LINES = 7
+N_FIELDS = 7
 
 
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["row_groups_ptr", "column_groups_ptr"])
+@triton.jit(
+    do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=["row_groups_ptr_R", "column_groups_ptr_C"]
+)
 def statistics_kernel(
-    image_desc,
-    text_desc,
+    image_desc_RD,
+    text_desc_CD,
     slope_ptr,
     shift_ptr,
-    steep_ptr,
-    row_groups_ptr,
-    column_groups_ptr,
-    marks_desc,
-    row_parts_ptr,
-    column_parts_ptr,
+    running_max_ptr,
+    row_groups_ptr_R,
+    column_groups_ptr_C,
+    mask_desc_RC,
+    row_parts_ptr_FTR,
+    column_parts_ptr_FTC,
     threshold,
     first,
     top,
@@ -75,75 +83,84 @@ def statistics_kernel(
     RULE: tl.constexpr,
     ATTRACT: tl.constexpr,
     SUM_POSITIVES: tl.constexpr,
-    STEEP: tl.constexpr,
+    RUNNING_MAX: tl.constexpr,
     bR: tl.constexpr,
     bC: tl.constexpr,
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Statistics of the local rows [top, bottom) against the columns [left, right), `strip` of them in a program.
+    """Computes the statistics of the local rows [top, bottom) and of the columns [left, right) of a block.
 
-    Columns are those of a block; in their numbering
-    local row 0 would be `first`, which may lie outside. Parts of rows lie in slots from `row_slot` on, one for each
-    strip; parts
-    of columns in one slot for each tile of rows.
+    Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile. It
+    returns at once if the device chose the other variant (`running_max_ptr`).
+
+    Reads:
+        image_desc_RD, text_desc_CD: Embeddings.
+        row_groups_ptr_R, column_groups_ptr_C: Pairs of equal group are known positives.
+        mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
+        slope_ptr, shift_ptr: A score is slope times a cosine; exponentials are of score - shift.
+    Writes:
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch], to slot `row_slot + j`, once at the end.
+        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch], to slot i, after each tile.
+
+    `first` is the column of the own pair of local row 0, which may lie outside of the block.
     """
-    if (tl.load(steep_ptr) != 0) != STEEP:
+    if (tl.load(running_max_ptr) != 0) != RUNNING_MAX:
         return
     tile = tl.program_id(0)
     row = top + tile * bR
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
     own_R = first + row_R
-    group_R = tl.load(row_groups_ptr + row_R, mask=inside_R, other=-1)
+    group_R = tl.load(row_groups_ptr_R + row_R, mask=inside_R, other=-1)
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
     peak_R = tl.full([bR], float("-inf"), tl.float32)
     best_R = tl.full([bR], float("-inf"), tl.float32)
     positive_peak_R = tl.full([bR], float("-inf"), tl.float32)
-    total_R = tl.zeros([bR], tl.float32)
-    found_R = tl.zeros([bR], tl.float32)
+    sum_exp2_R = tl.zeros([bR], tl.float32)
+    hit_R = tl.zeros([bR], tl.float32)
     positive_R = tl.zeros([bR], tl.float32)
     count_R = tl.zeros([bR], tl.float32)
     begin = left + tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
-        cosine_RC = cosines(image_desc, text_desc, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
+        cosine_RC = cosines(image_desc_RD, text_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
-        group_C = tl.load(column_groups_ptr + column_C, mask=inside_C, other=-2)
+        group_C = tl.load(column_groups_ptr_C + column_C, mask=inside_C, other=-2)
         score_RC = cosine_RC * slope
         if (row + bR > bottom) | (column + bC > right):
             score_RC = tl.where(inside_R[:, None] & inside_C[None, :], score_RC, float("-inf"))
 
-        touched = has_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS)
-        found_tile_R, found_C = found_pairs(score_RC, group_R, group_C, own_R, column_C, touched, bR, bC)
+        any_known = contains_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS)
+        hit_tile_R, hit_C = known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR, bC)
         positive_C = tl.zeros([bC], tl.float32)
         count_C = tl.zeros([bC], tl.float32)
         positive_peak_C = tl.full([bC], float("-inf"), tl.float32)
         if RULE == RULE_NONE:
-            if touched:
+            if any_known:
                 known_RC = group_R[:, None] == group_C[None, :]
                 if SUM_POSITIVES:
                     known_score_RC = tl.where(known_RC, score_RC, float("-inf"))
-                    positive_peak_R, positive_R = log_sum_step(positive_peak_R, positive_R, known_score_RC, 1)
-                    positive_peak_C, positive_C = log_sum_step(positive_peak_C, positive_C, known_score_RC, 0)
+                    positive_peak_R, positive_R = add_to_log_sum(positive_peak_R, positive_R, known_score_RC, 1)
+                    positive_peak_C, positive_C = add_to_log_sum(positive_peak_C, positive_C, known_score_RC, 0)
                 else:
                     known_score_RC = tl.where(known_RC, score_RC, 0.0)
                     positive_R += tl.sum(known_score_RC, 1)
                     positive_C = tl.sum(known_score_RC, 0)
         best_tile_R = tl.max(score_RC, 1)
         best_C = tl.max(score_RC, 0)
-        found_R = tl.where(best_tile_R > best_R, found_tile_R, found_R)
+        hit_R = tl.where(best_tile_R > best_R, hit_tile_R, hit_R)
         best_R = tl.maximum(best_R, best_tile_R)
 
         row_score_RC = score_RC
         column_score_RC = score_RC
         if RULE != RULE_NONE:
-            by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, marks_desc, row - top, column - left, RULE)
+            by_row_RC, by_column_RC = mined_pairs(cosine_RC, threshold, mask_desc_RC, row - top, column - left, RULE)
             known_RC = group_R[:, None] == group_C[None, :]
             if ATTRACT:
-                # Beyond the end cosines are 0, which a threshold below 0 would mine.
+                # Beyond the end cosines are 0, which a threshold below 0 would accept.
                 inside_RC = inside_R[:, None] & inside_C[None, :]
                 by_row_RC = (by_row_RC | known_RC) & inside_RC
                 by_column_RC = (by_column_RC | known_RC) & inside_RC
@@ -153,10 +170,10 @@ def statistics_kernel(
                 by_row_RC = known_RC
                 by_column_RC = known_RC
             if SUM_POSITIVES:
-                positive_peak_R, positive_R = log_sum_step(
+                positive_peak_R, positive_R = add_to_log_sum(
                     positive_peak_R, positive_R, tl.where(by_row_RC, score_RC, float("-inf")), 1
                 )
-                positive_peak_C, positive_C = log_sum_step(
+                positive_peak_C, positive_C = add_to_log_sum(
                     positive_peak_C, positive_C, tl.where(by_column_RC, score_RC, float("-inf")), 0
                 )
                 count_R += tl.sum(by_row_RC.to(tl.float32), 1)
@@ -171,35 +188,42 @@ def statistics_kernel(
                     (tl.where(by_column_RC, score_RC, 0.0), by_column_RC.to(tl.float32)), 0, add_two
                 )
 
-        if STEEP:
-            peak_R, total_R = log_sum_step(peak_R, total_R, row_score_RC, 1)
-            peak_C, total_C = log_sum_step(
+        if RUNNING_MAX:
+            peak_R, sum_exp2_R = add_to_log_sum(peak_R, sum_exp2_R, row_score_RC, 1)
+            peak_C, sum_exp2_C = add_to_log_sum(
                 tl.full([bC], float("-inf"), tl.float32), tl.zeros([bC], tl.float32), column_score_RC, 0
             )
         else:
-            total_R += tl.sum(tl.exp2(row_score_RC - shift), 1)
-            total_C = tl.sum(tl.exp2(column_score_RC - shift), 0)
+            sum_exp2_R += tl.sum(tl.exp2(row_score_RC - shift), 1)
+            sum_exp2_C = tl.sum(tl.exp2(column_score_RC - shift), 0)
             peak_R = tl.full([bR], 0.0, tl.float32) + shift
             peak_C = tl.full([bC], 0.0, tl.float32) + shift
 
-        put(column_parts_ptr, PEAK, tile, n_column_slots, column_pitch, column_C, peak_C, inside_C)
-        put(column_parts_ptr, TOTAL, tile, n_column_slots, column_pitch, column_C, total_C, inside_C)
-        put(column_parts_ptr, BEST, tile, n_column_slots, column_pitch, column_C, best_C, inside_C)
-        put(column_parts_ptr, FOUND, tile, n_column_slots, column_pitch, column_C, found_C, inside_C)
-        put(column_parts_ptr, POSITIVE, tile, n_column_slots, column_pitch, column_C, positive_C, inside_C)
-        put(column_parts_ptr, COUNT, tile, n_column_slots, column_pitch, column_C, count_C, inside_C)
+        store_part(column_parts_ptr_FTC, PEAK, tile, n_column_slots, column_pitch, column_C, peak_C, inside_C)
+        store_part(column_parts_ptr_FTC, SUM_EXP2, tile, n_column_slots, column_pitch, column_C, sum_exp2_C, inside_C)
+        store_part(column_parts_ptr_FTC, BEST, tile, n_column_slots, column_pitch, column_C, best_C, inside_C)
+        store_part(column_parts_ptr_FTC, HIT, tile, n_column_slots, column_pitch, column_C, hit_C, inside_C)
+        store_part(column_parts_ptr_FTC, POSITIVE, tile, n_column_slots, column_pitch, column_C, positive_C, inside_C)
+        store_part(column_parts_ptr_FTC, COUNT, tile, n_column_slots, column_pitch, column_C, count_C, inside_C)
         if SUM_POSITIVES:
-            put(
-                column_parts_ptr, POSITIVE_PEAK, tile, n_column_slots, column_pitch, column_C, positive_peak_C, inside_C
+            store_part(
+                column_parts_ptr_FTC,
+                POSITIVE_PEAK,
+                tile,
+                n_column_slots,
+                column_pitch,
+                column_C,
+                positive_peak_C,
+                inside_C,
             )
 
     slot = row_slot + tl.program_id(1)
     place_R = row_R - top
-    put(row_parts_ptr, PEAK, slot, n_row_slots, row_pitch, place_R, peak_R, inside_R)
-    put(row_parts_ptr, TOTAL, slot, n_row_slots, row_pitch, place_R, total_R, inside_R)
-    put(row_parts_ptr, BEST, slot, n_row_slots, row_pitch, place_R, best_R, inside_R)
-    put(row_parts_ptr, FOUND, slot, n_row_slots, row_pitch, place_R, found_R, inside_R)
-    put(row_parts_ptr, POSITIVE, slot, n_row_slots, row_pitch, place_R, positive_R, inside_R)
-    put(row_parts_ptr, COUNT, slot, n_row_slots, row_pitch, place_R, count_R, inside_R)
+    store_part(row_parts_ptr_FTR, PEAK, slot, n_row_slots, row_pitch, place_R, peak_R, inside_R)
+    store_part(row_parts_ptr_FTR, SUM_EXP2, slot, n_row_slots, row_pitch, place_R, sum_exp2_R, inside_R)
+    store_part(row_parts_ptr_FTR, BEST, slot, n_row_slots, row_pitch, place_R, best_R, inside_R)
+    store_part(row_parts_ptr_FTR, HIT, slot, n_row_slots, row_pitch, place_R, hit_R, inside_R)
+    store_part(row_parts_ptr_FTR, POSITIVE, slot, n_row_slots, row_pitch, place_R, positive_R, inside_R)
+    store_part(row_parts_ptr_FTR, COUNT, slot, n_row_slots, row_pitch, place_R, count_R, inside_R)
     if SUM_POSITIVES:
-        put(row_parts_ptr, POSITIVE_PEAK, slot, n_row_slots, row_pitch, place_R, positive_peak_R, inside_R)
+        store_part(row_parts_ptr_FTR, POSITIVE_PEAK, slot, n_row_slots, row_pitch, place_R, positive_peak_R, inside_R)

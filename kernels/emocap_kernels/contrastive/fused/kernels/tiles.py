@@ -1,44 +1,50 @@
-r"""What all fused kernels do with one tile of the score matrix.
+r"""Operations of the kernels of the global loss on one tile of the score matrix.
 
-Rows are image anchors, columns text anchors. A tile of cosines is made by the matrix units from a strip of each side,
-lives in registers, and never reaches memory. Everything is in base 2, because the hardware's exponential is:
+Rows are image anchors, columns text anchors. The matrix units compute a tile of cosines from pieces of both sides. The
+tile stays in registers and is never written to memory. All exponentials are in base 2, as the hardware computes them:
 
 \[ z_{ij} = \mathrm{slope}\,\langle v_i, u_j \rangle, \qquad \mathrm{slope} = \mathrm{scale} \cdot \log_2 e, \qquad
    e^{S_{ij}} = 2^{z_{ij}} \]
 
-A tile is made from the same operands in the same order wherever it is needed again, so a comparison that decided a
-positive in forward decides it the same way in backward.
+A tile is computed from the same operands in the same order wherever it is needed again. Therefore a comparison that
+decided a positive in forward gives the same answer in backward.
 """
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Which rule mines pairs: none, the tile's own cosines, or marks that another kernel left (1 by row, 2 by column).
-RULE_NONE = tl.constexpr(0)
-RULE_JOINT = tl.constexpr(1)
-RULE_MARKS = tl.constexpr(2)
+# Axes:  R rows (image anchors)   C columns (text anchors)   b* size of a tile along *
 
-ROW_MARK = tl.constexpr(1)
-COLUMN_MARK = tl.constexpr(2)
+# The rule that mines pairs: none, a threshold on the tile's own cosines, or a mask that another kernel has written.
+RULE_NONE = tl.constexpr(0)
+RULE_SCORE = tl.constexpr(1)
+RULE_MASK = tl.constexpr(2)
+
+# Bits of a mask byte.
+MINED_BY_ROW = tl.constexpr(1)
+MINED_BY_COLUMN = tl.constexpr(2)
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def mined_pairs(cosine_RC, threshold, marks_desc, row, column, RULE: tl.constexpr):
-    """Pairs mined by their row's anchor, and by their column's."""
-    if RULE == RULE_JOINT:
+def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.constexpr):
+    """Returns the pairs that their row's anchor mined and those that their column's anchor mined, bool [bR, bC] each.
+
+    (row, column) is the place of the tile in the mask.
+    """
+    if RULE == RULE_SCORE:
         by_row_RC = cosine_RC >= threshold
         by_column_RC = by_row_RC
     else:
-        marks_RC = marks_desc.load([row, column])
-        by_row_RC = (marks_RC & ROW_MARK) != 0
-        by_column_RC = (marks_RC & COLUMN_MARK) != 0
+        mask_RC = mask_desc_RC.load([row, column])
+        by_row_RC = (mask_RC & MINED_BY_ROW) != 0
+        by_column_RC = (mask_RC & MINED_BY_COLUMN) != 0
     return by_row_RC, by_column_RC
 
 
@@ -54,9 +60,10 @@ def larger_of_two(a, b, c, d):
 
 @triton.jit
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
-    """Whether a known pair is the best of its row (axis 1) or column (axis 0) in this tile, as 0.0 or 1.0.
+    """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    Of equal scores, another pair wins if its candidate comes before the anchor's own, and loses if it comes after.
+    Of equal scores, another pair wins if its candidate comes before the anchor's own (`before_RC`), and loses if it
+    comes after.
     """
     known, before = tl.reduce(
         (
@@ -71,35 +78,42 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 
 
 @triton.jit
-def found_pairs(score_RC, group_R, group_C, own_R, column_C, touched, bR: tl.constexpr, bC: tl.constexpr):
-    """Rows, then columns, whose best candidate within this tile is a known one; `touched` if the tile has any."""
-    found_R = tl.zeros([bR], tl.float32)
-    found_C = tl.zeros([bC], tl.float32)
-    if touched:
+def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
+    """Returns 1.0 for rows, and for columns, whose best candidate in this tile is a known positive, [bR] and [bC].
+
+    `any_known` says whether the tile has a known pair, so that most tiles skip the comparison. `own_R` is the column
+    of the own pair of each row.
+    """
+    hit_R = tl.zeros([bR], tl.float32)
+    hit_C = tl.zeros([bC], tl.float32)
+    if any_known:
         known_RC = group_R[:, None] == group_C[None, :]
-        found_R = best_is_known(score_RC, known_RC, column_C[None, :] < own_R[:, None], 1)
-        found_C = best_is_known(score_RC, known_RC, own_R[:, None] < column_C[None, :], 0)
-    return found_R, found_C
+        hit_R = best_is_known(score_RC, known_RC, column_C[None, :] < own_R[:, None], 1)
+        hit_C = best_is_known(score_RC, known_RC, own_R[:, None] < column_C[None, :], 0)
+    return hit_R, hit_C
 
 
 @triton.jit
-def has_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
-    """Whether a tile holds any known pair: without ids, whether the diagonal crosses it."""
+def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
+    """Returns whether a tile has any known pair. Without ids, that is whether the diagonal crosses it.
+
+    `row` is the column of the own pair of the first row, `column` the first column.
+    """
     if HAS_IDS:
-        found = tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
+        known_inside = tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
     else:
-        found = (row < column + bC) & (column < row + bR)
-    return found
+        known_inside = (row < column + bC) & (column < row + bR)
+    return known_inside
 
 
 @triton.jit
-def log_sum_step(peak, total, score_RC, axis: tl.constexpr):
-    """A running sum of 2^score, kept relative to its peak, with one more tile."""
+def add_to_log_sum(peak, sum_exp2, score_RC, axis: tl.constexpr):
+    """Returns (peak, sum_exp2) of a running sum of 2^score, relative to its peak, after one more tile."""
     new_peak = tl.maximum(peak, tl.max(score_RC, axis))
-    # Nothing but -inf so far: subtracting it would make NaN.
+    # Without a candidate so far the peak is -inf, and subtracting it would give NaN.
     shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     if axis == 1:
         part = tl.sum(tl.exp2(score_RC - shift[:, None]), 1)
     else:
         part = tl.sum(tl.exp2(score_RC - shift[None, :]), 0)
-    return new_peak, total * tl.exp2(peak - shift) + part
+    return new_peak, sum_exp2 * tl.exp2(peak - shift) + part

@@ -1,21 +1,24 @@
-"""Which images reach which sentences over a sentence of their own that is similar enough."""
+"""Finds the pairs of image and sentence in which an own sentence of the image is similar to the sentence."""
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from emocap_kernels.fused.kernels.tiles import VARYING, cosines
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines
+
+# Axes:  R sentences of the batch   C own sentences of one image   D embedding   I images
+#        b* size of a tile along *   n* how many there are
 
 
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["starts_ptr"])
-def reached_kernel(
-    sentence_desc,
-    own_desc,
-    starts_ptr,
-    reached_ptr,
+@triton.jit(do_not_specialize=NOT_SPECIALIZED, do_not_specialize_on_alignment=["starts_ptr_I"])
+def any_similar_kernel(
+    sentence_desc_RD,
+    own_desc_CD,
+    starts_ptr_I,
+    similar_ptr_IR,
     threshold,
     right,
     row_pitch,
@@ -26,20 +29,28 @@ def reached_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """1 where an own sentence [starts[i], starts[i + 1]) of image i has that cosine, uint8 [images, row_pitch].
+    """Finds for one image the sentences that are similar to any of its own sentences.
 
-    Rows of a tile are sentences of the batch, columns own sentences of one image; both directions reach alike.
+    Program (j, i) takes the j-th tile of sentences and image i, and goes over the own sentences of the image, which are
+    [starts[i], starts[i + 1]) of `own_desc_CD`.
+
+    Reads:
+        sentence_desc_RD, own_desc_CD: All sentences of a block, and the local sentences sorted by image.
+        starts_ptr_I: int32 [images + 1].
+    Writes:
+        similar_ptr_IR: uint8 [images, row_pitch], 1 where a cosine reaches `threshold`, else 0, for sentences up to
+            `right`.
     """
     sentence = tl.program_id(0) * bR
     sentence_R = sentence + tl.arange(0, bR)
     image = tl.program_id(1)
-    begin = tl.load(starts_ptr + image)
-    end = tl.load(starts_ptr + image + 1)
-    reached_R = tl.zeros([bR], tl.int32)
+    begin = tl.load(starts_ptr_I + image)
+    end = tl.load(starts_ptr_I + image + 1)
+    similar_R = tl.zeros([bR], tl.int32)
     for own in tl.range(begin, end, bC):
-        cosine_RC = cosines(sentence_desc, own_desc, sentence, own, nD, bR, bC, bD, PRECISION, WIDEN)
+        cosine_RC = cosines(sentence_desc_RD, own_desc_CD, sentence, own, nD, bR, bC, bD, PRECISION, WIDEN)
         inside_C = own + tl.arange(0, bC) < end
         close_RC = (cosine_RC >= threshold) & inside_C[None, :]
-        reached_R = tl.maximum(reached_R, tl.max(close_RC.to(tl.int32), 1))
+        similar_R = tl.maximum(similar_R, tl.max(close_RC.to(tl.int32), 1))
     place_R = image.to(tl.int64) * row_pitch + sentence_R
-    tl.store(reached_ptr + place_R, reached_R.to(tl.uint8), mask=sentence_R < right)
+    tl.store(similar_ptr_IR + place_R, similar_R.to(tl.uint8), mask=sentence_R < right)

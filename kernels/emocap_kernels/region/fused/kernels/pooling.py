@@ -1,53 +1,55 @@
-r"""Attention-weighted similarity of patches and sentences, and its gradient, an image at a time in registers.
+r"""Attention-weighted similarity of patches and sentences, and its gradient. Registers hold one image at a time.
 
-Sentences are the rows of a tile and the patches of one image its columns, so that what a sentence makes of an image
-is a reduction along its row, within a few lanes:
+Sentences are the rows of a tile and the patches of one image its columns. What a sentence computes of an image is then
+a reduction along its row, within a few lanes:
 
 \[ r_{in} = \frac{\sum_p e_{ipn} z_{ipn}}{\sum_p e_{ipn}}, \qquad
    e_{ipn} = 2^{\mathrm{slope}\,(z_{ipn} - \max_q z_{iqn})}, \qquad
    \mathrm{slope} = \mathrm{sharpness} \cdot \log_2 e \]
 
-No exponent is above 0, so any sharpness is safe. A tile is as wide as the patches of an image: up to three pieces,
-powers of two each (196 = 128 + 64 + 4), that share every strip of the sentences. Where an image has more patches than
-registers hold, windows of them go by under a running maximum.
+No exponent is above 0, so any sharpness is safe. A tile is as wide as the patches of an image: up to three pieces, each
+a power of two (196 patches need 128 + 64 + 16), which share every load of the sentences. If an image has more patches
+than registers hold, the kernel goes over windows of them with a running maximum.
 
-Backward makes the tile again. With \(G_{in}\) the gradient in the score \(S_{in} = \mathrm{scale}\,r_{in}\),
+Backward computes the tile again. With \(G_{in}\) the gradient in the score \(S_{in} = \mathrm{scale}\,r_{in}\),
 
 \[ \frac{\partial L}{\partial z_{ipn}} = \mathrm{scale}\; G_{in}\, a_{ipn} (1 + \mathrm{sharpness}\,(z_{ipn} - r_{in})),
    \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn} \]
 
-goes, without the scale, into a chunk that the library multiplies with sentences and with patches.
+is written, without the scale, to a chunk that the library multiplies with sentences and with patches.
 """
 
-# Triton has its own types.
+# Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from emocap_kernels.fused.kernels.tiles import VARYING
+from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED
 
-# Dimension key:  S sentences of a tile   P patches of an image   D embedding   b* size of one tile along *
+# Axes:  S sentences of a tile   P patches of one image   D embedding   I images   F fields   T programs
+#        b* size of a tile along *   n* how many there are   *_1 and *_2 the second and the third piece of the patches
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-# Marks of a pair: positive or left out, of its image (row) or of its sentence (column).
+# Bits of a mask byte: a pair is a positive of, or is excluded for, its image (row) or its sentence (column).
 ROW_POSITIVE = tl.constexpr(1)
 COLUMN_POSITIVE = tl.constexpr(2)
 ROW_DROPPED = tl.constexpr(4)
 COLUMN_DROPPED = tl.constexpr(8)
 
-# Lines of the shares of an anchor: its peak, the weight of a candidate over its sum, the weight of a positive.
+# The gradient weights of an anchor: its peak, the weight of a candidate over its sum, the weight of a positive.
 PEAK = tl.constexpr(0)
 WEIGHT = tl.constexpr(1)
 POSITIVE = tl.constexpr(2)
-SHARES = 3
+N_FIELDS = 3
 
 
 @triton.jit
-def product_step(sentence_SD, patch_desc, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    patch_PD = patch_desc.load([place, d])
+def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """Returns `z_SP` plus the products of one piece of the width, from patch row `place` on."""
+    patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
         patch_PD = patch_PD.to(tl.float32)
     return tl.dot(sentence_SD, patch_PD.T, z_SP, input_precision=PRECISION)
@@ -55,10 +57,10 @@ def product_step(sentence_SD, patch_desc, place, d, z_SP, PRECISION: tl.constexp
 
 @triton.jit
 def similarities(
-    sentence_desc,
-    patch_desc,
-    patch_desc_1,
-    patch_desc_2,
+    sentence_desc_SD,
+    patch_desc_PD,
+    patch_desc_PD_1,
+    patch_desc_PD_2,
     sentence,
     image,
     patch,
@@ -72,38 +74,40 @@ def similarities(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Products of `bS` sentences and a window of the patches of one image, in three pieces.
+    """Returns the products of `bS` sentences with a window of the patches of one image, in three pieces.
 
-    A piece of width 1 is not there. What reaches beyond the patches of the image are those of the next one.
+    The window begins at patch `patch`. A piece of width 1 does not exist. Columns beyond the patches of the image
+    contain those of the next image, so callers must mask them.
     """
     place = image * nP + patch
     z_SP = tl.zeros([bS, bP], tl.float32)
     z_SP_1 = tl.zeros([bS, bP_1], tl.float32)
     z_SP_2 = tl.zeros([bS, bP_2], tl.float32)
     for d in range(0, nD, bD):
-        sentence_SD = sentence_desc.load([sentence, d])
+        sentence_SD = sentence_desc_SD.load([sentence, d])
         if WIDEN:
             sentence_SD = sentence_SD.to(tl.float32)
-        z_SP = product_step(sentence_SD, patch_desc, place, d, z_SP, PRECISION, WIDEN)
+        z_SP = add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION, WIDEN)
         if bP_1 > 1:
-            z_SP_1 = product_step(sentence_SD, patch_desc_1, place + bP, d, z_SP_1, PRECISION, WIDEN)
+            z_SP_1 = add_product(sentence_SD, patch_desc_PD_1, place + bP, d, z_SP_1, PRECISION, WIDEN)
         if bP_2 > 1:
-            z_SP_2 = product_step(sentence_SD, patch_desc_2, place + bP + bP_1, d, z_SP_2, PRECISION, WIDEN)
+            z_SP_2 = add_product(sentence_SD, patch_desc_PD_2, place + bP + bP_1, d, z_SP_2, PRECISION, WIDEN)
     return z_SP, z_SP_1, z_SP_2
 
 
 @triton.jit
-def kept(keep_ptr, image, patch, nP: tl.constexpr, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Which patches of a piece take part, bool [1, bP]."""
+def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, MASKED: tl.constexpr):
+    """Returns which patches of a piece exist and are kept, bool [1, bP]."""
     patch_P = patch + tl.arange(0, bP)
     keep_P = patch_P < nP
     if MASKED:
-        keep_P = tl.load(keep_ptr + tl.cast(image, tl.int64) * nP + patch_P, mask=keep_P, other=0) != 0
+        keep_P = tl.load(keep_ptr_IP + tl.cast(image, tl.int64) * nP + patch_P, mask=keep_P, other=0) != 0
     return keep_P[None, :]
 
 
 @triton.jit
 def largest(peak_S, z_SP, keep_P, RAGGED: tl.constexpr):
+    """Returns the larger of `peak_S` and the largest kept similarity. RAGGED says whether patches must be masked."""
     if RAGGED:
         z_SP = tl.where(keep_P, z_SP, float("-inf"))
     return tl.maximum(peak_S, tl.max(z_SP, 1))
@@ -111,13 +115,13 @@ def largest(peak_S, z_SP, keep_P, RAGGED: tl.constexpr):
 
 @triton.jit
 def finite(peak_S):
-    # No patch takes part: subtracting -inf would make NaN.
+    """Returns the peak, or 0 where no patch is kept: subtracting -inf would give NaN."""
     return tl.where(peak_S == float("-inf"), 0.0, peak_S)
 
 
 @triton.jit
 def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
-    """2^(slope z - shift), and 0 for patches that take no part; `shift` is that of the largest z."""
+    """Returns 2^(slope z - shift), and 0 for patches that are not kept; `shift` is slope times the largest z."""
     exponent_SP = z_SP * slope - shift_S[:, None]
     if RAGGED:
         exponent_SP = tl.where(keep_P, exponent_SP, float("-inf"))
@@ -125,20 +129,21 @@ def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
 
 
 @triton.jit
-def added(total_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
+def add_to_sums(sum_exp2_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
+    """Returns the sums of e and of e z after one more piece."""
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
-    return total_S + tl.sum(e_SP, 1), weighted_S + tl.sum(e_SP * z_SP, 1)
+    return sum_exp2_S + tl.sum(e_SP, 1), weighted_S + tl.sum(e_SP * z_SP, 1)
 
 
 @triton.jit
 def window_sums(
     peak_S,
-    total_S,
+    sum_exp2_S,
     weighted_S,
     z_SP,
     z_SP_1,
     z_SP_2,
-    keep_ptr,
+    keep_ptr_IP,
     image,
     patch,
     slope,
@@ -149,14 +154,14 @@ def window_sums(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Running sums of e and of e z, kept relative to the largest z so far, with one more window."""
-    # Only a piece that reaches beyond the patches of an image needs to look.
+    """Returns the largest z, and the sums of e and of e z relative to it, after one more window."""
+    # Without a mask, only a piece that reaches beyond the patches of an image must be masked.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
-    keep_P = kept(keep_ptr, image, patch, nP, bP, MASKED)
-    keep_P_1 = kept(keep_ptr, image, patch + bP, nP, bP_1, MASKED)
-    keep_P_2 = kept(keep_ptr, image, patch + bP + bP_1, nP, bP_2, MASKED)
+    keep_P = kept_patches(keep_ptr_IP, image, patch, nP, bP, MASKED)
+    keep_P_1 = kept_patches(keep_ptr_IP, image, patch + bP, nP, bP_1, MASKED)
+    keep_P_2 = kept_patches(keep_ptr_IP, image, patch + bP + bP_1, nP, bP_2, MASKED)
     new_S = largest(peak_S, z_SP, keep_P, RAGGED)
     if bP_1 > 1:
         new_S = largest(new_S, z_SP_1, keep_P_1, RAGGED_1)
@@ -165,25 +170,25 @@ def window_sums(
     shift_S = finite(new_S) * slope
     if WINDOWS > 1:
         rescale_S = tl.exp2(finite(peak_S) * slope - shift_S)
-        # Nothing was summed before the first patch that takes part.
+        # Before the first patch that is kept, the sums are 0.
         rescale_S = tl.where(peak_S == float("-inf"), 0.0, rescale_S)
-        total_S *= rescale_S
+        sum_exp2_S *= rescale_S
         weighted_S *= rescale_S
-    total_S, weighted_S = added(total_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED)
+    sum_exp2_S, weighted_S = add_to_sums(sum_exp2_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED)
     if bP_1 > 1:
-        total_S, weighted_S = added(total_S, weighted_S, z_SP_1, keep_P_1, shift_S, slope, RAGGED_1)
+        sum_exp2_S, weighted_S = add_to_sums(sum_exp2_S, weighted_S, z_SP_1, keep_P_1, shift_S, slope, RAGGED_1)
     if bP_2 > 1:
-        total_S, weighted_S = added(total_S, weighted_S, z_SP_2, keep_P_2, shift_S, slope, RAGGED_2)
-    return new_S, total_S, weighted_S
+        sum_exp2_S, weighted_S = add_to_sums(sum_exp2_S, weighted_S, z_SP_2, keep_P_2, shift_S, slope, RAGGED_2)
+    return new_S, sum_exp2_S, weighted_S
 
 
 @triton.jit
 def image_sums(
-    sentence_desc,
-    patch_desc,
-    patch_desc_1,
-    patch_desc_2,
-    keep_ptr,
+    sentence_desc_SD,
+    patch_desc_PD,
+    patch_desc_PD_1,
+    patch_desc_PD_2,
+    keep_ptr_IP,
     sentence,
     image,
     slope,
@@ -199,15 +204,15 @@ def image_sums(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """The largest z of each sentence, its sums of e and of e z, and the products if there is one window."""
+    """Returns the largest z of each sentence, its sums of e and of e z, and the products of the first window."""
     peak_S = tl.full([bS], float("-inf"), tl.float32)
-    total_S = tl.zeros([bS], tl.float32)
+    sum_exp2_S = tl.zeros([bS], tl.float32)
     weighted_S = tl.zeros([bS], tl.float32)
     z_SP, z_SP_1, z_SP_2 = similarities(
-        sentence_desc,
-        patch_desc,
-        patch_desc_1,
-        patch_desc_2,
+        sentence_desc_SD,
+        patch_desc_PD,
+        patch_desc_PD_1,
+        patch_desc_PD_2,
         sentence,
         image,
         0,
@@ -221,14 +226,14 @@ def image_sums(
         PRECISION,
         WIDEN,
     )
-    peak_S, total_S, weighted_S = window_sums(
+    peak_S, sum_exp2_S, weighted_S = window_sums(
         peak_S,
-        total_S,
+        sum_exp2_S,
         weighted_S,
         z_SP,
         z_SP_1,
         z_SP_2,
-        keep_ptr,
+        keep_ptr_IP,
         image,
         0,
         slope,
@@ -240,12 +245,12 @@ def image_sums(
         MASKED,
     )
     for window in range(1, WINDOWS):
-        patch = window * width(bP, bP_1, bP_2)
+        patch = window * window_width(bP, bP_1, bP_2)
         next_SP, next_SP_1, next_SP_2 = similarities(
-            sentence_desc,
-            patch_desc,
-            patch_desc_1,
-            patch_desc_2,
+            sentence_desc_SD,
+            patch_desc_PD,
+            patch_desc_PD_1,
+            patch_desc_PD_2,
             sentence,
             image,
             patch,
@@ -259,14 +264,14 @@ def image_sums(
             PRECISION,
             WIDEN,
         )
-        peak_S, total_S, weighted_S = window_sums(
+        peak_S, sum_exp2_S, weighted_S = window_sums(
             peak_S,
-            total_S,
+            sum_exp2_S,
             weighted_S,
             next_SP,
             next_SP_1,
             next_SP_2,
-            keep_ptr,
+            keep_ptr_IP,
             image,
             patch,
             slope,
@@ -277,25 +282,25 @@ def image_sums(
             WINDOWS,
             MASKED,
         )
-    return peak_S, total_S, weighted_S, z_SP, z_SP_1, z_SP_2
+    return peak_S, sum_exp2_S, weighted_S, z_SP, z_SP_1, z_SP_2
 
 
 @triton.jit
-def width(bP: tl.constexpr, bP_1: tl.constexpr, bP_2: tl.constexpr):
-    """Patches of a window."""
+def window_width(bP: tl.constexpr, bP_1: tl.constexpr, bP_2: tl.constexpr):
+    """Returns the number of patches of a window."""
     patches: tl.constexpr = bP + (bP_1 if bP_1 > 1 else 0) + (bP_2 if bP_2 > 1 else 0)
     return patches
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def pool_kernel(
-    sentence_desc,
-    patch_desc,
-    patch_desc_1,
-    patch_desc_2,
-    keep_ptr,
+    sentence_desc_SD,
+    patch_desc_PD,
+    patch_desc_PD_1,
+    patch_desc_PD_2,
+    keep_ptr_IP,
     scale_ptr,
-    scores_ptr,
+    scores_ptr_IS,
     slope,
     bottom,
     right,
@@ -313,18 +318,29 @@ def pool_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Scores of `strip` of the images [0, bottom) with a tile of the sentences [0, right), [images, row_pitch]."""
+    """Computes the scores of images with sentences.
+
+    Program (j, i) takes the j-th tile of the sentences [0, right) and the i-th strip of the images [0, bottom). It goes
+    over the strip image by image.
+
+    Reads:
+        sentence_desc_SD: Sentences.
+        patch_desc_PD, patch_desc_PD_1, patch_desc_PD_2: Patches of all images, in tiles of the three pieces.
+        keep_ptr_IP: With MASKED, uint8 [images, nP], 1 for patches that are kept.
+    Writes:
+        scores_ptr_IS: float32 [images, row_pitch], scale included, after each image.
+    """
     sentence = tl.program_id(0) * bS
     sentence_S = sentence + tl.arange(0, bS)
     scale = tl.load(scale_ptr)
     begin = tl.program_id(1) * strip
     for image in tl.range(begin, tl.minimum(begin + strip, bottom)):
-        _, total_S, weighted_S, _, _, _ = image_sums(
-            sentence_desc,
-            patch_desc,
-            patch_desc_1,
-            patch_desc_2,
-            keep_ptr,
+        _, sum_exp2_S, weighted_S, _, _, _ = image_sums(
+            sentence_desc_SD,
+            patch_desc_PD,
+            patch_desc_PD_1,
+            patch_desc_PD_2,
+            keep_ptr_IP,
             sentence,
             image,
             slope,
@@ -340,39 +356,39 @@ def pool_kernel(
             PRECISION,
             WIDEN,
         )
-        # No patch kept: a score of 0.
-        score_S = scale * weighted_S / tl.where(total_S > 0.0, total_S, 1.0)
+        # If no patch is kept, the score is 0.
+        score_S = scale * weighted_S / tl.where(sum_exp2_S > 0.0, sum_exp2_S, 1.0)
         place_S = tl.cast(image, tl.int64) * row_pitch + sentence_S
-        tl.store(scores_ptr + place_S, score_S, mask=sentence_S < right)
+        tl.store(scores_ptr_IS + place_S, score_S, mask=sentence_S < right)
 
 
 @triton.jit
 def score_gradient(
     score_S,
     image,
-    marks_S,
-    row_shares_ptr,
+    mask_S,
+    row_weights_ptr_FI,
     row_pitch,
     column_peak_S,
     column_weight_S,
     column_positive_S,
 ):
-    """Of both directions, for one image and the sentences of a tile."""
-    row_peak = tl.load(row_shares_ptr + PEAK * row_pitch + image)
-    row_weight = tl.load(row_shares_ptr + WEIGHT * row_pitch + image)
-    row_positive = tl.load(row_shares_ptr + POSITIVE * row_pitch + image)
+    """Returns the gradient of both directions in the scores of one image with the sentences of a tile, [bS]."""
+    row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
+    row_weight = tl.load(row_weights_ptr_FI + WEIGHT * row_pitch + image)
+    row_positive = tl.load(row_weights_ptr_FI + POSITIVE * row_pitch + image)
     by_row_S = tl.exp2((score_S - row_peak) * LOG2_E) * row_weight
     by_column_S = tl.exp2((score_S - column_peak_S) * LOG2_E) * column_weight_S
-    gradient_S = tl.where((marks_S & ROW_DROPPED) != 0, 0.0, by_row_S)
-    gradient_S += tl.where((marks_S & COLUMN_DROPPED) != 0, 0.0, by_column_S)
-    gradient_S -= tl.where((marks_S & ROW_POSITIVE) != 0, row_positive, 0.0)
-    gradient_S -= tl.where((marks_S & COLUMN_POSITIVE) != 0, column_positive_S, 0.0)
+    gradient_S = tl.where((mask_S & ROW_DROPPED) != 0, 0.0, by_row_S)
+    gradient_S += tl.where((mask_S & COLUMN_DROPPED) != 0, 0.0, by_column_S)
+    gradient_S -= tl.where((mask_S & ROW_POSITIVE) != 0, row_positive, 0.0)
+    gradient_S -= tl.where((mask_S & COLUMN_POSITIVE) != 0, column_positive_S, 0.0)
     return gradient_S
 
 
 @triton.jit
-def put_piece(
-    gradient_desc,
+def store_piece(
+    gradient_desc_SIP,
     sentence,
     image,
     patch,
@@ -386,17 +402,18 @@ def put_piece(
     bP: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
+    """Writes e (constant + linear z) of one piece to the chunk."""
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     gradient_SP = e_SP * (constant_S[:, None] + linear_S[:, None] * z_SP)
-    gradient_desc.store([sentence, image, patch], gradient_SP.to(gradient_desc.dtype).reshape(bS, 1, bP))
+    gradient_desc_SIP.store([sentence, image, patch], gradient_SP.to(gradient_desc_SIP.dtype).reshape(bS, 1, bP))
 
 
 @triton.jit
-def put_window(
-    gradient_desc,
-    gradient_desc_1,
-    gradient_desc_2,
-    keep_ptr,
+def store_window(
+    gradient_desc_SIP,
+    gradient_desc_SIP_1,
+    gradient_desc_SIP_2,
+    keep_ptr_IP,
     sentence,
     image,
     patch,
@@ -415,17 +432,19 @@ def put_window(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """E (constant + linear z) of a window, into the chunk."""
+    """Writes e (constant + linear z) of a window to the chunk, piece by piece."""
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
-    keep_P = kept(keep_ptr, image, patch, nP, bP, MASKED)
-    put_piece(gradient_desc, sentence, image, patch, z_SP, keep_P, shift_S, slope, constant_S, linear_S, bS, bP, RAGGED)
+    keep_P = kept_patches(keep_ptr_IP, image, patch, nP, bP, MASKED)
+    store_piece(
+        gradient_desc_SIP, sentence, image, patch, z_SP, keep_P, shift_S, slope, constant_S, linear_S, bS, bP, RAGGED
+    )
     if bP_1 > 1:
         place = patch + bP
-        keep_P_1 = kept(keep_ptr, image, place, nP, bP_1, MASKED)
-        put_piece(
-            gradient_desc_1,
+        keep_P_1 = kept_patches(keep_ptr_IP, image, place, nP, bP_1, MASKED)
+        store_piece(
+            gradient_desc_SIP_1,
             sentence,
             image,
             place,
@@ -441,9 +460,9 @@ def put_window(
         )
     if bP_2 > 1:
         place_2 = patch + bP + bP_1
-        keep_P_2 = kept(keep_ptr, image, place_2, nP, bP_2, MASKED)
-        put_piece(
-            gradient_desc_2,
+        keep_P_2 = kept_patches(keep_ptr_IP, image, place_2, nP, bP_2, MASKED)
+        store_piece(
+            gradient_desc_SIP_2,
             sentence,
             image,
             place_2,
@@ -459,24 +478,24 @@ def put_window(
         )
 
 
-@triton.jit(do_not_specialize=VARYING)
-def carry_kernel(
-    sentence_desc,
-    patch_desc,
-    patch_desc_1,
-    patch_desc_2,
-    gradient_desc,
-    gradient_desc_1,
-    gradient_desc_2,
-    keep_ptr,
-    marks_ptr,
-    row_shares_ptr,
-    column_shares_ptr,
-    scale_parts_ptr,
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def pool_backward_kernel(
+    sentence_desc_SD,
+    patch_desc_PD,
+    patch_desc_PD_1,
+    patch_desc_PD_2,
+    gradient_desc_SIP,
+    gradient_desc_SIP_1,
+    gradient_desc_SIP_2,
+    keep_ptr_IP,
+    mask_ptr_IS,
+    row_weights_ptr_FI,
+    column_weights_ptr_FS,
+    scale_parts_ptr_T,
     scale_ptr,
     slope,
     sharpness,
-    gain,
+    storage_scale,
     bottom,
     right,
     strip,
@@ -494,27 +513,37 @@ def carry_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """`gain` times the gradient in the similarities over scale, [sentences, images, patches]; and parts of the scale's.
+    """Computes the gradients in the patch-sentence similarities, and parts of the gradient of the scale.
 
-    Marks are uint8 [images, column_pitch]; shares are [lines, row_pitch] and [lines, column_pitch].
+    Program (j, i) takes the j-th tile of sentences and the i-th strip of images, and goes over the strip image by
+    image. For each image it computes the similarities again, from them the score and its gradient, and from these the
+    gradients of the similarities.
+
+    Reads:
+        sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: As `pool_kernel`.
+        mask_ptr_IS: uint8 [images, column_pitch], positives and excluded pairs.
+        row_weights_ptr_FI, column_weights_ptr_FS: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
+    Writes:
+        gradient_desc_SIP and its pieces: `storage_scale` times the gradient over scale, [sentences, images, patches].
+        scale_parts_ptr_T: float32, one sum for each program, at the end.
     """
     sentence = tl.program_id(0) * bS
     sentence_S = sentence + tl.arange(0, bS)
     inside_S = sentence_S < right
     scale = tl.load(scale_ptr)
-    column_ptr = column_shares_ptr + sentence_S
-    column_peak_S = tl.load(column_ptr + PEAK * column_pitch, mask=inside_S, other=0.0)
-    column_weight_S = tl.load(column_ptr + WEIGHT * column_pitch, mask=inside_S, other=0.0)
-    column_positive_S = tl.load(column_ptr + POSITIVE * column_pitch, mask=inside_S, other=0.0)
+    column_ptr_S = column_weights_ptr_FS + sentence_S
+    column_peak_S = tl.load(column_ptr_S + PEAK * column_pitch, mask=inside_S, other=0.0)
+    column_weight_S = tl.load(column_ptr_S + WEIGHT * column_pitch, mask=inside_S, other=0.0)
+    column_positive_S = tl.load(column_ptr_S + POSITIVE * column_pitch, mask=inside_S, other=0.0)
     by_scale_S = tl.zeros([bS], tl.float32)
     begin = tl.program_id(1) * strip
     for image in tl.range(begin, tl.minimum(begin + strip, bottom)):
-        peak_S, total_S, weighted_S, z_SP, z_SP_1, z_SP_2 = image_sums(
-            sentence_desc,
-            patch_desc,
-            patch_desc_1,
-            patch_desc_2,
-            keep_ptr,
+        peak_S, sum_exp2_S, weighted_S, z_SP, z_SP_1, z_SP_2 = image_sums(
+            sentence_desc_SD,
+            patch_desc_PD,
+            patch_desc_PD_1,
+            patch_desc_PD_2,
+            keep_ptr_IP,
             sentence,
             image,
             slope,
@@ -530,35 +559,35 @@ def carry_kernel(
             PRECISION,
             WIDEN,
         )
-        # No patch kept: its similarities have no gradient.
-        share_S = tl.where(total_S > 0.0, 1.0 / tl.where(total_S > 0.0, total_S, 1.0), 0.0)
-        pooled_S = weighted_S * share_S
-        marks_S = tl.load(marks_ptr + tl.cast(image, tl.int64) * column_pitch + sentence_S, mask=inside_S, other=0)
+        # If no patch is kept, the similarities have no gradient.
+        inverse_sum_S = tl.where(sum_exp2_S > 0.0, 1.0 / tl.where(sum_exp2_S > 0.0, sum_exp2_S, 1.0), 0.0)
+        pooled_S = weighted_S * inverse_sum_S
+        mask_S = tl.load(mask_ptr_IS + tl.cast(image, tl.int64) * column_pitch + sentence_S, mask=inside_S, other=0)
         gradient_S = score_gradient(
             pooled_S * scale,
             image,
-            marks_S,
-            row_shares_ptr,
+            mask_S,
+            row_weights_ptr_FI,
             row_pitch,
             column_peak_S,
             column_weight_S,
             column_positive_S,
         )
-        # Beyond the end a score of 0 may lie far above the peak of the row.
+        # Beyond the end the score is 0, which may lie far above the peak of the row.
         gradient_S = tl.where(inside_S, gradient_S, 0.0)
         by_scale_S += gradient_S * pooled_S
 
-        # Times a (1 + sharpness (z - r)), which is e (constant + linear z).
-        gradient_S *= share_S * gain
+        # The gradient is multiplied by a (1 + sharpness (z - r)), which is e (constant + linear z).
+        gradient_S *= inverse_sum_S * storage_scale
         linear_S = gradient_S * sharpness
         constant_S = gradient_S - linear_S * pooled_S
         shift_S = finite(peak_S) * slope
         if WINDOWS == 1:
-            put_window(
-                gradient_desc,
-                gradient_desc_1,
-                gradient_desc_2,
-                keep_ptr,
+            store_window(
+                gradient_desc_SIP,
+                gradient_desc_SIP_1,
+                gradient_desc_SIP_2,
+                keep_ptr_IP,
                 sentence,
                 image,
                 0,
@@ -578,14 +607,14 @@ def carry_kernel(
                 MASKED,
             )
         else:
-            # Registers hold one window: each is made once more.
+            # Registers hold one window, so each window is computed once more.
             for window in range(WINDOWS):
-                patch = window * width(bP, bP_1, bP_2)
+                patch = window * window_width(bP, bP_1, bP_2)
                 again_SP, again_SP_1, again_SP_2 = similarities(
-                    sentence_desc,
-                    patch_desc,
-                    patch_desc_1,
-                    patch_desc_2,
+                    sentence_desc_SD,
+                    patch_desc_PD,
+                    patch_desc_PD_1,
+                    patch_desc_PD_2,
                     sentence,
                     image,
                     patch,
@@ -599,11 +628,11 @@ def carry_kernel(
                     PRECISION,
                     WIDEN,
                 )
-                put_window(
-                    gradient_desc,
-                    gradient_desc_1,
-                    gradient_desc_2,
-                    keep_ptr,
+                store_window(
+                    gradient_desc_SIP,
+                    gradient_desc_SIP_1,
+                    gradient_desc_SIP_2,
+                    keep_ptr_IP,
                     sentence,
                     image,
                     patch,
@@ -623,4 +652,4 @@ def carry_kernel(
                     MASKED,
                 )
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(scale_parts_ptr + program, tl.sum(by_scale_S, 0))
+    tl.store(scale_parts_ptr_T + program, tl.sum(by_scale_S, 0))

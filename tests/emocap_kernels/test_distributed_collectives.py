@@ -1,11 +1,11 @@
-"""What travels between ranks, counted where it arrives and held against the formulas of docs/method.md, section 6."""
+"""The bytes that ranks receive, compared with the formulas of docs/method.md, section 6."""
 
 from typing import Any
 
 import pytest
 import torch
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss
-from emocap_kernels.distributed.traffic import counted
+from emocap_kernels.distributed.collectives import count_received_bytes
 from rank_pool import RankPool
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,9 +31,9 @@ def global_job(group: Any, rank: int, settings: dict[str, Any]) -> tuple[int, in
     image, text = (unit(B, D, seed=seed)[rows].to(dtype).requires_grad_() for seed in (1, 2))
     if (width := settings.pop("guide", None)) is not None:
         settings |= {"guide_image": unit(B, width, seed=3)[rows], "guide_text": unit(B, width, seed=4)[rows]}
-    with counted() as forward:
+    with count_received_bytes() as forward:
         loss = contrastive_loss(image, text, torch.tensor(10.0, requires_grad=True), group=group, **settings).loss
-    with counted() as backward:
+    with count_received_bytes() as backward:
         loss.backward()
     return forward["vectors"], backward["vectors"], forward["numbers"] + backward["numbers"]
 
@@ -99,9 +99,9 @@ def local_job(group: Any, rank: int, schedule: str) -> tuple[int, int]:
     # Rank r has r + 1 sentences an image.
     owner = torch.arange(len(patches)).repeat(rank + 1)
     sentences = unit(len(owner), D, seed=rank).bfloat16().requires_grad_()
-    with counted() as forward:
+    with count_received_bytes() as forward:
         loss = region_contrastive_loss(patches, sentences, owner, 10.0, group=group, schedule=schedule).loss
-    with counted() as backward:
+    with count_received_bytes() as backward:
         loss.backward()
     return forward["vectors"], backward["vectors"]
 
@@ -116,7 +116,7 @@ def test_of_the_local_loss_only_sentences_travel_and_none_is_padded(ranks):
 
 def within_job(group: Any, rank: int, payload: None) -> tuple[int, int]:
     patches, sentences = unit(2, 3, D, seed=1).requires_grad_(), unit(4, D, seed=2).requires_grad_()
-    with counted() as traffic:
+    with count_received_bytes() as traffic:
         region_contrastive_loss(
             patches, sentences, torch.tensor([0, 0, 1, 1]), 10.0, group=group, scope="image"
         ).loss.backward()

@@ -1,0 +1,110 @@
+"""The selection of a backend, and the reasons why fused kernels may be unable to run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from emocap_kernels import checks
+from emocap_kernels.errors import NotSupportedError
+from emocap_kernels.mining import Mining
+
+Backend = Literal["auto", "reference", "chunked", "fused"]
+
+MIN_TRITON = (3, 6)
+MIN_CAPABILITY = (8, 0)
+# The kernel that mines top_k keeps the list of each anchor in registers.
+MAX_TOP_K = 8
+# Below this width, most of a tile's product is padding.
+MIN_WIDTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """The name of a backend, and one sentence that says why it was selected."""
+
+    backend: Backend
+    reason: str
+
+
+def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> BackendChoice:
+    """Returns the backend that runs. `auto` becomes `fused` wherever that can run, and `chunked` elsewhere.
+
+    Args:
+        backend: The caller's request.
+        unsupported: Why fused kernels cannot run, or None if they can.
+        like: One of the inputs, for device, type and width.
+
+    Raises:
+        ArgumentError: If `backend` is unknown.
+        NotSupportedError: If `backend` is `fused` and `unsupported` is not None.
+    """
+    checks.check_choice("backend", backend, checks.BACKENDS)
+    if backend in ("reference", "chunked"):
+        return BackendChoice(backend, "it was requested.")
+    if backend == "fused":
+        if unsupported is not None:
+            raise NotSupportedError(f"backend='fused' cannot run: {unsupported}; use 'chunked', or 'auto' to choose.")
+        return BackendChoice(backend, "it was requested.")
+    if unsupported is not None:
+        return BackendChoice("chunked", f"fused kernels cannot run: {unsupported}.")
+    if not like.is_cuda:
+        return BackendChoice("chunked", "the inputs are on the CPU, where Triton's interpreter only checks kernels.")
+    reason = f"{_short(like.dtype)} vectors of width {like.shape[-1]} on {_device_name(like.device)}."
+    return BackendChoice("fused", reason)
+
+
+def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
+    """Returns why fused kernels cannot run on these inputs, or None if they can.
+
+    The answer depends on device, type, width and mining rule, never on the number of rows.
+    """
+    first = vectors[0]
+    if not first.is_cuda and not _interpreted():
+        return f"the inputs are on {first.device.type} and the kernels need a CUDA device"
+    if first.is_cuda and torch.cuda.get_device_capability(first.device) < MIN_CAPABILITY:
+        return f"{_device_name(first.device)} is older than compute capability {_dotted(MIN_CAPABILITY)}"
+    return _unsupported_inputs(vectors, mining) or _unsupported_triton()
+
+
+def _unsupported_inputs(vectors: list[Tensor], mining: Mining | None) -> str | None:
+    if any(each.dtype == torch.float64 for each in vectors):
+        return "float64 inputs are computed in float64"
+    if vectors[0].shape[-1] < MIN_WIDTH:
+        return f"the width {vectors[0].shape[-1]} is below {MIN_WIDTH}"
+    if any(each.shape[-1] == 0 for each in vectors):
+        return "guide features have width 0"
+    if mining is not None and mining.top_k is not None and mining.top_k > MAX_TOP_K:
+        return f"top_k={mining.top_k} is above {MAX_TOP_K}"
+    return None
+
+
+def _unsupported_triton() -> str | None:
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed"
+    if tuple(int(part) for part in installed.split(".")[:2]) < MIN_TRITON:
+        return f"triton {installed} is older than {_dotted(MIN_TRITON)}"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dotted(numbers: tuple[int, int]) -> str:
+    return ".".join(str(number) for number in numbers)

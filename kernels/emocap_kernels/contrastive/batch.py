@@ -1,0 +1,271 @@
+"""The global batch as one rank sees it: its own rows, and the rows of other ranks as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.contrastive.inputs import ContrastiveInputs
+from emocap_kernels.contrastive.objectives import ContrastiveObjective
+from emocap_kernels.distributed.columns import ColumnAllGather, ColumnBlock, ColumnReduceScatter
+from emocap_kernels.distributed.ranks import SINGLE_RANK, Partition, Ranks
+from emocap_kernels.distributed.reductions import gather_replicated, gather_rows
+from emocap_kernels.matmul import matmul
+from emocap_kernels.mining import Mining, first_duplicates
+from emocap_kernels.positives import (
+    IMAGE_ANCHORS,
+    MODALITIES,
+    TEXT_ANCHORS,
+    GuideSimilarities,
+    MinedLists,
+    Modality,
+    compares_modalities,
+    modalities_to_gather,
+)
+from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GuideFeatures:
+    """The guide features of the rows that this rank holds, without a gradient.
+
+    Attributes:
+        own: For each modality, [local, width of that modality].
+        are_embeddings: Whether the features are the embeddings themselves. Then the guide `joint` compares exactly
+            the cosines of which the scores are made.
+    """
+
+    own: Mapping[Modality, Tensor]
+    are_embeddings: bool
+
+    def similarity(self, similarities: GuideSimilarities, rows: slice, candidates: Mapping[Modality, Tensor]) -> Tensor:
+        """Returns the similarity of the local anchors `rows` with the candidates, [rows, candidates]."""
+        return _smallest([matmul(self.own[a][rows], candidates[c].T) for a, c in similarities])
+
+    def tie_safe_similarity(
+        self,
+        similarities: GuideSimilarities,
+        rows: slice,
+        candidates: Mapping[Modality, Tensor],
+        duplicates: list[Tensor | None],
+    ) -> Tensor:
+        """Returns the same as `similarity`, but equal for equal candidates to the bit.
+
+        Args:
+            similarities: What the guide compares.
+            rows: Local anchors.
+            candidates: Guide features, [candidates, width] for each modality.
+            duplicates: The `duplicates_of` the candidates.
+        """
+        found: list[Tensor] = []
+        for (anchor, candidate), first in zip(similarities, duplicates, strict=True):
+            similarity = matmul(self.own[anchor][rows], candidates[candidate].T)
+            found.append(similarity if first is None else similarity[:, first])
+        return _smallest(found)
+
+
+def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
+    """Returns the first duplicate of each candidate (`first_duplicates`), for each of the similarities."""
+    return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
+
+
+def _smallest(similarities: list[Tensor]) -> Tensor:
+    first, *others = similarities
+    return first if not others else first.minimum(others[0])
+
+
+@dataclass(frozen=True, slots=True)
+class TextBlock:
+    """Some texts of the global batch, and the guide features of the same samples.
+
+    Attributes:
+        columns: Their global indices.
+        text: [texts, width], in the type of the images.
+        guides: For each modality that a guide needs, [texts, width of that modality].
+    """
+
+    columns: slice
+    text: Tensor
+    guides: Mapping[Modality, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveBatch:
+    """The global batch from the view of a rank that holds some of its rows and receives the others.
+
+    Attributes:
+        image: [local, width].
+        text: [local, width], in the type in which it is sent (in the reference, in the type of `image`).
+        columns: The all-gather of the texts, and of the guide features of `sent_guides`.
+        sent_guides: Modalities whose guide features are sent beside the texts.
+        scale: 0-dim, in the type of the scores: at least float32.
+        objective: The loss as a function of the scores.
+        bias: 0-dim, added to the scores; 0 if the objective has none.
+        guide_scale: 0-dim; a teacher's scores are `guide_scale` times the cosines of `features`.
+        ids: int64 [total], or None if only own pairs are known positives.
+        mining: None if only known pairs are positives.
+        features: The features that guide the mining, or those of the teacher; None without either.
+        feature_dtype: The type in which features are multiplied.
+        partition: The division of the rows among the ranks.
+        ranks: The ranks of the batch.
+    """
+
+    image: Tensor
+    text: Tensor
+    columns: ColumnAllGather
+    sent_guides: tuple[Modality, ...]
+    scale: Tensor
+    objective: ContrastiveObjective
+    bias: Tensor
+    guide_scale: Tensor
+    ids: Tensor | None
+    mining: Mining | None
+    features: GuideFeatures | None
+    feature_dtype: torch.dtype
+    partition: Partition
+    ranks: Ranks
+
+    def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[TextBlock]:
+        """Yields all texts of the batch in blocks, own texts first; see `ColumnAllGather.blocks`. A collective."""
+        for block in self.columns.blocks(gradients):
+            yield self._text_block(block)
+
+    def all_guides(self) -> Mapping[Modality, Tensor]:
+        """Returns the guide features of the whole batch, [total, width of the modality] each. A collective."""
+        everything = ColumnBlock(slice(0, self.partition.total), self.columns.gather_all())
+        return self._text_block(everything).guides
+
+    @property
+    def mined_by_score(self) -> bool:
+        """True if a pair is mined when its own cosine, of which the score is made, reaches the threshold."""
+        if self.mining is None or self.features is None or self.mining.top_k is not None:
+            return False
+        return compares_modalities(self.mining) and self.features.are_embeddings
+
+    def mined_lists(self, nearest: Callable[[GuideSimilarities], Tensor]) -> MinedLists | None:
+        """Returns the candidates that `top_k` mined, or None without `top_k`. A collective: text lists are gathered.
+
+        Args:
+            nearest: Returns the mined candidates of each local anchor by the given similarities,
+                [local, at most top_k].
+        """
+        if self.mining is None or self.mining.top_k is None:
+            return None
+        images, texts = IMAGE_ANCHORS[self.mining.guide], TEXT_ANCHORS[self.mining.guide]
+        of_images = nearest(images)
+        of_texts = of_images if texts == images else nearest(texts)
+        return MinedLists(of_images, gather_rows(of_texts, self.partition, self.ranks), self.partition.first)
+
+    def pack(self) -> tuple[ContrastiveBatch, tuple[Tensor, ...]]:
+        """Returns this batch without its vectors, and the vectors, for `save_for_backward`.
+
+        Autograd then frees the vectors, and reports a vector that was changed before backward.
+        """
+        columns, gathered = self.columns.pack()
+        own = {} if self.features is None else self.features.own
+        nothing = self.image[:0].detach()
+        packed = replace(
+            self,
+            image=nothing,
+            text=nothing,
+            columns=columns,
+            features=None if self.features is None else replace(self.features, own=dict.fromkeys(own, nothing)),
+        )
+        return packed, (self.image, self.text, *own.values(), *gathered)
+
+    def unpack(self, tensors: Sequence[Tensor]) -> ContrastiveBatch:
+        """Returns this packed batch with the vectors that `pack` returned."""
+        image, text, *others = tensors
+        features = self.features
+        if features is not None:
+            features = replace(features, own=dict(zip(features.own, others, strict=False)))
+            others = others[len(features.own) :]
+        columns = self.columns.unpack(others)
+        return replace(self, image=image, text=text, columns=columns, features=features)
+
+    def _text_block(self, block: ColumnBlock) -> TextBlock:
+        text, *sent = block.vectors
+        guides: dict[Modality, Tensor] = {}
+        if self.features is not None:
+            # Where the texts themselves are the guide, they are not sent twice.
+            guides = {"text": text.detach().to(self.feature_dtype)}
+            guides |= {name: each.to(self.feature_dtype) for name, each in zip(self.sent_guides, sent, strict=True)}
+        return TextBlock(block.columns, text.to(self.image.dtype), guides)
+
+
+def sharded_batch(
+    inputs: ContrastiveInputs, partition: Partition, ranks: Ranks, *, needs_gradient: bool, narrow: bool
+) -> ContrastiveBatch:
+    """Returns the batch in which this rank scores its own images against all texts.
+
+    Only the texts are sent between ranks, and the features of images that guides compare.
+
+    Args:
+        inputs: The inputs of this rank.
+        partition: The division of the rows among the ranks.
+        ranks: The ranks of the batch.
+        needs_gradient: Whether the texts of any rank need a gradient. Then all ranks take part in backward, also a
+            rank whose own texts need none (it may hold no rows).
+        narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
+            not, they are converted to float32.
+    """
+    dtype_of = product_dtype if narrow else compute_dtype
+    image = inputs.image.to(dtype_of(inputs.image, inputs.text)).contiguous()
+    text = inputs.text.contiguous()
+    if needs_gradient and not text.requires_grad:
+        text = text.detach().requires_grad_()
+    formula = inputs.formula
+    needed: set[Modality] = set()
+    if inputs.mining is not None:
+        needed = modalities_to_gather(inputs.mining)
+    elif formula.has_teacher:
+        needed = {"text"}
+    sent: tuple[Modality, ...] = tuple(name for name in MODALITIES if name in needed and _is_sent(inputs, name))
+    local = [text, *(inputs.guides()[name] for name in sent)]
+    feature_dtype = dtype_of(*inputs.guides().values(), inputs.text)
+    features = None
+    if needed:
+        own: dict[Modality, Tensor] = {
+            name: each.detach().to(feature_dtype).contiguous() for name, each in inputs.guides().items()
+        }
+        features = GuideFeatures(own, inputs.guide_image is None and inputs.guide_text is None)
+    dtype = compute_dtype(inputs.image, inputs.text)
+    scale = scale_tensor(inputs.scale, image, dtype)
+    return ContrastiveBatch(
+        image=image,
+        text=text,
+        columns=ColumnAllGather(local, partition, ranks, inputs.schedule),
+        sent_guides=sent,
+        scale=scale,
+        objective=formula,
+        bias=scale_tensor(0.0 if inputs.bias is None else inputs.bias, image, dtype),
+        guide_scale=(scale if inputs.guide_scale is None else scale_tensor(inputs.guide_scale, image, dtype)).detach(),
+        ids=None if inputs.ids is None else gather_rows(inputs.ids, partition, ranks),
+        mining=inputs.mining,
+        features=features,
+        feature_dtype=feature_dtype,
+        partition=partition,
+        ranks=ranks,
+    )
+
+
+def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ranks) -> ContrastiveBatch:
+    """Returns the batch in which every rank holds all rows, for the reference."""
+    dtype = compute_dtype(inputs.image, inputs.text)
+    guided = {"guide_image": inputs.guide_image, "guide_text": inputs.guide_text}
+    gathered = replace(
+        inputs,
+        image=gather_replicated(inputs.image, partition, ranks, dtype=dtype),
+        text=gather_replicated(inputs.text, partition, ranks, dtype=dtype),
+        ids=None if inputs.ids is None else gather_rows(inputs.ids, partition, ranks),
+        **{name: None if each is None else gather_rows(each, partition, ranks) for name, each in guided.items()},
+    )
+    return sharded_batch(gathered, partition.on_one_rank(), SINGLE_RANK, needs_gradient=False, narrow=False)
+
+
+def _is_sent(inputs: ContrastiveInputs, modality: Modality) -> bool:
+    """Returns whether guide features are sent. The embeddings of the texts are sent in any case."""
+    return modality == "image" or inputs.guide_text is not None

@@ -1,0 +1,233 @@
+"""The positives of a batch as kernels read them: groups of known pairs, and the rule that mines others.
+
+A rule that reads other similarities than the scores is turned into a mask: one byte for each pair of a chunk, in which
+bit 1 means that the row's anchor mined the pair and bit 2 that the column's anchor did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from emocap_kernels.blocks import ceil_div
+from emocap_kernels.contrastive.batch import ContrastiveBatch, GuideFeatures, TextBlock
+from emocap_kernels.contrastive.fused.kernels.mining import AND, OR, STORE, threshold_kernel
+from emocap_kernels.contrastive.fused.kernels.tiles import (
+    MINED_BY_COLUMN,
+    MINED_BY_ROW,
+    RULE_MASK,
+    RULE_NONE,
+    RULE_SCORE,
+)
+from emocap_kernels.fused.launch import ALIGNMENT_BYTES, aligned, launch, tile_descriptor
+from emocap_kernels.fused.nearest import CandidateBlock, nearest_candidates
+from emocap_kernels.fused.tiling import Range, TileConfig, tile_config_for
+from emocap_kernels.mining import Mining
+from emocap_kernels.positives import GuideSimilarities, MinedLists, Modality, tile_similarities
+
+
+@dataclass(frozen=True, slots=True)
+class FusedPositives:
+    """Holds everything that decides about the positives of any tile, except the guide features.
+
+    Attributes:
+        groups: int32 [total]; known positives are those of the same group.
+        group_sizes: float32 [total], the size of the group of each.
+        has_ids: Whether groups may hold more than one sample.
+        mining: None if only known pairs are positives.
+        mined_by_score: See `ContrastiveBatch.mined_by_score`.
+        lists: The mined candidates as int32, with `top_k`.
+        own: Global indices of the local rows.
+    """
+
+    groups: Tensor
+    group_sizes: Tensor
+    has_ids: bool
+    mining: Mining | None
+    mined_by_score: bool
+    lists: MinedLists | None
+    own: slice
+
+    @staticmethod
+    def of(batch: ContrastiveBatch) -> FusedPositives:
+        """Prepares the positives and mines the `top_k` lists. A collective, because lists of texts are gathered."""
+        groups, sizes = _groups(batch)
+        return FusedPositives(
+            groups=groups,
+            group_sizes=sizes,
+            has_ids=batch.ids is not None,
+            mining=batch.mining,
+            mined_by_score=batch.mined_by_score,
+            lists=batch.mined_lists(lambda similarities: _mine_top_k(batch, similarities)),
+            own=batch.partition.own,
+        )
+
+    @property
+    def rule(self) -> int:
+        """The kernel option `RULE`."""
+        if self.mining is None:
+            return RULE_NONE.value
+        return RULE_SCORE.value if self.mined_by_score else RULE_MASK.value
+
+    @property
+    def masked(self) -> bool:
+        """True if other pairs than the own ones may be positives."""
+        return self.has_ids or self.rule != RULE_NONE.value
+
+    @property
+    def attract(self) -> bool:
+        """The kernel option `ATTRACT`."""
+        return self.mining is None or self.mining.attracts
+
+    @property
+    def threshold(self) -> float:
+        """The least cosine of a mined pair; -inf without a threshold."""
+        threshold = None if self.mining is None else self.mining.threshold
+        return float("-inf") if threshold is None else threshold
+
+    def options(self) -> dict[str, bool | int]:
+        """Returns the options of all kernels that look for known pairs."""
+        return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
+
+    def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
+        """Returns the positives among the texts of `block`."""
+        rows: dict[Modality, Tensor] = {}
+        columns: dict[Modality, Tensor] = {}
+        if self.rule == RULE_MASK.value and self.lists is None and features is not None:
+            rows = {name: aligned(each) for name, each in features.own.items()}
+            columns = {name: aligned(each) for name, each in block.guides.items()}
+        return BlockPositives(self, block.columns, rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPositives:
+    """The positives of the local rows in a block of columns, which are numbered from the first of the block.
+
+    Attributes:
+        all: The positives of the batch.
+        columns: Global indices of the block.
+        left: Guide features of the local rows, aligned, if a threshold reads them.
+        right: Guide features of the columns, aligned, if a threshold reads them.
+    """
+
+    all: FusedPositives
+    columns: slice
+    left: Mapping[Modality, Tensor]
+    right: Mapping[Modality, Tensor]
+
+    @property
+    def first(self) -> int:
+        """The column of the own pair of local row 0. It may lie outside of the block."""
+        return self.all.own.start - self.columns.start
+
+    @property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """The groups of the local rows and of the columns."""
+        return self.all.groups[self.all.own], self.all.groups[self.columns]
+
+    def mask(self, rows: Range, columns: Range, tile: TileConfig) -> TensorDescriptor | None:
+        """Returns the mask bytes of local `rows` and `columns`, or None if the rule reads no mask."""
+        if self.all.rule != RULE_MASK.value:
+            return None
+        lists = self.all.lists
+        mask = self._threshold_mask(rows, columns) if lists is None else self._list_mask(lists, rows, columns)
+        return tile_descriptor(mask, tile.rows, tile.columns)
+
+    def _threshold_mask(self, rows: Range, columns: Range) -> Tensor:
+        assert self.all.mining is not None
+        mask = self.all.groups.new_empty(_height(rows), _pitch(columns), dtype=torch.uint8)
+        decisive = tile_similarities(self.all.mining.guide)
+        if len(decisive) == 1:
+            both = MINED_BY_ROW.value | MINED_BY_COLUMN.value
+            for number, similarity in enumerate(decisive[0]):
+                # Of two similarities the smaller one decides, so a pair must reach the threshold in both.
+                self._add_bits(mask, similarity, rows, columns, both, combine=(AND if number else STORE).value)
+            return mask
+        (of_rows,), (of_columns,) = decisive
+        self._add_bits(mask, of_rows, rows, columns, MINED_BY_ROW.value, combine=STORE.value)
+        self._add_bits(mask, of_columns, rows, columns, MINED_BY_COLUMN.value, combine=OR.value)
+        return mask
+
+    def _add_bits(
+        self,
+        mask: Tensor,
+        similarity: tuple[Modality, Modality],
+        rows: Range,
+        columns: Range,
+        bits: int,
+        *,
+        combine: int,
+    ) -> None:
+        left, right = self.left[similarity[0]], self.right[similarity[1]]
+        tile = tile_config_for(left.dtype, left.device, masked=False)
+        grid = (ceil_div(_height(rows), tile.rows), ceil_div(columns[1] - columns[0], tile.columns))
+        launch(
+            threshold_kernel,
+            grid,
+            tile_descriptor(left, tile.rows, tile.depth),
+            tile_descriptor(right, tile.columns, tile.depth),
+            tile_descriptor(mask, tile.rows, tile.columns),
+            self.all.threshold,
+            bits,
+            rows[0],
+            columns[0],
+            left.shape[1],
+            COMBINE=combine,
+            **tile.options(),
+        )
+
+    def _list_mask(self, lists: MinedLists, rows: Range, columns: Range) -> Tensor:
+        first = self.columns.start
+        by_row, by_column = lists.masks(slice(*rows), slice(first + columns[0], first + columns[1]))
+        mask = by_row.new_zeros(_height(rows), _pitch(columns), dtype=torch.uint8)
+        inside = mask[:, : columns[1] - columns[0]]
+        inside.add_(by_row, alpha=MINED_BY_ROW.value).add_(by_column, alpha=MINED_BY_COLUMN.value)
+        return mask
+
+
+def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
+    """Returns a number for each different id, int32 [total], and how many samples share it, float32 [total].
+
+    The host reads no value; `torch.unique` would.
+    """
+    total = batch.partition.total
+    numbers = torch.arange(total, device=batch.image.device)
+    if batch.ids is None:
+        return numbers.int(), batch.scale.new_ones(total, dtype=torch.float32)
+    ordered, order = batch.ids.sort(stable=True)
+    is_new = torch.ones_like(ordered)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    groups = torch.empty_like(order).scatter_(0, order, is_new.cumsum(0) - 1)
+    sizes = torch.zeros_like(groups).index_add_(0, groups, torch.ones_like(groups))
+    return groups.int(), sizes[groups].float()
+
+
+def _mine_top_k(batch: ContrastiveBatch, similarities: GuideSimilarities) -> Tensor:
+    """Returns the mined candidates of each local anchor, int32 [local, top_k]. -1 means none."""
+    mining = batch.mining
+    assert mining is not None
+    assert mining.top_k is not None
+    assert batch.features is not None
+    own = batch.features.own
+    tile = tile_config_for(own[similarities[0][0]].dtype, batch.image.device, masked=True)
+
+    def candidates() -> Iterator[CandidateBlock]:
+        for block in batch.blocks():
+            yield CandidateBlock(block.columns.start, [(own[a], block.guides[c]) for a, c in similarities])
+
+    local, first = batch.partition.local, batch.partition.first
+    return nearest_candidates(candidates(), local, first, tile, top_k=mining.top_k, threshold=mining.threshold)
+
+
+def _height(rows: Range) -> int:
+    return rows[1] - rows[0]
+
+
+def _pitch(columns: Range) -> int:
+    """Returns the bytes of a row of a mask, so that each row begins at an aligned address."""
+    width = columns[1] - columns[0]
+    return width + -width % ALIGNMENT_BYTES

@@ -1,0 +1,250 @@
+"""The two passes of `infonce` and `mil_nce` by kernels: statistics in forward, the gradient of the scores in backward.
+
+Each pass goes over blocks of columns, panels of rows and chunks of columns (see `emocap_kernels.fused.tiling`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.blocks import ceil_div
+from emocap_kernels.contrastive.batch import ContrastiveBatch
+from emocap_kernels.contrastive.fused.kernels import statistics
+from emocap_kernels.contrastive.fused.kernels.gradient import gradient_kernel
+from emocap_kernels.contrastive.fused.kernels.statistics import statistics_kernel
+from emocap_kernels.contrastive.fused.kernels.tiles import RULE_MASK, RULE_NONE
+from emocap_kernels.contrastive.fused.positives import BlockPositives, FusedPositives
+from emocap_kernels.contrastive.fused.scores import ExponentScale, Operands
+from emocap_kernels.contrastive.fused.stats import Base2Stats, concatenate
+from emocap_kernels.contrastive.sums import GradientSums
+from emocap_kernels.fused.launch import ALIGNMENT_BYTES, aligned, launch, tile_descriptor
+from emocap_kernels.fused.tiling import Range, TileConfig, chunks, panels, strips
+from emocap_kernels.matmul import storage_scale
+
+
+def panel_chunks(operands: Operands, rows: Range, itemsize: int) -> list[Range]:
+    """Returns the chunks of a panel of rows, with `itemsize` bytes for each pair."""
+    return chunks(len(operands.right), operands.tile, rows[1] - rows[0], itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """The settings with which kernels compute a batch.
+
+    Attributes:
+        positives: The positives of the batch.
+        tile: The tile of all kernels.
+        sum_positives: Whether the objective sums the probabilities of positives (`mil_nce`).
+    """
+
+    positives: FusedPositives
+    tile: TileConfig
+    sum_positives: bool
+
+
+def score_statistics(
+    batch: ContrastiveBatch, exponents: ExponentScale, plan: KernelPlan, *, teacher: bool = False
+) -> tuple[Base2Stats, Base2Stats]:
+    """Returns the statistics of the rows of this rank, [local], and of all columns, [total].
+
+    A collective of all ranks. With `teacher` the scores are those of the teacher.
+    """
+    blocks: list[tuple[int, Base2Stats, Base2Stats]] = []
+    for block in batch.blocks():
+        left, right = batch.image, block.text
+        if teacher:
+            assert batch.features is not None
+            left, right = batch.features.own["image"], block.guides["text"]
+        operands = Operands(aligned(left), aligned(right), plan.tile)
+        positives = plan.positives.in_block(block, batch.features)
+        rows, columns = _block_statistics(operands, exponents, positives, plan)
+        blocks.append((block.columns.start, rows, columns))
+    # Blocks are merged in the order of their columns: of equal scores the lower index wins.
+    blocks.sort(key=lambda block: block[0])
+    rows = reduce(Base2Stats.merge, [block[1] for block in blocks])
+    columns = concatenate([block[2] for block in blocks]).reduce(batch.ranks)
+    if plan.positives.rule == RULE_NONE.value:
+        sizes = plan.positives.group_sizes
+        return replace(rows, count=sizes[plan.positives.own]), replace(columns, count=sizes)
+    return rows, columns
+
+
+def _block_statistics(
+    operands: Operands, exponents: ExponentScale, positives: BlockPositives, plan: KernelPlan
+) -> tuple[Base2Stats, Base2Stats]:
+    """Returns the statistics of all local rows over one block, and those of the columns of the block."""
+    number = len(operands.right)
+    nothing = _empty_statistics(exponents, number, sum_positives=plan.sum_positives)
+    row_stats: list[Base2Stats] = [nothing.part(slice(0, 0))]
+    columns = nothing
+    for rows in panels(len(operands.left), plan.tile, number):
+        panel_rows, panel_columns = _panel_statistics(operands, exponents, positives, rows, plan)
+        row_stats.append(panel_rows)
+        columns = columns.merge(panel_columns)
+    return concatenate(row_stats), columns
+
+
+def _empty_statistics(exponents: ExponentScale, number: int, *, sum_positives: bool) -> Base2Stats:
+    """Returns the statistics of `number` anchors without any candidate."""
+    parts = exponents.slope.new_zeros(statistics.N_FIELDS, 1, number)
+    for field in (statistics.PEAK, statistics.BEST, statistics.POSITIVE_PEAK):
+        parts[field.value].fill_(float("-inf"))
+    return Base2Stats.from_fields(parts, sum_positives=sum_positives).merge_parts()
+
+
+def _panel_statistics(
+    operands: Operands, exponents: ExponentScale, positives: BlockPositives, rows: Range, plan: KernelPlan
+) -> tuple[Base2Stats, Base2Stats]:
+    """Returns the statistics of a panel of local rows over one block, and those of the columns over these rows."""
+    tile, sum_positives = plan.tile, plan.sum_positives
+    # The last field, POSITIVE_PEAK, is written for `mil_nce` only.
+    fields = statistics.N_FIELDS if sum_positives else statistics.N_FIELDS - 1
+    height, total = rows[1] - rows[0], len(operands.right)
+    has_mask = plan.positives.rule == RULE_MASK.value
+    ranges = panel_chunks(operands, rows, 1) if has_mask else [(0, total)]
+    cuts = [strips(height, right - left, tile) for left, right in ranges]
+    row_tiles, row_slots = ceil_div(height, tile.rows), sum(number for number, _ in cuts)
+    # Row statistics have a slot for each strip of columns, column statistics one for each tile of rows.
+    row_parts = exponents.slope.new_empty(fields, row_slots, height)
+    column_parts = exponents.slope.new_empty(fields, row_tiles, total)
+    image, text = operands.descriptors()
+    slot = 0
+    for (left, right), (number, strip) in zip(ranges, cuts, strict=True):
+        mask = positives.mask(rows, (left, right), tile)
+        # Both variants are started; each reads `needs_running_max` on the device, and one of them returns at once.
+        for running_max in (False, True):
+            launch(
+                statistics_kernel,
+                (row_tiles, number),
+                image,
+                text,
+                exponents.slope,
+                exponents.shift,
+                exponents.needs_running_max,
+                *positives.groups,
+                mask,
+                row_parts,
+                column_parts,
+                plan.positives.threshold,
+                positives.first,
+                *rows,
+                left,
+                right,
+                strip,
+                operands.width,
+                slot,
+                row_slots,
+                height,
+                row_tiles,
+                total,
+                SUM_POSITIVES=sum_positives,
+                RUNNING_MAX=running_max,
+                **plan.positives.options(),
+                **tile.options(),
+            )
+        slot += number
+        # The memory of this mask serves the next one.
+        del mask
+    row_stats = Base2Stats.from_fields(row_parts, sum_positives=sum_positives).merge_parts()
+    return row_stats, Base2Stats.from_fields(column_parts, sum_positives=sum_positives).merge_parts()
+
+
+def add_gradients(
+    sums: GradientSums,
+    batch: ContrastiveBatch,
+    exponents: ExponentScale,
+    plan: KernelPlan,
+    weights: tuple[Tensor, Tensor],
+) -> None:
+    """Adds the gradients of a softmax objective to `sums`. A collective of all ranks.
+
+    Args:
+        sums: Takes the gradients.
+        batch: The batch.
+        exponents: Those of forward.
+        plan: That of forward.
+        weights: The gradient weights of the local rows and of all columns, [fields, anchors] each.
+    """
+    row_weights = weights[0]
+    left = aligned(batch.image)
+    buffer = GradientBuffer(left)
+    for block in sums.blocks():
+        operands = Operands(left, aligned(block.text), plan.tile)
+        positives = plan.positives.in_block(block, batch.features)
+        column_weights = weights[1][:, block.columns].contiguous()
+        for rows in panels(len(left), plan.tile, len(operands.right)):
+            for columns in panel_chunks(operands, rows, left.element_size()):
+                gradient = buffer.chunk(rows, columns)
+                by_scale = _fill_gradient(
+                    gradient, operands, exponents, positives, (row_weights, column_weights), rows, columns, plan
+                )
+                sums.add(gradient[:, : columns[1] - columns[0]], slice(*rows), slice(*columns))
+                sums.scale += by_scale
+
+
+def _fill_gradient(
+    gradient: Tensor,
+    operands: Operands,
+    exponents: ExponentScale,
+    positives: BlockPositives,
+    weights: tuple[Tensor, Tensor],
+    rows: Range,
+    columns: Range,
+    plan: KernelPlan,
+) -> Tensor:
+    """Fills `gradient` for one chunk, and returns the chunk's part of the gradient of the scale, float64."""
+    tile, (row_weights, column_weights) = plan.tile, weights
+    image, text = operands.descriptors()
+    row_tiles = ceil_div(rows[1] - rows[0], tile.rows)
+    number, strip = strips(rows[1] - rows[0], columns[1] - columns[0], tile)
+    by_scale = exponents.slope.new_zeros(row_tiles * number)
+    mask = positives.mask(rows, columns, tile)
+    for running_max in (False, True):
+        launch(
+            gradient_kernel,
+            (row_tiles, number),
+            image,
+            text,
+            tile_descriptor(gradient, tile.rows, tile.columns),
+            exponents.slope,
+            exponents.shift,
+            exponents.needs_running_max,
+            *positives.groups,
+            mask,
+            row_weights,
+            column_weights,
+            by_scale,
+            plan.positives.threshold,
+            *rows,
+            *columns,
+            strip,
+            operands.width,
+            row_weights.shape[1],
+            column_weights.shape[1],
+            storage_scale(gradient.dtype),
+            SUM_POSITIVES=plan.sum_positives,
+            RUNNING_MAX=running_max,
+            RULE=plan.positives.rule,
+            ATTRACT=plan.positives.attract,
+            **tile.options(),
+        )
+    return by_scale.double().sum()
+
+
+class GradientBuffer:
+    """Memory for the gradient of one chunk, in the type of the embeddings. Each chunk overwrites the one before it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = torch.empty(0, dtype=like.dtype, device=like.device)
+
+    def chunk(self, rows: Range, columns: Range) -> Tensor:
+        """Returns uninitialised memory, [rows, columns]; the last axis is rounded up so that rows are aligned."""
+        height, width = rows[1] - rows[0], columns[1] - columns[0]
+        pitch = width + -width % (ALIGNMENT_BYTES // self._memory.element_size())
+        if self._memory.numel() < height * pitch:
+            self._memory = self._memory.new_empty(height * pitch)
+        return self._memory[: height * pitch].view(height, pitch)

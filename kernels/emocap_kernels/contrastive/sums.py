@@ -1,0 +1,151 @@
+"""The sums that a pass over the scores adds up on one rank: losses, counts, and gradients of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.blocks import even_blocks
+from emocap_kernels.contrastive.batch import ContrastiveBatch, TextBlock
+from emocap_kernels.distributed.columns import ColumnReduceScatter
+from emocap_kernels.distributed.ranks import Partition, Ranks
+from emocap_kernels.distributed.reductions import sum_over_ranks
+from emocap_kernels.matmul import HALF_DTYPES, addmm_, matmul
+
+# Rows whose products with their gradients are held at once.
+PRODUCT_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums over the local anchors of each direction, 0-dim each.
+
+    Attributes:
+        image_loss: Losses of the image anchors.
+        text_loss: Losses of the text anchors.
+        image_positives: Numbers of positives of the image anchors.
+        text_positives: Numbers of positives of the text anchors.
+        image_hits: Image anchors whose best candidate is their own pair or has an equal id.
+        text_hits: The same for text anchors.
+    """
+
+    image_loss: Tensor
+    text_loss: Tensor
+    image_positives: Tensor
+    text_positives: Tensor
+    image_hits: Tensor
+    text_hits: Tensor
+
+    def means(self, partition: Partition, ranks: Ranks) -> Tensor:
+        """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
+
+        A collective of all ranks.
+        """
+        sums = [
+            self.image_loss,
+            self.text_loss,
+            (self.image_positives.double() + self.text_positives.double()) / 2,
+            self.image_hits,
+            self.text_hits,
+        ]
+        return sum_over_ranks(torch.stack([each.double() for each in sums]), ranks) / partition.total
+
+
+def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor:
+    """Returns how many local anchors have their own pair, or one of their id, as best candidate; 0-dim float64.
+
+    Args:
+        best: int64 [local], global index of the best-scoring candidate of each local anchor.
+        partition: The division of the rows among the ranks.
+        ids: int64 [total] or None.
+    """
+    own = partition.indices(best.device)
+    # Scores that are NaN have no best candidate, and their index may lie beyond the end.
+    found = best == own if ids is None else ids[best.clamp(max=len(ids) - 1)] == ids[own]
+    return found.double().sum()
+
+
+class GradientSums:
+    """Sums, over tiles of scores, of the gradients in the inputs, for every backend that computes scores in pieces.
+
+    They are gradients of 2B times the loss of this rank's images, in image / scale, text / scale, scale and bias,
+    where B is the number of rows of the global batch.
+    """
+
+    def __init__(self, batch: ContrastiveBatch, needs: Sequence[bool]) -> None:
+        """Begins with zeros.
+
+        Args:
+            batch: The batch.
+            needs: Whether image, text, scale and bias need a gradient (the text: on any rank).
+        """
+        self._batch, self._image = batch, batch.image
+        needs_image, needs_text, self.needs_scale, self.needs_bias = needs
+        wide = batch.scale.dtype
+        self.image = torch.zeros_like(self._image, dtype=wide) if needs_image else None
+        self.scale = torch.zeros((), dtype=torch.float64, device=self._image.device)
+        self.bias = torch.zeros((), dtype=torch.float64, device=self._image.device)
+        self._texts = ColumnReduceScatter(
+            batch.columns, self._image.new_empty(0, self._image.shape[1], dtype=wide), batch.text.dtype
+        )
+        self._needs_text = needs_text
+        self._block: TextBlock | None = None
+        self._part: Tensor | None = None
+
+    def blocks(self) -> Iterator[TextBlock]:
+        """Yields the blocks of the batch. What is added before the next block goes to the texts of this block."""
+        for block in self._batch.blocks(self._texts if self._needs_text else None):
+            self._block = block
+            self._part = torch.zeros_like(block.text, dtype=self._batch.scale.dtype) if self._needs_text else None
+            yield block
+            if self._part is not None:
+                self._texts.add(block.columns, self._part)
+
+    def add(self, gradient: Tensor, rows: slice, columns: slice) -> None:
+        """Adds the products of a gradient of scores with the vectors of both modalities.
+
+        Args:
+            gradient: [rows, columns], as `addmm_` takes it.
+            rows: Local images.
+            columns: Texts of the current block, counted from its first one.
+        """
+        assert self._block is not None
+        if self.image is not None:
+            addmm_(self.image[rows], gradient, self._block.text[columns])
+        if self._part is not None:
+            addmm_(self._part[columns], gradient.T, self._image[rows])
+
+    def add_scale_and_bias(self, gradient: Tensor, rows: slice) -> None:
+        """Adds the gradients of scale and bias, from that of the scores of `rows` with all of the current block."""
+        if self.needs_bias:
+            self.bias += gradient.sum()
+        if self.needs_scale and not self._scale_from_image():
+            assert self._block is not None
+            cosine = matmul(self._image[rows], self._block.text.T)
+            self.scale += cosine.mul_(gradient).sum(1).double().sum()
+
+    def finish_scale(self) -> None:
+        """Computes the gradient of the scale from that of the images, where that is possible. Call it last."""
+        if self.image is not None and self.needs_scale and self._scale_from_image():
+            for rows in even_blocks(len(self._image), PRODUCT_ROWS):
+                self.scale += (self.image[rows] * self._image[rows]).sum(1).double().sum()
+
+    def text(self) -> Tensor | None:
+        """Returns the gradient of the texts of this rank, summed over ranks. A collective after the last block."""
+        return self._texts.result() if self._needs_text else None
+
+    def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns `factor` times the gradients of image and text, in their own types. The sums are overwritten."""
+        text = self.text()
+        image = None if self.image is None else self.image.mul_(factor).to(self._image.dtype)
+        return image, None if text is None else text.mul_(factor).to(self._batch.text.dtype)
+
+    def _scale_from_image(self) -> bool:
+        """Returns whether the image gradient is accurate enough to give the gradient of the scale.
+
+        A gradient that was computed from halves is not: they round away terms that nearly cancel in the sum.
+        """
+        return self.image is not None and self._image.dtype not in HALF_DTYPES

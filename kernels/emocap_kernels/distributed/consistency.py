@@ -1,0 +1,59 @@
+"""The exchange of metadata before a loss begins. An error on one rank becomes an error on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.errors import KernelError, RanksDisagreeError
+
+# Largest number of integers that a rank can describe its inputs with. It is fixed, so that a rank whose inputs are
+# invalid can still take part in the exchange.
+MAX_FACTS = 18
+
+
+def exchange_facts(
+    ranks: Ranks, describe: Callable[[], Mapping[str, int]], *, equal: tuple[str, ...]
+) -> list[Mapping[str, int]]:
+    """Returns the facts about the inputs of every rank, in rank order.
+
+    A collective of all ranks, on the CPU: no device is waited for.
+
+    Args:
+        ranks: The ranks that take part.
+        describe: Checks the local inputs and returns at most `MAX_FACTS` facts, with the same keys on every rank. It
+            raises a KernelError if the inputs are invalid.
+        equal: Keys of the facts that must be equal on all ranks.
+
+    Raises:
+        KernelError: The error of `describe`, on the rank that raised it.
+        RanksDisagreeError: If another rank's inputs are invalid, or if ranks differ in one of `equal`.
+    """
+    if ranks.size == 1:
+        return [describe()]
+    refusal: KernelError | None = None
+    facts: Mapping[str, int] = {}
+    try:
+        facts = describe()
+    except KernelError as error:
+        refusal = error
+    # One exchange serves both cases: a rank with invalid inputs sends zeros in place of its facts.
+    numbers = [int(refusal is not None), *facts.values()]
+    table = ranks.all_gather_integers(numbers + [0] * (MAX_FACTS + 1 - len(numbers)))
+    if refusal is not None:
+        raise refusal
+    refused = [str(rank) for rank, row in enumerate(table) if row[0]]
+    if refused:
+        raise RanksDisagreeError(f"the inputs of rank {', '.join(refused)} are invalid; see the error of that rank.")
+    found = [dict(zip(facts, row[1:], strict=False)) for row in table]
+    for name in equal:
+        _check_equal_on_ranks(name, [row[name] for row in found])
+    return list(found)
+
+
+def _check_equal_on_ranks(name: str, values: list[int]) -> None:
+    for rank, value in enumerate(values):
+        if value != values[0]:
+            raise RanksDisagreeError(
+                f"{name} is {value} on rank {rank} and {values[0]} on rank 0; all ranks of a group must agree."
+            )

@@ -1,0 +1,101 @@
+"""Gathers and reductions of small tensors over the ranks. Every function is a collective of all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from emocap_kernels.distributed.collectives import all_gather, all_reduce_
+from emocap_kernels.distributed.ranks import Partition, Ranks
+
+
+def gather_rows(local: Tensor, partition: Partition, ranks: Ranks) -> Tensor:
+    """Returns the rows of all ranks in rank order, [total, ...], without a gradient.
+
+    Args:
+        local: [local, ...]; ranks may hold different numbers of rows.
+        partition: The division of the rows.
+        ranks: The ranks of the batch.
+    """
+    if ranks.size == 1:
+        return local.detach()
+    if partition.total == 0 or local.shape[1:].numel() == 0:
+        return local.new_empty(partition.total, *local.shape[1:])
+    longest = max(partition.counts)
+    received = all_gather(_padded(local.detach(), longest), ranks.size, ranks.group)
+    return torch.cat([rows[:count] for rows, count in zip(received, partition.counts, strict=True)])
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])
+
+
+def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    """Returns the sum over ranks, added in rank order, so that it is equal on every rank to the bit."""
+    return values if ranks.size == 1 else all_gather(values, ranks.size, ranks.group).sum(0)
+
+
+def all_reduce_sum_(values: Tensor, ranks: Ranks) -> None:
+    """Replaces `values` by their sum over the ranks."""
+    if ranks.size > 1:
+        all_reduce_(values, dist.ReduceOp.SUM, ranks.size, ranks.group)
+
+
+def all_reduce_max_(values: Tensor, ranks: Ranks) -> None:
+    """Replaces `values` by their maximum over the ranks."""
+    if ranks.size > 1:
+        all_reduce_(values, dist.ReduceOp.MAX, ranks.size, ranks.group)
+
+
+def all_reduce_min_(values: Tensor, ranks: Ranks) -> None:
+    """Replaces `values` by their minimum over the ranks."""
+    if ranks.size > 1:
+        all_reduce_(values, dist.ReduceOp.MIN, ranks.size, ranks.group)
+
+
+class _GatherReplicated(Function):
+    """Gathers rows for work that every rank does in full, so that each rank computes the whole gradient of its rows.
+
+    A mean over ranks divides this gradient by their number, although only one rank contributes it. Backward
+    multiplies by the number of ranks to compensate.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, partition: Partition, ranks: Ranks, dtype: torch.dtype) -> Tensor:
+        ctx.partition, ctx.ranks, ctx.dtype = partition, ranks, local.dtype
+        return gather_rows(local, partition, ranks).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        return (grad_outputs[0][ctx.partition.own] * ctx.ranks.size).to(ctx.dtype), None, None, None
+
+
+class _SumOfParts(Function):
+    """Sums over ranks what each computed alone. A mean over ranks of the gradients is the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, ranks: Ranks) -> Tensor:
+        ctx.size = ranks.size
+        return sum_over_ranks(part, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0] * ctx.size, None
+
+
+def gather_replicated(local: Tensor, partition: Partition, ranks: Ranks, *, dtype: torch.dtype) -> Tensor:
+    """Returns the rows of all ranks as `dtype`, with a gradient, for work that every rank repeats in full."""
+    if ranks.size == 1:
+        return local.to(dtype)
+    return _GatherReplicated.apply(local, partition, ranks, dtype)  # pyright: ignore[reportReturnType]
+
+
+def sum_of_parts(part: Tensor, ranks: Ranks) -> Tensor:
+    """Returns the sum over ranks of what each computed alone, with a gradient that a mean over ranks makes right."""
+    return part if ranks.size == 1 else _SumOfParts.apply(part, ranks)  # pyright: ignore[reportReturnType]

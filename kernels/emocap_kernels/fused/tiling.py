@@ -1,0 +1,117 @@
+"""The sizes into which fused kernels cut a score matrix. They depend on type, device and sizes, never on values.
+
+From large to small: a *block* of columns has arrived together from other ranks. A *panel* of local rows is merged
+together. A *chunk* of a panel's columns has its gradient, or its mask, in memory at once. A *strip* of columns is the
+work of one program, which goes over it *tile* by tile.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from emocap_kernels.blocks import ceil_div
+
+# A half-open range of rows or columns: (first, end).
+Range = tuple[int, int]
+
+# Largest size of a chunk: of the gradient of its scores, or of its mask.
+CHUNK_BYTES = 128 * 2**20
+# Largest size of one statistic that the tiles of a panel store for each column.
+PART_BYTES = 128 * 2**20
+# Rows of a panel, if the bytes allow it. A chunk of 128 MiB then has as many columns, in half precision.
+MAX_PANEL_ROWS = 8192
+# Wanted programs of a launch. With several waves on all processors, the last wave leaves few of them idle.
+PROGRAMS = 2048
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """The size of a tile, and how kernels are compiled for it.
+
+    Attributes:
+        rows: `bR`, rows of the tile.
+        columns: `bC`, columns of the tile.
+        depth: `bD`, how much of the width is multiplied at once.
+        warps: Warps of a program.
+        stages: Pieces of the embeddings that are loaded ahead (software pipelining).
+        precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to
+            float32 except for its last bits.
+        widen: Whether halves are converted to float32 first. Only the interpreter needs it, because its bfloat16 dot
+            is wrong.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    precision: str = "tf32x3"
+    widen: bool = False
+
+    def options(self) -> dict[str, int | str | bool]:
+        """Returns the arguments that all kernels share."""
+        # A score must be the same number in every kernel. Therefore the compiler must not fuse a product into a sum,
+        # unless the kernel asks for it.
+        compiled = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
+        return {
+            "bR": self.rows,
+            "bC": self.columns,
+            "bD": self.depth,
+            "PRECISION": self.precision,
+            "WIDEN": self.widen,
+            **({} if INTERPRETED else compiled),
+        }
+
+
+# A tall tile halves the cost of columns: their sums cross lanes once for each tile, those of rows once for each strip.
+TALL = TileConfig(rows=256, columns=128, depth=64, warps=8, stages=3)
+# Masks need the registers of half a tile.
+SQUARE = TileConfig(rows=128, columns=128, depth=64, warps=8, stages=3)
+# sm_80 to sm_89 and sm_120: matrix units read registers, and shared memory may be as small as 99 KiB.
+SMALL = TileConfig(rows=128, columns=64, depth=32, warps=8, stages=3)
+# float32 needs twice the bytes.
+FLOAT32 = TileConfig(rows=128, columns=64, depth=32, warps=8, stages=2)
+INTERPRETER = TileConfig(rows=32, columns=32, depth=32, warps=4, stages=1, widen=True)
+
+
+def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -> TileConfig:
+    """Returns the tile for vectors of `dtype`; `masked` if positives are not own pairs alone."""
+    if INTERPRETED:
+        return INTERPRETER
+    if dtype == torch.float32:
+        return FLOAT32
+    # sm_90 and sm_100 have 227 KiB of shared memory, and matrix units that read it.
+    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
+        return SMALL
+    return SQUARE if masked else TALL
+
+
+def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
+    """Returns the panels of `length` rows, so that one statistic for each of `columns` stays below `PART_BYTES`."""
+    tiles = max(1, PART_BYTES // (4 * max(1, columns)))
+    return ranges(length, min(max(tile.rows, MAX_PANEL_ROWS), tiles * tile.rows))
+
+
+def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Range]:
+    """Returns the chunks of `length` columns, so that `rows` of `itemsize` bytes each stay below `CHUNK_BYTES`."""
+    longest = CHUNK_BYTES // max(1, rows * itemsize)
+    return ranges(length, max(tile.columns, longest - longest % tile.columns))
+
+
+def ranges(length: int, longest: int) -> list[Range]:
+    """Returns ranges that cover `length`, each of `longest` except the last one."""
+    return [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
+
+
+def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
+    """Returns (number of strips, columns of a strip). A strip has at least four tiles if there are so many."""
+    row_tiles = ceil_div(max(1, rows), tile.rows)
+    column_tiles = ceil_div(max(1, columns), tile.columns)
+    wanted = max(1, ceil_div(PROGRAMS, row_tiles))
+    tiles = min(column_tiles, max(4, ceil_div(column_tiles, wanted)))
+    return ceil_div(column_tiles, tiles), tiles * tile.columns

@@ -1,0 +1,59 @@
+"""Matrix products that accumulate in float32 (or float64), whatever the type of the vectors is.
+
+A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`.
+On other devices the vectors are converted first, which gives the same products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+# Gradients of scores lie in [-2, 2]. float16 would flush the small ones to zero, so they are stored times this factor.
+FLOAT16_STORAGE_SCALE = 2.0**14
+# Gradients of similarities in the local loss also contain the slope of the pooling weights, which may reach a dozen.
+FLOAT16_SIMILARITY_STORAGE_SCALE = 2.0**8
+
+
+def storage_scale(dtype: torch.dtype) -> float:
+    """Returns the factor by which a gradient of scores is multiplied when it is stored as `dtype`."""
+    return FLOAT16_STORAGE_SCALE if dtype == torch.float16 else 1.0
+
+
+def similarity_storage_scale(dtype: torch.dtype) -> float:
+    """Returns the same factor for a gradient of patch-sentence similarities, in the local loss."""
+    return FLOAT16_SIMILARITY_STORAGE_SCALE if dtype == torch.float16 else 1.0
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `left @ right` in at least float32."""
+    if left.is_cuda and left.dtype in HALF_DTYPES:
+        return torch.mm(left, right, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return left.to(wide) @ right.to(wide)
+
+
+def addmm_(total: Tensor, gradient: Tensor, vectors: Tensor, *, stored_scale: float | None = None) -> None:
+    """Adds `gradient @ vectors` to `total`, in place.
+
+    Args:
+        total: [n, width], in at least float32.
+        gradient: [n, k], a gradient of scores. Either in the type of `vectors` and multiplied by the storage scale,
+            or unscaled in the type of `total`.
+        vectors: [k, width], in the type of the inputs.
+        stored_scale: The factor that a half-precision `gradient` contains; None means `storage_scale`.
+    """
+    kind = vectors.dtype
+    if kind not in HALF_DTYPES:
+        total.addmm_(gradient, vectors)
+        return
+    factor = storage_scale(kind) if stored_scale is None else stored_scale
+    if gradient.dtype != kind:
+        gradient = (gradient * factor).to(kind)
+    alpha = 1.0 / factor
+    if total.is_cuda:
+        torch.addmm(total, gradient, vectors, out_dtype=total.dtype, alpha=alpha, out=total)  # pyright: ignore[reportCallIssue]
+    else:
+        total.addmm_(gradient.to(total.dtype), vectors.to(total.dtype), alpha=alpha)

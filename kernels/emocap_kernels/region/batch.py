@@ -1,0 +1,152 @@
+"""The global batch of the local loss as one rank sees it: its own images, and all sentences as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.distributed.columns import ColumnAllGather, ColumnReduceScatter
+from emocap_kernels.distributed.ranks import SINGLE_RANK, Partition, Ranks
+from emocap_kernels.distributed.reductions import gather_replicated, gather_rows
+from emocap_kernels.mining import Mining
+from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
+from emocap_kernels.region.inputs import RegionInputs
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceBlock:
+    """Some sentences of the global batch.
+
+    Attributes:
+        columns: Their global indices.
+        sentences: [sentences, width], in the type of the patches.
+    """
+
+    columns: slice
+    sentences: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RegionBatch:
+    """The global batch from the view of a rank that holds some images and receives all sentences.
+
+    Attributes:
+        patches: [local images, patches, width]; zero where `patch_mask` is False.
+        sentences: [local sentences, width], in the type in which they are sent.
+        columns: The all-gather of the sentences.
+        owner: int64 [total sentences], the global index of the image that each belongs to.
+        scale: 0-dim, in the type of the scores: at least float32.
+        sharpness: Sharpness of the pooling; 0 is the mean over patches.
+        patch_mask: Bool [local images, patches], True for patches that are kept; None keeps all.
+        mining: None if only own sentences are positives. Its guide is not read.
+        image_partition: The division of the images among the ranks.
+        sentence_partition: The division of the sentences among the ranks.
+        ranks: The ranks of the batch.
+    """
+
+    patches: Tensor
+    sentences: Tensor
+    columns: ColumnAllGather
+    owner: Tensor
+    scale: Tensor
+    sharpness: float
+    patch_mask: Tensor | None
+    mining: Mining | None
+    image_partition: Partition
+    sentence_partition: Partition
+    ranks: Ranks
+
+    def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[SentenceBlock]:
+        """Yields all sentences in blocks, own ones first; see `ColumnAllGather.blocks`. A collective."""
+        for block in self.columns.blocks(gradients):
+            yield SentenceBlock(block.columns, block.vectors[0].to(self.patches.dtype))
+
+    def pack(self) -> tuple[RegionBatch, tuple[Tensor, ...]]:
+        """Returns this batch without its vectors, and the vectors, for `save_for_backward`."""
+        columns, gathered = self.columns.pack()
+        nothing = self.patches[:0].detach(), self.sentences[:0].detach()
+        packed = replace(self, patches=nothing[0], sentences=nothing[1], columns=columns)
+        return packed, (self.patches, self.sentences, *gathered)
+
+    def unpack(self, tensors: Sequence[Tensor]) -> RegionBatch:
+        """Returns this packed batch with the vectors that `pack` returned."""
+        patches, sentences, *gathered = tensors
+        return replace(self, patches=patches, sentences=sentences, columns=self.columns.unpack(gathered))
+
+    def all_sentences(self) -> Tensor:
+        """Returns the sentences of the whole batch, [total sentences, width]. A collective of all ranks."""
+        return self.columns.gather_all()[0].to(self.patches.dtype)
+
+    def is_anchor(self) -> Tensor:
+        """Returns which images of the batch own a sentence, bool [total images]. Others are candidates only."""
+        # `bincount` would make the host wait for the length of its result.
+        return torch.zeros(self.image_partition.total, dtype=torch.bool, device=self.owner.device).index_fill_(
+            0, self.owner, True
+        )
+
+    def kept(self, images: slice) -> Tensor | None:
+        """Returns the patch mask of the local `images`, or None if all patches are kept."""
+        return None if self.patch_mask is None else self.patch_mask[images]
+
+
+def sharded_batch(
+    inputs: RegionInputs,
+    image_partition: Partition,
+    sentence_partition: Partition,
+    ranks: Ranks,
+    *,
+    needs_gradient: bool,
+    narrow: bool,
+) -> RegionBatch:
+    """Returns the batch in which this rank scores its own images against all sentences. Patches are never sent.
+
+    Args:
+        inputs: The inputs of this rank.
+        image_partition: The division of the images among the ranks.
+        sentence_partition: The division of the sentences among the ranks.
+        ranks: The ranks of the batch.
+        needs_gradient: Whether the sentences of any rank need a gradient. Then all ranks take part in backward, also
+            a rank whose own sentences need none (it may hold none).
+        narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
+            not, they are converted to float32.
+    """
+    patches, sentences = inputs.patches, inputs.sentences.contiguous()
+    if needs_gradient and not sentences.requires_grad:
+        sentences = sentences.detach().requires_grad_()
+    if inputs.patch_mask is not None:
+        # What lies in a patch that is not kept, NaN included, must not enter a product.
+        patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
+    dtype_of = product_dtype if narrow else compute_dtype
+    return RegionBatch(
+        patches=patches.to(dtype_of(patches, sentences)).contiguous(),
+        sentences=sentences,
+        columns=ColumnAllGather((sentences,), sentence_partition, ranks, inputs.schedule),
+        owner=gather_rows(inputs.owner + image_partition.first, sentence_partition, ranks),
+        scale=scale_tensor(inputs.scale, patches, compute_dtype(patches, sentences)),
+        sharpness=inputs.sharpness,
+        patch_mask=inputs.patch_mask,
+        mining=inputs.mining,
+        image_partition=image_partition,
+        sentence_partition=sentence_partition,
+        ranks=ranks,
+    )
+
+
+def replicated_batch(
+    inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
+) -> RegionBatch:
+    """Returns the batch in which every rank holds all images and sentences, for the reference."""
+    dtype = compute_dtype(inputs.patches, inputs.sentences)
+    mask = inputs.patch_mask
+    gathered = replace(
+        inputs,
+        patches=gather_replicated(inputs.patches, image_partition, ranks, dtype=dtype),
+        sentences=gather_replicated(inputs.sentences, sentence_partition, ranks, dtype=dtype),
+        owner=gather_rows(inputs.owner + image_partition.first, sentence_partition, ranks),
+        patch_mask=None if mask is None else gather_rows(mask, image_partition, ranks),
+    )
+    partitions = image_partition.on_one_rank(), sentence_partition.on_one_rank()
+    return sharded_batch(gathered, *partitions, SINGLE_RANK, needs_gradient=False, narrow=False)

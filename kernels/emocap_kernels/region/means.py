@@ -1,0 +1,70 @@
+"""The means that the local loss reports, from the statistics of all anchors. Used by `chunked` and `fused`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.distributed.reductions import sum_over_ranks
+from emocap_kernels.region.batch import RegionBatch
+from emocap_kernels.softmax import GradientWeights, ScoreStats, gradient_weights
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorWeights:
+    """The weights of anchors in the mean of their direction, times the number of image anchors. None exceeds 1.
+
+    Attributes:
+        rows: [local images], 1 for an image that owns a sentence and 0 for the others.
+        column: 0-dim, the weight of every sentence.
+        anchors: 0-dim, the number of images of the batch that own a sentence.
+    """
+
+    rows: Tensor
+    column: Tensor
+    anchors: Tensor
+
+    @staticmethod
+    def of(batch: RegionBatch) -> AnchorWeights:
+        is_anchor = batch.is_anchor()
+        number = is_anchor.sum().to(batch.scale.dtype)
+        rows = is_anchor[batch.image_partition.own].to(batch.scale.dtype)
+        return AnchorWeights(rows, number / batch.sentence_partition.total, number)
+
+    def gradient_weights(self, stats: ScoreStats) -> tuple[GradientWeights, GradientWeights]:
+        """Returns the gradient weights of rows and columns. The gradients of scores then lie in [-2, 2]."""
+        return gradient_weights(stats.rows, self.rows), gradient_weights(stats.columns, self.column)
+
+    def gradient_factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:
+        """Returns the factor that turns such gradients into those of the loss.
+
+        A mean over ranks must give the sum of the parts of all ranks, hence the number of ranks.
+        """
+        return grad_output * ranks.size / (2.0 * self.anchors)
+
+
+def loss_means(batch: RegionBatch, stats: ScoreStats, weights: AnchorWeights) -> Tensor:
+    """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
+
+    A collective of all ranks.
+    """
+    weight, own = weights.rows.double() / weights.anchors.double(), batch.sentence_partition.own
+    column_weight = 1.0 / batch.sentence_partition.total
+    columns = stats.columns.part(own)
+    # Scores that are NaN have no best candidate, and their index may lie beyond the end.
+    best = stats.row_best.clamp(max=len(batch.owner) - 1)
+    sentence_hits = batch.owner[best] == batch.image_partition.indices(weight.device)
+    image_hits = stats.column_best[own] == batch.owner[own]
+    sums = torch.stack(
+        [
+            (stats.rows.losses() * weight).sum(),
+            columns.losses().sum() * column_weight,
+            ((stats.rows.count * weight).sum() + columns.count.double().sum() * column_weight) / 2,
+            (sentence_hits * weight).sum(),
+            image_hits.double().sum() * column_weight,
+        ]
+    )
+    return sum_over_ranks(sums, batch.ranks)
