@@ -10,7 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("emocap_pretrain", "kernels/emocap_kernels", "shards/emocap_shards", "cluster/emocap_cluster")
 TWICE = {
-    "Kind",
     "Row",
 }
 
