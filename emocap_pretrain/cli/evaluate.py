@@ -231,8 +231,8 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
     config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
     tracker = MlflowTracker.start(config, None, parent=restored.run_id)
     track(tracker, restored.config, results, restored.step)
-    tracker.text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
-    tracker.describe("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))
+    tracker.log_text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
+    tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))
     tracker.finish("FINISHED")
     if tracker.unsent():
         raise TrackingError(f"--tracking {tracking.uri}: MLflow did not take all results; run the command again.")

@@ -1,4 +1,7 @@
-"""Describes the environment of a run: commit, versions, machine. Environment variables are secret and not recorded."""
+"""Describes the environment of a run: commit, versions and machine.
+
+Environment variables are left out, because they may be secret.
+"""
 
 import platform
 import subprocess
@@ -24,7 +27,7 @@ PACKAGES = (
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with `-dirty` if it has changes; empty outside a checkout."""
+    """Returns the commit of this checkout, with `-dirty` if tracked files have changes; empty outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = _git("rev-parse", "HEAD", at=here)
@@ -34,7 +37,7 @@ def git_commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide what a run computes."""
+    """Returns the installed versions of the packages that decide what a run computes."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -45,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Host, cores, memory and devices of rank 0's host."""
+    """Returns the name, cores, memory and GPUs of this host, which is that of rank 0."""
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),

@@ -1,8 +1,9 @@
-"""Puts rows into an MLflow run so that a row which comes twice counts once.
+"""Writes rows into an MLflow run so that a row that is sent twice counts once.
 
-MLflow adds a point at every call. So the run is asked how far each of its metrics is, at first, after each failure, and
-now and then; this holds after a lost answer, a server that died between two calls, a restart on another host, and a
-replay of steps. The same answer tells whether a newer start of the run has taken over: then this one is silent.
+MLflow adds a point at every call. So this module reads the last step of each metric from the run first, after each
+failure and every few seconds, and sends later points only. This holds after a lost response, a server that died between
+two calls, a restart on another host, and a replay of steps. The same response shows whether a newer attempt writes to
+the run; then this attempt writes no more.
 """
 
 import base64
@@ -18,10 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# Read at import. A call that fails is tried again by the spool, so MLflow itself may give up soon.
+# MLflow reads these when it is imported. The spool repeats a call that fails, so MLflow itself may give up soon.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # It may hold a password.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # The URL may contain a password.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from emocap_shards.mask import masked
@@ -47,29 +48,29 @@ from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment, pages
 from emocap_pretrain.tracking.spool import Kind, Row, reason
 
-STARTS = "emocap.starts"
-METRICS_A_CALL = 1000
-RECENT_S = 10.0
-LONGEST_PARAM = 500
-UNKNOWN = 404
+ATTEMPT_TAG = "emocap.starts"  # The number of the newest attempt that writes to the run.
+METRICS_PER_CALL = 1000
+REFRESH_S = 10.0
+MAX_PARAM_CHARS = 500
+NOT_FOUND = 404
 NO_ROOM = ("disk is full", "disk I/O error", os.strerror(errno.ENOSPC))
-REFUSED = 400  # What MLflow says of a value that it never takes; everything else may pass.
+BAD_REQUEST = 400  # MLflow will never accept this value; other errors may be temporary.
 
-FAILURES = (MlflowException, SQLAlchemyError, OSError)  # A file as the tracker: MLflow lets its database's errors pass.
+FAILURES = (MlflowException, SQLAlchemyError, OSError)  # MLflow raises SQLAlchemy's errors if its server is a file.
 
 log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """One MLflow run as a start sees it; called from one thread for each kind of rows."""
+    """Writes to one MLflow run for one attempt. One thread calls it for metrics, and one for texts and pictures."""
 
-    def __init__(self, client: MlflowClient, run_id: str, start: int, experiment_id: str = "") -> None:
-        self._client, self.run_id, self._start = client, run_id, start
+    def __init__(self, client: MlflowClient, run_id: str, attempt: int, experiment_id: str = "") -> None:
+        self._client, self.run_id, self._attempt = client, run_id, attempt
         self.experiment_id = experiment_id  # Empty until MLflow has answered.
-        self.silent = False  # Another attempt with a higher number writes to the run.
+        self.superseded = False  # Whether an attempt with a higher number writes to the run.
         self._run: Run
         self._last_steps: dict[str, int] = {}
-        self._asked_s = -math.inf
+        self._read_at_s = -math.inf
         self._acts: dict[Kind, Callable[[Run, list[Row]], None]] = {
             "metrics": self._metrics,
             "scores": self._scores,
@@ -85,104 +86,106 @@ class MlflowRun:
         }
 
     @classmethod
-    def begun(cls, config: Config, start: int, parent: str = "") -> "MlflowRun":
-        """A new MLflow run with the config and what it runs on, below the run `parent` if there is one.
+    def create(cls, config: Config, attempt: int, parent: str = "") -> "MlflowRun":
+        """Creates an MLflow run whose params are the config and the environment, as a child of `parent` if given.
 
         Raises:
-            TrackingError: If MLflow cannot be reached or refuses; nothing was trained yet.
+            TrackingError: If MLflow is unreachable or refuses the run.
         """
         try:
             client = _client(config)
             info = _create(client, config, parent).info
-            return cls(client, info.run_id, start, info.experiment_id)
+            return cls(client, info.run_id, attempt, info.experiment_id)
         except FAILURES as error:
             raise _refusal(config, error) from None
 
     @classmethod
-    def known(cls, config: Config, run_id: str, start: int) -> "MlflowRun":
-        """Returns the MLflow run of an earlier start, also while MLflow is unreachable.
+    def resume(cls, config: Config, run_id: str, attempt: int) -> "MlflowRun":
+        """Returns the MLflow run of an earlier attempt, also while MLflow is unreachable.
 
         Raises:
-            TrackingError: If MLflow says that it has no such run, or its database cannot be opened.
+            TrackingError: If MLflow has no such run, or its database cannot be opened.
         """
         try:
             client = _client(config)
         except FAILURES as error:
             raise _refusal(config, error) from None
         try:
-            return cls(client, run_id, start, client.get_run(run_id).info.experiment_id)
+            return cls(client, run_id, attempt, client.get_run(run_id).info.experiment_id)
         except FAILURES as error:
-            if isinstance(error, MlflowException) and error.get_http_status_code() == UNKNOWN:
+            if isinstance(error, MlflowException) and error.get_http_status_code() == NOT_FOUND:
                 raise _refusal(config, error) from None
             log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), reason(error))
-        return cls(client, run_id, start)
+        return cls(client, run_id, attempt)
 
     def deliver(self, rows: Sequence[Row]) -> None:
-        """Send the rows, in order.
+        """Sends the rows in their order.
 
         Raises:
-            Exception: Any error of the client; MLflow is unreachable, and some rows may have arrived.
+            Exception: Any error of the client. Some rows may have arrived.
         """
         for _, group in groupby(rows, lambda row: row["kind"]):
-            self._offer(list(group))
+            self._send(list(group))
 
-    def _offer(self, rows: list[Row]) -> None:
-        """Leaves out and names a row that MLflow always refuses, so that it does not block the others."""
+    def _send(self, rows: list[Row]) -> None:
+        """Sends rows of one kind. A row that MLflow never accepts is logged and left out, so that the others arrive."""
         kind = rows[0]["kind"]
-        run = self._recent() if kind == "metrics" else self._client.get_run(self.run_id)
+        run = self._recent_run() if kind == "metrics" else self._client.get_run(self.run_id)
         self.experiment_id = run.info.experiment_id
-        if int(run.data.tags.get(STARTS, 0)) > self._start:
-            self._fall_silent()
+        if int(run.data.tags.get(ATTEMPT_TAG, 0)) > self._attempt:
+            self._stop_writing()
             return
         try:
             self._acts[kind](run, rows)
         except Exception as error:
-            self._asked_s = -math.inf
-            if not isinstance(error, MlflowException) or error.get_http_status_code() != REFUSED:
+            self._read_at_s = -math.inf
+            if not isinstance(error, MlflowException) or error.get_http_status_code() != BAD_REQUEST:
                 raise
             if len(rows) == 1:
                 log.warning("MLflow refuses %s of step %d: %s", kind, rows[0]["step"], reason(error))
             else:
                 for each in rows:
-                    self._offer([each])
+                    self._send([each])
 
-    def _recent(self) -> Run:
-        """The run as it was at most `RECENT_S` ago and since the last failure; of many hosts it is large."""
+    def _recent_run(self) -> Run:
+        """Returns the run as it was at most `REFRESH_S` ago and after the last failure. For many hosts it is large."""
         now_s = time.monotonic()
-        if now_s - self._asked_s > RECENT_S:
+        if now_s - self._read_at_s > REFRESH_S:
             self._run = self._client.get_run(self.run_id)
             self._last_steps = _last_steps(self._run)
-            self._asked_s = now_s
+            self._read_at_s = now_s
         return self._run
 
-    def _fall_silent(self) -> None:
-        if not self.silent:
-            log.warning("a newer attempt writes to MLflow run %s; attempt %d does not", self.run_id, self._start)
-        self.silent = True
+    def _stop_writing(self) -> None:
+        if not self.superseded:
+            log.warning(
+                "a newer attempt writes to MLflow run %s; attempt %d no longer does", self.run_id, self._attempt
+            )
+        self.superseded = True
 
-    def _metrics(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds have one form
-        points = fresh(rows, self._last_steps)
-        for start in range(0, len(points), METRICS_A_CALL):
-            self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_A_CALL])
+    def _metrics(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002 - all kinds of rows have the same signature
+        points = new_points(rows, self._last_steps)
+        for start in range(0, len(points), METRICS_PER_CALL):
+            self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_PER_CALL])
         self._last_steps |= {point.key: point.step for point in points}
 
     def _scores(self, run: Run, rows: list[Row]) -> None:
-        self._log_scores(run, fresh(rows, _last_steps(run)))
+        self._log_scores(run, new_points(rows, _last_steps(run)))
 
     def _rescores(self, run: Run, rows: list[Row]) -> None:
-        """A value that the run has already is not sent again, so a row that comes twice counts once."""
+        """Sends values that differ from those that the run has, so a row that is sent twice counts once."""
         known: dict[str, float] = run.data.metrics
         points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
         self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
-        """Adds the model of their checkpoint."""
+        """Logs points of the run together with the logged model of their checkpoint, if there is one."""
         models = {step: self._model(run, step) for step in {point.step for point in points}}
         for point in points:
             model = models[point.step]
             model_id = model.model_id if model else None
             self._client.log_metric(self.run_id, point.key, point.value, point.timestamp, point.step, model_id=model_id)
-        self._asked_s = -math.inf
+        self._read_at_s = -math.inf
 
     def _datasets(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
         found = [
@@ -204,7 +207,7 @@ class MlflowRun:
             self._client.set_terminated(self.run_id, status, rows[-1]["at_ms"])
 
     def _checkpoint(self, run: Run, rows: list[Row]) -> None:
-        """A logged model that points into the store."""
+        """Creates a logged model for each checkpoint; it points to the store and copies nothing."""
         outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
         for row in rows:
             step, tags = row["step"], {"checkpoint.step": str(row["step"]), **row["body"]}
@@ -246,7 +249,7 @@ class MlflowRun:
         return next(iter(self._models(run, f" AND name='{_name(step)}'")), None)
 
     def _models(self, run: Run, condition: str = "") -> list[LoggedModel]:
-        """The logged models of this run, of all pages."""
+        """Returns the logged models of this run from all pages of the response."""
         found, token = list[LoggedModel](), None
         wanted = f"source_run_id='{self.run_id}'{condition}"
         while page := self._client.search_logged_models([run.info.experiment_id], wanted, page_token=token):
@@ -256,8 +259,8 @@ class MlflowRun:
         return found
 
 
-def fresh(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
-    """The points that are above the last step of their metric, in order."""
+def new_points(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
+    """Returns the points whose step is higher than the last step of their metric, in their order."""
     last, points = dict(last_steps), list[Metric]()
     for row in rows:
         for key, value in row["body"].items():
@@ -276,12 +279,12 @@ def _name(step: int) -> str:
 
 
 def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
-    """Returns a dataset as MLflow's entity for it needs it, in JSON values.
+    """Returns the arguments of MLflow's entity for a dataset and its tags, as JSON values.
 
-    MLflow bounds a digest to 36 characters; the tag `sha256` holds all of it.
+    MLflow accepts at most 36 characters of a digest; the tag `sha256` holds all of it.
     """
     scheme = used.url.partition("://")[0] if "://" in used.url else "local"
-    place = "url" if scheme in ("http", "https") else "uri"  # As MLflow's own sources of these types store it.
+    place = "url" if scheme in ("http", "https") else "uri"  # MLflow's own sources of these types use these keys.
     dataset = {
         "name": masked(used.name),
         "digest": used.short_digest,
@@ -295,10 +298,10 @@ def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
     return {"dataset": dataset, "tags": tags}
 
 
-def attempts_tracked(config: Config, run_id: str) -> int:
-    """The number of the newest attempt that has written to an MLflow run; 0 where that cannot be asked."""
+def newest_tracked_attempt(config: Config, run_id: str) -> int:
+    """Returns the number of the newest attempt that has written to an MLflow run; 0 if it cannot be read."""
     try:
-        return int(_client(config).get_run(run_id).data.tags.get(STARTS, 0))
+        return int(_client(config).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
     except (*FAILURES, TrackingError):
         return 0
 
@@ -312,18 +315,18 @@ def _create(client: MlflowClient, config: Config, parent: str) -> Run:
     facts = environment.versions() | environment.machine()
     values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
     client.log_batch(
-        run.info.run_id, params=[Param(key, masked(value)[:LONGEST_PARAM]) for key, value in values.items()]
+        run.info.run_id, params=[Param(key, masked(value)[:MAX_PARAM_CHARS]) for key, value in values.items()]
     )
     return run
 
 
 def _refusal(config: Config, error: Exception) -> TrackingError:
-    """Raised without its cause: MLflow's own errors repeat the address with its password."""
+    """Returns the error to raise. It is raised without a cause: MLflow's errors contain the URL with its password."""
     why = reason(error)
-    cure = ": make room there, or give another tracking.uri" if any(each in why for each in NO_ROOM) else ""
+    cure = ": make room there, or set another tracking.uri" if any(each in why for each in NO_ROOM) else ""
     if "_alembic_tmp" in why:
-        cure = ": it was left half made, as on a full disk; delete the file if no run is in it yet"
-    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow does not take the run: {why}{cure}")
+        cure = ": the database is incomplete, as after a full disk; delete the file if it has no run yet"
+    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow refuses the run: {why}{cure}")
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -331,7 +334,7 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     found = client.get_experiment_by_name(name)
     view = {pages.VIEW_TAG: pages.saved_view()}
     if found is None:
-        # The pages then are those of training; without a kind MLflow guesses.
+        # This kind shows the pages for training; without it MLflow guesses the kind.
         tags = {"mlflow.experimentKind": "custom_model_development", **view}
         return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=tags)
     if not view.items() <= found.tags.items():
@@ -351,11 +354,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _client(config: Config) -> MlflowClient:
     uri = config.tracking.uri
-    for talker in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
-        logging.getLogger(talker).setLevel(logging.ERROR)
-    if uri.startswith("sqlite:///"):  # MLflow does not make the folder of an sqlite file.
+    for name in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
         return MlflowClient(uri)
-    except ImportError as error:  # The driver of a database.
+    except ImportError as error:  # The driver of the database is not installed.
         raise _refusal(config, error) from None

@@ -1,4 +1,4 @@
-"""One MLflow run over all starts of a run of ours."""
+"""Records all attempts of a run in one MLflow run."""
 
 import base64
 import json
@@ -14,9 +14,9 @@ from emocap_shards.store import Store
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder import unsent
-from emocap_pretrain.tracking.mlflow_run import STARTS, MlflowRun, mlflow_dataset
-from emocap_pretrain.tracking.spool import Row, Spool, row, understood
-from emocap_pretrain.tracking.tracker import Status
+from emocap_pretrain.tracking.mlflow_run import ATTEMPT_TAG, MlflowRun, mlflow_dataset
+from emocap_pretrain.tracking.spool import Row, Spool, readable_rows, row
+from emocap_pretrain.tracking.tracker import RunStatus
 
 FINISH_S = 20.0
 ARTIFACTS = ("text", "picture")
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Everything goes through two spools, so an artifact store that refuses holds up no metric."""
+    """Puts all reports into two spools, so that metrics arrive although the artifact store refuses files."""
 
     def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
         self.run_id, self._run = run.run_id, run
@@ -45,24 +45,24 @@ class MlflowTracker:
         unsent: Sequence[Row] = (),
         parent: str = "",
     ) -> "MlflowTracker":
-        """Begins an MLflow run, or continues `run_id`, whose rows may wait for a server that is unreachable.
+        """Creates an MLflow run, or continues the run `run_id`, also while the server is unreachable.
 
         Args:
-            config: The run's.
-            run_id: MLflow's name for the run of an earlier start; None at the first.
-            number: Number of this attempt. Attempts with a lower number no longer write.
-            facts: JSON values about this start (ranks, hosts, why the one before ended), for `starts/00001.json`.
-            unsent: What an earlier start could not deliver, from its last checkpoint; it is sent first.
+            config: The settings of the run.
+            run_id: MLflow's name for the run of an earlier attempt; None for the first attempt.
+            number: The number of this attempt. Attempts with a lower number no longer write to the run.
+            facts: JSON values about this attempt (ranks, hosts, why the previous one ended), for `starts/00001.json`.
+            unsent: The rows that an earlier attempt could not send; they are sent first.
             parent: MLflow's name for the run of which a new one is a copy.
 
         Raises:
-            TrackingError: If MLflow does not take a new run, or does not know `run_id`; nothing was trained yet.
+            TrackingError: If MLflow refuses a new run, or does not know `run_id`.
         """
-        run = MlflowRun.known(config, run_id, number) if run_id else MlflowRun.begun(config, number, parent)
+        run = MlflowRun.resume(config, run_id, number) if run_id else MlflowRun.create(config, number, parent)
         tracker = cls(run, unsent)
-        tracker._began(number)
+        tracker._report_start(number)
         if facts is not None:
-            tracker.text(f"starts/{number:05d}.json", json.dumps({"number": number, **facts}, indent=1))
+            tracker.log_text(f"starts/{number:05d}.json", json.dumps({"number": number, **facts}, indent=1))
         return tracker
 
     @property
@@ -70,75 +70,75 @@ class MlflowTracker:
         return self._run.experiment_id
 
     @property
-    def silent(self) -> bool:
-        return self._run.silent
+    def superseded(self) -> bool:
+        return self._run.superseded
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("metrics", step, dict(metrics)))
 
-    def score(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_scores(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("scores", step, dict(metrics)))
 
-    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+    def replace_scores(self, metrics: Mapping[str, float], step: int) -> None:
         self._history.put(row("rescores", step, dict(metrics)))
 
-    def datasets(self, used: Sequence[DatasetUse]) -> None:
+    def log_datasets(self, used: Sequence[DatasetUse]) -> None:
         self._history.put(row("datasets", 0, {"datasets": [mlflow_dataset(each) for each in used]}))
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         self._artifacts.put(row("text", 0, {"name": name, "content": masked(content)}))
 
-    def picture(self, name: str, path: Path) -> None:
+    def log_picture(self, name: str, path: Path) -> None:
         content = base64.b64encode(path.read_bytes()).decode()
         self._artifacts.put(row("picture", 0, {"name": name, "base64": content}))
 
-    def describe(self, markdown: str) -> None:
+    def set_description(self, markdown: str) -> None:
         self._history.put(row("tags", 0, {"mlflow.note.content": masked(markdown)}))
 
-    def checkpoint(self, url: str, step: int, digest: str) -> None:
+    def log_checkpoint(self, url: str, step: int, digest: str) -> None:
         tags = {"checkpoint.url": masked(url), "checkpoint.manifest_sha256": digest}
         self._history.put(row("checkpoint", step, tags))
 
-    def forget(self, steps: Collection[int]) -> None:
+    def delete_checkpoints(self, steps: Collection[int]) -> None:
         if steps:
             self._history.put(row("forget", 0, {"steps": sorted(steps)}))
 
-    def keep(self, steps: Collection[int]) -> None:
+    def keep_checkpoints(self, steps: Collection[int]) -> None:
         self._history.put(row("keep", 0, {"steps": sorted(steps)}))
 
     def flush(self, wait_s: float) -> bool:
-        return _in_turn(wait_s, self._history.flush, self._artifacts.flush)
+        return _all_within(wait_s, self._history.flush, self._artifacts.flush)
 
     def unsent(self) -> list[Row]:
         return self._history.unsent() + self._artifacts.unsent()
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: RunStatus) -> None:
         self._history.put(row("status", 0, {"status": status}))
-        if not _in_turn(FINISH_S, self._history.close, self._artifacts.close):
-            log.warning("MLflow did not take everything; the next start of this run sends the rest.")
+        if not _all_within(FINISH_S, self._history.close, self._artifacts.close):
+            log.warning("some rows did not reach MLflow; the next start of this run sends them.")
 
-    def _began(self, number: int) -> None:
-        self._history.put(row("tags", 0, {STARTS: str(number)}))
+    def _report_start(self, number: int) -> None:
+        self._history.put(row("tags", 0, {ATTEMPT_TAG: str(number)}))
         self._history.put(row("status", 0, {"status": "RUNNING"}))
 
 
-def _in_turn(wait_s: float, *acts: Callable[[float], bool]) -> bool:
-    """Each of them with what the ones before left of the time; whether all said True."""
+def _all_within(wait_s: float, *acts: Callable[[float], bool]) -> bool:
+    """Calls each act with the time that is left of `wait_s`, and returns whether all returned True."""
     deadline = time.monotonic() + wait_s
     done = [act(max(0.0, deadline - time.monotonic())) for act in acts]
     return all(done)
 
 
 def deliver_unsent(store: Store, config: Config, run_id: str, *, number: int) -> bool:
-    """Send what a run that is done could not deliver; True if nothing is left.
+    """Sends the rows that a finished run could not send, and returns whether all have arrived.
 
     Args:
-        store: The run's folder.
-        config: The run's.
+        store: The folder of the run.
+        config: The settings of the run.
         run_id: MLflow's name for the run.
-        number: Number of the newest attempt.
+        number: The number of the newest attempt.
     """
-    rows = understood(unsent.left(store))
+    rows = readable_rows(unsent.left(store))
     if rows:
         tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows)
         tracker.finish("FINISHED")

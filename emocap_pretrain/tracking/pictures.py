@@ -41,7 +41,13 @@ def _caption(sample: Sample) -> str:
 
 
 def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
-    """Draws the share of each predicted class in a true class, with counts, below its title and the line `of`."""
+    """Draws a confusion matrix into the file `path`: counts, coloured by their share of the true class.
+
+    Args:
+        matrix: The counts.
+        path: The file that is written.
+        of: A line below the title that names what was evaluated.
+    """
     size = max(5.0, 0.8 * len(matrix.classes) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

@@ -1,7 +1,7 @@
-"""Rows on their way to a tracker: kept until they arrived, sent in order by a thread of their own.
+"""Keeps rows until a tracking server has taken them, and sends them in order in a thread of its own.
 
-A tracker that is down never stops training: rows wait in memory, and in the checkpoints that are saved meanwhile. What
-comes after a checkpoint needs no copy: training replays it.
+A server that is down never stops training: rows are kept in memory and in the checkpoints that are saved meanwhile.
+Rows that come after the last checkpoint need no copy, because a resumed run trains these steps again.
 """
 
 import logging
@@ -17,15 +17,22 @@ from emocap_shards.mask import masked
 Kind = Literal[
     "metrics", "scores", "rescores", "datasets", "tags", "status", "checkpoint", "forget", "keep", "text", "picture"
 ]
-MOST_AT_ONCE = 200
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-AWAY_AFTER = 1  # One failure is a hiccup, such as a connection that was closed while it was idle.
+MAX_ROWS_PER_CALL = 200
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
+TOLERATED_FAILURES = 1  # One failure is normal, such as a connection that was closed while it was idle.
 
 log = logging.getLogger(__name__)
 
 
 class Row(TypedDict):
-    """Something to be tracked, in JSON's values; `body` is what its kind needs, `at_ms` counts from the epoch."""
+    """A report to the tracking server, as JSON values.
+
+    Attributes:
+        kind: What is reported.
+        step: The step that it is about; 0 if it is about none.
+        at_ms: When it was reported, in milliseconds since 1970.
+        body: What this kind of report contains.
+    """
 
     kind: Kind
     step: int
@@ -34,16 +41,16 @@ class Row(TypedDict):
 
 
 def row(kind: Kind, step: int, body: dict[str, Any]) -> Row:
-    """A row of now."""
+    """Returns a row that is reported now."""
     return {"kind": kind, "step": step, "at_ms": round(time.time() * 1000), "body": body}
 
 
-def understood(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Stored rows that this version can send; the others are left out with a warning."""
+def readable_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Returns the stored rows that this version can send. The others are left out with a warning."""
     found = list(rows)
     known = [each for each in found if _is_row(each)]
     if len(known) < len(found):
-        log.warning("%d stored rows are not rows for the tracker and are left out", len(found) - len(known))
+        log.warning("%d stored rows cannot be sent to the tracker and are left out", len(found) - len(known))
     return [cast("Row", dict(each)) for each in known]
 
 
@@ -57,7 +64,7 @@ def _is_row(stored: Mapping[str, Any]) -> bool:
 
 
 class Spool:
-    """Sends rows in order, some at a time, and tries again until they arrive."""
+    """Sends rows in order, several in one call, and repeats a call until it succeeds."""
 
     def __init__(
         self,
@@ -65,42 +72,46 @@ class Spool:
         rows: Iterable[Row] = (),
         *,
         name: str = "rows",
-        longest_pause_s: float = LONGEST_PAUSE_S,
+        max_pause_s: float = MAX_PAUSE_S,
     ) -> None:
-        """Open the spool.
+        """Starts the thread.
 
         Args:
-            deliver: Takes rows or raises. It is called from one thread only, and must bear to get rows again: of a
-                delivery that failed nobody knows how much arrived.
-            rows: What an earlier spool could not deliver; it is sent first.
-            name: What the rows are, for the log.
-            longest_pause_s: Between two tries.
+            deliver: Sends rows, or raises an error. Only the spool's thread calls it. It must accept rows that it has
+                sent before, because a call that fails may have sent some of its rows.
+            rows: The rows that an earlier spool could not send; they are sent first.
+            name: The kind of the rows, for the log.
+            max_pause_s: The longest pause between two calls after failures.
         """
-        self._deliver, self._name, self._longest_pause_s = deliver, name, longest_pause_s
+        self._deliver, self._name, self._max_pause_s = deliver, name, max_pause_s
         self._waiting = deque(rows)
         self._changed = threading.Condition()
-        self._failures = 0  # In a row.
+        self._failures = 0  # Failures since the last success.
         self._closing = self._given_up = False
         threading.Thread(target=self._run, name=f"emocap-tracking-{name}", daemon=True).start()
 
     def put(self, new: Row) -> None:
+        """Adds a row; does not wait for the server."""
         with self._changed:
             self._waiting.append(new)
             self._changed.notify_all()
 
     def unsent(self) -> list[Row]:
-        """Rows that were put and are not known to have arrived, in order."""
+        """Returns the rows that are not known to have arrived, in their order."""
         with self._changed:
             return list(self._waiting)
 
     def flush(self, wait_s: float) -> bool:
-        """Wait until every row arrived; False, and at once, while the tracker does not answer."""
+        """Waits for `wait_s` at most until all rows have arrived, and returns whether they have.
+
+        It returns at once while the server is unreachable.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._failures > AWAY_AFTER or not self._waiting, wait_s)
+            self._changed.wait_for(lambda: self._failures > TOLERATED_FAILURES or not self._waiting, wait_s)
             return not self._waiting
 
     def close(self, wait_s: float) -> bool:
-        """Try for so long to deliver what waits; True if all of it arrived."""
+        """Tries for `wait_s` at most to send the rows that are left, and returns whether all have arrived."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -114,30 +125,32 @@ class Spool:
             try:
                 self._deliver(rows)
             except Exception as error:  # noqa: BLE001 - training continues after any error of the tracker's client
-                self._wait(error, min(self._longest_pause_s, FIRST_PAUSE_S * 2 ** min(self._failures, 10)))
+                self._pause(error, min(self._max_pause_s, FIRST_PAUSE_S * 2 ** min(self._failures, 10)))
             else:
                 self._confirm(len(rows))
 
     def _next(self) -> list[Row]:
-        """The rows at the front; none once the spool is closed."""
+        """Waits for rows and returns the oldest ones; returns none after the spool is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            return [] if self._given_up else list(islice(self._waiting, MOST_AT_ONCE))
+            return [] if self._given_up else list(islice(self._waiting, MAX_ROWS_PER_CALL))
 
     def _confirm(self, count: int) -> None:
         with self._changed:
-            if self._failures > AWAY_AFTER:
+            if self._failures > TOLERATED_FAILURES:
                 log.info("the tracker takes %s again", self._name)
             for _ in range(count):
                 self._waiting.popleft()
             self._failures = 0
             self._changed.notify_all()
 
-    def _wait(self, error: Exception, pause_s: float) -> None:
-        """Pause after a failure, shortly once the spool is closing."""
+    def _pause(self, error: Exception, pause_s: float) -> None:
+        """Waits after a failure; only shortly while the spool is being closed."""
         with self._changed:
-            if self._failures == AWAY_AFTER:
-                log.warning("the tracker does not take %s (%s); they wait", self._name, reason(error))
+            if self._failures == TOLERATED_FAILURES:
+                log.warning(
+                    "the tracker does not take %s (%s); they are kept and sent later", self._name, reason(error)
+                )
             self._failures += 1
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._closing, pause_s):
@@ -150,5 +163,5 @@ def reason(error: BaseException) -> str:
     root = error
     while inner := root.__cause__ or root.__context__:
         root = inner
-    told = root if isinstance(root, OSError) else error
-    return masked(str(told)).strip().split("\n")[0][:200] or type(told).__name__
+    shown = root if isinstance(root, OSError) else error
+    return masked(str(shown)).strip().split("\n")[0][:200] or type(shown).__name__

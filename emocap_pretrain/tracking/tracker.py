@@ -1,4 +1,4 @@
-"""Defines how the loop reports on a run; `MemoryTracker` is for tests and for ranks other than 0."""
+"""Defines how training reports on a run. `MemoryTracker` is for tests and for ranks other than 0."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,88 +8,95 @@ from typing import Literal, Protocol
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.tracking.spool import Row
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """Remembers one run over all its starts. Only `start` of an implementation may fail; nothing here waits long.
+    """Records one run over all its attempts.
 
-    After a restart a repeated report counts once: a metric has one value at a step and its steps only grow, a
-    checkpoint one entry, a text or a picture of the same name takes the place of the earlier one.
+    Its methods raise no errors of the tracking server, and wait for it only in `flush` and `finish`.
+    A report that is repeated after a restart counts once: a metric has one value at each step, and its steps only grow;
+    a checkpoint has one entry; a text or picture replaces an earlier one of the same name.
     """
 
     @property
-    def run_id(self) -> str: ...
+    def run_id(self) -> str:
+        """Returns the tracking server's name for the run."""
+        ...
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's name in the addresses of pages; empty while it is not known."""
+        """Returns the experiment's name in the URLs of pages; empty until the server has answered."""
         ...
 
     @property
-    def silent(self) -> bool:
-        """True if rows were dropped because an attempt with a higher number writes to the same run."""
+    def superseded(self) -> bool:
+        """Returns whether rows were dropped because an attempt with a higher number writes to the same run."""
         ...
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Scalars of a step. A metric that has a value at this step or a later one keeps it (a replay)."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records the metrics of a step, except those that have a value at this step or a later one already."""
         ...
 
-    def score(self, metrics: Mapping[str, float], step: int) -> None:
-        """Scalars of the checkpoint of `step`: beside the run's own they are shown with it."""
+    def log_scores(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records metrics of the run as `log_metrics` does, and also as metrics of the checkpoint of `step`."""
         ...
 
-    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records a score as `score` does, for a result that may be computed again: a new value replaces an old one."""
+    def replace_scores(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records scores as `log_scores` does, but a new value of the same step replaces the old one."""
         ...
 
-    def datasets(self, used: Sequence[DatasetUse]) -> None:
+    def log_datasets(self, used: Sequence[DatasetUse]) -> None:
         """Records datasets as inputs of the run; a dataset that the run has already counts once."""
         ...
 
-    def text(self, name: str, content: str) -> None: ...
-
-    def picture(self, name: str, path: Path) -> None: ...
-
-    def describe(self, markdown: str) -> None:
-        """Sets the text that a person reads first on the run's page."""
+    def log_text(self, name: str, content: str) -> None:
+        """Stores a text under a name, which may contain folders."""
         ...
 
-    def checkpoint(self, url: str, step: int, digest: str) -> None:
-        """A checkpoint was committed at `url`; its bytes stay there."""
+    def log_picture(self, name: str, path: Path) -> None:
+        """Stores the image file at `path` under a name, which may contain folders. The file is read at once."""
         ...
 
-    def forget(self, steps: Collection[int]) -> None:
-        """The checkpoints of these steps were swept."""
+    def set_description(self, markdown: str) -> None:
+        """Sets the text at the top of the run's page."""
         ...
 
-    def keep(self, steps: Collection[int]) -> None:
-        """The run has checkpoints of these steps and no others; this makes good what a lost start left unsaid."""
+    def log_checkpoint(self, url: str, step: int, digest: str) -> None:
+        """Records that a checkpoint was committed at `url`; its files are not copied."""
+        ...
+
+    def delete_checkpoints(self, steps: Collection[int]) -> None:
+        """Deletes the entries of the checkpoints of these steps."""
+        ...
+
+    def keep_checkpoints(self, steps: Collection[int]) -> None:
+        """Deletes the entries of all other checkpoints. An attempt that died may have left some."""
         ...
 
     def flush(self, wait_s: float) -> bool:
-        """Waits at most this long for rows to arrive, and returns whether all did.
+        """Waits for `wait_s` at most until all rows have arrived, and returns whether they have.
 
-        It returns at once while the tracker is unreachable.
+        It returns at once while the server is unreachable.
         """
         ...
 
     def unsent(self) -> list[Row]:
-        """Returns the rows that have not arrived, as JSON values; in a checkpoint they survive this host."""
+        """Returns the rows that have not arrived, as JSON values. Checkpoints store them, in case this host is lost."""
         ...
 
-    def finish(self, status: Status) -> None:
-        """Say how the start ended. What then is `unsent` waits for the next start."""
+    def finish(self, status: RunStatus) -> None:
+        """Records how the attempt has ended. The next attempt sends the rows that are `unsent` after this call."""
         ...
 
 
 @dataclass(slots=True)
 class MemoryTracker:
-    """Keeps everything in lists."""
+    """Keeps all reports in memory, in the attributes."""
 
     run_id: str = "memory"
     experiment_id: str = ""
-    silent: bool = False
+    superseded: bool = False
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     scores: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
     inputs: list[DatasetUse] = field(default_factory=list[DatasetUse])
@@ -97,41 +104,41 @@ class MemoryTracker:
     pictures: dict[str, bytes] = field(default_factory=dict[str, bytes])
     checkpoints: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     description: str = ""
-    status: Status | None = None
+    status: RunStatus | None = None
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         last = {name: at for at, values in self.rows for name in values}
         if new := {name: value for name, value in metrics.items() if step > last.get(name, -1)}:
             self.rows.append((step, new))
 
-    def score(self, metrics: Mapping[str, float], step: int) -> None:
-        self.log(metrics, step)
+    def log_scores(self, metrics: Mapping[str, float], step: int) -> None:
+        self.log_metrics(metrics, step)
         self.scores[step] = {**metrics, **self.scores.get(step, {})}
 
-    def rescore(self, metrics: Mapping[str, float], step: int) -> None:
+    def replace_scores(self, metrics: Mapping[str, float], step: int) -> None:
         self.rows.append((step, dict(metrics)))
         self.scores[step] = {**self.scores.get(step, {}), **metrics}
 
-    def datasets(self, used: Sequence[DatasetUse]) -> None:
+    def log_datasets(self, used: Sequence[DatasetUse]) -> None:
         self.inputs += [each for each in used if each not in self.inputs]
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         self.texts[name] = content
 
-    def picture(self, name: str, path: Path) -> None:
+    def log_picture(self, name: str, path: Path) -> None:
         self.pictures[name] = path.read_bytes()
 
-    def describe(self, markdown: str) -> None:
+    def set_description(self, markdown: str) -> None:
         self.description = markdown
 
-    def checkpoint(self, url: str, step: int, digest: str) -> None:  # noqa: ARG002 - the protocol's form
-        self.forget([step])
+    def log_checkpoint(self, url: str, step: int, digest: str) -> None:  # noqa: ARG002 - the protocol's form
+        self.delete_checkpoints([step])
         self.checkpoints.append((url, step))
 
-    def forget(self, steps: Collection[int]) -> None:
+    def delete_checkpoints(self, steps: Collection[int]) -> None:
         self.checkpoints = [each for each in self.checkpoints if each[1] not in steps]
 
-    def keep(self, steps: Collection[int]) -> None:
+    def keep_checkpoints(self, steps: Collection[int]) -> None:
         self.checkpoints = [each for each in self.checkpoints if each[1] in steps]
 
     def flush(self, wait_s: float) -> bool:  # noqa: ARG002 - the protocol's form
@@ -140,5 +147,5 @@ class MemoryTracker:
     def unsent(self) -> list[Row]:
         return []
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: RunStatus) -> None:
         self.status = status

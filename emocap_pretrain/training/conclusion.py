@@ -28,7 +28,7 @@ from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.tracking import pictures
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
-from emocap_pretrain.tracking.spool import row, understood
+from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.session import Session
 
@@ -111,14 +111,14 @@ def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step:
     if not results:
         return
     data = evaluation_data(config.evaluation, config.stored()["evaluation"])
-    tracker.datasets(data)
+    tracker.log_datasets(data)
     for result in results:
-        tracker.rescore(result.metrics(), step)
+        tracker.replace_scores(result.metrics(), step)
         for matrix in result.confusion_matrices:
             with TemporaryDirectory(prefix="emocap-") as folder:
                 path = Path(folder) / f"{matrix.name}.png"
                 pictures.confusion(matrix, path, of=pictures.subject(config.name, data, step=step))
-                tracker.picture(f"pictures/{result.task}/{matrix.name}.png", path)
+                tracker.log_picture(f"pictures/{result.task}/{matrix.name}.png", path)
 
 
 def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
@@ -149,7 +149,7 @@ def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskRe
 def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
     number = newest(store)
     parent = RunFolder(store).original()
-    rows = [] if parent else understood(unsent.left(store))
+    rows = [] if parent else readable_rows(unsent.left(store))
     run_id = None if parent else report.run_id
     tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
     try:
@@ -167,5 +167,5 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
 
 
 def _describe(tracker: Tracker, report: Report) -> None:
-    tracker.text(REPORT_FILE, REPORT.dump(report).decode())
-    tracker.describe(report.markdown())
+    tracker.log_text(REPORT_FILE, REPORT.dump(report).decode())
+    tracker.set_description(report.markdown())

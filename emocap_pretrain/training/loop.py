@@ -135,19 +135,19 @@ def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: 
     """Reports committed checkpoints to the tracker, the monitor and the runtime."""
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
-        session.tracker.checkpoint(url, checkpoint.step, checkpoint.digest)
+        session.tracker.log_checkpoint(url, checkpoint.step, checkpoint.digest)
         loss = state_of(checkpoint).progress.row.get("loss")
         if loss is not None:
-            session.tracker.score({"checkpoint/loss": loss}, checkpoint.step)
+            session.tracker.log_scores({"checkpoint/loss": loss}, checkpoint.step)
         monitor.update_status(checkpoint=checkpoint.step)
         runtime.committed(url)
-    session.tracker.forget(session.saver.swept())
+    session.tracker.delete_checkpoints(session.saver.swept())
 
 
 def _report(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
     """Gives the tracker and the runtime the metrics of a logged step; on rank 0."""
     step = session.engine.step
-    session.tracker.log(row, step)
+    session.tracker.log_metrics(row, step)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
     runtime.heartbeat(step, session.config.steps, f"{loss} · {row['samples_per_s']:.0f} samples/s")
 
@@ -156,7 +156,7 @@ def _left_out(session: Session) -> dict[str, float]:
     """Returns how many samples the run has left out so far; new ones go to the tracker by name. A collective."""
     quarantine = session.quarantine
     if quarantine.settle() and session.world.is_main:
-        session.tracker.text(QUARANTINE_FILE, quarantine.dump().decode())
+        session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
     return {"data_quarantined": float(len(quarantine.rows))} if quarantine.budget else {}
 
 

@@ -38,10 +38,10 @@ from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking import pictures
-from emocap_pretrain.tracking.mlflow_run import attempts_tracked
+from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
-from emocap_pretrain.tracking.spool import Row, understood
-from emocap_pretrain.tracking.tracker import MemoryTracker, Status, Tracker
+from emocap_pretrain.tracking.spool import Row, readable_rows
+from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, Tracker
 from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
@@ -152,9 +152,9 @@ class Session:
         if kind in (TrainingError, RolledBack):
             self._land()
         self.saver.close()
-        unbroken: Status = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
+        unbroken: RunStatus = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
         self.tracker.finish("FAILED" if kind else unbroken)
-        if self.tracker.silent and kind is not Superseded:
+        if self.tracker.superseded and kind is not Superseded:
             log.warning(
                 "MLflow run %s has rows of an attempt with a higher number than this one (%d) and took none of its "
                 "rows since: find out which other folder writes to it",
@@ -254,7 +254,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
 
 def _unsent(path: Path) -> list[Row]:
     """Rows that the tracker had not got when the checkpoint was saved."""
-    return understood(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
+    return readable_rows(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
 
 
 def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
@@ -325,19 +325,19 @@ def _tracker(
     def begin() -> str:
         parent = _parent(config, attempt, run_id) if run_id else ""
         # In a copy the waiting rows are the original's, which sends them itself.
-        rows = [] if parent else [*saved, *understood(unsent.left(attempt.store))]
+        rows = [] if parent else [*saved, *readable_rows(unsent.left(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
         begun.append(MlflowTracker.start(config, known, **options))
         if found:  # The host that committed it may be gone with the news.
-            begun[0].checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
-            begun[0].keep(steps_listed(attempt.store))
+            begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
+            begun[0].keep_checkpoints(steps_listed(attempt.store))
         if known is None:
             RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
             data = training_data(config.data, config.stored()["data"])
-            begun[0].datasets(data)
+            begun[0].log_datasets(data)
             _preview(begun[0], stream, of=pictures.subject(config.name, data))
             _count_cut_texts(begun[0], config, tokenizer)
         return begun[0].run_id
@@ -354,7 +354,7 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
         log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
         return original
     # Numbers are unique in a folder, and this attempt has not written to the tracker yet.
-    if attempts_tracked(config, run_id) >= attempt.number >= attempts.newest(store):
+    if newest_tracked_attempt(config, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(
             "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
             "is tracked as a run of its own",
@@ -373,7 +373,7 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
             stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
         )
         pictures.preview(next(first.steps()).samples, path, of=of)
-        tracker.picture("pictures/samples.png", path)
+        tracker.log_picture("pictures/samples.png", path)
 
 
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
@@ -383,4 +383,4 @@ def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> 
     cut += cut_prompts(config.evaluation, tokenizer, lengths)
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
     log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
-    tracker.log({f"cut/{each.kind}": each.share for each in cut}, 0)
+    tracker.log_metrics({f"cut/{each.kind}": each.share for each in cut}, 0)

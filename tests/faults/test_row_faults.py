@@ -55,7 +55,7 @@ def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
         return
     own = Attempt.begin(store)
     step, unsent = resumed(store)
-    spool = Spool(tracker.take, [*unsent, *unsent_rows.left(store)], longest_pause_s=0.01)
+    spool = Spool(tracker.take, [*unsent, *unsent_rows.left(store)], max_pause_s=0.01)
     saver = Saver(store, ALONE, start=own)
     try:
         while step < STEPS:
@@ -83,7 +83,7 @@ def resumed(store: Store) -> tuple[int, list[Row]]:
 
 
 def deliver(store: Store, tracker: Tracker) -> None:
-    spool = Spool(tracker.take, unsent_rows.left(store), longest_pause_s=0.01)
+    spool = Spool(tracker.take, unsent_rows.left(store), max_pause_s=0.01)
     assert spool.close(MOMENT_S)
     unsent_rows.leave(store, spool.unsent(), number=attempts.newest(store))
 

@@ -8,17 +8,17 @@ from emocap_pretrain.config.schema import Config
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for all tests: making one takes seconds."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of one database for all tests, because making a database takes seconds."""
     return tmp_path_factory.mktemp("mlflow")
 
 
 @pytest.fixture
-def config(tiny_config: Config, place: Path) -> Config:
+def config(tiny_config: Config, folder: Path) -> Config:
     return changed(
         tiny_config,
-        tracking__uri=f"sqlite:///{place / 'deep' / 'mlflow.db'}",
-        tracking__artifacts=str(place / "artifacts"),
+        tracking__uri=f"sqlite:///{folder / 'deep' / 'mlflow.db'}",
+        tracking__artifacts=str(folder / "artifacts"),
         tracking__experiment="faces",
     )
 

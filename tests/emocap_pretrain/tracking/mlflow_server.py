@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback that can be killed and brought back."""
+"""Runs a real MLflow server on loopback that can be killed and started again."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ START_LIMIT_S = 120.0
 
 
 class MlflowServer:
-    """`mlflow server` on sqlite in `folder`, the same port at every start; a context manager."""
+    """Runs `mlflow server` on SQLite in `folder`, with the same port at every start, while its context is open."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            # Below the range from which the kernel gives ports to clients: nobody takes it during a restart.
+            # The kernel gives ports above 32,768 to clients, so no client takes this port during a restart.
             self.port = 22_000 + probe.getsockname()[1] % 10_000
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,7 +35,7 @@ class MlflowServer:
         self.kill()
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the server and waits until it answers."""
         places = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         places += ["--artifacts-destination", str(self.folder / "artifacts")]
         listens = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
@@ -54,7 +54,7 @@ class MlflowServer:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """kill -9 for all of its processes."""
+        """Kills all processes of the server with SIGKILL."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which the module believes to stand."""
+    """Makes a repository with one commit, and lets the module take it for its own."""
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("x = 1\n")
     git(tmp_path, "add", "code.py")
@@ -28,7 +28,7 @@ def test_the_commit_of_a_clean_checkout_is_its_hash(checkout: Path) -> None:
     assert environment.git_commit() == git(checkout, "rev-parse", "HEAD")
 
 
-def test_changed_files_make_a_checkout_dirty_and_new_ones_do_not(checkout: Path) -> None:
+def test_changed_files_mark_a_checkout_as_dirty_and_new_files_do_not(checkout: Path) -> None:
     (checkout / "notes.txt").write_text("new")
     assert not environment.git_commit().endswith("-dirty")
     (checkout / "code.py").write_text("x = 2\n")
@@ -46,14 +46,14 @@ def test_there_is_no_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None
     assert environment.git_commit() == ""
 
 
-def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_of_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
     assert environment.versions()["torch"] == version("torch")
     assert environment.versions()["no-such-package"] == "not installed"
     assert environment.versions()["python"].startswith("3.")
 
 
-def test_the_machine_is_told_in_plain_texts() -> None:
+def test_the_machine_is_described_by_texts() -> None:
     facts = environment.machine()
     assert set(facts) == {"host", "platform", "cpu_cores", "memory_gib", "cuda_devices"}
     assert int(facts["cpu_cores"]) >= 1

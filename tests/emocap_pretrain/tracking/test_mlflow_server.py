@@ -1,4 +1,4 @@
-"""Against a real MLflow server, which is killed at every point where it hurts."""
+"""Tests the tracker with a real MLflow server that is killed while rows arrive, during a run, and before its end."""
 
 import json
 import time
@@ -44,12 +44,12 @@ def url(step: int) -> str:
     return f"s3://bucket/run/checkpoints/step-{step:08d}/a"
 
 
-def test_a_server_that_is_killed_while_rows_arrive_has_every_point_once(
+def test_a_server_that_was_killed_while_rows_arrive_has_each_point_once(
     config: Config, client: MlflowClient, server: MlflowServer
 ) -> None:
     tracker, names = MlflowTracker.start(config, None), [f"m{number}" for number in range(60)]
     for step in range(1, 301):
-        tracker.log(dict.fromkeys(names, float(step)) | {"loss": 1 / step}, step)
+        tracker.log_metrics(dict.fromkeys(names, float(step)) | {"loss": 1 / step}, step)
         if step == 150:
             while not steps(client, tracker.run_id):
                 time.sleep(0.01)
@@ -64,47 +64,47 @@ def test_a_server_that_is_killed_while_rows_arrive_has_every_point_once(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_start_that_is_lost_with_its_rows_goes_on_from_its_checkpoint_without_a_gap_or_a_double(
+def test_rows_of_a_lost_attempt_are_sent_from_its_checkpoint_without_gaps_or_duplicates(
     config: Config, client: MlflowClient, server: MlflowServer
 ) -> None:
     lost = MlflowTracker.start(config, None, number=1, facts={"ranks": 2})
     for step in range(1, 21):
-        lost.log({"loss": 1 / step}, step)
+        lost.log_metrics({"loss": 1 / step}, step)
     assert lost.flush(30)
     server.kill()
     for step in range(21, 31):
-        lost.log({"loss": 1 / step}, step)
-    lost.checkpoint(url(20), 20, "abc")
+        lost.log_metrics({"loss": 1 / step}, step)
+    lost.log_checkpoint(url(20), 20, "abc")
     began = time.perf_counter()
     lost.flush(5)
     assert time.perf_counter() - began < 60
     checkpointed = json.dumps(lost.unsent())
     for step in range(31, 36):
-        lost.log({"loss": 1 / step}, step)
-    # The host is gone with what its spool held: nothing of it is used below. The server is still away.
+        lost.log_metrics({"loss": 1 / step}, step)
+    # The host is lost with the rows in its spool, so the test no longer uses them. The server is still down.
     again = MlflowTracker.start(config, lost.run_id, number=2, facts={"ranks": 1}, unsent=json.loads(checkpointed))
     for step in range(31, 41):
-        again.log({"loss": 1 / step}, step)
+        again.log_metrics({"loss": 1 / step}, step)
     assert not again.flush(5)
     server.start()
     assert wait_until_sent(again)
     assert client.get_run(lost.run_id).info.status == "RUNNING"
     assert steps(client, lost.run_id) == list(range(1, 41))
-    again.checkpoint(url(40), 40, "def")
-    again.score({"checkpoint/loss": 1 / 40}, 40)
-    again.forget([20])
+    again.log_checkpoint(url(40), 40, "def")
+    again.log_scores({"checkpoint/loss": 1 / 40}, 40)
+    again.delete_checkpoints([20])
     again.finish("FINISHED")
     run = client.get_run(lost.run_id)
     assert (run.info.status, run.data.tags["emocap.starts"]) == ("FINISHED", "2")
     (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id='{lost.run_id}'")
     assert (model.name, model.tags["checkpoint.url"]) == ("step-00000040", url(40))
     assert [(each.key, each.step) for each in model.metrics or []] == [("checkpoint/loss", 40)]
-    lost.finish("FAILED")  # The host wakes up again: the run is no longer its own.
+    lost.finish("FAILED")  # The host continues, but another attempt has taken over the run.
     assert client.get_run(lost.run_id).info.status == "FINISHED"
     assert steps(client, lost.run_id) == list(range(1, 41))
 
 
-def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
+def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
     config: Config, client: MlflowClient, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 3.0)
@@ -112,12 +112,12 @@ def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
     picture.write_bytes(b"pixels")
     first = MlflowTracker.start(config, None)
     for step in (1, 2):
-        first.log({"loss": 1 / step} | by_host([("node-a", HostMetrics().read())]), step)
+        first.log_metrics({"loss": 1 / step} | by_host([("node-a", HostMetrics().read())]), step)
     first.flush(30)
     server.kill()
-    first.score({"zero_shot/uar": 0.5}, 2)
-    first.text("report.json", "{}")
-    first.picture("pictures/confusion.png", picture)
+    first.log_scores({"zero_shot/uar": 0.5}, 2)
+    first.log_text("report.json", "{}")
+    first.log_picture("pictures/confusion.png", picture)
     began = time.perf_counter()
     first.finish("FINISHED")
     assert time.perf_counter() - began < 60
@@ -125,7 +125,7 @@ def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
     server.start()
     assert client.get_run(first.run_id).info.status == "RUNNING"
     second = MlflowTracker.start(config, first.run_id, number=2, unsent=left)
-    second.score({"zero_shot/uar": 0.5}, 2)
+    second.log_scores({"zero_shot/uar": 0.5}, 2)
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 60.0)
     second.finish("FINISHED")
     assert steps(client, first.run_id, "zero_shot/uar") == [2]
@@ -135,7 +135,7 @@ def test_a_server_that_is_away_at_the_end_gets_the_rest_from_the_next_start(
 
 
 def wait_until_sent(tracker: MlflowTracker) -> bool:
-    """A flush alone gives up while the tracker is away, which it is until the next try."""
+    """Repeats the flush, since it returns at once until the spool has reached the server again."""
     deadline = time.monotonic() + 60
     while not tracker.flush(5) and time.monotonic() < deadline:
         time.sleep(0.1)

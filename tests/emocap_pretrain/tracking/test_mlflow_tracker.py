@@ -38,7 +38,7 @@ def points(client: MlflowClient, run_id: str, metric: str = "loss") -> list[tupl
 
 def test_a_new_run_has_its_name_experiment_settings_and_environment(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
-    tracker.describe("| | tiny |")
+    tracker.set_description("| | tiny |")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     assert run.info.run_name == "tiny"
@@ -69,8 +69,8 @@ def test_datasets_are_inputs_of_the_run_and_count_once(config: Config, client: M
     training = DatasetUse("s3://bucket/faces/train", digest, 1800, "training", 0.25)
     evaluation = DatasetUse("https://host/faces/test", digest[::-1], 200, "evaluation")
     tracker = MlflowTracker.start(config, None)
-    tracker.datasets([training])
-    tracker.datasets([training, evaluation])
+    tracker.log_datasets([training])
+    tracker.log_datasets([training, evaluation])
     tracker.finish("FINISHED")
     first, second = sorted(client.get_run(tracker.run_id).inputs.dataset_inputs, key=lambda each: each.dataset.name)[
         ::-1
@@ -101,7 +101,7 @@ def test_a_dataset_is_logged_without_secrets(tmp_path: Path, faces: str, monkeyp
 def test_metrics_arrive_with_their_steps(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
     for step in (1, 2, 3):
-        tracker.log({"loss": 1 / step, "scale": 14.0}, step)
+        tracker.log_metrics({"loss": 1 / step, "scale": 14.0}, step)
     tracker.finish("FINISHED")
     assert points(client, tracker.run_id) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert points(client, tracker.run_id, "scale") == [(1, 14.0), (2, 14.0), (3, 14.0)]
@@ -110,28 +110,28 @@ def test_metrics_arrive_with_their_steps(config: Config, client: MlflowClient) -
 def test_more_metrics_than_mlflow_takes_in_a_call_arrive(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
     for step in range(1, 61):
-        tracker.log({f"m{number}": 1.0 for number in range(20)} | {"loss": 1.0}, step)
+        tracker.log_metrics({f"m{number}": 1.0 for number in range(20)} | {"loss": 1.0}, step)
     tracker.finish("FINISHED")
     assert len(points(client, tracker.run_id)) == 60
     assert len(points(client, tracker.run_id, "m19")) == 60
 
 
-def test_a_run_that_goes_on_keeps_its_id_and_doubles_no_point(config: Config, client: MlflowClient) -> None:
+def test_a_resumed_run_keeps_its_id_and_has_each_point_once(config: Config, client: MlflowClient) -> None:
     first = MlflowTracker.start(config, None)
     for step in (1, 2, 3, 4, 5):
-        first.log({"loss": float(step)}, step)
+        first.log_metrics({"loss": float(step)}, step)
     first.finish("KILLED")
     second = MlflowTracker.start(config, first.run_id)
     assert second.run_id == first.run_id
     assert second.flush(20)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     for step in (3, 4, 5, 6):
-        second.log({"loss": -1.0}, step)
+        second.log_metrics({"loss": -1.0}, step)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, -1.0)]
 
 
-def test_starting_twice_puts_two_runs_into_one_experiment(config: Config, client: MlflowClient) -> None:
+def test_two_new_runs_are_in_one_experiment(config: Config, client: MlflowClient) -> None:
     runs = [MlflowTracker.start(config, None) for _ in range(2)]
     for run in runs:
         run.finish("FINISHED")
@@ -139,7 +139,7 @@ def test_starting_twice_puts_two_runs_into_one_experiment(config: Config, client
     assert len({client.get_run(run.run_id).info.experiment_id for run in runs}) == 1
 
 
-def test_pictures_and_texts_lie_in_the_run_and_not_in_the_working_folder(
+def test_pictures_and_texts_are_in_the_run_and_not_in_the_working_folder(
     config: Config, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,9 +147,9 @@ def test_pictures_and_texts_lie_in_the_run_and_not_in_the_working_folder(
     picture.write_bytes(b"pixels")
     before = sorted(tmp_path.iterdir())
     tracker = MlflowTracker.start(config, None)
-    tracker.picture("pictures/samples.png", picture)
-    tracker.text("report.json", "{}")
-    tracker.checkpoint("s3://bucket/run/checkpoints/step-00000004/a", 4, "abc")
+    tracker.log_picture("pictures/samples.png", picture)
+    tracker.log_text("report.json", "{}")
+    tracker.log_checkpoint("s3://bucket/run/checkpoints/step-00000004/a", 4, "abc")
     tracker.finish("FINISHED")
     names = {each.path for each in client.list_artifacts(tracker.run_id)}
     assert {"pictures", "report.json"} <= names
@@ -169,11 +169,11 @@ def url(step: int, attempt: str = "a") -> str:
     return f"s3://bucket/run/checkpoints/step-{step:08d}/{attempt}"
 
 
-def test_a_checkpoint_is_an_external_model_of_the_run_that_points_into_the_store(
+def test_a_checkpoint_is_an_external_model_of_the_run_with_the_url_in_the_store(
     config: Config, client: MlflowClient
 ) -> None:
     tracker = MlflowTracker.start(config, None)
-    tracker.checkpoint(url(4), 4, "abc")
+    tracker.log_checkpoint(url(4), 4, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     model = models(client, tracker.run_id)["step-00000004"]
@@ -185,15 +185,15 @@ def test_a_checkpoint_is_an_external_model_of_the_run_that_points_into_the_store
     assert run.data.tags["checkpoint.url"] == url(4)
 
 
-def test_a_checkpoint_that_is_told_again_is_listed_once_at_its_newest_place(
+def test_a_checkpoint_that_is_logged_again_is_listed_once_with_its_newest_url(
     config: Config, client: MlflowClient
 ) -> None:
     first = MlflowTracker.start(config, None)
-    first.checkpoint(url(4), 4, "abc")
+    first.log_checkpoint(url(4), 4, "abc")
     first.finish("KILLED")
     second = MlflowTracker.start(config, first.run_id, number=2)
-    second.checkpoint(url(4), 4, "abc")
-    second.checkpoint(url(4, "b"), 4, "def")
+    second.log_checkpoint(url(4), 4, "abc")
+    second.log_checkpoint(url(4, "b"), 4, "def")
     second.finish("FINISHED")
     model = models(client, first.run_id)["step-00000004"]
     assert (model.tags["checkpoint.url"], model.tags["checkpoint.manifest_sha256"]) == (url(4, "b"), "def")
@@ -201,12 +201,12 @@ def test_a_checkpoint_that_is_told_again_is_listed_once_at_its_newest_place(
 
 
 @pytest.mark.parametrize("call", ["finalize_logged_model", "log_outputs", "set_tag"])
-def test_a_checkpoint_whose_listing_broke_off_is_completed(
+def test_a_checkpoint_that_was_logged_in_part_is_completed(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     breaks_once(monkeypatch, call)
     tracker = MlflowTracker.start(config, None)
-    tracker.checkpoint(url(4), 4, "abc")
+    tracker.log_checkpoint(url(4), 4, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     model = models(client, tracker.run_id)["step-00000004"]
@@ -215,40 +215,40 @@ def test_a_checkpoint_whose_listing_broke_off_is_completed(
     assert run.data.tags["checkpoint.url"] == url(4)
 
 
-def test_swept_checkpoints_are_listed_no_more(config: Config, client: MlflowClient) -> None:
+def test_deleted_checkpoints_are_not_listed(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
     for step in (2, 4, 6):
-        tracker.checkpoint(url(step), step, "abc")
-    tracker.forget([2, 4])
-    tracker.forget([4, 99])
-    tracker.forget([])
+        tracker.log_checkpoint(url(step), step, "abc")
+    tracker.delete_checkpoints([2, 4])
+    tracker.delete_checkpoints([4, 99])
+    tracker.delete_checkpoints([])
     tracker.finish("FINISHED")
     assert list(models(client, tracker.run_id)) == ["step-00000006"]
 
 
-def test_checkpoints_that_a_lost_start_did_not_forget_are_made_good(config: Config, client: MlflowClient) -> None:
+def test_checkpoints_that_a_lost_attempt_did_not_delete_are_deleted(config: Config, client: MlflowClient) -> None:
     other = MlflowTracker.start(config, None)
-    other.checkpoint(url(2), 2, "abc")
+    other.log_checkpoint(url(2), 2, "abc")
     other.finish("FINISHED")
     tracker = MlflowTracker.start(config, None)
     for step in (2, 4, 6):
-        tracker.checkpoint(url(step), step, "abc")
-    tracker.keep([6, 8])
+        tracker.log_checkpoint(url(step), step, "abc")
+    tracker.keep_checkpoints([6, 8])
     tracker.finish("FINISHED")
     assert list(models(client, tracker.run_id)) == ["step-00000006"]
     assert list(models(client, other.run_id)) == ["step-00000002"]
 
 
-def test_scores_belong_to_the_run_and_to_the_checkpoint_of_their_step_and_count_once(
+def test_scores_are_recorded_once_in_the_run_and_in_the_checkpoint_of_their_step(
     config: Config, client: MlflowClient
 ) -> None:
     first = MlflowTracker.start(config, None)
-    first.log({"loss": 2.5}, 4)
-    first.checkpoint(url(4), 4, "abc")
-    first.score({"zero_shot/uar": 0.25}, 4)
+    first.log_metrics({"loss": 2.5}, 4)
+    first.log_checkpoint(url(4), 4, "abc")
+    first.log_scores({"zero_shot/uar": 0.25}, 4)
     first.finish("KILLED")
     second = MlflowTracker.start(config, first.run_id, number=2)
-    second.score({"zero_shot/uar": 0.75, "zero_shot/war": 0.5}, 4)
+    second.log_scores({"zero_shot/uar": 0.75, "zero_shot/war": 0.5}, 4)
     second.finish("FINISHED")
     assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
     assert points(client, first.run_id, "zero_shot/war") == [(4, 0.5)]
@@ -259,14 +259,14 @@ def test_scores_belong_to_the_run_and_to_the_checkpoint_of_their_step_and_count_
     }
 
 
-def test_scores_of_a_checkpoint_that_is_not_listed_are_the_run_s(config: Config, client: MlflowClient) -> None:
+def test_scores_without_a_listed_checkpoint_are_recorded_in_the_run(config: Config, client: MlflowClient) -> None:
     tracker = MlflowTracker.start(config, None)
-    tracker.score({"zero_shot/uar": 0.25}, 4)
+    tracker.log_scores({"zero_shot/uar": 0.25}, 4)
     tracker.finish("FINISHED")
     assert points(client, tracker.run_id, "zero_shot/uar") == [(4, 0.25)]
 
 
-def test_a_value_from_the_environment_is_tracked_as_the_text_that_stood_in_the_file(
+def test_a_value_from_the_environment_is_tracked_as_the_text_in_the_file(
     config: Config, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_URL", "s3://hidden/place")
@@ -282,11 +282,13 @@ def test_a_value_from_the_environment_is_tracked_as_the_text_that_stood_in_the_f
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/no/mlflow.db"])
-def test_a_tracker_that_cannot_be_reached_at_the_start_is_one_line_that_names_it(config: Config, uri: str) -> None:
+def test_a_server_that_is_unreachable_at_the_start_is_an_error_of_one_line_with_its_url(
+    config: Config, uri: str
+) -> None:
     began = time.perf_counter()
     with pytest.raises(TrackingError) as caught:
         MlflowTracker.start(changed(config, tracking__uri=uri), None)
-    assert time.perf_counter() - began < 120  # MLflow itself tries for 8 minutes
+    assert time.perf_counter() - began < 120  # MLflow itself tries for 8 minutes.
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -297,7 +299,7 @@ def test_a_run_that_mlflow_does_not_know_is_a_tracking_error(config: Config) -> 
 
 
 def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """MLflow's client fails at the first call of this name."""
+    """Makes the first call of this method of MLflow's client fail."""
     broken, original = list[str](), getattr(MlflowClient, call)
 
     def breaking(*arguments: Any, **named: Any) -> Any:
@@ -309,30 +311,30 @@ def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     monkeypatch.setattr(MlflowClient, call, breaking)
 
 
-def test_rows_that_follow_each_other_are_not_asked_for_one_by_one(
+def test_the_run_is_not_read_again_for_each_row(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = MlflowTracker.start(config, None)
     assert tracker.flush(20)
-    asked, original = list[str](), MlflowClient.get_run
+    read, original = list[str](), MlflowClient.get_run
 
     def counting(self: MlflowClient, run_id: str) -> Any:
-        asked.append(run_id)
+        read.append(run_id)
         return original(self, run_id)
 
     monkeypatch.setattr(MlflowClient, "get_run", counting)
-    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.RECENT_S", 60.0)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.REFRESH_S", 60.0)
     for step in (1, 2, 2, 1, 3, 3):
-        tracker.log({"loss": float(step)}, step)
+        tracker.log_metrics({"loss": float(step)}, step)
         assert tracker.flush(20)
-    assert len(asked) == 1
+    assert len(read) == 1
     tracker.finish("FINISHED")
     assert points(client, tracker.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 @contextmanager
 def outage(*calls: str) -> Generator[None]:
-    """MLflow's client cannot reach its server by these calls."""
+    """Makes these methods of MLflow's client fail, as during an outage of its server."""
 
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("the server is down")
@@ -344,27 +346,27 @@ def outage(*calls: str) -> Generator[None]:
         yield
 
 
-def test_what_an_outage_held_up_is_sent_first_by_the_next_start_on_any_host(
+def test_rows_of_an_outage_are_sent_first_by_the_next_attempt_on_any_host(
     config: Config, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     picture = tmp_path / "samples.png"
     picture.write_bytes(b"pixels")
     first = MlflowTracker.start(config, None)
-    first.log({"loss": 1.0}, 1)
+    first.log_metrics({"loss": 1.0}, 1)
     assert first.flush(20)
     with outage():
-        first.log({"loss": 2.0}, 2)
-        first.checkpoint(url(2), 2, "abc")
-        first.text("report.json", "{}")
-        first.picture("pictures/samples.png", picture)
+        first.log_metrics({"loss": 2.0}, 2)
+        first.log_checkpoint(url(2), 2, "abc")
+        first.log_text("report.json", "{}")
+        first.log_picture("pictures/samples.png", picture)
         assert not first.flush(5)
         checkpointed = json.loads(json.dumps(first.unsent()))
-        first.log({"loss": 3.0}, 3)  # A replay gives it again.
+        first.log_metrics({"loss": 3.0}, 3)  # The replay of this step logs it again.
         first.finish("KILLED")
     assert "the server is down" in caplog.text
-    assert "the next start of this run sends the rest" in caplog.text
+    assert "the next start of this run sends them" in caplog.text
     second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
-    second.log({"loss": 3.5}, 3)
+    second.log_metrics({"loss": 3.5}, 3)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.5)]
     assert list(models(client, first.run_id)) == ["step-00000002"]
@@ -373,25 +375,25 @@ def test_what_an_outage_held_up_is_sent_first_by_the_next_start_on_any_host(
     assert second.unsent() == []
 
 
-def test_unsent_rows_that_arrived_after_all_are_not_sent_twice(config: Config, client: MlflowClient) -> None:
+def test_unsent_rows_that_have_arrived_are_not_sent_twice(config: Config, client: MlflowClient) -> None:
     first = MlflowTracker.start(config, None)
     with outage():
-        first.log({"loss": 1.0, "scale": 14.0}, 1)
-        first.log({"loss": 2.0}, 2)
+        first.log_metrics({"loss": 1.0, "scale": 14.0}, 1)
+        first.log_metrics({"loss": 2.0}, 2)
         checkpointed = first.unsent()
-    first.log({"loss": 3.0}, 3)
+    first.log_metrics({"loss": 3.0}, 3)
     first.finish("KILLED")
     second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
-    second.log({"loss": 9.0, "scale": 15.0}, 3)
+    second.log_metrics({"loss": 9.0, "scale": 15.0}, 3)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert points(client, first.run_id, "scale") == [(1, 14.0), (3, 15.0)]
 
 
-def test_a_row_of_which_mlflow_took_a_part_is_completed(
+def test_a_row_that_arrived_in_part_is_completed(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.METRICS_A_CALL", 2)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.METRICS_PER_CALL", 2)
     names = ["a", "b", "c", "d", "e"]
     tracker = MlflowTracker.start(config, None)
     assert tracker.flush(20)
@@ -404,17 +406,17 @@ def test_a_row_of_which_mlflow_took_a_part_is_completed(
         original(self, *arguments, **named)
 
     monkeypatch.setattr(MlflowClient, "log_batch", dies_at_the_second_call)
-    tracker.log(dict.fromkeys(names, 1.0), 7)
+    tracker.log_metrics(dict.fromkeys(names, 1.0), 7)
     tracker.finish("FINISHED")
     assert len(calls) > 3
     assert all(points(client, tracker.run_id, name) == [(7, 1.0)] for name in names)
 
 
-def test_a_row_whose_answer_was_lost_is_not_sent_twice(
+def test_a_row_whose_response_was_lost_is_not_sent_twice(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = MlflowTracker.start(config, None)
-    tracker.log({"loss": 0.5}, 0)
+    tracker.log_metrics({"loss": 0.5}, 0)
     assert tracker.flush(20)
     original, sent = MlflowClient.log_batch, list[int]()
 
@@ -425,42 +427,40 @@ def test_a_row_whose_answer_was_lost_is_not_sent_twice(
             raise TimeoutError("no answer")
 
     monkeypatch.setattr(MlflowClient, "log_batch", answers_late)
-    tracker.log({"loss": 1.0}, 1)
-    tracker.log({"loss": 2.0}, 2)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.log_metrics({"loss": 2.0}, 2)
     tracker.finish("FINISHED")
-    # MLflow on SQL would leave out an equal point by itself; other servers do not.
+    # MLflow on SQL itself leaves out an equal point; other servers do not.
     assert sent == [1, 2]
     assert points(client, tracker.run_id) == [(0, 0.5), (1, 1.0), (2, 2.0)]
 
 
-def test_a_value_that_mlflow_refuses_is_named_and_holds_nothing_up(
+def test_a_value_that_mlflow_refuses_is_logged_and_delays_no_other_row(
     config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = MlflowTracker.start(config, None)
     with outage():
-        tracker.log({"loss": 1.0}, 1)
-        tracker.log({"no?name": 1.0}, 2)
-        tracker.log({"loss": 3.0}, 3)
+        tracker.log_metrics({"loss": 1.0}, 1)
+        tracker.log_metrics({"no?name": 1.0}, 2)
+        tracker.log_metrics({"loss": 3.0}, 3)
     tracker.finish("FINISHED")
     assert points(client, tracker.run_id) == [(1, 1.0), (3, 3.0)]
     assert "MLflow refuses metrics of step 2" in caplog.text
     assert tracker.unsent() == []
 
 
-def test_artifacts_that_cannot_be_stored_hold_up_no_metric(config: Config, client: MlflowClient) -> None:
+def test_metrics_arrive_although_artifacts_cannot_be_stored(config: Config, client: MlflowClient) -> None:
     with outage("log_text"):
         tracker = MlflowTracker.start(config, None)
-        tracker.text("report.json", "{}")
-        tracker.log({"loss": 1.0}, 1)
+        tracker.log_text("report.json", "{}")
+        tracker.log_metrics({"loss": 1.0}, 1)
         assert not tracker.flush(20)
         assert points(client, tracker.run_id) == [(1, 1.0)]
         assert [each["kind"] for each in tracker.unsent()] == ["text"]
         tracker.finish("FINISHED")
 
 
-def test_every_start_has_its_number_its_status_and_its_facts(
-    config: Config, client: MlflowClient, tmp_path: Path
-) -> None:
+def test_each_attempt_records_its_number_status_and_facts(config: Config, client: MlflowClient, tmp_path: Path) -> None:
     first = MlflowTracker.start(config, None, number=1, facts={"ranks": 8, "hosts": ["a", "b"]})
     first.flush(20)
     assert client.get_run(first.run_id).info.status == "RUNNING"
@@ -471,19 +471,17 @@ def test_every_start_has_its_number_its_status_and_its_facts(
         config, first.run_id, number=4, facts={"ranks": 4, "hosts": ["a"], "after": "b is gone"}
     )
     second.flush(20)
-    going = client.get_run(first.run_id)
-    assert (going.info.status, going.data.tags["emocap.starts"]) == ("RUNNING", "4")
+    running = client.get_run(first.run_id)
+    assert (running.info.status, running.data.tags["emocap.starts"]) == ("RUNNING", "4")
     second.finish("FINISHED")
     assert client.get_run(first.run_id).info.status == "FINISHED"
-    told = {each.path for each in client.list_artifacts(first.run_id, "starts")}
-    assert told == {"starts/00001.json", "starts/00004.json"}
+    stored = {each.path for each in client.list_artifacts(first.run_id, "starts")}
+    assert stored == {"starts/00001.json", "starts/00004.json"}
     text = client.download_artifacts(first.run_id, "starts/00004.json", str(tmp_path))
     assert json.loads(Path(text).read_text()) == {"number": 4, "ranks": 4, "hosts": ["a"], "after": "b is gone"}
 
 
-def test_a_start_during_an_outage_waits_for_nothing_and_is_told_once_mlflow_is_back(
-    config: Config, client: MlflowClient
-) -> None:
+def test_an_attempt_starts_during_an_outage_and_is_recorded_after_it(config: Config, client: MlflowClient) -> None:
     first = MlflowTracker.start(config, None)
     first.finish("KILLED")
 
@@ -493,7 +491,7 @@ def test_a_start_during_an_outage_waits_for_nothing_and_is_told_once_mlflow_is_b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MlflowClient, "get_run", away)
         second = MlflowTracker.start(config, first.run_id, number=2)
-        second.log({"loss": 1.0}, 1)
+        second.log_metrics({"loss": 1.0}, 1)
         assert not second.flush(5)
     assert client.get_run(first.run_id).info.status == "KILLED"
     second.finish("FINISHED")
@@ -502,25 +500,25 @@ def test_a_start_during_an_outage_waits_for_nothing_and_is_told_once_mlflow_is_b
     assert points(client, first.run_id) == [(1, 1.0)]
 
 
-def test_a_start_that_was_taken_for_dead_writes_nothing_any_more(
+def test_a_superseded_attempt_writes_nothing(
     config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zombie = MlflowTracker.start(config, None)
     zombie.flush(20)
     owner = MlflowTracker.start(config, zombie.run_id, number=2)
     owner.flush(20)
-    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.RECENT_S", 0.0)  # It slept for long.
-    zombie.log({"loss": -1.0}, 5)
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.REFRESH_S", 0.0)  # The attempt was frozen for long.
+    zombie.log_metrics({"loss": -1.0}, 5)
     zombie.finish("FAILED")
-    owner.log({"loss": 5.0}, 5)
+    owner.log_metrics({"loss": 5.0}, 5)
     owner.flush(20)
     assert client.get_run(owner.run_id).info.status == "RUNNING"
     owner.finish("FINISHED")
     assert points(client, owner.run_id) == [(5, 5.0)]
-    assert "attempt 1 does not" in caplog.text
+    assert "attempt 1 no longer does" in caplog.text
 
 
-def test_no_password_reaches_mlflow_the_log_or_an_error(
+def test_passwords_do_not_appear_in_mlflow_the_log_or_errors(
     config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     uri = "http://anna:sesame@127.0.0.1:9"
@@ -529,15 +527,15 @@ def test_no_password_reaches_mlflow_the_log_or_an_error(
     shown = "".join(traceback.format_exception(caught.value))
     assert "http://***@127.0.0.1:9" in shown
     waiting = MlflowTracker.start(changed(config, tracking__uri=uri), "0123456789abcdef0123456789abcdef", number=2)
-    waiting.log({"loss": 1.0}, 1)
+    waiting.log_metrics({"loss": 1.0}, 1)
     waiting.flush(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
         waiting.finish("KILLED")
     tracker = MlflowTracker.start(changed(config, data__url="s3://anna:sesame@bucket/faces"), None)
-    tracker.text("report.json", f'{{"tracking_uri": "{uri}"}}')
-    tracker.describe(f"at {uri}")
-    tracker.checkpoint("s3://anna:sesame@bucket/run", 1, "abc")
+    tracker.log_text("report.json", f'{{"tracking_uri": "{uri}"}}')
+    tracker.set_description(f"at {uri}")
+    tracker.log_checkpoint("s3://anna:sesame@bucket/run", 1, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     report = Path(client.download_artifacts(tracker.run_id, "report.json", str(tmp_path))).read_text()
@@ -546,21 +544,19 @@ def test_no_password_reaches_mlflow_the_log_or_an_error(
     assert "sesame" not in f"{shown} {caplog.text} {run.to_dictionary()} {report} {tags}"
 
 
-def test_mlflow_s_migrations_stay_quiet(config: Config) -> None:
+def test_the_migrations_of_mlflow_log_nothing(config: Config) -> None:
     MlflowTracker.start(config, None).finish("FINISHED")
     assert logging.getLogger("alembic").level == logging.ERROR
 
 
-def test_a_new_result_takes_the_place_of_an_older_one_and_an_equal_one_counts_once(
-    config: Config, client: MlflowClient
-) -> None:
+def test_a_new_result_replaces_the_older_one_and_an_equal_one_counts_once(config: Config, client: MlflowClient) -> None:
     first = MlflowTracker.start(config, None)
-    first.rescore({"zero_shot/uar": 0.25}, 4)
-    first.rescore({"zero_shot/uar": 0.25}, 4)
+    first.replace_scores({"zero_shot/uar": 0.25}, 4)
+    first.replace_scores({"zero_shot/uar": 0.25}, 4)
     first.finish("FINISHED")
     assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
     second = MlflowTracker.start(config, first.run_id, number=2)
-    second.rescore({"zero_shot/uar": 0.75}, 4)
+    second.replace_scores({"zero_shot/uar": 0.75}, 4)
     second.finish("FINISHED")
     assert client.get_run(first.run_id).data.metrics["zero_shot/uar"] == 0.75
 
@@ -585,4 +581,4 @@ def test_a_full_disk_of_the_tracker_is_one_line_at_the_start(tiny_config: Config
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
-    assert re.fullmatch(r"error: tracking.uri=sqlite:.*/mlflow.db: MLflow does not take the run: .*make room.*", line)
+    assert re.fullmatch(r"error: tracking.uri=sqlite:.*/mlflow.db: MLflow refuses the run: .*make room.*", line)

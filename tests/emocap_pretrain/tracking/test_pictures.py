@@ -23,7 +23,7 @@ def sample(text: str, colour: tuple[int, int, int] = (255, 0, 0)) -> Sample:
 
 
 @pytest.mark.parametrize("count", [1, 3, 11])
-def test_a_preview_of_any_number_of_samples_is_a_picture(faces, tmp_path, count):
+def test_a_preview_of_any_number_of_samples_is_a_png(faces, tmp_path, count):
     samples = Stream(url=faces, global_batch=1).read(range(count))
     pictures.preview(samples, tmp_path / "p.png", of="run tiny")
     height, width, _ = decoded(tmp_path / "p.png").shape
@@ -39,12 +39,12 @@ def test_a_preview_shows_the_images_of_its_samples(tmp_path):
 
 
 @pytest.mark.parametrize("text", [r"$\nothing{$ like a formula", "$5 and $6", "a_b^c", "% # & \\", "x" * 300, ""])
-def test_any_words_can_stand_in_a_preview(tmp_path, text):
+def test_a_preview_shows_any_text(tmp_path, text):
     pictures.preview([sample(text)], tmp_path / "p.png", of="run tiny")
     assert decoded(tmp_path / "p.png").std() > 0
 
 
-def test_a_confusion_matrix_is_dark_where_a_class_lies_whole(tmp_path):
+def test_a_confusion_matrix_is_dark_where_all_samples_of_a_class_are(tmp_path):
     def dark(*counts: tuple[int, int]) -> int:
         matrix = ConfusionMatrix("c", r"$\odd{$: UAR 50 %", ("joy", r"$\odd{$"), counts)
         pictures.confusion(matrix, tmp_path / "c.png", of="run tiny")

@@ -15,12 +15,12 @@ ROWS = [row("metrics", 4, {"zero_shot/uar": 0.5}), row("status", 0, {"status": "
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 5.0)
 
 
-def test_rows_are_left_in_the_run_s_folder_until_none_are_left(tmp_path: Path) -> None:
+def test_rows_are_kept_in_the_folder_of_the_run_until_all_are_sent(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     assert unsent.left(store) == []
     unsent.leave(store, ROWS)
@@ -32,7 +32,7 @@ def test_rows_are_left_in_the_run_s_folder_until_none_are_left(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_start_that_was_taken_over_leaves_the_newer_one_s_rows_alone(tmp_path: Path) -> None:
+def test_a_superseded_attempt_does_not_change_the_rows_of_the_newer_one(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     old, new = Attempt.begin(store), Attempt.begin(store)
     unsent.leave(store, ROWS, number=new.number)
@@ -42,15 +42,13 @@ def test_a_start_that_was_taken_over_leaves_the_newer_one_s_rows_alone(tmp_path:
     assert unsent.left(store) == []
 
 
-def test_a_store_that_refuses_costs_a_warning_and_not_the_end_of_the_start(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_store_that_refuses_rows_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / unsent.UNSENT_FILE).mkdir()
     unsent.leave(open_store(str(tmp_path)), ROWS)
     assert "2 rows for the tracker could not be kept" in caplog.text
 
 
-def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client: MlflowClient) -> None:
+def test_a_finished_run_sends_the_rows_that_an_outage_delayed(config: Config, client: MlflowClient) -> None:
     store = open_store(config.url)
     tracker = MlflowTracker.start(config, None)
     tracker.finish("FINISHED")
@@ -61,14 +59,14 @@ def test_a_run_that_is_done_sends_what_an_outage_held_up(config: Config, client:
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"zero_shot/uar": 0.5})
 
 
-def test_what_still_cannot_be_sent_is_left_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_still_cannot_be_sent_are_kept_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
-    away, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
+    unreachable, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
     unsent.leave(store, ROWS)
-    assert not deliver_unsent(store, away, "0123456789abcdef0123456789abcdef", number=1)
+    assert not deliver_unsent(store, unreachable, "0123456789abcdef0123456789abcdef", number=1)
     assert unsent.left(store)[:2] == ROWS
 
 
-def test_a_run_that_owes_nothing_asks_no_tracker(config: Config) -> None:
-    away = changed(config, tracking__uri="http://127.0.0.1:9")
-    assert deliver_unsent(open_store(config.url), away, "unknown", number=1)
+def test_a_run_without_unsent_rows_does_not_connect_to_the_server(config: Config) -> None:
+    unreachable = changed(config, tracking__uri="http://127.0.0.1:9")
+    assert deliver_unsent(open_store(config.url), unreachable, "unknown", number=1)
