@@ -4,8 +4,8 @@ FACS is the Facial Action Coding System (Ekman, Friesen and Hager 2002).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 
 Words = tuple[str, ...]
 
@@ -47,53 +47,36 @@ def band(intensity: float) -> Band:
     return BANDS[sum(intensity >= floor for floor in _FLOORS) - 1]
 
 
-NAMES: Mapping[int, str] = MappingProxyType(
-    {
-        1: "inner brow raiser",
-        2: "outer brow raiser",
-        4: "brow lowerer",
-        5: "upper lid raiser",
-        6: "cheek raiser",
-        7: "lid tightener",
-        9: "nose wrinkler",
-        10: "upper lip raiser",
-        12: "lip corner puller",
-        14: "dimpler",
-        15: "lip corner depressor",
-        17: "chin raiser",
-        18: "lip pucker",
-        20: "lip stretcher",
-        23: "lip tightener",
-        24: "lip pressor",
-        25: "lips part",
-        26: "jaw drop",
-        43: "eye closure",
-    }
-)
-"""The FACS name of each action unit that a caption can mention."""
+@dataclass(frozen=True, slots=True)
+class ActionUnit:
+    """The FACS name of an action unit, and the movement that it makes, as a noun without an article."""
 
-MOVEMENTS: Mapping[int, str] = {
-    1: "inner brow raising",
-    2: "outer brow raising",
-    4: "brow lowering",
-    5: "upper lid raising",
-    6: "cheek raising",
-    7: "lid tightening",
-    9: "nose wrinkling",
-    10: "upper lip raising",
-    12: "lip corner pulling",
-    14: "dimpling",
-    15: "lip corner lowering",
-    17: "chin raising",
-    18: "lip puckering",
-    20: "lip stretching",
-    23: "lip tightening",
-    24: "lip pressing",
-    25: "lip parting",
-    26: "jaw lowering",
-    43: "eye closure",
+    name: str
+    movement: str
+
+
+ACTION_UNITS: Mapping[int, ActionUnit] = {
+    1: ActionUnit("inner brow raiser", "inner brow raising"),
+    2: ActionUnit("outer brow raiser", "outer brow raising"),
+    4: ActionUnit("brow lowerer", "brow lowering"),
+    5: ActionUnit("upper lid raiser", "upper lid raising"),
+    6: ActionUnit("cheek raiser", "cheek raising"),
+    7: ActionUnit("lid tightener", "lid tightening"),
+    9: ActionUnit("nose wrinkler", "nose wrinkling"),
+    10: ActionUnit("upper lip raiser", "upper lip raising"),
+    12: ActionUnit("lip corner puller", "lip corner pulling"),
+    14: ActionUnit("dimpler", "dimpling"),
+    15: ActionUnit("lip corner depressor", "lip corner lowering"),
+    17: ActionUnit("chin raiser", "chin raising"),
+    18: ActionUnit("lip pucker", "lip puckering"),
+    20: ActionUnit("lip stretcher", "lip stretching"),
+    23: ActionUnit("lip tightener", "lip tightening"),
+    24: ActionUnit("lip pressor", "lip pressing"),
+    25: ActionUnit("lips part", "lip parting"),
+    26: ActionUnit("jaw drop", "jaw lowering"),
+    43: ActionUnit("eye closure", "eye closure"),
 }
-"""The movement that each action unit makes, as a noun without an article; no noun is used by two units."""
+"""The action units that a caption can mention; no two have the same movement."""
 
 ADJECTIVES: Mapping[Band, Words] = {
     Band.TRACE: ("barely visible", "minimal", "faint", "just noticeable", "scarcely perceptible"),

@@ -67,69 +67,58 @@ class RegionState:
         return tuple(phrase for words in found for phrase in words)
 
 
-def _any(*phrases: str) -> Phrases:
-    return {BANDS: phrases}
+def _look(units: tuple[int, ...], *clauses: str, cues: Words = ()) -> Look:
+    """Returns a look whose phrases fit every band."""
+    return Look(units, {BANDS: clauses}, {BANDS: cues})
 
 
-def _still(*clauses: str) -> Look:
-    return Look((), _any(*clauses), {})
-
-
-BROWS_RAISED_TOGETHER = Look(
+BROWS_RAISED_TOGETHER = _look(
     (1, 2, 4),
-    _any(
-        "the eyebrows are {how} raised and drawn together",
-        "the eyebrows are {how} lifted and drawn towards each other",
-        "both eyebrows are {how} raised while they are drawn together",
-    ),
-    _any("eyebrows that are {how} raised and drawn together"),
+    "the eyebrows are {how} raised and drawn together",
+    "the eyebrows are {how} lifted and drawn towards each other",
+    "both eyebrows are {how} raised while they are drawn together",
+    cues=("eyebrows that are {how} raised and drawn together",),
 )
-BROWS_RAISED = Look(
+BROWS_RAISED = _look(
     (1, 2),
-    _any(
-        "the eyebrows are {how} raised",
-        "both eyebrows are {how} lifted",
-        "the eyebrows are {how} arched",
-        "the inner and outer ends of the eyebrows are {how} raised",
-    ),
-    _any("{how} raised eyebrows", "{how} lifted eyebrows", "{how} arched eyebrows"),
+    "the eyebrows are {how} raised",
+    "both eyebrows are {how} lifted",
+    "the eyebrows are {how} arched",
+    "the inner and outer ends of the eyebrows are {how} raised",
+    cues=("{how} raised eyebrows", "{how} lifted eyebrows", "{how} arched eyebrows"),
 )
-INNER_BROWS_RAISED_TOGETHER = Look(
+INNER_BROWS_RAISED_TOGETHER = _look(
     (1, 4),
-    _any(
-        "the inner ends of the eyebrows are {how} raised and {also} drawn together",
-        "the eyebrows slant {how} upwards towards the middle and are {also} drawn together",
-    ),
-    _any("eyebrows that are {how} raised at the inner ends and {also} drawn together"),
+    "the inner ends of the eyebrows are {how} raised and {also} drawn together",
+    "the eyebrows slant {how} upwards towards the middle and are {also} drawn together",
+    cues=("eyebrows that are {how} raised at the inner ends and {also} drawn together",),
 )
-INNER_BROWS_RAISED = Look(
+INNER_BROWS_RAISED = _look(
     (1,),
-    _any(
-        "the inner ends of the eyebrows are {how} raised",
-        "the eyebrows are {how} raised at their inner ends",
-        "the eyebrows slant {how} upwards towards the middle",
-    ),
-    _any("{how} raised inner eyebrows", "eyebrows that slant {how} upwards towards the middle"),
+    "the inner ends of the eyebrows are {how} raised",
+    "the eyebrows are {how} raised at their inner ends",
+    "the eyebrows slant {how} upwards towards the middle",
+    cues=("{how} raised inner eyebrows", "eyebrows that slant {how} upwards towards the middle"),
 )
-OUTER_BROWS_RAISED = Look(
+OUTER_BROWS_RAISED = _look(
     (2,),
-    _any("the outer ends of the eyebrows are {how} raised", "the tails of the eyebrows are {how} raised"),
-    _any("{how} raised outer eyebrows", "eyebrows that are {how} raised at the outer ends"),
+    "the outer ends of the eyebrows are {how} raised",
+    "the tails of the eyebrows are {how} raised",
+    cues=("{how} raised outer eyebrows", "eyebrows that are {how} raised at the outer ends"),
 )
-BROWS_DRAWN_TOGETHER = Look(
+BROWS_DRAWN_TOGETHER = _look(
     (4,),
-    _any(
-        "the eyebrows are {how} lowered and drawn together",
-        "the eyebrows are {how} drawn down and together",
-        "the brow is {how} furrowed",
-        "the eyebrows are {how} pinched together",
-    ),
-    _any("{how} knitted eyebrows", "a {how} furrowed brow"),
+    "the eyebrows are {how} lowered and drawn together",
+    "the eyebrows are {how} drawn down and together",
+    "the brow is {how} furrowed",
+    "the eyebrows are {how} pinched together",
+    cues=("{how} knitted eyebrows", "a {how} furrowed brow"),
 )
-BROWS_LOWERED = Look(
+BROWS_LOWERED = _look(
     (4,),
-    _any("the eyebrows are {how} lowered", "the eyebrows are {how} drawn down towards the eyes"),
-    _any("{how} lowered eyebrows"),
+    "the eyebrows are {how} lowered",
+    "the eyebrows are {how} drawn down towards the eyes",
+    cues=("{how} lowered eyebrows",),
 )
 
 EYES_CLOSED = Look(
@@ -145,27 +134,23 @@ EYES_CLOSED = Look(
         (Band.EXTREME,): ("closed eyes", "closed eyelids"),
     },
 )
-EYES_CLOSED_OR_NEARLY = Look(
+EYES_CLOSED_OR_NEARLY = _look(
     (43,),
-    _any("the eyes are closed or nearly closed", "the eyelids are shut or almost shut"),
-    _any("closed or nearly closed eyes"),
+    "the eyes are closed or nearly closed",
+    "the eyelids are shut or almost shut",
+    cues=("closed or nearly closed eyes",),
 )
-LIDS_LOWERED = Look(
+LIDS_LOWERED = _look(
     (43,),
-    _any(
-        "the upper eyelids are {how} lowered",
-        "the upper eyelids droop {how}",
-        "the upper eyelids sink {how} over the eyes",
-    ),
-    _any("{how} lowered upper eyelids", "{how} drooping eyelids"),
+    "the upper eyelids are {how} lowered",
+    "the upper eyelids droop {how}",
+    "the upper eyelids sink {how} over the eyes",
+    cues=("{how} lowered upper eyelids", "{how} drooping eyelids"),
 )
-LIDS_RAISED_AND_TENSED = Look(
+LIDS_RAISED_AND_TENSED = _look(
     (5, 7),
-    _any(
-        "the upper eyelids are {how} raised and the lower eyelids are {also} tensed",
-        "the eyes are {how} widened and the lower eyelids are {also} tightened",
-    ),
-    {},
+    "the upper eyelids are {how} raised and the lower eyelids are {also} tensed",
+    "the eyes are {how} widened and the lower eyelids are {also} tightened",
 )
 EYES_WIDENED = Look(
     (5,),
@@ -179,137 +164,105 @@ EYES_WIDENED = Look(
     },
     {BANDS: ("{how} widened eyes", "{how} raised upper eyelids"), BANDS[3:]: ("wide-open eyes",)},
 )
-EYES_NARROWED_TIGHTLY = Look(
+EYES_NARROWED_TIGHTLY = _look(
     (6, 7),
-    _any(
-        "the eyes are {how} narrowed by the raised cheeks and the eyelids are {also} tightened",
-        "the lower eyelids are {how} pushed up by the cheeks and {also} tightened",
-    ),
-    {},
+    "the eyes are {how} narrowed by the raised cheeks and the eyelids are {also} tightened",
+    "the lower eyelids are {how} pushed up by the cheeks and {also} tightened",
 )
-LIDS_TIGHTENED = Look(
+LIDS_TIGHTENED = _look(
     (7,),
-    _any(
-        "the eyelids are {how} tightened",
-        "the eyes are {how} narrowed",
-        "the lower eyelids are {how} tensed",
-        "the eyes squint {how}",
-    ),
-    _any("{how} tightened eyelids", "{how} narrowed eyes"),
+    "the eyelids are {how} tightened",
+    "the eyes are {how} narrowed",
+    "the lower eyelids are {how} tensed",
+    "the eyes squint {how}",
+    cues=("{how} tightened eyelids", "{how} narrowed eyes"),
 )
-EYES_NARROWED_BY_CHEEKS = Look(
+EYES_NARROWED_BY_CHEEKS = _look(
     (6,),
-    _any(
-        "the eyes are {how} narrowed by the raised cheeks",
-        "the lower eyelids are {how} pushed up by the cheeks",
-        "the skin at the outer corners of the eyes is {how} crinkled",
-    ),
-    {},
+    "the eyes are {how} narrowed by the raised cheeks",
+    "the lower eyelids are {how} pushed up by the cheeks",
+    "the skin at the outer corners of the eyes is {how} crinkled",
 )
 
-CHEEKS_RAISED = Look(
+CHEEKS_RAISED = _look(
     (6,),
-    _any(
-        "the cheeks are {how} raised",
-        "the cheeks are {how} lifted towards the eyes",
-        "the cheeks are {how} raised and rounded",
-        "the apples of the cheeks are {how} pushed up",
-    ),
-    _any("{how} raised cheeks", "{how} lifted cheeks"),
+    "the cheeks are {how} raised",
+    "the cheeks are {how} lifted towards the eyes",
+    "the cheeks are {how} raised and rounded",
+    "the apples of the cheeks are {how} pushed up",
+    cues=("{how} raised cheeks", "{how} lifted cheeks"),
 )
-CHEEKS_DIMPLED = Look(
-    (14,),
-    _any("the cheeks are {how} dimpled", "the cheeks are {how} dimpled beside the mouth"),
-    {},
-)
+CHEEKS_DIMPLED = _look((14,), "the cheeks are {how} dimpled", "the cheeks are {how} dimpled beside the mouth")
 
-NOSE_WRINKLED_AND_LIP_RAISED = Look(
+NOSE_WRINKLED_AND_LIP_RAISED = _look(
     (9, 10),
-    _any(
-        "the nose is {how} wrinkled and the nasolabial folds are {also} deepened",
-        "the nose is {how} wrinkled above a {also} raised upper lip",
-    ),
-    {},
+    "the nose is {how} wrinkled and the nasolabial folds are {also} deepened",
+    "the nose is {how} wrinkled above a {also} raised upper lip",
 )
-NOSE_WRINKLED = Look(
+NOSE_WRINKLED = _look(
     (9,),
-    _any(
-        "the nose is {how} wrinkled",
-        "the bridge of the nose is {how} creased",
-        "the skin along the sides of the nose is {how} wrinkled",
-        "the nose is {how} scrunched up",
-    ),
-    _any("a {how} wrinkled nose", "a {how} scrunched nose"),
+    "the nose is {how} wrinkled",
+    "the bridge of the nose is {how} creased",
+    "the skin along the sides of the nose is {how} wrinkled",
+    "the nose is {how} scrunched up",
+    cues=("a {how} wrinkled nose", "a {how} scrunched nose"),
 )
-FOLDS_DEEPENED_BY_LIP = Look(
-    (10,),
-    _any(
-        "the nasolabial folds are {how} deepened",
-        "the nasolabial folds are {how} deepened by the raised upper lip",
-    ),
-    {},
+FOLDS_DEEPENED_BY_LIP = _look(
+    (10,), "the nasolabial folds are {how} deepened", "the nasolabial folds are {how} deepened by the raised upper lip"
 )
-FOLDS_DEEPENED_BY_SMILE = Look(
+FOLDS_DEEPENED_BY_SMILE = _look(
     (12,),
-    _any("the nasolabial folds are {how} deepened", "the nasolabial folds are {how} deepened by the smile"),
-    _any("{how} deepened nasolabial folds"),
+    "the nasolabial folds are {how} deepened",
+    "the nasolabial folds are {how} deepened by the smile",
+    cues=("{how} deepened nasolabial folds",),
 )
 
-UPPER_LIP_RAISED = Look(
+UPPER_LIP_RAISED = _look(
     (10,),
-    _any(
-        "the upper lip is {how} raised",
-        "the upper lip is {how} lifted towards the nose",
-        "the upper lip rises {how}",
-    ),
-    _any("a {how} raised upper lip", "a {how} lifted upper lip"),
+    "the upper lip is {how} raised",
+    "the upper lip is {how} lifted towards the nose",
+    "the upper lip rises {how}",
+    cues=("a {how} raised upper lip", "a {how} lifted upper lip"),
 )
-LIP_CORNERS_RAISED = Look(
+LIP_CORNERS_RAISED = _look(
     (12,),
-    _any(
-        "the corners of the mouth are {how} raised",
-        "the corners of the mouth are {how} pulled up",
-        "the corners of the mouth are {how} turned up in a smile",
-        "the corners of the mouth curve {how} upwards",
-    ),
-    _any("{how} raised lip corners", "{how} upturned lip corners"),
+    "the corners of the mouth are {how} raised",
+    "the corners of the mouth are {how} pulled up",
+    "the corners of the mouth are {how} turned up in a smile",
+    "the corners of the mouth curve {how} upwards",
+    cues=("{how} raised lip corners", "{how} upturned lip corners"),
 )
-LIP_CORNERS_TUCKED_IN = Look(
+LIP_CORNERS_TUCKED_IN = _look(
     (14,),
-    _any("the corners of the mouth are {how} tucked in", "the corners of the mouth are {how} tightened"),
-    _any("{how} tightened lip corners", "{how} dimpled cheeks"),
+    "the corners of the mouth are {how} tucked in",
+    "the corners of the mouth are {how} tightened",
+    cues=("{how} tightened lip corners", "{how} dimpled cheeks"),
 )
-LIP_CORNERS_LOWERED = Look(
+LIP_CORNERS_LOWERED = _look(
     (15,),
-    _any(
-        "the corners of the mouth are {how} pulled down",
-        "the corners of the mouth are {how} turned down",
-        "the corners of the mouth are {how} lowered",
-        "the corners of the mouth droop {how}",
-    ),
-    _any("{how} lowered lip corners", "{how} downturned lip corners"),
+    "the corners of the mouth are {how} pulled down",
+    "the corners of the mouth are {how} turned down",
+    "the corners of the mouth are {how} lowered",
+    "the corners of the mouth droop {how}",
+    cues=("{how} lowered lip corners", "{how} downturned lip corners"),
 )
-LOWER_LIP_PUSHED_UP = Look(
-    (17,),
-    _any("the lower lip is {how} pushed up", "the lower lip is {how} pushed up against the upper lip"),
-    {},
+LOWER_LIP_PUSHED_UP = _look(
+    (17,), "the lower lip is {how} pushed up", "the lower lip is {how} pushed up against the upper lip"
 )
-LIPS_PUCKERED = Look(
-    (18,), _any("the lips are {how} puckered", "the lips are {how} rounded"), _any("{how} puckered lips")
-)
-LIPS_STRETCHED = Look(
+LIPS_PUCKERED = _look((18,), "the lips are {how} puckered", "the lips are {how} rounded", cues=("{how} puckered lips",))
+LIPS_STRETCHED = _look(
     (20,),
-    _any(
-        "the lips are {how} stretched",
-        "the lips are {how} stretched sideways",
-        "the lips are {how} drawn out to the sides",
-    ),
-    _any("{how} stretched lips"),
+    "the lips are {how} stretched",
+    "the lips are {how} stretched sideways",
+    "the lips are {how} drawn out to the sides",
+    cues=("{how} stretched lips",),
 )
-LIPS_TIGHTENED = Look(
+LIPS_TIGHTENED = _look(
     (23,),
-    _any("the lips are {how} tightened", "the lips are {how} narrowed", "the lips are {how} thinned"),
-    _any("{how} tightened lips", "{how} narrowed lips"),
+    "the lips are {how} tightened",
+    "the lips are {how} narrowed",
+    "the lips are {how} thinned",
+    cues=("{how} tightened lips", "{how} narrowed lips"),
 )
 LIPS_PRESSED = Look(
     (24,),
@@ -317,7 +270,7 @@ LIPS_PRESSED = Look(
         BANDS: ("the lips are {how} pressed together",),
         BANDS[3:]: ("the lips are pressed into a thin line",),
     },
-    _any("{how} pressed lips", "lips that are {how} pressed together"),
+    {BANDS: ("{how} pressed lips", "lips that are {how} pressed together")},
 )
 LIPS_PARTED = Look(
     (25,),
@@ -328,54 +281,57 @@ LIPS_PARTED = Look(
     },
     {BANDS[:3]: ("{how} parted lips",), BANDS[3:]: ("a wide-open mouth", "widely parted lips")},
 )
-JAW_DROPPED = Look(
+JAW_DROPPED = _look(
     (26,),
-    _any(
-        "the jaw is {how} lowered",
-        "the jaw is {how} dropped and the mouth is open",
-        "the mouth hangs open and the jaw is {how} lowered",
-    ),
-    _any("a {how} lowered jaw", "a {how} dropped jaw"),
+    "the jaw is {how} lowered",
+    "the jaw is {how} dropped and the mouth is open",
+    "the mouth hangs open and the jaw is {how} lowered",
+    cues=("a {how} lowered jaw", "a {how} dropped jaw"),
 )
-MOUTH_CLOSED = _still("the mouth is closed", "the mouth stays closed")
+MOUTH_CLOSED = _look((), "the mouth is closed", "the mouth stays closed")
 """Not a look of its own: it follows another look of the mouth, none of whose action units opens it."""
 
-CHIN_RAISED = Look(
+CHIN_RAISED = _look(
     (17,),
-    _any(
-        "the chin is {how} pushed up",
-        "the chin is {how} wrinkled and pushed up",
-        "the skin of the chin is {how} bunched",
-    ),
-    _any("a {how} wrinkled chin", "a {how} bunched chin"),
+    "the chin is {how} pushed up",
+    "the chin is {how} wrinkled and pushed up",
+    "the skin of the chin is {how} bunched",
+    cues=("a {how} wrinkled chin", "a {how} bunched chin"),
 )
 
 AT_REST: Mapping[Region, Look] = {
-    Region.EYEBROWS: _still(
+    Region.EYEBROWS: _look(
+        (),
         "the eyebrows are at rest",
         "the eyebrows are relaxed",
         "the eyebrows are neither raised nor lowered",
         "the eyebrows are in their natural position",
     ),
-    Region.EYES: _still(
+    Region.EYES: _look(
+        (),
         "the eyes are open and relaxed",
         "both eyes are open and relaxed",
         "the eyelids are relaxed and the eyes are open",
         "the eyes are open in a natural way",
     ),
-    Region.CHEEKS: _still("the cheeks are at rest", "the cheeks are relaxed", "the cheeks are soft and relaxed"),
-    Region.NOSE: _still(
+    Region.CHEEKS: _look((), "the cheeks are at rest", "the cheeks are relaxed", "the cheeks are soft and relaxed"),
+    Region.NOSE: _look(
+        (),
         "the nose is relaxed",
         "the nose is not wrinkled",
         "the nose and the nasolabial folds are at rest",
         "the nose and the nasolabial folds are relaxed",
     ),
-    Region.LIP_CORNERS: _still(
+    Region.LIP_CORNERS: _look(
+        (),
         "the corners of the mouth are at rest",
         "the corners of the mouth are neither raised nor lowered",
     ),
-    Region.LIPS: _still(
-        "the mouth is closed and relaxed", "the lips are closed and relaxed", "the lips are closed and show no tension"
+    Region.LIPS: _look(
+        (),
+        "the mouth is closed and relaxed",
+        "the lips are closed and relaxed",
+        "the lips are closed and show no tension",
     ),
-    Region.CHIN: _still("the chin shows no tension", "the chin is relaxed", "the chin and the jaw are relaxed"),
+    Region.CHIN: _look((), "the chin shows no tension", "the chin is relaxed", "the chin and the jaw are relaxed"),
 }

@@ -12,13 +12,12 @@ from typing import TypeVar
 
 from emocap_pretrain.captions.grammar import emotions
 from emocap_pretrain.captions.grammar.action_units import (
+    ACTION_UNITS,
     ADJECTIVES,
     ADVERBS,
     BANDS,
     DEGREE_OF,
     LEVELS,
-    MOVEMENTS,
-    NAMES,
     Band,
     Degree,
     Words,
@@ -105,8 +104,8 @@ def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wordi
     described = [
         style.format(
             unit=unit,
-            name=NAMES[unit],
-            movement=MOVEMENTS[unit],
+            name=ACTION_UNITS[unit].name,
+            movement=ACTION_UNITS[unit].movement,
             level=wording.pick(LEVELS[band], region, str(unit), "level"),
             adjective=wording.pick(ADJECTIVES[band], region, str(unit), "adjective"),
         )

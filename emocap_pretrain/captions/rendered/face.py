@@ -50,20 +50,7 @@ def actions(strength: Mapping[int, float]) -> Actions:
     return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})
 
 
-HAIR_STYLES = (
-    "bald",
-    "buzz",
-    "short",
-    "swept",
-    "quiff",
-    "curly",
-    "afro",
-    "bob",
-    "long",
-    "wavy",
-    "bun",
-    "scarf",
-)
+HAIR_STYLES = ("bald", "buzz", "short", "swept", "quiff", "curly", "afro", "bob", "long", "wavy", "bun", "scarf")
 BEARDS = ("none", "stubble", "moustache", "full")
 GLASSES = ("none", "round", "square")
 

@@ -5,12 +5,11 @@ import pytest
 
 from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import (
+    ACTION_UNITS,
     ADJECTIVES,
     ADVERBS,
     BANDS,
     LEVELS,
-    MOVEMENTS,
-    NAMES,
     Band,
     Degree,
 )
@@ -57,9 +56,8 @@ def test_a_word_means_the_same_band_before_a_movement_and_before_intensity():
 
 
 def test_no_movement_is_named_by_two_units():
-    assert len(set(MOVEMENTS.values())) == len(MOVEMENTS)
-    assert set(MOVEMENTS) == set(NAMES)
-    assert {unit for look in ALL_LOOKS.values() for unit in look.units} == set(NAMES)
+    assert len({unit.movement for unit in ACTION_UNITS.values()}) == len(ACTION_UNITS)
+    assert {unit for look in ALL_LOOKS.values() for unit in look.units} == set(ACTION_UNITS)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +69,7 @@ def test_every_look_has_well_formed_sentences_that_name_its_units_and_their_band
         sentence = local_sentence([state(look, band)], wording)
         assert_well_formed(sentence)
         for unit in look.units:
-            assert re.search(rf"\bAU{unit}\b|\b{MOVEMENTS[unit]}\b", sentence), sentence
+            assert re.search(rf"\bAU{unit}\b|\b{ACTION_UNITS[unit].movement}\b", sentence), sentence
         words = (*ADJECTIVES[band], *LEVELS[band])
         assert sum(sentence.count(f"{word} ") for word in words) >= len(look.units), sentence
 

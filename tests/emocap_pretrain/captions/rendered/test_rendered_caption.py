@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.captions.grammar.action_units import (
+    ACTION_UNITS,
     ADJECTIVES,
     ADVERBS,
     DEGREE_OF,
     LEVELS,
-    MOVEMENTS,
     VISIBLE,
     band,
 )
@@ -24,7 +24,7 @@ from emocap_pretrain.captions.rendered.face import DRAWN, actions
 FACES = [sample_face(0, index) for index in range(700)]
 CAPTIONS = [caption(sampled) for sampled in FACES]
 BAND_OF = {word: name for table in (ADJECTIVES, LEVELS) for name, words in table.items() for word in words}
-UNIT_OF = {movement: unit for unit, movement in MOVEMENTS.items()}
+UNIT_OF = {described.movement: unit for unit, described in ACTION_UNITS.items()}
 DEGREE_OF_ADVERB = {word: name for name, words in ADVERBS.items() for word in words}
 STRENGTHS = st.dictionaries(st.sampled_from(DRAWN), st.floats(VISIBLE, 1.0), max_size=8)
 
