@@ -1,6 +1,7 @@
-"""One checkpoint, from every rank's files to the manifest.
+"""Commits one checkpoint: every rank uploads its files, then rank 0 puts the manifest.
 
-Files whose attempt ended before it put a manifest belong to no checkpoint; retention deletes them later.
+A checkpoint exists from the moment that its manifest does. Files of a save that ended before that belong to no
+checkpoint; retention deletes them later.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ from emocap_pretrain.checkpoint.layout import (
     folder_of,
     manifest_of,
     new_attempt,
-    replaced_of,
-    start_of,
+    replaced_manifest_of,
+    run_attempt_of,
     step_folder,
 )
-from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, again, misfits, read
+from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, mismatched_files, read, read_repeatedly
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError
@@ -32,7 +33,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
 
 UPLOADS = 4
-RACES = 3  # Attempts at a manifest that others write at the same time.
+MAX_RACES = 3  # Attempts at a manifest that other processes write at the same time.
 
 log = logging.getLogger(__name__)
 
@@ -43,39 +44,48 @@ def commit(
     state: dict[str, Any],
     write: Callable[[Path], None],
     world: RankGroup,
-    start: Attempt | None = None,
+    run_attempt: Attempt | None = None,
 ) -> Checkpoint:
-    """Make a checkpoint of what `write` puts into a folder on each rank; a collective. All or none of it comes to be.
+    """Uploads the files of all ranks and puts the manifest. A collective; the checkpoint is complete or does not exist.
+
+    Args:
+        store: The run's store.
+        step: Optimizer steps done.
+        state: JSON values for the training loop; those of rank 0 are stored.
+        write: Writes this rank's files into the empty folder that it gets.
+        world: All ranks.
+        run_attempt: The attempt of the run that saves. Without one there is no check whether a newer one owns the run.
 
     Returns:
-        The checkpoint of this step: ours, or the whole one of another attempt that was there first.
+        The checkpoint of this step: the new one, or an intact one that another attempt committed first.
 
     Raises:
-        Superseded: If a newer start owns the run.
-        CheckpointError: If some rank failed; it names the rank, and no manifest is written.
+        Superseded: If a newer attempt owns the run.
+        CheckpointError: If a rank failed; it names the rank, and no manifest is written.
     """
-    what = f"the checkpoint of step {step} was not saved"
-    attempt = world.run_on_main(partial(_begin, start), failing=what)
-    shares = world.run_on_all(partial(_share, store, step, attempt, write), failing=what)
+    failing = f"the checkpoint of step {step} was not saved"
+    attempt = world.run_on_main(partial(_new_attempt_name, run_attempt), failing=failing)
+    shares = world.run_on_all(partial(_write_and_upload, store, step, attempt, write), failing=failing)
     files = [file for share in shares for file in share]
     ordered = tuple(sorted(files, key=lambda file: file.path))
     checkpoint = Checkpoint(step, attempt, ordered, state, ranks=world.world_size, at=time.time())
-    return world.run_on_main(partial(_conclude, store, checkpoint, start), failing=what)
+    return world.run_on_main(partial(_put_manifest, store, checkpoint, run_attempt), failing=failing)
 
 
 def sha256(path: Path) -> str:
+    """Returns the SHA-256 digest of a local file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _begin(start: Attempt | None) -> str:
-    if start:
-        start.check()  # Before gigabytes travel; it counts before the manifest.
-    return new_attempt(start.number if start else 0)
+def _new_attempt_name(run_attempt: Attempt | None) -> str:
+    if run_attempt:
+        run_attempt.check()  # Saves a useless upload; the check that counts comes before the manifest.
+    return new_attempt(run_attempt.number if run_attempt else 0)
 
 
-def _share(store: Store, step: int, attempt: str, write: Callable[[Path], None]) -> list[File]:
-    """Write and upload this rank's files."""
+def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Path], None]) -> list[File]:
+    """Writes and uploads this rank's files, and returns what the manifest says of them."""
     folder = f"{folder_of(step)}/{attempt}"
     with scratch() as local:
         write(local)
@@ -90,68 +100,70 @@ def _share(store: Store, step: int, attempt: str, write: Callable[[Path], None])
         return concurrently(upload, paths, at_once=UPLOADS)
 
 
-def _conclude(store: Store, checkpoint: Checkpoint, start: Attempt | None) -> Checkpoint:
-    """Put the manifest. Where another attempt's whole checkpoint has this step, that one is the checkpoint."""
+def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | None) -> Checkpoint:
+    """Puts the manifest, and returns the checkpoint of the step: an intact one of another attempt has precedence."""
     path, data = manifest_of(checkpoint.step), checkpoint.dump()
     if len(data) > LARGEST_BYTES:
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
     _require_files(store, checkpoint)
-    for _ in range(RACES):
-        if start:
-            start.check()
+    for _ in range(MAX_RACES):
+        if run_attempt:
+            run_attempt.check()
         try:
             store.put_if_absent(path, data)
         except ConditionFailed:
-            found = _met(store, checkpoint, data)
-            if found:
-                return found
+            resolved = _resolve_conflict(store, checkpoint, data)
+            if resolved:
+                return resolved
         else:
             return checkpoint
     raise CheckpointError(f"{store.url}/{path} changes while it is read: end the other writers of this run.")
 
 
 def _require_files(store: Store, checkpoint: Checkpoint) -> None:
-    """Raises:
-    CheckpointError: If a file that was uploaded is not in the store any more; a listing that lacks it is read again.
+    """Checks that the uploaded files are listed. A listing that lacks one is read again, since it may be stale.
+
+    Raises:
+        CheckpointError: If a file that was uploaded is not in the store any more.
     """
     lost: list[str] = []
-    for listed in again(lambda: step_folder(store, checkpoint.step)):
-        if not (lost := misfits(checkpoint, listed)):
+    for listed in read_repeatedly(lambda: step_folder(store, checkpoint.step)):
+        if not (lost := mismatched_files(checkpoint, listed)):
             return
     raise CheckpointError(
         f"the checkpoint of step {checkpoint.step} is not committed: {len(lost)} of its {len(checkpoint.files)} files, "
-        f"such as {lost[0]}, are gone from {store.url}/{checkpoint.folder} since their upload; somebody else deletes "
-        "there: end that first."
+        f"such as {lost[0]}, are gone from {store.url}/{checkpoint.folder} since their upload; another process deletes "
+        "files there: end it first."
     )
 
 
-def _met(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
-    """The checkpoint of a step that already has a manifest; None where that changed meanwhile, so that we try again."""
+def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
+    """Returns the checkpoint of a step that already has a manifest; None if it changed meanwhile: then try again."""
     present = read(store, checkpoint.step)
     if present and present.attempt == checkpoint.attempt:
-        return present  # Ours: the answer to our request was lost.
+        return present  # Our own: the manifest was put, and the response to the request was lost.
     faults = damaged_files(store, present) if present else [MANIFEST]
     if present and not faults:
         log.warning(
-            "step %d of %s was committed by attempt %s already: that checkpoint is kept, and this one is dropped",
+            "step %d of %s was already committed by attempt %s: that checkpoint is kept, and this one is dropped",
             present.step,
             store.url,
-            start_of(present.attempt),
+            run_attempt_of(present.attempt),
         )
         store.delete_tree(checkpoint.folder)
         return present
-    return checkpoint if _replaced(store, checkpoint.step, data, present, faults) else None
+    return checkpoint if _replace_damaged(store, checkpoint.step, data, present, faults) else None
 
 
-def _replaced(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
-    """Put our manifest in the place of a damaged one, whose bytes are kept; whether it was still the one we judged."""
+def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
+    """Replaces a damaged manifest, whose bytes are kept. Returns False if it changed since `faults` was found."""
     path = manifest_of(step)
     try:
         old, version = store.read_versioned(path, limit_bytes=LARGEST_BYTES)
         present_now = Checkpoint.parse(old)
         if (present_now and present_now.attempt) != (present and present.attempt):
             return False
-        kept = replaced_of(step, hashlib.sha256(old).hexdigest())
+        kept = replaced_manifest_of(step, hashlib.sha256(old).hexdigest())
         store.put(kept, old)
         store.put_if_match(path, data, version)
     except (ConditionFailed, NotFound):

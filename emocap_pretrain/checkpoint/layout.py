@@ -1,8 +1,10 @@
-"""Where the parts of a checkpoint lie below a run's folder.
+"""Defines where the parts of a checkpoint lie below a run's folder.
 
-checkpoints/step-00000080/00003-<attempt>/...     files of all ranks, uploaded by start 3
+checkpoints/step-00000080/00003-<random>/...      files of all ranks, uploaded by attempt 3 of the run
 checkpoints/step-00000080/manifest.json           put last, once
-checkpoints/step-00000080/replaced-<digest>.json  a damaged manifest, after an attempt committed the step again
+checkpoints/step-00000080/replaced-<digest>.json  a damaged manifest, after the step was committed again
+
+The folder `00003-<random>` holds one save attempt: a run attempt that saves the same step twice makes two of them.
 """
 
 import re
@@ -22,7 +24,13 @@ _ATTEMPT = re.compile(r"(\d{5,})-\w+")
 
 @dataclass(frozen=True, slots=True)
 class StepFolder:
-    """What one listing shows of a step: the size of the manifest, if there is one, and of every attempt's files."""
+    """Holds what one listing shows of a step.
+
+    Args:
+        step: Optimizer steps done.
+        manifest_bytes: Size of the manifest; None if the listing has none.
+        attempts: For each save attempt the sizes in bytes of its files, by path relative to its folder.
+    """
 
     step: int
     manifest_bytes: int | None
@@ -30,17 +38,17 @@ class StepFolder:
 
 
 def step_folders(store: Store) -> list[StepFolder]:
-    """Every step of which the store holds a manifest or files of an attempt, newest first; other files are ignored."""
+    """Lists the steps that have a manifest or files of a save attempt, newest first. Other files are ignored."""
     return _grouped(store.list(FOLDER))
 
 
 def step_folder(store: Store, step: int) -> StepFolder:
-    """A new listing of one step alone."""
+    """Lists one step; the result is empty if the store holds nothing of it."""
     return next(iter(_grouped(store.list(folder_of(step)))), StepFolder(step, None, {}))
 
 
 def steps_listed(store: Store) -> list[int]:
-    """Steps with a manifest, damaged or not, in either of two listings: one alone may be stale."""
+    """Returns the steps, ascending, that have a manifest, damaged or not. It lists twice: one listing may be stale."""
     twice = step_folders(store) + step_folders(store)
     return sorted({each.step for each in twice if each.manifest_bytes is not None})
 
@@ -63,30 +71,32 @@ def _grouped(entries: Iterable[Entry]) -> list[StepFolder]:
 
 
 def folder_of(step: int) -> str:
+    """Returns the path of the folder of a step, relative to the run's folder."""
     return f"{FOLDER}/step-{step:08d}"
 
 
 def manifest_of(step: int) -> str:
+    """Returns the path of a step's manifest."""
     return f"{folder_of(step)}/{MANIFEST}"
 
 
-def replaced_of(step: int, digest: str) -> str:
-    """Where a manifest that was replaced is kept; `digest` is that of its bytes."""
+def replaced_manifest_of(step: int, digest: str) -> str:
+    """Returns the path at which a replaced manifest is kept; `digest` is the SHA-256 of its bytes."""
     return f"{folder_of(step)}/{REPLACED}{digest[:16]}.json"
 
 
-def new_attempt(start: int) -> str:
-    """A name that nobody else takes, and that says which start of the run makes the attempt."""
-    return f"{start:05d}-{uuid.uuid4().hex}"
+def new_attempt(run_attempt: int) -> str:
+    """Returns a unique name for the folder of a save attempt; it begins with the number of the run attempt."""
+    return f"{run_attempt:05d}-{uuid.uuid4().hex}"
 
 
-def start_of(attempt: str) -> int | None:
-    """The number of the start that made the attempt; None where `new_attempt` did not give the name."""
+def run_attempt_of(attempt: str) -> int | None:
+    """Returns the number of the run attempt that made a save attempt; None if `new_attempt` did not make the name."""
     match = _ATTEMPT.fullmatch(attempt)
     return int(match[1]) if match else None
 
 
-def forget(store: Store, step: int) -> None:
-    """Delete a checkpoint: first the manifest, so that no reader finds one whose files are half gone."""
+def delete_checkpoint(store: Store, step: int) -> None:
+    """Deletes a checkpoint: first the manifest, so that no reader finds a manifest without its files."""
     store.delete(manifest_of(step))
     store.delete_tree(folder_of(step))

@@ -1,4 +1,4 @@
-"""Reads checkpoints back: from a manifest to verified files. Nothing here changes the store."""
+"""Downloads and verifies checkpoints, and chooses the one to resume from. Nothing here changes the store."""
 
 import logging
 import socket
@@ -15,9 +15,9 @@ from emocap_shards.store import Store
 
 from emocap_pretrain.checkpoint.commit import sha256
 from emocap_pretrain.checkpoint.layout import step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, File, again, examine
+from emocap_pretrain.checkpoint.manifest import Checkpoint, File, check_sizes, read_repeatedly
 from emocap_pretrain.checkpoint.scratch import scratch
-from emocap_pretrain.checkpoint.verify import is_whole
+from emocap_pretrain.checkpoint.verify import is_intact
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts
@@ -25,21 +25,26 @@ from emocap_pretrain.run_folder.documents import Status
 
 DOWNLOADS = 4
 ATTEMPTS = 3
-JUDGES = 3  # Hosts that read what another one finds damaged.
-NAMED = 5
+MAX_VERIFYING_HOSTS = 3  # Hosts that read a file which one host finds damaged.
+MAX_LISTED_FAULTS = 5
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def downloaded(store: Store, checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> Generator[Path]:
-    """A temporary folder with those files of the checkpoint that are wanted, each verified.
+def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], bool]) -> Generator[Path]:
+    """Yields a temporary folder with the selected files of a checkpoint, each of them verified.
+
+    Args:
+        store: The run's store.
+        checkpoint: The checkpoint to read.
+        select: Returns whether the file with this path is needed.
 
     Raises:
         CheckpointError: If a file is missing or is not what the manifest says.
     """
     with scratch() as folder:
-        damaged = _fetch_all(store, checkpoint, [file for file in checkpoint.files if wanted(file.path)], folder)
+        damaged = _fetch_all(store, checkpoint, [file for file in checkpoint.files if select(file.path)], folder)
         if damaged:
             raise CheckpointError(
                 f"{store.url}/{checkpoint.folder}/{damaged[0].path} is missing or damaged: it is not what the manifest "
@@ -49,9 +54,9 @@ def downloaded(store: Store, checkpoint: Checkpoint, wanted: Callable[[str], boo
 
 
 class Resumed(NamedTuple):
-    """The checkpoint that training continues from, the local folder with this rank's files, and what was refused.
+    """Holds the checkpoint that training continues from, the local folder with this rank's files, and what was refused.
 
-    `refused` holds the attempts whose checkpoints were found damaged on the way: equal on all ranks, newest first.
+    `refused` holds the save attempts of newer checkpoints that were found damaged; equal on all ranks, newest first.
     """
 
     checkpoint: Checkpoint
@@ -60,131 +65,133 @@ class Resumed(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Refusals:
-    """Checkpoints that this opening does not believe, with the reason: by step, and by attempt where it is known."""
+class _Refused:
+    """Holds the checkpoints that are not used: the reason for each step, and the save attempts that are known."""
 
     steps: dict[int, str] = field(default_factory=dict[int, str])
     attempts: list[str] = field(default_factory=list[str])
 
 
 @contextmanager
-def resumable(store: Store, world: RankGroup, wanted: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
-    """The newest checkpoint that verifies on every rank, with this rank's files; None where the run has none.
+def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
+    """Yields the newest checkpoint that verifies on every rank; None if the run has no checkpoint. A collective.
 
-    A checkpoint that is damaged is left as it is and skipped with a warning: nothing in the store is changed here,
-    whatever was read. Several hosts judge before a checkpoint is refused.
+    A damaged checkpoint is skipped with a warning and stays in the store. A checkpoint is refused only if up to
+    `MAX_VERIFYING_HOSTS` hosts find it damaged, so that one host with a broken disk or network cannot discard it.
 
     Args:
         store: The run's store.
         world: All ranks.
-        wanted: Whether this rank needs the file of that path.
+        select: Returns whether this rank needs the file with this path.
 
     Raises:
-        CheckpointError: If there are checkpoints and every one is refused; or if a host reads other bytes than another
-            host does, with the name of that host.
+        CheckpointError: If there are checkpoints and every one is refused; or if one host reads other bytes than
+            another one, with the name of that host.
     """
-    judges = _judges(world.gather(socket.gethostname()))
-    refusals = _Refusals()
+    verifiers = _verifying_ranks(world.gather(socket.gethostname()))
+    refused_so_far = _Refused()
     with ExitStack() as stack:
         found = None
-        while not found and (checkpoint := _newest(store, world, judges, refusals)):
-            stack.close()  # Makes room on the local disk for the next one.
-            folder = _taken(stack, store, checkpoint, world, wanted, judges, refusals)
-            found = Resumed(checkpoint, folder, tuple(refusals.attempts)) if folder else None
+        while not found and (checkpoint := _newest_complete(store, world, verifiers, refused_so_far)):
+            stack.close()  # Deletes the previous download, so that the next one has room on the local disk.
+            folder = _download_on_all(stack, store, checkpoint, world, select, verifiers, refused_so_far)
+            found = Resumed(checkpoint, folder, tuple(refused_so_far.attempts)) if folder else None
         if not found:
-            world.run_on_main(partial(_confirm_none, store, refusals), failing="no checkpoint could be read")
+            world.run_on_main(partial(_confirm_none, store, refused_so_far), failing="no checkpoint could be read")
         yield found
 
 
-def _judges(hosts: Sequence[str]) -> tuple[int, ...]:
-    """The first rank of each of the first few hosts; rank 0 is one of them."""
+def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
+    """Returns the first rank of each of the first few hosts; rank 0 is one of them."""
     first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
-    return tuple(sorted(first.values())[:JUDGES])
+    return tuple(sorted(first.values())[:MAX_VERIFYING_HOSTS])
 
 
-def _newest(store: Store, world: RankGroup, judges: Sequence[int], refusals: _Refusals) -> Checkpoint | None:
-    """The newest checkpoint that some judge finds complete by manifest and sizes; what none does is refused."""
-    look = partial(_look, store, frozenset(refusals.steps)) if world.rank in judges else _no_look
-    looks = [each for each in world.run_on_all(look, failing="no checkpoint could be read") if each]
-    newest = max((each.checkpoint for each in looks if each.checkpoint), key=_step_of, default=None)
-    for step, fault in sorted({step: fault for each in looks for step, fault in each.faults}.items(), reverse=True):
+def _newest_complete(
+    store: Store, world: RankGroup, verifiers: Sequence[int], refused_so_far: _Refused
+) -> Checkpoint | None:
+    """Returns the newest checkpoint that is complete by manifest and sizes on some verifier; refuses newer ones."""
+    scan = partial(_scan, store, frozenset(refused_so_far.steps)) if world.rank in verifiers else _do_nothing
+    scans = [each for each in world.run_on_all(scan, failing="no checkpoint could be read") if each]
+    newest = max((each.checkpoint for each in scans if each.checkpoint), key=_step_of, default=None)
+    for step, fault in sorted({step: fault for each in scans for step, fault in each.faults}.items(), reverse=True):
         if newest is None or step > newest.step:
-            _refuse(store, world, refusals, step, fault)
+            _refuse(store, world, refused_so_far, step, fault)
     return newest
 
 
-class _Look(NamedTuple):
-    """What one host sees: the newest complete checkpoint, and what is wrong with newer ones."""
+class _Scan(NamedTuple):
+    """Holds what one host finds in the store: the newest complete checkpoint, and the faults of newer ones by step."""
 
     checkpoint: Checkpoint | None
     faults: tuple[tuple[int, str], ...]
 
 
-def _no_look() -> None: ...
+def _do_nothing() -> None: ...
 
 
 def _step_of(checkpoint: Checkpoint) -> int:
     return checkpoint.step
 
 
-def _look(store: Store, refused: frozenset[int]) -> _Look:
+def _scan(store: Store, refused: frozenset[int]) -> _Scan:
     faults: list[tuple[int, str]] = []
-    listed = next(filter(None, again(partial(step_folders, store))), [])
+    listed = next(filter(None, read_repeatedly(partial(step_folders, store))), [])
     for folder in listed:
         if folder.manifest_bytes is None or folder.step in refused:
             continue
-        checkpoint, wrong = examine(store, folder)
+        checkpoint, wrong = check_sizes(store, folder)
         if checkpoint and not wrong:
-            return _Look(checkpoint, tuple(faults))
-        faults.append((folder.step, _named(wrong)))
-    return _Look(None, tuple(faults))
+            return _Scan(checkpoint, tuple(faults))
+        faults.append((folder.step, _summary(wrong)))
+    return _Scan(None, tuple(faults))
 
 
-def _taken(
+def _download_on_all(
     stack: ExitStack,
     store: Store,
     checkpoint: Checkpoint,
     world: RankGroup,
-    wanted: Callable[[Checkpoint, str], bool],
-    judges: Sequence[int],
-    refusals: _Refusals,
+    select: Callable[[Checkpoint, str], bool],
+    verifiers: Sequence[int],
+    refused_so_far: _Refused,
 ) -> Path | None:
-    """Download on every rank; None on all of them if a file is damaged in the store."""
-    what = f"the checkpoint of step {checkpoint.step} could not be read"
+    """Downloads this rank's files on every rank. Returns None on all ranks if a file is damaged in the store."""
+    failing = f"the checkpoint of step {checkpoint.step} could not be read"
     folder = Path()
 
     def fetch() -> tuple[str, list[File]]:
         nonlocal folder
         folder = stack.enter_context(scratch())
-        files = [file for file in checkpoint.files if wanted(checkpoint, file.path)]
+        files = [file for file in checkpoint.files if select(checkpoint, file.path)]
         return socket.gethostname(), _fetch_all(store, checkpoint, files, folder)
 
-    answers = world.run_on_all(fetch, failing=what)
+    answers = world.run_on_all(fetch, failing=failing)
     reports = [(rank, host, files) for rank, (host, files) in enumerate(answers) if files]
     if not reports:
         return folder
     rank, host, files = reports[0]
-    # Those that can read the file clear the checkpoint of a suspicion that one host's disk, memory or network raised.
-    judge = partial(is_whole, store, checkpoint, files[0]) if world.rank in judges else _no_look
-    if any(world.run_on_all(judge, failing=what)):
+    # If another host reads the file correctly, the disk, memory or network of this host is at fault, not the store.
+    verify = partial(is_intact, store, checkpoint, files[0]) if world.rank in verifiers else _do_nothing
+    if any(world.run_on_all(verify, failing=failing)):
         raise CheckpointError(
             f"rank {rank} on {host} gets other bytes of {files[0].path} than the store holds: "
             "leave that host out and have its disk, memory and network checked."
         )
-    refusals.attempts.append(checkpoint.attempt)
-    _refuse(store, world, refusals, checkpoint.step, _named([file.path for file in files]))
+    refused_so_far.attempts.append(checkpoint.attempt)
+    _refuse(store, world, refused_so_far, checkpoint.step, _summary([file.path for file in files]))
     return None
 
 
-def _named(paths: Sequence[str]) -> str:
+def _summary(paths: Sequence[str]) -> str:
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
 
 
-def _refuse(store: Store, world: RankGroup, refusals: _Refusals, step: int, fault: str) -> None:
-    refusals.steps[step] = fault
+def _refuse(store: Store, world: RankGroup, refused_so_far: _Refused, step: int, fault: str) -> None:
+    refused_so_far.steps[step] = fault
     if world.is_main:
         log.warning(
-            "the checkpoint of step %d in %s is skipped, and stays where it is: %s is missing or damaged; "
+            "the checkpoint of step %d in %s is skipped and not deleted: %s is missing or damaged; "
             "`emocap checkpoints verify` reads it again",
             step,
             store.url,
@@ -192,16 +199,18 @@ def _refuse(store: Store, world: RankGroup, refusals: _Refusals, step: int, faul
         )
 
 
-def _confirm_none(store: Store, refusals: _Refusals) -> None:
-    """Only a run that never had a checkpoint begins at step 0.
+def _confirm_none(store: Store, refused_so_far: _Refused) -> None:
+    """Checks that the run never had a checkpoint, so that it begins at step 0.
 
     Raises:
         CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
     """
-    told = "; ".join(f"step {step}: {fault}" for step, fault in list(refusals.steps.items())[:NAMED])
+    faults = "; ".join(
+        f"step {step}: {fault}" for step, fault in list(refused_so_far.steps.items())[:MAX_LISTED_FAULTS]
+    )
     lost = _reported(store)
-    if told:
-        what = f"every checkpoint of the run at {store.url} is missing a file or damaged ({told})"
+    if faults:
+        what = f"every checkpoint of the run at {store.url} is missing a file or damaged ({faults})"
     elif lost is not None:
         what = f"the run at {store.url} has committed a checkpoint of step {lost}, and none is listed now"
     else:
@@ -213,7 +222,7 @@ def _confirm_none(store: Store, refusals: _Refusals) -> None:
 
 
 def _reported(store: Store) -> int | None:
-    """The step of the checkpoint that the newest status with one names."""
+    """Returns the step of the newest checkpoint that the status of an attempt names; None if no status names one."""
     for number in reversed(attempts.numbers(store)):
         status = attempts.status(store, number)
         if isinstance(status, Status) and status.checkpoint is not None:
@@ -222,13 +231,13 @@ def _reported(store: Store) -> int | None:
 
 
 def _fetch_all(store: Store, checkpoint: Checkpoint, files: list[File], folder: Path) -> list[File]:
-    """Download, a few at a time; returns those that are missing or damaged."""
+    """Downloads files, a few at a time, and returns those that are missing or damaged."""
     whole = concurrently(partial(_fetch, store, checkpoint, folder), files, at_once=DOWNLOADS) if files else []
     return [file for file, is_good in zip(files, whole, strict=True) if not is_good]
 
 
 def _fetch(store: Store, checkpoint: Checkpoint, folder: Path, file: File) -> bool:
-    """Whether the file arrived whole; what is missing or changed at one reading is read again."""
+    """Downloads a file and returns whether it is intact. A file that is missing or damaged is read again."""
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):

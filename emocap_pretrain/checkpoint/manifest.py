@@ -1,4 +1,4 @@
-"""What a manifest says of a checkpoint, and which manifests are believed."""
+"""Reads and checks the manifests of checkpoints."""
 
 import hashlib
 import json
@@ -18,24 +18,24 @@ from emocap_pretrain.errors import CheckpointError
 
 SCHEMA = 2
 LARGEST_BYTES = 64 << 20  # Some 150 bytes a file: enough for tens of thousands of ranks.
-READINGS, PAUSE_S = 3, 0.05  # A manifest or a listing that looks wrong is read again so often, with a pause between.
+READINGS, PAUSE_S = 3, 0.05  # How often a manifest or a listing that looks wrong is read, and the pause in between.
 Value = TypeVar("Value")
 
 
 def _inside(path: str) -> str:
-    """Only a path that stays inside its attempt."""
+    """Returns the path. Raises ValueError if it leads out of the folder that it is relative to."""
     try:
         checked(path)
     except StoreError as error:
         raise ValueError(str(error)) from error
     if "\\" in path or not path.isprintable() or path.endswith("/"):
-        raise ValueError(f"{path!r} is no name of a file")
+        raise ValueError(f"{path!r} is not the name of a file")
     return path
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a checkpoint; `path` is relative to its attempt."""
+    """Describes one file of a checkpoint; `path` is relative to the folder of its save attempt."""
 
     path: Annotated[str, AfterValidator(_inside)]
     bytes: NonNegativeInt
@@ -44,9 +44,16 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A committed checkpoint: what its manifest says.
+    """A committed checkpoint, as its manifest describes it.
 
-    `state` is plain JSON of the loop's own; `ranks` have saved it, at `at`, seconds since 1970.
+    Args:
+        step: Optimizer steps done.
+        attempt: Name of the folder of the save attempt, which begins with the number of the run attempt.
+        files: The files of all ranks, by path.
+        state: JSON values of the training loop; see `checkpoint.state.TrainingState`.
+        ranks: Number of ranks that saved it.
+        at: When it was committed, in seconds since 1970.
+        schema: Version of the manifest's form.
     """
 
     step: NonNegativeInt
@@ -59,6 +66,7 @@ class Checkpoint:
 
     @property
     def folder(self) -> str:
+        """Path of the folder with the files, relative to the run's folder."""
         return f"{folder_of(self.step)}/{self.attempt}"
 
     @property
@@ -68,26 +76,28 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
+        """Size of all files together."""
         return sum(file.bytes for file in self.files)
 
     def dump(self) -> "bytes":
+        """Returns the manifest as JSON, with a digest of itself."""
         body = asdict(self)
         return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
     @classmethod
     def parse(cls, data: "bytes") -> "Checkpoint | None":
-        """What `dump` gave; None where a byte of it has changed or is missing.
+        """Returns the checkpoint that `dump` wrote; None if a byte of it has changed or is missing.
 
         Raises:
-            CheckpointError: If it is whole, and another version of this package wrote it, or it names files that are
-                not inside its own folder.
+            CheckpointError: If it is undamaged, but another version of this package wrote it, or it names files that
+                are not inside its own folder.
         """
         try:
             tree: dict[str, Any] = dict(json.loads(data))
-            told, found = tree.pop("sha256", None), hashlib.sha256(_json(tree)).hexdigest()
+            recorded, computed = tree.pop("sha256", None), hashlib.sha256(_json(tree)).hexdigest()
         except (ValueError, TypeError, RecursionError):
             return None
-        if told != found:
+        if recorded != computed:
             return None
         if tree.get("schema") != SCHEMA:
             raise CheckpointError(
@@ -99,26 +109,26 @@ class Checkpoint:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(
-                f"a manifest says {where}={str(first['input'])[:80]!r}, which no checkpoint of ours does: "
+                f"a manifest says {where}={str(first['input'])[:80]!r}, which emocap never writes: "
                 "find out who wrote it, or delete it."
             ) from error
 
 
 def read(store: Store, step: int) -> Checkpoint | None:
-    """The manifest of a step; None where several readings in a row find it absent or damaged.
+    """Reads the manifest of a step; None if `READINGS` readings in a row find it absent or damaged.
 
     Raises:
-        CheckpointError: As `Checkpoint.parse` does, with the place.
+        CheckpointError: As `Checkpoint.parse` does, with the path.
     """
-    return next(filter(None, again(lambda: _read_once(store, step))), None)
+    return next(filter(None, read_repeatedly(lambda: _read_once(store, step))), None)
 
 
-def again(look: Callable[[], Value]) -> Iterator[Value]:
-    """What `look` returns, up to `READINGS` times: the caller stops at the first value that it believes."""
+def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
+    """Yields what `read_once` returns, up to `READINGS` times. The caller stops at the first value that looks right."""
     for reading in range(READINGS):
         if reading:
             time.sleep(PAUSE_S)
-        yield look()
+        yield read_once()
 
 
 def _read_once(store: Store, step: int) -> Checkpoint | None:
@@ -133,13 +143,13 @@ def _read_once(store: Store, step: int) -> Checkpoint | None:
 
 
 def committed(store: Store) -> list[Checkpoint]:
-    """Every checkpoint of the run whose manifest stands whole, newest first; their files are not verified here."""
+    """Returns the checkpoints of the run whose manifest is undamaged, newest first. Their files are not verified."""
     found = (read(store, each.step) for each in step_folders(store) if is_readable(each))
     return [each for each in found if each]
 
 
 def newest(store: Store) -> Checkpoint | None:
-    """The newest checkpoint whose manifest can be read. What is wrong with a newer one, the resume says."""
+    """Returns the newest checkpoint whose manifest can be read. Newer damaged ones are skipped silently."""
     for folder in step_folders(store):
         with suppress(CheckpointError):
             checkpoint = read(store, folder.step) if is_readable(folder) else None
@@ -149,34 +159,35 @@ def newest(store: Store) -> Checkpoint | None:
 
 
 def is_readable(folder: StepFolder) -> bool:
-    """Whether there is a manifest of a size that we would write."""
+    """Returns whether the step has a manifest, and of a size that this package would write."""
     return folder.manifest_bytes is not None and folder.manifest_bytes <= LARGEST_BYTES
 
 
-def misfits(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
-    """Paths of the checkpoint's files that are missing or have another size than the manifest says."""
+def mismatched_files(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
+    """Returns the paths of the checkpoint's files that are missing or have another size than the manifest says."""
     present = folder.attempts.get(checkpoint.attempt, {})
     return [file.path for file in checkpoint.files if present.get(file.path) != file.bytes]
 
 
-def examine(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The manifest of a listed step, and what is wrong with it: no file is read, sizes are compared.
+def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
+    """Reads the manifest of a listed step, and compares the sizes of its files with the listing; reads no file.
 
-    What looks wrong is listed and read again before it is believed to be wrong.
+    The manifest and the listing are read several times before they count as wrong.
 
     Returns:
-        The checkpoint where its manifest is whole, and the names of the files that are missing or have another size.
+        The checkpoint, or None if its manifest is damaged; and the paths of the files that are missing or have another
+        size.
 
     Raises:
         CheckpointError: As `read` does.
     """
     checkpoint = read(store, folder.step) if is_readable(folder) else None
-    faults = misfits(checkpoint, folder) if checkpoint else []
+    faults = mismatched_files(checkpoint, folder) if checkpoint else []
     if checkpoint is None:
         return None, [MANIFEST]
     if faults:
-        for listed in again(lambda: step_folder(store, folder.step)):
-            if not (faults := misfits(checkpoint, listed)):
+        for listed in read_repeatedly(lambda: step_folder(store, folder.step)):
+            if not (faults := mismatched_files(checkpoint, listed)):
                 break
     return checkpoint, faults
 

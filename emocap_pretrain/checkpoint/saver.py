@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Saves checkpoints in the background while training continues."""
 
 import concurrent.futures
 import json
@@ -25,30 +25,32 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
 
 NOTABLE_WAIT_S = 1.0
-SWEEP_S = 5.0  # What a sweep has at the end; the next start goes on with it.
+SWEEP_S = 5.0  # Time for a deletion at the end of the run; the next attempt deletes the rest.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _PendingSave:
+    """The save that the thread works on, and the step it belongs to."""
+
     step: int
     future: Future[Checkpoint]
 
 
 class Saver:
-    """Saves one checkpoint at a time in a thread of its own. All ranks make it, and call it, at the same points.
+    """Saves one checkpoint at a time, in a thread of its own. All ranks construct it and call it at the same points.
 
-    What goes wrong in the thread of one rank is raised by the next call on all of them: `Superseded` where a newer
-    start owns the run, `CheckpointError` that names the rank, or the error of a collective whose other rank is gone.
+    An error in the thread of one rank is raised by the next call on all ranks: `Superseded` if a newer attempt owns the
+    run, `CheckpointError` that names the rank, or the error of a collective whose other rank has died.
 
     Args:
         store: The run's store.
-        world: All ranks; the threads meet in a group of their own.
-        start: The start of the run that this is; without one nobody is kept from writing.
-        retention: What stays after each `sweep`.
+        world: All ranks. The threads use a process group of their own.
+        run_attempt: This attempt of the run. Without one, nothing checks whether a newer attempt owns the run.
+        retention: What each `sweep` keeps; None: nothing is deleted.
         newest: The step that training resumed from; 0 for a new run.
-        refused: Attempts whose checkpoints were found damaged; they do not count towards what stays.
+        refused: Save attempts whose checkpoints were found damaged; they do not count as intact for `retention`.
     """
 
     def __init__(
@@ -56,81 +58,82 @@ class Saver:
         store: Store,
         world: RankGroup,
         *,
-        start: Attempt | None = None,
+        run_attempt: Attempt | None = None,
         retention: Retention | None = None,
         newest: int = 0,
         refused: Collection[str] = (),
     ) -> None:
-        self._store, self._world, self._start = store, world, start
+        self._store, self._world, self._run_attempt = store, world, run_attempt
         self._retention, self._refused = retention, frozenset(refused)
-        self.newest = newest  # Of the steps that `save` was called for.
-        self._aside = world.patient("checkpoint")
+        self.newest = newest  # The newest step that `save` was called for.
+        self._group = world.patient("checkpoint")
         self._thread = Background("checkpoint-saver")
-        self._sweeper = Background("checkpoint-sweeper")  # A store that hangs over a deletion holds up no checkpoint.
+        # A thread of its own, so that a deletion that hangs in the store does not delay the next checkpoint.
+        self._sweeper = Background("checkpoint-sweeper")
         self._sweeps = deque[Future[list[int]]]()
         self._unswept: list[int] = []
-        self._flight: _Flight | None = None
-        self._landed: list[Checkpoint] = []
+        self._pending: _PendingSave | None = None
+        self._committed: list[Checkpoint] = []
         if world.is_main:
             self._thread.submit(partial(_warn_without_conditions, store))
 
     def save(
         self, step: int, state: dict[str, Any], write: Callable[[Path], None], done: Callable[[], None] = lambda: None
     ) -> None:
-        """Begin to commit a checkpoint, as soon as the one before it is committed.
+        """Waits until the previous checkpoint is committed, then begins to commit this one. A collective.
 
         Args:
             step: Optimizer steps done.
-            state: JSON values for the loop; rank 0's are kept, as they are now.
-            write: Writes this rank's files into a folder, in the thread: no collective of the training's own group, and
-                nothing that a later step changes.
-            done: Called once, when `write` is not needed any more, whatever came of it.
+            state: JSON values for the loop, copied now; those of rank 0 are stored.
+            write: Writes this rank's files into a folder. It runs in the thread: it must not call collectives of the
+                training's process group, and must not read what later steps change.
+            done: Called once, as soon as `write` is not needed any more, also after an error.
         """
         frozen = json.dumps(state)
         try:
-            self.ready()
+            self.wait_for_previous()
         except BaseException:
             done()
             raise
-        act = partial(self._act, step, frozen, write, done)
+        save = partial(self._commit, step, frozen, write, done)
         self.newest = step
-        self._flight = _Flight(step, self._thread.submit(act))
+        self._pending = _PendingSave(step, self._thread.submit(save))
 
-    def ready(self) -> None:
-        """Wait for the checkpoint under way, so that the memory of its snapshot is free for the next one."""
-        flight, began = self._flight, time.perf_counter()
-        self._land()
+    def wait_for_previous(self) -> None:
+        """Waits for the checkpoint in progress, so that the memory of its snapshot is free for the next one."""
+        pending, began = self._pending, time.perf_counter()
+        self._wait_for_pending()
         held_s = time.perf_counter() - began
-        if flight and held_s > NOTABLE_WAIT_S and self._world.is_main:
+        if pending and held_s > NOTABLE_WAIT_S and self._world.is_main:
             log.warning(
                 "training waited %.1f s for the checkpoint of step %d, which took longer than the steps to the next: "
                 "raise checkpoint.every_steps, or find out why the store is slow",
                 held_s,
-                flight.step,
+                pending.step,
             )
 
     def finished(self) -> list[Checkpoint]:
-        """What was committed since the last call, equal on all ranks; waits for no upload. A small collective."""
-        if self._flight and not self._world.any_rank(not self._flight.future.done()):
-            self._land()
-        return self._taken()
+        """Returns what was committed since the last call, equal on all ranks, without waiting. A small collective."""
+        if self._pending and not self._world.any_rank(not self._pending.future.done()):
+            self._wait_for_pending()
+        return self._take_committed()
 
     def wait(self, timeout_s: float | None = None) -> list[Checkpoint]:
-        """As `finished`, after what is under way.
+        """Waits for the checkpoint in progress, then returns what was committed since the last call.
 
         Raises:
-            CheckpointError: Also if that takes longer than `timeout_s`.
+            CheckpointError: If that takes longer than `timeout_s`.
         """
-        self._land(timeout_s)
+        self._wait_for_pending(timeout_s)
         concurrent.futures.wait(list(self._sweeps), SWEEP_S if timeout_s is None else min(timeout_s, SWEEP_S))
-        return self._taken()
+        return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begin to delete what retention does not keep, where that changed since the last call.
+        """Begins to delete what `retention` does not keep, if a checkpoint was committed since the last call.
 
         Args:
-            proven: Checkpoints of earlier steps have shown that training continues from their weights. Later ones do
-                not count towards `keep_last`: their weights may be broken.
+            proven: Checkpoints of earlier steps are known to be good: training has continued from their weights. Later
+                ones do not count towards `keep_last`, because their weights may be broken.
         """
         due = [step for step in self._unswept if step < proven]
         self._unswept = [step for step in self._unswept if step >= proven]
@@ -138,7 +141,7 @@ class Saver:
             self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention, proven)))
 
     def swept(self) -> list[int]:
-        """Steps whose checkpoints retention has deleted since the last call; rank 0 knows them, the others none."""
+        """Returns the steps whose checkpoints were deleted since the last call; empty on all ranks but rank 0."""
         steps: list[int] = []
         while self._sweeps and self._sweeps[0].done():
             sweep = self._sweeps.popleft()
@@ -146,45 +149,45 @@ class Saver:
         return steps
 
     def close(self) -> None:
-        """Begin nothing more; what is under way is left to itself."""
+        """Accepts no further saves. A save in progress continues, and is not waited for."""
         self._thread.close()
         self._sweeper.close()
 
-    def _taken(self) -> list[Checkpoint]:
-        landed, self._landed = self._landed, []
-        return landed
+    def _take_committed(self) -> list[Checkpoint]:
+        committed, self._committed = self._committed, []
+        return committed
 
-    def _land(self, timeout_s: float | None = None) -> None:
-        """Wait for what is under way; its error is raised once."""
-        flight = self._flight
-        if flight is None:
+    def _wait_for_pending(self, timeout_s: float | None = None) -> None:
+        """Waits for the save in progress, and raises its error once."""
+        pending = self._pending
+        if pending is None:
             return
         try:
-            self._landed.append(flight.future.result(timeout_s))
-            self._unswept.append(flight.step)
+            self._committed.append(pending.future.result(timeout_s))
+            self._unswept.append(pending.step)
         except TimeoutError as error:
-            if flight.future.done():
+            if pending.future.done():
                 raise
             raise CheckpointError(
-                f"the checkpoint of step {flight.step} is not committed after {timeout_s:g} s more: the store is slow "
-                "or gone; the newest one before it stands."
+                f"the checkpoint of step {pending.step} is not committed after {timeout_s:g} s more: the store is slow "
+                "or unreachable; the newest checkpoint before it is intact."
             ) from error
         finally:
-            self._flight = None
+            self._pending = None
 
-    def _act(self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]) -> Checkpoint:
+    def _commit(self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]) -> Checkpoint:
         with ExitStack() as stack:
             stack.callback(done)
 
             def written(folder: Path) -> None:
                 write(folder)
-                stack.close()  # Before the upload, which takes far longer.
+                stack.close()  # Frees the snapshot before the upload, which takes far longer.
 
-            return commit(self._store, step, json.loads(state), written, self._aside, self._start)
+            return commit(self._store, step, json.loads(state), written, self._group, self._run_attempt)
 
     def _sweep(self, retention: Retention, proven: int) -> list[int]:
-        """Delete old checkpoints; a store that refuses costs room, not the run."""
-        number, check = (self._start.number, self._start.check) if self._start else (0, _nobody_else)
+        """Deletes old checkpoints. If the store refuses, they stay, and the run continues."""
+        number, check = (self._run_attempt.number, self._run_attempt.check) if self._run_attempt else (0, _no_check)
 
         def counts(checkpoint: Checkpoint) -> bool:
             return checkpoint.step < proven and checkpoint.attempt not in self._refused
@@ -192,22 +195,23 @@ class Saver:
         try:
             return retain(self._store, retention, before=number, counts=counts, check=check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
-            log.warning("old checkpoints stay: %s", error)
+            log.warning("old checkpoints could not be deleted: %s", error)
             return []
 
 
-def _nobody_else() -> None: ...
+def _no_check() -> None: ...
 
 
 def _warn_without_conditions(store: Store) -> None:
     try:
         honours = store.honours_conditions()
     except (StoreError, OSError) as error:
-        log.warning("whether %s keeps conditions could not be found out: %s", store.url, error)
+        log.warning("could not find out whether %s supports conditional writes: %s", store.url, error)
         return
     if not honours:
         log.warning(
-            "%s ignores conditions (If-None-Match): two starts of this run at the same moment may take one number, and "
-            "of their checkpoints of one step the later manifest stands; end a start before you begin another",
+            "%s ignores conditions (If-None-Match): two attempts of this run that begin at the same moment may take "
+            "the same number, and the later manifest of a step replaces the earlier one; end an attempt before you "
+            "begin another",
             store.url,
         )

@@ -1,4 +1,4 @@
-"""Room for one rank's share of a checkpoint on the local disk."""
+"""Makes temporary folders for one rank's share of a checkpoint on the local disk."""
 
 import errno
 import fcntl
@@ -18,21 +18,21 @@ from emocap_pretrain.errors import CheckpointError
 
 PREFIX = "emocap-checkpoint-"
 LOCK = "lock"
-NEWBORN_S = 60.0  # A folder this young may be about to be locked by its maker.
+MIN_AGE_S = 60.0  # A younger folder may not be locked yet by the process that made it.
 
 
 @contextmanager
 def scratch() -> Generator[Path]:
-    """An empty folder in TMPDIR, gone afterwards; what killed processes have left there goes too.
+    """Yields an empty folder in TMPDIR and deletes it afterwards. Folders that killed processes have left go too.
 
     Raises:
-        CheckpointError: If the disk gets full in the body; it says what has to fit.
+        CheckpointError: If the disk gets full in the body; the message says what has to fit.
     """
     _clear()
-    # After an error a download may still write into it: what that leaves is cleared like a killed process's.
+    # After an error a download may still write into the folder: a later call deletes what remains of it.
     made = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
     with made as name, (Path(name) / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # The kernel lets go of it when the process dies, however it dies.
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The kernel releases it when the process dies, also by SIGKILL.
         folder = Path(name) / "files"
         folder.mkdir()
         try:
@@ -44,15 +44,16 @@ def scratch() -> Generator[Path]:
 
 
 def _clear() -> None:
-    """Deletes the folders that killed processes have left, which are not locked; other users' are not looked into."""
+    """Deletes the folders that killed processes have left: those that nobody locks. Other users' are not opened."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        # What is gone meanwhile, or holds something else than a lock of ours, is not ours to clear.
+        # A folder that is gone meanwhile, or that has no lock file of ours, is skipped.
         with suppress(OSError):
-            if is_own_folder(path) and time.time() - path.stat().st_mtime > NEWBORN_S and _is_left(path):
+            if is_own_folder(path) and time.time() - path.stat().st_mtime > MIN_AGE_S and _is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_left(folder: Path) -> bool:
+def _is_abandoned(folder: Path) -> bool:
+    """Returns whether no process holds the lock of the folder."""
     lock = open_own(folder / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,17 +66,18 @@ def _is_left(folder: Path) -> bool:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether this disk had no room; safetensors tells it in words alone. A store's error is of the store's disk."""
+    """Returns whether the local disk is full. safetensors says so in the text alone; a `StoreError` is not about it."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return not isinstance(error, StoreError) and f"os error {errno.ENOSPC}" in str(error)
 
 
 def _no_room(folder: Path) -> CheckpointError:
+    """Returns the error that says what has to fit into TMPDIR, and how much of it does."""
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    place = tempfile.gettempdir()
-    free = shutil.disk_usage(place).free
+    tmpdir = tempfile.gettempdir()
+    free = shutil.disk_usage(tmpdir).free
     return CheckpointError(
-        f"{place} is full: {size(written)} of this rank's share of the checkpoint are written there and {size(free)} "
+        f"{tmpdir} is full: {size(written)} of this rank's share of the checkpoint are written there and {size(free)} "
         "are free; one rank's share has to fit: make room, or set TMPDIR to a larger disk."
     )

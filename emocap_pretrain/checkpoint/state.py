@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest keeps for the training loop, as a value."""
+"""Defines what a checkpoint's manifest stores for the training loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.run_folder.documents import Count, Number
-from emocap_pretrain.run_folder.storage import Kind
+from emocap_pretrain.run_folder.storage import DocumentKind
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Seconds of training so far, over all attempts, and the row that was read last."""
+    """Holds the seconds of training so far, over all attempts, and the metrics that were logged last."""
 
     seconds: Number = 0.0
     row: Mapping[str, Number] = field(default_factory=dict[str, float])
@@ -20,7 +20,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
-    """What `health.Guard` has seen: the last losses, and the steps that were left out, each with the reason."""
+    """Holds the state of the guard: the last losses, and the steps whose update was left out, each with the reason."""
 
     losses: tuple[Number, ...] = ()
     skipped: tuple[tuple[Count, str], ...] = ()
@@ -28,15 +28,17 @@ class GuardState:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """All that training needs beside the files to continue from a checkpoint.
+    """Holds all that training needs beside the files to continue from a checkpoint.
 
     Args:
         config: The settings, as `config.stored.dump` writes them.
-        cursor: Where the data stream continues; `Cursor.to_json`.
-        data_digest: Of the datasets' manifests.
-        engine: How the optimizer state lies in the files; `Layout.to_json`.
-        run_id: MLflow's name for the run.
-        text_architecture: Of a pretrained text tower, so that an evaluation needs no hub.
+        cursor: Position at which the data stream continues, as `Cursor.to_json` writes it.
+        data_digest: Digest of the datasets' manifests.
+        engine: How the optimizer state is laid out in the files, as `Layout.to_json` writes it.
+        guard: State of the guard against bad steps.
+        progress: Time and metrics so far.
+        run_id: MLflow's id of the run.
+        text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a hub.
     """
 
     config: dict[str, Any]
@@ -49,14 +51,14 @@ class TrainingState:
     text_architecture: dict[str, Any] | None = None
 
 
-STATE = Kind(TrainingState)
+STATE = DocumentKind(TrainingState)
 
 
 def state_of(checkpoint: Checkpoint) -> TrainingState:
-    """What the manifest keeps for training.
+    """Returns the training state that the manifest stores.
 
     Raises:
-        CheckpointError: If it is not what this version can continue from.
+        CheckpointError: If this version cannot continue from it.
     """
     try:
         return STATE.of(checkpoint.state)

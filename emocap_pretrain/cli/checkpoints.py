@@ -12,7 +12,7 @@ from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
 from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, misfits, read
+from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, mismatched_files, read
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
@@ -114,10 +114,10 @@ def prune_command(
                 "(what it is saving now is left alone)."
             )
         freed = 0
-        is_whole = None if sizes_only else partial(_is_whole, store)
-        for each in deletions(store, retention, before=alive, is_whole=is_whole):
+        is_intact = None if sizes_only else partial(_is_whole, store)
+        for each in deletions(store, retention, before=alive, is_intact=is_intact):
             freed += each.bytes
-            what = "the checkpoint" if each.of_checkpoint else "what an unfinished save left"
+            what = "the checkpoint" if each.includes_checkpoint else "what an unfinished save left"
             verb = "would delete" if dry_run else "deleting"
             console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}")
             if not dry_run:
@@ -149,7 +149,7 @@ def _unknown(folder: StepFolder, state: str, note: str) -> Row:
 
 
 def _committed(checkpoint: Checkpoint, folder: StepFolder) -> Row:
-    lost = misfits(checkpoint, folder)
+    lost = mismatched_files(checkpoint, folder)
     return Row(
         checkpoint.step,
         DAMAGED if lost else WHOLE,

@@ -25,7 +25,7 @@ from emocap_pretrain.errors import ConfigError, DataError, Superseded, TrackingE
 from emocap_pretrain.logs import shown
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import ATTEMPT, FAILURE, STATUS, AttemptDocument, Failure, Status
-from emocap_pretrain.run_folder.storage import Kind, Unreadable
+from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
 FOLDER, OLD_FOLDER = "attempts", "starts"
 ATTEMPT_FILE, OLD_ATTEMPT_FILE, STATUS_FILE = "attempt.json", "start.json", "status.json"
@@ -162,7 +162,7 @@ def cause(found: list[Failure]) -> Failure | None:
     return next((each for each in found if not each.lost), next(iter(found), None))
 
 
-def _read(store: Store, number: int, files: tuple[str, str], kind: Kind[Form]) -> Form | Unreadable | None:
+def _read(store: Store, number: int, files: tuple[str, str], kind: DocumentKind[Form]) -> Form | Unreadable | None:
     """The document of an attempt: where this version writes it, else where version 0.1.0 did."""
     new, old = files
     found = storage.read(store, f"{FOLDER}/{number:05d}/{new}", kind)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from emocap_pretrain.run_folder.report import Report, with_results
-from emocap_pretrain.run_folder.storage import Kind, renamed
+from emocap_pretrain.run_folder.storage import DocumentKind, renamed
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -184,15 +184,15 @@ class UnsentDocument:
     rows: tuple[dict[str, Any], ...]
 
 
-RUN = Kind(RunDocument)
-ATTEMPT = Kind(AttemptDocument)
-FAILURE = Kind(Failure)
-STATUS = Kind(Status, (renamed({"start": "attempt"}),))
-STOP_REQUEST = Kind(StopRequest)
-PROFILE_REQUEST = Kind(ProfileRequest)
-PROFILE_ANSWER = Kind(ProfileAnswer)
-REPORT = Kind(Report, (lambda body: body, with_results))
+RUN = DocumentKind(RunDocument)
+ATTEMPT = DocumentKind(AttemptDocument)
+FAILURE = DocumentKind(Failure)
+STATUS = DocumentKind(Status, (renamed({"start": "attempt"}),))
+STOP_REQUEST = DocumentKind(StopRequest)
+PROFILE_REQUEST = DocumentKind(ProfileRequest)
+PROFILE_ANSWER = DocumentKind(ProfileAnswer)
+REPORT = DocumentKind(Report, (lambda body: body, with_results))
 # Version 0.1.0 wrote these without a frame: a mapping of steps, and lists.
-SKIPPED = Kind(SkippedDocument, (lambda body: {"steps": body},))
-QUARANTINE = Kind(QuarantineDocument, (lambda body: {"samples": body},))
-UNSENT = Kind(UnsentDocument, (lambda body: {"rows": body},), limit_bytes=1 << 28)
+SKIPPED = DocumentKind(SkippedDocument, (lambda body: {"steps": body},))
+QUARANTINE = DocumentKind(QuarantineDocument, (lambda body: {"samples": body},))
+UNSENT = DocumentKind(UnsentDocument, (lambda body: {"rows": body},), limit_bytes=1 << 28)

@@ -15,7 +15,7 @@ from emocap_shards.store import Store
 
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import PROFILE_REQUEST, STOP_REQUEST, ProfileRequest, StopRequest
-from emocap_pretrain.run_folder.storage import Kind, Unreadable
+from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
 FOLDER = "requests"
 STOP, PROFILE, REFUSED = f"{FOLDER}/stop.json", f"{FOLDER}/profile-", f"{FOLDER}/refused-"
@@ -73,7 +73,7 @@ def _profile(store: Store, path: str) -> ProfileRequest | None:
     return request
 
 
-def _read(store: Store, path: str, kind: Kind[Request]) -> Request | None:
+def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | None:
     """The request, if it can be understood and is fresh."""
     request = storage.read(store, path, kind)
     if isinstance(request, Unreadable):

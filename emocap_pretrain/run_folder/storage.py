@@ -38,7 +38,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Kind(Generic[Form]):
+class DocumentKind(Generic[Form]):
     """A kind of document.
 
     Args:
@@ -95,7 +95,7 @@ class Kind(Generic[Form]):
             raise ValueError(f"{newer}{_first_problem(error)}") from error
 
 
-def read(store: Store, path: str, kind: Kind[Form]) -> Form | Unreadable | None:
+def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
     """The document at a path; None where there is none.
 
     Raises:
@@ -110,7 +110,7 @@ def read(store: Store, path: str, kind: Kind[Form]) -> Form | Unreadable | None:
         return Unreadable(f"{store.url}/{path}", reason)
 
 
-def write(store: Store, path: str, kind: Kind[Form], document: Form) -> None:
+def write(store: Store, path: str, kind: DocumentKind[Form], document: Form) -> None:
     store.put(path, kind.dump(document))
 
 

@@ -80,7 +80,7 @@ class Session:
         """
         if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
             return
-        self.saver.ready()
+        self.saver.wait_for_previous()
         snapshot = self.engine.snapshot()
         state = {
             "config": stored.dump(self.config),
@@ -238,7 +238,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             tokenizer=tokenizer,
             engine=engine,
             tracker=tracker,
-            saver=Saver(store, world, start=attempt, retention=retention, newest=engine.step, refused=refused),
+            saver=Saver(store, world, run_attempt=attempt, retention=retention, newest=engine.step, refused=refused),
             guard=guard,
             batches=batches(
                 stream,

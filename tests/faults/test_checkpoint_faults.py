@@ -51,7 +51,7 @@ def attempt(store: Store, until: int = STEPS) -> None:
     """Does what a run does: resumes from what is there, saves every `EVERY` steps, keeps one checkpoint."""
     own = Attempt.begin(store)
     step = resumed_step(store)
-    saver = Saver(store, ALONE, start=own, retention=Retention(1), newest=step)
+    saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1), newest=step)
     try:
         while step < until:
             step += EVERY

@@ -56,7 +56,7 @@ def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
     own = Attempt.begin(store)
     step, unsent = resumed(store)
     spool = Spool(tracker.take, [*unsent, *unsent_rows.left(store)], max_pause_s=0.01)
-    saver = Saver(store, ALONE, start=own)
+    saver = Saver(store, ALONE, run_attempt=own)
     try:
         while step < STEPS:
             step += 1

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: files to save, stores that fail, and views of what came to be."""
+"""Holds what the tests of checkpoints share: files to save, stores that fail, and views of the result."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ READS = {"list", "read", "read_versioned", "exists", "get_file", "read_range"}
 
 @dataclass
 class FailingStore:
-    """Raises at a write to a path that ends in `at`."""
+    """A store that raises `error` at a write to a path that ends in `at`."""
 
     store: Store
     at: str
@@ -34,21 +34,21 @@ class FailingStore:
         return getattr(self.store, name)
 
     def put_file(self, path: str, local_path: Path) -> None:
-        self._stumble(path)
+        self._fail_at(path)
         self.store.put_file(path, local_path)
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        self._stumble(path)
+        self._fail_at(path)
         self.store.put_if_absent(path, data)
 
-    def _stumble(self, path: str) -> None:
+    def _fail_at(self, path: str) -> None:
         if path.endswith(self.at):
             raise self.error
 
 
 @dataclass
 class KillingStore:
-    """Kills this process with SIGKILL before or behind its `at`-th operation, counted from 0."""
+    """A store that kills this process with SIGKILL before or after operation number `at`, counted from 0."""
 
     store: Store
     at: int
@@ -56,17 +56,17 @@ class KillingStore:
     done: list[str] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
-        act = getattr(self.store, name)
+        operation = getattr(self.store, name)
         if name not in WRITES | READS:
-            return act
+            return operation
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            mine = len(self.done) == self.at
+            is_fatal = len(self.done) == self.at
             self.done.append(name)
-            if mine and self.before:
+            if is_fatal and self.before:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = act(*arguments, **options)
-            if mine:
+            result = operation(*arguments, **options)
+            if is_fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -75,7 +75,7 @@ class KillingStore:
 
 @dataclass
 class UnconditionalStore:
-    """Takes every write, whatever its condition, as some S3 servers do."""
+    """A store that accepts every write and ignores its condition, as some S3 servers do."""
 
     store: Store
 
@@ -90,7 +90,7 @@ class UnconditionalStore:
 
 
 class Killed(BaseException):
-    """Ends a rank as no handler expects it."""
+    """An exception that no handler of the product catches."""
 
 
 def content(step: int, name: str) -> bytes:
@@ -119,7 +119,7 @@ def everything(_: Checkpoint, __: str) -> bool:
 
 
 def resumed_step(store: Store) -> int | None:
-    """The step that a start would go on from; every byte of it is right."""
+    """Returns the step that an attempt would resume from; asserts that every byte of it is right."""
     with resumable(store, ALONE, everything) as found:
         if found is None:
             return None
@@ -132,7 +132,7 @@ def steps(store: Store) -> list[int]:
 
 
 def objects(store: Store) -> dict[str, bytes]:
-    """Every object of the run with its bytes."""
+    """Returns every object of the run with its bytes."""
     return {entry.path: store.read(entry.path) for entry in store.list()}
 
 

@@ -25,19 +25,19 @@ from pretrain_fakes import ThreadRanks, on_ranks
 from emocap_pretrain.checkpoint.layout import WEIGHTS, manifest_of
 from emocap_pretrain.checkpoint.loader import downloaded, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
-from emocap_pretrain.checkpoint.verify import PIECE_BYTES, damaged_files, is_whole
+from emocap_pretrain.checkpoint.verify import PIECE_BYTES, damaged_files, is_intact
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Status
 
 
 @dataclass
-class BadLine:
-    """Does something to each file of `folder` that arrives, `times` times."""
+class FaultyDownloads:
+    """A store that calls `on_arrival` with the first `times` files of `folder` that are downloaded."""
 
     store: Store
     folder: str
-    arrive: Callable[[Path], object]
+    on_arrival: Callable[[Path], object]
     times: int = 10**9
     got: list[str] = field(default_factory=list)
 
@@ -49,10 +49,10 @@ class BadLine:
         self.got.append(path)
         if path.startswith(self.folder) and self.times:
             self.times -= 1
-            self.arrive(local_path)
+            self.on_arrival(local_path)
 
 
-def turn_a_bit(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     path.write_bytes(flip(path.read_bytes()))
 
 
@@ -70,7 +70,7 @@ def test_temporary_folders_are_gone_afterwards(store: Store, own_tmpdir: Path) -
     assert list(own_tmpdir.iterdir()) == []
 
 
-def test_what_was_downloaded_of_a_damaged_one_takes_no_room(store: Store, own_tmpdir: Path) -> None:
+def test_files_of_a_damaged_checkpoint_are_deleted_from_the_local_disk(store: Store, own_tmpdir: Path) -> None:
     _, newest = saved(store, 2, 4)
     damage(store, f"{newest.folder}/{WEIGHTS}", "flipped")
     with resumable(store, ALONE, everything) as found:
@@ -78,7 +78,7 @@ def test_what_was_downloaded_of_a_damaged_one_takes_no_room(store: Store, own_tm
         assert len(list(own_tmpdir.iterdir())) == 1
 
 
-def test_each_rank_downloads_what_it_wants_and_no_more(store: Store) -> None:
+def test_each_rank_downloads_only_the_files_it_selects(store: Store) -> None:
     saved(store, 2)
 
     def act(world: ThreadRanks) -> set[str]:
@@ -92,7 +92,7 @@ def test_each_rank_downloads_what_it_wants_and_no_more(store: Store) -> None:
 
 @pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_of_any_file_is_refused_and_named(store: Store, name: str, how: str) -> None:
+def test_damage_of_any_file_is_an_error_that_names_the_file(store: Store, name: str, how: str) -> None:
     (checkpoint,) = saved(store, 4)
     assert damaged_files(store, checkpoint) == []
     damage(store, f"{checkpoint.folder}/{name}", how)
@@ -103,7 +103,7 @@ def test_damage_of_any_file_is_refused_and_named(store: Store, name: str, how: s
 
 @pytest.mark.parametrize("how", ["flipped", "missing", "truncated"])
 @pytest.mark.parametrize("name", FILES)
-def test_resuming_skips_a_damaged_checkpoint_names_it_and_changes_nothing(
+def test_resuming_skips_a_damaged_checkpoint_warns_and_changes_nothing(
     store: Store, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, newest = saved(store, 2, 4)
@@ -115,7 +115,7 @@ def test_resuming_skips_a_damaged_checkpoint_names_it_and_changes_nothing(
     assert name in caplog.text
 
 
-def test_resuming_skips_several_damaged_ones_and_tells_which(store: Store) -> None:
+def test_resuming_skips_several_damaged_checkpoints_and_returns_them(store: Store) -> None:
     _, third, fourth, fifth = saved(store, 2, 3, 4, 5)
     damage(store, f"{third.folder}/{WEIGHTS}", "missing")
     damage(store, f"{fourth.folder}/{WEIGHTS}", "flipped")
@@ -128,7 +128,9 @@ def test_resuming_skips_several_damaged_ones_and_tells_which(store: Store) -> No
 
 
 @pytest.mark.parametrize("how", ["flipped", "missing"])
-def test_a_run_whose_checkpoints_are_all_refused_ends_with_what_to_do(store: Store, how: str) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_ends_with_an_error_that_says_what_to_do(
+    store: Store, how: str
+) -> None:
     for checkpoint in saved(store, 2, 4):
         damage(store, f"{checkpoint.folder}/{WEIGHTS}", how)
     store.put(manifest_of(6), b"torn")
@@ -150,7 +152,9 @@ def test_a_run_that_has_reported_a_checkpoint_does_not_begin_anew_when_none_is_l
 
 
 @pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
-def test_a_damaged_manifest_costs_its_checkpoint_alone(store: Store, harm: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_manifest_makes_only_its_own_checkpoint_unusable(
+    store: Store, harm: Callable[[bytes], bytes]
+) -> None:
     saved(store, 2, 4)
     store.put(manifest_of(4), harm(store.read(manifest_of(4))))
     assert resumed_step(store) == 2
@@ -158,14 +162,14 @@ def test_a_damaged_manifest_costs_its_checkpoint_alone(store: Store, harm: Calla
     assert resumed_step(store) == 4
 
 
-def test_damage_that_the_store_holds_sends_all_ranks_back(tmp_path: Path) -> None:
+def test_damage_in_the_store_makes_all_ranks_take_the_previous_checkpoint(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     _, newest = saved(store, 2, 4)
     damage(store, f"{newest.folder}/{FILES[1]}", "flipped")
 
     def act(world: ThreadRanks) -> int | None:
-        wanted = FILES[1 - world.rank]  # Rank 0 wants the damaged one, rank 1 does not.
-        with resumable(store, world, lambda _, path: path == wanted) as found:
+        own_file = FILES[1 - world.rank]  # Rank 0 reads the damaged file, rank 1 does not.
+        with resumable(store, world, lambda _, path: path == own_file) as found:
             return found[0].step if found else None
 
     before = objects(store)
@@ -173,17 +177,17 @@ def test_damage_that_the_store_holds_sends_all_ranks_back(tmp_path: Path) -> Non
     assert objects(store) == before
 
 
-def test_bits_that_flip_on_the_way_are_read_again(store: Store) -> None:
+def test_a_file_whose_bits_flip_in_transit_is_read_again(store: Store) -> None:
     _, newest = saved(store, 2, 4)
-    assert resumed_step(BadLine(store, newest.folder, turn_a_bit, times=2)) == 4
+    assert resumed_step(FaultyDownloads(store, newest.folder, flip_a_bit, times=2)) == 4
     assert steps(store) == [4, 2]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_whose_host_changes_bytes_is_named_and_costs_no_checkpoint(tmp_path: Path, rank: int) -> None:
+def test_a_host_that_changes_bytes_is_named_and_no_checkpoint_is_refused(tmp_path: Path, rank: int) -> None:
     store = open_store(tmp_path)
     _, newest = saved(store, 2, 4)
-    damaging = BadLine(store, newest.folder, turn_a_bit)
+    damaging = FaultyDownloads(store, newest.folder, flip_a_bit)
 
     def act(world: ThreadRanks) -> None:
         with resumable(damaging if world.rank == rank else store, world, everything):
@@ -198,7 +202,7 @@ def test_a_rank_whose_host_changes_bytes_is_named_and_costs_no_checkpoint(tmp_pa
 
 @pytest.mark.parametrize("error", [StoreError("no answer"), OSError("no such device")])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
+def test_an_error_while_downloading_is_raised_on_all_ranks_and_deletes_nothing(
     tmp_path: Path, rank: int, error: Exception
 ) -> None:
     store = open_store(tmp_path)
@@ -208,8 +212,8 @@ def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
         raise error
 
     def act(world: ThreadRanks) -> None:
-        its = BadLine(store, newest.folder, fail) if world.rank == rank else store
-        with resumable(its, world, everything):
+        own_store = FaultyDownloads(store, newest.folder, fail) if world.rank == rank else store
+        with resumable(own_store, world, everything):
             pass
 
     for outcome in on_ranks(2, act):
@@ -219,8 +223,8 @@ def test_trouble_on_the_way_is_every_rank_s_error_and_deletes_nothing(
     assert resumed_step(store) == 4
 
 
-def test_a_newer_checkpoint_that_comes_while_an_older_one_is_read_is_not_lost(store: Store) -> None:
-    """A zombie commits step 6 and sweeps step 4 away under the reader, who then takes step 6."""
+def test_a_newer_checkpoint_that_is_committed_while_an_older_one_is_read_is_not_lost(store: Store) -> None:
+    """A superseded attempt commits step 6 and deletes step 4 while it is read; the reader then takes step 6."""
     _, older = saved(store, 2, 4)
 
     def overtake(_: Path) -> None:
@@ -228,20 +232,22 @@ def test_a_newer_checkpoint_that_comes_while_an_older_one_is_read_is_not_lost(st
         store.delete(manifest_of(4))
         store.delete_tree(older.folder)
 
-    line = BadLine(store, f"{older.folder}/{FILES[0]}", lambda path: overtake(path) or turn_a_bit(path), times=1)
-    assert resumed_step(line) == 6
+    faulty = FaultyDownloads(
+        store, f"{older.folder}/{FILES[0]}", lambda path: overtake(path) or flip_a_bit(path), times=1
+    )
+    assert resumed_step(faulty) == 6
     assert steps(store) == [6, 2]
 
 
 def test_a_file_that_grew_is_not_downloaded(store: Store) -> None:
     _, newest = saved(store, 2, 4)
     store.put(f"{newest.folder}/{FILES[0]}", bytes(10_000))
-    line = BadLine(store, newest.folder, lambda _: None)
-    assert resumed_step(line) == 2
-    assert not any(path.startswith(newest.folder) for path in line.got)
+    counting = FaultyDownloads(store, newest.folder, lambda _: None)
+    assert resumed_step(counting) == 2
+    assert not any(path.startswith(newest.folder) for path in counting.got)
 
 
-def test_files_of_many_pieces_are_verified_whole(tmp_path: Path) -> None:
+def test_files_of_many_pieces_are_verified_completely(tmp_path: Path) -> None:
     from emocap_pretrain.checkpoint.commit import commit
 
     store, data = open_store(tmp_path / "run"), random.Random(0).randbytes(2 * PIECE_BYTES)
@@ -252,15 +258,15 @@ def test_files_of_many_pieces_are_verified_whole(tmp_path: Path) -> None:
         (folder / "odd").write_bytes(data + b"1")
 
     checkpoint: Checkpoint = commit(store, 2, {}, write, ALONE)
-    looked: list[int] = []
-    assert damaged_files(store, checkpoint, progress=looked.append) == []
-    assert sum(looked) == checkpoint.bytes == 4 * PIECE_BYTES + 1
+    bytes_read: list[int] = []
+    assert damaged_files(store, checkpoint, progress=bytes_read.append) == []
+    assert sum(bytes_read) == checkpoint.bytes == 4 * PIECE_BYTES + 1
     for file, harm in zip(checkpoint.files, (data[:-1], data + b"2", b"1"), strict=False):
         store.put(f"{checkpoint.folder}/{file.path}", harm)
-    assert not any(is_whole(store, checkpoint, file) for file in checkpoint.files)
+    assert not any(is_intact(store, checkpoint, file) for file in checkpoint.files)
 
 
-def test_every_file_is_right_after_any_damage_or_none(store: Store) -> None:
+def test_a_selected_file_is_downloaded_with_the_right_bytes(store: Store) -> None:
     (checkpoint,) = saved(store, 4)
     with downloaded(store, checkpoint, WEIGHTS.__eq__) as folder:
         assert read(folder) == {WEIGHTS: content(4, WEIGHTS)}

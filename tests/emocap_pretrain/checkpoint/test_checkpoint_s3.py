@@ -1,4 +1,4 @@
-"""Checkpoints on a real S3 server that dies, and by processes that die."""
+"""Tests checkpoints on a real S3 server that is killed, and with saving processes that are killed."""
 
 import multiprocessing
 import random
@@ -46,7 +46,7 @@ def resumed(store: Store) -> int | None:
 
 
 def until_uploading(server: LocalS3, url: str) -> None:
-    """Some parts of the large file are there, and not all of it is."""
+    """Waits until the upload of the large file has begun; fails the test if none begins."""
     client, prefix, deadline = server.client(), url.split("/", 3)[3], time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads", [])
@@ -56,11 +56,9 @@ def until_uploading(server: LocalS3, url: str) -> None:
     pytest.fail("no upload began")
 
 
-def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_checkpoint(
-    s3_server: LocalS3, s3: str
-) -> None:
+def test_a_server_that_is_killed_during_an_upload_costs_time_but_no_checkpoint(s3_server: LocalS3, s3: str) -> None:
     store = opened(s3)
-    saver = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(1))
+    saver = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(1))
     saver.save(2, {"step": 2}, write)
     saver.wait()
     saver.save(4, {"step": 4}, write)
@@ -71,7 +69,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
     while not (done := saver.finished()):
         trained += 1
         time.sleep(0.01)
-    assert trained > 50, "training went on meanwhile"
+    assert trained > 50, "training continues meanwhile"
     assert done[0].step == 4
     saver.sweep(5)
     saver.wait()
@@ -83,16 +81,14 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_costs_time_and_no_ch
 
 def save_4(url: str) -> None:
     store = opened(url)
-    saver = Saver(store, ALONE, start=Attempt.begin(store))
+    saver = Saver(store, ALONE, run_attempt=Attempt.begin(store))
     saver.save(4, {}, write)
     saver.wait()
 
 
-def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoint_before(
-    s3_server: LocalS3, s3: str
-) -> None:
+def test_a_process_that_is_killed_during_an_upload_leaves_the_previous_checkpoint(s3_server: LocalS3, s3: str) -> None:
     store = opened(s3)
-    first = Saver(store, ALONE, start=Attempt.begin(store))
+    first = Saver(store, ALONE, run_attempt=Attempt.begin(store))
     first.save(2, {}, write)
     first.wait()
     process = multiprocessing.get_context("fork").Process(target=save_4, args=(s3,))
@@ -105,17 +101,17 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_the_checkpoi
     assert process.exitcode == -signal.SIGKILL
     assert [each.step for each in committed(store)] == [2]
     assert resumed(store) == 2
-    again = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(1))
-    again.save(4, {}, write)
-    (done,) = again.wait()
-    again.sweep(5)
-    again.wait()
+    second = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(1))
+    second.save(4, {}, write)
+    (done,) = second.wait()
+    second.sweep(5)
+    second.wait()
     assert done.attempt.startswith("00003-")
     assert resumed(store) == 4
     assert len(store.list("checkpoints")) == 3, "nothing of the killed attempt is left"
 
 
-def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(s3: str) -> None:
+def test_many_attempts_that_commit_a_step_at_once_leave_one_manifest(s3: str) -> None:
     store = opened(s3)
     assert store.honours_conditions()
     savers = [Saver(opened(s3), ALONE) for _ in range(6)]
@@ -124,4 +120,4 @@ def test_of_many_starts_that_commit_a_step_at_once_one_manifest_stands(s3: str) 
     outcomes = {done.attempt for saver in savers for done in saver.wait()}
     assert len(outcomes) == 1
     assert [each.attempt for each in committed(store)] == list(outcomes)
-    assert len(store.list("checkpoints")) == 2, "who lost has taken its files away"
+    assert len(store.list("checkpoints")) == 2, "the other savers have deleted their files"

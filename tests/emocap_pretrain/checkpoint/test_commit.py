@@ -28,7 +28,7 @@ from emocap_shards.store import Entry, Store, open_store
 from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint.commit import commit
-from emocap_pretrain.checkpoint.layout import MANIFEST, TOKENIZER, WEIGHTS, forget
+from emocap_pretrain.checkpoint.layout import MANIFEST, TOKENIZER, WEIGHTS, delete_checkpoint
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.checkpoint.retention import Retention, retain
@@ -37,7 +37,7 @@ from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.attempts import Attempt
 
 
-def test_what_was_saved_comes_back_byte_for_byte(store: Store) -> None:
+def test_a_checkpoint_is_read_back_byte_for_byte(store: Store) -> None:
     before = time.time()
     (checkpoint,) = saved(store, 4)
     assert committed(store) == [checkpoint]
@@ -78,7 +78,7 @@ def test_a_rank_without_files_of_its_own_takes_part(store: Store) -> None:
     [(OSError("the disk is gone"), "the disk is gone"), (ValueError("no tensor"), "ValueError: no tensor")],
 )
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_write_that_raises_on_one_rank_is_every_rank_s_error(
+def test_a_write_that_raises_on_one_rank_raises_on_all_ranks(
     store: Store, broken: int, error: Exception, words: str
 ) -> None:
     def act(world: ThreadRanks) -> None:
@@ -96,11 +96,11 @@ def test_a_write_that_raises_on_one_rank_is_every_rank_s_error(
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_an_upload_that_fails_on_one_rank_is_every_rank_s_error_and_names_it(store: Store, broken: int) -> None:
+def test_an_upload_that_fails_on_one_rank_raises_on_all_ranks_with_its_name(store: Store, broken: int) -> None:
     def act(world: ThreadRanks) -> None:
         error = StoreError("the bucket is full")
-        its = FailingStore(store, WEIGHTS, error) if world.rank == broken else store
-        commit(its, 2, {}, writer(2), world)
+        own_store = FailingStore(store, WEIGHTS, error) if world.rank == broken else store
+        commit(own_store, 2, {}, writer(2), world)
 
     for outcome in on_ranks(2, act):
         assert isinstance(outcome, CheckpointError)
@@ -108,7 +108,7 @@ def test_an_upload_that_fails_on_one_rank_is_every_rank_s_error_and_names_it(sto
     assert committed(store) == []
 
 
-def test_a_manifest_that_cannot_be_put_is_every_rank_s_error(store: Store) -> None:
+def test_a_manifest_that_cannot_be_put_raises_on_all_ranks(store: Store) -> None:
     def act(world: ThreadRanks) -> None:
         commit(FailingStore(store, MANIFEST, StoreError("unreachable")), 2, {}, writer(2), world)
 
@@ -116,14 +116,14 @@ def test_a_manifest_that_cannot_be_put_is_every_rank_s_error(store: Store) -> No
     assert committed(store) == []
 
 
-def test_a_state_that_no_reader_would_take_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_too_large_for_the_reader_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.checkpoint.commit.LARGEST_BYTES", 5000)
     with pytest.raises(CheckpointError, match="keep less in its state"):
         commit(store, 2, {"rows": "x" * 5000}, writer(2), ALONE)
 
 
 @pytest.mark.parametrize("at", [WEIGHTS, TOKENIZER, MANIFEST])
-def test_a_step_that_was_cut_off_is_not_believed_and_can_be_saved_again(store: Store, at: str) -> None:
+def test_a_save_that_was_interrupted_is_ignored_and_the_step_can_be_saved_again(store: Store, at: str) -> None:
     saved(store, 2)
     with pytest.raises(Killed):
         commit(FailingStore(store, at, Killed()), 4, {}, writer(4), ALONE)
@@ -133,18 +133,18 @@ def test_a_step_that_was_cut_off_is_not_believed_and_can_be_saved_again(store: S
     assert resumed_step(store) == 4
 
 
-def test_of_two_attempts_at_a_step_the_first_manifest_stands(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_manifest_of_a_step_has_precedence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     (first,) = saved(store, 4)
     second = commit(store, 4, {"cursor": "another"}, writer(4), ALONE)
     assert second == first
     assert committed(store) == [first]
-    assert "was committed by attempt 0 already" in caplog.text
+    assert "was already committed by attempt 0" in caplog.text
     retain(store, Retention(1))
     assert resumed_step(store) == 4
 
 
 @pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
-def test_a_damaged_manifest_is_replaced_by_a_committed_one_and_its_bytes_are_kept(
+def test_a_damaged_manifest_is_replaced_by_a_new_commit_and_its_bytes_are_kept(
     store: Store, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     saved(store, 4)
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_replaced_by_a_committed_one_and_its_bytes_are_kep
     store.put(path, damaged := harm(store.read(path)))
     before = objects(store)
     assert steps(store) == []
-    with pytest.raises(CheckpointError):  # An attempt that does not reach its manifest replaces nothing.
+    with pytest.raises(CheckpointError):  # A save that fails before its manifest replaces nothing.
         commit(FailingStore(store, TOKENIZER, StoreError("full")), 4, {}, writer(4), ALONE)
     assert {name: data for name, data in objects(store).items() if name in before} == before
     saved(store, 4)
@@ -200,12 +200,12 @@ def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store
     assert resumed_step(store) == 4
 
 
-def test_a_start_that_a_newer_one_has_replaced_commits_nothing(store: Store) -> None:
+def test_a_superseded_attempt_commits_nothing(store: Store) -> None:
     old = Attempt.begin(store)
 
     def write(folder: Path) -> None:
         writer(4)(folder)
-        Attempt.begin(store)  # In the middle of the upload.
+        Attempt.begin(store)  # A newer attempt begins in the middle of the upload.
 
     with pytest.raises(Superseded, match=r"attempt 2 .* has taken over from attempt 1"):
         commit(store, 4, {}, write, ALONE, old)
@@ -213,10 +213,10 @@ def test_a_start_that_a_newer_one_has_replaced_commits_nothing(store: Store) -> 
     files = len(store.list("checkpoints"))
     with pytest.raises(Superseded):
         commit(store, 6, {}, writer(6), ALONE, old)
-    assert len(store.list("checkpoints")) == files, "a start that is superseded need not upload"
+    assert len(store.list("checkpoints")) == files, "an attempt that is superseded does not upload"
 
 
-def test_superseded_is_what_every_rank_hears(store: Store) -> None:
+def test_superseded_is_raised_on_all_ranks(store: Store) -> None:
     old = Attempt.begin(store)
     Attempt.begin(store)
     outcomes = on_ranks(2, lambda world: commit(store, 4, {}, writer(4), world, old))
@@ -224,7 +224,7 @@ def test_superseded_is_what_every_rank_hears(store: Store) -> None:
     assert str(outcomes[0]) == str(outcomes[1])
 
 
-def test_where_conditions_are_ignored_the_later_manifest_stands_and_is_whole(store: Store) -> None:
+def test_if_conditions_are_ignored_the_later_manifest_replaces_the_earlier_one(store: Store) -> None:
     careless = UnconditionalStore(store)
     saved(careless, 4)
     second = commit(careless, 4, {"cursor": "later"}, writer(4), ALONE)
@@ -234,7 +234,7 @@ def test_where_conditions_are_ignored_the_later_manifest_stands_and_is_whole(sto
 
 def test_the_digest_of_a_checkpoint_depends_on_every_byte_of_it(store: Store) -> None:
     (first,) = saved(store, 4)
-    forget(store, 4)
+    delete_checkpoint(store, 4)
 
     def other(folder: Path) -> None:
         writer(4)(folder)
@@ -246,7 +246,7 @@ def test_the_digest_of_a_checkpoint_depends_on_every_byte_of_it(store: Store) ->
 
 
 def in_a_child(act: Callable[[], Any]) -> int:
-    """The exit code of a forked process that does this, negative for a signal."""
+    """Calls `act` in a forked process and returns its exit code, negative for a signal."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -259,10 +259,10 @@ def in_a_child(act: Callable[[], Any]) -> int:
 
 
 def save_and_sweep(store: Store, step: int) -> None:
-    """What one start of the run does from its begin to its first checkpoint."""
-    start = Attempt.begin(store)
-    commit(store, step, {}, writer(step), ALONE, start)
-    retain(store, Retention(1), before=start.number, check=start.check)
+    """Does what an attempt of the run does from its begin to its first checkpoint."""
+    attempt = Attempt.begin(store)
+    commit(store, step, {}, writer(step), ALONE, attempt)
+    retain(store, Retention(1), before=attempt.number, check=attempt.check)
 
 
 def operations(folder: Path, step: int) -> int:
@@ -272,7 +272,7 @@ def operations(folder: Path, step: int) -> int:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_at_any_operation_a_run_has_its_last_checkpoint_or_the_new_one_and_goes_on(
+def test_a_run_killed_at_any_operation_resumes_from_its_last_or_its_new_checkpoint(
     tmp_path: Path, before: bool
 ) -> None:
     rehearsal = tmp_path / "rehearsal"
@@ -295,8 +295,8 @@ def test_killed_at_any_operation_a_run_has_its_last_checkpoint_or_the_new_one_an
     assert seen == {2, 4}
 
 
-def test_no_manifest_is_put_where_a_file_is_gone_since_its_upload(store: Store) -> None:
-    """As when somebody prunes a run that looks dead to him while its upload is under way."""
+def test_no_manifest_is_put_if_an_uploaded_file_is_gone(store: Store) -> None:
+    """Somebody prunes a run that seems to be dead while its upload is in progress."""
 
     class Pruned(UnconditionalStore):
         def list(self, prefix: str = "") -> list[Entry]:

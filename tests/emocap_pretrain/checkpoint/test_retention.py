@@ -13,16 +13,16 @@ from emocap_pretrain.errors import Superseded
 from emocap_pretrain.run_folder.attempts import Attempt
 
 
-def cut_off(store: Store, step: int, start: int) -> None:
-    """An attempt of that start which ends before its manifest."""
-    store.put(f"attempts/{start:05d}/attempt.json", b"{}")
+def save_without_manifest(store: Store, step: int, run_attempt: int) -> None:
+    """Saves a step in this run attempt, and dies before the manifest is put."""
+    store.put(f"attempts/{run_attempt:05d}/attempt.json", b"{}")
     failing = FailingStore(store, MANIFEST, Killed())
     with pytest.raises(Killed):
-        commit(failing, step, {}, writer(step), ALONE, Attempt(store, start))
+        commit(failing, step, {}, writer(step), ALONE, Attempt(store, run_attempt))
 
 
 def attempts(store: Store) -> dict[int, int]:
-    """How many attempts lie in the store by step."""
+    """Returns how many save attempts the store has for each step."""
     return {each.step: len(each.attempts) for each in step_folders(store)}
 
 
@@ -30,7 +30,7 @@ def attempts(store: Store) -> dict[int, int]:
     ("keep_last", "keep_every", "kept"),
     [(1, None, [12]), (3, None, [12, 10, 8]), (1, 6, [12, 6]), (2, 4, [12, 10, 8, 4]), (9, None, [12, 10, 8, 6, 4, 2])],
 )
-def test_the_newest_and_the_multiples_stay_and_the_others_are_named(
+def test_the_newest_and_the_multiples_are_kept_and_the_others_are_returned(
     store: Store, keep_last: int, keep_every: int | None, kept: list[int]
 ) -> None:
     all_steps = [2, 4, 6, 8, 10, 12]
@@ -46,43 +46,43 @@ def test_the_newest_and_the_multiples_stay_and_the_others_are_named(
 
 
 @given(st.dictionaries(st.integers(0, 50), st.booleans()), st.integers(1, 9), st.none() | st.integers(1, 9))
-def test_what_is_deleted_is_older_than_enough_whole_ones(
+def test_only_checkpoints_older_than_keep_last_intact_ones_are_deleted(
     whole: dict[int, bool], keep_last: int, keep_every: int | None
 ) -> None:
     retention = Retention(keep_last, keep_every)
     oldest = retention.oldest(whole, whole.__getitem__)
     gone = {step for step in whole if not retention.keeps(step, oldest)}
-    newer = {step for step, is_whole in whole.items() if is_whole and step > max(gone, default=-1)}
+    newer = {step for step, is_intact in whole.items() if is_intact and step > max(gone, default=-1)}
     assert not gone or len(newer) >= keep_last
     assert not any(keep_every and step % keep_every == 0 for step in gone)
-    enough = sorted((step for step, is_whole in whole.items() if is_whole), reverse=True)[:keep_last]
+    enough = sorted((step for step, is_intact in whole.items() if is_intact), reverse=True)[:keep_last]
     if len(enough) == keep_last:
         assert gone == {step for step in whole if step < enough[-1] and (not keep_every or step % keep_every)}
 
 
-def test_what_unfinished_attempts_of_older_starts_left_goes(store: Store) -> None:
-    cut_off(store, 2, start=1)
-    cut_off(store, 4, start=1)
+def test_files_of_unfinished_saves_of_older_attempts_are_deleted(store: Store) -> None:
+    save_without_manifest(store, 2, run_attempt=1)
+    save_without_manifest(store, 4, run_attempt=1)
     (checkpoint,) = saved(store, 4)
     assert retain(store, Retention(1), before=2) == []
     expected = {f"{checkpoint.folder}/{name}" for name in FILES} | {manifest_of(4)}
     assert {entry.path for entry in store.list("checkpoints")} == expected
 
 
-def test_attempts_of_this_start_and_of_newer_ones_are_left_alone(store: Store) -> None:
+def test_files_of_unfinished_saves_of_this_and_newer_attempts_are_kept(store: Store) -> None:
     saved(store, 4)
-    for start in (2, 3):
-        cut_off(store, 4, start)
-        cut_off(store, 6, start)
+    for run_attempt in (2, 3):
+        save_without_manifest(store, 4, run_attempt)
+        save_without_manifest(store, 6, run_attempt)
     retain(store, Retention(1), before=2)
     assert attempts(store) == {6: 2, 4: 3}
     retain(store, Retention(1), before=3)
-    assert attempts(store) == {6: 2, 4: 2}, "what is newer than the newest checkpoint is left to a later sweep"
+    assert attempts(store) == {6: 2, 4: 2}, "files newer than the newest checkpoint are deleted by a later call"
     retain(store, Retention(1))
     assert attempts(store) == {4: 1}
 
 
-def test_a_start_that_is_superseded_meanwhile_deletes_nothing_more(store: Store) -> None:
+def test_an_attempt_that_is_superseded_meanwhile_deletes_nothing_more(store: Store) -> None:
     saved(store, 2, 4, 6)
     old = Attempt.begin(store)
     calls = 0
@@ -99,7 +99,7 @@ def test_a_start_that_is_superseded_meanwhile_deletes_nothing_more(store: Store)
     assert steps(store) == [6, 2]
 
 
-def test_a_deletion_that_is_cut_off_leaves_no_manifest_without_files(store: Store) -> None:
+def test_an_interrupted_deletion_leaves_no_manifest_without_files(store: Store) -> None:
     saved(store, 2, 4)
 
     class Cut:
@@ -116,7 +116,7 @@ def test_a_deletion_that_is_cut_off_leaves_no_manifest_without_files(store: Stor
     assert attempts(store) == {4: 1}
 
 
-def test_a_checkpoint_that_is_damaged_does_not_count_and_goes_once_enough_newer_ones_are_whole(store: Store) -> None:
+def test_a_damaged_checkpoint_does_not_count_and_is_deleted_once_enough_newer_ones_are_intact(store: Store) -> None:
     _, _, third, fourth = saved(store, 2, 4, 6, 8)
     damage(store, f"{fourth.folder}/{WEIGHTS}", "missing")
     store.put(manifest_of(6), store.read(manifest_of(6))[:-1])
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_version_does_not_count_and_is_not_deleted_befor
     assert store.exists(manifest_of(6))
 
 
-def test_files_that_no_attempt_of_ours_made_are_left_alone(store: Store) -> None:
+def test_files_that_no_save_attempt_made_are_kept(store: Store) -> None:
     (checkpoint,) = saved(store, 4)
     strange = [
         f"checkpoints/step-00000004/{checkpoint.attempt} (copy)/{WEIGHTS}",

@@ -24,7 +24,7 @@ LIMIT_S = 20.0
 
 @dataclass
 class Gate:
-    """A store that takes no file until it is opened, or refuses it then."""
+    """A store that blocks uploads until `open` is set, and then accepts them or raises `error`."""
 
     store: Store
     error: Exception | None = None
@@ -56,7 +56,7 @@ def until(condition: Any) -> None:
         time.sleep(0.005)
 
 
-def test_training_goes_on_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
+def test_training_continues_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
     saver = Saver(gate, ALONE)
     state = {"rows": [1]}
     saver.save(4, state, writer(4))
@@ -69,12 +69,12 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
     found: list[Any] = []
     until(lambda: found.extend(saver.finished()) or found)
     assert found == committed(gate.store)
-    assert found[0].state == {"rows": [1]}, "the state of the moment of saving"
+    assert found[0].state == {"rows": [1]}, "the state is copied when `save` is called"
     assert saver.finished() == saver.wait() == []
     assert resumed_step(gate.store) == 4
 
 
-def test_one_is_under_way_at_a_time_and_none_is_lost(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_checkpoint_is_saved_at_a_time_and_none_is_lost(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     saver = Saver(gate, ALONE)
     saver.save(2, {}, writer(2))
@@ -94,18 +94,18 @@ def test_a_snapshot_is_released_once_its_files_are_written_and_before_they_are_u
     saver.wait()
 
 
-@pytest.mark.parametrize("when", ["writing", "superseded", "the one before"])
-def test_a_snapshot_is_released_once_whatever_comes_of_it(gate: Gate, when: str) -> None:
+@pytest.mark.parametrize("when", ["writing", "superseded", "previous save"])
+def test_a_snapshot_is_released_exactly_once_also_after_an_error(gate: Gate, when: str) -> None:
     gate.open.set()
-    start, released = Attempt.begin(gate.store), []
+    attempt, released = Attempt.begin(gate.store), []
 
     def fail(_: Path) -> None:
         raise OSError("the disk is gone")
 
     if when == "superseded":
         Attempt.begin(gate.store)
-    saver = Saver(gate, ALONE, start=start)
-    if when == "the one before":
+    saver = Saver(gate, ALONE, run_attempt=attempt)
+    if when == "previous save":
         saver.save(1, {}, fail)
         with pytest.raises(CheckpointError):
             saver.save(2, {}, writer(2), lambda: released.append(2))
@@ -116,10 +116,10 @@ def test_a_snapshot_is_released_once_whatever_comes_of_it(gate: Gate, when: str)
     assert released == [2]
 
 
-@pytest.mark.parametrize("ask", ["save", "finished", "wait", "ready"])
+@pytest.mark.parametrize("call", ["save", "finished", "wait", "wait_for_previous"])
 @pytest.mark.parametrize("broken", [0, 1])
-def test_what_goes_wrong_in_a_thread_is_raised_on_all_ranks_at_the_next_call(
-    tmp_path: Path, broken: int, ask: str
+def test_an_error_in_the_thread_of_a_rank_is_raised_on_all_ranks_at_the_next_call(
+    tmp_path: Path, broken: int, call: str
 ) -> None:
     store = open_store(tmp_path / "run")
 
@@ -128,10 +128,14 @@ def test_what_goes_wrong_in_a_thread_is_raised_on_all_ranks_at_the_next_call(
         gate.open.set()
         saver = Saver(gate, world)
         saver.save(2, {}, writer(2))
-        while ask == "finished":
+        while call == "finished":
             assert saver.finished() == []
             time.sleep(0.01)
-        {"save": lambda: saver.save(4, {}, writer(4)), "wait": saver.wait, "ready": saver.ready}[ask]()
+        {
+            "save": lambda: saver.save(4, {}, writer(4)),
+            "wait": saver.wait,
+            "wait_for_previous": saver.wait_for_previous,
+        }[call]()
 
     for outcome in on_ranks(2, act):
         assert isinstance(outcome, CheckpointError), outcome
@@ -149,7 +153,7 @@ def test_an_error_is_raised_once(gate: Gate) -> None:
     assert saver.wait() == []
 
 
-def test_all_ranks_hear_of_a_checkpoint_in_the_same_call_although_one_is_slower(tmp_path: Path) -> None:
+def test_all_ranks_learn_of_a_checkpoint_in_the_same_call_although_one_is_slower(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
 
     def act(world: ThreadRanks) -> list[list[int]]:
@@ -170,17 +174,17 @@ def test_all_ranks_hear_of_a_checkpoint_in_the_same_call_although_one_is_slower(
     assert [2] in first
 
 
-def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
+def test_a_superseded_saver_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     old = Attempt.begin(store)
-    zombie = Saver(store, ALONE, start=old, retention=Retention(1))
+    zombie = Saver(store, ALONE, run_attempt=old, retention=Retention(1))
     zombie.save(2, {}, writer(2))
     zombie.wait()
     gate = Gate(store)
-    slow = Saver(gate, ALONE, start=old, retention=Retention(1))
+    slow = Saver(gate, ALONE, run_attempt=old, retention=Retention(1))
     slow.save(4, {}, writer(4))
     assert gate.reached.wait(LIMIT_S)
-    new = Saver(store, ALONE, start=Attempt.begin(store), retention=Retention(2))
+    new = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(2))
     gate.open.set()
     with pytest.raises(Superseded, match="attempt 2"):
         slow.wait()
@@ -190,11 +194,11 @@ def test_a_zombie_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     new.wait()
     assert done.attempt.startswith("00002-")
     assert steps(store) == [4, 2]
-    assert len(store.list("checkpoints")) == 2 * (len(FILES) + 1), "what the zombie left is swept"
+    assert len(store.list("checkpoints")) == 2 * (len(FILES) + 1), "the files of the superseded attempt are deleted"
     assert resumed_step(store) == 4
 
 
-def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
+def test_deleted_steps_are_returned_on_rank_0(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     saved(store, 1, 2)
 
@@ -210,7 +214,7 @@ def test_what_retention_deleted_is_told_on_rank_0(tmp_path: Path) -> None:
     assert steps(store) == [3]
 
 
-def test_a_checkpoint_from_which_no_step_was_made_yet_does_not_count(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_later_step_does_not_count(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     saver = Saver(store, ALONE, retention=Retention(1))
     for step in (1, 2, 3):
@@ -236,9 +240,7 @@ def test_checkpoints_that_were_refused_do_not_count(tmp_path: Path) -> None:
     assert steps(store) == [3, 2, 1]
 
 
-def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_store_that_refuses_to_delete_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Keeper(Gate):
         def delete(self, _: str) -> None:
             raise StoreError("no right to delete")
@@ -253,10 +255,10 @@ def test_a_store_that_refuses_to_delete_costs_room_and_not_the_run(
     saver.wait()
     assert saver.swept() == []
     assert steps(store.store) == [2, 1]
-    assert "old checkpoints stay: no right to delete" in caplog.text
+    assert "old checkpoints could not be deleted: no right to delete" in caplog.text
 
 
-def test_a_store_that_hangs_over_a_deletion_holds_up_no_checkpoint(tmp_path: Path) -> None:
+def test_a_store_that_hangs_at_a_deletion_delays_no_checkpoint(tmp_path: Path) -> None:
     class Slow(Gate):
         def __init__(self, store: Store) -> None:
             super().__init__(store)
@@ -271,7 +273,7 @@ def test_a_store_that_hangs_over_a_deletion_holds_up_no_checkpoint(tmp_path: Pat
     saver = Saver(slow, ALONE, retention=Retention(1))
     for step in (1, 2, 3):
         saver.save(step, {}, writer(step))
-        saver.ready()
+        saver.wait_for_previous()
         saver.sweep(step + 1)
     assert saver.swept() == []
     assert steps(slow.store) == [3, 2, 1]
@@ -280,21 +282,21 @@ def test_a_store_that_hangs_over_a_deletion_holds_up_no_checkpoint(tmp_path: Pat
     assert sorted(saver.swept()) == [1, 2]
 
 
-def test_patience_has_an_end_where_one_is_given(gate: Gate) -> None:
+def test_wait_raises_after_its_timeout(gate: Gate) -> None:
     saver = Saver(gate, ALONE)
     saver.save(2, {}, writer(2))
     with pytest.raises(CheckpointError, match=r"step 2 is not committed after 0\.05 s more"):
         saver.wait(0.05)
 
 
-def test_a_state_that_is_no_json_is_an_error_of_the_caller(gate: Gate) -> None:
+def test_a_state_that_is_not_json_is_a_type_error(gate: Gate) -> None:
     saver = Saver(gate, ALONE)
     with pytest.raises(TypeError, match="JSON"):
         saver.save(2, {"x": object()}, writer(2))
 
 
 @pytest.mark.parametrize("honours", [True, False])
-def test_a_store_that_ignores_conditions_is_named_once_at_the_start(
+def test_a_store_that_ignores_conditions_causes_one_warning(
     tmp_path: Path, honours: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store(tmp_path / "run")
@@ -305,7 +307,7 @@ def test_a_store_that_ignores_conditions_is_named_once_at_the_start(
     assert caplog.text.count("ignores conditions") == (0 if honours else 1)
 
 
-def test_a_store_that_cannot_be_asked_for_its_conditions_is_no_end(
+def test_a_store_that_does_not_say_whether_it_honours_conditions_is_no_error(
     gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Mute(Gate):
@@ -316,10 +318,10 @@ def test_a_store_that_cannot_be_asked_for_its_conditions_is_no_end(
     saver = Saver(Mute(gate.store, open=gate.open), ALONE)
     saver.save(2, {}, writer(2))
     assert [each.step for each in saver.wait()] == [2]
-    assert "could not be found out: no answer" in caplog.text
+    assert "supports conditional writes: no answer" in caplog.text
 
 
-def test_nothing_begins_after_the_end(gate: Gate) -> None:
+def test_no_save_begins_after_close(gate: Gate) -> None:
     saver = Saver(gate, ALONE)
     saver.save(2, {}, writer(2))
     assert gate.reached.wait(LIMIT_S)

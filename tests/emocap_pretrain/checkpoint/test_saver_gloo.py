@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A rank of two over gloo: collectives of the training go on while checkpoints are saved; JSON on stdout.
+# The script of one of two ranks over gloo: it runs collectives while checkpoints are saved, and prints JSON.
 TWO_RANKS = """
 import json, sys, time
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_two_ranks_save_over_gloo_while_they_train(tmp_path: Path) -> None:
     finally:
         for each in ranks:
             each.kill()
-    assert first["heard"] == second["heard"], "all ranks hear of a checkpoint at the same step"
+    assert first["heard"] == second["heard"], "all ranks learn of a checkpoint at the same step"
     assert [step for _, step in first["heard"]] == list(range(10, 201, 10))
     assert first["error"] == second["error"] == "the checkpoint of step 300 was not saved: rank 1: the disk is gone"
     assert first["resumed"] == [200, ["rank-0"]]

@@ -17,14 +17,14 @@ from emocap_pretrain.errors import CheckpointError
 
 
 def aged(folder: Path) -> Path:
-    """As if made an hour ago."""
+    """Sets the time of a folder's last change to an hour ago."""
     before = time.time() - 3600
     os.utime(folder, (before, before))
     return folder
 
 
-def leave(own_tmpdir: Path) -> Path:
-    """A scratch folder whose process was killed."""
+def abandoned(own_tmpdir: Path) -> Path:
+    """Makes a scratch folder in a process that is then killed, and returns it."""
     child = os.fork()
     if child == 0:
         with scratch() as folder:
@@ -35,10 +35,10 @@ def leave(own_tmpdir: Path) -> Path:
     return left
 
 
-def test_what_a_killed_process_left_goes_when_the_next_one_needs_room(own_tmpdir: Path) -> None:
-    left = leave(own_tmpdir)
+def test_the_folder_of_a_killed_process_is_deleted_by_the_next_one(own_tmpdir: Path) -> None:
+    left = abandoned(own_tmpdir)
     with scratch():
-        assert left.exists(), "it is too young: its maker may be about to lock it"
+        assert left.exists(), "it is too young: the process that made it may not have locked it yet"
     aged(left)
     with scratch() as folder:
         assert not left.exists()
@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_goes_when_the_next_one_needs_room(own_tmpdir
     assert list(own_tmpdir.iterdir()) == []
 
 
-def test_what_a_living_process_uses_stays(own_tmpdir: Path) -> None:
+def test_the_folder_of_a_living_process_is_kept(own_tmpdir: Path) -> None:
     with scratch() as first:
         aged(first.parent)
         with scratch() as second:
@@ -54,7 +54,7 @@ def test_what_a_living_process_uses_stays(own_tmpdir: Path) -> None:
             assert first != second
 
 
-def test_folders_of_others_are_not_followed(own_tmpdir: Path, tmp_path: Path) -> None:
+def test_links_and_files_with_the_prefix_are_not_followed(own_tmpdir: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "lock").touch()
     link = own_tmpdir / "emocap-checkpoint-link"
@@ -66,7 +66,7 @@ def test_folders_of_others_are_not_followed(own_tmpdir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("is_foreign", [False, True])
-def test_a_pipe_at_the_place_of_a_lock_is_not_waited_for(own_tmpdir: Path, is_foreign: bool) -> None:
+def test_a_pipe_in_place_of_the_lock_does_not_block(own_tmpdir: Path, is_foreign: bool) -> None:
     if is_foreign and os.geteuid():
         pytest.skip("only root gives folders to another user")
     folder = own_tmpdir / "emocap-checkpoint-trap"
@@ -81,7 +81,7 @@ def test_a_pipe_at_the_place_of_a_lock_is_not_waited_for(own_tmpdir: Path, is_fo
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders to another user")
 def test_a_folder_of_another_user_is_not_cleared(own_tmpdir: Path) -> None:
-    left = aged(leave(own_tmpdir))
+    left = aged(abandoned(own_tmpdir))
     os.chown(left, 4242, 4242)
     with scratch():
         assert left.exists()
@@ -95,7 +95,7 @@ FULL = [
 
 
 @pytest.mark.parametrize("error", FULL, ids=repr)
-def test_a_full_disk_is_told_with_what_has_to_fit(tmp_path: Path, own_tmpdir: Path, error: Exception) -> None:
+def test_a_full_disk_is_an_error_that_says_what_has_to_fit(tmp_path: Path, own_tmpdir: Path, error: Exception) -> None:
     store = open_store(tmp_path / "run")
 
     def write(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_full_disk_is_told_with_what_has_to_fit(tmp_path: Path, own_tmpdir: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_device_that_is_truly_full_is_recognized(tmp_path: Path) -> None:
+def test_a_device_that_is_really_full_is_recognized(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         with Path("/dev/full").open("wb", buffering=0) as device:
             device.write(b"x")
@@ -120,6 +120,6 @@ def test_a_device_that_is_truly_full_is_recognized(tmp_path: Path) -> None:
         commit(open_store(tmp_path / "run"), 2, {}, write, ALONE)
 
 
-def test_a_store_that_is_full_is_not_taken_for_this_disk() -> None:
+def test_a_full_store_is_not_reported_as_a_full_local_disk() -> None:
     with pytest.raises(StoreError, match="no space there"), scratch():
         raise StoreError("cannot write 'x' in /mnt/store: no space there (os error 28)")

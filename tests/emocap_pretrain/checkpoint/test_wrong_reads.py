@@ -1,4 +1,4 @@
-"""Whatever is read, right or wrong, no checkpoint is lost by it."""
+"""Tests that no checkpoint is lost if the store returns wrong data or incomplete listings."""
 
 import uuid
 from collections.abc import Callable
@@ -29,7 +29,7 @@ KEEPING = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 
 @dataclass
 class WrongReads:
-    """Does to each reading what the next element of `wrong` says, for as long as there is one."""
+    """A store whose next readings are right, damaged or empty, as the elements of `wrong` say; then all are right."""
 
     store: Store
     wrong: list[str]
@@ -81,7 +81,7 @@ def memory() -> Store:
 
 @KEEPING
 @given(WRONG, st.lists(st.sampled_from(["whole", "flipped", "missing", "torn"]), min_size=3, max_size=3))
-def test_opening_changes_no_object_whatever_is_read(wrong: list[str], states: list[str]) -> None:
+def test_resuming_changes_no_object_whatever_is_read(wrong: list[str], states: list[str]) -> None:
     store = memory()
     for checkpoint, state in zip(saved(store, 2, 4, 6), states, strict=True):
         if state == "torn":
@@ -96,17 +96,17 @@ def test_opening_changes_no_object_whatever_is_read(wrong: list[str], states: li
 
 @KEEPING
 @given(WRONG, st.integers(1, 3), st.booleans())
-def test_saving_and_sweeping_through_wrong_reads_lose_no_checkpoint_that_should_stay(
-    wrong: list[str], keep_last: int, again: bool
+def test_saving_and_deleting_with_wrong_reads_lose_no_checkpoint_that_should_be_kept(
+    wrong: list[str], keep_last: int, is_resaved: bool
 ) -> None:
     store = memory()
     saved(store, 2, 4, 6, 8)
-    step = 8 if again else 10
+    step = 8 if is_resaved else 10
     with suppress(CheckpointError):
         commit(WrongReads(store, list(wrong)), step, {"cursor": step}, writer(step), ALONE)
     newest = steps(store)[0]
     assert newest in {8, 10}
-    assert resumed_step(store) == newest, "a clean reader finds the newest one whole"
+    assert resumed_step(store) == newest, "a reader without faults finds the newest one intact"
     should_stay = steps(store)[:keep_last]
     retain(WrongReads(store, list(wrong)), Retention(keep_last), before=1)
     assert steps(store)[:keep_last] == should_stay
@@ -114,7 +114,7 @@ def test_saving_and_sweeping_through_wrong_reads_lose_no_checkpoint_that_should_
 
 
 @pytest.mark.parametrize("kind", [FLIP, HIDE])
-def test_a_wrong_reading_or_two_cost_no_progress(kind: str) -> None:
+def test_one_or_two_wrong_reads_lose_no_progress(kind: str) -> None:
     store = memory()
     saved(store, 2, 4)
     for place in range(12):
@@ -134,7 +134,7 @@ def act_with(stores: dict[int, Store]) -> Callable[[ThreadRanks], int | None]:
 
 
 @pytest.mark.parametrize("wrong_rank", [0, 1])
-def test_a_host_that_reads_every_manifest_wrong_refuses_none_that_another_host_reads_well(
+def test_a_host_that_misreads_every_manifest_does_not_refuse_what_another_host_reads_correctly(
     wrong_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = memory()
@@ -150,7 +150,7 @@ def test_a_host_that_reads_every_manifest_wrong_refuses_none_that_another_host_r
 
 
 @pytest.mark.parametrize("wrong_rank", [0, 1])
-def test_a_host_that_reads_a_file_wrong_again_and_again_is_named_by_another_host(
+def test_a_host_that_misreads_a_file_every_time_is_named_by_another_host(
     wrong_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = memory()
@@ -172,7 +172,7 @@ def test_a_host_that_reads_a_file_wrong_again_and_again_is_named_by_another_host
 
 
 def with_own_hosts(collect: Callable[[ThreadRanks, Any], list[Any]]) -> Callable[[ThreadRanks, Any], list[Any]]:
-    """Ranks of one process that take themselves for ranks of different hosts: the first collective names the hosts."""
+    """Makes the ranks of one process appear as different hosts: the first collective gathers the host names."""
 
     def collected(world: ThreadRanks, value: Any) -> list[Any]:
         return collect(world, f"host{world.rank}" if isinstance(value, str) else value)
