@@ -52,14 +52,17 @@ class Quarantine:
         """Notes what was left out of a step on this rank."""
         self._pending += [QuarantinedSample(each.shard, each.key, each.reason, step) for each in damaged]
 
+    @property
+    def has_pending(self) -> bool:
+        """Returns whether this rank has met damaged samples of which the other ranks do not know."""
+        return bool(self._pending)
+
     def settle(self) -> list[QuarantinedSample]:
-        """Shares what the ranks have met since the last time; the rows that are new; a collective.
+        """Shares what the ranks have met since the last call, and returns the rows that are new; a collective.
 
         Raises:
             BudgetSpent: On every rank, if there are more than the budget.
         """
-        if self.budget == 0 or not self.world.any_rank(bool(self._pending)):
-            return []
         known = {_place(row): row for row in self.rows}
         found = {_place(row): row for rows in self.world.gather(self._pending) for row in rows}
         fresh = [row for place, row in found.items() if place not in known]

@@ -3,8 +3,9 @@
 import logging
 import socket
 import traceback
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from emocap_shards.background import Background
@@ -24,10 +25,28 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import lost_contact
 from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, TOLD, Attempt
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Straggler
+from emocap_pretrain.run_folder.requests import Requests
 
 UPLOAD_S, STORE_FAILURE_S = 60.0, 10.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Holds what the ranks have exchanged at a logged step; it is equal on all ranks.
+
+    Attributes:
+        stop: Whether training stops after this step.
+        has_damage: Whether some rank has met damaged samples of which the others do not know.
+        metrics: The metrics of the step with those of speed, memory and stragglers over all ranks.
+        extra: The further numbers of every rank, in the order of the ranks.
+    """
+
+    stop: bool
+    has_damage: bool
+    metrics: dict[str, float]
+    extra: list[list[float]]
 
 
 class Monitor:
@@ -83,44 +102,73 @@ class Monitor:
         """Counts a batch that this rank has trained on."""
         self._meter.count(batch)
 
-    def gather_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Returns these metrics with those of speed, memory and stragglers over all ranks. This is a collective."""
-        values = self._meter.read() | self.timer.read()
-        names = (*RANK_METRICS, *SECTIONS)
-        table = self._world.gather_numbers([values[name] for name in names])
-        ranks = [dict(zip(names, row, strict=True)) for row in table]
-        straggler = slowest_rank(ranks, self._hosts) if len(ranks) > 1 else None
-        row = {**metrics, **job_metrics(ranks, straggler)}
-        if self._world.is_main:
-            self._report(row, straggler)
-        return row
+    def exchange(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        should_stop: bool = False,
+        has_damage: bool = False,
+        extra: Sequence[float] = (),
+    ) -> Exchange:
+        """Exchanges everything that the ranks tell each other at a logged step. This is one collective.
 
-    def poll_requests(self, should_stop: bool) -> bool:
-        """Returns whether training must stop, for a runtime or for a user's request. This is a collective.
-
-        It also starts the profiler if a user has requested a profile.
+        It starts the profiler if a user has requested a profile; that request takes a second collective.
 
         Args:
+            metrics: The metrics of the step, equal on all ranks.
             should_stop: Whether this rank's runtime asks to stop.
+            has_damage: Whether this rank has met damaged samples of which the others do not know.
+            extra: Further numbers of this rank, equally many on all ranks.
 
         Raises:
             Superseded: On all ranks, if the run's folder was deleted.
         """
+        values = self._meter.read() | self.timer.read()
+        names = (*RANK_METRICS, *SECTIONS)
+        requests = self._take_requests()
+        flags = [*self._flags(requests, should_stop), has_damage]
+        table = self._world.gather_numbers([*flags, *(values[name] for name in names), *extra])
+        stop, profile, superseded, damage = (any(column) for column in list(zip(*table, strict=True))[: len(flags)])
+        self._act_on(requests, profile=profile, superseded=superseded)
+        ranks = [dict(zip(names, row[len(flags) :], strict=False)) for row in table]
+        straggler = slowest_rank(ranks, self._hosts) if len(ranks) > 1 else None
+        row = {**metrics, **job_metrics(ranks, straggler)}
+        if self._world.is_main:
+            self._report(row, straggler)
+        return Exchange(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
+
+    def poll(self, should_stop: bool) -> bool:
+        """Returns whether training must stop, for a runtime or for a user's request, at a step that is not logged.
+
+        This is a collective with the flags of `exchange` alone. Arguments and errors are those of `exchange`.
+        """
+        requests = self._take_requests()
+        flags = self._flags(requests, should_stop)
+        stop, profile, superseded = map(bool, self._world.maximum([int(flag) for flag in flags]))
+        self._act_on(requests, profile=profile, superseded=superseded)
+        return stop
+
+    def _take_requests(self) -> Requests | None:
         requests = self._status.take_requests() if self._status else None
-        superseded = self._status.superseded if self._status else ""
         if requests and requests.stop:
             self._stop_reason = ASKED
-            should_stop = True
-        flags = [int(should_stop), int(bool(requests and requests.profile)), int(bool(superseded))]
-        stop, profile, ended = self._world.maximum(flags)
-        if ended:
+        return requests
+
+    def _flags(self, requests: Requests | None, should_stop: bool) -> tuple[bool, bool, bool]:
+        """Returns whether this rank knows of a reason to stop, of a profile request, and of a deleted folder."""
+        stop, profile = (requests.stop, bool(requests.profile)) if requests else (False, False)
+        return should_stop or stop, profile, bool(self._status and self._status.superseded)
+
+    def _act_on(self, requests: Requests | None, *, profile: bool, superseded: bool) -> None:
+        """Acts on what some rank has reported; all ranks call this with equal flags."""
+        if superseded:
             url = self._attempt.store.url
-            raise Superseded(superseded or f"the folder of the run at {url} was deleted or replaced.")
+            reason = self._status.superseded if self._status else ""
+            raise Superseded(reason or f"the folder of the run at {url} was deleted or replaced.")
         if profile:
             request: ProfileRequest = self._world.broadcast_from_main(requests.profile if requests else None)
             self._profiler.start(request, self.position.step)
             self.timer.record = self._profiler.recording
-        return bool(stop)
 
     def update_status(self, **fields: Any) -> None:
         """Replaces fields of the run's status, such as the newest checkpoint's step; on other ranks it does nothing."""

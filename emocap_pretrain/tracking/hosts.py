@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Gathers the metrics of all hosts of the job. Its constructor is a collective.
+    """Reads the metrics of this host, and names those of all hosts of the job. Its constructor is a collective.
 
     Args:
         world: All ranks of the job.
@@ -96,22 +96,28 @@ class JobHostMetrics:
         self._hosts = dict[int, str]((rank, host) for rank, host in enumerate(names) if host)
         self._metrics = HostMetrics(gpus=world.maximum([gpu_count()])[0], folder=folder)
 
-    def gather(self, step: int, step_s: float) -> dict[str, float]:
-        """Returns the metrics of all hosts by their names in MLflow, about every `INTERVAL_S`; else nothing.
+    def read(self, step: int) -> list[float]:
+        """Returns the metrics of this host, about every `INTERVAL_S`, for an exchange between all ranks; else nothing.
 
-        This is a collective. All ranks give the same arguments, so all skip the same calls.
+        `step` is equal on all ranks, so all give equally many numbers. A rank that does not read for its host gives 0.
+        """
+        if step < self._next_step:
+            return []
+        reads = self._world.rank in self._hosts
+        return list(self._metrics.read().values()) if reads else [0.0] * len(self._metrics.names)
+
+    def named(self, table: Sequence[Sequence[float]], step: int, step_s: float) -> dict[str, float]:
+        """Returns the metrics of all hosts by their names in MLflow.
 
         Args:
+            table: What every rank has read at this step, in the order of the ranks.
             step: The number of steps that are done.
-            step_s: The seconds that a step takes.
+            step_s: The seconds that a step takes; equal on all ranks, so that all agree on the next reading.
         """
         if step < self._next_step:
             return {}
         self._next_step = step + max(1, int(INTERVAL_S / step_s))
         names = self._metrics.names
-        reads = self._world.rank in self._hosts
-        own = self._metrics.read() if reads else dict.fromkeys(names, 0.0)
-        table = self._world.gather_numbers([own[name] for name in names])
         return by_host((host, dict(zip(names, table[rank], strict=True))) for rank, host in self._hosts.items())
 
 

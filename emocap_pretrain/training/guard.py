@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def applies(self) -> bool:
-        """Whether the update is made."""
+        """Returns whether the update is made."""
         return self.action == "apply"
 
 

@@ -79,7 +79,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     config, engine, timed = session.config, session.engine, monitor.timer.measure
     hosts = JobHostMetrics(session.world, Path(config.data.cache))
     began, progress, poll_every = time.perf_counter(), session.before, 1
-    stopping = monitor.poll_requests(runtime.should_stop())
+    stopping = monitor.poll(runtime.should_stop())
     monitor.enter("training", engine.step)
     while engine.step < config.steps and not stopping:
         with timed("data"):
@@ -88,12 +88,12 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
         monitor.count(batch)
         monitor.enter("training", engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
-        if logs or engine.step % poll_every == 0:
-            stopping = monitor.poll_requests(runtime.should_stop())
-        saves = stopping or _due(engine.step, config.checkpoint.every_steps, config.steps)
+        saves = _due(engine.step, config.checkpoint.every_steps, config.steps)
+        if not (logs or saves) and engine.step % poll_every == 0:
+            stopping = saves = monitor.poll(runtime.should_stop())
         if logs or saves:
-            row = monitor.gather_metrics(_numbers(metrics, engine.step, session)) | _left_out(session)
-            row |= hosts.gather(engine.step, row["time/step_s"])
+            row, stopping = _exchange(session, monitor, hosts, metrics, should_stop=stopping or runtime.should_stop())
+            saves = saves or stopping
             poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and session.world.is_main:
@@ -131,6 +131,31 @@ def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
     return metrics
 
 
+def _exchange(
+    session: Session, monitor: Monitor, hosts: JobHostMetrics, metrics: Metrics, *, should_stop: bool
+) -> tuple[dict[str, float], bool]:
+    """Returns the metrics of a logged step over all ranks, and whether training stops; a collective.
+
+    Raises:
+        TrainingError: As `_numbers` does.
+        BudgetSpent: On all ranks, if they have met more damaged samples than the run may leave out.
+        Superseded: On all ranks, if the run's folder was deleted.
+    """
+    step, quarantine = session.engine.step, session.quarantine
+    exchanged = monitor.exchange(
+        _numbers(metrics, step, session),
+        should_stop=should_stop,
+        has_damage=quarantine.has_pending,
+        extra=hosts.read(step),
+    )
+    if exchanged.has_damage and quarantine.settle() and session.world.is_main:
+        session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
+    row = exchanged.metrics | hosts.named(exchanged.extra, step, exchanged.metrics["time/step_s"])
+    if quarantine.budget:
+        row["data_quarantined"] = float(len(quarantine.rows))
+    return row, exchanged.stop
+
+
 def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
     """Reports committed checkpoints to the tracker, the monitor and the runtime."""
     for checkpoint in saved:
@@ -150,14 +175,6 @@ def _report(session: Session, runtime: Runtime, row: Mapping[str, float]) -> Non
     session.tracker.log_metrics(row, step)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
     runtime.heartbeat(step, session.config.steps, f"{loss} · {row['samples_per_s']:.0f} samples/s")
-
-
-def _left_out(session: Session) -> dict[str, float]:
-    """Returns how many samples the run has left out so far; new ones go to the tracker by name. A collective."""
-    quarantine = session.quarantine
-    if quarantine.settle() and session.world.is_main:
-        session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
-    return {"data_quarantined": float(len(quarantine.rows))} if quarantine.budget else {}
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -46,7 +46,7 @@ def train(monitor: Monitor, steps: int) -> dict[str, float]:
                 pass
         monitor.count(batch(8))
         monitor.enter("training", step + 1)
-        row = monitor.gather_metrics({"loss": 1.5})
+        row = monitor.exchange({"loss": 1.5}).metrics
     return row
 
 
@@ -74,16 +74,16 @@ def test_gathered_metrics_hold_loss_speed_memory_and_sections(store: Store) -> N
 def test_a_run_that_ends_before_its_last_step_was_stopped(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         train(monitor, 2)
-        assert monitor.poll_requests(True)
+        assert monitor.exchange({}, should_stop=True).stop
     assert written(store).how == "stopped"
 
 
 def test_a_request_to_stop_is_found_by_a_poll(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
-        assert not monitor.poll_requests(False)
+        assert not monitor.poll(False)
         requests.ask_to_stop(store)
         for _ in range(200):
-            if monitor.poll_requests(False):
+            if monitor.poll(False):
                 break
             time.sleep(0.05)
         else:
@@ -96,7 +96,7 @@ def test_a_requested_profile_is_recorded_and_stored(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         for step in range(200):
             monitor.enter("training", step)
-            monitor.poll_requests(False)
+            monitor.poll(False)
             if store.exists("profiles/ab.json"):
                 break
             time.sleep(0.05)

@@ -127,7 +127,7 @@ def test_a_broken_driver_is_a_warning_and_only_the_metrics_of_gpus_are_missing(
 def test_metrics_of_the_job_are_gathered_once_in_an_interval(tmp_path: Path) -> None:
     metrics = JobHostMetrics(RankGroup(Rank(), "cpu", None), tmp_path / "cache")
     host = f"system/{socket.gethostname()}/"
-    gathered = [metrics.gather(step, step_s=5.0) for step in range(1, 8)]
+    gathered = [metrics.named([metrics.read(step)], step, step_s=5.0) for step in range(1, 8)]
     assert [bool(row) for row in gathered] == [True, False, False, True, False, False, True]
     assert {f"{host}{name}" for name in NAMES} <= gathered[0].keys()
 

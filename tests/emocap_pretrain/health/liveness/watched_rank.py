@@ -64,8 +64,7 @@ def train(config: Config, world: RankGroup, attempt: Attempt, kind: str, victim:
             mine = number == FAULT_STEP and world.rank == victim
             step(monitor, world, kind if mine else None)
             monitor.enter("training", number + 1)
-            monitor.gather_metrics({"loss": 1.0 / (number + 1)})
-            if monitor.poll_requests(False):
+            if monitor.exchange({"loss": 1.0 / (number + 1)}).stop:
                 break
 
 
