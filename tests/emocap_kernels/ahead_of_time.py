@@ -1,4 +1,4 @@
-"""Compiles kernels for GPUs that are not there, and reads what the assembler says of the result."""
+"""Compiles kernels for GPUs without having one, and reads what the assembler reports about the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POINTERS = {
     "similar_ptr_IR": "*u8",
     "starts_ptr_I": "*i32",
 }
-# Which axes of a tile a descriptor has; of the global loss unless the kernel has pieces of patches.
+# The axes of the tile of a descriptor, for all kernels except those that have pieces of patches.
 TILES = {
     "mask_desc_RC": ("bR", "bC"),
     "gradient_desc_RC": ("bR", "bC"),
@@ -46,12 +46,12 @@ NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of one kernel.
+    """The result of compiling one kernel.
 
     Attributes:
-        ptx: Its assembly.
-        shared_bytes: Of shared memory, for a program.
-        stack_bytes: Of local memory for a thread: registers that did not fit.
+        ptx: The assembly.
+        shared_bytes: Shared memory of a program.
+        stack_bytes: Local memory of a thread, to which registers are spilled.
     """
 
     ptx: str
@@ -60,11 +60,11 @@ class Compiled:
 
 
 def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], folder: Path) -> Compiled:
-    """`kernel` for compute capability `capability`, with the constants and compiler options in `options`."""
+    """Compiles `kernel` for a compute capability, such as 90, with the constants and compiler options in `options`."""
     settings = {key: options[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in options}
     constants = {key: value for key, value in options.items() if key not in settings}
     for name, axes in REGION_TILES.items():
-        # A piece of patches that is not there.
+        # This piece of the patches does not exist.
         if ("bP" in constants and constants.get(axes[-1]) == 1) or constants.get(axes[0]) == 1:
             constants[name] = None
     if constants.get("MASKED") is False:
@@ -84,6 +84,7 @@ def compiled(kernel: Any, capability: int, dtype: str, options: dict[str, Any], 
 
 
 def _type_of(name: str, constants: dict[str, Any], dtype: str) -> str:
+    """Returns the type of an argument in Triton's notation."""
     if name in constants:
         return "constexpr"
     if "_desc" in name:

@@ -14,7 +14,7 @@ def ranks() -> Iterator[RankPool]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    # The tensors here are tiny: a second thread only spins.
+    # The tensors here are tiny, so a second thread would only spin.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

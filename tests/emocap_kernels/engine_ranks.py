@@ -1,7 +1,7 @@
-"""One rank of a tiny training in float64, under DDP or a stage of DeepSpeed's ZeRO; a script that a test starts.
+"""One rank of a tiny training, under DDP or a stage of DeepSpeed's ZeRO. A test starts this script for each rank.
 
-Every optimizer step has another setting of the two losses, so a run is a path through all of them; whoever walks it in
-one process without any engine must arrive at the same weights.
+Every optimizer step uses other settings of the two losses, so a run goes through all of them. Training in one process
+without any engine must give the same weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 ROWS, WIDTH, PATCHES = 9, 16, 4
 RATE = 0.05
-# Uneven, and an empty rank from three ranks on.
+# Rows of each rank: uneven, with an empty rank from three ranks on.
 COUNTS = {1: (9,), 2: (5, 4), 3: (4, 0, 5), 4: (2, 3, 0, 4)}
 ENGINES = ("ddp", "zero 1", "zero 2", "zero 3")
 
@@ -48,7 +48,7 @@ class Towers(nn.Module):
 
 
 def batch_of(step: int, rows: slice, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The rows of one rank; sample r has r % 4 sentences."""
+    """Returns the rows of one rank. Sample r has r % 4 sentences."""
     source = torch.Generator().manual_seed(100 + step)
     owner = torch.arange(ROWS).repeat_interleave(torch.arange(ROWS) % 4)
     drawn = {
@@ -63,8 +63,10 @@ def batch_of(step: int, rows: slice, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def settings(backends: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """For each step, what the global and what the local loss get beside the vectors; kernels that are interpreted get
-    every fourth."""
+    """Yields the settings of the global and of the local loss for each step.
+
+    Interpreted kernels are slow, so they get every fourth of them.
+    """
     every = list(_settings(backends))
     yield from every[1::4] if "fused" in backends else every
 
@@ -85,7 +87,8 @@ def _settings(backends: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], dict[
     yield {**shared}, {"scope": "image"}
 
 
-def total(found: dict[str, Tensor], far: dict[str, Any], near: dict[str, Any], group: Any) -> Tensor:
+def total_loss(found: dict[str, Tensor], far: dict[str, Any], near: dict[str, Any], group: Any) -> Tensor:
+    """Returns the sum of the global loss, with the settings `far`, and of the local loss, with the settings `near`."""
     bias = found["bias"] if far.get("objective") == "sigmoid" else None
     whole = contrastive_loss(
         found["image"], found["text"], found["scale"], bias=bias, ids=found["ids"], group=group, **far
@@ -93,36 +96,37 @@ def total(found: dict[str, Tensor], far: dict[str, Any], near: dict[str, Any], g
     local = region_contrastive_loss(
         found["patches"], found["sentences"], found["owner"], found["local_scale"], group=group, **near
     )
-    # Every parameter takes part in every step.
+    # Every parameter must get a gradient in every step, which the engines require.
     return whole.loss + local.loss + 0.0 * found["bias"].sum()
 
 
 Step = Callable[[list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]], None]
 
 
-def walk(step: Step, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
-    """All optimizer steps, of `accumulation` batches each."""
+def train(step: Step, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
+    """Makes all optimizer steps, each with `accumulation` batches."""
     for number, (far, near) in enumerate(settings(backends)):
         batches = [batch_of(number * accumulation + part, rows, dtype) for part in range(accumulation)]
         step([(batch, far, near) for batch in batches])
 
 
-def alone(accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> dict[str, Tensor]:
-    """Weights after the walk in one process, with plain autograd and plain steps."""
+def train_in_one_process(accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> dict[str, Tensor]:
+    """Returns the weights after training in one process, with plain autograd and plain steps."""
     towers = Towers(dtype)
     optimizer = torch.optim.SGD(towers.parameters(), lr=RATE)
 
     def step(parts: list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]) -> None:
         optimizer.zero_grad()
         for batch, far, near in parts:
-            (total(towers(batch), far, near, None) / len(parts)).backward()
+            (total_loss(towers(batch), far, near, None) / len(parts)).backward()
         optimizer.step()
 
-    walk(step, slice(0, ROWS), accumulation, dtype, backends)
+    train(step, slice(0, ROWS), accumulation, dtype, backends)
     return {name: weight.detach().clone() for name, weight in towers.named_parameters()}
 
 
 def under_ddp(rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]) -> dict[str, Tensor]:
+    """Returns the weights after training under DDP."""
     wrapped = DistributedDataParallel(Towers(dtype))
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=RATE)
 
@@ -130,20 +134,21 @@ def under_ddp(rows: slice, accumulation: int, dtype: torch.dtype, backends: tupl
         optimizer.zero_grad()
         for number, (batch, far, near) in enumerate(parts):
             wrapped.require_backward_grad_sync = number == len(parts) - 1
-            (total(wrapped(batch), far, near, dist.group.WORLD) / len(parts)).backward()
+            (total_loss(wrapped(batch), far, near, dist.group.WORLD) / len(parts)).backward()
         optimizer.step()
 
-    walk(step, rows, accumulation, dtype, backends)
+    train(step, rows, accumulation, dtype, backends)
     return {name: weight.detach().clone() for name, weight in wrapped.module.named_parameters()}
 
 
 def under_zero(
     stage: int, rows: slice, accumulation: int, dtype: torch.dtype, backends: tuple[str, ...]
 ) -> dict[str, Tensor]:
+    """Returns the weights after training under a stage of ZeRO."""
     import deepspeed
 
-    # As in training: it would be compiled for a minute. A compiler that is killed leaves a lock file,
-    # and every later start waits for it without end.
+    # DeepSpeed would compile this operation for a minute. A compiler that is killed leaves a lock file, for which every
+    # later start waits without end. The product switches it off in the same way.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     towers = Towers(dtype)
     engine, *_ = deepspeed.initialize(
@@ -161,10 +166,10 @@ def under_zero(
 
     def step(parts: list[tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]]) -> None:
         for batch, far, near in parts:
-            engine.backward(total(engine(batch), far, near, dist.group.WORLD))
+            engine.backward(total_loss(engine(batch), far, near, dist.group.WORLD))
             engine.step()
 
-    walk(step, rows, accumulation, dtype, backends)
+    train(step, rows, accumulation, dtype, backends)
     gathered = deepspeed.zero.GatheredParameters(list(towers.parameters()), enabled=stage == 3)
     with gathered:
         return {name: weight.detach().clone() for name, weight in towers.named_parameters()}
@@ -187,11 +192,14 @@ def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple
         for stage in (1, 2, 3):
             found[f"zero {stage}", accumulation] = under_zero(stage, *shared)
     if rank == 0:
-        # Here, because kernels are interpreted only in a process that was started so.
-        expected = {("alone", accumulation): alone(accumulation, dtype, backends) for accumulation in (1, 2)}
+        # This process computes it, because kernels are interpreted only in a process that was started for that.
+        expected = {
+            ("one process", accumulation): train_in_one_process(accumulation, dtype, backends)
+            for accumulation in (1, 2)
+        }
         torch.save(found | expected, folder / "weights.pt")
     dist.barrier()
-    # Engines leave threads behind that would not let the process end.
+    # Threads of the engines would keep the process from ending.
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""The equations of docs/method.md in the most naive form: loops over anchors and Python sets, float64, whole batch.
+"""The equations of docs/method.md in the simplest form: loops over anchors and Python sets, in float64.
 
-Shares nothing with the package but the settings object. Gradients come from autograd through the loops.
+Nothing is shared with the package except the setting `Mining`. Autograd through the loops gives the gradients.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ Table = list[list[float]]
 
 @dataclass
 class Expected:
+    """The expected fields of a `LossResult`; `loss` keeps its graph."""
+
     loss: Tensor
     image_to_text: float
     text_to_image: float
@@ -24,13 +26,13 @@ class Expected:
 
 
 def cosines(left: Tensor, right: Tensor) -> Table:
-    """Products in a fixed order of additions: equal vectors have equal cosines to the bit."""
+    """Returns products that are added in a fixed order, so that equal vectors have equal cosines to the bit."""
     lefts, rights = left.double().tolist(), right.double().tolist()
     return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in rights] for x in lefts]
 
 
 def mined(rule: Mining, similar: Table, anchor: int) -> set[int]:
-    """Candidates that the rule mines for this anchor, itself never counted."""
+    """Returns the candidates that the rule mines for this anchor, which is no candidate of its own."""
     row = similar[anchor]
     others = [c for c in range(len(row)) if c != anchor]
     found = set(others)
@@ -53,6 +55,7 @@ def contrastive(
     bias: Tensor | float = 0.0,
     guide_scale: Tensor | float | None = None,
 ) -> Expected:
+    """Returns the global loss; the arguments are those of `contrastive_loss`."""
     batch = range(len(image))
     score = scale * image @ text.T + bias
     known = [{c for c in batch if c == a or (ids is not None and int(ids[c]) == int(ids[a]))} for a in batch]
@@ -82,6 +85,7 @@ def contrastive(
 
 
 def _guides(guide: str, v: Tensor, u: Tensor) -> tuple[Table, Table]:
+    """Returns the similarities by which image anchors and text anchors mine; v are image and u text features."""
     if guide == "joint":
         return cosines(v, u), cosines(u, v)
     vv, uu = cosines(v, v), cosines(u, u)
@@ -97,11 +101,12 @@ def _mean_loss(
     objective: str = "infonce",
     teacher: Tensor | None = None,
 ) -> Tensor:
+    """Returns the mean loss of the anchors, one for each row of `lines`, with known and mined candidates for each."""
     losses: list[Tensor] = []
     for anchor, line in enumerate(lines):
         positive = sorted(known[anchor] | mine[anchor] if attract else known[anchor])
-        gone = set() if attract else mine[anchor] - known[anchor]
-        present = [c for c in range(len(line)) if c not in gone]
+        dropped = set() if attract else mine[anchor] - known[anchor]
+        present = [c for c in range(len(line)) if c not in dropped]
         if objective == "infonce":
             losses.append(line[present].logsumexp(0) - line[positive].mean())
         elif objective == "mil_nce":
@@ -129,6 +134,7 @@ def region(
     patch_mask: Tensor | None = None,
     mining: Mining | None = None,
 ) -> Expected:
+    """Returns the local loss of scope `batch`; the arguments are those of `region_contrastive_loss`."""
     images, lines, owners = range(len(patches)), range(len(sentences)), owner.tolist()
     score = torch.stack(
         [
@@ -176,6 +182,7 @@ def _pooled_score(patches: Tensor, sentence: Tensor, sharpness: float) -> Tensor
 def within(
     patches: Tensor, sentences: Tensor, owner: Tensor, scale: Tensor | float, patch_mask: Tensor | None = None
 ) -> Expected:
+    """Returns the local loss of scope `image`, without recall."""
     to_text: list[Tensor] = []
     to_image: list[Tensor] = []
     for image in sorted(set(owner.tolist())):
@@ -190,6 +197,7 @@ def within(
 
 
 def _sparc(patches: Tensor, sentence: Tensor) -> Tensor:
+    """Returns the unit vector that a sentence pools from the patches of its image."""
     similar = patches @ sentence
     low, high = similar.min(), similar.max()
     if low == high:

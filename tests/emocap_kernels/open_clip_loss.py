@@ -1,6 +1,6 @@
-"""open_clip's own losses, from its `loss.py` alone.
+"""The losses of open_clip, loaded from its file `loss.py` alone.
 
-`import open_clip` imports torchvision, which does not load beside a CPU build of torch (docs/decisions, page 5).
+`import open_clip` imports torchvision, which does not load with a CPU build of torch (docs/decisions, page 5).
 """
 
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -9,6 +9,7 @@ from types import ModuleType
 
 
 def load() -> ModuleType:
+    """Returns the module `open_clip.loss` without importing its package."""
     package = find_spec("open_clip")
     assert package is not None
     assert package.origin is not None

@@ -32,7 +32,7 @@ def inputs_of(rows: int, width: int, dtype: torch.dtype = torch.float64) -> list
 
 @pytest.fixture
 def in_blocks(monkeypatch):
-    """Makes blocks of so few bytes that every batch of these tests needs many of them."""
+    """Makes blocks so small that every batch of these tests needs many of them."""
 
     def small(batch: ContrastiveBatch) -> LossResult:
         return original(batch, block_bytes=3 * batch.text.element_size() * len(batch.text))
@@ -78,7 +78,7 @@ def test_one_graph_may_be_used_twice(mining, in_blocks):
         torch.testing.assert_close(3 * a, b)
 
 
-def test_a_second_derivative_is_refused_rather_than_wrong():
+def test_a_second_derivative_raises_an_error():
     inputs = inputs_of(5, 3)
     factor = torch.ones((), dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(factor * contrastive_loss(*inputs).loss, inputs[:1], create_graph=True)
@@ -172,15 +172,15 @@ print(status("VmHWM") - before)
 
 
 def test_the_peak_of_memory_stays_below_half_of_one_matrix_of_scores():
-    # Blocks above 1 MB straight from the system, so that the peak is what was alive and not what malloc kept.
+    # Memory above 1 MB comes straight from the system, so that the peak does not contain what malloc keeps.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-c", PEAK]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    # The dense loss needs five such matrices; here the blocks and their temporaries are all there is.
+    # The dense loss needs five such matrices; here only blocks and their temporaries are in memory.
     assert int(out) < 0.5 * 6144 * 6144 * 4
 
 
-def test_only_the_loss_is_part_of_a_graph():
+def test_only_the_loss_has_a_graph():
     inputs = inputs_of(16, 4)
     result = contrastive_loss(*inputs, mining=Mining(top_k=2))
     assert not any(

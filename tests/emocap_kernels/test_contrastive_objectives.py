@@ -1,4 +1,4 @@
-"""The objectives beside InfoNCE, against formulas written from docs/method.md alone."""
+"""The objectives other than InfoNCE, compared with formulas written from docs/method.md."""
 
 import kernel_oracle as oracle
 import pytest
@@ -76,7 +76,7 @@ def test_gradcheck_holds_and_one_graph_may_be_used_twice(objective):
     *inputs, teacher = inputs_of(6, 4)
 
     def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        # The bias is only differentiated where it exists.
+        # Objectives without a bias get a gradient of 0 for it.
         return contrastive_loss(image, text, scale, **arguments(objective, bias, teacher, None)).loss + 0 * bias
 
     assert torch.autograd.gradcheck(loss, inputs)
@@ -131,9 +131,9 @@ def test_scores_of_a_hundred_stay_finite_and_right(objective, cosine):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_without_any_wanted_gradient_none_is_made(objective, monkeypatch):
+def test_without_a_needed_gradient_none_is_computed(objective, monkeypatch):
     image, text, scale, bias, teacher = inputs_of(6, 4)
-    monkeypatch.setattr(GradientSums, "add", lambda *_: pytest.fail("a gradient was made"))
+    monkeypatch.setattr(GradientSums, "add", lambda *_: pytest.fail("a gradient was computed"))
     settings = arguments(objective, bias.detach(), teacher, None)
     assert not contrastive_loss(image.detach(), text.detach(), 3.0, **settings).loss.requires_grad
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_without_any_wanted_gradient_none_is_made(objective, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("objective", ["infonce", *OBJECTIVES])
 def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objective, dtype):
-    """As on a GPU, where the matrix units take them as they are."""
+    """Checks what happens on a GPU, whose matrix units multiply halves without converting them."""
     *half, teacher = inputs_of(23, 16, dtype)
     keywords = {"bias": None, "mining": None, "guide_image": None, "guide_text": None, "guide_scale": None}
     keywords |= {"schedule": "auto"}
@@ -157,9 +157,9 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objecti
         loss = chunked.evaluate(batch, block_bytes=5 * 4 * 23).loss
         loss.backward()
         answers.append((loss.detach(), image.grad, text.grad, scale.grad))
-    # The scale's gradient is summed before the gradient of the scores is rounded.
+    # The gradient of the scale is summed before the gradient of the scores is rounded.
     torch.testing.assert_close(answers[0][3], answers[1][3], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-6, atol=1e-6)
     for narrow, wide in zip(answers[0][1:3], answers[1][1:3], strict=True):
-        # The gradient of the scores is rounded to the half, and so is the result.
+        # The gradient of the scores is rounded to half precision, and so is the result.
         torch.testing.assert_close(narrow, wide, rtol=2e-2, atol=2e-2 * wide.abs().max().item())

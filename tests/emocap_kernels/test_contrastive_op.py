@@ -111,14 +111,14 @@ def test_any_small_batch_equals_the_naive_loops(rows, width, scale, seed, guide,
         (case, mining)
         for case in CASES
         for mining in (None, Mining(threshold=0.2), Mining("joint", top_k=3, treatment="ignore"))
-        # Nearly equal vectors: the rounding of a cosine decides what is mined, so there is no one right answer.
+        # With nearly equal vectors the rounding of a cosine decides what is mined, so no result is the only right one.
         if mining is None or case.kind not in ("collapsed", "duplicates")
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_float32_is_no_further_from_float64_than_eager_code(case: ContrastiveCase, mining: Mining | None):
     single = draw(case, dtype=torch.float32)
-    # The threshold must not fall between a cosine and its float32 rounding, or the sets differ.
+    # If the threshold were between a cosine and its float32 rounding, the mined sets would differ.
     features = {"guide_image": single[0], "guide_text": single[1]} if mining else {}
     answers = {}
     for name, backend, dtype in (
@@ -146,7 +146,7 @@ def test_float32_is_no_further_from_float64_than_eager_code(case: ContrastiveCas
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_among_equal_candidates_the_lower_index_is_mined(guide, dtype, backend):
-    # Random copies: a matrix product may round equal columns differently, and the rule must hold all the same.
+    # A matrix product may round equal columns differently. The rule must hold nevertheless.
     image, text = unit(3, 13, seed=1, dtype=dtype).repeat(6, 1), unit(2, 13, seed=2, dtype=dtype).repeat(9, 1)
     for top_k in (1, 4, 7):
         mining = Mining(guide, top_k=top_k)

@@ -1,4 +1,4 @@
-"""An objective of a caller's own: its formula alone, and with the losses and the gradient of a tile."""
+"""An objective of the caller's own class: with only a formula, and with losses and gradient of a tile."""
 
 from typing import get_args
 
@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 
 class SquaredDistance(ContrastiveObjective):
-    """Asks positives for a score of 1 and all others for 0."""
+    """The squared distance of scores from 1 for positives and from 0 for others."""
 
     name = "squared_distance"
 
@@ -30,7 +30,7 @@ class SquaredDistance(ContrastiveObjective):
 
 
 class SquaredDistanceOverPairs(SquaredDistance):
-    """The same, tile by tile; it mines nothing, so that both directions are equal."""
+    """The same objective as a sum over pairs, without mining, so that both directions are equal."""
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
         positive, others = tile.targets.row_sums(tile.score), (tile.score**2).double().sum()
@@ -57,12 +57,12 @@ def test_the_names_that_the_signature_allows_are_those_of_the_objectives():
     assert all(objective_of(name).name == name for name in get_args(ObjectiveName))
 
 
-def test_a_value_means_what_its_name_means():
+def test_an_object_gives_the_loss_of_its_name():
     named = contrastive_loss(*leaves(), objective="mil_nce")
     assert torch.equal(contrastive_loss(*leaves(), objective=OBJECTIVES["mil_nce"]).loss, named.loss)
 
 
-def test_a_formula_alone_is_evaluated_by_the_reference():
+def test_the_reference_evaluates_an_objective_with_only_a_formula():
     image, text, scale = leaves()
     result = contrastive_loss(image, text, scale, objective=SquaredDistance(), backend="reference")
     expected = ((scale * image @ text.T - torch.eye(9)) ** 2).sum(1).mean()
@@ -71,12 +71,12 @@ def test_a_formula_alone_is_evaluated_by_the_reference():
     assert image.grad is not None
 
 
-def test_a_formula_alone_is_refused_by_the_chunked_backend_with_the_cure():
+def test_the_chunked_backend_refuses_an_objective_with_only_a_formula():
     with pytest.raises(NotSupportedError, match=r"'squared_distance'.*backend='reference'"):
         contrastive_loss(*leaves(), objective=SquaredDistance(), backend="chunked")
 
 
-def test_a_sum_over_pairs_runs_tile_by_tile_as_its_formula_reads(monkeypatch: pytest.MonkeyPatch):
+def test_a_sum_over_pairs_computed_tile_by_tile_equals_its_formula(monkeypatch: pytest.MonkeyPatch):
     whole = chunked.evaluate
     monkeypatch.setattr(chunked, "evaluate", lambda batch: whole(batch, block_bytes=2 * 8 * 9))
     mine, theirs = leaves(), leaves()
@@ -89,7 +89,7 @@ def test_a_sum_over_pairs_runs_tile_by_tile_as_its_formula_reads(monkeypatch: py
         torch.testing.assert_close(found.grad, wanted.grad)
 
 
-def test_an_objective_without_kernels_is_computed_without_them(monkeypatch: pytest.MonkeyPatch):
+def test_auto_is_chunked_for_an_objective_without_kernels(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("emocap_kernels.contrastive.op.why_not_fused", lambda *_: None)
     image, text, _ = leaves()
     choice = choose_backend(image, text, objective=SquaredDistanceOverPairs())

@@ -25,7 +25,7 @@ def unit(*shape: int, seed: int) -> Tensor:
 
 
 def global_job(group: Any, rank: int, settings: dict[str, Any]) -> tuple[int, int, int]:
-    """Bytes of vectors received in forward and in backward, and of numbers in both."""
+    """Returns the bytes of vectors received in forward and in backward, and of numbers in both."""
     settings = dict(settings)
     rows, dtype = rows_of(group.size(), rank), settings.pop("dtype", torch.bfloat16)
     image, text = (unit(B, D, seed=seed)[rows].to(dtype).requires_grad_() for seed in (1, 2))
@@ -48,7 +48,7 @@ def received(ranks: RankPool, size: int, **settings: Any) -> tuple[int, int, int
 def test_a_step_receives_the_texts_once_and_their_gradient_once(ranks, size, schedule):
     others = B - B // size
     forward, backward, _ = received(ranks, size, schedule=schedule)
-    # Together 4 B D bytes in bfloat16, less what this rank has already.
+    # Together this is 4 B D bytes in bfloat16, minus what this rank has already.
     assert forward == backward == others * D * BF16
 
 
@@ -73,30 +73,31 @@ def test_a_ring_receives_the_texts_again_for_their_gradient(ranks, size):
     ],
     ids=str,
 )
-def test_guides_add_what_they_need_of_each_row(ranks, settings, more):
+def test_guide_features_add_their_bytes_for_each_row(ranks, settings, more):
     others = B - B // 3
     forward, backward, _ = received(ranks, 3, schedule="gather", **settings)
-    early = settings.get("objective") == "soft"
+    gradient_in_forward = settings.get("objective") == "soft"
     gradient = others * D * BF16
-    assert forward == others * (D * BF16 + more) + (gradient if early else 0)
-    assert backward == (0 if early else gradient)
+    assert forward == others * (D * BF16 + more) + (gradient if gradient_in_forward else 0)
+    assert backward == (0 if gradient_in_forward else gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_vectors_and_gradients_travel_in_their_own_type(ranks, dtype):
+def test_vectors_and_gradients_are_sent_in_their_own_type(ranks, dtype):
     forward, backward, _ = received(ranks, 2, dtype=dtype)
     assert forward == backward == B // 2 * D * dtype.itemsize
 
 
-def test_beside_vectors_a_hundred_bytes_a_row_travel(ranks):
+def test_statistics_are_less_than_a_hundred_bytes_for_each_row(ranks):
     *_, few = received(ranks, 4)
     assert few <= 100 * B + 4 * 8 * 64
 
 
 def local_job(group: Any, rank: int, schedule: str) -> tuple[int, int]:
+    """Returns the bytes of vectors received in forward and in backward of the local loss."""
     rows = rows_of(group.size(), rank)
     patches = unit(B, 3, D, seed=1)[rows].bfloat16().requires_grad_()
-    # Rank r has r + 1 sentences an image.
+    # Rank r has r + 1 sentences for each image.
     owner = torch.arange(len(patches)).repeat(rank + 1)
     sentences = unit(len(owner), D, seed=rank).bfloat16().requires_grad_()
     with count_received_bytes() as forward:
@@ -106,7 +107,7 @@ def local_job(group: Any, rank: int, schedule: str) -> tuple[int, int]:
     return forward["vectors"], backward["vectors"]
 
 
-def test_of_the_local_loss_only_sentences_travel_and_none_is_padded(ranks):
+def test_the_local_loss_sends_only_sentences_and_pads_none(ranks):
     size = 3
     each = [B // size * (rank + 1) for rank in range(size)]
     for rank, (forward, backward) in enumerate(ranks.run(local_job, ["gather"] * size)):
@@ -115,6 +116,7 @@ def test_of_the_local_loss_only_sentences_travel_and_none_is_padded(ranks):
 
 
 def within_job(group: Any, rank: int, payload: None) -> tuple[int, int]:
+    """Returns the bytes of vectors and of numbers received in a step of scope `image`."""
     patches, sentences = unit(2, 3, D, seed=1).requires_grad_(), unit(4, D, seed=2).requires_grad_()
     with count_received_bytes() as traffic:
         region_contrastive_loss(
@@ -123,14 +125,14 @@ def within_job(group: Any, rank: int, payload: None) -> tuple[int, int]:
     return traffic["vectors"], traffic["numbers"]
 
 
-def test_within_an_image_no_vector_travels(ranks):
+def test_within_an_image_no_vector_is_sent(ranks):
     for vectors, numbers in ranks.run(within_job, [None] * 2):
         assert vectors == 0
         assert numbers < 500
 
 
 def crossing_job(group: Any, rank: int, schedule: str) -> int:
-    """Bytes that come from the other machine, in a step."""
+    """Returns the bytes that this rank receives from the other machine in a step."""
     from emocap_kernels.distributed import collectives
 
     crossed = 0
@@ -150,7 +152,7 @@ def crossing_job(group: Any, rank: int, schedule: str) -> int:
     return crossed
 
 
-def test_between_machines_a_row_crosses_once_for_all_ranks_there(ranks):
+def test_a_row_is_sent_between_machines_once_for_all_ranks_there(ranks):
     direct, passed_on = (ranks.run(crossing_job, [schedule] * 4)[0] for schedule in ("gather", "hierarchical"))
     assert direct == 2 * (B // 2) * D * BF16
     assert passed_on == direct // 2

@@ -1,4 +1,4 @@
-"""Blocks of columns as they arrive: what they are, how long they live, and what comes home."""
+"""The all-gather of columns in blocks, and the reduce-scatter of their gradients."""
 
 import weakref
 from typing import Any
@@ -15,15 +15,17 @@ CPU = torch.device("cpu")
 
 
 def columns_of(group: Any, schedule: Any) -> ColumnAllGather:
-    """Row r of the batch holds r, and beside it 10 r and 10 r + 1 as another tensor."""
+    """Returns an all-gather of two tensors. Row r is r in the first one, and (10 r, 10 r + 1) in the second one."""
     ranks = ranks_of(group, CPU)
-    span = Partition(COUNTS[ranks.size], ranks.rank)
-    rows = span.indices(CPU)
-    return ColumnAllGather((rows[:, None].float(), torch.stack([10 * rows, 10 * rows + 1], 1)), span, ranks, schedule)
+    partition = Partition(COUNTS[ranks.size], ranks.rank)
+    rows = partition.indices(CPU)
+    return ColumnAllGather(
+        (rows[:, None].float(), torch.stack([10 * rows, 10 * rows + 1], 1)), partition, ranks, schedule
+    )
 
 
 def passes_job(group: Any, rank: int, payload: tuple[str, int]) -> list[list[tuple[int, int]]]:
-    """Where the blocks of two passes begin and end; what they hold is checked here."""
+    """Returns where the blocks of two passes begin and end, and checks what they hold."""
     schedule, communication.MIN_STAGE_ROWS = payload
     columns = columns_of(group, schedule)
     passes: list[list[tuple[int, int]]] = []
@@ -34,15 +36,15 @@ def passes_job(group: Any, rank: int, payload: tuple[str, int]) -> list[list[tup
             assert torch.equal(block.vectors[0], rows[:, None].float())
             assert torch.equal(block.vectors[1], torch.stack([10 * rows, 10 * rows + 1], 1))
         passes.append([(block.columns.start, block.columns.stop) for block in blocks])
-    whole = columns.gather_all()
-    assert torch.equal(whole[0][:, 0], torch.arange(sum(COUNTS[group.size()])).float())
+    everything = columns.gather_all()
+    assert torch.equal(everything[0][:, 0], torch.arange(sum(COUNTS[group.size()])).float())
     return passes
 
 
 @pytest.mark.parametrize("least_rows", [1, 4096])
 @pytest.mark.parametrize("schedule", ["gather", "hierarchical", "ring"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_pass_brings_every_row_once_in_the_same_blocks(ranks: RankPool, size, schedule, least_rows):
+def test_every_pass_yields_every_row_once_in_the_same_blocks(ranks: RankPool, size, schedule, least_rows):
     total = sum(COUNTS[size])
     for rank, (first, second) in enumerate(ranks.run(passes_job, [(schedule, least_rows)] * size)):
         assert first == second
@@ -53,7 +55,7 @@ def test_every_pass_brings_every_row_once_in_the_same_blocks(ranks: RankPool, si
 
 
 def lives_job(group: Any, rank: int, schedule: str) -> int:
-    """How many blocks are alive at most while they go by, the own one not counted."""
+    """Returns how many received blocks are in memory at most while they are yielded."""
     communication.MIN_STAGE_ROWS = 1
     columns, seen, most = columns_of(group, schedule), [], 0
     for number, block in enumerate(columns.blocks()):
@@ -64,14 +66,14 @@ def lives_job(group: Any, rank: int, schedule: str) -> int:
     return most
 
 
-def test_a_ring_lets_go_of_the_rows_that_went_by(ranks: RankPool):
-    # One more is under way, and not a block yet.
+def test_a_ring_frees_the_rows_that_were_used(ranks: RankPool):
+    # One more is being received, and is no block yet.
     assert max(ranks.run(lives_job, ["ring"] * 4)) == 1
     assert max(ranks.run(lives_job, ["gather"] * 4)) > 1
 
 
 def sums_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> torch.Tensor:
-    """Rank r adds (r + 1) times the index of each row."""
+    """Returns the sums of the own rows, to which rank r adds (r + 1) times the index of each row."""
     schedule, dtype = payload
     columns = columns_of(group, schedule)
     sums = ColumnReduceScatter(columns, torch.empty(0, 1), dtype)
@@ -83,7 +85,7 @@ def sums_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> torch.T
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("schedule", ["gather", "hierarchical", "ring"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_sums_over_ranks_come_home(ranks: RankPool, size, schedule, dtype):
+def test_every_rank_gets_the_sums_of_its_own_rows(ranks: RankPool, size, schedule, dtype):
     answers = ranks.run(sums_job, [(schedule, dtype)] * size)
     found = torch.cat(answers)[:, 0]
     # Small whole numbers are exact in bfloat16 too.

@@ -1,4 +1,4 @@
-"""Who is in a group, and where its processes talk."""
+"""The ranks of a group, and their exchange of integers on the CPU."""
 
 import subprocess
 import sys
@@ -17,36 +17,36 @@ def known_job(group: Any, rank: int, payload: None) -> tuple[int, int, int, bool
     return found.size, found.rank, found.node, ranks_of(group, CPU) == found
 
 
-def test_the_ranks_of_a_group_learn_who_shares_a_machine(ranks: RankPool):
-    # The pool names its machines so that two ranks share one.
+def test_the_ranks_of_a_group_find_out_who_shares_a_machine(ranks: RankPool):
+    # In the pool, two ranks share a machine.
     assert ranks.run(known_job, [None] * 4) == [(4, rank, 2, True) for rank in range(4)]
     assert ranks.run(known_job, [None] * 3) == [(3, rank, 3, True) for rank in range(3)]
     assert ranks.run(known_job, [None]) == [(1, 0, 1, True)]
 
 
 def device_job(group: Any, rank: int, payload: None) -> list[list[int]]:
-    """Two groups side by side that say they speak for another device only, as those of NCCL do."""
+    """Exchanges integers in two groups at once that support no CPU tensors, as with NCCL."""
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    said = dist.get_backend_config
+    original = dist.get_backend_config
     try:
         dist.get_backend_config = lambda _: "cuda:other"
         mine = groups[rank // 2]
         return all_gather_integers([rank, 7], mine, new_cpu_group(mine))
     finally:
-        dist.get_backend_config = said
+        dist.get_backend_config = original
 
 
-def test_processes_of_a_group_without_a_cpu_talk_beside_it(ranks: RankPool):
+def test_a_group_without_cpu_tensors_gets_a_gloo_group(ranks: RankPool):
     first, second = [[0, 7], [1, 7]], [[2, 7], [3, 7]]
     assert ranks.run(device_job, [None] * 4) == [first, first, second, second]
 
 
-def test_without_a_group_a_process_is_alone():
+def test_without_a_group_there_is_one_rank():
     assert ranks_of(None, CPU) is SINGLE_RANK
     assert (SINGLE_RANK.size, SINGLE_RANK.rank, SINGLE_RANK.node) == (1, 0, 1)
 
 
-LEAVES = """
+PROGRAM = """
 import gc, weakref
 import torch, torch.distributed as dist
 from emocap_kernels import contrastive_loss
@@ -62,6 +62,6 @@ print(known() is None)
 """
 
 
-def test_a_group_that_was_used_ends_with_its_owner():
-    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, check=True)
+def test_the_losses_keep_no_reference_to_a_group():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]

@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80 and sm_90 on a machine without a GPU, within what these have."""
+"""Every kernel compiles for sm_80 and sm_90 without a GPU, within the shared memory of these devices."""
 
 import os
 from typing import Any
@@ -43,7 +43,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "threshold": (mining.threshold_kernel, {"COMBINE": 1}),
     "nearest": (nearest.nearest_kernel, {"TOP_K": 8, "bK": 8, "TWO_SIMILARITIES": True}),
 }
-# What a program may have; tiles for sm_80 serve its smaller kin as well (sm_86, sm_89).
+# Shared memory of a program. Tiles for sm_80 must also fit devices with less of it (sm_86, sm_89).
 SHARED_BYTES = {80: 99 * 2**10, 90: 227 * 2**10}
 
 
@@ -90,7 +90,7 @@ def test_a_kernel_of_the_local_loss_compiles_for(name, patches, masked, capabili
     found = compiled(LOCAL_KERNELS[name], capability, "bfloat16", options, tmp_path)
     assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in found.ptx
     assert found.shared_bytes <= SHARED_BYTES[capability]
-    # Hardly any register spills: a few bytes where masks are read.
+    # Hardly any register is spilled: a few bytes where masks are read.
     assert found.stack_bytes <= 32
 
 

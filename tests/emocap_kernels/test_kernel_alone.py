@@ -1,4 +1,4 @@
-"""The losses as a distribution of their own: what the wheel holds, what it requires, and that it needs no more."""
+"""The losses as a distribution of their own: the content of the wheel, and its requirements."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
 
-# What the rest of the project needs is not even looked for.
+# The program cannot import what the rest of the project requires.
 PROGRAM = """
 import sys
 
@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_module_of_the_package_and_nothing_else(wheel):
     assert names == {str(path.relative_to(package.parent)) for path in package.rglob("*.py")}
 
 
-def test_the_wheel_requires_torch_and_nothing_else_but_by_an_extra(metadata):
+def test_the_wheel_requires_only_torch_except_by_an_extra(metadata):
     assert metadata.get_all("Requires-Dist") == ["torch>=2.11", "triton>=3.6; extra == 'fused'"]
 
 
@@ -77,22 +77,22 @@ def test_the_wheel_has_the_version_and_the_pythons_of_the_project(metadata):
     assert set(metadata["Requires-Python"].split(",")) == set(whole["requires-python"].split(","))
 
 
-def test_the_wheel_brings_the_licence(wheel, metadata):
+def test_the_wheel_contains_the_licence(wheel, metadata):
     with zipfile.ZipFile(wheel) as archive:
         folder = f"emocap_kernels-{metadata['Version']}.dist-info"
         assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
-def test_both_losses_run_from_the_wheel_with_torch_and_what_torch_needs(wheel, tmp_path):
+def test_both_losses_run_from_the_wheel_with_torch_and_its_requirements(wheel, tmp_path):
     package, needed = tmp_path / "package", tmp_path / "needed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(package)
     needed.mkdir()
     link_requirements("torch", needed, set())
     allowed = {path.name.partition(".")[0] for path in needed.iterdir()}
-    # On a CUDA machine torch itself requires triton; the losses must not.
+    # On a CUDA machine torch itself requires triton. The losses must not.
     others = "numpy triton transformers jaxtyping deepspeed ray timm emocap_pretrain"
-    # -I and -S: no site-packages, no PYTHONPATH, no current folder.
+    # -I and -S leave out site-packages, PYTHONPATH and the current folder.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", PROGRAM, str(package), str(needed), others],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The answer does not depend on how many ranks computed it: loss and mean-reduced gradients against one process."""
+"""The result does not depend on the number of ranks: loss and mean-reduced gradients are those of one process."""
 
 import itertools
 from typing import Any
@@ -30,8 +30,8 @@ MASK = torch.rand(11, 5, generator=torch.Generator().manual_seed(7)) > 0.3
 
 
 def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
-    """For each setting: loss, what is reported, and the gradients of the local rows, of scale and bias."""
-    # Every rank's rows are worth a journey of their own.
+    """Returns for each setting the reported values, and the gradients of the local rows, of scale and bias."""
+    # With a small number, the rows of every rank are a stage of their own.
     communication.MIN_STAGE_ROWS = payload.get("least_rows", communication.MIN_STAGE_ROWS)
     rows, answers = payload["rows"], []
     for settings in payload["settings"]:
@@ -49,6 +49,7 @@ def global_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tens
 
 
 def local_job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
+    """Returns the same for the local loss."""
     communication.MIN_STAGE_ROWS = payload.get("least_rows", communication.MIN_STAGE_ROWS)
     rows, answers = payload["rows"], []
     lines = (rows.start <= OWNER) & (rows.stop > OWNER)
@@ -68,7 +69,7 @@ def slices(counts: tuple[int, ...]) -> list[slice]:
     return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def require_one_answer(
+def require_equal_results(
     ranks: RankPool, job: Any, counts: tuple[int, ...], settings: list[dict[str, Any]], least_rows: int = 4096
 ) -> None:
     (alone,) = [job(None, 0, {"rows": slice(0, 11), "settings": settings})]
@@ -79,7 +80,7 @@ def require_one_answer(
         assert all(torch.equal(answer[0], answers[0][0]) for answer in answers), settings[number]
         torch.testing.assert_close(answers[0][0], seen, rtol=1e-12, atol=1e-13)
         size = len(counts)
-        # A mean over ranks, as DDP makes it: each row's gradient lives on one rank, the scale's on all.
+        # A mean over ranks, as DDP computes it. The gradient of a row is on one rank, that of the scale on all.
         torch.testing.assert_close(torch.cat([a[1] for a in answers]) / size, first, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(torch.cat([a[2] for a in answers]) / size, second, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(torch.stack([a[3] for a in answers]).mean(0), scale, rtol=1e-10, atol=1e-13)
@@ -94,7 +95,7 @@ def test_the_global_loss_does_not_depend_on_the_ranks(ranks, counts, backend):
         for threshold, top_k in ((0.25, None), (None, 3), (-0.1, 4))
         for treatment in ("attract", "ignore")
     ]
-    # What the reference does on many ranks is to gather; a few rules show it, and all of them run in one process.
+    # On several ranks the reference only gathers, which a few rules show. Other tests run all rules in one process.
     rules = rules if backend == "chunked" else rules[::7]
     guided = {"guide_image": GUIDE_IMAGE, "guide_text": GUIDE_TEXT}
     settings: list[dict[str, Any]] = [{"mining": rule} for rule in (None, *rules)]
@@ -104,7 +105,7 @@ def test_the_global_loss_does_not_depend_on_the_ranks(ranks, counts, backend):
     settings += [{"objective": name, "ids": IDS} for name in ("mil_nce", "sigmoid")]
     settings += [{"objective": name, "mining": rule} for name in ("mil_nce", "sigmoid") for rule in rules[::4]]
     settings += [{"objective": "soft", **guided}, {"objective": "soft", **guided, "guide_scale": 4.0}]
-    require_one_answer(ranks, global_job, counts, [{"backend": backend, **each} for each in settings])
+    require_equal_results(ranks, global_job, counts, [{"backend": backend, **each} for each in settings])
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -118,25 +119,25 @@ def test_the_local_loss_does_not_depend_on_the_ranks(ranks, counts, backend):
     settings: list[dict[str, Any]] = [{"mining": rule} for rule in (None, *rules)]
     settings += [{"mining": rules[0], "patch_mask": MASK, "sharpness": 3.0}]
     settings += [{"scope": "image"}, {"scope": "image", "patch_mask": MASK}]
-    require_one_answer(ranks, local_job, counts, [{"backend": backend, **each} for each in settings])
+    require_equal_results(ranks, local_job, counts, [{"backend": backend, **each} for each in settings])
 
 
 @pytest.mark.parametrize("least_rows", [1, 4096])
 @pytest.mark.parametrize("schedule", ["gather", "hierarchical", "ring"])
 @pytest.mark.parametrize("counts", [(6, 5), (4, 0, 7), (3, 2, 5, 1), (0, 10, 0, 1)], ids=str)
-def test_the_answer_does_not_depend_on_how_vectors_travel(ranks, counts, schedule, least_rows):
+def test_the_result_does_not_depend_on_the_schedule(ranks, counts, schedule, least_rows):
     rules = (None, Mining("counterpart", 0.2), Mining("consensus", top_k=3), Mining("joint", 0.2, treatment="ignore"))
     settings: list[dict[str, Any]] = [{"mining": rule, "ids": IDS} for rule in rules]
     settings += [{"mining": rules[1], "guide_image": GUIDE_IMAGE}]
     settings += [{"objective": name, "ids": IDS} for name in ("mil_nce", "sigmoid")]
     settings += [{"objective": "soft", "guide_image": GUIDE_IMAGE, "guide_text": GUIDE_TEXT}]
-    require_one_answer(ranks, global_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
+    require_equal_results(ranks, global_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
     settings = [{"mining": rule} for rule in (None, Mining("text", 0.4), Mining("text", top_k=3, treatment="ignore"))]
-    require_one_answer(ranks, local_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
+    require_equal_results(ranks, local_job, counts, [{"schedule": schedule, **each} for each in settings], least_rows)
 
 
 def tower_job(group: Any, rank: int, rows: slice) -> list[Tensor]:
-    """Two losses on shared weights, reduced by a plain mean over ranks."""
+    """Returns the gradients of both losses in shared weights, reduced by a plain mean over ranks."""
     weight = torch.linspace(-1, 1, 36, dtype=torch.float64).view(6, 6).requires_grad_()
     log_scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     image, text = IMAGE[rows] @ weight, TEXT[rows] @ weight
@@ -170,24 +171,24 @@ def half_job(group: Any, rank: int, rows: slice) -> list[Tensor]:
     return [result.loss.detach(), image.grad.float(), text.grad.float()]
 
 
-def test_half_precision_travels_between_ranks(ranks):
+def test_vectors_in_half_precision_on_ranks_give_the_gradients_of_one_process(ranks):
     loss, by_image, by_text = half_job(None, 0, slice(0, 11))
     answers = ranks.run(half_job, slices((4, 0, 7)))
     torch.testing.assert_close(answers[2][0], loss)
     torch.testing.assert_close(torch.cat([a[1] for a in answers]) / 3, by_image, rtol=1e-2, atol=1e-5)
-    # Each rank's part is rounded to bfloat16 before it travels; the parts are larger than their sum.
+    # The part of each rank is rounded to bfloat16 before it is sent, and the parts are larger than their sum.
     largest = by_text.abs().max().item()
     torch.testing.assert_close(torch.cat([a[2] for a in answers]) / 3, by_text, rtol=1e-2, atol=largest / 256)
 
 
 def frozen_job(group: Any, rank: int, rows: slice) -> list[Tensor]:
-    # A rank without rows often holds tensors that require no gradient; it must still take part in the backward.
+    # A rank without rows often holds tensors that require no gradient. It must still take part in backward.
     image, text = (t[rows].clone().requires_grad_(len(t[rows]) > 0) for t in (IMAGE, TEXT))
     contrastive_loss(image, text, 5.0, group=group).loss.backward()
     return [t.grad if t.grad is not None else torch.zeros_like(t) for t in (image, text)]
 
 
-def test_a_rank_whose_empty_inputs_need_no_gradient_stops_nobody(ranks):
+def test_a_rank_whose_empty_inputs_need_no_gradient_takes_part_in_backward(ranks):
     expected = frozen_job(None, 0, slice(0, 11))
     answers = ranks.run(frozen_job, slices((5, 0, 6)))
     for place in (0, 1):
@@ -195,7 +196,7 @@ def test_a_rank_whose_empty_inputs_need_no_gradient_stops_nobody(ranks):
 
 
 def frozen_text_job(group: Any, rank: int, payload: tuple[slice, str]) -> list[Tensor]:
-    """Frozen texts and sentences; a rank without rows wants no gradient at all, and still must answer the others."""
+    """Runs both losses with frozen texts and sentences. A rank without rows needs no gradient at all."""
     rows, schedule = payload
     image = IMAGE[rows].clone().requires_grad_(len(IMAGE[rows]) > 0)
     patches = PATCHES[rows].clone().requires_grad_(len(IMAGE[rows]) > 0)
@@ -210,7 +211,7 @@ def frozen_text_job(group: Any, rank: int, payload: tuple[slice, str]) -> list[T
 
 
 @pytest.mark.parametrize("schedule", ["gather", "ring"])
-def test_frozen_texts_stop_nobody(ranks, schedule):
+def test_frozen_texts_block_no_rank(ranks, schedule):
     expected = frozen_text_job(None, 0, (slice(0, 11), "gather"))
     answers = ranks.run(frozen_text_job, [(rows, schedule) for rows in slices((5, 0, 6))])
     for place in (0, 1):
@@ -233,7 +234,7 @@ def test_a_batch_that_is_empty_on_all_ranks_has_loss_zero(ranks):
 
 
 def silent_job(group: Any, rank: int, rows: slice) -> float:
-    # One rank alone calls without a group: it would wait for ever if anything were communicated.
+    # Only one rank calls the loss, without a group. It would wait without end if anything were communicated.
     return contrastive_loss(IMAGE[rows], TEXT[rows], 5.0).loss.item() if rank == 0 else 0.0
 
 
@@ -250,9 +251,9 @@ def odd_width_job(group: Any, rank: int, payload: Any) -> str:
     return "no error"
 
 
-def test_ranks_that_differ_in_width_are_all_told(ranks):
-    said = ranks.run(odd_width_job, [None] * 3)
-    assert said == ["width is 5 on rank 1 and 6 on rank 0; all ranks of a group must agree."] * 3
+def test_ranks_that_differ_in_width_all_raise_an_error(ranks):
+    message = ranks.run(odd_width_job, [None] * 3)
+    assert message == ["width is 5 on rank 1 and 6 on rank 0; all ranks of a group must agree."] * 3
 
 
 def odd_setting_job(group: Any, rank: int, payload: Any) -> str:
@@ -263,11 +264,11 @@ def odd_setting_job(group: Any, rank: int, payload: Any) -> str:
     return "no error"
 
 
-def test_ranks_that_mine_differently_are_all_told(ranks):
-    assert all(said.startswith("mining is ") for said in ranks.run(odd_setting_job, [None] * 2))
+def test_ranks_that_mine_differently_all_raise_an_error(ranks):
+    assert all(message.startswith("mining is ") for message in ranks.run(odd_setting_job, [None] * 2))
 
 
-def refusal_job(group: Any, rank: int, payload: Any) -> str:
+def invalid_job(group: Any, rank: int, payload: Any) -> str:
     text = TEXT[:4] if rank == 1 else TEXT[:3]
     try:
         contrastive_loss(IMAGE[:3], text, 5.0, group=group)
@@ -276,7 +277,7 @@ def refusal_job(group: Any, rank: int, payload: Any) -> str:
     return "no error"
 
 
-def test_a_refusal_on_one_rank_is_an_error_on_all(ranks):
-    first, second = ranks.run(refusal_job, [None] * 2)
+def test_an_error_on_one_rank_is_an_error_on_all(ranks):
+    first, second = ranks.run(invalid_job, [None] * 2)
     assert first == "RanksDisagreeError: the inputs of rank 1 are invalid; see the error of that rank."
     assert second.startswith("ShapeError: the number of rows of image is 3")

@@ -1,4 +1,4 @@
-"""Every Python snippet of docs/kernels.md and of the package's README runs, and what is before equals what is after."""
+"""Every Python snippet of docs/kernels.md and of the package's README runs, and code before equals code after."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Towers(nn.Module):
-    """Returns what a model of open_clip returns: unit vectors and the exponentiated scale."""
+    """A model that returns what a model of open_clip does: unit vectors and the exponentiated scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def models() -> dict[str, nn.Module]:
 
 @pytest.fixture
 def namespace(models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The names that the page takes for granted, and a process group of one rank."""
+    """The names that the page uses without defining them, and a process group of one rank."""
     package = ModuleType("open_clip")
     package.ClipLoss = open_clip_loss.losses.ClipLoss  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "open_clip", package)
@@ -57,6 +57,7 @@ def snippets(page: str) -> list[str]:
 
 
 def grads_taken(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Returns the gradients of all parameters that have one, and removes them from the models."""
     taken = {
         f"{name}.{weight}": parameter.grad
         for name, model in models.items()
@@ -78,10 +79,10 @@ def test_the_page_runs_from_top_to_bottom_and_before_equals_after(namespace, mod
     for before, after in zip(steps[::2], steps[1::2], strict=True):
         assert after[1]
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
-    said = capsys.readouterr().out
-    assert "the inputs are on cpu" in said
-    # Rows 0 and 1 have each other besides themselves.
-    assert "tensor(1.2500)" in said
+    printed = capsys.readouterr().out
+    assert "the inputs are on cpu" in printed
+    # Rows 0 and 1 are positives of each other.
+    assert "tensor(1.2500)" in printed
 
 
 def test_the_lines_of_the_readme_run(namespace):

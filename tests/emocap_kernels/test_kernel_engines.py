@@ -1,4 +1,4 @@
-"""Under DDP and every stage of ZeRO, with accumulation off and on, training walks the path of one process."""
+"""Training under DDP and every stage of ZeRO, with and without accumulation, gives the weights of one process."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ Weights = dict[tuple[str, int], dict[str, Tensor]]
 
 
 def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -> Weights:
-    """After the walk of `size` ranks, by engine and accumulation; `alone` is that of one process."""
+    """Returns the weights after training on `size` ranks, by engine (or "one process") and accumulation."""
     commands = [
         [sys.executable, str(SCRIPT), str(rank), str(size), str(folder), dtype, *backends] for rank in range(size)
     ]
@@ -40,15 +40,15 @@ def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -
     [*((size, "float64", ("chunked", "reference")) for size in (1, 2, 3, 4)), (2, "float32", ("fused",))],
     ids=str,
 )
-def test_every_engine_walks_the_path_of_one_process(size, dtype, backends, tmp_path):
+def test_every_engine_trains_to_the_weights_of_one_process(size, dtype, backends, tmp_path):
     found = weights_of(size, tmp_path, dtype, backends)
     for accumulation in (1, 2):
-        expected = found["alone", accumulation]
+        expected = found["one process", accumulation]
         for engine in engine_ranks.ENGINES:
-            # ZeRO keeps float32 masters whatever the model is.
+            # ZeRO keeps master weights in float32 whatever the type of the model is.
             tight = engine == "ddp" and dtype == "float64"
             tolerance = {"rtol": 1e-9, "atol": 1e-10} if tight else {"rtol": 0.0, "atol": 1e-5}
             for name, weight in found[engine, accumulation].items():
                 distance = (weight - expected[name]).abs().max().item()
                 same = torch.allclose(weight, expected[name], **tolerance)
-                assert same, f"{engine}, accumulation {accumulation}, {name}: {distance:.1e} away"
+                assert same, f"{engine}, accumulation {accumulation}, {name}: the distance is {distance:.1e}"

@@ -11,7 +11,7 @@ from hypothesis.strategies import DataObject
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({}, "no rule"),
         ({"guide": "text", "treatment": "ignore"}, "no rule"),
@@ -26,13 +26,13 @@ from hypothesis.strategies import DataObject
         ({"threshold": math.nan}, "threshold=nan"),
     ],
 )
-def test_a_wrong_rule_is_refused_at_birth_with_its_value(wrong, said):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_a_wrong_rule_raises_an_error_with_its_value(wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
         Mining(**wrong)
     assert isinstance(caught.value, ArgumentError)
 
 
-def test_the_ends_of_the_range_are_cosines():
+def test_a_threshold_may_be_minus_one_or_one():
     assert Mining(threshold=-1.0).threshold == -1.0
     assert Mining(threshold=1.0, top_k=1).guide == "counterpart"
 
@@ -52,7 +52,7 @@ def test_a_rule_is_a_frozen_value():
     data=st.data(),
 )
 @settings(deadline=None, max_examples=200)
-def test_the_nearest_are_those_of_a_stable_sort(rows, columns, top_k, levels, data: DataObject):
+def test_the_top_k_are_those_of_a_stable_sort(rows, columns, top_k, levels, data: DataObject):
     cells = st.lists(st.integers(0, levels), min_size=columns, max_size=columns)
     values = data.draw(st.lists(cells, min_size=rows, max_size=rows))
     own = data.draw(st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows))
@@ -62,7 +62,7 @@ def test_the_nearest_are_those_of_a_stable_sort(rows, columns, top_k, levels, da
         assert indices == sorted(sorted(others, key=lambda column: (-row[column], column))[:top_k])
 
 
-def test_nan_is_never_the_nearest_and_changes_no_count():
+def test_nan_is_never_mined_and_changes_no_count():
     similarity = torch.tensor([[0.1, float("nan"), 0.3, 0.2]])
     assert top_k_indices(similarity, torch.tensor([0]), 2).tolist() == [[2, 3]]
     assert top_k_indices(torch.full((2, 5), float("nan")), torch.tensor([0, 1]), 2).shape == (2, 2)
@@ -70,18 +70,18 @@ def test_nan_is_never_the_nearest_and_changes_no_count():
 
 @given(rows=st.integers(1, 20), width=st.integers(1, 5), levels=st.integers(1, 3), seed=st.integers(0, 1000))
 @settings(deadline=None)
-def test_the_first_twin_is_the_lowest_index_of_an_equal_vector(rows, width, levels, seed):
+def test_the_first_duplicate_is_the_lowest_index_of_an_equal_vector(rows, width, levels, seed):
     source = torch.Generator().manual_seed(seed)
     for dtype in (torch.float32, torch.float64):
         vectors = torch.randint(-levels, levels, (rows, width), generator=source).to(dtype)
         listed = vectors.tolist()
         expected = [listed.index(vector) for vector in listed]
-        twins = first_duplicates(vectors)
-        assert (list(range(rows)) if twins is None else twins.tolist()) == expected
+        duplicates = first_duplicates(vectors)
+        assert (list(range(rows)) if duplicates is None else duplicates.tolist()) == expected
 
 
-def test_zero_and_minus_zero_are_twins_and_permutations_are_not():
-    twins = first_duplicates(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
-    assert twins is not None
-    assert twins.tolist() == [0, 0, 2]
+def test_zero_and_minus_zero_are_duplicates_and_permutations_are_not():
+    duplicates = first_duplicates(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+    assert duplicates is not None
+    assert duplicates.tolist() == [0, 0, 2]
     assert first_duplicates(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 1.0, 3.0]])) is None

@@ -12,14 +12,14 @@ Lists = list[list[int]]
 
 
 def lists_of(anchors: int, candidates: int) -> st.SearchStrategy[Lists]:
-    """Two candidates for each anchor; -1 is none."""
+    """Draws two candidates for each anchor; -1 means none."""
     mined = st.lists(st.integers(-1, candidates - 1), min_size=2, max_size=2)
     return st.lists(mined, min_size=anchors, max_size=anchors)
 
 
 @given(by_row=lists_of(4, COLUMNS), by_column=lists_of(COLUMNS, ROWS), top=st.integers(0, 4), left=st.integers(0, 5))
-def test_lists_draw_the_masks_of_any_rows_and_columns(by_row: Lists, by_column: Lists, top: int, left: int):
-    # Rows 1 to 4 of 6 lie on this rank.
+def test_lists_give_the_masks_of_any_rows_and_columns(by_row: Lists, by_column: Lists, top: int, left: int):
+    # This rank holds rows 1 to 4 of 6.
     first = 1
     lists = MinedLists(torch.tensor(by_row), torch.tensor(by_column), first)
     row_mask, column_mask = lists.masks(slice(top, 4), slice(left, COLUMNS))

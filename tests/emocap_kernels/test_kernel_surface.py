@@ -42,7 +42,7 @@ def test_the_signatures_are_those_that_callers_rely_on():
     )
 
 
-def test_a_result_is_frozen_and_detached_but_for_the_loss():
+def test_a_result_is_frozen_and_detached_except_for_the_loss():
     image = VECTORS.clone().requires_grad_()
     result = contrastive_loss(image, VECTORS, 5.0)
     assert [field.name for field in dataclasses.fields(LossResult)] == [
@@ -61,7 +61,7 @@ def test_a_result_is_frozen_and_detached_but_for_the_loss():
     assert result.loss.requires_grad
 
 
-def test_importing_needs_torch_and_nothing_else():
+def test_the_import_needs_only_torch():
     code = (
         "import sys\n"
         "class Wall:\n"
@@ -76,14 +76,14 @@ def test_importing_needs_torch_and_nothing_else():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_fused_kernels_without_a_gpu_are_refused_with_the_reason():
+def test_fused_kernels_without_a_gpu_raise_an_error_with_the_reason():
     with pytest.raises(errors.NotSupportedError, match=r"the inputs are on cpu and the kernels need a CUDA.*'chunked'"):
         contrastive_loss(VECTORS, VECTORS, 5.0, backend="fused")
     with pytest.raises(errors.NotSupportedError, match="'chunked'"):
         region_contrastive_loss(PATCHES, VECTORS, OWNER, 5.0, backend="fused")
 
 
-def test_the_choice_of_a_backend_says_why():
+def test_the_choice_of_a_backend_has_a_reason():
     choice = choose_backend(VECTORS, VECTORS)
     assert choice.backend == "chunked"
     assert choice.reason == "fused kernels cannot run: the inputs are on cpu and the kernels need a CUDA device."
@@ -91,7 +91,7 @@ def test_the_choice_of_a_backend_says_why():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         ({"objective": "triplet"}, errors.ArgumentError, "objective='triplet'"),
         ({"backend": "magic"}, errors.ArgumentError, "backend='magic'"),
@@ -114,14 +114,14 @@ def test_the_choice_of_a_backend_says_why():
         ({"mining": Mining("joint", 0.5), "guide_text": VECTORS[:, :3]}, errors.ShapeError, "joint"),
     ],
 )
-def test_wrong_inputs_of_the_global_loss_are_refused_by_name(change, error, said):
+def test_an_error_of_the_global_loss_names_the_wrong_input(change, error, message):
     inputs = {"image": VECTORS, "text": VECTORS, "scale": 5.0, **change}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         contrastive_loss(**inputs)
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         ({"scope": "world"}, errors.ArgumentError, "scope='world'"),
         ({"sharpness": -1.0}, errors.ArgumentError, "sharpness=-1"),
@@ -138,13 +138,13 @@ def test_wrong_inputs_of_the_global_loss_are_refused_by_name(change, error, said
         ({"patch_mask": torch.ones(3, 4)}, errors.ShapeError, "bool"),
     ],
 )
-def test_wrong_inputs_of_the_local_loss_are_refused_by_name(change, error, said):
+def test_an_error_of_the_local_loss_names_the_wrong_input(change, error, message):
     inputs = {"patches": PATCHES, "sentences": VECTORS, "owner": OWNER, "scale": 5.0, **change}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         region_contrastive_loss(**inputs)
 
 
-def test_the_tree_of_errors_is_the_one_that_its_docstring_draws():
+def test_the_docstring_of_errors_draws_all_its_classes():
     drawn = [line.split()[1] for line in (errors.__doc__ or "").splitlines() if line[:1] in ("├", "└")]
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     assert sorted(drawn) == sorted(kind.__name__ for kind in classes if kind is not errors.KernelError)

@@ -19,7 +19,7 @@ def test_blocks_cover_the_axis_in_order_and_none_is_too_long(length, longest):
 
 
 @pytest.mark.parametrize("first", [-5, -3, -1, 0, 2, 5, 7, 9])
-def test_the_diagonal_is_the_mask_it_stands_for(first):
+def test_diagonal_targets_are_those_of_the_mask_with_a_diagonal(first):
     score = torch.randn(3, 7, dtype=torch.float64)
     eye = torch.zeros(3, 7, dtype=torch.bool)
     eye.diagonal(first).fill_(True)
@@ -35,10 +35,10 @@ def test_the_diagonal_is_the_mask_it_stands_for(first):
     torch.testing.assert_close(first, second)
 
 
-def swept(
+def tile_by_tile(
     score: Tensor, targets: MaskTargets, heights: list[slice], widths: list[slice]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of rows and columns, and the gradient of the sum of all, tile by tile."""
+    """Returns the losses of rows and of columns, and the gradient of the sum of all, computed tile by tile."""
 
     def part(rows: slice, columns: slice) -> MaskTargets:
         return MaskTargets(*(getattr(targets, name)[rows, columns] for name in MaskTargets.__slots__))
@@ -47,18 +47,18 @@ def swept(
     for columns in reversed(widths):
         for rows in heights:
             running.add(score[rows, columns], part(rows, columns), rows, columns)
-    both = running.reduce(SINGLE_RANK)
-    assert both.row_best.equal(score.max(1).indices)
-    assert both.column_best.equal(score.max(0).indices)
+    stats = running.reduce(SINGLE_RANK)
+    assert stats.row_best.equal(score.max(1).indices)
+    assert stats.column_best.equal(score.max(0).indices)
     gradient = torch.empty_like(score)
     for columns in widths:
         for rows in heights:
             by_row, by_column = (
-                gradient_weights(both.rows, 1.0).part(rows),
-                gradient_weights(both.columns, 1.0).part(columns),
+                gradient_weights(stats.rows, 1.0).part(rows),
+                gradient_weights(stats.columns, 1.0).part(columns),
             )
             gradient[rows, columns] = score_gradient(score[rows, columns], part(rows, columns), by_row, by_column)
-    return both.rows.losses(), both.columns.losses(), gradient
+    return stats.rows.losses(), stats.columns.losses(), gradient
 
 
 @pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
@@ -70,7 +70,7 @@ def test_tiles_give_the_cross_entropy_of_both_directions(height, width, size):
     positive = [eye | (torch.rand(9, 9, generator=source) > 0.7) for _ in range(2)]
     dropped = [~chosen & (torch.rand(9, 9, generator=source) > 0.5) for chosen in positive]
     targets = MaskTargets(*positive, *dropped)
-    rows, columns, gradient = swept(score.detach(), targets, even_blocks(9, height), even_blocks(9, width))
+    rows, columns, gradient = tile_by_tile(score.detach(), targets, even_blocks(9, height), even_blocks(9, width))
     means = [(score * chosen).sum(axis) / chosen.sum(axis) for chosen, axis in zip(positive, (1, 0), strict=True)]
     by_row = score.masked_fill(dropped[0], float("-inf")).logsumexp(1) - means[0]
     by_column = score.masked_fill(dropped[1], float("-inf")).logsumexp(0) - means[1]
@@ -85,7 +85,7 @@ def test_a_loss_near_zero_is_not_rounded_away_at_scale_100():
     score.diagonal().fill_(100.0)
     eye = torch.eye(2, dtype=torch.bool)
     none = torch.zeros_like(eye)
-    rows, columns, _ = swept(score, MaskTargets(eye, eye, none, none), even_blocks(2, 1), even_blocks(2, 1))
+    rows, columns, _ = tile_by_tile(score, MaskTargets(eye, eye, none, none), even_blocks(2, 1), even_blocks(2, 1))
     exact = torch.tensor(-15.0, dtype=torch.float64).exp().log1p()
     for losses in (rows, columns):
         torch.testing.assert_close(losses, exact.expand(2), rtol=0.2, atol=0.0)

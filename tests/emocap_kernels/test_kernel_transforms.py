@@ -40,14 +40,14 @@ LOSSES = (*WHOLE, region, region_within)
 
 
 def inputs_on(device: str = "cpu") -> tuple[Tensor, ...]:
-    """Six images (or three of two patches), six texts, the owners of six sentences, a scale."""
+    """Returns six images (or three with two patches each), six texts, the owners of six sentences, and a scale."""
     torch.manual_seed(0)
     image, text = (normalize(torch.randn(6, 16), dim=1).to(device).requires_grad_() for _ in range(2))
     owner = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
     return image, text, owner, torch.tensor(10.0, device=device, requires_grad=True)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # The compiler looks at it.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # The compiler reads it.
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_within_a_compiled_function_is_the_same(loss: Loss):
     results = []
@@ -64,7 +64,7 @@ def test_a_loss_within_a_compiled_function_is_the_same(loss: Loss):
         assert torch.equal(plain, traced)
 
 
-def test_a_graph_that_may_not_break_is_refused_by_torch():
+def test_torch_refuses_a_graph_that_must_not_break():
     def alone(image: Tensor, text: Tensor) -> Tensor:
         return contrastive_loss(image, text, 10.0).loss
 
@@ -73,7 +73,7 @@ def test_a_graph_that_may_not_break_is_refused_by_torch():
 
 
 @pytest.mark.parametrize("loss", [infonce, mil_nce, sigmoid, region])
-def test_a_second_derivative_is_refused_and_not_a_part_of_it_given(loss: Loss):
+def test_a_second_derivative_raises_an_error_instead_of_a_partial_result(loss: Loss):
     inputs = inputs_on()
     (by_image,) = torch.autograd.grad(loss(inputs, "chunked"), inputs[0], create_graph=True)
     for side in (inputs[1], inputs[3]):
@@ -106,7 +106,7 @@ def test_the_reference_has_a_second_derivative(loss: Loss):
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
 @pytest.mark.parametrize("loss", WHOLE)
-def test_the_global_loss_needs_shapes_alone(loss: Loss, backend: str):
+def test_the_global_loss_runs_on_meta_and_fake_tensors(loss: Loss, backend: str):
     inputs = inputs_on("meta")
     value = loss(inputs, backend)
     value.backward()
@@ -119,7 +119,7 @@ def test_the_global_loss_needs_shapes_alone(loss: Loss, backend: str):
 
 
 @pytest.mark.parametrize("loss", [region, region_within])
-def test_the_local_loss_says_that_it_needs_the_values_of_owner(loss: Loss):
+def test_the_local_loss_raises_an_error_on_meta_and_fake_tensors(loss: Loss):
     with pytest.raises(NotSupportedError, match="reads the values of owner, and meta and fake tensors have none"):
         loss(inputs_on("meta"), "auto")
     with FakeTensorMode(), pytest.raises(NotSupportedError, match="reads the values of owner"):

@@ -1,4 +1,4 @@
-"""One line takes the place of open_clip's losses: the same values and gradients, in one process and on ranks."""
+"""One line replaces the losses of open_clip, with equal values and gradients, in one process and on ranks."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 
 ROWS = 12
 BACKENDS = ("chunked", "reference")
-# Relative and absolute. In float32 both round; the largest gradients here are of the order of 1.
+# Relative and absolute tolerance. In float32 both losses round; the largest gradients here are about 1.
 TOLERANCE = {torch.float64: (1e-11, 1e-14), torch.float32: (1e-4, 1e-6)}
 
 
 def drawn(dtype: torch.dtype) -> dict[str, Tensor]:
-    """A batch with a teacher, all of it leaves that need a gradient."""
+    """Returns a batch with a teacher. All tensors are leaves that need a gradient."""
     source = torch.Generator().manual_seed(5)
     names = ("image", "text", "teacher_image", "teacher_text")
     vectors = {name: normalize(torch.randn(ROWS, 16, generator=source, dtype=torch.float64), dim=-1) for name in names}
@@ -73,7 +73,10 @@ def test_soft_is_the_distillation_term_less_the_entropy_of_the_teacher(dtype, ba
 
 
 def ranks_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> list[list[Tensor]]:
-    """Loss and gradients of this rank's rows, from ours and from open_clip's, which knows the default group only."""
+    """Returns loss and gradients of this rank's rows, by our loss and by that of open_clip.
+
+    open_clip supports only the default group.
+    """
     objective, dtype = payload
     assert dist.get_world_size() == dist.get_world_size(group) == LARGEST
     t, wanted = drawn(dtype), ["image", "text", "scale"]
@@ -83,7 +86,7 @@ def ranks_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> list[l
     given = t["image"], t["text"], t["scale"]
     if objective == "infonce":
         mine = contrastive_loss(*given, group=group).loss
-        # Of its four modes, one whose gradients are right after a mean over ranks.
+        # This is one of its four modes whose gradients are right after a mean over ranks.
         clip = losses.ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=LARGEST)
         theirs = clip(*given)
     else:
@@ -94,7 +97,7 @@ def ranks_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> list[l
 
 
 def mean_reduced(answers: list[list[Tensor]]) -> list[Tensor]:
-    """What DDP makes of them: means of loss, scale and bias, and the rows of the vectors, each from its own rank."""
+    """Returns what DDP computes: means of loss, scale and bias, and the rows of the vectors, each from its own rank."""
     loss, image, text, *numbers = (list(each) for each in zip(*answers, strict=True))
     means = [torch.stack(each).mean(0) for each in (loss, *numbers)]
     return [*means, *(torch.cat(each) / len(answers) for each in (image, text))]

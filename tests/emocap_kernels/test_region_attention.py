@@ -23,7 +23,7 @@ def test_each_pair_gets_the_weights_that_the_loss_pools_with(masked, together, m
         torch.testing.assert_close(found[pair], expected)
 
 
-def test_an_image_of_which_nothing_is_kept_has_no_weights_whatever_lies_there():
+def test_an_image_without_a_kept_patch_has_no_weights_also_with_nan():
     mask = MASK.clone()
     mask[4] = False
     poisoned = PATCHES.masked_fill(~mask[:, :, None], float("nan"))
@@ -32,14 +32,14 @@ def test_an_image_of_which_nothing_is_kept_has_no_weights_whatever_lies_there():
     torch.testing.assert_close(found.sum(1)[1:6], torch.ones(5))
 
 
-def test_halves_are_widened_and_no_graph_is_kept():
+def test_halves_are_converted_to_float32_and_no_graph_is_kept():
     half = region_attention(PATCHES.bfloat16().requires_grad_(), SENTENCES.bfloat16(), IMAGE)
     assert half.dtype == torch.float32
     assert not half.requires_grad
     torch.testing.assert_close(half, region_attention(PATCHES, SENTENCES, IMAGE), rtol=0.05, atol=0.01)
 
 
-def test_wrong_inputs_are_refused_by_name():
+def test_an_error_names_the_wrong_input():
     with pytest.raises(ArgumentError, match=r"image holds values from 0 to 4; .* a local row, 0 to 2"):
         region_attention(PATCHES[:3], SENTENCES, IMAGE)
     with pytest.raises(ShapeError, match="the number of sentences is 7 and the length of image is 2"):

@@ -37,7 +37,7 @@ def loss_of(patches: Tensor, sentences: Tensor, scale: Tensor, **settings) -> Lo
 
 @pytest.fixture(params=[1, 5 * 7 * 8, 5 * 17 * 2 * 8], ids=["one pair", "some sentences", "two images"])
 def in_tiles(request, monkeypatch):
-    """Tiles of a single image and sentence, of one image and seven sentences, and of two images and all sentences."""
+    """Makes tiles of one image with one sentence or with seven, or of two images with all sentences."""
     original = chunked.evaluate
 
     def small(batch: RegionBatch) -> LossResult:
@@ -132,7 +132,7 @@ def test_inputs_changed_between_forward_and_backward_are_an_error():
         loss.backward()
 
 
-def test_inputs_may_lie_in_memory_in_any_order():
+def test_inputs_may_have_any_strides():
     plain, strided = inputs_of(), inputs_of()
     twisted = strided[0].transpose(0, 2).contiguous().transpose(0, 2)
     loss_of(*plain).loss.backward()
@@ -160,7 +160,7 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
 @pytest.mark.parametrize("sentences", [1, 12, 300])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(dtype, sentences):
-    """As on a GPU; an image may own so many sentences that its share of the gradient is large."""
+    """Checks what happens on a GPU. An image may own so many sentences that its part of the gradient is large."""
     source = torch.Generator().manual_seed(3)
     patches = normalize(torch.randn(3, 5, 16, generator=source), dim=-1).to(dtype)
     lines = normalize(torch.randn(2 * sentences, 16, generator=source), dim=-1).to(dtype)
@@ -204,7 +204,7 @@ print(status("VmHWM") - before)
 
 
 def test_the_peak_of_memory_stays_below_half_of_one_matrix_of_similarities():
-    # Blocks above 1 MB straight from the system, so that the peak is what was alive and not what malloc kept.
+    # Memory above 1 MB comes straight from the system, so that the peak does not contain what malloc keeps.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-c", PEAK]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

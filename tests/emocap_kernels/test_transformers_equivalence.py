@@ -1,4 +1,4 @@
-"""One line takes the place of the losses inside transformers' CLIP and SigLIP models."""
+"""One line replaces the losses inside the CLIP and SigLIP models of transformers."""
 
 import tiny_models
 import torch

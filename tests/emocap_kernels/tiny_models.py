@@ -1,4 +1,4 @@
-"""CLIP and SigLIP models of transformers, in the smallest sizes and with random weights, in float64."""
+"""CLIP and SigLIP models of transformers: tiny, with random weights, in float64."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ VISION = {**ENCODER, "image_size": 8, "patch_size": 4}
 
 
 def batch() -> dict[str, Any]:
+    """Returns the inputs of a forward pass of both models."""
     source = torch.Generator().manual_seed(3)
     ids = torch.randint(3, LAST, (ROWS, 8), generator=source)
     ids[:, -1] = LAST
@@ -21,7 +22,8 @@ def batch() -> dict[str, Any]:
 
 
 def models() -> tuple[Any, Any]:
-    # Imported here: it takes seconds, and collecting the tests should not.
+    """Returns a CLIP model and a SigLIP model."""
+    # The import takes seconds, which collecting the tests should not.
     torchvision_ops.install()
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 

@@ -1,4 +1,4 @@
-"""Fused kernels run on a GPU, or in Triton's interpreter: TRITON_INTERPRET=1, set before Triton is imported."""
+"""Fused kernels run on a GPU, or in Triton's interpreter if TRITON_INTERPRET=1 is set before Triton is imported."""
 
 import os
 
@@ -12,7 +12,7 @@ collect_ignore_glob = [] if RUNS else ["test_fused_*.py", "test_region_fused_*.p
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Panels of one tile of rows and chunks of two tiles of columns, whatever the tile is."""
+    """Makes panels of one tile of rows, and chunks of one tile of columns, for every tile."""
     monkeypatch.setattr(tiling, "MAX_PANEL_ROWS", 1)
     monkeypatch.setattr(tiling, "CHUNK_BYTES", 1)
     monkeypatch.setattr(tiling, "PROGRAMS", 1)

@@ -1,4 +1,4 @@
-"""What the tests of the fused kernels share: inputs, and a result beside float64 and beside eager code."""
+"""Shared by the tests of the fused kernels: inputs, and the comparison of results with float64 and with eager code."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ GUIDES = ("counterpart", "text", "image", "consensus", "joint")
 
 
 def unit(rows: int, width: int, *, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns random unit vectors, [rows, width]."""
     drawn = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return normalize(drawn, dim=1).to(dtype).to(DEVICE)
 
 
 def ids_of(rows: int) -> Tensor:
+    """Returns random ids, of which several rows share one."""
     return torch.randint(0, rows // 2 + 1, (rows,), generator=torch.Generator().manual_seed(5)).to(DEVICE)
 
 
 def settings(rows: int) -> list[dict[str, Any]]:
-    """Every guide, rule and treatment, and every objective with a few of them."""
+    """Returns every guide, rule and treatment, and every objective with a few of them."""
     ids = ids_of(rows)
     rules = [
         Mining(guide, threshold, top_k, treatment)
@@ -54,6 +56,7 @@ def settings(rows: int) -> list[dict[str, Any]]:
 
 
 def named(setting: dict[str, Any]) -> str:
+    """Returns the name of a test case."""
     rule = setting.get("mining")
     parts = [setting.get("objective", "infonce")]
     if rule is not None:
@@ -68,6 +71,8 @@ def named(setting: dict[str, Any]) -> str:
 
 @dataclass
 class Answer:
+    """A result, and the gradients by the names of the inputs."""
+
     result: LossResult
     gradients: dict[str, Tensor]
 
@@ -75,7 +80,10 @@ class Answer:
 def answer(
     backend: str, image: Tensor, text: Tensor, scale: float, dtype: torch.dtype, setting: dict[str, Any]
 ) -> Answer:
-    """With `dtype` for the embeddings; numbers are float64 for float64 and float32 elsewhere."""
+    """Computes loss and gradients with embeddings of type `dtype`.
+
+    Scale and bias are float64 for float64, and float32 for the other types.
+    """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = {"image": image.to(dtype), "text": text.to(dtype), "scale": torch.tensor(scale, dtype=wide, device=DEVICE)}
     setting = {key: _cast(value, dtype) for key, value in setting.items()}
@@ -92,7 +100,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def require_as_accurate_as_eager(image: Tensor, text: Tensor, scale: float, setting: dict[str, Any]) -> Answer:
-    """The rule of `numerics` for the loss, both directions and every gradient of fused kernels on these inputs."""
+    """Checks loss, both directions and every gradient of the fused kernels by the rule of `numerics`."""
     dtype = image.dtype
     mine = answer("fused", image, text, scale, dtype, setting)
     exact = answer("reference", image, text, scale, torch.float64, setting)
@@ -103,7 +111,7 @@ def require_as_accurate_as_eager(image: Tensor, text: Tensor, scale: float, sett
         values = [getattr(each.result, name).detach() for each in (mine, eager, exact)]
         require_accurate(name, *values, magnitude=max(largest, values[-1].abs().item()))
     for name, gradient in mine.gradients.items():
-        # Of the largest term of the sums: a share of an anchor is at most 2 of its 1 / rows, times the scale.
+        # The largest term of the sums: an anchor contributes at most 2 / rows, times the scale.
         magnitude = max(exact.gradients[name].abs().max().item(), 1.0 if name == "scale" else largest / len(image))
         beside = eager.gradients.get(name, gradient)
         require_accurate(f"gradient of {name}", gradient, beside, exact.gradients[name], magnitude=magnitude)
@@ -112,7 +120,7 @@ def require_as_accurate_as_eager(image: Tensor, text: Tensor, scale: float, sett
 
 
 def half_eager(image: Tensor, text: Tensor, scale: float) -> Answer:
-    """Plain InfoNCE as half-precision training code writes it: logits in the type of the embeddings."""
+    """Computes plain InfoNCE as half-precision training code does, with logits in the type of the embeddings."""
     leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
     factor = torch.tensor(scale, device=DEVICE, requires_grad=True)
     score = factor * (leaves[0] @ leaves[1].T)

@@ -1,4 +1,4 @@
-"""What the tests of the fused local loss share: inputs, and a result beside float64 and beside eager code."""
+"""Shared by the tests of the fused local loss: inputs, and the comparison with float64 and with eager code."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ RULES = (
 
 @dataclass
 class Answer:
+    """A result, and the gradients by the names of the inputs."""
+
     result: LossResult
     gradients: dict[str, Tensor]
 
 
 def answer(drawn: RegionVectors, case: RegionCase, backend: str, dtype: torch.dtype, **settings: Any) -> Answer:
-    """With `dtype` for the vectors; the scale is float64 for float64 and float32 elsewhere."""
+    """Computes loss and gradients with vectors of type `dtype`.
+
+    The scale is float64 for float64, and float32 for the other types.
+    """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = {
         "patches": drawn.patches.to(DEVICE, dtype, copy=True).requires_grad_(),
@@ -46,11 +51,10 @@ def answer(drawn: RegionVectors, case: RegionCase, backend: str, dtype: torch.dt
 
 
 def require_as_accurate_as_eager(case: RegionCase, dtype: torch.dtype = torch.float32, **settings: Any) -> Answer:
-    """The rule of `numerics` for the loss, both directions and every gradient on the inputs of `case`.
+    """Checks loss, both directions and every gradient of the fused kernels by the rule of `numerics`.
 
-    Eager code here is the reference in float32, also for halves: nothing rounds what the fused kernels round there but
-    the vectors, which are the same for both, and the gradients of similarities and results, which the slack of the type
-    covers.
+    Eager code is the reference in float32, also for halves. With halves, the fused kernels round only the vectors,
+    which are equal for both, and the gradients of similarities and results, which the slack of the type covers.
     """
     rounded = draw(case, dtype=dtype)
     drawn = RegionVectors(rounded.patches.double(), rounded.sentences.double(), rounded.owner)
@@ -63,9 +67,9 @@ def require_as_accurate_as_eager(case: RegionCase, dtype: torch.dtype = torch.fl
         require_accurate(name, *values, truth, magnitude=max(case.scale, truth.abs().item()))
     for name, gradient in mine.gradients.items():
         truth = exact.gradients[name]
-        # Of the largest term of the sums: attention times its slope, and shares of at most 2, times the scale.
-        steep = 1.0 + case.sharpness
-        size = max(truth.abs().max().item(), 1.0 if name == "scale" else case.scale * steep / case.rows)
+        # The largest term of the sums: attention times its slope, and weights of at most 2, times the scale.
+        slope = 1.0 + case.sharpness
+        size = max(truth.abs().max().item(), 1.0 if name == "scale" else case.scale * slope / case.rows)
         require_accurate(
             f"gradient of {name}", gradient, eager.gradients[name].to(gradient.dtype), truth, magnitude=size
         )

@@ -1,4 +1,4 @@
-"""What fused kernels promise beyond the numbers: repeatable, reusable, small, and the same positives both ways."""
+"""Fused kernels are deterministic, reusable and small in memory, with equal positives in forward and backward."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_two_runs_are_equal_to_the_bit(mining, objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_second_derivative_is_refused(objective):
+def test_a_second_derivative_raises_an_error(objective):
     inputs = leaves(20)
     loss = contrastive_loss(*inputs, objective=objective, backend="fused").loss
     (gradient,) = torch.autograd.grad(loss, inputs[0], create_graph=True)
@@ -84,15 +84,15 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining, objective):
             contrastive_loss(*leaves(rows), objective=objective, mining=mining, backend="fused")
         return sum(sizes.values())
 
-    # Two vectors, their gradients or the guide's features, and a few numbers of each anchor.
+    # These are two vectors, their gradients or the guide features, and a few numbers of each anchor.
     assert saved(64) <= 64 * (4 * 16 * 4 + 96) + 4096
     assert saved(128) <= 2 * saved(64) + 4096
 
 
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("top_k", [1, 3, 8])
-def test_of_equally_near_candidates_the_lower_index_is_mined(guide, top_k):
-    # Whole numbers: products are exact, so equal vectors have equal similarities on any device.
+def test_of_equally_similar_candidates_the_lower_index_is_mined(guide, top_k):
+    # Products of whole numbers are exact, so equal vectors have equal similarities on any device.
     source = torch.Generator().manual_seed(0)
     image, text = (torch.randint(-1, 2, (40, 16), generator=source).float().to(DEVICE) for _ in range(2))
     image[20:], text[10:20] = image[:20], text[:10]
@@ -128,7 +128,7 @@ def test_an_input_that_needs_no_gradient_gets_none(frozen):
             assert torch.equal(inputs[name].grad, whole.gradients[name])
 
 
-def test_without_any_wanted_gradient_no_graph_is_made():
+def test_without_a_needed_gradient_there_is_no_graph():
     image, text, _ = leaves(20)
     for objective in OBJECTIVES:
         result = contrastive_loss(image.detach(), text.detach(), 20.0, objective=objective, backend="fused")
@@ -143,7 +143,7 @@ def test_inputs_changed_between_forward_and_backward_are_an_error():
         loss.backward()
 
 
-def test_what_cannot_be_fused_is_refused_with_the_reason():
+def test_unsupported_inputs_raise_an_error_with_the_reason():
     image, text, scale = leaves(4)
     with pytest.raises(NotSupportedError, match="top_k=9 is above 8"):
         contrastive_loss(image, text, scale, mining=Mining(top_k=9), backend="fused")
@@ -163,7 +163,7 @@ def test_no_value_is_read_back_from_the_device(mining, objective):
     inputs = leaves(300)
     ids = torch.arange(300, device=DEVICE) // 3
     for guarded in (False, True):
-        # The first round compiles.
+        # The first of both rounds compiles, which reads values.
         torch.cuda.set_sync_debug_mode("error" if guarded else "default")
         try:
             contrastive_loss(*inputs, objective=objective, mining=mining, ids=ids, backend="fused").loss.backward()

@@ -1,4 +1,4 @@
-"""The answer does not depend on how many ranks computed it; one process with the same kernels is the measure."""
+"""The result does not depend on the number of ranks. It is compared with one process that uses the same kernels."""
 
 import itertools
 from typing import Any
@@ -10,7 +10,7 @@ from fused_cases import unit
 from rank_pool import RankPool
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the pool of ranks speaks gloo, on the CPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the pool of ranks uses gloo, on the CPU")
 
 COUNTS = ((11, 7), (4, 0, 14))
 IMAGE, TEXT = unit(18, 16, seed=1), unit(18, 16, seed=2)
@@ -43,12 +43,12 @@ def job(group: Any, rank: int, payload: dict[str, Any]) -> list[list[Tensor]]:
 @pytest.mark.parametrize("schedule", ["gather", "ring"])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_the_fused_loss_does_not_depend_on_the_ranks(ranks: RankPool, counts, schedule):
-    require_one_answer(ranks, counts, [{**setting, "schedule": schedule} for setting in SETTINGS], 20.0)
+    require_equal_results(ranks, counts, [{**setting, "schedule": schedule} for setting in SETTINGS], 20.0)
 
 
-def test_ranks_leave_the_common_shift_together(ranks: RankPool):
-    # At scale 100 the own pairs of these random vectors are out of its reach.
-    require_one_answer(ranks, (4, 0, 14), [{}, {"objective": "mil_nce", "ids": IDS}], 100.0)
+def test_all_ranks_use_a_running_maximum_if_one_needs_it(ranks: RankPool):
+    # At scale 100 one shift does not fit the own pairs of these random vectors.
+    require_equal_results(ranks, (4, 0, 14), [{}, {"objective": "mil_nce", "ids": IDS}], 100.0)
 
 
 PATCHES, LINES = unit(18 * 20, 16, seed=5).view(18, 20, 16), unit(29, 16, seed=6)
@@ -99,7 +99,9 @@ def rows_of(counts: tuple[int, ...]) -> list[slice]:
     return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
-def require_one_answer(ranks: RankPool, counts: tuple[int, ...], settings: list[dict[str, Any]], scale: float) -> None:
+def require_equal_results(
+    ranks: RankPool, counts: tuple[int, ...], settings: list[dict[str, Any]], scale: float
+) -> None:
     rows = rows_of(counts)
     alone = job(None, 0, {"rows": slice(0, 18), "settings": settings, "scale": scale})
     many = ranks.run(job, [{"rows": part, "settings": settings, "scale": scale} for part in rows])

@@ -1,4 +1,4 @@
-"""Fused kernels against float64: no further from it than the eager code that they replace."""
+"""Fused kernels compared with float64: they are no further from it than the eager code that they replace."""
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_a_nan_embedding_gives_a_nan_loss_and_no_crash():
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
 def test_the_gradient_of_fitted_pairs_keeps_its_digits_in_half_precision(dtype, most, with_ids, objective):
-    """Probabilities near 1 meet the 1 of a positive: rounded before they meet, nothing right would be left."""
+    """A probability near 1 minus the 1 of a positive loses all digits if it is rounded before the subtraction."""
     image = unit(40, 64, seed=1, dtype=dtype)
     text = image.clone()
     setting = {"objective": objective} | ({"ids": torch.arange(40, device=DEVICE)} if with_ids else {})
@@ -110,7 +110,7 @@ def test_the_gradient_of_fitted_pairs_keeps_its_digits_in_half_precision(dtype, 
         assert error < most, (name, error)
 
 
-def test_vectors_that_begin_anywhere_in_memory(small_chunks):
+def test_vectors_may_begin_at_any_address(small_chunks):
     held = unit(41, 16, seed=1).flatten()
     image, text = held[3 : 3 + 20 * 16].view(20, 16), unit(41, 33, seed=2)[1:21, 1:17]
     for rows in (20, 1):

@@ -1,4 +1,4 @@
-"""Nothing that fused kernels need is read back by the host: a step would stand still until the device is through."""
+"""The host reads no value of the device in a step: it would wait until the device has finished its queue."""
 
 import sys
 from typing import Any
@@ -13,8 +13,8 @@ from emocap_kernels.region.fused import within as _within
 from fused_cases import DEVICE, GUIDES, unit
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What makes the host wait for a number, or for the size of a result.
-WAITS = {
+# Operations that make the host wait for a number, or for the size of a result.
+WAITING_OPERATIONS = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
     "aten::masked_select",
@@ -26,8 +26,8 @@ WAITS = {
 }
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the operations of the host that would wait."""
+class _Recorder(TorchDispatchMode):
+    """Records the operations that would make the host wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,27 +35,27 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         name = operation.name().partition(".")[0]
-        # Indexing with a mask asks how many there are.
+        # Indexing with a mask waits for the number of selected elements.
         masked = name.startswith("aten::index") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8)
             for index in (arguments[1] if isinstance(arguments[1], (list, tuple)) else [])
         )
-        if name in WAITS or masked:
+        if name in WAITING_OPERATIONS or masked:
             self.seen.append(name)
         return operation(*arguments, **(keywords or {}))
 
 
 @pytest.fixture
-def watch(monkeypatch):
-    """Kernels are not started: only what surrounds them is watched."""
+def recorder(monkeypatch):
+    """Records the operations around the kernels, which are not started."""
     for module in _modules_that_launch():
         monkeypatch.setattr(module, "launch", lambda *_, **__: None)
-    with _Watch() as found:
+    with _Recorder() as found:
         yield found
 
 
-# Imported before `launch` is replaced: what is imported later would keep the replacement.
-DOORS = (_whole, _local, _within)
+# These are imported before `launch` is replaced. A module that is imported later would keep the replacement.
+IMPORTED = (_whole, _local, _within)
 
 
 def _modules_that_launch() -> list[Any]:
@@ -68,12 +68,12 @@ RULES = [None, *(Mining(guide, threshold, top_k) for guide in GUIDES for thresho
 
 @pytest.mark.parametrize("objective", ["infonce", "mil_nce", "sigmoid"])
 @pytest.mark.parametrize("mining", RULES)
-def test_a_step_of_the_global_loss_waits_for_nothing(mining, objective, watch):
+def test_a_step_of_the_global_loss_waits_for_nothing(mining, objective, recorder):
     image, text = (unit(20, 16, seed=seed).requires_grad_() for seed in (1, 2))
     scale, ids = torch.tensor(10.0, device=DEVICE, requires_grad=True), torch.arange(20, device=DEVICE) // 2
     result = contrastive_loss(image, text, scale, objective=objective, mining=mining, ids=ids, backend="fused")
     result.loss.backward()
-    assert watch.seen == []
+    assert recorder.seen == []
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_step_of_the_global_loss_waits_for_nothing(mining, objective, watch):
     ids=str,
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_step_of_the_local_loss_waits_for_nothing(settings, masked, watch, monkeypatch):
-    # On a GPU the device checks the owners.
+def test_a_step_of_the_local_loss_waits_for_nothing(settings, masked, recorder, monkeypatch):
+    # On a GPU the device itself checks the owners.
     monkeypatch.setattr("emocap_kernels.checks._check_range", lambda *_: None)
     patches = unit(6 * 5, 16, seed=1).view(6, 5, 16).requires_grad_()
     sentences = unit(11, 16, seed=2).requires_grad_()
@@ -92,12 +92,12 @@ def test_a_step_of_the_local_loss_waits_for_nothing(settings, masked, watch, mon
     region_contrastive_loss(
         patches, sentences, owner, scale, patch_mask=mask, backend="fused", **settings
     ).loss.backward()
-    assert watch.seen == []
+    assert recorder.seen == []
 
 
-def test_the_watch_sees_what_waits(watch):
+def test_the_recorder_finds_operations_that_wait(recorder):
     numbers = torch.arange(5, device=DEVICE)
     int(numbers.sum())
     numbers[numbers > 2]
-    assert watch.seen[0] == "aten::_local_scalar_dense"
-    assert len(watch.seen) > 1
+    assert recorder.seen[0] == "aten::_local_scalar_dense"
+    assert len(recorder.seen) > 1

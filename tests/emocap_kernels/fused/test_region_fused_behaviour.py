@@ -1,4 +1,4 @@
-"""What the fused local loss promises beside its values."""
+"""The fused local loss is deterministic, reusable and small in memory, with equal positives in both passes."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def leaves(rows: int = 7, sentences: int = 17) -> tuple[Tensor, Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("scope", ["batch", "image"])
-def test_a_second_derivative_is_refused(scope):
+def test_a_second_derivative_raises_an_error(scope):
     inputs = leaves()
     loss = region_contrastive_loss(*inputs, scope=scope, backend="fused").loss
     (gradient,) = torch.autograd.grad(loss, inputs[0], create_graph=True)
@@ -84,7 +84,7 @@ def test_inputs_changed_between_forward_and_backward_are_an_error():
         loss.backward()
 
 
-def test_inputs_may_lie_in_memory_in_any_order():
+def test_inputs_may_have_any_strides():
     patches, sentences, owner, scale = leaves()
     twisted = patches.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
     lines = sentences.detach().T.contiguous().T.requires_grad_()
@@ -95,7 +95,7 @@ def test_inputs_may_lie_in_memory_in_any_order():
 
 
 @pytest.mark.parametrize("scope", ["batch", "image"])
-def test_a_mask_may_lie_in_memory_in_any_order(scope):
+def test_a_mask_may_have_any_strides(scope):
     patches, sentences, owner, scale = leaves()
     drawn = torch.rand(20, 7, generator=torch.Generator().manual_seed(2)) > 0.4
     twisted = drawn.to(DEVICE).T
@@ -123,7 +123,7 @@ def test_what_is_saved_for_backward_is_linear_in_the_batch(mining):
     assert saved(32) <= 2 * saved(16) + 4096
 
 
-def test_what_lies_in_a_patch_that_is_not_kept_does_not_matter():
+def test_values_in_a_patch_that_is_not_kept_do_not_matter():
     patches, sentences, owner, scale = leaves()
     mask = (torch.arange(20, device=DEVICE) != 3).expand(7, 20)
     poisoned = patches.detach().clone()
@@ -146,7 +146,7 @@ def test_without_any_sentence_the_loss_is_zero_with_zero_gradients():
     assert not patches.grad.any()
 
 
-def test_the_choice_says_why():
+def test_the_choice_of_a_backend_has_a_reason():
     vectors = torch.zeros(2, 3, 16, device=DEVICE), torch.zeros(4, 16, device=DEVICE)
     assert choose_region_backend(*vectors, backend="fused").backend == "fused"
     wide = (each.double() for each in vectors)

@@ -1,4 +1,4 @@
-"""The fused local loss against float64: no further from it than the eager code that it replaces."""
+"""The fused local loss compared with float64: it is no further from it than the eager code that it replaces."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ WINDOWS = RegionCase("windows", 4, 101, 18, 16, 30.0, 10.0, "more patches than r
 
 
 def mask_of(case: RegionCase) -> torch.Tensor:
-    """Some patches of each image, and none of the first one."""
+    """Returns a mask that keeps some patches of each image, and none of the first one."""
     mask = torch.rand(case.rows, case.patches, generator=torch.Generator().manual_seed(3)) > 0.4
     mask[0] = False
     return mask.to(DEVICE)
@@ -61,7 +61,7 @@ def test_a_window_in_which_no_patch_is_kept_adds_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("mining", RULES)
 def test_chunks_make_no_difference(mining, dtype, monkeypatch):
-    # A few images a chunk of scores; one image and one tile of sentences a chunk of gradients.
+    # A chunk of scores has a few images. A chunk of gradients has one image and one tile of sentences.
     monkeypatch.setattr(tiling, "SCORE_BYTES", 4 * 40 * 2)
     monkeypatch.setattr(tiling, "CHUNK_BYTES", 1)
     monkeypatch.setattr(tiling, "MAX_CHUNK_SENTENCES", 17)
@@ -75,7 +75,7 @@ def test_any_number_of_patches_and_any_width(patches, width):
     require_as_accurate_as_eager(RegionCase("sizes", 3, patches, 8, width, 50.0, 10.0, ""))
 
 
-def test_two_faces_that_say_the_same_are_positives_of_each_other():
+def test_equal_sentences_of_two_images_are_mined():
     case = RegionCase("twins", 6, 9, 18, 16, 10.0, 10.0, "")
     drawn = draw(case)
     drawn.sentences[9:] = drawn.sentences[:9]
@@ -89,7 +89,7 @@ def test_two_faces_that_say_the_same_are_positives_of_each_other():
 
 WITHIN = [
     RegionCase("few", 7, 5, 19, 16, 14.3, 10.0, "images of none to a few sentences"),
-    RegionCase("many", 3, 70, 60, 20, 50.0, 10.0, "more sentences of an image than are taken together"),
+    RegionCase("many", 3, 70, 60, 20, 50.0, 10.0, "an image with more sentences than a program takes at once"),
     RegionCase("alone", 4, 20, 1, 50, 100.0, 10.0, "one sentence: the loss is 0"),
 ]
 
@@ -108,13 +108,13 @@ def test_within_an_image_halves_are_as_accurate_as_eager_code(dtype):
     require_as_accurate_as_eager(WITHIN[0], dtype, scope="image")
 
 
-def test_patches_that_are_all_equal_weigh_the_same_and_have_no_slope():
+def test_equal_patches_get_equal_weights():
     case = WITHIN[0]
     drawn = draw(case)
     drawn.patches[:] = drawn.patches[:, :1]
     mine = answer(drawn, case, "fused", torch.float32, scope="image")
     exact = answer(drawn, case, "chunked", torch.float32, scope="image")
     torch.testing.assert_close(mine.result.loss, exact.result.loss)
-    # Which patches are equal to the last bit depends on the product; their sum does not.
+    # The product decides which patches are equal to the last bit, and which gets the gradient. Their sum is equal.
     by_image = [each.gradients["patches"].sum(1) for each in (mine, exact)]
     torch.testing.assert_close(*by_image, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Tiles of patches: plain arithmetic, on any machine with Triton's package."""
+"""The sizes of tiles and chunks of the local loss. This needs Triton's package, but no GPU."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 @given(patches=st.integers(1, 256))
-def test_pieces_cover_the_patches_within_what_registers_hold(patches):
+def test_pieces_cover_the_patches_and_fit_into_registers(patches):
     pieces = pieces_of(patches, 256)
     sizes = [size for size in pieces if size > 1]
     assert patches <= sum(sizes) <= 256
@@ -23,7 +23,7 @@ def test_pieces_cover_the_patches_within_what_registers_hold(patches):
     ("patches", "pieces"),
     [(196, (128, 64, 16)), (49, (64, 1, 1)), (256, (256, 1, 1)), (144, (128, 16, 1)), (1, (16, 1, 1))],
 )
-def test_usual_towers_get_few_and_full_pieces(patches, pieces):
+def test_usual_numbers_of_patches_get_few_pieces(patches, pieces):
     assert pieces_of(patches, 256) == pieces
 
 
