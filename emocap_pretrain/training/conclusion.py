@@ -1,4 +1,4 @@
-"""The end of a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
+"""Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
 A finished run gets here what it lacks: rows that the tracker has not taken, and an evaluation with new settings.
 """
@@ -46,7 +46,7 @@ def is_done(config: Config, store: Store) -> bool:
 
 
 def prepare_tasks(config: Config, store: Store) -> None:
-    """Let the evaluation tasks read all that they compare, unless an attempt with these settings has done so.
+    """Lets the evaluation tasks read all that they compare, unless an attempt with these settings has done so.
 
     Raises:
         ConfigError: If settings and data do not fit.
@@ -56,7 +56,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
 
 
 def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
-    """Evaluate the last checkpoint on all ranks, track the results and write the report; a collective.
+    """Evaluates the last checkpoint on all ranks, tracks the results and writes the report; a collective.
 
     `everyone` holds all ranks in the patient group of `RankGroup.patient`.
     """
@@ -80,12 +80,12 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     )
     track(session.tracker, config, results, report.step)
     _describe(session.tracker, report)
-    session.keep([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
+    session.keep_unsent([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
     RunFolder(session.store).conclude(report)
 
 
 def conclude_again(config: Config, store: Store) -> bool:
-    """Send the tracker what it lacks of a run that is done; False if its evaluation settings have changed since."""
+    """Sends the tracker what it lacks of a finished run; False if the evaluation settings have changed since."""
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
@@ -95,7 +95,7 @@ def conclude_again(config: Config, store: Store) -> bool:
 
 
 def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
-    """Evaluate the last checkpoint of a run that is done with the settings of now; a collective.
+    """Evaluates the last checkpoint of a finished run with the present settings; a collective.
 
     Nothing else of the run changes. No start is counted, so `emocap status` says what it said before.
     """
@@ -107,7 +107,7 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
 
 
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
-    """Give the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
+    """Gives the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
     if not results:
         return
     data = evaluation_data(config.evaluation, config.stored()["evaluation"])
@@ -139,7 +139,7 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
 
 
 def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
-    """The results of the newest checkpoint, if there is a dataset to evaluate it on; a collective."""
+    """Returns the results of the newest checkpoint, none without an evaluation dataset; a collective."""
     if config.evaluation.url is None:
         return ()
     # Rank 0 alone reads the checkpoint: a thousand ranks would read the weights a thousand times.

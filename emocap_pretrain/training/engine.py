@@ -76,7 +76,7 @@ class Engine:
         zero_stage: int = 0,
         seed: int = 0,
     ) -> None:
-        """Takes hold of the model; every rank gets rank 0's weights. All ranks call it.
+        """Puts the model under DeepSpeed; every rank receives the weights of rank 0. A collective.
 
         Args:
             model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.

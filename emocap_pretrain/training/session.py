@@ -1,4 +1,4 @@
-"""A run made ready: everything the loop touches, built new or from the newest checkpoint."""
+"""Opens everything that the training loop uses, new or from the newest checkpoint, and closes it."""
 
 import logging
 import socket
@@ -49,14 +49,30 @@ from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
 
 PREVIEWED = 8
-FLUSH_S, LEAVE_S, LANDING_S = 2.0, 30.0, 60.0
+FLUSH_S, KEEP_UNSENT_S, COMMIT_S = 2.0, 30.0, 60.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The parts of a run on this rank."""
+    """Holds the parts of a run on this rank, for one attempt; a context manager that closes them.
+
+    Attributes:
+        config: The settings of the run.
+        world: All ranks.
+        attempt: The attempt, which writes status and failures into the run's folder.
+        store: The run's folder.
+        data_digest: Digest of the training data; a checkpoint of other data is refused.
+        tokenizer: The tokenizer of the run.
+        engine: The model and its optimizer.
+        tracker: MLflow on rank 0; elsewhere a tracker that keeps rows in memory.
+        saver: Saves checkpoints in a thread.
+        guard: Judges the loss of every step.
+        batches: The batches of this rank.
+        quarantine: The damaged samples that the run has left out.
+        before: Progress of the earlier attempts.
+    """
 
     config: Config
     world: RankGroup
@@ -73,10 +89,10 @@ class Session:
     before: Progress
 
     def save(self, cursor: Cursor, progress: Progress) -> None:
-        """Begin to commit a checkpoint from which training continues after `cursor`; a collective.
+        """Begins to commit a checkpoint from which training continues after `cursor`; a collective.
 
-        `saver` tells when it is committed. Where no update was made since the last one, that one holds the same weights
-        and nothing is saved: a run whose updates are all left out keeps the checkpoints from before.
+        `Saver.finished` returns it once it is committed. Nothing is saved if no update was made since the last
+        checkpoint, which then holds the same weights: a run whose updates are all left out keeps its older checkpoints.
         """
         if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
             return
@@ -94,7 +110,7 @@ class Session:
         if architecture := self.engine.text_architecture:
             state["text_architecture"] = architecture
 
-        def write(folder: Path) -> None:  # In the saver's thread: a slow tracker holds up no step.
+        def write(folder: Path) -> None:  # This runs in the saver's thread, so a slow tracker delays no step.
             snapshot.require_finite()
             snapshot.write(folder)
             if self.world.is_main:
@@ -106,9 +122,10 @@ class Session:
         self.saver.save(self.engine.step, state, write, snapshot.release)
 
     def sweep(self, *, ended: bool = False) -> None:
-        """Let retention delete old checkpoints, unless the last update was left out.
+        """Begins to delete old checkpoints, unless the last update was left out.
 
-        A checkpoint counts once a later step has found a good loss with its weights; at the end of a run there is none.
+        A checkpoint is proven, and may replace older ones, once a later step has had a good loss with its weights. At
+        the end of a run there is no later step, so `ended` counts the last checkpoint as proven.
         """
         step = self.engine.step
         if not self.guard.streak(step):
@@ -147,10 +164,10 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
-        """Say how this start ended; what the tracker does not take waits in the run's folder for the next start."""
+        """Reports how the attempt ended. Rows that the tracker does not take stay in the run's folder."""
         self.batches.close()
         if kind in (TrainingError, RolledBack):
-            self._land()
+            self._finish_checkpoint()
         self.saver.close()
         unbroken: RunStatus = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
         self.tracker.finish("FAILED" if kind else unbroken)
@@ -162,39 +179,43 @@ class Session:
                 self.attempt.number,
             )
         if kind is not Superseded:  # Then the folder is a newer attempt's, or was deleted.
-            self.leave()
+            self._keep_unsent_at_end()
 
-    def keep(self, further: Sequence[Row]) -> None:
-        """Keeps what the tracker has not got, and these rows, in the run's folder before the run is done; on rank 0.
+    def keep_unsent(self, further: Sequence[Row]) -> None:
+        """Keeps the rows that the tracker has not received, and these, before the run is done; on rank 0.
 
         Raises:
-            StoreError: If the store refuses: nobody would replay the rows of a run that is done.
+            StoreError: If the store refuses: no later attempt would compute the rows of a finished run again.
         """
         unsent.keep(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
 
-    def leave(self) -> None:
-        """Keep what the tracker has not got in the run's folder; a store that is too slow for it costs the rows."""
+    def _keep_unsent_at_end(self) -> None:
+        """Keeps the rows that the tracker has not received in the run's folder; a store that is too slow loses them."""
         if not self.world.is_main:
             return
         rows = self.tracker.unsent()
         act = partial(unsent.leave, self.store, rows, number=self.attempt.number)
         try:
-            Background("unsent-rows").submit(act).result(LEAVE_S)
+            Background("unsent-rows").submit(act).result(KEEP_UNSENT_S)
         except (TimeoutError, StoreError) as error:
             log.warning("%d rows for the tracker are lost: %s", len(rows), error or "the store does not answer")
 
-    def _land(self) -> None:
-        """All ranks have failed alike: the checkpoint under way can still come to stand."""
+    def _finish_checkpoint(self) -> None:
+        """Waits for the checkpoint in progress. All ranks have raised the same error, so all can still commit it."""
         try:
-            self.saver.wait(LANDING_S)
+            self.saver.wait(COMMIT_S)
         except (CheckpointError, Superseded, RuntimeError) as error:
-            log.warning("the checkpoint under way is lost: %s", error)
+            log.warning("the checkpoint in progress is lost: %s", error)
 
 
 def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
-    """Build the run on this rank and bring it to the step of its newest checkpoint; a collective.
+    """Builds the run on this rank and loads its newest checkpoint; a collective.
 
-    `opening` holds the same ranks in a group of `RankGroup.patient`: one may have far more to download than others.
+    Args:
+        config: The settings of the run.
+        world: All ranks.
+        attempt: This attempt.
+        opening: The same ranks in a group of `RankGroup.patient`, because some have far more to download.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
@@ -209,14 +230,14 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
     quarantine = Quarantine.open(store, world, config.data.error_budget)
     with quarantine.recorded(step=0):
         rows: list[Row] = []
-        with resumable(store, opening, _wanted(config, world)) as found:
+        with resumable(store, opening, _files_needed(config, world)) as found:
             state = state_of(found.checkpoint) if found else None
             if found and state:
-                _check(found.checkpoint, state, config, data_digest, world)
+                _require_same_data(found.checkpoint, state, config, data_digest, world)
                 guard.load(asdict(state.guard))
-                rows = _unsent(found.folder / UNSENT_FILE) if world.is_main else []
-            tokenizer = _tokenizer(config, opening, found.folder if found else None)
-            engine = _engine(config, world, tokenizer, found)
+                rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
+            tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
+            engine = _open_engine(config, world, tokenizer, found)
         stream = build_stream(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
         collate = build_collate(config, tokenizer)
         loading = fitted(
@@ -226,7 +247,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             free_bytes=shared_memory_free(),
         )
         checkpoint = found.checkpoint if found else None
-        tracker = _tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
+        tracker = _open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
         refused = found.refused if found else ()
         return Session(
@@ -252,13 +273,16 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         )
 
 
-def _unsent(path: Path) -> list[Row]:
-    """Rows that the tracker had not got when the checkpoint was saved."""
+def _unsent_rows(path: Path) -> list[Row]:
+    """Returns the rows that the tracker had not received when the checkpoint was saved."""
     return readable_rows(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
 
 
-def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
-    """Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 the weights."""
+def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
+    """Returns a function that says whether this rank needs a file of a checkpoint.
+
+    Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 also the weights.
+    """
     files: dict[str, frozenset[str]] = {}
 
     def engine_files(found: Checkpoint) -> frozenset[str]:
@@ -266,16 +290,16 @@ def _wanted(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], boo
         now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.world_size)
         return frozenset(saved.files_for(now, world.rank))
 
-    def wanted(found: Checkpoint, path: str) -> bool:
+    def needed(found: Checkpoint, path: str) -> bool:
         if not path.startswith(f"{ENGINE}/"):
             return world.is_main or path not in (WEIGHTS, UNSENT_FILE)
         files[found.attempt] = files.get(found.attempt) or engine_files(found)
         return path in files[found.attempt]
 
-    return wanted
+    return needed
 
 
-def _engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
+def _open_engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocabulary, weights=not found)
     if world.is_main:
@@ -290,14 +314,16 @@ def _engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resum
     return engine
 
 
-def _check(found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: RankGroup) -> None:
+def _require_same_data(
+    found: Checkpoint, state: TrainingState, config: Config, data_digest: str, world: RankGroup
+) -> None:
     if state.data_digest != data_digest:
         raise CheckpointError(foreign_data(config.data, config.url))
     if world.is_main:
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
 
-def _tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
+def _open_tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
     settings = config.model.text
@@ -307,7 +333,7 @@ def _tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenize
     return Tokenizer.from_json(trained)
 
 
-def _tracker(
+def _open_tracker(
     config: Config,
     world: RankGroup,
     attempt: Attempt,
@@ -317,21 +343,21 @@ def _tracker(
     found: Checkpoint | None,
     saved: list[Row],
 ) -> Tracker:
-    """MLflow on rank 0; the others remember nothing that anyone asks for."""
+    """Returns MLflow's tracker on rank 0, and one that only keeps rows in memory on the others; a collective."""
     begun: list[Tracker] = []
     place = world.info
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
         parent = _parent(config, attempt, run_id) if run_id else ""
-        # In a copy the waiting rows are the original's, which sends them itself.
+        # The unsent rows in a copy of a folder belong to the original run, which sends them itself.
         rows = [] if parent else [*saved, *readable_rows(unsent.left(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
         begun.append(MlflowTracker.start(config, known, **options))
-        if found:  # The host that committed it may be gone with the news.
+        if found:  # The attempt that committed it may have ended before it told the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
         if known is None:
@@ -347,13 +373,13 @@ def _tracker(
 
 
 def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
-    """MLflow's name for the run of which this one is a copy, `run_id` itself; empty where it is the run itself."""
+    """Returns the MLflow run of which this run's folder is a copy; empty if the folder is not a copy."""
     store = attempt.store
     original = RunFolder(store).original()
     if original:
         log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
         return original
-    # Numbers are unique in a folder, and this attempt has not written to the tracker yet.
+    # Attempts of one folder have different numbers, and this attempt has not written to the tracker yet.
     if newest_tracked_attempt(config, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(
             "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
@@ -377,7 +403,7 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 
 
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
-    """Say, and track, which share of the texts is longer than the tower reads."""
+    """Logs and tracks the share of the texts that are longer than the text tower reads."""
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths)
