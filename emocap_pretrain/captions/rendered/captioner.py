@@ -80,16 +80,11 @@ _SUMMARY_CUES = 5
 def caption(face: Face) -> Caption:
     """Returns the caption of `face`; the same face always gets the same words."""
     wording = Wording(str(face.wording))
-    sentences = [states for states in describe(face.actions, wording) if states]
-    emotion = EmotionState(
-        name=face.emotion,
-        degree=degree(face.intensity),
-        shade=face.shade,
-        affect=(face.valence, face.arousal),
-    )
+    affect = face.valence, face.arousal
+    emotion = EmotionState(name=face.emotion, degree=degree(face.intensity), shade=face.shade, affect=affect)
     return Caption(
         global_=global_sentence(emotion, wording),
-        local=tuple(local_sentence(states, wording) for states in _chosen(sentences, face.actions, wording)),
+        local=tuple(local_sentence(states, wording) for states in _chosen(face.actions, wording)),
         summary=summary(emotion, _summarized(face.actions), wording),
     )
 
@@ -100,7 +95,10 @@ def degree(intensity: float) -> Degree:
 
 
 def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Returns the states of each region that is at rest or has one of its looks; only the mouth may have several."""
+    """Returns the states of each sentence that is true: one state of each region, but several of the mouth.
+
+    A region that is neither at rest nor has one of its looks is left out.
+    """
     regions = [_state(region, acting) for region in LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
 
@@ -123,7 +121,7 @@ def _state_of(region: Region, look: Look, acting: Actions) -> RegionState:
 def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
     """Returns the one or two strongest movements of the lips, and whether the mouth is open."""
     moving = sorted((look for look in _LIPS if _fits(look, acting)), key=lambda look: -acting[look.units[0]])[:2]
-    if moving == [looks.LOWER_LIP_PUSHED_UP] or wording.number("one movement") % 4 == 0:
+    if wording.number("one movement") % 4 == 0:
         moving = moving[:1]
     opening = [look for look in _OPENINGS if _fits(look, acting)][:1]
     states = tuple(_state_of(Region.LIPS, look, acting) for look in (*moving, *opening))
@@ -134,18 +132,20 @@ def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
     return states
 
 
-def _chosen(
-    sentences: list[tuple[RegionState, ...]], acting: Actions, wording: Wording
-) -> list[tuple[RegionState, ...]]:
-    """Chooses the states of three to six sentences, in any order.
+def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
+    """Chooses the states of three to six sentences, and shuffles them.
 
-    Those with the strongest actions come first, then regions at rest.
+    Sentences with the strongest actions are preferred to others, and any action to a region at rest.
     """
-    count = 3 + wording.number("count") % 4
-    shuffled = sorted(sentences, key=lambda states: wording.number("order", states[0].region))
-    ranked = sorted(shuffled, key=lambda states: -max((acting[u] for s in states for u in s.look.units), default=0.0))
-    chosen = ranked[:count]
-    return sorted(chosen, key=lambda states: wording.number("place", states[0].region))
+
+    def strongest(states: tuple[RegionState, ...]) -> float:
+        return max((acting[unit] for state in states for unit in state.look.units), default=0.0)
+
+    sentences = describe(acting, wording)
+    sentences.sort(key=lambda states: wording.number("tie", states[0].region))
+    sentences.sort(key=strongest, reverse=True)
+    chosen = sentences[: 3 + wording.number("count") % 4]
+    return sorted(chosen, key=lambda states: wording.number("order", states[0].region))
 
 
 def _summarized(acting: Actions) -> list[RegionState]:
