@@ -43,5 +43,7 @@ def caption_without_votes(cues: Sequence[RegionState], key: str) -> Caption:
 
 def local_sentences(cues: Sequence[RegionState], wording: Wording) -> tuple[str, ...]:
     """Returns a sentence for every active region, and for about half of the regions at rest."""
-    told = (cue for cue in cues if not cue.at_rest or wording.number(cue.region, "told") % _AT_REST_ONE_IN == 0)
-    return tuple(local_sentence([cue], wording) for cue in told)
+    described = (
+        cue for cue in cues if not cue.at_rest or wording.number(cue.region, "described") % _AT_REST_ONE_IN == 0
+    )
+    return tuple(local_sentence([cue], wording) for cue in described)
