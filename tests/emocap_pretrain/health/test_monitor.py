@@ -54,7 +54,7 @@ def watched(attempt: Attempt) -> AbstractContextManager[Monitor]:
     return monitored(ALONE, attempt, name="tiny", steps=4, timeout_s=300, silence_s=60)
 
 
-def written(store: Store) -> Status:
+def read_status(store: Store) -> Status:
     status = attempts.status(store, 1)
     assert isinstance(status, Status)
     return status
@@ -67,7 +67,7 @@ def test_gathered_metrics_hold_loss_speed_memory_and_sections(store: Store) -> N
     assert row["samples_per_s"] == pytest.approx(8 / row["time/step_s"])
     assert {f"time/{name}_s" for name in SECTIONS} <= row.keys()
     assert all(math.isfinite(value) for value in row.values())
-    last = written(store)
+    last = read_status(store)
     assert (last.state, last.how, last.step, last.steps, last.loss) == ("ended", "done", 4, 4, 1.5)
 
 
@@ -75,7 +75,7 @@ def test_a_run_that_ends_before_its_last_step_was_stopped(store: Store) -> None:
     with watched(Attempt.begin(store)) as monitor:
         train(monitor, 2)
         assert monitor.exchange({}, should_stop=True).stop
-    assert written(store).how == "stopped"
+    assert read_status(store).how == "stopped"
 
 
 def test_a_request_to_stop_is_found_by_a_poll(store: Store) -> None:
@@ -117,7 +117,7 @@ def test_an_error_is_stored_with_step_and_kind_and_raised(store: Store) -> None:
         fail_after(monitor, 3)
     (failure,) = attempts.failures(store, 1)
     assert (failure.rank, failure.step, failure.kind, failure.final, failure.lost) == (0, 3, "ConfigError", True, False)
-    assert written(store).reason == "no such class"
+    assert read_status(store).reason == "no such class"
 
 
 def test_a_collective_that_lost_its_peer_raises_lost_contact(store: Store) -> None:

@@ -28,31 +28,31 @@ def store(tmp_path: Path) -> Store:
     return open_store(tmp_path / "run")
 
 
-def until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end_s = time.monotonic() + 10
-    while not true():
+    while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.02)
 
 
-def written(store: Store) -> Status:
+def read_status(store: Store) -> Status:
     status = attempts.status(store, 1)
     assert isinstance(status, Status)
     return status
 
 
 def test_the_status_follows_the_position_and_ends_with_a_reason(store: Store) -> None:
-    start, position = Attempt.begin(store, ranks=2), TrainingPosition()
-    status = StatusThread(start, position, ranks=2)
-    until(lambda: store.exists("attempts/00001/status.json"))
-    assert written(store).state == "opening"
+    attempt, position = Attempt.begin(store, ranks=2), TrainingPosition()
+    status = StatusThread(attempt, position, ranks=2)
+    wait_until(lambda: store.exists("attempts/00001/status.json"))
+    assert read_status(store).state == "opening"
     position.enter("training", 7)
     status.update(loss=1.5)
-    until(lambda: written(store).step == 7)
+    wait_until(lambda: read_status(store).step == 7)
     position.enter("saving", 7)
-    until(lambda: written(store).state == "saving")
+    wait_until(lambda: read_status(store).state == "saving")
     status.close("failed", "rank 1 is gone")
-    last = written(store)
+    last = read_status(store)
     assert (last.state, last.how, last.reason, last.loss) == ("ended", "failed", "rank 1 is gone", 1.5)
     assert abs(last.at - time.time()) < 10
 
@@ -60,7 +60,7 @@ def test_the_status_follows_the_position_and_ends_with_a_reason(store: Store) ->
 def test_a_store_that_does_not_answer_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     nowhere = open_store("http://127.0.0.1:9/run", patience=RetryConfig(deadline_s=0.2))
     status = StatusThread(Attempt(nowhere, 1), TrainingPosition())
-    until(lambda: "the status of the run cannot be written" in caplog.text)
+    wait_until(lambda: "the status of the run cannot be written" in caplog.text)
     assert status.take_requests() == Requests()
     status.close("done", "")
 
@@ -76,9 +76,9 @@ def test_a_request_is_taken_once_and_then_deleted(store: Store) -> None:
         taken.append(status.take_requests())
         return any(each.stop for each in taken) and any(each.profile for each in taken)
 
-    until(all_taken)
-    until(lambda: not store.list("requests"))
-    until(lambda: status.take_requests() == Requests())
+    wait_until(all_taken)
+    wait_until(lambda: not store.list("requests"))
+    wait_until(lambda: status.take_requests() == Requests())
     assert [each.profile for each in taken if each.profile] == [request]
     status.close("done", "")
 
@@ -86,10 +86,10 @@ def test_a_request_is_taken_once_and_then_deleted(store: Store) -> None:
 def test_a_stop_that_is_requested_while_the_run_stops_anyway_becomes_the_reason(store: Store) -> None:
     """Without the request the run would be started again: it stopped for a drain of its node, or to grow."""
     status = StatusThread(Attempt.begin(store), TrainingPosition())
-    until(lambda: store.exists("attempts/00001/status.json"))
+    wait_until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("stopped", "told to stop; the state is saved")
-    assert written(store).reason == f"{attempts.ASKED}; the state is saved"
+    assert read_status(store).reason == f"{attempts.ASKED}; the state is saved"
     assert store.list("requests") == []
 
 
@@ -97,10 +97,10 @@ def test_a_deleted_folder_is_noticed_and_not_written_again(store: Store, monkeyp
     monkeypatch.setattr("emocap_pretrain.health.status.INTERVAL_S", 0.05)
     attempt = Attempt.begin(store)
     status = StatusThread(attempt, TrainingPosition())
-    until(lambda: store.exists("attempts/00001/status.json"))
+    wait_until(lambda: store.exists("attempts/00001/status.json"))
     for entry in store.list():
         store.delete(entry.path)
-    until(lambda: bool(status.superseded))
+    wait_until(lambda: bool(status.superseded))
     assert "was deleted or replaced: attempt 1 ends" in status.superseded
     status.close("failed", "gone")
     attempt.fail(Failure(0, "here", 3, "Superseded", "gone"))
@@ -111,7 +111,7 @@ def test_a_deleted_folder_is_noticed_and_not_written_again(store: Store, monkeyp
 
 def test_a_request_to_stop_is_kept_for_the_next_attempt_after_a_failure(store: Store) -> None:
     status = StatusThread(Attempt.begin(store), TrainingPosition())
-    until(lambda: store.exists("attempts/00001/status.json"))
+    wait_until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("failed", "rank 1 is gone")
     assert requests.waiting(store).stop
@@ -159,20 +159,20 @@ def test_a_run_that_has_ended_is_not_alive_and_its_reason_is_shown(store: Store)
 
 
 def test_the_first_cause_of_a_failure_is_shown_and_not_what_followed_from_it(store: Store) -> None:
-    start = Attempt.begin(store)
+    attempt = Attempt.begin(store)
     put_status(store, 1, state="ended", how="failed", reason="rank 1 is gone", step=7)
-    start.fail(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
+    attempt.fail(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
     assert ending(store) == "failed: rank 1 is gone"
-    start.fail(Failure(1, "b", 8, "ValueError", "no pixels"))
+    attempt.fail(Failure(1, "b", 8, "ValueError", "no pixels"))
     assert ending(store) == "rank 1 (b): ValueError: no pixels"
     assert RunState.read(store).newest.step == 8
 
 
 def test_the_end_of_an_attempt_without_rank_0_is_shown_from_another_rank(store: Store) -> None:
-    start = Attempt.begin(store)
+    attempt = Attempt.begin(store)
     put_status(store, 1, state="training", step=7)
-    start.fail(Failure(1, "b", 7, "LostContact", "no answer for 60 s", lost=True))
-    assert ending(store) == "no answer for 60 s"
+    attempt.fail(Failure(1, "b", 7, "LostContact", "the job's store has not answered for 60 s", lost=True))
+    assert ending(store) == "the job's store has not answered for 60 s"
 
 
 def test_only_the_last_attempts_are_read(store: Store) -> None:
@@ -214,14 +214,14 @@ def test_a_bad_request_is_refused_and_renamed_and_the_next_one_is_taken(
     for name in names:
         store.put(f"requests/{name}", body)
     store.put("requests/00001 (copy)", b"?")
-    until(lambda: all(store.exists(f"requests/refused-{name}") for name in names))
+    wait_until(lambda: all(store.exists(f"requests/refused-{name}") for name in names))
     assert status.take_requests() == Requests()
-    until(lambda: not any(store.exists(f"requests/{name}") for name in names))
+    wait_until(lambda: not any(store.exists(f"requests/{name}") for name in names))
     assert "is refused" in caplog.text
     requests.ask_to_stop(store)
-    until(lambda: status.take_requests().stop)
+    wait_until(lambda: status.take_requests().stop)
     status.close("stopped", "")
-    assert written(store).state == "ended"
+    assert read_status(store).state == "ended"
 
 
 def test_the_status_is_written_although_requests_cannot_be_read(
@@ -235,8 +235,8 @@ def test_the_status_is_written_although_requests_cannot_be_read(
     status = StatusThread(Attempt.begin(store), position)
     for step in (1, 2):
         position.enter("training", step)
-        until(lambda step=step: store.exists("attempts/00001/status.json") and written(store).step == step)
+        wait_until(lambda step=step: store.exists("attempts/00001/status.json") and read_status(store).step == step)
     assert RunState.read(store).newest.alive
     status.close("done", "")
-    assert written(store).how == "done"
+    assert read_status(store).how == "done"
     assert "requests to this run cannot be read: not a request" in caplog.text

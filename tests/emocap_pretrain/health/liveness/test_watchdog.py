@@ -65,10 +65,16 @@ MakeRanks = Callable[..., list[OneRank]]
 
 
 @pytest.fixture
-def make_ranks() -> Iterator[MakeRanks]:
+def stores() -> list[Any]:
+    """Returns a list with the only reference to the store of the job: a test that clears it ends the store."""
+    timeout = timedelta(seconds=20)
+    return [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)]  # pyright: ignore[reportPrivateImportUsage]
+
+
+@pytest.fixture
+def make_ranks(stores: list[Any]) -> Iterator[MakeRanks]:
     """Makes ranks around one store of a job, which outlives all their threads."""
     before = set(threading.enumerate())
-    store: Any = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))  # pyright: ignore[reportPrivateImportUsage]
     made: list[OneRank] = []
 
     def make(count: int, *, timeout_s: float = 600, silence_s: float = 600) -> list[OneRank]:
@@ -76,7 +82,7 @@ def make_ranks() -> Iterator[MakeRanks]:
         for rank in range(count):
             position = TrainingPosition()
             heartbeats = HeartbeatExchange(
-                store.clone(), position, rank=rank, world_size=count, read_all_after_s=timeout_s + 30
+                stores[0].clone(), position, rank=rank, world_size=count, read_all_after_s=timeout_s + 30
             )
             address = heartbeats.address
             detector = FailureDetector(hosts, rank=rank, store=address, timeout_s=timeout_s, silence_s=silence_s)
@@ -245,6 +251,23 @@ def test_after_the_timeout_of_a_collective_the_rank_that_the_others_wait_for_is_
     found = ranks[0].watchdog().explain_loss(wait_s=10, timed_out=True)
     assert found
     assert found.ranks == (1,)
+
+
+def test_a_lost_store_is_named_after_a_failed_collective(make_ranks: MakeRanks, stores: list[Any]) -> None:
+    ranks = make_ranks(2)
+    address = ranks[1].exchange.address
+    stores.clear()
+    wait_until(lambda: bool(ranks[1].exchange.error))
+    found = ranks[1].watchdog().explain_loss(wait_s=10, timed_out=False)
+    assert found == Diagnosis((), f"the job's store at {address} cannot be reached: its process or host is gone")
+
+
+def test_a_rank_without_a_store_publishes_its_own_diagnosis(make_ranks: MakeRanks, stores: list[Any]) -> None:
+    ranks = make_ranks(2)
+    stores.clear()
+    wait_until(lambda: bool(ranks[1].exchange.error))
+    own = Diagnosis((0,), "rank 0 is gone")
+    assert ranks[1].exchange.publish(own, 0.3) == own
 
 
 def test_the_first_diagnosis_that_is_published_is_the_one_of_all_ranks(make_ranks: MakeRanks) -> None:

@@ -18,13 +18,16 @@ from emocap_pretrain.run_folder.documents import Failure
 from emocap_pretrain.run_folder.state import RunState
 
 slow = pytest.mark.slow
-ENDED = {HUNG_EXIT_CODE, 1}  # The watchdog ends a rank, or its collective fails because another watchdog was quicker.
+EXIT_CODES = {
+    HUNG_EXIT_CODE,
+    1,
+}  # The watchdog ends a rank, or its collective fails because another watchdog was quicker.
 SCRIPT = Path(__file__).with_name("watched_rank.py")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Holds the exit codes and the stderr of the ranks that have ended, and how the folder says that the run ended."""
+class Outcome:
+    """Holds the exit codes and the stderr of the ranks that have ended, their failures, and the end of the run."""
 
     codes: dict[int, int]
     printed: dict[int, str]
@@ -32,18 +35,23 @@ class Ended:
     ending: str
 
 
-def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | None = None) -> Ended:
-    """Runs a job in which rank `victim` has a fault, until the others have ended."""
+def run_job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | None = None) -> Outcome:
+    """Runs a job in which rank `victim` has a fault, until the others have outcome."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, str(SCRIPT), config.model_dump_json(), kind, str(victim)]
     command += [] if wait_s is None else [str(wait_s)]
-    place = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     processes = [
         subprocess.Popen(
             command,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -61,7 +69,7 @@ def job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | N
     if store.exists("attempts/00001/status.json"):
         aged(store, "attempts/00001/status.json", 3600)
     ending = RunState.read(store).newest.ending
-    return Ended(codes, printed, attempts.failures(store, 1), ending)
+    return Outcome(codes, printed, attempts.failures(store, 1), ending)
 
 
 @pytest.fixture
@@ -70,34 +78,34 @@ def config(tiny_config: Config) -> Config:
 
 
 def test_a_killed_rank_is_named_by_the_others_within_seconds(config: Config) -> None:
-    ended = job(config, "kill", 1, ranks=2, wait_s=60)
-    assert ended.codes == {0: 1, 1: -9}
-    assert "LostContact: rank 1" in ended.printed[0]
-    assert "is gone" in ended.printed[0]
-    assert [(each.rank, each.kind, each.lost) for each in ended.failures] == [(0, "LostContact", True)]
-    assert "is gone" in ended.ending
+    outcome = run_job(config, "kill", 1, ranks=2, wait_s=60)
+    assert outcome.codes == {0: 1, 1: -9}
+    assert "LostContact: rank 1" in outcome.printed[0]
+    assert "is gone" in outcome.printed[0]
+    assert [(each.rank, each.kind, each.lost) for each in outcome.failures] == [(0, "LostContact", True)]
+    assert "is gone" in outcome.ending
 
 
 @slow
 def test_an_error_of_one_rank_is_reported_by_the_others(config: Config) -> None:
-    ended = job(config, "error", 2, ranks=3, wait_s=60)
-    assert ended.codes == {0: 1, 1: 1, 2: 1}
-    assert "has ended: ValueError: a picture without pixels" in ended.printed[0]
-    cause = attempts.cause(ended.failures)
+    outcome = run_job(config, "error", 2, ranks=3, wait_s=60)
+    assert outcome.codes == {0: 1, 1: 1, 2: 1}
+    assert "has ended: ValueError: a picture without pixels" in outcome.printed[0]
+    cause = attempts.cause(outcome.failures)
     assert cause
     assert (cause.rank, cause.kind, cause.step) == (2, "ValueError", 3)
-    assert "ValueError: a picture without pixels" in ended.ending
+    assert "ValueError: a picture without pixels" in outcome.ending
 
 
 @slow
 def test_a_sleeping_rank_is_named_prints_its_stacks_and_all_ranks_end(config: Config) -> None:
-    ended = job(config, "sleep", 1, ranks=3, wait_s=120)
-    assert set(ended.codes.values()) <= ENDED
-    assert "watchdog: rank 1 " in ended.printed[0]
-    assert "step 3, forward" in ended.printed[0]
-    assert "2 other ranks wait for it" in ended.printed[0]
-    assert "time.sleep(3600)" in ended.printed[1]
-    cause = attempts.cause(ended.failures)
+    outcome = run_job(config, "sleep", 1, ranks=3, wait_s=120)
+    assert set(outcome.codes.values()) <= EXIT_CODES
+    assert "watchdog: rank 1 " in outcome.printed[0]
+    assert "step 3, forward" in outcome.printed[0]
+    assert "2 other ranks wait for it" in outcome.printed[0]
+    assert "time.sleep(3600)" in outcome.printed[1]
+    cause = attempts.cause(outcome.failures)
     assert cause
     assert (cause.rank, cause.kind) == (1, "Hang")
     assert "cause_fault (watched_rank.py:" in cause.message
@@ -105,33 +113,33 @@ def test_a_sleeping_rank_is_named_prints_its_stacks_and_all_ranks_end(config: Co
 
 @slow
 def test_a_rank_in_a_collective_that_the_others_never_call_is_named(config: Config) -> None:
-    ended = job(config, "collective", 1, ranks=3, wait_s=120)
-    assert set(ended.codes.values()) <= ENDED
-    assert "watchdog: rank 1 " in ended.printed[0]
-    assert "dist.barrier()" in ended.printed[1]
+    outcome = run_job(config, "collective", 1, ranks=3, wait_s=120)
+    assert set(outcome.codes.values()) <= EXIT_CODES
+    assert "watchdog: rank 1 " in outcome.printed[0]
+    assert "dist.barrier()" in outcome.printed[1]
 
 
 @slow
 def test_a_hanging_rank_is_named_where_the_timeout_of_the_collective_comes_first(config: Config) -> None:
-    ended = job(changed(config, cluster__timeout_s=5), "sleep", 1, ranks=2, wait_s=4)
-    assert ended.codes[0] == 1
-    assert ended.codes[1] == HUNG_EXIT_CODE
-    assert "LostContact: rank 1 " in ended.printed[0]
-    assert "time.sleep(3600)" in ended.printed[1]
+    outcome = run_job(changed(config, cluster__timeout_s=5), "sleep", 1, ranks=2, wait_s=4)
+    assert outcome.codes[0] == 1
+    assert outcome.codes[1] == HUNG_EXIT_CODE
+    assert "LostContact: rank 1 " in outcome.printed[0]
+    assert "time.sleep(3600)" in outcome.printed[1]
 
 
 @slow
 def test_a_frozen_rank_is_named_and_its_process_is_inspected_by_another_rank(config: Config) -> None:
-    ended = job(config, "freeze", 1, ranks=3, wait_s=120)
-    assert set(ended.codes.values()) <= ENDED
-    assert "sent no heartbeat for 6 s" in ended.printed[0]
-    assert "is stopped" in ended.printed[0]
+    outcome = run_job(config, "freeze", 1, ranks=3, wait_s=120)
+    assert set(outcome.codes.values()) <= EXIT_CODES
+    assert "sent no heartbeat for 6 s" in outcome.printed[0]
+    assert "is stopped" in outcome.printed[0]
 
 
 @slow
 def test_the_loss_of_the_store_of_the_job_is_reported_with_its_address(config: Config) -> None:
-    ended = job(config, "freeze", 0, ranks=2, wait_s=120)
-    assert ended.codes == {1: HUNG_EXIT_CODE}
-    assert "the job's store at 127.0.0.1:" in ended.printed[1]
-    assert "has not answered for 6 s" in ended.printed[1]
-    assert "has not answered for 6 s" in ended.ending
+    outcome = run_job(config, "freeze", 0, ranks=2, wait_s=120)
+    assert outcome.codes == {1: HUNG_EXIT_CODE}
+    assert "the job's store at 127.0.0.1:" in outcome.printed[1]
+    assert "has not answered for 6 s" in outcome.printed[1]
+    assert "has not answered for 6 s" in outcome.ending

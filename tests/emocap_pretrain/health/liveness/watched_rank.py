@@ -24,7 +24,7 @@ from emocap_pretrain.run_folder.attempts import Attempt
 FAULT_STEP = 3
 
 
-def cause_fault(kind: str, world: RankGroup) -> None:
+def cause_fault(kind: str) -> None:
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "freeze":
@@ -35,17 +35,15 @@ def cause_fault(kind: str, world: RankGroup) -> None:
         dist.barrier()
     if kind == "error":
         raise ValueError("a picture without pixels")
-    if kind == "leave":
-        os._exit(3)
 
 
-def step(monitor: Monitor, world: RankGroup, kind: str | None) -> None:
+def step(monitor: Monitor, kind: str | None) -> None:
     total = torch.ones(100)
     with monitor.timer.measure("data"):
         time.sleep(0.01)
     with monitor.timer.measure("forward"):
         if kind:
-            cause_fault(kind, world)
+            cause_fault(kind)
     with monitor.timer.measure("loss"):
         dist.all_reduce(total)
     with monitor.timer.measure("backward"):
@@ -62,7 +60,7 @@ def train(config: Config, world: RankGroup, attempt: Attempt, kind: str, victim:
         for number in range(config.steps):
             monitor.enter("training", number)
             mine = number == FAULT_STEP and world.rank == victim
-            step(monitor, world, kind if mine else None)
+            step(monitor, kind if mine else None)
             monitor.enter("training", number + 1)
             if monitor.exchange({"loss": 1.0 / (number + 1)}).stop:
                 break
