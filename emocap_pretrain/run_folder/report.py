@@ -33,9 +33,9 @@ class Report:
     loss: Finite | None = None
     run_id: str = ""
     tracking_uri: str = ""
-    experiment_id: str = ""  # MLflow's name for it; empty if MLflow was unreachable, or in reports of 0.1.0.
     results: tuple[TaskResult, ...] = ()
     evaluation: dict[str, Any] | None = None  # The settings of `results`; reports of 0.1.0 do not have them.
+    experiment_id: str = ""  # MLflow's name for it; empty if MLflow was unreachable, or in reports of 0.1.0.
 
     def result(self, task: str) -> TaskResult:
         """Returns what the task of this name has found.
