@@ -110,7 +110,7 @@ class Monitor:
         has_damage: bool = False,
         extra: Sequence[float] = (),
     ) -> Exchange:
-        """Exchanges everything that the ranks tell each other at a logged step. This is one collective.
+        """Exchanges what the ranks report to each other at a logged step. This is one collective.
 
         It starts the profiler if a user has requested a profile; that request takes a second collective.
 

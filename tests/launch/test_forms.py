@@ -48,7 +48,7 @@ OWN = re.compile(
 )
 MOST_LINES = 16
 # What is said of a machine that is busy with other work; it tells nothing about the run.
-BUSY = re.compile(r"times as slow as the others|^(\[rank 0\] )?training waited .* for the checkpoint")
+BUSY = re.compile(r"times as long as the median rank|^(\[rank 0\] )?training waited .* for the checkpoint")
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,10 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Counters of the host's network cards, and the clock."""
     cards = {"lo": SimpleNamespace(bytes_recv=10**12, bytes_sent=10**12)}
     cards |= {name: SimpleNamespace(bytes_recv=5 * 10**6, bytes_sent=0) for name in ("eth0", "ib0")}
-    told: dict[str, Any] = {"cards": cards, "now": 100.0}
-    monkeypatch.setattr(hosts.psutil, "net_io_counters", lambda **_: told["cards"])
-    monkeypatch.setattr(hosts.time, "monotonic", lambda: told["now"])
-    return told
+    fake: dict[str, Any] = {"cards": cards, "now": 100.0}
+    monkeypatch.setattr(hosts.psutil, "net_io_counters", lambda **_: fake["cards"])
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: fake["now"])
+    return fake
 
 
 def test_a_host_without_a_gpu_reports_nan_for_gpus() -> None:
