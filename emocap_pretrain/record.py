@@ -8,7 +8,7 @@ from emocap_shards.store import Store
 from emocap_pretrain.checkpoint.layout import step_folders
 from emocap_pretrain.errors import LostContact, RolledBack
 from emocap_pretrain.run_folder import attempts
-from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING
+from emocap_pretrain.run_folder.attempts import FINAL, PASSING, STOP_REQUESTED
 from emocap_pretrain.run_folder.documents import Failure, Status
 from emocap_pretrain.run_folder.folder import RunFolder
 
@@ -61,7 +61,7 @@ class RunRecord:
     def asked_to_stop(self) -> bool:
         """Returns whether a person made the request to the run itself."""
         status = self._status()
-        return self.stopped() and status is not None and status.reason.startswith(ASKED)
+        return self.stopped() and status is not None and status.reason.startswith(STOP_REQUESTED)
 
     def _status(self) -> Status | None:
         """The newest attempt's; one that cannot be read says nothing, as if it had not been written yet."""

@@ -41,7 +41,7 @@ def command(
             try:
                 began = _awaited(store, request)
             finally:  # Nobody shall serve it later, when nobody waits; where it was served it is gone.
-                requests.served(store, Requests(profile=request))
+                requests.mark_served(store, Requests(profile=request))
             if began.steps is None:
                 raise TrainingError(f"no profile: {began.refused}; ask again when they are.")
             first, last = began.steps

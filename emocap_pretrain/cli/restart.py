@@ -67,7 +67,7 @@ def command(
             **_remote(store, head) if (head := head_of(command)) else {},
         )
         # What the ranks did not need any more is not meant for the next start.
-        requests.served(store, requests.Requests(stop=True))
+        requests.mark_served(store, requests.Requests(stop=True))
         if outcome.over.how is End.FAILED:
             sys.stderr.write(f"error: {shown(outcome.over.reason)}\n")
         sys.exit(_code(outcome))

@@ -12,7 +12,7 @@ from rich.live import Live
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.tables import grid, plain, table
-from emocap_pretrain.run_folder.attempts import ASKED
+from emocap_pretrain.run_folder.attempts import STOP_REQUESTED
 from emocap_pretrain.run_folder.documents import Status, Straggler
 from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunState
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
@@ -51,7 +51,7 @@ def command(
 
 def _may_go_on(newest: AttemptState) -> bool:
     """Returns whether it runs, or has ended so recently, and not finally, that a supervisor may start it again."""
-    over = newest.how == "done" or newest.reason.startswith(ASKED)
+    over = newest.how == "done" or newest.reason.startswith(STOP_REQUESTED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
 

@@ -23,7 +23,7 @@ from emocap_pretrain.health.stragglers import StragglerWarnings, slowest_rank
 from emocap_pretrain.health.timing import SECTIONS, SectionTimer
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import lost_contact
-from emocap_pretrain.run_folder.attempts import ASKED, FINAL, PASSING, TOLD, Attempt
+from emocap_pretrain.run_folder.attempts import FINAL, PASSING, STOP_REQUESTED, STOP_SIGNALLED, Attempt
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Straggler
 from emocap_pretrain.run_folder.requests import Requests
 
@@ -89,7 +89,7 @@ class Monitor:
             )
         fields = {"name": name, "steps": steps, "ranks": world.world_size, "hosts": tuple(sorted(set(self._hosts)))}
         self._status = StatusThread(attempt, self.position, **fields) if world.is_main else None
-        self._stop_reason = TOLD
+        self._stop_reason = STOP_SIGNALLED
         self._hangs = False  # Whether the other ranks wait for this one.
 
     def enter(self, phase: str, step: int) -> None:
@@ -151,7 +151,7 @@ class Monitor:
     def _take_requests(self) -> Requests | None:
         requests = self._status.take_requests() if self._status else None
         if requests and requests.stop:
-            self._stop_reason = ASKED
+            self._stop_reason = STOP_REQUESTED
         return requests
 
     def _flags(self, requests: Requests | None, should_stop: bool) -> tuple[bool, bool, bool]:
@@ -244,7 +244,7 @@ class Monitor:
         self, kind: str, message: str, *, lost: bool, final: bool = False, passing: bool = False
     ) -> None:
         place = (self._world.rank, self.host, self.position.step)
-        self._attempt.fail(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
+        self._attempt.record_failure(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
 
 
 @contextmanager

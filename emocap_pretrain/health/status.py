@@ -16,7 +16,7 @@ from typing import Any
 from emocap_pretrain.errors import Superseded
 from emocap_pretrain.health.position import UNBOUNDED_PHASES, TrainingPosition
 from emocap_pretrain.run_folder import requests
-from emocap_pretrain.run_folder.attempts import ASKED, TOLD, Attempt
+from emocap_pretrain.run_folder.attempts import STOP_REQUESTED, STOP_SIGNALLED, Attempt
 from emocap_pretrain.run_folder.documents import ENDED, Status
 from emocap_pretrain.run_folder.requests import Requests
 
@@ -99,7 +99,7 @@ class StatusThread:
 
     def _write(self) -> None:
         self._attempt.require_folder()
-        self._attempt.tell(self._status())
+        self._attempt.write_status(self._status())
 
     def _status(self) -> Status:
         position, fields = self._position, self._fields
@@ -110,13 +110,13 @@ class StatusThread:
     def _read_requests(self, *, last: bool) -> None:
         store = self._attempt.store
         while not self._served.empty():
-            requests.served(store, self._served.get())
-        waiting = requests.waiting(store)
+            requests.mark_served(store, self._served.get())
+        waiting = requests.pending(store)
         if not last:
             self._requests = waiting
         elif (
             self._fields.how != FAILED
         ):  # It was requested while the run was ending, so it is not for the next attempt.
             if waiting.stop and self._fields.how == STOPPED:
-                self.update(reason=self._fields.reason.replace(TOLD, ASKED, 1))
-            requests.served(store, waiting)
+                self.update(reason=self._fields.reason.replace(STOP_SIGNALLED, STOP_REQUESTED, 1))
+            requests.mark_served(store, waiting)

@@ -4,9 +4,9 @@
     <run>/attempts/00003/failed-00001.json     why rank 1 of that attempt ended
     <run>/attempts/00003/status.json           its state, every few seconds
 
-An attempt that was taken for dead (a partition, a frozen host) may wake up again. Before it commits anything it looks
-for an attempt with a higher number, and ends if there is one. Where a store ignores conditions, two attempts in the
-same second may take the same number; then the race between their checkpoints is open.
+An attempt that seemed dead (a network partition, a frozen host) may continue later. Before it commits anything it looks
+for an attempt with a higher number, and ends if there is one. If a store ignores conditions, two attempts in the same
+second may take the same number; then the later one of their checkpoints replaces the other.
 
 Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the numbers continue after them.
 """
@@ -29,11 +29,12 @@ from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
 FOLDER, OLD_FOLDER = "attempts", "starts"
 ATTEMPT_FILE, OLD_ATTEMPT_FILE, STATUS_FILE = "attempt.json", "start.json", "status.json"
-# With these words begins the reason in the status of an attempt that a person ended, or a signal.
-ASKED, TOLD = "asked to stop", "told to stop"
+# First words of `Status.reason` for an attempt that a user ended with `emocap stop`, or that a signal ended.
+STOP_REQUESTED, STOP_SIGNALLED = "asked to stop", "told to stop"
 LONGEST_MESSAGE = 2000
-LOOKS, PAUSE_S = 3, 0.05  # What seems to be gone is looked up again.
+READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
+# Errors that come again at every attempt, and errors of other services that pass.
 FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
 PASSING = (StoreError, TrackingError, OSError)
 
@@ -46,14 +47,19 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """This process's view of one attempt of the run at the store's root."""
+    """One attempt of the run at the store's root: checks that it still owns the run, and writes its documents."""
 
     store: Store
     number: int
 
     @classmethod
     def begin(cls, store: Store, *, ranks: int = 1) -> "Attempt":
-        """Take the next number; of several processes that ask at once each gets its own. Rank 0 alone calls it."""
+        """Takes the next number and writes `attempt.json`. Processes that call it at once get different numbers.
+
+        Args:
+            store: The run's folder.
+            ranks: World size of the attempt. Only rank 0 calls this.
+        """
         known = numbers(store)
         number = max(known, default=0) + 1
         while True:
@@ -64,13 +70,15 @@ class Attempt:
                 number += 1
             else:
                 break
-        if store.list(OLD_FOLDER):  # A process of version 0.1.0 that wakes up looks there alone for its successor.
+        if store.list(OLD_FOLDER):  # A process of version 0.1.0 that continues looks for its successor only there.
             store.put(f"{OLD_FOLDER}/{number:05d}/{OLD_ATTEMPT_FILE}", body)
         return cls(store, number)
 
     def check(self) -> None:
-        """Raises:
-        Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
+        """Checks that this attempt owns the run. Reads the store.
+
+        Raises:
+            Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
         """
         owner = newest(self.store)
         if owner > self.number:
@@ -82,11 +90,13 @@ class Attempt:
             self.require_folder()
 
     def require_folder(self) -> None:
-        """Raises:
-        Superseded: If this attempt's own document is gone; a folder that a person has deleted does not come back.
+        """Checks that `attempt.json` still exists, so that a folder that somebody has deleted is not written anew.
+
+        Raises:
+            Superseded: If it does not exist.
         """
         path = f"{FOLDER}/{self.number:05d}/{ATTEMPT_FILE}"
-        for _ in range(LOOKS):
+        for _ in range(READINGS):
             if self.store.exists(path):
                 return
             time.sleep(PAUSE_S)
@@ -95,28 +105,33 @@ class Attempt:
             "and nothing more is saved."
         )
 
-    def tell(self, status: Status) -> None:
-        told = replace(status, reason=shown(status.reason))
-        storage.write(self.store, f"{FOLDER}/{self.number:05d}/{STATUS_FILE}", STATUS, told)
+    def write_status(self, status: Status) -> None:
+        """Writes `status.json`, with secrets masked in the reason.
 
-    def fail(self, failure: Failure) -> None:
-        """Record a failure; a store that does not take it costs the record, not more."""
+        Raises:
+            StoreError: If the store does not take it.
+        """
+        masked = replace(status, reason=shown(status.reason))
+        storage.write(self.store, f"{FOLDER}/{self.number:05d}/{STATUS_FILE}", STATUS, masked)
+
+    def record_failure(self, failure: Failure) -> None:
+        """Writes `failed-<rank>.json`, with the time and with secrets masked. An error of the store is only logged."""
         path = f"{FOLDER}/{self.number:05d}/failed-{failure.rank:05d}.json"
-        told = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
+        masked = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
         try:
             self.require_folder()
-            storage.write(self.store, path, FAILURE, told)
+            storage.write(self.store, path, FAILURE, masked)
         except (StoreError, OSError, Superseded) as error:
-            log.warning("the failure of rank %d could not be written down: %s", failure.rank, error)
+            log.warning("the failure of rank %d could not be recorded: %s", failure.rank, error)
 
 
 def newest(store: Store) -> int:
-    """The number of the newest attempt; 0 before the first."""
+    """Returns the number of the newest attempt; 0 before the first."""
     return max(numbers(store), default=0)
 
 
 def numbers(store: Store) -> list[int]:
-    """The numbers of all attempts, ascending; a folder with another name, such as a copy, is not an attempt."""
+    """Returns the numbers of all attempts, ascending. Folders with other names, such as a copy, are ignored."""
     entries = [*store.list(OLD_FOLDER), *store.list(FOLDER)]
     matches = (_BEGUN.fullmatch(entry.path) for entry in entries)
     texts = {text for match in matches if match for text in match.groups() if text}
@@ -124,7 +139,7 @@ def numbers(store: Store) -> list[int]:
 
 
 def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
-    """When and on how many ranks an attempt was launched."""
+    """Returns when and on how many ranks an attempt was launched; None if it has no such document."""
     return _read(store, number, (ATTEMPT_FILE, OLD_ATTEMPT_FILE), ATTEMPT)
 
 
@@ -134,7 +149,7 @@ def status(store: Store, number: int) -> Status | Unreadable | None:
 
 
 def age_s(store: Store, number: int) -> float | None:
-    """Seconds since the attempt gave its last sign of life, by the store's clock; None where the store does not say."""
+    """Returns the seconds since the attempt last wrote its status, by the store's clock; None if that is not known."""
     for folder, begun in ((FOLDER, ATTEMPT_FILE), (OLD_FOLDER, OLD_ATTEMPT_FILE)):
         for file in (STATUS_FILE, begun):
             with suppress(NotFound):
@@ -158,12 +173,19 @@ def _failure(store: Store, path: str, rank: int) -> Failure | None:
 
 
 def cause(found: list[Failure]) -> Failure | None:
-    """The failure that the others followed from: the first that is more than the loss of another rank."""
+    """Returns the failure that caused the others: the first that is not the loss of another rank. None without any."""
     return next((each for each in found if not each.lost), next(iter(found), None))
 
 
 def _read(store: Store, number: int, files: tuple[str, str], kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """The document of an attempt: where this version writes it, else where version 0.1.0 did."""
+    """Reads a document of an attempt from where this version writes it, else from where version 0.1.0 did.
+
+    Args:
+        store: The run's folder.
+        number: Number of the attempt.
+        files: Name of the document in this version, and in version 0.1.0.
+        kind: What the document is.
+    """
     new, old = files
     found = storage.read(store, f"{FOLDER}/{number:05d}/{new}", kind)
     return storage.read(store, f"{OLD_FOLDER}/{number:05d}/{old}", kind) if found is None else found

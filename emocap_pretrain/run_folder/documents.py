@@ -23,15 +23,15 @@ MOST_RANKS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RunDocument:
-    """`run.json`: which run the folder belongs to; written by the first attempt, before the first step.
+    """Holds `run.json`: which run the folder belongs to; written by the first attempt, before the first step.
 
     Args:
-        run_id: MLflow's name for the run.
+        run_id: MLflow's id of the run.
         config: The settings of the first attempt, as `config.stored` writes them.
-        id: A random name that a copy of the folder has too, until an attempt in the copy makes it another run.
-        url: Where the folder was when this was written, and `host`: on which host, for a local folder. A digest where
-            the environment gave the address.
-        parent: MLflow's name for the run of whose folder this one is a copy.
+        id: A random name. A copy of the folder has the same one, until an attempt in the copy makes it another run.
+        url: Address of the folder when this was written; a digest of it if it came from an environment variable.
+        host: Name of the host that wrote this, which matters if the folder is local.
+        parent: MLflow's id of the run of whose folder this one is a copy; empty if it is not a copy.
     """
 
     run_id: str
@@ -44,7 +44,13 @@ class RunDocument:
 
 @dataclass(frozen=True, slots=True)
 class AttemptDocument:
-    """`attempts/00003/attempt.json`: one launch of the run; put only if absent, by rank 0."""
+    """Holds `attempts/00003/attempt.json`: one launch of the run; put only if absent, by rank 0.
+
+    Args:
+        number: Number of the attempt, from 1 on.
+        at: When it began, in seconds since 1970.
+        ranks: World size.
+    """
 
     number: Count = 0
     at: Moment | None = None
@@ -53,10 +59,18 @@ class AttemptDocument:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`attempts/00003/failed-00001.json`: why rank 1 of attempt 3 ended; written by that rank.
+    """Holds `attempts/00003/failed-00001.json`: why rank 1 of attempt 3 ended; written by that rank.
 
-    `kind` is the error's class, `step` the one that it was at. `final` failures come again at every try (a wrong
-    setting); `lost` ones only say that another rank is gone; `passing` ones are outages of something else.
+    Args:
+        rank: The rank that failed.
+        host: Its host.
+        step: The step at which it failed.
+        kind: Name of the error's class.
+        message: The error's message, with secrets masked.
+        final: Whether every further attempt would fail alike, such as with a wrong setting.
+        lost: Whether the error only says that another rank is gone.
+        passing: Whether another service was down, so that a later attempt may succeed.
+        at: When it was recorded, in seconds since 1970.
     """
 
     rank: Count
@@ -72,7 +86,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Straggler:
-    """The slowest rank, for which the others wait.
+    """Describes the slowest rank, for which the others wait.
 
     Args:
         rank: The rank.
@@ -97,12 +111,26 @@ ENDED: State = "ended"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`attempts/00003/status.json`: the state of an attempt; rank 0 writes it every few seconds and once at its end.
+    """Holds `attempts/00003/status.json`: the state of an attempt; rank 0 writes it every few seconds and at its end.
 
     Args:
         at: When it was written, by the clock of rank 0's host. Only the store's clock says how long ago that is.
         state: "opening", "training", "saving", "evaluating" or "ended".
-        how: Once it has ended: "done", "stopped" or "failed"; `reason` says why, in words.
+        step: Optimizer steps done.
+        phase: The section of a step, or another phase, in which rank 0 is.
+        name: Name of the run.
+        attempt: Number of the attempt.
+        restarts: How often the cluster has restarted the job.
+        steps: Optimizer steps that the run does in total.
+        ranks: World size.
+        hosts: The hosts of the ranks.
+        loss: The loss that was logged last.
+        samples_per_s: Samples per second over all ranks.
+        eta_s: Expected seconds until the last step.
+        slowest: The rank that slows the others, if there is one.
+        checkpoint: Step of the newest committed checkpoint.
+        how: "done", "stopped" or "failed" once it has ended; empty before.
+        reason: Why it has ended, as a text.
     """
 
     at: Moment
@@ -126,14 +154,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """`requests/stop.json`: save and end; written by whoever asks, deleted by rank 0."""
+    """Holds `requests/stop.json`: a request to save and end; written by `emocap stop`, deleted by rank 0."""
 
     at: Moment
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """`requests/profile-7f3a.json`: record the next `steps` steps on these ranks; None is all."""
+    """Holds `requests/profile-7f3a.json`: a request to record the next `steps` steps on `ranks`; None is all ranks."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,32}$")]
     steps: Annotated[int, Field(ge=1, le=MOST_PROFILED_STEPS)]
@@ -143,7 +171,13 @@ class ProfileRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProfileAnswer:
-    """`profiles/7f3a.json`: the first and the last step that a request led to and where their traces will lie."""
+    """Holds `profiles/7f3a.json`: the answer of rank 0 to a profile request.
+
+    Args:
+        steps: The first and the last step that are recorded.
+        traces: Paths at which the traces will be, one for each rank, relative to the run's folder.
+        refused: Why the request is refused; empty if it is not.
+    """
 
     steps: tuple[Count, Count] | None = None
     traces: tuple[str, ...] = ()
@@ -152,14 +186,14 @@ class ProfileAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SkippedDocument:
-    """`skipped.json`: steps whose update is left out after a roll-back, with the reason; written by rank 0."""
+    """Holds `skipped.json`: steps whose update is left out after a rollback, with the reason; written by rank 0."""
 
     steps: Mapping[Annotated[int, Field(ge=0)], str]
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedSample:
-    """A damaged sample that was left out of `step`."""
+    """Describes a damaged sample that was left out of `step`."""
 
     shard: str
     key: str
@@ -169,16 +203,16 @@ class QuarantinedSample:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineDocument:
-    """`quarantine.json`: every damaged sample that the run left out, over all ranks and attempts; written by rank 0."""
+    """Holds `quarantine.json`: all damaged samples that the run left out, over all ranks and attempts; by rank 0."""
 
     samples: tuple[QuarantinedSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UnsentDocument:
-    """`unsent.json`, in the run's folder and in each checkpoint: rows that MLflow has not taken yet; by rank 0.
+    """Holds `unsent.json`, in the run's folder and in each checkpoint: rows that MLflow does not have yet; by rank 0.
 
-    What a row holds is the tracker's own; see `tracking.spool.Row`.
+    The tracker defines what a row holds; see `tracking.spool.Row`.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -192,7 +226,7 @@ STOP_REQUEST = DocumentKind(StopRequest)
 PROFILE_REQUEST = DocumentKind(ProfileRequest)
 PROFILE_ANSWER = DocumentKind(ProfileAnswer)
 REPORT = DocumentKind(Report, (lambda body: body, with_results))
-# Version 0.1.0 wrote these without a frame: a mapping of steps, and lists.
+# Version 0.1.0 wrote these as a bare mapping of steps and as bare lists.
 SKIPPED = DocumentKind(SkippedDocument, (lambda body: {"steps": body},))
 QUARANTINE = DocumentKind(QuarantineDocument, (lambda body: {"samples": body},))
 UNSENT = DocumentKind(UnsentDocument, (lambda body: {"rows": body},), limit_bytes=1 << 28)

@@ -27,45 +27,54 @@ from emocap_pretrain.run_folder.storage import Unreadable
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
 
 DIGEST = "sha256:"
-LOOK, LOOKS, PAUSE_S = RetryConfig(deadline_s=20.0), 3, 0.05
+LOOKUP_RETRIES = RetryConfig(deadline_s=20.0)  # For the store of another folder.
+READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The run at a store's root."""
+    """The folder of a run, at a store's root: says which run it belongs to, and holds the run's report."""
 
     store: Store
 
     def run_id(self, config: Config) -> str | None:
-        """The tracker's run of an earlier attempt; None at the first.
+        """Returns the tracker's run of an earlier attempt; None if this is the first one.
 
         Raises:
-            ConfigError: If the folder belongs to a run with other settings; it names the first that differs. Or if that
-                cannot be read.
+            ConfigError: If the folder belongs to a run with other settings (the message names the first that differs),
+                or if `run.json` cannot be read.
         """
         first = storage.read(self.store, RUN_FILE, RUN)
         if isinstance(first, Unreadable):
             raise ConfigError(f"{first}: restore it, or give the run another url.")
         if first is None:
             return None
-        _same_run(first.config, config, self.store.url)
+        _require_same_run(first.config, config, self.store.url)
         return first.run_id
 
-    def begin(self, config: Config, run_id: str, *, parent: str = "") -> None:
+    def write_run(self, config: Config, run_id: str, *, parent: str = "") -> None:
+        """Writes `run.json`, with which the folder belongs to this run.
+
+        Args:
+            config: The run's settings.
+            run_id: MLflow's id of the run.
+            parent: MLflow's id of the run of whose folder this one is a copy; empty if it is not a copy.
+        """
         settings, identity = stored.dump(config), uuid.uuid4().hex
-        # An address that the environment gives may be a secret: then its digest tells whether it is the same one.
+        # An address from an environment variable may be a secret: only its digest is stored, for later comparison.
         url = _digest(self.store.url, identity) if "${" in str(settings["url"]) else self.store.url
         document = RunDocument(run_id, settings, identity, url, _host(), parent)
         storage.write(self.store, RUN_FILE, RUN, document)
 
-    def original(self) -> str:
-        """MLflow's name for the run of whose folder this one is a copy; empty where this folder is the run itself.
+    def copied_from(self) -> str:
+        """Returns MLflow's id of the run of whose folder this one is a copy; empty if this folder is the run itself.
 
-        A folder whose recorded place still holds the same run is a copy, unless both are one folder under two names (a
-        mount, a link, an endpoint). Where the recorded place holds nothing any more, the folder was moved and is the
-        run. Where that cannot be looked up, it counts as a copy: a second run in the tracker does no harm.
+        `run.json` records the folder's address. If that address still holds the same run, this folder is a copy, unless
+        both are one folder under two names (a mount, a link, an endpoint). If it holds nothing any more, the folder was
+        moved and is the run itself. If that cannot be looked up, the folder counts as a copy: a second run in the
+        tracker does no harm.
 
         Raises:
             StoreError: If this folder's own store does not answer.
@@ -76,16 +85,18 @@ class RunFolder:
         try:
             return document.run_id if self._is_copy(document) else ""
         except (StoreError, OSError) as error:
-            log.warning("where %s was recorded cannot be looked up, so it counts as a copy: %s", self.store.url, error)
+            log.warning(
+                "the recorded address of %s cannot be looked up: it counts as a copy: %s", self.store.url, error
+            )
             return document.run_id
 
     def _is_copy(self, document: RunDocument) -> bool:
         recorded = document.url or str(document.config.get("url", ""))
         if "${" in recorded or recorded in {self.store.url, _digest(self.store.url, document.id)}:
             return False
-        if recorded.startswith(DIGEST) or not _is_beside(recorded, self.store.url):
+        if recorded.startswith(DIGEST) or not _may_be_contacted(recorded, self.store.url):
             return True
-        other = open_store(recorded, patience=LOOK)
+        other = open_store(recorded, patience=LOOKUP_RETRIES)
         if other.url == self.store.url:
             return False
         if _holds(other, document):
@@ -93,9 +104,9 @@ class RunFolder:
         return other.is_near and document.host not in {"", _host()}
 
     def report(self, steps: int) -> Report | None:
-        """The report of a run that has done `steps` steps; None while it has not.
+        """Returns the report of a run that has done `steps` steps; None if there is none yet.
 
-        One that cannot be read counts as missing: the next attempt evaluates the last checkpoint again and replaces it.
+        A report that cannot be read counts as missing: the next attempt evaluates the last checkpoint again.
         """
         report = storage.read(self.store, REPORT_FILE, REPORT)
         if isinstance(report, Unreadable):
@@ -103,22 +114,23 @@ class RunFolder:
             return None
         return report if report and report.step >= steps else None
 
-    def conclude(self, report: Report) -> None:
+    def write_report(self, report: Report) -> None:
+        """Writes `report.json`, with which the run is done."""
         storage.write(self.store, REPORT_FILE, REPORT, report)
 
 
-def _is_beside(recorded: str, own: str) -> bool:
-    """Returns whether a recorded address is a local path, or lies in the bucket or on the server that the user named.
+def _may_be_contacted(recorded: str, own: str) -> bool:
+    """Returns whether a recorded address is a local path, or lies in the same bucket or on the same server as `own`.
 
     `run.json` may come from somebody else: no other server is contacted because of it.
     """
-    theirs, ours = urlsplit(recorded), urlsplit(own)
-    return theirs.scheme in {"", "file"} or (theirs.scheme, theirs.netloc) == (ours.scheme, ours.netloc)
+    other, this = urlsplit(recorded), urlsplit(own)
+    return other.scheme in {"", "file"} or (other.scheme, other.netloc) == (this.scheme, this.netloc)
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
     """Returns whether the store holds the run of that document; a missing document is looked up again."""
-    for _ in range(LOOKS):
+    for _ in range(READINGS):
         found = storage.read(store, RUN_FILE, RUN)
         if found is not None:
             same = isinstance(found, RunDocument) and (found.id, found.run_id) == (document.id, document.run_id)
@@ -145,14 +157,19 @@ def _host() -> str:
     return socket.gethostname()
 
 
-def _same_run(first: dict[str, Any], config: Config, url: str) -> None:
+def _require_same_run(first: dict[str, Any], config: Config, url: str) -> None:
+    """Checks that no setting differs that may not change during a run.
+
+    Raises:
+        ConfigError: If one differs.
+    """
     before = stored.current(first)
     for key, then, now in stored.differences(before, stored.current(config.stored())):
         raise ConfigError(
-            f"the run at {url} was started with {key}={_told(then)}, now it is {_told(now)}: "
+            f"the run at {url} was started with {key}={_value(then)}, now it is {_value(now)}: "
             "put it back to resume, or give the new run another url."
         )
 
 
-def _told(value: Any) -> str:
+def _value(value: Any) -> str:
     return "nothing" if value is None else repr(value)

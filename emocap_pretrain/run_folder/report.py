@@ -1,4 +1,4 @@
-"""The result of a run, as a value and as a table for a person."""
+"""Defines the report of a finished run, as a value and as a table for the terminal."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,7 +22,22 @@ from emocap_pretrain.run_folder.results import (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`report.json`: what a finished run says of itself; rank 0 writes it last."""
+    """Holds `report.json`: the result of a finished run; rank 0 writes it last.
+
+    Args:
+        name: Name of the run.
+        url: The run's folder.
+        step: Optimizer steps done.
+        seconds: Time of training, over all attempts.
+        ranks: World size of the last attempt.
+        samples_per_s: Samples per second over all ranks.
+        loss: The last loss; None if it was not finite.
+        run_id: MLflow's id of the run.
+        tracking_uri: Address of the MLflow server.
+        results: The findings of each evaluation task.
+        evaluation: The settings that `results` were found with; reports of 0.1.0 do not have them.
+        experiment_id: MLflow's id of the experiment; empty if MLflow was unreachable, or in reports of 0.1.0.
+    """
 
     name: str
     url: str
@@ -34,48 +49,48 @@ class Report:
     run_id: str = ""
     tracking_uri: str = ""
     results: tuple[TaskResult, ...] = ()
-    evaluation: dict[str, Any] | None = None  # The settings of `results`; reports of 0.1.0 do not have them.
-    experiment_id: str = ""  # MLflow's name for it; empty if MLflow was unreachable, or in reports of 0.1.0.
+    evaluation: dict[str, Any] | None = None
+    experiment_id: str = ""
 
     def result(self, task: str) -> TaskResult:
-        """Returns what the task of this name has found.
+        """Returns the result of the task of this name.
 
         Raises:
-            KeyError: If it was not run.
+            KeyError: If the task was not run.
         """
         return {result.task: result for result in self.results}[task]
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
-        """Returns whether `results` are those of these stored settings; without a url they always are."""
+        """Returns whether `results` belong to these stored evaluation settings; true if the settings have no url."""
         if settings["url"] is None:
             return True
         if not self.results:
             return False
         if self.evaluation is None:
-            return settings["tasks"] is None and all(_may_be_of(result, settings) for result in self.results)
+            return settings["tasks"] is None and all(_fits(result, settings) for result in self.results)
         return _decisive(filled(self.evaluation, EvaluationConfig)) == _decisive(settings)
 
     def table(self) -> Table:
-        """Two columns: what, and its value."""
+        """Returns a table of names and values for the terminal."""
         table = Table(title=f"Run {self.name}", title_justify="left", show_header=False)
         for name, value in _rows(self):
             table.add_row(name, value)
         return table
 
     def markdown(self) -> str:
-        """The same as a Markdown table."""
+        """Returns the same rows as a Markdown table."""
         return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
 
 
-def _may_be_of(result: TaskResult, settings: dict[str, Any]) -> bool:
-    """Returns whether dataset and classes are those of the settings; a report of 0.1.0 says no more of its own."""
+def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
+    """Returns whether dataset and classes are those of the settings. A report of 0.1.0 has nothing else to compare."""
     classes = settings["classes"]
     same_classes = not classes or all(each.classes == tuple(classes) for each in result.confusion_matrices)
     return result.url == settings["url"] and same_classes
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the results depend on."""
+    """Returns the settings that the results depend on."""
     return {name: value for name, value in settings.items() if name != "batch"}
 
 
@@ -91,7 +106,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _ZeroShot:
-    """The one result that a report of schema 1 could hold."""
+    """Holds the one result that a report of schema 1 could have."""
 
     url: str
     classes: tuple[str, ...]
@@ -123,7 +138,7 @@ def with_results(body: Any) -> Any:
     """Turns a report of schema 1, which knew one task alone, into one of schema 2, which has a list of results.
 
     Raises:
-        ValueError: If what it holds of that task cannot be read.
+        ValueError: If the result of that task cannot be read.
     """
     if not isinstance(body, dict):
         return body

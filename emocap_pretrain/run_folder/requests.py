@@ -1,8 +1,8 @@
-"""Stores requests of people to a run as small files in its folder. This works under every launcher and opens no port.
+"""Stores users' requests to a run as small files in its folder. This works under every launcher and opens no port.
 
-<run>/requests/stop.json               save and end
-<run>/requests/profile-7f3a.json       record so many steps
-<run>/requests/refused-stop.json       what could not be understood; nobody reads it again
+<run>/requests/stop.json               asks the run to save and end
+<run>/requests/profile-7f3a.json       asks the run to record some steps
+<run>/requests/refused-stop.json       a request that could not be read; it is kept and ignored
 """
 
 import logging
@@ -19,8 +19,8 @@ from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
 FOLDER = "requests"
 STOP, PROFILE, REFUSED = f"{FOLDER}/stop.json", f"{FOLDER}/profile-", f"{FOLDER}/refused-"
-VALID_S = 3600.0  # A request that nobody served for so long is meant for an attempt that is gone.
-KEPT_BYTES = 1 << 16  # Of a request that is refused.
+VALID_S = 3600.0  # An older request was meant for an attempt that has ended since.
+KEPT_BYTES = 1 << 16  # How much of a refused request is kept.
 
 _PROFILE = re.compile(rf"{PROFILE}([A-Za-z0-9]{{1,32}})\.json")
 
@@ -31,30 +31,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Returns the requests that exist now."""
+    """Holds the requests that exist at one moment."""
 
     stop: bool = False
     profile: ProfileRequest | None = None
 
 
 def ask_to_stop(store: Store) -> None:
+    """Writes a request to save and end, which rank 0 of the run reads within seconds."""
     storage.write(store, STOP, STOP_REQUEST, StopRequest(time.time()))
 
 
 def ask_for_profile(store: Store, request: ProfileRequest) -> None:
+    """Writes a request to record some steps, with the time of now."""
     storage.write(store, _path(request), PROFILE_REQUEST, replace(request, at=time.time()))
 
 
-def waiting(store: Store) -> Requests:
-    """Returns the requests that are not served yet, and one of several profiles. Unreadable ones are renamed."""
+def pending(store: Store) -> Requests:
+    """Returns the requests that are not served yet; of several profile requests one. Renames unreadable ones."""
     present = sorted(entry.path for entry in store.list(FOLDER))
     stop = _read(store, STOP, STOP_REQUEST) if STOP in present else None
     profiles = (_profile(store, path) for path in present if path.startswith(PROFILE))
     return Requests(stop is not None, next(filter(None, profiles), None))
 
 
-def served(store: Store, requests: Requests) -> None:
-    """They are not asked again."""
+def mark_served(store: Store, requests: Requests) -> None:
+    """Deletes these requests, so that they are not read again."""
     if requests.stop:
         store.delete(STOP)
     if requests.profile:
@@ -67,14 +69,15 @@ def _path(request: ProfileRequest) -> str:
 
 def _profile(store: Store, path: str) -> ProfileRequest | None:
     request = _read(store, path, PROFILE_REQUEST)
-    if request and path != _path(request):  # It would be served again and again: it is deleted by its id.
+    # `mark_served` deletes a request by its id; one at another path would never be deleted and be served forever.
+    if request and path != _path(request):
         _refuse(store, path, f"its id is {request.id}")
         return None
     return request
 
 
 def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | None:
-    """The request, if it can be understood and is fresh."""
+    """Returns the request if it is readable and not too old."""
     request = storage.read(store, path, kind)
     if isinstance(request, Unreadable):
         _refuse(store, path, request.reason)

@@ -1,7 +1,7 @@
-"""The findings of an evaluation as plain values: named scores, values by class, confusion matrices.
+"""Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
-Every task gives its findings in these types, so that the report, the tracker and the command line show a task's results
-without knowing the task.
+Every task returns its results in these types, so that the report, the tracker and the command line show them without
+knowing the task.
 """
 
 import math
@@ -20,26 +20,27 @@ _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The score of a guess that does not look at the sample; `note` says more of it, such as the number of classes."""
+    """Holds the score of a guess that does not look at the sample; `note` may add, say, the number of classes."""
 
     name: str
     value: Finite
     note: str = ""
 
     def text(self, *, is_share: bool) -> str:
+        """Returns the baseline in parentheses, as the terminal shows it; a share in per cent."""
         note = f": {self.note}" if self.note else ""
         return f"({self.name} {_number(self.value, is_share=is_share)}{note})"
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of a task.
+    """Holds one number that a task has measured.
 
     Args:
         name: Its stable name, such as `uar`. In the tracker the task's name and a slash come before it.
-        title: What a person reads; it names the task or the direction too.
+        title: Its name on the terminal, which includes the task or the direction.
         value: The number.
-        baseline: What it has to be compared with, if there is such a thing.
+        baseline: The score to compare it with, if there is one.
         is_share: Whether it is a share of samples, which is shown in per cent.
     """
 
@@ -56,16 +57,16 @@ class Score:
             raise ValueError(f"the score {self.name} is {self.value}, which is not a finite number")
 
     def text(self) -> str:
-        """The number as a person reads it, beside its baseline."""
+        """Returns the number as the terminal shows it, followed by its baseline."""
         number = _number(self.value, is_share=self.is_share)
         return f"{number}  {self.baseline.text(is_share=self.is_share)}" if self.baseline else number
 
 
 @dataclass(frozen=True, slots=True)
 class ClassValues:
-    """One share for each class, such as its recall; None for a class that no sample has.
+    """Holds one share for each class, such as its recall; None for a class that no sample has.
 
-    `samples` are the samples of each class.
+    `samples` is the number of samples of each class.
     """
 
     name: str
@@ -77,7 +78,7 @@ class ClassValues:
 
 @dataclass(frozen=True, slots=True)
 class ConfusionMatrix:
-    """`counts[t][p]` are the samples of class t that were predicted as p; `title` is that of a picture of it."""
+    """Holds a confusion matrix: `counts[t][p]` samples of class t were predicted as p; `title` is for its plot."""
 
     name: str
     title: str
@@ -87,7 +88,7 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The findings of one task on the `samples` of the dataset at `url` that it could use."""
+    """Holds the results of one task, measured on `samples` samples of the dataset at `url`."""
 
     task: str
     samples: Count
@@ -97,19 +98,19 @@ class TaskResult:
     url: str = ""
 
     def value(self, name: str) -> float:
-        """The value of the score of this name.
+        """Returns the value of the score of this name.
 
         Raises:
-            KeyError: If there is none.
+            KeyError: If there is no such score.
         """
         return {score.name: score.value for score in self.scores}[name]
 
     def metrics(self) -> dict[str, float]:
-        """The scores by the names that the tracker gives them."""
+        """Returns the scores by their names in the tracker, such as `zero_shot/uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Rows of a table: each score beside its baseline, and the data."""
+        """Returns the rows of a table: each score with its baseline, and then the data."""
         scores = [(score.title, score.text()) for score in self.scores]
         return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
 

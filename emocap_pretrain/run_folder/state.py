@@ -1,7 +1,7 @@
-"""The state of a run and how its attempts ended, read from its folder by another process.
+"""Reads the state of a run and how its attempts ended from its folder, in another process than the run's.
 
-Whether a run is alive is told by how long ago its status was written, by the clock of the store: the clocks of the
-run's host and of this one may differ by hours. Where a store does not tell, the status is watched for a change.
+A run is alive if its status was written less than `DEAD_S` ago by the clock of the store: the clocks of the run's host
+and of this one may differ by hours. If a store does not report ages, the status is watched for a change.
 """
 
 import math
@@ -17,18 +17,22 @@ from emocap_pretrain.run_folder.documents import ENDED, AttemptDocument, Failure
 from emocap_pretrain.run_folder.storage import Unreadable
 
 STALE_S, DEAD_S = 20.0, 60.0  # A status is written every 5 s.
-LOOK_S = 5.0
-SKEW_S = 60.0  # A difference of clocks that is worth a line.
+POLL_S = 5.0
+SKEW_S = 60.0  # A larger difference between clocks is reported.
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptState:
-    """One attempt: what it was, its last status, and why it ended if a rank recorded that.
+    """Holds what the folder says of one attempt.
 
     Args:
-        silent_s: Since its status was written, by the store's clock; infinite for an attempt that has a successor.
+        number: Its number.
+        launched: When and on how many ranks it was launched.
+        status: Its last status.
+        cause: The failure that ended it, if a rank recorded one.
+        silent_s: Seconds since its status was written, by the store's clock; infinite for all but the newest attempt.
         faults: Documents of it that cannot be read.
-        skew_s: How far the clock of its host is ahead of this host's, in seconds; None where that is not known.
+        skew_s: Seconds by which the clock of its host is ahead of this host's; None if that is not known.
     """
 
     number: int
@@ -41,7 +45,7 @@ class AttemptState:
 
     @property
     def step(self) -> int:
-        """The last that is known."""
+        """The last known step."""
         return max(self.status.step if self.status else 0, self.cause.step if self.cause else 0)
 
     @property
@@ -56,12 +60,13 @@ class AttemptState:
 
     @property
     def alive(self) -> bool:
+        """True if it has not ended and has written its status within the last `DEAD_S` seconds."""
         ended = self.status is not None and self.status.state == ENDED
         return not ended and self.silent_s < DEAD_S
 
     @property
     def ending(self) -> str:
-        """Its end in words; "" while it runs."""
+        """A text that says how it ended; "" while it runs."""
         cause = self.cause
         if cause and not cause.lost:
             return f"rank {cause.rank} ({cause.host}): {cause.kind}: {cause.message}"
@@ -69,23 +74,23 @@ class AttemptState:
             return f"{self.status.how}: {self.status.reason}" if self.status.reason else self.status.how
         if cause:
             return cause.message
-        return "" if self.alive else "without a word: killed, or its host is gone"
+        return "" if self.alive else "without a record of its end: it was killed, or its host is gone"
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A run's attempts, ascending; the newest is the run."""
+    """Holds a run's newest attempts, ascending by number."""
 
     url: str
     attempts: tuple[AttemptState, ...]
 
     @classmethod
     def read(cls, store: Store, *, last: int = 10) -> "RunState":
-        """The state of the run at the store's root.
+        """Reads the state of the run at the store's root.
 
         Args:
             store: Store of the run.
-            last: So many of its attempts.
+            last: How many of the newest attempts to read.
 
         Raises:
             ConfigError: If no run was ever started there.
@@ -97,20 +102,22 @@ class RunState:
 
     @property
     def newest(self) -> AttemptState:
+        """The newest attempt, which owns the run."""
         return self.attempts[-1]
 
     def to_json(self) -> dict[str, Any]:
+        """Returns what `emocap status --json` prints."""
         newest = self.newest
         return {
             "url": self.url,
             "alive": newest.alive,
             "silent_s": round(newest.silent_s, 1),
             "clock_skew_s": None if newest.skew_s is None else round(newest.skew_s, 1),
-            "status": _told(newest.status),
+            "status": _known_fields(newest.status),
             "attempts": [
                 {
                     "number": each.number,
-                    "launched": _told(each.launched),
+                    "launched": _known_fields(each.launched),
                     "step": each.step,
                     "ended": each.ending,
                     "unreadable": [str(fault) for fault in each.faults],
@@ -120,8 +127,8 @@ class RunState:
         }
 
 
-def _told(document: Status | AttemptDocument | None) -> dict[str, Any]:
-    """Returns everything that is known of it."""
+def _known_fields(document: Status | AttemptDocument | None) -> dict[str, Any]:
+    """Returns the fields of a document that are not None."""
     return {name: value for name, value in asdict(document).items() if value is not None} if document else {}
 
 
@@ -146,10 +153,10 @@ def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
 
 
 def _watched_s(store: Store, number: int, status: Status | Unreadable | None) -> float:
-    """0 as soon as the status changes, `DEAD_S` if it does not for so long; an end needs no watching."""
+    """Watches the status: returns 0 as soon as it changes, and `DEAD_S` if it does not change for so long."""
     end_s = time.monotonic() + DEAD_S
     while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):
-        time.sleep(min(LOOK_S, DEAD_S))
+        time.sleep(min(POLL_S, DEAD_S))
         if attempts.status(store, number) != status:
             return 0.0
     return DEAD_S

@@ -1,8 +1,8 @@
-"""One reader and one writer for the small documents of a run's folder.
+"""Reads and writes the small documents of a run's folder.
 
-Each document is JSON with a schema version. The reader bounds its size, migrates what an older version wrote, fills in
-defaults and drops fields that a newer version added. What it cannot use comes back as an `Unreadable` value, so that
-every caller decides in the open what that means; a document never ends a run or a command by its content.
+Each document is JSON with a schema version. The reader limits its size, migrates what an older version wrote, fills in
+defaults and drops fields that a newer version added. For a document that it cannot use it returns an `Unreadable`
+value rather than an error, so that every caller has to decide what that means, and no document crashes a run.
 """
 
 import json
@@ -16,18 +16,18 @@ from emocap_shards.store import Store
 from pydantic import TypeAdapter, ValidationError
 
 SMALL_BYTES = 1 << 20
-DEEPEST = 64  # Levels of lists and mappings; none of our documents has a fourth of them.
+DEEPEST = 64  # Levels of nested lists and mappings; documents of this package have fewer than 16.
 
 Form = TypeVar("Form")
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A document that is there and cannot be used: damaged, too large, or not a document of ours.
+    """Says that a document exists and cannot be used: it is damaged, too large, or of another form.
 
     Args:
         path: Store and path, for messages.
-        reason: Why, without a full stop.
+        reason: Why it cannot be used, without a full stop.
     """
 
     path: str
@@ -39,10 +39,10 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class DocumentKind(Generic[Form]):
-    """A kind of document.
+    """Defines one kind of document: its fields, its schema version, and how older versions are read.
 
     Args:
-        form: A frozen dataclass; it says which fields there are, their bounds and defaults.
+        form: A frozen dataclass, which defines the fields with their bounds and defaults.
         upgrades: `upgrades[n]` turns the body of schema n into that of schema n + 1, or raises ValueError. A document
             without a version is of schema 0, which version 0.1.0 wrote; what is written now has the schema
             `len(upgrades)`.
@@ -59,17 +59,19 @@ class DocumentKind(Generic[Form]):
 
     @property
     def schema(self) -> int:
+        """The schema version that is written now."""
         return len(self.upgrades)
 
     def dump(self, document: Form) -> bytes:
+        """Returns the document as JSON with its schema version."""
         tree = self._adapter.dump_python(document, mode="json")
         return json.dumps({"schema": self.schema, **tree}, indent=1, ensure_ascii=False).encode()
 
     def parse(self, data: bytes) -> Form:
-        """The document in these bytes.
+        """Reads a document from bytes.
 
         Raises:
-            ValueError: With the reason, in one line, why it cannot be used.
+            ValueError: If it cannot be used, with the reason in one line.
         """
         try:
             body = json.loads(data, parse_constant=_refuse)
@@ -78,7 +80,7 @@ class DocumentKind(Generic[Form]):
         return self.of(body)
 
     def of(self, body: Any) -> Form:
-        """The document with this content.
+        """Makes a document from decoded JSON, of this or an older schema.
 
         Raises:
             ValueError: As `parse` does.
@@ -96,7 +98,7 @@ class DocumentKind(Generic[Form]):
 
 
 def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """The document at a path; None where there is none.
+    """Reads the document at a path; None if there is none, `Unreadable` if it cannot be used.
 
     Raises:
         StoreError: If the store does not answer.
@@ -111,11 +113,16 @@ def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable
 
 
 def write(store: Store, path: str, kind: DocumentKind[Form], document: Form) -> None:
+    """Writes a document to a path, over an earlier one.
+
+    Raises:
+        StoreError: If the store does not take it.
+    """
     store.put(path, kind.dump(document))
 
 
 def renamed(names: dict[str, str]) -> Callable[[Any], Any]:
-    """An upgrade that gives fields new names."""
+    """Returns an upgrade that renames fields; `names` maps old names to new ones."""
 
     def upgrade(body: Any) -> Any:
         if not isinstance(body, dict):
@@ -126,7 +133,7 @@ def renamed(names: dict[str, str]) -> Callable[[Any], Any]:
 
 
 def _schema_of(body: Any) -> int:
-    """The schema that a body claims; lists and mappings without one are of version 0.1.0."""
+    """Returns the schema version of a body; lists, and mappings without a version, are of schema 0."""
     schema: Any = cast("dict[str, Any]", body).get("schema", 0) if isinstance(body, dict) else 0
     if type(schema) is not int or schema < 0:
         raise ValueError(f"schema={str(schema)[:20]!r} is not the number of a version")

@@ -1,7 +1,7 @@
-"""Rows that MLflow did not take before an attempt ended, in the run's folder: `<run>/unsent.json`.
+"""Keeps the rows that MLflow did not accept before an attempt ended, in `<run>/unsent.json`.
 
-Rows up to a checkpoint lie in the checkpoint itself. This file holds what came after the last one, such as the result
-of a run that was done while MLflow was unreachable; an attempt on any host takes it from there.
+Rows up to a checkpoint are stored in the checkpoint itself. This file holds the later ones, such as the result of a run
+that ended while MLflow was unreachable; the next attempt reads and sends them, on any host.
 """
 
 import logging
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def dump(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """The document for a checkpoint."""
+    """Returns the document with these rows, as it is stored in a checkpoint."""
     return UNSENT.dump(UnsentDocument(tuple(map(dict, rows))))
 
 
 def parse(data: bytes, place: str) -> list[dict[str, Any]]:
-    """The rows in a checkpoint's document; a document that cannot be used costs its rows and a warning."""
+    """Returns the rows in a checkpoint's document; none, with a warning that names `place`, if it cannot be used."""
     try:
         return list(UNSENT.parse(data).rows)
     except ValueError as error:
@@ -35,13 +35,13 @@ def parse(data: bytes, place: str) -> list[dict[str, Any]]:
         return []
 
 
-def keep(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
-    """Keeps the rows for the next attempt; no rows delete what an earlier one left.
+def write(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+    """Writes the rows to `unsent.json` for the next attempt; without rows it deletes the file.
 
     Args:
         store: The run's folder.
-        rows: What has not arrived.
-        number: Number of this attempt; the file of a newer attempt is kept. Without a number there is no check.
+        rows: Rows that MLflow has not accepted.
+        number: Number of this attempt. If a newer attempt exists, nothing is written. None: no check.
 
     Raises:
         StoreError: If the store refuses.
@@ -55,17 +55,17 @@ def keep(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None 
         store.delete(UNSENT_FILE)
 
 
-def leave(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
-    """Keeps rows as `keep`, at the end of an attempt. An error of the store is logged, and loses the rows."""
+def write_or_warn(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+    """Writes the rows as `write` does, at the end of an attempt. An error of the store is logged; the rows are lost."""
     kept = tuple(map(dict, rows))
     try:
-        keep(store, kept, number=number)
+        write(store, kept, number=number)
     except (StoreError, OSError) as error:
         log.warning("%d rows for the tracker could not be kept: %s", len(kept), error)
 
 
-def left(store: Store) -> list[dict[str, Any]]:
-    """Returns the rows that the attempt before could not send. They stay until `leave` replaces them."""
+def read(store: Store) -> list[dict[str, Any]]:
+    """Returns the rows that the previous attempt could not send. They stay stored until `write` replaces them."""
     found = storage.read(store, UNSENT_FILE, UNSENT)
     if isinstance(found, Unreadable):
         log.warning("%s: its rows for the tracker are lost", found)

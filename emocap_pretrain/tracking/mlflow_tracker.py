@@ -138,10 +138,10 @@ def deliver_unsent(store: Store, config: Config, run_id: str, *, number: int) ->
         run_id: MLflow's name for the run.
         number: The number of the newest attempt.
     """
-    rows = readable_rows(unsent.left(store))
+    rows = readable_rows(unsent.read(store))
     if rows:
         tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows)
         tracker.finish("FINISHED")
-        unsent.leave(store, tracker.unsent(), number=number)
+        unsent.write_or_warn(store, tracker.unsent(), number=number)
         return not tracker.unsent()
     return True

@@ -81,7 +81,7 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     track(session.tracker, config, results, report.step)
     _describe(session.tracker, report)
     session.keep_unsent([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
-    RunFolder(session.store).conclude(report)
+    RunFolder(session.store).write_report(report)
 
 
 def conclude_again(config: Config, store: Store) -> bool:
@@ -89,7 +89,7 @@ def conclude_again(config: Config, store: Store) -> bool:
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
-    if not RunFolder(store).original():  # The rows in a copy are the original's.
+    if not RunFolder(store).copied_from():  # The rows in a copy are the original's.
         deliver_unsent(store, config, report.run_id, number=newest(store))
     return True
 
@@ -148,22 +148,22 @@ def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskRe
 
 def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
     number = newest(store)
-    parent = RunFolder(store).original()
-    rows = [] if parent else readable_rows(unsent.left(store))
+    parent = RunFolder(store).copied_from()
+    rows = [] if parent else readable_rows(unsent.read(store))
     run_id = None if parent else report.run_id
     tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
     try:
         if parent:
-            RunFolder(store).begin(config, tracker.run_id, parent=parent)
+            RunFolder(store).write_run(config, tracker.run_id, parent=parent)
             report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
         report = replace(report, results=results, evaluation=config.stored()["evaluation"])
         report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
         track(tracker, config, results, report.step)
         _describe(tracker, report)
-        RunFolder(store).conclude(report)
+        RunFolder(store).write_report(report)
     finally:
         tracker.finish("FINISHED")
-        unsent.leave(store, tracker.unsent(), number=number)
+        unsent.write_or_warn(store, tracker.unsent(), number=number)
 
 
 def _describe(tracker: Tracker, report: Report) -> None:

@@ -187,14 +187,14 @@ class Session:
         Raises:
             StoreError: If the store refuses: no later attempt would compute the rows of a finished run again.
         """
-        unsent.keep(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
+        unsent.write(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
 
     def _keep_unsent_at_end(self) -> None:
         """Keeps the rows that the tracker has not received in the run's folder; a store that is too slow loses them."""
         if not self.world.is_main:
             return
         rows = self.tracker.unsent()
-        act = partial(unsent.leave, self.store, rows, number=self.attempt.number)
+        act = partial(unsent.write_or_warn, self.store, rows, number=self.attempt.number)
         try:
             Background("unsent-rows").submit(act).result(KEEP_UNSENT_S)
         except (TimeoutError, StoreError) as error:
@@ -351,7 +351,7 @@ def _open_tracker(
     def begin() -> str:
         parent = _parent(config, attempt, run_id) if run_id else ""
         # The unsent rows in a copy of a folder belong to the original run, which sends them itself.
-        rows = [] if parent else [*saved, *readable_rows(unsent.left(attempt.store))]
+        rows = [] if parent else [*saved, *readable_rows(unsent.read(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         known = None if parent else run_id
@@ -361,7 +361,7 @@ def _open_tracker(
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
         if known is None:
-            RunFolder(attempt.store).begin(config, begun[0].run_id, parent=parent)
+            RunFolder(attempt.store).write_run(config, begun[0].run_id, parent=parent)
             data = training_data(config.data, config.stored()["data"])
             begun[0].log_datasets(data)
             _preview(begun[0], stream, of=pictures.subject(config.name, data))
@@ -375,10 +375,10 @@ def _open_tracker(
 def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     """Returns the MLflow run of which this run's folder is a copy; empty if the folder is not a copy."""
     store = attempt.store
-    original = RunFolder(store).original()
-    if original:
+    parent = RunFolder(store).copied_from()
+    if parent:
         log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
-        return original
+        return parent
     # Attempts of one folder have different numbers, and this attempt has not written to the tracker yet.
     if newest_tracked_attempt(config, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(

@@ -178,8 +178,8 @@ def test_a_secret_in_a_url_on_the_command_line_is_not_repeated(command: str) -> 
 
 def test_nothing_of_a_run_steers_the_terminal(tmp_path: Path) -> None:
     attempt = Attempt.begin(open_store(str(tmp_path / "run")))
-    attempt.tell(Status(at=1.0, name=EVIL, hosts=(EVIL, "b"), state=EVIL))
-    attempt.fail(Failure(rank=0, host=EVIL, kind="OSError", message=f"{EVIL} s3://KEY:SE/CRET@faces"))
+    attempt.write_status(Status(at=1.0, name=EVIL, hosts=(EVIL, "b"), state=EVIL))
+    attempt.record_failure(Failure(rank=0, host=EVIL, kind="OSError", message=f"{EVIL} s3://KEY:SE/CRET@faces"))
     for option in ((), ("--json",)):
         done = here("status", tmp_path / "run", *option)
         assert done.code == 0, done.err

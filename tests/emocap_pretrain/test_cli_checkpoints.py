@@ -135,7 +135,7 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     start = Attempt.begin(store)
     saved(store, 2, 4, 6, 8, start=start)
     cut_off(store, 9, start)
-    start.tell(Status(at=time.time(), state="ended"))
+    start.write_status(Status(at=time.time(), state="ended"))
     before = store.list()
     checkpoints.prune_command(store.url, keep_last=1, keep_every=4, dry_run=True)
     assert capsys.readouterr().out.splitlines() == [
@@ -164,7 +164,7 @@ def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, 
     start = Attempt.begin(store)
     saved(store, 2, 4, start=start)
     if status:
-        start.tell(Status(at=time.time(), state=status["state"]))
+        start.write_status(Status(at=time.time(), state=status["state"]))
         aged(store, "attempts/00001/status.json", status["ago_s"])
     done = emocap("prune", store.url, "--keep-last", 1)
     assert done.exit_code == (2 if refused else 0)
@@ -177,7 +177,7 @@ def test_prune_by_force_leaves_what_is_being_saved(store: Store) -> None:
     saved(store, 2, 4, start=new)
     cut_off(store, 6, old)
     cut_off(store, 6, new)
-    new.tell(Status(at=time.time() + 100))
+    new.write_status(Status(at=time.time() + 100))
     assert emocap("prune", store.url, "--keep-last", 1, "--force").exit_code == 0
     assert {entry.path.split("/")[1] for entry in store.list("checkpoints")} == {"step-00000004", "step-00000006"}
     assert [entry.path for entry in store.list("checkpoints/step-00000006")] == [

@@ -49,7 +49,9 @@ def test_the_option_wins_over_the_config(recipe: str, tmp_path: Path) -> None:
 
 def test_the_cause_comes_from_the_folder_of_the_run(recipe: str, tiny_config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "left"
-    Attempt.begin(open_store(folder)).fail(Failure(1, "b", 7, "ConfigError", "steps=0 is too few.", final=True))
+    Attempt.begin(open_store(folder)).record_failure(
+        Failure(1, "b", 7, "ConfigError", "steps=0 is too few.", final=True)
+    )
     copy = f"mkdir -p {tiny_config.url}; cp -r {folder}/* {tiny_config.url}; exit 1"
     done = restart("--", "bash", "-c", copy, "-", recipe)
     assert done.exit_code == 1

@@ -43,7 +43,9 @@ def put(store: Store, number: int, **facts: object) -> None:
 def two_starts(store: Store) -> None:
     first = Attempt.begin(store, ranks=4)
     put(store, 1, state="ended", how="failed", reason="rank 3 is gone", step=57)
-    first.fail(Failure(3, "node2", 57, "OutOfMemoryError", "CUDA out of memory. " + "Tried to allocate much. " * 30))
+    first.record_failure(
+        Failure(3, "node2", 57, "OutOfMemoryError", "CUDA out of memory. " + "Tried to allocate much. " * 30)
+    )
     Attempt.begin(store, ranks=3)
     slowest = {"rank": 2, "host": "node2", "section": "data", "factor": 1.62}
     facts = {"loss": 1.23456, "samples_per_s": 5123.4, "eta_s": 3725, "hosts": ["node1", "node2"], "checkpoint": 100}
@@ -139,7 +141,7 @@ def wait_for(store: Store, path: str) -> None:
 
 def profile_asked_for(store: Store) -> requests.Requests:
     end_s = time.monotonic() + 20
-    while not (asked := requests.waiting(store)).profile:
+    while not (asked := requests.pending(store)).profile:
         assert time.monotonic() < end_s
         time.sleep(0.02)
     return asked
@@ -170,7 +172,7 @@ def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> 
         asked = profile_asked_for(store)
         assert asked.profile
         assert (asked.profile.steps, asked.profile.ranks) == (3, (0, 1))
-        requests.served(store, asked)
+        requests.mark_served(store, asked)
         body = {"steps": [121, 123], "traces": traces}
         store.put(f"profiles/{asked.profile.id}.json", json.dumps(body).encode())
         for trace in traces:

@@ -6,7 +6,7 @@ from emocap_shards.store import Store, open_store
 
 from emocap_pretrain.errors import ConfigError, LostContact, RolledBack, Superseded
 from emocap_pretrain.record import CUT, RunRecord
-from emocap_pretrain.run_folder.attempts import ASKED, Attempt
+from emocap_pretrain.run_folder.attempts import STOP_REQUESTED, Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
 
 
@@ -27,10 +27,10 @@ def test_progress_is_the_newest_step_with_a_manifest(store: Store) -> None:
 
 
 def test_failures_of_a_start_are_told_once_and_those_before_never(store: Store) -> None:
-    Attempt.begin(store).fail(Failure(0, "a", 1, "ValueError", "old"))
+    Attempt.begin(store).record_failure(Failure(0, "a", 1, "ValueError", "old"))
     record = RunRecord(store, 8)
     assert record.failures() == []
-    Attempt.begin(store).fail(Failure(1, "b", 7, "ValueError", "new\nsecond line"))
+    Attempt.begin(store).record_failure(Failure(1, "b", 7, "ValueError", "new\nsecond line"))
     (cause,) = record.failures()
     assert (cause.rank, cause.host, cause.step, cause.message) == (1, "b", 7, "new")
     assert record.failures() == []
@@ -53,7 +53,7 @@ def test_wrong_settings_are_final_outages_pass_and_roll_backs_are_planned(
     cause = record.cause_of(0, error)
     assert (cause.final, cause.passing, cause.planned) == (final, passing, planned)
     failure = Failure(0, "a", 1, type(error).__name__, "why", final=final, passing=passing)
-    Attempt.begin(store).fail(failure)
+    Attempt.begin(store).record_failure(failure)
     (left,) = record.failures()
     assert (left.final, left.passing, left.planned) == (final, passing, planned)
 
@@ -61,8 +61,8 @@ def test_wrong_settings_are_final_outages_pass_and_roll_backs_are_planned(
 def test_the_word_of_a_start_that_somebody_else_took_over_is_heard(store: Store) -> None:
     record = RunRecord(store, 8)
     ours, theirs = Attempt.begin(store), Attempt.begin(store)
-    ours.fail(Failure(0, "a", 1, "Superseded", "taken over", final=True))
-    theirs.fail(Failure(0, "b", 2, "LostContact", "gone", lost=True))
+    ours.record_failure(Failure(0, "a", 1, "Superseded", "taken over", final=True))
+    theirs.record_failure(Failure(0, "b", 2, "LostContact", "gone", lost=True))
     assert [each.kind for each in record.failures()] == ["LostContact", "Superseded"]
     assert record.failures() == []
 
@@ -71,10 +71,10 @@ def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
     record = RunRecord(store, 8)
     attempt = Attempt.begin(store)
     assert not record.stopped()
-    attempt.tell(Status(at=1, how="stopped", reason="told to stop; the state is saved"))
+    attempt.write_status(Status(at=1, how="stopped", reason="told to stop; the state is saved"))
     assert record.stopped()
     assert not record.asked_to_stop()
-    attempt.tell(Status(at=1, how="stopped", reason=f"{ASKED}; the state is saved"))
+    attempt.write_status(Status(at=1, how="stopped", reason=f"{STOP_REQUESTED}; the state is saved"))
     assert record.asked_to_stop()
     assert not RunRecord(store, 8).stopped(), "a start of before is over"
 

@@ -55,7 +55,7 @@ def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
         return
     own = Attempt.begin(store)
     step, unsent = resumed(store)
-    spool = Spool(tracker.take, [*unsent, *unsent_rows.left(store)], max_pause_s=0.01)
+    spool = Spool(tracker.take, [*unsent, *unsent_rows.read(store)], max_pause_s=0.01)
     saver = Saver(store, ALONE, run_attempt=own)
     try:
         while step < STEPS:
@@ -66,7 +66,7 @@ def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
                 saver.save(step, {}, partial(write, rows))
                 saver.wait()
         spool.close(wait_s)
-        unsent_rows.keep(store, spool.unsent(), number=own.number)
+        unsent_rows.write(store, spool.unsent(), number=own.number)
         store.put(REPORT, b"{}")
     finally:
         saver.close()
@@ -83,9 +83,9 @@ def resumed(store: Store) -> tuple[int, list[Row]]:
 
 
 def deliver(store: Store, tracker: Tracker) -> None:
-    spool = Spool(tracker.take, unsent_rows.left(store), max_pause_s=0.01)
+    spool = Spool(tracker.take, unsent_rows.read(store), max_pause_s=0.01)
     assert spool.close(MOMENT_S)
-    unsent_rows.leave(store, spool.unsent(), number=attempts.newest(store))
+    unsent_rows.write_or_warn(store, spool.unsent(), number=attempts.newest(store))
 
 
 def sweep_all(run: Callable[[int], str], rows: Path, *, up: bool, far: bool = False) -> set[str]:

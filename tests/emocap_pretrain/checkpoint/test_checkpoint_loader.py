@@ -143,9 +143,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_ends_with_an_error_that_says_wh
 
 def test_a_run_that_has_reported_a_checkpoint_does_not_begin_anew_when_none_is_listed(store: Store) -> None:
     attempt = Attempt.begin(store)
-    attempt.tell(Status(at=0.0, step=5))
+    attempt.write_status(Status(at=0.0, step=5))
     assert resumed_step(store) is None
-    attempt.tell(Status(at=0.0, step=5, checkpoint=4))
+    attempt.write_status(Status(at=0.0, step=5, checkpoint=4))
     Attempt.begin(store)
     with pytest.raises(CheckpointError, match="has committed a checkpoint of step 4, and none is listed now"):
         resumed_step(store)

@@ -55,7 +55,7 @@ def test_a_run_that_can_start_has_no_problem_and_nothing_is_written(tiny_config:
 
 
 def test_a_folder_of_another_run_is_named(tiny_config: Config) -> None:
-    RunFolder(open_store(tiny_config.url)).begin(tiny_config, "abc")
+    RunFolder(open_store(tiny_config.url)).write_run(tiny_config, "abc")
     assert "was started with seed=0, now it is 7" in problem(changed(tiny_config, seed=7))
 
 

@@ -119,7 +119,7 @@ def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_
 def test_a_run_that_cannot_start_is_refused_before_ray_and_before_the_ranks_join(
     recipe, tiny_config, monkeypatch, launcher
 ):
-    RunFolder(open_store(tiny_config.url)).begin(tiny_config, "abc")
+    RunFolder(open_store(tiny_config.url)).write_run(tiny_config, "abc")
     before = {entry.path for entry in open_store(tiny_config.url).list()}
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)

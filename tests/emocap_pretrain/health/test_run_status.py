@@ -89,7 +89,7 @@ def test_a_stop_that_is_requested_while_the_run_stops_anyway_becomes_the_reason(
     wait_until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("stopped", "told to stop; the state is saved")
-    assert read_status(store).reason == f"{attempts.ASKED}; the state is saved"
+    assert read_status(store).reason == f"{attempts.STOP_REQUESTED}; the state is saved"
     assert store.list("requests") == []
 
 
@@ -103,7 +103,7 @@ def test_a_deleted_folder_is_noticed_and_not_written_again(store: Store, monkeyp
     wait_until(lambda: bool(status.superseded))
     assert "was deleted or replaced: attempt 1 ends" in status.superseded
     status.close("failed", "gone")
-    attempt.fail(Failure(0, "here", 3, "Superseded", "gone"))
+    attempt.record_failure(Failure(0, "here", 3, "Superseded", "gone"))
     with pytest.raises(Superseded, match="was deleted"):
         attempt.check()
     assert store.list() == []
@@ -114,22 +114,22 @@ def test_a_request_to_stop_is_kept_for_the_next_attempt_after_a_failure(store: S
     wait_until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)
     status.close("failed", "rank 1 is gone")
-    assert requests.waiting(store).stop
+    assert requests.pending(store).stop
 
 
 def test_two_requests_for_profiles_are_served_one_after_the_other(store: Store) -> None:
     first, second = ProfileRequest("a", steps=1), ProfileRequest("b", steps=2)
     requests.ask_for_profile(store, first)
     requests.ask_for_profile(store, second)
-    assert requests.waiting(store).profile == first
-    requests.served(store, Requests(profile=first))
-    assert requests.waiting(store).profile == second
+    assert requests.pending(store).profile == first
+    requests.mark_served(store, Requests(profile=first))
+    assert requests.pending(store).profile == second
 
 
 def test_a_request_that_no_attempt_took_in_time_is_dropped(store: Store) -> None:
     requests.ask_to_stop(store)
     aged(store, requests.STOP, requests.VALID_S + 1)
-    assert requests.waiting(store) == Requests()
+    assert requests.pending(store) == Requests()
     assert store.list("requests") == []
 
 
@@ -148,7 +148,7 @@ def test_a_run_is_alive_while_its_status_is_fresh(store: Store) -> None:
     assert ending(store) == ""
     aged(store, "attempts/00001/status.json", DEAD_S + 1)
     assert not RunState.read(store).newest.alive
-    assert "without a word" in ending(store)
+    assert "without a record of its end" in ending(store)
 
 
 def test_a_run_that_has_ended_is_not_alive_and_its_reason_is_shown(store: Store) -> None:
@@ -161,9 +161,9 @@ def test_a_run_that_has_ended_is_not_alive_and_its_reason_is_shown(store: Store)
 def test_the_first_cause_of_a_failure_is_shown_and_not_what_followed_from_it(store: Store) -> None:
     attempt = Attempt.begin(store)
     put_status(store, 1, state="ended", how="failed", reason="rank 1 is gone", step=7)
-    attempt.fail(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
+    attempt.record_failure(Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True))
     assert ending(store) == "failed: rank 1 is gone"
-    attempt.fail(Failure(1, "b", 8, "ValueError", "no pixels"))
+    attempt.record_failure(Failure(1, "b", 8, "ValueError", "no pixels"))
     assert ending(store) == "rank 1 (b): ValueError: no pixels"
     assert RunState.read(store).newest.step == 8
 
@@ -171,7 +171,7 @@ def test_the_first_cause_of_a_failure_is_shown_and_not_what_followed_from_it(sto
 def test_the_end_of_an_attempt_without_rank_0_is_shown_from_another_rank(store: Store) -> None:
     attempt = Attempt.begin(store)
     put_status(store, 1, state="training", step=7)
-    attempt.fail(Failure(1, "b", 7, "LostContact", "the job's store has not answered for 60 s", lost=True))
+    attempt.record_failure(Failure(1, "b", 7, "LostContact", "the job's store has not answered for 60 s", lost=True))
     assert ending(store) == "the job's store has not answered for 60 s"
 
 
@@ -230,7 +230,7 @@ def test_the_status_is_written_although_requests_cannot_be_read(
     def broken(_: Store) -> Requests:
         raise TypeError("not a request")
 
-    monkeypatch.setattr(requests, "waiting", broken)
+    monkeypatch.setattr(requests, "pending", broken)
     position = TrainingPosition()
     status = StatusThread(Attempt.begin(store), position)
     for step in (1, 2):

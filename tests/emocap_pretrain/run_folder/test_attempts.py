@@ -22,9 +22,7 @@ def test_attempts_are_numbered_from_1_and_know_their_ranks(store: Store) -> None
     assert b'"ranks": 2' in store.read("attempts/00002/attempt.json")
 
 
-def test_of_two_that_saw_the_same_newest_attempt_each_gets_a_number_of_its_own(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_attempts_that_begin_at_once_get_different_numbers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     Attempt.begin(store)
     monkeypatch.setattr(attempts, "numbers", lambda _store: [])
     assert Attempt.begin(store).number == 2
@@ -37,12 +35,12 @@ def test_an_older_attempt_learns_that_it_is_superseded_and_the_newest_does_not(s
         old.check()
 
 
-def test_failures_come_back_by_rank_and_the_cause_is_not_the_loss_of_another_rank(store: Store) -> None:
+def test_failures_are_read_by_rank_and_the_cause_is_not_the_loss_of_another_rank(store: Store) -> None:
     attempt = Attempt.begin(store)
     lost = Failure(0, "a", 7, "LostContact", "rank 1 is gone", lost=True)
     bug = Failure(1, "b", 7, "ValueError", "x" * 5000)
     for each in (bug, lost):
-        attempt.fail(each)
+        attempt.record_failure(each)
     found = attempts.failures(store, attempt.number)
     assert [each.rank for each in found] == [0, 1]
     assert found[0] == lost
@@ -54,11 +52,11 @@ def test_failures_come_back_by_rank_and_the_cause_is_not_the_loss_of_another_ran
     assert attempts.cause([]) is None
 
 
-def test_the_status_is_what_was_told_last(store: Store) -> None:
+def test_the_status_is_the_one_written_last(store: Store) -> None:
     attempt = Attempt.begin(store)
     assert attempts.status(store, attempt.number) is None
     for step in (1, 2):
-        attempt.tell(Status(at=time.time(), step=step))
+        attempt.write_status(Status(at=time.time(), step=step))
     status = attempts.status(store, attempt.number)
     assert isinstance(status, Status)
     assert status.step == 2

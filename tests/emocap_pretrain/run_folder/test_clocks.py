@@ -1,4 +1,4 @@
-"""The clock of a run's host, of whoever looks and of the store may differ by hours."""
+"""Tests that the clocks of a run's host, of the reading host and of the store may differ by hours."""
 
 import json
 import time
@@ -31,16 +31,16 @@ def emocap(*words: str) -> Result:
 
 
 def live(store: Store, ahead_s: float) -> None:
-    """An attempt that trains on a host whose clock is so far ahead of this one's."""
-    Attempt.begin(store).tell(Status(at=time.time() + ahead_s, state="training", step=7))
+    """Writes the status of an attempt that trains on a host whose clock is `ahead_s` ahead of this one's."""
+    Attempt.begin(store).write_status(Status(at=time.time() + ahead_s, state="training", step=7))
 
 
 @pytest.mark.parametrize("ahead_s", [-TWO_HOURS, TWO_HOURS])
 def test_a_run_on_a_host_with_a_wrong_clock_is_alive(store: Store, ahead_s: float) -> None:
     live(store, ahead_s)
-    told = json.loads(emocap("status", store.url, "--json").output)
-    assert told["alive"]
-    assert abs(told["clock_skew_s"] - ahead_s) < 60
+    printed = json.loads(emocap("status", store.url, "--json").output)
+    assert printed["alive"]
+    assert abs(printed["clock_skew_s"] - ahead_s) < 60
     shown = " ".join(emocap("status", store.url).output.split())
     assert "the run's host is" in shown
     assert ("ahead of this one" if ahead_s > 0 else "behind this one") in shown
@@ -53,7 +53,7 @@ def test_a_run_on_a_host_with_a_wrong_clock_is_alive(store: Store, ahead_s: floa
 
 
 @pytest.mark.parametrize("ahead_s", [-TWO_HOURS, TWO_HOURS])
-def test_a_run_that_fell_silent_is_not_alive_whatever_its_clock_said(
+def test_a_run_without_a_new_status_is_dead_whatever_its_clock_says(
     store: Store, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "DEAD_S", 2.0)
@@ -67,17 +67,19 @@ def test_a_run_that_fell_silent_is_not_alive_whatever_its_clock_said(
     assert not lives(store)
 
 
-def test_a_request_of_somebody_whose_clock_is_wrong_is_heard(store: Store) -> None:
+def test_a_request_from_a_host_with_a_wrong_clock_is_read(store: Store) -> None:
     for ahead_s in (-TWO_HOURS, TWO_HOURS):
         store.put(requests.STOP, json.dumps({"at": time.time() + ahead_s}).encode())
-        assert requests.waiting(store).stop
+        assert requests.pending(store).stop
 
 
-def test_where_the_store_tells_no_time_the_status_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_ages_has_its_status_watched_for_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(tmp_path / "run")
     monkeypatch.setattr(type(store), "age_s", lambda *_: None)
     monkeypatch.setattr(state, "DEAD_S", 0.5)
-    monkeypatch.setattr(state, "LOOK_S", 0.05)
+    monkeypatch.setattr(state, "POLL_S", 0.05)
     live(store, TWO_HOURS)
     assert not RunState.read(store).newest.alive
 
@@ -87,7 +89,7 @@ def test_where_the_store_tells_no_time_the_status_is_watched(tmp_path: Path, mon
 
         def read(self, path: str, **options: int) -> bytes:
             if path.endswith("status.json"):
-                Attempt(store, 1).tell(Status(at=1.0, state="training", step=next(self.steps)))
+                Attempt(store, 1).write_status(Status(at=1.0, state="training", step=next(self.steps)))
             return super().read(path, **options)
 
     assert RunState.read(Beating(store.url)).newest.alive

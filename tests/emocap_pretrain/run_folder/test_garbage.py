@@ -1,4 +1,4 @@
-"""Garbage in every file of a run's folder, one at a time: each command succeeds or says what is wrong in one line."""
+"""Puts garbage into one file of a run's folder at a time; each command must succeed or print one line of error."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def _replaced_by_fifo(path: Path) -> None:
 
 
 def _copied(path: Path) -> None:
-    """As a file manager names copies: of the file, and of the folder that it lies in."""
+    """Copies the file, and its folder if that has a number, under the names that a file manager gives to copies."""
     shutil.copy(path, path.with_name(f"{path.stem} (copy){path.suffix}"))
     if path.parent.name[-1].isdecimal():
         shutil.copytree(path.parent, path.parent.with_name(f"{path.parent.name} (copy)"))
@@ -96,29 +96,29 @@ GARBAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """A run that is done, with every document that a run can have, and a place where it is kept."""
-    place = tmp_path_factory.mktemp("garbage")
-    config = changed(tiny(place), steps=2, evaluation__url=None, data__error_budget=5)
+    """Returns a finished run with every kind of document that a run can have, and a copy of its folder."""
+    root = tmp_path_factory.mktemp("garbage")
+    config = changed(tiny(root), steps=2, evaluation__url=None, data__error_budget=5)
     stand_alone()
     pretrain(config, FakeRuntime())
     store = open_store(config.url)
-    Attempt(store, 1).fail(Failure(1, "host", 2, "ValueError", "no pixels"))
+    Attempt(store, 1).record_failure(Failure(1, "host", 2, "ValueError", "no pixels"))
     Guard(config.health).remember(store, 9, "a spike")
     storage.write(
         store, "quarantine.json", QUARANTINE, QuarantineDocument((QuarantinedSample("a.tar", "1", "damaged"),))
     )
-    unsent.leave(store, [row("metrics", 1, {"loss": 1.0})])
+    unsent.write_or_warn(store, [row("metrics", 1, {"loss": 1.0})])
     requests.ask_to_stop(store)
     requests.ask_for_profile(store, ProfileRequest("ab", 1))
     storage.write(store, "profiles/ab.json", PROFILE_ANSWER, ProfileAnswer((1, 1), ("profiles/none.gz",)))
-    kept = place / "kept"
+    kept = root / "kept"
     shutil.copytree(config.url, kept)
     return config, kept
 
 
 @pytest.fixture
 def run(made: tuple[Config, Path]) -> Config:
-    """The same run again, in the same place, as it was."""
+    """Restores the folder of the finished run from the copy."""
     config, kept = made
     shutil.rmtree(config.url)
     shutil.copytree(kept, config.url)
@@ -127,7 +127,7 @@ def run(made: tuple[Config, Path]) -> Config:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "DEAD_S", 0.0)  # No status is so young that the run would be waited for.
+    monkeypatch.setattr(state, "DEAD_S", 0.0)  # Every status counts as old, so no command waits for the run.
     monkeypatch.setattr(profile, "EVERY_S", 0.01)
 
 
@@ -138,7 +138,7 @@ def kind_of(path: str) -> str:
 
 
 def files(config: Config) -> dict[str, Path]:
-    """One path of every kind of file that lies in the run's folder."""
+    """Returns one path of every kind of file in the run's folder."""
     return {kind_of(entry.path): Path(config.url, entry.path) for entry in open_store(config.url).list()}
 
 
@@ -146,8 +146,8 @@ def test_every_kind_of_file_has_a_case(run: Config) -> None:
     assert files(run).keys() == {*DOCUMENTS, *OF_CHECKPOINTS}
 
 
-def answered(*words: str) -> str:
-    """What a command said; it must have ended without a traceback, an error being one line."""
+def output_of(*words: str) -> str:
+    """Runs a command and returns its output; asserts that there is no traceback and at most one line of error."""
     done = CliRunner().invoke(app, list(words))
     assert done.exception is None or isinstance(done.exception, SystemExit), (words, repr(done.exception))
     assert done.exit_code in {0, 1, 2}
@@ -158,47 +158,47 @@ def answered(*words: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
-def test_commands_that_look_at_a_run_end_in_success_or_one_line(run: Config, name: str) -> None:
+def test_commands_that_read_a_run_succeed_or_print_one_line_of_error(run: Config, name: str) -> None:
     url = run.url
     for garbage, harm in GARBAGE.items():
         shutil.rmtree(url)
         shutil.copytree(Path(url).parent / "kept", url)
         harm(files(run)[name])
         began_s = time.monotonic()
-        assert answered("status", url), garbage
-        answered("status", url, "--json")
-        answered("stop", url, "--no-wait")
-        answered("profile", url)
-        answered("checkpoints", "list", url)
-        answered("checkpoints", "verify", url)
-        answered("checkpoints", "prune", url, "--keep-last", "1")
-        assert time.monotonic() - began_s < 60, f"{garbage} held a command up"
+        assert output_of("status", url), garbage
+        output_of("status", url, "--json")
+        output_of("stop", url, "--no-wait")
+        output_of("profile", url)
+        output_of("checkpoints", "list", url)
+        output_of("checkpoints", "verify", url)
+        output_of("checkpoints", "prune", url, "--keep-last", "1")
+        assert time.monotonic() - began_s < 60, f"{garbage} delayed a command"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
 @pytest.mark.parametrize("garbage", ["wrong types", "a folder", "a pipe"])
-def test_a_start_ends_in_success_or_one_line(
+def test_a_new_attempt_succeeds_or_prints_one_line_of_error(
     run: Config, name: str, garbage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     GARBAGE[garbage](files(run)[name])
     with suppress(SystemExit), errors_as_lines(debug=False):
         pretrain(changed(run, steps=3), FakeRuntime())
-    said = capsys.readouterr().err
-    if "error: " in said:
-        assert len(said.partition("error: ")[2].strip().splitlines()) == 1, said
+    printed = capsys.readouterr().err
+    if "error: " in printed:
+        assert len(printed.partition("error: ")[2].strip().splitlines()) == 1, printed
     else:
         store = open_store(run.url)
         status = attempts.status(store, attempts.newest(store))
         assert isinstance(status, Status)
-        assert status.how in {"done", "stopped"}  # There is a request to stop, unless it is what was harmed.
+        assert status.how in {"done", "stopped"}  # There is a stop request, unless the garbage has replaced it.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_CHECKPOINTS)
-def test_an_evaluation_ends_in_success_or_one_line(run: Config, name: str, faces: str) -> None:
+def test_an_evaluation_succeeds_or_prints_one_line_of_error(run: Config, name: str, faces: str) -> None:
     for garbage, harm in GARBAGE.items():
         shutil.rmtree(run.url)
         shutil.copytree(Path(run.url).parent / "kept", run.url)
         harm(files(run)[name])
-        assert answered("evaluate", run.url, "--data", faces), garbage
+        assert output_of("evaluate", run.url, "--data", faces), garbage

@@ -42,25 +42,25 @@ def shown(report: Report) -> str:
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_report_comes_back_from_its_json():
+def test_a_report_is_read_back_from_its_json():
     for report in (REPORT, dataclasses.replace(REPORT, results=())):
         assert REPORT_KIND.parse(REPORT_KIND.dump(report)) == report
 
 
-def test_the_table_states_chance_and_the_majority_beside_the_results():
+def test_the_table_shows_chance_and_the_majority_class_with_the_results():
     text = shown(REPORT)
     assert "62.5%  (chance 50.0%: 2 classes)" in text
     assert "66.7%  (majority class 66.7%)" in text
     assert "6 samples of /data/test" in text
 
 
-def test_the_table_states_speed_ranks_loss_and_place():
+def test_the_table_shows_speed_ranks_loss_and_folder():
     text = shown(REPORT)
     for part in ("Run tiny", "240 on 2 ranks", "61 s, 375 samples/s", "2.500", "/runs/tiny"):
         assert part in text
 
 
-def test_a_run_without_evaluation_has_no_such_rows():
+def test_the_table_of_a_run_without_evaluation_has_no_scores():
     text = shown(dataclasses.replace(REPORT, results=()))
     assert "zero-shot" not in text
     assert "last loss" in text
@@ -72,19 +72,19 @@ def test_the_markdown_has_the_rows_of_the_table():
     assert "| zero-shot UAR | 62.5%  (chance 50.0%: 2 classes) |" in lines
 
 
-def test_a_number_that_is_no_share_of_samples_is_shown_as_it_is():
+def test_a_score_that_is_not_a_share_is_not_shown_in_per_cent():
     error = Score("rmse", "valence error", 0.123456, Baseline("mean", 0.25), is_share=False)
     assert error.text() == "0.1235  (mean 0.25)"
     assert TaskResult("regression", 3, (error,), url="d").metrics() == {"regression/rmse": 0.123456}
 
 
 @pytest.mark.parametrize(("name", "value"), [("UAR", 0.5), ("uar/", 0.5), ("recall@1", 0.5), ("uar", math.nan)])
-def test_a_score_that_no_tracker_would_take_is_refused_where_it_is_made(name: str, value: float):
+def test_a_score_with_a_name_or_value_that_mlflow_refuses_cannot_be_made(name: str, value: float):
     with pytest.raises(ValueError, match="score"):
         Score(name, "a title", value)
 
 
-V1 = {  # As version 0.1.0 wrote it, but for the schema.
+V1 = {  # The report that version 0.1.0 wrote, without its schema number.
     "name": "tiny",
     "url": "/runs/tiny",
     "step": 240,
@@ -107,7 +107,7 @@ V1 = {  # As version 0.1.0 wrote it, but for the schema.
 
 
 @pytest.mark.parametrize("schema", [{}, {"schema": 1}])
-def test_a_report_that_knew_one_task_is_read_as_a_list_of_results(schema: dict[str, int]):
+def test_a_report_of_schema_1_is_read_as_a_list_of_results(schema: dict[str, int]):
     found = REPORT_KIND.of({**V1, **schema})
     (result,) = found.results
     assert result.confusion_matrices[0].counts == RESULT.confusion_matrices[0].counts
@@ -120,13 +120,13 @@ def test_a_report_that_knew_one_task_is_read_as_a_list_of_results(schema: dict[s
     "wrong",
     [7, [], {"url": 3}, V1["zero_shot"] | {"counts": [[1], [1, 2], []]}, V1["zero_shot"] | {"counts": [[1, 2, 3]] * 9}],
 )
-def test_a_result_of_schema_1_that_cannot_be_read_makes_the_report_unreadable_and_no_traceback(wrong: object):
+def test_an_unreadable_result_of_schema_1_makes_the_report_unreadable(wrong: object):
     with pytest.raises(ValueError, match=r"zero_shot|class|dictionary|url|missing|shorter") as caught:
         REPORT_KIND.parse(json.dumps({**V1, "zero_shot": wrong}).encode())
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_of_0_1_0_fits_settings_of_its_dataset_and_classes_that_name_no_tasks():
+def test_a_report_of_0_1_0_belongs_to_settings_with_its_dataset_and_classes_without_tasks():
     found = REPORT_KIND.of(V1)
     settings = EvaluationConfig(url="/data/test").model_dump(mode="json")
     assert found.evaluated_with(settings)
@@ -136,7 +136,7 @@ def test_a_report_of_0_1_0_fits_settings_of_its_dataset_and_classes_that_name_no
     assert not found.evaluated_with(settings | {"tasks": ["retrieval"]})
 
 
-def test_settings_of_before_there_were_tasks_fit_those_that_name_none():
+def test_settings_stored_before_tasks_existed_equal_those_without_tasks():
     settings = EvaluationConfig(url="/data/test").model_dump(mode="json")
     before = {name: value for name, value in settings.items() if name != "tasks"}
     found = dataclasses.replace(REPORT, evaluation=before)

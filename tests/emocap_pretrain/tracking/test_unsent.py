@@ -22,29 +22,29 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_kept_in_the_folder_of_the_run_until_all_are_sent(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert unsent.left(store) == []
-    unsent.leave(store, ROWS)
-    assert unsent.left(store) == ROWS
-    unsent.leave(store, ROWS[:1])
-    assert unsent.left(store) == ROWS[:1]
-    unsent.leave(store, [])
-    unsent.leave(store, [])
+    assert unsent.read(store) == []
+    unsent.write_or_warn(store, ROWS)
+    assert unsent.read(store) == ROWS
+    unsent.write_or_warn(store, ROWS[:1])
+    assert unsent.read(store) == ROWS[:1]
+    unsent.write_or_warn(store, [])
+    unsent.write_or_warn(store, [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_superseded_attempt_does_not_change_the_rows_of_the_newer_one(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     old, new = Attempt.begin(store), Attempt.begin(store)
-    unsent.leave(store, ROWS, number=new.number)
-    unsent.leave(store, [], number=old.number)
-    assert unsent.left(store) == ROWS
-    unsent.leave(store, [], number=new.number)
-    assert unsent.left(store) == []
+    unsent.write_or_warn(store, ROWS, number=new.number)
+    unsent.write_or_warn(store, [], number=old.number)
+    assert unsent.read(store) == ROWS
+    unsent.write_or_warn(store, [], number=new.number)
+    assert unsent.read(store) == []
 
 
 def test_a_store_that_refuses_rows_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / unsent.UNSENT_FILE).mkdir()
-    unsent.leave(open_store(str(tmp_path)), ROWS)
+    unsent.write_or_warn(open_store(str(tmp_path)), ROWS)
     assert "2 rows for the tracker could not be kept" in caplog.text
 
 
@@ -52,9 +52,9 @@ def test_a_finished_run_sends_the_rows_that_an_outage_delayed(config: Config, cl
     store = open_store(config.url)
     tracker = MlflowTracker.start(config, None)
     tracker.finish("FINISHED")
-    unsent.leave(store, ROWS)
+    unsent.write_or_warn(store, ROWS)
     assert deliver_unsent(store, config, tracker.run_id, number=1)
-    assert unsent.left(store) == []
+    assert unsent.read(store) == []
     run = client.get_run(tracker.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"zero_shot/uar": 0.5})
 
@@ -62,9 +62,9 @@ def test_a_finished_run_sends_the_rows_that_an_outage_delayed(config: Config, cl
 def test_rows_that_still_cannot_be_sent_are_kept_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
     unreachable, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
-    unsent.leave(store, ROWS)
+    unsent.write_or_warn(store, ROWS)
     assert not deliver_unsent(store, unreachable, "0123456789abcdef0123456789abcdef", number=1)
-    assert unsent.left(store)[:2] == ROWS
+    assert unsent.read(store)[:2] == ROWS
 
 
 def test_a_run_without_unsent_rows_does_not_connect_to_the_server(config: Config) -> None:
