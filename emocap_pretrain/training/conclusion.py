@@ -1,5 +1,6 @@
 """Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
+Rank 0 alone imports MLflow and matplotlib, where it needs them: their imports are a quarter of the start of a rank.
 A finished run gets here what it lacks: rows that the tracker has not taken, and an evaluation with new settings.
 """
 
@@ -26,8 +27,6 @@ from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import TaskResult
-from emocap_pretrain.tracking import pictures
-from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.session import Session
@@ -90,6 +89,8 @@ def conclude_again(config: Config, store: Store) -> bool:
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
     if not RunFolder(store).copied_from():  # The rows in a copy are the original's.
+        from emocap_pretrain.tracking.mlflow_tracker import deliver_unsent
+
         deliver_unsent(store, config, report.run_id, number=newest(store))
     return True
 
@@ -108,6 +109,8 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
 
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
     """Gives the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
+    from emocap_pretrain.tracking import pictures
+
     if not results:
         return
     data = evaluation_data(config.evaluation, config.stored()["evaluation"])
@@ -147,6 +150,8 @@ def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskRe
 
 
 def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
+    from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+
     number = newest(store)
     parent = RunFolder(store).copied_from()
     rows = [] if parent else readable_rows(unsent.read(store))

@@ -37,9 +37,6 @@ from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
-from emocap_pretrain.tracking import pictures
-from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
-from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, Tracker
 from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream
@@ -349,6 +346,10 @@ def _open_tracker(
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
+        # Rank 0 alone imports MLflow and matplotlib, which take a quarter of the start of a rank.
+        from emocap_pretrain.tracking import pictures
+        from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+
         parent = _parent(config, attempt, run_id) if run_id else ""
         # The unsent rows in a copy of a folder belong to the original run, which sends them itself.
         rows = [] if parent else [*saved, *readable_rows(unsent.read(attempt.store))]
@@ -379,6 +380,8 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     if parent:
         log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
         return parent
+    from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
+
     # Attempts of one folder have different numbers, and this attempt has not written to the tracker yet.
     if newest_tracked_attempt(config, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(
@@ -393,6 +396,8 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
 
 
 def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
+    from emocap_pretrain.tracking import pictures
+
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
         first = replace(

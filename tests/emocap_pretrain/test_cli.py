@@ -300,7 +300,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
         session.save(cursor, Progress())
         session.saver.wait()
     url = tiny_config.evaluation.url
-    unnamed = emocap("evaluate", tiny_config.url)
+    unnamed = here("evaluate", tiny_config.url)
     assert unnamed.code == 2
     assert (
         f"names the dataset {url}, which whoever wrote the checkpoint chose: allow it with --stored-data" in unnamed.err
@@ -308,14 +308,14 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
     for named in (["--data", url], ["--config", file]):
-        assert f"24 samples of {url}" in emocap("evaluate", tiny_config.url, *named).out
-    done = emocap("evaluate", tiny_config.url, "--stored-data", "--picture", tmp_path / "confusion.png")
+        assert f"24 samples of {url}" in here("evaluate", tiny_config.url, *named).out
+    done = here("evaluate", tiny_config.url, "--stored-data", "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err
     assert "zero-shot UAR" in done.out
     assert f"24 samples of {tiny_config.evaluation.url}" in done.out
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.size[0] > 100
-    wrong = emocap("evaluate", tiny_config.url, "--step", "9")
+    wrong = here("evaluate", tiny_config.url, "--step", "9")
     assert wrong.code == 1
     assert "no checkpoint of step 9; steps: 1" in wrong.err
 
