@@ -49,7 +49,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.harness.machine import occasion, versions  # noqa: E402
 from benchmarks.kernels.device import PACKAGES, clock_of, device_name  # noqa: E402
 from benchmarks.kernels.memory import peak_bytes  # noqa: E402
-from benchmarks.kernels.pairs import Pairs  # noqa: E402
+from benchmarks.kernels.pairs import PairBatch  # noqa: E402
 from benchmarks.kernels.pairs import draw as draw_pairs  # noqa: E402
 from benchmarks.kernels.regions import Regions  # noqa: E402
 from benchmarks.kernels.regions import draw as draw_regions  # noqa: E402
@@ -84,7 +84,7 @@ REGIONS = ((49, 4), (196, 4), (576, 2))
 PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid")
 
 
-def evaluate(setting: str, batch: Pairs, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
+def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
     """The loss of a setting and its gradients in image, text and scale."""
     options = dict(SETTINGS[setting])
     if "ids" in options:
@@ -104,7 +104,7 @@ def evaluate_regions(batch: Regions, backend: Backend = BACKEND) -> tuple[Tensor
     return loss, *torch.autograd.grad(loss, (batch.patches, batch.sentences, batch.scale))
 
 
-def forward(batch: Pairs) -> Tensor:
+def forward(batch: PairBatch) -> Tensor:
     with torch.no_grad():
         return contrastive_loss(batch.image, batch.text, batch.scale, backend=BACKEND).loss
 
@@ -246,7 +246,7 @@ def measure_plain(session: Session) -> None:
         profile_plain(session, batch)
 
 
-def profile_plain(session: Session, batch: Pairs) -> None:
+def profile_plain(session: Session, batch: PairBatch) -> None:
     """The ten kernels that take the most time on the device."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -337,7 +337,7 @@ def measure_peers(session: Session) -> None:
     batch = draw_pairs(Size(65_536, 768) if CUDA else Size(256, 256), DTYPE, DEVICE)
     leaves = (batch.image, batch.text, batch.scale)
     for name in PEERS:
-        loss: Callable[[Pairs], Tensor] = getattr(peers, name)
+        loss: Callable[[PairBatch], Tensor] = getattr(peers, name)
         try:
             seconds = median_s(lambda loss=loss: torch.autograd.grad(loss(batch), leaves), 2)
             session.record(peer=name, rows=len(batch.image), ms=1e3 * seconds)

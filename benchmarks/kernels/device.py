@@ -1,4 +1,4 @@
-"""A device of torch: its name, its clock, and readings in common rounds on it."""
+"""A device of torch: its name, its clock, and readings that are taken in common rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .outcome import attempt
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
-# What decides how fast all of us are, beside the package of a peer.
+# The packages on which the speed of every contender depends, in addition to the package of a peer.
 PACKAGES = ("torch", "triton")
 # Shorter calls are repeated within one reading until they fill this.
 _READING_S = 0.02
@@ -27,7 +27,7 @@ _MOST_CALLS = 50
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the model, and for a CPU the cores that torch uses of it."""
+    """Returns the model, and for a CPU the number of cores that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = torch.get_num_threads()
@@ -35,7 +35,7 @@ def device_name(device: torch.device) -> str:
 
 
 class Clock(Protocol):
-    """Tells how long calls take on a device."""
+    """Measures how long calls take on a device."""
 
     def seconds(self, call: Call, times: int) -> float:
         """Returns the mean seconds of `times` calls in a row."""
@@ -43,7 +43,7 @@ class Clock(Protocol):
 
 
 class CpuClock:
-    """The clock on the wall."""
+    """Measures wall-clock time."""
 
     def seconds(self, call: Call, times: int) -> float:
         start = time.perf_counter()
@@ -53,10 +53,10 @@ class CpuClock:
 
 
 class CudaClock:
-    """Events in the stream, which see the device's own time."""
+    """Measures the time of the device by events in its stream."""
 
     def seconds(self, call: Call, times: int) -> float:
-        # One call unread: the contender before this one may have taken the cached memory.
+        # One call is not measured: the contender before this one may have used the cached memory.
         call()
         torch.cuda.synchronize()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -73,7 +73,7 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[Key, list[float] | Skipped]:
-    """Returns the seconds of each call in each round, after a warm-up; who fails takes no further part."""
+    """Returns the seconds of each call in each round, after a warm-up. A call that fails leaves the rounds."""
     times = {key: _warm_up(call, clock) for key, call in calls.items()}
     readings = {
         key: partial(_reading, clock, calls[key], number)
@@ -89,7 +89,7 @@ def _reading(clock: Clock, call: Call, times: int) -> float | Skipped:
 
 
 def _warm_up(call: Call, clock: Clock) -> int | Skipped:
-    """Returns how many calls make one reading, or why the call failed."""
+    """Returns how many calls form one reading, or why the call failed."""
     first = attempt(call)
     once = first if isinstance(first, Skipped) else attempt(lambda: clock.seconds(call, 1))
     if isinstance(once, Skipped):

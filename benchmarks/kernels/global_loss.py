@@ -1,4 +1,4 @@
-"""The global loss: who computes it, and who is measured."""
+"""The global loss: all implementations that are measured."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import pair_truth, peers
-from .pairs import Pairs, draw
+from .pairs import PairBatch, draw
 from .size import Size
 from .subject import Contender, Loss, Subject, compiled
 from .variants import PLAIN, SIGMOID, VARIANTS, Variant, floor_flops
 
 _SMALL_ROWS = 256
 _FLOAT_BYTES = 4
-# Counted with autograd in float32: scores, two log-softmaxes, and the gradients of two of these at a time.
+# Matrices that autograd holds in float32: scores, two log-softmaxes, and the gradients of two of these at a time.
 _DENSE_MATRICES = 5
 
 
 def ours(backend: Literal["reference", "chunked", "fused"], variant: Variant) -> Loss:
-    def loss(batch: Pairs) -> Tensor:
+    """Returns our loss with a given backend."""
+
+    def loss(batch: PairBatch) -> Tensor:
         bias = batch.bias if variant.objective == "sigmoid" else None
         return contrastive_loss(
             batch.image,
@@ -37,8 +39,8 @@ def ours(backend: Literal["reference", "chunked", "fused"], variant: Variant) ->
     return loss
 
 
-def dense(batch: Pairs) -> Tensor:
-    """The plainest PyTorch: one matrix, both directions of it, the softmax in at least float32."""
+def dense(batch: PairBatch) -> Tensor:
+    """Computes InfoNCE in plain PyTorch: one matrix, both directions, the softmax in at least float32."""
     scores = batch.image @ batch.text.T
     logits = batch.scale * (scores if scores.dtype == torch.float64 else scores.float())
     own = torch.arange(len(logits), device=logits.device)
@@ -46,11 +48,12 @@ def dense(batch: Pairs) -> Tensor:
 
 
 def dense_bytes(size: Size) -> float:
+    """Returns the bytes of the matrices that `dense` holds."""
     return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * size.rows)
 
 
 def roster() -> tuple[Contender, ...]:
-    """Everybody; ours first."""
+    """Returns all contenders, ours first."""
     clip = "open_clip_torch"
     return (
         *(Contender("fused", variant, lambda v=variant: ours("fused", v), needs_cuda=True) for variant in VARIANTS),

@@ -1,4 +1,4 @@
-"""The local loss: who computes it or something beside it, and who is measured."""
+"""The local loss: all implementations that are measured, and other losses that are compared with it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ _SMALL_ROWS, _SMALL_PATCHES, _SMALL_SENTENCES = 32, 49, 96
 
 
 def ours(backend: Literal["reference", "chunked", "fused"], variant: Variant) -> Loss:
+    """Returns our loss with a given backend."""
+
     def loss(batch: Regions) -> Tensor:
         if variant.function is not None and variant != SPARC:
             raise UnableError(f"ours has no such loss: {variant.function}")
@@ -46,7 +48,7 @@ def ours(backend: Literal["reference", "chunked", "fused"], variant: Variant) ->
 
 
 def roster() -> tuple[Contender, ...]:
-    """Everybody; ours first."""
+    """Returns all contenders, ours first."""
     several, pooled = region_losses.dense_bytes, region_losses.pooled_bytes
     own = (PLAIN, LOCAL_THRESHOLD, SPARC)
     return (

@@ -1,4 +1,4 @@
-"""The measurement: contenders are probed one by one, then timed in common rounds, size by size."""
+"""Measures contenders: each is probed in a process of its own, then all are timed in common rounds, size by size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from .variants import PASSES, PLAIN, Pass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Contenders and sizes to measure; `matmul` is the side of the square product whose rate is the yardstick."""
+    """The contenders and sizes to measure.
+
+    `matmul` is the side of a square matrix product, whose rate is the unit of efficiency.
+    """
 
     subject: Subject
     contenders: Sequence[Contender]
@@ -41,19 +44,19 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A participant of the rounds."""
+    """A contender in one pass, which takes part in the rounds."""
 
     contender: Contender
     pass_: Pass
 
 
-# The participant that gives the rate of the machine.
+# The participant that measures the rate of the machine.
 MATMUL = "matmul"
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The answers of the contenders' own processes, by name and place."""
+    """The findings of the contenders' own processes, by name and place."""
 
     found: Mapping[tuple[str, Place], Finding]
 
@@ -69,7 +72,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """All readings at one size; those of an entry whose own process did not get through are missing."""
+    """All readings at one size. Entries whose own process failed have none."""
 
     plan: Plan
     occasion: Occasion
@@ -83,7 +86,7 @@ class Block:
 
 
 def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields measurements as they are made, so that a run that is cut short leaves what it had."""
+    """Yields measurements as they are made, so that a run that is stopped keeps those it has."""
     for width in dict.fromkeys(size.width for size in plan.sizes):
         sizes = [size for size in plan.sizes if size.width == width]
         findings = _probe_all(plan, sizes)
@@ -132,7 +135,7 @@ def _readings(
 
 
 def _calls(entries: Sequence[Entry], batch: Batch) -> dict[Entry | str, Call]:
-    """One call for each entry; a loss is built once for both of its passes."""
+    """Returns one call for each entry. A loss is built once for both of its passes."""
     built = dict.fromkeys(entry.contender for entry in entries)
     losses: dict[Contender, Loss] = {contender: contender.build() for contender in built}
     return {entry: call_of(losses[entry.contender], batch, entry.contender.variant, entry.pass_) for entry in entries}
@@ -169,7 +172,7 @@ def _measured(block: Block, entry: Entry) -> Measurement:
 
 
 def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
-    """The fastest kind of ours that ran alike in these rounds, and its readings."""
+    """Returns the fastest of our backends that ran the same in these rounds, and its readings."""
     for name in OURS:
         for other in block.readings:
             if isinstance(other, Entry) and other.contender.name == name and _alike(other, entry):
@@ -180,7 +183,7 @@ def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
 
 
 def _alike(ours: Entry, entry: Entry) -> bool:
-    """Returns whether in the same pass `ours` does what `entry` does, or the plain loss if that is another function."""
+    """Returns whether `ours` computes in the same pass what `entry` does, or the plain loss for another function."""
     variant = entry.contender.variant
     wanted = variant if variant.function is None else PLAIN
     return ours.contender.variant == wanted and ours.pass_ == entry.pass_

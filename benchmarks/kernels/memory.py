@@ -1,4 +1,4 @@
-"""Peak memory of one call, above what was there before."""
+"""The peak memory of one call, above what was allocated before it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from .device import Call
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
-    """Bytes that `call` needs at its worst moment, its results counted; None where the system does not tell."""
+    """Returns the most bytes that `call` holds, results included; None if the system does not report it."""
     gc.collect()
     return _cuda_peak(call) if device.type == "cuda" else _cpu_peak(call)
 
 
 def dense_refusal(needed: float, device: torch.device) -> str | None:
-    """Returns why matrices of `needed` bytes should not even be tried; CUDA refuses by itself, a CPU starts to swap."""
+    """Returns why matrices of `needed` bytes must not be tried, or None.
+
+    CUDA raises an error if there is too little memory; a CPU would begin to swap.
+    """
     available = available_bytes()
     if device.type != "cpu" or available is None:
         return None
@@ -27,6 +30,7 @@ def dense_refusal(needed: float, device: torch.device) -> str | None:
 
 
 def available_bytes() -> int | None:
+    """Returns the free memory of the machine, or None if the system does not report it."""
     try:
         return _kibibytes(Path("/proc/meminfo"), "MemAvailable")
     except OSError:
@@ -43,7 +47,7 @@ def _cuda_peak(call: Call) -> int:
 
 
 def _cpu_peak(call: Call) -> int | None:
-    """The high-water mark of this process, set back first; honest if nothing else runs in it."""
+    """Returns the peak of this process after a reset. It is only right if nothing else runs in the process."""
     status = Path("/proc/self/status")
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -56,7 +60,7 @@ def _cpu_peak(call: Call) -> int | None:
 
 
 def _kibibytes(table: Path, name: str) -> int:
-    """The entry `name` in bytes."""
+    """Returns the entry `name` of a table of /proc, in bytes."""
     for line in table.read_text().splitlines():
         label, _, value = line.partition(":")
         if label == name:

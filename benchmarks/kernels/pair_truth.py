@@ -1,18 +1,18 @@
-"""Plain InfoNCE in float64 at any size: its loss, and its gradients in some rows."""
+"""Plain InfoNCE in float64 at any size: the loss, and the gradients of some rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .pairs import Pairs
+from .pairs import PairBatch
 from .subject import Exact, sample
 
 _BLOCK_NUMBERS = 1 << 25
 
 
-def exact(batch: Pairs, count: int) -> Exact:
-    """Gradients in the same `count` rows of both sides, densely."""
+def exact(batch: PairBatch, count: int) -> Exact:
+    """Returns the loss, and the gradients of the same `count` rows of images and of texts."""
     chosen = sample(len(batch.image), count, batch.device)
     with torch.no_grad():
         image, text, scale = batch.image.detach(), batch.text.detach(), batch.scale.detach().double()
@@ -28,7 +28,7 @@ def exact(batch: Pairs, count: int) -> Exact:
 
 
 def _log_sums(anchors: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
-    """float64 [rows]: the log-sum-exp of each anchor's scores, in blocks of both sides."""
+    """Returns the log-sum-exp of the scores of each anchor, float64 [rows], computed in blocks of both sides."""
     side = int(_BLOCK_NUMBERS**0.5)
     parts: list[Tensor] = []
     for block in anchors.split(side):
@@ -43,15 +43,15 @@ def _log_sums(anchors: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
 def _gradient_rows(
     anchors: Tensor, candidates: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, chosen: Tensor
 ) -> Tensor:
-    """float64 [count, width]: scale / 2B times the sum over j of (p_ij + q_ij) u_j, less 2 u_i.
+    """Returns scale / 2B times (the sum over j of (p_ij + q_ij) u_j, minus 2 u_i), float64 [count, width].
 
     Args:
-        anchors: [B, width], the side whose gradient is wanted.
+        anchors: [B, width], the side whose gradient is returned.
         candidates: [B, width], the other side.
         scale: 0-dim.
-        rows: [B], log-sums of the anchors' scores, which normalise p.
-        columns: [B], log-sums of the candidates' scores, which normalise q.
-        chosen: int64 [count].
+        rows: [B], log-sum-exp of the scores of each anchor, which normalise p.
+        columns: [B], log-sum-exp of the scores of each candidate, which normalise q.
+        chosen: int64 [count], the rows.
     """
     some = anchors[chosen].double()
     gradient = -2 * candidates[chosen].double()

@@ -1,4 +1,4 @@
-"""Batches of the global loss: images and texts in pairs."""
+"""Batches of the global loss: pairs of image and text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ _GROUP_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """Unit vectors `image` and `text` [rows, width]; `scale` and `bias` 0-dim; all may need gradients."""
+class PairBatch:
+    """A batch of the global loss. All tensors may need gradients.
+
+    Attributes:
+        image: [rows, width], unit vectors.
+        text: [rows, width], unit vectors.
+        scale: 0-dim.
+        bias: 0-dim.
+    """
 
     image: Tensor
     text: Tensor
@@ -31,14 +38,14 @@ class Pairs:
     def leaves(self, variant: Variant) -> list[Tensor]:
         return [self.image, self.text, self.scale, *([self.bias] if variant.objective == "sigmoid" else [])]
 
-    def to(self, dtype: torch.dtype) -> Pairs:
-        return Pairs(*(leaf(tensor, dtype) for tensor in (self.image, self.text, self.scale, self.bias)))
+    def to(self, dtype: torch.dtype) -> PairBatch:
+        return PairBatch(*(leaf(tensor, dtype) for tensor in (self.image, self.text, self.scale, self.bias)))
 
 
-def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Pairs:
-    """A batch half way through training: own pairs stand out, groups of four rows resemble each other.
+def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> PairBatch:
+    """Returns a batch as in the middle of training: own pairs are most similar, and rows in groups of four are similar.
 
-    The groups give mining something to find, at cosines that a rounding cannot move across the threshold.
+    Mining finds the groups, at cosines that a rounding cannot move across the threshold.
     """
     source = torch.Generator(device).manual_seed(seed)
     rows = size.rows
@@ -51,4 +58,4 @@ def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0)
     image, text = (leaf(normalize(noise(rows).add_(shared), dim=1), dtype) for _ in range(2))
     # The usual starting values of the temperature and of the bias of a sigmoid loss.
     scale, bias = (leaf(torch.tensor(number, device=device), torch.float32) for number in (1 / 0.07, -10.0))
-    return Pairs(image, text, scale, bias)
+    return PairBatch(image, text, scale, bias)

@@ -1,4 +1,4 @@
-"""Figures from the records alone: time and memory over the size of the batch, both axes logarithmic."""
+"""Draws figures from the records: time and memory over the size of the batch, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .topics import TOPICS, Sweep, Topic, longest
 from .variants import BOTH, FORWARD, PLAIN
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-# Positions in the two tuples above, so that nobody's looks depend on who else was measured.
+# The position in these tuples gives colour and marker, so that they do not depend on what else was measured.
 _CONTENDERS = {
     subject.what: tuple(dict.fromkeys(contender.name for contender in subject.roster()))
     for subject in SUBJECTS.values()
 }
 _VARIANTS = {subject.what: tuple(variant.name for variant in subject.variants) for subject in SUBJECTS.values()}
-# Ticks of a decade, where the largest value is less than so many times the smallest.
+# (ratio, ticks): the ticks of a decade where the largest value is less than `ratio` times the smallest.
 _TICKS = ((20, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (float("inf"), (1, 3)))
-# More sizes than these, written level, would touch each other.
+# More labels than these would touch each other if they were horizontal.
 _LEVEL_LABELS = 5
 _WIDTHS = {"fused": 2.6, "chunked": 1.8}
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: what is drawn, of which pass, and how its numbers are written."""
+    """One pair of axes: what is drawn, for which pass, and how its numbers are formatted."""
 
     title: str
     pass_: str
@@ -61,7 +61,7 @@ _PANELS = (
 
 
 def draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
-    """Draws the plain loss by everybody, and ours beside others, for each device, type, width and size that varies.
+    """Draws the plain loss by all contenders, and our variants, for each device, type, width and size that varies.
 
     Yields:
         The paths written, an SVG and a PNG for each figure.
@@ -77,19 +77,19 @@ def draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
             (topic.name, topic.plain, plain),
             (f"{topic.name}-variants", topic.varied, varied),
         ):
-            for sweep, told, swept in _sweeps(topic, chosen):
-                heading = ", ".join([title, *([told] if told else []), device, dtype, f"width {width}"])
+            for sweep, fixed, swept in _sweeps(topic, chosen):
+                heading = ", ".join([title, *([fixed] if fixed else []), device, dtype, f"width {width}"])
                 path = folder / f"{name}{sweep.name}-{_slug(device)}-{dtype}-{width}"
                 paths = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
                 yield from saved(partial(_figure, swept, sweep, heading), *paths)
 
 
 def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep, str, Sequence[Measurement]]]:
-    """Yields, for each size that varies, what stays, in words, and the lines in which nothing else varies."""
+    """Yields each size that varies, what is fixed in words, and the records in which nothing else varies."""
     sizes = _sizes(lines)
     groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
     for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
-        yield sweep, sweep.told(group[0]), [line for line in lines if size_of(line) in group]
+        yield sweep, sweep.fixed_in_words(group[0]), [line for line in lines if size_of(line) in group]
 
 
 def _sizes(lines: Sequence[Measurement]) -> set[Size]:
@@ -115,7 +115,7 @@ def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
 
 
 def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the looks of each label: the marker says who; so does the colour, where all compute the same."""
+    """Returns the style of each label. The marker shows the contender, the colour the variant if there are several."""
     told_apart = len({line.setting["variant"] for line in lines}) > 1
     styles: dict[str, Mapping[str, Any]] = {}
     for line in lines:
@@ -145,7 +145,7 @@ def _draw_panel(
 
 
 def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
-    """The time that the fewest operations take at the rate of a square matrix product in the same rounds."""
+    """Draws the time that the fewest operations take at the rate of a square matrix product in the same rounds."""
     limits: dict[int, list[float]] = {}
     for line in lines:
         size, rate = size_of(line), more_of(line, "matmul_flops_per_s")
@@ -189,6 +189,6 @@ def _whole(value: float, _: int | None) -> str:
 
 
 def _short(written: str) -> str:
-    """A tick is a round number: `10.0 ms` says no more than `10 ms`."""
+    """Returns the text of a tick without trailing zeros: `10 ms` instead of `10.0 ms`."""
     number, unit = written.split()
     return f"{float(number):g} {unit}"

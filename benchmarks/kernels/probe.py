@@ -1,6 +1,7 @@
-"""Memory and correctness of one contender, in a process of its own.
+"""Measures memory and correctness of one contender, in a process of its own.
 
-Only so is a peak its own, and does a crash of a peer, or an illegal access that spoils the CUDA context, stay with it.
+In this way the peak of memory belongs to the contender alone, and a crash of a peer, or an illegal access that breaks
+the CUDA context, affects no other contender.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from .subjects import SUBJECTS
 from .truth import Agreement, Sampled, agreement, sampled
 from .variants import PLAIN, Pass
 
-# A kernel that waits for a lock may wait without end.
+# A kernel that waits for a lock may never end.
 _LONGEST_S = 900
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """`name` at all `sizes`, which are of one width, in the named variants."""
+    """The task of one process: the contender `name` at all `sizes`, which have one width, in the named variants."""
 
     subject: str
     name: str
@@ -63,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The findings of one process; without `size` it is about every one."""
+    """One finding of a process. Without `size` it holds for all sizes."""
 
     variant: str
     size: Size | None = None
@@ -78,7 +79,7 @@ Place = tuple[str, Size | None, Pass | None]
 
 
 def probe(job: Job) -> dict[Place, Finding]:
-    """Runs `job` in a new process; what that did not live to report is skipped with the way it died."""
+    """Runs `job` in a new process. What it could not report before it ended is skipped, with the way it ended."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "findings.jsonl"
         report.touch()
@@ -92,12 +93,12 @@ def probe(job: Job) -> dict[Place, Finding]:
 
 
 def _run(words: Sequence[str]) -> str | None:
-    """Runs `main` in a new process; gives the way it ended if that was not well."""
+    """Runs `main` in a new process. Returns how it ended if it failed, else None."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.kernels.probe", *words],
             cwd=REPOSITORY,
-            # malloc would keep what it is given back, and the next peak would start from there.
+            # malloc would keep freed memory, and the next peak would begin there.
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
             capture_output=True,
             text=True,
@@ -134,7 +135,7 @@ def _finding(text: str) -> Finding:
 
 
 def findings_of(contender: Contender, job: Job) -> Iterator[Finding]:
-    """Agreement first; if the contender does not run at all, nothing else."""
+    """Yields the agreement with float64 first. If the contender does not run at all, nothing else follows."""
     device, dtype = torch.device(job.device), getattr(torch, job.dtype)
     overall = Finding(variant=contender.variant.name)
     agreed = agreement(job.about, contender, job.sizes[0].width, dtype, device)
@@ -167,7 +168,7 @@ def _at_size(contender: Contender, size: Size, job: Job) -> Iterator[Finding]:
 
 def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pass) -> Finding:
     call = call_of(loss, batch, contender.variant, pass_)
-    # On a CPU the check of correctness was warm-up enough for whoever does not compile.
+    # On a CPU the check of correctness was a sufficient warm-up for contenders that do not compile.
     if contender.compiles or batch.device.type == "cuda":
         attempt(call)
     peak = attempt(lambda: peak_bytes(call, batch.device))
@@ -175,6 +176,7 @@ def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pa
 
 
 def main(job: Job, report: Path) -> None:
+    """Writes the findings of `job` to `report`, one JSON line each."""
     with report.open("a", buffering=1) as file:
         for contender in job.contenders:
             for finding in findings_of(contender, job):

@@ -1,4 +1,4 @@
-"""Both losses across processes: their time beside one process's share of the same work, and the bytes that travel."""
+"""Measures both losses on several processes: the time compared with one process's share of the work, and the bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The setting of a measurement: `size` is that of the whole batch, whose rows the processes share evenly."""
+    """The setting of a measurement. `size` is that of the whole batch, which is divided evenly among processes."""
 
     loss: str
     size: Size
@@ -53,18 +53,18 @@ class Setting:
 def across(setting: Setting, about: Occasion) -> Measurement:
     """Starts the processes, each with one thread, and measures forward and backward on the slowest of them.
 
-    The record has the ratio to one process's share: the time of the whole batch on one process, in the same rounds
-    (`alone`), divided by the number of processes; and the bytes that a process receives in a step, with the same number
-    by the formula of docs/method.md, section 6.
+    The record has the ratio to one process's share: the time of the whole batch on one process in the same rounds
+    (`alone`), divided by the number of processes. It also has the bytes that a process receives in a step, and the
+    number by the formula of docs/method.md, section 6.
 
     Raises:
-        UnableError: If the rows cannot be shared evenly, or there are fewer GPUs than processes.
+        UnableError: If the rows cannot be divided evenly, or there are fewer GPUs than processes.
     """
     size, processes = setting.size, setting.processes
     if size.rows % processes:
         raise UnableError(f"{size.rows} rows do not divide among {processes} processes.")
     if setting.device == "cuda" and torch.cuda.device_count() < processes:
-        raise UnableError(f"{processes} processes need as many GPUs; here are {torch.cuda.device_count()}.")
+        raise UnableError(f"{processes} processes need as many GPUs, and there are {torch.cuda.device_count()}.")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         spawn(_serve, (setting, folder, answer), nprocs=processes)
@@ -114,7 +114,7 @@ def _serve(rank: int, setting: Setting, folder: str, answer: Path) -> None:
 
 def _measured(setting: Setting, rank: int, device: torch.device) -> dict[str, Any]:
     whole, local, columns, backend = _steps(setting, rank, device)
-    with count_received_bytes() as traffic:
+    with count_received_bytes() as received:
         local()
     if rank == 0:
         whole()
@@ -125,7 +125,7 @@ def _measured(setting: Setting, rank: int, device: torch.device) -> dict[str, An
     return {
         **complete(in_rounds(calls, rounds=setting.repeats)),
         "backend": backend,
-        "vector_bytes": traffic["vectors"],
+        "vector_bytes": received["vectors"],
         "expected_bytes": _expected(columns, rank, setting),
     }
 
@@ -139,14 +139,14 @@ def _timed(step: Step, device: torch.device) -> float:
 
 
 def _slowest(seconds: float, device: torch.device) -> float:
-    """Over all processes, which start their next task together."""
+    """Returns the longest time of all processes, which then start their next task together. A collective."""
     found = torch.tensor(seconds, dtype=torch.float64, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return found.item()
 
 
 def _steps(setting: Setting, rank: int, device: torch.device) -> tuple[Step, Step, list[int], str]:
-    """The whole batch on one process, this process's rows of it, the columns of each process, and the backend."""
+    """Returns a step of the whole batch, a step of this process's rows, the columns of each process, the backend."""
     rows = setting.size.rows // setting.processes
     mine = slice(rank * rows, (rank + 1) * rows)
     if setting.loss != REGION.name:
@@ -191,7 +191,7 @@ def _local_loss(patches: Tensor, sentences: Tensor, owner: Tensor, scale: Tensor
 
 
 def _expected(columns: list[int], rank: int, setting: Setting) -> int:
-    """Texts of the others, twice in a ring, and for the own ones a gradient from each of the others."""
+    """Returns the bytes by the formula: texts of the others (twice in a ring), and gradients of own texts from each."""
     others, own = sum(columns) - columns[rank], columns[rank]
     passes = 2 if setting.schedule == "ring" else 1
     numbers = passes * others + (setting.processes - 1) * own

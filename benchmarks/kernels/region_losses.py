@@ -1,7 +1,7 @@
 """Losses of regions and sentences in plain PyTorch, with whole matrices and autograd.
 
-`dense` is the local loss of ours. The others compare images with sentences in ways of their own, without the learned
-projections of their authors.
+`dense` is our local loss. The others compare images with sentences in other ways, without the learned projections of
+their authors.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from .regions import SHARPNESS, Regions
 from .size import Size
 
 _FLOAT_BYTES = 4
-# Measured with autograd in float32: similarities, weights, and what differentiates them; the same of pooled vectors.
+# Matrices that autograd holds in float32: similarities, weights and their gradients; the same for pooled vectors.
 _DENSE_MATRICES = 5
 _POOLED_MATRICES = 5
-# Similarities of one block of images with all sentences; a few hundred MB at most.
+# Similarities of one block of images with all sentences: a few hundred MB at most.
 _BLOCK_NUMBERS = {"cuda": 1 << 27, "cpu": 1 << 22}
 
 
 def dense(batch: Regions) -> Tensor:
-    """Every sentence weighs the patches of every image by a softmax; a weighted mean of similarities is the score."""
+    """Computes scores as means of patch similarities, weighted by a softmax over the patches of each image."""
     similarity = _similarity(batch)
     weight = (SHARPNESS * similarity).softmax(2)
     return _both_directions(batch.scale * (weight * similarity).sum(2).T, batch.owner)
 
 
 def dense_bytes(size: Size) -> float:
+    """Returns the bytes of the matrices that `dense` holds."""
     patches, sentences = size.regions
     return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * patches * sentences)
 
 
 def pooled_vectors(batch: Regions) -> Tensor:
-    """A softmax over patches pools a vector for each image and sentence; its cosine with the sentence is the score."""
+    """Computes scores as cosines of each sentence with the vector that it pools from an image by a softmax."""
     weight = (SHARPNESS * _similarity(batch)).softmax(2).to(batch.patches.dtype)
     vector = _at_least_float(weight.transpose(0, 1) @ batch.patches)
     cosine = torch.einsum("ind,nd->in", normalize(vector, dim=2), batch.sentences.to(vector.dtype))
@@ -42,16 +43,17 @@ def pooled_vectors(batch: Regions) -> Tensor:
 
 
 def pooled_bytes(size: Size) -> float:
+    """Returns the bytes of the matrices that `pooled_vectors` holds."""
     _, sentences = size.regions
     vectors = float(_POOLED_MATRICES * _FLOAT_BYTES * size.rows * sentences * size.width)
     return dense_bytes(size) + vectors
 
 
 def within_images(batch: Regions) -> Tensor:
-    """The sentences of one image compete for its patches: images beside each other, their sentences padded.
+    """Computes the loss within images (SPARC), for all images at once, with padded sentences.
 
-    Similarities are min-max normalised over patches, cut below 1 / patches and divided by their sum; the score is that
-    of the vector pooled so, of unit length, with each sentence of the image.
+    Similarities are min-max normalised over patches, set to zero below 1 / patches and divided by their sum. The score
+    is the product of the pooled vector, of unit length, with each sentence of the image.
     """
     sentences, real = _padded(batch)
     similarity = _at_least_float(sentences @ batch.patches.mT)
@@ -69,7 +71,10 @@ def within_images(batch: Regions) -> Tensor:
 
 
 def best_patches(batch: Regions) -> Tensor:
-    """[rows, sentences]: the similarity of the best patch, some images at a time; a bound for any late interaction."""
+    """Returns the similarity of the best patch, [rows, sentences], some images at a time.
+
+    It is a lower bound of the time for any late interaction.
+    """
     rows, patches, width = batch.patches.shape
     together = max(1, _BLOCK_NUMBERS[batch.device.type] // (patches * len(batch.sentences)))
     scores = batch.sentences.new_empty(rows, len(batch.sentences))
@@ -81,12 +86,12 @@ def best_patches(batch: Regions) -> Tensor:
 
 
 def _similarity(batch: Regions) -> Tensor:
-    """[sentences, rows, patches]: in this order one matrix product, and a softmax over patches runs along memory."""
+    """Returns [sentences, rows, patches]. In this order it is one matrix product, and a softmax runs along memory."""
     return _at_least_float(torch.einsum("ipd,nd->nip", batch.patches, batch.sentences))
 
 
 def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
-    """The mean of both cross-entropies of `score` [rows, sentences].
+    """Returns the mean of both cross-entropies of `score` [rows, sentences].
 
     All sentences of an image are its positives; images without a sentence are candidates only.
     """
@@ -98,7 +103,7 @@ def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
 
 
 def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
-    """Sentences by image [rows, most sentences, width], zero where there is none, and bool where there is one."""
+    """Returns the sentences of each image, [rows, most sentences, width], padded with zeros, and where there is one."""
     rows = len(batch.patches)
     count = torch.bincount(batch.owner, minlength=rows)
     place = torch.arange(len(batch.owner), device=batch.device) - (count.cumsum(0) - count)[batch.owner]

@@ -14,19 +14,19 @@ from .variants import Variant
 
 SHARPNESS = 10.0
 
-# Sentences that say the same of different images.
-_SAYING_THE_SAME = 4
+# Number of sentences that are nearly equal, mostly of different images.
+_SIMILAR_SENTENCES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Patches, sentences, and whose the sentences are.
+    """A batch of the local loss.
 
     Attributes:
         patches: [rows, patches, width], unit vectors.
         sentences: [sentences, width], unit vectors.
         scale: 0-dim.
-        owner: int64 [sentences], ascending; some rows own none.
+        owner: int64 [sentences], the row of each sentence, ascending; some rows own none.
     """
 
     patches: Tensor
@@ -48,9 +48,9 @@ class Regions:
 
 
 def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Regions:
-    """A batch half way through training: a sentence resembles one patch of its image, and the others a little.
+    """Returns a batch as in the middle of training: a sentence is most similar to one patch of its image.
 
-    Four sentences, mostly of different images, say the same, at cosines that a rounding cannot move across the
+    Four sentences at a time, mostly of different images, are similar, at cosines that a rounding cannot move across the
     threshold of mining.
     """
     source = torch.Generator(device).manual_seed(seed)
@@ -63,14 +63,14 @@ def draw(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0)
         return torch.randint(number, (sentences,), generator=source, device=device)
 
     owner, place = which(size.rows).sort().values, which(patches)
-    sayings = noise(-(-sentences // _SAYING_THE_SAME)).mul_(2)
-    said = sayings[torch.arange(sentences, device=device) % len(sayings)]
+    topics = noise(-(-sentences // _SIMILAR_SENTENCES)).mul_(2)
+    topic = topics[torch.arange(sentences, device=device) % len(topics)]
     image = noise(size.rows)
     vectors = noise(size.rows, patches).add_(image[:, None])
-    vectors.index_put_((owner, place), said, accumulate=True)
+    vectors.index_put_((owner, place), topic, accumulate=True)
     return Regions(
         leaf(normalize(vectors, dim=2), dtype),
-        leaf(normalize(noise(sentences) + image[owner] + said, dim=1), dtype),
+        leaf(normalize(noise(sentences) + image[owner] + topic, dim=1), dtype),
         # The usual starting value of the temperature.
         leaf(torch.tensor(1 / 0.07, device=device), torch.float32),
         owner,

@@ -15,8 +15,7 @@ def setting_of(
 ) -> dict[str, Any]:
     """Returns the setting of a contender; without pass and size if it was skipped at every size.
 
-    `patches` are those of an image and `sentences` those of the batch; both are None where the loss knows whole images
-    only.
+    `patches` are those of an image and `sentences` those of the batch; both are None if the loss has whole images only.
     """
     return {
         "variant": variant.name,
@@ -30,6 +29,7 @@ def setting_of(
 
 
 def size_of(line: Measurement) -> Size | None:
+    """Returns the size of a measurement, or None if the contender was skipped at every size."""
     at = line.setting
     return None if at["rows"] is None else Size(at["rows"], at["width"], at["patches"], at["sentences"])
 
@@ -40,7 +40,7 @@ def place_of(line: Measurement) -> tuple[str, str, str, int]:
 
 
 def label_of(line: Measurement) -> str:
-    """Returns the name of a curve, which says so if the contender computes something else."""
+    """Returns the name of a curve, with the variant if that is not the plain loss."""
     variant = line.setting["variant"]
     name = line.contender if variant == PLAIN.name else f"{line.contender} {variant}"
     return f"{name} (wrong)" if is_wrong(line) else name
@@ -55,12 +55,12 @@ def is_wrong(line: Measurement) -> bool:
 def more_of(line: Measurement, name: str) -> Any:
     """Returns one of these, or None where it does not apply or the contender was skipped.
 
-    - objective, mining, function: what is computed; `function` names in words another one than the plain loss.
-    - peak_bytes: at the worst moment of a call, above the inputs, results counted.
-    - floor_flops: the fewest operations that this loss takes.
+    - objective, mining, function: what is computed; `function` describes a function other than the plain loss.
+    - peak_bytes: largest memory of a call, above the inputs, results included.
+    - floor_flops: the fewest operations that this loss needs.
     - eff: `floor_flops` / (median seconds x `matmul_flops_per_s`).
-    - matmul_flops_per_s: of a square product in the same type, timed in the same rounds.
-    - agreement: with float64 at a small size; None if ours has no such loss to compare with.
-    - sampled: with float64 at this size, in sampled rows.
+    - matmul_flops_per_s: the rate of a square product in the same type, timed in the same rounds.
+    - agreement: the comparison with float64 at a small size; None if we have no such loss.
+    - sampled: the comparison with float64 at this size, in sampled rows.
     """
     return (line.more or {}).get(name)

@@ -12,8 +12,8 @@ class Size:
     Attributes:
         rows: Number of images.
         width: Number of elements in a vector.
-        patches: Number of patches of each image; None where the loss knows whole images only.
-        sentences: Number of sentences of all images together; None as well.
+        patches: Number of patches of each image; None if the loss has whole images only.
+        sentences: Number of sentences of all images together; None if the loss has whole images only.
     """
 
     rows: int
@@ -23,7 +23,11 @@ class Size:
 
     @property
     def regions(self) -> tuple[int, int]:
-        """Patches of an image and sentences of the batch, of a size that has them."""
+        """Patches of an image, and sentences of the batch.
+
+        Raises:
+            ValueError: If the size has none.
+        """
         if self.patches is None or self.sentences is None:
             raise ValueError(f"{self} has no patches and sentences.")
         return self.patches, self.sentences

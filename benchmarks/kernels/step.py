@@ -1,4 +1,4 @@
-"""The share of the objective in a training step: towers forward and backward, with and without it."""
+"""Measures the share of the objective in a training step: towers forward and backward, with and without it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.harness.rounds import complete
 
 from . import pairs, regions
 from .device import PACKAGES, Call, clock_of, in_rounds
-from .pairs import Pairs
+from .pairs import PairBatch
 from .regions import SHARPNESS, Regions
 from .size import Size
 from .subject import leaf
-from .towers import Outputs, Shape, Towers
+from .towers import Outputs, Towers, TowerShape
 from .variants import LOCAL_THRESHOLD, THRESHOLD
 
 WHAT = "share of the objective in a training step"
@@ -28,17 +28,17 @@ WHAT = "share of the objective in a training step"
 # Defaults of a run: tokens of the global text, of the summary and of a local sentence, and the weights of their terms.
 _LENGTHS = (48, 77, 40)
 _WEIGHTS = (0.5, 0.5, 1.0)
-# How far towers with random weights, whose vectors are all alike, move the drawn vectors.
-_NUDGE = 1e-2
+# How far the outputs of towers with random weights, which are nearly equal, move the drawn vectors.
+_SHIFT = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One rank's step; `dtype` is that of the vectors that the loss is given, and half precision that of the towers."""
+    """The setting of a step of one rank. `dtype` is the type of the vectors, and if it is a half also of the towers."""
 
     rows: int
     sentences: int
-    towers: Shape
+    towers: TowerShape
     dtype: torch.dtype
     device: torch.device
     repeats: int
@@ -51,9 +51,9 @@ class Setting:
 def share(setting: Setting, about: Occasion) -> Measurement:
     """Measures forward and backward of one step in common rounds, without an optimizer and without other ranks.
 
-    The value is that of towers and objective together. Besides, the record has the towers without an objective, the
-    objective without the towers (the global, the summary and the local loss, mined by thresholds), the local loss of
-    it, and the share of the objective in the step of the same round.
+    The value is the time of towers and objective together. The record also has the times of the towers alone, of the
+    objective alone (the global, the summary and the local loss, mined by thresholds), of its local loss, and the share
+    of the objective in the step of the same round.
 
     Raises:
         ValueError: If one of them does not run.
@@ -81,10 +81,10 @@ def share(setting: Setting, about: Occasion) -> Measurement:
 
 
 class _Rounds:
-    """Towers, their inputs, and the vectors of a batch half way through training.
+    """Towers, their inputs, and the vectors of a batch as in the middle of training.
 
-    Such vectors, moved a little by what the towers give, are what the objective sees: between vectors of random towers
-    everything would be mined.
+    The objective gets these vectors, moved a little by the outputs of the towers. Outputs of random towers are so
+    similar that all pairs would be mined.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -103,7 +103,7 @@ class _Rounds:
         self.regions = regions.draw(size, setting.dtype, device)
 
     def calls(self) -> Mapping[str, Call]:
-        """Returns the calls by what they measure; each is forward and backward."""
+        """Returns the calls by the name of what they measure. Each runs forward and backward."""
         return {"step": self._step, "towers": self._alone, "objective": self._objective, "local": self._local}
 
     def _step(self) -> object:
@@ -141,18 +141,18 @@ class _Rounds:
             return self._towers(self._images, self._texts)
 
     def _moved(self, drawn: Tensor, vectors: Tensor) -> Tensor:
-        """Unit vectors in the type of `drawn`."""
-        return normalize(drawn.detach().float() + _NUDGE * vectors.float(), dim=-1).to(drawn.dtype)
+        """Returns unit vectors in the type of `drawn`."""
+        return normalize(drawn.detach().float() + _SHIFT * vectors.float(), dim=-1).to(drawn.dtype)
 
 
-def _objective(whole: Pairs, summary: Tensor, local: Regions) -> Tensor:
-    """The weighted sum of the three terms; the texts of `whole` and the summaries [rows, width] share their images."""
+def _objective(whole: PairBatch, summary: Tensor, local: Regions) -> Tensor:
+    """Returns the weighted sum of the three terms. Texts of `whole` and `summary` [rows, width] share the images."""
     of_whole, of_summary, of_local = _WEIGHTS
     terms = [weight * _global(whole, text) for weight, text in ((of_whole, whole.text), (of_summary, summary))]
     return torch.stack([*terms, of_local * _local(local)]).sum()
 
 
-def _global(batch: Pairs, text: Tensor) -> Tensor:
+def _global(batch: PairBatch, text: Tensor) -> Tensor:
     return contrastive_loss(batch.image, text, batch.scale, mining=THRESHOLD.mining).loss
 
 

@@ -1,4 +1,4 @@
-"""The subject of a run: a loss of ours, how large batches are, and all who compute it or something beside it."""
+"""The subject of a run: one of our losses, its batches, and all implementations that are measured."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from torch import Tensor
 from .size import Size
 from .variants import PASSES, Pass, Variant
 
-# What contenders of ours are called, the fastest kind first.
+# The names of our contenders, the fastest first.
 OURS = ("fused", "chunked")
 
 
 class Batch(Protocol):
-    """The vectors that every contender is given."""
+    """The input of every contender."""
 
     @property
     def device(self) -> torch.device: ...
 
     def leaves(self, variant: Variant) -> list[Tensor]:
-        """The inputs that `variant` has gradients for: those of images, those of texts, then numbers."""
+        """Returns the inputs that get a gradient in `variant`: those of images, those of texts, then numbers."""
         ...
 
     def to(self, dtype: torch.dtype) -> Batch:
-        """The same numbers as new leaves of another type."""
+        """Returns the same numbers as new leaves of another type."""
         ...
 
 
-# Takes the batch of its own subject.
+# A function of the batch of its subject.
 Loss = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A loss that somebody computes.
+    """An implementation of a loss.
 
     Attributes:
-        name: Who; together with the variant it is unique.
+        name: Name of the implementation; unique together with the variant.
         variant: What is computed.
-        build: Gives the loss anew; called once for every size.
+        build: Returns the loss; called once for every size.
         package: The distribution whose version matters; None for torch and ours.
         needs_cuda: Whether it cannot run on a CPU.
-        dense: Bytes of the whole matrices that it holds at a size; None if it holds none.
-        compiles: Whether its first call at a size costs more memory than the others.
-        passes: Those that it has.
+        dense: Returns the bytes of the whole matrices that it holds at a size; None if it holds none.
+        compiles: Whether its first call at a size needs more memory than the others.
+        passes: The passes that it has.
     """
 
     name: str
@@ -65,20 +65,20 @@ class Contender:
 
 
 def compiled(loss: Loss) -> Loss:
-    """`loss` for one size: without the reset, the compiler gives up after eight sizes."""
+    """Returns the compiled `loss` for one size. Without the reset, the compiler gives up after eight sizes."""
     torch.compiler.reset()
     return torch.compile(loss, fullgraph=True, dynamic=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """A loss in float64, and its gradients in some of the images and some of the texts.
+    """A loss in float64, and the gradients of some of the images and some of the texts.
 
     Attributes:
         loss: 0-dim.
-        images: int64 [images], which ones.
+        images: int64 [images], their indices.
         image_gradient: [images, ...].
-        texts: int64 [texts], which ones.
+        texts: int64 [texts], their indices.
         text_gradient: [texts, width].
     """
 
@@ -91,19 +91,19 @@ class Exact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A loss of ours and everything that is needed to measure others beside it.
+    """One of our losses, and everything that is needed to compare others with it.
 
     Attributes:
-        name: On the command line.
-        what: In the records.
-        records: The file of the records, without its ending.
-        variants: What is computed; the first is the plain loss.
-        roster: Everybody; ours first.
-        draw: Gives a batch of a size, a type and a device.
-        small: The size, for a width, at which everybody is compared with float64.
-        reference: Our plainest code for a variant; what it gives raises where ours has no such loss.
-        floor_flops: The fewest operations of a variant in a pass at a size.
-        exact: The plain loss of a batch in float64 at any size, and gradients in some rows, their number given.
+        name: Name on the command line.
+        what: Name in the records.
+        records: Name of the file of the records, without its suffix.
+        variants: What is computed; the first one is the plain loss.
+        roster: Returns all contenders, ours first.
+        draw: Returns a batch of a size, a type and a device.
+        small: Returns the size, for a width, at which all contenders are compared with float64.
+        reference: Returns our reference for a variant. It raises an UnableError if we have no such loss.
+        floor_flops: Returns the fewest operations of a variant in a pass at a size.
+        exact: Returns the plain loss of a batch in float64 at any size, and the gradients of some rows.
     """
 
     name: str
@@ -119,9 +119,10 @@ class Subject:
 
 
 def leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a copy of another type that is a leaf and needs a gradient."""
     return tensor.detach().to(dtype).requires_grad_()
 
 
 def sample(number: int, count: int, device: torch.device) -> Tensor:
-    """int64 [at most `count`]: indices below `number`, always the same ones."""
+    """Returns at most `count` indices below `number`, int64, always the same ones."""
     return torch.randperm(number, generator=torch.Generator().manual_seed(0))[:count].to(device)

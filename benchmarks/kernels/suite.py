@@ -1,4 +1,4 @@
-"""The contrastive losses beside those of others: the suite of `python benchmarks kernels`."""
+"""The suite of `python benchmarks kernels`: our contrastive losses compared with those of others."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from .subjects import SUBJECTS
 from .variants import PLAIN
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-# Dtype, rounds, and the side of the product that gives the rate of the machine.
+# Type, rounds, and the side of the product that measures the rate of the machine.
 _DEFAULTS = {"cuda": ("bfloat16", 20, 8192), "cpu": ("float32", 7, 2048)}
-# Rows and widths; where the loss has them, patches of an image and sentences for each.
+# Rows and widths, and for the local loss patches of an image and sentences of an image.
 _SIZES: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {
     (GLOBAL.name, "cuda"): ((4096, 8192, 16384, 32768, 65536), (512, 768)),
     (GLOBAL.name, "cpu"): ((512, 1024, 2048, 4096, 8192), (512,)),
     (REGION.name, "cuda"): ((256, 1024, 4096), (512,), (196,), (4,)),
     (REGION.name, "cpu"): ((16, 32, 64), (256,), (49,), (4,)),
 }
-# Rows, width and sentences for each of a training step; its image tower decides the patches.
+# Rows, width and sentences of an image in a training step. Its image tower decides the number of patches.
 _STEPS = {"cuda": (256, 512, 4), "cpu": (8, 512, 4)}
 _LARGE_ROWS = 1 << 20
 _LARGE_ROUNDS = 3
@@ -46,7 +46,7 @@ _LARGE_ROUNDS = 3
 def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
     subject, device = SUBJECTS[options.loss], _device(options)
     if options.large and subject is not GLOBAL:
-        raise ValueError(f"--large is not read with --loss {options.loss}.")
+        raise ValueError(f"--large has no effect with --loss {options.loss}; leave it out.")
     plan = measure.Plan(
         subject=subject,
         contenders=_chosen(subject, options.contenders, options.variants),
@@ -69,8 +69,8 @@ def _tune(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]
 
 
 def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    # Only a step needs towers.
-    from .towers import Shape
+    # Only this command needs towers.
+    from .towers import TowerShape
 
     device = _device(options)
     usual = _STEPS[device.type]
@@ -79,7 +79,7 @@ def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]
         setting = step.Setting(
             rows=rows,
             sentences=rows * number,
-            towers=Shape(options.image_tower, options.text_layers, options.text_width, embedding),
+            towers=TowerShape(options.image_tower, options.text_layers, options.text_width, embedding),
             dtype=_dtype(options, device),
             device=device,
             repeats=_rounds(options, device),
@@ -111,7 +111,7 @@ def _occasion(options: argparse.Namespace) -> Occasion:
 def _device(options: argparse.Namespace) -> torch.device:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type not in _DEFAULTS:
-        raise ValueError(f"--device {device.type} is neither cuda nor cpu.")
+        raise ValueError(f"--device {device.type} is unknown; it must be cuda or cpu.")
     return device
 
 
@@ -124,13 +124,13 @@ def _rounds(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def _sizes(options: argparse.Namespace, subject: Subject, device: torch.device) -> list[Size]:
-    """Every width with every number of rows, and where the loss has them of patches and of sentences."""
+    """Returns every combination of width and rows, and for the local loss of patches and sentences."""
     usual = _SIZES[subject.name, device.type]
     rows, widths = options.rows or usual[0], options.width or usual[1]
     if subject is GLOBAL:
         for flag in ("patches", "sentences_per_image"):
             if getattr(options, flag, None):
-                raise ValueError(f"--{flag.replace('_', '-')} is not read with --loss {subject.name}.")
+                raise ValueError(f"--{flag.replace('_', '-')} has no effect with --loss {subject.name}; leave it out.")
         return [Size(each, width) for width, each in product(widths, rows)]
     patches, sentences = options.patches or usual[2], options.sentences_per_image or usual[3]
     return [
@@ -140,7 +140,7 @@ def _sizes(options: argparse.Namespace, subject: Subject, device: torch.device) 
 
 
 def _large(plan: measure.Plan) -> measure.Plan:
-    """A million rows, for whoever needs memory linear in them."""
+    """Returns a plan of a million rows, for our contenders, whose memory is linear in them."""
     contenders = [contender for contender in plan.contenders if contender.ours and contender.variant == PLAIN]
     sizes = [Size(_LARGE_ROWS, width) for width in dict.fromkeys(size.width for size in plan.sizes)]
     return replace(plan, contenders=contenders, sizes=sizes, repeats=min(plan.repeats, _LARGE_ROUNDS))
@@ -165,7 +165,7 @@ def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]
 
 
 def _draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
-    # Only figures need matplotlib.
+    # Only this command needs matplotlib.
     from . import plots
 
     yield from plots.draw(lines, folder)
@@ -175,38 +175,38 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rows", type=counts, help="batch sizes, as 1024,8192")
     add("--width", type=counts, help="embedding sizes, as 512,768")
-    add("--dtype", choices=tuple(_DTYPES), help="of the embeddings; bfloat16 on CUDA, float32 on CPU")
-    add("--device", help="cuda or cpu; by default what there is")
+    add("--dtype", choices=tuple(_DTYPES), help="type of the embeddings (bfloat16 on CUDA, float32 on CPU)")
+    add("--device", help="cuda or cpu (cuda if there is one)")
 
 
 def _loss_options(parser: argparse.ArgumentParser) -> None:
     _common_options(parser)
     add = parser.add_argument
     add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="the global or the local loss")
-    add("--patches", type=counts, help="of an image, for the local loss, as 49,196")
-    add("--sentences-per-image", type=counts, help="for the local loss, as 2,4")
+    add("--patches", type=counts, help="patches of an image, for the local loss, as 49,196")
+    add("--sentences-per-image", type=counts, help="sentences of an image, for the local loss, as 2,4")
 
 
 def _measure_options(parser: argparse.ArgumentParser) -> None:
     _loss_options(parser)
     add = parser.add_argument
-    add("--contenders", type=_words, help="names, as chunked,dense; by default all")
-    add("--variants", type=_words, help="names, as plain,top_k; by default all")
+    add("--contenders", type=_words, help="names, as chunked,dense (all)")
+    add("--variants", type=_words, help="names, as plain,top_k (all)")
     add("--check-rows", type=int, default=0, metavar="N", help="recompute N rows in float64 at every size")
-    add("--large", action="store_true", help=f"{_LARGE_ROWS} rows of the global loss as well, ours only")
+    add("--large", action="store_true", help=f"measure {_LARGE_ROWS} rows of the global loss as well, with ours only")
 
 
 def _rank_options(parser: argparse.ArgumentParser) -> None:
     _loss_options(parser)
     add = parser.add_argument
     add("--processes", type=count, default=2, help="each with one thread or one GPU (2)")
-    add("--schedule", type=words_of(*SCHEDULES), default=("gather",), help="as gather,ring")
+    add("--schedule", type=words_of(*SCHEDULES), default=("gather",), help="schedules, as gather,ring")
 
 
 def _step_options(parser: argparse.ArgumentParser) -> None:
     _common_options(parser)
     add = parser.add_argument
-    add("--sentences-per-image", type=counts, help="as 2,4")
+    add("--sentences-per-image", type=counts, help="sentences of an image, as 2,4")
     add("--image-tower", default="vit_base_patch16_224", help="a vit by its name in timm")
     add("--text-layers", type=count, default=12)
     add("--text-width", type=count, default=512)
@@ -214,7 +214,7 @@ def _step_options(parser: argparse.ArgumentParser) -> None:
 
 def _tune_options(parser: argparse.ArgumentParser) -> None:
     _common_options(parser)
-    parser.add_argument("--variants", type=_words, help="names, as plain,top_k; by default all")
+    parser.add_argument("--variants", type=_words, help="names, as plain,top_k (all)")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -223,11 +223,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 SUITE = Suite(
     name="kernels",
-    description="Measures the contrastive losses beside those of others. Rounds are 20 on CUDA, 7 on a CPU.",
+    description="Compares the contrastive losses with those of others. Rounds are 20 on CUDA, 7 on a CPU.",
     commands={
         "measure": Command(help="time, memory and errors", measure=_measure, options=_measure_options, rounds=None),
         "ranks": Command(help="a loss across processes", measure=_ranks, options=_rank_options, rounds=None),
-        "step": Command(help="its share of a training step", measure=_step, options=_step_options, rounds=None),
+        "step": Command(
+            help="the share of the objective in a training step", measure=_step, options=_step_options, rounds=None
+        ),
         "tune": Command(help="tiles of the fused kernels", measure=_tune, options=_tune_options, rounds=None),
     },
     reports=(

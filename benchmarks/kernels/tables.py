@@ -1,4 +1,4 @@
-"""The records of a loss as Markdown, and numbers in the units that suit."""
+"""Formats the records of a loss as Markdown, and numbers with suitable units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .variants import BOTH, PASSES
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns the time of both passes, the memory, and who was skipped and why, for each device, type and width."""
+    """Returns times, memory, and the reasons of skipped contenders, for each device, type and width."""
     places = dict.fromkeys(map(place_of, lines))
     return "\n".join(_of_place([line for line in lines if place_of(line) == place]) for place in places)
 
@@ -30,7 +30,7 @@ def _of_place(lines: Sequence[Measurement]) -> str:
 
 
 def _matrix(lines: Sequence[Measurement], cell: Callable[[Measurement], str]) -> str:
-    """Contenders by batch sizes."""
+    """Returns a table with a row for each contender and a column for each batch size."""
     sizes = _sorted_sizes(lines)
     corner = "images x patches x sentences" if any(size.patches is not None for size in sizes) else ""
     return tables.matrix(lines, size_of, {size: shape(size) for size in sizes}, cell, name=label_of, corner=corner)
@@ -64,7 +64,7 @@ def _where(lines: Sequence[Measurement]) -> str:
 
 
 def shape(size: Size) -> str:
-    """Returns what varies within one table."""
+    """Returns the heading of a column: rows, and patches and sentences if there are any."""
     return " x ".join(f"{number:,}" for number in (size.rows, size.patches, size.sentences) if number is not None)
 
 
@@ -76,7 +76,7 @@ def note(line: Measurement) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits, in the unit that suits."""
+    """Returns a time with three digits, in a suitable unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= factor or unit == "us":
             return f"{_three_digits(seconds / factor)} {unit}"

@@ -12,21 +12,21 @@ from .size import Size
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One size that varies while the others stay.
+    """One size that varies while the others are fixed.
 
     Attributes:
-        name: In the names of files, after those of the figures.
+        name: Suffix of the names of the files.
         label: Label of the axis.
-        value: What varies.
-        fixed: What stays, equal within one figure.
-        told: The same in words.
+        value: Returns what varies.
+        fixed: Returns what is fixed within one figure.
+        fixed_in_words: Returns the same in words.
     """
 
     name: str
     label: str
     value: Callable[[Size], int]
     fixed: Callable[[Size], tuple[float, ...]] = lambda _: ()
-    told: Callable[[Size], str] = lambda _: ""
+    fixed_in_words: Callable[[Size], str] = lambda _: ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Topic:
     Attributes:
         name: Beginning of the names of their files.
         plain: Title of the figure of the plain loss.
-        varied: Title of the figure of other losses beside it.
-        limited: What the fewest operations are of.
-        sweeps: Over what they are drawn; the first also where nothing varies.
+        varied: Title of the figure of all variants.
+        limited: The loss whose fewest operations are drawn as a limit.
+        sweeps: The sizes over which figures are drawn; over the first one also if nothing varies.
     """
 
     name: str
@@ -89,7 +89,7 @@ TOPICS = {
 
 
 def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
-    """The most sizes that differ in what `sweep` varies alone; of equally many the largest."""
+    """Returns the largest group of sizes that differ only in what `sweep` varies. Of equal groups, larger sizes win."""
     groups: dict[tuple[float, ...], list[Size]] = {}
     for each in sorted(sizes, key=lambda each: each.order):
         groups.setdefault(sweep.fixed(each), []).append(each)

@@ -1,6 +1,6 @@
-"""An image tower and a text tower at random weights, which cost what those of a training step cost.
+"""An image tower and a text tower with random weights, which cost the same as those of a training step.
 
-timm and transformers are imported here alone, and only when towers are built.
+Only this module imports timm and transformers, and only when towers are built.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """The image tower by its name in timm, the text tower by its layers and width, and the width of what both give."""
+class TowerShape:
+    """The image tower by its name in timm, the text tower by layers and width, and the embedding size of both."""
 
     image: str
     text_layers: int
@@ -31,7 +31,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Vectors of any length.
+    """The outputs of both towers, which are not normalised.
 
     Attributes:
         image: [rows, embedding].
@@ -49,9 +49,9 @@ class Outputs:
 
 
 class Towers(nn.Module):
-    """`(images, texts) -> Outputs`; all texts go through one tower, one after the other."""
+    """An image tower and one text tower, which embeds all groups of texts one after the other."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: TowerShape) -> None:
         super().__init__()
         self.image = _image_tower(shape.image)
         self.text = _text_tower(shape.text_layers, shape.text_width)
@@ -64,7 +64,7 @@ class Towers(nn.Module):
         return self.image.pretrained_cfg["input_size"][-1]
 
     def forward(self, images: Tensor, texts: Sequence[Tensor]) -> Outputs:
-        """Images [rows, 3, pixels, pixels] and token ids int64 [each, length]."""
+        """Embeds images [rows, 3, pixels, pixels], and groups of token ids, int64 [texts, length] each."""
         features = self.image.forward_features(images)
         pooled = self.image.forward_head(features, pre_logits=True)
         patches = features[:, self.image.num_prefix_tokens :]
@@ -72,14 +72,14 @@ class Towers(nn.Module):
         return Outputs(self.to_image(pooled), self.to_patch(patches), found)
 
     def tokens(self, texts: int, length: int, device: torch.device) -> Tensor:
-        """int64 [texts, length], at random."""
+        """Returns random token ids, int64 [texts, length]."""
         return torch.randint(_VOCABULARY, (texts, length), device=device)
 
 
 def _image_tower(name: str) -> Any:
     if find_spec("timm") is None:
-        raise UnableError("not installed: timm, which builds the image tower.")
-    # Beside a CPU build of torch, torchvision, which timm imports, does not load without this.
+        raise UnableError("timm, which builds the image tower, is not installed.")
+    # timm imports torchvision, which does not load with a CPU build of torch without this.
     from emocap_pretrain.model import torchvision_ops
 
     torchvision_ops.install()
@@ -90,7 +90,7 @@ def _image_tower(name: str) -> Any:
     except RuntimeError as error:
         raise UnableError(f"--image-tower {name}: {str(error).splitlines()[0]}") from error
     if not hasattr(tower, "num_prefix_tokens"):
-        raise UnableError(f"--image-tower {name} has no tokens for patches; take a vit.")
+        raise UnableError(f"--image-tower {name} has no tokens for patches; choose a vit.")
     return tower
 
 
@@ -100,7 +100,7 @@ def _text_tower(layers: int, width: int) -> nn.Module:
 
 
 class _Bert(nn.Module):
-    """A BERT of transformers, tokens [texts, length] -> [texts, length, width]."""
+    """A BERT of transformers: token ids [texts, length] -> [texts, length, width]."""
 
     def __init__(self, layers: int, width: int, heads: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Bert(nn.Module):
 
 
 class _Plain(nn.Module):
-    """The same shape of torch alone."""
+    """A tower of the same size, built from torch alone."""
 
     def __init__(self, layers: int, width: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compares a contender with the loss in float64: whole at a small size, in sampled rows at a large one."""
+"""Compares a contender with the loss in float64: in full at a small size, in sampled rows at a large one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .passes import forward, forward_backward
 from .subject import Batch, Contender, Loss, Subject
 from .variants import Variant
 
-# Relative; half precision rounds logits of size 14 to 0.03, float32 on tensor cores keeps 10 bits.
+# Relative tolerance. Half precision rounds logits of size 14 to 0.03, and float32 on tensor cores keeps 10 bits.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Relative distances from float64: of the loss, and of the image (or patch) gradient in the Frobenius norm."""
+    """Relative distances of the loss, and of the image (or patch) gradient in the Frobenius norm, from float64."""
 
     loss_error: float
     gradient_error: float
@@ -31,7 +31,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Relative distances from float64 at full size; the gradients in `rows` sampled images and texts."""
+    """Relative distances from float64 at full size. Those of gradients are over `rows` sampled images and texts."""
 
     rows: int
     loss_error: float
@@ -42,10 +42,10 @@ class Sampled:
 def agreement(
     subject: Subject, contender: Contender, width: int, dtype: torch.dtype, device: torch.device
 ) -> Agreement | Skipped | None:
-    """Returns how far `contender` is from our reference in float64 on a small batch; None if ours has no such loss.
+    """Compares `contender` with our reference in float64 on a small batch.
 
     Returns:
-        Skipped if the contender itself does not run.
+        The distances. None if we have no such loss, and Skipped if the contender itself does not run.
     """
     variant = contender.variant
     batch = subject.draw(subject.small(width), dtype, device)
@@ -61,7 +61,7 @@ def agreement(
 
 
 def sampled(subject: Subject, loss: Loss, batch: Batch, variant: Variant, count: int) -> Sampled:
-    """The plain loss at any size: `count` rows of both gradients computed in float64."""
+    """Compares the plain loss, and `count` rows of both gradients, with float64 at any size."""
     value, image_gradient, text_gradient, *_ = forward_backward(loss, batch, variant)
     true = subject.exact(batch, count)
     return Sampled(
@@ -80,5 +80,5 @@ def _values(loss: Loss, batch: Batch, variant: Variant) -> tuple[Tensor, Tensor]
 def _distance(got: Tensor, true: Tensor) -> float:
     size = true.double().norm().clamp_min(1e-300)
     distance = float((got.double() - true.double()).norm() / size)
-    # JSON has no NaN, and a NaN would pass for small in a comparison.
+    # JSON has no NaN, and comparisons with NaN would not report an error.
     return distance if math.isfinite(distance) else sys.float_info.max

@@ -1,4 +1,4 @@
-"""Times every candidate of the tile on the GPU at hand, in interleaved rounds."""
+"""Times every candidate tile on the current GPU, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.harness.record import Measurement, measured
 
 from .device import PACKAGES, clock_of, in_rounds
 from .global_loss import ours
-from .pairs import Pairs
+from .pairs import PairBatch
 from .passes import call_of
 from .variants import PASSES, Pass, Variant
 
 WHAT = "tile of a fused kernel"
 
 
-# Few, because each compiles for seconds: rows, columns, depth, warps, stages.
+# (rows, columns, depth, warps, stages). There are few, because each takes seconds to compile.
 CANDIDATES = tuple(
     TileConfig(*numbers)
     for numbers in (
@@ -35,11 +35,11 @@ CANDIDATES = tuple(
 )
 
 
-def tune(batch: Pairs, variants: Sequence[Variant], about: Occasion, *, repeats: int) -> Iterator[Measurement]:
-    """Tries every candidate on `batch` for each of `variants`.
+def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repeats: int) -> Iterator[Measurement]:
+    """Yields the time of every candidate on `batch` for each of `variants`.
 
     Raises:
-        ValueError: Without a CUDA device.
+        ValueError: If there is no CUDA device.
     """
     device = batch.device
     if device.type != "cuda":
@@ -63,10 +63,11 @@ def tune(batch: Pairs, variants: Sequence[Variant], about: Occasion, *, repeats:
 
 
 def numbers_of(tile: TileConfig) -> str:
+    """Returns the sizes of a tile in words."""
     return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
-def _with(tile: TileConfig, batch: Pairs, variant: Variant, pass_: Pass) -> Callable[[], object]:
+def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> Callable[[], object]:
     call = call_of(ours("fused", variant), batch, variant, pass_)
 
     def timed() -> object:

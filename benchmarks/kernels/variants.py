@@ -1,4 +1,4 @@
-"""The losses that are computed: the objective, the mining, and the fewest operations that it takes."""
+"""The losses that are computed: objective, mining, and the fewest operations that they need."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FORWARD: Pass = "forward"
 BOTH: Pass = "forward+backward"
 PASSES: tuple[Pass, ...] = (FORWARD, BOTH)
 
-# Guides that compare something other than the logits, and so cost a product of their own each.
+# Number of matrix products of a guide. A guide that compares the logits themselves needs none.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One loss; `name` is what the records call it.
+    """One loss.
 
     Attributes:
-        name: Unique within a subject.
-        objective: As in `contrastive_loss`.
+        name: Name in the records, unique within a subject.
+        objective: The argument of `contrastive_loss`.
         mining: How positives are mined.
-        function: In words, what is computed if it is another function than the plain loss, mined or not.
+        function: Describes what is computed, if it is a function other than the plain loss, mined or not.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Variant:
         return ", ".join([self.mining.guide, *(f"{name} {rule}" for name, rule in rules.items() if rule is not None)])
 
 
-# pairs.draw gives cosines of about 2/3 to own pairs, 1/3 within a group and 0 between groups.
+# In the batches of pairs.draw, cosines are about 2/3 for own pairs, 1/3 within a group and 0 between groups.
 _THRESHOLD = 0.25
 PLAIN = Variant("plain")
 THRESHOLD = Variant("threshold", mining=Mining(guide="counterpart", threshold=_THRESHOLD))
@@ -55,7 +55,7 @@ VARIANTS = (
     SIGMOID,
 )
 
-# regions.draw gives cosines of about 2/3 to sentences that say the same, 1/6 to others of the same image, else 0.
+# In the batches of regions.draw, cosines are about 2/3 for similar sentences, 1/6 within an image, else 0.
 LOCAL_THRESHOLD = Variant("threshold", mining=Mining(guide="text", threshold=0.4))
 SPARC = Variant("sparc", function="in the form of SPARC: the sentences of one image compete for its patches")
 FLAIR = Variant(
@@ -66,10 +66,10 @@ LOCAL_VARIANTS = (PLAIN, LOCAL_THRESHOLD, SPARC, FLAIR, MAXSIM)
 
 
 def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
-    """The fewest floating point operations with which `variant` can be had exactly, without a matrix kept.
+    """Returns the fewest floating-point operations that compute `variant` exactly without keeping a matrix.
 
-    One product of images and texts is 2 rows² width. Forward makes one; backward makes it again (but for `sigmoid`,
-    whose gradients need no normaliser) and two for the gradients.
+    One product of images and texts is 2 rows² width. Forward computes one. Backward computes it again (except for
+    `sigmoid`, whose gradient needs no normaliser), and two for the gradients.
     """
     product = 2.0 * size.rows * size.rows * size.width
     if pass_ == FORWARD:
@@ -79,12 +79,12 @@ def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
 
 def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
-    """The fewest floating point operations of a local loss, without similarities kept.
+    """Returns the fewest floating-point operations of a local loss without keeping similarities.
 
-    One product of all patches and all sentences is 2 rows patches sentences width. Forward makes one; backward makes it
-    again, and two for the gradients. Pooled vectors (`flair`) take more, which is not counted. Within one image
-    (`sparc`) each sentence meets the patches of its own image alone: a product for the similarities and one that pools,
-    which are few enough to be kept, and four for the gradients.
+    One product of all patches and all sentences is 2 rows patches sentences width. Forward computes one. Backward
+    computes it again, and two for the gradients. Pooled vectors (`flair`) need more, which is not counted. Within one
+    image (`sparc`) each sentence is compared with the patches of its own image only: a product for the similarities and
+    one for the pooling, which are small enough to be kept, and four for the gradients.
     """
     patches, sentences = size.regions
     own = 2.0 * patches * sentences * size.width
@@ -97,7 +97,7 @@ def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
 
 def _minings(variant: Variant) -> int:
-    """Returns how often forward and backward together look for positives."""
+    """Returns how often forward and backward together compute the mined positives."""
     return 2 if variant.mining is not None and variant.mining.threshold is not None else 1
 
 

@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def record_run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
-    """Appends what a tiny run leaves."""
+    """Appends the records of a tiny run."""
     plan = Plan(
         subject=subject,
         contenders=chosen,
@@ -105,7 +105,7 @@ def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forwar
     assert local_floor_flops(chosen, BOTH, size) == both * 20 * 3
 
 
-def test_whoever_fails_leaves_the_rounds_and_the_others_continue() -> None:
+def test_a_contender_that_fails_leaves_the_rounds_and_the_others_continue() -> None:
     class Clock:
         def seconds(self, call: device.Call, _times: int) -> float:
             call()
@@ -121,7 +121,7 @@ def test_whoever_fails_leaves_the_rounds_and_the_others_continue() -> None:
     assert taken == {"steady": [1.0] * 4, "fails": Skipped("out of memory")}
 
 
-def test_a_run_records_every_contender_at_every_size_or_why_not(records: Path) -> None:
+def test_a_run_records_every_contender_at_every_size_or_the_reason(records: Path) -> None:
     lines = record.read(records)
     measured = {(line.contender, line.setting["rows"], line.setting["pass"]) for line in lines if line.skipped is None}
     assert measured == {
@@ -131,7 +131,7 @@ def test_a_run_records_every_contender_at_every_size_or_why_not(records: Path) -
     assert (skipped.contender, skipped.skipped, skipped.setting["rows"]) == ("liger", "needs a CUDA device", None)
 
 
-def test_a_record_says_what_was_measured(records: Path) -> None:
+def test_a_record_has_the_setting_and_the_comparison_with_float64(records: Path) -> None:
     lines = {(line.contender, line.setting["rows"], line.setting["pass"]): line for line in record.read(records)}
     line = lines["dense", 48, BOTH]
     assert line.value is not None
@@ -148,14 +148,14 @@ def test_a_record_says_what_was_measured(records: Path) -> None:
     assert line.versions["torch"] == torch.__version__
 
 
-def test_plots_are_made_of_the_records_alone(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots_need_only_the_records(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(SUITE, ["plot", "--out", str(records.parent), "--figures", str(tmp_path)]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {path.suffix for path in written} == {".svg", ".png"}
     assert all(path.stat().st_size > 10_000 for path in written)
 
 
-def test_the_table_names_everybody(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_contender(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(SUITE, ["table", "--out", str(records.parent)]) == 0
     text = capsys.readouterr().out
     assert "### a CPU, float32, width 16" in text
@@ -163,7 +163,7 @@ def test_the_table_names_everybody(records: Path, capsys: pytest.CaptureFixture[
     assert "- liger: needs a CUDA device" in text
 
 
-def test_progress_fits_a_terminal_and_says_what_is_wrong(records: Path, local_records: Path) -> None:
+def test_progress_fits_a_terminal_and_marks_wrong_results(records: Path, local_records: Path) -> None:
     lines = [*record.read(records), *record.read(local_records)]
     measured = next(line for line in lines if line.value is not None)
     wrong = replace(measured, more={**measured.more, "agreement": {"right": False}})
@@ -172,7 +172,7 @@ def test_progress_fits_a_terminal_and_says_what_is_wrong(records: Path, local_re
     assert max(len(tables.progress(line, SUITE.note(line))) for line in [*lines, *long]) < 80
 
 
-def test_a_local_run_measures_everybody_in_the_passes_that_they_have(local_records: Path) -> None:
+def test_a_local_run_measures_every_contender_in_its_passes(local_records: Path) -> None:
     lines = record.read(local_records)
     at = Size(12, 16, 9, 36)
     measured = {
@@ -183,7 +183,7 @@ def test_a_local_run_measures_everybody_in_the_passes_that_they_have(local_recor
     assert {label_of(line) for line in lines if line.skipped == "needs a CUDA device"} == {"fused", "fused sparc"}
 
 
-def test_a_local_line_says_what_was_measured_and_against_what(local_records: Path) -> None:
+def test_a_record_of_the_local_loss_has_its_setting_and_its_comparison(local_records: Path) -> None:
     lines = {
         (label_of(line), line.setting["pass"]): line
         for line in record.read(local_records)
@@ -196,7 +196,7 @@ def test_a_local_line_says_what_was_measured_and_against_what(local_records: Pat
     errors = [plain.more["agreement"][name] for name in ("loss_error", "gradient_error")]
     errors += [plain.more["sampled"][f"{name}_error"] for name in ("loss", "image_gradient", "text_gradient")]
     assert max(errors) < 1e-5
-    # Another function says so, and is held to the truth only where ours has it too.
+    # A record of another function names it, and is compared with float64 only if we have that function too.
     assert plain.more["function"] is None
     assert other.more["function"].startswith("in the style of FLAIR")
     assert other.more["agreement"] is other.more["sampled"] is lines["blockwise maxsim", FORWARD].more["agreement"]
@@ -205,13 +205,13 @@ def test_a_local_line_says_what_was_measured_and_against_what(local_records: Pat
     assert lines["chunked sparc", BOTH].ratios["over chunked"].median != 1
 
 
-def test_local_plots_are_made_over_the_size_that_varies(local_records: Path, tmp_path: Path) -> None:
+def test_plots_of_the_local_loss_are_over_the_size_that_varies(local_records: Path, tmp_path: Path) -> None:
     assert run(SUITE, ["plot", "--out", str(local_records.parent), "--figures", str(tmp_path)]) == 0
     names = {path.name for path in tmp_path.glob("*.svg")}
     assert names == {f"region{kind}-sentences-a-cpu-float32-16.svg" for kind in ("", "-variants")}
 
 
-def test_a_plot_varies_one_size_and_holds_the_others_at_the_largest() -> None:
+def test_a_plot_varies_one_size_with_the_others_at_their_largest() -> None:
     rows, sentences, patches = topics.TOPICS[REGION.what].sweeps
     sizes = {Size(8, 16, number, 8 * many) for number in (4, 9) for many in (1, 2, 4)} | {Size(16, 16, 9, 32)}
     assert topics.longest(sentences, sizes) == [Size(8, 16, 9, 8 * many) for many in (1, 2, 4)]
@@ -219,14 +219,14 @@ def test_a_plot_varies_one_size_and_holds_the_others_at_the_largest() -> None:
     assert topics.longest(rows, sizes) == [Size(8, 16, 9, 16), Size(16, 16, 9, 32)]
 
 
-def test_local_tables_name_sizes_in_full(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_of_the_local_loss_have_all_sizes(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(SUITE, ["table", "--out", str(local_records.parent)]) == 0
     text = capsys.readouterr().out
     assert "| images x patches x sentences | 12 x 9 x 24 | 12 x 9 x 36 |" in text
     assert "| dense flair |" in text
 
 
-def test_local_losses_of_plain_pytorch_are_ours_also_where_images_own_nothing() -> None:
+def test_local_losses_in_plain_pytorch_equal_ours_also_for_images_without_sentences() -> None:
     batch = regions.draw(Size(9, 16, 5, 11), torch.float64, CPU)
     assert len(batch.owner.unique()) < 9
     for name, loss in (("plain", region_losses.dense), ("sparc", region_losses.within_images)):
@@ -234,14 +234,14 @@ def test_local_losses_of_plain_pytorch_are_ours_also_where_images_own_nothing() 
         assert loss(batch).item() == pytest.approx(local_loss.ours("reference", variant)(batch).item(), rel=1e-12)
 
 
-def test_one_patch_is_pooled_as_it_is() -> None:
+def test_a_single_patch_is_pooled_unchanged() -> None:
     batch = regions.draw(Size(6, 16, 1, 8), torch.float64, CPU)
     score = torch.einsum("ipd,nd->in", batch.patches, batch.sentences)
     assert torch.allclose(region_losses.best_patches(batch), score)
     assert region_losses.pooled_vectors(batch).item() == pytest.approx(region_losses.dense(batch).item())
 
 
-def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_records_the_share_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--image-tower", "test_vit", "--text-layers", "1", "--text-width", "64", "--width", "16"]
     assert run(SUITE, ["step", *words, "--rows", "4", "--device", "cpu", "--rounds", "2", "--out", str(tmp_path)]) == 0
     (line,) = record.read(tmp_path / "step.jsonl")
@@ -253,7 +253,7 @@ def test_a_step_says_the_share_of_the_objective(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("words", [[], ["--loss", "region", "--patches", "5", "--sentences-per-image", "2"]], ids=str)
-def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path, capsys):
+def test_ranks_records_the_received_bytes_and_the_time_of_a_share(words, tmp_path, capsys):
     sizes = ["--rows", "16", "--width", "16", "--rounds", "1", "--device", "cpu"]
     assert run(SUITE, ["ranks", *words, *sizes, "--out", str(tmp_path)]) == 0
     (line,) = record.read(tmp_path / "ranks.jsonl")
@@ -263,7 +263,7 @@ def test_processes_say_what_travelled_and_how_long_a_share_took(words, tmp_path,
     assert "over one process's share" in capsys.readouterr().out
 
 
-def test_rows_that_do_not_divide_and_unknown_schedules_are_one_line(tmp_path, capsys):
+def test_rows_that_do_not_divide_and_unknown_schedules_are_errors_of_one_line(tmp_path, capsys):
     assert run(SUITE, ["ranks", "--rows", "15", "--width", "16", "--device", "cpu", "--out", str(tmp_path / "no")]) == 1
     assert capsys.readouterr().err == "error: 15 rows do not divide among 2 processes.\n"
     with pytest.raises(SystemExit):
@@ -271,25 +271,25 @@ def test_rows_that_do_not_divide_and_unknown_schedules_are_one_line(tmp_path, ca
     assert "star must be one of auto, gather, hierarchical, ring" in capsys.readouterr().err
 
 
-def test_options_that_a_command_does_not_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_effect_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(SUITE, ["measure", "--patches", "49"]) == 1
     assert run(SUITE, ["measure", "--loss", "region", "--large"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "error: --patches is not read with --loss global.",
-        "error: --large is not read with --loss region.",
+        "error: --patches has no effect with --loss global; leave it out.",
+        "error: --large has no effect with --loss region; leave it out.",
     ]
     with pytest.raises(SystemExit):
         run(SUITE, ["step", "--large"])
     assert "unrecognized arguments: --large" in capsys.readouterr().err
 
 
-def test_an_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(SUITE, ["measure", "--contenders", "nobody"]) == 1
     assert capsys.readouterr().err.startswith("error: --contenders nobody is unknown; it must be one of fused, chunked")
 
 
-def test_a_contender_that_is_wrong_is_told() -> None:
+def test_a_wrong_contender_is_marked() -> None:
     wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * global_loss.dense(batch))
     found = truth.agreement(GLOBAL, wrong, 16, torch.float32, CPU)
     assert isinstance(found, truth.Agreement)
@@ -297,7 +297,7 @@ def test_a_contender_that_is_wrong_is_told() -> None:
     assert not found.right
 
 
-def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
+def test_sampled_rows_equal_those_of_the_whole_gradient() -> None:
     for subject, size, loss in (
         (GLOBAL, Size(40, 16), global_loss.dense),
         (REGION, Size(40, 16, 5, 60), region_losses.dense),
@@ -307,13 +307,13 @@ def test_sampled_rows_are_those_of_the_whole_gradient() -> None:
         assert max(found.loss_error, found.image_gradient_error, found.text_gradient_error) < 1e-12
 
 
-def test_a_dense_size_beyond_half_of_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_size_above_half_of_the_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
     assert memory.dense_refusal(global_loss.dense_bytes(Size(8192, 512)), CPU) is None
     assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(global_loss.dense_bytes(Size(16384, 512)), CPU)
 
 
-def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
     batch = pairs.draw(Size(8, 256), torch.float32, CPU)
     for peer in (peers.open_clip, peers.open_clip_sigmoid, peers.inf_cl, peers.cut_cross_entropy, peers.liger):
@@ -322,7 +322,7 @@ def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         assert skipped.reason.startswith("not installed; pip install --no-deps")
 
 
-def test_what_a_process_did_not_live_to_report_is_skipped_with_its_end() -> None:
+def test_sizes_after_the_end_of_a_process_are_skipped_with_the_reason() -> None:
     size = Size(8, 4)
     job = probe.Job(
         subject="global",
