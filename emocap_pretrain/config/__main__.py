@@ -1,4 +1,4 @@
-"""`python -m emocap_pretrain.config --schema`: the JSON schema that editors complete and check recipes with."""
+"""Prints the JSON schema of a config: `python -m emocap_pretrain.config --schema`. Editors check recipes with it."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ USAGE = "usage: python -m emocap_pretrain.config --schema > emocap.schema.json"
 
 
 def main(arguments: list[str]) -> int:
+    """Prints the schema or the usage, and returns the exit code."""
     if arguments != ["--schema"]:
         sys.stderr.write(f"{USAGE}\n")
         return 0 if arguments in (["-h"], ["--help"]) else 2

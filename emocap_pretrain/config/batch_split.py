@@ -7,10 +7,14 @@ from emocap_pretrain.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """The rows of one rank in a full step, in passes of at most `micro_batch` rows.
+    """Holds how many samples a rank has in a full step, and in passes of how many the towers see them.
 
-    `rows` are those of the rank that has most; the others have at most one fewer. With more than one pass the
-    representations are cached and the towers run again; the loss still sees the whole global batch at once.
+    With more than one pass the representations are cached and the towers run again; the loss still sees the whole
+    global batch at once.
+
+    Args:
+        rows: Samples of the rank that has most; the others have at most one fewer.
+        micro_batch: Most samples of one pass.
     """
 
     rows: int
@@ -18,6 +22,7 @@ class BatchSplit:
 
     @property
     def passes(self) -> int:
+        """Number of passes over the towers in a step."""
         return -(-self.rows // self.micro_batch)
 
 

@@ -1,4 +1,4 @@
-"""A pydantic error as a sentence: where it stands, the value, the rule, the nearest that works."""
+"""Turns a pydantic error into sentences: the place in the file, the value, the rule, and the nearest valid value."""
 
 import difflib
 import re
@@ -26,13 +26,20 @@ RULES = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
 }
-# Of difflib: one letter wrong in a word of five, or missing in one of three; of values also two that are swapped.
+# Least similarity of difflib for a suggestion. 0.8: one wrong letter in a word of five, or one missing in a word of
+# three. 0.7 for values: also two letters that are swapped.
 CLOSE, CLOSE_VALUE = 0.8, 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where each value came from: a line of the file, or the command line."""
+    """Holds where each value came from: a line of the file, or the command line.
+
+    Args:
+        file: The config file.
+        lines: The line of each key, from 1 on.
+        overridden: Dotted keys that the command line has set.
+    """
 
     file: Path
     lines: Mapping[Keys, int]
@@ -40,12 +47,13 @@ class Origin:
 
     @classmethod
     def of(cls, path: Path, text: str, overrides: Sequence[str]) -> "Origin":
+        """Finds the lines of the keys in the text of a config file; `overrides` are `dotted.key=value` texts."""
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         keys = frozenset(override.partition("=")[0] for override in overrides)
         return cls(path, dict(_lines(root, ())), keys)
 
     def place(self, keys: Keys) -> str:
-        """`cfg.yaml:12`, or `command line`; for a missing key the line of the section that lacks it."""
+        """Returns `cfg.yaml:12` or `command line`; for a missing key the line of the section that lacks it."""
         dotted = [".".join(map(str, keys[:end])) for end in range(1, len(keys) + 1)]
         if not self.overridden.isdisjoint(dotted) or any(key.startswith(f"{dotted[-1]}.") for key in self.overridden):
             return "command line"
@@ -63,31 +71,37 @@ def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
 
 
 def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -> list[str]:
-    """One line for each wrong value; what came from a `${oc.env:...}` of `texts` may be a secret and shows as that."""
-    problems = [_of_the_key(problem) for problem in error.errors()]
+    """Returns one line for each wrong value.
+
+    Args:
+        error: What pydantic has found.
+        origin: Where each value came from.
+        texts: The `${oc.env:...}` texts by key. Their values may be secrets, so the lines show the texts instead.
+    """
+    problems = [_with_plain_key(problem) for problem in error.errors()]
     places = {problem["loc"] for problem in problems}
-    told = [
-        _veiled(_sentence(problem, origin), problem, texts)
+    lines = [
+        _without_secrets(_sentence(problem, origin), problem, texts)
         for problem in problems
         if not (problem["type"] == "too_short" and any(_lies_in(place, problem["loc"]) for place in places))
     ]
-    return _joined(told)
+    return _joined(lines)
 
 
-def _of_the_key(problem: Any) -> dict[str, Any]:
-    """Of a value that may have one of several types pydantic names the type as if it were a key."""
+def _with_plain_key(problem: Any) -> dict[str, Any]:
+    """Removes the name of a type from the end of a key: pydantic adds it if a value may have one of several types."""
     keys: Keys = problem["loc"]
     is_type = bool(keys) and isinstance(keys[-1], str) and re.fullmatch(r"[a-z]+-[a-z]+|.*\[.*\]", keys[-1])
     return {**problem, "loc": keys[:-1] if is_type else keys}
 
 
 def _lies_in(inner: Keys, outer: Keys) -> bool:
-    """Whether an entry is wrong; a list that pydantic then calls too short is not another fault."""
+    """Returns whether a key lies in another one. For a wrong entry pydantic also calls its list too short."""
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _joined(lines: Iterable[str]) -> list[str]:
-    """One line for a value that breaks the rules of each type that it may have."""
+    """Joins the lines of one value that breaks the rules of each type that it may have."""
     rules: dict[str, list[str]] = {}
     for line in lines:
         value, separator, rule = line.partition(": it should be ")
@@ -100,7 +114,8 @@ def _joined(lines: Iterable[str]) -> list[str]:
     ]
 
 
-def _veiled(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
+def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
+    """Replaces values of the environment by the `${oc.env:...}` texts that they came from."""
     keys: Keys = problem["loc"]
     for place, text in texts.items():
         if place[: len(keys)] == keys:
@@ -130,7 +145,7 @@ def _sentence(problem: Any, origin: Origin) -> str:
 
 
 def _rule(problem: Any) -> str:
-    """The rule that a value breaks, in the words of YAML where pydantic's are Python's."""
+    """Returns the rule that a value breaks, with YAML's names of types in place of Python's."""
     kind, bounds = problem["type"], problem.get("ctx", {})
     if kind in RULES:
         return f"it should be {RULES[kind]}"
@@ -144,13 +159,13 @@ def _rule(problem: Any) -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, or all of them."""
+    """Returns the end of a message about an unknown name: the closest known name, or all of them."""
     close = _closest(name, known)
     return f"; did you mean {close}?" if close else f"; known here: {', '.join(known)}."
 
 
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
-    """A name that differs by a slip of the hand, or has words more or fewer; None where only letters agree."""
+    """Returns a known name that differs by a typing error or by whole words; None if there is no such name."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]
     return next(iter([*close, *longer]), None)
@@ -184,7 +199,7 @@ def _described(keys: Keys) -> str:
 
 
 def _section(keys: Keys) -> type[BaseModel] | None:
-    """The model class that stands at these keys; of a list it is that of every entry."""
+    """Returns the model class of the section at these keys; for a list of sections, the class of its entries."""
     section: type[BaseModel] | None = Config
     for key in (key for key in keys if isinstance(key, str)):
         fields = section.model_fields if section else {}
@@ -194,6 +209,7 @@ def _section(keys: Keys) -> type[BaseModel] | None:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model class in an annotation such as `SgdConfig | None` or `tuple[SourceConfig, ...]`, if any."""
     if get_origin(annotation) in {Union, UnionType, tuple}:
         return next((found for part in get_args(annotation) if (found := model_in(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -1,4 +1,4 @@
-"""YAML file + dotted overrides -> Config, or one line for each thing that is wrong."""
+"""Reads a config from a YAML file and dotted overrides; an error has one line for each wrong value."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,19 +21,20 @@ from emocap_pretrain.errors import ConfigError
 
 LARGEST_BYTES = 256 << 10
 MOST_NODES, DEEPEST, LONGEST_NUMBER, MOST_INTERPOLATIONS = 20_000, 40, 40, 32
+# Limits against documents that are small as a file and huge as a value.
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
-_PLACES = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}
+_NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Variables of the environment.
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a run from a file.
+    """Reads the config of a run from a file.
 
     Args:
         path: A YAML file.
-        overrides: `dotted.key=value` texts, the value in YAML; they win over the file.
+        overrides: `dotted.key=value` texts, with values in YAML; they take precedence over the file.
 
     Raises:
-        ConfigError: For a missing file, bad YAML, an unknown key or a value out of bounds. Nothing has started yet.
+        ConfigError: For a missing file, bad YAML, an unknown key or a value out of bounds.
     """
     path = Path(path)
     text = _read(path)
@@ -43,14 +44,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_stored(tree: Any) -> Config:
-    """Read what `Config.stored` or `stored.dump` gave as inert data: somebody else may have written it.
+    """Reads settings that `Config.stored` or `stored.dump` wrote, without trusting them: others may have written them.
 
-    Another version may have written it too. Settings outside of `model` that this version does not have are left out.
-
-    A `${...}` text stays the text that it is, whatever it asks for, and no path is looked up.
+    A `${...}` text is not resolved, and no path is looked up. Another version may have written the settings: those
+    outside of `model` that this version does not have are left out.
 
     Raises:
-        ConfigError: If it is no config of this version, or a setting that is no text holds a `${...}`.
+        ConfigError: If this version cannot read them, or if a setting that is not a text holds a `${...}`.
     """
     try:
         settings = current(cast("dict[str, Any]", tree), decisive=("model.",)) if isinstance(tree, dict) else tree
@@ -61,7 +61,12 @@ def from_stored(tree: Any) -> Config:
 
 
 def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
-    """The config with other values in one of its sections, which the command line gives; no path is looked up.
+    """Returns the config with other values in one section, which the command line gives. No path is looked up.
+
+    Args:
+        config: The config.
+        section: Name of the section, such as `evaluation`.
+        values: The new values by their names in the section.
 
     Raises:
         ConfigError: If a value is wrong.
@@ -76,7 +81,7 @@ def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Con
 
 
 def unresolved(tree: Any) -> list[tuple[str, str]]:
-    """The dotted keys below which a `${...}` text is left, with that text."""
+    """Returns the dotted keys at which a `${...}` text is left, with that text."""
     return [(".".join(map(str, keys)), text) for keys, text in _interpolations(tree)]
 
 
@@ -102,7 +107,7 @@ def _parse(text: str, path: Path) -> DictConfig:
     try:
         _require_small(yaml.compose(text, Loader=yaml.SafeLoader))
         tree = OmegaConf.create(text)
-    except AssertionError:  # OmegaConf's word for a lone number.
+    except AssertionError:  # OmegaConf raises it for a document that is a single number.
         tree = None
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: it is nested too deeply.") from None
@@ -114,10 +119,10 @@ def _parse(text: str, path: Path) -> DictConfig:
 
 
 def _require_small(root: yaml.Node | None) -> None:
-    """Refuses a document that is small as a file and huge as a value. Nothing is built of it yet.
+    """Checks the size of a document before values are built from it: a small file may be huge as a value.
 
     Raises:
-        ValueError: For too many nodes once aliases are followed, too deep nesting, or a number of too many digits.
+        ValueError: For too many nodes once aliases are followed, too deep nesting, or a number with too many digits.
     """
     sizes: dict[int, int] = {}
 
@@ -134,7 +139,7 @@ def _require_small(root: yaml.Node | None) -> None:
         return sizes[id(node)]
 
     if root is not None and (nodes := size(root, 0)) > MOST_NODES:
-        raise ValueError(f"its aliases make {nodes:,} values of it, and {MOST_NODES:,} are the most")
+        raise ValueError(f"with its aliases it has {nodes:,} values, and at most {MOST_NODES:,} are allowed")
 
 
 def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
@@ -144,11 +149,11 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
         if not separator or not key:
             raise ConfigError(f"override {text!r} is not of the form dotted.key=value, such as steps=100.")
         if key in given:
-            raise ConfigError(f"command line: {key} is given twice, as {given[key]!r} and {text!r}: say it once.")
+            raise ConfigError(f"command line: {key} is given twice, as {given[key]!r} and {text!r}: give it once.")
         given[key] = text
         try:
             _require_small(yaml.compose(value, Loader=yaml.SafeLoader))
-            # Read as in a file, where PyYAML alone takes 1e3 for a text.
+            # OmegaConf reads it as in a file; PyYAML alone would read 1e3 as a text.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             OmegaConf.update(tree, key, parsed["value"], merge=False)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -157,15 +162,15 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
 
 def _validate(tree: DictConfig, origin: Origin) -> Config:
     texts = dict(_interpolations(OmegaConf.to_container(tree, resolve=False)))
-    # Each may name a text with others in it, so that their number bounds the size of what comes out.
+    # An interpolation may refer to a text with further ones, so their number limits the size of the result.
     if (count := sum(text.count("${") for text in texts.values())) > MOST_INTERPOLATIONS:
-        raise ConfigError(f"{origin.file}: {count} interpolations ${{...}}; {MOST_INTERPOLATIONS} are the most.")
-    with _environment_read() as read:
+        raise ConfigError(f"{origin.file}: {count} interpolations ${{...}}; at most {MOST_INTERPOLATIONS} are allowed.")
+    with _recorded_environment() as read:
         try:
             values = OmegaConf.to_container(tree, resolve=True)
         except (OmegaConfBaseException, RecursionError) as error:
             raise ConfigError(f"{origin.file}: {' '.join(str(error).split())}") from error
-    secrets = [value for name, value in read.items() if not _is_place(name, value)]
+    secrets = [value for name, value in read.items() if not _is_public(name, value)]
     remember(*secrets)
     try:
         return Config.model_validate(values).with_interpolations(texts, secrets)
@@ -174,8 +179,8 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
 
 
 @contextmanager
-def _environment_read() -> Generator[dict[str, str]]:
-    """Inside, every variable of the environment that a config takes a value from is noted, with that value."""
+def _recorded_environment() -> Generator[dict[str, str]]:
+    """Yields a mapping that records each environment variable that `oc.env` reads inside, with its value."""
     read: dict[str, str] = {}
 
     def env(key: str, *default: Any) -> str | None:
@@ -191,9 +196,9 @@ def _environment_read() -> Generator[dict[str, str]]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def _is_place(name: str, value: str) -> bool:
-    """Whether a variable says who or where this is: such values are no secrets, and many texts hold them."""
-    if name in _PLACES or name.startswith("SLURM_"):
+def _is_public(name: str, value: str) -> bool:
+    """Returns whether a variable holds a user, host or path: these are not secrets, and masking them hurts messages."""
+    if name in _NOT_SECRET or name.startswith("SLURM_"):
         return True
     path = Path(value)
     try:

@@ -1,4 +1,4 @@
-"""Where things lie: paths become absolute when a config is read, because ranks may start in another folder."""
+"""Makes paths absolute when a config is read, because ranks may start in another folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ INERT = "inert"
 
 
 def _absolute(location: str, info: ValidationInfo) -> str:
-    """A path, also that of an sqlite file, becomes absolute; another URL stays as it is."""
+    """Makes a path absolute, also that of an sqlite file. Another URL is returned unchanged."""
     if info.context == INERT:
         return location
     scheme, separator, path = location.partition("://")
@@ -25,8 +25,8 @@ def _absolute_path(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _absolute_if_there(name: str, info: ValidationInfo) -> str:
-    """A path that is there becomes absolute; 'data' and 'hub' are words, also beside folders of these names."""
+def _absolute_if_it_exists(name: str, info: ValidationInfo) -> str:
+    """Makes a path absolute if it exists. 'data' and 'hub' are values of their own, also if such folders exist."""
     if info.context == INERT:
         return name
     path = _absolute_path(name)
@@ -34,4 +34,4 @@ def _absolute_if_there(name: str, info: ValidationInfo) -> str:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
+FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_it_exists)]

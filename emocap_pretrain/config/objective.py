@@ -1,4 +1,4 @@
-"""Settings of the losses."""
+"""Defines the settings of the losses."""
 
 from typing import Literal, Self
 
@@ -12,11 +12,18 @@ Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 
 
 class MiningRuleConfig(Section):
-    """Says which candidates are mined, and what becomes of them."""
+    """Says which candidate pairs are mined, and how they are treated."""
 
-    threshold: float | None = Field(default=None, ge=-1, le=1, description="Least cosine of a mined pair.")
-    top_k: Positive | None = None
-    treatment: Literal["attract", "ignore"] = "attract"
+    threshold: float | None = Field(
+        default=None, ge=-1, le=1, description="Least cosine similarity of a pair that is mined; null sets no limit."
+    )
+    top_k: Positive | None = Field(
+        default=None, description="Number of most similar candidates that are mined for each sample; null: no limit."
+    )
+    treatment: Literal["attract", "ignore"] = Field(
+        default="attract",
+        description="attract makes mined pairs positives; ignore only keeps them from being negatives.",
+    )
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> Self:
@@ -26,22 +33,24 @@ class MiningRuleConfig(Section):
 
 
 class LocalMiningConfig(MiningRuleConfig):
-    """Mining by sentence-sentence similarity."""
+    """Says which pairs of image and sentence the local loss mines, by the similarity of sentences."""
 
 
 class MiningConfig(MiningRuleConfig):
     """Says which further pairs are positives; see docs/method.md."""
 
-    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = "counterpart"
+    guide: Literal["counterpart", "text", "image", "consensus", "joint"] = Field(
+        default="counterpart", description="Which similarities decide what is mined; see docs/method.md."
+    )
 
 
 class TeacherConfig(Section):
-    """A frozen image tower that says which images are alike; it sees the pixels that the trained tower sees."""
+    """Settings of a frozen image tower whose similarities of images guide training. It sees the same pixels."""
 
     name: str = Field(description="Model name in timm.")
     pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a local .safetensors file.")
     options: dict[str, JsonValue] = Field(default={}, description="Further arguments of timm.create_model.")
-    scale: float = Field(default=20.0, gt=0, description="Inverse temperature of its shares, which kind=soft learns.")
+    scale: float = Field(default=20.0, gt=0, description="Inverse temperature of its targets for kind=soft.")
 
 
 class PatchMaskConfig(Section):
@@ -51,60 +60,80 @@ class PatchMaskConfig(Section):
         default=8,
         ge=1,
         le=255,
-        description="Least difference between values of one colour in a patch that takes part, in levels of 8 bits.",
+        description="A patch takes part if the values of one of its colour channels differ by at least this much, of "
+        "255.",
     )
 
 
 class ObjectiveConfig(Section):
     """Weights of the parts of a caption and the mining of positives; a weight of 0 switches a part off."""
 
-    global_: PartWeight = Field(default=0.5, alias="global")
-    summary: PartWeight = 0.5
-    local: PartWeight = 1.0
+    global_: PartWeight = Field(
+        default=0.5, alias="global", description="Weight of the loss of whole images and global captions."
+    )
+    summary: PartWeight = Field(default=0.5, description="Weight of the loss of whole images and summaries.")
+    local: PartWeight = Field(default=1.0, description="Weight of the loss of image patches and local sentences.")
     kind: Kind = Field(
         default="infonce",
-        description="What is made of the scores of images and texts; the local loss is always infonce. "
+        description="Loss of the global and summary parts; the local loss is always infonce. "
         "sigmoid learns a bias too and begins well at model.initial_scale=10.",
     )
     kind_by_part: dict[str, Kind] = Field(
-        default={}, description="Instead of kind, for single parts, such as {summary: mil_nce}."
+        default={}, description="Loss of single parts in place of kind, such as {summary: mil_nce}."
     )
     teacher: TeacherConfig | None = Field(
         default=None,
-        description="Frozen image tower from which kind=soft learns; mining that compares images uses it, not the "
-        "trained tower.",
+        description="Frozen image tower from which kind=soft learns; mining that compares images uses it in place of "
+        "the trained tower.",
     )
-    sharpness: float = Field(default=10.0, ge=0)
-    scope: Literal["batch", "image"] = "batch"
+    sharpness: float = Field(
+        default=10.0,
+        ge=0,
+        description="Inverse temperature with which the local loss pools patches for a sentence; 0 averages all "
+        "patches.",
+    )
+    scope: Literal["batch", "image"] = Field(
+        default="batch",
+        description="What a sentence is compared with in the local loss: the images of the whole batch, or the patches "
+        "of its own image alone.",
+    )
     patch_mask: PatchMaskConfig | None = Field(
         default=None,
         description="Leaves patches of one colour, such as the borders of aligned faces, out of the local loss; "
         "null keeps all patches.",
     )
-    mining: MiningConfig | None = None
-    local_mining: LocalMiningConfig | None = None
-    mining_warmup_steps: Count = Field(default=0, description="Steps of plain InfoNCE before any mining.")
+    mining: MiningConfig | None = Field(
+        default=None, description="Mining of further positives for the global and summary parts; null mines none."
+    )
+    local_mining: LocalMiningConfig | None = Field(
+        default=None, description="Mining of further positives for the local part; null mines none."
+    )
+    mining_warmup_steps: Count = Field(default=0, description="Steps at the beginning that mine nothing.")
     known_positives: bool = Field(default=True, description="Equal captions in a batch are always positives.")
     backend: Literal["auto", "reference", "chunked", "fused"] = Field(
-        default="auto", description="Of all losses; auto is fused where its kernels can run, else chunked."
+        default="auto",
+        description="Implementation of all losses; auto is fused where its kernels can run, else chunked.",
     )
     schedule: Literal["auto", "gather", "hierarchical", "ring"] = Field(
         default="auto",
-        description="How texts reach all ranks; auto is hierarchical from two machines on, ring needs least memory.",
+        description="How ranks exchange the embeddings of texts; auto is hierarchical from two machines on, and ring "
+        "needs least memory.",
     )
     vectors: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="What the losses multiply and ranks exchange; auto is engine.precision."
+        default="auto",
+        description="Precision of the embeddings that the losses multiply and ranks exchange; auto is "
+        "engine.precision.",
     )
     model_config = ConfigDict(serialize_by_alias=True)
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of every part of a caption, by the part's name."""
+        """The weight of each caption part, by the part's name."""
         infos = type(self).model_fields.items()
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
 
     def kind_of(self, part: str) -> Kind:
-        """The kind of objective of a part that is aligned with whole images, by the part's name."""
+        """Returns the kind of loss of a caption part that is aligned with whole images, by the part's name."""
         return self.kind_by_part.get(part, self.kind)
 
     @model_validator(mode="after")
@@ -112,7 +141,7 @@ class ObjectiveConfig(Section):
         unknown = sorted(self.kind_by_part.keys() - self.weights.keys())
         if unknown:
             raise ValueError(
-                f"kind_by_part: {unknown[0]} is no part of a caption; the parts are {', '.join(self.weights)}."
+                f"kind_by_part: {unknown[0]} is not a part of a caption; the parts are {', '.join(self.weights)}."
             )
         return self
 

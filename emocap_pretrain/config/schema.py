@@ -1,4 +1,4 @@
-"""The run as a value: every setting, its default and its bounds. Imports neither torch nor any framework."""
+"""Defines every setting of a run, with its default and its bounds. Imports neither torch nor any framework."""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -15,54 +15,59 @@ Keys = tuple[str | int, ...]
 
 
 class SourceConfig(Section):
-    """One dataset of a mixture."""
+    """Settings of one dataset of a mixture."""
 
     url: Location = Field(description="Folder or URL of a packed dataset")
     weight: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Its share beside the other weights; default its number of samples."
+        default=None,
+        description="Its share of the samples, relative to the other weights; default its number of samples.",
     )
 
 
 class DataConfig(Section):
-    """Which samples, in which order."""
+    """Says which samples are read, in which order, and how images are augmented."""
 
     url: Location | None = Field(
         default=None, description="Folder or URL of a packed dataset (the one that holds manifest.json)."
     )
     mix: tuple[SourceConfig, ...] = Field(
-        default=(), description="Several datasets instead of url, each with its share of the samples."
+        default=(), description="Several datasets in place of url, each with its share of the samples."
     )
     shuffle_window: Positive | None = Field(
-        default=None, description="Samples that are shuffled together; default 8 global batches, 16,384 at least."
+        default=None,
+        description="Number of samples that are shuffled together; default 8 global batches, and at least 16,384.",
     )
     cache: Location = Field(
         default="~/.cache/emocap/shards",
         validate_default=True,
-        description="Folder on the node's own disk for what comes from object storage.",
+        description="Folder on the node's own disk that caches data from object storage.",
     )
-    cache_gb: Weight = Field(default=32, description="Most that the cache holds, in GB; 0 is no cache.")
-    drop_last: bool = Field(default=False, description="Drop the remainder of an epoch instead of a smaller last step.")
+    cache_gb: Weight = Field(default=32, description="Largest size of the cache in GB; 0 switches the cache off.")
+    drop_last: bool = Field(
+        default=False, description="Leave out the remainder of an epoch that does not fill a global batch."
+    )
     workers: Count = Field(default=1, description="Loader processes of each rank; 0 loads in the training process.")
-    prefetch: Positive = Field(default=4, description="Batches that each loader process holds ready.")
+    prefetch: Positive = Field(default=4, description="Batches that each loader process prepares in advance.")
     error_budget: Count = Field(
-        default=0, description="Damaged samples that the run leaves out before it stops, over all ranks."
+        default=0, description="Number of damaged samples, over all ranks, that the run leaves out before it stops."
     )
     crop: Fraction = Field(
         default=0.8, description="Smallest share of the image side that a random crop keeps; 1 is no crop."
     )
     flip: Fraction = Field(
         default=0.5,
-        description="Probability of a mirror image. English captions that name a side follow it (left becomes right), "
-        "or their image is not mirrored where the words are ambiguous; with sides in another language set 0.",
+        description="Probability that an image is mirrored. English captions that name a side are changed with it "
+        "(left becomes right); an image with an ambiguous caption is not mirrored. If captions name sides in another "
+        "language, set 0.",
     )
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """The datasets, one or more."""
+        """The datasets that are read: those of `mix`, or the one at `url`."""
         return self.mix or (SourceConfig(url=str(self.url)),)
 
     def window_samples(self, global_batch: int) -> int:
-        """Returns how many samples are shuffled together; by default so many that few of a batch are from one shard."""
+        """Returns how many samples are shuffled together. The default is large, so that a batch mixes many shards."""
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
     @model_validator(mode="after")
@@ -73,132 +78,143 @@ class DataConfig(Section):
 
 
 class ImageTowerConfig(Section):
-    """The image encoder, by its timm name."""
+    """Settings of the image encoder, a model of timm."""
 
-    key: ClassVar[str] = "model.image"  # Where messages say that the settings are.
+    key: ClassVar[str] = "model.image"  # The dotted key of the settings, for messages.
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
-    pixels: Positive = Field(default=224, description="Side of the square input.")
+    pixels: Positive = Field(default=224, description="Side of the square input, in pixels.")
     options: dict[str, JsonValue] = Field(
         default={}, description="Further arguments of timm.create_model (depth, embed_dim, ...)."
     )
     pretrained: FolderOrName | None = Field(
         default=None, description="'hub' for timm's weights, or a local .safetensors file."
     )
-    patch_dropout: Decay = Field(default=0.0, description="Share of the patches left out while training.")
+    patch_dropout: Decay = Field(default=0.0, description="Share of the patches that are left out in training.")
 
 
 class TextArchitectureConfig(Section):
-    """A CLIP text transformer from scratch."""
+    """Settings of a CLIP text transformer that is trained from scratch."""
 
-    width: Positive = 512
-    layers: Positive = 12
-    heads: Positive = 8
+    width: Positive = Field(default=512, description="Size of the hidden states.")
+    layers: Positive = Field(default=12, description="Number of transformer layers.")
+    heads: Positive = Field(default=8, description="Number of attention heads of each layer.")
 
 
 class PartLengthsConfig(Section):
-    """Longest token sequence of each caption part; longer text is cut."""
+    """Holds the largest number of tokens of each caption part, start and end included; longer text is cut."""
 
-    global_: Length = Field(default=48, alias="global")
-    local: Length = 40
-    summary: Length = 77
+    global_: Length = Field(default=48, alias="global", description="Most tokens of a global caption.")
+    local: Length = Field(default=40, description="Most tokens of a local sentence.")
+    summary: Length = Field(default=77, description="Most tokens of a summary.")
     model_config = ConfigDict(serialize_by_alias=True)
 
     @property
     def by_part(self) -> dict[str, int]:
-        """The length of every part of a caption, by the part's name."""
+        """The length of each caption part, by the part's name."""
         return self.model_dump(by_alias=True)
 
 
 class TextTowerConfig(Section):
-    """The text encoder: from scratch (`architecture`) or a pretrained transformers encoder (`pretrained`)."""
+    """Settings of the text encoder: from scratch (`architecture`) or of transformers (`pretrained`)."""
 
-    architecture: TextArchitectureConfig = TextArchitectureConfig()
+    architecture: TextArchitectureConfig = Field(
+        default=TextArchitectureConfig(), description="Sizes of an encoder from scratch; unused with pretrained."
+    )
     pretrained: FolderOrName | None = Field(
         default=None, description="Local folder or hub name of a transformers encoder."
     )
-    pooling: Literal["eos", "cls", "mean"] = "eos"
+    pooling: Literal["eos", "cls", "mean"] = Field(
+        default="eos", description="Token whose hidden state represents a text: the end, the first, or the mean of all."
+    )
     tokenizer: FolderOrName = Field(
-        default="data", description="'data' trains one on the captions; else a folder or hub name."
+        default="data", description="'data' trains a tokenizer on the captions; else a folder or hub name."
     )
     vocabulary: Positive = Field(default=8192, description="Vocabulary size of a tokenizer trained on the data.")
-    lengths: PartLengthsConfig = Field(default_factory=lambda: PartLengthsConfig.model_validate({}))
+    lengths: PartLengthsConfig = Field(
+        default_factory=lambda: PartLengthsConfig.model_validate({}),
+        description="Longest token sequence of each caption part.",
+    )
 
     @model_validator(mode="after")
-    def _pools_what_saw_the_text(self) -> Self:
+    def _cls_needs_bidirectional_attention(self) -> Self:
         if self.pooling == "cls" and self.pretrained is None:
             raise ValueError("pooling=cls reads the first token, which sees no other in a CLIP tower: use eos or mean.")
         return self
 
 
 class ModelConfig(Section):
-    """Two towers, their projections and the learned scales."""
+    """Settings of the two towers, their projections and the learned scales."""
 
-    embedding: Positive = Field(default=512, description="Size D of the shared space.")
+    embedding: Positive = Field(default=512, description="Size of the embeddings of images and texts.")
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
     initial_scale: float = Field(
-        default=14.3, gt=0, le=100, description="First value of exp(logit_scale), both scales."
+        default=14.3, gt=0, le=100, description="First value of exp(logit_scale), for all losses."
     )
     initial_bias: float = Field(
         default=-10.0, description="First value of the bias that objective.kind=sigmoid adds to the scores."
     )
-    checkpoint_activations: bool = Field(default=False, description="Recompute tower activations in backward.")
+    checkpoint_activations: bool = Field(
+        default=False, description="Recompute the activations of the towers in the backward pass, to save memory."
+    )
 
 
 class SgdConfig(Section):
-    """These settings belong to `sgd` alone."""
+    """Settings that only `sgd` has."""
 
     momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
     nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
 
     @model_validator(mode="after")
-    def _looks_ahead_with_momentum(self) -> "SgdConfig":
+    def _nesterov_needs_momentum(self) -> "SgdConfig":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true needs a momentum above 0.")
         return self
 
 
 class AdafactorConfig(Section):
-    """These settings belong to `adafactor` alone."""
+    """Settings that only `adafactor` has."""
 
     beta2_decay: Annotated[float, Field(le=0)] = Field(
-        default=-0.8, description="Power of the step by which the memory of squared gradients grows."
+        default=-0.8, description="Exponent c of beta2 = 1 - step^c, the decay of the mean of squared gradients."
     )
     clip_threshold: Annotated[float, Field(ge=1)] = Field(
-        default=1.0, description="Largest root mean square of the update of one parameter, before the learning rate."
+        default=1.0,
+        description="Largest root mean square of the update of a parameter, before it is multiplied by lr.",
     )
 
 
 class OptimizerConfig(Section):
-    """The optimizer, its parameter groups, and a linear warm-up with a cosine decay."""
+    """Settings of the optimizer and its parameter groups, and of a linear warm-up with a cosine decay."""
 
     name: Literal["adamw", "sgd", "adafactor"] = Field(
         default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
     )
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0, description="Learning rate at the end of the warm-up.")
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={},
-        description="Multiples of lr for parts of the model, such as {image.backbone: 0.1}; of a part within a part "
-        "the inner one counts.",
+        description="Factors of lr for parts of the model by their module names, such as {image.backbone: 0.1}. The "
+        "longest name that matches a parameter counts.",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
-        description="Multiple of lr from each layer of a tower to the one before it; below 1, the layers next to the "
+        description="Factor of lr from each layer of a tower to the one before it. Below 1, the layers next to the "
         "pixels and tokens learn most slowly.",
     )
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Of adamw.")
-    eps: float = Field(default=1e-6, gt=0, description="Of adamw.")
-    sgd: SgdConfig = SgdConfig()
-    adafactor: AdafactorConfig = AdafactorConfig()
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Decays of the moments of adamw.")
+    eps: float = Field(default=1e-6, gt=0, description="Term that adamw adds to the denominator.")
+    sgd: SgdConfig = Field(default=SgdConfig(), description="Settings that only sgd has.")
+    adafactor: AdafactorConfig = Field(default=AdafactorConfig(), description="Settings that only adafactor has.")
     weight_decay: Weight = Field(
         default=0.2,
-        description="On matrices only. adamw and adafactor shrink the weights by it; sgd adds it to the gradient.",
+        description="Weight decay of matrices; vectors have none. adamw and adafactor shrink the weights by it; sgd "
+        "adds it to the gradient.",
     )
     decay_embeddings: bool = Field(
-        default=True, description="False leaves the embeddings of tokens and positions without weight decay too."
+        default=True, description="Whether the embeddings of tokens and positions have weight decay too."
     )
-    warmup_steps: Count = 500
+    warmup_steps: Count = Field(default=500, description="Steps in which the learning rate grows linearly to lr.")
     final_share: Fraction = Field(default=0.0, description="Learning rate of the last step as a share of `lr`.")
     clip_norm: Weight = Field(default=1.0, description="Largest norm of the whole gradient; 0 never clips.")
 
@@ -210,38 +226,49 @@ class OptimizerConfig(Section):
         return self
 
 
-# Settings that one optimizer alone has.
+# Settings that only one optimizer has.
 _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
 class EngineConfig(Section):
-    """How DeepSpeed holds the model."""
+    """Settings of DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="What is partitioned over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradients too, "
+        "3 the parameters too.",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs the towers under autocast.")
 
 
 class ClusterConfig(Section):
-    """How many processes, on what, and how often they may fail."""
+    """Says how many processes run on which devices, and how often they may fail."""
 
     ranks: Positive | Literal["auto"] = Field(
-        default="auto", description="Processes of the job; auto is every GPU, or without any one a node and 2 at least."
+        default="auto",
+        description="Number of processes; auto is one for each GPU, or without GPUs one for each node, and at least 2.",
     )
     min_ranks: Positive | None = Field(
         default=None,
-        description="Fewest to go on with where nodes are lost; default 1 with ranks=auto, else all of ranks.",
+        description="Least number of ranks with which the job continues after nodes are lost; default 1 with "
+        "ranks=auto, else all of ranks.",
     )
     placement: Literal["pack", "spread"] = Field(
-        default="pack", description="Fill node after node, or take turns between nodes."
+        default="pack", description="pack fills one node after the other; spread takes turns between nodes."
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of the ranks; auto is cuda where there are GPUs."
+    )
     threads_per_rank: Positive | None = Field(
         default=None, description="CPU threads of a rank; default its share of the cores."
     )
     timeout_s: Positive = Field(
-        default=300, description="Longest wait in a collective before the rank that is missing is named and all end."
+        default=300,
+        description="Longest wait in a collective, in seconds; then the missing rank is reported and the attempt ends.",
     )
-    silence_s: Positive = Field(default=60, description="A rank whose heartbeat is not seen for so long is lost.")
+    silence_s: Positive = Field(
+        default=60, description="Seconds without a heartbeat after which a rank counts as lost."
+    )
     max_restarts: Count = Field(
         default=10, description="Failures in a row, without a new checkpoint between them, before the job ends."
     )
@@ -249,51 +276,62 @@ class ClusterConfig(Section):
         default=None, description="Announced losses of nodes before the job ends; null is any number."
     )
     patience_s: Count = Field(
-        default=30, description="How long a lost node may take to come back before the job goes on with fewer ranks."
+        default=30,
+        description="Seconds to wait for a lost node to come back before the job continues with fewer ranks.",
     )
 
     @property
     def group_timeout_s(self) -> int:
-        """Of the process group: it gives up once the watchdog has had the time to name the rank that is missing."""
+        """Timeout of the process group in seconds; longer than `timeout_s`, so that the watchdog reports first."""
         return self.timeout_s + 60
 
 
 class HealthConfig(Section):
-    """What is done about a loss that is no number, or far above those before it."""
+    """Says what happens at a loss that is not finite, or far above the previous ones."""
 
     nonfinite: Literal["stop", "skip", "rollback"] = Field(
-        default="stop", description="skip leaves the update out; rollback also returns to the newest checkpoint."
+        default="stop",
+        description="Action at a loss or gradient that is not finite: stop ends the run, skip leaves the update out, "
+        "rollback also returns to the newest checkpoint.",
     )
     spike: Annotated[float, Field(gt=1)] | None = Field(
-        default=None, description="A loss so many robust deviations above the median is a spike; null looks for none."
+        default=None,
+        description="A loss counts as a spike if it is this many robust standard deviations above the median of the "
+        "last losses; null: no loss does.",
     )
-    on_spike: Literal["log", "skip", "rollback"] = "log"
-    max_skips: Count = Field(default=20, description="Updates that the run may leave out before it stops.")
+    on_spike: Literal["log", "skip", "rollback"] = Field(
+        default="log",
+        description="Action at a spike: log warns, skip leaves the update out, rollback also returns to the newest "
+        "checkpoint.",
+    )
+    max_skips: Count = Field(default=20, description="Updates that the run leaves out before it stops.")
 
 
 class CheckpointConfig(Section):
-    """When state is saved and what is kept."""
+    """Says when checkpoints are saved and which are kept."""
 
-    every_steps: Positive = 1000
-    keep_last: Positive = 3
-    keep_every: Positive | None = Field(default=None, description="Steps whose multiples are never deleted.")
+    every_steps: Positive = Field(default=1000, description="Steps between two checkpoints.")
+    keep_last: Positive = Field(default=3, description="Number of newest intact checkpoints that are kept.")
+    keep_every: Positive | None = Field(
+        default=None, description="Checkpoints at multiples of this step are never deleted."
+    )
 
 
 class TrackingConfig(Section):
-    """Where MLflow listens."""
+    """Says where MLflow is, and how often metrics are logged."""
 
     uri: Location = Field(default="sqlite:///runs/mlflow.db", validate_default=True, description="MLflow tracking URI.")
     artifacts: Location | None = Field(
         default="runs/artifacts",
         validate_default=True,
-        description="Artifact root of a new experiment; null: the server's.",
+        description="Artifact root of a new experiment; null takes the server's.",
     )
-    experiment: str = "emocap"
-    every_steps: Positive = 10
+    experiment: str = Field(default="emocap", description="Name of the MLflow experiment.")
+    every_steps: Positive = Field(default=10, description="Steps between two logged rows of metrics.")
 
 
 class EvaluationConfig(Section):
-    """Names the dataset that the trained model is evaluated on, and the tasks that do it."""
+    """Names the dataset and the tasks with which the trained model is evaluated."""
 
     url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
@@ -302,26 +340,34 @@ class EvaluationConfig(Section):
     label: str = Field(default="emotion", description="Name of the label; samples whose label is empty are left out.")
     classes: Classes | None = Field(
         default=None,
-        description="Label to its words in prompts, a text or a list; default each label found, by its own name.",
+        description="Words of each class in prompts, a text or a list, by its label; default each label of the "
+        "dataset, by its own name.",
     )
     templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
         min_length=1,
+        description="Prompts, in which {} is replaced by the words of a class.",
     )
-    batch: Positive = 256
+    batch: Positive = Field(default=256, description="Samples of one pass of the encoders.")
 
 
 class Config(Section):
-    """One run. `url` is its folder: checkpoints and the report lie under it, and a second start resumes from it."""
+    """All settings of one run.
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    `url` is its folder: it holds the checkpoints and the report, and a further attempt with the same url resumes.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run in MLflow and messages.")
     url: Location = Field(description="Folder or URL of the run.")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    steps: Positive
-    global_batch: Positive = Field(description="Samples whose embeddings meet in one loss, over all ranks.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="Seed of the weights, of the order of samples and of augmentation."
+    )
+    steps: Positive = Field(description="Optimizer steps of the run.")
+    global_batch: Positive = Field(description="Samples of one step over all ranks, whose embeddings enter one loss.")
     micro_batch: Positive | None = Field(
         default=None,
-        description="Most samples of one encoder pass on a device; a rank that has more caches representations.",
+        description="Most samples of one encoder pass on a device. A rank with more samples caches their "
+        "representations and runs the towers twice.",
     )
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -334,7 +380,7 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    # Keys -> the `${oc.env:NAME}` text that stood there; what is logged and stored shows the text.
+    # The `${oc.env:NAME}` text that each key had in the file; what is logged and stored shows this text.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
     _secrets: tuple[str, ...] = PrivateAttr(default=())
 
@@ -346,18 +392,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_masked_patch_has_a_place(self) -> Self:
+    def _patch_mask_needs_all_patches(self) -> Self:
         if self.objective.patch_mask and self.model.image.patch_dropout:
             raise ValueError(
-                "objective.patch_mask looks at where a patch lies, and model.image.patch_dropout leaves patches out "
-                "at random: set one of the two."
+                "objective.patch_mask needs the position of each patch, and model.image.patch_dropout leaves patches "
+                "out at random: set one of the two."
             )
         return self
 
     def stored(self) -> dict[str, Any]:
-        """The settings as they may be logged: interpolated values appear as the text that stood in the file.
+        """Returns the settings as they may be logged and stored: interpolated values appear as the text of the file.
 
-        Of a URL that was written with a user, a password or a query these are left out.
+        The user, password and query of a URL are masked.
         """
         tree = _public(copy.deepcopy(self.model_dump(mode="json")))
         for keys, text in self._interpolations.items():
@@ -366,17 +412,17 @@ class Config(Section):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Values of the environment that went into this config; another process masks them too."""
+        """Values of the environment that this config contains, so that other processes can mask them too."""
         return self._secrets
 
     def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":
-        """This config, remembering that the values at these keys came from `${oc.env:...}` texts, and which."""
+        """Returns this config with the `${oc.env:...}` texts from which the values at some keys came."""
         config = self.model_copy()
         config._interpolations, config._secrets = dict(texts), tuple(secrets)
         return config
 
     def replacing(self, name: str, section: Section, changed: Collection[str]) -> "Config":
-        """This config with another section of this name, of which the `changed` settings come from no `${...}` text."""
+        """Returns this config with another section. Its `changed` settings no longer count as interpolated."""
         config = self.model_copy(update={name: section})
         gone = {(name, setting) for setting in changed}
         config._interpolations = {keys: text for keys, text in self._interpolations.items() if keys[:2] not in gone}

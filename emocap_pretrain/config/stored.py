@@ -1,8 +1,8 @@
-"""Settings as they lie in `run.json` and in checkpoints, and how this version reads what another version stored.
+"""Writes settings to `run.json` and checkpoints, and reads what another version has written.
 
-A stored config holds every setting, the number of its schema, and `set`: the keys whose values somebody gave, where the
-others were defaults. A later version may add a setting (its default must behave as before), rename one or drop one: the
-last two get a `Migration`. See docs/decisions/20-documents-of-a-run.md.
+A stored config holds every setting, the number of its schema, and `set`: the keys that the user has set, while all
+others had their defaults. A later version may add a setting (its default must behave as before), rename one or drop
+one; the last two need a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 """
 
 import copy
@@ -20,7 +20,7 @@ from emocap_pretrain.errors import ConfigError
 
 Tree = dict[str, Any]
 SCHEMA_KEY, SET_KEY = "schema", "set"
-# What may change between two attempts of one run: where, how long and how fast. The data are known by their digest.
+# Settings that may change between two attempts of a run: where, how long and how fast. A digest identifies the data.
 FREE = (
     "steps",
     "name",
@@ -47,23 +47,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What became of settings between one schema and the next, by dotted keys.
+    """Says how settings changed between one schema and the next, by dotted keys.
 
     Args:
-        renamed: The new key of a setting or section.
-        dropped: The value as which this version behaves, for a setting that is gone. Another value is refused.
+        renamed: The new key of each renamed setting or section.
+        dropped: For each removed setting, the value with which this version behaves alike. Other values are refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
     dropped: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-# MIGRATIONS[n] leads from schema n to n + 1. Schema 0 is that of version 0.1.0, which stored no number.
+# MIGRATIONS[n] leads from schema n to n + 1. Version 0.1.0 stored no number, which is schema 0.
 MIGRATIONS: tuple[Migration, ...] = (Migration(),)
 
 
 def dump(config: Config) -> Tree:
-    """The settings with what a later version needs to read them."""
+    """Returns the settings with what a later version needs to read them: the schema, and which keys were set."""
     given = config.model_dump(mode="json", exclude_unset=True)
     return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(given)), **config.stored()}
 
@@ -71,15 +71,15 @@ def dump(config: Config) -> Tree:
 def current(
     stored: Mapping[str, Any], *, decisive: Sequence[str] | None = None, migrations: Sequence[Migration] = MIGRATIONS
 ) -> Tree:
-    """Stored settings in this version's terms: migrated, defaults filled in, unknown ones left out with a warning.
+    """Converts stored settings to this version: migrates them, fills in defaults and drops unknown ones with a warning.
 
     Args:
-        stored: What `dump` gave, of this version or another one.
-        decisive: Beginnings of the keys that matter to the caller; default all that may not change in a run.
-        migrations: Of this version.
+        stored: What `dump` returned, in this version or another one.
+        decisive: Prefixes of the keys that matter to the caller; default all that must not change during a run.
+        migrations: The migrations of this version.
 
     Raises:
-        ConfigError: If somebody gave a value to a setting that matters and that this version does not have.
+        ConfigError: If a setting was set that matters and that this version does not have.
     """
     tree = copy.deepcopy(dict(stored))
     schema, given = tree.pop(SCHEMA_KEY, 0), tree.pop(SET_KEY, None)
@@ -101,7 +101,7 @@ def current(
 
 
 def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
-    """A stored section with the defaults of what it lacks, as far as there are any."""
+    """Returns a stored section with defaults for the settings that it lacks, if they have one."""
     result = dict(tree)
     for name, known in section.model_fields.items():
         key = known.alias or name
@@ -118,7 +118,7 @@ def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
 
 
 def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that may not change in a run and that differ: key, value before (None: there is none), value after."""
+    """Yields the settings that must not change during a run and that differ: key, old value (None if absent), new."""
     first, second = leaves(before), leaves(after)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key) and not _is_free(key):
@@ -126,7 +126,7 @@ def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
-    """The values of a tree by dotted keys; a list is one value."""
+    """Returns the values of a tree by dotted keys; a list counts as one value."""
     found: Tree = {}
     for key, value in tree.items():
         place = f"{prefix}{key}"
@@ -148,7 +148,7 @@ def _migrate(tree: Tree, migration: Migration) -> None:
 
 
 def _unknown(tree: Tree, section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted keys of settings and sections that this version does not have."""
+    """Returns the dotted keys of settings and sections that this version does not have."""
     known = {each.alias or name: each.annotation for name, each in section.model_fields.items()}
     found = [f"{prefix}{key}" for key in tree if key not in known]
     for key, annotation in known.items():

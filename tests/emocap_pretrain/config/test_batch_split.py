@@ -7,7 +7,7 @@ from emocap_pretrain.errors import ConfigError
 
 
 @given(st.integers(1, 5000), st.integers(1, 300), st.none() | st.integers(1, 5000))
-def test_all_ranks_together_have_room_for_the_batch_and_none_a_whole_row_too_many(global_batch, ranks, micro):
+def test_the_rows_of_all_ranks_hold_the_batch_and_no_rank_has_a_superfluous_row(global_batch, ranks, micro):
     if ranks > global_batch:
         return
     split = batch_split(global_batch, micro, ranks=ranks)
@@ -15,11 +15,11 @@ def test_all_ranks_together_have_room_for_the_batch_and_none_a_whole_row_too_man
     assert (split.passes - 1) * split.micro_batch < split.rows <= split.passes * split.micro_batch
 
 
-def test_without_a_micro_batch_every_rank_makes_one_pass():
+def test_a_rank_makes_one_pass_without_a_micro_batch():
     assert batch_split(100, None, ranks=3).passes == 1
 
 
-def test_more_ranks_than_samples_are_refused_with_both_cures():
+def test_more_ranks_than_samples_are_refused_with_two_remedies():
     with pytest.raises(ConfigError) as caught:
         batch_split(3, None, ranks=4)
     assert str(caught.value) == (

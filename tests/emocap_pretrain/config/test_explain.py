@@ -21,7 +21,7 @@ def refusal(text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_misspelt_key_names_its_line_and_the_nearest():
+def test_the_error_for_a_misspelt_key_has_its_line_and_the_nearest_key():
     assert refusal(TEXT + "objectve:\n  global: 1\n") == "cfg.yaml:7: unknown key objectve; did you mean objective?"
 
 
@@ -30,7 +30,7 @@ def test_a_misspelt_key_of_a_section_is_compared_with_that_section():
     assert refusal(text) == "cfg.yaml:10: unknown key model.text.poling; did you mean pooling?"
 
 
-def test_a_key_that_resembles_none_lists_those_that_there_are():
+def test_the_error_for_a_key_unlike_all_others_lists_the_known_keys():
     message = refusal(TEXT + "checkpoint:\n  zzz: 1\n")
     assert message == "cfg.yaml:8: unknown key checkpoint.zzz; known here: every_steps, keep_last, keep_every."
 
@@ -63,14 +63,14 @@ def test_a_hint_is_given_only_where_a_key_is_close(section, key, hint):
         ("name=a b", "name='a b': it should be of the form ^[A-Za-z0-9][A-Za-z0-9_.-]*$."),
     ],
 )
-def test_a_rule_is_told_in_one_line_and_in_the_words_of_yaml(override, rule):
+def test_an_error_is_one_line_with_the_rule_in_terms_of_yaml(override, rule):
     assert refusal(TEXT, override) == f"command line: {rule}"
 
 
 def test_a_key_that_is_given_twice_on_the_command_line_is_refused():
     message = refusal(TEXT, "optimizer.lr=1", "steps=2", "optimizer.lr=2")
     assert message == (
-        "command line: optimizer.lr is given twice, as 'optimizer.lr=1' and 'optimizer.lr=2': say it once."
+        "command line: optimizer.lr is given twice, as 'optimizer.lr=1' and 'optimizer.lr=2': give it once."
     )
 
 
@@ -88,46 +88,46 @@ def test_keys_of_a_section_that_may_be_null_are_known():
     assert "unknown key objective.mining.threshhold; did you mean threshold?" in message
 
 
-def test_a_setting_has_one_name_the_one_of_the_caption_part():
+def test_the_weight_of_a_part_has_only_the_name_of_the_part():
     message = refusal(TEXT + "objective: {globl: 1}\n")
     assert message == "cfg.yaml:7: unknown key objective.globl; did you mean global?"
     assert "unknown key objective.whole" in refusal(TEXT + "objective: {whole: 1}\n")
 
 
-def test_a_missing_key_says_what_it_is_for():
+def test_the_error_for_a_missing_key_has_its_description():
     text = TEXT.replace("  url: data/x", "  mix:\n    - weight: 1")
     assert refusal(text) == "cfg.yaml:6: data.mix.0.url is required (Folder or URL of a packed dataset)."
 
 
 @pytest.mark.parametrize("data", ["  workers: 1", "  url: data/x\n  mix: [{url: data/y}]"])
-def test_data_are_one_dataset_or_a_mixture(data):
+def test_data_needs_either_one_dataset_or_a_mixture(data):
     rule = "data: give either url, the one dataset, or mix, a list of {url, weight}."
     assert refusal(TEXT.replace("  url: data/x", data)) == f"cfg.yaml:5: {rule}"
 
 
-def test_a_missing_key_of_the_whole_file_names_the_file():
-    assert refusal(TEXT.replace("steps: 10\n", "")) == "cfg.yaml: steps is required."
+def test_the_error_for_a_missing_top_level_key_names_the_file():
+    assert refusal(TEXT.replace("steps: 10\n", "")) == "cfg.yaml: steps is required (Optimizer steps of the run)."
 
 
-def test_a_value_of_the_command_line_is_said_to_come_from_there():
+def test_the_error_for_a_value_of_the_command_line_names_it():
     assert refusal(TEXT, "steps=0") == (
         "command line: steps=0: it should be greater than or equal to 1; the nearest that works is 1."
     )
 
 
-def test_an_unknown_key_of_the_command_line_is_said_to_come_from_there():
+def test_the_error_for_an_unknown_key_of_the_command_line_names_it():
     assert refusal(TEXT, "data.worker=1") == "command line: unknown key data.worker; did you mean workers?"
 
 
-def test_a_section_of_the_command_line_covers_what_is_in_it():
+def test_the_error_for_a_value_in_a_section_of_the_command_line_names_it():
     assert refusal(TEXT, "engine={zero_stage: 7}").startswith("command line: engine.zero_stage=7: ")
 
 
-def test_an_override_below_a_plain_value_is_said_to_come_from_the_command_line():
+def test_the_error_for_an_override_below_a_plain_value_names_the_command_line():
     assert refusal(TEXT, "steps.x=1").startswith("command line: steps=")
 
 
-def test_a_value_of_the_file_keeps_its_line_beside_overrides():
+def test_the_error_for_a_value_of_the_file_has_its_line_also_with_overrides():
     assert refusal(TEXT + "seed: -1\n", "data.workers=2").startswith("cfg.yaml:7: seed=-1: ")
 
 
@@ -173,18 +173,18 @@ def test_a_value_of_the_file_keeps_its_line_beside_overrides():
         ("checkpoint: 5", "checkpoint=5: it should be a block of settings, such as {key: value}."),
     ],
 )
-def test_a_bad_value_is_told_with_its_line_and_its_rule(line, told):
+def test_the_error_for_a_bad_value_has_its_line_and_its_rule(line, told):
     first, *_ = refusal(f"{TEXT}{line}\n").splitlines()
     assert first.startswith("cfg.yaml:7: ")
     assert told in first
 
 
 @pytest.mark.parametrize("name", ["a b", "", "-a", "a/b", "../a"])
-def test_a_name_that_is_no_folder_name_is_refused(name):
+def test_a_name_that_cannot_be_a_folder_name_is_refused(name):
     assert refusal(TEXT.replace("name: t", f"name: {name!r}")).startswith(f"cfg.yaml:1: name={name!r}: ")
 
 
-def test_the_place_of_a_deep_key_is_its_own_line_and_of_a_list_item_its_list():
+def test_a_nested_key_has_its_own_line_and_a_list_item_that_of_its_list():
     text = "a:\n  b:\n    c: 1\n    d: [1, 2]\n"
     origin = Origin.of(Path("f.yaml"), text, [])
     assert origin.place(("a", "b", "c")) == "f.yaml:3"

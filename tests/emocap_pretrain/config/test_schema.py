@@ -19,7 +19,7 @@ def config() -> Config:
 
 
 def resolved(schema: dict, *keys: str) -> dict:
-    """The node of a JSON schema at these properties, references followed."""
+    """Returns the node of a JSON schema at these properties; follows references."""
     node = schema
     for key in keys:
         node = node["properties"][key]
@@ -28,7 +28,7 @@ def resolved(schema: dict, *keys: str) -> dict:
     return node
 
 
-def test_the_command_prints_a_json_schema_that_knows_the_settings():
+def test_the_command_prints_a_json_schema_of_the_settings():
     command = [sys.executable, "-m", "emocap_pretrain.config", "--schema"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     schema = json.loads(done.stdout)
@@ -40,7 +40,7 @@ def test_the_command_prints_a_json_schema_that_knows_the_settings():
     assert "whole" not in resolved(schema, "objective")["properties"]
 
 
-def test_every_setting_of_the_schema_is_closed_against_unknown_keys():
+def test_every_section_of_the_schema_forbids_unknown_keys():
     definitions = Config.model_json_schema(by_alias=True)["$defs"].values()
     sections = [definition for definition in definitions if "properties" in definition]
     assert len(sections) > 10
@@ -77,7 +77,7 @@ def test_equal_settings_are_equal_configs():
     assert config() != config().model_copy(update={"seed": 1})
 
 
-def test_what_is_stored_is_json_and_a_copy():
+def test_stored_settings_are_json_and_a_copy():
     run = config()
     stored = run.stored()
     assert json.loads(json.dumps(stored)) == stored
@@ -85,13 +85,13 @@ def test_what_is_stored_is_json_and_a_copy():
     assert run.stored()["data"]["workers"] != 99
 
 
-def test_the_caption_part_global_is_called_global_in_what_is_stored():
+def test_the_caption_part_global_has_this_name_in_stored_settings():
     assert config().stored()["objective"]["global"] == 0.5
     assert config().stored()["model"]["text"]["lengths"]["global"] == 48
     assert ObjectiveConfig.model_validate({"global": 0.25}).global_ == 0.25
 
 
-def test_no_remembered_text_is_shared_between_configs():
+def test_interpolation_texts_are_not_shared_between_configs():
     first = config()
     second = first.with_interpolations({("url",): "${oc.env:X}"})
     assert second.stored()["url"] == "${oc.env:X}"
@@ -107,17 +107,19 @@ def test_no_remembered_text_is_shared_between_configs():
         ("s3://bucket/anna@example.org/faces", "s3://bucket/anna@example.org/faces"),
     ],
 )
-def test_what_is_stored_holds_no_login_of_a_url(uri, shown):
+def test_stored_settings_hold_no_login_of_a_url(uri, shown):
     run = Config.model_validate(config().stored() | {"tracking": {"uri": uri}})
     assert run.tracking.uri == uri
     assert run.stored()["tracking"]["uri"] == shown
 
 
-def test_a_kind_for_a_part_that_no_caption_has_is_refused():
-    with pytest.raises(ValueError, match=r"kind_by_part: topic is no part of a caption; the parts are global, summary"):
+def test_a_kind_for_an_unknown_caption_part_is_refused():
+    with pytest.raises(
+        ValueError, match=r"kind_by_part: topic is not a part of a caption; the parts are global, summary"
+    ):
         ObjectiveConfig.model_validate({"kind_by_part": {"topic": "sigmoid"}})
 
 
-def test_a_mask_of_patches_beside_patches_that_are_left_out_at_random_is_refused(tiny_config):
-    with pytest.raises(ValueError, match=r"patch_mask looks at where a patch lies.* set one of the two"):
+def test_a_patch_mask_together_with_patch_dropout_is_refused(tiny_config):
+    with pytest.raises(ValueError, match=r"patch_mask needs the position of each patch.* set one of the two"):
         changed(tiny_config, objective__patch_mask={"contrast": 8}, model__image__patch_dropout=0.5)

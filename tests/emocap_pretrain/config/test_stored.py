@@ -10,7 +10,7 @@ RENAMED = Migration(renamed={"optimizer.rate": "optimizer.lr", "towers": "model"
 DROPPED = Migration(dropped={"objective.margin": 0.0})
 
 
-def test_what_was_stored_is_current_and_says_what_somebody_gave(tiny_config: Config) -> None:
+def test_stored_settings_are_current_and_say_which_keys_were_set(tiny_config: Config) -> None:
     tree = stored.dump(tiny_config)
     assert {"schema", "set"} <= tree.keys()
     assert "optimizer.lr" in tree["set"]
