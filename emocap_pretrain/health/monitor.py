@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class LoggedStep:
     """Holds what the ranks have exchanged at a logged step; it is equal on all ranks.
 
     Attributes:
@@ -109,7 +109,7 @@ class Monitor:
         should_stop: bool = False,
         has_damage: bool = False,
         extra: Sequence[float] = (),
-    ) -> Exchange:
+    ) -> LoggedStep:
         """Exchanges what the ranks report to each other at a logged step. This is one collective.
 
         It starts the profiler if a user has requested a profile; that request takes a second collective.
@@ -135,7 +135,7 @@ class Monitor:
         row = {**metrics, **job_metrics(ranks, straggler)}
         if self._world.is_main:
             self._report(row, straggler)
-        return Exchange(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
+        return LoggedStep(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
 
     def poll(self, should_stop: bool) -> bool:
         """Returns whether training must stop, for a runtime or for a user's request, at a step that is not logged.
