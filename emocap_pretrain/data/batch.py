@@ -1,4 +1,4 @@
-"""What one rank feeds its towers in one step."""
+"""Defines the batch that one rank feeds to its towers in one step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Tokenized texts, such as those of one caption part for the images of a batch.
+    """Holds tokenized texts, such as those of one caption part for the images of a batch.
 
     Attributes:
         ids: Token ids, padded to the longest text.
@@ -26,7 +26,7 @@ class Texts:
     identity: Int64[Tensor, " texts"] | None = None
 
     def starts(self, rows: Sequence[int]) -> list[int]:
-        """Returns the index of the first text of each of these image rows; waits for the device once."""
+        """Returns the index of the first text of each of these image rows; synchronizes with the device once."""
         if self.owner is None:
             return list(rows)
         return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
@@ -38,6 +38,7 @@ class Texts:
         return Texts(self.ids[span], self.mask[span], owner, identity)
 
     def to(self, device: str) -> "Texts":
+        """Returns the texts on a device; the copy from pinned memory does not block."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Texts":
@@ -48,7 +49,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A rank's share of one global batch: images, and the texts of each caption part by the part's name.
+    """Holds a rank's share of one global batch: images, and the texts of each caption part by the part's name.
 
     Parts that the objective does not use are missing.
     """
@@ -58,21 +59,24 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """Number of images."""
         return self.images.shape[0]
 
     @property
     def tokens(self) -> int:
-        """Real text tokens, padding not counted."""
+        """Number of text tokens, without padding. Synchronizes with the device."""
         return sum(int(texts.mask.sum()) for texts in self.texts.values())
 
     def to(self, device: str) -> "Batch":
+        """Returns the batch on a device; the copy from pinned memory does not block."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
+        """Returns the batch in pinned memory; DataLoader calls this."""
         return self.mapped(Tensor.pin_memory)
 
     def share_memory_(self) -> None:
-        """Moves the tensors to shared memory, in which they reach another process without a copy.
+        """Moves the tensors to shared memory, so that another process can read them without a copy.
 
         Raises:
             RuntimeError: If there is no room in /dev/shm.

@@ -41,7 +41,15 @@ def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class CutTexts:
-    """Counts the texts of one kind, and those that have more tokens than the tower reads of them."""
+    """Counts the texts of one kind, and those that are cut because they have more tokens than the tower reads.
+
+    Attributes:
+        kind: Name of the texts: a caption part, or "prompts".
+        limit: Most tokens that the tower reads of a text.
+        texts: Number of texts.
+        cut: Number of texts with more tokens.
+        longest: Tokens of the longest text.
+    """
 
     kind: str
     limit: int
@@ -51,11 +59,13 @@ class CutTexts:
 
     @classmethod
     def of(cls, kind: str, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> "CutTexts":
+        """Counts the tokens of these texts."""
         counts = tokenizer.counts(texts)
         return cls(kind, limit, len(counts), sum(count > limit for count in counts), max(counts, default=0))
 
     @property
     def share(self) -> float:
+        """Share of the texts that are cut, in [0, 1]."""
         return self.cut / self.texts if self.texts else 0.0
 
     def __str__(self) -> str:
@@ -89,7 +99,7 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
     Args:
         data: The datasets, and how they are shuffled and cached.
         info: The rank that reads.
-        start: Where the stream begins.
+        start: Position at which the stream begins.
         global_batch: Samples of a step over all ranks.
         seed: Decides the order of the samples.
     """
@@ -124,7 +134,7 @@ def digest_of(manifests: Sequence[Manifest]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DatasetUse:
-    """A packed dataset and what a run uses it for, as the tracker and pictures name it.
+    """Describes a packed dataset and what a run uses it for, for the tracker and for plots.
 
     Attributes:
         url: The address in the config. It holds no secret; the text `${oc.env:...}` stays.
@@ -142,11 +152,12 @@ class DatasetUse:
 
     @property
     def name(self) -> str:
-        """Returns the last two folders of the URL, such as `faces/train`."""
+        """The last two folders of the URL, such as `faces/train`."""
         return "/".join(self.url.rstrip("/").split("/")[-2:])
 
     @property
     def short_digest(self) -> str:
+        """The first 16 characters of the digest, as `emocap inspect` prints them."""
         return self.digest[:16]
 
 
@@ -162,7 +173,12 @@ def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUs
 
 
 def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
-    """Returns the dataset that a run is evaluated on, if there is one; reads its manifest. As `training_data`."""
+    """Returns the dataset that a run is evaluated on, if there is one; reads its manifest.
+
+    Args:
+        settings: The settings.
+        stored: The same settings as they may be logged (`Config.stored`).
+    """
     return [_use(settings.url, stored["url"], "evaluation")] if settings.url else []
 
 
@@ -174,7 +190,7 @@ def _use(
 
 
 def foreign_data(data: DataConfig, run_url: str) -> str:
-    """Returns the message for a run whose checkpoint was trained on other data; addresses are without secrets."""
+    """Returns the error message for a run whose checkpoint was trained on other data, without secrets."""
     addresses = " with ".join(open_store(source.url).url for source in data.sources)
     return (
         f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "

@@ -1,4 +1,4 @@
-"""Makes batches of the samples of a stream, in loader processes or in this one.
+"""Makes batches from the samples of a stream, in loader processes or in the training process.
 
 This is the only module in which numpy arrays become tensors.
 """
@@ -35,8 +35,8 @@ from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
 from emocap_pretrain.logs import guard_tracebacks, show_logs
 
-SHM = "/dev/shm"  # noqa: S108 - the kernel's own, and nothing is created there by name
-SHM_CURE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
+SHM = "/dev/shm"  # noqa: S108 - a mount of the kernel, and nothing is created there by name
+SHM_ADVICE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
 
@@ -45,11 +45,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Makes a batch of the prepared samples of one step.
+    """Makes a batch from the prepared samples of one step. It can be pickled, for loader processes.
 
     Attributes:
+        tokenizer: Encodes the captions.
         parts: The caption parts that the objective uses; the batch has no others.
         lengths: Most tokens of a text, by the name of its part.
+        pixels: Side of the images in the batch.
+        seed: Seed of the augmentation.
+        crop: Smallest share of the shorter image side that a random crop keeps, in [0, 1].
+        flip: Probability that an image is mirrored, if its caption can be mirrored too.
     """
 
     tokenizer: Tokenizer
@@ -61,26 +66,27 @@ class Collate:
     flip: float
 
     def prepare(self, sample: Sample) -> Sample:
-        """Returns the sample with the pixels that the tower sees in its epoch, and the caption that describes them.
+        """Returns the sample with the augmented image of its epoch, and with the caption that describes that image.
 
-        Where the words of a caption cannot follow the mirror, its image is never mirrored.
+        An image whose caption cannot be mirrored is never mirrored.
         """
         key = (self.seed, sample.epoch, sample.index)
-        in_mirror = mirrored(sample.caption) if self.flip else None
-        flip = self.flip if in_mirror else 0.0
+        mirrored_caption = mirrored(sample.caption) if self.flip else None
+        flip = self.flip if mirrored_caption else 0.0
         image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key)
-        return replace(sample, image=image, caption=in_mirror if in_mirror and flipped else sample.caption)
+        caption = mirrored_caption if mirrored_caption and flipped else sample.caption
+        return replace(sample, image=image, caption=caption)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
 
     def batch_bytes(self, rows: int) -> int:
-        """Returns about how much shared memory a batch of so many rows takes, with texts of the greatest length."""
+        """Returns an estimate of the bytes of a batch of `rows` samples in shared memory, with the longest texts."""
         tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
         return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
     def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
-        by_image = [part.fed(sample.caption) for sample in samples]
+        by_image = [part.texts_to_encode(sample.caption) for sample in samples]
         encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
         if part.aligned_with == "image":
             return replace(encoded, identity=_identities(encoded))
@@ -95,31 +101,31 @@ class Collate:
 
 
 def _identities(texts: Texts) -> torch.Tensor:
-    """Returns a hash of each row without its padding; it is equal where the tower sees equal tokens."""
+    """Returns a hash of each row without its padding, so that equal tokens have equal hashes on every rank."""
     rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
-class Delivery(NamedTuple):
-    """A batch, the cursor of the sample after it, and the samples that were left out of it."""
+class LoadedBatch(NamedTuple):
+    """Holds a batch, the cursor of the sample after it, and the damaged samples that were left out of it."""
 
     batch: Batch
     cursor: Cursor
     damaged: tuple[DamagedSample, ...]
 
 
-class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
-    """The steps of this rank; loader process `w` of `n` makes every n-th of them, and DataLoader takes them in turn.
+class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
+    """A dataset of the steps of this rank. Loader process `w` of `n` makes every n-th of them, in DataLoader's order.
 
-    An error of this project is yielded as a value, because DataLoader would wrap a raised one into a page of another
-    process's traceback.
+    An error of this project is yielded as a value, because DataLoader would add the traceback of the loader process to
+    the message of a raised one.
     """
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
-    def __iter__(self) -> Iterator[Delivery | EmocapError | ShardsError]:
+    def __iter__(self) -> Iterator[LoadedBatch | EmocapError | ShardsError]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
@@ -127,7 +133,7 @@ class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
                 batch = self.collate(portion.samples)
                 if worker:
                     _share(batch)
-                yield Delivery(batch, portion.cursor, portion.damaged)
+                yield LoadedBatch(batch, portion.cursor, portion.damaged)
         except (EmocapError, ShardsError) as error:
             yield error
 
@@ -135,44 +141,47 @@ class _Steps(IterableDataset[Delivery | EmocapError | ShardsError]):
 def _share(batch: Batch) -> None:
     """Moves the batch to shared memory, in the main thread of the loader process.
 
-    DataLoader would do it in a thread of its own. If /dev/shm is full, that thread prints a traceback and drops the
-    batch, and training waits for it without end.
+    DataLoader would do it in another thread. If /dev/shm is full, that thread prints a traceback and drops the batch,
+    and training waits for it forever.
+
+    Raises:
+        DataError: If /dev/shm is full.
     """
     try:
         batch.share_memory_()
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise _no_room("a loader process cannot hand over its batch") from error
+        raise _no_room("a loader process cannot pass on its batch") from error
 
 
 def _no_room(what: str) -> DataError:
-    return DataError(f"{SHM} of {socket.gethostname()} is full, {what}: {SHM_CURE}.")
+    return DataError(f"{SHM} of {socket.gethostname()} is full, {what}: {SHM_ADVICE}.")
 
 
-def fitting(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
+def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
     """Returns the settings with as many loader processes and prefetched batches as /dev/shm has room for.
 
     Args:
-        data: The settings that were asked for.
+        data: The settings of the run.
         each_bytes: Size of a batch.
         ranks: Number of ranks on this host, which share its /dev/shm.
         free_bytes: Free space of /dev/shm.
 
     Returns:
-        The settings as they are, or with fewer prefetched batches, or else with fewer loader processes too.
+        The settings unchanged, or with fewer prefetched batches, or else with fewer loader processes too.
 
     Raises:
-        ConfigError: If there is no room for one loader process with one batch on its way and one in use.
+        ConfigError: If there is no room for one loader process with one prefetched batch and one in use.
     """
-    wishes = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
-    wishes += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
-    for workers, prefetch in wishes:
+    candidates = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
+    candidates += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
+    for workers, prefetch in candidates:
         if workers == 0 or ranks * (workers * prefetch + 1) * each_bytes <= free_bytes:
             return data.model_copy(update={"workers": workers, "prefetch": prefetch})
     raise ConfigError(
         f"{SHM} of {socket.gethostname()} has {size(free_bytes)} free, and {ranks} ranks need "
-        f"{size(2 * ranks * each_bytes)} for the smallest loader (2 batches of {size(each_bytes)} each): {SHM_CURE}."
+        f"{size(2 * ranks * each_bytes)} for the smallest loader (2 batches of {size(each_bytes)} each): {SHM_ADVICE}."
     )
 
 
@@ -185,21 +194,21 @@ def shared_memory_free() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def fitted(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int | None) -> DataConfig:
-    """Returns the settings of the loader for this host, and logs where they are less than what was asked for.
+def shrink_to_fit_and_warn(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int | None) -> DataConfig:
+    """Returns what `shrink_to_fit` does, and logs a warning if that differs from the settings of the run.
 
     Args:
-        data: The settings that were asked for.
+        data: The settings of the run.
         each_bytes: Size of a batch.
         ranks: Number of ranks on this host, which share its memory.
-        free_bytes: What `shared_memory_free` has returned.
+        free_bytes: What `shared_memory_free` has returned; None leaves the settings unchanged.
 
     Raises:
-        ConfigError: As `fitting` does.
+        ConfigError: As `shrink_to_fit` does.
     """
     if not data.workers or free_bytes is None:
         return data
-    found = fitting(data, each_bytes=each_bytes, ranks=ranks, free_bytes=free_bytes)
+    found = shrink_to_fit(data, each_bytes=each_bytes, ranks=ranks, free_bytes=free_bytes)
     if found != data:
         log.warning(
             "%s of %s has %s free: each rank loads with data.workers=%d and data.prefetch=%d instead of %d and %d, a "
@@ -218,17 +227,17 @@ def fitted(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int | N
 
 def batches(
     stream: Stream, collate: Collate, *, workers: int = 0, prefetch: int = 4, pin: bool = False
-) -> Generator[Delivery]:
-    """Yields the batches of this rank without end, from the cursor at which the stream starts.
+) -> Generator[LoadedBatch]:
+    """Yields the batches of this rank forever, from the cursor at which the stream starts.
 
-    Loader processes are spawned, not forked: clients of object stores hold threads, which a fork would leave frozen.
+    Loader processes are spawned and not forked: clients of object stores have threads, which a fork does not copy.
 
     Args:
         stream: The samples of this rank.
-        collate: Makes a batch of the samples of a step.
+        collate: Makes a batch from the samples of a step.
         workers: Number of loader processes; 0 loads in this process.
-        prefetch: Batches that each loader process holds ready.
-        pin: Whether batches are copied into pinned memory, which a GPU reads while the host continues.
+        prefetch: Batches that each loader process prepares in advance.
+        pin: Whether batches are copied to pinned memory, from which copies to a GPU do not block the host.
 
     Raises:
         DataError: If there is no room for loader processes in /dev/shm.
@@ -240,12 +249,12 @@ def batches(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=partial(_quiet_worker, known=secrets()),
+        worker_init_fn=partial(_init_worker, known=secrets()),
         pin_memory=pin,
     )
     try:
-        with _held_back():
-            return _delivered(iter(loader))
+        with _signals_blocked():
+            return _raise_errors(iter(loader))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -253,10 +262,10 @@ def batches(
 
 
 @contextmanager
-def _held_back() -> Generator[None]:
-    """Blocks signals, so that processes that are started inside inherit the block; this one receives them afterwards.
+def _signals_blocked() -> Generator[None]:
+    """Blocks signals inside, so that started processes inherit the block; this process receives them afterwards.
 
-    Until `_quiet_worker` runs in a loader process, a signal to the whole process group would end it.
+    Until `_init_worker` runs in a loader process, a signal to the whole process group would end it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -265,8 +274,8 @@ def _held_back() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Generator[Delivery]:
-    """Yields the batches; the loader processes end with the last one, with an error, or when this is closed."""
+def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) -> Generator[LoadedBatch]:
+    """Yields the batches and raises the errors. The loader processes end when this generator ends or is closed."""
     try:
         for result in results:
             if isinstance(result, Exception):
@@ -280,15 +289,15 @@ def _delivered(results: Iterator[Delivery | EmocapError | ShardsError]) -> Gener
             "for lack of memory (see dmesg), lower data.workers or data.prefetch."
         ) from error
     finally:
-        # DataLoader ends its processes when its iterator is deleted, and the traceback of an error holds this frame.
+        # DataLoader ends its processes when its iterator is deleted; the traceback of an error keeps this frame alive.
         del results
 
 
-def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
+def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     """Prepares a loader process: one thread for torch, warnings in the log, and signals ignored.
 
-    A signal goes to the whole process group; the parent decides when the loader process ends. Warnings tell of a store
-    that is unreachable or of a sample that is left out.
+    A signal goes to the whole process group, and the parent decides when the loader process ends. Warnings are about an
+    unreachable store or a sample that is left out. `known` are secrets that messages must not show.
     """
     remember(*known)
     show_logs(logging.WARNING)
@@ -296,13 +305,13 @@ def _quiet_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # This runs after every other finalizer: an interpreter that ends while threads run C++ code may abort.
+    # This runs after all other finalizers and skips the interpreter's shutdown, which may abort while threads run C++.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this process with its parent; torch misses a parent that was killed while this process started."""
+    """Ends this process when its parent ends; torch does not notice a parent that was killed while this one started."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

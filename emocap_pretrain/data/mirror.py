@@ -1,9 +1,9 @@
 """Mirrors captions: in a mirrored image the left eye is the right one, so the words of the caption must change too.
 
-The rule is conservative, because "left" and "right" have other senses ("is left open", "the right expression"). If
-every mention of a side in a caption is one of a few unambiguous kinds ("the left brow", "to the right.", "looks left,",
-"left and right"), the two words are exchanged. If any mention is not, the caption has no mirror image, and its image
-must not be mirrored. Only English is read.
+The rule is conservative, because "left" and "right" have other meanings ("is left open", "the right expression"). If
+every mention of a side in a caption has one of a few unambiguous forms ("the left brow", "to the right.", "looks
+left,", "left and right"), the two words are exchanged. If any mention has not, the caption cannot be mirrored, and its
+image must not be mirrored. Only English is supported.
 """
 
 import re

@@ -1,8 +1,8 @@
-"""The parts of a structured caption that a run may align with its images.
+"""Defines the parts of a structured caption that a run may align with its images.
 
 The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
-active parts and know none by its name. A new part is one `Part` here, with a weight in `config/objective.py` and a
-length in `config/schema.py`; docs/extend/part.md walks through an example.
+active parts and do not mention any part by name. A new part is one `Part` here, with a weight in `config/objective.py`
+and a length in `config/schema.py`; docs/extend/part.md walks through an example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from emocap_pretrain.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a caption.
+    """Defines one part of a caption.
 
     Attributes:
         name: Its name in the config, in metrics and in reports.
-        texts: Returns the texts of this part in a caption; none where the caption lacks the part.
-        aligned_with: "image" compares one text with the pooled vector of the image; where a caption has no such text,
-            its first part stands in. "patches" compares any number of texts with the patches of the image.
+        texts: Returns the texts of this part in a caption; none if the caption lacks the part.
+        aligned_with: "image" compares one text with the pooled vector of the image; if a caption has no such text, its
+            first part is used. "patches" compares any number of texts with the patches of the image.
         texts_per_image: How many texts an image has in the estimates of memory and time.
     """
 
@@ -31,13 +31,13 @@ class Part:
     aligned_with: Literal["image", "patches"]
     texts_per_image: int = 1
 
-    def fed(self, caption: Caption) -> Sequence[str]:
-        """Returns the texts that the tower reads for this caption."""
+    def texts_to_encode(self, caption: Caption) -> Sequence[str]:
+        """Returns the texts that the tower encodes for this caption; at least one if aligned with the image."""
         found = self.texts(caption)
         return found or PARTS[0].texts(caption) if self.aligned_with == "image" else found
 
 
-# Functions of the module and no lambdas: loader processes get a part by pickle.
+# Functions of the module rather than lambdas, because parts are pickled for loader processes.
 def _global(caption: Caption) -> Sequence[str]:
     return (caption.global_,)
 
@@ -61,10 +61,10 @@ def active_parts(weights: Mapping[str, float]) -> tuple[Part, ...]:
     """Returns the parts whose weight is above 0, in the order in which the towers read them.
 
     Args:
-        weights: `ObjectiveConfig.weights`: the weight of every part by its name.
+        weights: The weight of every part by its name (`ObjectiveConfig.weights`).
 
     Raises:
-        ConfigError: If the settings name other parts than `PARTS`, as when a new part was given no weight.
+        ConfigError: If the settings have other parts than `PARTS`, such as when a new part has no weight setting.
     """
     names = [part.name for part in PARTS]
     if sorted(names) != sorted(weights):

@@ -1,4 +1,4 @@
-"""Finds the patches of an image that show nothing.
+"""Finds the patches of an image that have one colour only.
 
 Aligned faces often have borders of one colour, and no sentence describes them.
 """
@@ -17,12 +17,12 @@ def patches_with_contrast(
     """Returns True for each patch in which the values of some colour differ by `contrast` or more.
 
     Args:
-        images: What the tower sees; squares.
-        patches: How many patches the tower makes of an image, row by row.
-        contrast: In levels of 8 bits.
+        images: The images that the tower sees; they are square.
+        patches: Number of patches that the tower makes of an image, row by row.
+        contrast: Least difference of 8-bit values.
 
     Raises:
-        ConfigError: If the patches are no even squares of the image.
+        ConfigError: If the patches do not divide the image into equal squares.
     """
     side = patches_along_a_side(patches, images.shape[-1])
     cells = images.unflatten(3, (side, -1)).unflatten(2, (side, -1))
@@ -31,15 +31,15 @@ def patches_with_contrast(
 
 
 def patches_along_a_side(patches: int, pixels: int) -> int:
-    """Returns the number of patches in a row of a square image of so many pixels.
+    """Returns the number of patches in a row of a square image with `pixels` pixels on a side.
 
     Raises:
-        ConfigError: If the patches are no even squares of the image.
+        ConfigError: If the patches do not divide the image into equal squares.
     """
     side = math.isqrt(patches)
     if side * side != patches or pixels % side:
         raise ConfigError(
             f"objective.patch_mask: the tower makes {patches} patches of an image of {pixels} x {pixels} pixels, which "
-            "are not its even squares; take another model.image.pixels, or leave patch_mask out."
+            "do not divide it into equal squares; take another model.image.pixels, or leave patch_mask out."
         )
     return side

@@ -1,4 +1,4 @@
-"""The damaged samples that a run left out, over all ranks and attempts."""
+"""Records the damaged samples that a run leaves out, over all ranks and attempts."""
 
 import logging
 from collections.abc import Generator, Iterable, Sequence
@@ -15,20 +15,20 @@ from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument,
 from emocap_pretrain.run_folder.storage import Unreadable
 
 QUARANTINE_FILE = "quarantine.json"
-RACES = 10  # Attempts at writing while other ranks write too.
+MAX_RACES = 10  # Attempts at writing while other ranks write too.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Quarantine:
-    """Held in `<run>/quarantine.json`, one row for each sample; all ranks know all rows.
+    """A list of damaged samples, equal on all ranks and stored in `<run>/quarantine.json`.
 
     Args:
         store: The run's folder.
         world: All ranks.
-        budget: Samples that the run may leave out.
-        rows: The samples, in the order in which they were met.
+        budget: Number of samples that the run may leave out.
+        rows: The samples, in the order in which they were found.
     """
 
     store: Store
@@ -39,29 +39,29 @@ class Quarantine:
 
     @classmethod
     def open(cls, store: Store, world: RankGroup, budget: int) -> "Quarantine":
-        """Opens it with the samples that earlier attempts have met; a collective.
+        """Reads the samples that earlier attempts have found. A collective.
 
         Raises:
-            BudgetSpent: If that is more than the budget already.
+            BudgetSpent: If there are more than the budget already.
         """
         quarantine = cls(store, world, budget, world.run_on_main(lambda: _stored(store)))
         quarantine._check()
         return quarantine
 
-    def meet(self, damaged: Iterable[DamagedSample], step: int) -> None:
-        """Notes what was left out of a step on this rank."""
+    def add(self, damaged: Iterable[DamagedSample], step: int) -> None:
+        """Adds samples that were left out of a step on this rank; `exchange` shares them with the other ranks."""
         self._pending += [QuarantinedSample(each.shard, each.key, each.reason, step) for each in damaged]
 
     @property
     def has_pending(self) -> bool:
-        """Returns whether this rank has met damaged samples of which the other ranks do not know."""
+        """True if this rank has added samples that `exchange` has not shared yet."""
         return bool(self._pending)
 
-    def settle(self) -> list[QuarantinedSample]:
-        """Shares what the ranks have met since the last call, and returns the rows that are new; a collective.
+    def exchange(self) -> list[QuarantinedSample]:
+        """Shares the samples that ranks have added since the last call, and returns the new rows. A collective.
 
         Raises:
-            BudgetSpent: On every rank, if there are more than the budget.
+            BudgetSpent: On all ranks, if there are more than the budget.
         """
         known = {_place(row): row for row in self.rows}
         found = {_place(row): row for rows in self.world.gather(self._pending) for row in rows}
@@ -75,12 +75,12 @@ class Quarantine:
 
     @contextmanager
     def recorded(self, step: int) -> Generator[None]:
-        """Writes what this rank knows before a spent budget ends it, without waiting for the other ranks."""
+        """Writes the samples of this rank if the body raises `BudgetSpent`, without waiting for the other ranks."""
         try:
             yield
         except BudgetSpent as error:
-            self.meet(error.damaged, step)
-            _add(self.store, [*self._pending, *self.rows])
+            self.add(error.damaged, step)
+            _write_from_one_rank(self.store, [*self._pending, *self.rows])
             raise
 
     def _check(self) -> None:
@@ -93,13 +93,14 @@ class Quarantine:
             )
 
     def dump(self) -> bytes:
+        """Returns the document that is stored."""
         return QUARANTINE.dump(QuarantineDocument(tuple(self.rows)))
 
 
-def _add(store: Store, rows: Sequence[QuarantinedSample]) -> None:
-    """Add samples to the file, to which other ranks may add some at the same time. A store that refuses costs them."""
+def _write_from_one_rank(store: Store, rows: Sequence[QuarantinedSample]) -> None:
+    """Adds samples to the file, while other ranks may do the same. If the store refuses, a warning is logged."""
     try:
-        for _ in range(RACES):
+        for _ in range(MAX_RACES):
             with suppress(ConditionFailed):
                 _merge(store, rows)
                 return
@@ -127,10 +128,10 @@ def _place(row: QuarantinedSample) -> tuple[str, str]:
 
 
 def _stored(store: Store) -> list[QuarantinedSample]:
-    """Returns the samples that earlier attempts have met.
+    """Returns the samples that earlier attempts have found.
 
     Raises:
-        ConfigError: If that cannot be read: the budget would begin anew without a word.
+        ConfigError: If the document cannot be read. Ignoring that would silently reset the budget.
     """
     found = storage.read(store, QUARANTINE_FILE, QUARANTINE)
     if isinstance(found, Unreadable):

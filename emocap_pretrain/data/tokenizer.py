@@ -1,4 +1,4 @@
-"""Text to token ids: a tokenizer trained on the captions themselves, or one from a folder or a hub name."""
+"""Turns texts into token ids, with a tokenizer trained on the captions or one from a folder or hub name."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,25 +15,30 @@ PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 
 
 class Vocabulary(NamedTuple):
-    """What a text tower must know of its tokenizer: one more than the largest token id, and the id that pads."""
+    """Holds what a text tower needs of its tokenizer: one more than the largest token id, and the padding id."""
 
     size: int
     pad_id: int
 
 
 class Tokenizer:
-    """A fast tokenizer whose texts end in its own end mark; picklable, so loader processes can hold it."""
+    """A fast tokenizer of Hugging Face that adds its start and end tokens. It can be pickled, for loader processes."""
 
     def __init__(self, fast: FastTokenizer) -> None:
         self._fast = fast
         fast.no_padding()
-        # There may be gaps between the ids, and the marks of start and end have ids of their own.
+        # There may be gaps between the ids, and the start and end tokens may be missing in the vocabulary.
         ids = (*fast.get_vocab().values(), *fast.encode("a").ids)
         self._size = max(fast.get_vocab_size(), 1 + max(ids, default=0))
 
     @classmethod
     def trained_on(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-        """Byte-level BPE in lower case; the same texts give the same vocabulary."""
+        """Trains byte-level BPE on lower-cased texts; the same texts give the same vocabulary.
+
+        Args:
+            texts: The texts to train on.
+            vocabulary: Number of tokens.
+        """
         fast = FastTokenizer(models.BPE())
         fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -53,19 +58,19 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """Read what `to_json` gave, or the tokenizer.json of a folder.
+        """Reads a tokenizer from what `to_json` returned, or from the text of a tokenizer.json.
 
         Raises:
-            ConfigError: If it is no tokenizer.
+            ConfigError: If the text is not a tokenizer.
         """
         try:
             return cls(FastTokenizer.from_str(text))
         except Exception as error:
-            raise ConfigError(f"the tokenizer cannot be read: {_first(error)}.") from error
+            raise ConfigError(f"the tokenizer cannot be read: {_first_line(error)}.") from error
 
     @classmethod
     def load(cls, folder_or_name: str) -> "Tokenizer":
-        """The tokenizer.json of a folder, or the one that transformers finds under a hub name.
+        """Reads the tokenizer.json of a folder, or the tokenizer that transformers finds under a hub name.
 
         Raises:
             ConfigError: If there is none.
@@ -75,33 +80,38 @@ class Tokenizer:
             try:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (ConfigError, ValueError, OSError) as error:
-                raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_first(error)}") from error
+                raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_first_line(error)}") from error
         from transformers import AutoTokenizer
 
         try:
             return cls(AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False).backend_tokenizer)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"model.text.tokenizer={folder_or_name}: no tokenizer.json there, none from the hub ({_first(error)})."
+                f"model.text.tokenizer={folder_or_name}: there is no such folder with a tokenizer.json, and none on the "
+                f"hub ({_first_line(error)})."
             ) from error
 
     def to_json(self) -> str:
+        """Returns the text of a tokenizer.json."""
         return self._fast.to_str()
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """Size and padding id; the padding id is 0 if the tokenizer has none, since padding is masked."""
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text in full length, with its marks."""
+        """Returns the number of tokens of each text without truncation, start and end tokens included."""
         self._fast.no_truncation()
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], length: int) -> Texts:
-        """Ids padded to the longest of these texts; longer than `length` is cut, the end mark stays.
+        """Encodes texts, padded to the longest of them.
 
-        No text gives tensors of shape [0, 1].
+        Args:
+            texts: The texts; none give tensors of shape [0, 1].
+            length: Most tokens of a text. A longer text is cut, and keeps its end token.
         """
         self._fast.enable_truncation(length)
         rows = self._fast.encode_batch_fast(list(texts))
@@ -114,5 +124,5 @@ class Tokenizer:
         return Texts(ids, mask)
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

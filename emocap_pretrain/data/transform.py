@@ -1,7 +1,7 @@
-"""From a decoded face to the pixels that the tower sees: crop, mirror, resize.
+"""Crops, mirrors and resizes decoded images to the pixels that the tower sees.
 
-The randomness of a sample is a function of (seed, epoch, sample), so it is the same whatever rank, worker or attempt
-reads it.
+The random numbers of a sample depend only on (seed, epoch, sample), so they are the same on any rank, in any loader
+process and in any attempt.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def augment(
     flip: float,
     key: tuple[int, int, int],
 ) -> tuple[UInt8[np.ndarray, "pixels pixels 3"], bool]:
-    """A random square crop at `pixels`, and whether it is mirrored.
+    """Returns a random square crop, resized to `pixels`, and whether it is mirrored.
 
     Args:
         image: RGB.
@@ -36,8 +36,8 @@ def augment(
     return (square[:, ::-1] if mirrored else square), mirrored
 
 
-def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """The central square at `pixels`: what evaluation sees."""
+def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Returns the central square, resized to `pixels`, which an evaluation uses."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -45,7 +45,7 @@ def centre(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.
 
 
 def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Bicubic with antialiasing: Pillow's filter to within rounding, in a quarter of its time (docs/benchmarks)."""
+    """Resizes with an antialiased bicubic filter: equal to Pillow's up to rounding, in a quarter of its time."""
     channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
     resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""Counts of (true class, predicted class) and the recalls that facial-emotion papers report."""
+"""Counts predictions by true class, and computes the recalls that papers on facial emotion report."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,20 @@ from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionM
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """`counts[t, p]`: samples of true class t predicted as p; rows and columns in the order of `classes`."""
+    """A confusion matrix: `counts[t, p]` samples of true class t were predicted as p, in the order of `classes`."""
 
     classes: tuple[str, ...]
     counts: Int[np.ndarray, "classes classes"]
 
     @classmethod
     def of(cls, classes: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> "Confusion":
+        """Counts predictions; `truth` and `predicted` hold a class number for each sample."""
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(counts, (truth, predicted), 1)
         return cls(classes, counts)
 
     def scores(self, task: str) -> tuple[Score, ...]:
-        """UAR and WAR, each beside the guess that does not look; `task` begins their titles."""
+        """Returns UAR and WAR, each with the score of a guess that ignores the image; titles begin with `task`."""
         chance = Baseline("chance", self.chance, f"{int((self.counts.sum(1) > 0).sum())} classes")
         return (
             Score("uar", f"{task} UAR", self.uar, chance),
@@ -30,20 +31,21 @@ class Confusion:
         )
 
     def recalls(self, task: str) -> ClassValues:
-        """The share of each class that is right; `task` begins the title."""
+        """Returns the recall of each class, with a title that begins with `task`."""
         samples = tuple(map(int, self.counts.sum(1)))
         right = map(int, np.diag(self.counts))
-        values = tuple(hits / of if of else None for hits, of in zip(right, samples, strict=True))
+        values = tuple(hits / count if count else None for hits, count in zip(right, samples, strict=True))
         return ClassValues("recall", f"{task} recall", self.classes, values, samples)
 
     def matrix(self, task: str) -> ConfusionMatrix:
-        """The counts as a value to store; its title says UAR and WAR."""
+        """Returns the counts as a value that can be stored; the title has UAR and WAR."""
         title = f"{task}: UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
         counts = tuple(tuple(map(int, row)) for row in self.counts)
         return ConfusionMatrix("confusion", title, self.classes, counts)
 
     @property
     def samples(self) -> int:
+        """Number of samples."""
         return int(self.counts.sum())
 
     @property
@@ -53,13 +55,13 @@ class Confusion:
 
     @property
     def uar(self) -> float:
-        """Unweighted average recall: the mean over the classes that occur of the share that is right."""
+        """Unweighted average recall: the mean of the recalls of all classes that occur."""
         occurring = self.counts.sum(1) > 0
         return float((np.diag(self.counts)[occurring] / self.counts.sum(1)[occurring]).mean())
 
     @property
     def chance(self) -> float:
-        """UAR of any guess that does not look: one over the number of classes that occur."""
+        """UAR of any guess that ignores the image: one over the number of classes that occur."""
         return 1 / int((self.counts.sum(1) > 0).sum())
 
     @property

@@ -1,4 +1,4 @@
-"""A trained model and its tokenizer, as the evaluation tasks use them: samples and texts in, unit vectors out."""
+"""Embeds images and texts with a trained model, for the evaluation tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,29 +10,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.data.transform import centre
+from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.model.pair import TowerPair
 
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """The model is in evaluation mode, on any device; the vectors come back in float32 on the CPU."""
+    """A trained model with its tokenizer. The model is in evaluation mode, on any device.
+
+    All vectors are returned in float32 on the CPU.
+    """
 
     model: TowerPair
     tokenizer: Tokenizer
 
     def cropped(self, sample: Sample) -> Sample:
-        """The sample with the central square of its image, at the size that the image tower reads."""
-        return replace(sample, image=centre(sample.image, self.model.pixels))
+        """Returns the sample with the central square of its image, at the size that the image tower reads."""
+        return replace(sample, image=center_crop(sample.image, self.model.pixels))
 
     def images(self, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
-        """The unit vectors of the images of `cropped` samples, all in one pass."""
+        """Returns the unit vectors of the images of `cropped` samples, in one pass of the tower."""
         images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         with torch.inference_mode():
             return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """The unit vectors of texts, cut to the length of the global caption part, all in one pass."""
+        """Returns the unit vectors of texts, cut to the length of the global caption part, in one pass of the tower."""
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()

@@ -1,7 +1,7 @@
-"""A trained model from a run's checkpoint, by safetensors alone.
+"""Restores a trained model from a run's checkpoint, with safetensors and without pickle.
 
-Whoever wrote the checkpoint may be a stranger. Its config is inert data: nothing in it is resolved, opened, contacted
-or run, and the model that it describes must fit the checkpoint's own weights before memory is taken for it.
+The checkpoint is not trusted. Its config is only data: nothing in it is resolved, opened, contacted or executed, and
+the model that it describes must fit the checkpoint's weights before memory is allocated for it.
 """
 
 import re
@@ -29,7 +29,7 @@ from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 
-# A name of timm's own registry. `hf-hub:` and `local-dir:` are names that timm opens.
+# A name in timm's registry. With the prefixes `hf-hub:` and `local-dir:` timm would open files and hubs.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
 LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
@@ -37,34 +37,36 @@ LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A model in evaluation mode with what belongs to it."""
+    """Holds a restored model in evaluation mode, with its config, tokenizer and step.
+
+    `run_id` is MLflow's id of the run according to the checkpoint.
+    """
 
     config: Config
     model: TowerPair
     tokenizer: Tokenizer
     step: int
     run_id: str = ""
-    """MLflow's name for the run, as the checkpoint says."""
 
 
 def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
-    """Load a checkpoint of a run, on the CPU.
+    """Restores the model of a checkpoint, on the CPU.
 
     Args:
         run_url: The run's `url`.
-        step: Which; default the newest.
-        config: The run's config from the user's own hands. Without it the one in the checkpoint is read as inert data.
+        step: Step of the checkpoint; default the newest one.
+        config: The run's config, if the user gives it. Otherwise the config in the checkpoint is read without trust.
 
     Raises:
-        CheckpointError: If there is none, or its files are not what its manifest says.
-        ConfigError: If the config describes another model than the weights are of, or, coming from the checkpoint, asks
-            for more than a checkpoint may.
+        CheckpointError: If there is no such checkpoint, or its files are not what its manifest says.
+        ConfigError: If the weights do not belong to the model that the config describes, or if the config of the
+            checkpoint asks for something that is only allowed in a user's config.
     """
     store = open_store(run_url)
     checkpoint = _chosen(committed(store), run_url, step)
     small = (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, small.__contains__) as folder:
-        weights = Weights.of(folder / WEIGHTS)
+        weights = WeightShapes.read(folder / WEIGHTS)
         architecture = checkpoint.state.get("text_architecture")
         if config is None:
             config = from_stored(checkpoint.state.get("config"))
@@ -89,45 +91,60 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
 
 def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:
     by_step = {each.step: each for each in found}
-    wanted = max(by_step, default=-1) if step is None else step
-    if wanted not in by_step:
+    chosen = max(by_step, default=-1) if step is None else step
+    if chosen not in by_step:
         steps = ", ".join(map(str, sorted(by_step))) or "none"
         raise CheckpointError(
             f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}."
         )
-    return by_step[wanted]
+    return by_step[chosen]
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Name and shape of every tensor of a safetensors file, read from its header."""
+class WeightShapes:
+    """Holds name and shape of every tensor of a safetensors file, read from its header."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, path: Path) -> "Weights":
+    def read(cls, path: Path) -> "WeightShapes":
+        """Reads the header of a file.
+
+        Raises:
+            CheckpointError: If it is not a safetensors file.
+        """
         try:
             with safe_open(path, "pt") as file:
                 return cls({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path.name} of the checkpoint is no safetensors file: {error}") from error
+            raise CheckpointError(f"{path.name} of the checkpoint is not a safetensors file: {error}") from error
 
     @property
     def numbers(self) -> int:
+        """Number of elements of all tensors together."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @property
     def largest(self) -> int:
+        """The largest dimension of any tensor."""
         return max((side for shape in self.shapes.values() for side in shape), default=0)
 
     def require_fit(self, model: nn.Module) -> None:
-        """Raise unless the file holds exactly the model's tensors, each of its shape."""
+        """Checks that the file has exactly the model's tensors, each of the same shape.
+
+        Raises:
+            ConfigError: If it has not.
+        """
         fit = Fit.of(shapes_of(model.state_dict()), self.shapes)
         fit.require("the checkpoint", "the model that the config describes", "They do not belong together.")
 
     @contextmanager
     def budget(self) -> Generator[None]:
-        """Raise as soon as a model under construction has clearly more modules or numbers than the file could fill."""
+        """Limits the size of a model that is built inside, so that a hostile config cannot use up memory and time.
+
+        Raises:
+            CheckpointError: As soon as the model has clearly more modules or elements than the file could fill.
+        """
         spent = {"modules": 0, "numbers": 0}
         # A block has some modules and buffers without weights, and some towers register a parameter twice.
         most = {"modules": 1000 + 40 * len(self.shapes), "numbers": (1 << 28) + 4 * self.numbers}
@@ -137,8 +154,8 @@ class Weights:
             if spent[what] > most[what]:
                 raise CheckpointError(
                     f"the checkpoint's config describes a model of more than {most[what]:,} {what}, but the weights "
-                    f"beside it are {len(self.shapes):,} tensors of {self.numbers:,} numbers: they do not belong "
-                    "together."
+                    f"of the checkpoint are {len(self.shapes):,} tensors of {self.numbers:,} numbers: they do not "
+                    "belong together."
                 )
 
         def tensor_registered(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -158,17 +175,21 @@ class Weights:
             yield
 
 
-def _require_inert(config: Config, architecture: Any, weights: Weights) -> None:
-    """Raise if a stored config would read the environment, open a file, ask a hub or take memory without a bound."""
+def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> None:
+    """Checks that a stored config reads no environment variable, opens no file or hub, and takes bounded memory.
+
+    Raises:
+        ConfigError: If it does.
+    """
     image, text = config.model.image, config.model.text
-    # Where weights and tokenizer once came from is not opened: the checkpoint holds both.
+    # The sources of weights and tokenizer are never opened, because the checkpoint holds both.
     unused = {"image": {"pretrained"}, "text": {"pretrained", "tokenizer", "vocabulary"}}
     model = config.model.model_dump(mode="json", exclude=unused)
     evaluation = config.evaluation.model_dump(mode="json", exclude={"url"})
     for key, value in unresolved({"model": model, "evaluation": evaluation}):
         raise _refused(f"takes {key} from {value}, which is not resolved")
     if not _TIMM_NAME.fullmatch(image.name):
-        raise _refused(f"names the image tower {image.name!r}, which is no model in timm")
+        raise _refused(f"names the image tower {image.name!r}, which is not a model in timm")
     for key, value in image.options.items():
         if any(isinstance(leaf, str) and not _PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(value)):
             raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are taken")
@@ -178,7 +199,7 @@ def _require_inert(config: Config, architecture: Any, weights: Weights) -> None:
     if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
         number = str(max(largest, image.pixels))[:20]
         raise _refused(f"asks for a model with the number {number}; no side of its weights is over {weights.largest:,}")
-    # timm walks over the depth before it makes the first block.
+    # timm loops over the depth before it makes the first block, so `budget` would come too late.
     deepest = [image.options.get(key) for key in ("depth", "depths")]
     if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
         raise _refused(f"asks for a tower of depth {deepest}; its weights are {len(weights.shapes):,} tensors")
@@ -189,7 +210,7 @@ def _refused(what: str) -> ConfigError:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """Every value that holds no others, without recursion: a document may be nested deeply."""
+    """Yields every value in nested lists and mappings; without recursion, because a document may be nested deeply."""
     left = [tree]
     while left:
         node = left.pop()

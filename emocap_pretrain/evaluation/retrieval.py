@@ -1,8 +1,7 @@
-"""Retrieval: how often the caption of a face, or a face of a caption, is among the k that are closest.
+"""Measures retrieval: how often the caption of a face, or a face with a caption, is among the k closest ones.
 
-Many faces share a caption. So a caption counts once however many faces have it, and every face that has the caption is
-a right answer. At equal cosines the wrong candidate comes first: a model that maps everything to one vector finds
-nothing.
+Many faces share a caption. So each distinct caption is one candidate, and every face that has it is a right answer. If
+cosines are equal, the wrong candidate comes first, so that a model that maps everything to one vector scores 0.
 """
 
 import math
@@ -22,12 +21,12 @@ from emocap_pretrain.evaluation.task import Share
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)
-ROWS = 1024  # Queries whose cosines with all candidates are held at once.
+ROWS = 1024  # Number of queries whose cosines with all candidates are in memory at the same time.
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """The global captions of a batch's samples, and the vectors of their images and captions."""
+class RetrievalBatch:
+    """Holds the global captions of a batch's samples, and the vectors of their images and captions."""
 
     captions: tuple[str, ...]
     images: Float[Tensor, "samples embedding"]
@@ -36,7 +35,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The task. It needs no label, but captions that were not trained on."""
+    """The retrieval task. It needs no label, but captions that were not trained on."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
@@ -53,19 +52,19 @@ class Retrieval:
             )
         return ()
 
-    def run(self, embedder: Embedder, share: Share) -> Iterator[Pairs]:
+    def run(self, embedder: Embedder, share: Share) -> Iterator[RetrievalBatch]:
         for samples in share.batches(str(self.settings.url), self.settings.batch, embedder.cropped):
             captions = tuple(sample.caption.global_ for sample in samples)
-            yield Pairs(captions, embedder.images(samples), embedder.texts(captions))
+            yield RetrievalBatch(captions, embedder.images(samples), embedder.texts(captions))
 
-    def result(self, embedder: Embedder, parts: Sequence[Pairs]) -> TaskResult:  # noqa: ARG002 - the vectors are there
+    def result(self, embedder: Embedder, parts: Sequence[RetrievalBatch]) -> TaskResult:  # noqa: ARG002 - the parts hold all vectors
         captions = [caption for part in parts for caption in part.captions]
         first: dict[str, int] = {}  # The first row of each caption.
         for row, caption in enumerate(captions):
             first.setdefault(caption, row)
         numbers = {caption: number for number, caption in enumerate(first)}
         caption_of = torch.tensor([numbers[caption] for caption in captions])
-        # Products in float64 of the float32 vectors: the order of two candidates does not depend on rounding.
+        # Products in float64, so that the order of two candidates does not depend on rounding.
         images = torch.cat([part.images for part in parts]).double()
         texts = torch.cat([part.texts for part in parts]).double()[list(first.values())]
         each = torch.arange(len(first))
@@ -91,15 +90,21 @@ def wrong_before(
 ) -> Int[Tensor, " queries"]:
     """Counts, for each query, the wrong candidates that come before the first right one.
 
-    Right candidates are those whose number in `candidate` is the query's in `query`; each query has one or more. A
-    wrong candidate with the cosine of the best right one comes before it.
+    Args:
+        queries: Unit vectors.
+        candidates: Unit vectors.
+        query: A number for each query. A candidate with the same number is a right answer; each query has at least one.
+        candidate: A number for each candidate.
+
+    Returns:
+        The counts. A wrong candidate with the same cosine as the best right one comes before it.
     """
     counts: list[Tensor] = []
     for rows, numbers in zip(queries.split(ROWS), query.split(ROWS), strict=True):
         cosines = rows @ candidates.T
         is_right = numbers[:, None] == candidate
         best = cosines.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
-        # "Not less" and not "greater or equal", so that a cosine that is not a number is never an answer.
+        # "Not less" rather than "greater or equal": a wrong candidate whose cosine is NaN counts as coming before.
         counts.append((~(cosines < best) & ~is_right).sum(1))
     return torch.cat(counts)
 
@@ -107,18 +112,26 @@ def wrong_before(
 def _scores(
     name: str, title: str, before: Int[Tensor, " queries"], right: Int[Tensor, " queries"], candidates: int
 ) -> list[Score]:
-    """Recall at each k, beside that of an order by lot in which `right` of the candidates are right answers."""
+    """Returns the recall at each k, each with the recall of a random order.
+
+    Args:
+        name: Direction, as a part of the scores' names.
+        title: Direction, as a part of the scores' titles.
+        before: What `wrong_before` returned.
+        right: Number of right candidates of each query.
+        candidates: Number of candidates.
+    """
     rights, queries = (found.tolist() for found in right.unique(return_counts=True))
     scores: list[Score] = []
     for k in NEAREST:
-        chance = sum(by_lot(k, each, candidates) * count for each, count in zip(rights, queries, strict=True))
+        chance = sum(chance_recall(k, each, candidates) * count for each, count in zip(rights, queries, strict=True))
         recall = int((before < k).sum()) / len(before)
         baseline = Baseline("chance", chance / len(before))
         scores.append(Score(f"recall_at_{k}_{name}", f"{title}, recall at {k}", recall, baseline))
     return scores
 
 
-def by_lot(k: int, right: int, candidates: int) -> float:
-    """The probability that `k` of the candidates, drawn by lot, hold one or more of the `right` ones."""
+def chance_recall(k: int, right: int, candidates: int) -> float:
+    """Returns the probability that `k` random candidates include at least one of the `right` ones."""
     wrong = candidates - right
     return 1 - math.comb(wrong, k) / math.comb(candidates, k) if k <= candidates else 1.0

@@ -1,11 +1,11 @@
-"""The protocol of an evaluation task, and how a task runs on all ranks.
+"""Defines the protocol of an evaluation task, and runs a task on all ranks.
 
-    prepare   before training, on one rank: settings and data are compared
-    run       on every rank: its share of the data becomes parts
-    result    on rank 0: the parts of all ranks, in the order of the data, become scores
+    prepare   before training, on one rank: checks that settings and data fit
+    run       on every rank: computes a part for each batch of its share of the data
+    result    on rank 0: computes the scores from the parts of all ranks, in the order of the data
 
-A task calls no collective: `run_task` gathers the parts. So a task that fails on one rank ends all of them with its
-message, and no rank waits for another.
+A task calls no collective; `run_task` gathers the parts. So if a task fails on one rank, all ranks end with its message
+and none waits for another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,29 +28,31 @@ _NONE = object()
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the evaluation data that one rank reads: every `world_size`-th batch, beginning with number `rank`.
+    """Defines the evaluation data that one rank reads: every `world_size`-th batch, beginning with number `rank`.
 
-    A batch holds the same samples on any number of ranks. The vectors of a batch depend on its size in their last bits
-    (a matrix product is tiled by it), so this is why the results do not depend on the number of ranks. Where there are
-    more ranks than batches, some ranks have none.
+    A batch has the same samples on any number of ranks. Results then do not depend on the number of ranks, although the
+    last bits of a vector depend on the size of its batch. If there are more ranks than batches, some ranks have none.
     """
 
     rank: int = 0
     world_size: int = 1
 
     def batches(self, url: str, size: int, each: Callable[[Sample], Sample]) -> Iterator[list[Sample]]:
-        """This rank's batches of `size` samples of the dataset at `url`, in the dataset's order.
+        """Yields this rank's batches, in the order of the dataset.
 
-        `each` is applied to a sample as soon as it is decoded: `Embedder.cropped` makes it small.
+        Args:
+            url: The dataset.
+            size: Samples of a batch.
+            each: Applied to a sample as soon as it is decoded, such as `Embedder.cropped`, which makes it small.
         """
         stream = Stream(url=url, global_batch=size, shuffle=False, epochs=1)
-        for portion in stream.steps(self.rank, self.world_size, each=each):
-            yield portion.samples
+        for step in stream.steps(self.rank, self.world_size, each=each):
+            yield step.samples
 
 
 @runtime_checkable
 class Task(Protocol[Part]):
-    """One evaluation of a trained model; `Part` is what it makes of one batch, a value that can be pickled."""
+    """An evaluation of a trained model. `Part` is the type of its result for one batch, which can be pickled."""
 
     name: ClassVar[str]
     """The name in the settings, the report and the tracker: lower-case letters, digits and underscores."""
@@ -61,14 +63,14 @@ class Task(Protocol[Part]):
     def __init__(self, settings: EvaluationConfig) -> None: ...
 
     def prompts(self) -> Sequence[str]:
-        """The texts of its own that the task embeds, as far as the settings name them; captions are not among them."""
+        """Returns the prompts that the settings define, so that too long ones can be reported; no captions."""
         ...
 
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
-        """Compares the settings with the data, before training and on one rank.
+        """Checks that the settings fit the data, before training and on one rank.
 
         Args:
-            seconds: Reading may stop after this time; None reads what there is to read.
+            seconds: Reading may stop after this time; None reads everything.
 
         Returns:
             Notes for the user, one line each.
@@ -80,20 +82,20 @@ class Task(Protocol[Part]):
         ...
 
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
-        """Gives one part for each batch of this rank's share, also for a batch of which the task uses no sample."""
+        """Yields one part for each batch of this rank's share, also for a batch of which the task uses no sample."""
         ...
 
     def result(self, embedder: Embedder, parts: Sequence[Part]) -> TaskResult:
-        """Computes the scores from the parts of all batches, in the order of the data; rank 0 alone.
+        """Computes the scores from the parts of all batches, in the order of the data. Only rank 0 calls it.
 
         Raises:
-            ConfigError: If the data turn out not to fit the settings.
+            ConfigError: If the data do not fit the settings.
         """
         ...
 
 
 def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResult:
-    """Runs a task on all ranks and gives its result on every rank; a collective.
+    """Runs a task on all ranks and returns its result on every rank. A collective.
 
     Raises:
         LostContact: On the other ranks, if one rank has failed.
@@ -104,6 +106,6 @@ def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResu
 
 
 def _in_order(parts: Sequence[Sequence[Part]]) -> list[Part]:
-    """The parts of all ranks in the order of the batches, which were dealt out in turn."""
+    """Returns the parts of all ranks in the order of the batches: rank r has batches r, r + world_size, ..."""
     rounds = zip_longest(*parts, fillvalue=_NONE)
     return [part for each in rounds for part in each if part is not _NONE]  # pyright: ignore[reportReturnType]

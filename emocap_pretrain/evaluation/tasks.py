@@ -1,4 +1,4 @@
-"""The evaluation tasks that there are, and those that a run's settings ask for."""
+"""Lists the evaluation tasks, and runs those that a run's settings name."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,12 +20,11 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 
 TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
-DEFAULT = (ZeroShot,)
-"""The tasks of settings that name none."""
+DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 
 
 def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
-    """The tasks that the settings name, each with these settings.
+    """Returns the tasks that the settings name, each with these settings.
 
     Raises:
         ConfigError: If there is no task of such a name, or a name comes twice.
@@ -41,11 +40,11 @@ def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
 
 
 def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
-    """Compares the settings of every task with its data, on one rank; returns notes for the user.
+    """Checks that the settings of every task fit the data, on one rank; returns notes for the user.
 
     Args:
-        settings: Where they have no dataset, nothing is read.
-        seconds: Each task may stop reading after this time. None reads all.
+        settings: The settings. Without a dataset nothing is read.
+        seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
         ConfigError: If a task's settings do not fit its data.
@@ -56,7 +55,7 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 
 
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
-    """Returns whether an attempt with these evaluation settings has made a checkpoint, and so has compared all data.
+    """Returns whether an attempt with these evaluation settings has saved a checkpoint, and so has checked all data.
 
     Args:
         checkpoint: The newest checkpoint of the run.
@@ -68,13 +67,13 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
 
 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
-    """Runs the tasks that the settings name, one after the other, and gives the results on every rank; a collective.
+    """Runs the tasks that the settings name, one after the other, and returns the results on every rank. A collective.
 
     Args:
         settings: The dataset, the tasks and their settings.
         embedder: The trained model, on this rank's device.
         world: The ranks among which the data are divided.
-        url: How the results shall name the dataset: without secrets.
+        url: Address of the dataset without secrets, for the results.
     """
     return tuple(replace(run_task(task, embedder, world), url=url) for task in tasks_of(settings))
 

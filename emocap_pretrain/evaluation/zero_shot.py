@@ -1,6 +1,6 @@
-"""Zero-shot classification: an image belongs to the class whose prompts it is closest to.
+"""Classifies images zero-shot: the predicted class is the one whose prompts are closest to the image.
 
-Cosines, not embeddings, are averaged over the prompts of a class (the protocol of Exp-CLIP, Zhao et al. 2024).
+The cosines, and not the embeddings, are averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """The samples of a batch that have the label: their labels, and the vectors of their images if there are any."""
+    """Holds the labels and image vectors of the samples of a batch that have the label; None without any."""
 
     labels: tuple[str, ...] = ()
     embeddings: Float[Tensor, "samples embedding"] | None = None
@@ -34,7 +34,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
-    """The task. Samples without the label, or with an empty one, are left out."""
+    """The zero-shot task. Samples without the label, or with an empty one, are left out."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
@@ -81,16 +81,16 @@ def classes_of(
     """Returns the words of each class, in the order of the classes.
 
     Args:
-        settings: Their classes win; without them each label is a class of its own name.
-        labels: What samples have, as `label_text` writes it.
-        names: Labels that samples have, for the error.
+        settings: If they have classes, these are returned; otherwise each label is a class with its own name.
+        labels: The labels of the samples, as `label_text` writes them.
+        names: Names of all labels in the dataset, for the error message.
 
     Raises:
-        ConfigError: If there is no label, or the settings have classes and one is not among them.
+        ConfigError: If there is no label, or if the settings have classes and a label is not among them.
     """
     found = sorted(set(labels))
     if not found:
-        there = f"; labels there: {_listed(names)}" if names else "; its samples have no labels"
+        there = f"; its samples have the labels {_listed(names)}" if names else "; its samples have no labels"
         raise ConfigError(f"evaluation.label={settings.label}: no sample of {settings.url} has this label{there}.")
     classes = settings.classes or {name: (name,) for name in found}
     unknown = [name for name in found if name not in classes]
@@ -120,20 +120,20 @@ def _is_number(value: str | float) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Returns the first few names, and the number of further ones, as a text."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more
 
 
 def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Every template with every word of every class."""
+    """Returns every template with every word of every class."""
     return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
 
 
 def _class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """For each template and class the mean over the class's words."""
+    """Returns, for each template and class, the mean vector over the words of the class."""
     columns = [
         embedder.texts(_prompts(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
         for words in classes.values()

@@ -148,7 +148,7 @@ def _exchange(
         has_damage=quarantine.has_pending,
         extra=hosts.read(step),
     )
-    if exchanged.has_damage and quarantine.settle() and session.world.is_main:
+    if exchanged.has_damage and quarantine.exchange() and session.world.is_main:
         session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
     row = exchanged.metrics | hosts.named(exchanged.extra, step, exchanged.metrics["time/step_s"])
     if quarantine.budget:

@@ -27,7 +27,7 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, train_tokenizer, training_data
-from emocap_pretrain.data.loader import Delivery, batches, fitted, shared_memory_free
+from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
@@ -81,7 +81,7 @@ class Session:
     tracker: Tracker
     saver: Saver
     guard: Guard
-    batches: Generator[Delivery]
+    batches: Generator[LoadedBatch]
     quarantine: Quarantine
     before: Progress
 
@@ -136,7 +136,7 @@ class Session:
         """
         with self.quarantine.recorded(self.engine.step):
             batch, cursor, damaged = next(self.batches)
-        self.quarantine.meet(damaged, self.engine.step)
+        self.quarantine.add(damaged, self.engine.step)
         return batch.to(self.world.device), cursor
 
     def enforce(self, verdict: Verdict) -> None:
@@ -237,7 +237,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             engine = _open_engine(config, world, tokenizer, found)
         stream = build_stream(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
         collate = build_collate(config, tokenizer)
-        loading = fitted(
+        loading = shrink_to_fit_and_warn(
             config.data,
             each_bytes=collate.batch_bytes(split.rows),
             ranks=world.info.local_world_size,

@@ -22,7 +22,7 @@ from pretrain_fakes import tensors_of
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.loader import Collate, Delivery, batches, fitted, fitting
+from emocap_pretrain.data.loader import Collate, LoadedBatch, batches, shrink_to_fit, shrink_to_fit_and_warn
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, TrainingError
@@ -37,14 +37,14 @@ def stream(faces: str) -> Stream:
     return Stream(url=faces, global_batch=5, seed=3, window_samples=12)
 
 
-def equal(left: Sequence[Delivery], right: Sequence[Delivery]) -> bool:
+def equal(left: Sequence[LoadedBatch], right: Sequence[LoadedBatch]) -> bool:
     if [each.cursor for each in left] != [each.cursor for each in right]:
         return False
     ours, theirs = ([each for delivery in side for each in tensors_of(delivery.batch)] for side in (left, right))
     return all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
-def take(config: Config, stream: Stream, count: int, **changes) -> list[Delivery]:
+def take(config: Config, stream: Stream, count: int, **changes) -> list[LoadedBatch]:
     config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
     loader = batches(
         stream, build_collate(config, TOKENIZER), workers=config.data.workers, prefetch=config.data.prefetch
@@ -124,7 +124,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(tiny_config)
     data = tiny_config.data.model_copy(update={"workers": 4, "prefetch": 2})
 
     def found(batches_of_room: int, ranks: int = 1) -> tuple[int, int]:
-        settings = fitting(data, each_bytes=1000, ranks=ranks, free_bytes=1000 * batches_of_room)
+        settings = shrink_to_fit(data, each_bytes=1000, ranks=ranks, free_bytes=1000 * batches_of_room)
         return settings.workers, settings.prefetch
 
     assert [found(room) for room in (9, 8, 5, 4, 3, 2)] == [(4, 2), (4, 1), (4, 1), (3, 1), (2, 1), (1, 1)]
@@ -133,7 +133,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(tiny_config)
     with pytest.raises(ConfigError, match=r"1 kB free, and 1 ranks need 2 kB .*--shm-size=8g.*data.workers=0"):
         found(1)
     alone = data.model_copy(update={"workers": 0})
-    assert fitting(alone, each_bytes=1000, ranks=8, free_bytes=0) == alone
+    assert shrink_to_fit(alone, each_bytes=1000, ranks=8, free_bytes=0) == alone
 
 
 def test_a_batch_of_256_images_does_not_fit_twice_into_a_container_s_default(tiny_config, caplog):
@@ -142,12 +142,12 @@ def test_a_batch_of_256_images_does_not_fit_twice_into_a_container_s_default(tin
     config = tiny_config.model_copy(update={"data": data, "model": model})
     each_bytes = build_collate(config, TOKENIZER).batch_bytes(256)
     with pytest.raises(ConfigError, match=r"/dev/shm of .* has 67.1 MB free"):
-        fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=64 << 20)
-    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=1 << 30) == data
+        shrink_to_fit_and_warn(data, each_bytes=each_bytes, ranks=2, free_bytes=64 << 20)
+    assert shrink_to_fit_and_warn(data, each_bytes=each_bytes, ranks=2, free_bytes=1 << 30) == data
     assert not caplog.text
-    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=300 << 20).workers == 2
+    assert shrink_to_fit_and_warn(data, each_bytes=each_bytes, ranks=2, free_bytes=300 << 20).workers == 2
     assert "data.workers=2 and data.prefetch=1 instead of 2 and 2" in caplog.text
-    assert fitted(data, each_bytes=each_bytes, ranks=2, free_bytes=None) == data
+    assert shrink_to_fit_and_warn(data, each_bytes=each_bytes, ranks=2, free_bytes=None) == data
 
 
 def test_the_size_of_a_batch_is_about_what_its_tensors_take(tiny_config, stream):

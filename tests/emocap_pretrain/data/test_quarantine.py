@@ -25,8 +25,8 @@ def settled(met: Sequence[Sequence[str]], budget: int, url: str) -> list[Quarant
 
     def act(world: ThreadRanks) -> Quarantine:
         quarantine = Quarantine(open_store(url), world, budget)  # pyright: ignore[reportArgumentType]
-        quarantine.meet(map(damage, met[world.rank]), step=7)
-        quarantine.settle()
+        quarantine.add(map(damage, met[world.rank]), step=7)
+        quarantine.exchange()
         return quarantine
 
     return on_ranks(len(met), act)
@@ -68,10 +68,10 @@ def test_nothing_is_said_or_written_while_nothing_is_damaged(url: str) -> None:
 def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
     settled([["a"]], 3, url)
     again = Quarantine.open(open_store(url), RankGroup(Rank(), "cpu", None), 3)
-    again.meet([damage("a"), damage("b")], step=9)
-    assert keys(again.settle()) == ["b"]
+    again.add([damage("a"), damage("b")], step=9)
+    assert keys(again.exchange()) == ["b"]
     assert keys(again.rows) == [each["key"] for each in stored(url)] == ["a", "b"]
-    assert again.settle() == []
+    assert again.exchange() == []
 
 
 def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> None:
@@ -87,7 +87,7 @@ def test_ranks_that_end_alone_write_what_they_know_and_lose_nothing_of_the_other
 
     def act(world: ThreadRanks) -> None:
         quarantine = Quarantine(open_store(url), world, 2)  # pyright: ignore[reportArgumentType]
-        quarantine.meet([damage(f"pending-{world.rank}")], step=8)
+        quarantine.add([damage(f"pending-{world.rank}")], step=8)
         with quarantine.recorded(step=9):
             raise BudgetSpent("used up", damaged=(damage(f"then-{world.rank}"),))
 

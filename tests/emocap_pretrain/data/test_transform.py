@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.data.transform import augment as augmented
-from emocap_pretrain.data.transform import centre
+from emocap_pretrain.data.transform import center_crop
 
 KEY = (0, 0, 0)
 
@@ -30,7 +30,7 @@ def test_any_picture_and_crop_gives_the_asked_size(height, width, pixels, crop, 
     pixel_values = augment(picture(height, width), pixels, crop=crop, flip=flip, key=key)
     assert pixel_values.shape == (pixels, pixels, 3)
     assert pixel_values.dtype == np.uint8
-    assert centre(picture(height, width), pixels).shape == (pixels, pixels, 3)
+    assert center_crop(picture(height, width), pixels).shape == (pixels, pixels, 3)
 
 
 def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_in_between():
@@ -54,7 +54,7 @@ def test_a_flip_is_the_mirror_image_of_the_same_crop():
 
 def test_the_share_of_flips_is_the_probability():
     plain = picture()
-    unflipped = centre(plain, 24)
+    unflipped = center_crop(plain, 24)
     flips = [
         not np.array_equal(augment(plain, 24, crop=1, flip=0.25, key=(0, 0, sample)), unflipped)
         for sample in range(2000)
@@ -65,14 +65,14 @@ def test_the_share_of_flips_is_the_probability():
 def test_without_crop_and_flip_a_square_picture_keeps_its_pixels():
     expected = picture()
     assert np.array_equal(augment(picture(), 24, crop=1, flip=0, key=KEY), expected)
-    assert np.array_equal(centre(picture(), 24), expected)
+    assert np.array_equal(center_crop(picture(), 24), expected)
 
 
 def test_the_centre_is_cut_out_of_the_longer_side():
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
-    assert (centre(wide, 10) == 200).all()
-    assert (centre(wide.transpose(1, 0, 2), 10) == 200).all()
+    assert (center_crop(wide, 10) == 200).all()
+    assert (center_crop(wide.transpose(1, 0, 2), 10) == 200).all()
 
 
 def test_crops_reach_down_to_the_smallest_share_and_every_border():

@@ -103,7 +103,9 @@ def test_several_problems_are_a_line_each_and_refused_together(tiny_config: Conf
 
 def test_a_label_that_no_sample_has_is_refused_and_the_labels_there_are_named(tiny_config: Config) -> None:
     line = problem(changed(tiny_config, evaluation__label="mood"))
-    assert re.fullmatch(r"evaluation\.label=mood: no sample of .* has this label; labels there: emotion, .*\.", line)
+    assert re.fullmatch(
+        r"evaluation\.label=mood: no sample of .* has this label; its samples have the labels emotion, .*\.", line
+    )
 
 
 def test_every_label_is_compared_with_the_classes(tiny_config: Config, tmp_path: Path) -> None:

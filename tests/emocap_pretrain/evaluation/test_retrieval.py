@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.retrieval import NEAREST, Pairs, Retrieval, by_lot, wrong_before
+from emocap_pretrain.evaluation.retrieval import NEAREST, Retrieval, RetrievalBatch, chance_recall, wrong_before
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.run_folder.results import TaskResult
 
@@ -50,7 +50,7 @@ def naive(captions: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dic
 
 def result_of(captions: Sequence[str], images: np.ndarray, texts: np.ndarray, batch: int) -> TaskResult:
     parts = [
-        Pairs(
+        RetrievalBatch(
             tuple(captions[start : start + batch]),
             torch.from_numpy(images[start : start + batch]),
             torch.from_numpy(texts[start : start + batch]),
@@ -116,12 +116,12 @@ def test_the_chance_of_a_draw_is_that_of_drawing(right: int, wrong: int, k: int,
         drawn = random.permutation(candidates)[:k]
         subsets += bool((drawn < right).any())
     # Five deviations of the mean of 400 draws, which are 0.125 where the chance is a half.
-    assert by_lot(k, right, candidates) == pytest.approx(subsets / 400, abs=0.13)
+    assert chance_recall(k, right, candidates) == pytest.approx(subsets / 400, abs=0.13)
 
 
 def test_one_right_answer_among_n_is_in_the_first_k_by_k_over_n():
-    assert by_lot(5, 1, 20) == pytest.approx(0.25)
-    assert by_lot(10, 1, 7) == 1.0
+    assert chance_recall(5, 1, 20) == pytest.approx(0.25)
+    assert chance_recall(10, 1, 7) == 1.0
 
 
 def test_each_score_is_beside_the_recall_of_an_order_by_lot():
