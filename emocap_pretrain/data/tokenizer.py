@@ -86,10 +86,8 @@ class Tokenizer:
         try:
             return cls(AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False).backend_tokenizer)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"model.text.tokenizer={folder_or_name}: there is no such folder with a tokenizer.json, and none on the "
-                f"hub ({_first_line(error)})."
-            ) from error
+            where = f"model.text.tokenizer={folder_or_name}"
+            raise ConfigError(f"{where}: no tokenizer.json there, none from the hub ({_first_line(error)}).") from error
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json."""

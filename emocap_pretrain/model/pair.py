@@ -1,4 +1,4 @@
-"""The model that is trained: two towers, one shared space, the learned scales and, for a sigmoid, a learned bias."""
+"""Defines the model that is trained: two towers, projections, learned scales and, for a sigmoid, a learned bias."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ MAX_SCALE = 100.0
 
 
 def check_weights(model: ModelConfig) -> tuple[str, ...]:
-    """Compares pretrained weights with both towers by names and shapes, before a run; no weight is read.
+    """Compares pretrained weights with both towers by names and shapes, before a run. No weights are loaded.
 
     Returns:
         Remarks for the user on the weights, one line each.
@@ -35,16 +35,16 @@ def check_weights(model: ModelConfig) -> tuple[str, ...]:
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of one rank's rows, in float32, and the learned numbers that belong to no row.
+    """Holds the unit vectors of one rank's rows, in float32, and the learned scales and biases.
 
-    A named tuple, because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
+    It is a named tuple because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
 
     Attributes:
         image: The pooled vector of each image.
         patches: The vectors of its patches.
-        texts: By the name of the part: the vectors of its texts.
-        scales: By what a part is aligned with, "image" or "patches": the factor of its cosines, at most `MAX_SCALE`.
-        biases: By the same names: what is added to the scores, only where an objective has such a number.
+        texts: The vectors of the texts of each caption part, by the part's name.
+        scales: The factors of the cosines, at most `MAX_SCALE`, by what a part is aligned with: "image" or "patches".
+        biases: The biases that are added to the scores, by the same names, for objectives that have one.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -54,6 +54,7 @@ class Embeddings(NamedTuple):
     biases: dict[str, Float[Tensor, ""]]
 
     def tensors(self) -> list[Tensor]:
+        """Returns all tensors, in a fixed order."""
         named = self.texts, self.scales, self.biases
         return [self.image, self.patches, *(each for some in named for each in some.values())]
 
@@ -64,7 +65,7 @@ class Embeddings(NamedTuple):
 
 
 class TowerPair(nn.Module):
-    """`batch -> Embeddings`; the whole forward pass is one call, so that an engine may wrap it."""
+    """The model: maps a batch to `Embeddings`. The whole forward pass is one call, so that an engine can wrap it."""
 
     logit_bias: nn.Parameter | None
 
@@ -86,10 +87,10 @@ class TowerPair(nn.Module):
             image: The tower of images.
             text: The tower of texts.
             parts: The caption parts that a batch has; `forward` encodes these.
-            embedding: Numbers of a vector in the shared space.
+            embedding: Size of a vector in the shared space.
             initial_scale: First value of both scales, in (0, `MAX_SCALE`].
-            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None is no bias.
-            prompt_length: Most tokens of a prompt of an evaluation.
+            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None: no bias.
+            prompt_length: Most tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.
         """
         super().__init__()
@@ -98,7 +99,7 @@ class TowerPair(nn.Module):
         self.to_patch = nn.Linear(image.patch_width, embedding, bias=False)
         self.to_text = nn.Linear(text.width, embedding, bias=False)
         self.to_sentence = nn.Linear(text.width, embedding, bias=False)
-        # One element each, not none: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors refuse.
+        # Shape [1] rather than []: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors do not support.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
         self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
         bias = None if initial_bias is None else nn.Parameter(torch.full((1,), initial_bias))
@@ -117,15 +118,15 @@ class TowerPair(nn.Module):
         weights: bool = True,
         text_architecture: Mapping[str, Any] | None = None,
     ) -> "TowerPair":
-        """Builds the towers that the settings name, and their pair.
+        """Builds the towers that the settings name, and the model of both.
 
         Args:
             settings: The towers, the shared space and the learned scales.
             objective: The weights and kinds of its terms decide which caption parts are encoded, and whether there is
                 a bias.
-            vocabulary: The tokenizer's; it sizes the text embedding.
+            vocabulary: Size and padding id of the tokenizer, for the text embedding.
             precision: "bf16" runs towers and projections under autocast.
-            weights: False skips loading pretrained weights, for a model that a checkpoint fills.
+            weights: False skips loading pretrained weights, for a model whose weights a checkpoint replaces.
             text_architecture: The value of `TextTower.recorded` when the checkpoint was saved.
 
         Raises:
@@ -140,9 +141,9 @@ class TowerPair(nn.Module):
             parts=parts,
             embedding=settings.embedding,
             initial_scale=settings.initial_scale,
-            # Only where an objective reads it: every parameter of a model has a gradient, and is in its checkpoints.
+            # Only if an objective reads it: an unused parameter has no gradient, and would be in all checkpoints.
             initial_bias=settings.initial_bias if _has_bias(objective, parts) else None,
-            prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt is written like this part.
+            prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt resembles the global part.
             precision=precision,
         )
         if settings.checkpoint_activations:
@@ -152,10 +153,11 @@ class TowerPair(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Returns remarks for the user on the pretrained weights that were loaded, one line each."""
+        """Remarks for the user on the pretrained weights that were loaded, one line each."""
         return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
+        """Embeds the images and the texts of all active parts."""
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
@@ -165,7 +167,7 @@ class TowerPair(nn.Module):
             patches=_unit(patches),
             texts={name: _unit(each) for name, each in texts.items()},
             scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
-            # A copy: the update of the parameter must not change the value that is logged of this step.
+            # A copy, so that the optimizer's update does not change the value that is logged for this step.
             biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
         )
 
@@ -174,9 +176,11 @@ class TowerPair(nn.Module):
         return projection(self.text.encode_text(texts))
 
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
+        """Returns the unit vectors of images, for an evaluation."""
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
     def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        """Returns the unit vectors of texts in the space of the pooled image vectors, for an evaluation."""
         return functional.normalize(self.to_text(self.text.encode_text(texts)), dim=-1)
 
 
@@ -190,9 +194,9 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class _ClampDescent(torch.autograd.Function):
-    """min(x, bound) whose gradient passes at the bound when it points back inside.
+    """Computes min(x, bound), with a gradient above the bound if descent would lead back below it.
 
-    A plain clamp has no gradient above its bound: a scale that Adam's momentum once carried over it would never return.
+    A plain clamp has no gradient above its bound: a scale that Adam's momentum has moved above it would never return.
     """
 
     @staticmethod

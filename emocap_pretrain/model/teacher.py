@@ -1,4 +1,4 @@
-"""A frozen image tower, whose vectors guide the losses: they say which images are alike."""
+"""Defines the teacher: a frozen image tower whose similarities of images guide the losses."""
 
 from typing import Any, ClassVar
 
@@ -17,12 +17,12 @@ class _TeacherTowerConfig(ImageTowerConfig):
 
 
 class Teacher(nn.Module):
-    """Images -> unit vectors that nothing trains.
+    """A frozen image tower that maps images to unit vectors.
 
-    It is not a part of the model: no checkpoint holds its weights, and every rank holds all of them.
+    It is not a part of the model: no checkpoint has its weights, and every rank has all of them.
 
     Attributes:
-        notes: What a person should know of the weights, one line each.
+        notes: Remarks for the user on the weights, one line each.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Teacher(nn.Module):
         """Builds the tower.
 
         Args:
-            settings: Name, options, and where the weights come from.
+            settings: Name and options of the tower, and the source of its weights.
             pixels: Side of the images.
             precision: `engine.precision`; "bf16" runs the tower under autocast.
-            rows_at_once: Most images that are read together; None reads all.
+            rows_at_once: Most images of one forward pass; None: no limit.
             weights: False leaves the tower at random values, for an estimate.
 
         Raises:
@@ -54,11 +54,12 @@ class Teacher(nn.Module):
 
     @classmethod
     def of(cls, settings: TeacherConfig | None, **options: Any) -> "Teacher | None":
-        """Returns the teacher that the settings name, with these options of the constructor; None if they name none."""
+        """Returns the teacher that the settings name, built with these keyword arguments; None without settings."""
         return None if settings is None else cls(settings, **options)
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
+        """Returns the unit vectors of images, in float32 and without gradients."""
         parts = images.split(self._rows_at_once or max(1, len(images)))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             pooled = [self.tower.encode_image(part)[0].float() for part in parts]
@@ -66,10 +67,10 @@ class Teacher(nn.Module):
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the weights of a teacher with its tower by names and shapes; no weight is read.
+    """Compares the weights of a teacher with its tower by names and shapes. No weights are loaded.
 
     Args:
-        settings: None is no teacher.
+        settings: The teacher; None: there is none, and nothing is compared.
         pixels: Side of the images.
 
     Returns:

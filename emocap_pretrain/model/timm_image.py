@@ -1,4 +1,4 @@
-"""The image tower of timm: one of its models, with one vector for the image and one for each patch."""
+"""Builds image towers from models of timm, with one vector for the image and one for each patch."""
 
 import inspect
 import re
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model import torchvision_ops
-from emocap_pretrain.model.weights import Fit, Header, Shapes, comparing, listed, shapes_of
+from emocap_pretrain.model.weights import Fit, Header, Shapes, before_load_state_dict, listed, shapes_of
 
 torchvision_ops.install()
 import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
 
-# Arguments of timm's own factories: they open files, ask hubs, or choose classes. The rest reaches the model itself.
+# Arguments of timm's factories, which open files, contact hubs or choose classes. All others reach the model itself.
 FACTORY_ARGUMENTS = frozenset(
     {"device", "dtype", *inspect.signature(timm.create_model).parameters}
     | set(inspect.signature(build_model_with_cfg).parameters)
@@ -30,29 +30,29 @@ _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
 
 
 class TimmImageTower(nn.Module):
-    """An `ImageTower` that is a model of timm, of any of its families that gives a sequence or a map of features.
+    """An `ImageTower` that is a model of timm, of any family whose features are a sequence or a map.
 
     Attributes:
-        mean: Of the 8-bit values with which the model was trained, by channel.
-        std: Their standard deviation.
+        mean: Mean of the 8-bit values with which the model was trained, by channel.
+        std: Standard deviation of these values, by channel.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, settings: ImageTowerConfig, *, weights: bool = True) -> None:
-        """Build the tower.
+        """Builds the tower.
 
         Args:
-            settings: Name, size, options of timm's, and where pretrained weights come from.
-            weights: False leaves a pretrained tower at random values (a checkpoint overwrites them).
+            settings: Name, size and options of the model, and the source of pretrained weights.
+            weights: False leaves a pretrained tower at random values, which a checkpoint then replaces.
         """
         super().__init__()
         self.notes: tuple[str, ...]
         backbone, self.notes = _pretrained(settings) if weights and settings.pretrained else (_create(settings), ())
-        self.backbone: Any = _settled(backbone, settings)
+        self.backbone: Any = _checked(backbone, settings)
         self.pixels = settings.pixels
-        # Some mobile towers widen the pooled vector only.
+        # In some mobile towers the pooled vector is wider than the features.
         self.width: int = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.patch_width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
@@ -68,7 +68,7 @@ class TimmImageTower(nn.Module):
             return pooled[:0], patches[:0]
         features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
         pooled = self.backbone.forward_head(features, pre_logits=True)
-        if features.ndim == 4:  # The cells of the last map are the patches.
+        if features.ndim == 4:  # The cells of the last feature map are the patches.
             last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
             return pooled, features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
         return pooled, features[:, self.prefix_tokens :]
@@ -83,7 +83,7 @@ class TimmImageTower(nn.Module):
 
 
 def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+    """Compares the weights in `pretrained` with the tower by names and shapes. No weights are loaded.
 
     Returns:
         The tower's notes.
@@ -100,12 +100,12 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
-    """A timm model; `weights` are the arguments of timm that name pretrained ones."""
+    """Creates a model of timm; `weights` are timm's arguments about pretrained weights."""
     options: dict[str, Any] = dict(settings.options)
     if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
         raise ConfigError(
-            f"{settings.key}.options.{foreign[0]} is no argument of a model but of timm's factory; options are those "
-            f"of the model's own class, such as depth. Weights come from {settings.key}.pretrained."
+            f"{settings.key}.options.{foreign[0]} is an argument of timm's factory and not of a model; options are "
+            f"those of the model's own class, such as depth. Weights come from {settings.key}.pretrained."
         )
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
@@ -120,23 +120,23 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
 
 
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """The model with pretrained weights, and notes on them; `empty` weights have shapes and no values."""
+    """Creates the model with pretrained weights, and returns notes on them; `empty` weights have no values."""
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None
     seen: list[Shapes] = []
 
-    def check(wanted: Shapes, given: Shapes) -> None:
+    def check(expected: Shapes, given: Shapes) -> None:
         seen.append(given)
-        _require(wanted, given, settings)
+        _require(expected, given, settings)
 
-    # timm takes the prefixes of wrappers ("module.") off the names in a file, and not off those of a state dict.
+    # timm strips prefixes of wrappers ("module.") from the names in a file, but not from those of a state dict.
     tensors = clean_state_dict(header.tensors(device="meta")) if header and empty else None
     overlay = {"state_dict": tensors} if tensors else {"file": str(path)}
     try:
-        with comparing(check):
+        with before_load_state_dict(check):
             model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)
     except (ConfigError, LookupError, AttributeError) as error:
-        if header and not seen:  # timm's conversion trips over foreign names before anything is compared.
+        if header and not seen:  # timm's conversion fails at unexpected names before anything is compared.
             with torch.device("meta"):
                 _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
         if isinstance(error, ConfigError):
@@ -144,20 +144,25 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
         raise ConfigError(f"{settings.key}.pretrained: timm cannot convert these weights ({error!r}).") from error
     if not seen:
         raise ConfigError(
-            f"{settings.key}.pretrained: timm loads the weights of {settings.name} in a way of its own, so that it is "
+            f"{settings.key}.pretrained: timm loads the weights of {settings.name} with special code, so that it is "
             "unknown whether they fill the tower; give a .safetensors file."
         )
     model.pretrained_cfg.pop("state_dict", None)
     return model, (*_resized(header, seen[0], settings.key), *_activation(model, settings, path, header))
 
 
-def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
+def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
+    """Checks that the weights fill the tower; weights of a classifier head are ignored.
+
+    Raises:
+        ConfigError: If they do not.
+    """
     known = timm.get_pretrained_cfg(settings.name)
     names = (known and known.classifier) or ()
     heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
-    needed = {name: shape for name, shape in wanted.items() if not name.endswith(".num_batches_tracked")}
+    needed = {name: shape for name, shape in expected.items() if not name.endswith(".num_batches_tracked")}
     own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
-    Fit.of(needed, own, aside=lambda name: name.split(".")[0] in heads).require(
+    Fit.of(needed, own, ignore=lambda name: name.split(".")[0] in heads).require(
         f"{settings.key}.pretrained={settings.pretrained}",
         f"the tower {settings.name}",
         f"Give weights of this tower, or set {settings.key}.name and {settings.key}.options to the tower of the "
@@ -166,7 +171,7 @@ def _require(wanted: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
 
 
 def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
-    """A note on tensors that timm has resized, most often the position embedding for another number of pixels."""
+    """Returns a note on tensors that timm has resized, such as position embeddings for another number of pixels."""
     before = header.shapes if header else {}
     names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
     changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
@@ -174,9 +179,10 @@ def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]
 
 
 def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
-    """A note on weights that were trained with QuickGELU in a tower with another activation.
+    """Returns a note on weights that were trained with QuickGELU if the tower has another activation.
 
-    OpenAI's CLIP and its kin have names and shapes like all others; only what is written about a file tells them.
+    Weights of OpenAI's CLIP and its relatives have the same names and shapes as others. Only the description of a file
+    distinguishes them.
     """
     if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
         return ()
@@ -186,7 +192,7 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
         *((notes,) if isinstance(notes, str) else notes),
         *(header.metadata.values() if header else ()),
     ]
-    # The hub's cache keeps the name of the weights two folders above the file.
+    # In the hub's cache the name of the weights is that of a folder two levels above the file.
     written += [path.name, *(folder.name for folder in list(path.parents)[:3])] if path else []
     if not any(map(_QUICK_GELU.search, written)):
         return ()
@@ -199,14 +205,18 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
     return (note,)
 
 
-def _settled(model: Any, settings: ImageTowerConfig) -> Any:
-    """The model, once it is one that this system can train."""
+def _checked(model: Any, settings: ImageTowerConfig) -> Any:
+    """Checks that the model can be trained here, and freezes the statistics of pretrained batch norm.
+
+    Raises:
+        ConfigError: If it cannot be trained here.
+    """
     _check_patch_dropout(model, settings)
     _check_pixels(model, settings)
     if settings.pretrained is not None:
         model = freeze_batch_norm_2d(model)
     if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):
-        # Its statistics are of one rank's rows: the loss would depend on the number of ranks and on who holds which.
+        # Batch norm uses statistics of one rank's rows, so the loss would depend on how rows are divided over ranks.
         raise ConfigError(
             f"{settings.key}: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
             "take a tower with layer norm (vit, convnext), or a convolutional one with pretrained weights, whose "
@@ -216,9 +226,9 @@ def _settled(model: Any, settings: ImageTowerConfig) -> Any:
 
 
 def _weights(settings: ImageTowerConfig) -> Path | None:
-    """The file of the weights, None for the hub.
+    """Returns the file of the weights; None for the hub.
 
-    Only safetensors: other formats are unpickled, and a file from elsewhere could run code.
+    Only safetensors is allowed: other formats use pickle, with which a file could run code.
     """
     path = str(settings.pretrained)
     if path == "hub":
@@ -234,10 +244,15 @@ def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
 
 
 def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:
-    """A remainder would be cut off the right and lower edge without a word."""
+    """Checks that patches fill the image exactly: timm would silently cut a remainder off the right and lower edge.
+
+    Raises:
+        ConfigError: If they do not.
+    """
     side, _ = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if settings.pixels % side:
         nearest = max(1, round(settings.pixels / side)) * side
         raise ConfigError(
-            f"model.image.pixels={settings.pixels} is no multiple of the patch size {side}; the nearest is {nearest}."
+            f"model.image.pixels={settings.pixels} is not a multiple of the patch size {side}; the nearest one is "
+            f"{nearest}."
         )

@@ -1,10 +1,10 @@
-"""Lets torchvision import beside a CPU build of torch; the encoders import this module first.
+"""Makes torchvision importable with a CPU build of torch; the encoders import this module first.
 
-timm imports torchvision unconditionally, and torchvision's wheels on PyPI are linked against CUDA. Beside a CPU build
-of torch their C++ part does not load, and `import torchvision` then fails at the line that describes the shapes of
-`torchvision::nms`, an operator nobody here calls. So, when torch has no CUDA, the two operator *schemas* are declared
-before torchvision is looked up. No file of the wheel is touched, nothing is stubbed: calling the operators still fails
-with torchvision's own error. With a CUDA build of torch this module does nothing.
+timm imports torchvision unconditionally, and torchvision's wheels on PyPI are linked against CUDA. With a CPU build of
+torch their C++ part does not load, and `import torchvision` fails at the line that registers the shapes of
+`torchvision::nms`, an operator that nothing here calls. So, if torch has no CUDA, the schemas of the two operators are
+declared before torchvision is imported. No file of the wheel is changed and nothing is stubbed: calling the operators
+still fails with torchvision's own error. With a CUDA build of torch this module does nothing.
 """
 
 import sys
@@ -20,7 +20,7 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """Declares the schemas at the first look-up of torchvision, then leaves the search to the other finders."""
+    """A finder that declares the schemas at the first import of torchvision, and leaves the import to other finders."""
 
     def __init__(self) -> None:
         self._library: object = None  # The declarations live as long as this object.
@@ -48,7 +48,7 @@ def _declare() -> object:
 
 
 def install() -> None:
-    """Put the finder first on the search path, once a process."""
+    """Puts the finder first on the search path, once in a process."""
     if "torchvision" not in sys.modules and not any(isinstance(each, _DeclareOperators) for each in sys.meta_path):
         sys.meta_path.insert(0, _DeclareOperators())
 

@@ -1,4 +1,4 @@
-"""Defines the interfaces of an image tower and of a text tower, of which `TowerPair` is built.
+"""Defines the interfaces of the image tower and the text tower of a `TowerPair`.
 
 `TimmImageTower` and `TransformersTextTower` implement them; docs/extend/tower.md adds another one.
 """
@@ -18,8 +18,8 @@ class ImageTower(Protocol):
 
     Attributes:
         pixels: Side of the square images that it takes. It normalizes their 8-bit values itself.
-        width: Numbers of the pooled vector.
-        patch_width: Numbers of a patch's vector.
+        width: Size of the pooled vector.
+        patch_width: Size of a patch's vector.
         notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
@@ -31,10 +31,10 @@ class ImageTower(Protocol):
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
-        """Returns one vector for each image, and one for each of its patches in the order of reading.
+        """Returns one vector for each image, and one for each of its patches, row by row.
 
-        Without images every parameter must take part all the same (such as by encoding one black image and dropping
-        the result), because every rank needs a gradient of every parameter.
+        Without images every parameter must still take part (such as by encoding one black image and dropping the
+        result), because every rank needs a gradient of every parameter.
         """
         ...
 
@@ -43,7 +43,7 @@ class ImageTower(Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Makes the tower compute its activations again in the backward pass instead of keeping them."""
+        """Makes the tower recompute its activations in the backward pass, to save memory."""
         ...
 
 
@@ -52,7 +52,7 @@ class TextTower(Protocol):
     """An encoder of texts; at run time a `torch.nn.Module`.
 
     Attributes:
-        width: Numbers of a text's vector.
+        width: Size of a text's vector.
         notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
@@ -68,9 +68,9 @@ class TextTower(Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Makes the tower compute its activations again in the backward pass instead of keeping them."""
+        """Makes the tower recompute its activations in the backward pass, to save memory."""
         ...
 
     def recorded(self) -> Mapping[str, Any] | None:
-        """Returns what a checkpoint must hold to build the tower without its source, as JSON; None if nothing."""
+        """Returns what a checkpoint must store, as JSON, to build the tower without its source; None if nothing."""
         ...

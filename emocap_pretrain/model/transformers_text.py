@@ -1,4 +1,4 @@
-"""The text tower: a transformers encoder and the pooling that makes one vector of a text."""
+"""Builds text towers from encoders of transformers, with a pooling that makes one vector from a text."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ torchvision_ops.install()
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after torchvision_ops
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-# A pooler that turns the last hidden states into one vector: this tower pools by itself and never reads it.
-_UNREAD = ("pooler.",)
-# The number of the layer in the name of a parameter: transformers calls the list of layers so in all its encoders.
+# The pooler of an encoder turns the last hidden states into one vector. This tower has its own pooling instead.
+_UNUSED = ("pooler.",)
+# Finds the number of the layer in the name of a parameter, as all encoders of transformers name their layers.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layers)\.(\d+)\.")
 # Buffers that older releases of transformers have stored.
 _CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
 
-# Encoders whose config names no other model, file or hub: these alone are built from what a checkpoint says.
+# Encoders whose config names no other model, file or hub. Only these are built from the config of a checkpoint.
 KINDS = (
     "albert",
     "bert",
@@ -49,14 +49,14 @@ KINDS = (
     "roberta",
     "xlm-roberta",
 )
-# Everything else that transformers knows as an attention is a kernel, which it would download as a program.
+# For every other value transformers would download a kernel, which is a program.
 ATTENTIONS = frozenset({None, "eager", "sdpa"})
 WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
 
 class TransformersTextTower(nn.Module):
-    """A `TextTower` that is an encoder of transformers, and the pooling that makes one vector of a text."""
+    """A `TextTower` that is an encoder of transformers, with a pooling that makes one vector from a text."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class TransformersTextTower(nn.Module):
         weights: bool = True,
         architecture: Mapping[str, Any] | None = None,
     ) -> None:
-        """Build the tower.
+        """Builds the tower.
 
         Args:
-            settings: `pretrained` wins over `architecture`.
-            vocabulary: The tokenizer's.
-            weights: False leaves a pretrained architecture at random values (a checkpoint overwrites them).
-            architecture: What `recorded` gave when the checkpoint was saved; then `settings.pretrained` is not opened,
-                and the weights stay at random values.
+            settings: The encoder and the pooling; `pretrained` takes precedence over `architecture`.
+            vocabulary: Size and padding id of the tokenizer.
+            weights: False leaves a pretrained encoder at random values, which a checkpoint then replaces.
+            architecture: What `recorded` returned when the checkpoint was saved. If given, `settings.pretrained` is not
+                opened, and the weights stay at random values.
 
         Raises:
             ConfigError: If there is no such encoder, or it would need code that is not in transformers.
@@ -88,20 +88,20 @@ class TransformersTextTower(nn.Module):
         _check(settings, self.backbone.config, vocabulary.size)
 
     def recorded(self) -> dict[str, Any] | None:
-        """The architecture of a pretrained encoder as JSON, so that a checkpoint restores without its folder or hub."""
+        """Returns the config of a pretrained encoder as JSON, so that a checkpoint is restored without its source."""
         if not self._is_pretrained:
             return None
-        told: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
-        return {key: value for key, value in told.items() if key not in {"_name_or_path", "auto_map"}}
+        stored: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
+        return {key: value for key, value in stored.items() if key not in {"_name_or_path", "auto_map"}}
 
     def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
-        if texts.ids.shape[0] == 0:  # transformers' mask code refuses an empty batch.
-            return self._of_nothing(texts)
+        if texts.ids.shape[0] == 0:  # The mask code of transformers fails for an empty batch.
+            return self._empty(texts)
         hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
         return pool(hidden, texts.mask, self.pooling)
 
-    def _of_nothing(self, texts: Texts) -> Float[Tensor, "0 width"]:
-        """No rows, yet every parameter takes part, so that all ranks' gradients exist and hooks fire alike."""
+    def _empty(self, texts: Texts) -> Float[Tensor, "0 width"]:
+        """Returns no rows, but uses every parameter, so that gradients exist and hooks run on all ranks alike."""
         one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
         return self.encode_text(one)[:0]
 
@@ -118,7 +118,10 @@ class TransformersTextTower(nn.Module):
 
 
 def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:
-    """One vector a text: its last real token (`eos`), its first (`cls`), or the mean over real tokens (`mean`)."""
+    """Returns one vector for each text: its last token (`eos`), its first (`cls`), or the mean of its tokens (`mean`).
+
+    Padding, where `mask` is False, is ignored.
+    """
     if how == "cls":
         return hidden[:, 0]
     if how == "eos":
@@ -130,7 +133,7 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
 def _backbone(
     settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The encoder, and notes on its weights."""
+    """Returns the encoder, and notes on its weights."""
     if settings.pretrained is None:
         return _from_scratch(settings, vocabulary), ()
     if architecture is not None:
@@ -156,19 +159,19 @@ def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Modul
             max_position_embeddings=max(lengths.by_part.values()),
             pad_token_id=vocabulary.pad_id,
             bos_token_id=None,
-            eos_token_id=vocabulary.pad_id,  # For its own pooling, which is not used here.
+            eos_token_id=vocabulary.pad_id,  # Only the encoder's own pooling reads it, which is not used here.
         )
     )
 
 
 def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `pretrained` with the tower by names and shapes; no weight is read.
+    """Compares the weights in `pretrained` with the tower by names and shapes. No weights are loaded.
 
     Returns:
         The tower's notes.
 
     Raises:
-        ConfigError: If the weights leave a parameter of the tower unfilled, or have others of its parts.
+        ConfigError: If the weights leave a parameter of the tower unfilled, or have unexpected ones in its modules.
     """
     name = settings.pretrained
     if name is None:
@@ -188,7 +191,7 @@ def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _described(name: str) -> tuple[Any, Any]:
-    """The configuration of the encoder, and the class that reads its weights."""
+    """Returns the config of an encoder, and the class that reads its weights."""
     try:
         config = AutoConfig.from_pretrained(name, **TRUST)
         _check_attention(config, f"model.text.pretrained={name}")
@@ -201,7 +204,7 @@ def _described(name: str) -> tuple[Any, Any]:
 
 
 def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """The encoder, once its weights are known to fill it, and notes on them."""
+    """Loads an encoder and checks that its weights fill it. Returns it with notes on the weights."""
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
@@ -211,8 +214,8 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
     parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
     extra = [each for each in found["unexpected_keys"] if not each.endswith(_CONSTANT)]
     fit = Fit(
-        missing=tuple(sorted(each for each in found["missing_keys"] if not each.startswith(_UNREAD))),
-        foreign=tuple(sorted(each for each in extra if each.split(".")[0] in parts)),
+        missing=tuple(sorted(each for each in found["missing_keys"] if not each.startswith(_UNUSED))),
+        unexpected=tuple(sorted(each for each in extra if each.split(".")[0] in parts)),
         reshaped=tuple((each, tuple(has), tuple(wants)) for each, has, wants in sorted(found["mismatched_keys"])),
     )
     fit.require(
@@ -222,13 +225,13 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
     )
     others = sorted({each.split(".")[0] for each in extra})
     return model, (
-        f"model.text.pretrained: {listed(others)} in {name} are left out: they are no part of the text tower",
+        f"model.text.pretrained: {listed(others)} in {name} are left out: they are not a part of the text tower",
     ) if others else ()
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Inside, transformers prints no progress bar and no table of names, which `Fit` says in one line."""
+    """Keeps transformers from printing progress bars and tables of names inside; `Fit` reports names in one line."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
@@ -248,7 +251,11 @@ def _no_encoder(name: str, error: Exception) -> ConfigError:
 
 
 def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
-    """The encoder that a checkpoint describes, at random values; only kinds whose config is nothing but numbers."""
+    """Returns the encoder that a checkpoint describes, at random values. Only the types in `KINDS` are built.
+
+    Raises:
+        ConfigError: If it is of another type, or cannot be built.
+    """
     kind = architecture.get("model_type")
     if kind not in KINDS:
         raise ConfigError(
@@ -266,7 +273,11 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_attention(config: Any, what: str) -> None:
-    """Refuses a config that has transformers fetch a kernel, which is a program, from a hub."""
+    """Checks that the config does not make transformers download a kernel, which is a program, from a hub.
+
+    Raises:
+        ConfigError: If it does.
+    """
     parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
     for found in (getattr(part, "_attn_implementation", None) for part in parts):
         if found not in ATTENTIONS:
@@ -274,7 +285,11 @@ def _check_attention(config: Any, what: str) -> None:
 
 
 def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
-    """Refuses texts longer, or token ids larger, than the tower has embeddings for."""
+    """Checks that the tower has embeddings for the longest text and the largest token id.
+
+    Raises:
+        ConfigError: If it has not.
+    """
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:
         raise ConfigError(

@@ -106,7 +106,7 @@ class TaskResult:
         return {score.name: score.value for score in self.scores}[name]
 
     def metrics(self) -> dict[str, float]:
-        """Returns the scores by their names in the tracker, such as `zero_shot/uar`."""
+        """Returns the scores by their names in the tracker, such as `TASK/uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
     def rows(self) -> list[tuple[str, str]]:

@@ -139,7 +139,7 @@ def test_what_timm_cannot_build_is_refused_in_one_line(name, settings, told):
 
 @pytest.mark.parametrize(("pixels", "nearest"), [(36, 32), (38, 40), (3, 8)])
 def test_pixels_that_patches_do_not_cover_are_refused_with_the_nearest_that_they_do(pixels, nearest):
-    with pytest.raises(ConfigError, match=rf"pixels={pixels} is no multiple of the patch size 8; .* {nearest}\.$"):
+    with pytest.raises(ConfigError, match=rf"pixels={pixels} is not a multiple of the patch size 8; .* {nearest}\.$"):
         vit(pixels=pixels)
     assert vit(pixels=nearest).eval().encode_image(images(1, nearest))[1].shape == (1, (nearest // 8) ** 2, 16)
 

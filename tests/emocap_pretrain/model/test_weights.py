@@ -24,13 +24,13 @@ def test_the_fit_names_what_is_missing_foreign_and_of_another_shape():
     fit = Fit.of(
         {"a": (1,), "b": (2, 3), "c": (4,)},
         {"a": (1,), "b": (3, 2), "d": (5,), "head.x": (6,)},
-        aside=lambda name: name.startswith("head."),
+        ignore=lambda name: name.startswith("head."),
     )
-    assert fit == Fit(missing=("c",), foreign=("d",), reshaped=(("b", (3, 2), (2, 3)),))
+    assert fit == Fit(missing=("c",), unexpected=("d",), reshaped=(("b", (3, 2), (2, 3)),))
     with pytest.raises(ConfigError) as caught:
         fit.require("key=file", "the tower T", "Mend it.")
     assert str(caught.value) == (
-        "key=file: these weights do not fill the tower T: 1 missing (c); 1 foreign (d); "
+        "key=file: these weights do not fill the tower T: 1 missing (c); 1 unexpected (d); "
         "1 of another shape (b has [3, 2], the tower [2, 3]). Mend it."
     )
 
@@ -77,7 +77,7 @@ def test_an_image_tower_with_more_blocks_than_its_weights_is_refused_with_their_
 
 def test_an_image_tower_with_fewer_blocks_than_its_weights_is_refused_with_their_names(tmp_path):
     message = image_refusal(image_settings(image_file(tmp_path, vit_weights()), depth=1))
-    assert "12 foreign (blocks.1.attn.proj.bias, " in message
+    assert "12 unexpected (blocks.1.attn.proj.bias, " in message
     assert "missing" not in message
 
 
@@ -90,7 +90,7 @@ def test_image_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
 def test_image_weights_with_foreign_names_alone_are_refused_with_those_names(tmp_path, name):
     file = image_file(tmp_path, {"stranger.weight": torch.zeros(3), "stranger.bias": torch.zeros(3)})
     message = image_refusal(ImageTowerConfig(name=name, pixels=32, pretrained=file))
-    assert "2 foreign (stranger.bias, stranger.weight)" in message
+    assert "2 unexpected (stranger.bias, stranger.weight)" in message
     assert "missing (" in message
 
 
@@ -98,7 +98,7 @@ def test_image_weights_without_any_tensor_or_of_a_broken_file_are_refused(tmp_pa
     assert "there is no tensor in the file" in image_refusal(image_settings(image_file(tmp_path, {})))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a header")
-    assert "is no .safetensors file that can be read" in image_refusal(image_settings(str(broken)))
+    assert "is not a readable .safetensors file" in image_refusal(image_settings(str(broken)))
 
 
 def test_a_classifier_head_in_the_image_weights_is_left_aside(tmp_path):
@@ -215,7 +215,7 @@ def test_a_text_tower_with_more_layers_than_its_weights_is_refused_with_their_na
 def test_a_text_tower_with_fewer_layers_than_its_weights_is_refused_with_their_names(tmp_path, kind):
     kind(BERT).save_pretrained(tmp_path)
     message = text_refusal(described(tmp_path, num_hidden_layers=1))
-    assert "16 foreign (" in message
+    assert "16 unexpected (" in message
     assert "encoder.layer.1.attention.output.LayerNorm.bias, " in message
 
 
@@ -232,7 +232,7 @@ def test_a_head_beside_the_text_weights_is_left_aside_and_said(tmp_path, capfd):
     tower = TransformersTextTower(text_settings(tmp_path), Vocabulary(50, 0))
     assert tower.notes == load_nothing(tmp_path)
     assert tower.notes == (
-        f"model.text.pretrained: cls in {tmp_path} are left out: they are no part of the text tower",
+        f"model.text.pretrained: cls in {tmp_path} are left out: they are not a part of the text tower",
     )
     assert torch.equal(tower.backbone.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
     assert capfd.readouterr() == ("", "")
