@@ -1,14 +1,29 @@
 #!/usr/bin/env bash
-# The whole test suite; makes the environment if needed. Arguments go to pytest instead of the whole suite.
+# Runs the tests; makes the environment if needed.
+#
+#   launch/test.sh           everything, in three stages
+#   launch/test.sh fast      unit tests that start no other process, in a few minutes
+#   launch/test.sh ARGS      pytest with these arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup.sh
 
 make_environment
-if [ $# -gt 0 ]; then exec .venv/bin/python -m pytest "$@"; fi
-echo "Unit tests"
-.venv/bin/python -m pytest -m 'not slow' -n "$(nproc)" -q
-echo "Fused kernels in Triton's interpreter"
-TRITON_INTERPRET=1 .venv/bin/python -m pytest tests/emocap_kernels/fused -n "$(nproc)" -q
-echo "End-to-end tests: real launchers, processes that are killed"
-exec .venv/bin/python -m pytest -m 'slow and not drill' -q
+
+stage() {
+    local name=$1 began=$SECONDS
+    shift
+    echo "$name: pytest $*"
+    .venv/bin/python -m pytest "$@"
+    echo "$name took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+}
+
+case "${1-}" in
+"")
+    stage "Unit tests" -m 'not slow' -n "$(nproc)" -q
+    TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$(nproc)" -q
+    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -q
+    ;;
+fast) stage "Fast unit tests" -m 'not slow and not costly' -n "$(nproc)" -q ;;
+*) exec .venv/bin/python -m pytest "$@" ;;
+esac

@@ -1,10 +1,22 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from launch.local_s3 import BUCKET, LocalS3
+
+
+ROOT = Path(__file__).parents[1]
+COSTLY = {line for line in (ROOT / "tests/costly.txt").read_text().splitlines() if not line.startswith("#")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the files in tests/costly.txt as `costly`."""
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix() in COSTLY:
+            item.add_marker("costly")
 
 
 @pytest.fixture(scope="session")
