@@ -7,7 +7,6 @@ import pytest
 
 from launch.local_s3 import BUCKET, LocalS3
 
-
 ROOT = Path(__file__).parents[1]
 COSTLY = {line for line in (ROOT / "tests/costly.txt").read_text().splitlines() if not line.startswith("#")}
 

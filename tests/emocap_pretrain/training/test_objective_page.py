@@ -17,10 +17,9 @@ from torch.nn.functional import normalize
 
 from emocap_pretrain.config.objective import Kind
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.build import build_engine, build_model
 
 PAGE = Path(__file__).parents[3] / "docs/extend/objective.md"
 ALONE = RankGroup(Rank(), "cpu", None)
@@ -81,7 +80,7 @@ def test_a_run_trains_with_the_objective_of_the_page(
     objective = config.objective.model_copy(update={"kind": "spectral"})  # The schema does not have the name yet.
     config = config.model_copy(update={"objective": objective})
     torch.manual_seed(0)
-    engine = Engine.of(TowerPair.of(config, VOCABULARY), config, ALONE)
+    engine = build_engine(config, build_model(config, VOCABULARY), ALONE)
     batch = batch_of(config, 0, range(config.global_batch))
     losses = [float(engine.train(batch)["summary/loss"]) for _ in range(config.steps)]
     assert losses[-1] < losses[0]
