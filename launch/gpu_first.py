@@ -77,7 +77,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sigmoid_threshold": {"objective": "sigmoid", "mining": Mining("text", 0.25)},
     "soft": {"objective": "soft", "guide_scale": 20.0},
 }
-# Today's tile comes first; the one with four warps and two stages may let two programs share a multiprocessor.
+# The current tile comes first. With four warps and two stages, two programs may share a multiprocessor.
 TILES = (*CANDIDATES, tiling.TileConfig(128, 128, 64, 4, 2))
 # Patches of an image, sentences of an image.
 REGIONS = ((49, 4), (196, 4), (576, 2))
@@ -85,7 +85,7 @@ PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid
 
 
 def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
-    """The loss of a setting and its gradients in image, text and scale."""
+    """Returns the loss of a setting and its gradients in image, text and scale."""
     options = dict(SETTINGS[setting])
     if "ids" in options:
         options["ids"] = torch.arange(len(batch.image), device=batch.device) // options["ids"]
@@ -98,7 +98,7 @@ def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tupl
 
 
 def evaluate_regions(batch: Regions, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
-    """The local loss and its gradients in patches, sentences and scale."""
+    """Returns the local loss and its gradients in patches, sentences and scale."""
     arguments = (batch.patches, batch.sentences, batch.owner, batch.scale)
     loss = region_contrastive_loss(*arguments, backend=backend).loss
     return loss, *torch.autograd.grad(loss, (batch.patches, batch.sentences, batch.scale))
@@ -110,18 +110,18 @@ def forward(batch: PairBatch) -> Tensor:
 
 
 def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """The greatest error of a tensor, as a share of its norm in float64."""
+    """Returns the largest error of a tensor, relative to its norm in float64."""
     pairs = zip(found, true, strict=True)
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
 def use_tile(tile: tiling.TileConfig) -> None:
-    """Replace the tiles of the fused kernels in this process."""
+    """Replaces the tiles of the fused kernels in this process."""
     tiling.TALL = tiling.SQUARE = tile
 
 
 def check(name: str) -> tuple[float, float]:
-    """Relative error against float64 and seconds; sizes that no tile divides. Runs in a process of its own."""
+    """Returns the relative error from float64, and seconds, at sizes that no tile divides. Runs in its own process."""
     start_s = time.monotonic()
     kind, *numbers = name.split()
     if kind == "regions":
@@ -138,7 +138,7 @@ def check(name: str) -> tuple[float, float]:
 
 
 def median_s(call: Callable[[], object], rounds: int = 5) -> float:
-    """The median of some readings after two calls for warming up."""
+    """Returns the median of some readings, after two calls as a warm-up."""
     call()
     call()
     clock = clock_of(DEVICE)
@@ -213,7 +213,7 @@ def measure_device(session: Session) -> None:
 
 def run_checks(session: Session) -> None:
     names = [*SETTINGS, *(f"regions {patches} {sentences}" for patches, sentences in REGIONS)]
-    if CUDA:  # A tile concerns the fused kernels alone.
+    if CUDA:  # Only the fused kernels have tiles.
         names += [f"tile {number}" for number in range(1, len(TILES))]
     pool = ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"))
     jobs = {name: pool.submit(check, name) for name in names}
@@ -221,10 +221,10 @@ def run_checks(session: Session) -> None:
         try:
             error, seconds = job.result(timeout=max(5.0, min(150.0, session.left_s())))
             session.record(check=name, relative_error=error, correct=error < TOLERANCE, seconds=seconds)
-        except Exception as failure:  # noqa: BLE001 - one setting must not cost the others
+        except Exception as failure:  # noqa: BLE001 - the other settings must run
             session.record(check=name, failed=first_line(failure))
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in active_children():  # One that hangs must not hold the later stages up.
+    for process in active_children():  # A process that hangs must not delay the later stages.
         process.kill()
 
 
@@ -247,7 +247,7 @@ def measure_plain(session: Session) -> None:
 
 
 def profile_plain(session: Session, batch: PairBatch) -> None:
-    """The ten kernels that take the most time on the device."""
+    """Records the ten kernels that take the most time on the device."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -262,7 +262,7 @@ def profile_plain(session: Session, batch: PairBatch) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """Measures the rate of the library's half of the backward pass, by the shape of a chunk of the scores' gradient."""
+    """Measures the rate of the library's products in backward, for several shapes of a chunk of the gradient."""
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):
         for rows, columns in chunks:
@@ -397,7 +397,7 @@ def run_tests(session: Session) -> None:
     session.record(tests=lines[-1][:200] if lines else "no output", output=output.name)
 
 
-# Name, seconds that it needs at least, what it does: the most wanted first.
+# (name, seconds that it needs at least, function), the most important first.
 STAGES: tuple[tuple[str, float, Callable[[Session], None]], ...] = (
     ("device", 5, measure_device),
     ("checks", 30, run_checks),

@@ -104,10 +104,12 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         RanksDisagreeError: If the ranks of the group were called differently.
 
     Example:
+        ```python
         image = normalize(torch.randn(8, 64), dim=1).requires_grad_()
         text = normalize(torch.randn(8, 64), dim=1).requires_grad_()
         result = contrastive_loss(image, text, 14.3, mining=Mining(threshold=0.9))
         result.loss.backward()
+        ```
     """
     inputs = ContrastiveInputs(
         image, text, scale, objective, bias, mining, guide_image, guide_text, guide_scale, ids, schedule

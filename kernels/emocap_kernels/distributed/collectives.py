@@ -34,9 +34,11 @@ def count_received_bytes() -> Generator[Counter[ReceivedKind]]:
     The count follows from the sizes of the messages; nothing is measured on the network.
 
     Example:
+        ```python
         with count_received_bytes() as received:
             loss = contrastive_loss(image, text, scale, group=group).loss
         print(received["vectors"], received["numbers"])
+        ```
     """
     counter: Counter[ReceivedKind] = Counter()
     _counters.append(counter)

@@ -97,10 +97,12 @@ def region_contrastive_loss(
         RanksDisagreeError: If the ranks of the group were called differently.
 
     Example:
+        ```python
         patches = normalize(torch.randn(8, 49, 64), dim=2).requires_grad_()
         sentences = normalize(torch.randn(20, 64), dim=1).requires_grad_()
         owner = torch.arange(20) % 8
         region_contrastive_loss(patches, sentences, owner, 14.3).loss.backward()
+        ```
     """
     inputs = RegionInputs(patches, sentences, owner, scale, float(sharpness), scope, patch_mask, mining, schedule)
     ranks = ranks_of(group, patches.device)

@@ -49,7 +49,9 @@ def region_attention(
         ShapeError: If tensors do not fit together.
 
     Example:
+        ```python
         weights = region_attention(patches, sentences[:3], owner[:3])  # [3, patches]
+        ```
     """
     checks.check_regions(patches, sentences, image, patch_mask, owner="image")
     checks.check_sharpness(sharpness)
