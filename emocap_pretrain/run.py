@@ -101,15 +101,15 @@ def _dry_run(
 ) -> None:
     """Print the plan as far as there can be one, and what keeps the run from starting; nothing is started."""
     from emocap_pretrain.dry_run.fabric import fabric_of
-    from emocap_pretrain.dry_run.outlook import Assumed
-    from emocap_pretrain.dry_run.plan import Plan
+    from emocap_pretrain.dry_run.outlook import Assumptions
+    from emocap_pretrain.dry_run.plan import RunPlan
     from emocap_pretrain.dry_run.preflight import Findings, preflight
 
-    assumed = Assumed(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
+    assumed = Assumptions(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
     found, plan = Findings(), None
-    devices = found.attempt(lambda: _devices_here(config))
+    devices = found.collect(lambda: _devices_here(config))
     if devices:
-        plan = found.attempt(lambda: Plan.of(config, devices.ranks, on_gpu=devices.on_gpu, assumed=assumed))
+        plan = found.collect(lambda: RunPlan.of(config, devices.ranks, on_gpu=devices.on_gpu, assumed=assumed))
     checked = preflight(config, devices if plan else None, known=plan.memory if plan else None)
     if plan:
         sys.stdout.write(shown(plan.text(full=full)) + "\n")
@@ -174,7 +174,7 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, al
 
     if is_done(config, open_store(config.url)):
         found = Findings()
-        found.attempt(lambda: evaluation(config.evaluation, found, prepare_tasks=prepare_tasks))
+        found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=prepare_tasks))
     else:
         found = preflight(config, devices, prepare_tasks=prepare_tasks)
     found.refuse()

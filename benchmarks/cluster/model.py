@@ -7,8 +7,8 @@ from benchmarks.cluster.simulation import Elastic, simulate
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement, measured
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.dry_run.fabric import FABRICS, KEPT, Fabric, device_flops
-from emocap_pretrain.dry_run.failures import Trouble, daly, goodput, young
+from emocap_pretrain.dry_run.fabric import FABRICS, REACHED_FLOPS, Fabric, device_flops
+from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput, young
 from emocap_pretrain.dry_run.memory import estimate
 from emocap_pretrain.dry_run.outlook import COPIED_BYTES_PER_S, DAY_S, SCALES, STORED_BYTES_PER_S
 from emocap_pretrain.dry_run.step import Speed, efficiency, step_time
@@ -50,7 +50,7 @@ def _scaled(
         contender=setting["fabric"],
         setting={"objective": setting["objective"], "ranks": ranks, "rows": work.rows},
         unit="share of the speed of a rank alone",
-        more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": KEPT},
+        more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": REACHED_FLOPS},
         versions={},
     )
 
@@ -59,7 +59,7 @@ def failing(about: Occasion) -> Iterator[Measurement]:
     """1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
     size = estimate(_config({}), 1).parameters * FLOAT
     for days in MTBF_DAYS:
-        trouble = Trouble(
+        trouble = FailureModel(
             node_mtbf_s=days * DAY_S,
             nodes=NODES,
             stall_s=size / COPIED_BYTES_PER_S + 1.0,
@@ -70,7 +70,7 @@ def failing(about: Occasion) -> Iterator[Measurement]:
             yield from _shares(trouble, days, times * daly(trouble), about)
 
 
-def _shares(trouble: Trouble, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
+def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
 

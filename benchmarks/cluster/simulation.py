@@ -5,7 +5,7 @@ import math
 import random
 from dataclasses import dataclass, field
 
-from emocap_pretrain.dry_run.failures import Trouble
+from emocap_pretrain.dry_run.failures import FailureModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class _Clock:
 
 
 def simulate(
-    trouble: Trouble, interval_s: float, *, horizon_s: float, seed: int, elastic: Elastic | None = None
+    trouble: FailureModel, interval_s: float, *, horizon_s: float, seed: int, elastic: Elastic | None = None
 ) -> Outcome:
     """Run a job for at least `horizon_s` seconds of its time.
 
@@ -92,11 +92,11 @@ def simulate(
     return Outcome(**{name: spent / total for name, spent in clock.spent.items()}, failures=failures)
 
 
-def _until_failure(trouble: Trouble, nodes: int, draw: random.Random) -> float:
+def _until_failure(trouble: FailureModel, nodes: int, draw: random.Random) -> float:
     return math.inf if math.isinf(trouble.node_mtbf_s) else draw.expovariate(nodes / trouble.node_mtbf_s)
 
 
-def _attempt(trouble: Trouble, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
+def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
     """Account for one attempt; when it ends, and whether it was cut off rather than grown."""
     works_s = interval_s * trouble.nodes / nodes
     segment_s = works_s + trouble.stall_s

@@ -1,7 +1,7 @@
-"""How much memory a rank needs, found without allocating it: the towers run on fake tensors.
+"""Estimates how much memory a rank needs without allocating it: the towers run on fake tensors.
 
-Activations are not guessed by a formula: both passes are traced at the real batch size with tensors that have a shape
-and no bytes, and the storages that are alive at the same time are added up.
+Activations are not estimated by a formula. The forward and backward pass are traced at the real batch size with tensors
+that have a shape but no memory, and the sizes of the storages that are alive at the same time are added up.
 """
 
 import weakref
@@ -28,20 +28,25 @@ from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.zero import BUCKET
 
-SHORTEST = 3  # Tokens of a text: its two marks and one between them.
+SHORTEST = 3  # Tokens of the shortest text: start, end, and one between them.
 FLOAT = 4
 LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on one rank's device at the peak of a step, the framework's own overhead not counted.
+    """Holds the bytes on one rank's device at the peak of a step, without the framework's own overhead.
 
     Attributes:
-        activations: The most that is alive at a time in forward pass, loss and backward pass.
-        state: Size of the optimizer's state over all ranks, as a checkpoint stores it.
-        patches: Of one image, as the local loss sees them.
-        row_flops: Of both towers for one row, forward and backward; products within attention are not counted.
+        parameters: Number of parameters of the model.
+        weights: Bytes of the weights, a teacher's included.
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of the optimizer's state and of its copy of the weights.
+        buffers: Bytes of the buffers of ZeRO.
+        activations: Most bytes that are alive at a time in forward pass, loss and backward pass.
+        state: Bytes of the optimizer's state over all ranks, as a checkpoint stores it.
+        patches: Number of patches of one image in the local loss.
+        row_flops: FLOP of both towers for one row, forward and backward, without the products within attention.
     """
 
     parameters: int
@@ -56,26 +61,28 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes at the peak."""
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
+        """Returns the rows of `--dry-run`: names and texts."""
         parts = ("weights", "gradients", "optimizer", "buffers", "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
-            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, beside the framework's own"),
+            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, without the framework's own"),
             ("", f"GiB: {listed}"),
         ]
 
 
 def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEstimate:
-    """Trace one step of a rank.
+    """Estimates the memory of a rank by tracing one step.
 
     Args:
         config: The run.
-        ranks: How many there are.
-        shortest: Captions of the shortest length without local sentences, for a lower bound; else captions of the
-            longest length with five local sentences each, for an upper one.
+        ranks: World size.
+        shortest: True assumes captions of the shortest length without local sentences, for a lower bound; False
+            assumes captions of the longest length with five local sentences each, for an upper bound.
 
     Raises:
         ConfigError: If the optimizer cannot work under this stage of ZeRO, its settings do not fit the model, or the
@@ -107,9 +114,9 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     return MemoryEstimate(
         parameters=parameters,
         weights=size // (ranks if stage == 3 else 1) + frozen,
-        # With several passes the sum of their gradients is held in whole until it is reduced, once.
+        # With several passes the sum of their gradients is not partitioned until it is reduced, once.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
-        # With ZeRO also the rank's own copy of the weights that it updates.
+        # With ZeRO each rank also has a copy of the weights that it updates.
         optimizer=state if stage == 0 else (masters + state) // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
         activations=traced.activations,
@@ -130,11 +137,12 @@ class _Trace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Captions:
-    """The captions that the estimate assumes, by the name of each active part.
+    """Describes the captions that the estimate assumes, by the name of each active part.
 
     Attributes:
         lengths: Tokens of each text.
-        texts: Texts of an image; parts of which a caption may have any number are those in `several`.
+        texts: Number of texts of an image.
+        several: The parts of which a caption may have any number of texts.
     """
 
     lengths: Mapping[str, int]
@@ -151,7 +159,7 @@ class _Captions:
         return cls(config.model.text.lengths.by_part, {part.name: part.texts_per_image for part in parts}, several)
 
     def batch(self, rows: int, pixels: int) -> Batch:
-        """Returns a batch of so many images with such captions."""
+        """Returns a batch of `rows` images with such captions."""
         images = torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8)
         return Batch(images, {name: self._texts(name, rows * each) for name, each in self.texts.items()})
 
@@ -162,11 +170,11 @@ class _Captions:
 
 
 def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions) -> _Trace:
-    """Bytes at the peak of both passes and of the loss between them; a weight's gradient goes at once."""
+    """Measures the bytes at the peak of both passes and of the loss between them; gradients of weights do not count."""
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_forget_gradient)
-    there = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
-    with _LiveStorages(there) as live:
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
+    with _LiveStorages(existing) as live:
         batch = captions.batch(rows, model.pixels)
         embeddings = model(batch)
         guides = teacher(batch.images) if teacher else None
@@ -179,7 +187,7 @@ def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int
 
 
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
-    """Of both passes; counted apart from memory, because the counter keeps tensors alive."""
+    """Counts the FLOP of both passes. This is separate from memory, because the counter keeps tensors alive."""
     with FlopCounterMode(display=False) as counter:
         _sum(model(batch)).backward()
         if teacher:
@@ -191,17 +199,17 @@ def _sum(embeddings: Embeddings) -> Tensor:
     return torch.stack([each.sum() for each in embeddings.tensors()]).sum()
 
 
-def _forget_gradient(parameter: Tensor) -> None:
+def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of what operators make, for as long as it lives; views of `there` are not made."""
+    """Counts the bytes of the storages that operators allocate and that are still alive, without `existing` ones."""
 
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
         self.bytes = self.peak_bytes = 0
-        self._known = weakref.WeakSet[Any](each.untyped_storage() for each in there)
+        self._known = weakref.WeakSet[Any](each.untyped_storage() for each in existing)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -1,16 +1,16 @@
-"""The rows of `--dry-run` that look ahead: what is assumed, how long a step takes, how often to save."""
+"""Formats the forecast of `--dry-run`: the assumptions, the time of a step, and how often to save."""
 
 import math
 from dataclasses import dataclass
 
 from emocap_pretrain.dry_run.fabric import FABRICS, Fabric
-from emocap_pretrain.dry_run.failures import Trouble, daly, goodput
+from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput
 from emocap_pretrain.dry_run.step import Speed, StepTime, breaks_at, efficiency, step_time
 from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
 
 DAY_S = 86400.0
 MTBF_DAYS = 30.0
-# Assumed, until a run has measured its own: a device's memory to the host's, and a rank to the store.
+# Assumptions, until a run has measured its own rates: from the device to the host, and from a rank to the store.
 COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -18,10 +18,14 @@ Row = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Assumed:
-    """The assumptions of a forecast; None was not given.
+class Assumptions:
+    """Holds the assumptions of a forecast that the user gave; None: not given.
 
-    `step_s` is a step of one rank alone with its rows, where it was measured.
+    Attributes:
+        fabric: The network.
+        step_s: Measured seconds of a step of one rank alone with its rows.
+        node_mtbf_days: Mean time between failures of one node.
+        restart_s: Seconds from a failure to the next new step.
     """
 
     fabric: Fabric | None = None
@@ -31,23 +35,31 @@ class Assumed:
 
     @property
     def asked(self) -> bool:
-        """True if anything was given, so that a forecast is wanted."""
+        """True if the user gave any assumption, and so asks for a forecast."""
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property
     def mtbf_days(self) -> float:
-        """Between failures of one node."""
+        """Mean days between failures of one node, given or assumed."""
         return MTBF_DAYS if self.node_mtbf_days is None else self.node_mtbf_days
 
     def fabric_for(self, *, on_gpu: bool) -> Fabric:
+        """Returns the network, given or assumed."""
         return self.fabric or FABRICS["ib400" if on_gpu else "gloo"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A job of `ranks` ranks, saving every `every_steps`; `speed` is None where nobody knows the device.
+    """Forecasts a job.
 
-    `state_bytes` is the size of the optimizer's state, over all ranks.
+    Attributes:
+        work: What one rank computes and receives in a step.
+        state_bytes: Size of the optimizer's state over all ranks.
+        ranks: World size.
+        every_steps: Steps between two checkpoints.
+        fabric: The network.
+        assumed: The assumptions of the user.
+        speed: Speed of one rank alone; None if the device is unknown.
     """
 
     work: Workload
@@ -55,14 +67,14 @@ class Outlook:
     ranks: int
     every_steps: int
     fabric: Fabric
-    assumed: Assumed
+    assumed: Assumptions
     speed: Speed | None
 
     @property
-    def trouble(self) -> Trouble:
-        """Rank 0 copies and uploads the weights and, as every rank does, its share of the optimizer's state."""
+    def trouble(self) -> FailureModel:
+        """The failures and delays. Rank 0 saves most: the weights, and like all ranks its share of the state."""
         most = self.work.parameters * FLOAT + self.state_bytes / self.ranks
-        return Trouble(
+        return FailureModel(
             node_mtbf_s=self.assumed.mtbf_days * DAY_S,
             nodes=self.fabric.nodes(self.ranks),
             stall_s=most / COPIED_BYTES_PER_S,
@@ -71,7 +83,7 @@ class Outlook:
         )
 
     def rows(self) -> list[Row]:
-        """Rows of at most 63 characters. Failures of nodes are shown for several nodes, or on request."""
+        """Returns rows of a name and at most 63 characters. Failures are shown for several nodes, or on request."""
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
         rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
@@ -131,6 +143,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
+    """Returns a number of bytes in MB or GB."""
     return f"{_digits(number / 1e9)} GB" if number >= 1e9 else f"{_digits(number / 1e6)} MB"
 
 

@@ -1,4 +1,4 @@
-"""What a run will do, before it does it: the text of `--dry-run`."""
+"""Plans a run without starting it, and formats the plan for `--dry-run`."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.fabric import device_flops
 from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
-from emocap_pretrain.dry_run.outlook import Assumed, Outlook
+from emocap_pretrain.dry_run.outlook import Assumptions, Outlook
 from emocap_pretrain.dry_run.step import Speed
 from emocap_pretrain.dry_run.workload import Workload
 from emocap_pretrain.errors import ConfigError
@@ -21,15 +21,23 @@ from emocap_pretrain.model.pair import check_weights
 from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.training.objective import Objective, vector_dtype
 
-# Assumed where the device is unknown, by whether it is a GPU: an H100 in bfloat16, a core of a CPU in float32.
+# Assumption for an unknown device, by whether it is a GPU: an H100 in bfloat16, or one core of a CPU in float32.
 LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The run's split over ranks, its memory, its data and how it may go.
+class RunPlan:
+    """The plan of a run: how the batch is divided, the memory of a rank, the data, and a forecast.
 
-    `manifests` is empty where no dataset can be read; `weights` are notes on pretrained weights.
+    Attributes:
+        config: The run.
+        ranks: World size.
+        on_gpu: Whether the ranks use GPUs.
+        split: How a batch is divided over the ranks.
+        memory: The memory of a rank.
+        manifests: The manifests of the datasets; empty if one cannot be read.
+        assumed: The user's assumptions for the forecast.
+        weights: Notes on pretrained weights.
     """
 
     config: Config
@@ -38,12 +46,12 @@ class Plan:
     split: BatchSplit
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
-    assumed: Assumed
+    assumed: Assumptions
     weights: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumed | None = None) -> "Plan":
-        """Plan a run.
+    def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumptions | None = None) -> "RunPlan":
+        """Plans a run.
 
         Raises:
             ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
@@ -52,10 +60,10 @@ class Plan:
         weights = check_weights(config.model) + check_teacher(
             config.objective.teacher, pixels=config.model.image.pixels
         )
-        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumed(), weights)
+        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions(), weights)
 
     def text(self, *, full: bool = False) -> str:
-        """One line for each row; with `full` the resolved config follows."""
+        """Returns the plan, one line for each row; with `full` the resolved config follows."""
         weights = [("weights", note) for note in self.weights]
         rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
         lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
@@ -80,7 +88,7 @@ class Plan:
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms
         if self.on_gpu and not torch.cuda.is_available():
-            return [("losses", f"{settings.backend}, decided on the GPUs")]
+            return [("losses", f"{settings.backend}, chosen when the run starts on its GPUs")]
         dtype = vector_dtype(settings, engine.precision)
         vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
         parts: dict[BackendChoice, list[str]] = {}
@@ -104,15 +112,15 @@ class Plan:
         )
 
     def _speed(self, work: Workload) -> Speed | None:
-        """Of one rank alone: from a measured step, else from what is known of the GPU that is here."""
+        """Returns the speed of one rank alone, from a measured step or from the GPU of this host; None if unknown."""
         half = self.config.engine.precision == "bf16"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
         flops = device_flops(name, half=half)
         if self.assumed.step_s is not None:
             return Speed.of_step(self.assumed.step_s, work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
-        # With more passes than one the forward pass runs twice, a third of the work.
-        again = 4 / 3 if self.split.passes > 1 else 1
-        return None if flops is None else Speed(again * work.rows * self.memory.row_flops / flops, flops, 0.0)
+        # With more than one pass the forward pass, which is a third of the work, runs twice.
+        repeated = 4 / 3 if self.split.passes > 1 else 1
+        return None if flops is None else Speed(repeated * work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
         sources = self.config.data.sources
@@ -124,7 +132,7 @@ class Plan:
         return [
             *(("data", _described(manifest)) for manifest in self.manifests),
             *self._mixture(),
-            ("each rank", f"about {samples // self.ranks:,} samples an epoch, those of a step lie beside each other"),
+            ("each rank", f"about {samples // self.ranks:,} samples in an epoch"),
             ("shuffle", f"{window:,} samples together"),
             ("windows", self._windows(samples, window)),
             ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
@@ -134,7 +142,7 @@ class Plan:
         two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples
         data = self.config.data
         cache = f"a cache of {data.cache_gb:g} GB in {data.cache}" if data.cache_gb else "no cache"
-        return f"two, {two_windows / 1e9:.3g} GB, of which a node holds its share; {cache}"
+        return f"two of them have {two_windows / 1e9:.3g} GB, and each node holds its share of that; {cache}"
 
     def _mixture(self) -> list[tuple[str, str]]:
         if len(self.manifests) == 1:

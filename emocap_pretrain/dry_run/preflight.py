@@ -1,8 +1,8 @@
-"""Checks a run before it starts: without Ray, without a process group, and without a write.
+"""Checks a run before it starts: without Ray, without a process group, and without writing anything.
 
-A problem keeps the run from starting, and its line says the reason and the cure. A note is a fact that the user may not
-expect; the run starts all the same. Everything here reads a few small objects of the store, except the evaluation
-dataset, which each task reads for a bounded time.
+A problem prevents the run from starting, and its line says why and what to do. A note is a fact that the user may not
+expect; the run starts anyway. The checks read a few small objects of the store, and each evaluation task reads its
+dataset for a limited time.
 """
 
 import math
@@ -41,14 +41,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of the ranks: `ranks` in all, `per_host` of them on each host, of which each is like this one."""
+    """Describes the devices of the ranks: `ranks` in total and `per_host` on each host. All hosts are like this one."""
 
     ranks: int
     per_host: int
     on_gpu: bool
 
     def memory_bytes(self) -> int | None:
-        """The memory that one rank can use; None if it is not known here."""
+        """Returns the memory that one rank can use; None if it is not known on this host."""
         if not self.on_gpu:
             return _host_memory_bytes() // self.per_host
         if not torch.cuda.is_available():
@@ -58,20 +58,22 @@ class Devices:
 
 @dataclass(slots=True)
 class Findings:
-    """Problems and notes, one line each."""
+    """Collects problems and notes, one line each."""
 
     problems: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
     def refuse(self) -> None:
-        """Raises:
-        ConfigError: If there is a problem; it has all of them.
+        """Raises an error if there is a problem.
+
+        Raises:
+            ConfigError: With one line for each problem.
         """
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
-    def attempt(self, check: Callable[[], Value]) -> Value | None:
-        """Returns what the check returns; an error of ours that it raises is noted as a problem instead."""
+    def collect(self, check: Callable[[], Value]) -> Value | None:
+        """Returns what the check returns; None if it raises an error of this project, which becomes a problem."""
         try:
             return check()
         except (EmocapError, ShardsError) as error:
@@ -79,6 +81,7 @@ class Findings:
             return None
 
     def add(self, problem: str) -> None:
+        """Adds a problem, once."""
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -90,41 +93,44 @@ def preflight(
     prepare_tasks: bool = True,
     known: MemoryEstimate | None = None,
 ) -> Findings:
-    """Look at everything that a start of this run needs.
+    """Checks everything that this run needs to start.
 
     Args:
         config: The run.
-        devices: Where it will run; None where a cluster decides that, then the ranks' memory is not checked.
-        prepare_tasks: Let each evaluation task compare its settings with its data, for 20 s at most. A run that has a
-            checkpoint with the same evaluation settings has done so already.
+        devices: The devices of the ranks. None: a cluster decides that later, and memory is not checked.
+        prepare_tasks: Lets each evaluation task check its settings against its data, for at most `PREPARE_S` seconds. A
+            run that has a checkpoint with the same evaluation settings has done so already.
         known: The memory of a rank, if it was estimated already.
+
+    Returns:
+        The problems and notes; nothing is raised for them.
     """
     found = Findings()
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
-    found.attempt(lambda: Objective.of(config.objective, precision=config.engine.precision))
+    found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision))
     if devices:
-        found.attempt(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
-    found.attempt(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
+        found.collect(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
+    found.collect(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:
-        found.attempt(lambda: found.notes.extend(check_weights(config.model)))
-    # Unlike the towers' own weights, those of a teacher are in no checkpoint.
-    found.attempt(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
+        found.collect(lambda: found.notes.extend(check_weights(config.model)))
+    # A checkpoint has the weights of the towers, but not those of a teacher.
+    found.collect(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     if devices and not checkpoint and not found.problems:
-        found.attempt(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
+        found.collect(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
-    found.attempt(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
+    found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     return found
 
 
 def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bool) -> None:
-    """Check the evaluation dataset and the names of the tasks, and let each task look into the data for 20 s at most.
+    """Checks the evaluation dataset, the names of the tasks, and with `prepare_tasks` their settings and data.
 
     Raises:
-        ConfigError: If there is no dataset, no task of a name, or the settings of a task do not fit the data.
+        ConfigError: If there is no such dataset or task, or if the settings of a task do not fit the data.
     """
     tasks.tasks_of(settings)
     if settings.url is None:
@@ -135,7 +141,7 @@ def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bo
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
-    """The newest checkpoint of the run's folder, which must belong to this run."""
+    """Returns the newest checkpoint in the run's folder, and checks that the folder belongs to this run."""
 
     def check() -> Checkpoint | None:
         store = open_store(config.url)
@@ -144,22 +150,22 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
         RunFolder(store).run_id(config)
         return newest(store)
 
-    return found.attempt(check)
+    return found.collect(check)
 
 
 def _writable(folder: Path) -> None:
-    """Checks that the run may write there, by the rights of the existing folder; nothing is written."""
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "is not a folder" if not there.is_dir() else "may not be written by this user"
-        raise ConfigError(f"url: the run cannot be kept in {folder}, because {there} {why}; choose another url.")
+    """Checks the permissions of the folder, or of its nearest existing parent; writes nothing."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "is not a folder" if not existing.is_dir() else "may not be written by this user"
+        raise ConfigError(f"url: the run cannot be kept in {folder}, because {existing} {why}; choose another url.")
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
-    """The manifests, where all of them can be read; else none."""
+    """Returns the manifests of all datasets; none if one of them cannot be read."""
     names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
     pairs = zip(names, config.data.sources, strict=True)
-    manifests = [found.attempt(lambda name=name, url=source.url: _manifest(url, name)) for name, source in pairs]
+    manifests = [found.collect(lambda name=name, url=source.url: _manifest(url, name)) for name, source in pairs]
     return [each for each in manifests if each] if all(manifests) else []
 
 
@@ -178,7 +184,7 @@ def _datasets_in(folder: Path) -> list[str]:
 
 
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
-    """A loss compares a sample with the others of its batch, except the local one within an image."""
+    """Checks that each sample has others to be compared with; only the local loss within an image needs none."""
     samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
     objective = config.objective
     parts = active_parts(objective.weights)
@@ -231,26 +237,30 @@ def _other_steps(config: Config, done: int, before: int) -> str:
 
 
 def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:
-    """Refuses what does not fit even with the shortest captions; the estimate itself assumes the longest."""
-    there = devices.memory_bytes()
-    if there is None or needed.total <= there:
+    """Checks that a rank's memory suffices.
+
+    Raises:
+        ConfigError: If it does not suffice even for the shortest captions. `needed` assumes the longest ones.
+    """
+    available = devices.memory_bytes()
+    if available is None or needed.total <= available:
         return
     least = estimate(config, devices.ranks, shortest=True)
     device = "a GPU" if devices.on_gpu else f"each of {devices.per_host} ranks on this host"
-    has = f"and {device} has {_gib(there)} GiB"
-    if least.total <= there:
+    has = f"and {device} has {_gib(available)} GiB"
+    if least.total <= available:
         found.notes.append(
             f"memory: a rank needs up to {_gib(needed.total)} GiB with captions of the longest length, {has}."
         )
         return
     raise ConfigError(
-        f"memory: a rank needs {_gib(least.total)} GiB or more, {has}: {_cure(config, devices, least, there)}."
+        f"memory: a rank needs {_gib(least.total)} GiB or more, {has}: {_advice(config, devices, least, available)}."
     )
 
 
-def _cure(config: Config, devices: Devices, least: MemoryEstimate, there: int) -> str:
+def _advice(config: Config, devices: Devices, least: MemoryEstimate, available: int) -> str:
     rows = batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks).micro_batch
-    fits = math.floor((there - least.total + least.activations) * rows / max(1, least.activations))
+    fits = math.floor((available - least.total + least.activations) * rows / max(1, least.activations))
     if 1 <= fits < rows:
         return f"set micro_batch to {fits} or less"
     return "take a smaller model, a higher engine.zero_stage, or more and larger devices"

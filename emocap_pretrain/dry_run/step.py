@@ -1,4 +1,4 @@
-"""Models how long a step takes on W ranks, from one rank's speed, counted work and a described fabric."""
+"""Models how long a step takes on any number of ranks, from the speed of one rank, its work and the network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from emocap_pretrain.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One rank by itself: seconds of both towers for its rows, forward and backward, rate of the loss, whole update."""
+    """Holds the speed of one rank alone.
+
+    Attributes:
+        towers_s: Seconds of both towers for its rows, forward and backward.
+        loss_flops_per_s: Rate of the loss.
+        update_s: Seconds of the optimizer's update of all parameters.
+    """
 
     towers_s: float
     loss_flops_per_s: float
@@ -34,7 +40,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step on `ranks` ranks; of what travels, only what nothing hides."""
+    """Holds the seconds of the parts of a step on `ranks` ranks; communication that overlaps compute is not counted."""
 
     ranks: int
     towers_s: float
@@ -45,15 +51,17 @@ class StepTime:
 
     @property
     def total_s(self) -> float:
+        """Seconds of the whole step."""
         return self.towers_s + self.loss_s + self.update_s + self.network_s
 
     @property
     def network_s(self) -> float:
+        """Seconds of communication."""
         return self.vectors_s + self.gradients_s
 
     @property
     def largest(self) -> str:
-        """The part that takes most."""
+        """Name of the part that takes longest."""
         parts = {"towers": self.towers_s, "loss": self.loss_s, "network": self.network_s, "update": self.update_s}
         return max(parts, key=lambda name: parts[name])
 
@@ -67,7 +75,7 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
         ranks=ranks,
         towers_s=speed.towers_s,
         loss_s=loss_s,
-        # With ZeRO each rank updates its slice.
+        # With ZeRO each rank updates only its own partition.
         update_s=speed.update_s / (ranks if work.zero_stage else 1),
         vectors_s=max(0.0, vectors_s - fabric.vectors_behind_loss * loss_s),
         gradients_s=max(0.0, gradients_s - fabric.gradients_behind_towers * speed.towers_s),
@@ -75,13 +83,14 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
 
 
 def efficiency(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> float:
-    """Weak scaling: samples per second of a rank among `ranks` over those of one alone, with the same rows each.
+    """Returns the weak scaling: samples per second of a rank among `ranks`, divided by those of one rank alone.
 
-    The loss sees `ranks` times the batch then, so it is below 1 even where nothing had to travel.
+    Each rank has the same number of rows. The global batch grows with `ranks`, and the loss with it, so the result is
+    below 1 even without communication.
     """
     return step_time(work, 1, speed, fabric).total_s / step_time(work, ranks, speed, fabric).total_s
 
 
 def breaks_at(work: Workload, speed: Speed, fabric: Fabric, ranks: Iterable[int], *, least: float = 0.5) -> int | None:
-    """The first number of ranks at which each does less than `least` of what it does alone."""
+    """Returns the first of `ranks` for which `efficiency` is below `least`; None if there is none."""
     return next((each for each in ranks if efficiency(work, each, speed, fabric) < least), None)

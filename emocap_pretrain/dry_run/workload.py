@@ -1,4 +1,4 @@
-"""Counts what one rank computes and receives in a step, from the config by docs/method.md, sections 5 and 6."""
+"""Counts what one rank computes and receives in a step, by the formulas of docs/method.md, sections 5 and 6."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.fabric import Fabric
 
 FLOAT = 4
-BUCKET_BYTES = 50_000_000 * FLOAT  # Of a gradient reduction.
-# Products of a term that is aligned with images, forward and backward (docs/method.md, section 5): of the reference, of
-# the other backends, and how often these go over the scores and thus over what a guide compares.
+BUCKET_BYTES = 50_000_000 * FLOAT  # Size of one gradient reduction.
+# Matrix products of a term that is aligned with images, forward and backward (docs/method.md, section 5): those of the
+# reference, those of the other backends, and how often the others compute the scores and so the products of a guide.
 _PRODUCTS: Mapping[Kind, tuple[int, int, int]] = {
     "infonce": (3, 4, 2),
     "mil_nce": (3, 4, 2),
     "sigmoid": (3, 3, 1),
     "soft": (4, 6, 0),
 }
-# Guides that compare something other than the scores cost a product of their own each.
+# Further products of each guide that compares something other than the scores.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
 
@@ -30,17 +30,21 @@ Schedule = Literal["gather", "hierarchical", "ring"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A step of a rank with `rows` rows, which is also `rows` of every other rank.
+    """Describes the work of one rank in a step, if every rank has `rows` rows.
 
     Attributes:
-        vector_bytes: Bytes of one number of a vector.
-        texts: Vectors that travel for each row: those of its texts.
-        guides: Image vectors that travel for each row, because a guide compares images; those of a teacher are taken to
-            be as wide as the embeddings.
+        rows: Samples of each rank.
+        embedding: Size of the embeddings.
+        vector_bytes: Bytes of one element of a vector.
+        texts: Text vectors that are exchanged for each row.
+        guides: Image vectors that are exchanged for each row because a guide compares images. Those of a teacher are
+            assumed to be as wide as the embeddings.
         products: Products of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
         patch_products: Products of the rank's patches with the texts of all ranks, for each patch and text of a row.
-        own_products: The same, where a text meets the patches of its own image alone.
+        own_products: The same, if a text is compared with the patches of its own image alone.
         parameters: Parameters of the model, reduced and updated in float32.
+        zero_stage: Stage of ZeRO.
+        schedule: How embeddings are exchanged.
     """
 
     rows: int
@@ -57,9 +61,14 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
-        """Returns the work of `config` for a rank with this many rows; the towers keep `patches` of an image.
+        """Returns the work of a rank.
 
-        Vectors travel as bfloat16 if `half`.
+        Args:
+            config: The run.
+            rows: Samples of each rank.
+            parameters: Parameters of the model.
+            patches: Patches of an image, after patch dropout.
+            half: Whether vectors are exchanged as bfloat16.
         """
         settings = config.objective
         parts = active_parts(settings.weights)
@@ -89,9 +98,9 @@ class Workload:
         )
 
     def loss_flops(self, ranks: int) -> float:
-        """Returns the FLOP of one rank, forward and backward; its part of a square grows with the number of ranks."""
-        everybody = ranks * (self.products + self.patch_products)
-        return 2.0 * self.rows * self.embedding * (self.rows * everybody + self.own_products)
+        """Returns the FLOP of one rank, forward and backward. It grows linearly with the number of ranks."""
+        with_all_ranks = ranks * (self.products + self.patch_products)
+        return 2.0 * self.rows * self.embedding * (self.rows * with_all_ranks + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
         """Returns the schedule that `auto` selects."""
@@ -101,7 +110,7 @@ class Workload:
 
     @property
     def gradient_passes(self) -> int:
-        """Journeys of all parameters in a step: summed up and spread again; in stage 3 also gathered twice."""
+        """Transfers of all parameters in a step: reduce-scatter and all-gather; in stage 3 one more all-gather."""
         return 3 if self.zero_stage == 3 else 2
 
 
@@ -116,7 +125,7 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
 
 
 def _guides(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns how many image vectors of each row travel for one term."""
+    """Returns how many image vectors of each row are exchanged for one term."""
     if _learns_from_teacher(kind):
         return 1
     return int(settings.mining is not None and settings.mining.guide in _IMAGE_GUIDES)
@@ -134,7 +143,7 @@ def _patch_products(settings: ObjectiveConfig, patches: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Bytes that reach one rank in a step, and the messages that bring them, inside its node and between nodes."""
+    """Holds the bytes and messages that one rank receives in a step, inside its node and between nodes."""
 
     inside_bytes: float
     between_bytes: float
@@ -143,10 +152,11 @@ class Received:
 
     @property
     def bytes(self) -> float:
+        """All bytes that the rank receives."""
         return self.inside_bytes + self.between_bytes
 
     def seconds(self, fabric: Fabric) -> float:
-        """One after another; latency counts once for each message."""
+        """Returns the time if messages are received one after another; latency counts once for each message."""
         return (
             self.inside_bytes / fabric.inside.bytes_per_s
             + self.between_bytes / fabric.between.bytes_per_s
@@ -156,15 +166,15 @@ class Received:
 
 
 def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Texts and guides on their way there and gradients on their way back, by the table of docs/method.md, section 6.
+    """Returns what a rank receives for the loss: texts, guides and their gradients (docs/method.md, section 6).
 
-    The numbers that travel beside them (under 100 bytes for each column) are not counted.
+    The further numbers of each column, under 100 bytes, are not counted.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)
     far = ranks - here  # Ranks on other nodes.
     crossing = nodes - 1 if route == "hierarchical" else far
-    # Passed on inside, once it has crossed.
+    # Inside a node: what the other ranks of the node have, and what they pass on from other nodes.
     near = here - 1 + (far - crossing)
     there = 2 if route == "ring" else 1
     journeys = there * (work.texts + work.guides) + work.texts
@@ -179,7 +189,7 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
 
 
 def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Reduced inside a node, then between the ranks of equal place, and back: what NCCL's rings move."""
+    """Returns what a rank receives for the gradients, if NCCL reduces them inside nodes and then between nodes."""
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     size, passes = work.parameters * FLOAT, work.gradient_passes
     messages = passes * -(-size // BUCKET_BYTES)

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.cluster.simulation import Elastic, Outcome, simulate
-from emocap_pretrain.dry_run.failures import Trouble, daly, goodput, young
+from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput, young
 
 DAY_S = 86400.0
-JOB = Trouble(node_mtbf_s=30 * DAY_S, nodes=128, stall_s=2.0, commit_s=40.0, restart_s=180.0)
+JOB = FailureModel(node_mtbf_s=30 * DAY_S, nodes=128, stall_s=2.0, commit_s=40.0, restart_s=180.0)
 CALM = replace(JOB, node_mtbf_s=math.inf)
 
 
 @st.composite
-def troubles(draw: st.DrawFn) -> Trouble:
+def troubles(draw: st.DrawFn) -> FailureModel:
     """Jobs of which a save and a restart are short beside the time between failures."""
-    return Trouble(
+    return FailureModel(
         node_mtbf_s=draw(st.floats(DAY_S, 100 * DAY_S)),
         nodes=draw(st.integers(1, 256)),
         stall_s=draw(st.floats(0.05, 5)),
@@ -31,7 +31,7 @@ def shares(outcome: Outcome) -> float:
 
 def test_the_intervals_are_those_of_the_papers():
     # sqrt(2 x 5 min x 24 h), and Daly's correction of it.
-    trouble = Trouble(node_mtbf_s=DAY_S, nodes=1, stall_s=300.0, commit_s=0.0, restart_s=0.0)
+    trouble = FailureModel(node_mtbf_s=DAY_S, nodes=1, stall_s=300.0, commit_s=0.0, restart_s=0.0)
     assert young(trouble) == pytest.approx(7200.0)
     assert daly(trouble) == pytest.approx(7200 * (1 + math.sqrt(300 / (2 * DAY_S)) / 3 + 300 / (18 * DAY_S)) - 300)
 

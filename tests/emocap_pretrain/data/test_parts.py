@@ -32,7 +32,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.workload import Workload
 from emocap_pretrain.training.loop import pretrain
 from emocap_pretrain.dry_run.memory import estimate
-from emocap_pretrain.dry_run.plan import Plan
+from emocap_pretrain.dry_run.plan import RunPlan
 from mlflow.tracking import MlflowClient
 
 torch.set_num_threads(1)
@@ -60,7 +60,7 @@ print(json.dumps({
     "bytes": [estimate(each, 1).activations for each in (config, without())],
     "texts": [work(each).texts for each in (config, without())],
     "flops": [work(each).loss_flops(2) for each in (config, without())],
-    "plan": Plan.of(config, 1, on_gpu=False).text(),
+    "plan": RunPlan.of(config, 1, on_gpu=False).text(),
 }))
 """
 

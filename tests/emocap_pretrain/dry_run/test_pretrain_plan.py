@@ -5,13 +5,13 @@ from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.fabric import fabric_of
-from emocap_pretrain.dry_run.outlook import Assumed
-from emocap_pretrain.dry_run.plan import Plan
+from emocap_pretrain.dry_run.outlook import Assumptions
+from emocap_pretrain.dry_run.plan import RunPlan
 from emocap_pretrain.errors import ConfigError
 
 
-def rows(config: Config, ranks: int, *, on_gpu: bool = False, assumed: Assumed | None = None) -> dict[str, str]:
-    plan = Plan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text()
+def rows(config: Config, ranks: int, *, on_gpu: bool = False, assumed: Assumptions | None = None) -> dict[str, str]:
+    plan = RunPlan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text()
     return {line[:16].strip(): line[16:] for line in plan.splitlines()}
 
 
@@ -24,10 +24,10 @@ def test_the_plan_names_devices_and_the_split_of_the_batch(tiny_config):
 def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     found = rows(tiny_config, 2)
     assert found["data"].startswith("24 samples in 4 shards")
-    assert found["each rank"].startswith("about 12 samples an epoch")
+    assert found["each rank"].startswith("about 12 samples in an epoch")
     assert found["length"] == "4 steps, 1.3 epochs"
     assert found["shuffle"] == "12 samples together"
-    assert found["windows"].startswith("two, ")
+    assert found["windows"].startswith("two of them have ")
     assert found["windows"].endswith(f"a cache of 32 GB in {tiny_config.data.cache}")
 
 
@@ -42,7 +42,7 @@ def test_the_plan_says_which_backend_computes_the_loss_and_why(tiny_config):
     said = "global, summary, local: chunked, fused kernels cannot run: the inputs are on cpu"
     assert rows(tiny_config, 2)["losses"].startswith(said)
     if not torch.cuda.is_available():
-        assert rows(tiny_config, 2, on_gpu=True)["losses"] == "auto, decided on the GPUs"
+        assert rows(tiny_config, 2, on_gpu=True)["losses"] == "auto, chosen when the run starts on its GPUs"
     asked = tiny_config.objective.model_copy(update={"backend": "fused"})
     with pytest.raises(ConfigError, match=r"objective\.backend: backend='fused' cannot run: the inputs are on cpu"):
         rows(tiny_config.model_copy(update={"objective": asked}), 2)
@@ -56,7 +56,7 @@ def test_the_plan_names_the_memory_of_a_rank(tiny_config):
 
 def test_the_full_text_ends_with_the_config_as_it_is_stored(tiny_config):
     config = tiny_config.with_interpolations({("tracking", "uri"): "${oc.env:URI}"})
-    plan = Plan.of(config, 1, on_gpu=False)
+    plan = RunPlan.of(config, 1, on_gpu=False)
     begin, _, resolved = plan.text(full=True).partition("\n\n# the resolved config\n")
     assert begin == plan.text()
     assert yaml.safe_load(resolved) == config.stored()
@@ -83,11 +83,13 @@ def test_failures_of_nodes_are_forecast_where_there_are_several_nodes_or_a_forec
     assert several["failures"] == "one in 15 days of this job: 2 nodes, each one in 30 days"
     assert "steps" not in several["save"]
     assert "goodput" not in several
-    assert rows(tiny_config, 2, assumed=Assumed(node_mtbf_days=4))["failures"].endswith("1 node, each one in 4 days")
+    assert rows(tiny_config, 2, assumed=Assumptions(node_mtbf_days=4))["failures"].endswith(
+        "1 node, each one in 4 days"
+    )
 
 
 def test_a_measured_step_gives_the_whole_forecast(tiny_config):
-    assumed = Assumed(step_s=0.5, fabric=fabric_of("2,10,1"), node_mtbf_days=4)
+    assumed = Assumptions(step_s=0.5, fabric=fabric_of("2,10,1"), node_mtbf_days=4)
     found = rows(tiny_config, 8, assumed=assumed)
     assert found["step"].startswith("50")
     assert "16 samples/s; towers " in found["step"]
@@ -100,14 +102,14 @@ def test_a_measured_step_gives_the_whole_forecast(tiny_config):
 
 @pytest.mark.parametrize(
     ("assumed", "lines"),
-    [(Assumed(), 3), (Assumed(step_s=0.5), 7), (Assumed(step_s=0.5, fabric=fabric_of("eth100")), 7)],
+    [(Assumptions(), 3), (Assumptions(step_s=0.5), 7), (Assumptions(step_s=0.5, fabric=fabric_of("eth100")), 7)],
 )
 def test_the_forecast_fits_a_terminal_of_80_columns(tiny_config, assumed, lines):
-    _, _, forecast = Plan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text().partition("\nforecast")
+    _, _, forecast = RunPlan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text().partition("\nforecast")
     assert len(forecast.splitlines()) == lines
     assert all(len(line) <= 80 for line in f"forecast{forecast}".splitlines())
 
 
 def test_more_ranks_than_samples_are_refused(tiny_config):
     with pytest.raises(ConfigError, match="global_batch to at least 9"):
-        Plan.of(tiny_config, 9, on_gpu=False)
+        RunPlan.of(tiny_config, 9, on_gpu=False)
