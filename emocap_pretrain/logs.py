@@ -1,6 +1,6 @@
-"""Writes lines for people: logs and tracebacks, without secrets and control characters.
+"""Removes secrets and control characters from logs and tracebacks.
 
-Every process of a run installs both: the command, the ranks of each launcher, the loader processes.
+Every process of a run installs both handlers: the command, the ranks of all launchers, and the loader processes.
 """
 
 import logging
@@ -17,12 +17,12 @@ OURS = ("emocap_pretrain", "emocap_shards", "emocap_cluster")
 
 
 def shown(text: str) -> str:
-    """The text as it may be shown, whoever wrote it: no secret, no control character; line feeds stay."""
+    """Returns the text without secrets and control characters, whoever wrote it; line feeds are kept."""
     return printable(masked(text), lines=True)
 
 
 def shown_tree(tree: Any) -> Any:
-    """A JSON value with every text in it masked."""
+    """Returns a JSON value with all texts in it masked."""
     if isinstance(tree, str):
         return masked(tree)
     if isinstance(tree, dict):
@@ -31,9 +31,9 @@ def shown_tree(tree: Any) -> Any:
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Warnings, and records of our own packages from `level` on, go to stderr.
+    """Sends warnings, and records of this project from `level` on, to stderr.
 
-    Messages of all loggers are masked, also those for which a library has a handler of its own.
+    The messages of all loggers are masked, also if a library has its own handler.
     """
     logging.setLogRecordFactory(ShownRecord)
     logging.basicConfig(level=logging.WARNING)
@@ -45,45 +45,45 @@ def show_logs(level: int = logging.INFO) -> None:
 
 
 def guard_tracebacks() -> None:
-    """Mask what Python prints of errors that nobody catches; for the first lines of a process."""
-    sys.excepthook = _told
-    threading.excepthook = _told_of_thread
+    """Masks the tracebacks that Python prints for uncaught errors. To be called at the start of a process."""
+    sys.excepthook = _print_masked
+    threading.excepthook = _print_masked_of_thread
 
 
 class ShownRecord(logging.LogRecord):
-    """A record whose message holds no secret and no control character."""
+    """A log record whose message has no secrets and no control characters."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return shown(super().getMessage())
 
 
 class ShownLines(logging.Formatter):
-    """Tracebacks are masked too, and further lines are indented: no text can pass for a record of its own."""
+    """A formatter that masks tracebacks too, and indents further lines, so that no text can imitate a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record)).replace("\n", "\n  ")
 
 
 def conceal(error: BaseException) -> None:
-    """Mask the texts of an error and of those that it came from, in place: a framework will print them."""
+    """Masks the texts of an error and of its causes in place, before a framework prints them."""
     seen = set[int]()
-    left: list[BaseException | None] = [error]
-    while left:
-        each = left.pop()
+    remaining: list[BaseException | None] = [error]
+    while remaining:
+        each = remaining.pop()
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
         each.args = tuple(masked(part) if isinstance(part, str) else part for part in each.args)
-        left += [each.__cause__, each.__context__]
+        remaining += [each.__cause__, each.__context__]
 
 
-def _told(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+def _print_masked(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     sys.stderr.write(shown("".join(traceback.format_exception(kind, error, where))))
 
 
-def _told_of_thread(arguments: threading.ExceptHookArgs) -> None:
+def _print_masked_of_thread(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_type is SystemExit or arguments.exc_value is None:
         return
     name = arguments.thread.name if arguments.thread else "a thread"
     sys.stderr.write(f"Exception in {name}:\n")
-    _told(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+    _print_masked(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)

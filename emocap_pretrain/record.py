@@ -12,11 +12,16 @@ from emocap_pretrain.run_folder.attempts import FINAL, PASSING, STOP_REQUESTED
 from emocap_pretrain.run_folder.documents import Failure, Status
 from emocap_pretrain.run_folder.folder import RunFolder
 
-CUT = 300  # characters of a message that a person is shown
+MAX_CHARACTERS = 300  # A longer message is cut.
 
 
 class RunRecord:
-    """The run at the root of `store`; without `steps` as many as its newest attempt was to do."""
+    """Reads the progress and the failures of a run, for a supervisor.
+
+    Args:
+        store: The run's folder.
+        steps: Steps that the run does in total; None takes the number from the status of its newest attempt.
+    """
 
     def __init__(self, store: Store, steps: int | None) -> None:
         self._store = store
@@ -24,25 +29,26 @@ class RunRecord:
         self._before = self._known = attempts.newest(store)
 
     def done(self) -> bool:
+        """Returns whether the run has done all steps and written its report."""
         status = self._status()
         steps = self._steps or (status.steps if status else None) or 0
         return RunFolder(self._store).report(steps) is not None
 
     def progress(self) -> int:
-        """Step of the newest committed checkpoint; 0 without one."""
+        """Returns the step of the newest checkpoint that has a manifest; 0 if there is none."""
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
         """Returns the failures that ranks have recorded since the last call, the newest attempt first.
 
-        All of these attempts count: where somebody else started the run meanwhile, the older one was superseded.
+        There may be several new attempts: if somebody else has started the run meanwhile, it superseded ours.
         """
         new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)
         return [_cause(failure) for number in reversed(new) for failure in attempts.failures(self._store, number)]
 
     def cause_of(self, rank: int, error: Exception) -> Cause:
-        """An error that a rank raised."""
+        """Classifies an error that a rank has raised, so that the supervisor can decide whether to restart."""
         return Cause(
             kind=type(error).__name__,
             message=_short(str(error)),
@@ -54,17 +60,17 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Returns whether the newest attempt saved and ended because of a request."""
+        """Returns whether an attempt that began after this object saved and ended because of a request or signal."""
         status = self._status()
         return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"
 
     def asked_to_stop(self) -> bool:
-        """Returns whether a person made the request to the run itself."""
+        """Returns whether a user has stopped the run with `emocap stop`."""
         status = self._status()
         return self.stopped() and status is not None and status.reason.startswith(STOP_REQUESTED)
 
     def _status(self) -> Status | None:
-        """The newest attempt's; one that cannot be read says nothing, as if it had not been written yet."""
+        """Returns the status of the newest attempt; None if there is none, or if it cannot be read."""
         found = attempts.status(self._store, attempts.newest(self._store))
         return found if isinstance(found, Status) else None
 
@@ -85,4 +91,4 @@ def _cause(failure: Failure) -> Cause:
 
 def _short(message: str) -> str:
     line = message.strip().partition("\n")[0]
-    return line if len(line) <= CUT else f"{line[: CUT - 3]}..."
+    return line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 3]}..."

@@ -1,7 +1,8 @@
-"""The main door: `python -m emocap_pretrain.run cfg.yaml [dotted.key=value ...] [--dry-run] [--debug]`.
+"""Trains a run: `emocap pretrain cfg.yaml [dotted.key=value ...] [--dry-run] [--debug]`.
 
-Started by a person or by `ray job submit` it puts one rank on every device through Ray; started by a launcher that made
-this process a rank already (deepspeed, torchrun, srun) it is that rank. Both call the same training function.
+`python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. Started by a user or by
+`ray job submit`, it starts one rank on every device with Ray. Started by a launcher that has made this process a rank
+already (deepspeed, torchrun, srun), it is that rank. Both call the same training function.
 """
 
 import os
@@ -42,34 +43,35 @@ if TYPE_CHECKING:
 
     from emocap_pretrain.dry_run.preflight import Devices
 
-# TORCH_CPP_LOG_LEVEL: twenty lines about a socket, where the error's one line says which rank is gone.
+# TORCH_CPP_LOG_LEVEL: without it torch prints twenty lines about a socket, and our line about the lost rank is hidden.
 RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-# What reaches ranks on other nodes too: on Ray's dashboard, before they join each other; and with the function alone.
+# Prefixes of the environment variables that ranks on other nodes get too. OPEN ones are visible on Ray's dashboard;
+# SECRET ones are sent only with the function that the ranks call.
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
 SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
-REFUSAL = "this will not run"  # Of a dry run.
+REFUSAL = "this will not run"  # First words of a problem that a dry run finds.
 WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}
 
 
 def command(
     config: Annotated[Path, typer.Argument(help="YAML file of the run.")] = Path("cfg.yaml"),
-    overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value, wins over the file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value; overrides the file.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, and whether the run can start; exit code 2 if not.")
+        bool, typer.Option("--dry-run", help="Print the plan and whether the run can start; exit code 2 if not.")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="For --dry-run: the resolved config too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="For --dry-run: print the resolved config too.")] = False,
     step_seconds: Annotated[
-        float | None, typer.Option(min=1e-6, help="For --dry-run: a step of one rank alone, as measured.")
+        float | None, typer.Option(min=1e-6, help="For --dry-run: measured seconds of a step of one rank alone.")
     ] = None,
     fabric: Annotated[
-        str | None, typer.Option(help="For --dry-run: ib400, eth100, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s.")
+        str | None, typer.Option(help="For --dry-run: ib400, eth100, gloo, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s.")
     ] = None,
     node_mtbf_days: Annotated[
-        float | None, typer.Option(min=1e-3, help="For --dry-run: between failures of one node; default 30.")
+        float | None, typer.Option(min=1e-3, help="For --dry-run: mean days between failures of one node; default 30.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Train a run: from the start, or from its newest checkpoint."""
+    """Train a run from the start, or from its newest checkpoint."""
     show_logs()
     with errors_as_lines(debug=debug, refusal=REFUSAL if dry_run else "error"):
         loaded = load(config, overrides or [])
@@ -82,13 +84,13 @@ def command(
 
 
 def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
-    """The devices that the job would like, where there are so many GPUs."""
+    """Returns the devices that the job asks for; `gpus` is the number of GPUs that exist."""
     from emocap_cluster.placement import ResourceRequest
 
     settings = config.cluster
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
     if settings.ranks == "auto" and on_gpu and not gpus:
-        raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or say cluster.ranks.")
+        raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or set cluster.ranks.")
     ranks = None if settings.ranks == "auto" else settings.ranks
     if ranks:
         batch_split(config.global_batch, config.micro_batch, ranks=ranks)
@@ -99,7 +101,7 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
 def _dry_run(
     config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
 ) -> None:
-    """Print the plan as far as there can be one, and what keeps the run from starting; nothing is started."""
+    """Prints the plan, if it can be made, and what prevents the run from starting. Nothing is started."""
     from emocap_pretrain.dry_run.fabric import fabric_of
     from emocap_pretrain.dry_run.outlook import Assumptions
     from emocap_pretrain.dry_run.plan import RunPlan
@@ -122,7 +124,7 @@ def _dry_run(
 
 
 def _devices_here(config: Config) -> "Devices":
-    """Returns the devices of the ranks if there were only this host."""
+    """Returns the devices that the ranks would have if this were the only host."""
     import torch
     from emocap_cluster.placement import Node, place
 
@@ -145,8 +147,8 @@ def _as_rank(config: Config) -> None:
     runtime = EnvRuntime.from_environment(config.cluster.device)
     place = runtime.rank_info
     devices = Devices(place.world_size, place.local_world_size, on_gpu=runtime.device.startswith("cuda"))
-    # Every rank finds the same, so all end alike before they join. Tasks are prepared by rank 0, in `pretrain`.
-    _check(config, devices, prepare_tasks=False, aloud=place.rank == 0)
+    # All ranks find the same problems, so all end alike before they join. `pretrain` prepares the tasks on rank 0.
+    _check(config, devices, prepare_tasks=False, print_notes=place.rank == 0)
     try:
         pretrain(config, runtime)
     except RuntimeError as error:
@@ -156,18 +158,18 @@ def _as_rank(config: Config) -> None:
             "another rank has ended or hangs, see its own message; the same command resumes from the newest checkpoint."
         ) from error
     done = place.rank != 0 or _print_result(config)
-    # torchrun would take a code for a failure and start again what was to stop.
+    # torchrun would take another code than 0 for a failure and restart what the user has stopped.
     code = 0 if done or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
     if place.world_size > 1:
         leave(code)
     sys.exit(code)
 
 
-def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, aloud: bool = True) -> None:
-    """Returns only if the run can start, as far as that can be known without starting anything.
+def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, print_notes: bool = True) -> None:
+    """Checks that the run can start, as far as that can be known without starting anything.
 
     Raises:
-        ConfigError: With one line for each thing that keeps the run from starting.
+        ConfigError: With one line for each problem that prevents a start.
     """
     from emocap_pretrain.dry_run.preflight import Findings, evaluation, preflight
     from emocap_pretrain.training.conclusion import is_done
@@ -178,15 +180,15 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, al
     else:
         found = preflight(config, devices, prepare_tasks=prepare_tasks)
     found.refuse()
-    for note in found.notes if aloud else ():
+    for note in found.notes if print_notes else ():
         console.print(f"note: {note}")
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank without Python's teardown.
+    """Ends this rank without Python's shutdown.
 
-    A thread of gloo may still let go of the last collective's tensors; it needs the interpreter for that, and where the
-    interpreter is being taken down the process aborts (`terminate called without an active exception`).
+    A thread of gloo may still release the tensors of the last collective, for which it needs the interpreter. During
+    Python's shutdown the process would then abort (`terminate called without an active exception`).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -202,14 +204,14 @@ def _on_ray(config: Config) -> None:
     if is_done(config, store) and conclude_again(config, store):
         _print_result(config)
         return
-    # What a cluster of several hosts has is known only after it is joined.
+    # The devices of a cluster of several hosts are known only after it is joined.
     devices = _devices_here(config) if address_of_ray() == HERE else None
     _check(config, devices, prepare_tasks=True)
     _supervise(config)
 
 
 def _supervise(config: Config) -> None:
-    """Run the job's ranks on Ray to its end, and print how it went."""
+    """Runs the job's ranks on Ray until the job ends, and prints its attempts and its result."""
     from emocap_cluster.cluster import connected
     from emocap_cluster.restarts import RestartBudget
     from emocap_cluster.supervise import Job, supervise
@@ -233,13 +235,13 @@ def _supervise(config: Config) -> None:
 
 
 def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Variables of this process that ranks on other nodes need as well."""
+    """Returns the environment variables of this process with one of these prefixes."""
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
-    """The function that each process of Ray calls."""
-    remember(*config.secrets)  # Ray starts this process: the config's texts were resolved in another one.
+    """Trains as one rank, in a process that Ray has started."""
+    remember(*config.secrets)  # The config was resolved in another process, so its secrets are not known here yet.
     show_logs()
     guard_tracebacks()
     from emocap_pretrain.training.loop import pretrain
@@ -288,19 +290,19 @@ def print_pages(config: Config, report: Report) -> None:
     server = config.stored()["tracking"]["uri"].replace(f"{MASK}@", "")
     if not config.tracking.uri.startswith(("http://", "https://")):
         command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {server}"
-        # In a terminal the command is for the folder that the person is in; a log may be read from anywhere.
+        # In a terminal, paths are relative to the user's folder; a log may be read from anywhere.
         console.print(command.replace(f"{Path.cwd()}/", "") if sys.stdout.isatty() else command)
         server = "http://127.0.0.1:5000"  # MLflow's own default.
     found = {"runs": server}
     if report.experiment_id:
         found = pages.addresses(server, report.experiment_id, report.run_id)
     for name, address in found.items():
-        # As a str it would lose its query, which the console hides because it may be a secret. Here we have written it.
+        # A `Text`, because the console would mask the query of a str, which may be a secret. This query is ours.
         console.print(Text(f"{name}: {address}"))
 
 
 def main() -> None:
-    """Entry point of `python -m emocap_pretrain.run` and of launch/pretrain.py."""
+    """Runs `emocap pretrain` without the other commands: for `python -m emocap_pretrain.run` and launch/pretrain.py."""
     guard_tracebacks()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=Command)(command)

@@ -1,11 +1,11 @@
-"""Formats what the commands show to a person: one console, errors of one line, a line of progress, exit codes.
+"""Formats what the commands print: the console, errors in one line, a line of progress, and exit codes.
 
-| code | what became of the command |
+| code | meaning |
 |---|---|
 | 0 | done |
 | 1 | failed |
 | 2 | a value has to be corrected |
-| 70 | a rank hung, or lost another one: its watchdog ended it (docs/health.md) |
+| 70 | a rank hung, or lost contact with another one: its watchdog ended it (docs/health.md) |
 | 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 """
@@ -36,10 +36,13 @@ EVERY_S = 10.0
 
 
 class Terminal(Console):
-    """A console whose texts are what they are: no markup, no secret, no control character; styles come from `Text`."""
+    """A console that prints texts without secrets and control characters, and does not interpret markup in them.
+
+    Styles come from `Text`.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Called by rich for every str that it prints, those in a table too, before lines are broken."""
+        """Masks a text. Rich calls this for every str that it prints, also in tables, before it breaks lines."""
         options |= {"markup": False, "emoji": False}
         return super().render_str(shown(text), **options)  # pyright: ignore[reportArgumentType]
 
@@ -48,7 +51,7 @@ console = Terminal(highlight=False, soft_wrap=True)
 
 
 def say_json(tree: Any) -> None:
-    """Print a JSON value, masked; what does not print is written as \\u escapes, which is the same JSON."""
+    """Prints a JSON value, masked; unprintable characters become \\u escapes, which mean the same in JSON."""
     text = json.dumps(shown_tree(tree), ensure_ascii=False)
     line = text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     sys.stdout.write(f"{line}\n")
@@ -56,7 +59,7 @@ def say_json(tree: Any) -> None:
 
 @contextmanager
 def _usage_errors_masked() -> Generator[None]:
-    """Typer repeats a word that it does not understand, which may be a URL with its password."""
+    """Masks usage errors: Typer quotes a word that it does not understand, which may be a URL with a password."""
     try:
         yield
     except TyperException as error:
@@ -65,7 +68,7 @@ def _usage_errors_masked() -> Generator[None]:
 
 
 class Command(TyperCommand):
-    """A command that refuses a second value for an option, of which Typer keeps the last one without a word."""
+    """A command that refuses a second value for an option; Typer would silently use the last one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
@@ -73,12 +76,12 @@ class Command(TyperCommand):
             for param, times in Counter(map(id, given)).items():
                 option = next(each for each in given if id(each) == param)
                 if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
-                    ctx.fail(f"{option.opts[0]} is given {times} times, and has one value: say it once.")
+                    ctx.fail(f"{option.opts[0]} is given {times} times, but takes one value: give it once.")
             return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):
-    """A group of commands whose usage errors show no secret."""
+    """A group of commands that masks secrets in usage errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
@@ -90,15 +93,19 @@ class Group(TyperGroup):
 
 
 def _has_one_value(option: TyperOption) -> bool:
-    """Neither a list nor a flag that can only be set."""
+    """Returns whether an option is neither a list nor a flag that can only be switched on."""
     return not option.multiple and not option.count and not (option.is_flag and not option.secondary_opts)
 
 
 @contextmanager
 def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
-    """An error of ours ends the process with its message on stderr; with `debug` the traceback comes too.
+    """Ends the process at an error of this project in the body, with its message on stderr and no traceback.
 
-    Exit codes: 2 for a value to correct, whose line begins with `refusal`; 1 for a job that failed; 130 for Ctrl-C.
+    Exit codes: 2 for a wrong value, 1 for a job that failed, 130 for Ctrl-C.
+
+    Args:
+        debug: Whether the traceback is printed too.
+        refusal: First words of the line for a wrong value.
     """
     try:
         yield
@@ -107,7 +114,7 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
             conceal(error)
             raise
         wrong_input = isinstance(getattr(error, "cause", error), ConfigError)
-        # Every rank finds the same fault in a config; one voice is enough.
+        # Every rank finds the same error in a config, so only rank 0 prints it.
         if not wrong_input or os.environ.get("RANK", "0") == "0":
             _say(str(error), refusal if wrong_input else "error")
         sys.exit(WRONG_INPUT if wrong_input else FAILED)
@@ -117,7 +124,7 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
 
 
 def _ours(error: Exception) -> bool:
-    """Returns whether one of our packages raised it on purpose. By name, so that --help need not import torch."""
+    """Returns whether a package of this project raised it on purpose. It compares names to avoid importing torch."""
     return type(error).__module__.startswith("emocap_")
 
 
@@ -129,7 +136,7 @@ def _say(message: str, kind: str = "error") -> None:
 
 @contextmanager
 def screen() -> Generator["Screen"]:
-    """A line of progress for as long as the block lasts: a bar in a terminal, a line now and then in a log."""
+    """Shows progress while the body runs: a bar in a terminal, a line every few seconds in a log."""
     if not console.is_terminal:
         yield Screen(None)
         return
@@ -147,7 +154,7 @@ def columns() -> tuple[ProgressColumn, ...]:
 
 
 class Screen:
-    """Says lines, and how far a run is. What others print meanwhile goes above the bar."""
+    """Prints lines and the progress of a run. What others print meanwhile appears above the bar."""
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
@@ -155,9 +162,11 @@ class Screen:
         self._pace = Pace()
 
     def say(self, line: str) -> None:
+        """Prints a line."""
         console.print(line)
 
     def beat(self, step: int, steps: int, note: str) -> None:
+        """Shows that `step` of `steps` steps are done, with a note such as the loss."""
         if self._bar is None:
             line = self._pace.line(step, steps, note, time.monotonic())
             if line:
@@ -173,7 +182,7 @@ class Screen:
 
 @dataclass(slots=True)
 class Pace:
-    """Turns steps into lines with the time that is left, judged from the first step that was seen since a start."""
+    """Turns steps into lines with the remaining time, estimated from the steps since the last (re)start."""
 
     seen: int = -1
     _first: tuple[int, float] = (0, 0.0)
@@ -184,7 +193,7 @@ class Pace:
         return step < self.seen
 
     def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
-        """The line for this step; None if the last one is recent and the job continues."""
+        """Returns the line for this step; None if the last line is recent and steps remain."""
         if self.seen < 0 or self.went_back(step):
             self._first = (step, now_s)
         self.seen = step
@@ -200,5 +209,5 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Such as 0:07, 2:30 or 1:02:03."""
+    """Returns a duration such as 0:07, 2:30 or 1:02:03."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

@@ -1,4 +1,4 @@
-"""`python -m emocap_pretrain.cli`."""
+"""Runs `emocap` as `python -m emocap_pretrain.cli`."""
 
 from emocap_pretrain.cli.app import main
 

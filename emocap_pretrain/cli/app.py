@@ -1,4 +1,4 @@
-"""`emocap`: make, pack and look at data; pretrain; evaluate."""
+"""Defines the command `emocap` and its subcommands."""
 
 import typer
 
@@ -46,6 +46,6 @@ app.add_typer(checkpoints.app, name="checkpoints")
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command `emocap`."""
     guard_tracebacks()
     app()

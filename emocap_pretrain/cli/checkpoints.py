@@ -1,4 +1,4 @@
-"""`emocap checkpoints`: list, verify and prune what a run has saved."""
+"""Defines `emocap checkpoints`, which lists, verifies and deletes the checkpoints of a run."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -32,8 +32,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One step in the store. What is None is not known; `at` is seconds since 1970."""
+class CheckpointRow:
+    """Describes the checkpoint of a step, or the files of unfinished saves; unknown values are None.
+
+    `at` is when it was saved, in seconds since 1970.
+    """
 
     step: int
     state: str
@@ -48,7 +51,7 @@ class Row:
 
 @app.command("list", cls=Command)
 def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show every checkpoint, newest first; sizes are compared, no file is read."""
+    """List the checkpoints, newest first. Sizes of files are compared; no file is read."""
     with errors_as_lines(debug=debug):
         store = open_soon(url)
         rows = [row for folder in step_folders(store) for row in _rows(store, folder)]
@@ -67,11 +70,11 @@ def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> Non
 @app.command("verify", cls=Command)
 def verify_command(
     url: Url,
-    step: Annotated[int | None, typer.Option(help="This step alone.", min=0)] = None,
+    step: Annotated[int | None, typer.Option(help="Verify only this step.", min=0)] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Read every byte of the checkpoints; exit code 0 whole, 1 damaged, 2 nothing to check."""
+    """Read every byte of the checkpoints. Exit codes: 0 intact, 1 damaged, 2 nothing to verify."""
     with errors_as_lines(debug=debug):
         need_answer(url, RUN_FILE)
         store = open_store(url)
@@ -81,10 +84,11 @@ def verify_command(
             say_json({str(step): found for step, found in faults.items()})
         else:
             for number, found in faults.items():
-                _tell(number, found)
+                _print_faults(number, found)
             if any(faults.values()):
                 console.print(
-                    "The next attempt skips what is damaged and resumes from the newest whole one; nothing is deleted."
+                    "The next attempt skips damaged checkpoints and resumes from the newest intact one; nothing is "
+                    "deleted."
                 )
         raise typer.Exit(FAILED if any(faults.values()) else 0)
 
@@ -92,18 +96,20 @@ def verify_command(
 @app.command("prune", cls=Command)
 def prune_command(
     url: Url,
-    keep_last: Annotated[int, typer.Option(help="How many of the newest stay.", min=1)],
-    keep_every: Annotated[int | None, typer.Option(help="Steps whose multiples stay.", min=1)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
+    keep_last: Annotated[int, typer.Option(help="Number of newest intact checkpoints to keep.", min=1)],
+    keep_every: Annotated[
+        int | None, typer.Option(help="Keep checkpoints at multiples of this step too.", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")] = False,
     sizes_only: Annotated[
-        bool, typer.Option("--sizes-only", help="Compare the sizes of what stays, instead of reading every byte.")
+        bool, typer.Option("--sizes-only", help="Compare only the sizes of what is kept, without reading every byte.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Although an attempt of the run is alive.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prune although an attempt of the run is alive.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Delete old checkpoints and what unfinished saves have left. It does not ask.
+    """Delete old checkpoints and the files of unfinished saves, without confirmation.
 
-    A checkpoint counts towards --keep-last when every byte of it is right; where too few do, none is deleted.
+    A checkpoint counts towards --keep-last if every byte of it is right. If too few do, no checkpoint is deleted.
     """
     with errors_as_lines(debug=debug):
         store, retention = open_soon(url), Retention(keep_last, keep_every)
@@ -111,13 +117,13 @@ def prune_command(
         if alive is not None and not force and not dry_run:
             raise ConfigError(
                 f"attempt {alive} of the run at {store.url} is alive: end it first, or prune with --force "
-                "(what it is saving now is left alone)."
+                "(the checkpoint that it is saving now is kept)."
             )
         freed = 0
         is_intact = None if sizes_only else partial(_is_whole, store)
         for each in deletions(store, retention, before=alive, is_intact=is_intact):
             freed += each.bytes
-            what = "the checkpoint" if each.includes_checkpoint else "what an unfinished save left"
+            what = "the checkpoint" if each.includes_checkpoint else "files of an unfinished save"
             verb = "would delete" if dry_run else "deleting"
             console.print(f"step {each.step}: {verb} {what}, {size(each.bytes)}")
             if not dry_run:
@@ -125,32 +131,32 @@ def prune_command(
         console.print(f"{size(freed)} {'would be ' if dry_run else ''}freed.")
 
 
-def _rows(store: Store, folder: StepFolder) -> list[Row]:
-    """The committed checkpoint of a step, and what other attempts at it have left."""
-    rows: list[Row] = []
-    standing = None
+def _rows(store: Store, folder: StepFolder) -> list[CheckpointRow]:
+    """Returns a row for the committed checkpoint of a step, and one for the files of unfinished saves."""
+    rows: list[CheckpointRow] = []
+    committed = None
     if folder.manifest_bytes is not None:
         try:
-            standing = read(store, folder.step) if is_readable(folder) else None
-            note = "the manifest is damaged; the next attempt skips this checkpoint and resumes from the one before it"
-            rows.append(_committed(standing, folder) if standing else _unknown(folder, DAMAGED, note))
+            committed = read(store, folder.step) if is_readable(folder) else None
+            note = "the manifest is damaged; the next attempt skips this checkpoint and resumes from the previous one"
+            rows.append(_committed(committed, folder) if committed else _unknown(folder, DAMAGED, note))
         except CheckpointError as error:
             rows.append(_unknown(folder, FOREIGN, str(error)))
-    left = [folder.attempts[attempt] for attempt in unfinished(folder, standing)]
+    left = [folder.attempts[attempt] for attempt in unfinished(folder, committed)]
     if left:
         files, number = sum(map(len, left)), sum(sum(each.values()) for each in left)
-        rows.append(Row(folder.step, UNFINISHED, number, files))
+        rows.append(CheckpointRow(folder.step, UNFINISHED, number, files))
     return rows
 
 
-def _unknown(folder: StepFolder, state: str, note: str) -> Row:
+def _unknown(folder: StepFolder, state: str, note: str) -> CheckpointRow:
     present = [number for attempt in folder.attempts.values() for number in attempt.values()]
-    return Row(folder.step, state, sum(present), len(present), note=note)
+    return CheckpointRow(folder.step, state, sum(present), len(present), note=note)
 
 
-def _committed(checkpoint: Checkpoint, folder: StepFolder) -> Row:
+def _committed(checkpoint: Checkpoint, folder: StepFolder) -> CheckpointRow:
     lost = mismatched_files(checkpoint, folder)
-    return Row(
+    return CheckpointRow(
         checkpoint.step,
         DAMAGED if lost else WHOLE,
         checkpoint.bytes,
@@ -159,18 +165,20 @@ def _committed(checkpoint: Checkpoint, folder: StepFolder) -> Row:
         checkpoint.ranks,
         _at(checkpoint.state, "config", "engine", "zero_stage"),
         _at(checkpoint.state, "progress", "row", "loss"),
-        f"{len(lost)} of {len(checkpoint.files)} files are missing or cut, such as {lost[0]}" if lost else "",
+        f"{len(lost)} of {len(checkpoint.files)} files are missing or have another size, such as {lost[0]}"
+        if lost
+        else "",
     )
 
 
 def _at(state: Any, *keys: str) -> Any:
-    """A number deep in a state; None where it is not there."""
+    """Returns a number in nested mappings; None if it does not exist."""
     for key in keys:
         state = state.get(key) if isinstance(state, dict) else None
     return state if isinstance(state, int | float) else None
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: CheckpointRow) -> tuple[str, ...]:
     saved = "-" if row.at is None else datetime.fromtimestamp(row.at, UTC).strftime("%Y-%m-%d %H:%M")
     loss = "-" if row.loss is None else f"{row.loss:.4g}"
     known = ("-" if each is None else str(each) for each in (row.ranks, row.zero_stage))
@@ -204,7 +212,7 @@ def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
 
 
 def _is_whole(store: Store, folder: StepFolder) -> bool:
-    """Returns whether every byte is right, and names the files that are wrong."""
+    """Returns whether every byte is right; prints a wrong file."""
     try:
         found = _faults(store, folder, quiet=False)
     except CheckpointError as error:
@@ -214,13 +222,13 @@ def _is_whole(store: Store, folder: StepFolder) -> bool:
     return not found
 
 
-def _tell(step: int, faults: Iterable[str]) -> None:
+def _print_faults(step: int, faults: Iterable[str]) -> None:
     lines = [f"step {step}: {plain(fault)} is missing or damaged" for fault in faults]
-    console.print("\n".join(lines or [f"step {step}: whole, every byte read"]))
+    console.print("\n".join(lines or [f"step {step}: intact, every byte read"]))
 
 
 def _alive(store: Store) -> int | None:
-    """The number of the newest attempt, if it is alive."""
+    """Returns the number of the newest attempt if it is alive."""
     if not attempts.numbers(store):
         return None
     newest = RunState.read(store, last=1).newest

@@ -1,4 +1,4 @@
-"""`emocap evaluate`."""
+"""Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from emocap_pretrain.terminal import console, errors_as_lines, say_json
 if TYPE_CHECKING:
     from emocap_pretrain.evaluation.restore import Restored
 
-LARGEST_BATCH = 1024  # What a stored config may ask for at once.
+LARGEST_BATCH = 1024  # A stored config cannot ask for more.
 RESULTS_FILE = "results.json"
 
 
@@ -32,28 +32,28 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
     data: Annotated[str | None, typer.Option(help="Dataset to evaluate on.")] = None,
     stored_data: Annotated[
-        bool, typer.Option("--stored-data", help="Read the dataset that the checkpoint's own config names.")
+        bool, typer.Option("--stored-data", help="Evaluate on the dataset that the checkpoint's config names.")
     ] = False,
     config: Annotated[
         Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint; default the newest.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="A task to run; may be given often; default those of the config.")
+        list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
     ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks, and run none.")] = False,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks; run none.")] = False,
     label: Annotated[str | None, typer.Option(help="Name of the label that holds a sample's class.")] = None,
     classes: Annotated[
         str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts, one a line, each with {} where the words of a class go.")
+        Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs; auto is CUDA where there is any.")
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
     ] = "auto",
     tracking: Annotated[
-        str | None, typer.Option(metavar="URI", help="Log the results to this MLflow, below the run's own entry.")
+        str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix to this PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -66,7 +66,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             _list_tasks(as_json=as_json)
             return
         if run_url is None:
-            raise ConfigError("name the folder or URL of a run, or ask for --list.")
+            raise ConfigError("give the folder or URL of a run, or --list.")
         own = load(config) if config else None
         changes = _changes(data, task, label, classes, prompts)
         may_read = stored_data or own is not None
@@ -94,7 +94,7 @@ def _list_tasks(*, as_json: bool) -> None:
 def _changes(
     data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
 ) -> dict[str, Any]:
-    """The settings of the evaluation that the command line gives."""
+    """Returns the evaluation settings that the command line gives."""
     given = {
         "url": data,
         "tasks": task or None,
@@ -106,7 +106,7 @@ def _changes(
 
 
 def _classes(text: str) -> Any:
-    """`joy,fear` as classes of their own names, or the mapping that YAML reads."""
+    """Returns the classes of a text: `joy,fear`, or a YAML mapping of classes to words."""
     if not text.lstrip().startswith("{"):
         return {name: name for name in map(str.strip, text.split(",")) if name}
     try:
@@ -126,9 +126,9 @@ def _lines(path: Path) -> list[str]:
 def _evaluated(
     run_url: str, step: int | None, own: Config | None, changes: dict[str, Any], *, may_read: bool, device: str
 ) -> "tuple[Restored, tuple[TaskResult, ...]]":
-    """The model and what the tasks have found; a collective of the ranks that a launcher started, else of one.
+    """Restores the model and runs the tasks; a collective of the ranks that a launcher has started, if one has.
 
-    Only rank 0 gets results, so that they are shown once.
+    Only rank 0 gets results, so that they are printed once.
     """
     from dataclasses import replace
 
@@ -139,7 +139,7 @@ def _evaluated(
     from emocap_pretrain.training.conclusion import evaluated
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no GPU on this host; leave it out, or say cpu.")
+        raise ConfigError("--device cuda: there is no GPU on this host; leave the option out, or give cpu.")
     runtime = EnvRuntime.from_environment(device, listen=False)
     with joined(own.cluster if own else ClusterConfig(), runtime) as world:
         everyone = world.patient("evaluation")
@@ -155,10 +155,10 @@ def _evaluated(
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
-    """The config with the settings that the user gave, and a dataset that the user has named or allowed.
+    """Returns the config with the settings that the user gave, and with a dataset that the user has named or allowed.
 
     Raises:
-        ConfigError: If the user did neither, the stored name is incomplete, or a setting is wrong.
+        ConfigError: If the user has done neither, if the stored address is incomplete, or if a setting is wrong.
     """
     settings = config.evaluation
     if "url" not in changes:
@@ -166,7 +166,7 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
             raise ConfigError("the run has no evaluation.url: give a dataset with --data URL.")
         if not may_read:
             raise ConfigError(
-                f"the checkpoint's config names the dataset {settings.url}, which whoever wrote the checkpoint chose: "
+                f"the checkpoint's config names the dataset {settings.url}, and its author may not be you: "
                 "allow it with --stored-data, or name a dataset with --data URL."
             )
         if unresolved(settings.url) or MASK in settings.url:
@@ -179,7 +179,7 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
 def _tracking(uri: str, own: Config | None) -> TrackingConfig:
     """Returns where results are logged: the user's URI, with the experiment of the user's own config if there is one.
 
-    Nothing of it comes from the checkpoint: whoever wrote that would choose where artifacts are written.
+    Nothing comes from the checkpoint, because its author could then choose where artifacts are written.
     """
     settings = own.tracking.model_dump() if own else {}
     return TrackingConfig.model_validate({**settings, "uri": uri})
@@ -193,11 +193,11 @@ def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, 
     console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
     for values in (each for result in results for each in result.class_values):
         rows = zip(values.classes, values.samples, values.values, strict=True)
-        told = [
+        cells = [
             (name, f"{samples:,}", "" if value is None else f"{value:.1%}", tables.bar(value or 0.0))
             for name, samples, value in rows
         ]
-        console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), told))
+        console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), cells))
 
 
 def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _draw(restored: "Restored", results: Sequence[TaskResult], path: Path) -> No
 
 
 def _track(restored: "Restored", results: Sequence[TaskResult], tracking: TrackingConfig) -> None:
-    """A run of MLflow of its own below the trained run: what is measured on other data replaces none of its scores."""
+    """Logs the results as a child run in MLflow, so that they do not replace the scores of the trained run."""
     import json
 
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker

@@ -1,4 +1,4 @@
-"""`emocap inspect`."""
+"""Defines `emocap inspect`, which summarizes a dataset."""
 
 import os
 import uuid
@@ -24,20 +24,20 @@ from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 def command(
     url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    look_at: Annotated[int, typer.Option(help="Samples to look at, spread evenly.", min=0)] = LOOK_AT,
-    whole: Annotated[bool, typer.Option("--all", help="Look at every sample, however long it takes.")] = False,
-    seconds: Annotated[float, typer.Option(help="Stop looking after this time.", min=0)] = SECONDS,
+    look_at: Annotated[int, typer.Option(help="Number of samples to read, spread evenly.", min=0)] = LOOK_AT,
+    whole: Annotated[bool, typer.Option("--all", help="Read every sample, however long it takes.")] = False,
+    seconds: Annotated[float, typer.Option(help="Stop reading after this time.", min=0)] = SECONDS,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of a run: say which share of the captions its text tower cuts.")
+        Path | None, typer.Option(help="YAML file of a run: print which share of the captions its text tower cuts.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write it as one page, with faces, to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the summary with example faces to this HTML file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a dataset: counts, captions, words, labels, images, faces."""
     with errors_as_lines(debug=debug):
         if html:
-            _check_place(html)
+            _check_writable(html)
         loaded = load(config) if config else None
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         cut = _cut(url, loaded) if loaded else None
@@ -56,13 +56,13 @@ def command(
 def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
     with tqdm(desc="looking", unit="sample", disable=None, leave=False) as bar:
 
-        def told(seen: int, of: int) -> None:
-            bar.total = of
-            bar.update(seen - bar.n)
+        def show_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
         try:
             need_answer(url, MANIFEST)
-            return summarise(url, look_at=look_at, seconds=seconds, on_progress=told)
+            return summarise(url, look_at=look_at, seconds=seconds, on_progress=show_progress)
         except (ManifestError, StoreError) as error:
             raise ConfigError(str(error)) from error
 
@@ -79,27 +79,31 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _write(summary: Summary, path: Path) -> None:
-    """Writes the page completely or not at all: an earlier page stays until the new one is on the disk."""
+    """Writes the page completely or not at all: an earlier page is replaced only once the new one is written."""
     from emocap_shards.inspecting.page import page
 
-    place = path.resolve()  # a link stays a link
-    beside = place.with_name(f".page-{uuid.uuid4().hex}.tmp")
+    target = path.resolve()  # If the path is a link, the file that it points to is replaced.
+    temporary = target.with_name(f".page-{uuid.uuid4().hex}.tmp")
     text = page(summary)
     try:
-        with beside.open("x", encoding="utf-8") as file:  # never what a link of this name leads to
+        with temporary.open("x", encoding="utf-8") as file:  # "x" does not follow a link of this name.
             file.write(text)
-        beside.replace(place)
+        temporary.replace(target)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _check_place(path: Path) -> None:
-    """Looking takes a while, so it is not begun for a page that could not be written."""
+def _check_writable(path: Path) -> None:
+    """Checks that the page can be written, before the dataset is read, which takes a while.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
     try:
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-            raise _unwritable(path, "what is there is not a file that you may write")
+            raise _unwritable(path, "it exists and is not a file that you may write")
         with TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
@@ -107,4 +111,4 @@ def _check_place(path: Path) -> None:
 
 
 def _unwritable(path: Path, why: object) -> ConfigError:
-    return ConfigError(f"--html {path}: it cannot be written ({why}); name a file in a folder of yours.")
+    return ConfigError(f"--html {path}: it cannot be written ({why}); give a file in a folder that you may write.")

@@ -1,4 +1,4 @@
-"""A dataset's summary on a terminal, 80 columns wide or more."""
+"""Prints the summary of a dataset on a terminal with at least 80 columns."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,7 +17,7 @@ _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
 
 
 def show(summary: Summary) -> None:
-    """Prints all of it."""
+    """Prints the summary."""
     for block in _blocks(summary):
         console.print(block, soft_wrap=False)
         console.print()
@@ -146,7 +146,7 @@ def _face(face: SheetFace) -> RenderableType:
         for sentence in caption.local[:8]:
             drawn.add_row("local", Text(plain(sentence, 400)))
         drawn.add_row("summary", Text(plain(caption.summary, 400)))
-    # Not the table's own title, which is broken where the table is narrow.
+    # Not the table's own title, which rich breaks at the width of a narrow table.
     return Group(Text(f"{plain(face.shard)} {plain(face.key)}", style="bold"), drawn)
 
 

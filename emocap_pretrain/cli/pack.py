@@ -1,4 +1,4 @@
-"""`emocap pack`."""
+"""Defines `emocap pack`, which packs captioned images into a dataset."""
 
 import time
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from emocap_pretrain.terminal import console, errors_as_lines
 
 
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
-    source: Annotated[str, typer.Argument(help="What to pack: folder, table, tars or dataset.")],
+    source: Annotated[str, typer.Argument(help="The source: a folder, a table, tar files or a dataset.")],
     out: Annotated[str, typer.Argument(help="Folder or URL of the new dataset.")],
     image: options.Image = "image",
     whole: options.Whole = "global",
@@ -71,25 +71,30 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _refuse_inside(source: str, out: str) -> None:
-    """Refuses to write into the folder that is read: a resumed pack would read its own files."""
+    """Checks that the target is not inside the source: a resumed pack would read its own files.
+
+    Raises:
+        RecordError: If it is.
+    """
     folder, target = Path(source).absolute(), Path(out).absolute()
     if folder.is_dir() and "://" not in out and (target == folder or folder in target.parents):
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of it.")
 
 
 def write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
+    """Writes records as a dataset and prints one line about it."""
     manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
     megabytes = manifest.total_bytes / 1e6
     console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")
 
 
 def shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
-    """A thousand samples, unless either is given."""
+    """Returns the size of a shard: a thousand samples, unless the user gives a number of samples or bytes."""
     return ShardSize(1000 if samples is None and size_bytes is None else samples, size_bytes)
 
 
 class Bar(AbstractContextManager["Bar"]):
-    """A progress bar of rows, with the bytes of their images."""
+    """A progress bar that counts rows and shows the bytes of their images."""
 
     def __init__(self, verb: str, total: int | None) -> None:
         self._bar = tqdm(
@@ -103,18 +108,19 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def rows(self) -> int:
-        """The number of rows that this run itself has read."""
+        """Number of rows that this process has read, without those of a resumed pack."""
         return self._rows - self._resumed
 
     @property
     def seconds(self) -> float:
-        """Since the first row: imports and worker processes take a second or two before it."""
+        """Seconds since the first row. Imports and the start of worker processes before it do not count."""
         return time.monotonic() - self._begun
 
     def show(self, progress: PackProgress) -> None:
+        """Shows the progress."""
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
-        if step > 1:  # A shard that an earlier run has stored.
+        if step > 1:  # An earlier run has stored this shard already.
             self._resumed += step
             if not self._bar.disable:
                 self._bar.initial += step
@@ -124,13 +130,13 @@ class Bar(AbstractContextManager["Bar"]):
 
 
 def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
-    """Returns one line: what is stored now, how fast it was packed, and what was left out."""
+    """Prints one line: what is stored now, how fast it was packed, and what was left out."""
     manifest = packed.manifest
     parts = [
         f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"
     ]
     if packed.resumed:
-        parts.append(f"{packed.resumed} of them from before")
+        parts.append(f"{packed.resumed} of them from an earlier run")
     if bar.rows > 100:
         parts.append(f"{bar.rows / max(bar.seconds, 1e-3):,.0f} samples/s")
     if packed.skipped:
@@ -146,7 +152,7 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
 def _encoding(
     name: str | None, quality: int | None, longest: int | None, shortest: int | None
 ) -> EncodingConfig | None:
-    """None when no option on images is given: their bytes stay what they are."""
+    """Returns the encoding; None if no option on images is given, so that their bytes are not changed."""
     if (name, quality, longest, shortest) == (None, None, None, None):
         return None
     return EncodingConfig(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)

@@ -1,4 +1,4 @@
-"""`emocap profile`."""
+"""Defines `emocap profile`, which records steps of a running job."""
 
 import secrets
 import time
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.status import RunUrl
-from emocap_pretrain.cli.stop import running
+from emocap_pretrain.cli.stop import require_running
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.run_folder import requests, storage
 from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
@@ -22,25 +22,25 @@ from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 1.0
-UPLOAD_S = 120.0  # A trace takes so long at most, after the last step in it.
+UPLOAD_S = 120.0  # Longest time from the last recorded step until a trace is uploaded.
 
 
 def command(
     run_url: RunUrl,
     steps: Annotated[int, typer.Option(help="Steps to record.", min=1, max=100)] = 5,
-    ranks: Annotated[str, typer.Option(help="all, or numbers such as 0,3.")] = "all",
+    ranks: Annotated[str, typer.Option(help="Ranks to record: all, or numbers such as 0,3.")] = "all",
     debug: Debug = False,
 ) -> None:
-    """Record some steps of a running job on its ranks and say where the traces lie; they open at ui.perfetto.dev."""
+    """Record some steps of a running job and print the paths of the traces, which open at ui.perfetto.dev."""
     with errors_as_lines(debug=debug):
         request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
         store = open_soon(run_url)
-        running(RunState.read(store, last=1))
+        require_running(RunState.read(store, last=1))
         requests.ask_for_profile(store, request)
         with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:
             try:
                 began = _awaited(store, request)
-            finally:  # Nobody shall serve it later, when nobody waits; where it was served it is gone.
+            finally:  # If it was not served, it must not be served later, when no command waits for it.
                 requests.mark_served(store, Requests(profile=request))
             if began.steps is None:
                 raise TrainingError(f"no profile: {began.refused}; ask again when they are.")
@@ -61,7 +61,7 @@ def _numbers(ranks: str) -> tuple[int, ...] | None:
     except ValueError:
         numbers = [-1]
     if numbers[0] < 0:
-        raise ConfigError(f"--ranks {ranks}: say all, or numbers such as 0,3.")
+        raise ConfigError(f"--ranks {ranks}: give all, or numbers such as 0,3.")
     return tuple(numbers)
 
 
@@ -79,14 +79,15 @@ def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
 
 
 def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]") -> None:
-    """Until all traces are there.
+    """Waits until all traces are uploaded.
 
     Raises:
-        TrainingError: If the run ends before, or the steps are done and no further trace comes.
+        TrainingError: If the run ends before, or if the steps are done and no further trace is uploaded.
     """
     missing, came_s = set(traces), time.monotonic()
     while True:
-        newest = RunState.read(store, last=1).newest  # First: what it leaves at its end is there then.
+        # Read before the listing, so that the listing has all traces of a run that has ended.
+        newest = RunState.read(store, last=1).newest
         came = missing & {entry.path for entry in store.list("profiles")}
         missing -= came
         bar.update(len(came))

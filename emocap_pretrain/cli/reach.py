@@ -1,4 +1,4 @@
-"""Stores for commands that a person waits for: given up after a minute, where training waits for 15."""
+"""Opens stores for commands that a user waits for: they give up after a minute, while training waits for 15."""
 
 import os
 from dataclasses import replace
@@ -10,13 +10,13 @@ SOON_S = 60.0
 
 
 def open_soon(url: str) -> Store:
-    """The store at a URL, for a command that is short; EMOCAP_STORE_DEADLINE_S counts where it is set."""
+    """Opens the store at a URL for a short command. EMOCAP_STORE_DEADLINE_S takes precedence if it is set."""
     patience = RetryConfig.of_environment()
     return open_store(url, patience=patience if DEADLINE in os.environ else replace(patience, deadline_s=SOON_S))
 
 
 def need_answer(url: str, path: str) -> None:
-    """Asks for an object before work that takes long, and then waits for a store as training does.
+    """Checks within a minute that the store answers, before long work that waits for it as training does.
 
     Raises:
         StoreError: If the store does not answer.

@@ -1,4 +1,4 @@
-"""`emocap reshard`."""
+"""Defines `emocap reshard`, which writes datasets again with other shards."""
 
 from typing import Annotated
 
@@ -12,15 +12,15 @@ from emocap_pretrain.terminal import errors_as_lines
 
 
 def command(
-    urls: Annotated[list[str], typer.Argument(help="One or more datasets, and after them the new one.")],
-    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle by this seed.", min=0)] = None,
+    urls: Annotated[list[str], typer.Argument(help="One or more datasets, followed by the new one.")],
+    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle with this seed.", min=0)] = None,
     shard_samples: options.ShardLimit = None,
     shard_bytes: options.ShardBytes = None,
     skip_bad: options.SkipBad = 0,
     number_keys: options.NumberKeys = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write datasets again, as one: other shards, another order; images and captions stay the bytes that they are."""
+    """Write datasets again as one, with other shards or another order. Images and captions keep their bytes."""
     with errors_as_lines(debug=debug):
         *sources, out = urls
         size = shard_size(shard_samples, shard_bytes)

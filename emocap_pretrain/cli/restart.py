@@ -1,4 +1,4 @@
-"""`emocap restart`."""
+"""Defines `emocap restart`, which restarts a launcher's command when it fails."""
 
 import http.client
 import itertools
@@ -30,29 +30,31 @@ from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines
 
 ANSWER_S = 5.0
-DEFAULT = "cfg.yaml"  # What `emocap pretrain` reads where it is told nothing.
+DEFAULT = "cfg.yaml"  # The config of `emocap pretrain` if none is given.
 
 
 def command(
-    command: Annotated[list[str], typer.Argument(help="After --: what starts the ranks, in the foreground.")],
-    run: Annotated[str | None, typer.Option(help="Folder or URL of the run; default what the config says.")] = None,
+    command: Annotated[
+        list[str], typer.Argument(help="After --: the command that starts the ranks, in the foreground.")
+    ],
+    run: Annotated[str | None, typer.Option(help="Folder or URL of the run; default the url of the config.")] = None,
     max_restarts: Annotated[
         int | None, typer.Option(min=0, help="Failures in a row without a checkpoint; default cluster.max_restarts.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run a launcher's command, and again from the newest checkpoint when it fails.
+    """Run a launcher's command, and restart it from the newest checkpoint when it fails.
 
     emocap restart -- deepspeed --num_nodes 4 launch/pretrain.py cfg.yaml
 
-    The first SIGTERM or Ctrl-C lets all ranks save. Exit codes: 0 done, 75 stopped and saved, 130 by Ctrl-C, else
-    the command's.
+    At the first SIGTERM or Ctrl-C all ranks save and end. Exit codes: 0 done, 75 stopped and saved, 130 Ctrl-C, else
+    that of the command.
     """
     show_logs()
     with errors_as_lines(debug=debug):
         config = _config(command)
         if config is None and run is None:
-            raise ConfigError("the command names no config (cfg.yaml): say which run it is, with --run URL.")
+            raise ConfigError("the command names no config (cfg.yaml): give the run with --run URL.")
         store = open_store(run or config.url if config else str(run))
         if config:
             RunFolder(store).run_id(config)  # A launcher may hide that the settings are another run's.
@@ -66,7 +68,7 @@ def command(
             say=_say,
             **_remote(store, head) if (head := head_of(command)) else {},
         )
-        # What the ranks did not need any more is not meant for the next start.
+        # A stop request that the ranks have not read must not stop the next attempt.
         requests.mark_served(store, requests.Requests(stop=True))
         if outcome.over.how is End.FAILED:
             sys.stderr.write(f"error: {shown(outcome.over.reason)}\n")
@@ -90,7 +92,7 @@ def _config(command: list[str]) -> Config | None:
 
 
 def head_of(command: Sequence[str]) -> SplitResult | None:
-    """The address of the jobs' server, if the command submits a job to Ray over HTTP."""
+    """Returns the address of Ray's job server, if the command submits a job over HTTP."""
     if [Path(word).name for word in command[:3]] != ["ray", "job", "submit"]:
         return None
     options = " ".join(itertools.takewhile(lambda word: word != "--", command))
@@ -113,14 +115,14 @@ def lives(store: Store) -> bool:
     """Returns whether the run is alive, or its state is unknown."""
     try:
         return RunState.read(store, last=1).newest.alive
-    except ConfigError:  # Nothing was ever started there.
+    except ConfigError:  # No run was ever started at this URL.
         return False
     except (StoreError, OSError):
         return True
 
 
 def answers(address: SplitResult) -> bool:
-    """Returns whether an HTTP server answers. The answer does not matter; it may be that a token is required."""
+    """Returns whether an HTTP server answers, with whatever status; it may require a token."""
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     with closing(kind(address.hostname or "", address.port, timeout=ANSWER_S)) as asked:
         try:

@@ -1,4 +1,4 @@
-"""`emocap status`."""
+"""Defines `emocap status`, which shows the state of a run and its attempts."""
 
 import time
 from datetime import datetime, timedelta
@@ -18,18 +18,16 @@ from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunS
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 EVERY_S = 5.0
-AGAIN_S = 600.0  # More than a supervisor pauses and an attempt takes until its first status.
+AGAIN_S = 600.0  # Longer than the pause of a supervisor and the start of an attempt until its first status.
 LONGEST_REASON = 300
 RunUrl = Annotated[str, typer.Argument(help="Folder or URL of a run.")]
 
 
 def command(
     run_url: RunUrl,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every 5 s, until the run is done or stopped.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every 5 s until the run is done or stopped.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    attempts: Annotated[int, typer.Option(help="Attempts to list, the newest.", min=1)] = 5,
+    attempts: Annotated[int, typer.Option(help="Number of newest attempts to list.", min=1)] = 5,
     debug: Debug = False,
 ) -> None:
     """Show the state of a run, and how each of its attempts ended. It works wherever the run's folder can be read."""
@@ -43,14 +41,14 @@ def command(
             console.print(_page(state), soft_wrap=False)
             return
         with Live(_page(state), console=console, auto_refresh=False) as live:
-            while _may_go_on(state.newest):
+            while _may_continue(state.newest):
                 time.sleep(EVERY_S)
                 state = RunState.read(store, last=attempts)
                 live.update(_page(state), refresh=True)
 
 
-def _may_go_on(newest: AttemptState) -> bool:
-    """Returns whether it runs, or has ended so recently, and not finally, that a supervisor may start it again."""
+def _may_continue(newest: AttemptState) -> bool:
+    """Returns whether the run is alive, or a supervisor may still restart it."""
     over = newest.how == "done" or newest.reason.startswith(STOP_REQUESTED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
@@ -60,12 +58,12 @@ def _page(state: RunState) -> RenderableType:
     rows = [(name, plain(text)) for name, text in _rows(newest) if text]
     title = f"{(newest.status and newest.status.name) or 'Run'} at {state.url}"
     columns = ("attempt", "began", "ranks", "step", "how it ended")
-    told = [_attempt_row(each) for each in state.attempts]
-    return Group(table(plain(title), rows), grid("Attempts", columns, told, left=5))
+    attempts = [_attempt_row(each) for each in state.attempts]
+    return Group(table(plain(title), rows), grid("Attempts", columns, attempts, left=5))
 
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
-    """Returns what is known, in words; a row without a text is not shown."""
+    """Returns what is known as names and texts; a row with an empty text is not shown."""
     rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)
@@ -95,11 +93,11 @@ def _state(attempt: AttemptState) -> str:
     state = attempt.status.state if attempt.status else "starting"
     if silent_s < STALE_S:
         return state
-    return f"no word for {silent_s:.0f} s: {state} then; its rank 0, or the way to the store, may be gone"
+    return f"no status for {silent_s:.0f} s, before that {state}: rank 0 may be gone, or its network to the store"
 
 
 def _skew(skew_s: float | None) -> str:
-    """A line where the clock of the run's host differs from this one's; what is alive is told by the store's clock."""
+    """Returns a text if the clock of the run's host differs from this one's. Liveness uses the store's clock."""
     if skew_s is None or abs(skew_s) < SKEW_S:
         return ""
     which = "ahead of" if skew_s > 0 else "behind"

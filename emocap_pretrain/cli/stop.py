@@ -1,4 +1,4 @@
-"""`emocap stop`."""
+"""Defines `emocap stop`, which asks a run to save and end."""
 
 import time
 from typing import Annotated
@@ -22,25 +22,27 @@ def command(
     wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Ask a run to save and end; the command that started it continues from there. Exit code 1 if it failed instead."""
+    """Ask a run to save and end. The command that started it resumes from there. Exit code 1 if it failed instead."""
     with errors_as_lines(debug=debug):
         store = open_soon(run_url)
-        running(RunState.read(store))
+        require_running(RunState.read(store))
         requests.ask_to_stop(store)
-        console.print("Asked to stop: it saves and ends after a step, within seconds while it trains.")
+        console.print("Asked to stop: the run saves and ends after its current step, usually within seconds.")
         if wait:
             _wait(run_url)
 
 
-def running(state: RunState) -> None:
-    """Raises:
-    ConfigError: If nothing runs that could hear a request.
+def require_running(state: RunState) -> None:
+    """Checks that an attempt is alive, which could serve a request.
+
+    Raises:
+        ConfigError: If none is.
     """
     newest = state.newest
     if not newest.alive:
         raise ConfigError(
             f"nothing runs at {state.url}; attempt {newest.number} ended {newest.ending}. "
-            "What starts it again (a job on Ray, emocap restart) is ended by itself: ray job stop, Ctrl-C."
+            "If a supervisor (a job on Ray, emocap restart) may restart it, end that one: ray job stop, Ctrl-C."
         )
 
 

@@ -1,4 +1,4 @@
-"""Formats what the commands print: rows of a name and a text, small bars, numbers in words."""
+"""Formats what the commands print: tables, small bars, and numbers with their units."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +15,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Returns a table of names and texts, without a header."""
     drawn = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
         drawn.add_row(name, value)
@@ -22,9 +23,13 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> RenderableType:
-    """A table with a header; the first `left` columns are texts, then come numbers. No text is markup.
+    """Returns a table with a header. Texts are not interpreted as markup.
 
-    A column called "histogram" or "" holds bars.
+    Args:
+        title: A line above the table.
+        columns: Names of the columns. One that is called "histogram" or "" has bars.
+        rows: The cells of each row.
+        left: Number of columns with texts, which are aligned left; the others have numbers.
     """
     drawn = Table(pad_edge=False, box=None)
     for number, name in enumerate(columns):
@@ -33,24 +38,28 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
         drawn.add_column(name, justify=justify, header_style="dim", overflow="fold", no_wrap=not is_text)
     for row in rows:
         drawn.add_row(*(Text(shown(cell)) for cell in row))
-    # Not the table's own title, which is broken where the table is narrow.
+    # Not the table's own title, which rich breaks at the width of a narrow table.
     return Group(Text(shown(title), style="bold"), drawn)
 
 
 def shards(number: int) -> str:
+    """Returns such as "1 shard" or "1,024 shards"."""
     return f"{number:,} shard" + ("s" if number > 1 else "")
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """Text from data as it may be shown on a terminal: one line without secrets, of which nothing steers it."""
+    """Returns a text from data as one line that is safe on a terminal: without secrets and control characters.
+
+    A text longer than `most` is cut.
+    """
     line = printable(masked(text))
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
 def sparkline(bins: Sequence[int], width: int = 24) -> str:
-    """A histogram of one line; neighbouring bins are joined where there are more than `width`.
+    """Returns a histogram in one line; neighbouring bins are added up if there are more than `width`.
 
-    One bin far above the others is cut, so that these can be told apart.
+    A bin far above the others is cut, so that these remain distinguishable.
     """
     together = -(-len(bins) // width)
     sums = [sum(bins[start : start + together]) for start in range(0, len(bins), together)]
@@ -59,6 +68,6 @@ def sparkline(bins: Sequence[int], width: int = 24) -> str:
 
 
 def bar(share: float, width: int = 24) -> str:
-    """A bar in eighths of a character; a share above zero is never invisible."""
+    """Returns a bar for a share in [0, 1], in eighths of a character; a share above 0 is always visible."""
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

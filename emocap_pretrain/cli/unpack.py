@@ -1,4 +1,4 @@
-"""`emocap unpack`."""
+"""Defines `emocap unpack`, which writes the samples of a dataset as files."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,11 +14,11 @@ from emocap_pretrain.terminal import console, errors_as_lines
 
 def command(
     url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    folder: Annotated[Path, typer.Argument(help="New folder for image + .json pairs.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for pairs of an image and a .json file.")],
     skip_bad: SkipBad = 0,
     debug: Debug = False,
 ) -> None:
-    """Write every sample as an image and a .json beside it; `emocap pack` makes the same shards of them."""
+    """Write every sample as an image and a .json file; `emocap pack` makes the same shards from them."""
     with errors_as_lines(debug=debug):
         total = read_manifest(url).samples
         with tqdm(total=total, desc="unpacking", unit=" samples", disable=None, dynamic_ncols=True, leave=False) as bar:

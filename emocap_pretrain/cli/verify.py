@@ -1,4 +1,4 @@
-"""`emocap verify`."""
+"""Defines `emocap verify`, which checks every byte of a dataset."""
 
 from typing import Annotated
 
@@ -21,13 +21,15 @@ from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
 
 def command(
     url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Sizes and indexes only; no shard is read.")] = False,
-    processes: Annotated[int | None, typer.Option(help="Processes; default one for each core.", min=1)] = None,
-    show: Annotated[int, typer.Option(help="Print at most so many faults; all are counted.", min=0)] = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="Check sizes and indexes only; read no shard.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(help="Number of processes; default one for each core.", min=1)
+    ] = None,
+    show: Annotated[int, typer.Option(help="Most faults to print; all are counted.", min=0)] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Check every digest and every sample of a dataset; exit code 0 whole, 1 damaged, 2 nothing to check."""
+    """Check every digest and every sample of a dataset. Exit codes: 0 intact, 1 damaged, 2 nothing to check."""
     with errors_as_lines(debug=debug):
         verdict = _verdict(url, quick=quick, processes=processes, show=0 if as_json else show)
         if as_json:

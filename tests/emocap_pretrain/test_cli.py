@@ -302,9 +302,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     url = tiny_config.evaluation.url
     unnamed = here("evaluate", tiny_config.url)
     assert unnamed.code == 2
-    assert (
-        f"names the dataset {url}, which whoever wrote the checkpoint chose: allow it with --stored-data" in unnamed.err
-    )
+    assert f"names the dataset {url}, and its author may not be you: allow it with --stored-data" in unnamed.err
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(tiny_config.stored()), encoding="utf-8")
     for named in (["--data", url], ["--config", file]):

@@ -77,7 +77,7 @@ def test_a_list_names_what_is_cut_damaged_or_of_another_version(
     checkpoints.list_command(store.url)
     out = capsys.readouterr().out
     assert [line.split()[-1] for line in out.splitlines()[2:5]] == ["damaged", "damaged", "foreign"]
-    assert "step 3: 1 of 2 files are missing or cut, such as tokenizer.json" in out
+    assert "step 3: 1 of 2 files are missing or have another size, such as tokenizer.json" in out
     assert "step 2: the manifest is damaged" in out
     assert "checkpoint schema 9 is not" in out
 
@@ -139,7 +139,7 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
     before = store.list()
     checkpoints.prune_command(store.url, keep_last=1, keep_every=4, dry_run=True)
     assert capsys.readouterr().out.splitlines() == [
-        "step 9: would delete what an unfinished save left, 1 kB",
+        "step 9: would delete files of an unfinished save, 1 kB",
         "step 6: would delete the checkpoint, 1.5 MB",
         "step 2: would delete the checkpoint, 1.5 MB",
         "3 MB would be freed.",

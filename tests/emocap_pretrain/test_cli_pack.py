@@ -89,7 +89,7 @@ def test_a_bad_row_is_one_line_with_its_place(emocap: Callable[..., Done], table
         (("reshard", "only-one"), "name the new dataset after the old ones"),
         (("pack", ".", "out"), "out lies in the source .: choose a place for the dataset outside of it"),
         (("pack", ".", "out", "--format", "gif"), "image format 'gif' is not one of jpg, png, webp"),
-        (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is no size; write it like 256MB or 1GiB"),
+        (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is not a size; write it like 256MB or 1GiB"),
     ],
 )
 def test_what_is_wrong_is_told_without_a_traceback(
@@ -133,7 +133,7 @@ def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(
     done = emocap(*arguments, "--processes", "1")
     assert done.code == 0, done.err
     assert "300 samples in 30 shards" in done.out
-    assert " of them from before" in done.out
+    assert " of them from an earlier run" in done.out
 
 
 def test_a_pack_that_ends_while_its_workers_start_prints_its_error_alone(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_run_that_has_been_silent_for_a_while_is_said_to_be(store: Store) -> N
     Attempt.begin(store, ranks=3)
     put(store, 1)
     aged(store, "attempts/00001/status.json", 34)
-    assert "no word for 34 s: training then" in " ".join(emocap("status", store.url).output.split())
+    assert "no status for 34 s, before that training" in " ".join(emocap("status", store.url).output.split())
 
 
 def test_everything_is_there_as_json(store: Store) -> None:
@@ -236,7 +236,7 @@ def test_a_trace_that_never_comes_is_not_waited_for(store: Store, monkeypatch: p
 def test_ranks_that_are_no_numbers_are_named(store: Store, ranks: str) -> None:
     done = emocap("profile", store.url, "--ranks", ranks)
     assert done.exit_code == 2
-    assert f"--ranks {ranks}: say all, or numbers such as 0,3" in done.output
+    assert f"--ranks {ranks}: give all, or numbers such as 0,3" in done.output
 
 
 def test_looking_at_a_run_does_not_import_torch() -> None:

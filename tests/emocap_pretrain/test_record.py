@@ -5,7 +5,7 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
 from emocap_pretrain.errors import ConfigError, LostContact, RolledBack, Superseded
-from emocap_pretrain.record import CUT, RunRecord
+from emocap_pretrain.record import MAX_CHARACTERS, RunRecord
 from emocap_pretrain.run_folder.attempts import STOP_REQUESTED, Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
 
@@ -86,4 +86,4 @@ def test_an_error_is_judged_by_its_class(store: Store) -> None:
     assert record.cause_of(0, LostContact("rank 1 is gone")).lost
     assert record.cause_of(0, RuntimeError("[/w/gloo/transport/tcp/pair.cc:1] closed")).lost
     assert record.cause_of(0, StoreError("away")).passing
-    assert len(record.cause_of(0, ValueError("x" * 9999)).message) == CUT
+    assert len(record.cause_of(0, ValueError("x" * 9999)).message) == MAX_CHARACTERS
