@@ -20,6 +20,7 @@ from emocap_pretrain.run import leave
 from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
+from emocap_pretrain.training.build import tracked_run
 
 if TYPE_CHECKING:
     from emocap_pretrain.evaluation.restore import Restored
@@ -229,7 +230,7 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
 
     config = restored.config
     config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
-    tracker = MlflowTracker.start(config, None, parent=restored.run_id)
+    tracker = MlflowTracker.start(tracked_run(config), None, parent=restored.run_id)
     track(tracker, restored.config, results, restored.step)
     tracker.log_text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
     tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))

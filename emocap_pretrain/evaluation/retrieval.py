@@ -39,6 +39,10 @@ class Retrieval:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = tuple(
+        tuple(f"recall_at_{count}_{direction}" for count in (1, 5, 10))
+        for direction in ("image_to_text", "text_to_image")
+    )
     about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
 
     def prompts(self) -> Sequence[str]:

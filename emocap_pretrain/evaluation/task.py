@@ -60,6 +60,9 @@ class Task(Protocol[Part]):
     about: ClassVar[str]
     """One line for `emocap evaluate --list`."""
 
+    charts: ClassVar[tuple[tuple[str, ...], ...]]
+    """The names of the scores that share a chart in the tracker; the most important one comes first."""
+
     def __init__(self, settings: EvaluationConfig) -> None: ...
 
     def prompts(self) -> Sequence[str]:

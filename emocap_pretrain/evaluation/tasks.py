@@ -23,6 +23,11 @@ TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 
 
+def charts() -> tuple[tuple[str, ...], ...]:
+    """Returns the metrics of all tasks by the chart that they share, in the order of the tasks."""
+    return tuple(tuple(f"{task.name}/{score}" for score in chart) for task in TASKS for chart in task.charts)
+
+
 def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
     """Returns the tasks that the settings name, each with these settings.
 

@@ -38,6 +38,7 @@ class ZeroShot:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",))
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
     def prompts(self) -> Sequence[str]:

@@ -42,11 +42,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment, pages
 from emocap_pretrain.tracking.spool import Kind, Row, reason
+from emocap_pretrain.tracking.tracker import TrackedRun
 
 ATTEMPT_TAG = "emocap.starts"  # The number of the newest attempt that writes to the run.
 METRICS_PER_CALL = 1000
@@ -86,36 +87,36 @@ class MlflowRun:
         }
 
     @classmethod
-    def create(cls, config: Config, attempt: int, parent: str = "") -> "MlflowRun":
-        """Creates an MLflow run whose params are the config and the environment, as a child of `parent` if given.
+    def create(cls, run: TrackedRun, attempt: int, parent: str = "") -> "MlflowRun":
+        """Creates an MLflow run whose params are the settings and the environment, as a child of `parent` if given.
 
         Raises:
             TrackingError: If MLflow is unreachable or refuses the run.
         """
         try:
-            client = _client(config)
-            info = _create(client, config, parent).info
+            client = _client(run.settings)
+            info = _create(client, run, parent).info
             return cls(client, info.run_id, attempt, info.experiment_id)
         except FAILURES as error:
-            raise _refusal(config, error) from None
+            raise _refusal(run.settings, error) from None
 
     @classmethod
-    def resume(cls, config: Config, run_id: str, attempt: int) -> "MlflowRun":
+    def resume(cls, settings: TrackingConfig, run_id: str, attempt: int) -> "MlflowRun":
         """Returns the MLflow run of an earlier attempt, also while MLflow is unreachable.
 
         Raises:
             TrackingError: If MLflow has no such run, or its database cannot be opened.
         """
         try:
-            client = _client(config)
+            client = _client(settings)
         except FAILURES as error:
-            raise _refusal(config, error) from None
+            raise _refusal(settings, error) from None
         try:
             return cls(client, run_id, attempt, client.get_run(run_id).info.experiment_id)
         except FAILURES as error:
             if isinstance(error, MlflowException) and error.get_http_status_code() == NOT_FOUND:
-                raise _refusal(config, error) from None
-            log.warning("MLflow at %s does not answer (%s)", masked(config.tracking.uri), reason(error))
+                raise _refusal(settings, error) from None
+            log.warning("MLflow at %s does not answer (%s)", masked(settings.uri), reason(error))
         return cls(client, run_id, attempt)
 
     def deliver(self, rows: Sequence[Row]) -> None:
@@ -298,45 +299,45 @@ def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
     return {"dataset": dataset, "tags": tags}
 
 
-def newest_tracked_attempt(config: Config, run_id: str) -> int:
+def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
     """Returns the number of the newest attempt that has written to an MLflow run; 0 if it cannot be read."""
     try:
-        return int(_client(config).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
+        return int(_client(settings).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
     except (*FAILURES, TrackingError):
         return 0
 
 
-def _create(client: MlflowClient, config: Config, parent: str) -> Run:
+def _create(client: MlflowClient, tracked: TrackedRun, parent: str) -> Run:
     commit = environment.git_commit()
     tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    run = client.create_run(_experiment(client, config), run_name=config.name, tags=tags)
+    run = client.create_run(_experiment(client, tracked), run_name=tracked.name, tags=tags)
     facts = environment.versions() | environment.machine()
-    values = _flat(config.stored()) | {f"environment.{name}": value for name, value in facts.items()}
+    values = _flat(tracked.params) | {f"environment.{name}": value for name, value in facts.items()}
     client.log_batch(
         run.info.run_id, params=[Param(key, masked(value)[:MAX_PARAM_CHARS]) for key, value in values.items()]
     )
     return run
 
 
-def _refusal(config: Config, error: Exception) -> TrackingError:
+def _refusal(settings: TrackingConfig, error: Exception) -> TrackingError:
     """Returns the error to raise. It is raised without a cause: MLflow's errors contain the URL with its password."""
     why = reason(error)
     cure = ": make room there, or set another tracking.uri" if any(each in why for each in NO_ROOM) else ""
     if "_alembic_tmp" in why:
         cure = ": the database is incomplete, as after a full disk; delete the file if it has no run yet"
-    return TrackingError(f"tracking.uri={masked(config.tracking.uri)}: MLflow refuses the run: {why}{cure}")
+    return TrackingError(f"tracking.uri={masked(settings.uri)}: MLflow refuses the run: {why}{cure}")
 
 
-def _experiment(client: MlflowClient, config: Config) -> str:
-    name = config.tracking.experiment
+def _experiment(client: MlflowClient, tracked: TrackedRun) -> str:
+    name = tracked.settings.experiment
     found = client.get_experiment_by_name(name)
-    view = {pages.VIEW_TAG: pages.saved_view()}
+    view = {pages.VIEW_TAG: pages.saved_view(tracked.charts)}
     if found is None:
         # This kind shows the pages for training; without it MLflow guesses the kind.
         tags = {"mlflow.experimentKind": "custom_model_development", **view}
-        return client.create_experiment(name, artifact_location=config.tracking.artifacts, tags=tags)
+        return client.create_experiment(name, artifact_location=tracked.settings.artifacts, tags=tags)
     if not view.items() <= found.tags.items():
         client.set_experiment_tag(found.experiment_id, *view.popitem())
     return str(found.experiment_id)
@@ -352,8 +353,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _client(config: Config) -> MlflowClient:
-    uri = config.tracking.uri
+def _client(settings: TrackingConfig) -> MlflowClient:
+    uri = settings.uri
     for name in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.
@@ -361,4 +362,4 @@ def _client(config: Config) -> MlflowClient:
     try:
         return MlflowClient(uri)
     except ImportError as error:  # The driver of the database is not installed.
-        raise _refusal(config, error) from None
+        raise _refusal(settings, error) from None

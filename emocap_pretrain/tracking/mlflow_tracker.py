@@ -11,12 +11,11 @@ from typing import Any
 from emocap_shards.mask import masked
 from emocap_shards.store import Store
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.tracking.mlflow_run import ATTEMPT_TAG, MlflowRun, mlflow_dataset
 from emocap_pretrain.tracking.spool import Row, Spool, readable_rows, row
-from emocap_pretrain.tracking.tracker import RunStatus
+from emocap_pretrain.tracking.tracker import RunStatus, TrackedRun
 
 FINISH_S = 20.0
 ARTIFACTS = ("text", "picture")
@@ -37,7 +36,7 @@ class MlflowTracker:
     @classmethod
     def start(
         cls,
-        config: Config,
+        run: TrackedRun,
         run_id: str | None,
         *,
         number: int = 1,
@@ -48,7 +47,7 @@ class MlflowTracker:
         """Creates an MLflow run, or continues the run `run_id`, also while the server is unreachable.
 
         Args:
-            config: The settings of the run.
+            run: The run as it is tracked.
             run_id: MLflow's name for the run of an earlier attempt; None for the first attempt.
             number: The number of this attempt. Attempts with a lower number no longer write to the run.
             facts: JSON values about this attempt (ranks, hosts, why the previous one ended), for `starts/00001.json`.
@@ -58,8 +57,8 @@ class MlflowTracker:
         Raises:
             TrackingError: If MLflow refuses a new run, or does not know `run_id`.
         """
-        run = MlflowRun.resume(config, run_id, number) if run_id else MlflowRun.create(config, number, parent)
-        tracker = cls(run, unsent)
+        tracked = MlflowRun.resume(run.settings, run_id, number) if run_id else MlflowRun.create(run, number, parent)
+        tracker = cls(tracked, unsent)
         tracker._report_start(number)
         if facts is not None:
             tracker.log_text(f"starts/{number:05d}.json", json.dumps({"number": number, **facts}, indent=1))
@@ -129,18 +128,18 @@ def _all_within(wait_s: float, *acts: Callable[[float], bool]) -> bool:
     return all(done)
 
 
-def deliver_unsent(store: Store, config: Config, run_id: str, *, number: int) -> bool:
+def deliver_unsent(store: Store, run: TrackedRun, run_id: str, *, number: int) -> bool:
     """Sends the rows that a finished run could not send, and returns whether all have arrived.
 
     Args:
         store: The folder of the run.
-        config: The settings of the run.
+        run: The run as it is tracked.
         run_id: MLflow's name for the run.
         number: The number of the newest attempt.
     """
     rows = readable_rows(unsent.read(store))
     if rows:
-        tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows)
+        tracker = MlflowTracker.start(run, run_id, number=number, unsent=rows)
         tracker.finish("FINISHED")
         unsent.write_or_warn(store, tracker.unsent(), number=number)
         return not tracker.unsent()

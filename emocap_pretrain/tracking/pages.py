@@ -9,22 +9,17 @@ defaults.
 import base64
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from emocap_pretrain.data.parts import PARTS
 
+Charts = Sequence[Sequence[str]]
+"""Charts, each as the names of the metrics that share it."""
+
 VIEW = "training"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-_COLUMNS = (
-    "metrics.`loss`",
-    "metrics.`zero_shot/uar`",
-    "metrics.`samples_per_s`",
-    "attributes.`Dataset`",
-    "attributes.`Models`",
-)
-
 _PARTS = tuple(part.name for part in PARTS)
-_RECALLS = tuple(f"recall_at_{count}" for count in (1, 5, 10))
 _TIMES = ("data", "forward", "loss", "backward", "update", "saving")
 
 
@@ -33,13 +28,7 @@ def _by_part(name: str) -> tuple[str, ...]:
 
 
 # Each section holds charts, and a chart the metrics that share it. What a person looks at first comes first.
-CHARTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "Evaluation": (
-        ("zero_shot/uar",),
-        ("zero_shot/war",),
-        tuple(f"retrieval/{recall}_image_to_text" for recall in _RECALLS),
-        tuple(f"retrieval/{recall}_text_to_image" for recall in _RECALLS),
-    ),
+_SECTIONS: dict[str, Charts] = {
     "Loss": (
         ("loss",),
         _by_part("loss"),
@@ -69,6 +58,15 @@ CHARTS: dict[str, tuple[tuple[str, ...], ...]] = {
 _BARS = ("Evaluation", "Texts that are cut")  # These have one value each; a line would be a point.
 
 
+def sections(evaluation: Charts) -> dict[str, Charts]:
+    """Returns the charts of the page by section, in the order of importance.
+
+    Args:
+        evaluation: The charts of the evaluation tasks; the most important one comes first.
+    """
+    return {"Evaluation": tuple(evaluation), **_SECTIONS} if evaluation else _SECTIONS
+
+
 def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
     """Returns the addresses of the page of the run, and of the page that compares all runs of its experiment.
 
@@ -88,16 +86,22 @@ def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
     }
 
 
-def saved_view() -> str:
-    """Returns the value of `VIEW_TAG`: the state of the page in MLflow's envelope of a saved view."""
+def saved_view(evaluation: Charts = ()) -> str:
+    """Returns the value of `VIEW_TAG`: the state of the page in MLflow's envelope of a saved view.
+
+    The list of runs shows the loss, then the first metric of the evaluation. The argument is that of `sections`.
+    """
+    charts = sections(evaluation)
+    metrics = ["loss", *(chart[0] for chart in evaluation[:1]), "samples_per_s"]
+    columns = [*(f"metrics.`{name}`" for name in metrics), "attributes.`Dataset`", "attributes.`Models`"]
     state = {
-        "selectedColumns": _COLUMNS,
-        "columnOrder": _COLUMNS,
+        "selectedColumns": columns,
+        "columnOrder": columns,
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False} for name in CHARTS
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False} for name in charts
         ],
         "compareRunCharts": [
-            chart for section, charts in CHARTS.items() for metrics in charts for chart in _cards(section, metrics)
+            card for section, drawn in charts.items() for metrics in drawn for card in _cards(section, metrics)
         ],
         "isAccordionReordered": True,  # Otherwise the page sorts the sections by name.
     }
@@ -106,7 +110,7 @@ def saved_view() -> str:
     return json.dumps({"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
 
 
-def _cards(section: str, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+def _cards(section: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the chart that the metrics share, and a deleted chart of each further metric.
 
     The page draws a chart of its own for every metric that is not the first of a chart, unless that chart was deleted.

@@ -3,12 +3,30 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.tracking.spool import Row
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """A run as a tracker sees it before the first row.
+
+    Attributes:
+        name: The name of the run.
+        settings: Where it is tracked.
+        params: All settings of the run as they may be stored (`Config.stored`).
+        charts: The metrics of the evaluation tasks by the chart that they share; the most important one comes first.
+    """
+
+    name: str
+    settings: TrackingConfig
+    params: Mapping[str, Any]
+    charts: Sequence[Sequence[str]] = ()
 
 
 class Tracker(Protocol):

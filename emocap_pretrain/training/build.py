@@ -14,15 +14,22 @@ from emocap_pretrain.data.datasets import open_stream
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import RankInfo
+from emocap_pretrain.tracking.tracker import TrackedRun
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.objective import Objective
 from emocap_pretrain.training.optimizer import optimizer_of
 
 log = logging.getLogger(__name__)
+
+
+def tracked_run(config: Config) -> TrackedRun:
+    """Returns the run as a tracker sees it."""
+    return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
 
 
 def build_stream(config: Config, info: RankInfo, start: Cursor) -> Stream:

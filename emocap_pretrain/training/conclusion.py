@@ -29,6 +29,7 @@ from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
+from emocap_pretrain.training.build import tracked_run
 from emocap_pretrain.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def conclude_again(config: Config, store: Store) -> bool:
     if not RunFolder(store).copied_from():  # The rows in a copy are the original's.
         from emocap_pretrain.tracking.mlflow_tracker import deliver_unsent
 
-        deliver_unsent(store, config, report.run_id, number=newest(store))
+        deliver_unsent(store, tracked_run(config), report.run_id, number=newest(store))
     return True
 
 
@@ -156,7 +157,7 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
     parent = RunFolder(store).copied_from()
     rows = [] if parent else readable_rows(unsent.read(store))
     run_id = None if parent else report.run_id
-    tracker = MlflowTracker.start(config, run_id, number=number, unsent=rows, parent=parent)
+    tracker = MlflowTracker.start(tracked_run(config), run_id, number=number, unsent=rows, parent=parent)
     try:
         if parent:
             RunFolder(store).write_run(config, tracker.run_id, parent=parent)

@@ -39,7 +39,7 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, Tracker
-from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream
+from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream, tracked_run
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.snapshot import fill
@@ -357,7 +357,7 @@ def _open_tracker(
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
-        begun.append(MlflowTracker.start(config, known, **options))
+        begun.append(MlflowTracker.start(tracked_run(config), known, **options))
         if found:  # The attempt that committed it may have ended before it told the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
@@ -383,7 +383,7 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
 
     # Attempts of one folder have different numbers, and this attempt has not written to the tracker yet.
-    if newest_tracked_attempt(config, run_id) >= attempt.number >= attempts.newest(store):
+    if newest_tracked_attempt(config.tracking, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(
             "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
             "is tracked as a run of its own",

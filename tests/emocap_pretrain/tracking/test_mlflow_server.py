@@ -13,6 +13,7 @@ from pretrain_fakes import changed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.tracking.hosts import HostMetrics, by_host
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.training.build import tracked_run
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def url(step: int) -> str:
 def test_a_server_that_was_killed_while_rows_arrive_has_each_point_once(
     config: Config, client: MlflowClient, server: MlflowServer
 ) -> None:
-    tracker, names = MlflowTracker.start(config, None), [f"m{number}" for number in range(60)]
+    tracker, names = MlflowTracker.start(tracked_run(config), None), [f"m{number}" for number in range(60)]
     for step in range(1, 301):
         tracker.log_metrics(dict.fromkeys(names, float(step)) | {"loss": 1 / step}, step)
         if step == 150:
@@ -67,7 +68,7 @@ def test_a_server_that_was_killed_while_rows_arrive_has_each_point_once(
 def test_rows_of_a_lost_attempt_are_sent_from_its_checkpoint_without_gaps_or_duplicates(
     config: Config, client: MlflowClient, server: MlflowServer
 ) -> None:
-    lost = MlflowTracker.start(config, None, number=1, facts={"ranks": 2})
+    lost = MlflowTracker.start(tracked_run(config), None, number=1, facts={"ranks": 2})
     for step in range(1, 21):
         lost.log_metrics({"loss": 1 / step}, step)
     assert lost.flush(30)
@@ -82,7 +83,9 @@ def test_rows_of_a_lost_attempt_are_sent_from_its_checkpoint_without_gaps_or_dup
     for step in range(31, 36):
         lost.log_metrics({"loss": 1 / step}, step)
     # The host is lost with the rows in its spool, so the test no longer uses them. The server is still down.
-    again = MlflowTracker.start(config, lost.run_id, number=2, facts={"ranks": 1}, unsent=json.loads(checkpointed))
+    again = MlflowTracker.start(
+        tracked_run(config), lost.run_id, number=2, facts={"ranks": 1}, unsent=json.loads(checkpointed)
+    )
     for step in range(31, 41):
         again.log_metrics({"loss": 1 / step}, step)
     assert not again.flush(5)
@@ -110,7 +113,7 @@ def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 3.0)
     picture = tmp_path / "confusion.png"
     picture.write_bytes(b"pixels")
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     for step in (1, 2):
         first.log_metrics({"loss": 1 / step} | by_host([("node-a", HostMetrics().read())]), step)
     first.flush(30)
@@ -124,7 +127,7 @@ def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
     left = json.loads(json.dumps(first.unsent()))
     server.start()
     assert client.get_run(first.run_id).info.status == "RUNNING"
-    second = MlflowTracker.start(config, first.run_id, number=2, unsent=left)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2, unsent=left)
     second.log_scores({"zero_shot/uar": 0.5}, 2)
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 60.0)
     second.finish("FINISHED")

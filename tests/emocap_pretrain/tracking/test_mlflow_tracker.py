@@ -20,10 +20,12 @@ from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import DatasetUse, training_data
 from emocap_pretrain.errors import TrackingError
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.tracking import pages
 from emocap_pretrain.tracking.environment import versions
 from emocap_pretrain.tracking.mlflow_run import mlflow_dataset
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.training.build import tracked_run
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def points(client: MlflowClient, run_id: str, metric: str = "loss") -> list[tupl
 
 
 def test_a_new_run_has_its_name_experiment_settings_and_environment(config: Config, client: MlflowClient) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.set_description("| | tiny |")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
@@ -58,9 +60,9 @@ def test_an_experiment_has_the_saved_view_also_where_it_is_older(config: Config,
     older = client.create_experiment("older")
     for name in ("faces", "older"):
         named = changed(config, tracking__experiment=name)
-        tracker = MlflowTracker.start(named, None)
+        tracker = MlflowTracker.start(tracked_run(named), None)
         tracker.finish("FINISHED")
-        assert client.get_experiment(tracker.experiment_id).tags[pages.VIEW_TAG] == pages.saved_view()
+        assert client.get_experiment(tracker.experiment_id).tags[pages.VIEW_TAG] == pages.saved_view(tasks.charts())
     assert tracker.experiment_id == older
 
 
@@ -68,7 +70,7 @@ def test_datasets_are_inputs_of_the_run_and_count_once(config: Config, client: M
     digest = "0123456789abcdef" * 4
     training = DatasetUse("s3://bucket/faces/train", digest, 1800, "training", 0.25)
     evaluation = DatasetUse("https://host/faces/test", digest[::-1], 200, "evaluation")
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_datasets([training])
     tracker.log_datasets([training, evaluation])
     tracker.finish("FINISHED")
@@ -99,7 +101,7 @@ def test_a_dataset_is_logged_without_secrets(tmp_path: Path, faces: str, monkeyp
 
 
 def test_metrics_arrive_with_their_steps(config: Config, client: MlflowClient) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     for step in (1, 2, 3):
         tracker.log_metrics({"loss": 1 / step, "scale": 14.0}, step)
     tracker.finish("FINISHED")
@@ -108,7 +110,7 @@ def test_metrics_arrive_with_their_steps(config: Config, client: MlflowClient) -
 
 
 def test_more_metrics_than_mlflow_takes_in_a_call_arrive(config: Config, client: MlflowClient) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     for step in range(1, 61):
         tracker.log_metrics({f"m{number}": 1.0 for number in range(20)} | {"loss": 1.0}, step)
     tracker.finish("FINISHED")
@@ -117,11 +119,11 @@ def test_more_metrics_than_mlflow_takes_in_a_call_arrive(config: Config, client:
 
 
 def test_a_resumed_run_keeps_its_id_and_has_each_point_once(config: Config, client: MlflowClient) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     for step in (1, 2, 3, 4, 5):
         first.log_metrics({"loss": float(step)}, step)
     first.finish("KILLED")
-    second = MlflowTracker.start(config, first.run_id)
+    second = MlflowTracker.start(tracked_run(config), first.run_id)
     assert second.run_id == first.run_id
     assert second.flush(20)
     assert client.get_run(first.run_id).info.status == "RUNNING"
@@ -132,7 +134,7 @@ def test_a_resumed_run_keeps_its_id_and_has_each_point_once(config: Config, clie
 
 
 def test_two_new_runs_are_in_one_experiment(config: Config, client: MlflowClient) -> None:
-    runs = [MlflowTracker.start(config, None) for _ in range(2)]
+    runs = [MlflowTracker.start(tracked_run(config), None) for _ in range(2)]
     for run in runs:
         run.finish("FINISHED")
     assert runs[0].run_id != runs[1].run_id
@@ -146,7 +148,7 @@ def test_pictures_and_texts_are_in_the_run_and_not_in_the_working_folder(
     picture = tmp_path / "samples.png"
     picture.write_bytes(b"pixels")
     before = sorted(tmp_path.iterdir())
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_picture("pictures/samples.png", picture)
     tracker.log_text("report.json", "{}")
     tracker.log_checkpoint("s3://bucket/run/checkpoints/step-00000004/a", 4, "abc")
@@ -172,7 +174,7 @@ def url(step: int, attempt: str = "a") -> str:
 def test_a_checkpoint_is_an_external_model_of_the_run_with_the_url_in_the_store(
     config: Config, client: MlflowClient
 ) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_checkpoint(url(4), 4, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
@@ -188,10 +190,10 @@ def test_a_checkpoint_is_an_external_model_of_the_run_with_the_url_in_the_store(
 def test_a_checkpoint_that_is_logged_again_is_listed_once_with_its_newest_url(
     config: Config, client: MlflowClient
 ) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     first.log_checkpoint(url(4), 4, "abc")
     first.finish("KILLED")
-    second = MlflowTracker.start(config, first.run_id, number=2)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2)
     second.log_checkpoint(url(4), 4, "abc")
     second.log_checkpoint(url(4, "b"), 4, "def")
     second.finish("FINISHED")
@@ -205,7 +207,7 @@ def test_a_checkpoint_that_was_logged_in_part_is_completed(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     breaks_once(monkeypatch, call)
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_checkpoint(url(4), 4, "abc")
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
@@ -216,7 +218,7 @@ def test_a_checkpoint_that_was_logged_in_part_is_completed(
 
 
 def test_deleted_checkpoints_are_not_listed(config: Config, client: MlflowClient) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     for step in (2, 4, 6):
         tracker.log_checkpoint(url(step), step, "abc")
     tracker.delete_checkpoints([2, 4])
@@ -227,10 +229,10 @@ def test_deleted_checkpoints_are_not_listed(config: Config, client: MlflowClient
 
 
 def test_checkpoints_that_a_lost_attempt_did_not_delete_are_deleted(config: Config, client: MlflowClient) -> None:
-    other = MlflowTracker.start(config, None)
+    other = MlflowTracker.start(tracked_run(config), None)
     other.log_checkpoint(url(2), 2, "abc")
     other.finish("FINISHED")
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     for step in (2, 4, 6):
         tracker.log_checkpoint(url(step), step, "abc")
     tracker.keep_checkpoints([6, 8])
@@ -242,12 +244,12 @@ def test_checkpoints_that_a_lost_attempt_did_not_delete_are_deleted(config: Conf
 def test_scores_are_recorded_once_in_the_run_and_in_the_checkpoint_of_their_step(
     config: Config, client: MlflowClient
 ) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     first.log_metrics({"loss": 2.5}, 4)
     first.log_checkpoint(url(4), 4, "abc")
     first.log_scores({"zero_shot/uar": 0.25}, 4)
     first.finish("KILLED")
-    second = MlflowTracker.start(config, first.run_id, number=2)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2)
     second.log_scores({"zero_shot/uar": 0.75, "zero_shot/war": 0.5}, 4)
     second.finish("FINISHED")
     assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
@@ -260,7 +262,7 @@ def test_scores_are_recorded_once_in_the_run_and_in_the_checkpoint_of_their_step
 
 
 def test_scores_without_a_listed_checkpoint_are_recorded_in_the_run(config: Config, client: MlflowClient) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_scores({"zero_shot/uar": 0.25}, 4)
     tracker.finish("FINISHED")
     assert points(client, tracker.run_id, "zero_shot/uar") == [(4, 0.25)]
@@ -274,7 +276,7 @@ def test_a_value_from_the_environment_is_tracked_as_the_text_in_the_file(
     file.write_text(f"name: a\nurl: ${{oc.env:SECRET_URL}}\nsteps: 1\nglobal_batch: 4\ndata: {{url: {tmp_path}}}\n")
     loaded = load(file, [f"tracking.uri={config.tracking.uri}", "tracking.experiment=faces"])
     assert loaded.url == "s3://hidden/place"
-    tracker = MlflowTracker.start(loaded, None)
+    tracker = MlflowTracker.start(tracked_run(loaded), None)
     tracker.finish("FINISHED")
     params = client.get_run(tracker.run_id).data.params
     assert params["url"] == "${oc.env:SECRET_URL}"
@@ -287,7 +289,7 @@ def test_a_server_that_is_unreachable_at_the_start_is_an_error_of_one_line_with_
 ) -> None:
     began = time.perf_counter()
     with pytest.raises(TrackingError) as caught:
-        MlflowTracker.start(changed(config, tracking__uri=uri), None)
+        MlflowTracker.start(tracked_run(changed(config, tracking__uri=uri)), None)
     assert time.perf_counter() - began < 120  # MLflow itself tries for 8 minutes.
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -295,7 +297,7 @@ def test_a_server_that_is_unreachable_at_the_start_is_an_error_of_one_line_with_
 
 def test_a_run_that_mlflow_does_not_know_is_a_tracking_error(config: Config) -> None:
     with pytest.raises(TrackingError, match="0123456789abcdef"):
-        MlflowTracker.start(config, "0123456789abcdef0123456789abcdef")
+        MlflowTracker.start(tracked_run(config), "0123456789abcdef0123456789abcdef")
 
 
 def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
@@ -314,7 +316,7 @@ def breaks_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
 def test_the_run_is_not_read_again_for_each_row(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     assert tracker.flush(20)
     read, original = list[str](), MlflowClient.get_run
 
@@ -351,7 +353,7 @@ def test_rows_of_an_outage_are_sent_first_by_the_next_attempt_on_any_host(
 ) -> None:
     picture = tmp_path / "samples.png"
     picture.write_bytes(b"pixels")
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     first.log_metrics({"loss": 1.0}, 1)
     assert first.flush(20)
     with outage():
@@ -365,7 +367,7 @@ def test_rows_of_an_outage_are_sent_first_by_the_next_attempt_on_any_host(
         first.finish("KILLED")
     assert "the server is down" in caplog.text
     assert "the next start of this run sends them" in caplog.text
-    second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2, unsent=checkpointed)
     second.log_metrics({"loss": 3.5}, 3)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.5)]
@@ -376,14 +378,14 @@ def test_rows_of_an_outage_are_sent_first_by_the_next_attempt_on_any_host(
 
 
 def test_unsent_rows_that_have_arrived_are_not_sent_twice(config: Config, client: MlflowClient) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     with outage():
         first.log_metrics({"loss": 1.0, "scale": 14.0}, 1)
         first.log_metrics({"loss": 2.0}, 2)
         checkpointed = first.unsent()
     first.log_metrics({"loss": 3.0}, 3)
     first.finish("KILLED")
-    second = MlflowTracker.start(config, first.run_id, number=2, unsent=checkpointed)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2, unsent=checkpointed)
     second.log_metrics({"loss": 9.0, "scale": 15.0}, 3)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
@@ -395,7 +397,7 @@ def test_a_row_that_arrived_in_part_is_completed(
 ) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.METRICS_PER_CALL", 2)
     names = ["a", "b", "c", "d", "e"]
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     assert tracker.flush(20)
     original, calls = MlflowClient.log_batch, list[int]()
 
@@ -415,7 +417,7 @@ def test_a_row_that_arrived_in_part_is_completed(
 def test_a_row_whose_response_was_lost_is_not_sent_twice(
     config: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.log_metrics({"loss": 0.5}, 0)
     assert tracker.flush(20)
     original, sent = MlflowClient.log_batch, list[int]()
@@ -438,7 +440,7 @@ def test_a_row_whose_response_was_lost_is_not_sent_twice(
 def test_a_value_that_mlflow_refuses_is_logged_and_delays_no_other_row(
     config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     with outage():
         tracker.log_metrics({"loss": 1.0}, 1)
         tracker.log_metrics({"no?name": 1.0}, 2)
@@ -451,7 +453,7 @@ def test_a_value_that_mlflow_refuses_is_logged_and_delays_no_other_row(
 
 def test_metrics_arrive_although_artifacts_cannot_be_stored(config: Config, client: MlflowClient) -> None:
     with outage("log_text"):
-        tracker = MlflowTracker.start(config, None)
+        tracker = MlflowTracker.start(tracked_run(config), None)
         tracker.log_text("report.json", "{}")
         tracker.log_metrics({"loss": 1.0}, 1)
         assert not tracker.flush(20)
@@ -461,14 +463,14 @@ def test_metrics_arrive_although_artifacts_cannot_be_stored(config: Config, clie
 
 
 def test_each_attempt_records_its_number_status_and_facts(config: Config, client: MlflowClient, tmp_path: Path) -> None:
-    first = MlflowTracker.start(config, None, number=1, facts={"ranks": 8, "hosts": ["a", "b"]})
+    first = MlflowTracker.start(tracked_run(config), None, number=1, facts={"ranks": 8, "hosts": ["a", "b"]})
     first.flush(20)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     first.finish("FAILED")
     ended = client.get_run(first.run_id)
     assert (ended.info.status, ended.data.tags["emocap.starts"]) == ("FAILED", "1")
     second = MlflowTracker.start(
-        config, first.run_id, number=4, facts={"ranks": 4, "hosts": ["a"], "after": "b is gone"}
+        tracked_run(config), first.run_id, number=4, facts={"ranks": 4, "hosts": ["a"], "after": "b is gone"}
     )
     second.flush(20)
     running = client.get_run(first.run_id)
@@ -482,7 +484,7 @@ def test_each_attempt_records_its_number_status_and_facts(config: Config, client
 
 
 def test_an_attempt_starts_during_an_outage_and_is_recorded_after_it(config: Config, client: MlflowClient) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     first.finish("KILLED")
 
     def away(*_: object) -> None:
@@ -490,7 +492,7 @@ def test_an_attempt_starts_during_an_outage_and_is_recorded_after_it(config: Con
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MlflowClient, "get_run", away)
-        second = MlflowTracker.start(config, first.run_id, number=2)
+        second = MlflowTracker.start(tracked_run(config), first.run_id, number=2)
         second.log_metrics({"loss": 1.0}, 1)
         assert not second.flush(5)
     assert client.get_run(first.run_id).info.status == "KILLED"
@@ -503,9 +505,9 @@ def test_an_attempt_starts_during_an_outage_and_is_recorded_after_it(config: Con
 def test_a_superseded_attempt_writes_nothing(
     config: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zombie = MlflowTracker.start(config, None)
+    zombie = MlflowTracker.start(tracked_run(config), None)
     zombie.flush(20)
-    owner = MlflowTracker.start(config, zombie.run_id, number=2)
+    owner = MlflowTracker.start(tracked_run(config), zombie.run_id, number=2)
     owner.flush(20)
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_run.REFRESH_S", 0.0)  # The attempt was frozen for long.
     zombie.log_metrics({"loss": -1.0}, 5)
@@ -523,16 +525,18 @@ def test_passwords_do_not_appear_in_mlflow_the_log_or_errors(
 ) -> None:
     uri = "http://anna:sesame@127.0.0.1:9"
     with pytest.raises(TrackingError) as caught:
-        MlflowTracker.start(changed(config, tracking__uri=uri), None)
+        MlflowTracker.start(tracked_run(changed(config, tracking__uri=uri)), None)
     shown = "".join(traceback.format_exception(caught.value))
     assert "http://***@127.0.0.1:9" in shown
-    waiting = MlflowTracker.start(changed(config, tracking__uri=uri), "0123456789abcdef0123456789abcdef", number=2)
+    waiting = MlflowTracker.start(
+        tracked_run(changed(config, tracking__uri=uri)), "0123456789abcdef0123456789abcdef", number=2
+    )
     waiting.log_metrics({"loss": 1.0}, 1)
     waiting.flush(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
         waiting.finish("KILLED")
-    tracker = MlflowTracker.start(changed(config, data__url="s3://anna:sesame@bucket/faces"), None)
+    tracker = MlflowTracker.start(tracked_run(changed(config, data__url="s3://anna:sesame@bucket/faces")), None)
     tracker.log_text("report.json", f'{{"tracking_uri": "{uri}"}}')
     tracker.set_description(f"at {uri}")
     tracker.log_checkpoint("s3://anna:sesame@bucket/run", 1, "abc")
@@ -545,17 +549,17 @@ def test_passwords_do_not_appear_in_mlflow_the_log_or_errors(
 
 
 def test_the_migrations_of_mlflow_log_nothing(config: Config) -> None:
-    MlflowTracker.start(config, None).finish("FINISHED")
+    MlflowTracker.start(tracked_run(config), None).finish("FINISHED")
     assert logging.getLogger("alembic").level == logging.ERROR
 
 
 def test_a_new_result_replaces_the_older_one_and_an_equal_one_counts_once(config: Config, client: MlflowClient) -> None:
-    first = MlflowTracker.start(config, None)
+    first = MlflowTracker.start(tracked_run(config), None)
     first.replace_scores({"zero_shot/uar": 0.25}, 4)
     first.replace_scores({"zero_shot/uar": 0.25}, 4)
     first.finish("FINISHED")
     assert points(client, first.run_id, "zero_shot/uar") == [(4, 0.25)]
-    second = MlflowTracker.start(config, first.run_id, number=2)
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2)
     second.replace_scores({"zero_shot/uar": 0.75}, 4)
     second.finish("FINISHED")
     assert client.get_run(first.run_id).data.metrics["zero_shot/uar"] == 0.75
@@ -570,7 +574,7 @@ from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 config = Config.model_validate_json(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 with errors_as_lines(debug=False):
-    MlflowTracker.start(config, None)
+    MlflowTracker.start(tracked_run(config), None)
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from emocap_pretrain.config.load import load
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.health.timing import SECTIONS
 from emocap_pretrain.run import print_pages
 from emocap_pretrain.run_folder.report import Report
@@ -19,7 +20,7 @@ ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs"
 
 def state() -> dict[str, Any]:
     """The state of the page, unpacked as the page does it."""
-    envelope = json.loads(pages.saved_view())
+    envelope = json.loads(pages.saved_view(tasks.charts()))
     assert isinstance(envelope["name"], str)
     assert isinstance(envelope["createdAt"], int)
     packed = envelope["state"].removeprefix("deflate;")
@@ -34,7 +35,7 @@ def test_both_addresses_open_the_pages_of_training() -> None:
 
 
 def test_the_saved_view_fits_the_tag_of_an_older_server() -> None:
-    assert len(pages.saved_view()) < 5000
+    assert len(pages.saved_view(tasks.charts())) < 5000
 
 
 def test_the_list_of_runs_shows_loss_and_uar_first() -> None:

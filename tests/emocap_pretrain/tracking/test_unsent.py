@@ -10,6 +10,7 @@ from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker, deliver_unsent
 from emocap_pretrain.tracking.spool import row
+from emocap_pretrain.training.build import tracked_run
 
 ROWS = [row("metrics", 4, {"zero_shot/uar": 0.5}), row("status", 0, {"status": "FINISHED"})]
 
@@ -50,10 +51,10 @@ def test_a_store_that_refuses_rows_is_a_warning(tmp_path: Path, caplog: pytest.L
 
 def test_a_finished_run_sends_the_rows_that_an_outage_delayed(config: Config, client: MlflowClient) -> None:
     store = open_store(config.url)
-    tracker = MlflowTracker.start(config, None)
+    tracker = MlflowTracker.start(tracked_run(config), None)
     tracker.finish("FINISHED")
     unsent.write_or_warn(store, ROWS)
-    assert deliver_unsent(store, config, tracker.run_id, number=1)
+    assert deliver_unsent(store, tracked_run(config), tracker.run_id, number=1)
     assert unsent.read(store) == []
     run = client.get_run(tracker.run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"zero_shot/uar": 0.5})
@@ -63,10 +64,10 @@ def test_rows_that_still_cannot_be_sent_are_kept_again(config: Config, monkeypat
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 0.1)
     unreachable, store = changed(config, tracking__uri="http://127.0.0.1:9"), open_store(config.url)
     unsent.write_or_warn(store, ROWS)
-    assert not deliver_unsent(store, unreachable, "0123456789abcdef0123456789abcdef", number=1)
+    assert not deliver_unsent(store, tracked_run(unreachable), "0123456789abcdef0123456789abcdef", number=1)
     assert unsent.read(store)[:2] == ROWS
 
 
 def test_a_run_without_unsent_rows_does_not_connect_to_the_server(config: Config) -> None:
     unreachable = changed(config, tracking__uri="http://127.0.0.1:9")
-    assert deliver_unsent(open_store(config.url), unreachable, "unknown", number=1)
+    assert deliver_unsent(open_store(config.url), tracked_run(unreachable), "unknown", number=1)

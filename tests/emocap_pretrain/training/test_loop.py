@@ -22,6 +22,7 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.tracking import pages
@@ -120,7 +121,7 @@ def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], f
     assert report.experiment_id == tracked.info.experiment_id
     (used,) = tracked.inputs.dataset_inputs  # Both datasets of this run are one.
     assert used.dataset.digest == read_manifest(faces).digest[:16]
-    charts = {metric for section in pages.CHARTS.values() for chart in section for metric in chart}
+    charts = {metric for section in pages.sections(tasks.charts()).values() for chart in section for metric in chart}
     assert {name for name in tracked.data.metrics if not name.startswith("system/")} <= charts
 
 
