@@ -100,7 +100,7 @@ class ContrastiveBatch:
         image: [local, width].
         text: [local, width], in the type in which it is sent (in the reference, in the type of `image`).
         columns: The all-gather of the texts, and of the guide features of `sent_guides`.
-        sent_guides: Modalities whose guide features are sent beside the texts.
+        sent_guides: Modalities whose guide features are sent in addition to the texts.
         scale: 0-dim, in the type of the scores: at least float32.
         objective: The loss as a function of the scores.
         bias: 0-dim, added to the scores; 0 if the objective has none.

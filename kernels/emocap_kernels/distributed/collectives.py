@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# `vectors` are features and their gradients; `numbers` are all statistics and metadata beside them.
+# `vectors` are features and their gradients; `numbers` are statistics and metadata.
 ReceivedKind = Literal["vectors", "numbers"]
 
 # torch 2.13 renamed the function, and its old name raises a warning there.

@@ -172,7 +172,7 @@ def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
 class ColumnReduceScatter:
     """A reduce-scatter: for every row of the batch the sum over ranks, which only the rank that holds the row gets.
 
-    Sums travel the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each
+    Sums take the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each
     hop, and is added up in its own type.
     """
 

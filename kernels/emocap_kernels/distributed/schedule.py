@@ -11,7 +11,8 @@ no message at all.
 - `ring`: as `gather`, but one rank at a time, and nothing is kept. A rank holds the rows of at most three ranks (its
   own, those in use, and those being received), and rows are sent again for backward.
 
-The gradient of a row travels the same hops in reverse: whoever received a row sends a sum for it to where it came from.
+The gradient of a row takes the same hops in reverse: a rank that received a row sends a sum for it to the rank from
+which the row came.
 """
 
 from __future__ import annotations

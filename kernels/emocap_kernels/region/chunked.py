@@ -52,6 +52,7 @@ class _Tiling:
 
     @staticmethod
     def of(batch: RegionBatch, block_bytes: int) -> _Tiling:
+        """Cuts tiles of at most `block_bytes` and mines the `top_k` lists. A collective: the lists are gathered."""
         numbers = max(1, block_bytes // batch.scale.element_size())
         patches, total = batch.patches.shape[1], batch.sentence_partition.total
         together = min(numbers // (patches * min(total, TILE_SENTENCES)), numbers // total)

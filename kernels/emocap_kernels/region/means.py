@@ -29,6 +29,7 @@ class AnchorWeights:
 
     @staticmethod
     def of(batch: RegionBatch) -> AnchorWeights:
+        """Counts the images that own a sentence. The owners of all sentences are known on every rank."""
         is_anchor = batch.is_anchor()
         number = is_anchor.sum().to(batch.scale.dtype)
         rows = is_anchor[batch.image_partition.own].to(batch.scale.dtype)

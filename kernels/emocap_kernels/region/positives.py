@@ -46,6 +46,7 @@ class OwnSentences:
 
     @staticmethod
     def of(batch: RegionBatch) -> OwnSentences:
+        """Sorts the sentences of this rank by image. The sort is stable, and the host reads no value."""
         images = batch.owner[batch.sentence_partition.own] - batch.image_partition.first
         by_image = images.sort(stable=True)
         edges = torch.arange(batch.image_partition.local + 1, device=images.device)

@@ -45,6 +45,7 @@ class Operands:
 
     @property
     def width(self) -> int:
+        """Width of the vectors, padding included."""
         return self.left.shape[1]
 
     def descriptors(self) -> tuple[TensorDescriptor, TensorDescriptor]:

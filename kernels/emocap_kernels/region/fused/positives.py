@@ -42,6 +42,7 @@ class KernelComparison:
 
     @staticmethod
     def of(batch: RegionBatch) -> KernelComparison:
+        """Sorts the sentences of this rank by image."""
         own = OwnSentences.of(batch)
         return KernelComparison(own.order, own.starts.int())
 

@@ -50,11 +50,13 @@ def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.conste
 
 @triton.jit
 def add_two(a, b, c, d):
+    """Adds pairs, for `tl.reduce`."""
     return a + c, b + d
 
 
 @triton.jit
 def larger_of_two(a, b, c, d):
+    """Returns the larger of each component of two pairs, for `tl.reduce`."""
     return tl.maximum(a, c), tl.maximum(b, d)
 
 
