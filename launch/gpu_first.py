@@ -169,7 +169,7 @@ class Session:
         return self.seconds - (time.monotonic() - self.start_s)
 
     def record(self, **values: Any) -> None:
-        """Print a result and append it to the file."""
+        """Prints a result and appends it to the file."""
         at_s = round(time.monotonic() - self.start_s, 1)
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": self.stage, "at_s": at_s, **values, **self.about}) + "\n")

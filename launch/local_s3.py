@@ -59,7 +59,7 @@ CREDENTIALS = ("emocap", "emocap-secret")  # it answers on this machine alone
 
 
 class LocalS3:
-    """One S3 server on this machine whose data lives in `folder`; a context manager.
+    """A context manager that runs one S3 server on this machine, with its data in `folder`.
 
     Args:
         folder: Made when it is not there; holds data, configuration and weed.log. One server at a time.
@@ -207,7 +207,7 @@ class LocalS3:
 
 
 def _program() -> str:
-    """Beside this Python first: another `weed` on PATH may be an old one whose conditional writes race."""
+    """Finds `weed` next to this Python first: another on PATH may be an old one with broken conditional writes."""
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
@@ -275,7 +275,7 @@ def _name_of(host: str) -> x509.GeneralName:
 
 
 def _free_ports(host: str, count: int, *, first: int) -> list[int]:
-    """Ports that are free, and their gRPC ports too; `first`, when it is not 0, is one of them."""
+    """Returns ports that are free together with their gRPC ports; `first` is one of them if it is not 0."""
     if first:
         _check_port(host, first)
     ports = [first] if first else []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parts(config: Path, place: "Site", size: "Size") -> dict[str, float]:
-    """Seconds of each part on rank 0, for the run of `config`, which must be over.
+    """Returns the seconds of each part on rank 0, for the run of `config`, which must have ended.
 
     Raises:
         JobError: If they cannot be timed.

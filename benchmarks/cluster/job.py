@@ -57,7 +57,7 @@ class Site:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def config(self, name: str, size: Size, *, every_steps: int = 1, **sections: Any) -> Path:
-        """Write `cfg.yaml` of a run that logs every so many steps into a folder of its own; `sections` win."""
+        """Writes `cfg.yaml` of a run into a new folder; `sections` replace settings of the recipe."""
         folder = self.folder / name
         folder.mkdir()
         path = folder / "cfg.yaml"
@@ -65,11 +65,11 @@ class Site:
         return path
 
     def logged(self, config: Path) -> list[tuple[int, float]]:
-        """Step, and the second of the epoch at which rank 0 had it, of every point that MLflow has by now."""
+        """Returns the step of every point that MLflow has, and when rank 0 logged it, in seconds since 1970."""
         return [(point.step, point.timestamp / 1000) for point in self._history(config, "loss")]
 
     def metric(self, config: Path, name: str) -> list[float]:
-        """Its values by step."""
+        """Returns the values of a metric by step."""
         return [point.value for point in self._history(config, name)]
 
     def _history(self, config: Path, name: str) -> list[Metric]:
@@ -149,7 +149,7 @@ class Job:
     began: float  # Seconds of the epoch.
 
     def wait(self) -> None:
-        """Until it has ended well.
+        """Waits until the job has ended successfully.
 
         Raises:
             JobError: If it did not, or not in time.
@@ -162,7 +162,7 @@ class Job:
             raise JobError(f"{'hangs' if code is None else f'exit {code}'}: {self._end()}")
 
     def wait_for(self, what: str, ready: Callable[[], bool], *, pause_s: float = 0.2) -> None:
-        """Until `ready`.
+        """Waits until `ready` returns true.
 
         Raises:
             JobError: If the job ends before, or it takes too long.

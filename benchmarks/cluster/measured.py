@@ -28,7 +28,7 @@ RANK_WORDS = ("RayTrainWorker", RUN[1])  # A rank by its command line: Ray names
 
 
 def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Seconds from the command to the first step: a job submitted to a cluster that runs, and torchrun."""
+    """Measures the seconds from the command to the first step: a job submitted to a running cluster, and torchrun."""
     numbers = {who: itertools.count() for who in ("ray job", "torchrun")}
 
     def started_s(who: str, address: str) -> float:
@@ -45,7 +45,7 @@ def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Mea
 
 
 def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Seconds of a step in steady state, by turns: Ray's way over torchrun's; logged as often as by default.
+    """Measures the seconds of a step in steady state under Ray and under torchrun, in turn, with default logging.
 
     And the cores that the job's other processes take meanwhile, which a noisy machine does not hide.
     """
@@ -67,7 +67,7 @@ def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[
 
 
 def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
-    """Seconds of CPU that processes of the job other than its ranks take in a second of training."""
+    """Returns the CPU seconds of the job's processes other than its ranks, in a second of training."""
     job.wait_for("steady state", lambda: len(place.logged(config)) >= 2, pause_s=2)
     began, before = time.time(), _cpu_s(job)
     job.wait_for("last steps", lambda: len(place.logged(config)) >= size.steps // BLOCK - 1, pause_s=2)
@@ -87,7 +87,7 @@ def _cpu_s(job: Job) -> dict[int, float]:
 
 
 def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Seconds for which a save holds up training, and how much longer a step takes beside it, as shares of a step.
+    """Measures how long a save delays training, and how much longer steps during a save are, as shares of a step.
 
     The second holds the first, and what the saving thread takes from the cores that train.
     """
@@ -108,7 +108,7 @@ def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Mea
 
 
 def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
-    """Seconds from the death of one rank to the next new step, and the floor below it.
+    """Measures the seconds from the death of a rank to the next new step, and their lower bound.
 
     `command` starts the job, `{config}` and `{port}` filled in; by default it is Ray's way.
     """
@@ -126,7 +126,7 @@ def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequ
 
 
 def _killed_s(job: Job, place: Site, config: Path) -> float:
-    """Kill one rank once there is a checkpoint to resume from; seconds until a step that was not there before."""
+    """Kills one rank once there is a checkpoint; returns the seconds until the next new step."""
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]
     rank.kill()
@@ -159,7 +159,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
-    """Median seconds of a step between rows, after the first steps."""
+    """Returns the median seconds of a step between rows, after the first steps."""
     rows = [(step, at) for step, at in logged if step >= WARM_UP]
     if len(rows) < 2:
         raise JobError(f"{len(logged)} rows are too few: give at least {WARM_UP + BLOCK} steps.")
@@ -167,7 +167,7 @@ def steady_s(logged: Sequence[tuple[int, float]]) -> float:
 
 
 def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:
-    """Seconds from the row of a step to the next row: of steps that save after their row, and of the others."""
+    """Returns the seconds from the row of a step to the next: of steps that save after their row, and of others."""
     saving: list[float] = []
     others: list[float] = []
     for (step, early), (_, late) in zip(logged[WARM_UP - 1 :], logged[WARM_UP:], strict=False):

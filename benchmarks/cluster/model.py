@@ -56,7 +56,7 @@ def _scaled(
 
 
 def failing(about: Occasion) -> Iterator[Measurement]:
-    """1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
+    """Yields the goodput of 1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
     size = estimate(_config({}), 1).parameters * FLOAT
     for days in MTBF_DAYS:
         trouble = FailureModel(

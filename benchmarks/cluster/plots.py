@@ -1,4 +1,4 @@
-"""Figures from the records alone."""
+"""Draws figures from the records."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -94,7 +94,7 @@ def _over_rate(axes: Axes, lines: Sequence[Measurement]) -> None:
         here = [line for line in best if line.contender == who]
         rates = [line.setting["nodes"] / line.setting["node_mtbf_days"] for line in here]
         heights = [line.median for line in here]
-        label = who if who == SIMULATED else f"{who}, which is away for 1 h" if who == WAITS else f"{who} for 1 h"
+        label = who if who == SIMULATED else f"{who}, which is absent for 1 h" if who == WAITS else f"{who} for 1 h"
         axes.plot(rates, heights, style, color=COLOURS[number], label=label)
     axes.set(title="Over the rate of failures, saving as Daly has it", xlabel="failures of the job a day", xscale="log")
     axes.set_ylim(0, 1)

@@ -1,4 +1,4 @@
-"""Many restarts in a row in one job on a Ray of its own: what one of them leaves over must not slow the next down."""
+"""Measures many restarts in a row in one job on a separate Ray: leftovers of one must not slow the next down."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class Progress:
 
 
 class Silent:
-    """No screen."""
+    """A screen that prints nothing."""
 
     def say(self, line: str) -> None:
         pass
@@ -86,7 +86,7 @@ class Silent:
 
 
 def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Seconds from SIGKILL of a rank until every rank has entered its function again, so many times in a row.
+    """Measures the seconds from SIGKILL of a rank until all ranks have entered their function again, repeatedly.
 
     The function waits and does nothing else: imports of a training run are in `recover`.
 
@@ -137,7 +137,7 @@ def _wait(entries: Entries, runtime: RayRuntime) -> None:
 
 
 def _kill(entries: Entries, restarts: list[float], loads: list[float], ranks: int, rounds: int) -> None:
-    """Kill one rank after the other; the job is told to end after the last, or if one does not come back."""
+    """Kills one rank after the other; asks the job to end after the last, or if a rank does not come back."""
     killed: float = 0.0
     for number in range(rounds + 1):
         deadline = time.monotonic() + LIMIT_S

@@ -71,7 +71,7 @@ class _Clock:
 def simulate(
     trouble: FailureModel, interval_s: float, *, horizon_s: float, seed: int, elastic: Elastic | None = None
 ) -> Outcome:
-    """Run a job for at least `horizon_s` seconds of its time.
+    """Simulates a job for at least `horizon_s` seconds of simulated time.
 
     Without `elastic` a failed node is replaced at once, as the formulas have it. The work of an interval takes all
     nodes `interval_s`, and fewer nodes longer in proportion: the batch stays what it is.
@@ -97,7 +97,7 @@ def _until_failure(trouble: FailureModel, nodes: int, draw: random.Random) -> fl
 
 
 def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
-    """Account for one attempt; when it ends, and whether it was cut off rather than grown."""
+    """Accounts for one attempt; returns when it ends, and whether a failure ended it rather than a growth."""
     works_s = interval_s * trouble.nodes / nodes
     segment_s = works_s + trouble.stall_s
     began_s = clock.now_s + trouble.restart_s
@@ -114,7 +114,7 @@ def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int
 
 
 def _grows_at(clock: _Clock, first_s: float, segment_s: float) -> float:
-    """When the first checkpoint counts after a node has come back; never, if all are there."""
+    """Returns when the first checkpoint after the return of a node is committed; infinity if no node is missing."""
     if not clock.away:
         return math.inf
     return first_s + segment_s * max(1, math.ceil((clock.away[0] - first_s) / segment_s))

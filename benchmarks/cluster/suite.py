@@ -1,4 +1,4 @@
-"""Forecasts of large jobs, and starts, steps, saves and restarts of small ones: `python benchmarks cluster`."""
+"""Defines `python benchmarks cluster`: forecasts of large jobs; starts, steps, saves and restarts of small ones."""
 
 import argparse
 import shlex

@@ -159,7 +159,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _fabric(rounds: int) -> dict[str, float]:
-    """Rate and latency of one message, from all-reduces among two ranks: two messages each, of half the bytes."""
+    """Measures rate and latency of a message from all-reduces of two ranks: two messages each, of half the bytes."""
     large, small = torch.zeros(LARGE // 4), torch.zeros(2)
     slow, quick = (
         statistics.median(_timed(partial(dist.all_reduce, each)) for _ in range(rounds)) for each in (large, small)

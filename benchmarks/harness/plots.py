@@ -1,4 +1,4 @@
-"""Colours and fonts of all figures, and how they are saved."""
+"""Defines colours and fonts of all figures, and saves them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

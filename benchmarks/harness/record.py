@@ -1,4 +1,4 @@
-"""Measurements as JSON lines, of which all tables and figures are made."""
+"""Stores measurements as JSON lines, from which all tables and figures are made."""
 
 import json
 import statistics
@@ -35,7 +35,7 @@ def ratios(readings: Sequence[float], base: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One contender in one setting, measured, or skipped and why.
+    """Holds the measurement of one contender in one setting, or why it was skipped.
 
     Attributes:
         what: What is measured, such as "samples per second"; it decides the file.
@@ -47,7 +47,7 @@ class Measurement:
         ratios: Ratios to the readings of another contender in the same rounds, by a name that says to whose.
         more: Other values of the same measurement, such as CPU seconds; units are in their names.
         skipped: Why there is no value.
-        versions: Of Python and of the packages that matter.
+        versions: Versions of Python and of the packages that matter.
     """
 
     what: str

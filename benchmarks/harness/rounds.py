@@ -1,4 +1,4 @@
-"""Readings in common rounds: everybody once in each, so that a drift of the machine hits all alike."""
+"""Takes readings in common rounds, each contender once in each, so that a drift of the machine affects all alike."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Skipped:
 def in_rounds(
     *groups: Mapping[Key, Callable[[], Reading | Skipped]], rounds: int
 ) -> dict[Key, list[Reading] | Skipped]:
-    """Takes one reading of everybody in each round; who returns `Skipped` takes no further part.
+    """Takes one reading of each contender in each round; one that returns `Skipped` takes no further part.
 
     A round visits the groups in turn. Within a group the order moves on by one in every round, so that nobody is always
     the first.

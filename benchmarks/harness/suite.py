@@ -31,7 +31,7 @@ def _here(_: argparse.Namespace) -> Occasion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One kind of measurement.
+    """Defines one kind of measurement.
 
     Attributes:
         help: One line.
@@ -48,7 +48,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One file of records, and what is made of it.
+    """Defines one file of records, and what is made from it.
 
     Attributes:
         name: Name of the file without its ending, and of the markers in the suite's page.
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """Everything that one package is measured with.
+    """Defines everything with which one package is measured.
 
     Attributes:
         name: The word on the command line.

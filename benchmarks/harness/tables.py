@@ -1,4 +1,4 @@
-"""Measurements as Markdown, and as lines of a terminal."""
+"""Formats measurements as Markdown and as lines for the terminal."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar

@@ -22,7 +22,7 @@ Times = tuple[float, float]
 def measure(
     datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Batches of decoded samples, shuffled, read by the process itself."""
+    """Reads shuffled batches of decoded samples in one process."""
     resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
     for position in (0, resumed):
         setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}

@@ -24,7 +24,7 @@ class HostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pythons:
-    """Interpreters, ours and that of the peers; the log takes what their processes say."""
+    """Holds the Python interpreters of this project and of the peers, and the log for their output."""
 
     ours: Path
     peers: Path
@@ -42,7 +42,7 @@ class Pythons:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Somebody who reads a dataset: the name in the records, the module in `hosts`, the folder with its format."""
+    """Describes a system that reads a dataset: its name in the records, its module in `hosts`, its format's folder."""
 
     name: str
     module: str
@@ -63,7 +63,7 @@ PEERS = (WEB_DATASET, MOSAIC, LIT_DATA)
 
 
 def systems(pythons: Pythons) -> tuple[System, ...]:
-    """Ours, and the peers if their environment is there."""
+    """Returns the systems: ours, and the peers if their environment exists."""
     return (OURS, *PEERS) if pythons.has_peers else (OURS,)
 
 

@@ -19,7 +19,7 @@ CLASSES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Args: `seeds` is how many epochs are looked at."""
+    """Holds the settings of the measurement; `seeds` is the number of epochs that are measured."""
 
     samples: int
     batch: int
@@ -31,11 +31,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """1 is what a perfect shuffle has.
+    """Holds measures of a shuffle, relative to a perfect shuffle, which has 1.
 
     Attributes:
-        neighbours: How often two samples that are stored side by side meet in a batch.
-        classes: Variance of the share of a class in a batch, where the dataset is stored class by class.
+        neighbours: How often two samples that are stored next to each other are in one batch.
+        classes: Variance of the share of a class in a batch, if the dataset is stored class by class.
         displacement: Mean distance that a sample moves.
     """
 
@@ -60,7 +60,7 @@ def ours(plan: Plan, shard_samples: int, window: int, seed: int) -> np.ndarray:
 
 
 def web_dataset(plan: Plan, shard_samples: int, buffer: int, seed: int) -> np.ndarray:
-    """Shards shuffled, then a buffer of samples: one reader; several readers mix no more than that."""
+    """Shuffles shards, and then samples in a buffer, with one reader; several readers do not mix better."""
     rng = random.Random(seed)
     shards = list(range(plan.samples // shard_samples))
     rng.shuffle(shards)

@@ -1,4 +1,4 @@
-"""Decoders and ways to crop and resize, side by side on one core."""
+"""Compares decoders and ways to crop and resize on one core."""
 
 import io
 import json

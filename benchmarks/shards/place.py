@@ -19,7 +19,7 @@ _SIGNED_FOR_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """All formats of a dataset at one store.
+    """Describes all formats of a dataset at one store.
 
     Args:
         store: "file" or "s3".
@@ -39,7 +39,7 @@ class Place:
 
     @contextmanager
     def task(self, system: System, **settings: Any) -> Generator[dict[str, Any]]:
-        """Fields of a `Task`, with an empty cache that is deleted afterwards."""
+        """Yields fields of a `Task`, with an empty cache that is deleted afterwards."""
         root = self.folder if system == BARE else self.root
         fields = {"place": f"{root}/{system.format}", **settings}
         if system == WEB_DATASET:
@@ -66,7 +66,7 @@ def served(work: Path) -> Generator[LocalS3]:
 
 
 def uploaded(datasets: Datasets, work: Path, server: LocalS3) -> Place:
-    """Brings the dataset to the server, unless it is there from an earlier run."""
+    """Uploads the dataset to the server, unless an earlier run has done so."""
     client, name = server.client(), datasets.folder.name
     there = _keys(client, name)
     for path in sorted(datasets.folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""Figures from the records alone."""
+"""Draws figures from the records."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -36,7 +36,7 @@ def shuffle(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
 
 
 def _bars(lines: Sequence[Measurement], title: str) -> Figure:
-    """Rates above, CPU time below; bytes at the left, decoded at the right."""
+    """Draws rates above and CPU time below; bytes on the left, decoded samples on the right."""
     figure = titled(title, 11, 6.4)
     axes = figure.subplots(2, 2)
     for column, decode in enumerate((False, True)):

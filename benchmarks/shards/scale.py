@@ -30,7 +30,7 @@ BATCHES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Numbers of shards, and of ranks of 8 samples a step."""
+    """Holds the numbers of shards, and of ranks with 8 samples in each step."""
 
     shards: tuple[int, ...]
     ranks: int
@@ -38,7 +38,7 @@ class Plan:
 
 
 def measure(plan: Plan, one: Datasets, work: Path, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Args: `one` is a dataset of one shard; the many are links to it under other names."""
+    """Measures datasets of many shards, which are links to the shard of `one` under other names."""
     for number in plan.shards:
         place = _many(one, work / f"shards-{number}", number, pythons)
         for system in systems(pythons):
@@ -115,7 +115,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _many(one: Datasets, folder: Path, number: int, pythons: Pythons) -> Place:
-    """Datasets in which one shard occurs many times; those from an earlier run are used again."""
+    """Yields datasets in which one shard occurs many times; those of an earlier run are reused."""
     tars = folder / "tars"
     names = [f"copy-{copy:06d}" for copy in range(number)]
     if not (folder / "done").exists():

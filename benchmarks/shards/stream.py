@@ -1,4 +1,4 @@
-"""Samples per second and CPU time of a whole epoch: ours, the peers, and libjpeg-turbo alone, in common rounds."""
+"""Measures samples per second and CPU time of an epoch in common rounds: ours, the peers, libjpeg-turbo alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,9 +27,9 @@ class Plan:
     """The plan of a measurement.
 
     Args:
-        places: Of the samples that are decoded, and of those that are not, which are read faster and so are more.
+        places: The datasets with decoded and with raw samples. The second has more, since it is read faster.
         workers: Numbers of processes.
-        shuffle: With what each system shuffles by default.
+        shuffle: Whether each system shuffles with its defaults.
         delivered: Batches go to the main process; otherwise the loader processes keep them.
         decoder: "simplejpeg" for all, or "pillow", which the peers' own decoders are.
     """

@@ -100,8 +100,8 @@ def _skew(skew_s: float | None) -> str:
     """Returns a text if the clock of the run's host differs from this one's. Liveness uses the store's clock."""
     if skew_s is None or abs(skew_s) < SKEW_S:
         return ""
-    which = "ahead of" if skew_s > 0 else "behind"
-    return f"the run's host is {timedelta(seconds=round(abs(skew_s)))} {which} this one"
+    error = f"{timedelta(seconds=round(abs(skew_s)))} {'fast' if skew_s > 0 else 'slow'}"
+    return f"the clock of the run's host is {error} compared with this host's"
 
 
 def _straggler(straggler: Straggler) -> str:

@@ -43,7 +43,7 @@ def test_simulate_records_every_number_of_ranks_on_both_fabrics(simulated):
         assert line.device == "a model, no device"
 
 
-def test_simulated_goodput_stands_beside_the_formula(simulated):
+def test_simulated_goodput_is_shown_with_the_formula(simulated):
     lines = record.read(simulated / "goodput.jsonl")
     shares = {(line.contender, line.at): line.value.median for line in lines}
     for (who, setting), share in shares.items():
@@ -52,7 +52,7 @@ def test_simulated_goodput_stands_beside_the_formula(simulated):
             assert shares[model.GOES_ON, setting] >= shares[model.WAITS, setting] - 0.02
 
 
-def test_figures_and_tables_are_made_of_the_records_alone(simulated, capsys):
+def test_figures_and_tables_are_made_from_the_records_alone(simulated, capsys):
     assert run(SUITE, ["plot", "--out", str(simulated)]) == 0
     assert {path.name for path in simulated.glob("*.png")} == {"scaling.png", "goodput.png"}
     assert min(path.stat().st_size for path in simulated.glob("*.png")) > 10_000
@@ -158,7 +158,7 @@ def test_a_save_is_in_the_time_after_the_row_of_its_step():
 
 @dataclass
 class Process:
-    """As much of psutil's as is asked for."""
+    """A fake of psutil's process with the attributes that are read."""
 
     pid: int
     parent: int
@@ -198,7 +198,7 @@ def test_a_job_that_fails_shows_the_end_of_its_output(tmp_path):
         started.wait()
 
 
-def test_what_was_started_is_gone_afterwards(tmp_path):
+def test_all_started_processes_have_ended_afterwards(tmp_path):
     place = job.Site(tmp_path, "", {})
     with job.started(["sh", "-c", "sleep 100 & sleep 100"], place, tmp_path) as started:
         started.wait_for("children", lambda: len(started.family()) == 2)

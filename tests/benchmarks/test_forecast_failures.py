@@ -15,7 +15,7 @@ CALM = replace(JOB, node_mtbf_s=math.inf)
 
 @st.composite
 def troubles(draw: st.DrawFn) -> FailureModel:
-    """Jobs of which a save and a restart are short beside the time between failures."""
+    """Draws jobs whose saves and restarts are short compared with the time between failures."""
     return FailureModel(
         node_mtbf_s=draw(st.floats(DAY_S, 100 * DAY_S)),
         nodes=draw(st.integers(1, 256)),
@@ -36,13 +36,13 @@ def test_the_intervals_are_those_of_the_papers():
     assert daly(trouble) == pytest.approx(7200 * (1 + math.sqrt(300 / (2 * DAY_S)) / 3 + 300 / (18 * DAY_S)) - 300)
 
 
-def test_a_save_as_long_as_two_lives_of_the_job_is_made_once_a_life():
+def test_a_save_as_long_as_twice_the_mtbf_is_made_once_in_an_mtbf():
     trouble = replace(JOB, stall_s=3 * JOB.mtbf_s)
     assert daly(trouble) == JOB.mtbf_s
 
 
 @given(troubles(), st.floats(0.2, 5))
-def test_no_interval_is_better_than_dalys_by_more_than_a_hair(trouble, times):
+def test_no_interval_is_noticeably_better_than_dalys(trouble, times):
     best = goodput(trouble, daly(trouble))
     assert goodput(trouble, times * daly(trouble)) <= best + 1e-5
     assert best >= goodput(trouble, young(trouble)) - 1e-5
@@ -73,7 +73,7 @@ def test_without_failures_only_saving_costs_and_never_saving_is_best():
     assert outcome.goodput == pytest.approx(0.98, abs=1e-3)
 
 
-def test_an_interval_that_no_attempt_survives_leaves_nothing():
+def test_the_goodput_of_an_interval_that_no_attempt_survives_is_zero():
     assert goodput(JOB, 1e9) == 0.0
     assert simulate(JOB, 1e9, horizon_s=1e6, seed=0).goodput == 0.0
 
@@ -96,19 +96,19 @@ def test_every_node_second_is_accounted_for_once(trouble, interval_s, repair_s, 
     assert min(outcome.goodput, outcome.stalled, outcome.lost, outcome.restarting, outcome.absent) >= 0
 
 
-def test_the_same_seed_is_the_same_story():
+def test_the_same_seed_gives_the_same_simulation():
     first = simulate(JOB, 300.0, horizon_s=1e7, seed=3, elastic=Elastic(3600.0))
     assert first == simulate(JOB, 300.0, horizon_s=1e7, seed=3, elastic=Elastic(3600.0))
     assert first != simulate(JOB, 300.0, horizon_s=1e7, seed=4, elastic=Elastic(3600.0))
 
 
-def test_going_on_with_fewer_nodes_beats_waiting_for_those_that_are_away():
+def test_continuing_with_fewer_nodes_beats_waiting_for_absent_ones():
     def outcome(min_nodes: int) -> Outcome:
         return simulate(JOB, 283.0, horizon_s=5000 * JOB.mtbf_s, seed=1, elastic=Elastic(3600.0, min_nodes))
 
     goes_on, waits = outcome(1), outcome(JOB.nodes)
     assert goes_on.goodput > waits.goodput + 0.1
-    # A node is away for an hour of every thirty days.
+    # A node is absent for an hour of every thirty days.
     assert goes_on.absent == pytest.approx(3600 / (30 * DAY_S), rel=0.1)
 
 

@@ -18,7 +18,7 @@ def a_measurement(readings=(1.0, 2.0, 3.0), **rest):
     return measured(OCCASION, readings, **ABOUT, **{"setting": {"rows": 8, "sorted": True, "seed": None}, **rest})
 
 
-def test_a_spread_is_made_of_the_readings():
+def test_a_spread_is_computed_from_the_readings():
     assert spread([4.0, 1.0, 2.0, 3.0, 10.0]) == Spread(1.0, 3.0, 2.0, 4.0)
     assert spread([2.0]) == Spread(2.0, 2.0, 2.0, 2.0)
 
@@ -28,7 +28,7 @@ def test_ratios_compare_readings_of_the_same_round():
     assert ratios([3.0, 6.0], [1.0, 2.0]) == [3.0, 3.0]
 
 
-def test_everybody_reads_once_in_a_round_and_another_one_begins_each_time():
+def test_every_contender_reads_once_in_a_round_and_another_one_begins_each_time():
     seen = []
     calls = {name: lambda name=name: seen.append(name) or float(len(seen)) for name in "abcd"}
     taken = in_rounds({name: calls[name] for name in "abc"}, {"d": calls["d"]}, rounds=2)
@@ -36,7 +36,7 @@ def test_everybody_reads_once_in_a_round_and_another_one_begins_each_time():
     assert taken == {"a": [1.0, 7.0], "b": [2.0, 5.0], "c": [3.0, 6.0], "d": [4.0, 8.0]}
 
 
-def test_who_is_skipped_takes_no_further_part_and_cannot_be_counted_on():
+def test_a_skipped_contender_takes_no_further_part():
     tries = iter(range(10))
     calls = {"steady": lambda: 1.0, "fails": lambda: Skipped("no memory") if next(tries) == 1 else 1.0}
     taken = in_rounds(calls, rounds=4)
@@ -55,7 +55,7 @@ def test_a_record_survives_its_file(tmp_path):
     assert lines[0].spread_of("cpu_s").median == 1.5
 
 
-def test_of_equal_measurements_the_last_counts(tmp_path):
+def test_the_last_of_equal_measurements_counts(tmp_path):
     first, other = a_measurement(), a_measurement(setting={"rows": 9})
     again = replace(first, date="2026-02-02", commit="4567")
     record.append(tmp_path / "speed.jsonl", [first, other, again])

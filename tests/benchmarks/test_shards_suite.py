@@ -31,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(work: Path) -> Pythons:
-    """Without an environment of the peers."""
+    """The peers' environment does not exist."""
     return Pythons.of(work / "none", work / "hosts.log")
 
 
@@ -48,7 +48,7 @@ def records(work: Path) -> list[Measurement]:
     return record.read(work / "stream.jsonl")
 
 
-def test_a_run_records_ours_beside_the_bound(records):
+def test_a_run_records_ours_and_the_bound(records):
     measured = {(line.contender, line.setting["decode"]): line for line in records}
     assert set(measured) == {(OURS.name, False), (OURS.name, True), (BARE.name, True)}
     bound = measured[BARE.name, True]
@@ -57,7 +57,7 @@ def test_a_run_records_ours_beside_the_bound(records):
     assert bound.ratios["ours over it"].median > 0
 
 
-def test_tables_and_figures_are_made_of_the_records_alone(records, work, tmp_path, capsys):
+def test_tables_and_figures_are_made_from_the_records_alone(records, work, tmp_path, capsys):
     assert run(SUITE, ["table", "--out", str(work)]) == 0
     text = capsys.readouterr().out
     assert "Local folder, shuffle on, batches delivered to the main process" in text
@@ -72,7 +72,7 @@ def test_progress_fits_a_terminal(records):
     assert max(len(tables.progress(line)) for line in [*records, skipped]) < 80
 
 
-def test_of_equal_measurements_the_last_counts(records, tmp_path):
+def test_the_last_of_equal_measurements_counts(records, tmp_path):
     again = replace(records[-1], date="2026-02-02", ratios=None)
     record.append(tmp_path / "stream.jsonl", [*records, again])
     found = record.read(tmp_path / "stream.jsonl")
@@ -102,7 +102,7 @@ def test_a_host_that_fails_says_where_to_read_why(work, alone):
     assert "ManifestError" in alone.log.read_text()
 
 
-def test_one_shard_stands_for_many(work, alone):
+def test_one_shard_is_used_for_many(work, alone):
     one = prepare(Wanted(images=None, distinct=64, samples=64, shard_samples=64, pixels=16), work, alone)
     plan = scale.Plan(shards=(5,), ranks=4, rounds=1)
     lines = {line.what: line for line in scale.measure(plan, one, work, alone, OCCASION)}
@@ -138,7 +138,7 @@ def test_copies_of_an_image_differ_in_their_bytes_alone():
     assert all(np.array_equal(pixels[0], each) for each in pixels[1:])
 
 
-def test_a_perfect_shuffle_measures_one_and_none_at_all_far_from_it():
+def test_a_perfect_shuffle_measures_one_and_no_shuffle_is_far_from_it():
     samples, batch = 1 << 16, 256
     perfect = mixing.quality(np.random.default_rng(0).permutation(samples), batch)
     assert (perfect.classes, perfect.displacement) == pytest.approx((1, 1), abs=0.1)

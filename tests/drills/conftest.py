@@ -1,4 +1,4 @@
-"""One testbed for all drills, and one Ray over it for each module that asks for it."""
+"""Provides one testbed for all drills, and one Ray cluster on it for each module that needs it."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Takes what was measured and its seconds; shown at the end."""
+    """Returns a function that records a name and a number of seconds, which are printed at the end."""
 
     def take(what: str, seconds: float) -> None:
         lines = request.config.stash.setdefault(NOTES, [])
@@ -45,14 +45,14 @@ def unbroken(testbed: Testbed) -> Unbroken:
 
 @pytest.fixture(scope="module")
 def running(testbed: Testbed, unbroken: Unbroken) -> Iterator[RayCluster]:
-    """Up before the first drill of a module; `unbroken` comes first, while the hosts are empty."""
+    """Starts Ray before the first drill of a module, after `unbroken`, whose hosts must be empty."""
     with ray_cluster(testbed) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def cluster(running: RayCluster) -> Iterator[RayCluster]:
-    """Whole at the begin of each drill, whatever the one before has broken."""
+    """Repairs the cluster before each drill, whatever the previous one has broken."""
     running.up()
     yield running
     if any(job.process.poll() is None for job in running.jobs):

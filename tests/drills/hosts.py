@@ -1,4 +1,4 @@
-"""Several hosts on one Linux machine: each with its own network, processes, mounts, shared memory, name and /tmp.
+"""Makes several hosts on one Linux machine, each with its own network, processes, mounts, shared memory and name.
 
     with Hosts(3, folder) as hosts:
         hosts.run(1, ["hostname"], env).wait()
@@ -147,7 +147,7 @@ class Hosts:
         _ip(*inside, within=("nsenter", f"--target={init}", "--net"))
 
     def power_off(self, number: int) -> None:
-        """No last words: the line is dead before the processes are."""
+        """Switches a host off: first its network, then its processes, so that they cannot say goodbye."""
         process = self._on.pop(number)
         self.cut(number)
         with suppress(ProcessLookupError, IndexError):
@@ -168,7 +168,7 @@ class Hosts:
         _ip(f"link set {self._line(number)} up")
 
     def run(self, number: int, command: Sequence[str], env: Mapping[str, str], *, cwd: Path | None = None) -> Process:
-        """Start a command on a host, with this environment and no other."""
+        """Starts a command on a host with exactly this environment."""
         self._started += 1
         log = self.folder / f"{self.name(number)}-{self._started:03d}.log"
         enter = ["nsenter", f"--target={self._init(number)}", "--all", f"--wdns={cwd or self.folder}", "--"]
@@ -180,7 +180,7 @@ class Hosts:
         return Process(entry, log)
 
     def processes(self, number: int, words: str = "") -> list[psutil.Process]:
-        """All processes of a host, or those with these words in their command line; the oldest first."""
+        """Returns the processes of a host, oldest first; only those with `words` in their command line, if given."""
         place = Path(f"/proc/{self._init(number)}/ns/pid").readlink()
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
@@ -222,7 +222,7 @@ def _claimed() -> int:
 
 
 def _remove_leftovers() -> None:
-    """Bridges of processes that were killed. Their hosts ended with them, but a line may outlast its host's end."""
+    """Deletes the bridges of killed processes: their hosts end with them, but network links may outlast them."""
     for bridge in Path("/sys/class/net").glob(f"{PREFIX}*/bridge"):
         alias = (bridge.parent / "ifalias").read_text().strip()
         if alias and not psutil.pid_exists(int(alias)):
@@ -231,7 +231,7 @@ def _remove_leftovers() -> None:
 
 
 def _ip(*lines: str, within: Sequence[str] = (), may_fail: bool = False) -> bool:
-    """Run `ip` commands at once; whether all of them did what they should."""
+    """Runs `ip` commands in one batch; returns whether all succeeded."""
     done = subprocess.run(
         [*within, "ip", "-batch", "-"], check=False, input="\n".join(lines) + "\n", capture_output=True, text=True
     )

@@ -15,7 +15,7 @@ AGAIN = ("emocap", "restart", "--")
 
 
 def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int = 1) -> list[Process]:
-    """One task on each of these hosts, with the variables that SLURM sets."""
+    """Starts one task on each of these hosts, with the variables that SLURM sets."""
     layout, nodes = f"1(x{len(on)})", f"node[{','.join(str(number) for number in on)}]"
     tasks: list[Process] = []
     for rank, number in enumerate(on):
@@ -91,7 +91,7 @@ def _server_config(folder: Path, env: Mapping[str, str]) -> str:
 
 
 def codes(processes: Sequence[Process], limit_s: float = LIMIT_S) -> list[int]:
-    """Exit codes, once all have ended.
+    """Waits until all have ended and returns their exit codes.
 
     Raises:
         AssertionError: If one still runs; with the last lines of all.

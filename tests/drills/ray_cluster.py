@@ -1,4 +1,4 @@
-"""Ray over several hosts: a raylet on each, the head on node1, and jobs that are submitted from outside."""
+"""Runs Ray on several hosts: a raylet on each, the head on node1, and jobs that are submitted from outside."""
 
 import json
 import os
@@ -80,7 +80,7 @@ class RayCluster:
         return f"http://{self.testbed.hosts.address(HEAD)}:{DASHBOARD}"
 
     def up(self) -> None:
-        """All hosts are on and members; those that are already stay."""
+        """Switches all hosts on and makes them members of the cluster, unless they are already."""
         self.join(HEAD)
         until("dashboard", lambda: self._get("/api/version"), hint=lambda: self.raylets[HEAD].text)
         for number in self.testbed.hosts.numbers:
@@ -104,7 +104,7 @@ class RayCluster:
         self.raylets[number] = hosts.run(number, command, self.env)
 
     def submit(self, run: Run, *, under: Sequence[str] = ()) -> Job:
-        """`ray job submit` of a run; `under` is a wrapper around it."""
+        """Submits a run with `ray job submit`; `under` is a command that wraps it."""
         name = f"{run.name}-{len(self.jobs)}"
         log = self.testbed.folder / f"job-{name}.log"
         command = [*under, "ray", "job", "submit", "--address", self.dashboard, "--submission-id", name, "--"]
@@ -115,12 +115,12 @@ class RayCluster:
         return self.jobs[-1]
 
     def stop(self, job: Job) -> None:
-        """`ray job stop`."""
+        """Stops a job with `ray job stop`."""
         command = ["ray", "job", "stop", "--address", self.dashboard, job.name]
         subprocess.run(command, env=self._outside(), check=True, capture_output=True, timeout=LIMIT_S)
 
     def drain(self, number: int, *, deadline_s: int) -> None:
-        """Announce the loss of a host, as a cloud does for a spot machine."""
+        """Announces the loss of a host, as a cloud does for a spot machine."""
         hosts = self.testbed.hosts
         command = ["ray", "drain-node", "--address", f"{hosts.address(HEAD)}:{PORT}"]
         command += ["--node-id", self.nodes()[hosts.address(number)], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
@@ -129,7 +129,7 @@ class RayCluster:
         assert done.wait(LIMIT_S) == 0, done.text
 
     def nodes(self) -> dict[str, str]:
-        """Address and id of the nodes that are alive."""
+        """Returns the addresses and ids of the nodes that are alive."""
         answer = self._get("/api/v0/nodes")
         rows = answer["data"]["result"]["result"] if answer else []
         return {row["node_ip"]: row["node_id"] for row in rows if row["state"] == "ALIVE"}

@@ -61,7 +61,7 @@ def test_a_signal_reaches_the_program_and_not_only_the_way_into_the_host(hosts: 
     assert "asked" in process.text
 
 
-def test_a_cut_line_gives_no_error_and_loses_nothing_once_it_is_healed(hosts: Hosts) -> None:
+def test_a_cut_network_link_gives_no_error_and_loses_nothing_once_it_is_restored(hosts: Hosts) -> None:
     server = hosts.run(1, [sys.executable, "-c", ECHO], ENV)
     until(lambda: "listening" in server.text)
     with closing(socket.create_connection((hosts.address(1), 5000), timeout=1)) as line:
@@ -77,7 +77,7 @@ def test_a_cut_line_gives_no_error_and_loses_nothing_once_it_is_healed(hosts: Ho
     server.wait(LIMIT_S)
 
 
-def test_power_off_ends_all_processes_without_a_word_and_forgets_tmp(hosts: Hosts) -> None:
+def test_power_off_ends_all_processes_silently_and_deletes_tmp(hosts: Hosts) -> None:
     server = hosts.run(2, [sys.executable, "-c", ECHO], ENV)
     said(hosts, 2, "touch /tmp/lost")
     until(lambda: "listening" in server.text)
@@ -90,7 +90,7 @@ def test_power_off_ends_all_processes_without_a_word_and_forgets_tmp(hosts: Host
     assert said(hosts, 2, "ls /tmp/lost 2>/dev/null || echo nothing") == "nothing"
 
 
-def test_the_way_outside_outlasts_a_power_cut_of_another_host(hosts: Hosts) -> None:
+def test_the_outside_network_survives_a_power_cut_of_another_host(hosts: Hosts) -> None:
     with socket.create_server((hosts.outside, 0)) as server:
         place = (hosts.outside, server.getsockname()[1])
         for number in hosts.numbers:
@@ -109,7 +109,7 @@ def test_a_host_is_found_at_once_when_it_is_back(hosts: Hosts) -> None:
     assert tried(hosts, 1, hosts.address(2), 5001) == "ConnectionRefusedError"
 
 
-def test_what_a_killed_owner_leaves_is_removed_by_the_next(hosts: Hosts, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_owner_are_removed_by_the_next_one(hosts: Hosts, tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from hosts import Hosts\n"
         "with Hosts(1, Path(sys.argv[1])) as hosts:\n"

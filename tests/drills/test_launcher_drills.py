@@ -1,4 +1,4 @@
-"""Faults under the launchers that need no cluster, over three hosts."""
+"""Drills faults under the launchers that need no cluster, on three hosts."""
 
 import shutil
 import signal
@@ -20,7 +20,7 @@ def _empty_hosts(testbed: Testbed) -> Iterator[None]:
     testbed.empty()
 
 
-def test_srun_told_to_end_saves_and_resumes_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
+def test_srun_saves_at_a_signal_and_resumes_to_the_bit(testbed: Testbed, unbroken: Unbroken) -> None:
     run = testbed.new_run("srun-stopped")
     tasks = srun(testbed, run)
     until("step 7", lambda: run.step >= 7, hint=lambda: shown(tasks))
@@ -45,7 +45,7 @@ def test_torchrun_after_the_loss_of_a_host_resumes_to_the_bit(testbed: Testbed, 
     unbroken.check(run)
 
 
-def test_torchrun_under_emocap_restart_needs_nobody_after_the_kill_of_a_rank(
+def test_torchrun_under_emocap_restart_resumes_by_itself_after_the_kill_of_a_rank(
     testbed: Testbed, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("torchrun-again")
@@ -56,7 +56,7 @@ def test_torchrun_under_emocap_restart_needs_nobody_after_the_kill_of_a_rank(
     unbroken.check(run)
 
 
-def test_a_cut_off_rank_0_commits_nothing_once_another_start_owns_the_run(testbed: Testbed, unbroken: Unbroken) -> None:
+def test_a_cut_off_rank_0_commits_nothing_once_it_is_superseded(testbed: Testbed, unbroken: Unbroken) -> None:
     run = testbed.new_run("zombie")
     first = torchrun(testbed, run)
     until("step 12", lambda: run.step >= 12, hint=lambda: shown(first))
@@ -72,7 +72,7 @@ def test_a_cut_off_rank_0_commits_nothing_once_another_start_owns_the_run(testbe
 
 
 @needs_ssh
-def test_deepspeed_over_ssh_told_to_end_saves_and_resumes_after_a_power_cut(
+def test_deepspeed_over_ssh_saves_at_a_signal_and_resumes_after_a_power_cut(
     testbed: Testbed, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("deepspeed")

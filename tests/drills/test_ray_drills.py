@@ -1,4 +1,4 @@
-"""Everything else that can befall a job on Ray."""
+"""Drills further faults of a job on Ray."""
 
 import signal
 import time
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(540, func
 LONG_S = 400.0
 
 
-def test_a_cut_off_host_is_left_out_and_writes_nothing_when_it_is_back(
+def test_a_cut_off_host_is_replaced_and_writes_nothing_when_it_is_back(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken
 ) -> None:
     run = testbed.new_run("cut", cluster=ELASTIC)
@@ -75,7 +75,7 @@ def test_an_error_that_comes_once_costs_a_restart(testbed: Testbed, cluster: Ray
     assert "a drill's error" in text
 
 
-def test_an_error_that_always_comes_is_named_and_not_tried_without_end(testbed: Testbed, cluster: RayCluster) -> None:
+def test_an_error_that_always_comes_ends_the_job_with_its_name(testbed: Testbed, cluster: RayCluster) -> None:
     run = testbed.new_run("for-ever", fault={"do": "raise", "rank": 1, "step": 8, "times": 9})
     job = cluster.submit(run)
     assert job.wait(LONG_S) == 1

@@ -41,7 +41,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a drill; a launcher starts it."""
+    """A run of a drill, which a launcher starts."""
 
     name: str
     config: Path
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's; None before the run has begun."""
+        """Returns MLflow's id of the run; None before it has begun."""
         try:
             return str(json.loads(self.store.read("run.json"))["run_id"])
         except NotFound:
@@ -80,7 +80,7 @@ class Run:
         return committed(self.store)[0].state
 
     def curve(self) -> Curve:
-        """Step and loss of every point that MLflow has; a step that was logged twice is there twice."""
+        """Returns step and loss of every point that MLflow has; a step that was logged twice occurs twice."""
         return self.mlflow.points(self.run_id, "loss") if self.run_id else []
 
     def attempts(self) -> list[AttemptDocument]:
@@ -104,7 +104,7 @@ class Unbroken:
         return cls(curve, run.state["cursor"])
 
     def check(self, run: Run, *, same_ranks: bool = True) -> None:
-        """That a run has gone the same way, every step once, and has consumed the same samples.
+        """Asserts that a run has the same curve as the unbroken one, each step once, and has read the same samples.
 
         Args:
             run: One that is done.
@@ -149,7 +149,7 @@ class Testbed:
         return Run(name, folder / "cfg.yaml", url, self.mlflow)
 
     def empty(self) -> None:
-        """All hosts are switched off and on again."""
+        """Switches all hosts off and on again."""
         for number in self.hosts.numbers:
             if self.hosts.is_on(number):
                 self.hosts.power_off(number)
@@ -189,7 +189,7 @@ class Testbed:
 
 @contextmanager
 def laid_out(folder: Path) -> Generator[Testbed]:
-    """Hosts, S3 and MLflow up, and a dataset in the bucket; this process gets the store's credentials, too."""
+    """Starts hosts, S3 and MLflow, and uploads a dataset; this process gets the credentials of the store too."""
     with ExitStack() as stack:
         hosts = stack.enter_context(Hosts(HOSTS, folder))
         mlflow = stack.enter_context(MlflowServer(folder / "mlflow", hosts.outside))
@@ -222,7 +222,7 @@ def _environment(folder: Path, s3: LocalS3) -> dict[str, str]:
 
 
 def until(what: str, ready: Callable[[], object], limit_s: float = LIMIT_S, hint: Callable[[], str] = str) -> float:
-    """Wait for a condition; the seconds that it took. `hint` is what a failure shows."""
+    """Waits for a condition and returns the seconds that it took; `hint` is shown if it fails."""
     began = time.monotonic()
     while not ready():
         assert time.monotonic() - began < limit_s, f"no {what} in {limit_s:g} s\n{hint()}"

@@ -41,7 +41,7 @@ class MlflowServer:
             self._process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self) -> None:
-        """Until it answers."""
+        """Waits until the server answers."""
         assert self._process is not None, "start it first"
         deadline = time.monotonic() + START_LIMIT_S
         while not self._answers():
@@ -58,7 +58,7 @@ class MlflowServer:
             self._process = None
 
     def points(self, run_id: str, metric: str) -> list[tuple[int, float]]:
-        """Step and value of every point, those that were logged twice twice."""
+        """Returns step and value of every point; a point that was logged twice occurs twice."""
         answer = self._get("metrics/get-history", {"run_id": run_id, "metric_key": metric})
         return sorted((int(point["step"]), float(point["value"])) for point in answer.get("metrics", []))
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 
-# A busy machine is slow, which is no failure; pytest-timeout ends what hangs.
+# A busy machine is slow, which does not count as a failure; pytest-timeout ends what hangs.
 settings.register_profile("pretrain", deadline=None)
 settings.load_profile("pretrain")
 

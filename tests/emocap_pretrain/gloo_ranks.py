@@ -1,4 +1,4 @@
-"""Ranks that are processes of their own over gloo, forked from one server that has imported everything already.
+"""Runs ranks as processes over gloo, forked from one server process that has imported everything already.
 
 DeepSpeed keeps the process groups that it once made, so every job gets processes of its own.
 """

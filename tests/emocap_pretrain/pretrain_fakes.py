@@ -1,4 +1,4 @@
-"""Stand-ins for what surrounds the training function: ranks that are threads, a runtime that is told when to stop."""
+"""Provides fakes of what surrounds the training function: ranks that are threads, and a runtime that stops."""
 
 import atexit
 import os
@@ -27,14 +27,14 @@ def objective_of(config: Config) -> Objective:
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
-    """Every tensor of a batch."""
+    """Returns every tensor of a batch."""
     found: list[Tensor] = []
     batch.mapped(lambda tensor: found.append(tensor) or tensor)
     return found
 
 
 def stand_alone() -> None:
-    """A process group of this process, made once and left standing: DeepSpeed keeps groups that it once made of it."""
+    """Makes a process group of this process once and never destroys it, since DeepSpeed keeps groups made from it."""
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)
@@ -42,7 +42,7 @@ def stand_alone() -> None:
 
 @dataclass
 class FakeRuntime:
-    """Alone on the CPU; asks to stop after `stop_after` steps."""
+    """A runtime of one rank on the CPU that asks training to stop after `stop_after` steps."""
 
     stop_after: int | None = None
     rank_info: Rank = field(default_factory=Rank)
@@ -64,12 +64,12 @@ class FakeRuntime:
 
 
 class Gone(Exception):  # noqa: N818
-    """Another rank ended early: what a collective then raises."""
+    """The error that a collective raises after another rank has ended early."""
 
 
 @dataclass(frozen=True)
 class ThreadRanks(RankGroup):
-    """Ranks that are threads; where one of them ends early, the others' collectives fail."""
+    """A group of ranks that are threads. If one of them ends early, the collectives of the others fail."""
 
     letters: list[list[queue.SimpleQueue[Any]]] = field(default_factory=list)  # From, to.
 
@@ -99,7 +99,7 @@ class ThreadRanks(RankGroup):
 
 
 def on_ranks(ranks: int, act: Callable[[ThreadRanks], Any]) -> list[Any]:
-    """What `act` returned or raised on each rank."""
+    """Runs `act` on each rank and returns what it returned or raised."""
     letters = [[queue.SimpleQueue[Any]() for _ in range(ranks)] for _ in range(ranks)]
 
     def one(rank: int) -> Any:
@@ -127,6 +127,6 @@ def changed(config: Config, **changes: Any) -> Config:
 
 
 def aged(store: Store, path: str, age_s: float) -> None:
-    """Let a file of a folder be so old by the clock of its file system."""
+    """Makes a file appear `age_s` seconds old by the clock of its file system."""
     written_s = time.time() - age_s
     os.utime(Path(store.url, path), (written_s, written_s))

@@ -34,7 +34,7 @@ from emocap_pretrain.training.session import open_session
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended and what it said."""
+    """Holds the exit code and the output of a command."""
 
     code: int
     out: str
@@ -57,7 +57,7 @@ def here(*arguments: str | Path) -> Done:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Three captioned images as a .jsonl table."""
+    """Writes three captioned images as a .jsonl table."""
     rows: list[dict[str, object]] = []
     for number in range(3):
         Image.new("RGB", (20, 20), (number * 80, 0, 0)).save(tmp_path / f"{number}.png")
@@ -99,7 +99,7 @@ def test_synth_renders_two_datasets_and_keeps_those_that_exist(tmp_path: Path) -
     assert "6 samples, not 5" in other.err
 
 
-def test_pack_writes_what_the_table_says(packed: Path) -> None:
+def test_pack_writes_the_rows_of_a_table(packed: Path) -> None:
     manifest = read_manifest(packed)
     assert manifest.samples == 3
     assert verify(packed).whole
@@ -113,7 +113,7 @@ def flip_a_byte(dataset: Path) -> Path:
     return shard
 
 
-def test_inspect_tells_what_is_there(packed: Path) -> None:
+def test_inspect_prints_a_summary_of_a_dataset(packed: Path) -> None:
     done = emocap("inspect", packed, columns=80)
     assert done.code == 0, done.err
     assert "3 samples in 1 shard," in done.out
@@ -139,7 +139,7 @@ EVIL = "A [bold]glad[/] \x1b[31mface\u202e \x1b]8;;http://stranger\x1b\\\\link\r
 STEERING = set("\x1b\x07\x9b\r\u202e")
 
 
-def test_nothing_of_a_dataset_steers_the_terminal(tmp_path: Path) -> None:
+def test_no_text_of_a_dataset_controls_the_terminal(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "0.png")
     Image.new("RGB", (20, 20)).save(tmp_path / "ev\x1b[2Jil.png")
     rows = [
@@ -176,7 +176,7 @@ def test_a_secret_in_a_url_on_the_command_line_is_not_repeated(command: str) -> 
     assert "CRET" not in done.out + done.err
 
 
-def test_nothing_of_a_run_steers_the_terminal(tmp_path: Path) -> None:
+def test_no_text_of_a_run_controls_the_terminal(tmp_path: Path) -> None:
     attempt = Attempt.begin(open_store(str(tmp_path / "run")))
     attempt.write_status(Status(at=1.0, name=EVIL, hosts=(EVIL, "b"), state=EVIL))
     attempt.record_failure(Failure(rank=0, host=EVIL, kind="OSError", message=f"{EVIL} s3://KEY:SE/CRET@faces"))
@@ -203,7 +203,7 @@ def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: 
     assert json.loads(quick.out)["whole"] is True
 
 
-def test_verify_prints_as_much_as_it_may_and_counts_all(packed: Path) -> None:
+def test_verify_prints_at_most_show_faults_and_counts_all(packed: Path) -> None:
     flip_a_byte(packed)
     done = here("verify", packed, "--show", "0")
     assert done.code == 1
@@ -213,7 +213,7 @@ def test_verify_prints_as_much_as_it_may_and_counts_all(packed: Path) -> None:
     assert json.loads(found.out)["kinds"] == {"changed bytes": 1}
 
 
-def test_verify_tells_damage_from_nothing_to_check(packed: Path) -> None:
+def test_verify_has_different_exit_codes_for_damage_and_for_nothing_to_check(packed: Path) -> None:
     manifest = packed / "manifest.json"
     honest = manifest.read_text()
     manifest.write_text(json.dumps(json.loads(honest) | {"schema": 99}))
@@ -236,7 +236,7 @@ def test_a_file_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("command", ["pack", "inspect", "verify", "evaluate"])
-def test_every_command_says_what_is_missing_in_one_line(command: str, tmp_path: Path) -> None:
+def test_every_command_reports_a_missing_argument_in_one_line(command: str, tmp_path: Path) -> None:
     arguments = (tmp_path / "nothing.csv", tmp_path / "out") if command == "pack" else (tmp_path / "nothing",)
     done = emocap(command, *arguments)
     assert done.code in {1, 2}
@@ -252,7 +252,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "ConfigError" in done.err
 
 
-def test_a_wrong_value_names_its_place_before_anything_starts(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_wrong_value_is_reported_with_its_place_before_anything_starts(tiny_config: Config, tmp_path: Path) -> None:
     path = tmp_path / "cfg.yaml"
     path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
     done = emocap("pretrain", path, "optimizer.lr=-1")

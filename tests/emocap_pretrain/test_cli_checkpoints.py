@@ -1,4 +1,4 @@
-"""What `emocap checkpoints` prints in 80 columns, and what it refuses."""
+"""Tests what `emocap checkpoints` prints in 80 columns, and what it refuses."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def saved(store: Store, *steps: int, start: Attempt | None = None) -> list[Check
 
 
 def cut_off(store: Store, step: int, start: Attempt) -> None:
-    """What a save leaves that is killed before its manifest."""
+    """Leaves the files of a save that is killed before its manifest."""
     store.put(f"checkpoints/step-{step:08d}/{start.number:05d}-cut/a", bytes(1000))
 
 
@@ -50,9 +50,7 @@ def emocap(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["checkpoints", *map(str, arguments)])
 
 
-def test_a_list_says_what_there_is_of_each_step_within_80_columns(
-    store: Store, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_list_shows_each_step_within_80_columns(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     start = Attempt.begin(store)
     saved(store, 2, 123_456_789, start=start)
     cut_off(store, 123_456_790, start)
@@ -67,7 +65,7 @@ def test_a_list_says_what_there_is_of_each_step_within_80_columns(
     assert max(map(len, [header, *rows])) <= 80
 
 
-def test_a_list_names_what_is_cut_damaged_or_of_another_version(
+def test_a_list_shows_incomplete_damaged_and_foreign_checkpoints(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *_, newest = saved(store, 1, 2, 3)
@@ -82,7 +80,7 @@ def test_a_list_names_what_is_cut_damaged_or_of_another_version(
     assert "checkpoint schema 9 is not" in out
 
 
-def test_a_list_of_nothing_says_so(store: Store) -> None:
+def test_a_list_without_checkpoints_says_so(store: Store) -> None:
     done = emocap("list", store.url)
     assert done.exit_code == 0
     assert json.loads(emocap("list", store.url, "--json").stdout) == []
@@ -129,7 +127,7 @@ def test_verify_without_anything_to_verify_is_a_value_to_correct(store: Store) -
     assert "has no checkpoint of step 3; steps: 2." in done.stderr
 
 
-def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
+def test_prune_prints_what_it_deletes_and_with_dry_run_deletes_nothing(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = Attempt.begin(store)
@@ -160,7 +158,7 @@ def test_prune_says_what_it_deletes_and_with_dry_run_deletes_nothing(
         ({"ago_s": 100, "state": "training"}, False),
     ],
 )
-def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, Any] | None, refused: bool) -> None:
+def test_prune_refuses_a_run_that_is_alive(store: Store, status: dict[str, Any] | None, refused: bool) -> None:
     start = Attempt.begin(store)
     saved(store, 2, 4, start=start)
     if status:
@@ -172,7 +170,7 @@ def test_prune_leaves_a_run_alone_that_is_alive(store: Store, status: dict[str, 
     assert [each.step for each in committed(store)] == ([4, 2] if refused else [4])
 
 
-def test_prune_by_force_leaves_what_is_being_saved(store: Store) -> None:
+def test_prune_with_force_keeps_a_checkpoint_that_is_being_saved(store: Store) -> None:
     old, new = Attempt.begin(store), Attempt.begin(store)
     saved(store, 2, 4, start=new)
     cut_off(store, 6, old)

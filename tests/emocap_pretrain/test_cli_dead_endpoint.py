@@ -1,4 +1,4 @@
-"""Short commands give a store up that does not answer, after a minute unless the user says otherwise."""
+"""Tests that short commands give up after a minute if a store does not answer, unless the user sets a deadline."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""`emocap evaluate` on one checkpoint: its options, its JSON, what it logs, and what it never contacts."""
+"""Tests `emocap evaluate` on one checkpoint: options, JSON, what it logs, and what it never contacts."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_a_wrong_option_is_one_line_and_no_result(
     assert len(told.strip().splitlines()) == 1
 
 
-def test_a_gpu_that_is_not_there_is_named(run: Config, faces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(run: Config, faces: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "--device cuda: there is no GPU" in refused(run.url, "--data", faces, "--device", "cuda")
 
@@ -187,7 +187,7 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     assert after == stored, "neither the tracker nor the artifacts that the stored config names are touched"
 
 
-def test_a_config_of_one_s_own_lends_its_experiment_and_its_secrets_stay_texts(
+def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
     run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)

@@ -1,4 +1,4 @@
-"""What `emocap inspect` prints in 80 columns, and the page that it writes."""
+"""Tests what `emocap inspect` prints in 80 columns, and the page that it writes."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def refusal(packed: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said when no page can be written there; nothing may be looked at before."""
+    """Returns the error for a page that cannot be written; asserts that no sample is read before."""
 
     def too_soon(*_: object) -> None:
         pytest.fail("it looked first")
@@ -41,7 +41,7 @@ def refusal(packed: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return done.stderr
 
 
-def test_a_title_is_one_line_however_narrow_what_stands_under_it(
+def test_a_title_is_one_line_also_above_a_narrow_table(
     packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inspect_report, "console", Console(width=80, highlight=False, soft_wrap=True))
@@ -53,14 +53,14 @@ def test_a_title_is_one_line_however_narrow_what_stands_under_it(
     assert capsys.readouterr().out.splitlines()[0].rstrip() == "A title that is wider"
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_looked_at(
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "it cannot be written" in refusal(packed, tmp_path / "no" / "page.html", monkeypatch)
     assert "not a file that you may write" in refusal(packed, packed, monkeypatch)
 
 
-def test_a_page_that_fails_leaves_what_stood_there(
+def test_a_page_that_fails_keeps_the_earlier_page(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.html"

@@ -14,7 +14,7 @@ from emocap_pretrain.cli.app import app
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended and what it said."""
+    """Holds the exit code and the output of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ def emocap(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Twenty captioned images; the table's names of columns are its own, and two rows are bad."""
+    """Writes a table of twenty captioned images with unusual names of columns and two bad rows."""
     for number in range(20):
         Image.effect_noise((24, 20), 60).convert("RGB").save(tmp_path / f"{number}.png")
     rows = [f"{number}.png,Face {number}.,joy" for number in range(20)]
@@ -49,7 +49,7 @@ def table(tmp_path: Path) -> Path:
 COLUMNS = ("--image", "file", "--global", "text", "--label", "mood")
 
 
-def test_pack_unpack_and_reshard_tell_in_a_line_what_they_did(
+def test_pack_unpack_and_reshard_print_one_line_of_result(
     emocap: Callable[..., Done], table: Path, tmp_path: Path
 ) -> None:
     options = ("--skip-bad", "2", "--format", "webp", "--longest-px", "12", "--shard-samples", "8", "--find-duplicates")
@@ -92,7 +92,7 @@ def test_a_bad_row_is_one_line_with_its_place(emocap: Callable[..., Done], table
         (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is not a size; write it like 256MB or 1GiB"),
     ],
 )
-def test_what_is_wrong_is_told_without_a_traceback(
+def test_errors_are_printed_without_a_traceback(
     emocap: Callable[..., Done], arguments: tuple[str, ...], told: str
 ) -> None:
     done = emocap(*arguments)
@@ -117,7 +117,7 @@ main()
 """
 
 
-def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_goes_on(
+def test_ctrl_c_ends_a_pack_and_its_workers_and_the_same_command_resumes(
     emocap: Callable[..., Done], tmp_path: Path
 ) -> None:
     for number in range(300):

@@ -58,7 +58,7 @@ def test_the_cause_comes_from_the_folder_of_the_run(recipe: str, tiny_config: Co
     assert done.stderr == "error: rank 1 on b failed at step 7: ConfigError: steps=0 is too few.\n"
 
 
-def test_a_stop_reaches_ranks_elsewhere_through_the_folder_and_is_forgotten_then(
+def test_a_stop_reaches_ranks_on_other_hosts_through_the_folder_and_is_then_deleted(
     recipe: str, tiny_config: Config, tmp_path: Path
 ) -> None:
     request = Path(tiny_config.url) / requests.STOP
@@ -75,7 +75,7 @@ def test_a_stop_reaches_ranks_elsewhere_through_the_folder_and_is_forgotten_then
     assert not request.exists()
 
 
-def test_without_a_config_the_run_must_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_config_the_run_must_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = restart("--", "true")
     assert done.exit_code == 2
@@ -96,7 +96,7 @@ def test_without_a_config_the_run_must_be_said(tmp_path: Path, monkeypatch: pyte
         ("torchrun --nnodes 2 x.py", None),
     ],
 )
-def test_only_a_job_that_is_submitted_over_http_has_a_head_to_ask(
+def test_only_a_job_that_is_submitted_over_http_has_an_address_of_a_head(
     words: str, address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -105,7 +105,9 @@ def test_only_a_job_that_is_submitted_over_http_has_a_head_to_ask(
     assert (found and found.geturl()) == address
 
 
-def test_a_head_that_says_no_is_there_and_one_that_is_silent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_refuses_a_request_is_reachable_and_a_silent_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(restarting, "ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = urlsplit(f"http://127.0.0.1:{server.getsockname()[1]}")

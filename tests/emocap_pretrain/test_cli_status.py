@@ -72,14 +72,14 @@ def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:
     assert max(map(len, done.output.splitlines())) <= 80
 
 
-def test_a_run_that_has_been_silent_for_a_while_is_said_to_be(store: Store) -> None:
+def test_a_run_without_a_recent_status_is_shown_as_silent(store: Store) -> None:
     Attempt.begin(store, ranks=3)
     put(store, 1)
     aged(store, "attempts/00001/status.json", 34)
     assert "no status for 34 s, before that training" in " ".join(emocap("status", store.url).output.split())
 
 
-def test_everything_is_there_as_json(store: Store) -> None:
+def test_json_has_everything(store: Store) -> None:
     two_starts(store)
     told = json.loads(emocap("status", store.url, "--json").output)
     assert told["alive"]
@@ -88,7 +88,7 @@ def test_everything_is_there_as_json(store: Store) -> None:
     assert told["attempts"][0]["ended"].startswith("rank 3 (node2): OutOfMemoryError")
 
 
-def test_watching_goes_on_over_a_restart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_continues_over_a_restart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "EVERY_S", 0.02)
     Attempt.begin(store, ranks=3)
     put(store, 1, state="ended", how="failed", step=57, reason="rank 2 is gone")
@@ -117,7 +117,7 @@ def test_a_folder_without_a_run_is_a_value_to_correct(store: Store, command: str
 
 
 @pytest.mark.parametrize("command", ["stop", "profile"])
-def test_nothing_is_asked_of_a_run_that_has_ended(store: Store, command: str) -> None:
+def test_no_request_is_written_to_a_run_that_has_ended(store: Store, command: str) -> None:
     Attempt.begin(store)
     put(store, 1, state="ended", how="done", reason="")
     done = emocap(command, store.url)
@@ -148,7 +148,7 @@ def profile_asked_for(store: Store) -> requests.Requests:
 
 
 @pytest.mark.parametrize(("how", "code"), [("stopped", 0), ("failed", 1)])
-def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, code: int) -> None:
+def test_stop_waits_and_prints_how_the_run_ended(store: Store, how: str, code: int) -> None:
     Attempt.begin(store)
     put(store, 1)
 
@@ -163,7 +163,7 @@ def test_stop_asks_waits_and_tells_how_the_run_ended(store: Store, how: str, cod
     assert f"Step 130: {how}: asked to" in done.output
 
 
-def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> None:
+def test_profile_waits_for_every_trace_and_prints_their_paths(store: Store) -> None:
     Attempt.begin(store)
     put(store, 1)
     traces = [trace_path(121, rank) for rank in range(2)]
@@ -187,7 +187,7 @@ def test_profile_waits_for_every_trace_and_says_where_they_lie(store: Store) -> 
     assert all(f"{store.url}/{trace}" in done.output for trace in traces)
 
 
-def test_profile_withdraws_what_nobody_served(store: Store) -> None:
+def test_profile_deletes_a_request_that_was_not_served(store: Store) -> None:
     Attempt.begin(store)
     put(store, 1)
 
@@ -204,7 +204,7 @@ def test_profile_withdraws_what_nobody_served(store: Store) -> None:
 
 
 def answered(store: Store, answer: dict[str, object]) -> Result:
-    """What `emocap profile` says where the run is at step 120 and answers this."""
+    """Returns the output of `emocap profile` for a run at step 120 that gives this answer."""
     Attempt.begin(store)
     put(store, 1)
 
@@ -219,7 +219,7 @@ def answered(store: Store, answer: dict[str, object]) -> Result:
     return done
 
 
-def test_a_profile_that_is_refused_is_told(store: Store) -> None:
+def test_a_profile_that_is_refused_is_an_error(store: Store) -> None:
     done = answered(store, {"refused": "steps 118 to 130 are being recorded"})
     assert done.exit_code == 1
     assert "no profile: steps 118 to 130 are being recorded" in done.output
@@ -233,7 +233,7 @@ def test_a_trace_that_never_comes_is_not_waited_for(store: Store, monkeypatch: p
 
 
 @pytest.mark.parametrize("ranks", ["first", "-1", "0,-2", ""])
-def test_ranks_that_are_no_numbers_are_named(store: Store, ranks: str) -> None:
+def test_ranks_that_are_not_numbers_are_an_error(store: Store, ranks: str) -> None:
     done = emocap("profile", store.url, "--ranks", ranks)
     assert done.exit_code == 2
     assert f"--ranks {ranks}: give all, or numbers such as 0,3" in done.output

@@ -1,4 +1,4 @@
-"""What leaves a process for people: no secret, no control character."""
+"""Tests that nothing that a process prints has secrets or control characters."""
 
 import io
 import json

@@ -26,7 +26,7 @@ def test_progress_is_the_newest_step_with_a_manifest(store: Store) -> None:
     assert RunRecord(store, 200).progress() == 80
 
 
-def test_failures_of_a_start_are_told_once_and_those_before_never(store: Store) -> None:
+def test_failures_of_an_attempt_are_returned_once_and_earlier_ones_never(store: Store) -> None:
     Attempt.begin(store).record_failure(Failure(0, "a", 1, "ValueError", "old"))
     record = RunRecord(store, 8)
     assert record.failures() == []
@@ -58,7 +58,7 @@ def test_wrong_settings_are_final_outages_pass_and_roll_backs_are_planned(
     assert (left.final, left.passing, left.planned) == (final, passing, planned)
 
 
-def test_the_word_of_a_start_that_somebody_else_took_over_is_heard(store: Store) -> None:
+def test_failures_of_a_superseded_attempt_are_returned_too(store: Store) -> None:
     record = RunRecord(store, 8)
     ours, theirs = Attempt.begin(store), Attempt.begin(store)
     ours.record_failure(Failure(0, "a", 1, "Superseded", "taken over", final=True))
@@ -67,7 +67,7 @@ def test_the_word_of_a_start_that_somebody_else_took_over_is_heard(store: Store)
     assert record.failures() == []
 
 
-def test_a_person_s_stop_is_told_from_the_supervisor_s(store: Store) -> None:
+def test_a_stop_by_a_user_is_distinguished_from_one_by_the_supervisor(store: Store) -> None:
     record = RunRecord(store, 8)
     attempt = Attempt.begin(store)
     assert not record.stopped()

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs."""
+"""Tests the lines of progress that are printed while a job runs."""
 
 import io
 
@@ -9,7 +9,7 @@ from emocap_pretrain import terminal
 from emocap_pretrain.terminal import EVERY_S, Pace, Screen, Terminal, duration, screen
 
 
-def test_a_line_tells_the_step_the_note_and_the_time_that_is_left() -> None:
+def test_a_line_has_the_step_the_note_and_the_remaining_time() -> None:
     pace = Pace()
     pace.line(0, 100, "loss 5.0", 0.0)
     assert pace.line(25, 100, "loss 4.0", 50.0) == "step 25/100 · loss 4.0 · 2:30 left"
@@ -19,14 +19,14 @@ def test_the_first_line_does_not_guess_how_long_it_takes() -> None:
     assert Pace().line(5, 100, "loss 5.0", 0.0) == "step 5/100 · loss 5.0"
 
 
-def test_lines_keep_their_distance_but_the_last_step_is_always_told() -> None:
+def test_lines_have_a_minimum_interval_but_the_last_step_is_always_printed() -> None:
     pace = Pace()
     pace.line(1, 100, "", 0.0)
     assert pace.line(2, 100, "", EVERY_S / 2) is None
     assert pace.line(100, 100, "", EVERY_S / 2) is not None
 
 
-def test_after_a_restart_the_time_left_is_judged_anew() -> None:
+def test_the_remaining_time_is_estimated_anew_after_a_restart() -> None:
     pace = Pace()
     pace.line(10, 100, "", 0.0)
     pace.line(50, 100, "", 40.0)

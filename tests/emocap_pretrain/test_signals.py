@@ -1,4 +1,4 @@
-"""Real ranks that a person interrupts, and a run whose folder is deleted under it."""
+"""Tests real ranks that a user interrupts, and a run whose folder is deleted while it trains."""
 
 import os
 import re
@@ -115,7 +115,7 @@ def test_a_signal_before_the_first_step_does_not_claim_that_anything_is_saved(co
     assert found.reason == "told to stop; before the first step, so nothing is saved"
 
 
-def test_a_run_whose_folder_is_deleted_under_it_ends_with_a_line_and_does_not_bring_it_back(
+def test_a_run_whose_folder_is_deleted_ends_with_one_line_and_does_not_recreate_it(
     config: Config, tmp_path: Path
 ) -> None:
     with running(config, tmp_path, torchrun=False) as process:

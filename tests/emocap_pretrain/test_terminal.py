@@ -29,7 +29,7 @@ def code_of(error: BaseException) -> int:
         (ManifestError("no dataset at x."), 1),
     ],
 )
-def test_an_error_of_ours_is_one_line_and_an_exit_code(capsys, error, code):
+def test_an_error_of_this_project_is_one_line_and_an_exit_code(capsys, error, code):
     assert code_of(error) == code
     shown = capsys.readouterr()
     assert shown.err == f"error: {error}\n"
@@ -43,22 +43,22 @@ def test_a_job_that_failed_over_a_wrong_value_ends_like_the_value(capsys):
     assert capsys.readouterr().err == "error: rank 1: bad\nerror: rank 1: lost\nerror: rank 1 is gone\n"
 
 
-def test_the_keyboard_says_how_to_go_on(capsys):
+def test_ctrl_c_prints_how_to_resume(capsys):
     assert code_of(KeyboardInterrupt()) == 130
     assert "start the same command again" in capsys.readouterr().err
 
 
-def test_an_error_of_others_keeps_its_traceback():
+def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), errors_as_lines(debug=False):
         raise ZeroDivisionError
 
 
-def test_with_debug_an_error_of_ours_keeps_its_traceback():
+def test_with_debug_an_error_of_this_project_keeps_its_traceback():
     with pytest.raises(ConfigError), errors_as_lines(debug=True):
         raise ConfigError("bad")
 
 
-def test_a_failed_job_names_its_rank_and_a_wrong_value_is_told_by_rank_0_alone(capsys, monkeypatch):
+def test_a_failed_job_names_its_rank_and_only_rank_0_prints_a_wrong_value(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert code_of(TrainingError("lost")) == 1
     assert capsys.readouterr().err == "error: rank 1: lost\n"
@@ -69,13 +69,13 @@ def test_a_failed_job_names_its_rank_and_a_wrong_value_is_told_by_rank_0_alone(c
     assert capsys.readouterr().err == "error: rank 0: bad\n"
 
 
-def test_nothing_is_said_where_nothing_is_wrong(capsys):
+def test_nothing_is_printed_without_an_error(capsys):
     with errors_as_lines(debug=False):
         pass
     assert capsys.readouterr() == ("", "")
 
 
-def test_news_of_our_packages_is_shown():
+def test_log_records_of_this_project_are_shown():
     names = "emocap_pretrain", "emocap_shards", "emocap_cluster"
     before = [logging.getLogger(name).level for name in names]
     show_logs()

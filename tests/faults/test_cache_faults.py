@@ -43,7 +43,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(url: str, cache: str, counter: Counter) -> None:
-    """Every sample, through the cache; each is right."""
+    """Reads every sample through the cache and asserts that each is right."""
     store = CountedStore(open_store(url), counter, far=True)
     reader = Reader(store, read_manifest(store), Cache(cache, ROOM_BYTES))
     found = reader.fetch(np.arange(SAMPLES))
@@ -69,7 +69,7 @@ def check(url: str, cache: str, fault: object) -> None:
     assert sum(path.stat().st_size for path in files) <= said <= ROOM_BYTES, str(fault)
 
 
-def test_whatever_operation_of_the_store_fails_or_is_the_last_the_next_reader_gets_every_byte(
+def test_after_a_failure_or_kill_at_any_operation_of_the_store_the_next_reader_gets_every_byte(
     url: str, tmp_path: Path
 ) -> None:
     operations = operations_of(partial(read, url, str(tmp_path / "undisturbed")))
@@ -83,7 +83,7 @@ def test_whatever_operation_of_the_store_fails_or_is_the_last_the_next_reader_ge
 
 
 @pytest.mark.slow
-def test_of_a_dataset_on_s3_too_the_next_reader_gets_every_byte(url: str, s3: str, tmp_path: Path) -> None:
+def test_on_s3_the_next_reader_gets_every_byte_too(url: str, s3: str, tmp_path: Path) -> None:
     here, there = open_store(url), open_store(s3)
     for entry in here.list():
         there.put(entry.path, here.read(entry.path))
@@ -95,7 +95,7 @@ def test_of_a_dataset_on_s3_too_the_next_reader_gets_every_byte(url: str, s3: st
     assert endings == {"failed"}
 
 
-def test_whatever_operation_of_its_disk_fails_a_reader_gets_every_byte_and_a_kill_leaves_nothing_that_others_wait_for(
+def test_after_a_failure_at_any_disk_operation_a_reader_gets_every_byte_and_a_kill_blocks_no_other(
     url: str, tmp_path: Path
 ) -> None:
     operations = operations_of(partial(read_from_a_bad_disk, url, str(tmp_path / "undisturbed")))

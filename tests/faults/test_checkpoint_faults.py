@@ -48,7 +48,7 @@ def resumed_step(store: Store) -> int:
 
 
 def attempt(store: Store, until: int = STEPS) -> None:
-    """Does what a run does: resumes from what is there, saves every `EVERY` steps, keeps one checkpoint."""
+    """Does what a run does: resumes from the newest checkpoint, saves every `EVERY` steps, keeps one checkpoint."""
     own = Attempt.begin(store)
     step = resumed_step(store)
     saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1), newest=step)
@@ -65,7 +65,7 @@ def attempt(store: Store, until: int = STEPS) -> None:
 
 
 def check(store: Store) -> int:
-    """Every manifest in the store is of a whole checkpoint; the newest step."""
+    """Asserts that every manifest in the store has an intact checkpoint, and returns the newest step."""
     found = committed(store)
     for each in found:
         assert damaged_files(store, each) == []
@@ -73,7 +73,7 @@ def check(store: Store) -> int:
 
 
 def sweep_all(fresh: Callable[[int], Store], *, far: bool = False) -> set[str]:
-    """Every fault on a fresh copy of a run that has saved step 2; how their attempts ended."""
+    """Injects each fault into a fresh copy of a run that has saved step 2; returns how the attempts ended."""
 
     def act(store: Store, counter: Counter) -> None:
         attempt(CountedStore(store, counter))
@@ -94,7 +94,7 @@ def sweep_all(fresh: Callable[[int], Store], *, far: bool = False) -> set[str]:
     return endings
 
 
-def test_whatever_operation_fails_or_is_the_last_the_newest_checkpoint_is_whole_and_the_run_continues(
+def test_after_a_failure_or_kill_at_any_operation_the_newest_checkpoint_is_intact_and_the_run_continues(
     tmp_path: Path,
 ) -> None:
     attempt(open_store(tmp_path / "saved"), until=EVERY)
@@ -107,7 +107,7 @@ def test_whatever_operation_fails_or_is_the_last_the_newest_checkpoint_is_whole_
 
 
 @pytest.mark.slow
-def test_on_s3_too_whatever_operation_fails_or_is_the_last_the_run_continues(s3: str) -> None:
+def test_on_s3_a_run_continues_after_a_failure_or_kill_at_any_operation_too(s3: str) -> None:
     def fresh(_: int) -> Store:
         store = open_store(emptied(s3))
         attempt(store, until=EVERY)
@@ -117,7 +117,7 @@ def test_on_s3_too_whatever_operation_fails_or_is_the_last_the_run_continues(s3:
 
 
 @pytest.mark.parametrize("kills", [False, True])
-def test_the_sweep_itself_strikes_where_it_says(tmp_path: Path, kills: bool) -> None:
+def test_the_fault_is_injected_at_the_intended_operation(tmp_path: Path, kills: bool) -> None:
     store = open_store(tmp_path / "run")
 
     def act(counter: Counter) -> None:

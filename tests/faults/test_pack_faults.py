@@ -28,7 +28,7 @@ OPTIONS = PackConfig(ShardSize(IN_A_SHARD), skip_bad=1)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of a table; the third one is bad."""
+    """Returns the rows of a table, of which the third one is bad."""
     folder = tmp_path_factory.mktemp("table")
     rows = []
     for number in range(ROWS):
@@ -82,10 +82,10 @@ def sweep_all(table: Path, place: Callable[[], str], *, far: bool = False) -> se
     return endings
 
 
-def test_whatever_operation_fails_or_is_the_last_a_pack_resumes_to_the_same_bytes(table: Path, tmp_path: Path) -> None:
+def test_after_a_failure_or_kill_at_any_operation_a_pack_resumes_to_the_same_bytes(table: Path, tmp_path: Path) -> None:
     assert sweep_all(table, lambda: str(tmp_path / uuid.uuid4().hex)) == {"killed", "failed", "ended"}
 
 
 @pytest.mark.slow
-def test_on_s3_too_a_pack_resumes_to_the_same_bytes(table: Path, s3: str) -> None:
+def test_on_s3_a_pack_resumes_to_the_same_bytes_too(table: Path, s3: str) -> None:
     assert sweep_all(table, lambda: emptied(s3), far=True) == {"killed", "failed", "ended"}

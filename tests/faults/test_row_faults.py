@@ -89,7 +89,7 @@ def deliver(store: Store, tracker: Tracker) -> None:
 
 
 def sweep_all(run: Callable[[int], str], rows: Path, *, up: bool, far: bool = False) -> set[str]:
-    """Every fault on a run that begins, with the tracker down or up; how the attempts ended."""
+    """Injects each fault into a new run, with the tracker down or up; returns how the attempts ended."""
 
     def act(url: str, counter: Counter) -> None:
         attempt(CountedStore(open_store(url), counter), Tracker(rows, up=up), wait_s=MOMENT_S if up else 0)
@@ -110,10 +110,10 @@ def sweep_all(run: Callable[[int], str], rows: Path, *, up: bool, far: bool = Fa
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_whatever_operation_fails_or_is_the_last_every_row_is_sent_and_counts_once(tmp_path: Path, up: bool) -> None:
+def test_after_a_failure_or_kill_at_any_operation_every_row_is_sent_and_counts_once(tmp_path: Path, up: bool) -> None:
     assert sweep_all(lambda number: str(tmp_path / str(number)), tmp_path / "rows", up=up) >= {"killed", "failed"}
 
 
 @pytest.mark.slow
-def test_of_a_run_on_s3_too_every_row_is_sent_and_counts_once(tmp_path: Path, s3: str) -> None:
+def test_on_s3_every_row_is_sent_and_counts_once_too(tmp_path: Path, s3: str) -> None:
     assert sweep_all(lambda _: emptied(s3), tmp_path / "rows", up=False, far=True) >= {"killed", "failed"}

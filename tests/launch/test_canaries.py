@@ -1,4 +1,4 @@
-"""Secrets of the environment and of the config appear in nothing that a run prints or writes, also when it fails."""
+"""Tests that secrets of environment and config appear in nothing that a run prints or writes, also if it fails."""
 
 import base64
 import os
@@ -36,7 +36,7 @@ OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "RAY_", "SLURM_", "TORCHEL
 
 
 def canary(kind: str) -> str:
-    """Long enough to be no accident, with the characters of an AWS key that a parser of URLs may stumble over."""
+    """Returns a unique secret with the characters of an AWS key that a parser of URLs may misread."""
     return f"{kind}/{secrets.token_hex(6)}+{secrets.token_hex(6)}"
 
 
@@ -65,7 +65,7 @@ class Nest:
 
 
 def found(data: bytes, canaries: dict[str, str]) -> set[str]:
-    """Kinds of canaries in the bytes: a half of one, however a URL writes the rest, or a Basic authorization."""
+    """Returns the canaries in the bytes: half of one in any URL encoding, or as Basic authorization."""
     return {
         kind
         for kind, text in canaries.items()
@@ -79,7 +79,7 @@ def _halves(text: str) -> list[bytes]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every regular file below the folder."""
+    """Returns every regular file below the folder."""
     inside = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return {str(path): path.read_bytes() for path in inside}
 
@@ -176,7 +176,7 @@ def alone() -> dict[str, str]:
 RUN = ("-m", "emocap_pretrain.run")
 
 
-def test_the_search_finds_what_is_there(nest: Nest) -> None:
+def test_the_search_finds_secrets(nest: Nest) -> None:
     inside = files(nest.s3.folder)
     assert {"s3-key", "s3-secret"} <= set().union(*(found(data, nest.canaries) for data in inside.values()))
     assert nest.leaks(f"Authorization: {nest.canaries['ray-token']}") == ["ray-token in the terminal"]

@@ -66,7 +66,7 @@ def settings(container: dict[str, Any]) -> dict[str, str]:
 
 
 def objects(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of the mappings below `tree` whose keys a schema knows."""
+    """Yields the paths of the mappings below `tree` whose keys a schema defines."""
     if isinstance(tree, dict) and path[-1:] not in {("metadata",), ("rayStartParams",), ("template",)}:
         yield path
     if path[-1:] not in {("metadata",), ("template",), ("submitterPodTemplate",)}:

@@ -1,4 +1,4 @@
-"""One config through every form of start, with real processes: the curves are equal to the bit, also after kill -9."""
+"""Tests one config under every launcher, with real processes: equal curves to the bit, also after kill -9."""
 
 import json
 import os
@@ -64,7 +64,7 @@ class Place:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def config(self, name: str, *, workers: int = 0) -> Path:
-        """Written to a folder of the run's own, as `cfg.yaml`; `workers` are the loader processes of a rank."""
+        """Writes `cfg.yaml` into a new folder for the run; `workers` is the number of loader processes of a rank."""
         folder = self.folder / name
         folder.mkdir()
         tree = tiny("run", self.faces, self.tracking, "artifacts", steps=STEPS, ranks=2)
@@ -78,7 +78,7 @@ class Place:
         return path
 
     def curve(self, config: Path) -> list[tuple[int, float]]:
-        """Step and loss of every point that MLflow has of a run."""
+        """Returns step and loss of every point that MLflow has of a run."""
         client = MlflowClient(self.tracking)
         run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
         assert client.get_run(run_id).info.status == "FINISHED"
@@ -128,7 +128,7 @@ def on_local_ray(place: Place) -> Healthy:
 
 @pytest.fixture(scope="module")
 def under_deepspeed(place: Place) -> Healthy:
-    """Without an argument, so that it takes `cfg.yaml` of its folder."""
+    """Starts `emocap pretrain` without an argument, so that it reads `cfg.yaml` in its folder."""
     config = place.config("deepspeed")
     return Healthy(config, finished(deepspeed(), place, config.parent))
 
@@ -173,7 +173,7 @@ def started(command: Sequence[str], place: Place, folder: Path) -> Iterator[tupl
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the process and all that came from it, at once."""
+    """Sends SIGKILL to a process and all its descendants at once."""
     if process.poll() is None:
         family = psutil.Process(process.pid)
         family.suspend()

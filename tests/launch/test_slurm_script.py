@@ -1,4 +1,4 @@
-"""launch/slurm.sh with stand-ins for SLURM's programs: what it asks of them, and when the job queues again."""
+"""Tests launch/slurm.sh with fakes of SLURM's programs: their arguments, and when the job is requeued."""
 
 import os
 import signal
@@ -84,20 +84,20 @@ def test_the_ranks_get_the_arguments_and_the_cores_of_the_job(job: Job) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 137])
-def test_a_run_that_is_done_or_given_up_does_not_queue_again(job: Job, code: int) -> None:
+def test_a_job_whose_run_is_done_or_has_failed_is_not_requeued(job: Job, code: int) -> None:
     job.stub("emocap", f"exit {code}")
     assert job.run("cfg.yaml") == code
     assert len(job.calls()) == 1
 
 
-def test_a_run_that_was_saved_before_its_end_queues_again(job: Job) -> None:
+def test_a_job_whose_run_was_saved_before_its_end_is_requeued(job: Job) -> None:
     job.stub("emocap", f"exit {STOPPED}")
     assert job.run("cfg.yaml") == 0
     assert job.calls()[1:] == ["scontrol requeue 7"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_the_signal_before_the_time_limit_has_the_ranks_save_and_the_job_queue_again(
+def test_at_the_signal_before_the_time_limit_ranks_save_and_the_job_is_requeued(
     job: Job, number: signal.Signals
 ) -> None:
     job.stub("emocap", f"trap 'sleep 0.2; exit {STOPPED}' TERM; touch {job.folder}/ready; while :; do sleep 0.05; done")
@@ -111,7 +111,7 @@ def test_the_signal_before_the_time_limit_has_the_ranks_save_and_the_job_queue_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_tasks_on_two_nodes_save_when_slurm_says_so_and_the_job_queues_again(job: Job) -> None:
+def test_tasks_on_two_nodes_save_at_slurm_s_signal_and_the_job_is_requeued(job: Job) -> None:
     faces, run = str(job.folder / "faces"), job.folder / "run"
     write_shards(records(24, pixels=32), faces, samples_per_shard=7)
     tracking = (f"sqlite:///{job.folder}/m.db", str(job.folder / "artifacts"))

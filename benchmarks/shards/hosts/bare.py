@@ -1,4 +1,4 @@
-"""Nothing but libjpeg-turbo: images that are in memory already, decoded one after another; the bound for everybody."""
+"""Decodes images that are in memory already with libjpeg-turbo, one after another: an upper bound for all systems."""
 
 import functools
 import tarfile

@@ -1,4 +1,4 @@
-"""Tars of ours -> the formats of the peers, in shards of about the same size: `... convert TARS FOLDER BYTES`."""
+"""Converts our tars to the formats of the peers, in shards of about the same size: `... convert TARS FOLDER BYTES`."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
 # pyright: reportUntypedBaseClass=false
 

@@ -1,4 +1,4 @@
-"""JPEG decoders: `... decoders FOLDER ROUNDS` prints JSON. FOLDER holds a folder of JPEG files for each size."""
+"""Measures JPEG decoders: `... decoders FOLDER ROUNDS` prints JSON. FOLDER has a folder of JPEG files for each size."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
 # pyright: reportUnknownLambdaType=false
 

@@ -1,4 +1,4 @@
-"""Several ways to make pixels, on one core, in common rounds, and how far each is from Pillow's."""
+"""Measures several ways to make pixels on one core, in common rounds, and their difference from Pillow's."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ READING_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Way(Generic[Item]):
-    """Who, how (made when it is asked for, because a package may be missing), and which distribution it is of."""
+    """Describes a contender: its name, a factory (since its package may be missing), and its distribution."""
 
     name: str
     build: Callable[[], Make[Item]]
@@ -31,7 +31,7 @@ class Way(Generic[Item]):
 
 @dataclass(slots=True)
 class Entry:
-    """Seconds of each round for one item; or why there are none."""
+    """Holds the seconds of each round for one item, or why there are none."""
 
     contender: str
     pixels: int
@@ -85,7 +85,7 @@ def _apart(make: Make[Item], items: Sequence[Item], truth: Sequence[np.ndarray])
 
 
 def _seconds_each(make: Make[Item], items: Sequence[Item]) -> float:
-    """One after another, none kept."""
+    """Runs the function on one item after another, and keeps no result."""
     make(items[0])
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < READING_S:

@@ -1,4 +1,4 @@
-"""litdata: chunks of its own, through its own loader."""
+"""Reads the chunks of litdata with its own loader."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
 # pyright: reportUntypedBaseClass=false
 
@@ -42,7 +42,7 @@ def opened(task: Task) -> Iterable[Any]:
 
 
 def _state(loader: Any, task: Task) -> dict[str, Any]:
-    """What `state_dict` gives after as many samples."""
+    """Returns what `state_dict` returns after this number of samples."""
     return {
         "dataset": loader.dataset.state_dict(task.position, task.workers, BATCH),
         "current_epoch": 1,

@@ -1,4 +1,4 @@
-"""mosaicml-streaming: MDS shards, through the DataLoader of torch."""
+"""Reads MDS shards of mosaicml-streaming with torch's DataLoader."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
 # pyright: reportUntypedBaseClass=false
 

@@ -1,4 +1,4 @@
-"""emocap_shards, as a training reads it: loader process `w` of `n` makes every n-th step."""
+"""Reads with emocap_shards as training does: loader process `w` of `n` makes every n-th step."""
 # pyright: reportUnusedImport=false
 
 from collections.abc import Iterable, Iterator

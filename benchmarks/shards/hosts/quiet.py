@@ -1,4 +1,4 @@
-"""Imported before litdata, which otherwise asks a package registry for its newest version."""
+"""Keeps litdata from asking a package registry for its newest version; imported before it."""
 
 import os
 

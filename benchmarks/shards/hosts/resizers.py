@@ -33,7 +33,7 @@ def by_pillow_bilinear(crop: Crop) -> np.ndarray:
 
 
 def by_pillow_reduced(crop: Crop) -> np.ndarray:
-    """First by a whole factor, as far as twice the size in the end allows."""
+    """Resizes first by an integer factor, as long as twice the final size is left."""
     image, box = crop
     kind = Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), kind, box=box, reducing_gap=2.0))
@@ -75,7 +75,7 @@ WAYS: tuple[Way[Crop], ...] = (
 
 
 def crops(folder: Path) -> list[Crop]:
-    """Of each image a square of half the shorter side or more, as in training."""
+    """Returns a square of each image with at least half its shorter side, as in training."""
     images = map(pillow(), files(folder))
     return [(image, _box(image, number)) for number, image in enumerate(images)]
 

@@ -27,7 +27,7 @@ Opened = tuple[np.ndarray, Any]
 
 
 def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
-    """Answers each line of standard input, a task; with "once" on the command line, one in this very process.
+    """Runs the tasks on standard input, one on each line; with "once" on the command line, one task in this process.
 
     Whatever libraries print goes to standard error. What `before` makes of a task is in memory when its time begins.
     """
@@ -75,7 +75,7 @@ def run(opened: Open, task: Task, *, imported: float = 0.0) -> Pass:
 
 
 def opening(task: Task) -> Callable[[Raw], Any]:
-    """Bytes of an image and of its annotation -> what the task wants of them."""
+    """Turns the bytes of an image and of its annotation into what the task needs."""
     if not task.decode:
         return _as_bytes
     decode = _open_quickly if task.decoder == "simplejpeg" else _open_with_pillow
@@ -83,12 +83,12 @@ def opening(task: Task) -> Callable[[Raw], Any]:
 
 
 def seen(pixels: np.ndarray, annotation: Any) -> tuple[tuple[int, ...], Any]:
-    """What stays of a sample that is counted: its pixels are dropped as soon as they are there, as a resize would."""
+    """Holds what is kept of a counted sample: its pixels are dropped at once, as a resize would do."""
     return pixels.shape, annotation
 
 
 def collating(task: Task) -> Callable[[Sequence[Any]], Batch]:
-    """Samples -> a batch as it reaches the main process."""
+    """Turns samples into a batch as it reaches the main process."""
     if not task.delivered:
         return len
     return _stacked if task.decode else _listed
@@ -99,7 +99,7 @@ def rgb(data: bytes) -> np.ndarray:
 
 
 def _as_bytes(sample: Raw) -> Raw:
-    """Of a view into a mapped file, which a peer gives, a copy: until then nobody has read the bytes."""
+    """Copies a view into a mapped file, which a peer returns, since its bytes have not been read until then."""
     return bytes(sample[0]), bytes(sample[1])
 
 

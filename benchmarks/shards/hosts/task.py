@@ -1,4 +1,4 @@
-"""What a host is asked to do, and what it answers: plain values that travel as JSON."""
+"""Defines the tasks and answers of a host: plain values that are sent as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,20 +8,20 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One pass over a dataset.
+    """Describes one pass over a dataset.
 
     Args:
         place: Folder or s3:// URL of the dataset in the format of the system.
-        urls: Of its shards, for a system that has no index.
-        cache: An empty folder, if the system keeps what it fetched.
-        samples: In the dataset.
-        decode: JPEG to RGB and annotation to objects; otherwise their bytes.
-        shuffle: With what the system shuffles by default.
+        urls: Addresses of its shards, for a system that has no index.
+        cache: An empty folder, if the system caches what it has fetched.
+        samples: Number of samples in the dataset.
+        decode: Whether images are decoded to RGB and annotations to objects; otherwise bytes are read.
+        shuffle: Whether the system shuffles with its defaults.
         workers: Processes of the DataLoader; 0 reads in the process itself.
-        delivered: Whole batches go to the main process; otherwise only their sizes.
-        position: Of the epoch, where to begin.
-        batches: After how many to stop; 0 goes on to the end of the epoch.
-        decoder: "simplejpeg", or "pillow".
+        delivered: Whether whole batches are sent to the main process; otherwise only their sizes.
+        position: Sample of the epoch at which to begin.
+        batches: Number of batches after which to stop; 0 reads to the end of the epoch.
+        decoder: "simplejpeg" or "pillow".
     """
 
     place: str
@@ -39,15 +39,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """What a pass took.
+    """Holds the measurements of a pass.
 
     Attributes:
-        samples: That arrived.
-        seconds: From opening the dataset to the last batch.
-        first_s: From opening the dataset to the first batch.
+        samples: Number of samples that arrived.
+        seconds: Time from opening the dataset to the last batch.
+        first_s: Time from opening the dataset to the first batch.
         cpu_s: User and system time of the process and all its children.
-        rss_bytes: Of the process after the last batch, with `uss_bytes` its unshared part.
-        bare_rss_bytes: Before the dataset was opened, all imports done; with `bare_uss_bytes`.
+        rss_bytes: Resident memory of the process after the last batch; `uss_bytes` is its unshared part.
+        bare_rss_bytes: Resident memory after all imports, before the dataset is opened; also `bare_uss_bytes`.
         moments: `time.monotonic()` after the imports ("imported") and at the first batch ("first").
     """
 

@@ -1,4 +1,4 @@
-"""Lets torchvision, which the peers import, load beside a CPU build of torch.
+"""Makes torchvision, which the peers import, importable with a CPU build of torch.
 
 torchvision's wheels on PyPI are linked against CUDA; beside a CPU build of torch their C++ part does not load, and the
 import fails where it describes `torchvision::nms`, which nobody here calls. Declaring the operators first is enough.

@@ -1,4 +1,4 @@
-"""webdataset over the very tars of ours: shards shuffled, then a buffer of samples."""
+"""Reads our tars with webdataset: shuffled shards, then a shuffle buffer of samples."""
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ BUFFER = 1000
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """There is no way to begin elsewhere: what lies before `position` is read and thrown away, undecoded."""
+    """Skips to `position` by reading and dropping all samples before it, undecoded; there is no faster way."""
     samples = wds.WebDataset(
         list(task.urls), shardshuffle=len(task.urls) if task.shuffle else False, seed=0, empty_check=False
     )

@@ -1,4 +1,4 @@
-"""Faults of a drill inside the ranks: Python imports this by itself where the folder is on PYTHONPATH.
+"""Injects the faults of a drill into ranks: Python imports this module if its folder is on PYTHONPATH.
 
 `$EMOCAP_DRILL/fault.json` says what is to happen as training begins, `{"pace_s": 0.1, "do": "raise", "rank": 1,
 "step": 7, "times": 1}`: every step takes `pace_s` longer, and at that step that rank acts, in so many starts of it.
@@ -86,7 +86,7 @@ def hangs() -> None:
 
 
 def exhausts() -> None:
-    """Python's own MemoryError, at a limit just above what this process has."""
+    """Raises Python's MemoryError, with a limit just above the memory of this process."""
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (has + ROOM_BYTES, hard))

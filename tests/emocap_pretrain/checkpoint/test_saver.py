@@ -307,7 +307,7 @@ def test_a_store_that_ignores_conditions_causes_one_warning(
     assert caplog.text.count("ignores conditions") == (0 if honours else 1)
 
 
-def test_a_store_that_does_not_say_whether_it_honours_conditions_is_no_error(
+def test_a_store_that_cannot_say_whether_it_honours_conditions_is_accepted(
     gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Mute(Gate):

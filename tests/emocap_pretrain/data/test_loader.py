@@ -98,7 +98,7 @@ def test_a_rank_that_is_killed_leaves_no_loader_processes(tiny_config):
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it has not ended; one whose end nobody asked about yet is a zombie."""
+    """Returns whether a process has not ended; a zombie, whose exit code nobody has read yet, has ended."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -243,7 +243,7 @@ def test_the_words_of_a_caption_follow_the_mirror(tiny_config, flip):
     assert seen == {0.0: {as_stored}, 0.5: {as_stored, in_the_mirror}, 1.0: {in_the_mirror}}[flip]
 
 
-def test_an_image_is_not_mirrored_where_its_caption_cannot_follow(tiny_config):
+def test_an_image_whose_caption_cannot_be_mirrored_is_not_mirrored(tiny_config):
     config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"flip": 1.0, "crop": 1.0})})
     image = np.arange(16, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)
     sample = dataclasses.replace(captioned(0, "The mouth is left open."), image=image)
@@ -274,7 +274,7 @@ def test_equal_captions_have_equal_numbers(tiny_config):
     assert (summary_ids[:, None] == summary_ids).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
 
 
-def test_captions_that_the_tower_cannot_tell_apart_have_equal_numbers_beside_any_others(tiny_config):
+def test_captions_with_equal_tokens_have_equal_identities_in_any_batch(tiny_config):
     long = "the brows are drawn together and the lips are pressed and the cheeks are raised"
     samples = [captioned(0, f"{long} once"), captioned(1, f"{long} twice"), captioned(2, long.upper())]
     collate = build_collate(tiny_config, TOKENIZER)
@@ -302,7 +302,7 @@ def test_a_part_that_the_objective_leaves_out_is_not_tokenised(tiny_config):
     assert batch.rows == 1
 
 
-def test_an_error_of_a_loader_process_is_what_it_was_there(tiny_config, tmp_path):
+def test_an_error_of_a_loader_process_is_raised_unchanged(tiny_config, tmp_path):
     faces = str(tmp_path / "faces")
     write_shards(records(8, pixels=32), faces, samples_per_shard=8)
     (shard,) = tmp_path.joinpath("faces").glob("*.tar")

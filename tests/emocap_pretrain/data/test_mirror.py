@@ -25,7 +25,7 @@ def mirror(text: str) -> str | None:
         ("The eyes look leftwards.", "The eyes look rightwards."),
     ],
 )
-def test_the_words_for_sides_change_places_and_come_back(text, expected):
+def test_the_words_for_sides_are_exchanged_and_mirroring_twice_restores_them(text, expected):
     assert mirror(text) == expected
     assert mirror(expected) == text
 

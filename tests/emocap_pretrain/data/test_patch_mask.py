@@ -6,7 +6,7 @@ from emocap_pretrain.errors import ConfigError
 
 
 def image_with_patches(*shown: int, change: int = 100) -> torch.Tensor:
-    """One colour image of 3 x 3 patches of 4 pixels, in which some patches have one other pixel."""
+    """Returns an image of one colour with 3 x 3 patches of 4 pixels, in which some patches have one other pixel."""
     image = torch.tensor([200, 10, 90], dtype=torch.uint8)[:, None, None].repeat(1, 12, 12)
     for patch in shown:
         image[1, 4 * (patch // 3) + 2, 4 * (patch % 3) + 3] += change
@@ -31,6 +31,6 @@ def test_a_rank_without_images_has_a_mask_without_rows():
 
 
 @pytest.mark.parametrize(("patches", "pixels"), [(8, 12), (25, 12)])
-def test_patches_that_are_no_even_squares_are_refused_with_the_cure(patches: int, pixels: int):
+def test_patches_that_do_not_divide_the_image_are_refused(patches: int, pixels: int):
     with pytest.raises(ConfigError, match=rf"{patches} patches .* {pixels} x {pixels} pixels.* leave patch_mask out"):
         patches_along_a_side(patches, pixels)

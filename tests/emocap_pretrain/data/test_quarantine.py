@@ -21,7 +21,7 @@ def damage(key: str) -> DamagedSample:
 
 
 def settled(met: Sequence[Sequence[str]], budget: int, url: str) -> list[Quarantine | Exception]:
-    """Ranks that meet these samples and settle once."""
+    """Runs ranks that add these samples to a quarantine and exchange them once."""
 
     def act(world: ThreadRanks) -> Quarantine:
         quarantine = Quarantine(open_store(url), world, budget)  # pyright: ignore[reportArgumentType]
@@ -45,7 +45,7 @@ def stored(url: str) -> list[dict[str, Any]]:
     return json.loads(open_store(url).read(QUARANTINE_FILE))["samples"]
 
 
-def test_every_rank_knows_what_all_have_met_and_rank_0_writes_it(url: str) -> None:
+def test_every_rank_knows_the_samples_of_all_ranks_and_rank_0_writes_them(url: str) -> None:
     ranks = settled([["a"], [], ["b", "a"]], 5, url)
     assert all(isinstance(rank, Quarantine) and keys(rank.rows) == ["a", "b"] for rank in ranks)
     (first, _) = stored(url)
@@ -59,13 +59,13 @@ def test_a_spent_budget_ends_every_rank_and_the_report_names_all(url: str) -> No
     assert [each["key"] for each in stored(url)] == ["a", "b", "c"]
 
 
-def test_nothing_is_said_or_written_while_nothing_is_damaged(url: str) -> None:
+def test_nothing_is_logged_or_written_without_damage(url: str) -> None:
     ranks = settled([[], []], 3, url)
     assert all(isinstance(rank, Quarantine) and rank.rows == [] for rank in ranks)
     assert not open_store(url).exists(QUARANTINE_FILE)
 
 
-def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
+def test_a_later_attempt_knows_the_samples_that_were_found_before(url: str) -> None:
     settled([["a"]], 3, url)
     again = Quarantine.open(open_store(url), RankGroup(Rank(), "cpu", None), 3)
     again.add([damage("a"), damage("b")], step=9)
@@ -74,7 +74,7 @@ def test_a_later_start_goes_on_with_what_was_met_before(url: str) -> None:
     assert again.exchange() == []
 
 
-def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> None:
+def test_an_attempt_after_a_spent_budget_raises_and_does_not_train(url: str) -> None:
     settled([["a", "b", "c"]], 2, url)
     alone = RankGroup(Rank(), "cpu", None)
     with pytest.raises(BudgetSpent, match=r"3 damaged samples, the last 'c' .* delete that file"):
@@ -82,7 +82,7 @@ def test_a_start_after_a_spent_budget_says_so_and_does_not_train(url: str) -> No
     assert len(Quarantine.open(open_store(url), alone, 3).rows) == 3
 
 
-def test_ranks_that_end_alone_write_what_they_know_and_lose_nothing_of_the_others(url: str) -> None:
+def test_ranks_that_end_alone_write_their_samples_and_keep_those_of_others(url: str) -> None:
     settled([["a"]], 5, url)
 
     def act(world: ThreadRanks) -> None:

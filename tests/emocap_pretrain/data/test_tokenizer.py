@@ -40,7 +40,7 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process(threads):
     assert done.stdout.rstrip("\n") == TRAINED.to_json()
 
 
-def test_the_vocabulary_is_no_larger_than_asked_and_its_ids_fit():
+def test_the_vocabulary_is_not_larger_than_requested_and_its_ids_fit():
     assert TRAINED.vocabulary.size <= 320
     assert int(TRAINED.encode(TEXTS, 99).ids.max()) < TRAINED.vocabulary.size
 
@@ -109,7 +109,7 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "", '{"model": {"type": "Stranger"}}'])
-def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path, text):
+def test_a_text_that_is_not_a_tokenizer_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError, match="the tokenizer cannot be read: ") as caught:
         Tokenizer.from_json(text)
     assert "\n" not in str(caught.value)

@@ -69,7 +69,7 @@ def test_a_teacher_costs_its_products_and_its_vectors_travel():
     assert (work.products, work.guides) == (6 + 4 + 2, 1)
 
 
-def test_sentences_of_one_image_neither_travel_nor_grow_with_the_batch():
+def test_sentences_of_one_image_are_not_exchanged_and_do_not_grow_with_the_batch():
     work = workload(objective={"scope": "image", "global": 0, "summary": 0})
     assert work.texts == 0
     assert work.loss_flops(8) == work.loss_flops(1) > 0
@@ -105,7 +105,7 @@ def test_gradients_of_a_zero_stage_are_so_many_journeys_of_all_parameters(stage,
     assert inside.bytes == inside.inside_bytes == pytest.approx(passes * size * 7 / 8)
 
 
-def test_a_rank_alone_receives_nothing_and_takes_its_own_time():
+def test_a_single_rank_receives_nothing():
     for fabric in FABRICS.values():
         assert vectors(WORK, 1, fabric).bytes == gradients(WORK, 1, fabric).bytes == 0
         step = step_time(WORK, 1, SPEED, fabric)
@@ -121,7 +121,7 @@ def test_efficiency_falls_with_every_doubling_of_the_nodes(doubling, name, sched
     assert efficiency(work, ranks, SPEED, fabric) <= efficiency(work, ranks // 2, SPEED, fabric) <= 1 + 1e-9
 
 
-def test_on_a_free_fabric_only_the_square_of_the_loss_is_left():
+def test_without_communication_only_the_loss_reduces_the_efficiency():
     step = step_time(WORK, 1024, SPEED, FREE)
     assert step.network_s < 1e-12
     assert step.loss_s == pytest.approx(1024 * WORK.loss_flops(1) / 4e14)
@@ -136,7 +136,7 @@ def test_a_slower_fabric_breaks_earlier():
     assert step_time(WORK, 64, SPEED, slow).largest == "network"
 
 
-def test_what_travels_hides_behind_its_share_of_the_loss_alone():
+def test_an_exchange_overlaps_only_with_its_share_of_the_loss():
     open_, hidden = (replace(FABRICS["eth100"], vectors_behind_loss=share) for share in (0.0, 1.0))
     shown, rest = (step_time(WORK, 64, SPEED, fabric) for fabric in (open_, hidden))
     assert shown.vectors_s - rest.vectors_s == pytest.approx(shown.loss_s)
@@ -158,7 +158,7 @@ def test_a_fabric_is_a_name_or_three_numbers():
             fabric_of(wrong)
 
 
-def test_a_known_gpu_is_known_by_part_of_its_name():
+def test_a_gpu_is_recognized_by_a_part_of_its_name():
     fast = device_flops("NVIDIA H100 80GB HBM3", half=True)
     slow = device_flops("NVIDIA H100 80GB HBM3", half=False)
     assert fast is not None

@@ -94,7 +94,7 @@ RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_the_estimate_is_close_to_a_measured_step(recomputed):
-    """Within a quarter of what Linux saw."""
+    """The estimate is within a quarter of the memory that Linux reports."""
     given = config(64, checkpoint_activations=recomputed).model_dump_json()
     command = [sys.executable, "-c", MEASURED_STEP, given]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | RETURN_FREED)

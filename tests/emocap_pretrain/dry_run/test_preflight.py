@@ -81,14 +81,14 @@ def test_a_missing_dataset_is_named_by_its_key(tiny_config: Config, faces: str, 
     assert problem(changed(tiny_config, evaluation__url=missing)).startswith(f"evaluation.url: {missing} has")
 
 
-def test_a_folder_of_datasets_is_no_dataset_and_those_in_it_are_named(tiny_config: Config, tmp_path: Path) -> None:
+def test_the_error_for_a_folder_of_datasets_names_the_datasets_in_it(tiny_config: Config, tmp_path: Path) -> None:
     for name in ("test", "train"):
         write_shards(records(2, pixels=16), str(tmp_path / "faces" / name))
     line = problem(changed(tiny_config, data__url=str(tmp_path / "faces")))
     assert line.endswith(f" Datasets are in {tmp_path}/faces/test and {tmp_path}/faces/train.")
 
 
-def test_a_place_where_no_run_can_be_kept_is_named(tiny_config: Config, tmp_path: Path) -> None:
+def test_the_error_for_a_folder_that_cannot_be_written_names_it(tiny_config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     line = problem(changed(tiny_config, url=str(tmp_path / "file" / "run")))
     assert f"because {tmp_path}/file is not a folder" in line
@@ -101,7 +101,7 @@ def test_several_problems_are_a_line_each_and_refused_together(tiny_config: Conf
         wrong.refuse()
 
 
-def test_a_label_that_no_sample_has_is_refused_and_the_labels_there_are_named(tiny_config: Config) -> None:
+def test_the_error_for_a_label_that_no_sample_has_lists_the_labels(tiny_config: Config) -> None:
     line = problem(changed(tiny_config, evaluation__label="mood"))
     assert re.fullmatch(
         r"evaluation\.label=mood: no sample of .* has this label; its samples have the labels emotion, .*\.", line
@@ -125,7 +125,7 @@ def test_numbers_are_one_label_however_they_are_written_and_ask_for_words(tiny_c
     assert "its values are numbers" in note
 
 
-def test_labels_that_were_not_read_in_time_are_announced(
+def test_labels_that_were_not_read_in_time_are_a_note(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "PREPARE_S", 0.0)
@@ -147,7 +147,7 @@ def test_a_batch_larger_than_the_data_is_refused_where_the_last_one_is_dropped(
         assert not found(changed(config, data__drop_last=False)).problems
 
 
-def test_one_sample_has_nothing_to_be_contrasted_with(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_single_sample_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     assert problem(changed(tiny_config, global_batch=1)).startswith("global_batch=1: one sample has no other")
     url = str(tmp_path / "one")
     write_shards(records(1, pixels=16), url)
@@ -172,7 +172,7 @@ def test_more_ranks_than_samples_in_a_batch_are_refused(tiny_config: Config) -> 
     ("has", "problems", "notes"),
     [(2**40, 0, 0), (2**20, 1, 0)],
 )
-def test_memory_that_no_device_has_is_refused(
+def test_a_model_larger_than_the_memory_of_a_device_is_refused(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch, has: int, problems: int, notes: int
 ) -> None:
     monkeypatch.setattr(Devices, "memory_bytes", lambda _: has)
@@ -180,7 +180,7 @@ def test_memory_that_no_device_has_is_refused(
     assert (len(seen.problems), len(seen.notes)) == (problems, notes)
 
 
-def test_memory_that_only_long_captions_need_is_a_note(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_long_captions_is_a_note(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     least, most = (checks.estimate(tiny_config, 1, shortest=shortest).total for shortest in (True, False))
     assert least < most
     monkeypatch.setattr(Devices, "memory_bytes", lambda _: (least + most) // 2)
@@ -223,7 +223,7 @@ def test_other_data_than_the_run_was_trained_on_are_refused(trained: Callable[..
     assert "is not the data that" in problem(trained(2, steps=4, data__url=other))
 
 
-def test_more_steps_after_the_end_of_the_schedule_say_what_becomes_of_the_learning_rate(
+def test_more_steps_after_the_end_of_the_schedule_are_noted_with_the_learning_rate(
     trained: Callable[..., Config],
 ) -> None:
     (note,) = found(trained(3, steps=6)).notes
@@ -233,14 +233,14 @@ def test_more_steps_after_the_end_of_the_schedule_say_what_becomes_of_the_learni
     )
 
 
-def test_fewer_steps_than_are_done_leave_none_to_train(trained: Callable[..., Config]) -> None:
+def test_fewer_steps_than_are_done_are_noted(trained: Callable[..., Config]) -> None:
     config = trained(3, steps=2)
     open_store(config.url).delete("report.json")
     (note,) = found(config).notes
     assert note.endswith("there is no step left to train.")
 
 
-def test_a_checkpoint_that_cannot_be_read_is_left_to_the_resume(trained: Callable[..., Config]) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_not_a_problem_before_the_resume(trained: Callable[..., Config]) -> None:
     config = trained(4, steps=6)
     store = open_store(config.url)
     for harm in (b"", b"{}", store.read("checkpoints/step-00000004/manifest.json")[:-9]):

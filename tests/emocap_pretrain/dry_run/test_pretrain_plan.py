@@ -64,21 +64,21 @@ def test_the_full_text_ends_with_the_config_as_it_is_stored(tiny_config):
     assert tiny_config.tracking.uri not in resolved
 
 
-def test_data_that_cannot_be_read_from_here_is_no_error(tiny_config, tmp_path):
+def test_data_that_cannot_be_read_from_here_are_not_an_error(tiny_config, tmp_path):
     data = tiny_config.data.model_copy(update={"url": str(tmp_path / "nowhere")})
     found = rows(tiny_config.model_copy(update={"data": data}), 1)
     assert found["data"] == f"no dataset can be read at {tmp_path}/nowhere from here"
     assert "length" not in found
 
 
-def test_the_forecast_says_that_it_is_one_and_what_it_needs_where_the_device_is_unknown(tiny_config):
+def test_the_forecast_says_what_it_needs_if_the_device_is_unknown(tiny_config):
     found = rows(tiny_config, 2)
     assert found["forecast"] == "a model, not a measurement: processes on one machine, gloo"
     assert found["step"] == "unknown here: give --step-seconds, of one rank alone"
     assert not {"failures", "save", "goodput"} & found.keys()
 
 
-def test_failures_of_nodes_are_forecast_where_there_are_several_nodes_or_a_forecast_is_asked_for(tiny_config):
+def test_failures_of_nodes_are_forecast_for_several_nodes_or_on_request(tiny_config):
     several = rows(changed(tiny_config, global_batch=16), 16, on_gpu=True)
     assert several["failures"] == "one in 15 days of this job: 2 nodes, each one in 30 days"
     assert "steps" not in several["save"]

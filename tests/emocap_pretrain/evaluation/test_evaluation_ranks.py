@@ -1,4 +1,4 @@
-"""Tasks on several ranks over gloo: the numbers of one rank, ranks without samples, ranks that fail."""
+"""Tests tasks on several ranks over gloo: equal scores to one rank, ranks without samples, ranks that fail."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +22,13 @@ ALONE = RankGroup(Rank(), "cpu", None)
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """24 faces in four batches of seven, the last of which has three."""
+    """Returns 24 faces in four batches of seven, of which the last has three."""
     return changed(tiny_config, evaluation__tasks=BOTH, evaluation__batch=7)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config, ranks: int) -> None:
-    """Six ranks are more than there are batches: two have none."""
+    """There are six ranks and four batches, so that two ranks have none."""
     wanted = evaluate(ALONE, config)
     assert [result.task for result in wanted] == BOTH
     assert [result.samples for result in wanted] == [24, 24]

@@ -1,4 +1,4 @@
-"""docs/extend/task.md: its lines, put into a copy of the package, give a task that everything knows."""
+"""Tests docs/extend/task.md: its code, put into a copy of the package, adds a task that all parts know."""
 
 import json
 import os

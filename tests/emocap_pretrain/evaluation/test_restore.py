@@ -1,4 +1,4 @@
-"""What a checkpoint of a stranger may have this process do: nothing but build the model of its own weights."""
+"""Tests that an untrusted checkpoint can only make this process build the model of its own weights."""
 
 import copy
 import hashlib
@@ -210,8 +210,8 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_code_beside_a_pretrained_encoder_is_neither_run_nor_offered(tmp_path):
-    """Both by the tokenizer and by the tower, with a person who says yes to every question."""
+def test_code_in_the_folder_of_a_pretrained_encoder_is_never_executed(tmp_path):
+    """Remote code is refused by tokenizer and tower, also if a user answers every question with yes."""
     mark = tmp_path / "mark"
     for kind in ("bert", "stranger"):
         folder = tmp_path / kind

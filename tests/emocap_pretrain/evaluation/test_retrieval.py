@@ -1,4 +1,4 @@
-"""Retrieval beside an evaluation that sorts all candidates of each query, in float64 and without a tensor."""
+"""Tests retrieval against an implementation that sorts all candidates of each query, in float64 without tensors."""
 
 import io
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ NO_MODEL: Any = None  # The vectors are in the parts.
 
 
 def naive(captions: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    """Recall at k in both directions; `texts` has the vector of each sample's caption."""
+    """Returns recall at k in both directions; `texts` has the vector of each sample's caption."""
     first = {caption: captions.index(caption) for caption in captions}
 
     def found(query: np.ndarray, candidates: list[tuple[np.ndarray, bool]]) -> int:
@@ -124,7 +124,7 @@ def test_one_right_answer_among_n_is_in_the_first_k_by_k_over_n():
     assert chance_recall(10, 1, 7) == 1.0
 
 
-def test_each_score_is_beside_the_recall_of_an_order_by_lot():
+def test_each_score_has_the_recall_of_a_random_order():
     torch.manual_seed(0)
     images, texts = (normalize(torch.randn(20, 8), dim=1).numpy() for _ in range(2))
     captions = [f"caption {number // 4}" for number in range(20)]  # Five captions of four faces.
@@ -145,6 +145,6 @@ def test_a_dataset_of_one_sample_is_refused_before_training(tmp_path: Path):
         Retrieval(EvaluationConfig(url=str(tmp_path))).prepare()
 
 
-def test_it_needs_no_label_and_asks_no_prompts():
+def test_retrieval_needs_no_label_and_has_no_prompts():
     assert TASK.prompts() == ()
     assert isinstance(TASK, Task)

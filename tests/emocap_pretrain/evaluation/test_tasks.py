@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_name_of_its_own_that_a_tracker_takes_and_says_what_it_does(task: type[Task[Any]]) -> None:
+def test_every_task_has_a_unique_name_that_mlflow_accepts_and_a_description(task: type[Task[Any]]) -> None:
     assert re.fullmatch(r"[a-z0-9_]+", task.name)
     assert [each.name for each in TASKS].count(task.name) == 1
     assert len(task.about.splitlines()) == 1
     assert isinstance(task(EvaluationConfig()), Task)
 
 
-def test_settings_that_name_no_task_ask_for_the_default_ones() -> None:
+def test_settings_without_tasks_have_the_default_ones() -> None:
     assert [type(task) for task in tasks_of(EvaluationConfig())] == list(DEFAULT)
 
 
@@ -39,13 +39,13 @@ def test_the_tasks_come_in_the_order_of_the_settings() -> None:
         (["retrieval", "retrieval"], "retrieval comes twice"),
     ],
 )
-def test_a_name_that_is_no_task_is_refused_before_anything_is_read(names: list[str], message: str) -> None:
+def test_an_unknown_task_is_refused_before_anything_is_read(names: list[str], message: str) -> None:
     for act in (tasks_of, prepare):
         with pytest.raises(ConfigError, match=re.escape(f"evaluation.tasks: {message}")):
             act(EvaluationConfig(tasks=tuple(names)))
 
 
-def test_nothing_is_prepared_where_there_is_no_dataset() -> None:
+def test_nothing_is_prepared_without_a_dataset() -> None:
     assert prepare(EvaluationConfig()) == []
 
 
@@ -74,7 +74,7 @@ def test_shares_are_whole_batches_in_turn_and_together_the_dataset(faces: str) -
     assert keys(Share(5, 6)) == []
 
 
-def test_nothing_but_the_list_of_tasks_and_the_reader_of_old_reports_knows_a_task_by_its_name() -> None:
+def test_only_the_list_of_tasks_and_the_reader_of_old_reports_name_a_task() -> None:
     """A task is one file and one entry: the loop, the config, the report, preflight and the commands know none."""
     allowed = {"evaluation/tasks.py", "run_folder/report.py"}
     for task in TASKS:

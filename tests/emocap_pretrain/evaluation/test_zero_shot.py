@@ -121,7 +121,7 @@ def test_classes_are_described_by_their_words_in_every_template(tmp_path):
 
 
 def test_cosines_are_averaged_over_templates_and_not_embeddings(tmp_path):
-    """Class x has cosines 1 and 0, mean 0.5, though its mean direction has a cosine of 0.7; class y has 0.6 twice."""
+    """Cosines are averaged, not vectors: class x has cosines 1 and 0, so 0.5 although its mean vector has 0.7."""
     url = packed(tmp_path, [("red", "x"), ("red", "y")])
     meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8)}
     settings = EvaluationConfig(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))
@@ -134,7 +134,7 @@ def test_the_result_does_not_depend_on_the_batch(tmp_path):
     assert results[0] == results[1] == results[2]
 
 
-def test_a_label_that_the_classes_lack_is_named(tmp_path):
+def test_the_error_for_a_label_without_a_class_names_it(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", "blue")])
     with pytest.raises(
         ConfigError,

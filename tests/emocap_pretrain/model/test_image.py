@@ -127,7 +127,7 @@ def test_depths_ascend_from_the_pixels_through_the_blocks_to_the_last_norm():
         ("resnet10t", {"patch_dropout": 0.5}, "patch_drop_rate"),
     ],
 )
-def test_what_timm_cannot_build_is_refused_in_one_line(name, settings, told):
+def test_a_model_that_timm_cannot_build_is_refused_in_one_line(name, settings, told):
     with pytest.raises(ConfigError) as caught:
         TimmImageTower(ImageTowerConfig(name=name, pixels=32, **settings))
     message = str(caught.value)

@@ -55,7 +55,7 @@ def test_under_bf16_the_embeddings_are_still_float32_unit_vectors(tiny_config, t
 
 
 @pytest.mark.parametrize("over", [0.0, 1e-6, 0.5])
-def test_a_scale_over_its_bound_is_the_bound_and_can_only_come_back(tiny_config, tokenizer, batch, over):
+def test_a_scale_above_its_bound_is_clamped_and_can_decrease_again(tiny_config, tokenizer, batch, over):
     model = pair(tiny_config, tokenizer)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(100.0) + over)

@@ -18,11 +18,11 @@ def output(program: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_timm_imports_after_it_and_it_stands_on_the_path_once():
+def test_timm_can_be_imported_afterwards_and_the_finder_is_installed_once():
     assert output(PROGRAM) == ["1", "1"]
 
 
-def test_beside_a_cuda_build_of_torch_nothing_is_declared():
+def test_nothing_is_declared_with_a_cuda_build_of_torch():
     # Whatever build runs here, torch now says that it has CUDA, and nobody imports torchvision.
     program = """
 import torch

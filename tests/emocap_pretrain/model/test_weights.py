@@ -20,7 +20,7 @@ TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num
 BERT = BertConfig(vocab_size=50, max_position_embeddings=128, **TEXT)
 
 
-def test_the_fit_names_what_is_missing_foreign_and_of_another_shape():
+def test_the_fit_names_missing_unexpected_and_reshaped_weights():
     fit = Fit.of(
         {"a": (1,), "b": (2, 3), "c": (4,)},
         {"a": (1,), "b": (3, 2), "d": (5,), "head.x": (6,)},
@@ -101,7 +101,7 @@ def test_image_weights_without_any_tensor_or_of_a_broken_file_are_refused(tmp_pa
     assert "is not a readable .safetensors file" in image_refusal(image_settings(str(broken)))
 
 
-def test_a_classifier_head_in_the_image_weights_is_left_aside(tmp_path):
+def test_a_classifier_head_in_the_image_weights_is_ignored(tmp_path):
     weights = vit_weights(classes=7)
     tower = TimmImageTower(image_settings(image_file(tmp_path, weights)))
     assert tower.notes == ()
@@ -116,13 +116,13 @@ def test_names_under_the_prefix_of_a_wrapper_are_read(tmp_path, prefix):
     assert torch.equal(TimmImageTower(settings).backbone.cls_token, weights[f"{prefix}cls_token"])
 
 
-def test_a_position_embedding_that_timm_resizes_is_said(tmp_path):
+def test_a_position_embedding_that_timm_resizes_is_a_note(tmp_path):
     settings = image_settings(image_file(tmp_path, vit_weights(pixels=32)), pixels=48)
     note = "model.image.pretrained: timm has resized pos_embed [1, 17, 16] to [1, 37, 16]"
     assert TimmImageTower(settings).notes == check_image_weights(settings) == (note,)
 
 
-def test_the_comparison_leaves_no_trace_in_torch_or_in_the_tower(tmp_path):
+def test_the_comparison_does_not_change_torch_or_the_tower(tmp_path):
     before = torch.nn.Module.load_state_dict
     settings = image_settings(image_file(tmp_path, vit_weights()))
     assert check_image_weights(settings) == ()
@@ -146,7 +146,7 @@ def openai_layout(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-openai.safetensors", "vit_base.openai/snapshots/0/model.safetensors"])
-def test_weights_of_openai_in_a_tower_with_gelu_are_said_where_the_name_tells(tmp_path, name):
+def test_weights_of_openai_in_a_tower_with_gelu_are_a_note_if_their_name_shows_it(tmp_path, name):
     file = openai_layout(tmp_path, name)
     plain = image_settings(file, "vit_base_patch32_clip_224")
     (note,) = TimmImageTower(plain).notes
@@ -155,7 +155,7 @@ def test_weights_of_openai_in_a_tower_with_gelu_are_said_where_the_name_tells(tm
     assert TimmImageTower(image_settings(file, "vit_base_patch32_clip_quickgelu_224")).notes == ()
 
 
-def test_weights_whose_name_does_not_tell_openai_are_loaded_without_a_note(tmp_path):
+def test_weights_without_openai_in_their_name_are_loaded_without_a_note(tmp_path):
     assert (
         TimmImageTower(image_settings(openai_layout(tmp_path, "w.safetensors"), "vit_base_patch32_clip_224")).notes
         == ()
@@ -225,7 +225,7 @@ def test_text_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
     assert "1 of another shape (embeddings.word_embeddings.weight has [50, 16], the tower [60, 16])" in message
 
 
-def test_a_head_beside_the_text_weights_is_left_aside_and_said(tmp_path, capfd):
+def test_a_head_in_the_text_weights_is_ignored_with_a_note(tmp_path, capfd):
     model = BertForMaskedLM(BERT)
     model.save_pretrained(tmp_path)
     capfd.readouterr()

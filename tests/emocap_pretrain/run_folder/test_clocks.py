@@ -42,8 +42,8 @@ def test_a_run_on_a_host_with_a_wrong_clock_is_alive(store: Store, ahead_s: floa
     assert printed["alive"]
     assert abs(printed["clock_skew_s"] - ahead_s) < 60
     shown = " ".join(emocap("status", store.url).output.split())
-    assert "the run's host is" in shown
-    assert ("ahead of this one" if ahead_s > 0 else "behind this one") in shown
+    assert "the clock of the run's host is" in shown
+    assert (" fast compared" if ahead_s > 0 else " slow compared") in shown
     assert emocap("stop", store.url, "--no-wait").exit_code == 0
     assert store.exists(requests.STOP)
     pruned = emocap("checkpoints", "prune", store.url, "--keep-last", "1")

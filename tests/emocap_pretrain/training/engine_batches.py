@@ -1,4 +1,4 @@
-"""Batches without a dataset: sample `row` of step `step` is the same whoever holds it."""
+"""Makes batches without a dataset: sample `row` of step `step` is the same on any rank."""
 
 import torch
 
@@ -11,7 +11,7 @@ LENGTH = 7
 
 
 def batch_of(config: Config, step: int, rows: range) -> Batch:
-    """Sample r has r % 4 sentences; texts are of 3 to 7 tokens."""
+    """Makes a batch in which sample r has r % 4 sentences, and texts have 3 to 7 tokens."""
     pixels = config.model.image.pixels
     sources = {row: torch.Generator().manual_seed(1000 * step + row) for row in rows}
     owner = [number for number, row in enumerate(rows) for _ in range(row % 4)]

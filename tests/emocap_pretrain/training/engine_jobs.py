@@ -1,4 +1,4 @@
-"""What ranks do for the tests of the engine: functions of (world, ...), whose results travel to the test."""
+"""Defines what ranks do in the tests of the engine: functions of (world, ...), whose results the test gets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Loss, norm and whether it was left out, of each step."""
+    """Returns loss, gradient norm and whether the update was left out, for each step."""
 
     rows: list[tuple[float, float, float]]
     weights: dict[str, Tensor]
@@ -53,7 +53,7 @@ def stepped(
     left_out: Sequence[int] = (),
     rows: Sequence[int] = (),
 ) -> Steps:
-    """Train; `rows` of the global batch by step, in turns."""
+    """Trains; the sizes of the global batches are the elements of `rows` in turn."""
     found: list[tuple[float, float, float]] = []
     for step in steps:
         count = rows[step % len(rows)] if rows else config.global_batch
@@ -66,7 +66,7 @@ def stepped(
 
 
 def weights_of(engine: Engine) -> dict[str, Tensor]:
-    """Rank 0's; empty elsewhere."""
+    """Returns the value of rank 0, and an empty one on all other ranks."""
     snapshot = engine.snapshot()
     snapshot.release()
     return {name: weight.clone() for name, weight in snapshot.weights.items()}
@@ -83,7 +83,7 @@ def walked(world: RankGroup, config: Config, stages: Sequence[int], steps: int, 
 def saved(
     world: RankGroup, config: Config, stages: Sequence[int], root: Path
 ) -> dict[int, tuple[dict[str, Any], Steps]]:
-    """At every stage: train, write a snapshot, train on; the layout and what came after the snapshot."""
+    """Trains at each ZeRO stage, writes a snapshot and continues; returns its layout and the steps after it."""
     return {stage: _saved(world, config, Place(world.world_size, stage), root) for stage in stages}
 
 
@@ -99,7 +99,7 @@ def _saved(world: RankGroup, config: Config, place: Place, root: Path) -> tuple[
 def resumed(
     world: RankGroup, config: Config, sources: Sequence[tuple[int, Place, dict[str, Any]]], root: Path
 ) -> list[Steps]:
-    """For each (stage, who saved, its layout): the steps after the snapshot."""
+    """Resumes each of (stage, folder of the snapshot, its layout) and returns the steps after the snapshot."""
     return [_resumed(world, config, stage, source.folder(root), layout) for stage, source, layout in sources]
 
 
@@ -115,7 +115,7 @@ def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout:
 
 
 def states_at(world: RankGroup, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """What this rank's optimizer holds of every parameter after a step: (slice, states by element), by stage."""
+    """Returns, by stage, the slice and the states by element that this rank's optimizer has of every parameter."""
     return {stage: _states_at(world, config, stage) for stage in stages}
 
 

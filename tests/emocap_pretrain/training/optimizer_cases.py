@@ -1,4 +1,4 @@
-"""Every optimizer with settings that train the tiny model, and the stages of ZeRO that it works under."""
+"""Lists the optimizers with settings that train the tiny model, and the ZeRO stages that support them."""
 
 from typing import Any
 

@@ -58,7 +58,7 @@ def trained(engine: Engine, data: Sequence[Batch]) -> list[dict[str, float]]:
 
 @pytest.fixture
 def plain(config: Config, tokenizer: Tokenizer, data: list[Batch]) -> list[dict[str, float]]:
-    """Every step's metrics without ZeRO."""
+    """Returns the metrics of every step without ZeRO."""
     return trained(engine_of(changed(config, engine__zero_stage=0), tokenizer), data)
 
 
@@ -76,7 +76,7 @@ def test_every_stage_of_zero_takes_the_same_steps(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_engine_that_was_saved_and_loaded_goes_on_to_the_bit(
+def test_an_engine_that_was_saved_and_loaded_continues_to_the_bit(
     config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path, stage: int
 ) -> None:
     config = changed(config, engine__zero_stage=stage)
@@ -109,7 +109,7 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_weights_are_the_whole_model_s_whatever_holds_it(config: Config, tokenizer: Tokenizer, stage: int) -> None:
+def test_weights_are_those_of_the_whole_model_at_every_stage(config: Config, tokenizer: Tokenizer, stage: int) -> None:
     torch.manual_seed(0)
     whole = build_model(config, tokenizer.vocabulary).state_dict()
     weights = weights_of(engine_of(changed(config, engine__zero_stage=stage), tokenizer))

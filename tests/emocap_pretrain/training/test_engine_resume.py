@@ -1,4 +1,4 @@
-"""State that one job saved, continued by another: other numbers of ranks, other stages of ZeRO."""
+"""Tests that a job resumes state that another one saved, with other numbers of ranks and other ZeRO stages."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -61,7 +61,7 @@ def config(tiny_config: Config) -> Config:
     return changed(tiny_config, global_batch=9, steps=4)
 
 
-def test_a_job_goes_on_to_the_bit_at_its_own_size_and_within_rounding_at_another(
+def test_a_job_resumes_to_the_bit_at_its_own_size_and_within_rounding_at_another(
     config: Config, tmp_path: Path
 ) -> None:
     same = [(Place(2, stage), Place(2, stage)) for stage in STAGES]
@@ -71,7 +71,7 @@ def test_a_job_goes_on_to_the_bit_at_its_own_size_and_within_rounding_at_another
 
 
 def as_version_0_1_0(folder: Path, layout: dict[str, Any]) -> None:
-    """Leaves the files and the layout as version 0.1.0 wrote them."""
+    """Rewrites the files and the layout to the form of version 0.1.0."""
     del layout["optimizer"]
     for path in (folder / "engine").iterdir():
         with safe_open(path, framework="pt") as file:

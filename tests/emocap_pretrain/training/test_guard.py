@@ -19,7 +19,7 @@ ALONE = RankGroup(Rank(), "cpu", None)
 
 
 def falling(steps: int) -> list[float]:
-    """Losses of a run that goes well."""
+    """Returns the losses of a run without problems."""
     dice = random.Random(1)
     return [3 * math.exp(-step / 200) + 1 + dice.gauss(0, 0.05) for step in range(steps)]
 
@@ -28,7 +28,7 @@ def actions(guard: Guard, losses: list[float], first: int = 1) -> list[str]:
     return [guard.judge(step, loss).action for step, loss in enumerate(losses, first)]
 
 
-def test_losses_of_a_run_that_goes_well_are_all_applied() -> None:
+def test_all_updates_of_a_run_without_problems_are_applied() -> None:
     assert set(actions(Guard(HealthConfig(spike=6, on_spike="rollback")), falling(2000))) == {"apply"}
 
 
@@ -63,14 +63,14 @@ def test_the_loss_is_read_from_the_device_only_if_a_setting_needs_it(
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("action", ["stop", "skip", "rollback"])
-def test_a_loss_that_is_not_finite_meets_what_was_asked_for(loss: float, action: str) -> None:
+def test_a_loss_that_is_not_finite_has_the_configured_effect(loss: float, action: str) -> None:
     verdict = Guard(HealthConfig(nonfinite=action, spike=8)).judge(12, loss)  # type: ignore[arg-type]
     assert verdict.action == action
     assert f"loss={loss} at step 12" in verdict.reason
 
 
 @pytest.mark.parametrize(("asked", "action"), [("log", "apply"), ("skip", "skip"), ("rollback", "rollback")])
-def test_a_spike_meets_what_was_asked_for(asked: str, action: str) -> None:
+def test_a_spike_has_the_configured_effect(asked: str, action: str) -> None:
     guard = Guard(HealthConfig(spike=8, on_spike=asked))  # type: ignore[arg-type]
     assert set(actions(guard, falling(100))) == {"apply"}
     verdict = guard.judge(101, 9.0)
@@ -78,12 +78,12 @@ def test_a_spike_meets_what_was_asked_for(asked: str, action: str) -> None:
     assert "loss=9 at step 101 is a spike: the median of the last 64 is" in verdict.reason
 
 
-def test_the_first_losses_are_no_spikes_whatever_they_are() -> None:
+def test_the_first_losses_are_never_spikes() -> None:
     guard = Guard(HealthConfig(spike=2, on_spike="skip"))
     assert actions(guard, [1.0, 1000.0] * (FEWEST // 2)) == ["apply"] * FEWEST
 
 
-def test_a_small_rise_on_a_flat_curve_is_no_spike() -> None:
+def test_a_small_rise_on_a_flat_curve_is_not_a_spike() -> None:
     guard = Guard(HealthConfig(spike=5, on_spike="skip"))
     assert set(actions(guard, [2.0] * 50 + [2.05])) == {"apply"}
 
@@ -95,7 +95,7 @@ def test_spikes_that_are_left_out_do_not_become_the_norm() -> None:
     assert "health.max_skips=10 is used up" in guard.judge(113, 9.0).reason
 
 
-def test_no_skip_is_allowed_where_the_budget_is_none() -> None:
+def test_no_skip_is_allowed_with_a_budget_of_zero() -> None:
     assert Guard(HealthConfig(nonfinite="skip", max_skips=0)).judge(1, math.nan).action == "stop"
 
 
@@ -137,14 +137,14 @@ def test_a_replayed_step_is_left_out_even_if_its_loss_is_no_spike_now() -> None:
     assert Guard(HealthConfig(), {5: "was a spike"}).judge(5, 1.0) == Verdict("skip", "was a spike")
 
 
-def test_roll_backs_are_remembered_one_beside_the_other(tmp_path: Path) -> None:
+def test_several_rollbacks_are_remembered(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for step in (30, 7):
         Guard(HealthConfig()).remember(store, step, f"spike at {step}")
     assert json.loads(store.read(SKIPPED_FILE))["steps"] == {"7": "spike at 7", "30": "spike at 30"}
 
 
-def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_skipped_json_names_it(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.put(SKIPPED_FILE, b"[1, 2")
     with pytest.raises(ConfigError, match=r"skipped\.json cannot be read \(it is not JSON\): restore it, or delete"):
@@ -160,11 +160,11 @@ def test_a_gradient_that_is_not_finite_counts_as_a_loss_that_is_not() -> None:
     assert [step for step, _ in guard.state()["skipped"]] == [3]
 
 
-def test_a_gradient_that_is_not_finite_is_left_to_the_next_logged_step_where_the_run_stops_then() -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_logged_step() -> None:
     assert Guard(HealthConfig(nonfinite="stop")).update_failed(3) is None
 
 
-def test_a_run_whose_last_updates_were_all_left_out_has_not_succeeded() -> None:
+def test_a_run_whose_last_updates_were_all_left_out_fails() -> None:
     guard = Guard(HealthConfig(nonfinite="skip"))
     actions(guard, [1.0, math.nan, 1.0, math.nan, math.nan])
     assert [guard.streak(step) for step in range(6)] == [0, 0, 1, 0, 1, 2]

@@ -8,6 +8,6 @@ print([name for name in ("mlflow", "matplotlib", "pandas", "deepspeed") if name 
 """
 
 
-def test_a_rank_that_tracks_nothing_does_not_import_what_rank_0_needs() -> None:
+def test_other_ranks_do_not_import_what_only_rank_0_needs() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

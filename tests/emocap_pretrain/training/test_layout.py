@@ -91,6 +91,6 @@ def test_a_layout_of_version_0_1_0_is_adamw_s() -> None:
 
 
 @pytest.mark.parametrize("tree", [{}, {"zero_stage": 1, "ranks": 2, "groups": [["a"]]}, {"zero_stage": None}])
-def test_what_is_no_layout_is_one_clear_line(tree: dict[str, object]) -> None:
+def test_a_bad_layout_is_an_error_in_one_line(tree: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match="another version of this package wrote it"):
         Layout.from_json(tree)

@@ -1,4 +1,4 @@
-"""Updates that are not made: on request, and where a gradient is not finite."""
+"""Tests updates that are left out: on request, and if a gradient is not finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def unfit(engine: Engine) -> None:
 
 
 def updates_of(engine: Engine) -> float:
-    """Updates that changed the weights, as AdamW counts them."""
+    """Returns the number of updates that changed the weights, as AdamW counts them."""
     return float(zero.global_state(engine._engine, engine._optimizer)["step"])
 
 

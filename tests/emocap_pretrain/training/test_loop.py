@@ -42,7 +42,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all runs of this file: making one takes seconds."""
+    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
@@ -84,7 +84,7 @@ def saved(config: Config) -> list[Checkpoint]:
 
 
 class Crash(Exception):  # noqa: N818
-    """What nobody expects."""
+    """An exception that no handler of the product catches."""
 
 
 def crash(*_: object, **_others: object) -> None:
@@ -170,7 +170,7 @@ def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(
 
 
 @pytest.mark.parametrize("crash_at", [1, 5])
-def test_a_crash_costs_the_steps_behind_the_last_checkpoint_and_doubles_no_point(
+def test_a_crash_loses_the_steps_after_the_last_checkpoint_and_doubles_no_point(
     new_run: Callable[..., Config], crash_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "FLUSH_S", 60.0)  # A busy machine may need longer for the rows than a crash waits.
@@ -215,7 +215,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_starts(new_run: Callable[...,
     assert report.samples_per_s == 2 * config.global_batch / report.seconds
 
 
-def test_a_finished_run_is_left_alone(new_run: Callable[..., Config]) -> None:
+def test_a_finished_run_is_not_changed(new_run: Callable[..., Config]) -> None:
     config = new_run(steps=2)
     pretrain(config, FakeRuntime())
     before = {path: path.stat().st_mtime_ns for path in Path(config.url).rglob("*")}
@@ -226,7 +226,7 @@ def test_a_finished_run_is_left_alone(new_run: Callable[..., Config]) -> None:
     assert "emocap.restarts" not in MlflowClient(config.tracking.uri).get_run(run_id(config)).data.tags
 
 
-def test_a_finished_run_goes_on_when_more_steps_are_asked_for(new_run: Callable[..., Config], faces: str) -> None:
+def test_a_finished_run_continues_if_steps_is_increased(new_run: Callable[..., Config], faces: str) -> None:
     short, long = new_run(steps=2, evaluation__url=faces), new_run(steps=4, evaluation__url=faces)
     pretrain(short, FakeRuntime())
     runtime = FakeRuntime()
@@ -273,7 +273,7 @@ def test_another_dataset_at_the_same_place_is_refused(new_run: Callable[..., Con
     assert [each.step for each in saved(config)] == [1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_by_name_and_no_checkpoint_holds_it(
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_in_no_checkpoint(
     new_run: Callable[..., Config],
 ) -> None:
     config = new_run(optimizer__lr=1e30, optimizer__warmup_steps=0, checkpoint__every_steps=1)
@@ -398,7 +398,7 @@ def test_a_run_whose_rows_are_not_taken_for_another_folder_s_says_so_at_its_end(
 
 
 def damaged_faces(folder: Path, count: int) -> str:
-    """Faces of which some have a flipped bit."""
+    """Writes a dataset of faces, some of which have a flipped bit."""
     write_shards(records(24, pixels=32), folder, samples_per_shard=24)
     tar = folder / "shard-000000.tar"
     index = load_index((folder / "shard-000000.npy").read_bytes(), shard="")

@@ -184,7 +184,7 @@ TEACHER = {"name": "vit_tiny_patch16_224", "pretrained": "hub", "scale": 5.0}
 
 
 def taught(settings: dict, given: Batch = DISTINCT):
-    """Terms under a teacher whose vectors are six fixed ones."""
+    """Returns the terms with a teacher whose vectors are six fixed ones."""
     objective = Objective.of(
         ObjectiveConfig.model_validate(settings), precision="fp32", teacher=lambda images: vectors_of(len(images))
     )
@@ -272,7 +272,7 @@ def test_both_scales_are_learned():
     ("precision", "vectors", "expected"),
     [("fp32", "auto", torch.float32), ("bf16", "auto", torch.bfloat16), ("bf16", "fp32", torch.float32)],
 )
-def test_losses_multiply_vectors_of_the_engines_precision_unless_told_otherwise(
+def test_losses_use_vectors_of_the_engines_precision_unless_configured_otherwise(
     tiny_config, precision, vectors, expected, monkeypatch
 ):
     seen: list[torch.dtype] = []

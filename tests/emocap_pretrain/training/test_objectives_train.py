@@ -1,4 +1,4 @@
-"""Every objective that a config can ask for trains: the lines that the tiny recipe holds as comments."""
+"""Tests that every objective of a config trains: the lines that the tiny recipe has as comments."""
 
 import math
 import re
@@ -43,7 +43,7 @@ TOWER = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """Mines, because own pairs alone make mil_nce the same as infonce."""
+    """Returns settings that mine positives; without mining, mil_nce equals infonce."""
     return changed(tiny_config, objective__mining={"guide": "image", "top_k": 2})
 
 
@@ -75,7 +75,7 @@ def tokenizer(config: Config) -> Tokenizer:
 
 @pytest.fixture
 def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
-    """Real batches, whose images have a black corner as aligned faces do."""
+    """Returns real batches, whose images have a black corner like aligned faces."""
     stream = Stream(url=config.data.url, global_batch=config.global_batch)
     found = [delivery.batch for delivery in islice(batches(stream, build_collate(config, tokenizer)), STEPS)]
     for batch in found:
@@ -173,7 +173,7 @@ def test_a_teacher_is_frozen_and_in_no_checkpoint(
 
 
 def test_a_model_is_built_without_its_teacher(config: Config, tokenizer: Tokenizer) -> None:
-    """So that a run is evaluated where the teacher's file is not."""
+    """A run must be evaluated without the teacher's file."""
     teacher = {"name": "vit_tiny_patch16_224", "pretrained": "/nowhere/teacher.safetensors"}
     gone = with_objective(config, {"kind": "soft", "mining": None, "teacher": teacher})
     names = set(build_model(gone, tokenizer.vocabulary).state_dict())

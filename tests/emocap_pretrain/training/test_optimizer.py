@@ -1,4 +1,4 @@
-"""Optimizers as values: the state that they declare, their parameter groups, what resumes and what is refused."""
+"""Tests the optimizers: the state that they declare, their parameter groups, what resumes and what is refused."""
 
 import json
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def test_an_optimizer_declares_exactly_the_state_that_torch_keeps(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_before_the_first_update_is_what_torch_begins_with(config: Config, name: str) -> None:
+def test_the_state_before_the_first_update_equals_that_of_torch(config: Config, name: str) -> None:
     spec = optimizer_of(with_optimizer(config, name).optimizer, 0)
     torch.manual_seed(0)
     own, given = (nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2))
@@ -223,7 +223,7 @@ def test_a_state_per_parameter_needs_whole_parameters() -> None:
 
 
 def members(config: Config, **changes: Any) -> list[tuple[set[str], float, float]]:
-    """Names, weight decay and multiple of the learning rate of each group."""
+    """Returns the names, the weight decay and the factor of the learning rate of each group."""
     config = with_optimizer(config, "adamw", **changes)
     groups = parameter_groups(build_model(config, VOCABULARY), config.optimizer)
     return [(set(each.parameters), each.weight_decay, each.lr_scale) for each in groups]
@@ -302,7 +302,7 @@ def sgd_with(config: Config, lr_scales: dict[str, float]) -> Config:
 
 
 def movements(config: Config, stage: int) -> dict[str, Tensor]:
-    """What the first step adds to each weight."""
+    """Returns what the first step adds to each weight."""
     engine = engine_at(config, ALONE, stage, seed=0)
     before = weights_of(engine)
     after = stepped(engine, config, ALONE, range(1)).weights

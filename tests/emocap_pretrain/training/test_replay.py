@@ -1,4 +1,4 @@
-"""Cached representations against one pass over all rows."""
+"""Tests cached representations against a single pass over all rows."""
 
 from collections.abc import Sequence
 
@@ -81,7 +81,7 @@ def test_both_passes_of_a_part_see_the_same_dropout(config: Config, stage: int) 
 
 
 def in_one_graph(model: TowerPair, config: Config, batch: Batch) -> dict[str, Tensor]:
-    """Gradients of the loss with every part encoded once, under its own random numbers, all in one graph."""
+    """Returns the gradients of the loss with all parts encoded in one graph, each with its own random numbers."""
     found: list[Embeddings] = []
     for number, each in enumerate(Cached.of(batch, 3, untrained).passes):
         torch.manual_seed(hash((config.seed, 0, 0, number)) % 2**63)
@@ -130,7 +130,7 @@ def test_terms_that_are_switched_off_need_no_gradient(config: Config) -> None:
 
 
 class Saved:
-    """Bytes that graphs hold for their backward passes: now, and at most."""
+    """Counts the bytes that graphs keep for their backward passes: now, and at most."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0

@@ -27,7 +27,7 @@ ALONE = RankGroup(Rank(), "cpu", None)
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all runs of this file: making one takes seconds."""
+    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
@@ -44,7 +44,7 @@ def begun(config: Config, world: RankGroup = ALONE) -> Session:
 
 
 def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
-    """The checkpoint that now stands behind the cursor."""
+    """Saves and returns the checkpoint with this cursor."""
     session.save(cursor, progress)
     (saved,) = session.saver.wait()
     return saved
@@ -63,7 +63,7 @@ def weights_of(session: Session) -> dict[str, torch.Tensor]:
 
 
 def stepped(session: Session, steps: int) -> Cursor:
-    """The cursor behind that many steps."""
+    """Trains this many steps and returns the cursor after them."""
     cursor = Cursor()
     for _ in range(steps):
         batch, cursor, _ = next(session.batches)
