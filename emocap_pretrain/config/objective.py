@@ -72,7 +72,7 @@ class ObjectiveConfig(Section):
         default=0.5, alias="global", description="Weight of the loss of whole images and global captions."
     )
     summary: PartWeight = Field(default=0.5, description="Weight of the loss of whole images and summaries.")
-    local: PartWeight = Field(default=1.0, description="Weight of the loss of image patches and local sentences.")
+    local: PartWeight = Field(default=1.0, description="Weight of the loss of patches and local sentences.")
     kind: Kind = Field(
         default="infonce",
         description="Loss of the global and summary parts; the local loss is always infonce. "

@@ -17,13 +17,19 @@ from emocap_pretrain.errors import ConfigError
 
 HERE = Path(__file__).parents[1]
 PACKAGE = HERE.parents[1] / "emocap_pretrain"
-# The lines that a person adds for a part: its definition, its weight and its length.
+# The lines that a new part needs: its definition, its weight and its length.
 ADDED = {
     "data/parts.py": ("PARTS: tuple[Part, ...] = (", '    Part("xyzzy", {texts}, "{kind}"),'),
-    "config/objective.py": ("    local: PartWeight = 1.0", "    xyzzy: PartWeight = 0.25"),
-    "config/schema.py": ("    local: Length = 40", "    xyzzy: Length = 12"),
+    "config/objective.py": (
+        '    local: PartWeight = Field(default=1.0, description="Weight of the loss of patches and local sentences.")',
+        "    xyzzy: PartWeight = 0.25",
+    ),
+    "config/schema.py": (
+        '    local: Length = Field(default=40, description="Most tokens of a local sentence.")',
+        "    xyzzy: Length = 12",
+    ),
 }
-TOLD = """
+PROGRAM = """
 import json, sys
 import torch
 import pretrain_fakes
@@ -77,7 +83,7 @@ def test_a_new_part_trains_resumes_and_is_estimated_and_forecast(
         added = line.format(kind=kind, texts=texts)
         (copy / file).write_text(text.replace(f"{after}\n", f"{after}\n{added}\n"))
     done = subprocess.run(
-        [sys.executable, "-c", TOLD, tiny_config.model_dump_json(by_alias=True)],
+        [sys.executable, "-c", PROGRAM, tiny_config.model_dump_json(by_alias=True)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(copy.parent), str(HERE)])},
         capture_output=True,
@@ -85,13 +91,13 @@ def test_a_new_part_trains_resumes_and_is_estimated_and_forecast(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["resumed"] == told["unbroken"]
-    assert [len(values) for values in told["unbroken"]] == [4, 4]
-    assert len(set(told["unbroken"][1])) == 4, "the part's loss changes as it is trained"
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["resumed"] == printed["unbroken"]
+    assert [len(values) for values in printed["unbroken"]] == [4, 4]
+    assert len(set(printed["unbroken"][1])) == 4, "the part's loss changes as it is trained"
     for name in ("bytes", "texts", "flops"):
-        assert told[name][0] > told[name][1], name
-    assert "\nlosses          xyzzy, global, summary, local: chunked" in told["plan"]
+        assert printed[name][0] > printed[name][1], name
+    assert "\nlosses          xyzzy, global, summary, local: chunked" in printed["plan"]
 
 
 def test_the_page_on_adding_a_part_shows_the_lines_that_the_test_adds() -> None:

@@ -18,7 +18,7 @@ HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "extend" / "task.md"
 IMPORT = "from emocap_pretrain.evaluation.alignment import Alignment\n"
-TOLD = """
+PROGRAM = """
 import json, sys
 import torch
 import pretrain_fakes
@@ -87,7 +87,7 @@ def package(tmp_path: Path) -> Path:
 def test_the_task_of_the_page_is_run_reported_tracked_listed_and_printed(tiny_config: Config, package: Path) -> None:
     config = changed(tiny_config, steps=2, evaluation__tasks=["zero_shot", "alignment"], evaluation__batch=7)
     done = subprocess.run(
-        [sys.executable, "-c", TOLD, config.model_dump_json(by_alias=True)],
+        [sys.executable, "-c", PROGRAM, config.model_dump_json(by_alias=True)],
         cwd=package.parent,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(HERE)]), "COLUMNS": "200"},
         capture_output=True,
