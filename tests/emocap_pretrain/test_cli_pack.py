@@ -106,6 +106,8 @@ INTERRUPTED = """
 import os, signal, sys
 from emocap_shards.writing.journal import Journal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell lets background jobs ignore it.
+
 def put(self, number, entry, put=Journal.put):
     put(self, number, entry)
     if number == 2:
