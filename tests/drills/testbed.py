@@ -17,6 +17,7 @@ from emocap_shards.errors import NotFound
 from emocap_shards.store import Store, open_store
 from emocap_shards.writer import write_shards
 from hosts import Hosts, Process
+from tiny_run import tiny
 from tracking_server import MlflowServer
 
 from emocap_pretrain.captions.rendered.dataset import records
@@ -156,35 +157,23 @@ class Testbed:
             self.hosts.power_on(number)
 
     def _config(self, name: str, url: str, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        image = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-        return {
-            "name": name,
-            "url": url,
-            "steps": STEPS,
-            "global_batch": BATCH,
-            # Without a cache every step reads from S3.
-            "data": {"url": f"s3://{BUCKET}/faces", "workers": 0, "shuffle_window": 24, "cache_gb": 0},
-            "model": {
-                "embedding": 16,
-                "image": {"name": "vit_tiny_patch16_224", "pixels": 16, "options": image},
-                "text": {
-                    "architecture": {"width": 16, "layers": 1, "heads": 2},
-                    "vocabulary": 300,
-                    "lengths": {"global": 16, "local": 16, "summary": 24},
-                },
-            },
-            "optimizer": {"lr": 1e-3, "warmup_steps": 2},
-            "cluster": {
-                "ranks": HOSTS,
-                "device": "cpu",
-                "threads_per_rank": 1,
-                "timeout_s": 45,
-                "silence_s": 15,
-                **cluster,
-            },
-            "checkpoint": {"every_steps": EVERY_STEPS},
-            "tracking": {"uri": self.mlflow.uri, "artifacts": None, "every_steps": 1},
-        }
+        data = f"s3://{BUCKET}/faces"
+        # Without a cache every step reads from S3.
+        settings = tiny(
+            url,
+            data,
+            self.mlflow.uri,
+            None,
+            steps=STEPS,
+            ranks=HOSTS,
+            name=name,
+            global_batch=BATCH,
+            cluster={"timeout_s": 45, "silence_s": 15, **cluster},
+            checkpoint={"every_steps": EVERY_STEPS},
+            optimizer={"warmup_steps": 2},
+        )
+        settings["data"] |= {"shuffle_window": 24, "cache_gb": 0}
+        return settings
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 import torch
 from emocap_shards.writer import write_shards
 from hypothesis import settings
+from tiny_run import tiny as tiny_settings
 
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
@@ -47,34 +48,7 @@ def tiny_config(tiny: Callable[[Path], Config], tmp_path: Path) -> Config:
 
 
 def _tiny(faces: str, tmp_path: Path) -> Config:
+    tracking, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "artifacts")
     return Config.model_validate(
-        {
-            "name": "tiny",
-            "url": str(tmp_path / "run"),
-            "steps": 4,
-            "global_batch": 8,
-            "data": {"url": faces, "workers": 0, "shuffle_window": 12},
-            "model": {
-                "embedding": 16,
-                "image": {
-                    "name": "vit_tiny_patch16_224",
-                    "pixels": 16,
-                    "options": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
-                },
-                "text": {
-                    "architecture": {"width": 32, "layers": 1, "heads": 2},
-                    "vocabulary": 320,
-                    "lengths": {"global": 16, "local": 16, "summary": 24},
-                },
-            },
-            "optimizer": {"lr": 1e-3, "warmup_steps": 1},
-            "cluster": {"ranks": 1, "device": "cpu", "threads_per_rank": 1},
-            "checkpoint": {"every_steps": 2},
-            "tracking": {
-                "uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
-                "artifacts": str(tmp_path / "artifacts"),
-                "every_steps": 1,
-            },
-            "evaluation": {"url": faces},
-        }
+        tiny_settings(str(tmp_path / "run"), faces, tracking, artifacts, evaluation={"url": faces})
     )

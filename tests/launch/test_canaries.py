@@ -162,7 +162,7 @@ def written(nest: Nest, name: str, ranks: int) -> str:
     """The path of a config whose tracking URI, with its password, comes from the environment."""
     data = str(nest.folder / "faces")
     tree = tiny(f"s3://{BUCKET}/{name}", data, "${oc.env:TRACKING}", None, steps=4, ranks=ranks)
-    tree["data"]["workers"] = 1
+    tree["data"] |= {"workers": 1, "cache_gb": 0}
     tree["evaluation"] = {"url": data, "templates": ["a face, ${oc.env:PLAIN}: {}"]}
     (nest.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     return f"{name}.yaml"
