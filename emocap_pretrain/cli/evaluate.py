@@ -20,7 +20,6 @@ from emocap_pretrain.run import leave
 from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
-from emocap_pretrain.training.build import tracked_run
 
 if TYPE_CHECKING:
     from emocap_pretrain.evaluation.restore import Restored
@@ -226,6 +225,7 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
     import json
 
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+    from emocap_pretrain.training.build import tracked_run
     from emocap_pretrain.training.conclusion import track
 
     config = restored.config
