@@ -15,7 +15,8 @@ FLOAT = 4
 BUCKET_BYTES = 50_000_000 * FLOAT  # Size of one gradient reduction.
 # Matrix products of a term that is aligned with images, forward and backward (docs/method.md, section 5): those of the
 # reference, those of the other backends, and how often the others compute the scores and so the products of a guide.
-_PRODUCTS: Mapping[Kind, tuple[int, int, int]] = {
+# Objectives that are not listed are assumed to cost as much as InfoNCE.
+_PRODUCTS: Mapping[str, tuple[int, int, int]] = {
     "infonce": (3, 4, 2),
     "mil_nce": (3, 4, 2),
     "sigmoid": (3, 3, 1),
@@ -116,7 +117,7 @@ class Workload:
 
 def _products(settings: ObjectiveConfig, kind: Kind) -> int:
     """Returns the products of one term that is aligned with images: both directions, forward and backward."""
-    reference, others, sweeps = _PRODUCTS[kind]
+    reference, others, sweeps = _PRODUCTS.get(kind, _PRODUCTS["infonce"])
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
     if settings.mining is None or _learns_from_teacher(kind):
         return base

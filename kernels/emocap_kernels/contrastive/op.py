@@ -11,7 +11,7 @@ from emocap_kernels.backend import Backend, BackendChoice, select_backend, why_n
 from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.contrastive.batch import replicated_batch, sharded_batch
 from emocap_kernels.contrastive.inputs import EQUAL_FACTS, ContrastiveInputs, check_and_describe
-from emocap_kernels.contrastive.objectives import Objective, objective_of
+from emocap_kernels.contrastive.objectives import Objective, PairwiseObjective, objective_of
 from emocap_kernels.distributed.consistency import exchange_facts
 from emocap_kernels.distributed.ranks import Partition, ranks_of
 from emocap_kernels.distributed.schedule import Schedule
@@ -45,6 +45,8 @@ def choose_backend(
     """
     vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
     unsupported, formula = why_not_fused(vectors, mining), objective_of(objective)
+    if backend == "auto" and not (formula.has_kernels or isinstance(formula, PairwiseObjective)):
+        return BackendChoice("reference", f"the objective {formula.name!r} has a formula alone.")
     if unsupported is None and not formula.has_kernels:
         unsupported = f"the objective {formula.name!r} has no fused kernels"
     return select_backend(backend, unsupported, image)
