@@ -41,7 +41,8 @@ class RunRecord:
     def failures(self) -> Sequence[Cause]:
         """Returns the failures that ranks have recorded since the last call, the newest attempt first.
 
-        There may be several new attempts: if somebody else has started the run meanwhile, it superseded ours.
+        There may be several new attempts. If somebody else has started the run in the meantime, that attempt has
+        superseded our own.
         """
         new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)

@@ -124,7 +124,10 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
 
 
 def _ours(error: Exception) -> bool:
-    """Returns whether a package of this project raised it on purpose. It compares names to avoid importing torch."""
+    """Returns whether a package of this project raised the error on purpose.
+
+    Only names are compared, so that torch need not be imported.
+    """
     return type(error).__module__.startswith("emocap_")
 
 

@@ -42,8 +42,10 @@ class BoardState:
 
 
 class Board:
-    """The actor. All methods run in one event loop, so a waiting rank costs nothing and no state is seen half
-    changed.
+    """The Ray actor through which the driver and the ranks of a job exchange messages.
+
+    All methods run in one event loop. A waiting rank therefore costs nothing, and no caller sees a state that is only
+    partly changed.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ LOST = 137  # The exit code with which a shell reports a killed command.
 
 
 class RelaunchedRun(Protocol):
-    """The run's own view of its state, for a run that a command trains."""
+    """Gives a supervisor the state of a run that is trained by a command; the run itself has recorded this state."""
 
     def done(self) -> bool: ...
 

@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One attempt, from `began_s` until `ended_s`, both in seconds since the job's begin."""
+    """One attempt, from `began_s` until `ended_s`, both in seconds since the start of the job."""
 
     ranks: int
     began_s: float
@@ -90,11 +90,13 @@ class JobHistory:
 
 
 def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay) -> JobHistory:
-    """Runs the job to its end, through failures, preemptions and growth, within its budget. Only the main thread may
-    call it.
+    """Runs the job to its end. Only the main thread may call it.
+
+    The job is started again after failures and preemptions, and when more devices become available, as long as its
+    budget of restarts allows it.
 
     Raises:
-        NoCluster: If there are too few devices for a first attempt, or the job's own Ray has ended.
+        NoCluster: If there are too few devices for a first attempt, or the Ray cluster that the job started has ended.
         RankFailed: If the job is given up; the message says why.
     """
     with stop_signals(screen.say) as stop:

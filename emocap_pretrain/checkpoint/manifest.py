@@ -159,7 +159,7 @@ def newest(store: Store) -> Checkpoint | None:
 
 
 def is_readable(folder: StepFolder) -> bool:
-    """Returns whether the step has a manifest, and of a size that this package would write."""
+    """Returns whether the step has a manifest, and whether its size is one that this package could have written."""
     return folder.manifest_bytes is not None and folder.manifest_bytes <= LARGEST_BYTES
 
 

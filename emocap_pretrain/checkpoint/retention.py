@@ -112,9 +112,9 @@ def deletions(
     Args:
         store: The run's store.
         retention: What is kept.
-        before: Number of the run attempt that calls. Save attempts of this and of newer run attempts may be in progress
-            and are not deleted; neither are unfinished ones at steps that are kept. None: the run has ended, and every
-            unfinished save attempt is deleted.
+        before: Number of the run attempt that calls this function. The save attempts of this run attempt, and of newer
+            ones, may still be in progress, so they are not deleted. Unfinished save attempts at steps that are kept are
+            not deleted either. None means that the run has ended; then every unfinished save attempt is deleted.
         is_intact: Returns whether a checkpoint counts towards `keep_last`; by default its manifest and sizes decide.
     """
     folders = step_folders(store)

@@ -80,14 +80,17 @@ class Saver:
     def save(
         self, step: int, state: dict[str, Any], write: Callable[[Path], None], done: Callable[[], None] = lambda: None
     ) -> None:
-        """Waits until the previous checkpoint is committed, then begins to commit this one. A collective.
+        """Waits until the previous checkpoint is committed, and then begins to commit this one.
+
+        This is a collective: all ranks must call it.
 
         Args:
-            step: Optimizer steps done.
-            state: JSON values for the loop, copied now; those of rank 0 are stored.
-            write: Writes this rank's files into a folder. It runs in the thread: it must not call collectives of the
-                training's process group, and must not read what later steps change.
-            done: Called once, as soon as `write` is not needed any more, also after an error.
+            step: Number of optimizer steps that have been done.
+            state: State of the training loop as JSON values. It is copied during this call, and only the values of rank
+                0 are stored.
+            write: Writes this rank's files into a folder. It runs in the thread of the saver, so it must not call
+                collectives of the training's process group, and must not read data that later steps change.
+            done: Called once, as soon as `write` is no longer needed. It is also called after an error.
         """
         frozen = json.dumps(state)
         try:

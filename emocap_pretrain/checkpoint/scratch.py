@@ -44,7 +44,10 @@ def scratch() -> Generator[Path]:
 
 
 def _clear() -> None:
-    """Deletes the folders that killed processes have left: those that nobody locks. Other users' are not opened."""
+    """Deletes the folders that killed processes have left. These are the folders that no process has locked.
+
+    Folders of other users are not opened.
+    """
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # A folder that is gone meanwhile, or that has no lock file of ours, is skipped.
         with suppress(OSError):

@@ -68,7 +68,10 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """Returns the share of the first captions that the run's text tower cuts, as a line and as plain values."""
+    """Returns which share of the captions of the first samples is truncated by the run's text tower.
+
+    The share is returned as a line of text and as plain values.
+    """
     from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 
     samples, cut = cut_captions(

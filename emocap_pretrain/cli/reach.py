@@ -10,7 +10,10 @@ SOON_S = 60.0
 
 
 def open_soon(url: str) -> Store:
-    """Opens the store at a URL for a short command. EMOCAP_STORE_DEADLINE_S takes precedence if it is set."""
+    """Opens the store at a URL for a short command, with a short deadline.
+
+    If EMOCAP_STORE_DEADLINE_S is set, its value replaces this deadline.
+    """
     patience = RetryConfig.of_environment()
     return open_store(url, patience=patience if DEADLINE in os.environ else replace(patience, deadline_s=SOON_S))
 

@@ -63,7 +63,7 @@ def _page(state: RunState) -> RenderableType:
 
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
-    """Returns what is known as names and texts; a row with an empty text is not shown."""
+    """Returns the known facts about the attempt, each as a name and a text. A row with an empty text is not shown."""
     rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)

@@ -311,7 +311,10 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends; torch does not notice a parent that was killed while this one started."""
+    """Ends this process when its parent ends.
+
+    It is needed because torch does not notice if the parent is killed while this process starts.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

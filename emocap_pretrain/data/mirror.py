@@ -2,8 +2,8 @@
 
 The rule is conservative, because "left" and "right" have other meanings ("is left open", "the right expression"). If
 every mention of a side in a caption has one of a few unambiguous forms ("the left brow", "to the right.", "looks
-left,", "left and right"), the two words are exchanged. If any mention has not, the caption cannot be mirrored, and its
-image must not be mirrored. Only English is supported.
+left,", "left and right"), the two words are exchanged. If one mention has a different form, the caption cannot be
+mirrored, and then its image must not be mirrored either. Only English is supported.
 """
 
 import re

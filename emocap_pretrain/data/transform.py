@@ -37,7 +37,7 @@ def augment(
 
 
 def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Returns the central square, resized to `pixels`, which an evaluation uses."""
+    """Returns the central square of the image, resized to `pixels`. Evaluations use this crop."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

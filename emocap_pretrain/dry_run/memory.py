@@ -142,7 +142,7 @@ class _Captions:
     Attributes:
         lengths: Tokens of each text.
         texts: Number of texts of an image.
-        several: The parts of which a caption may have any number of texts.
+        several: The parts that can have any number of texts in one caption.
     """
 
     lengths: Mapping[str, int]

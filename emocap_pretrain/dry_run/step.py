@@ -24,10 +24,12 @@ class Speed:
 
     @classmethod
     def of_step(cls, step_s: float, work: Workload, loss_flops_per_s: float) -> "Speed":
-        """Returns the speed from a measured step of one rank alone; everything but the loss counts as towers.
+        """Returns the speed, computed from the measured time of a step on a single rank.
+
+        All time that the loss does not need is assigned to the towers.
 
         Raises:
-            ConfigError: If the loss alone would take longer.
+            ConfigError: If the loss alone would take longer than the measured step.
         """
         towers_s = step_s - work.loss_flops(1) / loss_flops_per_s
         if towers_s <= 0:

@@ -66,5 +66,5 @@ class Confusion:
 
     @property
     def majority(self) -> float:
-        """WAR of always naming the most frequent class."""
+        """Returns the WAR (weighted average recall) of a model that always predicts the most frequent class."""
         return float(self.counts.sum(1).max() / self.counts.sum())

@@ -179,7 +179,7 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     """Checks that a stored config reads no environment variable, opens no file or hub, and takes bounded memory.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If one of these conditions does not hold.
     """
     image, text = config.model.image, config.model.text
     # The sources of weights and tokenizer are never opened, because the checkpoint holds both.

@@ -66,7 +66,10 @@ class Task(Protocol[Part]):
     def __init__(self, settings: EvaluationConfig) -> None: ...
 
     def prompts(self) -> Sequence[str]:
-        """Returns the prompts that the settings define, so that too long ones can be reported; no captions."""
+        """Returns the prompts that the settings define, so that prompts that are too long can be reported.
+
+        Captions are not included.
+        """
         ...
 
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:

@@ -60,7 +60,9 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 
 
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
-    """Returns whether an attempt with these evaluation settings has saved a checkpoint, and so has checked all data.
+    """Returns whether an attempt with these evaluation settings has saved a checkpoint.
+
+    Such an attempt has checked all data before.
 
     Args:
         checkpoint: The newest checkpoint of the run.

@@ -63,8 +63,8 @@ class RankMeter:
 def job_metrics(ranks: Sequence[Mapping[str, float]], straggler: Straggler | None) -> dict[str, float]:
     """Returns the metrics of the job, by the names that the tracker logs.
 
-    Rates are sums over all ranks, and memory is the largest of a rank. A section has the mean and the longest time of a
-    rank.
+    Rates are sums over all ranks, and memory is the largest value of any rank. For each section, there are two metrics:
+    the mean of its times over all ranks, and the longest of these times.
 
     Args:
         ranks: The `RANK_METRICS` and the seconds of `SECTIONS` of each rank, in rank order.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def trace_path(step: int, rank: int) -> str:
-    """Returns where the trace of a rank lies in the run's folder; `step` is the first one in it."""
+    """Returns the path of a rank's trace in the run's folder; `step` is the first step of the trace."""
     return f"{FOLDER}/step-{step:08d}-rank-{rank:05d}.json.gz"
 
 

@@ -33,8 +33,8 @@ class ImageTower(Protocol):
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
         """Returns one vector for each image, and one for each of its patches, row by row.
 
-        Without images every parameter must still take part (such as by encoding one black image and dropping the
-        result), because every rank needs a gradient of every parameter.
+        If there are no images, every parameter must still take part in the computation, because every rank needs a
+        gradient for every parameter. An encoder can, for example, encode one black image and drop the result.
         """
         ...
 
@@ -49,7 +49,7 @@ class ImageTower(Protocol):
 
 @runtime_checkable
 class TextTower(Protocol):
-    """An encoder of texts; at run time a `torch.nn.Module`.
+    """The interface of a text encoder. At run time every such encoder is also a `torch.nn.Module`.
 
     Attributes:
         width: Size of a text's vector.

@@ -210,7 +210,10 @@ def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
 
 
 def _raise_failure(outcome: _Outcome, rank: int, own: Exception | None, failing: str | None) -> None:
-    """Raises the error of a rank on this one; `own` is what this rank's act has raised, if it has."""
+    """Raises on this rank the error with which a rank has failed.
+
+    `own` is the error that this rank itself has raised, or None.
+    """
     if outcome.message is None:
         return
     if own is not None and failing is None:

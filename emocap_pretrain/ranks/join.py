@@ -43,9 +43,10 @@ def lost_contact(error: RuntimeError) -> bool:
 
 
 def use_threads(settings: ClusterConfig, info: RankInfo) -> None:
-    """Sets the settings' thread count, whatever the launcher put into OMP_NUM_THREADS.
+    """Sets the thread count that the settings ask for. The value of OMP_NUM_THREADS from the launcher is ignored.
 
-    Sums are grouped by thread: another count rounds otherwise, so equal runs need equal counts.
+    Each thread computes a part of a sum, so a different thread count leads to different rounding. Two runs can give
+    equal results only if their thread counts are equal.
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.threads_per_rank or max(1, cores // info.local_world_size))

@@ -173,7 +173,10 @@ def _failure(store: Store, path: str, rank: int) -> Failure | None:
 
 
 def cause(found: list[Failure]) -> Failure | None:
-    """Returns the failure that caused the others: the first that is not the loss of another rank. None without any."""
+    """Returns the failure that caused the others; None if there is no such failure.
+
+    It is the first failure that does not merely report that another rank was lost.
+    """
     return next((each for each in found if not each.lost), next(iter(found), None))
 
 

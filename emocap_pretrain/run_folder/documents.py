@@ -161,7 +161,10 @@ class StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """Holds `requests/profile-7f3a.json`: a request to record the next `steps` steps on `ranks`; None is all ranks."""
+    """Describes a request to record the next `steps` steps on `ranks`, where None means all ranks.
+
+    It is stored in a file such as `requests/profile-7f3a.json`.
+    """
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,32}$")]
     steps: Annotated[int, Field(ge=1, le=MOST_PROFILED_STEPS)]

@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Puts all reports into two spools, so that metrics arrive although the artifact store refuses files."""
+    """Puts reports into two spools, one for metrics and one for files.
+
+    In this way metrics still arrive if the artifact store refuses files.
+    """
 
     def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
         self.run_id, self._run = run.run_id, run

@@ -1,9 +1,9 @@
-"""MLflow's pages of a run: their addresses, and the saved view that every experiment gets.
+"""Creates links to the web pages that MLflow shows for a run, and the saved view that every experiment gets.
 
-By default MLflow 3.17 lists runs without their metrics and draws a chart of each metric, in alphabetical order. A saved
-view is a tag of the experiment: the page of runs lists it under "Views", and a link can open it. Its form belongs to
-MLflow's pages (it was read from those of 3.17.2) and is no public interface: a version that cannot read it shows its
-defaults.
+By default MLflow 3.17 lists runs without their metrics, and draws a chart for each metric in alphabetical order. A
+saved view is stored as a tag of the experiment. The page that lists the runs shows it under "Views", and a link can
+open it. Its format is internal to the web interface of MLflow (it was found by reading version 3.17.2) and is not a
+public interface. An MLflow version that cannot read the saved view shows its default view.
 """
 
 import base64
@@ -87,9 +87,10 @@ def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
 
 
 def saved_view(evaluation: Charts = ()) -> str:
-    """Returns the value of `VIEW_TAG`: the state of the page in MLflow's envelope of a saved view.
+    """Returns the value of `VIEW_TAG`: the state of the page, in the format that MLflow uses for a saved view.
 
-    The list of runs shows the loss, then the first metric of the evaluation. The argument is that of `sections`.
+    The list of runs shows the loss, followed by the first metric of the evaluation. The argument `evaluation` has the
+    same meaning as in `sections`.
     """
     charts = sections(evaluation)
     metrics = ["loss", *(chart[0] for chart in evaluation[:1]), "samples_per_s"]

@@ -145,7 +145,7 @@ class Spool:
             self._changed.notify_all()
 
     def _pause(self, error: Exception, pause_s: float) -> None:
-        """Waits after a failure; only shortly while the spool is being closed."""
+        """Waits `pause_s` after a failure. While the spool is being closed, it waits only for a short time."""
         with self._changed:
             if self._failures == TOLERATED_FAILURES:
                 log.warning(

@@ -76,18 +76,21 @@ class Engine:
         zero_stage: int = 0,
         seed: int = 0,
     ) -> None:
-        """Puts the model under DeepSpeed; every rank receives the weights of rank 0. A collective.
+        """Prepares the model for training with DeepSpeed; every rank receives the weights of rank 0.
+
+        This is a collective: all ranks must call it.
 
         Args:
             model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
             objective: The loss of the global batch.
             optimizer: How the weights are updated.
             world: All ranks.
-            settings: The parameter groups, the schedule of the learning rate, and where gradients are clipped.
+            settings: The parameter groups, the schedule of the learning rate, and the gradient norm above which
+                gradients are clipped.
             split: How a step is split over the ranks, and into passes.
             steps: Length of the run, which the schedule needs.
             zero_stage: Stage of ZeRO, 0 to 3.
-            seed: Beginning of the random numbers.
+            seed: Seed of the random number generators.
 
         Raises:
             ConfigError: If the optimizer cannot work under this stage, or the settings do not fit the model.

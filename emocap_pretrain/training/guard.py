@@ -1,4 +1,4 @@
-"""Decides whether the update of a step is made, where its loss is not finite or far above the losses before it.
+"""Decides whether a step updates the weights if its loss is not finite or far above the losses before it.
 
     <run>/skipped.json    steps whose update is left out after a roll-back, with the reason
 

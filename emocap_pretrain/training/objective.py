@@ -55,7 +55,7 @@ class Term(Protocol):
         """Returns which backend would compute the loss of vectors like these, and why.
 
         Raises:
-            NotSupportedError: If the settings ask for a backend that cannot.
+            NotSupportedError: If the settings ask for a backend that cannot compute this loss.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Training state in host memory, between the step that made it and the files that will hold it."""
+"""Holds a copy of the training state in host memory, from the end of a step until the state is written to files."""
 
 import json
 from collections.abc import Iterable, Mapping

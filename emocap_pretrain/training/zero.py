@@ -1,6 +1,7 @@
-"""This module alone knows DeepSpeed's insides: how it is started and where its optimizer keeps its state.
+"""This is the only module that uses internals of DeepSpeed: how it is started, and where its optimizer keeps its state.
 
-Read from version 0.19.8, which promises none of it; `tests/emocap_pretrain/training/test_zero.py` fails when it moves.
+The internals are those of DeepSpeed 0.19.8. They are not part of its public interface, so another version may change
+them; then `tests/emocap_pretrain/training/test_zero.py` fails.
 """
 
 import os

@@ -37,7 +37,10 @@ def check_indices(name: str, tensor: Tensor, axis: str) -> None:
 
 
 def check_equal(left: str, left_size: int, right: str, right_size: int) -> None:
-    """Raises a ShapeError unless both sizes are equal; `left` and `right` say in words what they are sizes of."""
+    """Raises a ShapeError unless both sizes are equal.
+
+    `left` and `right` name the two sizes in the error message.
+    """
     if left_size != right_size:
         raise ShapeError(f"{left} is {left_size} and {right} is {right_size}; they must be equal.")
 

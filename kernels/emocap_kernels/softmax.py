@@ -241,13 +241,14 @@ class RunningScoreStats:
 
 @dataclass(frozen=True, slots=True)
 class GradientWeights:
-    """The contributions of the anchors of one direction to the gradient of their scores; all [anchors].
+    """The weights that determine the gradient of the scores of the anchors of one direction; each tensor is [anchors].
 
     Attributes:
         peak: As in `AnchorStats`.
-        softmax: Weight of the anchor over its `sum_exp`. Times exp(score - peak) it is the gradient of the
-            log-sum-exp.
-        positive: Weight of the anchor over its number of positives, subtracted at each of them.
+        softmax: Weight of the anchor, divided by its `sum_exp`. Multiplied by exp(score - peak), it gives the gradient
+            of the log-sum-exp.
+        positive: Weight of the anchor, divided by its number of positives. It is subtracted from the gradient at each
+            positive.
     """
 
     peak: Tensor

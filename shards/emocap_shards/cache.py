@@ -190,9 +190,9 @@ class Cache:
             return None
 
     def _may_come(self, segment: Segment) -> bool:
-        """Returns whether another process may still bring the segment.
+        """Returns whether another process may still be writing the segment into the cache.
 
-        Claiming a segment and writing it both change the time of its `.part` file.
+        When a process claims a segment, and when it writes it, the modification time of the `.part` file changes.
         """
         try:
             return time.time() - self._part(segment).stat().st_mtime < WAIT_S

@@ -78,7 +78,10 @@ class CacheLedger:
             os.close(file)
 
     def _evict(self, bound: int, *, halve: bool) -> int:
-        """Deletes the least recently used segments; returns the bytes that remain, including those that are booked."""
+        """Deletes the least recently used segments until at most `bound` bytes remain.
+
+        Returns the number of bytes that remain, including reserved bytes.
+        """
         now = time.time()
         coming = sum(_live_bytes(part, now) for part in self.folder.glob("*/*.part"))
         found = sorted(_uses(self.folder, now))

@@ -146,8 +146,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Returns the high byte of 16-bit grey, as for 16-bit colours; the one transparent grey value, if any, becomes
-    white.
+    """Returns a 16-bit grey image as an 8-bit image.
+
+    Each value is reduced to its high byte, as in 16-bit colour images. If one grey value is marked as transparent, it
+    becomes white.
     """
     grey = np.asarray(image, dtype=np.uint16)
     high = (grey >> 8).astype(np.uint8)

@@ -91,7 +91,8 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
 def _rows(data: bytes) -> np.ndarray:
     """Returns the array of a .npy file that `dump_index` wrote, without a copy.
 
-    NumPy's own reader evaluates the header as Python literals and allocates the memory that the header requests.
+    NumPy's own reader is not used here, because it evaluates the header as Python literals and allocates as much memory
+    as the header requests.
     """
     found = _HEADER.match(data)
     if not found:

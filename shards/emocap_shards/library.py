@@ -71,7 +71,7 @@ class Library:
         return int(self._firsts[source])
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
-        """Fetches as `Reader.fetch`, with numbers that count through all datasets."""
+        """Fetches samples as `Reader.fetch` does, but `ids` are numbered consecutively over all datasets."""
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
         for source, places in self._by_source(ids):
             for place, sample in zip(places, self._fetch(source, ids[places], direct), strict=True):
@@ -87,7 +87,7 @@ class Library:
         return self._readers[source].fetch(ids - self._firsts[source], direct=direct)
 
     def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
-        """Returns, for each source that has some of these samples, their places in `ids`."""
+        """Returns, for each source that holds some of the samples, its number and the samples' places in `ids`."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")

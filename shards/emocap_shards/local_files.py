@@ -24,7 +24,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UnsafePath(OSError):  # noqa: N818 - the name says more than "error"
-    """Something else lies at a path than is allowed there; `strerror` says what it is and what to do."""
+    """A path holds something that is not allowed there; `strerror` says what it is and what to do."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(errno.EPERM, reason, str(path))

@@ -38,8 +38,8 @@ class Shards(Sequence[Shard]):
         """Returns the shards of rows with the fields of `Shard`.
 
         Raises:
-            ValueError: If a field has the wrong type or lies outside its bounds, a digest is not one, or a path
-                leaves the dataset.
+            ValueError: If a field has the wrong type or lies outside its bounds, if a digest is not a valid digest, or
+                if a path points outside the dataset.
             KeyError: If a field is missing.
         """
         texts = {name: [_text(row[name], name) for row in rows] for name in ("path", "index_path")}

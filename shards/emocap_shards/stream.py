@@ -48,18 +48,18 @@ class Stream:
         url: The dataset, or several that are mixed.
         global_batch: Number of samples in a step, over all ranks.
         seed: Seed of the order, 0 or more.
-        rank: This rank, less than `world_size`. With rows < world_size in the last step, some ranks get an empty
-            list.
+        rank: This rank, less than `world_size`. If the last step has fewer samples than there are ranks, some ranks get
+            an empty list.
         world_size: Number of ranks.
         window_samples: Samples are shuffled among about this many neighbours in the shuffled sequence of shards. It
             should be several times `global_batch`; otherwise the samples of a shard meet in the same step in every
             epoch.
         drop_last: Drops the samples of an epoch that do not fill a step. A mixture has no such remainder.
         shuffle: False reads in the manifest's order.
-        start: Where to resume. It is exact also if `global_batch` was different before.
-        epochs: Ends before this epoch; None never ends.
-        error_budget: Number of damaged samples that each process of a rank may leave out; with 0 the first one
-            raises.
+        start: Where to resume. The position is exact even if `global_batch` was different before.
+        epochs: The stream ends before this epoch; with None it never ends.
+        error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
+            sample raises an error.
         cache: A cache for datasets that are not on a local disk; the processes of a node share it.
     """
 

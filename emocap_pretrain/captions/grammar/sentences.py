@@ -38,7 +38,10 @@ class Wording:
         return options[self.number(*purpose) % len(options)]
 
     def number(self, *purpose: str) -> int:
-        """Returns a number below 2**64 that is uniform over keys and independent between purposes."""
+        """Returns a number below 2**64 that depends only on the key of this object and on `purpose`.
+
+        Over all keys the numbers are uniformly distributed. The numbers for different purposes are independent.
+        """
         return int.from_bytes(hashlib.blake2b("\0".join((self.key, *purpose)).encode(), digest_size=8).digest())
 
 
@@ -99,7 +102,7 @@ def _joined(clauses: Sequence[str]) -> str:
 
 
 def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wording) -> str:
-    """Returns each unit with its band, all in one style."""
+    """Returns a text that names each action unit together with its intensity band, all in the same style."""
     opening, style, closing = wording.pick(_UNIT_STYLES, region, "style")
     described = [
         style.format(

@@ -227,7 +227,7 @@ class Canvas:
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Reduces the shape on the fine sheet to pixels and clears the sheet."""
+        """Reduces the shape on the high-resolution sheet to the resolution of the picture, and clears the sheet."""
         left, top, right, bottom = (FINE * edge for edge in window)
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))

@@ -57,14 +57,14 @@ GLASSES = ("none", "round", "square")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A person. Sizes are factors around 1 of the average face, unless stated otherwise.
+    """A person. Unless stated otherwise, a size is a factor: 1 is the size in the average face.
 
     Attributes:
         age: 0 is about twenty years old, 1 about eighty.
         eye_tilt: Rise of the outer eye corner, in units of half a face width.
         brow_arch: Extra height of the arch, in units of half a face width.
-        liner: Weight of the lash line in [0, 1]; from 0.5 on with lashes.
-        freckles: In [0, 1]; none below 0.5.
+        liner: Weight of the lash line in [0, 1]. If it is at least 0.5, lashes are drawn too.
+        freckles: Amount of freckles in [0, 1]. Below 0.5 there are none.
         marks: Seed of the small marks (freckles, strands).
     """
 

@@ -97,7 +97,7 @@ def iris(rng: np.random.Generator) -> Colour:
 
 
 def lip(skin_colour: Colour, rose: float, *, made_up: bool) -> Colour:
-    """Returns lips for that skin; `rose` in [0, 1] is how much they differ from it."""
+    """Returns the colour of the lips for a skin colour; `rose` in [0, 1] says how different the two colours are."""
     if made_up:
         return mix((0.76, 0.22, 0.28), (0.70, 0.32, 0.38), rose)
     return mix(scale(skin_colour, 0.86, 0.60, 0.58), (0.76, 0.36, 0.36), 0.2 + 0.3 * rose)

@@ -39,14 +39,14 @@ def connect_to_job_store() -> Any:
 class HeartbeatExchange:
     """Writes the heartbeats of this rank and reads those of others, in a thread of its own.
 
-    The constructor writes the first heartbeat. A rank that reads a key waits until it exists, so `start` may be called
-    only after all ranks have made their exchange.
+    The constructor writes the first heartbeat. A rank that reads a key waits until the key exists, so `start` may be
+    called only after every rank has constructed its `HeartbeatExchange`.
 
     Attributes:
-        heartbeats: The heartbeats that were read last, by rank; None before the first ones. This rank's own is always
-            among them, so its number tells whether they are new.
+        heartbeats: The heartbeats that were read last, by rank; None before the first reading. The heartbeat of this
+            rank is always included, so a higher number in it shows that these heartbeats are new.
         diagnosis: The diagnosis in the store, if there is one.
-        error: Why the last call to the store failed; empty if it did not.
+        error: Why the last call to the store failed; empty if it succeeded.
     """
 
     def __init__(

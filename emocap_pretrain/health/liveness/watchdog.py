@@ -129,7 +129,10 @@ class Watchdog:
         return {rank for rank, seen in first_seen.items() if number > seen}
 
     def _is_dead(self, rank: int) -> bool:
-        """Returns whether the process of a rank on this host has ended. A zombie has, and its launcher will see it."""
+        """Returns whether the process of a rank on this host has ended.
+
+        A zombie process counts as ended, because its launcher will notice its end.
+        """
         if rank == self._rank or not self._on_this_host(rank):
             return False
         try:

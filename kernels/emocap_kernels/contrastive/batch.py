@@ -33,9 +33,9 @@ class GuideFeatures:
     """The guide features of the rows that this rank holds, without a gradient.
 
     Attributes:
-        own: For each modality, [local, width of that modality].
-        are_embeddings: Whether the features are the embeddings themselves. Then the guide `joint` compares exactly
-            the cosines of which the scores are made.
+        own: The features of each modality, [local, width of that modality].
+        are_embeddings: Whether the features are the embeddings themselves. In that case the guide `joint` uses exactly
+            the cosines from which the scores are computed.
     """
 
     own: Mapping[Modality, Tensor]
@@ -267,5 +267,8 @@ def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ran
 
 
 def _is_sent(inputs: ContrastiveInputs, modality: Modality) -> bool:
-    """Returns whether guide features are sent. The embeddings of the texts are sent in any case."""
+    """Returns whether the guide features of this modality are sent, in addition to the embeddings of the texts.
+
+    The embeddings of the texts are always sent.
+    """
     return modality == "image" or inputs.guide_text is not None

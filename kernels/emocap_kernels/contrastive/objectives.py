@@ -1,7 +1,7 @@
 r"""The objectives of the global loss: how the scores of an anchor become a loss.
 
 An objective is an object without state. Its formula, `anchor_losses`, is the specification, and the backend
-`reference` differentiates it with autograd. The other backends use one of two ways over the scores:
+`reference` differentiates it with autograd. The other backends go over the scores in one of two ways:
 
 - `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Scores are computed twice
   (`chunked`).

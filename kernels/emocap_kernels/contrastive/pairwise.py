@@ -1,9 +1,9 @@
 """Objectives that are sums over pairs (`sigmoid`, `soft`), in bounded memory.
 
-The gradient of such a loss in a score is known as soon as the score is. Forward therefore computes the gradients of
-the inputs as well, if any is needed, and backward only multiplies them by the incoming gradient. An objective without
-a teacher costs three matrix products, and no tile is computed twice. A teacher needs a pass over all scores before,
-for the softmax normalisers of student and teacher.
+The gradient of such a loss with respect to a score is known as soon as the score is known. Forward therefore also
+computes the gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An
+objective without a teacher costs three matrix products, and no tile is computed twice. An objective with a teacher
+needs an additional first pass over all scores, which computes the softmax normalisers of student and teacher.
 """
 
 from __future__ import annotations

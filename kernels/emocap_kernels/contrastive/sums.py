@@ -42,7 +42,7 @@ class LossSums:
     def means(self, partition: Partition, ranks: Ranks) -> Tensor:
         """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
 
-        A collective of all ranks.
+        This is a collective: all ranks must call it.
         """
         sums = [
             self.image_loss,

@@ -177,7 +177,7 @@ class ColumnReduceScatter:
     """
 
     def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
-        """Begins without any sum.
+        """Starts with no sums.
 
         Args:
             columns: The all-gather whose rows the sums belong to.
@@ -214,7 +214,7 @@ class ColumnReduceScatter:
         return self._own
 
     def _advance(self) -> None:
-        """Waits for the current hop of every stage that is being returned, and starts the next ones."""
+        """Waits for the current transfer of each stage whose sums are sent back, and starts the next transfers."""
         for each in self._returning:
             each.finish_hop()
         self._returning = [each for each in self._returning if each.start_hop(self._dtype)]

@@ -37,7 +37,8 @@ class Ranks:
         cpu_group: A gloo group for integers, if `group` does not support CPU tensors (as with NCCL).
         size: Number of ranks.
         rank: Index of this rank in the group.
-        node: Number of ranks on each machine, if all machines hold equally many in rank order; else `size`.
+        node: Number of ranks on each machine, if every machine holds the same number of consecutive ranks; otherwise
+            `size`.
     """
 
     group: ProcessGroup | None
@@ -47,7 +48,10 @@ class Ranks:
     node: int
 
     def all_gather_integers(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Returns the integers of every rank, in rank order. A collective that does not wait for a device."""
+        """Returns the integers of every rank, in rank order.
+
+        This is a collective: all ranks must call it. It does not wait for a device.
+        """
         if self.group is None:
             return [list(numbers)]
         return all_gather_integers(numbers, self.group, self.cpu_group)
@@ -93,7 +97,7 @@ def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGr
 
 
 def _initialize(group: ProcessGroup, device: torch.device) -> None:
-    """NCCL needs one collective of all members before it can send messages between some of them."""
+    """Runs one collective of all members. NCCL needs it before it can send messages between some of them."""
     if "nccl" in dist.get_backend_config(group):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 

@@ -80,7 +80,7 @@ INTERPRETER = TileConfig(rows=32, columns=32, depth=32, warps=4, stages=1, widen
 
 
 def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -> TileConfig:
-    """Returns the tile for vectors of `dtype`; `masked` if positives are not own pairs alone."""
+    """Returns the tile for vectors of `dtype`; `masked` says whether there are positives other than the own pairs."""
     if INTERPRETED:
         return INTERPRETER
     if dtype == torch.float32:
@@ -98,7 +98,10 @@ def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
 
 
 def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Range]:
-    """Returns the chunks of `length` columns, so that `rows` of `itemsize` bytes each stay below `CHUNK_BYTES`."""
+    """Splits `length` columns into chunks, and returns them.
+
+    A chunk of `rows` rows with `itemsize` bytes for each element stays below `CHUNK_BYTES`.
+    """
     longest = CHUNK_BYTES // max(1, rows * itemsize)
     return ranges(length, max(tile.columns, longest - longest % tile.columns))
 

@@ -50,7 +50,7 @@ class AnchorWeights:
 def loss_means(batch: RegionBatch, stats: ScoreStats, weights: AnchorWeights) -> Tensor:
     """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
 
-    A collective of all ranks.
+    This is a collective: all ranks must call it.
     """
     weight, own = weights.rows.double() / weights.anchors.double(), batch.sentence_partition.own
     column_weight = 1.0 / batch.sentence_partition.total

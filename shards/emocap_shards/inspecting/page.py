@@ -21,10 +21,10 @@ _CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS, _CLASSES_BESIDE = 3, 12, 600, 60, 4
 
 
 def page(summary: Summary) -> str:
-    """Returns the page.
+    """Returns the summary as an HTML page.
 
-    Text of the data is escaped, and cut if it is long. It cannot run: the page's own Content-Security-Policy forbids
-    all scripts, and every address but inline images.
+    Text from the data is escaped, and shortened if it is long. It cannot run as a script: the Content-Security-Policy
+    of the page forbids all scripts. It also forbids loading from any address; only inline images are allowed.
     """
     # Captions are untrusted, so everything is escaped by default.
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Does work on many items at once and returns the results in order, with a bounded number begun."""
+"""Does work on many items in parallel and returns the results in order. The number of unfinished items is bounded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

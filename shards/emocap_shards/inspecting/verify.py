@@ -23,9 +23,9 @@ MOST_FAULTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of a verification. `faults` holds the first 10,000 of them, and `kinds` counts all.
+    """The result of a verification. `faults` holds the first 10,000 faults, and `kinds` counts all faults by kind.
 
-    `lost` samples cannot be read; a quick verification finds only some of them.
+    `lost` is the number of samples that cannot be read; a quick verification finds only some of them.
     """
 
     url: str

@@ -11,9 +11,9 @@ FIRST_ERROR = 300
 
 
 class BoundedSession(AIOHTTPSession):
-    """Reads only the beginning of an error, and of an answer that is not an object.
+    """Limits how much of an HTTP response is read: only the beginning, if it is an error or not an object.
 
-    It is a subclass, because s3fs accesses private fields of the session.
+    It is a subclass of the HTTP session and not a wrapper, because s3fs accesses private fields of the session.
     """
 
     async def send(self, request: Any) -> Any:

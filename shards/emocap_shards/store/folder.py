@@ -32,7 +32,8 @@ class FolderStore:
     with flock, and does not notice a `put` at the same moment.
 
     Links among the objects are followed, because people assemble datasets from links. A link that does not lead to a
-    regular file is an error, and is never waited for. Lock files are not followed.
+    regular file (but, for example, to a pipe) is an error, and the store does not block on it. Lock files are opened
+    without following links.
     """
 
     root: str

@@ -161,7 +161,7 @@ class Retrier:
 
 
 class _Spent(Exception):  # noqa: N818 - never leaves this file
-    """The deadline is over, and before it the budget allowed no further retry."""
+    """Raised when the deadline has passed and, already before that, the retry budget had allowed no further retry."""
 
 
 def _later(seconds: float, act: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:

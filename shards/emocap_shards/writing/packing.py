@@ -77,8 +77,9 @@ class Packed:
         manifest: The manifest that was written.
         skipped: The bad rows that were left out.
         duplicates: Samples that look like an earlier one.
-        resumed: How many of its shards were finished by an earlier call.
-        left_out: Files that the source holds beside its rows: a kind, such as ".txt", and how many of it.
+        resumed: Number of shards that an earlier call had already finished.
+        left_out: Files of the source that belong to no row, as pairs: the kind, such as ".txt", and the number of such
+            files.
     """
 
     manifest: Manifest
@@ -100,8 +101,8 @@ def pack(
 
     A call that was interrupted at any point and is repeated with the same source and options resumes after the last
     finished shard, and gives the same bytes. Rows that were left out are listed in `skipped.json` next to the manifest,
-    duplicates in `duplicates.json`; these files exist only if there is something to list. If two packs write to one URL
-    at the same time, one is refused at its end, or both if they wrote different shards.
+    duplicates in `duplicates.json`; these files exist only if there is something to list. If two packs write to the
+    same URL at the same time, at least one of them fails at its end. Both fail if they wrote different shards.
 
     Args:
         source: The rows.

@@ -49,7 +49,9 @@ from emocap_kernels.transforms import once_differentiable
 
 
 def evaluate(batch: ContrastiveBatch) -> LossResult:
-    """Returns the loss of a batch of which this rank holds any number of rows. A collective of all ranks.
+    """Returns the loss of a batch. This rank may hold any number of its rows.
+
+    This is a collective: all ranks must call it.
 
     Args:
         batch: Embeddings in float32 or a half precision.

@@ -32,15 +32,15 @@ from emocap_kernels.positives import GuideSimilarities, MinedLists, Modality, ti
 
 @dataclass(frozen=True, slots=True)
 class FusedPositives:
-    """Holds everything that decides about the positives of any tile, except the guide features.
+    """Holds everything that determines which pairs of a tile are positives, except the guide features.
 
     Attributes:
-        groups: int32 [total]; known positives are those of the same group.
-        group_sizes: float32 [total], the size of the group of each.
+        groups: int32 [total], the group of each sample. Samples of the same group are known positives of each other.
+        group_sizes: float32 [total], the size of each sample's group.
         has_ids: Whether groups may hold more than one sample.
         mining: None if only known pairs are positives.
         mined_by_score: See `ContrastiveBatch.mined_by_score`.
-        lists: The mined candidates as int32, with `top_k`.
+        lists: The mined candidates as int32, if the mining uses `top_k`.
         own: Global indices of the local rows.
     """
 

@@ -100,7 +100,11 @@ def choose_exponent_scale(
 
 
 def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the maxima over all ranks of the negated own cosine and of both squared norms, float32 [3]."""
+    """Returns three maxima over all ranks, float32 [3].
+
+    They are the maximum of the negated cosine of the own pairs, and the maxima of the squared norms of `left` and of
+    `own`.
+    """
     nothing = left.new_zeros(1, dtype=torch.float32)
     largest = torch.cat([nothing - math.inf, nothing, nothing])
     if len(left) > 0:

@@ -51,7 +51,7 @@ def score_statistics(
 ) -> tuple[Base2Stats, Base2Stats]:
     """Returns the statistics of the rows of this rank, [local], and of all columns, [total].
 
-    A collective of all ranks. With `teacher` the scores are those of the teacher.
+    This is a collective: all ranks must call it. With `teacher` the scores are those of the teacher.
     """
     blocks: list[tuple[int, Base2Stats, Base2Stats]] = []
     for block in batch.blocks():

@@ -151,7 +151,10 @@ class Base2Stats:
         return Base2Stats(candidates, positives, self.count + later.count, best)
 
     def reduce(self, ranks: Ranks) -> Base2Stats:
-        """Returns the statistics of columns over the rows of all ranks. A collective of all ranks."""
+        """Returns the statistics of columns over the rows of all ranks.
+
+        This is a collective: all ranks must call it.
+        """
         if ranks.size == 1:
             return self
         if isinstance(self.positives, LogSumExp2):

@@ -206,7 +206,7 @@ class _GradientSums:
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
-        """Computes all chunks. A collective of all ranks."""
+        """Computes all chunks. This is a collective: all ranks must call it."""
         for block in self._batch.blocks(self._by_sentence):
             shape = block.sentences.shape
             part = self._batch.scale.new_zeros(shape) if self._by_sentence is not None else None

@@ -111,7 +111,7 @@ def row_of(
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the columns, and those of the members of an object of labels."""
+    """Returns the names of the columns. If a column holds an object of labels, the keys of that object are included."""
     inside = values.get("labels")
     members = cast("Mapping[str, object]", inside) if isinstance(inside, Mapping) else {}
     return [*values, *(f"labels.{name}" for name in members)]
@@ -148,7 +148,9 @@ def _with_slashes(path: str, images: ImageFolders) -> str:
 
 
 def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
-    """Returns a row's caption and labels as JSON in the form of a shard. `normal_annotation` checks them later.
+    """Returns a row's caption and labels as JSON, in the format in which a shard stores them.
+
+    `normal_annotation` checks them later.
 
     Raises:
         KeyError: If a needed column is missing.

@@ -111,21 +111,25 @@ def sigmoid_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes losses, counts and best scores of the chunk [top, bottom) x [left, right), and its gradient if wanted.
+    """Computes losses, counts and best scores of the chunk [top, bottom) x [left, right).
+
+    If WITH_GRADIENT is set, it also computes the gradient of the losses.
 
     Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile.
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
-        row_groups_ptr_R, column_groups_ptr_C: Pairs of equal group are known positives.
+        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
         mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
     Writes:
-        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch], to slot i, after each tile.
-        gradient_desc_RC: With WITH_GRADIENT, `storage_scale` times the gradient of both directions, tile by tile.
-        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch], to slot `row_slot + j`, once at the end.
+        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. Slot i is written after each tile.
+        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of both directions, tile by
+            tile.
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end.
 
-    Without a rule the losses of both directions are equal, and TEXT_LOSS stays 0. Counts are written with ATTRACT and
-    a rule only; elsewhere they follow from the groups. `first` is the column of the own pair of local row 0.
+    Without a rule the losses of both directions are equal, and TEXT_LOSS stays 0. The counts are written only if
+    ATTRACT is set and there is a rule; otherwise they can be derived from the groups. `first` is the column of the own
+    pair of local row 0.
     """
     tile = tl.program_id(0)
     row = top + tile * bR
@@ -259,7 +263,9 @@ def soft_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the KL divergences of the chunk [top, bottom) x [left, right), and its gradient if wanted.
+    """Computes the KL divergences of the chunk [top, bottom) x [left, right).
+
+    If WITH_GRADIENT is set, it also computes their gradient.
 
     Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile.
 
@@ -268,9 +274,10 @@ def soft_kernel(
         teacher_image_desc_RD, teacher_text_desc_CD: Features of the teacher, of width `teacher_nD`.
         row_log_sums_ptr_FR, column_log_sums_ptr_FC: Normalisers of student and teacher.
     Writes:
-        gradient_desc_RC: With WITH_GRADIENT, `storage_scale` times the gradient of both directions, tile by tile.
-        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch], to slot `row_slot + j`, once at the end. Only the two
-            losses and BY_SCALE are written.
+        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of both directions, tile by
+            tile.
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end. Of the
+            fields only the two losses and BY_SCALE are written.
     """
     tile = tl.program_id(0)
     row = top + tile * bR

@@ -34,9 +34,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.constexpr):
-    """Returns the pairs that their row's anchor mined and those that their column's anchor mined, bool [bR, bC] each.
+    """Returns two masks, bool [bR, bC]: the pairs mined by the anchor of the row, and those by that of the column.
 
-    (row, column) is the place of the tile in the mask.
+    (row, column) is the position of the tile in the mask.
     """
     if RULE == RULE_SCORE:
         by_row_RC = cosine_RC >= threshold

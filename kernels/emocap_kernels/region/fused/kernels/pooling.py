@@ -130,7 +130,10 @@ def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
 
 @triton.jit
 def add_to_sums(sum_exp2_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
-    """Returns the sums of e and of e z after one more piece."""
+    """Adds one more piece to both sums, and returns them.
+
+    They are the sum of the exponentials e and the sum of the products e * z.
+    """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     return sum_exp2_S + tl.sum(e_SP, 1), weighted_S + tl.sum(e_SP * z_SP, 1)
 

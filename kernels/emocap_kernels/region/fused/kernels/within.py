@@ -249,7 +249,10 @@ def log_sums(fields_ptr_FN, field: tl.constexpr, n_sentences, sentence, end, bK:
 
 @triton.jit
 def score_gradient(cosine_KM, scale, log_K, log_M, anchor, other, end, bK: tl.constexpr):
-    """Returns the gradient of the sum of all losses in the scores of one image, [bK, bK], with any side as rows."""
+    """Returns the gradient of the sum of all losses with respect to the scores of one image, [bK, bK].
+
+    Either side of the scores can be passed as the rows.
+    """
     anchor_K = anchor + tl.arange(0, bK)
     other_M = other + tl.arange(0, bK)
     inside_KM = (anchor_K < end)[:, None] & (other_M < end)[None, :]
@@ -273,7 +276,10 @@ def add_products(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds gradient @ vectors to the stored sums, piece by piece. The first candidates of an image overwrite them."""
+    """Adds gradient @ vectors to the stored sums, piece by piece.
+
+    For the first candidates of an image, the result replaces the stored sums instead.
+    """
     for d in range(0, nD, bD):
         other_MD = load_rows(vectors_ptr_RD, other, end, d, nD, bK, bD).to(tl.float32)
         sum_KD = tl.zeros([bK, bD], tl.float32)
