@@ -22,7 +22,7 @@ class Part:
         name: Its name in the config, in metrics and in reports.
         texts: Returns the texts of this part in a caption; none if the caption lacks the part.
         aligned_with: "image" compares one text with the pooled vector of the image; if a caption has no such text, its
-            first part is used. "patches" compares any number of texts with the patches of the image.
+            global sentence is used. "patches" compares any number of texts with the patches of the image.
         texts_per_image: How many texts an image has in the estimates of memory and time.
     """
 
@@ -34,7 +34,7 @@ class Part:
     def texts_to_encode(self, caption: Caption) -> Sequence[str]:
         """Returns the texts that the tower encodes for this caption; at least one if aligned with the image."""
         found = self.texts(caption)
-        return found or PARTS[0].texts(caption) if self.aligned_with == "image" else found
+        return found or _global(caption) if self.aligned_with == "image" else found
 
 
 # Functions of the module rather than lambdas, because parts are pickled for loader processes.
@@ -50,8 +50,11 @@ def _local(caption: Caption) -> Sequence[str]:
     return caption.local
 
 
+PROMPT_PART = Part("global", _global, "image")
+"""The prompts of an evaluation resemble this part, so they are cut to its length."""
+
 PARTS: tuple[Part, ...] = (
-    Part("global", _global, "image"),
+    PROMPT_PART,
     Part("summary", _summary, "image"),
     Part("local", _local, "patches", texts_per_image=5),
 )

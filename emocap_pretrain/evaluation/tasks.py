@@ -9,7 +9,7 @@ from emocap_pretrain.config.explain import did_you_mean
 from emocap_pretrain.config.schema import EvaluationConfig, PartLengthsConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
-from emocap_pretrain.data.parts import PARTS
+from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.embedder import Embedder
@@ -88,4 +88,4 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
     """Returns how many prompts of the tasks are cut; empty if the settings name no prompts."""
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
-    return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PARTS[0].name])] if texts else []
+    return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []

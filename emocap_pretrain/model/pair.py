@@ -13,7 +13,7 @@ from torch.nn import functional
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.batch import Batch, Texts
-from emocap_pretrain.data.parts import PARTS, Part, active_parts
+from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
 from emocap_pretrain.model.towers import ImageTower, TextTower
@@ -143,7 +143,7 @@ class TowerPair(nn.Module):
             initial_scale=settings.initial_scale,
             # Only if an objective reads it: an unused parameter has no gradient, and would be in all checkpoints.
             initial_bias=settings.initial_bias if _has_bias(objective, parts) else None,
-            prompt_length=settings.text.lengths.by_part[PARTS[0].name],  # A prompt resembles the global part.
+            prompt_length=settings.text.lengths.by_part[PROMPT_PART.name],
             precision=precision,
         )
         if settings.checkpoint_activations:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from emocap_shards.sample import Caption
 
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, PartLengthsConfig
@@ -110,6 +111,14 @@ def test_every_part_has_a_weight_and_a_length() -> None:
     names = {part.name for part in PARTS}
     assert ObjectiveConfig.model_validate({}).weights.keys() == names
     assert PartLengthsConfig.model_validate({}).by_part.keys() == names
+
+
+def test_a_caption_without_a_text_for_the_image_gives_its_global_sentence_in_any_order_of_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parts, "PARTS", PARTS[::-1])
+    summary = next(part for part in PARTS if part.name == "summary")
+    assert summary.texts_to_encode(Caption("whole", ("eyes", "mouth"), "")) == ("whole",)
 
 
 def test_a_part_without_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
