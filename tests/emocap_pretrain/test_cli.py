@@ -20,7 +20,7 @@ from PIL import Image
 from pretrain_fakes import stand_alone
 from typer.testing import CliRunner
 
-from emocap_pretrain import run
+from emocap_pretrain import run, terminal
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
@@ -292,6 +292,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
     stand_alone()
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(terminal.console, "_width", 200)  # No line of the table is broken within a path.
     start = Attempt.begin(open_store(tiny_config.url))
     alone = RankGroup(Rank(), "cpu", None)
     with open_session(tiny_config, alone, start, alone) as session:

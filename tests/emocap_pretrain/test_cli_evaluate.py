@@ -135,7 +135,7 @@ def test_a_missing_gpu_is_an_error(run: Config, faces: str, monkeypatch: pytest.
 
 
 def test_a_run_must_be_named() -> None:
-    assert "name the folder or URL of a run" in refused()
+    assert "give the folder or URL of a run" in refused()
 
 
 def test_the_dataset_of_a_stored_config_is_read_only_where_the_user_allows_it(run: Config) -> None:

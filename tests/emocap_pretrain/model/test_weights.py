@@ -155,14 +155,14 @@ def test_weights_of_openai_in_a_tower_with_gelu_are_a_note_if_their_name_shows_i
     assert TimmImageTower(image_settings(file, "vit_base_patch32_clip_quickgelu_224")).notes == ()
 
 
-def test_weights_without_openai_in_their_name_are_loaded_without_a_note(tmp_path):
+def test_weights_whose_name_shows_no_origin_are_loaded_without_a_note(tmp_path):
     assert (
         TimmImageTower(image_settings(openai_layout(tmp_path, "w.safetensors"), "vit_base_patch32_clip_224")).notes
         == ()
     )
 
 
-def test_metadata_of_the_file_can_tell_openai_as_well(tmp_path):
+def test_metadata_of_the_file_show_the_origin_as_well(tmp_path):
     file = openai_layout(tmp_path, "w.safetensors")
     save_file(load_file(file), file, metadata={"tag": "openai"})
     assert len(TimmImageTower(image_settings(file, "vit_base_patch32_clip_224")).notes) == 1
