@@ -18,6 +18,15 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 
 Act = Callable[..., Any]
+# Everything that a rank imports, so that the server imports it once. DeepSpeed imports `compile_fx` late, for seconds,
+# when it makes an optimizer; rank 0 alone imports what tracks.
+PRELOADED = [
+    "deepspeed",
+    "emocap_pretrain.training.loop",
+    "emocap_pretrain.tracking.mlflow_tracker",
+    "emocap_pretrain.tracking.pictures",
+    "torch._inductor.compile_fx",
+]
 
 
 def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
@@ -25,8 +34,7 @@ def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
     # The server is started once for all tests; it reads the environment then.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    # The last one is what DeepSpeed imports late, for seconds, when it makes an optimizer.
-    context.set_forkserver_preload(["deepspeed", "emocap_pretrain.training.engine", "torch._inductor.compile_fx"])
+    context.set_forkserver_preload(PRELOADED)
     # A store of TCP, as launchers make it: the failure detector asks it for its address.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     pipes: list[Connection] = []
