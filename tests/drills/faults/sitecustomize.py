@@ -21,7 +21,7 @@ ROOM_BYTES = 64 << 20
 
 
 class Trap(importlib.abc.MetaPathFinder):
-    """Waits for the engine to be imported, and changes how it trains."""
+    """Waits for the engine to be imported, and changes how a step begins."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname != ENGINE:
@@ -34,21 +34,21 @@ class Trap(importlib.abc.MetaPathFinder):
 
         def execute_and_change(module: Any) -> None:
             execute(module)
-            module.Engine.train = with_faults(module.Engine.train)
+            module.Engine.forward = with_faults(module.Engine.forward)
 
         loader.exec_module = execute_and_change
         return spec
 
 
-def with_faults(train: Callable[..., Any]) -> Callable[..., Any]:
-    def trained(engine: Any, *arguments: Any, **named: Any) -> Any:
+def with_faults(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def delayed(engine: Any, *arguments: Any, **named: Any) -> Any:
         order = ordered()
         time.sleep(order.get("pace_s", 0.0))
         if order.get("step") == engine.step + 1 and order.get("rank") == rank() and once_more(order):
             ACTS[order["do"]]()
-        return train(engine, *arguments, **named)
+        return forward(engine, *arguments, **named)
 
-    return trained
+    return delayed
 
 
 def ordered() -> dict[str, Any]:
