@@ -118,10 +118,11 @@ def sees(place: Path, runtime: RayRuntime) -> None:
     import torch.distributed as dist
 
     at = runtime.rank_info
-    numbers = [None] * at.world
+    numbers = [None] * at.world_size
     dist.all_gather_object(numbers, at.rank * 10)
     env = [os.environ["GREETING"], os.environ["SECRET"]]
-    seen = [at.rank, at.world, at.local_rank, at.local_world, runtime.device, *env, numbers, runtime.should_stop()]
+    places = [at.rank, at.world_size, at.local_rank, at.local_world_size]
+    seen = [*places, runtime.device, *env, numbers, runtime.should_stop()]
     (place / str(at.rank)).write_text(json.dumps(seen))
     sys.stderr.write(f"I am {at.rank}\n")
     if at.rank == 0:
