@@ -570,6 +570,7 @@ import resource, sys
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.terminal import errors_as_lines
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+from emocap_pretrain.training.build import tracked_run
 
 config = Config.model_validate_json(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
