@@ -34,7 +34,7 @@ Action = Literal["apply", "skip", "rollback", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happens to the update of a step; the reason is empty for a step that nothing is said about."""
+    """What happens to the update of a step; the reason is empty if nothing is to be logged."""
 
     action: Action = "apply"
     reason: str = ""
