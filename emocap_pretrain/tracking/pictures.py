@@ -7,10 +7,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from emocap_shards.sample import Sample
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder.results import ConfusionMatrix
+
+CELL_PX, FACE_PX, FONT_PX = 680, 240, 11
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
@@ -20,18 +22,33 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
 
 
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
-    """Draws up to eight samples with all parts of their captions, below the line `of` (see `subject`)."""
-    rows = min(4, (len(samples) + 1) // 2)
-    figure = Figure(figsize=(13, 2.6 * rows), layout="constrained")
-    figure.suptitle(of, fontsize=9, x=0.01, ha="left", parse_math=False)
-    grid = figure.subplots(rows, 4, squeeze=False, gridspec_kw={"width_ratios": [1, 2, 1, 2]})
-    for axes in grid.flat:
-        axes.axis("off")
-    for sample, picture, words in zip(samples, grid[:, ::2].flat, grid[:, 1::2].flat, strict=False):
-        picture.imshow(sample.image)
-        picture.set_title(sample.key, fontsize=7, parse_math=False)
-        words.text(0, 1, _caption(sample), fontsize=7, va="top", transform=words.transAxes, parse_math=False)
-    figure.savefig(path, dpi=110)
+    """Draws samples with all parts of their captions, two in a row, below the line `of` (see `subject`).
+
+    Pillow draws this picture: Matplotlib needs a second for as much text, and each new run would wait for it.
+    """
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
+    cells = [_cell(sample, font) for sample in samples]
+    rows = [cells[first : first + 2] for first in range(0, len(cells), 2)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    top = 3 * FONT_PX
+    page = Image.new("RGB", (2 * CELL_PX, top + sum(heights)), "white")
+    ImageDraw.Draw(page).text((FONT_PX, FONT_PX), of, "black", font)
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            page.paste(cell, (column * CELL_PX, top))
+        top += height
+    page.save(path)
+
+
+def _cell(sample: Sample, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Returns a picture of one sample: its image, and beside it its key and caption."""
+    words = (2 * FONT_PX + FACE_PX, FONT_PX)
+    text = f"{sample.key}\n\n{_caption(sample)}"
+    _, _, _, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox(words, text, font)
+    cell = Image.new("RGB", (CELL_PX, int(max(bottom, FONT_PX + FACE_PX)) + FONT_PX), "white")
+    cell.paste(Image.fromarray(sample.image).resize((FACE_PX, FACE_PX)), (FONT_PX, FONT_PX))
+    ImageDraw.Draw(cell).multiline_text(words, text, "black", font)
+    return cell
 
 
 def _caption(sample: Sample) -> str:
@@ -48,6 +65,9 @@ def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
         path: The file that is written.
         of: A line below the title that names what was evaluated.
     """
+    # A run draws this at its end: its start does not wait for the import.
+    from matplotlib.figure import Figure
+
     size = max(5.0, 0.8 * len(matrix.classes) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

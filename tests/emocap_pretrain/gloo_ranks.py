@@ -19,12 +19,14 @@ from emocap_pretrain.ranks.info import Rank
 
 Act = Callable[..., Any]
 # Everything that a rank imports, so that the server imports it once. DeepSpeed imports `compile_fx` late, for seconds,
-# when it makes an optimizer; rank 0 alone imports what tracks.
+# when it makes an optimizer; rank 0 alone imports what tracks, and MLflow opens its database with `sqlalchemy_store`.
 PRELOADED = [
     "deepspeed",
     "emocap_pretrain.training.loop",
     "emocap_pretrain.tracking.mlflow_tracker",
     "emocap_pretrain.tracking.pictures",
+    "matplotlib.figure",
+    "mlflow.store.tracking.sqlalchemy_store",
     "torch._inductor.compile_fx",
 ]
 

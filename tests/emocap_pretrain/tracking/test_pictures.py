@@ -22,13 +22,21 @@ def sample(text: str, colour: tuple[int, int, int] = (255, 0, 0)) -> Sample:
     return Sample(0, "key_$1$", image, Caption(text, (text,), ""), {})
 
 
-@pytest.mark.parametrize("count", [1, 3, 11])
-def test_a_preview_of_any_number_of_samples_is_a_png(faces, tmp_path, count):
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 2), (8, 4)])
+def test_a_preview_has_two_samples_in_a_row_and_is_as_high_as_its_captions(faces, tmp_path, count, rows):
     samples = Stream(url=faces, global_batch=1).read(range(count))
     pictures.preview(samples, tmp_path / "p.png", of="run tiny")
     height, width, _ = decoded(tmp_path / "p.png").shape
-    assert width == 1430
-    assert height == pytest.approx(286 * min(4, (count + 1) // 2), abs=2)
+    assert width == 2 * pictures.CELL_PX
+    assert rows * pictures.FACE_PX < height < rows * 2 * pictures.FACE_PX
+
+
+def test_a_long_caption_is_shown_whole(tmp_path):
+    def height(text: str) -> int:
+        pictures.preview([sample(text)], tmp_path / "p.png", of="run tiny")
+        return len(decoded(tmp_path / "p.png"))
+
+    assert height("many words " * 200) > height("few words") + 300
 
 
 def test_a_preview_shows_the_images_of_its_samples(tmp_path):
