@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import quick_interpreter  # noqa: F401 - importing it has an effect
 import torch
 from emocap_kernels import Mining, contrastive_loss
 from emocap_kernels.numerics import require_accurate
