@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def compare(steps: Steps, unbroken: Steps, *, exactly: bool) -> None:
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
     # Nine rows over two or four ranks are uneven.
-    return changed(tiny_config, global_batch=9, steps=4)
+    return changed(tiny_config, global_batch=9, steps=3)
 
 
 def test_a_job_resumes_to_the_bit_at_its_own_size_and_within_rounding_at_another(
@@ -82,23 +82,25 @@ def as_version_0_1_0(folder: Path, layout: dict[str, Any]) -> None:
 
 
 def test_files_of_version_0_1_0_are_read_by_any_number_of_ranks_at_any_stage(config: Config, tmp_path: Path) -> None:
-    targets = [Place(1, 0), Place(1, 3), *(Place(2, stage) for stage in STAGES)]
+    targets = [Place(1, 0), Place(2, 1), Place(2, 3)]
     check([(Place(2, 2), target) for target in targets], config, tmp_path, as_version_0_1_0)
 
 
 def test_sgd_continues_at_another_number_of_ranks_and_another_stage(config: Config, tmp_path: Path) -> None:
-    same = [(Place(2, stage), Place(2, stage)) for stage in (0, 2, 3)]
-    others = [(Place(1, 1), Place(2, 3)), (Place(2, 2), Place(1, 0)), (Place(2, 0), Place(1, 3))]
-    check([*same, *others], with_optimizer(config, "sgd", layer_decay=0.5), tmp_path)
+    others = [(Place(1, 1), Place(2, 3)), (Place(2, 2), Place(1, 0))]
+    check([(Place(2, 2), Place(2, 2)), *others], with_optimizer(config, "sgd", layer_decay=0.5), tmp_path)
 
 
 def test_adafactor_continues_at_another_number_of_ranks(config: Config, tmp_path: Path) -> None:
-    cases = [(Place(saver, 0), Place(loader, 0)) for saver, loader in product((1, 2), (1, 2))]
+    cases = [(Place(1, 0), Place(2, 0)), (Place(2, 0), Place(1, 0)), (Place(2, 0), Place(2, 0))]
     check(cases, with_optimizer(config, "adafactor"), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saver", [1, 2, 3, 4])
-def test_every_size_and_stage_reads_every_other(config: Config, tmp_path: Path, saver: int) -> None:
-    savers = [Place(saver, stage) for stage in STAGES]
-    check(product(savers, map(Place._make, product([1, 2, 3, 4], STAGES))), config, tmp_path)
+def test_every_size_and_stage_writes_the_same_state_and_reads_it(config: Config, tmp_path: Path) -> None:
+    # Which elements a rank reads from which file is arithmetic that test_layout.py tests for all pairs. So it is enough
+    # here that one job reads the files of every job, and that every job reads the files of one.
+    places = [Place(ranks, stage) for ranks in (1, 2, 3, 4) for stage in STAGES]
+    written = [(place, Place(1, 0)) for place in places]
+    read = [(Place(3, 2), place) for place in places]
+    check({*written, *read}, config, tmp_path)
