@@ -22,7 +22,8 @@ case "${1-}" in
 "")
     stage "Unit tests" -m 'not slow' -n "$(nproc)" -q
     TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$(nproc)" -q
-    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -q
+    # Tests of one file share what they start, so they run in one process.
+    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$(nproc)" --dist loadfile -q
     ;;
 fast) stage "Fast unit tests" -m 'not slow and not costly' -n "$(nproc)" -q ;;
 *) exec .venv/bin/python -m pytest "$@" ;;
