@@ -12,9 +12,15 @@ from typing import Any
 
 from triton import language
 
+interpreter: Any = import_module("triton.runtime.interpreter")
+
+
+def _nothing_to_replace(_function: Any) -> Any:
+    return interpreter._LangPatchScope()
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
-    interpreter: Any = import_module("triton.runtime.interpreter")
     # A kernel sees `triton.language`, and the functions of Triton's own library see `triton.language.core`.
     seen = {"tl": language, "core": language.core}
     interpreter._patch_lang(SimpleNamespace(__globals__=seen))
-    interpreter._patch_lang = lambda *_: interpreter._LangPatchScope()
+    interpreter._patch_lang = _nothing_to_replace
