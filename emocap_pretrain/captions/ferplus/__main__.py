@@ -9,7 +9,7 @@ from emocap_pretrain.captions.ferplus.dataset import SPLITS, load, records
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses `arguments` (those of the process if None) and writes the datasets train, valid and test."""
+    """Runs the command with `arguments`, or with the arguments of the process if None."""
     parser = argparse.ArgumentParser(
         prog="python -m emocap_pretrain.captions.ferplus",
         description="Packs the FER+ set with captions into the datasets train, valid and test.",

@@ -1,4 +1,4 @@
-"""Captions a face of FER+ from its measured cues and, where that is allowed, from its votes."""
+"""Writes the caption of a FER+ face from its measured cues and, for training only, from the votes on its emotion."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ _AT_REST_ONE_IN = 2
 
 
 def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for training: the emotion comes from the votes, everything else from the cues."""
+    """Returns the caption of a face for training. Its emotion comes from the votes, and all else from the cues."""
     wording = Wording(key)
     emotion = emotion_state(votes, expressive=any(Band.STRONG in cue.bands for cue in cues))
     return Caption(
@@ -32,7 +32,7 @@ def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
 
 
 def caption_without_votes(cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for testing, which holds nothing but what was measured on the face."""
+    """Returns the caption of a face for testing, which contains only measurements of the face and no vote."""
     wording = Wording(key)
     return Caption(
         global_=GLOBAL_WITHOUT_VOTES,

@@ -1,6 +1,7 @@
-"""Finds what each region of a face visibly does, from the ranks of its measurements among those of many faces.
+"""Finds the visible state of each region of a face (its cue).
 
-A cue has one of two intensities: slight or strong.
+Each measurement of the face enters as its rank in [0, 1] among the measurements of many faces. The intensity of a cue
+is slight or strong.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +14,9 @@ Ranks = Mapping[str, float]
 
 
 def find_cues(ranks: Ranks) -> tuple[RegionState, ...]:
-    """Returns at most one state for each region; a region that is neither clearly at rest nor clearly active has none.
+    """Returns the state of each region that is clearly at rest or clearly active, and no state of the others.
 
-    A rank of NaN meets no rule, so a region outside the picture has no state either.
+    A region outside of the picture has ranks of NaN, which no rule accepts, so it has no state either.
     """
     found = (rule(ranks) for rule in _RULES)
     return tuple(state for state in found if state is not None)
@@ -28,7 +29,10 @@ def _band(rank: float, slight: float, strong: float) -> Band | None:
 
 
 def _first(region: Region, *choices: tuple[Look, Band | None], at_rest: bool) -> RegionState | None:
-    """Returns the first strong choice, else the first slight one, else the region at rest if `at_rest`."""
+    """Returns the first choice with a strong band, else the first with a slight band, else the region at rest.
+
+    The region at rest is returned only if `at_rest`; otherwise the result is None.
+    """
     for wanted in (Band.STRONG, Band.SLIGHT):
         for look, band in choices:
             if band is wanted:
@@ -45,7 +49,7 @@ def _central(*ranks: float) -> bool:
 
 
 def _quiet(ranks: Ranks) -> bool:
-    """Returns whether the mouth is closed and does not smile: only then may other regions be described as at rest."""
+    """Returns whether the mouth is closed and does not smile. Only then are other regions described as at rest."""
     return ranks["mouth_opening"] <= 0.55 and ranks["corner_lift"] <= 0.65
 
 

@@ -1,12 +1,12 @@
 """Reads the FER+ set (gray faces of 48 pixels, ten votes each) and yields its records with structured captions.
 
 Local sentences describe the geometry that is measured on a face, compared with the faces of the training split. The
-global part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test" holds
-nothing of the votes**: its global part is "A face.", its summary lists the measured cues, and no vote decides whether a
-test image is included. The votes are in its labels, for the evaluation.
+global part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test"
+contains nothing that depends on the votes**: its global part is "A face.", its summary lists the measured cues, and no
+vote decides whether a test image is included. The votes are in its labels, for the evaluation.
 
-The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names`, `usage` and `name`;
-launch/landmarks.py writes the landmarks. Keep faces and what is derived from them out of every repository.
+The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names`, `usage` and `name`.
+launch/landmarks.py writes the landmarks. Keep the faces, and all data derived from them, out of every repository.
 """
 
 import io
@@ -31,12 +31,15 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _USAGE: Mapping[Split, str] = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
 _MAX_SPREAD = 0.05
-"""The greatest disagreement of the passes of the landmark detector, in eye distances, at which they are trusted."""
+"""The greatest distance between several detections of a landmark, in eye distances, at which it is trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """The set in memory; row `i` of every field belongs to the same face. An untrusted landmark is NaN."""
+    """Holds the FER+ set in memory; row `i` of every field belongs to the same face.
+
+    A landmark is NaN if its detections disagree or if it lies outside of the image.
+    """
 
     names: Sequence[str]
     images: UInt8[np.ndarray, "faces height width"]
@@ -49,7 +52,7 @@ class Faces:
 
 
 def load(npz_path: str | Path, landmarks_path: str | Path) -> Faces:
-    """Reads images and landmarks, joined by name.
+    """Reads the images and votes from one file and the landmarks from another; names say which rows belong together.
 
     Raises:
         ValueError: If an image has no row in the landmarks file.
@@ -71,7 +74,7 @@ def load(npz_path: str | Path, landmarks_path: str | Path) -> Faces:
 def records(faces: Faces, split: Split) -> Iterator[Record]:
     """Yields the captioned faces of one split, in the order of the file.
 
-    Images that most people could not recognise as an emotional face are left out, except in the split "test".
+    Images for which `is_face` is False are left out, except in the split "test".
     """
     cues = find_all_cues(faces)
     for row in faces.rows(split):
@@ -89,7 +92,10 @@ def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
 
 
 def labels(votes: Votes) -> dict[str, str | float]:
-    """Returns `emotion`, which is "" without a majority, and the share of each vote as `share_<name>`."""
+    """Returns the labels of a face: `emotion` ("" without a majority), and the share of votes for each name.
+
+    The key of a share is `share_<name>`.
+    """
     total = sum(votes.values())
     shares = {f"share_{name}": round(count / total, 4) for name, count in votes.items()}
     return {"emotion": majority(votes), **shares}

@@ -1,11 +1,11 @@
 """Measures faces from their 478 mesh points, and ranks the measurements among those of many faces.
 
-A face is first rotated into the axes of its own head, so that roll, yaw and pitch of the head change little: x runs
-from the subject's right eye to the left one and y up along the bridge of the nose. The unit is the distance between the
-eyes. The points are those of the MediaPipe face mesh with refined landmarks, in pixels, with depth in the same unit.
+A face is first rotated into the axes of its own head, so that roll, yaw and pitch of the head have little effect. x
+runs from the subject's right eye to the left one, and y runs up along the bridge of the nose. The unit is the distance
+between the eyes. The input is the MediaPipe face mesh with refined landmarks, in pixels; the depth is in pixels too.
 
-Only a comparison with other faces shows whether an eye is wide. Therefore a measurement counts by its rank in a
-population.
+Only a comparison with other faces shows whether an eye is wide. Therefore each measurement is replaced by its rank in a
+population of faces.
 """
 
 import json
@@ -22,7 +22,7 @@ Measurements = Mapping[str, PerFace]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The mesh points of one half of the face, left or right as the subject sees it."""
+    """Holds the numbers of the mesh points of one half of the face, left or right from the subject's point of view."""
 
     eye: tuple[int, int]  # outer, inner corner
     upper_lid: tuple[int, ...]
@@ -59,7 +59,7 @@ UPPER_LIP_OUTER, UPPER_LIP_INNER = 0, (82, 13, 312)
 LOWER_LIP_INNER, LOWER_LIP_OUTER = (87, 14, 317), 17
 
 FAR_HALF_HIDDEN_DEG = 40.0
-"""The yaw from which on only the near half of the face counts; the mesh model guesses the far half."""
+"""The smallest yaw at which only the near half of the face counts, because the mesh model guesses the far half."""
 
 MAX_YAW_DEG, MAX_PITCH_DEG = 40.0, 35.0
 """Beyond these angles too little of the face is visible to measure it."""
@@ -67,9 +67,10 @@ MAX_YAW_DEG, MAX_PITCH_DEG = 40.0, 35.0
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Mesh points in the axes of the head of each face; the unit is the distance between the centres of the eyes.
+    """Holds the mesh points of many faces, each in the axes of its own head and in units of its eye distance.
 
-    `yaw_deg` is positive if the left half of the face is farther away, `pitch_deg` if the forehead is.
+    `yaw_deg` is positive if the left half of the face is farther away than the right half. `pitch_deg` is positive if
+    the forehead is farther away than the chin.
     """
 
     points: Landmarks
@@ -84,7 +85,10 @@ class Head:
         return self.at(*numbers)[:, 1]
 
     def both(self, measure: Callable[[Side], PerFace]) -> PerFace:
-        """Returns the mean of the two halves; the more the head is turned, the more the nearer half counts."""
+        """Returns the weighted mean of a measure of both halves of the face.
+
+        The more the head is turned, the more the nearer half counts.
+        """
         lean = np.clip(self.yaw_deg / FAR_HALF_HIDDEN_DEG, -1, 1)
         return (measure(RIGHT) * (1 + lean) + measure(LEFT) * (1 - lean)) / 2
 
@@ -100,7 +104,7 @@ def _unit(vectors: Float[np.ndarray, "faces 3"]) -> Float[np.ndarray, "faces 3"]
 def head(landmarks: Landmarks) -> Head:
     """Rotates every face into the axes of its own head.
 
-    A point of NaN stays NaN; if a point of the eyes or the nose is NaN, all points of that face become NaN.
+    A point that is NaN stays NaN. If a point of the eyes or of the nose is NaN, all points of that face become NaN.
     """
     right, left = (landmarks[:, side.eye].mean(1) for side in (RIGHT, LEFT))
     x = _unit(left - right)
@@ -130,7 +134,7 @@ def _brow_outer(face: Head) -> PerFace:
 
 
 def _brow_slant(face: Head) -> PerFace:
-    """Returns how far the inner ends are above the outer ends, as in the oblique eyebrows of grief."""
+    """Returns how far the inner ends of the eyebrows are above the outer ends, as in the oblique eyebrows of grief."""
     return _brow_inner(face) - _brow_outer(face)
 
 
@@ -168,28 +172,28 @@ def _corner_curve(face: Head) -> PerFace:
 
 
 def _corner_lift(face: Head) -> PerFace:
-    """Returns the mean height of the lip corners above the middle of the mouth and above the base of the nose.
+    """Returns the mean of two heights of the lip corners: above the middle of the mouth and above the base of the nose.
 
-    A dropped jaw raises the first height and a short upper lip the second, without a smile; neither alone raises the
-    mean as much as a smile does.
+    Without a smile, a dropped jaw raises the first height, and a short upper lip raises the second. Only a smile raises
+    both.
     """
     to_nose = face.both(lambda side: face.height(side.lip_corner)) - face.height(NOSE_BASE)
     return (_corner_curve(face) + to_nose) / 2
 
 
 def _lip_thickness(face: Head) -> PerFace:
-    """Returns the visible red of both lips together; pressed lips are thin."""
+    """Returns the visible thickness of both lips together; pressed lips are thin."""
     upper = _distance(face.at(UPPER_LIP_OUTER), face.at(UPPER_LIP_INNER[1]))
     return upper + _distance(face.at(LOWER_LIP_INNER[1]), face.at(LOWER_LIP_OUTER))
 
 
 def _upper_lip_drop(face: Head) -> PerFace:
-    """Returns the distance from the base of the nose to the upper lip's edge; a raised upper lip makes it short."""
+    """Returns how far the edge of the upper lip is below the base of the nose; a raised upper lip makes this short."""
     return face.height(NOSE_BASE) - face.height(UPPER_LIP_OUTER)
 
 
 def _nose_width(face: Head) -> PerFace:
-    """Returns the width between the wings of the nose, which a smile pulls outwards as the nasolabial folds deepen."""
+    """Returns the distance between the wings of the nose. A smile pulls the wings outwards."""
     return _distance(face.at(RIGHT.nose_wing), face.at(LEFT.nose_wing))
 
 
@@ -219,8 +223,8 @@ MEASURES: Mapping[str, Callable[[Head], PerFace]] = {
 def measure(landmarks: Landmarks) -> Measurements:
     """Returns every measure of `MEASURES` in eye distances, and the head's "yaw_deg" and "pitch_deg".
 
-    A measure that needs a point of NaN is NaN; a caller marks points outside the picture in this way. Every measure of
-    a face whose head is turned too far is NaN.
+    A measure is NaN if it needs a point that is NaN; a caller sets points outside of the picture to NaN. All measures
+    of a face are NaN if its head is turned too far.
     """
     face = head(landmarks)
     seen = (np.abs(face.yaw_deg) <= MAX_YAW_DEG) & (np.abs(face.pitch_deg) <= MAX_PITCH_DEG)
@@ -236,29 +240,35 @@ _MIN_FACES = 20
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One measure over a population: its quantiles at 0, 1, ... 100 % after the effect of the pose is removed."""
+    """Describes one measure over a population of faces.
+
+    Attributes:
+        quantiles: Quantiles at 0, 1, ... 100 %, after the effect of the pose is removed.
+        per_pitch_deg: Change of the measure for each degree of pitch.
+        per_turn_deg: Change of the measure for each degree of yaw to either side.
+    """
 
     quantiles: tuple[float, ...]
     per_pitch_deg: float
     per_turn_deg: float
 
     def upright(self, values: PerFace, *, pitch_deg: PerFace, turn_deg: PerFace) -> PerFace:
-        """Returns the values without the effect of the pose; `turn_deg` is the yaw to either side."""
+        """Returns the values without the effect of the pose; `turn_deg` is the absolute value of the yaw."""
         return values - self.per_pitch_deg * pitch_deg - self.per_turn_deg * turn_deg
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The faces with which all others are compared; it can be stored as JSON."""
+    """Holds the distribution of every measure over the faces with which other faces are compared."""
 
     references: Mapping[str, Reference]
 
     @classmethod
     def fit(cls, measurements: Measurements) -> "Population":
-        """Returns the population of all faces whose measurements are not NaN.
+        """Returns the population of these faces. A measure that is NaN in a face does not count.
 
         Raises:
-            ValueError: If a measure is known of too few faces.
+            ValueError: If a measure is NaN in nearly all faces.
         """
         return cls({name: _fit(name, measurements) for name in MEASURES})
 
@@ -292,7 +302,7 @@ def _fit(name: str, measurements: Measurements) -> Reference:
     if known.sum() < _MIN_FACES:
         raise ValueError(
             f"{name} is known of {known.sum()} of {known.size} faces, but quantiles need {_MIN_FACES} or more; "
-            "check the landmarks file, or use a population that was fitted elsewhere."
+            "check the landmarks file."
         )
     values, pitch_deg = measurements[name][known], measurements["pitch_deg"][known]
     turn_deg = np.abs(measurements["yaw_deg"][known])

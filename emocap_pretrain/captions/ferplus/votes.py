@@ -1,7 +1,8 @@
 """Turns the votes of ten people on one face into its emotion label and into the emotion that its caption describes.
 
-The label follows the majority rule of FER+: single votes are dropped as outliers, and more than half of the rest must
-agree. The shares of the first emotion, of the second and of "neutral" determine the degree and the mixture.
+The label follows the majority rule of FER+: an emotion with a single vote is an outlier and loses it, and more than
+half of the other votes must agree. The caption also depends on the shares of the first emotion, of the second one and
+of "neutral", which determine the degree and the mixture.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ Votes = Mapping[str, int]
 
 
 def without_outliers(votes: Votes) -> dict[str, int]:
-    """Returns the votes with 0 in place of 1, because an emotion that one person alone sees is an outlier.
+    """Returns the votes with 0 in place of 1, because an emotion that only one person sees is an outlier.
 
     Raises:
         ValueError: If the names of the votes are not those of FER+.
@@ -28,23 +29,24 @@ def without_outliers(votes: Votes) -> dict[str, int]:
 
 
 def majority(votes: Votes) -> str:
-    """Returns the emotion with more than half of the votes, without outliers; "" if there is none."""
+    """Returns the emotion with more than half of the votes, not counting outliers; "" if there is no such emotion."""
     kept = without_outliers(votes)
     name = max(kept, key=lambda name: kept[name])
     return name if name in EMOTIONS and 2 * kept[name] > sum(kept.values()) else ""
 
 
 def is_face(votes: Votes) -> bool:
-    """Returns whether the emotions outnumber the votes for "unknown" and "no face"."""
+    """Returns whether the most frequent emotion has more votes than "unknown" and "NF" (no face) together."""
     kept = without_outliers(votes)
     return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in _UNSURE)
 
 
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
-    """Returns the emotion that the votes describe, with a second one where a few people saw another.
+    """Returns the emotion that the votes describe, with a second emotion if a few people voted for another one.
 
-    `expressive` is False if no strong cue was measured on the face: then the degree is never high. Ties go to the
-    emotion before neutral, then to the order of `EMOTIONS`.
+    `expressive` is False if no strong cue was measured on the face; then the degree of an emotion other than neutral is
+    never high. Between equal numbers of votes, another emotion comes before neutral, else the order of `EMOTIONS`
+    counts.
     """
     kept = without_outliers(votes)
     first, second = sorted((*EMOTIONS[1:], "neutral"), key=lambda name: -kept[name])[:2]
@@ -56,7 +58,7 @@ def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
         degree = Degree.LOW
     else:
         degree = Degree.MID
-    # If an emotion is clear, what a few people add to it is not visible.
+    # If an emotion is clear, a second one that a few people voted for is not visible.
     mixed = kept[second] > 0 and (first == "neutral" or degree is not Degree.HIGH)
     return EmotionState(
         name=first,

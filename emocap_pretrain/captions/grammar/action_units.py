@@ -1,6 +1,6 @@
-"""Names the action units of the face and their intensities in the vocabulary of FACS.
+"""Names the action units of the face and their intensities.
 
-FACS is the Facial Action Coding System (Ekman, Friesen and Hager 2002).
+The names are those of FACS, the Facial Action Coding System (Ekman, Friesen and Hager 2002).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Words = tuple[str, ...]
 
 
 class Band(StrEnum):
-    """The intensity of an action unit in five bands, which are A to E in FACS, from the weakest to the strongest."""
+    """Names the five bands of the intensity of an action unit, from the weakest to the strongest; A to E in FACS."""
 
     TRACE = "trace"
     SLIGHT = "slight"
@@ -21,7 +21,7 @@ class Band(StrEnum):
 
 
 class Degree(StrEnum):
-    """An intensity in three degrees: that of an emotion, and that of an adverb in running text."""
+    """Names three degrees of intensity, which emotions have, and adverbs such as "slightly"."""
 
     LOW = "low"
     MID = "mid"
@@ -49,7 +49,7 @@ def band(intensity: float) -> Band:
 
 @dataclass(frozen=True, slots=True)
 class ActionUnit:
-    """The FACS name of an action unit, and the movement that it makes, as a noun without an article."""
+    """Holds the FACS name of an action unit, and its movement as a noun phrase without an article."""
 
     name: str
     movement: str
@@ -101,7 +101,7 @@ ADVERBS: Mapping[Degree, Words] = {
     Degree.MID: ("clearly", "noticeably", "visibly", "moderately", "distinctly"),
     Degree.HIGH: ("strongly", "markedly", "considerably"),
 }
-"""The adverbs of running text, which has fewer steps than the intensity of a named action unit."""
+"""The adverbs in phrases about a region. They have three degrees, while a named action unit has five bands."""
 
 DEGREE_OF: Mapping[Band, Degree] = {
     Band.TRACE: Degree.LOW,

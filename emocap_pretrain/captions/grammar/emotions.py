@@ -1,4 +1,4 @@
-"""Words for emotions: their names, adjectives, degrees, nuances and mixtures."""
+"""Defines the words for emotions: names, adjectives, degrees, nuances and mixtures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ EMOTIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmotionState:
-    """The emotion of a described face.
+    """Describes the emotion of a face for which a caption is written.
 
     Attributes:
         name: One of `EMOTIONS`.
@@ -39,7 +39,7 @@ DEGREES: Mapping[Degree, Words] = {
 """Adjectives that fit before the name of an emotion."""
 
 LOW_SHADES: Words = ("a hint of {noun}", "a touch of {noun}", "a trace of {noun}")
-"""A nuance at low degree: its noun may be as strong as "rage", so that "slight" before it would be a contradiction."""
+"""Phrases for a nuance at low degree; "slight" would contradict a noun as strong as "rage"."""
 
 FEELS: Mapping[str, Mapping[Degree, Words]] = {
     "happiness": {

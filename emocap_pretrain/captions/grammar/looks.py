@@ -1,8 +1,8 @@
-"""Describes how a region of the face looks: each look with the action units that make it and the phrases for it.
+"""Defines the looks of each region of the face: the action units that cause a look, and the phrases that describe it.
 
-A phrase claims only what the action units of its look do. `{how}` stands for an adverb of the intensity of the first
-unit, `{also}` for one of the last unit. A clause is a main clause with its subject ("the eyebrows are raised"). A cue
-is a noun phrase with its article ("raised eyebrows", "a wrinkled nose").
+A phrase claims nothing beyond the action units of its look. `{how}` stands for an adverb of the intensity of the first
+unit, `{also}` for an adverb of the intensity of the last unit. A clause is a main clause with its subject ("the
+eyebrows are raised"). A cue is a noun phrase with its article ("raised eyebrows", "a wrinkled nose").
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Phrases = Mapping[tuple[Band, ...], Words]
 
 
 class Region(StrEnum):
-    """A region of the face, as it is named after "the"."""
+    """Names the regions of the face, by the words that follow "the" in a sentence."""
 
     EYEBROWS = "eyebrows"
     EYES = "eyes"
@@ -29,9 +29,14 @@ class Region(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A visible state of a region; without `units`, nothing moves in it.
+    """Defines a visible state of a region. If `units` is empty, no action unit of the region is active.
 
-    Looks are compared by identity: two looks may have the same action units and different phrases.
+    Looks are compared by identity, because two looks may have the same action units and different phrases.
+
+    Attributes:
+        units: The numbers of the action units that cause the look.
+        clauses: Main clauses for local sentences.
+        cues: Noun phrases for summaries.
     """
 
     units: tuple[int, ...]
@@ -45,7 +50,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class RegionState:
-    """One region of a described face: its look, and the band of each action unit of the look."""
+    """Describes one region of a face by its look and by the band of each action unit of the look."""
 
     region: Region
     look: Look
@@ -59,7 +64,7 @@ class RegionState:
         return self._matching(self.look.clauses)
 
     def cues(self) -> Words:
-        """Returns the noun phrases for this state; empty if a summary does not name it."""
+        """Returns the noun phrases for this state; there are none if a summary never names the state."""
         return self._matching(self.look.cues)
 
     def _matching(self, phrases: Phrases) -> Words:
@@ -68,7 +73,7 @@ class RegionState:
 
 
 def _look(units: tuple[int, ...], *clauses: str, cues: Words = ()) -> Look:
-    """Returns a look whose phrases fit every band."""
+    """Returns a look whose phrases fit every band of intensity."""
     return Look(units, {BANDS: clauses}, {BANDS: cues})
 
 
@@ -289,7 +294,7 @@ JAW_DROPPED = _look(
     cues=("a {how} lowered jaw", "a {how} dropped jaw"),
 )
 MOUTH_CLOSED = _look((), "the mouth is closed", "the mouth stays closed")
-"""Not a look of its own: it follows another look of the mouth, none of whose action units opens it."""
+"""This look only follows another look of the mouth whose action units do not open the mouth."""
 
 CHIN_RAISED = _look(
     (17,),

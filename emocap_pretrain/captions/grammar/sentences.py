@@ -1,7 +1,7 @@
 """Builds the sentences of a caption from the described state of a face.
 
-A described face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends on the sample's
-key alone, so that packing twice gives the same text.
+A described face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends only on the key
+of the sample, so that a dataset that is packed twice has the same texts.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ NO_MOVEMENT: Words = (
     "and no action unit is active",
 )
 
-# An action unit in a local sentence: how the list of units begins, one unit, and how the list ends.
+# The styles in which a local sentence lists its action units: the beginning of the list, one unit, the end of the list.
 _UNIT_STYLES = (
     (" (", "AU{unit} at {level} intensity", ")"),
     (": ", "{name} (AU{unit}) at {level} intensity", ""),
@@ -62,9 +62,9 @@ _UNIT_STYLES = (
 
 
 def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence about a region: how it looks, then its action units with their intensity.
+    """Returns one sentence about a region, which describes its looks and then lists their action units and intensities.
 
-    Several states fit into one sentence, such as those of the lips and of their corners.
+    Several states fit into one sentence, such as raised corners of the mouth and parted lips.
     """
     clauses = [_with_adverbs(wording.pick(state.clauses(), *_purpose(state)), state, wording) for state in states]
     units = [pair for state in states for pair in zip(state.look.units, state.bands, strict=True)]
@@ -75,7 +75,7 @@ def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
 
 
 def _purpose(state: RegionState) -> tuple[str, ...]:
-    """Returns the purpose of a choice of words for this state, so that states choose independently."""
+    """Returns the purpose of a choice of words about this state, so that each state chooses independently."""
     return state.region, *map(str, state.look.units)
 
 
@@ -91,7 +91,7 @@ def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
 
 
 def _joined(clauses: Sequence[str]) -> str:
-    """Returns clauses that are true at the same time as one; predicates of the same subject share it."""
+    """Joins clauses into one; predicates of the same subject share it ("the lips are parted and stretched")."""
     predicates: dict[str, list[str]] = {}
     for clause in clauses:
         match = re.fullmatch(r"(.+? (?:is|are)) (.+)", clause)
@@ -102,7 +102,7 @@ def _joined(clauses: Sequence[str]) -> str:
 
 
 def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wording) -> str:
-    """Returns a text that names each action unit together with its intensity band, all in the same style."""
+    """Returns a text that lists the action units, each with its band of intensity, all in the same style."""
     opening, style, closing = wording.pick(_UNIT_STYLES, region, "style")
     described = [
         style.format(
@@ -153,7 +153,7 @@ _MIXED_GLOBALS: Words = (
 
 
 def global_sentence(emotion: EmotionState, wording: Wording) -> str:
-    """Returns one sentence about the degree and the nuance of the emotion, without cues."""
+    """Returns one sentence about the degree and the nuance of the emotion, which names no part of the face."""
     if emotion.even and "neutral" not in {emotion.name, emotion.second}:
         blend = emotions.BLENDS.get(frozenset({emotion.name, emotion.second}), "")
         frame = wording.pick(_BLENDED_GLOBALS if blend else _MIXED_GLOBALS, "global")
@@ -239,7 +239,7 @@ _AFFECTS: Words = (
 
 
 def summary(emotion: EmotionState, states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence: the emotion, the cues that show it, the strongest first, and valence and arousal."""
+    """Returns one sentence that names the emotion, the cues that show it (the strongest first), valence and arousal."""
     cues = _cues(states, wording)
     regions = [state.region for state in states if state.at_rest]
     if emotion.name != "neutral":
@@ -259,7 +259,7 @@ def summary_without_emotion(states: Sequence[RegionState], wording: Wording) -> 
 
 
 def _cues(states: Sequence[RegionState], wording: Wording) -> list[str]:
-    """Returns a noun phrase for each state that has one, the strongest first."""
+    """Returns a noun phrase for each state that has such phrases, the strongest state first."""
     named = [state for state in states if state.cues()]
     named.sort(key=lambda state: -BANDS.index(state.bands[0]))
     return [_with_adverbs(wording.pick(state.cues(), *_purpose(state), "cue"), state, wording) for state in named]

@@ -1,4 +1,4 @@
-"""Shows synthetic faces or measures how fast they are made: `python -m emocap_pretrain.captions.rendered`."""
+"""Draws synthetic faces or measures how fast they are made: `python -m emocap_pretrain.captions.rendered`."""
 
 import argparse
 import sys
@@ -38,9 +38,9 @@ def _cell(shown: Face, pixels: int) -> Image.Image:
 
 
 def rates(count: int, *, seed: int, pixels: int) -> tuple[float, float]:
-    """Measures faces per second on one core: only rendered, and as complete records with JPEG and caption.
+    """Measures two rates in faces per second on one core: of rendering, and of complete records with JPEG and caption.
 
-    One more face is made before the clock starts, so that the caches are filled.
+    One further record is made before the measurement, so that the caches are filled.
     """
     record(seed, count, pixels=pixels)
     faces = [sample_face(seed, index) for index in range(count)]
@@ -54,7 +54,7 @@ def rates(count: int, *, seed: int, pixels: int) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses `arguments` (those of the process if None) and does what they request."""
+    """Runs the command with `arguments`, or with the arguments of the process if None."""
     parser = argparse.ArgumentParser(prog="python -m emocap_pretrain.captions.rendered", description=__doc__)
     parser.add_argument("--preview", type=Path, metavar="PNG", help="write a sheet of faces with labels")
     parser.add_argument("--rate", action="store_true", help="print faces per second on one core")

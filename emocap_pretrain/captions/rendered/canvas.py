@@ -1,4 +1,7 @@
-"""Draws curves on an image: geometry in face units, the view that projects them, and the canvas."""
+"""Defines curves in face units, the view that projects them to pixels, and the canvas on which they are painted.
+
+A face unit is half the width of an average face. x runs to the right of the image and y down.
+"""
 
 import math
 from collections.abc import Generator, Sequence
@@ -37,13 +40,13 @@ def mirrored(right: Points) -> Points:
 
 
 def arched(right: Points) -> Points:
-    """Returns an open symmetric arc from left to right, given its right half from its foot to its top."""
+    """Returns an open symmetric arc from left to right, given its right half from the foot to the top."""
     return np.concatenate([flipped(right, -1), right[::-1]])
 
 
 @cache
 def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
-    """Returns the Catmull-Rom weights of four neighbouring knots at `steps` places between the middle two."""
+    """Returns the Catmull-Rom weights of four neighbouring knots in `steps` points between the middle two knots."""
     t = np.arange(steps) / steps
     powers = np.stack([np.ones_like(t), t, t * t, t**3], 1)
     matrix = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
@@ -52,7 +55,11 @@ def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
 
 @cache
 def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count knots"]:
-    """Returns the share of each knot in each point of a curve through them; an open curve mirrors its second knot."""
+    """Returns the weight of each knot in each point of a smooth curve through the knots.
+
+    An open curve lacks a knot before its first segment and after its last one; a mirror image of the inner knot
+    replaces it.
+    """
     count = knots if closed else knots - 1
     blend = np.zeros((count * steps + (not closed), knots))
     for segment in range(count):
@@ -76,8 +83,9 @@ def spline(knots: Lines, steps: int = 6, *, closed: bool = False) -> Lines:
 
 @cache
 def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
-    """Returns the weights of the knots in the points of an open curve, and below them the weights in its direction
-    there.
+    """Returns two blocks of rows: the weights of the knots in each point of an open curve, and in its direction there.
+
+    The direction at a point is the difference of the neighbouring points.
     """
     blend = _blend(knots, steps, closed=False)
     return np.concatenate([blend, np.gradient(blend, axis=0)])
@@ -85,14 +93,20 @@ def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
 
 @cache
 def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
-    """Returns half the width along a stroke whose middle is 1 wide, turned by a right angle."""
+    """Returns half the width of a stroke in each of its points, as multiples of the imaginary unit.
+
+    The stroke is 1 wide in the middle; `taper` has its widths at the start and at the end.
+    """
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)
     return 0.5j * (swell + (1 - swell) * (taper[0] * (1 - t) + taper[1] * t))
 
 
 def ribbon(knots: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4) -> Lines:
-    """Returns the outline of a stroke through `knots`: `width` in the middle, shares `taper` of it at start and end."""
+    """Returns the outline of a stroke through `knots`.
+
+    The stroke is `width` wide in the middle; `taper` is the share of this width at the start and at the end.
+    """
     # The points are complex numbers, so that a turn by a right angle is a multiplication by i.
     course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]
     count = course.shape[-1] // 2
@@ -125,9 +139,10 @@ _ONES = np.ones((2, 1))
 
 
 class View:
-    """Projects face units to pixels, through a head that is half an ellipsoid.
+    """Projects points from face units to pixels. The head is approximated by half an ellipsoid, on which points lie.
 
-    `lift` is the distance of a point in front of that ellipsoid (a nose tip), or negative at its back (hair).
+    A `lift` above 0 moves points from the ellipsoid towards the viewer (the tip of the nose), one below 0 away from the
+    viewer (hair at the back of the head).
     """
 
     def __init__(self, pose: Pose, pixels: int) -> None:
@@ -145,44 +160,54 @@ class View:
         return shape @ self._turn + (depth * self._forward + self._origin)
 
     def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
-        """Projects one point as `project` does."""
+        """Projects one point; faster than `project`, with the same result."""
         depth = _DEPTH * math.sqrt(max(1 - (x / 1.08) ** 2 - (y / 1.6) ** 2, 0.0)) + lift
         (xx, xy), (yx, yy), (zx, zy), (ox, oy) = self._rows
         return x * xx + y * yx + depth * zx + ox, x * xy + y * yy + depth * zy + oy
 
 
 FINE = 3
-"""Sub-pixels on each side of a pixel; counting them smooths the edges."""
+"""Number of sub-pixels along each side of a pixel. The number of covered sub-pixels smooths the edges of shapes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """The coverage of each pixel by a shape, 0 to 255; `mask` begins at row `top`, column `left` of the image."""
+    """Holds how much of each pixel a shape covers, from 0 to 255.
+
+    The first pixel of `mask` is the pixel in row `top` and column `left` of the image.
+    """
 
     top: int
     left: int
     mask: Image.Image
 
     def inside(self, other: "Patch") -> "Patch":
-        """Returns the part that also lies in `other`: the product of both coverages."""
+        """Returns the intersection with `other`; the coverage of a pixel is the product of both coverages."""
         left, top = self.left - other.left, self.top - other.top
         there = other.mask.crop((left, top, left + self.mask.width, top + self.mask.height))
         return Patch(self.top, self.left, ImageChops.multiply(self.mask, there))
 
     def dropped(self, rows: int) -> "Patch":
-        """Returns the same shape moved down by `rows`."""
+        """Returns the same shape moved down by `rows` pixels."""
         return Patch(self.top + rows, self.left, self.mask)
 
 
 @cache
 def _spot(level: int) -> Image.Image:
-    """Returns a round Gaussian spot of height `level` in a square of two and a half deviations to each side."""
+    """Returns a mask with a round Gaussian spot whose highest value is `level`.
+
+    The mask extends two and a half standard deviations from the middle of the spot to each side.
+    """
     line = np.exp(-0.5 * np.square(np.linspace(-2.5, 2.5, 65)))
     return Image.fromarray(np.rint(level * np.outer(line, line)).astype(np.uint8))
 
 
 class Canvas:
-    """An sRGB image that is painted in place, with a finer sheet on which shapes are drawn before they are counted."""
+    """Paints shapes on an sRGB image, in place.
+
+    A shape is first drawn on a sheet with `FINE` times the resolution of the image. The sheet is then reduced to the
+    coverage of each pixel.
+    """
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
@@ -199,15 +224,14 @@ class Canvas:
         soft_px: float = 0.0,
         hole: Points | None = None,
     ) -> Patch | None:
-        """Returns the coverage by the union of filled outlines, without `hole`, blurred; None if nothing of it is
-        visible.
+        """Returns the coverage by the union of filled outlines; None if the shape lies outside of the image.
 
         Args:
             corners: Corners of all outlines, one outline after the other, in pixels.
-            ends: Where each outline ends in `corners`; the last end is their number.
+            ends: For each outline, the index in `corners` after its last corner.
             opacity: Greatest coverage, in [0, 1].
-            soft_px: Radius of the blur.
-            hole: One more outline, which is left out.
+            soft_px: Radius of the blur, in pixels.
+            hole: An outline whose inside is not covered.
         """
         flat, ink = _fine(corners), round(255 * opacity)
         window = self._window(flat, 1 + round(2 * soft_px))
@@ -220,14 +244,22 @@ class Canvas:
         return Patch(window[1], window[0], self._count(window, soft_px))
 
     def _window(self, flat: Sequence[float], margin: int) -> tuple[int, int, int, int] | None:
-        """Returns the pixels (left, top, right, bottom) that contain all corners on the fine sheet, and a margin."""
+        """Returns the box (left, top, right, bottom) in pixels that contains a shape and a margin around it.
+
+        Args:
+            flat: Corners of the shape on the fine sheet, as x, y, x, y and so on.
+            margin: Width of the margin in pixels.
+
+        Returns:
+            The box, cut at the edges of the image; None if it lies outside of the image.
+        """
         across, down = flat[::2], flat[1::2]  # Lists this short are faster than arrays.
         left, top = (max(int(min(line) // FINE) - margin, 0) for line in (across, down))
         right, bottom = (min(int(max(line) // FINE) + 1 + margin, self.pixels) for line in (across, down))
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Reduces the shape on the high-resolution sheet to the resolution of the picture, and clears the sheet."""
+        """Reduces the shape on the fine sheet to the coverage of each pixel, clears the sheet, and blurs the result."""
         left, top, right, bottom = (FINE * edge for edge in window)
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))
@@ -235,7 +267,10 @@ class Canvas:
 
     @contextmanager
     def within(self, patch: Patch | None) -> Generator[None]:
-        """Limits everything that is painted inside of the `with` block to the patch, with one cut for all of it."""
+        """Limits all painting in the `with` block to the patch, by restoring the other pixels afterwards.
+
+        If the patch is None, the whole picture is restored.
+        """
         before = self.picture.copy()
         yield
         inside = Image.new("L", before.size)
@@ -247,7 +282,7 @@ class Canvas:
         self.picture.paste(_ink(colour), (0, 0, self.pixels, self.pixels))
 
     def paint(self, patch: Patch | None, colour: Colour, opacity: float = 1.0) -> None:
-        """Paints `colour` over the patch."""
+        """Paints `colour` over the patch; does nothing if the patch is None."""
         if patch is None:
             return
         mask = patch.mask
@@ -257,7 +292,10 @@ class Canvas:
         self.picture.paste(_ink(colour), box, mask)
 
     def glow(self, x: float, y: float, rx: float, ry: float, opacity: float) -> Patch | None:
-        """Returns a soft upright spot centred on pixel (x, y): a Gaussian with deviations of `rx` and `ry` pixels."""
+        """Returns a Gaussian spot around pixel (x, y), with standard deviations of `rx` and `ry` pixels.
+
+        It returns None if the spot lies outside of the image.
+        """
         left, width = round(x - 2.5 * rx), max(round(5 * rx), 1)
         top, height = round(y - 2.5 * ry), max(round(5 * ry), 1)
         cut = max(-left, 0), max(-top, 0), min(self.pixels - left, width), min(self.pixels - top, height)
@@ -268,7 +306,7 @@ class Canvas:
 
 
 def blurred(mask: Image.Image, soft_px: float) -> Image.Image:
-    """Returns the mask blurred by about `soft_px`; a blur of less than half a pixel would not be visible."""
+    """Returns the mask blurred by about `soft_px` pixels; below half a pixel the mask is returned unchanged."""
     if soft_px < 0.5:
         return mask
     once = mask.filter(ImageFilter.BoxBlur(soft_px))
@@ -281,15 +319,15 @@ def _ink(colour: Colour) -> tuple[int, int, int]:
 
 
 def _fine(outline: Points) -> list[float]:
-    """Returns the corners on the fine sheet.
+    """Converts corners from pixels to sub-pixels of the fine sheet, as x, y, x, y and so on.
 
-    Pillow drops fractions, so corners are rounded first, half a sub-pixel inwards.
+    Pillow truncates coordinates. Therefore they are shifted by half a sub-pixel and rounded here.
     """
     return np.rint(outline * FINE - 0.5).ravel().tolist()
 
 
 class Sketch:
-    """Draws shapes that are given in face units on a canvas, through a view. `lift` is that of `View`."""
+    """Draws shapes in face units on a canvas, through a view. `View` explains `lift`."""
 
     def __init__(self, canvas: Canvas, view: View) -> None:
         self.canvas = canvas
@@ -303,7 +341,15 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> Patch | None:
-        """Returns the patch that filled outlines cover, blurred by `soft`; None if it is not visible."""
+        """Returns the patch that filled outlines cover; None if the patch lies outside of the image.
+
+        Args:
+            outlines: Closed outlines in face units.
+            opacity: Greatest coverage, in [0, 1].
+            soft: Radius of the blur, in face units.
+            lift: Distance from the surface of the head.
+            within: A patch to which the result is limited.
+        """
         corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
         ends = list(accumulate(len(outline) for outline in outlines))
         seen = self.view.project(corners, lift)
@@ -338,7 +384,11 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> None:
-        """Paints brush strokes, thick in the middle, each through as many knots; none is thinner than half a pixel."""
+        """Paints brush strokes that are thickest in the middle.
+
+        All strokes have the same number of knots. A stroke that would be thinner than half a pixel is painted half a
+        pixel wide and fainter instead.
+        """
         fade = min(1.0, 2 * width * self.view.unit_px)
         if opacity * fade <= 0.01:
             return
@@ -357,7 +407,7 @@ class Sketch:
         lift: float = 0.0,
         within: Patch | None = None,
     ) -> None:
-        """Paints a soft spot of colour; `rx` and `ry` are Gaussian deviations."""
+        """Paints a soft spot of colour; `rx` and `ry` are its Gaussian standard deviations in face units."""
         if opacity <= 0.01:
             return
         cx, cy = self.view.place(x, y, lift)

@@ -1,4 +1,7 @@
-"""Captions a rendered face: its local sentences follow from the action units, never from the name of the emotion."""
+"""Writes the caption of a rendered face.
+
+The local sentences depend on the action units only, not on the name of the emotion.
+"""
 
 from collections.abc import Mapping
 
@@ -38,7 +41,10 @@ LOOKS: Mapping[Region, tuple[Look, ...]] = {
     ),
     Region.CHIN: (looks.CHIN_RAISED,),
 }
-"""The looks of every region but the mouth, whose sentence combines several; the most specific look comes first."""
+"""The looks of each region except the mouth, with the most specific look first.
+
+The mouth is missing because its sentence combines several looks.
+"""
 
 MOVERS: Mapping[Region, tuple[int, ...]] = {
     Region.EYEBROWS: (1, 2, 4),
@@ -47,7 +53,10 @@ MOVERS: Mapping[Region, tuple[int, ...]] = {
     Region.NOSE: (9, 10, 12, 15),
     Region.CHIN: (17, 25, 26),
 }
-"""The action units that are visible in each region, also those of no look; without them the region is at rest."""
+"""All action units that are visible in each region, also without a look of their own.
+
+A region is at rest if none of its action units is active.
+"""
 
 _LIPS: tuple[Look, ...] = (
     looks.UPPER_LIP_RAISED,
@@ -72,7 +81,7 @@ SUMMARY_LOOKS: tuple[tuple[Region, Look], ...] = (
     (Region.CHIN, looks.CHIN_RAISED),
     *((Region.LIPS, look) for look in _OPENINGS),
 )
-"""The looks that a summary names; the first one that fits uses up its action units."""
+"""The looks that a summary can name. An action unit counts only for the first look in this order that fits."""
 
 _SUMMARY_CUES = 5
 
@@ -95,9 +104,9 @@ def degree(intensity: float) -> Degree:
 
 
 def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Returns the states of each sentence that is true: one state of each region, but several of the mouth.
+    """Returns the states that each possible local sentence describes: one for each region, or several for the mouth.
 
-    A region that is neither at rest nor has one of its looks is left out.
+    A region that is neither at rest nor has one of its looks has no sentence.
     """
     regions = [_state(region, acting) for region in LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
@@ -133,9 +142,9 @@ def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
 
 
 def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Chooses the states of three to six sentences, and shuffles them.
+    """Chooses the states of three to six local sentences, in random order.
 
-    Sentences with the strongest actions are preferred to others, and any action to a region at rest.
+    Sentences about strong action units are preferred, and sentences about regions at rest are chosen last.
     """
 
     def strongest(states: tuple[RegionState, ...]) -> float:
@@ -149,7 +158,10 @@ def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
 
 
 def _summarized(acting: Actions) -> list[RegionState]:
-    """Returns the strongest states, each action unit in one of them; without any action, the regions at rest."""
+    """Returns the states that a summary names, the strongest first, with each action unit in one state only.
+
+    If no action unit is active, it returns the regions at rest.
+    """
     left, found = set(acting), list[RegionState]()
     for region, look in SUMMARY_LOOKS:
         if left.issuperset(look.units) and _fits(look, acting):

@@ -1,4 +1,4 @@
-"""Generates an endless dataset of faces. Sample `index` of `seed` depends on these two numbers alone."""
+"""Generates an endless dataset of synthetic faces. A sample depends only on its seed and its index."""
 
 import io
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ JPEG_QUALITY = 92
 
 
 def sample_face(seed: int, index: int) -> Face:
-    """Samples a face. Each run of seven indices that starts at a multiple of seven contains each emotion once.
+    """Samples a face. Seven indices from a multiple of seven on contain each of the seven emotions once.
 
-    Person, scene, feeling and wording come from separate random streams, so none of them gives a hint about another.
+    Person, scene, emotion and wording come from separate random streams, so none of them reveals another one.
     """
     turn, place = divmod(index, len(EMOTIONS))
     emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
@@ -41,10 +41,10 @@ def _stream(seed: int, number: int, purpose: int) -> np.random.Generator:
 
 
 def record(seed: int, index: int, *, pixels: int = 112) -> Record:
-    """Returns sample `index` of `seed` as it is written into a shard: a JPEG of `pixels` x `pixels`, caption and
-    labels.
+    """Returns sample `index` of `seed`: a JPEG image of `pixels` x `pixels`, its caption and its labels.
 
-    Labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and "AU1" to "AU43" in [0, 1].
+    The labels are "emotion", "intensity" in [0, 1], "valence" and "arousal" in [-1, 1], and the intensity of each
+    action unit in [0, 1] ("AU1" to "AU43").
     """
     sampled = sample_face(seed, index)
     return Record(
@@ -57,7 +57,7 @@ def record(seed: int, index: int, *, pixels: int = 112) -> Record:
 
 
 def records(count: int, *, seed: int = 0, pixels: int = 112, start: int = 0) -> Iterator[Record]:
-    """Returns samples `start` to `start + count - 1` of `seed`, in order; each is made when it is requested."""
+    """Yields samples `start` to `start + count - 1` of `seed` in order; each sample is made when it is requested."""
     return (record(seed, index, pixels=pixels) for index in range(start, start + count))
 
 

@@ -1,7 +1,7 @@
 """Defines the seven basic emotions as prototypes of action units with a valence and an arousal.
 
-The combinations follow the EMFACS tradition (Ekman and Friesen 1978; Ekman and Rosenberg 2005), and valence and arousal
-the circumplex of Russell (1980). The exact numbers are this project's own choice.
+The combinations of action units follow EMFACS (Ekman and Friesen 1978; Ekman and Rosenberg 2005). Valence and arousal
+follow the circumplex model of Russell (1980). The exact numbers are this project's own choice.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ EMOTIONS = ("neutral", "happiness", "sadness", "anger", "fear", "surprise", "dis
 
 @dataclass(frozen=True, slots=True)
 class Prototype:
-    """One way to show an emotion.
+    """Defines one way to show an emotion on the face.
 
     Attributes:
+        name: Its name, which is a key of `SHADES` in the grammar of captions.
+        emotion: One of `EMOTIONS`.
         core: The strength of each action unit in (0, 1] at full intensity.
-        extra: Actions that may join, as (probability, strength in (0, 1]).
         valence: Pleasantness at full intensity, in [-1, 1].
         arousal: Activation at full intensity, in [-1, 1].
+        extra: Further action units, each with its probability and with its strength in (0, 1].
     """
 
     name: str
@@ -35,13 +37,15 @@ class Prototype:
 
 @dataclass(frozen=True, slots=True)
 class Feeling:
-    """A sampled emotion and the actions that it causes in the face.
+    """Holds a sampled emotion, and the action units by which a face shows it.
 
     Attributes:
+        emotion: One of `EMOTIONS`.
         shade: Name of the prototype from which it was sampled.
         intensity: In [0, 1]; at most 0.15 for neutral, at least 0.25 for all others.
         valence: In [-1, 1].
         arousal: In [-1, 1].
+        actions: The active action units.
     """
 
     emotion: str
@@ -91,7 +95,7 @@ def prototypes_of(emotion: str) -> tuple[Prototype, ...]:
 
 
 def sample_feeling(emotion: str, rng: np.random.Generator) -> Feeling:
-    """Samples a prototype of `emotion`, its intensity, and the actions that it causes."""
+    """Samples a prototype of `emotion`, its intensity, and the action units by which a face shows it."""
     family = prototypes_of(emotion)
     prototype = family[int(rng.integers(len(family)))]
     intensity = _intensity(emotion, rng)
@@ -106,7 +110,10 @@ def _intensity(emotion: str, rng: np.random.Generator) -> float:
 
 
 def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Actions:
-    """Returns strengths scaled by `force`, each with its own random spread of about a seventh."""
+    """Samples the action units of a prototype.
+
+    Each strength is multiplied by `force` and by a random factor of its own, whose standard deviation is 0.14.
+    """
     strength = dict(prototype.core)
     strength.update({unit: value for unit, (odds, value) in prototype.extra.items() if rng.random() < odds})
     spread = rng.normal(1.0, 0.14, len(strength))
@@ -114,7 +121,7 @@ def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Action
 
 
 def _settle(strength: dict[int, float]) -> dict[int, float]:
-    """Applies anatomy: a closing lid cannot be raised, and a dropped jaw parts the lips."""
+    """Makes action units anatomically possible: a closing lid cannot be raised, and a dropped jaw parts the lips."""
     if strength.get(43, 0.0) > 0.2:
         strength.pop(5, None)
     if 26 in strength:
@@ -123,8 +130,9 @@ def _settle(strength: dict[int, float]) -> dict[int, float]:
 
 
 def _affect(prototype: Prototype, acting: Actions, intensity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Returns valence and arousal: those of the prototype, weaker if the intensity is low, moved a little by lids and
-    jaw.
+    """Samples valence and arousal around those of the prototype, which count less if the intensity is low.
+
+    Raised upper lids or a dropped jaw raise the arousal, and closed eyes lower it.
     """
     reach = 1.0 if prototype.emotion == "neutral" else 0.3 + 0.7 * intensity
     stir = 0.12 * acting[5] + 0.1 * acting[26] - 0.15 * acting[43]

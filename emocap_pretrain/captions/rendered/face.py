@@ -1,4 +1,4 @@
-"""Defines one synthetic face: the only input of both the picture and the caption."""
+"""Defines a synthetic face, from which both the picture and the caption are made."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,17 @@ from emocap_pretrain.captions.rendered import palette
 from emocap_pretrain.captions.rendered.palette import Colour
 
 DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 43)
-"""The action units that are drawn; a weaker intensity than VISIBLE counts as 0."""
+"""The action units (AU) that the renderer can draw. An intensity below VISIBLE counts as 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """The actions of a face: `actions[12]` is the intensity of AU 12 in [0, 1], and 0 if it does not act.
+    """Holds the intensities of the active action units (AU) of a face.
 
-    `strength` contains known action units only, each at VISIBLE or more.
+    `actions[12]` is the intensity of AU 12, which is 0 if AU 12 is not active.
+
+    Raises:
+        ValueError: If `strength` has an action unit that is not in `DRAWN`, or an intensity outside of [VISIBLE, 1].
     """
 
     strength: Mapping[int, float] = field(default_factory=dict[int, float])
@@ -26,9 +29,9 @@ class Actions:
     def __post_init__(self) -> None:
         for unit, value in self.strength.items():
             if unit not in DRAWN:
-                raise ValueError(f"AU{unit} is not drawn here; known are {list(DRAWN)}.")
+                raise ValueError(f"AU{unit} cannot be drawn; give one of {list(DRAWN)}.")
             if not VISIBLE <= value <= 1:
-                raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out units that do not act.")
+                raise ValueError(f"AU{unit}={value} is outside [{VISIBLE}, 1]; leave out units that are not active.")
 
     def __getitem__(self, unit: int) -> float:
         return self.strength.get(unit, 0.0)
@@ -37,7 +40,7 @@ class Actions:
         return unit in self.strength
 
     def __iter__(self) -> Iterator[int]:
-        """Returns the acting units, in the order of their numbers."""
+        """Iterates over the numbers of the active units, in ascending order."""
         return iter(sorted(self.strength))
 
     def any(self, *units: int) -> bool:
@@ -45,7 +48,7 @@ class Actions:
 
 
 def actions(strength: Mapping[int, float]) -> Actions:
-    """Clips strengths to [0, 1], rounds them to hundredths, and removes those that nobody could see."""
+    """Clips strengths to [0, 1], rounds them to hundredths, and leaves out those below VISIBLE."""
     clipped = {unit: round(min(max(float(value), 0.0), 1.0), 2) for unit, value in strength.items()}
     return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})
 
@@ -57,15 +60,15 @@ GLASSES = ("none", "round", "square")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A person. Unless stated otherwise, a size is a factor: 1 is the size in the average face.
+    """Describes a person, independent of emotion and scene. A size is relative to the average face unless stated.
 
     Attributes:
         age: 0 is about twenty years old, 1 about eighty.
-        eye_tilt: Rise of the outer eye corner, in units of half a face width.
-        brow_arch: Extra height of the arch, in units of half a face width.
-        liner: Weight of the lash line in [0, 1]. If it is at least 0.5, lashes are drawn too.
-        freckles: Amount of freckles in [0, 1]. Below 0.5 there are none.
-        marks: Seed of the small marks (freckles, strands).
+        eye_tilt: Rise of the outer eye corner, in face units (half the width of an average face).
+        brow_arch: Extra height of the arch of the eyebrows, in face units.
+        liner: Weight of the lash line in [0, 1]. Above 0.5, lashes are drawn too.
+        freckles: Opacity of the freckles in [0, 1]. Below 0.5 there are none.
+        marks: Seed of small details, such as freckles and strands of hair.
     """
 
     age: float
@@ -98,7 +101,7 @@ class Identity:
 
 
 def sample_identity(rng: np.random.Generator) -> Identity:
-    """Samples a person; no trait depends on the emotion."""
+    """Samples a person. No trait depends on the emotion, so that a trait cannot reveal the emotion."""
     age = float(rng.beta(1.3, 2.2))
     skin = palette.skin(float(rng.random()), float(rng.uniform(-1, 1)))
     style = _pick(rng, HAIR_STYLES, (0.06, 0.06, 0.13, 0.11, 0.08, 0.09, 0.06, 0.1, 0.11, 0.08, 0.08, 0.04))
@@ -135,7 +138,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 
 
 def _around(rng: np.random.Generator, spread: float) -> float:
-    """Returns a factor of about 1 that differs from it by at most two spreads."""
+    """Samples a factor around 1 with the standard deviation `spread`, clipped to two standard deviations."""
     return float(np.clip(rng.normal(1.0, spread), 1 - 2 * spread, 1 + 2 * spread))
 
 
@@ -145,15 +148,15 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...], odds: tuple[float, .
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Rotation of the head in radians, and its position.
+    """Holds the rotation of the head in radians, and its size and position in the image.
 
     Attributes:
         yaw: Positive turns the face to the right of the image.
         pitch: Positive looks down.
         roll: Positive tilts clockwise.
-        zoom: Half a face width, as a share of the image width.
+        zoom: Half the width of the face, as a share of the image width.
         x: Offset of the face from the middle, as a share of the image width.
-        y: The same, downwards.
+        y: Offset of the face downwards, as a share of the image height.
     """
 
     yaw: float = 0.0
@@ -166,13 +169,13 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """A soft lamp.
+    """Describes the light of a scene, which comes from one soft lamp.
 
     Attributes:
-        x: Side from which the light comes, -1 left to 1 right.
-        y: Height from which the light comes, -1 above to 1 below.
+        x: Side from which the light comes, from -1 (left) to 1 (right).
+        y: Height from which the light comes, from -1 (above) to 1 (below).
         strength: Contrast between the lit and the dark side, in [0, 1].
-        warmth: -1 cool to 1 warm.
+        warmth: Colour of the light, from -1 (cool) to 1 (warm).
     """
 
     x: float = -0.5
@@ -183,7 +186,15 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Backdrop:
-    """A gradient from `near` to `far` along `angle` in radians, and `lamps` blurred discs placed by `seed`."""
+    """Describes a background: a gradient of two colours and some blurred discs of light.
+
+    Attributes:
+        near: Colour at one end of the gradient.
+        far: Colour at the other end.
+        angle: Direction of the gradient in radians; 0 runs to the right.
+        lamps: Number of discs.
+        seed: Seed of the places and sizes of the discs.
+    """
 
     near: Colour
     far: Colour
@@ -194,7 +205,10 @@ class Backdrop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Pose, light and background of a face; `gaze` is the direction of the eyes, right and down, in [-1, 1]."""
+    """Holds the pose, light and background of a face, and the direction of its gaze.
+
+    `gaze` has two numbers in [-1, 1]: how far the eyes look to the right and how far they look down.
+    """
 
     pose: Pose
     light: Light
@@ -203,7 +217,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Samples a view that is near enough to the front for every action to be visible."""
+    """Samples a scene in which the head is turned so little that every action unit remains visible."""
     return Scene(_pose(rng), _light(rng), _backdrop(rng), _gaze(rng))
 
 
@@ -232,14 +246,14 @@ def _gaze(rng: np.random.Generator) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A person in a scene with an emotion.
+    """Describes a synthetic face: a person in a scene who shows an emotion.
 
     Attributes:
-        identity: Everything that an expression does not change.
-        scene: Pose, light and background.
-        actions: The action units that act; the picture and the local sentences depend on these alone.
+        identity: All traits that an expression does not change.
+        scene: Pose, light, background and gaze.
+        actions: The active action units. The emotion influences the picture and the local sentences only through them.
         emotion: One of `emotion.EMOTIONS`.
-        shade: Name of the prototype within the emotion.
+        shade: Name of the prototype of the emotion, such as "joy" for happiness.
         intensity: Intensity of the emotion, in [0, 1].
         valence: In [-1, 1].
         arousal: In [-1, 1].

@@ -29,7 +29,7 @@ def jaw_fall(face: Face) -> float:
 
 
 def outline(face: Face) -> Points:
-    """Returns the edge of the face, closed, from the top of the skull to the chin and back."""
+    """Returns the closed outline of the face, from the top of the skull to the chin and back."""
     person, fall = face.identity, jaw_fall(face)
     top, wide, low = person.forehead, person.width, person.chin
     cheek = 0.02 * face.actions[12] + 0.02 * face.actions[6] - 0.02 * face.actions[26]
@@ -72,9 +72,9 @@ def draw_ears(sketch: Sketch, face: Face) -> None:
 
 
 def draw_face(sketch: Sketch, face: Face) -> Patch | None:
-    """Paints the skin; returns the patch that it covers, or None if no face is visible.
+    """Paints the skin and returns the patch that the skin covers, to which the features of the face are limited.
 
-    The patch bounds everything that lies on the skin.
+    It returns None if the face lies outside of the image.
     """
     skin = face.identity.skin
     patch = sketch.cover(outline(face))
@@ -83,7 +83,7 @@ def draw_face(sketch: Sketch, face: Face) -> Patch | None:
 
 
 def draw_relief(sketch: Sketch, face: Face) -> None:
-    """Draws light on the middle of the face, the forehead and the chin; the rim stays dark."""
+    """Draws light on the middle of the face, on the forehead and on the chin. The rim of the face stays dark."""
     skin = face.identity.skin
     bright, side = palette.lighter(skin, 0.32), face.scene.light.x
     sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0)
@@ -104,7 +104,7 @@ def draw_marks(sketch: Sketch, face: Face) -> None:
 
 
 def draw_beard(sketch: Sketch, face: Face) -> None:
-    """Draws stubble or a short full beard: a tint of the jaw that leaves its relief visible."""
+    """Draws stubble or a short full beard as a tint, through which the relief of the jaw remains visible."""
     person = face.identity
     if person.beard not in {"stubble", "full"}:
         return
@@ -168,7 +168,7 @@ def _colour(person: Identity) -> Colour:
 
 
 def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> None:
-    """Draws strands, darker edges and one soft gloss on the lit side."""
+    """Draws dark and light strands of hair, and a soft gloss on the lit side."""
     person = face.identity
     rng = np.random.default_rng(person.marks)
     if person.hair_style not in {"curly", "afro", "scarf"}:
@@ -182,7 +182,10 @@ def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> N
 
 
 def _strand(x: float, spread: float) -> Points:
-    """Returns a hair that starts near the crown and falls to the side on which it grows."""
+    """Returns a strand of hair that starts near the crown and falls to its own side of the head.
+
+    `x` in [-1, 1] is the side, and `spread` below 1 brings the upper part of the strand nearer to the middle.
+    """
     return points((0.25 * x, -1.48), (0.75 * x * spread, -1.22), (1.05 * x, -0.75), (1.12 * x, -0.2))
 
 
@@ -193,7 +196,10 @@ Half = tuple[tuple[float, float], ...]
 
 
 def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
-    """Returns the outer edge of the right half, from beside the ear up to the top."""
+    """Returns the outer edge of the right half of the hair, from beside the ear up to the top.
+
+    `volume` is the thickness of the hair, and `peak` additional height at the top, both in face units.
+    """
     wide, top = person.width, person.forehead
     return points(
         (0.98 * wide + 0.3 * volume, -0.02),
@@ -205,16 +211,19 @@ def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
 
 
 def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
-    """Returns everything between the crown and a symmetric hairline."""
+    """Returns the outline of hair between its outer edge and a symmetric hairline.
+
+    `hairline` is the right half of the hairline, from beside the ear to the middle.
+    """
     outer = _crown(person, volume, peak)
     inner = np.array(hairline) * (person.width, 1.0)
     return np.concatenate([spline(arched(outer)), spline(arched(inner))[::-1]])
 
 
 def _sweep(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
-    """Returns everything between the crown and a hairline from left to right.
+    """Returns the outline of hair between its outer edge and an asymmetric hairline, given from left to right.
 
-    Half of all people have the mirror image of it.
+    For half of all people the outline is mirrored.
     """
     side = 1 if person.marks % 2 else -1
     outer = spline(arched(_crown(person, volume, peak)))

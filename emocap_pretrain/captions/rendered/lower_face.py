@@ -13,7 +13,7 @@ from emocap_pretrain.captions.rendered.upper_face import EYE_Y, eye_half, eye_x
 
 
 def draw_cheeks(sketch: Sketch, face: Face) -> None:
-    """Draws a blush, and for AU 6 a raised and rounded apple with a fold above it."""
+    """Draws the blush and the shine of the cheeks. AU 6 raises and rounds the cheeks, with a fold above each."""
     person, act = face.identity, face.actions
     raised = act[6]
     y = 0.34 - 0.09 * raised - 0.04 * act[12]
@@ -49,7 +49,7 @@ def _crow_feet(sketch: Sketch, face: Face) -> None:
 
 
 def draw_chin(sketch: Sketch, face: Face, lip_y: float) -> None:
-    """Draws the hollow under the lower lip, which ends at `lip_y`; AU 17 bunches and dimples the chin below it."""
+    """Draws the hollow under the lower lip, whose lower edge is at `lip_y`. AU 17 bunches and dimples the chin."""
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force
@@ -71,7 +71,7 @@ NOSE_Y = 0.36
 
 
 def draw_nose(sketch: Sketch, face: Face) -> None:
-    """Draws only shades: a lit ridge and tip, a shaded flank, wings and nostrils."""
+    """Draws the nose without an outline: light on the bridge and the tip, a shaded side, the wings and the nostrils."""
     person, act = face.identity, face.actions
     wide, shadow = person.nose_width, palette.shadow(person.skin)
     lit = 1 if face.scene.light.x > 0 else -1
@@ -109,7 +109,7 @@ def _wings(sketch: Sketch, face: Face, base: float, rise: float) -> None:
 
 
 def _wrinkles(sketch: Sketch, face: Face) -> None:
-    """Draws, for AU 9, oblique folds along the bridge, and one across its root."""
+    """Draws, for AU 9, oblique folds along the bridge of the nose and two folds across its root."""
     force = face.actions[9]
     if force == 0:
         return
@@ -122,9 +122,14 @@ def _wrinkles(sketch: Sketch, face: Face) -> None:
 
 
 def draw_folds(sketch: Sketch, face: Face, corner: tuple[float, float]) -> None:
-    """Draws the nasolabial folds, which pass outside the mouth `corner` of the right side.
+    """Draws the nasolabial folds, which run from the wings of the nose around the corners of the mouth.
 
-    AU 12 bows them outwards, AU 10 deepens and squares their upper half, AU 9 their top.
+    AU 12 bows the folds outwards, AU 9 and AU 10 raise their upper half, and all three deepen them.
+
+    Args:
+        sketch: The drawing.
+        face: The face.
+        corner: The corner of the mouth on the right of the image, in face units.
     """
     person, act = face.identity, face.actions
     depth = 0.10 + 0.25 * person.age + 0.62 * act[12] + 0.62 * act[10] + 0.35 * act[9] + 0.2 * act[15]
@@ -151,9 +156,9 @@ _T = np.linspace(-1, 1, 29)
 
 @dataclass(frozen=True, slots=True)
 class Lips:
-    """The four edges of the lips, from top to bottom and each from left to right, and the height of the gap.
+    """Holds the four edges of the lips in face units, each from left to right, and the height of the gap between them.
 
-    All lengths are in face units.
+    From top to bottom, `top` and `upper` are the edges of the upper lip, `lower` and `bottom` those of the lower lip.
     """
 
     top: Points
@@ -164,7 +169,7 @@ class Lips:
 
     @property
     def corner(self) -> tuple[float, float]:
-        """Returns the position of the right corner."""
+        """Returns the position of the corner of the mouth on the right of the image."""
         return float(self.upper[-1, 0]), float(self.upper[-1, 1])
 
     @property
@@ -173,7 +178,10 @@ class Lips:
 
 
 def lips(face: Face) -> Lips:
-    """Returns the edges of the lips; each action moves corners, middle line, gap or thickness."""
+    """Returns the edges of the lips.
+
+    The action units move the corners or the line between the lips, open the gap, or change the thickness of the lips.
+    """
     act = face.actions
     half = _half(face)
     middle = MOUTH_Y + _line(face)
@@ -191,14 +199,14 @@ def lips(face: Face) -> Lips:
 
 
 def _half(face: Face) -> float:
-    """Returns half the width: AU 12, 14 and 20 stretch it, AU 23 and a dropped jaw narrow it."""
+    """Returns half the width of the mouth. AU 12, 14, 15 and 20 widen the mouth, AU 23 and 26 narrow it."""
     act = face.actions
     stretch = 0.12 * act[12] + 0.04 * act[14] + 0.15 * act[20] + 0.02 * act[15]
     return 0.37 * face.identity.mouth_width + stretch - 0.07 * act[23] - 0.07 * act[26] * (1 - act[12])
 
 
 def _line(face: Face) -> Float[np.ndarray, " columns"]:
-    """Returns the height of the line between the lips relative to rest."""
+    """Returns how far each point of the line between the lips is below `MOUTH_Y`; a negative value is above it."""
     act = face.actions
     corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
     centre = 0.04 * act[12] - 0.07 * act[17] - 0.03 * act[15] - 0.05 * act[10] + 0.01 * act[25]
@@ -220,7 +228,7 @@ def draw_mouth(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _groove(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Draws the philtrum above the lips and the shade below them; for AU 23 also lines that radiate from tight lips."""
+    """Draws the groove between nose and upper lip. For AU 23, pale skin and lines that radiate surround the lips."""
     person = face.identity
     shadow = palette.shadow(person.skin)
     sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35)
@@ -241,7 +249,10 @@ def _ray(shape: Lips, column: int) -> Points:
 
 
 def _corners(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Draws marks beside the corners: dimples (14, a little 12), hanging folds (15), stretched folds (20)."""
+    """Draws marks beside the corners of the mouth.
+
+    The marks are dimples for AU 14 (fainter for AU 12), hanging folds for AU 15, and stretched folds for AU 20.
+    """
     act, (x, y) = face.actions, shape.corner
     deep = palette.fold(face.identity.skin)
     dimple = points((x + 0.045, y - 0.085), (x + 0.085, y - 0.01), (x + 0.05, y + 0.075))
@@ -260,7 +271,7 @@ def _corners(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Draws the dark inside of the mouth with tongue and teeth."""
+    """Draws the dark inside of an open mouth, with tongue and teeth."""
     act = face.actions
     hole = sketch.cover(shape.inside)
     sketch.canvas.paint(hole, (0.24, 0.07, 0.08))
@@ -280,7 +291,7 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _teeth(edge: Points, height: float) -> Points:
-    """Returns a row of teeth that hangs from `edge`, or rises from it if `height` is negative."""
+    """Returns the outline of a row of teeth that hangs from a lip's `edge`; a negative `height` lets them rise."""
     other = edge + np.stack([np.zeros_like(_T), height * (1 - _T**6)], 1)
     return np.concatenate([edge, other[::-1]])
 

@@ -1,4 +1,4 @@
-"""Defines colours of skin, hair, eyes, cloth and background. All are sRGB with channels in [0, 1]."""
+"""Defines the colours of skin, hair, eyes, clothes and background, as sRGB triples with channels in [0, 1]."""
 
 import colorsys
 
@@ -40,7 +40,7 @@ _IRIS: tuple[Colour, ...] = (
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Returns `one` with a `share` in [0, 1] of `other`."""
+    """Returns a blend of two colours; a `share` of 0 gives `one`, and a `share` of 1 gives `other`."""
     return (
         one[0] + (other[0] - one[0]) * share,
         one[1] + (other[1] - one[1]) * share,
@@ -71,21 +71,26 @@ def fold(skin: Colour) -> Colour:
 
 
 def brow(hair_colour: Colour, skin_colour: Colour) -> Colour:
-    """Returns the colour of brows and beard: darker than the hair, and dark enough to contrast with the skin."""
+    """Returns the colour of eyebrows and beard, which is darker than the hair and contrasts with the skin."""
     ink = mix(darker(hair_colour, 0.35), fold(skin_colour), 0.3)
     glare = sum(ink) / (0.5 * sum(skin_colour))
     return ink if glare <= 1 else scale(ink, 1 / glare, 1 / glare, 1 / glare)
 
 
 def skin(depth: float, warmth: float) -> Colour:
-    """Returns a skin of `depth` in [0, 1] from light to dark, and `warmth` in [-1, 1] from cool to warm."""
+    """Returns a colour of skin.
+
+    Args:
+        depth: Position in [0, 1] on a scale from light to dark.
+        warmth: Tint in [-1, 1] from cool to warm.
+    """
     place = depth * (len(_SKIN) - 1)
     low = min(int(place), len(_SKIN) - 2)
     return scale(mix(_SKIN[low], _SKIN[low + 1], place - low), 1.0, 1.0, 1.0 - 0.05 * warmth)
 
 
 def hair(rng: np.random.Generator, age: float) -> Colour:
-    """Samples natural hair, greyer with `age` in [0, 1], and sometimes dyed."""
+    """Samples a colour of hair. The older the person (`age` in [0, 1]), the greyer it is; one in twenty is dyed."""
     if rng.random() < 0.05:
         return _choose(rng, _DYED)
     grey = float(np.clip((age - 0.45 + rng.normal(0.0, 0.12)) * 2.2, 0.0, 0.95))
@@ -97,7 +102,13 @@ def iris(rng: np.random.Generator) -> Colour:
 
 
 def lip(skin_colour: Colour, rose: float, *, made_up: bool) -> Colour:
-    """Returns the colour of the lips for a skin colour; `rose` in [0, 1] says how different the two colours are."""
+    """Returns the colour of the lips.
+
+    Args:
+        skin_colour: The skin around the lips.
+        rose: Redness of natural lips, or the shade of the lipstick, in [0, 1].
+        made_up: Whether the lips have lipstick, so that the colour does not depend on the skin.
+    """
     if made_up:
         return mix((0.76, 0.22, 0.28), (0.70, 0.32, 0.38), rose)
     return mix(scale(skin_colour, 0.86, 0.60, 0.58), (0.76, 0.36, 0.36), 0.2 + 0.3 * rose)

@@ -1,4 +1,4 @@
-"""Renders a face to pixels, painting from the backdrop to the light."""
+"""Renders a face to pixels in layers, from the background to the light."""
 
 import math
 
@@ -72,7 +72,7 @@ _COARSE = 32
 
 
 def _draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
-    """Draws a soft gradient, and lamps out of focus."""
+    """Draws a soft gradient, and over it the blurred discs of lamps."""
     across = np.linspace(-0.75, 0.75, _COARSE)
     share = 0.5 + math.cos(backdrop.angle) * across + math.sin(backdrop.angle) * across[:, None]
     coarse = Image.fromarray((255 * np.clip(share, 0, 1)).astype(np.uint8))
@@ -123,7 +123,7 @@ def _draw_earrings(sketch: Sketch, face: Face) -> None:
 
 
 def _shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Returns the picture with light and shade: brighter on the side of the lamp, tinted by its warmth."""
+    """Returns the picture with its lighting: brighter on the side of the lamp, and tinted by the warmth of the lamp."""
     size = picture.width
     across = np.linspace(-1, 1, size, dtype=np.float32)
     tint = np.array([1 + 0.035 * light.warmth, 1.0, 1 - 0.045 * light.warmth], np.float32)

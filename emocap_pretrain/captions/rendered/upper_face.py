@@ -10,10 +10,10 @@ from emocap_pretrain.captions.rendered.face import Face, Identity
 
 
 def brow_line(face: Face) -> Points:
-    """Returns the middle line of the right brow of the image, from its head to its tail.
+    """Returns the centre line of the eyebrow on the right of the image, from the inner to the outer end.
 
-    AU 1 raises the head, AU 2 the arch and tail. AU 4 lowers the brow and draws it towards the midline. If AU 1 and AU
-    4 act together, the head rises and moves inwards.
+    AU 1 raises the inner end, and AU 2 raises the arch and the outer end. AU 4 lowers the eyebrow and draws it towards
+    the midline of the face. If AU 1 and AU 4 are active together, the inner end rises and moves inwards.
     """
     act, arch = face.actions, face.identity.brow_arch
     down = act[4] * (1 - 0.75 * act[1])
@@ -45,7 +45,10 @@ def draw_creases(sketch: Sketch, face: Face) -> None:
 
 
 def _forehead(sketch: Sketch, face: Face) -> None:
-    """Draws horizontal lines: in the middle for AU 1, at the sides for AU 2, and across for both or for age."""
+    """Draws horizontal lines on the forehead: in the middle for AU 1, and at the sides for AU 2.
+
+    If both units are active, or for an old person, the lines run across the whole forehead.
+    """
     person, act = face.identity, face.actions
     deep = palette.fold(person.skin)
     across = 0.75 * min(act[1], act[2]) + 0.22 * max(person.age - 0.35, 0.0)
@@ -62,7 +65,7 @@ def _forehead(sketch: Sketch, face: Face) -> None:
 
 
 def _frown(sketch: Sketch, face: Face) -> None:
-    """Draws the two upright folds between the brows, and the shade there."""
+    """Draws, for AU 4, two upright folds between the eyebrows and a shade around them."""
     person, act = face.identity, face.actions
     force = act[4]
     if force == 0:
@@ -80,7 +83,17 @@ _T = np.linspace(-1, 1, 19)
 
 @dataclass(frozen=True, slots=True)
 class Lids:
-    """The lids of the right eye of the image, from the inner to the outer corner; the left eye is its mirror image."""
+    """Holds curves of the eye on the right of the image, each from the inner to the outer corner, in face units.
+
+    The other eye is the mirror image.
+
+    Attributes:
+        upper: Edge of the upper lid.
+        lower: Edge of the lower lid.
+        fold: Crease above the upper lid.
+        bag: Crease below the lower lid.
+        x: Distance of the middle of the eye from the midline of the face.
+    """
 
     upper: Points
     lower: Points
@@ -90,19 +103,19 @@ class Lids:
 
 
 def eye_x(person: Identity) -> float:
-    """Returns the distance of the middle of an eye from the midline."""
+    """Returns the distance of the middle of an eye from the midline of the face, in face units."""
     return EYE_X * person.eye_gap
 
 
 def eye_half(person: Identity) -> float:
-    """Returns half the width of an eye."""
+    """Returns half the width of an eye, in face units."""
     return 0.245 * person.eye_size
 
 
 def lids(face: Face) -> Lids:
-    """Returns the edges of the lids.
+    """Returns the curves of the lids.
 
-    AU 5 raises the upper lid, AU 7 brings both together, AU 6 pushes up the lower one, AU 43 lets the upper one fall.
+    AU 5 raises the upper lid and AU 43 lowers it. AU 6 pushes up the lower lid. AU 7 brings both lids together.
     """
     person, act = face.identity, face.actions
     x, half = eye_x(person), eye_half(person)
@@ -140,7 +153,7 @@ def _both(right: Points) -> tuple[Points, Points]:
 
 
 def _sockets(sketch: Sketch, face: Face, shape: Lids) -> None:
-    """Draws the hollow around the eye, the lid and its fold."""
+    """Draws the hollows around both eyes, the upper lids, and the creases above and below the lids."""
     person, act = face.identity, face.actions
     shadow, deep = palette.shadow(person.skin), palette.fold(person.skin)
     for side in (-1, 1):
@@ -190,7 +203,10 @@ def _lashes(sketch: Sketch, face: Face, shape: Lids) -> None:
 
 
 def _lash_hairs(shape: Lids, closed: float) -> list[Points]:
-    """Returns four hairs on each outer half; they point up from an open eye and down from a closed one."""
+    """Returns four lashes for the outer half of each upper lid.
+
+    The lashes point up from an open eye and down from a closed one; `closed` is the intensity of AU 43.
+    """
     roots = shape.upper[11:18:2]
     lean = np.linspace(0.25, 0.9, len(roots))[:, None] * (0.07, 0.0) + (0.0, -0.055 + 0.11 * closed)
     return [flipped(np.stack([r, r + 0.6 * d, r + d]), s) for r, d in zip(roots, lean, strict=True) for s in (-1, 1)]

@@ -52,7 +52,7 @@ def test_weak_actions_are_dropped_and_strong_ones_clipped():
 
 
 def test_action_units_that_are_not_drawn_are_refused():
-    with pytest.raises(ValueError, match="AU3 is not drawn"):
+    with pytest.raises(ValueError, match="AU3 cannot be drawn"):
         Actions({3: 0.5})
     with pytest.raises(ValueError, match="outside"):
         Actions({1: VISIBLE / 2})
