@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Holds tokenized texts, such as those of one caption part for the images of a batch.
+    """Holds tokenized texts, such as the texts of one caption part for the images of a batch.
 
     Attributes:
         ids: Token ids, padded to the longest text.
-        mask: True on real tokens.
-        owner: The row of the image that each text describes, ascending; None where text `i` belongs to row `i`.
-        identity: A hash of each token row: texts that the tower cannot tell apart have equal numbers on every rank.
-            None where no loss asks for it.
+        mask: True on real tokens, False on padding.
+        owner: The row of the image that each text describes, ascending; None if text `i` describes image `i`.
+        identity: A hash of the tokens of each text, which is equal on every rank for equal tokens. None if no loss
+            needs the hashes.
     """
 
     ids: Int[Tensor, "texts length"]
@@ -26,32 +26,32 @@ class Texts:
     identity: Int64[Tensor, " texts"] | None = None
 
     def starts(self, rows: Sequence[int]) -> list[int]:
-        """Returns the index of the first text of each of these image rows; synchronizes with the device once."""
+        """Returns, for each of these image rows, the index of its first text. Synchronizes with the device once."""
         if self.owner is None:
             return list(rows)
         return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
 
     def piece(self, span: slice, first_row: int) -> "Texts":
-        """Returns the texts of a span; `first_row` is the image row that becomes row 0."""
+        """Returns the texts in a span, renumbered so that image row `first_row` becomes row 0."""
         owner = None if self.owner is None else self.owner[span] - first_row
         identity = None if self.identity is None else self.identity[span]
         return Texts(self.ids[span], self.mask[span], owner, identity)
 
     def to(self, device: str) -> "Texts":
-        """Returns the texts on a device; the copy from pinned memory does not block."""
+        """Returns the texts on a device. A copy from pinned memory does not block the host."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Texts":
-        """Returns the texts with every tensor changed."""
+        """Returns the texts with `change` applied to every tensor."""
         owner, identity = (None if each is None else change(each) for each in (self.owner, self.identity))
         return Texts(change(self.ids), change(self.mask), owner, identity)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Holds a rank's share of one global batch: images, and the texts of each caption part by the part's name.
+    """Holds a rank's share of one global batch: images, and for the name of each caption part its texts.
 
-    Parts that the objective does not use are missing.
+    Parts that the objective does not use are missing in `texts`.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]
@@ -59,30 +59,30 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return self.images.shape[0]
 
     @property
     def tokens(self) -> int:
-        """Number of text tokens, without padding. Synchronizes with the device."""
+        """Returns the number of text tokens without padding. Synchronizes with the device."""
         return sum(int(texts.mask.sum()) for texts in self.texts.values())
 
     def to(self, device: str) -> "Batch":
-        """Returns the batch on a device; the copy from pinned memory does not block."""
+        """Returns the batch on a device. A copy from pinned memory does not block the host."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Returns the batch in pinned memory; DataLoader calls this."""
+        """Returns the batch in pinned memory. DataLoader calls this method if its `pin_memory` is set."""
         return self.mapped(Tensor.pin_memory)
 
     def share_memory_(self) -> None:
         """Moves the tensors to shared memory, so that another process can read them without a copy.
 
         Raises:
-            RuntimeError: If there is no room in /dev/shm.
+            RuntimeError: If /dev/shm is full.
         """
         self.mapped(Tensor.share_memory_)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Returns the batch with every tensor changed."""
+        """Returns the batch with `change` applied to every tensor."""
         return Batch(change(self.images), {name: texts.mapped(change) for name, texts in self.texts.items()})

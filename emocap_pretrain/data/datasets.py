@@ -1,4 +1,4 @@
-"""Opens the datasets of a run: their digest, a rank's stream, and a tokenizer trained on their captions."""
+"""Opens the datasets of a run: computes their digest, opens a rank's stream, and trains a tokenizer on the captions."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 
 def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
-    """Returns a tokenizer of so many tokens, trained on the first captions of the data in the order of the manifest."""
+    """Trains a tokenizer with `vocabulary` tokens on the captions of the first 20,000 samples of the manifests."""
     samples = _first_captions(data.sources, TOKENIZER_SAMPLES, error_budget=data.error_budget)
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
@@ -33,7 +33,7 @@ def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
 
 
 def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer of a new run: the one that the settings name, or one that is trained on the data."""
+    """Returns the tokenizer of a new run, which is trained on the data or read from the place in the settings."""
     if settings.tokenizer == "data":
         return train_tokenizer(data, settings.vocabulary)
     return Tokenizer.load(settings.tokenizer)
@@ -41,14 +41,14 @@ def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class CutTexts:
-    """Counts the texts of one kind, and those that are cut because they have more tokens than the tower reads.
+    """Counts texts, and how many of them are cut because they have more tokens than the text tower reads.
 
     Attributes:
-        kind: Name of the texts: a caption part, or "prompts".
-        limit: Most tokens that the tower reads of a text.
+        kind: Name of a caption part, or "prompts".
+        limit: Largest number of tokens that the tower reads from a text.
         texts: Number of texts.
-        cut: Number of texts with more tokens.
-        longest: Tokens of the longest text.
+        cut: Number of texts with more than `limit` tokens.
+        longest: Number of tokens of the longest text.
     """
 
     kind: str
@@ -59,13 +59,13 @@ class CutTexts:
 
     @classmethod
     def of(cls, kind: str, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> "CutTexts":
-        """Counts the tokens of these texts."""
+        """Returns the counts for these texts."""
         counts = tokenizer.counts(texts)
         return cls(kind, limit, len(counts), sum(count > limit for count in counts), max(counts, default=0))
 
     @property
     def share(self) -> float:
-        """Share of the texts that are cut, in [0, 1]."""
+        """Returns the share of the texts that are cut, in [0, 1]."""
         return self.cut / self.texts if self.texts else 0.0
 
     def __str__(self) -> str:
@@ -76,7 +76,11 @@ class CutTexts:
 def cut_captions(
     sources: Sequence[SourceConfig], tokenizer: Tokenizer, lengths: PartLengthsConfig
 ) -> tuple[int, list[CutTexts]]:
-    """Reads the first samples, 2,000 at most; returns their number, and for each part how many texts are cut."""
+    """Counts the cut texts of the first 2,000 samples at most.
+
+    Returns:
+        The number of samples that were read, and the counts for each caption part.
+    """
     samples = list(_first_captions(sources, CUT_SAMPLES, error_budget=CUT_SAMPLES))
     captions = list(itertools.chain.from_iterable(samples))
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
@@ -87,21 +91,21 @@ def cut_captions(
 def _first_captions(
     sources: Sequence[SourceConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
-    """Yields the captions of each of the first samples, in the order of the manifest."""
+    """Yields a tuple with the captions of a sample, for each of the first samples in the order of the manifest."""
     stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
 
 def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch: int, seed: int) -> Stream:
-    """Returns the stream of the samples that this rank reads, from the cursor on.
+    """Returns the stream of the samples that this rank reads.
 
     Args:
         data: The datasets, and how they are shuffled and cached.
         info: The rank that reads.
-        start: Position at which the stream begins.
-        global_batch: Samples of a step over all ranks.
-        seed: Decides the order of the samples.
+        start: Cursor (epoch and consumed samples) at which the stream begins.
+        global_batch: Number of samples of a step over all ranks.
+        seed: Seed of the order of the samples.
     """
     return Stream(
         url=_sources(data.sources),
@@ -127,21 +131,21 @@ def data_digest_of(data: DataConfig) -> str:
 
 
 def digest_of(manifests: Sequence[Manifest]) -> str:
-    """Returns the digest of the datasets of a run, which come in the order of the settings."""
+    """Returns the digest that identifies the datasets of a run; `manifests` are in the order of the settings."""
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetUse:
-    """Describes a packed dataset and what a run uses it for, for the tracker and for plots.
+    """Describes a packed dataset and its purpose in a run, for the tracker and for plots.
 
     Attributes:
-        url: The address in the config. It holds no secret; the text `${oc.env:...}` stays.
-        digest: SHA-256 of the manifest. `emocap inspect` prints its first 16 characters.
+        url: The address in the config. It contains no secret, because a `${oc.env:...}` text in it is not replaced.
+        digest: SHA-256 of the manifest.
         samples: Number of samples.
-        purpose: What the run uses it for.
-        weight: The weight in `data.mix`; None where none is given.
+        purpose: Whether the run trains on the dataset or is evaluated on it.
+        weight: The weight of the dataset in `data.mix`; None if the config gives no weight.
     """
 
     url: str
@@ -152,32 +156,32 @@ class DatasetUse:
 
     @property
     def name(self) -> str:
-        """The last two folders of the URL, such as `faces/train`."""
+        """Returns the last two folders of the URL, such as `faces/train`."""
         return "/".join(self.url.rstrip("/").split("/")[-2:])
 
     @property
     def short_digest(self) -> str:
-        """The first 16 characters of the digest, as `emocap inspect` prints them."""
+        """Returns the first 16 characters of the digest, as `emocap inspect` prints them."""
         return self.digest[:16]
 
 
 def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
-    """Returns the datasets that a run trains on; reads their manifests.
+    """Reads the manifests of the datasets that a run trains on, and describes the datasets.
 
     Args:
         data: The settings.
-        stored: The same settings as they may be logged (`Config.stored`).
+        stored: The same settings without secrets, as `Config.stored` returns them.
     """
     urls = [source["url"] for source in stored["mix"]] or [stored["url"]]
     return [_use(source.url, url, "training", source.weight) for source, url in zip(data.sources, urls, strict=True)]
 
 
 def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
-    """Returns the dataset that a run is evaluated on, if there is one; reads its manifest.
+    """Reads the manifest of the dataset on which a run is evaluated, and describes the dataset, if there is one.
 
     Args:
         settings: The settings.
-        stored: The same settings as they may be logged (`Config.stored`).
+        stored: The same settings without secrets, as `Config.stored` returns them.
     """
     return [_use(settings.url, stored["url"], "evaluation")] if settings.url else []
 
@@ -190,7 +194,7 @@ def _use(
 
 
 def foreign_data(data: DataConfig, run_url: str) -> str:
-    """Returns the error message for a run whose checkpoint was trained on other data, without secrets."""
+    """Returns the error message for a run whose checkpoint was trained on other data; it shows no secrets."""
     addresses = " with ".join(open_store(source.url).url for source in data.sources)
     return (
         f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "

@@ -1,7 +1,4 @@
-"""Makes batches from the samples of a stream, in loader processes or in the training process.
-
-This is the only module in which numpy arrays become tensors.
-"""
+"""Makes batches from the samples of a stream, in loader processes or in the training process."""
 
 import errno
 import hashlib
@@ -35,10 +32,11 @@ from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, DataError, EmocapError, TrainingError
 from emocap_pretrain.logs import guard_tracebacks, show_logs
 
-SHM = "/dev/shm"  # noqa: S108 - a mount of the kernel, and nothing is created there by name
+SHM = "/dev/shm"  # noqa: S108 - a mount of the kernel; this module creates no file in it
 SHM_ADVICE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10  # A token is an id of 8 bytes and a flag of the mask.
+# A token takes an id of 8 bytes and a mask of 1 byte. PAGES_BYTES allows for tensors that end within a page.
+TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +47,9 @@ class Collate:
 
     Attributes:
         tokenizer: Encodes the captions.
-        parts: The caption parts that the objective uses; the batch has no others.
-        lengths: Most tokens of a text, by the name of its part.
-        pixels: Side of the images in the batch.
+        parts: The caption parts that the objective uses; the batch has no other parts.
+        lengths: Largest number of tokens of a text, by the name of its part.
+        pixels: Side of the images in the batch, in pixels.
         seed: Seed of the augmentation.
         crop: Smallest share of the shorter image side that a random crop keeps, in [0, 1].
         flip: Probability that an image is mirrored, if its caption can be mirrored too.
@@ -66,7 +64,7 @@ class Collate:
     flip: float
 
     def prepare(self, sample: Sample) -> Sample:
-        """Returns the sample with the augmented image of its epoch, and with the caption that describes that image.
+        """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
 
         An image whose caption cannot be mirrored is never mirrored.
         """
@@ -81,7 +79,7 @@ class Collate:
         return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
 
     def batch_bytes(self, rows: int) -> int:
-        """Returns an estimate of the bytes of a batch of `rows` samples in shared memory, with the longest texts."""
+        """Estimates the size of a batch of `rows` samples in shared memory, in bytes, if all texts have full length."""
         tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
         return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
@@ -101,14 +99,14 @@ class Collate:
 
 
 def _identities(texts: Texts) -> torch.Tensor:
-    """Returns a hash of each row without its padding, so that equal tokens have equal hashes on every rank."""
+    """Returns a hash of the tokens of each text, without padding. Equal tokens have equal hashes on every rank."""
     rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
 class LoadedBatch(NamedTuple):
-    """Holds a batch, the cursor of the sample after it, and the damaged samples that were left out of it."""
+    """Holds a batch, the cursor after its last sample, and the damaged samples that were left out of the batch."""
 
     batch: Batch
     cursor: Cursor
@@ -116,10 +114,10 @@ class LoadedBatch(NamedTuple):
 
 
 class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
-    """A dataset of the steps of this rank. Loader process `w` of `n` makes every n-th of them, in DataLoader's order.
+    """Yields the batches of this rank. Loader process `w` of `n` makes those of the steps w, w + n, w + 2n and so on.
 
-    An error of this project is yielded as a value, because DataLoader would add the traceback of the loader process to
-    the message of a raised one.
+    An error of this project is yielded as a value. If it were raised, DataLoader would add the traceback of the loader
+    process to its message.
     """
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
@@ -141,8 +139,8 @@ class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
 def _share(batch: Batch) -> None:
     """Moves the batch to shared memory, in the main thread of the loader process.
 
-    DataLoader would do it in another thread. If /dev/shm is full, that thread prints a traceback and drops the batch,
-    and training waits for it forever.
+    Otherwise DataLoader moves the batch in another thread. If /dev/shm is full, that thread prints a traceback and
+    drops the batch, and training waits for the batch forever.
 
     Raises:
         DataError: If /dev/shm is full.
@@ -160,7 +158,7 @@ def _no_room(what: str) -> DataError:
 
 
 def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
-    """Returns the settings with as many loader processes and prefetched batches as /dev/shm has room for.
+    """Reduces the numbers of loader processes and of prefetched batches, so that all batches fit into /dev/shm.
 
     Args:
         data: The settings of the run.
@@ -169,10 +167,10 @@ def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: 
         free_bytes: Free space of /dev/shm.
 
     Returns:
-        The settings unchanged, or with fewer prefetched batches, or else with fewer loader processes too.
+        The settings, with fewer prefetched batches if necessary, and with fewer loader processes if that is not enough.
 
     Raises:
-        ConfigError: If there is no room for one loader process with one prefetched batch and one in use.
+        ConfigError: If there is no room for one loader process with one prefetched batch and one batch in use.
     """
     candidates = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
     candidates += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
@@ -195,13 +193,13 @@ def shared_memory_free() -> int | None:
 
 
 def shrink_to_fit_and_warn(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int | None) -> DataConfig:
-    """Returns what `shrink_to_fit` does, and logs a warning if that differs from the settings of the run.
+    """Calls `shrink_to_fit`, and logs a warning if the result differs from the settings of the run.
 
     Args:
         data: The settings of the run.
         each_bytes: Size of a batch.
-        ranks: Number of ranks on this host, which share its memory.
-        free_bytes: What `shared_memory_free` has returned; None leaves the settings unchanged.
+        ranks: Number of ranks on this host, which share its /dev/shm.
+        free_bytes: Free space of /dev/shm (`shared_memory_free`); None leaves the settings unchanged.
 
     Raises:
         ConfigError: As `shrink_to_fit` does.
@@ -228,19 +226,20 @@ def shrink_to_fit_and_warn(data: DataConfig, *, each_bytes: int, ranks: int, fre
 def batches(
     stream: Stream, collate: Collate, *, workers: int = 0, prefetch: int = 4, pin: bool = False
 ) -> Generator[LoadedBatch]:
-    """Yields the batches of this rank forever, from the cursor at which the stream starts.
+    """Yields the batches of this rank without end, from the cursor at which the stream starts.
 
-    Loader processes are spawned and not forked: clients of object stores have threads, which a fork does not copy.
+    Loader processes are spawned and not forked, because clients of object stores have threads, which a fork does not
+    copy.
 
     Args:
         stream: The samples of this rank.
         collate: Makes a batch from the samples of a step.
         workers: Number of loader processes; 0 loads in this process.
-        prefetch: Batches that each loader process prepares in advance.
+        prefetch: Number of batches that each loader process prepares in advance.
         pin: Whether batches are copied to pinned memory, from which copies to a GPU do not block the host.
 
     Raises:
-        DataError: If there is no room for loader processes in /dev/shm.
+        DataError: If /dev/shm has no room for loader processes.
         TrainingError: While iterating, if a loader process has ended.
     """
     loader = DataLoader(
@@ -263,9 +262,10 @@ def batches(
 
 @contextmanager
 def _signals_blocked() -> Generator[None]:
-    """Blocks signals inside, so that started processes inherit the block; this process receives them afterwards.
+    """Blocks SIGTERM and SIGINT in the body, so that processes that are started there begin with blocked signals.
 
-    Until `_init_worker` runs in a loader process, a signal to the whole process group would end it.
+    Without the block, a signal to the process group would end a loader process that has not run `_init_worker` yet.
+    This process receives the signals after the body.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -275,7 +275,10 @@ def _signals_blocked() -> Generator[None]:
 
 
 def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) -> Generator[LoadedBatch]:
-    """Yields the batches and raises the errors. The loader processes end when this generator ends or is closed."""
+    """Yields the batches and raises the errors among the results.
+
+    The loader processes end when this generator ends or is closed.
+    """
     try:
         for result in results:
             if isinstance(result, Exception):
@@ -294,10 +297,10 @@ def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) ->
 
 
 def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
-    """Prepares a loader process: one thread for torch, warnings in the log, and signals ignored.
+    """Prepares a loader process: gives torch one thread, shows warnings in the log, and ignores signals.
 
-    A signal goes to the whole process group, and the parent decides when the loader process ends. Warnings are about an
-    unreachable store or a sample that is left out. `known` are secrets that messages must not show.
+    Signals are ignored because a signal goes to the whole process group, and the parent decides when the loader process
+    ends. `known` are secrets that messages must not show.
     """
     remember(*known)
     show_logs(logging.WARNING)
@@ -311,10 +314,7 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends.
-
-    It is needed because torch does not notice if the parent is killed while this process starts.
-    """
+    """Ends this process when its parent ends; torch does not notice a parent that is killed while this process starts."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

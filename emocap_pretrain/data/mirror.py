@@ -1,9 +1,9 @@
 """Mirrors captions: in a mirrored image the left eye is the right one, so the words of the caption must change too.
 
-The rule is conservative, because "left" and "right" have other meanings ("is left open", "the right expression"). If
-every mention of a side in a caption has one of a few unambiguous forms ("the left brow", "to the right.", "looks
-left,", "left and right"), the two words are exchanged. If one mention has a different form, the caption cannot be
-mirrored, and then its image must not be mirrored either. Only English is supported.
+The rule is conservative, because "left" and "right" have other meanings ("is left open", "the right expression"). The
+two words are exchanged only if every mention in a caption has one of a few unambiguous forms ("the left brow", "to the
+right.", "looks left,", "left and right"). A caption with another form cannot be mirrored, and then its image must not
+be mirrored either. Only English is supported.
 """
 
 import re
@@ -19,7 +19,7 @@ _PLACES = (
 _QUALITIES = "inner|outer|upper|lower|mouth|lip|nasolabial|medial|lateral"
 _TURNS = "drift|face|gaze|glance|lean|look|move|point|pull|shift|slant|tilt|turn"
 _ENDS = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:and|or|of|than|while|with)\b)"
-# Each group matches a mention that certainly means a side.
+# Each group of each pattern matches a "left" or "right" that certainly means a side.
 _CERTAIN = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -37,9 +37,9 @@ _OTHER = {"left": "right", "right": "left"}
 
 
 def mirrored(caption: Caption) -> Caption | None:
-    """Returns the caption of the mirrored image, or None if it is not certain, so that the image must not be mirrored.
+    """Returns the caption of the mirrored image; None if the meaning of a "left" or "right" in it is uncertain.
 
-    A caption that names no side is its own mirror image.
+    A caption that names no side is returned unchanged. If the result is None, the image must not be mirrored.
     """
     parts = [_mirrored(text) for text in (caption.global_, *caption.local, caption.summary)]
     texts = [text for text in parts if text is not None]

@@ -1,8 +1,8 @@
-"""Defines the parts of a structured caption that a run may align with its images.
+"""Defines the parts of a structured caption that a run can align with its images.
 
 The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
-active parts and do not mention any part by name. A new part is one `Part` here, with a weight in `config/objective.py`
-and a length in `config/schema.py`; docs/extend/part.md walks through an example.
+active parts and mention no part by name. A new part needs a `Part` here, a weight in `config/objective.py` and a length
+in `config/schema.py`. docs/extend/part.md shows an example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ class Part:
 
     Attributes:
         name: Its name in the config, in metrics and in reports.
-        texts: Returns the texts of this part in a caption; none if the caption lacks the part.
-        aligned_with: "image" compares one text with the pooled vector of the image; if a caption has no such text, its
-            global sentence is used. "patches" compares any number of texts with the patches of the image.
-        texts_per_image: How many texts an image has in the estimates of memory and time.
+        texts: Function that returns the texts of this part in a caption; no texts if the caption lacks the part.
+        aligned_with: With "image", the loss compares one text with the pooled vector of the image; if a caption has no
+            such text, its global sentence is used. With "patches", it compares any number of texts with the patches.
+        texts_per_image: Number of texts of an image that the estimates of memory and time assume.
     """
 
     name: str
@@ -32,7 +32,10 @@ class Part:
     texts_per_image: int = 1
 
     def texts_to_encode(self, caption: Caption) -> Sequence[str]:
-        """Returns the texts that the tower encodes for this caption; at least one if aligned with the image."""
+        """Returns the texts that the tower encodes for this caption.
+
+        A part that is aligned with the image has at least one text: the global sentence replaces a missing one.
+        """
         found = self.texts(caption)
         return found or _global(caption) if self.aligned_with == "image" else found
 
@@ -51,7 +54,7 @@ def _local(caption: Caption) -> Sequence[str]:
 
 
 PROMPT_PART = Part("global", _global, "image")
-"""The prompts of an evaluation resemble this part, so they are cut to its length."""
+"""The part that the prompts of an evaluation resemble; prompts are cut to its length."""
 
 PARTS: tuple[Part, ...] = (
     PROMPT_PART,
@@ -61,13 +64,13 @@ PARTS: tuple[Part, ...] = (
 
 
 def active_parts(weights: Mapping[str, float]) -> tuple[Part, ...]:
-    """Returns the parts whose weight is above 0, in the order in which the towers read them.
+    """Returns the parts whose weight is above 0, in the order in which the towers encode them.
 
     Args:
         weights: The weight of every part by its name (`ObjectiveConfig.weights`).
 
     Raises:
-        ConfigError: If the settings have other parts than `PARTS`, such as when a new part has no weight setting.
+        ConfigError: If the names differ from those of `PARTS`, for example because a new part has no weight setting.
     """
     names = [part.name for part in PARTS]
     if sorted(names) != sorted(weights):

@@ -1,6 +1,6 @@
-"""Finds the patches of an image that have one colour only.
+"""Finds the patches of an image that have more than one colour.
 
-Aligned faces often have borders of one colour, and no sentence describes them.
+Aligned faces often have borders of one colour, which no sentence describes.
 """
 
 import math
@@ -14,12 +14,12 @@ from emocap_pretrain.errors import ConfigError
 def patches_with_contrast(
     images: UInt8[Tensor, "batch 3 height width"], patches: int, contrast: int
 ) -> Bool[Tensor, "batch patches"]:
-    """Returns True for each patch in which the values of some colour differ by `contrast` or more.
+    """Returns a mask that is True for each patch in which a colour channel varies by `contrast` or more.
 
     Args:
-        images: The images that the tower sees; they are square.
-        patches: Number of patches that the tower makes of an image, row by row.
-        contrast: Least difference of 8-bit values.
+        images: Square images, as the tower receives them.
+        patches: Number of patches into which the tower divides an image, row by row.
+        contrast: Smallest difference between two 8-bit values of the same channel.
 
     Raises:
         ConfigError: If the patches do not divide the image into equal squares.

@@ -1,4 +1,4 @@
-"""Records the damaged samples that a run leaves out, over all ranks and attempts."""
+"""Records the damaged samples that a run leaves out, for all ranks and attempts together."""
 
 import logging
 from collections.abc import Generator, Iterable, Sequence
@@ -15,20 +15,20 @@ from emocap_pretrain.run_folder.documents import QUARANTINE, QuarantineDocument,
 from emocap_pretrain.run_folder.storage import Unreadable
 
 QUARANTINE_FILE = "quarantine.json"
-MAX_RACES = 10  # Attempts at writing while other ranks write too.
+MAX_RACES = 10  # Number of tries to write the file while other ranks write it too.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Quarantine:
-    """A list of damaged samples, equal on all ranks and stored in `<run>/quarantine.json`.
+    """Keeps the list of damaged samples, which is equal on all ranks and stored in `quarantine.json` of the run folder.
 
     Args:
-        store: The run's folder.
+        store: The run folder.
         world: All ranks.
-        budget: Number of samples that the run may leave out.
-        rows: The samples, in the order in which they were found.
+        budget: Number of samples that the run may leave out (`data.error_budget`).
+        rows: The damaged samples, in the order in which they were found.
     """
 
     store: Store
@@ -39,29 +39,32 @@ class Quarantine:
 
     @classmethod
     def open(cls, store: Store, world: RankGroup, budget: int) -> "Quarantine":
-        """Reads the samples that earlier attempts have found. A collective.
+        """Reads the damaged samples that earlier attempts have found. A collective.
 
         Raises:
-            BudgetSpent: If there are more than the budget already.
+            BudgetSpent: If the number of damaged samples exceeds the budget already.
+            ConfigError: If `quarantine.json` cannot be read.
         """
         quarantine = cls(store, world, budget, world.run_on_main(lambda: _stored(store)))
         quarantine._check()
         return quarantine
 
     def add(self, damaged: Iterable[DamagedSample], step: int) -> None:
-        """Adds samples that were left out of a step on this rank; `exchange` shares them with the other ranks."""
+        """Adds samples that this rank has left out of a step; `exchange` shares them with the other ranks later."""
         self._pending += [QuarantinedSample(each.shard, each.key, each.reason, step) for each in damaged]
 
     @property
     def has_pending(self) -> bool:
-        """True if this rank has added samples that `exchange` has not shared yet."""
+        """Returns whether this rank has added samples that `exchange` has not shared yet."""
         return bool(self._pending)
 
     def exchange(self) -> list[QuarantinedSample]:
-        """Shares the samples that ranks have added since the last call, and returns the new rows. A collective.
+        """Shares the samples that ranks have added since the last call, and returns the new ones. A collective.
+
+        Rank 0 stores the new list.
 
         Raises:
-            BudgetSpent: On all ranks, if there are more than the budget.
+            BudgetSpent: On all ranks, if the number of damaged samples exceeds the budget.
         """
         known = {_place(row): row for row in self.rows}
         found = {_place(row): row for rows in self.world.gather(self._pending) for row in rows}
@@ -75,7 +78,10 @@ class Quarantine:
 
     @contextmanager
     def recorded(self, step: int) -> Generator[None]:
-        """Writes the samples of this rank if the body raises `BudgetSpent`, without waiting for the other ranks."""
+        """Stores the samples of this rank at once if the body raises `BudgetSpent`.
+
+        The other ranks may not take part in another collective, so this rank does not wait for them.
+        """
         try:
             yield
         except BudgetSpent as error:
@@ -93,18 +99,18 @@ class Quarantine:
             )
 
     def dump(self) -> bytes:
-        """Returns the document that is stored."""
+        """Returns the content of `quarantine.json`."""
         return QUARANTINE.dump(QuarantineDocument(tuple(self.rows)))
 
 
 def _write_from_one_rank(store: Store, rows: Sequence[QuarantinedSample]) -> None:
-    """Adds samples to the file, while other ranks may do the same. If the store refuses, a warning is logged."""
+    """Adds samples to `quarantine.json`, while other ranks may do the same. If the store fails, a warning is logged."""
     try:
         for _ in range(MAX_RACES):
             with suppress(ConditionFailed):
                 _merge(store, rows)
                 return
-        log.warning("%s/%s keeps changing: samples of this rank are missing in it", store.url, QUARANTINE_FILE)
+        log.warning("%s/%s keeps changing and lacks samples of this rank", store.url, QUARANTINE_FILE)
     except (StoreError, OSError, ValueError) as error:
         log.warning("%s/%s lacks samples of this rank: %s", store.url, QUARANTINE_FILE, error)
 
@@ -128,10 +134,10 @@ def _place(row: QuarantinedSample) -> tuple[str, str]:
 
 
 def _stored(store: Store) -> list[QuarantinedSample]:
-    """Returns the samples that earlier attempts have found.
+    """Returns the damaged samples that earlier attempts have stored.
 
     Raises:
-        ConfigError: If the document cannot be read. Ignoring that would silently reset the budget.
+        ConfigError: If `quarantine.json` cannot be read. To ignore it would silently reset the budget.
     """
     found = storage.read(store, QUARANTINE_FILE, QUARANTINE)
     if isinstance(found, Unreadable):

@@ -1,4 +1,4 @@
-"""Turns texts into token ids, with a tokenizer trained on the captions or one from a folder or hub name."""
+"""Turns texts into token ids, with a tokenizer that is trained on the captions or read from a folder or the hub."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,30 +15,28 @@ PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 
 
 class Vocabulary(NamedTuple):
-    """Holds what a text tower needs of its tokenizer: one more than the largest token id, and the padding id."""
+    """Holds two properties of a tokenizer that a text tower needs.
+
+    `size` is one more than the largest token id, and `pad_id` is the id of the padding token.
+    """
 
     size: int
     pad_id: int
 
 
 class Tokenizer:
-    """A fast tokenizer of Hugging Face that adds its start and end tokens. It can be pickled, for loader processes."""
+    """Wraps a fast Hugging Face tokenizer, which adds start and end tokens. It can be pickled for loader processes."""
 
     def __init__(self, fast: FastTokenizer) -> None:
         self._fast = fast
         fast.no_padding()
-        # There may be gaps between the ids, and the start and end tokens may be missing in the vocabulary.
+        # The ids may have gaps, and the vocabulary may lack the start and end tokens.
         ids = (*fast.get_vocab().values(), *fast.encode("a").ids)
         self._size = max(fast.get_vocab_size(), 1 + max(ids, default=0))
 
     @classmethod
     def trained_on(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-        """Trains byte-level BPE on lower-cased texts; the same texts give the same vocabulary.
-
-        Args:
-            texts: The texts to train on.
-            vocabulary: Number of tokens.
-        """
+        """Trains byte-level BPE with `vocabulary` tokens on lower-cased texts. Equal texts give equal vocabularies."""
         fast = FastTokenizer(models.BPE())
         fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -58,7 +56,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """Reads a tokenizer from what `to_json` returned, or from the text of a tokenizer.json.
+        """Reads a tokenizer from the text of a tokenizer.json, such as `to_json` returns.
 
         Raises:
             ConfigError: If the text is not a tokenizer.
@@ -73,7 +71,7 @@ class Tokenizer:
         """Reads the tokenizer.json of a folder, or the tokenizer that transformers finds under a hub name.
 
         Raises:
-            ConfigError: If there is none.
+            ConfigError: If there is no tokenizer, or if it cannot be read.
         """
         file = Path(folder_or_name) / "tokenizer.json"
         if file.exists():
@@ -95,21 +93,21 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Size and padding id; the padding id is 0 if the tokenizer has none, since padding is masked."""
+        """Returns the size and the padding id. The id is 0 if the tokenizer has no padding token; padding is masked."""
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """Returns the number of tokens of each text without truncation, start and end tokens included."""
+        """Returns the number of tokens of each text, including start and end tokens, without truncation."""
         self._fast.no_truncation()
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], length: int) -> Texts:
-        """Encodes texts, padded to the longest of them.
+        """Encodes texts and pads them to the longest one.
 
         Args:
-            texts: The texts; none give tensors of shape [0, 1].
-            length: Most tokens of a text. A longer text is cut, and keeps its end token.
+            texts: The texts; an empty list gives tensors of shape [0, 1].
+            length: Largest number of tokens of a text. A longer text is cut, and its end token is kept.
         """
         self._fast.enable_truncation(length)
         rows = self._fast.encode_batch_fast(list(texts))

@@ -1,7 +1,7 @@
-"""Crops, mirrors and resizes decoded images to the pixels that the tower sees.
+"""Crops, mirrors and resizes decoded images to the size that the tower needs.
 
-The random numbers of a sample depend only on (seed, epoch, sample), so they are the same on any rank, in any loader
-process and in any attempt.
+The random numbers for a sample depend only on (seed, epoch, sample index). Therefore they are the same on any rank, in
+any loader process and in any attempt.
 """
 
 import numpy as np
@@ -21,11 +21,11 @@ def augment(
     """Returns a random square crop, resized to `pixels`, and whether it is mirrored.
 
     Args:
-        image: RGB.
-        pixels: Side of the result.
+        image: RGB image.
+        pixels: Side of the result in pixels.
         crop: Smallest share of the shorter side that the crop keeps, in [0, 1].
-        flip: Probability of a mirror image.
-        key: (seed, epoch, sample index).
+        flip: Probability that the crop is mirrored, in [0, 1].
+        key: (seed, epoch, sample index), which determines all random numbers.
     """
     random = np.random.default_rng(key)
     height, width = image.shape[:2]
@@ -45,7 +45,7 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
 
 
 def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Resizes with an antialiased bicubic filter: equal to Pillow's up to rounding, in a quarter of its time."""
+    """Resizes with an antialiased bicubic filter. The result equals Pillow's up to rounding, in a quarter of the time."""
     channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
     resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
