@@ -1,4 +1,4 @@
-"""Divides a global batch over the ranks, and the rows of a rank into passes of `micro_batch`."""
+"""Divides a global batch over the ranks, and the samples of a rank into passes of `micro_batch` samples."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from emocap_pretrain.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """Holds how many samples a rank has in a full step, and in passes of how many the towers see them.
+    """Holds the number of samples of a rank in a full step, and the number of samples of one pass of the towers.
 
-    With more than one pass the representations are cached and the towers run again; the loss still sees the whole
-    global batch at once.
+    With more than one pass, the representations are cached and the towers run a second time. The loss still sees the
+    whole global batch at once.
 
     Args:
-        rows: Samples of the rank that has most; the others have at most one fewer.
-        micro_batch: Most samples of one pass.
+        rows: Number of samples of the rank with the most samples; other ranks have at most one sample fewer.
+        micro_batch: Largest number of samples of one pass.
     """
 
     rows: int
@@ -22,7 +22,7 @@ class BatchSplit:
 
     @property
     def passes(self) -> int:
-        """Number of passes over the towers in a step."""
+        """Returns the number of passes in which the towers encode the samples of a step."""
         return -(-self.rows // self.micro_batch)
 
 
@@ -30,12 +30,12 @@ def batch_split(global_batch: int, micro_batch: int | None, *, ranks: int) -> Ba
     """Returns how a full step is divided over the ranks.
 
     Args:
-        global_batch: Samples of a step over all ranks.
-        micro_batch: Most samples of one pass of the towers; None is all rows of a rank.
+        global_batch: Number of samples of a step over all ranks.
+        micro_batch: Largest number of samples of one pass of the towers; None allows all samples of a rank.
         ranks: Number of ranks.
 
     Raises:
-        ConfigError: If some rank would have no sample.
+        ConfigError: If a rank would have no sample.
     """
     if ranks > global_batch:
         raise ConfigError(

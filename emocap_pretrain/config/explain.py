@@ -1,4 +1,4 @@
-"""Turns a pydantic error into sentences: the place in the file, the value, the rule, and the nearest valid value."""
+"""Turns a pydantic error into sentences with the place in the file, the value, the rule, and the nearest valid one."""
 
 import difflib
 import re
@@ -26,18 +26,18 @@ RULES = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
 }
-# Least similarity of difflib for a suggestion. 0.8: one wrong letter in a word of five, or one missing in a word of
-# three. 0.7 for values: also two letters that are swapped.
+# Least similarity (a ratio of difflib) of a name that is suggested. 0.8 allows one wrong letter in a word of five
+# letters, or a missing letter in a word of three. 0.7, for values, also allows two swapped letters.
 CLOSE, CLOSE_VALUE = 0.8, 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Holds where each value came from: a line of the file, or the command line.
+    """Holds the origin of each value: a line of the config file, or the command line.
 
     Args:
         file: The config file.
-        lines: The line of each key, from 1 on.
+        lines: The number of the line of each key, counted from 1.
         overridden: Dotted keys that the command line has set.
     """
 
@@ -53,7 +53,10 @@ class Origin:
         return cls(path, dict(_lines(root, ())), keys)
 
     def place(self, keys: Keys) -> str:
-        """Returns `cfg.yaml:12` or `command line`; for a missing key the line of the section that lacks it."""
+        """Returns the origin of a key as a text, such as `cfg.yaml:12` or `command line`.
+
+        For a missing key, the line is that of the section that lacks the key.
+        """
         dotted = [".".join(map(str, keys[:end])) for end in range(1, len(keys) + 1)]
         if not self.overridden.isdisjoint(dotted) or any(key.startswith(f"{dotted[-1]}.") for key in self.overridden):
             return "command line"
@@ -71,11 +74,11 @@ def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
 
 
 def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -> list[str]:
-    """Returns one line for each wrong value.
+    """Returns one line of explanation for each wrong value.
 
     Args:
-        error: What pydantic has found.
-        origin: Where each value came from.
+        error: The error of pydantic.
+        origin: The origin of each value.
         texts: The `${oc.env:...}` texts by key. Their values may be secrets, so the lines show the texts instead.
     """
     problems = [_with_plain_key(problem) for problem in error.errors()]
@@ -89,19 +92,22 @@ def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -
 
 
 def _with_plain_key(problem: Any) -> dict[str, Any]:
-    """Removes the name of a type from the end of a key: pydantic adds it if a value may have one of several types."""
+    """Removes the name of a type from the end of a key. Pydantic adds it if a value may have one of several types."""
     keys: Keys = problem["loc"]
     is_type = bool(keys) and isinstance(keys[-1], str) and re.fullmatch(r"[a-z]+-[a-z]+|.*\[.*\]", keys[-1])
     return {**problem, "loc": keys[:-1] if is_type else keys}
 
 
 def _lies_in(inner: Keys, outer: Keys) -> bool:
-    """Returns whether a key lies in another one. For a wrong entry pydantic also calls its list too short."""
+    """Returns whether the key `inner` lies in the section or list at `outer`.
+
+    For a wrong entry of a list, pydantic also reports the list as too short; `explain` leaves that report out.
+    """
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _joined(lines: Iterable[str]) -> list[str]:
-    """Joins the lines of one value that breaks the rules of each type that it may have."""
+    """Joins several lines about one value into one: a value that may have several types breaks a rule of each type."""
     rules: dict[str, list[str]] = {}
     for line in lines:
         value, separator, rule = line.partition(": it should be ")
@@ -115,7 +121,7 @@ def _joined(lines: Iterable[str]) -> list[str]:
 
 
 def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
-    """Replaces values of the environment by the `${oc.env:...}` texts that they came from."""
+    """Replaces values of the environment in a sentence by the `${oc.env:...}` texts from which they came."""
     keys: Keys = problem["loc"]
     for place, text in texts.items():
         if place[: len(keys)] == keys:
@@ -145,7 +151,7 @@ def _sentence(problem: Any, origin: Origin) -> str:
 
 
 def _rule(problem: Any) -> str:
-    """Returns the rule that a value breaks, with YAML's names of types in place of Python's."""
+    """Returns the rule that a value breaks, with YAML's names of types instead of Python's."""
     kind, bounds = problem["type"], problem.get("ctx", {})
     if kind in RULES:
         return f"it should be {RULES[kind]}"
@@ -165,7 +171,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
-    """Returns a known name that differs by a typing error or by whole words; None if there is no such name."""
+    """Returns a known name that differs by a typing error, or by words that one of the names has in addition."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]
     return next(iter([*close, *longer]), None)

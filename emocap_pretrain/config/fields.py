@@ -1,4 +1,4 @@
-"""Defines the types of values that settings have."""
+"""Defines the types of the values of settings, and the base class of sections."""
 
 import re
 from typing import Annotated, Any, cast
@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-_IS_PART_WEIGHT = "weight of a caption part"  # Marks a setting, in pydantic's metadata of the field.
+_IS_PART_WEIGHT = "weight of a caption part"  # Pydantic's metadata of a field mark such a setting with this text.
 PartWeight = Annotated[float, Field(ge=0), _IS_PART_WEIGHT]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, and at least one between them.
@@ -23,7 +23,7 @@ def is_part_weight(info: FieldInfo) -> bool:
 
 def _has_placeholder(template: str) -> str:
     if "{}" not in template:
-        raise ValueError(f"{template!r} has no {{}}, where the words for a class go.")
+        raise ValueError(f"{template!r} has no {{}} to be replaced by the words for a class.")
     return template
 
 
@@ -31,13 +31,17 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 
 
 def label_text(label: str | float) -> str:
-    """Returns the name of a class for a label: a whole number is "0", whether it was written 0, 0.0 or "0.0"."""
+    """Returns the name of the class of a label. The labels 0, 0.0 and "0.0" all name the class "0"."""
     whole = _WHOLE.fullmatch(str(label))
     return str(int(whole[1])) if whole else str(label)
 
 
 def _by_text(classes: object) -> object:
-    """Turns the names of classes into texts, since YAML reads 0 and 0.5 as numbers. Refuses yes, no and null."""
+    """Turns the names of classes into texts, because YAML reads 0 and 0.5 as numbers.
+
+    Raises:
+        ValueError: For a name that YAML reads as a truth value or as null, and for a name that is given twice.
+    """
     if not isinstance(classes, dict):
         return classes
     by_name: dict[str, Any] = {}
@@ -46,7 +50,7 @@ def _by_text(classes: object) -> object:
             raise ValueError(f"YAML reads a class as {key!r}; put its name into quotes.")
         name = label_text(key)
         if name in by_name:
-            raise ValueError(f"the class {name!r} comes twice.")
+            raise ValueError(f"the class {name!r} is given twice.")
         by_name[name] = words
     return by_name
 
@@ -61,6 +65,6 @@ Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_lengt
 
 
 class Section(BaseModel):
-    """A frozen block of settings. An unknown key is an error, and so is a number that is not finite."""
+    """Provides a frozen block of settings, which refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

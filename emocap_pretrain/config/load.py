@@ -1,4 +1,4 @@
-"""Reads a config from a YAML file and dotted overrides; an error has one line for each wrong value."""
+"""Reads a config from a YAML file and overrides of the command line. An error has one line for each wrong value."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from emocap_pretrain.config.stored import current
 from emocap_pretrain.errors import ConfigError
 
 LARGEST_BYTES = 256 << 10
-MOST_NODES, DEEPEST, LONGEST_NUMBER, MOST_INTERPOLATIONS = 20_000, 40, 40, 32
 # Limits against documents that are small as a file and huge as a value.
+MOST_NODES, DEEPEST, LONGEST_NUMBER, MOST_INTERPOLATIONS = 20_000, 40, 40, 32
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
-_NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Variables of the environment.
+_NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Environment variables that are never masked.
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -44,13 +44,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_stored(tree: Any) -> Config:
-    """Reads settings that `Config.stored` or `stored.dump` wrote, without trusting them: others may have written them.
+    """Reads settings that `Config.stored` or `stored.dump` returned. They are not trusted, as others may write them.
 
-    A `${...}` text is not resolved, and no path is looked up. Another version may have written the settings: those
-    outside of `model` that this version does not have are left out.
+    Therefore a `${...}` text is not resolved, and no path is looked up. Settings of another version that this version
+    does not have are left out, except those of `model`.
 
     Raises:
-        ConfigError: If this version cannot read them, or if a setting that is not a text holds a `${...}`.
+        ConfigError: If this version cannot read the settings, or if a setting that is not a text contains a `${...}`.
     """
     try:
         settings = current(cast("dict[str, Any]", tree), decisive=("model.",)) if isinstance(tree, dict) else tree
@@ -61,12 +61,12 @@ def from_stored(tree: Any) -> Config:
 
 
 def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
-    """Returns the config with other values in one section, which the command line gives. No path is looked up.
+    """Returns the config with other values in one section. No path in them is looked up.
 
     Args:
         config: The config.
         section: Name of the section, such as `evaluation`.
-        values: The new values by their names in the section.
+        values: The new values by their names in the section, from the command line.
 
     Raises:
         ConfigError: If a value is wrong.
@@ -81,7 +81,7 @@ def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Con
 
 
 def unresolved(tree: Any) -> list[tuple[str, str]]:
-    """Returns the dotted keys at which a `${...}` text is left, with that text."""
+    """Returns the dotted key and the text of each value that still contains a `${...}`."""
     return [(".".join(map(str, keys)), text) for keys, text in _interpolations(tree)]
 
 
@@ -119,10 +119,11 @@ def _parse(text: str, path: Path) -> DictConfig:
 
 
 def _require_small(root: yaml.Node | None) -> None:
-    """Checks the size of a document before values are built from it: a small file may be huge as a value.
+    """Checks the size of a document before values are built from it, because aliases can make a small file huge.
 
     Raises:
-        ValueError: For too many nodes once aliases are followed, too deep nesting, or a number with too many digits.
+        ValueError: If the document has too many values (aliases count in full), is nested too deeply, or has a number
+            with too many digits.
     """
     sizes: dict[int, int] = {}
 
@@ -153,7 +154,7 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
         given[key] = text
         try:
             _require_small(yaml.compose(value, Loader=yaml.SafeLoader))
-            # OmegaConf reads it as in a file; PyYAML alone would read 1e3 as a text.
+            # OmegaConf reads the value as in a file; PyYAML alone would read 1e3 as a text.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             OmegaConf.update(tree, key, parsed["value"], merge=False)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -162,7 +163,7 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> None:
 
 def _validate(tree: DictConfig, origin: Origin) -> Config:
     texts = dict(_interpolations(OmegaConf.to_container(tree, resolve=False)))
-    # An interpolation may refer to a text with further ones, so their number limits the size of the result.
+    # An interpolation may refer to a text with further interpolations, so their number limits the size of the result.
     if (count := sum(text.count("${") for text in texts.values())) > MOST_INTERPOLATIONS:
         raise ConfigError(f"{origin.file}: {count} interpolations ${{...}}; at most {MOST_INTERPOLATIONS} are allowed.")
     with _recorded_environment() as read:
@@ -180,7 +181,7 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
 
 @contextmanager
 def _recorded_environment() -> Generator[dict[str, str]]:
-    """Yields a mapping that records each environment variable that `oc.env` reads inside, with its value."""
+    """Yields a mapping to which each environment variable that `oc.env` reads in the body is added, with its value."""
     read: dict[str, str] = {}
 
     def env(key: str, *default: Any) -> str | None:
@@ -197,7 +198,7 @@ def _recorded_environment() -> Generator[dict[str, str]]:
 
 
 def _is_public(name: str, value: str) -> bool:
-    """Returns whether a variable holds a user, host or path: these are not secrets, and masking them hurts messages."""
+    """Returns whether an environment variable holds a user, host or path, which is no secret and helps in messages."""
     if name in _NOT_SECRET or name.startswith("SLURM_"):
         return True
     path = Path(value)

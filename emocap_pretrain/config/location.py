@@ -6,11 +6,11 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo
 
 INERT = "inert"
-"""Validation context of a config that somebody else may have written: its paths are not looked up."""
+"""Pydantic's validation context for a config that somebody else may have written; its paths are not looked up."""
 
 
 def _absolute(location: str, info: ValidationInfo) -> str:
-    """Makes a path absolute, also that of an sqlite file. Another URL is returned unchanged."""
+    """Makes a path absolute, including the path in the URL of an sqlite file. Other URLs are returned unchanged."""
     if info.context == INERT:
         return location
     scheme, separator, path = location.partition("://")
@@ -26,7 +26,7 @@ def _absolute_path(path: str) -> str:
 
 
 def _absolute_if_it_exists(name: str, info: ValidationInfo) -> str:
-    """Makes a path absolute if it exists. 'data' and 'hub' are values of their own, also if such folders exist."""
+    """Makes a path absolute if it exists. 'data' and 'hub' are never paths, even if such folders exist."""
     if info.context == INERT:
         return name
     path = _absolute_path(name)

@@ -1,4 +1,4 @@
-"""Defines the settings of the losses."""
+"""Defines the settings of the losses and of the mining of positives."""
 
 from typing import Literal, Self
 
@@ -12,7 +12,7 @@ Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 
 
 class MiningRuleConfig(Section):
-    """Says which candidate pairs are mined, and how they are treated."""
+    """Configures which candidate pairs are mined, and whether a mined pair is a positive or is ignored."""
 
     threshold: float | None = Field(
         default=None, ge=-1, le=1, description="Least cosine similarity of a pair that is mined; null sets no limit."
@@ -33,11 +33,11 @@ class MiningRuleConfig(Section):
 
 
 class LocalMiningConfig(MiningRuleConfig):
-    """Says which pairs of image and sentence the local loss mines, by the similarity of sentences."""
+    """Configures the mining of the local loss, which compares sentences to find pairs of an image and a sentence."""
 
 
 class MiningConfig(MiningRuleConfig):
-    """Says which further pairs are positives; see docs/method.md."""
+    """Configures the mining of further positives for the global and summary parts; see docs/method.md."""
 
     guide: Literal["counterpart", "text", "image", "consensus", "joint"] = Field(
         default="counterpart", description="Which similarities decide what is mined; see docs/method.md."
@@ -45,7 +45,7 @@ class MiningConfig(MiningRuleConfig):
 
 
 class TeacherConfig(Section):
-    """Settings of a frozen image tower whose similarities of images guide training. It sees the same pixels."""
+    """Configures the teacher: a frozen image tower that reads the same images and says which of them are alike."""
 
     name: str = Field(description="Model name in timm.")
     pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a local .safetensors file.")
@@ -54,7 +54,7 @@ class TeacherConfig(Section):
 
 
 class PatchMaskConfig(Section):
-    """Says which patches take part in the local loss."""
+    """Configures which patches take part in the local loss."""
 
     contrast: int = Field(
         default=8,
@@ -66,7 +66,7 @@ class PatchMaskConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """Weights of the parts of a caption and the mining of positives; a weight of 0 switches a part off."""
+    """Configures the losses, the weights of the caption parts (0 switches a part off), and the mining of positives."""
 
     global_: PartWeight = Field(
         default=0.5, alias="global", description="Weight of the loss of whole images and global captions."
@@ -128,12 +128,12 @@ class ObjectiveConfig(Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each caption part, by the part's name."""
+        """Returns the weight of each caption part, by the name of the part."""
         infos = type(self).model_fields.items()
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
 
     def kind_of(self, part: str) -> Kind:
-        """Returns the kind of loss of a caption part that is aligned with whole images, by the part's name."""
+        """Returns the kind of loss of a caption part that is aligned with whole images; `part` is its name."""
         return self.kind_by_part.get(part, self.kind)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Defines every setting of a run, with its default and its bounds. Imports neither torch nor any framework."""
+"""Defines every setting of a run, with its default and its bounds. This module imports neither torch nor Ray."""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -15,17 +15,18 @@ Keys = tuple[str | int, ...]
 
 
 class SourceConfig(Section):
-    """Settings of one dataset of a mixture."""
+    """Configures one dataset of a mixture."""
 
     url: Location = Field(description="Folder or URL of a packed dataset")
     weight: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="Its share of the samples, relative to the other weights; default its number of samples.",
+        description="Share of the samples that come from this dataset, relative to the other weights; default its "
+        "number of samples.",
     )
 
 
 class DataConfig(Section):
-    """Says which samples are read, in which order, and how images are augmented."""
+    """Configures which samples are read, in which order, and how images are augmented."""
 
     url: Location | None = Field(
         default=None, description="Folder or URL of a packed dataset (the one that holds manifest.json)."
@@ -63,11 +64,11 @@ class DataConfig(Section):
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """The datasets that are read: those of `mix`, or the one at `url`."""
+        """Returns the datasets that are read: the datasets of `mix`, or the one at `url`."""
         return self.mix or (SourceConfig(url=str(self.url)),)
 
     def window_samples(self, global_batch: int) -> int:
-        """Returns how many samples are shuffled together. The default is large, so that a batch mixes many shards."""
+        """Returns the number of samples that are shuffled together. By default, a batch then mixes many shards."""
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
     @model_validator(mode="after")
@@ -78,9 +79,9 @@ class DataConfig(Section):
 
 
 class ImageTowerConfig(Section):
-    """Settings of the image encoder, a model of timm."""
+    """Configures the image tower, which is a timm model."""
 
-    key: ClassVar[str] = "model.image"  # The dotted key of the settings, for messages.
+    key: ClassVar[str] = "model.image"  # The dotted key of this section, for messages.
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
     pixels: Positive = Field(default=224, description="Side of the square input, in pixels.")
@@ -94,7 +95,7 @@ class ImageTowerConfig(Section):
 
 
 class TextArchitectureConfig(Section):
-    """Settings of a CLIP text transformer that is trained from scratch."""
+    """Configures a CLIP text transformer that is trained from scratch."""
 
     width: Positive = Field(default=512, description="Size of the hidden states.")
     layers: Positive = Field(default=12, description="Number of transformer layers.")
@@ -102,7 +103,7 @@ class TextArchitectureConfig(Section):
 
 
 class PartLengthsConfig(Section):
-    """Holds the largest number of tokens of each caption part, start and end included; longer text is cut."""
+    """Limits the number of tokens of each caption part, including start and end; longer texts are cut."""
 
     global_: Length = Field(default=48, alias="global", description="Most tokens of a global caption.")
     local: Length = Field(default=40, description="Most tokens of a local sentence.")
@@ -111,12 +112,12 @@ class PartLengthsConfig(Section):
 
     @property
     def by_part(self) -> dict[str, int]:
-        """The length of each caption part, by the part's name."""
+        """Returns the largest number of tokens of each caption part, by the name of the part."""
         return self.model_dump(by_alias=True)
 
 
 class TextTowerConfig(Section):
-    """Settings of the text encoder: from scratch (`architecture`) or of transformers (`pretrained`)."""
+    """Configures the text tower, which is new (`architecture`) or a model of transformers (`pretrained`)."""
 
     architecture: TextArchitectureConfig = Field(
         default=TextArchitectureConfig(), description="Sizes of an encoder from scratch; unused with pretrained."
@@ -144,7 +145,7 @@ class TextTowerConfig(Section):
 
 
 class ModelConfig(Section):
-    """Settings of the two towers, their projections and the learned scales."""
+    """Configures the two towers, their projections and the learned scales."""
 
     embedding: Positive = Field(default=512, description="Size of the embeddings of images and texts.")
     image: ImageTowerConfig = ImageTowerConfig()
@@ -161,7 +162,7 @@ class ModelConfig(Section):
 
 
 class SgdConfig(Section):
-    """Settings that only `sgd` has."""
+    """Configures the optimizer `sgd` beyond the common settings."""
 
     momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
     nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
@@ -174,7 +175,7 @@ class SgdConfig(Section):
 
 
 class AdafactorConfig(Section):
-    """Settings that only `adafactor` has."""
+    """Configures the optimizer `adafactor` beyond the common settings."""
 
     beta2_decay: Annotated[float, Field(le=0)] = Field(
         default=-0.8, description="Exponent c of beta2 = 1 - step^c, the decay of the mean of squared gradients."
@@ -186,7 +187,7 @@ class AdafactorConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Settings of the optimizer and its parameter groups, and of a linear warm-up with a cosine decay."""
+    """Configures the optimizer, its parameter groups, and the learning rate: a linear warm-up with a cosine decay."""
 
     name: Literal["adamw", "sgd", "adafactor"] = Field(
         default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
@@ -231,7 +232,7 @@ _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafact
 
 
 class EngineConfig(Section):
-    """Settings of DeepSpeed."""
+    """Configures DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
@@ -242,7 +243,7 @@ class EngineConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Says how many processes run on which devices, and how often they may fail."""
+    """Configures how many processes run on which devices, and how often they may fail."""
 
     ranks: Positive | Literal["auto"] = Field(
         default="auto",
@@ -282,12 +283,15 @@ class ClusterConfig(Section):
 
     @property
     def group_timeout_s(self) -> int:
-        """Timeout of the process group in seconds; longer than `timeout_s`, so that the watchdog reports first."""
+        """Returns the timeout of the process group, in seconds.
+
+        It is longer than `timeout_s`, so that the watchdog reports the missing rank before torch raises an error.
+        """
         return self.timeout_s + 60
 
 
 class HealthConfig(Section):
-    """Says what happens at a loss that is not finite, or far above the previous ones."""
+    """Configures the reaction to a loss that is not finite or far above the previous losses."""
 
     nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
@@ -308,7 +312,7 @@ class HealthConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Says when checkpoints are saved and which are kept."""
+    """Configures when checkpoints are saved, and which of them are kept."""
 
     every_steps: Positive = Field(default=1000, description="Steps between two checkpoints.")
     keep_last: Positive = Field(default=3, description="Number of newest intact checkpoints that are kept.")
@@ -318,7 +322,7 @@ class CheckpointConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Says where MLflow is, and how often metrics are logged."""
+    """Configures where MLflow is, and how often metrics are logged."""
 
     uri: Location = Field(default="sqlite:///runs/mlflow.db", validate_default=True, description="MLflow tracking URI.")
     artifacts: Location | None = Field(
@@ -331,7 +335,7 @@ class TrackingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Names the dataset and the tasks with which the trained model is evaluated."""
+    """Configures the evaluation of the trained model: the dataset, the tasks and their prompts."""
 
     url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
@@ -352,9 +356,10 @@ class EvaluationConfig(Section):
 
 
 class Config(Section):
-    """All settings of one run.
+    """Holds all settings of one run.
 
-    `url` is its folder: it holds the checkpoints and the report, and a further attempt with the same url resumes.
+    `url` is the folder of the run, which contains its checkpoints and its report. Another attempt with the same `url`
+    resumes the run.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run in MLflow and messages.")
@@ -380,7 +385,7 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    # The `${oc.env:NAME}` text that each key had in the file; what is logged and stored shows this text.
+    # The `${oc.env:NAME}` text that each key had in the file. Logs and stored settings show this text, not the value.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
     _secrets: tuple[str, ...] = PrivateAttr(default=())
 
@@ -401,9 +406,10 @@ class Config(Section):
         return self
 
     def stored(self) -> dict[str, Any]:
-        """Returns the settings as they may be logged and stored: interpolated values appear as the text of the file.
+        """Returns the settings without secrets, as they may be logged and stored.
 
-        The user, password and query of a URL are masked.
+        An interpolated value is replaced by its `${oc.env:...}` text in the file. The user, password and query of a URL
+        are masked.
         """
         tree = _public(copy.deepcopy(self.model_dump(mode="json")))
         for keys, text in self._interpolations.items():
@@ -412,17 +418,20 @@ class Config(Section):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Values of the environment that this config contains, so that other processes can mask them too."""
+        """Returns the values of the environment in this config, so that other processes can mask them too."""
         return self._secrets
 
     def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":
-        """Returns this config with the `${oc.env:...}` texts from which the values at some keys came."""
+        """Returns this config with the `${oc.env:...}` texts from which some of its values came, by their keys.
+
+        `secrets` are the values of the environment that messages must not show.
+        """
         config = self.model_copy()
         config._interpolations, config._secrets = dict(texts), tuple(secrets)
         return config
 
     def replacing(self, name: str, section: Section, changed: Collection[str]) -> "Config":
-        """Returns this config with another section. Its `changed` settings no longer count as interpolated."""
+        """Returns this config with another section `name`; its `changed` settings no longer count as interpolated."""
         config = self.model_copy(update={name: section})
         gone = {(name, setting) for setting in changed}
         config._interpolations = {keys: text for keys, text in self._interpolations.items() if keys[:2] not in gone}

@@ -1,8 +1,8 @@
-"""Writes settings to `run.json` and checkpoints, and reads what another version has written.
+"""Converts settings to the tree that `run.json` and checkpoints store, and reads trees that another version has stored.
 
-A stored config holds every setting, the number of its schema, and `set`: the keys that the user has set, while all
-others had their defaults. A later version may add a setting (its default must behave as before), rename one or drop
-one; the last two need a `Migration`. See docs/decisions/20-documents-of-a-run.md.
+A stored config contains every setting, the number of its schema, and the list `set` of the keys that the user has set.
+All other keys had their defaults. A later version may add a setting, whose default must behave as before. To rename or
+to drop a setting, it needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 """
 
 import copy
@@ -20,7 +20,8 @@ from emocap_pretrain.errors import ConfigError
 
 Tree = dict[str, Any]
 SCHEMA_KEY, SET_KEY = "schema", "set"
-# Settings that may change between two attempts of a run: where, how long and how fast. A digest identifies the data.
+# Settings that may change between two attempts of a run, because they only say where, how long and how fast it runs.
+# `data.url` may change too, because a digest identifies the data.
 FREE = (
     "steps",
     "name",
@@ -47,23 +48,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """Says how settings changed between one schema and the next, by dotted keys.
+    """Describes how settings changed from one schema to the next, by dotted keys.
 
     Args:
-        renamed: The new key of each renamed setting or section.
-        dropped: For each removed setting, the value with which this version behaves alike. Other values are refused.
+        renamed: For the old key of each renamed setting or section, its new key.
+        dropped: For each removed setting, the value that corresponds to the behaviour of this version. Other values are
+            refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
     dropped: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-# MIGRATIONS[n] leads from schema n to n + 1. Version 0.1.0 stored no number, which is schema 0.
+# MIGRATIONS[n] converts schema n to schema n + 1. Version 0.1.0 stored no number of a schema, which means schema 0.
 MIGRATIONS: tuple[Migration, ...] = (Migration(),)
 
 
 def dump(config: Config) -> Tree:
-    """Returns the settings with what a later version needs to read them: the schema, and which keys were set."""
+    """Returns the settings as they are stored, with the number of the schema and the keys that the user has set."""
     given = config.model_dump(mode="json", exclude_unset=True)
     return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(given)), **config.stored()}
 
@@ -71,15 +73,17 @@ def dump(config: Config) -> Tree:
 def current(
     stored: Mapping[str, Any], *, decisive: Sequence[str] | None = None, migrations: Sequence[Migration] = MIGRATIONS
 ) -> Tree:
-    """Converts stored settings to this version: migrates them, fills in defaults and drops unknown ones with a warning.
+    """Converts stored settings to this version: migrates them, fills in defaults and leaves out unknown settings.
+
+    An unknown setting that the user had set is logged as a warning, or refused if its key is decisive.
 
     Args:
-        stored: What `dump` returned, in this version or another one.
-        decisive: Prefixes of the keys that matter to the caller; default all that must not change during a run.
+        stored: The tree that `dump` of this or of another version returned.
+        decisive: Prefixes of decisive keys; by default all settings that must not change during a run are decisive.
         migrations: The migrations of this version.
 
     Raises:
-        ConfigError: If a setting was set that matters and that this version does not have.
+        ConfigError: If the user had set a decisive setting that this version does not have.
     """
     tree = copy.deepcopy(dict(stored))
     schema, given = tree.pop(SCHEMA_KEY, 0), tree.pop(SET_KEY, None)
@@ -101,7 +105,7 @@ def current(
 
 
 def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
-    """Returns a stored section with defaults for the settings that it lacks, if they have one."""
+    """Returns a stored section, in which each missing setting has its default. A required setting stays missing."""
     result = dict(tree)
     for name, known in section.model_fields.items():
         key = known.alias or name
@@ -118,7 +122,10 @@ def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
 
 
 def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the settings that must not change during a run and that differ: key, old value (None if absent), new."""
+    """Yields the key, the old and the new value of each setting that differs although it must not change during a run.
+
+    A missing value is None.
+    """
     first, second = leaves(before), leaves(after)
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key) and not _is_free(key):
@@ -126,7 +133,7 @@ def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
-    """Returns the values of a tree by dotted keys; a list counts as one value."""
+    """Returns the values of a tree by their dotted keys; a list counts as one value."""
     found: Tree = {}
     for key, value in tree.items():
         place = f"{prefix}{key}"

@@ -314,7 +314,7 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends; torch does not notice a parent that is killed while this process starts."""
+    """Ends this process when its parent ends. torch does not notice a parent that ends while this process starts."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -57,7 +57,7 @@ def test_a_hint_is_given_only_where_a_key_is_close(section, key, hint):
         ("optimizer.betas=0.9", "optimizer.betas=0.9: it should be a list."),
         ("optimizer.betas=[0.9,0.9,0.9]", "optimizer.betas=[0.9, 0.9, 0.9]: it should be a list of 2 at most."),
         ("evaluation.classes={}", "evaluation.classes={}: it must not be empty; give 1 or more."),
-        ("evaluation.templates=[a]", "evaluation.templates.0: 'a' has no {}, where the words for a class go."),
+        ("evaluation.templates=[a]", "evaluation.templates.0: 'a' has no {} to be replaced by the words for a class."),
         ("data.url=5", "data.url=5: it should be a text; put it into quotes."),
         ("data.drop_last=7", "data.drop_last=7: it should be true or false."),
         ("name=a b", "name='a b': it should be of the form ^[A-Za-z0-9][A-Za-z0-9_.-]*$."),
@@ -79,7 +79,7 @@ def test_classes_are_named_by_texts_and_described_by_a_text_or_a_list():
     Path("cfg.yaml").write_text(TEXT + evaluation, encoding="utf-8")
     assert load("cfg.yaml").evaluation.classes == {"0": ("joy",), "1": ("fear", "panic"), "other": ("x",)}
     assert load("cfg.yaml", ["evaluation.classes={2: joy}"]).evaluation.classes == {"2": ("joy",)}
-    assert "the class '0' comes twice" in refusal(TEXT + "evaluation: {classes: {0: joy, '0': fear}}\n")
+    assert "the class '0' is given twice" in refusal(TEXT + "evaluation: {classes: {0: joy, '0': fear}}\n")
     assert "YAML reads a class as False" in refusal(TEXT + "evaluation: {classes: {no: [neutral]}}\n")
 
 
