@@ -6,9 +6,8 @@ is slight or strong.
 
 from collections.abc import Callable, Mapping
 
-from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import Band
-from emocap_pretrain.captions.grammar.looks import AT_REST, Look, Region, RegionState
+from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Look, Region, RegionState
 
 Ranks = Mapping[str, float]
 
@@ -69,10 +68,10 @@ def _eyebrows(ranks: Ranks) -> RegionState | None:
     near = ranks["brow_gap"] <= 0.35
     return _first(
         Region.EYEBROWS,
-        (looks.BROWS_RAISED, _when(ranks["eye_aperture"] >= 0.35, _band(height, 0.87, 0.95))),
-        (looks.INNER_BROWS_RAISED, _when(sorrow, _band(ranks["brow_slant"], 0.93, 0.97))),
-        (looks.BROWS_DRAWN_TOGETHER, _when(stern and near, _band(low, 0.84, 0.93))),
-        (looks.BROWS_LOWERED, _when(stern, _band(low, 0.86, 0.94))),
+        (LOOKS["brows_raised"], _when(ranks["eye_aperture"] >= 0.35, _band(height, 0.87, 0.95))),
+        (LOOKS["inner_brows_raised"], _when(sorrow, _band(ranks["brow_slant"], 0.93, 0.97))),
+        (LOOKS["brows_drawn_together"], _when(stern and near, _band(low, 0.84, 0.93))),
+        (LOOKS["brows_lowered"], _when(stern, _band(low, 0.86, 0.94))),
         at_rest=_central(height, low) and ranks["brow_gap"] >= 0.4 and _quiet(ranks),
     )
 
@@ -85,10 +84,10 @@ def _eyes(ranks: Ranks) -> RegionState | None:
     squint = effort and ranks["lower_lid_lift"] >= 0.6
     return _first(
         Region.EYES,
-        (looks.EYES_CLOSED_OR_NEARLY, _band(1 - aperture, 0.97, 0.97)),
-        (looks.EYES_WIDENED, _when(ranks["brow_middle"] >= 0.4, _band(aperture, 0.90, 0.96))),
-        (looks.LIDS_TIGHTENED, _when(squint, narrow)),
-        (looks.LIDS_LOWERED, _when(not effort, narrow)),
+        (LOOKS["eyes_closed_or_nearly"], _band(1 - aperture, 0.97, 0.97)),
+        (LOOKS["eyes_widened"], _when(ranks["brow_middle"] >= 0.4, _band(aperture, 0.90, 0.96))),
+        (LOOKS["lids_tightened"], _when(squint, narrow)),
+        (LOOKS["lids_lowered"], _when(not effort, narrow)),
         at_rest=_central(aperture) and _quiet(ranks),
     )
 
@@ -97,7 +96,7 @@ def _cheeks(ranks: Ranks) -> RegionState | None:
     raised = _when(_smile(ranks) is Band.STRONG, _band(1 - ranks["eye_aperture"], 0.55, 0.75))
     return _first(
         Region.CHEEKS,
-        (looks.CHEEKS_RAISED, raised),
+        (LOOKS["cheeks_raised"], raised),
         at_rest=_central(ranks["corner_lift"], ranks["eye_aperture"]) and _quiet(ranks),
     )
 
@@ -107,8 +106,8 @@ def _nose(ranks: Ranks) -> RegionState | None:
     raised = _when(ranks["mouth_opening"] >= 0.4, _band(1 - ranks["upper_lip_drop"], 0.92, 0.97))
     return _first(
         Region.NOSE,
-        (looks.FOLDS_DEEPENED_BY_SMILE, _when(smile is not None, _band(ranks["nose_width"], 0.72, 0.88))),
-        (looks.UPPER_LIP_RAISED, _when(smile is None, raised)),
+        (LOOKS["folds_deepened_by_smile"], _when(smile is not None, _band(ranks["nose_width"], 0.72, 0.88))),
+        (LOOKS["upper_lip_raised"], _when(smile is None, raised)),
         at_rest=_central(ranks["nose_width"], ranks["upper_lip_drop"]) and _quiet(ranks),
     )
 
@@ -118,8 +117,8 @@ def _lip_corners(ranks: Ranks) -> RegionState | None:
     down = _when(shut and ranks["mouth_width"] >= 0.12, _band(1 - ranks["corner_curve"], 0.88, 0.95))
     return _first(
         Region.LIP_CORNERS,
-        (looks.LIP_CORNERS_RAISED, _smile(ranks)),
-        (looks.LIP_CORNERS_LOWERED, down),
+        (LOOKS["lip_corners_raised"], _smile(ranks)),
+        (LOOKS["lip_corners_lowered"], down),
         at_rest=shut and 0.25 <= ranks["corner_curve"] <= 0.55,
     )
 
@@ -130,10 +129,10 @@ def _lips(ranks: Ranks) -> RegionState | None:
     dropped = _when(ranks["jaw_drop"] >= 0.75, _band(ranks["mouth_opening"], 0.80, 0.90))
     return _first(
         Region.LIPS,
-        (looks.JAW_DROPPED, dropped),
-        (looks.LIPS_PARTED, _band(ranks["mouth_opening"], 0.64, 0.83)),
-        (looks.LIPS_PUCKERED, narrow),
-        (looks.LIPS_PRESSED, _when(shut, _band(1 - ranks["lip_thickness"], 0.88, 0.95))),
+        (LOOKS["jaw_dropped"], dropped),
+        (LOOKS["lips_parted"], _band(ranks["mouth_opening"], 0.64, 0.83)),
+        (LOOKS["lips_puckered"], narrow),
+        (LOOKS["lips_pressed"], _when(shut, _band(1 - ranks["lip_thickness"], 0.88, 0.95))),
         at_rest=shut and _central(ranks["lip_thickness"]),
     )
 

@@ -8,9 +8,8 @@ Only a comparison with other faces shows whether an eye is wide. Therefore each 
 population of faces.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -283,18 +282,6 @@ class Population:
             )
             for name, reference in self.references.items()
         }
-
-    def dumps(self) -> str:
-        return json.dumps({name: asdict(reference) for name, reference in self.references.items()}, indent=1)
-
-    @classmethod
-    def loads(cls, text: str) -> "Population":
-        return cls(
-            {
-                name: Reference(tuple(row["quantiles"]), row["per_pitch_deg"], row["per_turn_deg"])
-                for name, row in json.loads(text).items()
-            }
-        )
 
 
 def _fit(name: str, measurements: Measurements) -> Reference:

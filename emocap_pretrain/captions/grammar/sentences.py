@@ -6,7 +6,7 @@ of the sample, so that a dataset that is packed twice has the same texts.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,10 +20,10 @@ from emocap_pretrain.captions.grammar.action_units import (
     LEVELS,
     Band,
     Degree,
-    Words,
 )
 from emocap_pretrain.captions.grammar.emotions import EmotionState
 from emocap_pretrain.captions.grammar.looks import RegionState
+from emocap_pretrain.captions.grammar.words import WORDS, Words
 
 _Option = TypeVar("_Option")
 
@@ -45,20 +45,10 @@ class Wording:
         return int.from_bytes(hashlib.blake2b("\0".join((self.key, *purpose)).encode(), digest_size=8).digest())
 
 
-NO_MOVEMENT: Words = (
-    "with no visible movement",
-    "without any visible movement",
-    "with no sign of movement",
-    "and no action unit is active",
-)
-
-# The styles in which a local sentence lists its action units: the beginning of the list, one unit, the end of the list.
-_UNIT_STYLES = (
-    (" (", "AU{unit} at {level} intensity", ")"),
-    (": ", "{name} (AU{unit}) at {level} intensity", ""),
-    (", with ", "{adjective} {movement} (AU{unit})", ""),
-    (", with ", "{adjective} {movement}", ""),
-)
+NO_MOVEMENT: Words = WORDS["phrases"]["no_movement"]
+_UNIT_STYLES: Sequence[Words] = WORDS["phrases"]["unit_styles"]
+_GLOBALS: Mapping[str, Words] = WORDS["globals"]
+_SUMMARIES: Mapping[str, Words] = WORDS["summaries"]
 
 
 def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
@@ -117,53 +107,18 @@ def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wordi
     return f"{opening}{listed(described)}{closing}"
 
 
-_GLOBALS: Words = (
-    "The face shows {feeling}.",
-    "The face conveys {feeling}.",
-    "The person seems to feel {feeling}.",
-    "The person appears to be experiencing {feeling}.",
-    "The expression suggests {feeling}.",
-    "The overall expression conveys {feeling}.",
-    "There is {feeling} in this expression.",
-    "The prevailing emotion is {feeling}.",
-    "The emotion is best described as {feeling}.",
-)
-_LOOKING_GLOBALS: Words = ("The person looks {looking}.", "The face appears {looking}.", "The person seems {looking}.")
-_NEUTRAL_GLOBALS: Words = (
-    *_LOOKING_GLOBALS,
-    "The face is {looking}.",
-    "The expression is {looking}.",
-)
-_NO_EMOTION_GLOBALS: Words = (
-    "No particular emotion is visible, and the face looks {looking}.",
-    "The face looks {looking}, without any particular emotion.",
-)
-_AMBIGUOUS_GLOBALS: Words = (
-    "The expression is hard to read, but the person looks {looking}.",
-    "The expression is ambiguous; the person is perhaps {looking}.",
-)
-_BLENDED_GLOBALS: Words = (
-    "The face shows {blend}, a mixture of {first} and {second}.",
-    "The expression combines {first} and {second} into {blend}.",
-)
-_MIXED_GLOBALS: Words = (
-    "The face shows a mixture of {first} and {second}.",
-    "The expression combines {first} and {second}.",
-)
-
-
 def global_sentence(emotion: EmotionState, wording: Wording) -> str:
     """Returns one sentence about the degree and the nuance of the emotion, which names no part of the face."""
     if emotion.even and "neutral" not in {emotion.name, emotion.second}:
         blend = emotions.BLENDS.get(frozenset({emotion.name, emotion.second}), "")
-        frame = wording.pick(_BLENDED_GLOBALS if blend else _MIXED_GLOBALS, "global")
+        frame = wording.pick(_GLOBALS["blended" if blend else "mixed"], "global")
         return frame.format(blend=blend, first=emotion.name, second=emotion.second)
     if emotion.ambiguous:
-        frames = _AMBIGUOUS_GLOBALS
+        frames = _GLOBALS["ambiguous"]
     elif emotion.name == "neutral":
-        frames = _NEUTRAL_GLOBALS if emotion.second else (*_NEUTRAL_GLOBALS, *_NO_EMOTION_GLOBALS)
+        frames = (*_GLOBALS["looking"], *_GLOBALS["neutral"], *(() if emotion.second else _GLOBALS["no_emotion"]))
     else:
-        frames = _GLOBALS if emotion.shade else (*_LOOKING_GLOBALS, *_GLOBALS[:2])
+        frames = _GLOBALS["feeling"] if emotion.shade else (*_GLOBALS["looking"], *_GLOBALS["feeling"][:2])
     frame = wording.pick(frames, "global")
     if "{looking}" in frame:
         return frame.format(looking=_looking(emotion, wording, "global"))
@@ -204,50 +159,16 @@ def _feeling(emotion: EmotionState, wording: Wording, part: str) -> str:
     return f"{named} {'mixed with' if emotion.even else 'with some'} {emotion.second}"
 
 
-_SUMMARIES: Words = (
-    "Overall, the face shows {feeling}, as seen in {cues}{affect}.",
-    "Taken as a whole, the face expresses {feeling}, mainly through {cues}{affect}.",
-    "With {cues}, the face conveys {feeling}{affect}.",
-    "The expression reads as {feeling} because of {cues}{affect}.",
-    "Judging by {cues}, the person seems to feel {feeling}{affect}.",
-    "In summary, {feeling} is visible in {cues}{affect}.",
-    "Based on {cues}, the prevailing emotion is {feeling}{affect}.",
-    "Given {cues}, the emotion is best described as {feeling}{affect}.",
-)
-_SUMMARIES_WITHOUT_CUES: Words = (
-    "Overall, the face shows {feeling}{affect}.",
-    "In summary, the face conveys {feeling}{affect}.",
-)
-_NEUTRAL_SUMMARIES: Words = (
-    "Despite {cues}, the face looks {looking}{affect}.",
-    "Overall, the face is {looking}, although it shows {cues}{affect}.",
-    "The face looks {looking}, showing no more than {cues}{affect}.",
-)
-_RESTING_SUMMARIES: Words = (
-    "With the {regions} at rest, the face looks {looking}{affect}.",
-    "With the {regions} at rest, the expression is {looking}{affect}.",
-)
-_NEUTRAL_SUMMARIES_WITHOUT_CUES: Words = (
-    "Overall, the face is {looking}{affect}.",
-    "In summary, the expression is {looking}{affect}.",
-)
-_AFFECTS: Words = (
-    "; valence is {valence} and arousal is {arousal}",
-    ", with {valence} valence and {arousal} arousal",
-    "; the mood is {pleasure} and its energy is {arousal}",
-)
-
-
 def summary(emotion: EmotionState, states: Sequence[RegionState], wording: Wording) -> str:
     """Returns one sentence that names the emotion, the cues that show it (the strongest first), valence and arousal."""
     cues = _cues(states, wording)
     regions = [state.region for state in states if state.at_rest]
     if emotion.name != "neutral":
-        frames = _SUMMARIES if cues else _SUMMARIES_WITHOUT_CUES
+        frames = _SUMMARIES["feeling" if cues else "feeling_without_cues"]
         words = {"feeling": _feeling(emotion, wording, "summary")}
     else:
-        still = _RESTING_SUMMARIES if regions else _NEUTRAL_SUMMARIES_WITHOUT_CUES
-        frames = _NEUTRAL_SUMMARIES if cues else still
+        still = "resting" if regions else "neutral_without_cues"
+        frames = _SUMMARIES["neutral" if cues else still]
         words = {"looking": _looking(emotion, wording, "summary"), "regions": listed(regions)}
     return wording.pick(frames, "summary").format(**words, cues=listed(cues), affect=_affect(emotion, wording))
 
@@ -271,9 +192,9 @@ def _affect(emotion: EmotionState, wording: Wording) -> str:
     valence, arousal = (
         next(step for step, least in enumerate(emotions.LEAST) if value >= least) for value in emotion.affect
     )
-    return wording.pick(_AFFECTS, "affect").format(
-        valence=emotions.VALENCE[valence], pleasure=emotions.PLEASURE[valence], arousal=emotions.AROUSAL[arousal]
-    )
+    steps = {"valence": valence, "pleasure": valence, "arousal": arousal}
+    frame = wording.pick(_SUMMARIES["affect"], "affect")
+    return frame.format(**{scale: emotions.AFFECT[scale][step] for scale, step in steps.items()})
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -7,39 +7,38 @@ from collections.abc import Mapping
 
 from emocap_shards.sample import Caption
 
-from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import Degree, band
 from emocap_pretrain.captions.grammar.emotions import EmotionState
-from emocap_pretrain.captions.grammar.looks import AT_REST, Look, Region, RegionState
+from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Look, Region, RegionState
 from emocap_pretrain.captions.grammar.sentences import Wording, global_sentence, local_sentence, summary
 from emocap_pretrain.captions.rendered.face import Actions, Face
 
-LOOKS: Mapping[Region, tuple[Look, ...]] = {
+REGION_LOOKS: Mapping[Region, tuple[Look, ...]] = {
     Region.EYEBROWS: (
-        looks.BROWS_RAISED_TOGETHER,
-        looks.BROWS_RAISED,
-        looks.INNER_BROWS_RAISED_TOGETHER,
-        looks.BROWS_DRAWN_TOGETHER,
-        looks.INNER_BROWS_RAISED,
-        looks.OUTER_BROWS_RAISED,
+        LOOKS["brows_raised_together"],
+        LOOKS["brows_raised"],
+        LOOKS["inner_brows_raised_together"],
+        LOOKS["brows_drawn_together"],
+        LOOKS["inner_brows_raised"],
+        LOOKS["outer_brows_raised"],
     ),
     Region.EYES: (
-        looks.EYES_CLOSED,
-        looks.LIDS_LOWERED,
-        looks.LIDS_RAISED_AND_TENSED,
-        looks.EYES_WIDENED,
-        looks.EYES_NARROWED_TIGHTLY,
-        looks.LIDS_TIGHTENED,
-        looks.EYES_NARROWED_BY_CHEEKS,
+        LOOKS["eyes_closed"],
+        LOOKS["lids_lowered"],
+        LOOKS["lids_raised_and_tensed"],
+        LOOKS["eyes_widened"],
+        LOOKS["eyes_narrowed_tightly"],
+        LOOKS["lids_tightened"],
+        LOOKS["eyes_narrowed_by_cheeks"],
     ),
-    Region.CHEEKS: (looks.CHEEKS_RAISED, looks.CHEEKS_DIMPLED),
+    Region.CHEEKS: (LOOKS["cheeks_raised"], LOOKS["cheeks_dimpled"]),
     Region.NOSE: (
-        looks.NOSE_WRINKLED_AND_LIP_RAISED,
-        looks.NOSE_WRINKLED,
-        looks.FOLDS_DEEPENED_BY_LIP,
-        looks.FOLDS_DEEPENED_BY_SMILE,
+        LOOKS["nose_wrinkled_and_lip_raised"],
+        LOOKS["nose_wrinkled"],
+        LOOKS["folds_deepened_by_lip"],
+        LOOKS["folds_deepened_by_smile"],
     ),
-    Region.CHIN: (looks.CHIN_RAISED,),
+    Region.CHIN: (LOOKS["chin_raised"],),
 }
 """The looks of each region except the mouth, with the most specific look first.
 
@@ -59,26 +58,26 @@ A region is at rest if none of its action units is active.
 """
 
 _LIPS: tuple[Look, ...] = (
-    looks.UPPER_LIP_RAISED,
-    looks.LIP_CORNERS_RAISED,
-    looks.LIP_CORNERS_TUCKED_IN,
-    looks.LIP_CORNERS_LOWERED,
-    looks.LOWER_LIP_PUSHED_UP,
-    looks.LIPS_STRETCHED,
-    looks.LIPS_TIGHTENED,
+    LOOKS["upper_lip_raised"],
+    LOOKS["lip_corners_raised"],
+    LOOKS["lip_corners_tucked_in"],
+    LOOKS["lip_corners_lowered"],
+    LOOKS["lower_lip_pushed_up"],
+    LOOKS["lips_stretched"],
+    LOOKS["lips_tightened"],
 )
-_OPENINGS: tuple[Look, ...] = (looks.JAW_DROPPED, looks.LIPS_PARTED)
+_OPENINGS: tuple[Look, ...] = (LOOKS["jaw_dropped"], LOOKS["lips_parted"])
 
 SUMMARY_LOOKS: tuple[tuple[Region, Look], ...] = (
-    *((Region.EYEBROWS, look) for look in LOOKS[Region.EYEBROWS]),
-    (Region.EYES, looks.EYES_WIDENED),
-    (Region.EYES, looks.LIDS_TIGHTENED),
-    (Region.EYES, looks.EYES_CLOSED),
-    (Region.EYES, looks.LIDS_LOWERED),
-    (Region.CHEEKS, looks.CHEEKS_RAISED),
-    (Region.NOSE, looks.NOSE_WRINKLED),
-    *((Region.LIPS, look) for look in _LIPS if look is not looks.LOWER_LIP_PUSHED_UP),
-    (Region.CHIN, looks.CHIN_RAISED),
+    *((Region.EYEBROWS, look) for look in REGION_LOOKS[Region.EYEBROWS]),
+    (Region.EYES, LOOKS["eyes_widened"]),
+    (Region.EYES, LOOKS["lids_tightened"]),
+    (Region.EYES, LOOKS["eyes_closed"]),
+    (Region.EYES, LOOKS["lids_lowered"]),
+    (Region.CHEEKS, LOOKS["cheeks_raised"]),
+    (Region.NOSE, LOOKS["nose_wrinkled"]),
+    *((Region.LIPS, look) for look in _LIPS if look is not LOOKS["lower_lip_pushed_up"]),
+    (Region.CHIN, LOOKS["chin_raised"]),
     *((Region.LIPS, look) for look in _OPENINGS),
 )
 """The looks that a summary can name. An action unit counts only for the first look in this order that fits."""
@@ -108,12 +107,12 @@ def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]
 
     A region that is neither at rest nor has one of its looks has no sentence.
     """
-    regions = [_state(region, acting) for region in LOOKS]
+    regions = [_state(region, acting) for region in REGION_LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
 
 
 def _state(region: Region, acting: Actions) -> RegionState | None:
-    for look in LOOKS[region]:
+    for look in REGION_LOOKS[region]:
         if _fits(look, acting):
             return _state_of(region, look, acting)
     return None if acting.any(*MOVERS[region]) else RegionState(region, AT_REST[region])
@@ -137,7 +136,7 @@ def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
     if not states:
         return (RegionState(Region.LIPS, AT_REST[Region.LIPS]),)
     if not opening and wording.number("closed") % 5 < 3:
-        return (*states, RegionState(Region.LIPS, looks.MOUTH_CLOSED))
+        return (*states, RegionState(Region.LIPS, LOOKS["mouth_closed"]))
     return states
 
 

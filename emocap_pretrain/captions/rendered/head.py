@@ -132,15 +132,32 @@ def draw_moustache(sketch: Sketch, face: Face) -> None:
     )
 
 
-_BEHIND = -0.25
+Half = tuple[tuple[float, float], ...]
+_LONG: Half = ((0.6, -1.3), (1.2, -0.5), (1.25, 0.6), (1.35, 1.6), (1.3, 2.6))
+_CURTAINS: Mapping[str, Half] = {
+    "bob": ((0.6, -1.3), (1.2, -0.5), (1.24, 0.4), (1.12, 0.98), (0.6, 1.1)),
+    "long": _LONG,
+    "wavy": _LONG,
+    "scarf": ((0.6, -1.3), (1.15, -0.4), (1.15, 0.6), (1.2, 1.6), (1.5, 2.6)),
+}
+"""The right halves of the hair or the cloth that hangs behind the neck, from top to bottom."""
 
 
 def draw_hair_behind(sketch: Sketch, face: Face) -> None:
     """Draws the hair behind the head and neck."""
     person = face.identity
-    shapes = _BACKS[person.hair_style](person) if person.hair_style in _BACKS else []
-    if shapes:
-        sketch.fill(*shapes, colour=palette.darker(_colour(person), 0.28), lift=_BEHIND)
+    match person.hair_style:
+        case "bun":
+            shape = ellipse(0.0, -1.52 * person.forehead, 0.42, 0.36)
+        case "afro":
+            shape = ellipse(0.0, -0.62, 1.48 * person.width, 1.26)
+        case "curly":
+            shape = ellipse(0.0, -0.45, 1.24 * person.width, 1.12)
+        case style if style in _CURTAINS:
+            shape = spline(mirrored(np.array(_CURTAINS[style]) * (person.width, 1.0)), closed=True)
+        case _:
+            return
+    sketch.fill(shape, colour=palette.darker(_colour(person), 0.28), lift=-0.25)
 
 
 def draw_hair(sketch: Sketch, face: Face, skin: Patch | None) -> None:
@@ -192,7 +209,6 @@ def _strand(x: float, spread: float) -> Points:
 _HIGH = ((0.93, -0.15), (0.90, -0.55), (0.70, -0.88), (0.38, -0.98), (0.12, -1.0))
 _MIDDLE = ((0.95, -0.05), (0.90, -0.50), (0.74, -0.80), (0.40, -0.88), (0.12, -0.86))
 _FRINGE = ((0.96, 0.0), (0.88, -0.45), (0.74, -0.62), (0.40, -0.67), (0.12, -0.68))
-Half = tuple[tuple[float, float], ...]
 
 
 def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
@@ -296,45 +312,6 @@ def _scarf(person: Identity) -> list[Points]:
     return [np.concatenate([spline(outer), spline(inner)[::-1]]) * (person.width, 1.0)]
 
 
-def _bun_behind(person: Identity) -> list[Points]:
-    return [ellipse(0.0, -1.52 * person.forehead, 0.42, 0.36)]
-
-
-def _afro_behind(person: Identity) -> list[Points]:
-    return [ellipse(0.0, -0.62, 1.48 * person.width, 1.26)]
-
-
-def _curly_behind(person: Identity) -> list[Points]:
-    return [ellipse(0.0, -0.45, 1.24 * person.width, 1.12)]
-
-
-def _bob_behind(person: Identity) -> list[Points]:
-    return [
-        spline(
-            mirrored(points((0.6, -1.3), (1.2, -0.5), (1.24, 0.4), (1.12, 0.98), (0.6, 1.1)) * (person.width, 1.0)),
-            closed=True,
-        )
-    ]
-
-
-def _long_behind(person: Identity) -> list[Points]:
-    return [
-        spline(
-            mirrored(points((0.6, -1.3), (1.2, -0.5), (1.25, 0.6), (1.35, 1.6), (1.3, 2.6)) * (person.width, 1.0)),
-            closed=True,
-        )
-    ]
-
-
-def _scarf_behind(person: Identity) -> list[Points]:
-    return [
-        spline(
-            mirrored(points((0.6, -1.3), (1.15, -0.4), (1.15, 0.6), (1.2, 1.6), (1.5, 2.6)) * (person.width, 1.0)),
-            closed=True,
-        )
-    ]
-
-
 _FRONTS: Mapping[str, Callable[[Identity], list[Points]]] = {
     "short": _short,
     "swept": _swept,
@@ -346,13 +323,4 @@ _FRONTS: Mapping[str, Callable[[Identity], list[Points]]] = {
     "wavy": _wavy,
     "bun": _bun,
     "scarf": _scarf,
-}
-_BACKS: Mapping[str, Callable[[Identity], list[Points]]] = {
-    "bun": _bun_behind,
-    "afro": _afro_behind,
-    "curly": _curly_behind,
-    "bob": _bob_behind,
-    "long": _long_behind,
-    "wavy": _long_behind,
-    "scarf": _scarf_behind,
 }

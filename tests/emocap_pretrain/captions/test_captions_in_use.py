@@ -12,10 +12,9 @@ import yaml
 from emocap_shards.sample import Caption
 
 from emocap_pretrain.captions.ferplus import captioner as ferplus
-from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import Band
 from emocap_pretrain.captions.grammar.emotions import EMOTIONS
-from emocap_pretrain.captions.grammar.looks import AT_REST, Look, Region, RegionState
+from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Region, RegionState
 from emocap_pretrain.captions.rendered import captioner as rendered
 from emocap_pretrain.captions.rendered.dataset import sample_face
 from emocap_pretrain.data.mirror import mirrored
@@ -33,7 +32,7 @@ def rendered_captions() -> Iterator[tuple[str, Caption]]:
 def ferplus_captions() -> Iterator[tuple[str, Caption]]:
     """Yields captions with and without votes, over all regions, looks and mixtures of emotions."""
     rng = np.random.default_rng(0)
-    table = [look for look in vars(looks).values() if isinstance(look, Look) and look.units]
+    table = [look for look in LOOKS.values() if look.units]
     for number, (first, second) in enumerate(product(EMOTIONS * 4, EMOTIONS)):
         votes = dict.fromkeys((*EMOTIONS, "unknown", "NF"), 0)
         votes[first] += int(rng.integers(5, 9))

@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import (
     ACTION_UNITS,
     ADJECTIVES,
@@ -14,7 +13,7 @@ from emocap_pretrain.captions.grammar.action_units import (
     Degree,
 )
 from emocap_pretrain.captions.grammar.emotions import BLENDS, EMOTIONS, FEELS, HINTS, SHADES, EmotionState
-from emocap_pretrain.captions.grammar.looks import AT_REST, Look, Region, RegionState
+from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Look, Region, RegionState
 from emocap_pretrain.captions.grammar.sentences import (
     NO_MOVEMENT,
     Wording,
@@ -25,10 +24,10 @@ from emocap_pretrain.captions.grammar.sentences import (
     summary_without_emotion,
 )
 
-ALL_LOOKS = {name: look for name, look in vars(looks).items() if isinstance(look, Look) and look.units}
+ALL_LOOKS = {name: look for name, look in LOOKS.items() if look.units}
 KEYS = [Wording(str(number)) for number in range(12)]
-SMILE = RegionState(Region.LIP_CORNERS, looks.LIP_CORNERS_RAISED, (Band.SLIGHT,))
-OPEN_MOUTH = RegionState(Region.LIPS, looks.LIPS_PARTED, (Band.STRONG,))
+SMILE = RegionState(Region.LIP_CORNERS, LOOKS["lip_corners_raised"], (Band.SLIGHT,))
+OPEN_MOUTH = RegionState(Region.LIPS, LOOKS["lips_parted"], (Band.STRONG,))
 
 
 def state(look: Look, *bands: Band) -> RegionState:
@@ -85,7 +84,7 @@ def test_a_region_at_rest_has_no_movement_and_no_cue(region: Region):
 
 
 def test_states_of_one_sentence_share_a_subject():
-    states = [state(looks.LIPS_STRETCHED, Band.SLIGHT), state(looks.LIPS_TIGHTENED, Band.STRONG)]
+    states = [state(LOOKS["lips_stretched"], Band.SLIGHT), state(LOOKS["lips_tightened"], Band.STRONG)]
     for wording in KEYS:
         sentence = local_sentence(states, wording)
         assert_well_formed(sentence)
@@ -93,7 +92,9 @@ def test_states_of_one_sentence_share_a_subject():
 
 
 def test_states_with_different_subjects_are_joined():
-    sentences = {local_sentence([state(looks.UPPER_LIP_RAISED, Band.SLIGHT), OPEN_MOUTH], wording) for wording in KEYS}
+    sentences = {
+        local_sentence([state(LOOKS["upper_lip_raised"], Band.SLIGHT), OPEN_MOUTH], wording) for wording in KEYS
+    }
     assert all(" while the " in sentence for sentence in sentences)
 
 

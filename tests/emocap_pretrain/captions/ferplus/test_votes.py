@@ -3,15 +3,14 @@ import re
 import pytest
 
 from emocap_pretrain.captions.ferplus.votes import emotion_state, is_face, majority
-from emocap_pretrain.captions.grammar import looks
 from emocap_pretrain.captions.grammar.action_units import Band, Degree
 from emocap_pretrain.captions.grammar.emotions import EMOTIONS
-from emocap_pretrain.captions.grammar.looks import Region, RegionState
+from emocap_pretrain.captions.grammar.looks import LOOKS, Region, RegionState
 from emocap_pretrain.captions.grammar.sentences import Wording, global_sentence, summary
 
 SMILE = (
-    RegionState(Region.LIP_CORNERS, looks.LIP_CORNERS_RAISED, (Band.STRONG,)),
-    RegionState(Region.CHEEKS, looks.CHEEKS_RAISED, (Band.SLIGHT,)),
+    RegionState(Region.LIP_CORNERS, LOOKS["lip_corners_raised"], (Band.STRONG,)),
+    RegionState(Region.CHEEKS, LOOKS["cheeks_raised"], (Band.SLIGHT,)),
 )
 
 

@@ -1,0 +1,16 @@
+"""Reads the words of captions from the TOML files in this folder."""
+
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+Words = Sequence[str]
+
+
+def read(name: str) -> dict[str, Any]:
+    """Returns the tables of a TOML file in this folder."""
+    return tomllib.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+WORDS = read("words.toml")
