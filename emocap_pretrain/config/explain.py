@@ -171,7 +171,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
-    """Returns a known name that differs by a typing error, or by words that one of the names has in addition."""
+    """Returns a known name that differs from `name` by a typing error or by whole words; None if there is none."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]
     return next(iter([*close, *longer]), None)

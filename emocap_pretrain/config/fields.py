@@ -1,4 +1,4 @@
-"""Defines the types of the values of settings, and the base class of sections."""
+"""Defines the types of the values of settings, and the base class of all sections of a config."""
 
 import re
 from typing import Annotated, Any, cast

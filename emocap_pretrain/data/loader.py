@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Makes a batch from the prepared samples of one step. It can be pickled, for loader processes.
+    """Makes a batch from the prepared samples of one step. A `Collate` can be pickled for loader processes.
 
     Attributes:
         tokenizer: Encodes the captions.
@@ -202,7 +202,7 @@ def shrink_to_fit_and_warn(data: DataConfig, *, each_bytes: int, ranks: int, fre
         free_bytes: Free space of /dev/shm (`shared_memory_free`); None leaves the settings unchanged.
 
     Raises:
-        ConfigError: As `shrink_to_fit` does.
+        ConfigError: If /dev/shm has no room for the smallest loader (see `shrink_to_fit`).
     """
     if not data.workers or free_bytes is None:
         return data

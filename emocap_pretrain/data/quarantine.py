@@ -80,7 +80,7 @@ class Quarantine:
     def recorded(self, step: int) -> Generator[None]:
         """Stores the samples of this rank at once if the body raises `BudgetSpent`.
 
-        The other ranks may not take part in another collective, so this rank does not wait for them.
+        The other ranks may be unable to take part in another collective, so this rank does not wait for them.
         """
         try:
             yield

@@ -21,7 +21,7 @@ _AT_REST_ONE_IN = 2
 
 
 def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for training. Its emotion comes from the votes, and all else from the cues."""
+    """Returns the caption of a face for training. Its emotion comes from the votes, and the rest from the cues."""
     wording = Wording(key)
     emotion = emotion_state(votes, expressive=any(Band.STRONG in cue.bands for cue in cues))
     return Caption(

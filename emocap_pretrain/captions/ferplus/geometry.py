@@ -2,7 +2,7 @@
 
 A face is first rotated into the axes of its own head, so that roll, yaw and pitch of the head have little effect. x
 runs from the subject's right eye to the left one, and y runs up along the bridge of the nose. The unit is the distance
-between the eyes. The input is the MediaPipe face mesh with refined landmarks, in pixels; the depth is in pixels too.
+between the eyes. The input is the MediaPipe face mesh with refined landmarks, with all three coordinates in pixels.
 
 Only a comparison with other faces shows whether an eye is wide. Therefore each measurement is replaced by its rank in a
 population of faces.
@@ -272,7 +272,7 @@ class Population:
         return cls({name: _fit(name, measurements) for name in MEASURES})
 
     def ranks(self, measurements: Measurements) -> Measurements:
-        """Returns the share of the population below each face, in [0, 1], for each measure; NaN stays NaN."""
+        """Returns each face's rank in each measure: the share of the population with smaller values. NaN stays NaN."""
         pitch_deg, turn_deg = measurements["pitch_deg"], np.abs(measurements["yaw_deg"])
         return {
             name: np.interp(

@@ -1,7 +1,7 @@
 """Turns the votes of ten people on one face into its emotion label and into the emotion that its caption describes.
 
-The label follows the majority rule of FER+: an emotion with a single vote is an outlier and loses it, and more than
-half of the other votes must agree. The caption also depends on the shares of the first emotion, of the second one and
+The label follows the majority rule of FER+: an emotion's only vote is dropped as an outlier, and more than half of the
+other votes must agree. The caption also depends on the shares of the first emotion, of the second one and
 of "neutral", which determine the degree and the mixture.
 """
 
@@ -45,8 +45,7 @@ def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
     """Returns the emotion that the votes describe, with a second emotion if a few people voted for another one.
 
     `expressive` is False if no strong cue was measured on the face; then the degree of an emotion other than neutral is
-    never high. Between equal numbers of votes, another emotion comes before neutral, else the order of `EMOTIONS`
-    counts.
+    never high. Of two emotions with equally many votes, neutral comes last; the others come in the order of `EMOTIONS`.
     """
     kept = without_outliers(votes)
     first, second = sorted((*EMOTIONS[1:], "neutral"), key=lambda name: -kept[name])[:2]

@@ -11,7 +11,7 @@ from emocap_pretrain.captions.grammar.words import WORDS, Words
 
 
 class Band(StrEnum):
-    """Names the five bands of the intensity of an action unit, from the weakest to the strongest; A to E in FACS."""
+    """Names the five bands of the intensity of an action unit, from the weakest to the strongest (A to E in FACS)."""
 
     TRACE = "trace"
     SLIGHT = "slight"
@@ -21,7 +21,7 @@ class Band(StrEnum):
 
 
 class Degree(StrEnum):
-    """Names three degrees of intensity, which emotions have, and adverbs such as "slightly"."""
+    """Names three degrees of intensity, for an emotion and for an adverb such as "slightly"."""
 
     LOW = "low"
     MID = "mid"

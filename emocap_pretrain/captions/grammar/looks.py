@@ -72,7 +72,7 @@ class RegionState:
 
 
 def _phrases(given: Words | Mapping[str, Words]) -> Phrases:
-    """Returns phrases for the bands that the keys name, or a list of phrases for all bands."""
+    """Converts the phrases of a look: the keys of a mapping name bands, while a list has phrases for all bands."""
     if isinstance(given, Mapping):
         return {tuple(map(Band, bands.split())): words for bands, words in given.items()}
     return {BANDS: given}

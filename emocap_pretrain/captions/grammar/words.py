@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 Words = Sequence[str]
@@ -10,7 +10,7 @@ Words = Sequence[str]
 
 def read(name: str) -> dict[str, Any]:
     """Returns the tables of a TOML file in this folder."""
-    return tomllib.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 WORDS = read("words.toml")

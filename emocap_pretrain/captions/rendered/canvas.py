@@ -76,9 +76,9 @@ def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count 
     return blend
 
 
-def spline(knots: Lines, steps: int = 6, *, closed: bool = False) -> Lines:
+def spline(knots: Lines, *, closed: bool = False) -> Lines:
     """Returns a smooth curve through all `knots` (Catmull and Rom 1974)."""
-    return _blend(knots.shape[-2], steps, closed=closed) @ knots
+    return _blend(knots.shape[-2], 6, closed=closed) @ knots
 
 
 @cache
@@ -141,12 +141,11 @@ _ONES = np.ones((2, 1))
 class View:
     """Projects points from face units to pixels. The head is approximated by half an ellipsoid, on which points lie.
 
-    A `lift` above 0 moves points from the ellipsoid towards the viewer (the tip of the nose), one below 0 away from the
-    viewer (hair at the back of the head).
+    A positive `lift` moves points from the ellipsoid towards the viewer, as for the tip of the nose. A negative `lift`
+    moves points away from the viewer, as for hair at the back of the head.
     """
 
     def __init__(self, pose: Pose, pixels: int) -> None:
-        self.pixels = pixels
         self.unit_px = pose.zoom * pixels
         self._turn = turned(np.diag([math.cos(pose.yaw), math.cos(pose.pitch)]), pose.roll) * self.unit_px
         forward = turned(np.array([[math.sin(pose.yaw), math.sin(pose.pitch)]]), pose.roll)

@@ -16,7 +16,7 @@ JPEG_QUALITY = 92
 
 
 def sample_face(seed: int, index: int) -> Face:
-    """Samples a face. Seven indices from a multiple of seven on contain each of the seven emotions once.
+    """Samples a face. Seven indices in a row, from a multiple of seven on, contain each of the seven emotions once.
 
     Person, scene, emotion and wording come from separate random streams, so none of them reveals another one.
     """

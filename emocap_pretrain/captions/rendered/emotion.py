@@ -19,7 +19,7 @@ class Prototype:
     """Defines one way to show an emotion on the face.
 
     Attributes:
-        name: Its name, which is a key of `SHADES` in the grammar of captions.
+        name: Name of the prototype, which is a key of `SHADES` in the grammar of captions.
         emotion: One of `EMOTIONS`.
         core: The strength of each action unit in (0, 1] at full intensity.
         valence: Pleasantness at full intensity, in [-1, 1].

@@ -60,7 +60,7 @@ GLASSES = ("none", "round", "square")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Describes a person, independent of emotion and scene. A size is relative to the average face unless stated.
+    """Describes a person, independent of emotion and scene. Sizes without a unit are relative to the average face.
 
     Attributes:
         age: 0 is about twenty years old, 1 about eighty.

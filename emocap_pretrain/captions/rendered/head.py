@@ -140,7 +140,7 @@ _CURTAINS: Mapping[str, Half] = {
     "wavy": _LONG,
     "scarf": ((0.6, -1.3), (1.15, -0.4), (1.15, 0.6), (1.2, 1.6), (1.5, 2.6)),
 }
-"""The right halves of the hair or the cloth that hangs behind the neck, from top to bottom."""
+"""The right halves of the hair or the cloth at the back of the neck, from top to bottom."""
 
 
 def draw_hair_behind(sketch: Sketch, face: Face) -> None:
@@ -160,7 +160,7 @@ def draw_hair_behind(sketch: Sketch, face: Face) -> None:
     sketch.fill(shape, colour=palette.darker(_colour(person), 0.28), lift=-0.25)
 
 
-def draw_hair(sketch: Sketch, face: Face, skin: Patch | None) -> None:
+def draw_hair(sketch: Sketch, face: Face, skin: Patch) -> None:
     """Draws the hair that covers the skull, with strands and a gloss."""
     person = face.identity
     if person.hair_style == "bald":
@@ -173,7 +173,7 @@ def draw_hair(sketch: Sketch, face: Face, skin: Patch | None) -> None:
     shapes = _FRONTS[person.hair_style](person)
     colour = _colour(person)
     patch = sketch.cover(*shapes)
-    if patch and skin:
+    if patch:
         thrown = patch.dropped(round(0.06 * sketch.view.unit_px)).inside(skin)
         sketch.canvas.paint(thrown, palette.shadow(person.skin), 0.42)
     sketch.canvas.paint(patch, colour)
@@ -236,13 +236,13 @@ def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> 
     return np.concatenate([spline(arched(outer)), spline(arched(inner))[::-1]])
 
 
-def _sweep(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
+def _sweep(person: Identity, volume: float, hairline: Half) -> Points:
     """Returns the outline of hair between its outer edge and an asymmetric hairline, given from left to right.
 
     For half of all people the outline is mirrored.
     """
     side = 1 if person.marks % 2 else -1
-    outer = spline(arched(_crown(person, volume, peak)))
+    outer = spline(arched(_crown(person, volume)))
     inner = spline(np.array(hairline) * (person.width, 1.0))
     return flipped(np.concatenate([outer, inner[::-1]]), side)
 

@@ -228,7 +228,7 @@ def draw_mouth(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _groove(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Draws the groove between nose and upper lip. For AU 23, pale skin and lines that radiate surround the lips."""
+    """Draws the groove between nose and upper lip. For AU 23, pale skin and radial lines surround the lips."""
     person = face.identity
     shadow = palette.shadow(person.skin)
     sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35)

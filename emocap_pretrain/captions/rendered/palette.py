@@ -90,7 +90,7 @@ def skin(depth: float, warmth: float) -> Colour:
 
 
 def hair(rng: np.random.Generator, age: float) -> Colour:
-    """Samples a colour of hair. The older the person (`age` in [0, 1]), the greyer it is; one in twenty is dyed."""
+    """Samples a colour of hair, which is greyer for a higher `age` in [0, 1]. One colour in twenty is dyed."""
     if rng.random() < 0.05:
         return _choose(rng, _DYED)
     grey = float(np.clip((age - 0.45 + rng.normal(0.0, 0.12)) * 2.2, 0.0, 0.95))
