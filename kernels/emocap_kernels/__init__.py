@@ -1,4 +1,7 @@
-"""Contrastive losses for large image-text batches: exact, in bounded memory, and equal on any number of ranks."""
+"""Provides contrastive losses for large image-text batches.
+
+The losses are exact, need bounded memory, and are equal on any number of ranks.
+"""
 
 from emocap_kernels.contrastive.op import choose_backend, contrastive_loss
 from emocap_kernels.mining import Mining

@@ -1,4 +1,4 @@
-"""The selection of a backend, and the reasons why fused kernels may be unable to run."""
+"""Selects the backend of a loss, and gives the reason if fused Triton kernels cannot run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIN_WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """The name of a backend, and one sentence that says why it was selected."""
+    """Holds the name of the selected backend, and one sentence that says why it was selected."""
 
     backend: Backend
     reason: str
@@ -37,8 +37,8 @@ def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> B
 
     Args:
         backend: The caller's request.
-        unsupported: Why fused kernels cannot run, or None if they can.
-        like: One of the inputs, for device, type and width.
+        unsupported: The reason why fused kernels cannot run, or None if they can.
+        like: One of the inputs. The reason for `fused` names its device, type and width.
 
     Raises:
         ArgumentError: If `backend` is unknown.
@@ -60,9 +60,10 @@ def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> B
 
 
 def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
-    """Returns why fused kernels cannot run on these inputs, or None if they can.
+    """Returns the reason why fused kernels cannot run on these inputs, or None if they can run.
 
-    The answer depends on device, type, width and mining rule, never on the number of rows.
+    The answer depends on device, type, width and mining rule, never on the number of rows. Therefore ranks with
+    different numbers of rows get the same answer.
     """
     first = vectors[0]
     if not first.is_cuda and not _interpreted():

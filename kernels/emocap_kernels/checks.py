@@ -1,4 +1,4 @@
-"""Checks of the arguments of both public losses. Every message names the value, the rule and the cure."""
+"""Checks the arguments of both public losses. Every message names the value, the rule and the cure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def check_scale(name: str, scale: Tensor | float) -> None:
-    """Raises an error unless `scale` is one floating-point value. The value of a tensor is not read."""
+    """Raises an error unless `scale` is a finite number or a floating-point tensor of one element.
+
+    The value of a tensor is not read, because the host would wait for the device.
+    """
     if isinstance(scale, Tensor):
         if scale.numel() != 1 or not scale.is_floating_point():
             raise ShapeError(
@@ -83,12 +86,12 @@ def check_sharpness(sharpness: float) -> None:
 
 
 def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str) -> None:
-    """Checks patches, sentences, and the index of an image for each sentence.
+    """Checks patches, sentences, and the row of `patches` to which each sentence belongs.
 
     Args:
         patches: [rows, patches, width].
         sentences: [sentences, width].
-        images: int64 [sentences], each in [0, rows).
+        images: int64 [sentences], the row of `patches` of each sentence, in [0, rows).
         patch_mask: Bool [rows, patches] or None.
         owner: The name of the argument that holds `images`, for the messages.
 

@@ -1,33 +1,33 @@
-"""The errors that this package raises.
+"""Defines the errors that this package raises.
 
 KernelError
-├── ArgumentError        a value breaks its rule (also a ValueError)
-├── ShapeError           tensors do not fit together (also a ValueError)
-├── NotSupportedError    a known backend that cannot run on these inputs (also a NotImplementedError)
-├── RanksDisagreeError   the ranks of one group were called differently (also a RuntimeError)
-└── NumericalError       a result is further from float64 than the rule allows (also an AssertionError)
+├── ArgumentError        the value of an argument is not allowed (also a ValueError)
+├── ShapeError           tensors do not fit together in shape, type or device (also a ValueError)
+├── NotSupportedError    a backend cannot do what was requested (also a NotImplementedError)
+├── RanksDisagreeError   the inputs of the ranks do not form one batch (also a RuntimeError)
+└── NumericalError       a result differs too much from its float64 value (also an AssertionError)
 """
 
 
 class KernelError(Exception):
-    """The base class of every error that this package raises itself."""
+    """Is the base class of all errors that this package raises."""
 
 
 class ArgumentError(KernelError, ValueError):
-    """A value breaks its rule. The message names the value, the rule and the cure."""
+    """Reports an argument whose value is not allowed. The message names the value, the rule and the cure."""
 
 
 class ShapeError(KernelError, ValueError):
-    """Tensors do not fit together in shape, type or device."""
+    """Reports tensors that do not fit together in shape, type or device."""
 
 
 class NotSupportedError(KernelError, NotImplementedError):
-    """The requested backend exists but cannot run on these inputs. The message gives the reason."""
+    """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason."""
 
 
 class RanksDisagreeError(KernelError, RuntimeError):
-    """The ranks of one group called a loss with inputs that do not form one global batch."""
+    """Reports that the ranks of one group called a loss with inputs that do not form one global batch."""
 
 
 class NumericalError(KernelError, AssertionError):
-    """A result is further from float64 than the rule of `numerics` allows."""
+    """Reports a result that differs from its float64 value by more than the rule in `numerics` allows."""

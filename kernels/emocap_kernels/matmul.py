@@ -1,7 +1,7 @@
-"""Matrix products that accumulate in float32 (or float64), whatever the type of the vectors is.
+"""Multiplies matrices with sums in float32 or float64, also if the vectors have half precision.
 
-A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`.
-On other devices the vectors are converted first, which gives the same products.
+A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`. On
+other devices the vectors are converted first, which gives the same products.
 """
 
 from __future__ import annotations
@@ -11,24 +11,31 @@ from torch import Tensor
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
-# Gradients of scores lie in [-2, 2]. float16 would flush the small ones to zero, so they are stored times this factor.
+# Gradients of scores lie in [-2, 2]. float16 would round small ones to zero, so they are multiplied by this factor
+# before they are stored.
 FLOAT16_STORAGE_SCALE = 2.0**14
-# Gradients of similarities in the local loss also contain the slope of the pooling weights, which may reach a dozen.
+# Gradients of similarities in the local loss also contain the slope of the pooling weights, which may reach about 12.
 FLOAT16_SIMILARITY_STORAGE_SCALE = 2.0**8
 
 
 def storage_scale(dtype: torch.dtype) -> float:
-    """Returns the factor by which a gradient of scores is multiplied when it is stored as `dtype`."""
+    """Returns the factor by which a gradient of scores is multiplied when it is stored as `dtype`.
+
+    float16 needs the factor, because it would round small gradients to zero.
+    """
     return FLOAT16_STORAGE_SCALE if dtype == torch.float16 else 1.0
 
 
 def similarity_storage_scale(dtype: torch.dtype) -> float:
-    """Returns the same factor for a gradient of patch-sentence similarities, in the local loss."""
+    """Returns the factor by which a gradient of patch-sentence similarities is multiplied when it is stored as `dtype`.
+
+    The factor is smaller than `storage_scale`, because these gradients are larger than those of scores.
+    """
     return FLOAT16_SIMILARITY_STORAGE_SCALE if dtype == torch.float16 else 1.0
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """Returns `left @ right` in at least float32."""
+    """Returns `left @ right`, computed and returned in at least float32."""
     if left.is_cuda and left.dtype in HALF_DTYPES:
         return torch.mm(left, right, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
     wide = torch.promote_types(left.dtype, torch.float32)
@@ -40,10 +47,11 @@ def addmm_(total: Tensor, gradient: Tensor, vectors: Tensor, *, stored_scale: fl
 
     Args:
         total: [n, width], in at least float32.
-        gradient: [n, k], a gradient of scores. Either in the type of `vectors` and multiplied by the storage scale,
-            or unscaled in the type of `total`.
+        gradient: [n, k], a gradient of scores. It is either in the type of `vectors` and multiplied by `stored_scale`,
+            or in the type of `total` without that factor.
         vectors: [k, width], in the type of the inputs.
-        stored_scale: The factor that a half-precision `gradient` contains; None means `storage_scale`.
+        stored_scale: The factor that a half-precision `gradient` contains, and by which the product is divided; None
+            means the factor of `storage_scale`.
     """
     kind = vectors.dtype
     if kind not in HALF_DTYPES:

@@ -1,4 +1,4 @@
-"""The setting `Mining`: which pairs count as positives beyond the known ones, and how the most similar are selected."""
+"""Defines `Mining`, the rule for additional positives, and selects the most similar candidates of an anchor."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,21 +14,22 @@ Treatment = Literal["attract", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class Mining:
-    """A rule that finds positives by similarity. With `threshold` and `top_k` given, a pair must satisfy both.
+    """Defines a rule that finds additional positives by similarity.
 
-    Mining uses similarities as constants: no gradient flows through the selection. `Mining(threshold=0.9)` makes
-    positives of samples whose counterparts have a cosine of at least 0.9.
+    If `threshold` and `top_k` are both given, a pair must satisfy both. No gradient flows through the selection. For
+    example, with `Mining(threshold=0.9)` a text is a positive of an image if its cosine with the image's own text is at
+    least 0.9.
 
     Attributes:
-        guide: Which features are compared; docs/method.md has the table. The local loss always compares sentences.
-        threshold: A pair is mined if its cosine is at least this, in [-1, 1]. The loss scale does not apply.
-        top_k: A pair is mined if the candidate is among this many most similar ones of the anchor. The anchor's own
-            pair is not counted. At least 1.
-        treatment: `attract` makes positives of mined pairs. `ignore` takes them out of the denominator, so that they
-            are neither positives nor negatives.
+        guide: The features that are compared; docs/method.md has the table. The local loss always compares sentences.
+        threshold: The least cosine of a mined pair, in [-1, 1]. The scale of the loss does not apply.
+        top_k: Number of most similar candidates that are mined for each anchor, at least 1. The anchor's own pair does
+            not count.
+        treatment: `attract` makes mined pairs positives. `ignore` excludes them from the denominator, so that they are
+            neither positives nor negatives.
 
     Raises:
-        ArgumentError: If there is no rule, or a value breaks its rule.
+        ArgumentError: If neither `threshold` nor `top_k` is given, or if a value is not allowed.
     """
 
     guide: Guide = "counterpart"
@@ -50,7 +51,7 @@ class Mining:
 
     @property
     def attracts(self) -> bool:
-        """True if mined pairs become positives, False if they are ignored."""
+        """Returns True if mined pairs become positives, and False if they are ignored."""
         return self.treatment == "attract"
 
 
@@ -62,12 +63,12 @@ def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     """Returns the `top_k` most similar candidates of each anchor. Of equal similarities, the lower index wins.
 
-    `torch.topk` breaks ties in any order. Therefore only its k-th value is used, and rows with a tie at that value
-    are settled by counting from the left.
+    `torch.topk` orders equal similarities arbitrarily. Therefore only its k-th largest value is used. If several
+    candidates of an anchor have that value, those of lowest index are selected.
 
     Args:
         similarity: [anchors, candidates]; overwritten.
-        own: int64 [anchors], the anchor's own pair, which is no candidate.
+        own: int64 [anchors], the candidate of each anchor's own pair, which is never selected.
         top_k: At least 1. With fewer candidates, all of them are returned.
 
     Returns:
@@ -98,8 +99,8 @@ def _first_of_ties(similarity: Tensor, last: Tensor, taken: int) -> Tensor:
 def first_duplicates(features: Tensor) -> Tensor | None:
     """Returns for each row the lowest index of an equal row, int64 [rows], or None if all rows differ.
 
-    A matrix product may round equal columns differently (it does on CPU), and the position in a tile would then
-    decide a tie. With the similarity of the first duplicate in place of its own, equal vectors are equal again.
+    A matrix product may round equal columns differently, for example on a CPU. Callers therefore replace the similarity
+    of each candidate by that of its first duplicate, so that equal candidates have equal similarities.
 
     Args:
         features: [rows, width].
@@ -114,7 +115,7 @@ def first_duplicates(features: Tensor) -> Tensor | None:
 
 
 def _hashes(features: Tensor) -> Tensor:
-    """Returns int64 [rows]. Equal vectors have equal hashes; unequal ones rarely collide."""
+    """Returns a hash of each row, int64 [rows]. Equal rows have equal hashes, and unequal rows rarely have."""
     # Adding 0.0 turns -0.0 into 0.0, which is equal but has other bytes.
     words = (features.contiguous() + 0.0).view(torch.uint8).view(len(features), -1)
     if words.shape[1] % 8:

@@ -1,7 +1,8 @@
-"""The rule that says when a result is accurate enough. Tests and benchmarks apply it.
+"""Defines when a result is accurate enough. Tests and benchmarks apply this rule.
 
-A result is accurate if it is no further from the exact one (the same formula in float64 on the whole batch) than the
-eager code that it replaces, plus a stated slack. A distance is the largest absolute difference over a tensor.
+The exact result is that of the same formula in float64 on the whole batch. The distance of two tensors is their largest
+absolute difference. A result is accurate if it is no further from the exact result than the eager code that it
+replaces, plus a small slack.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SLACK_ROUNDINGS = 4.0
 
 
 def distance(result: Tensor, exact: Tensor) -> float:
-    """Returns the largest absolute difference. It is infinite where one of the two is NaN.
+    """Returns the largest absolute difference of two tensors, or infinity if one of them contains NaN.
 
     Raises:
         NumericalError: If the shapes differ.
@@ -30,23 +31,27 @@ def distance(result: Tensor, exact: Tensor) -> float:
 
 
 def allowed_distance(eager: Tensor, exact: Tensor, *, magnitude: float) -> float:
-    """Returns the distance of `eager` plus `SLACK_ROUNDINGS` roundings of `magnitude` in the type of `eager`."""
+    """Returns the largest distance from `exact` that a result may have.
+
+    This is the distance of `eager` from `exact`, plus `SLACK_ROUNDINGS` roundings of `magnitude` in the type of
+    `eager`.
+    """
     return distance(eager, exact) + SLACK_ROUNDINGS * torch.finfo(eager.dtype).eps * magnitude
 
 
 def require_accurate(name: str, result: Tensor, eager: Tensor, exact: Tensor, *, magnitude: float) -> None:
-    """Checks one result against the rule.
+    """Raises an error unless `result` is accurate by the rule of this module.
 
     Args:
-        name: What is compared; it begins the error message.
-        result: The value of the code under test.
-        eager: The value of the eager code that it replaces, in the type of `result`.
+        name: Name of the compared value, with which the error message begins.
+        result: The value that the code under test computed.
+        eager: The value that the replaced eager code computed, in the type of `result`.
         exact: The value of the formula in float64.
         magnitude: The largest number that enters the sums: for a loss the largest score, for a gradient its largest
             term.
 
     Raises:
-        NumericalError: If the result is further from `exact` than the rule allows.
+        NumericalError: If `result` is further from `exact` than the rule allows.
     """
     found, allowed = distance(result, exact), allowed_distance(eager, exact, magnitude=magnitude)
     if not found <= allowed:

@@ -1,11 +1,11 @@
-"""The rule of mined positives, for both losses and all backends except the reference.
+"""Applies the rule of mined positives, for both losses and all backends except the reference.
 
-A rule with only a threshold asks of each pair whether it is similar enough, so a backend answers it tile by tile. A
-rule with `top_k` compares all candidates of an anchor; it is answered once, as lists (`MinedLists`), from which the
-masks of any tile are made. A backend contributes only how similarities are computed: by torch, or by kernels.
+With a threshold alone, every pair is decided by itself, so a backend decides the pairs tile by tile. With `top_k`, all
+candidates of an anchor are compared. The result is then computed once, as lists (`MinedLists`), from which the masks of
+any tile are made. Backends differ only in how they compute similarities: by torch, or by kernels.
 
-The global loss mines samples for samples. The local loss mines sentences for sentences, and a mined sentence counts
-for the image that owns it.
+In the global loss, samples are mined for samples. In the local loss, sentences are mined for sentences, and a sentence
+that is mined for another one is also mined for the image that owns the other one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from emocap_kernels.targets import MaskTargets
 
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
-# The similarities that a guide reads, each as (modality of the anchor, modality of the candidate). Of two, the
-# smaller one decides.
+# The similarities that a guide reads, each as (modality of the anchor, modality of the candidate). Of two
+# similarities, the smaller one decides.
 GuideSimilarities = tuple[tuple[Modality, Modality], ...]
 
 # The guide table of docs/method.md.
@@ -44,18 +44,25 @@ TEXT_ANCHORS: Mapping[Guide, GuideSimilarities] = {
 
 
 def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
-    """Returns the same similarities with the anchors as columns: entry (i, j) belongs to anchor j, candidate i."""
+    """Swaps the modalities of anchors and candidates.
+
+    The result describes a similarity matrix whose columns are the anchors and whose rows are the candidates.
+    """
     return tuple((candidate, anchor) for anchor, candidate in similarities)
 
 
 def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
-    """Returns what decides about a tile: first for its rows, then for its columns; one entry where both are equal."""
+    """Returns the similarities by which pairs of a tile are mined, for its row anchors and for its column anchors.
+
+    Each similarity names the modality of the rows first and that of the columns second. If rows and columns are mined
+    by the same similarities, the result has one entry instead of two.
+    """
     images, texts = IMAGE_ANCHORS[guide], transposed(TEXT_ANCHORS[guide])
     return (images,) if images == texts else (images, texts)
 
 
 def modalities_to_gather(mining: Mining) -> set[Modality]:
-    """Returns the modalities of which every rank needs the guide features of the whole batch."""
+    """Returns the modalities whose guide features every rank needs for the whole batch."""
     texts = TEXT_ANCHORS[mining.guide]
     by_text = transposed(texts) if mining.top_k is None else texts
     return {candidate for _, candidate in (*IMAGE_ANCHORS[mining.guide], *by_text)}
@@ -73,14 +80,14 @@ def compares_images(mining: Mining) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MinedLists:
-    """The candidates that a rule with `top_k` mined for each anchor, as global indices. -1 means none.
+    """Holds the candidates that a rule with `top_k` mined for each anchor, as global indices; -1 marks an unused entry.
 
     Attributes:
-        by_row: [anchors of this rank, at most top_k], column indices.
+        by_row: [row anchors of this rank, at most top_k], column indices.
         by_column: [all columns, at most top_k], row indices.
         first: Global index of local row 0.
-        row_of: int64, the global row of each anchor of `by_row`, where several anchors belong to one row; None if
-            anchor r is local row r.
+        row_of: int64, the global row of each anchor of `by_row`, if several anchors (the sentences of an image) belong
+            to one row. None means that anchor r is local row r.
     """
 
     by_row: Tensor
@@ -89,9 +96,10 @@ class MinedLists:
     row_of: Tensor | None = None
 
     def masks(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Returns the pairs that row anchors mined and those that column anchors mined, bool [rows, columns] each.
+        """Returns two bool masks, [rows, columns]: the pairs mined for row anchors, and those mined for column anchors.
 
-        `rows` are local and `columns` global. The host reads no value, so that it does not wait for the device.
+        `rows` are local and `columns` global indices. No value is copied to the host, so the host does not wait for the
+        device.
         """
         shape = rows.stop - rows.start, columns.stop - columns.start
         top = self.first + rows.start
@@ -108,10 +116,11 @@ class MinedLists:
 
 
 def _mask(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Returns bool [height, width], True at the given pairs; pairs outside of it are left out."""
+    """Returns a bool mask of `shape` that is True at the given pairs. Pairs outside of the mask are ignored."""
     height, width = shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    # One extra element takes all pairs outside: selecting those inside would have to wait for their number.
+    # Pairs outside of the mask are written to one extra element. To select the pairs inside, the host would have to
+    # wait for their number.
     mask = torch.zeros(height * width + 1, dtype=torch.bool, device=row.device)
     mask.index_fill_(0, torch.where(inside, row * width + column, height * width).flatten(), True)
     return mask[:-1].view(height, width)
@@ -120,13 +129,13 @@ def _mask(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
 def mine_top_k(
     similarity: Callable[[slice], Tensor], own: Tensor, blocks: list[slice], mining: Mining, *, candidates: int
 ) -> Tensor:
-    """Returns the candidates mined for each anchor of this rank, with similarities computed by torch.
+    """Returns the candidates that a rule with `top_k` mines for each anchor of this rank.
 
     Args:
-        similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. They
-            are overwritten.
-        own: int64 [anchors], the anchor's own pair, which is no candidate.
-        blocks: The anchors in order, in blocks that are compared at once.
+        similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. The
+            returned tensor is overwritten.
+        own: int64 [anchors], the candidate of each anchor's own pair, which is never mined.
+        blocks: Slices that cover the anchors in order. The anchors of a slice are compared at once.
         mining: A rule with `top_k`.
         candidates: Number of candidates.
 
@@ -145,12 +154,14 @@ def mine_top_k(
 
 
 def apply_treatment(known: Tensor, by_row: Tensor, by_column: Tensor, mining: Mining) -> MaskTargets:
-    """Returns the targets of a tile. Known positives stay positives; the treatment decides about mined pairs.
+    """Returns the targets of a tile. Known positives stay positives.
+
+    Mined pairs become positives or are excluded, as the treatment of the rule says.
 
     Args:
         known: Bool [rows, columns], pairs that are positives without mining.
-        by_row: Bool [rows, columns], pairs that row anchors mined.
-        by_column: Bool [rows, columns], pairs that column anchors mined.
+        by_row: Bool [rows, columns], pairs that were mined for row anchors.
+        by_column: Bool [rows, columns], pairs that were mined for column anchors.
         mining: The rule.
     """
     if mining.attracts:

@@ -1,4 +1,4 @@
-"""The value that both losses return."""
+"""Defines the result that both losses return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Directions(NamedTuple):
-    """Holds one 0-dim value for each direction. In the local loss, `text` means sentences."""
+    """Holds one 0-dim value for each direction of a loss. In the local loss, the texts are sentences."""
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -18,19 +18,19 @@ class Directions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossResult:
-    """The loss of the global batch. Every rank gets equal values, to the bit.
+    """Holds the loss of the global batch, which is equal on every rank to the bit.
 
-    All fields are 0-dim tensors. All but `loss` are detached.
+    All fields are 0-dim tensors. All except `loss` are detached.
 
     Attributes:
-        loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and
-            DeepSpeed form it) is the gradient of the global loss.
+        loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and DeepSpeed
+            compute it) is the gradient of the global loss.
         image_to_text: Mean loss of the image anchors.
         text_to_image: Mean loss of the text anchors (of the sentences, in the local loss).
-        positives: Mean number of positives of an anchor, its own pair included, averaged over both directions.
-        recall_at_1: Fraction of anchors, 0 to 1, whose best-scoring candidate is their own pair or has an equal id
-            (in the local loss: is an own sentence, or is the owner). All candidates take part, ignored ones too. Of
-            equal scores, as a matrix product rounds them, the lower global index wins.
+        positives: Mean number of positives of an anchor, averaged over both directions. The anchor's own pair counts.
+        recall_at_1: Fraction of anchors, 0 to 1, whose best-scoring candidate is their own pair or has an equal id (in
+            the local loss: is an own sentence, or is the owner). All candidates take part, also those that mining
+            excludes. Of equal scores, as a matrix product rounds them, the lower global index wins.
     """
 
     loss: Tensor
@@ -41,18 +41,19 @@ class LossResult:
 
     @staticmethod
     def from_means(loss: Tensor, means: Tensor) -> LossResult:
-        """Returns a result from a loss with its graph and five means.
+        """Returns a result from a loss with its autograd graph and from five detached means.
 
         Args:
             loss: 0-dim.
-            means: [5], detached: both losses, the number of positives, both recalls; image to text comes first.
+            means: [5], in this order: image-to-text loss, text-to-image loss, number of positives, image-to-text
+                recall, text-to-image recall.
         """
         image_to_text, text_to_image, positives, image_recall, text_recall = means.unbind()
         return LossResult(loss, image_to_text, text_to_image, positives, Directions(image_recall, text_recall))
 
 
 def empty_result(*inputs: Tensor | float) -> LossResult:
-    """Returns the loss of a batch without anchors: 0, with a gradient of zeros for every input tensor."""
+    """Returns the result of a batch without anchors: the loss is 0, and every input tensor gets a gradient of zeros."""
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     # Sums over no elements are exactly 0 whatever the tensors hold, NaN included.
     loss = torch.stack([tensor.reshape(-1)[:0].sum() for tensor in tensors]).sum()

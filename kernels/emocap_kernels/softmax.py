@@ -1,10 +1,10 @@
-"""Cross-entropy of a score matrix in both directions, computed tile by tile (online softmax).
+"""Computes the cross-entropy of a score matrix in both directions, tile by tile (online softmax).
 
-For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. A tile gives statistics of
-the anchors of its rows and of its columns: a peak (the largest score so far), the sum of exponentials relative to the
-peak, and the sum over the positives. Statistics of several tiles, and of several ranks, are merged by rescaling to the
-larger peak. Losses are formed in float64: at scale 100, the float32 difference of a log-sum-exp and a score near 100
-would round a small loss away.
+For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. A tile gives statistics of the
+anchors of its rows and of its columns: a peak (the largest score so far), the sum of exponentials relative to the peak,
+and the sum over the positives. Statistics of several tiles, and of several ranks, are merged by rescaling to the larger
+peak. Losses are computed in float64. At scale 100, a float32 difference of a log-sum-exp and a score near 100 would
+round a small loss to 0.
 """
 
 from __future__ import annotations
@@ -24,20 +24,29 @@ NO_INDEX = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Argmax:
-    """The best-scoring candidate of each anchor: score and global index. Of equal scores the lower index wins."""
+    """Holds the score and the global index of the best-scoring candidate of each anchor, [anchors] each.
+
+    Of equal scores the lower index wins.
+    """
 
     score: Tensor
     index: Tensor
 
 
 def row_argmax(score: Tensor, *, first: int) -> Argmax:
-    """Returns the best column of each row of a tile, [rows, columns > 0]. Column 0 has the global index `first`."""
+    """Returns the best column of each row of a tile, [rows, columns], which has at least one column.
+
+    `first` is the global index of column 0.
+    """
     best, index = score.max(1)
     return Argmax(best, index + first)
 
 
 def column_argmax(score: Tensor, *, first: int) -> Argmax:
-    """Returns the best row of each column of a tile, [rows > 0, columns]. Row 0 has the global index `first`."""
+    """Returns the best row of each column of a tile, [rows, columns], which has at least one row.
+
+    `first` is the global index of row 0.
+    """
     best = score.amax(0)
     # This is twice as fast as the indices of max(0) on CPU.
     rows = torch.arange(len(score), dtype=torch.int32, device=score.device)[:, None]
@@ -46,7 +55,7 @@ def column_argmax(score: Tensor, *, first: int) -> Argmax:
 
 
 class RunningArgmax:
-    """The best-scoring candidates of the anchors of one direction, over the tiles that were added."""
+    """Keeps the best-scoring candidate of each anchor of one direction, over all tiles added so far."""
 
     def __init__(self, anchors: int, *, like: Tensor) -> None:
         self._score = like.new_full((anchors,), float("-inf"))
@@ -60,15 +69,17 @@ class RunningArgmax:
         score.copy_(torch.where(better, part.score, score))
 
     def local(self) -> Tensor:
-        """Returns the global indices, int64 [anchors], among the candidates that this rank has added."""
+        """Returns the global index of each anchor's best candidate, int64 [anchors], over the tiles of this rank."""
         return self._index
 
     def scores(self) -> Tensor:
-        """Returns the best scores, [anchors], among the candidates that this rank has added."""
+        """Returns the score of each anchor's best candidate, [anchors], over the tiles of this rank."""
         return self._score
 
     def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
-        """Returns the global indices among the candidates of all ranks. A collective of all ranks.
+        """Returns the global index of each anchor's best candidate, int64 [anchors], over the tiles of all ranks.
+
+        This is a collective: all ranks must call it.
 
         Args:
             ranks: The ranks of the batch.
@@ -84,7 +95,7 @@ class RunningArgmax:
 
 @dataclass(frozen=True, slots=True)
 class AnchorStats:
-    """Softmax statistics of the anchors of one direction over the candidates so far; all [anchors].
+    """Holds the softmax statistics of the anchors of one direction over the candidates so far, [anchors] each.
 
     Attributes:
         peak: Largest score of a candidate that is not excluded; -inf if there is none.
@@ -107,7 +118,7 @@ class AnchorStats:
         return (self.peak.double() - self.positive / self.count.clamp(min=1)) + self.sum_exp.double().log()
 
     def log_sum_exp(self) -> Tensor:
-        """Returns log(sum of exp(score)) of each anchor, in the type of the scores."""
+        """Returns the logarithm of each anchor's sum of exp(score), in the type of the scores."""
         return self.peak + self.sum_exp.log()
 
     def log_ratio(self, others: AnchorStats) -> Tensor:
@@ -117,7 +128,10 @@ class AnchorStats:
 
 
 def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
-    """Returns the statistics of the rows of a tile, [rows, columns > 0], whose largest scores are `best` [rows]."""
+    """Returns the statistics of the rows of a tile of scores, [rows, columns], which has at least one column.
+
+    `best` [rows] is the largest score of each row, with excluded pairs.
+    """
     candidates = targets.row_candidates(score)
     peak = best if candidates is score else candidates.amax(1)
     count = targets.row_counts().to(score.dtype)
@@ -129,7 +143,10 @@ def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
 
 
 def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
-    """Returns the statistics of the columns of a tile, [rows > 0, columns]; `best` [columns] are the largest scores."""
+    """Returns the statistics of the columns of a tile of scores, [rows, columns], which has at least one row.
+
+    `best` [columns] is the largest score of each column, with excluded pairs.
+    """
     candidates = targets.column_candidates(score)
     peak = best if candidates is score else candidates.amax(0)
     count = targets.column_counts().to(score.dtype)
@@ -145,7 +162,7 @@ def _finite(peak: Tensor) -> Tensor:
 
 
 class RunningStats:
-    """The softmax statistics of the anchors of one direction, over the tiles that were added."""
+    """Keeps the softmax statistics of the anchors of one direction, over all tiles added so far."""
 
     def __init__(self, anchors: int, *, like: Tensor) -> None:
         self._stats = AnchorStats(
@@ -166,15 +183,17 @@ class RunningStats:
         stats.count.add_(part.count)
 
     def local(self) -> AnchorStats:
-        """Returns the statistics over the candidates that this rank has added."""
+        """Returns the statistics over the tiles of this rank."""
         return self._stats
 
     def reduce(self, ranks: Ranks, peak: Tensor) -> AnchorStats:
-        """Returns the statistics over the candidates of all ranks. A collective of all ranks.
+        """Returns the statistics over the tiles of all ranks.
+
+        This is a collective: all ranks must call it.
 
         Args:
             ranks: The ranks of the batch.
-            peak: The maximum of the peaks over the ranks.
+            peak: [anchors], the maximum of the peaks over the ranks.
         """
         mine = self._stats
         sum_exp = mine.sum_exp * (mine.peak - _finite(peak)).exp_()
@@ -186,11 +205,11 @@ class RunningStats:
 
 @dataclass(frozen=True, slots=True)
 class ScoreStats:
-    """Statistics of the rows of this rank and of the columns of the whole batch.
+    """Holds the statistics of the rows of this rank and of the columns of the whole batch.
 
     Attributes:
-        rows: [local rows].
-        columns: [columns of the batch].
+        rows: Softmax statistics of the local rows.
+        columns: Softmax statistics of all columns, over the rows of all ranks.
         row_best: int64 [local rows], global index of the best-scoring column.
         column_best: int64 [columns of the batch], global index of the best-scoring row.
     """
@@ -202,10 +221,10 @@ class ScoreStats:
 
 
 class RunningScoreStats:
-    """The statistics of rows and columns over the tiles of a score matrix that were added."""
+    """Keeps the statistics of the rows and of the columns of a score matrix, over all tiles added so far."""
 
     def __init__(self, rows: int, columns: int, *, first: int, like: Tensor) -> None:
-        """Begins without any tile.
+        """Starts without any tile.
 
         Args:
             rows: Number of rows of this rank.
@@ -218,7 +237,7 @@ class RunningScoreStats:
         self._row_best, self._column_best = RunningArgmax(rows, like=like), RunningArgmax(columns, like=like)
 
     def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
-        """Adds the tile of the local `rows` and the global `columns`."""
+        """Adds the scores of the local rows `rows` with the columns of the global indices `columns`."""
         if score.numel() == 0:
             return
         row_best = row_argmax(score, first=columns.start)
@@ -229,7 +248,10 @@ class RunningScoreStats:
         self._columns.add(column_stats(score, targets, column_best.score), columns)
 
     def reduce(self, ranks: Ranks) -> ScoreStats:
-        """Returns the statistics once all ranks have added all their tiles. A collective of all ranks."""
+        """Returns the statistics over the tiles of all ranks, after every rank has added all its tiles.
+
+        This is a collective: all ranks must call it.
+        """
         peak, score = self._columns.local().peak, self._column_best.scores()
         if ranks.size > 1:
             # One all-reduce for both: its latency costs more than its bytes.
@@ -241,10 +263,10 @@ class RunningScoreStats:
 
 @dataclass(frozen=True, slots=True)
 class GradientWeights:
-    """The weights that determine the gradient of the scores of the anchors of one direction; each tensor is [anchors].
+    """Holds the weights that determine the gradient of the scores, for the anchors of one direction, [anchors] each.
 
     Attributes:
-        peak: As in `AnchorStats`.
+        peak: Largest score of a candidate, as in `AnchorStats`.
         softmax: Weight of the anchor, divided by its `sum_exp`. Multiplied by exp(score - peak), it gives the gradient
             of the log-sum-exp.
         positive: Weight of the anchor, divided by its number of positives. It is subtracted from the gradient at each
@@ -261,12 +283,18 @@ class GradientWeights:
 
 
 def gradient_weights(stats: AnchorStats, weight: Tensor | float) -> GradientWeights:
-    """Returns the gradient weights of anchors whose losses enter the mean with `weight`."""
+    """Returns the gradient weights of anchors, from their statistics.
+
+    `weight` is the factor of an anchor's loss in the mean, one for all anchors or [anchors].
+    """
     return GradientWeights(stats.peak, weight / stats.sum_exp, weight / stats.count.clamp(min=1))
 
 
 def softmax_gradient(score: Tensor, targets: Targets, rows: GradientWeights, columns: GradientWeights) -> Tensor:
-    """Returns the weighted softmax over the candidates of each row, plus that of each column, [rows, columns]."""
+    """Returns the weighted softmax over the candidates of each row plus that over the candidates of each column.
+
+    The result is [rows, columns], like the tile of scores.
+    """
     gradient = (targets.row_candidates(score) - rows.peak[:, None]).exp_().mul_(rows.softmax[:, None])
     by_column = (targets.column_candidates(score) - columns.peak).exp_()
     return gradient.addcmul_(by_column, columns.softmax.expand_as(by_column))

@@ -1,7 +1,7 @@
-"""The targets of a tile of scores: which pairs are positives, and which are excluded.
+"""Describes the targets of a tile of scores: which pairs are positives, and which pairs are excluded.
 
-The rows of a tile are image anchors, its columns text anchors (sentences, in the local loss). Rows and columns have
-their own positives, because each direction mines for itself.
+A tile is a part of the score matrix. Its rows are image anchors and its columns are text anchors (sentences, in the
+local loss). Each direction mines its own positives, so a pair may be a positive for its row and not for its column.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Targets(Protocol):
-    """The positives of a tile of scores, [rows, columns], for both directions."""
+    """Describes the positives and the excluded pairs of a tile of scores, [rows, columns], for both directions."""
 
     def row_sums(self, score: Tensor) -> Tensor:
         """Returns the sum of `score` over the positives of each row, [rows]."""
@@ -33,30 +33,36 @@ class Targets(Protocol):
         ...
 
     def row_candidates(self, score: Tensor) -> Tensor:
-        """Returns `score` with -inf where a pair is excluded for its row; `score` itself if none is."""
+        """Returns `score` with -inf at pairs that are excluded for their row, or `score` itself if none are."""
         ...
 
     def column_candidates(self, score: Tensor) -> Tensor:
-        """Returns `score` with -inf where a pair is excluded for its column; `score` itself if none is."""
+        """Returns `score` with -inf at pairs that are excluded for their column, or `score` itself if none are."""
         ...
 
     def positives_only(self) -> Targets:
-        """Returns targets with the same positives, in which these are the only candidates."""
+        """Returns targets with the same positives, which exclude all other pairs."""
         ...
 
     def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
-        """Subtracts the weight of its row, and that of its column, from each positive of `gradient`, in place."""
+        """Subtracts weights from `gradient`, [rows, columns], in place.
+
+        Each positive of a row loses that row's entry of `row_weight`, and each positive of a column that column's entry
+        of `column_weight`.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DiagonalTargets:
-    """Own pairs only: the positive of row r is column `first + r`, if the tile has that column. It needs no mask.
+    """Describes a tile whose only positives are own pairs (image and text of one sample), without a mask.
+
+    The positive of row r is column `first + r`, if the tile has that column.
 
     Attributes:
-        first: The column of row 0. It is negative, or beyond the last column, if the tile lacks that column.
+        first: The column of the positive of row 0. It is negative, or beyond the last column, if the tile lacks it.
         rows: Number of rows of the tile.
-        zeros: [columns], in the type of the scores.
+        zeros: Zeros, [columns], in the type of the scores.
     """
 
     first: int
@@ -106,7 +112,11 @@ class DiagonalTargets:
 
 @dataclass(frozen=True, slots=True)
 class MaskTargets:
-    """Any positives, as bool masks [rows, columns]. A dropped pair leaves the denominator of its direction."""
+    """Describes any positives of a tile by bool masks, [rows, columns] each.
+
+    A dropped pair is excluded from the softmax denominator of its direction. Where a mask of dropped pairs is None, no
+    pair is dropped.
+    """
 
     row_positive: Tensor
     column_positive: Tensor

@@ -1,8 +1,8 @@
-"""The behaviour of the losses under torch.compile and under a second differentiation.
+"""Controls how the losses behave under torch.compile and under a second differentiation.
 
-The chunked and the fused losses have no second derivative. torch's own `once_differentiable` reports that only where
-the incoming gradient depends on a parameter, which the incoming gradient of a loss never does: autograd would treat
-the first gradient as a constant, and the second derivative would silently lack a term.
+The chunked and the fused losses have no second derivative. torch's own `once_differentiable` raises an error only if
+the incoming gradient requires a gradient, which the incoming gradient of a loss never does. Autograd would then treat
+the first gradient as a constant, and the second derivative would lack a term without any error.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ R = TypeVar("R")
 def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function so that torch.compile breaks its graph there and runs the function as it is written.
 
-    A loss exchanges metadata with other ranks, selects a backend and loops over tiles, which a compiled graph would
-    not make faster. torch's decorator imports the compiler, which takes seconds, so it is used only where somebody
-    has already imported the compiler; elsewhere nothing can be compiled.
+    A loss exchanges metadata with other ranks, selects a backend and loops over tiles, which a compiled graph would not
+    make faster. torch's own decorator imports the compiler when the function is called, which takes seconds. Therefore
+    that decorator is used only if the compiler has been imported already; otherwise nothing can be compiled.
     """
     uncompiled = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
@@ -41,8 +41,8 @@ def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorates the backward of an autograd function whose gradients cannot be differentiated again.
 
-    A second differentiation raises a NotSupportedError (see the module docstring for the difference from torch's
-    decorator of this name).
+    A second differentiation raises a NotSupportedError. torch's decorator of this name raises an error only if the
+    incoming gradient requires a gradient, which that of a loss never does.
     """
 
     @wraps(backward)
@@ -51,7 +51,8 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
             gradients = backward(ctx, *upstream)
         if not torch.is_grad_enabled():  # Without create_graph nobody can differentiate again.
             return gradients
-        # Saved inputs carry their graph: with them as inputs, the error is raised whatever is differentiated.
+        # Saved inputs are connected to their autograd graph. With them as inputs, the error is raised for whichever
+        # input is differentiated again.
         history = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
         return tuple(_refuse_gradient(each, history) if isinstance(each, Tensor) else each for each in gradients)
 

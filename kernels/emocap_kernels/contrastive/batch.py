@@ -1,4 +1,4 @@
-"""The global batch as one rank sees it: its own rows, and the rows of other ranks as they arrive."""
+"""Describes the batch of the global loss on one rank: its own rows, and the rows of other ranks as they arrive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
 
 @dataclass(frozen=True, slots=True)
 class GuideFeatures:
-    """The guide features of the rows that this rank holds, without a gradient.
+    """Holds the guide features of the rows of this rank, without a gradient. Mining compares them.
 
     Attributes:
         own: The features of each modality, [local, width of that modality].
@@ -42,7 +42,10 @@ class GuideFeatures:
     are_embeddings: bool
 
     def similarity(self, similarities: GuideSimilarities, rows: slice, candidates: Mapping[Modality, Tensor]) -> Tensor:
-        """Returns the similarity of the local anchors `rows` with the candidates, [rows, candidates]."""
+        """Returns the similarity of the local anchors `rows` with the candidates, [rows, candidates].
+
+        If the guide compares by two similarities, the smaller one counts.
+        """
         return _smallest([matmul(self.own[a][rows], candidates[c].T) for a, c in similarities])
 
     def tie_safe_similarity(
@@ -52,13 +55,13 @@ class GuideFeatures:
         candidates: Mapping[Modality, Tensor],
         duplicates: list[Tensor | None],
     ) -> Tensor:
-        """Returns the same as `similarity`, but equal for equal candidates to the bit.
+        """Returns the same as `similarity`, but bit-identical values for equal candidates.
 
         Args:
-            similarities: What the guide compares.
+            similarities: The modalities that the guide compares.
             rows: Local anchors.
             candidates: Guide features, [candidates, width] for each modality.
-            duplicates: The `duplicates_of` the candidates.
+            duplicates: The result of `duplicates_of` for the candidates.
         """
         found: list[Tensor] = []
         for (anchor, candidate), first in zip(similarities, duplicates, strict=True):
@@ -68,7 +71,7 @@ class GuideFeatures:
 
 
 def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
-    """Returns the first duplicate of each candidate (`first_duplicates`), for each of the similarities."""
+    """Returns, for each similarity, the index of the first equal candidate of every candidate (`first_duplicates`)."""
     return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
 
 
@@ -79,12 +82,12 @@ def _smallest(similarities: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TextBlock:
-    """Some texts of the global batch, and the guide features of the same samples.
+    """Holds some texts of the global batch, and the guide features of the same samples.
 
     Attributes:
-        columns: Their global indices.
+        columns: Global indices of the texts.
         text: [texts, width], in the type of the images.
-        guides: For each modality that a guide needs, [texts, width of that modality].
+        guides: Guide features of each modality that mining or a teacher reads, [texts, width of that modality].
     """
 
     columns: slice
@@ -94,7 +97,7 @@ class TextBlock:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveBatch:
-    """The global batch from the view of a rank that holds some of its rows and receives the others.
+    """Describes the global batch on a rank that holds some of its rows and receives the others.
 
     Attributes:
         image: [local, width].
@@ -107,7 +110,7 @@ class ContrastiveBatch:
         guide_scale: 0-dim; a teacher's scores are `guide_scale` times the cosines of `features`.
         ids: int64 [total], or None if only own pairs are known positives.
         mining: None if only known pairs are positives.
-        features: The features that guide the mining, or those of the teacher; None without either.
+        features: The features that guide the mining, or those of the teacher; None if there is neither.
         feature_dtype: The type in which features are multiplied.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
@@ -129,28 +132,37 @@ class ContrastiveBatch:
     ranks: Ranks
 
     def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[TextBlock]:
-        """Yields all texts of the batch in blocks, own texts first; see `ColumnAllGather.blocks`. A collective."""
+        """Yields all texts of the batch in blocks. The texts of this rank come first.
+
+        This is a collective: all ranks must call it. `gradients` collects the gradients of the texts, as in
+        `ColumnAllGather.blocks`.
+        """
         for block in self.columns.blocks(gradients):
             yield self._text_block(block)
 
     def all_guides(self) -> Mapping[Modality, Tensor]:
-        """Returns the guide features of the whole batch, [total, width of the modality] each. A collective."""
+        """Returns the guide features of the whole batch, [total, width of the modality] for each modality.
+
+        This is a collective: all ranks must call it.
+        """
         everything = ColumnBlock(slice(0, self.partition.total), self.columns.gather_all())
         return self._text_block(everything).guides
 
     @property
     def mined_by_score(self) -> bool:
-        """True if a pair is mined when its own cosine, of which the score is made, reaches the threshold."""
+        """Returns whether the cosine from which a pair's score is made also decides whether the pair is mined."""
         if self.mining is None or self.features is None or self.mining.top_k is not None:
             return False
         return compares_modalities(self.mining) and self.features.are_embeddings
 
     def mined_lists(self, nearest: Callable[[GuideSimilarities], Tensor]) -> MinedLists | None:
-        """Returns the candidates that `top_k` mined, or None without `top_k`. A collective: text lists are gathered.
+        """Returns the candidates that a rule with `top_k` mined, or None if the rule has no `top_k`.
+
+        This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
-            nearest: Returns the mined candidates of each local anchor by the given similarities,
-                [local, at most top_k].
+            nearest: Returns the mined candidates of each local anchor by the given similarities, [local, at most
+                top_k].
         """
         if self.mining is None or self.mining.top_k is None:
             return None
@@ -160,9 +172,9 @@ class ContrastiveBatch:
         return MinedLists(of_images, gather_rows(of_texts, self.partition, self.ranks), self.partition.first)
 
     def pack(self) -> tuple[ContrastiveBatch, tuple[Tensor, ...]]:
-        """Returns this batch without its vectors, and the vectors, for `save_for_backward`.
+        """Returns a copy of this batch without its vectors, and the vectors, for `save_for_backward`.
 
-        Autograd then frees the vectors, and reports a vector that was changed before backward.
+        Autograd can then free the vectors, and raises an error if a vector was changed before backward.
         """
         columns, gathered = self.columns.pack()
         own = {} if self.features is None else self.features.own
@@ -177,7 +189,7 @@ class ContrastiveBatch:
         return packed, (self.image, self.text, *own.values(), *gathered)
 
     def unpack(self, tensors: Sequence[Tensor]) -> ContrastiveBatch:
-        """Returns this packed batch with the vectors that `pack` returned."""
+        """Returns a copy of this packed batch that holds `tensors`, the vectors that `pack` returned."""
         image, text, *others = tensors
         features = self.features
         if features is not None:
@@ -201,7 +213,7 @@ def sharded_batch(
 ) -> ContrastiveBatch:
     """Returns the batch in which this rank scores its own images against all texts.
 
-    Only the texts are sent between ranks, and the features of images that guides compare.
+    Only the texts are sent between ranks, together with guide features that mining or a teacher needs.
 
     Args:
         inputs: The inputs of this rank.

@@ -1,4 +1,4 @@
-"""Inputs of the global loss for tests and benchmarks. Each case says what it is for."""
+"""Defines inputs of the global loss for tests and benchmarks. Each case says which difficulty it tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VectorKind = Literal["random", "aligned", "collapsed", "duplicates", "opposed"]
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveCase:
-    """The size and the kind of a batch; `why` says what breaks on it first."""
+    """Describes the sizes, the scale and the kind of vectors of a batch; `why` names the difficulty that it tests."""
 
     name: str
     rows: int

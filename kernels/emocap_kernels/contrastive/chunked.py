@@ -1,10 +1,11 @@
-"""The global loss in bounded memory, in plain torch: each tile of images by texts is computed twice and never stored.
+"""Computes the global loss in bounded memory, in plain torch. Each tile of scores is computed twice and never stored.
 
-This module computes the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers
-of each anchor. Backward computes each tile again, in the same shapes from the same tensors, so that scores and masks
-equal those of forward to the bit; then it adds the tile's part of the gradients. The cost is four matrix products of
-the size of the score matrix, the least for a symmetric loss of which nothing is stored. Objectives that are sums over
-pairs know their gradient while they compute the scores; see `pairwise`.
+This module computes the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers of
+each anchor. Backward computes each tile again, in the same shapes from the same tensors, so that scores and masks equal
+those of forward to the bit. Then it adds the tile's part of the gradients. The cost is four matrix products of the size
+of the score matrix, the least for a symmetric loss that stores no scores.
+
+The module `pairwise` computes objectives that are sums over pairs, for which the scores of a tile give its gradient.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from emocap_kernels.transforms import once_differentiable
 
 
 def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> LossResult:
-    """Returns the loss of a batch of which this rank holds any number of rows. A collective of all ranks.
+    """Returns the loss of the global batch, of which this rank may hold any number of rows.
+
+    This is a collective: all ranks must call it.
 
     Args:
         batch: Embeddings of any type. On a GPU, half-precision vectors are multiplied in their own type.
         block_bytes: Largest number of bytes of one tile of scores; None means the default of the device.
 
     Raises:
-        NotSupportedError: If the objective has only a formula.
+        NotSupportedError: If the objective has only the formula `anchor_losses`.
     """
     tiling = Tiling.of(batch, block_bytes)
     if isinstance(batch.objective, PairwiseObjective):
@@ -97,7 +100,7 @@ class _Softmax(Function):
 
 @dataclass(frozen=True, slots=True)
 class _SoftmaxStats:
-    """Statistics over all candidates, and, for `mil_nce`, over the positives alone."""
+    """Holds the statistics over all candidates and, for `mil_nce`, those over the positives alone."""
 
     candidates: ScoreStats
     positives: ScoreStats | None
@@ -129,7 +132,7 @@ class _SoftmaxStats:
 
 @dataclass(frozen=True, slots=True)
 class _SoftmaxWeights:
-    """The gradient weights of all anchors, which forward keeps for backward."""
+    """Holds the gradient weights of all anchors, which forward computes and backward reads."""
 
     rows: GradientWeights
     columns: GradientWeights
@@ -137,7 +140,7 @@ class _SoftmaxWeights:
     positive_columns: GradientWeights | None = None
 
     def gradient(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> Tensor:
-        """Returns the gradient of both directions in a tile of scores."""
+        """Returns the gradient of both directions with respect to a tile of scores, [rows, columns]."""
         if self.positive_rows is None or self.positive_columns is None:
             return score_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
         gradient = softmax_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
@@ -146,7 +149,10 @@ class _SoftmaxWeights:
 
 
 def _statistics(batch: ContrastiveBatch, tiling: Tiling) -> _SoftmaxStats:
-    """Computes all tiles once. A collective of all ranks."""
+    """Computes all tiles once and returns the statistics of all anchors.
+
+    This is a collective: all ranks must call it.
+    """
     candidates = _running_stats(batch)
     positives = _running_stats(batch) if isinstance(batch.objective, MilNCE) else None
     for block in batch.blocks():

@@ -1,4 +1,4 @@
-"""The arguments of the global loss on one rank: their checks, and the facts that the other ranks need to know."""
+"""Checks the arguments of the global loss on one rank, and describes them to the other ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EQUAL_FACTS = (
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveInputs:
-    """The arguments of `contrastive_loss` on one rank, as the caller passed them."""
+    """Holds the arguments of `contrastive_loss` on one rank, as the caller passed them."""
 
     image: Tensor
     text: Tensor
@@ -53,7 +53,7 @@ class ContrastiveInputs:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """The objective as an object.
+        """Returns the objective as an object.
 
         Raises:
             ArgumentError: If the name is unknown.
@@ -61,7 +61,10 @@ class ContrastiveInputs:
         return objective_of(self.objective)
 
     def guides(self) -> dict[Modality, Tensor]:
-        """Returns the guide features, [rows, any width] each: those given, else the embeddings of that modality."""
+        """Returns the guide features of both modalities, [rows, any width] each.
+
+        Where the caller gave no features, the embeddings of the modality take their place.
+        """
         return {
             "image": self.image if self.guide_image is None else self.guide_image,
             "text": self.text if self.guide_text is None else self.guide_text,
@@ -76,7 +79,7 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
     Raises:
-        ArgumentError: If a value breaks its rule.
+        ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
     """
     _check_values(inputs)

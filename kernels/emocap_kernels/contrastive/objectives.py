@@ -1,15 +1,15 @@
-r"""The objectives of the global loss: how the scores of an anchor become a loss.
+"""Defines the objectives of the global loss, each of which turns the scores of an anchor into a loss.
 
-An objective is an object without state. Its formula, `anchor_losses`, is the specification, and the backend
-`reference` differentiates it with autograd. The other backends go over the scores in one of two ways:
+An objective is an object without state. Its formula, `anchor_losses`, is the specification, and the backend `reference`
+differentiates it with autograd. The other backends compute scores tile by tile, in one of two ways:
 
-- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Scores are computed twice
-  (`chunked`).
-- An objective that is a sum over pairs (`PairwiseObjective`) knows the gradient of a tile together with its scores
-  (`pairwise`).
+- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Therefore scores are computed
+  twice (module `chunked`).
+- For an objective that is a sum over pairs (`PairwiseObjective`), the scores of a tile give its gradient. Therefore
+  both are computed together (module `pairwise`).
 
-A new objective with only a formula runs with `backend="reference"`. With `losses` and `gradient` of a tile it also
-runs in bounded memory, on any number of ranks. Fused kernels are optional.
+A new objective with only a formula runs with `backend="reference"`. With `losses` and `gradient` of a tile it also runs
+in bounded memory, on any number of ranks. Fused kernels are optional.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from emocap_kernels.targets import Targets
 
 @dataclass(frozen=True, slots=True)
 class DenseScores:
-    """All scores of one direction. Its anchors are the rows.
+    """Holds all scores of one direction. The rows are the anchors of this direction.
 
     Attributes:
         score: [anchors, candidates], scale and bias included.
@@ -49,7 +49,7 @@ class DenseScores:
 
 @dataclass(frozen=True, slots=True)
 class TeacherTile:
-    """The teacher's scores of a tile, and the log-sum-exp of all candidates of each anchor.
+    """Holds the teacher's scores of a tile, and the log-sum-exp of each anchor over all its candidates.
 
     Attributes:
         score: [images, texts], the scores of the teacher.
@@ -64,12 +64,12 @@ class TeacherTile:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The scores of some images with some texts.
+    """Holds the scores of some images with some texts.
 
     Attributes:
         score: [images, texts], scale and bias included.
-        targets: Which of the pairs are positives, and which are excluded.
-        teacher: None without a teacher.
+        targets: The positives and the excluded pairs.
+        teacher: The teacher's scores of the tile; None without a teacher.
     """
 
     score: Tensor
@@ -78,13 +78,13 @@ class Tile:
 
 
 class ContrastiveObjective(ABC):
-    """The base class of objectives. A subclass computes the loss of each anchor from its scores.
+    """Is the base class of objectives. A subclass computes the loss of each anchor from its scores.
 
     Attributes:
-        name: The name by which `contrastive_loss` selects it. All ranks must use the same one.
+        name: The name by which `contrastive_loss` selects the objective. All ranks must use the same objective.
         has_bias: Whether a bias is added to all scores. In a softmax it would cancel.
         has_teacher: Whether the softmax of a teacher's scores replaces the positives.
-        has_kernels: Whether fused kernels for it exist.
+        has_kernels: Whether fused kernels for the objective exist.
     """
 
     name: ClassVar[str]
@@ -94,27 +94,28 @@ class ContrastiveObjective(ABC):
 
     @abstractmethod
     def anchor_losses(self, scores: DenseScores) -> Tensor:
-        """Returns the loss of each anchor, [anchors], by the formula. Autograd differentiates it."""
+        """Returns the loss of each anchor, [anchors]. The backend `reference` differentiates it with autograd."""
         ...
 
 
 @runtime_checkable
 class PairwiseObjective(Protocol):
-    """An objective whose loss is a sum over pairs, so that a tile of scores determines its losses and its gradient."""
+    """Describes an objective that is a sum over pairs: the scores of a tile give its losses and its gradient."""
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Returns the sum of the tile's losses for the image and for the text direction, 0-dim float64 each."""
         ...
 
     def gradient(self, tile: Tile) -> Tensor:
-        """Returns the gradient of the sum of both directions in the scores, [images, texts]."""
+        """Returns the gradient of the summed losses of both directions with respect to the scores, [images, texts]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class InfoNCE(ContrastiveObjective):
-    r"""The mean negative log-probability of an anchor's positives (van den Oord et al. 2018, Khosla et al. 2020).
+    r"""Computes the mean negative log-probability of an anchor's positives.
 
+    The loss is that of van den Oord et al. 2018, with several positives as in Khosla et al. 2020:
     \(\log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij}\)
     """
 
@@ -128,7 +129,7 @@ class InfoNCE(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class MilNCE(ContrastiveObjective):
-    r"""The negative log of the summed probability of an anchor's positives (Miech et al. 2020).
+    r"""Computes the negative log of the summed probability of an anchor's positives (Miech et al. 2020).
 
     \(\log\sum_j e^{S_{ij}} - \log\sum_{j \in P_i} e^{S_{ij}}\)
     """
@@ -142,11 +143,11 @@ class MilNCE(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class Sigmoid(ContrastiveObjective):
-    r"""A binary classification of every pair: positive or not (SigLIP, Zhai et al. 2023).
+    r"""Classifies every pair as positive or not (SigLIP, Zhai et al. 2023).
 
-    With \(t_{ij} = S_{ij} + \mathrm{bias}\) it is \(-\sum_j \log\sigma(\pm t_{ij})\), plus for positives and minus for
-    others, which is \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\). The gradient is
-    \(\sigma(t_{ij}) - [j \in P_i]\).
+    With \(t_{ij} = S_{ij} + \mathrm{bias}\), the loss of an anchor is \(-\sum_j \log\sigma(\pm t_{ij})\), with plus for
+    positives and minus for other pairs. It equals \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\). The
+    gradient is \(\sigma(t_{ij}) - [j \in P_i]\).
     """
 
     name = "sigmoid"
@@ -175,10 +176,10 @@ class Sigmoid(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class Soft(ContrastiveObjective):
-    r"""The KL divergence from the softmax of a teacher's scores to that of the scores (distillation).
+    r"""Computes the KL divergence from the softmax of a teacher's scores to that of the scores (distillation).
 
-    \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\) with \(p_i\) the softmax of \(S_i\); the gradient is
-    \(p_{ij} - T_{ij}\).
+    The loss is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), where \(T_i\) is the softmax of the teacher's scores and
+    \(p_i\) that of \(S_i\). The gradient is \(p_{ij} - T_{ij}\).
     """
 
     name = "soft"
@@ -209,13 +210,13 @@ class Soft(ContrastiveObjective):
 
 
 ObjectiveName = Literal["infonce", "mil_nce", "sigmoid", "soft"]
-# What a caller passes: a name, or an object of its own class.
+# A caller passes a name, or an object of the caller's own class.
 Objective = ObjectiveName | ContrastiveObjective
 OBJECTIVES: dict[str, ContrastiveObjective] = {each.name: each for each in (InfoNCE(), MilNCE(), Sigmoid(), Soft())}
 
 
 def objective_of(given: Objective) -> ContrastiveObjective:
-    """Returns the objective of a name; an object is returned as it is.
+    """Returns the objective of a given name, or the given objective itself.
 
     Raises:
         ArgumentError: If the name is unknown.

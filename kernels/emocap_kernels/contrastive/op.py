@@ -1,4 +1,4 @@
-"""The public functions of the global loss: `contrastive_loss`, and `choose_backend`."""
+"""Provides the public functions of the global loss, `contrastive_loss` and `choose_backend`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def choose_backend(
     vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
     unsupported, formula = why_not_fused(vectors, mining), objective_of(objective)
     if backend == "auto" and not (formula.has_kernels or isinstance(formula, PairwiseObjective)):
-        return BackendChoice("reference", f"the objective {formula.name!r} has a formula alone.")
+        return BackendChoice("reference", f"the objective {formula.name!r} has only a formula.")
     if unsupported is None and not formula.has_kernels:
         unsupported = f"the objective {formula.name!r} has no fused kernels"
     return select_backend(backend, unsupported, image)
@@ -72,8 +72,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     """Returns the contrastive loss of the global batch, with known and mined positives, in both directions.
 
     Row r of every input belongs to sample r of this rank. Inputs are used as given: nothing is normalised or clamped.
-    docs/method.md, section 1, has the equations. With a `group`, this is a collective of all its ranks, and so is the
-    backward.
+    docs/method.md, section 1, has the equations. With a `group`, the call and its backward are collectives: all ranks
+    of the group must run both.
 
     Args:
         image: [rows, width], unit vectors. `rows` may be 0 and may differ between ranks.
@@ -92,15 +92,15 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         guide_text: [rows, any width], the same for texts.
         guide_scale: The inverse temperature of the teacher of `soft`; None means `scale`.
         ids: int64 [rows]. Samples of equal id, on any rank, are always positives of each other.
-        group: The ranks that share the batch; None means that nothing is communicated. All its ranks must make the
-            call with the same settings.
+        group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
+            make the call with the same settings.
         schedule: How the texts are sent. `gather` and `hierarchical` keep the texts of all ranks; `ring` holds those
-            of three ranks at a time and sends them again in backward. `auto` is `hierarchical` from two machines on,
-            else `gather`.
+            of three ranks at a time and sends them again in backward. `auto` is `hierarchical` if there are several
+            machines, else `gather`.
         backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_backend` gives the reason.
 
     Raises:
-        ArgumentError: If a value breaks its rule.
+        ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
         RanksDisagreeError: If the ranks of the group were called differently.

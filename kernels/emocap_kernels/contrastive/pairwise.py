@@ -1,9 +1,9 @@
-"""Objectives that are sums over pairs (`sigmoid`, `soft`), in bounded memory.
+"""Computes objectives that are sums over pairs (`sigmoid`, `soft`), in bounded memory.
 
-The gradient of such a loss with respect to a score is known as soon as the score is known. Forward therefore also
-computes the gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An
-objective without a teacher costs three matrix products, and no tile is computed twice. An objective with a teacher
-needs an additional first pass over all scores, which computes the softmax normalisers of student and teacher.
+The gradient of such a loss with respect to a score follows from that score. Forward therefore also computes the
+gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An objective
+without a teacher costs three matrix products, and no tile is computed twice. An objective with a teacher needs an
+additional first pass over all scores, which computes the softmax normalisers of student and teacher.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from emocap_kernels.transforms import once_differentiable
 
 
 class PairPass(Protocol):
-    """One pass over the scores of this rank's images with all texts."""
+    """Describes a function that goes once over the scores of this rank's images with all texts."""
 
     def __call__(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        """Returns the sums of the losses, and adds the gradients to `sums` if `with_gradient` is set."""
+        """Returns the sums of the losses. If `with_gradient` is set, also adds the gradients to `sums`."""
         ...
 
 
 def evaluate_pair_pass(batch: ContrastiveBatch, pair_pass: PairPass) -> LossResult:
-    """Returns the loss of `batch` whose sums and gradients `pair_pass` computes. A collective of all ranks."""
+    """Returns the loss of `batch`, whose sums and gradients `pair_pass` computes.
+
+    This is a collective: all ranks must call it.
+    """
     inputs = batch.image, batch.text, batch.scale, batch.bias
     # Inside the function grad mode is off and its inputs still say that they need a gradient, so the mode is passed.
     loss, means = _GradientInForward.apply(*inputs, batch, pair_pass, torch.is_grad_enabled())  # pyright: ignore[reportGeneralTypeIssues]
@@ -42,7 +45,7 @@ def evaluate_pair_pass(batch: ContrastiveBatch, pair_pass: PairPass) -> LossResu
 
 
 class _GradientInForward(Function):
-    """A loss whose forward computes the gradients, and whose backward multiplies them."""
+    """Computes the gradients of the inputs in forward, and multiplies them by the incoming gradient in backward."""
 
     @staticmethod
     def forward(
@@ -82,7 +85,10 @@ class _GradientInForward(Function):
 
 
 def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tiling) -> LossResult:
-    """Returns the loss of a batch, tile by tile in torch. A collective of all ranks."""
+    """Returns the loss of the global batch. torch computes it tile by tile.
+
+    This is a collective: all ranks must call it.
+    """
     with torch.no_grad():
         teacher = _teacher(batch, tiling) if batch.objective.has_teacher else None
 
@@ -107,7 +113,7 @@ def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tili
 
 @dataclass(frozen=True, slots=True)
 class _LogSumExps:
-    """Softmax normalisers: those of the local images, [local], and of all texts, [total]."""
+    """Holds the softmax normalisers of the local images, [local], and of all texts, [total]."""
 
     images: Tensor
     texts: Tensor
@@ -119,14 +125,14 @@ class _LogSumExps:
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """A teacher's scores, computed from the guide features, and the normalisers of student and teacher."""
+    """Computes a teacher's scores from the guide features, and holds the normalisers of student and teacher."""
 
     batch: ContrastiveBatch
     student: _LogSumExps
     teacher: _LogSumExps
 
     def tile(self, rows: slice, block: TextBlock) -> TeacherTile:
-        """Returns the teacher's part of the tile of the local images `rows` and the texts of `block`."""
+        """Returns the teacher's scores and all normalisers for the local images `rows` and the texts of `block`."""
         columns = block.columns
         return TeacherTile(
             score=_teacher_scores(self.batch, rows, block),
@@ -136,7 +142,10 @@ class _Teacher:
 
 
 def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
-    """Computes all scores once for the normalisers. A collective of all ranks."""
+    """Computes the scores of student and teacher once, to get the softmax normalisers of both.
+
+    This is a collective: all ranks must call it.
+    """
     partition = batch.partition
     student, teacher = (
         RunningScoreStats(partition.local, partition.total, first=partition.first, like=batch.scale) for _ in range(2)
@@ -159,7 +168,7 @@ def _teacher_scores(batch: ContrastiveBatch, rows: slice, block: TextBlock) -> T
 
 
 class _RunningLossSums:
-    """The loss sums of a rank over the tiles that were added."""
+    """Adds up the losses and positives of a rank and keeps its best candidates, over all tiles added so far."""
 
     def __init__(self, batch: ContrastiveBatch, tiling: Tiling) -> None:
         self._batch, self._ids = batch, tiling.ids
@@ -178,7 +187,10 @@ class _RunningLossSums:
         self._texts.add(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
 
     def result(self) -> LossSums:
-        """Returns the sums; the best images of the texts are found in a collective of all ranks."""
+        """Returns the sums over the local anchors.
+
+        This is a collective, because the best image of a text may be on any rank: all ranks must call it.
+        """
         partition = self._batch.partition
         return LossSums(
             image_loss=self._image_loss,

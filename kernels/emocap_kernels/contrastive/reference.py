@@ -1,12 +1,12 @@
-r"""The reference of the global loss: the formulas on whole matrices. All other backends are tested against it.
+r"""Computes the global loss by its formulas on whole matrices. All other backends are tested against this reference.
 
-InfoNCE (van den Oord et al. 2018) with several positives, their log-probabilities averaged (Khosla et al. 2020):
-
+InfoNCE (van den Oord et al. 2018) averages the log-probabilities of several positives (Khosla et al. 2020):
 \[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
    \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
 
-and the same for text anchors with \(Q_j\) and the transposed scores; the loss is the mean of the two. The other
-objectives (`objectives`) differ in what is averaged over the anchors of a direction.
+\(P_i\) are the positives of image i. For text anchors the formula is the same with the transposed scores and the
+positives \(Q_j\) of text j, and the loss is the mean of both directions. The other objectives (see `objectives`)
+replace the expression in brackets.
 
 Every matrix is held in full, and autograd computes the gradients.
 """
@@ -27,7 +27,7 @@ from emocap_kernels.result import Directions, LossResult
 
 
 def evaluate(batch: ContrastiveBatch) -> LossResult:
-    """Returns the loss of a batch of which this rank holds all rows."""
+    """Returns the loss of a batch of which this rank holds all rows, by the formulas on whole matrices."""
     score = batch.scale * (batch.image @ batch.text.T) + batch.bias
     known = _known(batch)
     teacher = _teacher(batch)

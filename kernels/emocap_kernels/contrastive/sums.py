@@ -1,4 +1,4 @@
-"""The sums that a pass over the scores adds up on one rank: losses, counts, and gradients of the inputs."""
+"""Adds up the losses, counts and input gradients of one rank during a pass over the scores."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from emocap_kernels.distributed.ranks import Partition, Ranks
 from emocap_kernels.distributed.reductions import sum_over_ranks
 from emocap_kernels.matmul import HALF_DTYPES, addmm_, matmul
 
-# Rows whose products with their gradients are held at once.
+# Number of images whose products with their gradients are in memory at once.
 PRODUCT_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Sums over the local anchors of each direction, 0-dim each.
+    """Holds sums over the local anchors of each direction, 0-dim each.
 
     Attributes:
         image_loss: Losses of the image anchors.
         text_loss: Losses of the text anchors.
         image_positives: Numbers of positives of the image anchors.
         text_positives: Numbers of positives of the text anchors.
-        image_hits: Image anchors whose best candidate is their own pair or has an equal id.
-        text_hits: The same for text anchors.
+        image_hits: Number of image anchors whose best candidate is their own pair or has an equal id.
+        text_hits: Number of text anchors whose best candidate is their own pair or has an equal id.
     """
 
     image_loss: Tensor
@@ -40,7 +40,7 @@ class LossSums:
     text_hits: Tensor
 
     def means(self, partition: Partition, ranks: Ranks) -> Tensor:
-        """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
+        """Returns the means over the global batch, float64 [5], in the order that `LossResult.from_means` expects.
 
         This is a collective: all ranks must call it.
         """
@@ -55,7 +55,7 @@ class LossSums:
 
 
 def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor:
-    """Returns how many local anchors have their own pair, or one of their id, as best candidate; 0-dim float64.
+    """Returns the number of local anchors whose best candidate is their own pair or has an equal id, 0-dim float64.
 
     Args:
         best: int64 [local], global index of the best-scoring candidate of each local anchor.
@@ -69,18 +69,18 @@ def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor
 
 
 class GradientSums:
-    """Sums, over tiles of scores, of the gradients in the inputs, for every backend that computes scores in pieces.
+    """Adds up the gradients of the inputs over tiles of scores, for every backend that computes scores in tiles.
 
-    They are gradients of 2B times the loss of this rank's images, in image / scale, text / scale, scale and bias,
-    where B is the number of rows of the global batch.
+    The sums are gradients of 2B times this rank's part of the loss, where B is the number of rows of the global batch.
+    Those of image and text lack the factor `scale`, by which `finished` multiplies.
     """
 
     def __init__(self, batch: ContrastiveBatch, needs: Sequence[bool]) -> None:
-        """Begins with zeros.
+        """Starts with sums of zero.
 
         Args:
             batch: The batch.
-            needs: Whether image, text, scale and bias need a gradient (the text: on any rank).
+            needs: Whether image, text, scale and bias need a gradient. For the text, the need of any rank counts.
         """
         self._batch, self._image = batch, batch.image
         needs_image, needs_text, self.needs_scale, self.needs_bias = needs
@@ -96,7 +96,10 @@ class GradientSums:
         self._part: Tensor | None = None
 
     def blocks(self) -> Iterator[TextBlock]:
-        """Yields the blocks of the batch. What is added before the next block goes to the texts of this block."""
+        """Yields the blocks of the batch. Gradients added before the next block belong to the texts of this block.
+
+        This is a collective: all ranks must call it.
+        """
         for block in self._batch.blocks(self._texts if self._needs_text else None):
             self._block = block
             self._part = torch.zeros_like(block.text, dtype=self._batch.scale.dtype) if self._needs_text else None
@@ -108,9 +111,9 @@ class GradientSums:
         """Adds the products of a gradient of scores with the vectors of both modalities.
 
         Args:
-            gradient: [rows, columns], as `addmm_` takes it.
+            gradient: [rows, columns], in a form that `addmm_` accepts.
             rows: Local images.
-            columns: Texts of the current block, counted from its first one.
+            columns: Texts of the current block, counted from its first text.
         """
         assert self._block is not None
         if self.image is not None:
@@ -119,7 +122,10 @@ class GradientSums:
             addmm_(self._part[columns], gradient.T, self._image[rows])
 
     def add_scale_and_bias(self, gradient: Tensor, rows: slice) -> None:
-        """Adds the gradients of scale and bias, from that of the scores of `rows` with all of the current block."""
+        """Adds the parts of the gradients of scale and bias that follow from a gradient of scores.
+
+        `gradient` belongs to the scores of the local images `rows` with all texts of the current block.
+        """
         if self.needs_bias:
             self.bias += gradient.sum()
         if self.needs_scale and not self._scale_from_image():
@@ -128,24 +134,30 @@ class GradientSums:
             self.scale += cosine.mul_(gradient).sum(1).double().sum()
 
     def finish_scale(self) -> None:
-        """Computes the gradient of the scale from that of the images, where that is possible. Call it last."""
+        """Computes the gradient of the scale from that of the images, if that is accurate, after the last block."""
         if self.image is not None and self.needs_scale and self._scale_from_image():
             for rows in even_blocks(len(self._image), PRODUCT_ROWS):
                 self.scale += (self.image[rows] * self._image[rows]).sum(1).double().sum()
 
     def text(self) -> Tensor | None:
-        """Returns the gradient of the texts of this rank, summed over ranks. A collective after the last block."""
+        """Returns the gradient of the texts of this rank, summed over ranks, after the last block.
+
+        This is a collective: all ranks must call it.
+        """
         return self._texts.result() if self._needs_text else None
 
     def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns `factor` times the gradients of image and text, in their own types. The sums are overwritten."""
+        """Returns `factor` times the gradients of image and text, in their own types. The sums are overwritten.
+
+        This is a collective: all ranks must call it.
+        """
         text = self.text()
         image = None if self.image is None else self.image.mul_(factor).to(self._image.dtype)
         return image, None if text is None else text.mul_(factor).to(self._batch.text.dtype)
 
     def _scale_from_image(self) -> bool:
-        """Returns whether the image gradient is accurate enough to give the gradient of the scale.
+        """Returns whether the gradient of the scale can be computed from that of the images.
 
-        A gradient that was computed from halves is not: they round away terms that nearly cancel in the sum.
+        This is not accurate with half-precision vectors: their rounding removes terms that nearly cancel in the sum.
         """
         return self.image is not None and self._image.dtype not in HALF_DTYPES

@@ -1,4 +1,4 @@
-"""The tiles of the chunked backend: which images are taken together, and the positives of any tile.
+"""Cuts the scores of the chunked backend into tiles, and computes the targets of each tile.
 
 The targets of a tile are computed the same way in forward and in backward.
 """
@@ -19,16 +19,16 @@ from emocap_kernels.targets import DiagonalTargets, MaskTargets, Targets
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Holds the cuts of the score matrix, and all that decides about positives except the guide features.
+    """Holds the slices that cut the score matrix, and everything that determines positives except the guide features.
 
     Attributes:
-        rows: Local images that are taken together against each block of texts.
+        rows: Slices of the local images. The images of a slice and the texts of a block form a tile.
         first: Global index of local row 0.
-        zeros: [total], in the type of the scores.
+        zeros: Zeros, [total], in the type of the scores.
         ids: int64 [total] or None.
         mining: None if only known pairs are positives.
         mined_by_score: See `ContrastiveBatch.mined_by_score`.
-        lists: The mined candidates, with `top_k`.
+        lists: The mined candidates, if the rule has `top_k`.
     """
 
     rows: list[slice]
@@ -41,7 +41,9 @@ class Tiling:
 
     @staticmethod
     def of(batch: ContrastiveBatch, block_bytes: int | None) -> Tiling:
-        """Cuts the scores of `batch` and mines the `top_k` lists. A collective, because lists of texts are gathered.
+        """Cuts the scores of `batch` into tiles, and mines the lists of candidates if the rule has `top_k`.
+
+        This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
             batch: The batch.
@@ -63,7 +65,7 @@ class Tiling:
         Args:
             rows: Local images.
             block: The texts.
-            cosine: [rows, texts], the cosines of which the scores are made.
+            cosine: [rows, texts], the cosines from which the scores are computed.
             features: The guide features of this rank, if any.
         """
         if self.mining is None or features is None:
@@ -86,7 +88,7 @@ class Tiling:
     def _mined(
         self, rows: slice, block: TextBlock, cosine: Tensor, mining: Mining, features: GuideFeatures
     ) -> tuple[Tensor, Tensor]:
-        """Returns the pairs that image anchors mined and those that text anchors mined, bool [rows, texts] each."""
+        """Returns two bool masks, [rows, texts]: pairs mined for image anchors, and pairs mined for text anchors."""
         if self.lists is not None:
             return self.lists.masks(rows, block.columns)
         assert mining.threshold is not None

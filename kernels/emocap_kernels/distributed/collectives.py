@@ -1,4 +1,4 @@
-"""torch's collectives under the names of every supported version, with a count of the bytes that a rank receives."""
+"""Wraps torch's collectives for all supported versions of torch, and counts the bytes that a rank receives."""
 
 from __future__ import annotations
 
@@ -50,13 +50,16 @@ def count_received_bytes() -> Generator[Counter[ReceivedKind]]:
 
 
 def add_received_bytes(kind: ReceivedKind, received_bytes: int) -> None:
-    """Adds to every counter whose context is open."""
+    """Adds `received_bytes` to every counter that `count_received_bytes` has open."""
     for counter in _counters:
         counter[kind] += received_bytes
 
 
 def all_gather(local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
-    """Returns the tensors of all ranks, [size, *local.shape]. A collective; all ranks pass equal shapes."""
+    """Returns the tensors of all ranks, [size, *local.shape], where `size` is the number of ranks.
+
+    This is a collective: all ranks must call it, with equal shapes.
+    """
     received = local.new_empty(size, *local.shape)
     add_received_bytes("numbers", (size - 1) * local.nbytes)
     _all_gather(received.flatten(), local.flatten().contiguous(), group=group)
@@ -64,7 +67,10 @@ def all_gather(local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
 
 
 def all_reduce_(values: Tensor, operation: Any, size: int, group: ProcessGroup | None) -> None:
-    """Reduces `values` over all ranks, in place. A collective; `operation` is a `dist.ReduceOp`."""
+    """Reduces `values` over all ranks by `operation`, a `dist.ReduceOp`, in place.
+
+    This is a collective: all ranks must call it. `size` is the number of ranks.
+    """
     # In a ring of ranks, each receives all but a 1 / size part twice.
     add_received_bytes("numbers", 2 * (size - 1) * values.nbytes // size)
     dist.all_reduce(values, op=operation, group=group)
@@ -73,10 +79,10 @@ def all_reduce_(values: Tensor, operation: Any, size: int, group: ProcessGroup |
 def start_messages(
     sends: Sequence[Message], receives: Sequence[Message], group: ProcessGroup | None
 ) -> list[dist.Work]:
-    """Starts messages between pairs of ranks and returns what to wait for.
+    """Starts to send and to receive tensors, and returns handles whose `wait` completes the messages.
 
-    Empty tensors are not sent, and both sides leave them out. Two ranks match their messages by order alone, so all
-    ranks must start theirs in one order.
+    Empty tensors are neither sent nor received. Two ranks match their messages by order alone, so all ranks must start
+    their messages in the same order.
     """
     calls = [dist.P2POp(dist.isend, each, group=group, group_peer=peer) for peer, each in sends if each.numel()]
     calls += [dist.P2POp(dist.irecv, each, group=group, group_peer=peer) for peer, each in receives if each.numel()]

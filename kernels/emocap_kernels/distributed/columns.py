@@ -1,8 +1,9 @@
-"""An all-gather of rows in blocks, and the reduce-scatter of their gradients, both overlapped with computation.
+"""Gathers the rows of all ranks in blocks and returns their gradients, while the caller computes with the blocks.
 
-Every rank scores its own images against the texts of all ranks, so only the texts are sent (with the guide features
-that mining reads of a column). While one block is used, the next one is received. On a GPU nothing here makes the host
-wait. The messages and their order follow from the communication plan and the row counts, never from tensor values.
+Every rank scores its own images against the texts of all ranks. The rows that are gathered are therefore the columns of
+the score matrix: the texts, and the guide features by which mining compares them. While one block is used, the next one
+is received. On a GPU nothing here makes the host wait. The messages and their order follow from the communication plan
+and the row counts, never from tensor values.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from emocap_kernels.distributed.schedule import Schedule, Stage, plan_communicat
 
 @dataclass(frozen=True, slots=True)
 class ColumnBlock:
-    """Consecutive rows of the global batch that arrived together.
+    """Holds consecutive rows of the global batch that arrived together.
 
     Attributes:
-        columns: Their global indices.
+        columns: The global indices of the rows.
         vectors: One tensor for each tensor of the all-gather, [rows, ...] in its own type.
     """
 
@@ -35,9 +36,9 @@ class ColumnBlock:
 
 
 class ColumnAllGather:
-    """An all-gather of tensors of which each rank holds some rows. It yields blocks as they arrive.
+    """Gathers tensors of which each rank holds some rows, and yields the rows in blocks as they arrive.
 
-    No gradient passes through it; `ColumnReduceScatter` carries the gradients.
+    No gradient passes through the gathered rows; `ColumnReduceScatter` returns their gradients.
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class ColumnAllGather:
         self._kept: list[list[ColumnBlock]] | None = None
 
     def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[ColumnBlock]:
-        """Yields every row of the batch once, the rank's own rows first. A collective of all ranks.
+        """Yields every row of the batch once, in blocks. The rank's own rows come first.
 
-        Each call yields the same blocks in the same order.
+        This is a collective: all ranks must call it. Each call yields the same blocks in the same order.
 
         Args:
-            gradients: Gets one part for each block before the next block is requested. Its sums are sent as soon as
-                a stage is complete.
+            gradients: Collects the gradients of the rows. The caller adds those of a block before it requests the next
+                block. They are sent to the ranks that hold the rows as soon as all blocks of a stage are done.
         """
         arriving = self._arriving() if self._kept is None else iter(self._kept)
         seen: list[list[ColumnBlock]] = []
@@ -68,7 +69,7 @@ class ColumnAllGather:
         self._kept = seen if self.plan.keeps_rows else None
 
     def pack(self) -> tuple[ColumnAllGather, tuple[Tensor, ...]]:
-        """Returns the same object without its tensors, and all its tensors, for `save_for_backward`."""
+        """Returns a copy of this object without its tensors, and the tensors, for `save_for_backward` of autograd."""
         kept = self._kept if self.ranks.size > 1 else None
         blocks = [block for stage in kept or [] for block in stage]
         empty = copy(self)
@@ -80,7 +81,7 @@ class ColumnAllGather:
         return empty, (*self._local, *(each for block in blocks for each in block.vectors))
 
     def unpack(self, tensors: Sequence[Tensor]) -> ColumnAllGather:
-        """Returns this packed object with the tensors that `pack` returned."""
+        """Returns a copy of this packed object that holds `tensors`, which `pack` returned."""
         stages = self._kept or []
         number = len(tensors) // (1 + sum(len(stage) for stage in stages))
         held = iter([tuple(tensors[first : first + number]) for first in range(0, len(tensors), number)])
@@ -93,7 +94,10 @@ class ColumnAllGather:
         return full
 
     def gather_all(self) -> tuple[Tensor, ...]:
-        """Returns all rows in the order of their global index, [total, ...] each. A collective of all ranks."""
+        """Returns all rows in the order of their global index, one tensor [total, ...] for each gathered tensor.
+
+        This is a collective: all ranks must call it.
+        """
         blocks = sorted(self.blocks(), key=lambda block: block.columns.start)
         if len(blocks) == 1:
             return blocks[0].vectors
@@ -105,14 +109,14 @@ class ColumnAllGather:
         while transfers:
             transfer = transfers.pop(0)
             transfer.wait()
-            # A stage of two hops starts the first one while the second stage before it is in use.
+            # A stage of two hops starts its first hop while the stage two places before it is in use.
             for hops_left, later in enumerate(transfers[:2], start=1):
                 later.start_hop(hops_left)
             yield transfer.blocks()
 
 
 class _StageGather:
-    """The transfer of the rows of one stage to this rank."""
+    """Transfers the rows of one stage of the communication plan to this rank."""
 
     def __init__(self, local: tuple[Tensor, ...], stage: Stage, partition: Partition, ranks: Ranks) -> None:
         self._local, self._stage, self._partition, self._ranks = local, stage, partition, ranks
@@ -122,7 +126,7 @@ class _StageGather:
         self._works: list[dist.Work] = []
 
     def start_hop(self, hops_left: int) -> None:
-        """Starts the hop that is `hops_left` before the end, if this stage has so many hops."""
+        """Starts the last hop of this stage (`hops_left` 1) or the one before it (2), if the stage has that hop."""
         place = len(self._stage.hops) - hops_left
         if place < 0:
             return
@@ -137,13 +141,13 @@ class _StageGather:
         self._works = start_messages(sends, receives, self._ranks.group)
 
     def wait(self) -> None:
-        """Waits for the current hop. With NCCL only the stream of the device waits, not the host."""
+        """Waits for the messages of the current hop. With NCCL only the stream of the device waits, not the host."""
         for work in self._works:
             work.wait()
         self._works = []
 
     def blocks(self) -> list[ColumnBlock]:
-        """Returns the rows of the stage. Rows of consecutive ranks form one block."""
+        """Returns the received rows of the stage. Rows of consecutive ranks form one block."""
         found: list[ColumnBlock] = []
         for run in _consecutive_runs(self._stage.ranks):
             columns = slice(self._partition.rows_of(run[0]).start, self._partition.rows_of(run[-1]).stop)
@@ -159,7 +163,7 @@ class _StageGather:
 
 
 def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
-    """Cuts a list of ranks where one is not the successor of the rank before it."""
+    """Splits a list of ranks into runs of consecutive numbers."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and runs[-1][-1] + 1 == rank:
@@ -170,14 +174,14 @@ def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
 
 
 class ColumnReduceScatter:
-    """A reduce-scatter: for every row of the batch the sum over ranks, which only the rank that holds the row gets.
+    """Sums tensors over the ranks, row by row, and gives each sum only to the rank that holds the row.
 
-    Sums take the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each
-    hop, and is added up in its own type.
+    The sums take the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each hop,
+    and is added up in its own type.
     """
 
     def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
-        """Starts with no sums.
+        """Starts without any sum.
 
         Args:
             columns: The all-gather whose rows the sums belong to.
@@ -192,14 +196,20 @@ class ColumnReduceScatter:
         self._returning: list[_StageReduce] = []
 
     def add(self, columns: slice, part: Tensor) -> None:
-        """Takes what this rank adds to the rows of one block, [rows, ...]. The tensor must not be changed later."""
+        """Takes what this rank contributes to the rows of one block, [rows, ...].
+
+        `columns` are the global indices of the rows. The caller must not change `part` afterwards.
+        """
         for rank, count in enumerate(self._partition.counts):
             rows = self._partition.rows_of(rank)
             if count and columns.start <= rows.start and rows.stop <= columns.stop:
                 self._parts[rank] = part[rows.start - columns.start : rows.stop - columns.start]
 
     def send(self, stage: Stage) -> None:
-        """Starts to return the sums of `stage`, and starts the next hop of all earlier stages."""
+        """Starts to send the sums of `stage` to the ranks that hold the rows.
+
+        It also starts the next hop of all earlier stages.
+        """
         parts = {rank: self._parts.pop(rank, self._nothing) for rank in stage.ranks}
         self._own = parts.get(self._ranks.rank, self._own)
         self._advance()
@@ -208,20 +218,20 @@ class ColumnReduceScatter:
             self._returning.append(transfer)
 
     def result(self) -> Tensor:
-        """Returns the sums of the rows of this rank, [local, ...], after all stages were sent."""
+        """Returns the sums of the rows of this rank, [local, ...]. It must be called after `send` of the last stage."""
         while self._returning:
             self._advance()
         return self._own
 
     def _advance(self) -> None:
-        """Waits for the current transfer of each stage whose sums are sent back, and starts the next transfers."""
+        """Waits for the current hop of every stage that is being sent, and starts the next hops."""
         for each in self._returning:
             each.finish_hop()
         self._returning = [each for each in self._returning if each.start_hop(self._dtype)]
 
 
 class _StageReduce:
-    """The transfer of the sums of one stage to the ranks that hold their rows."""
+    """Transfers the sums of one stage to the ranks that hold their rows."""
 
     def __init__(self, parts: dict[int, Tensor], stage: Stage, partition: Partition, ranks: Ranks) -> None:
         self._parts, self._partition, self._ranks = parts, partition, ranks
@@ -231,7 +241,7 @@ class _StageReduce:
         self._works: list[dist.Work] = []
 
     def start_hop(self, dtype: torch.dtype) -> bool:
-        """Starts the last hop that is left, in reverse. Returns False if there is none."""
+        """Starts the last hop that is left, from its receivers to its senders. Returns False if no hop is left."""
         if not self._hops:
             return False
         hop = self._hops.pop()
@@ -246,7 +256,7 @@ class _StageReduce:
         return True
 
     def finish_hop(self) -> None:
-        """Waits for the current hop and adds what was received."""
+        """Waits for the current hop and adds the received sums."""
         for work in self._works:
             work.wait()
         for _, source, part in self._receiving:

@@ -1,4 +1,4 @@
-"""The exchange of metadata before a loss begins. An error on one rank becomes an error on all."""
+"""Exchanges metadata about the inputs before a loss begins. An error on one rank becomes an error on all ranks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MAX_FACTS = 18
 def exchange_facts(
     ranks: Ranks, describe: Callable[[], Mapping[str, int]], *, equal: tuple[str, ...]
 ) -> list[Mapping[str, int]]:
-    """Returns the facts about the inputs of every rank, in rank order.
+    """Returns facts about the inputs of every rank, in rank order. A fact is a named integer, such as a size.
 
-    A collective of all ranks, on the CPU: no device is waited for.
+    This is a collective: all ranks must call it. It runs on the CPU and waits for no device.
 
     Args:
         ranks: The ranks that take part.

@@ -1,4 +1,4 @@
-"""The ranks that share one global batch, how its rows are divided among them, and their exchange of integers."""
+"""Describes the ranks that share a global batch and the division of its rows, and exchanges integers between ranks."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks that share one global batch. Without a group it is one rank, which never communicates.
+    """Describes the ranks that share one global batch. Without a group there is one rank, which never communicates.
 
     Attributes:
         group: The process group that carries tensors.
         cpu_group: A gloo group for integers, if `group` does not support CPU tensors (as with NCCL).
         size: Number of ranks.
         rank: Index of this rank in the group.
-        node: Number of ranks on each machine, if every machine holds the same number of consecutive ranks; otherwise
+        node: Number of ranks on each machine, if every machine has equally many ranks of consecutive numbers; otherwise
             `size`.
     """
 
@@ -59,14 +59,15 @@ class Ranks:
 
 SINGLE_RANK = Ranks(group=None, cpu_group=None, size=1, rank=0, node=1)
 
-# What was found out about each group. The references are weak, because a group must end when its owner ends it.
+# The CPU group and the number of ranks on each machine, for each group that was used. The references are weak, so that
+# a group ends when its owner drops it.
 _KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]] = WeakKeyDictionary()
 
 
 def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
-    """Returns the ranks of `group`. The first call for a group is a collective of its members.
+    """Returns the ranks of `group`.
 
-    In that call the members find out which of them share a machine.
+    The first call for a group is a collective of its members, in which they find out which of them share a machine.
 
     Args:
         group: None means one rank that never communicates.
@@ -97,15 +98,16 @@ def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGr
 
 
 def _initialize(group: ProcessGroup, device: torch.device) -> None:
-    """Runs one collective of all members. NCCL needs it before it can send messages between some of them."""
+    """Runs one collective of all members, which NCCL needs before it can send messages between some of them."""
     if "nccl" in dist.get_backend_config(group):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def ranks_per_node(names: tuple[int, ...]) -> int:
-    """Returns the number of ranks on each machine, from the machine of every rank in rank order.
+    """Returns the number of ranks on each machine.
 
-    If machines hold different numbers of ranks, or their ranks are not consecutive, all ranks count as one machine.
+    `names` has an entry for every rank, in rank order, that is equal for ranks of one machine. If machines have
+    different numbers of ranks, or if the ranks of a machine are not consecutive, all ranks count as one machine.
     """
     node = next((rank for rank, name in enumerate(names) if name != names[0]), len(names))
     runs = [names[first : first + node] for first in range(0, len(names), node)]
@@ -117,11 +119,12 @@ def ranks_per_node(names: tuple[int, ...]) -> int:
 def new_cpu_group(group: ProcessGroup) -> dist.ProcessGroupGloo | None:
     """Returns a gloo group with the members of `group`, or None if `group` itself supports CPU tensors.
 
-    A collective of all members.
+    This is a collective: all members must call it.
     """
     if "cpu:" in dist.get_backend_config(group):
         return None
-    # `dist.new_group` would not do: every process of the world has to call it, for every group, in one order.
+    # `dist.new_group` cannot be used here: every process of the world would have to call it, for every group, in the
+    # same order.
     store = PrefixStore("emocap_kernels.hosts/", group.get_group_store())
     return dist.ProcessGroupGloo(store, dist.get_rank(group), dist.get_world_size(group), TIMEOUT)
 
@@ -129,7 +132,10 @@ def new_cpu_group(group: ProcessGroup) -> dist.ProcessGroupGloo | None:
 def all_gather_integers(
     numbers: Sequence[int], group: ProcessGroup, cpu_group: dist.ProcessGroupGloo | None
 ) -> list[list[int]]:
-    """Returns the integers of every rank, in rank order. A collective on the CPU; all ranks pass equally many."""
+    """Returns the integers of every rank, in rank order.
+
+    This is a collective on the CPU: all ranks must call it, with equally many integers.
+    """
     mine, size = torch.tensor(numbers, dtype=torch.int64), dist.get_world_size(group)
     if cpu_group is None:
         return all_gather(mine, size, group).tolist()
@@ -141,7 +147,9 @@ def all_gather_integers(
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The division of the global batch among the ranks. The global index of a row counts ranks first, then rows.
+    """Describes how the rows of the global batch are divided among the ranks.
+
+    The global index of a row is its local index plus the number of rows of all lower ranks.
 
     Attributes:
         counts: Number of rows of each rank; 0 is allowed.
@@ -153,22 +161,22 @@ class Partition:
 
     @property
     def total(self) -> int:
-        """Number of rows of all ranks."""
+        """Returns the number of rows of all ranks."""
         return sum(self.counts)
 
     @property
     def first(self) -> int:
-        """Global index of local row 0."""
+        """Returns the global index of local row 0."""
         return self.rows_of(self.rank).start
 
     @property
     def local(self) -> int:
-        """Number of rows of this rank."""
+        """Returns the number of rows of this rank."""
         return self.counts[self.rank]
 
     @property
     def own(self) -> slice:
-        """Global indices of the rows of this rank."""
+        """Returns the global indices of the rows of this rank."""
         return self.rows_of(self.rank)
 
     def rows_of(self, rank: int) -> slice:

@@ -1,4 +1,4 @@
-"""Gathers and reductions of small tensors over the ranks. Every function is a collective of all ranks."""
+"""Gathers and reduces small tensors over the ranks. Every function is a collective: all ranks must call it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from emocap_kernels.distributed.ranks import Partition, Ranks
 
 def gather_rows(local: Tensor, partition: Partition, ranks: Ranks) -> Tensor:
     """Returns the rows of all ranks in rank order, [total, ...], without a gradient.
+
+    This is a collective: all ranks must call it.
 
     Args:
         local: [local, ...]; ranks may hold different numbers of rows.
@@ -37,33 +39,36 @@ def _padded(rows: Tensor, length: int) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the sum over ranks, added in rank order, so that it is equal on every rank to the bit."""
+    """Returns the sum over ranks. It is added in rank order, so that it is equal on every rank to the bit.
+
+    This is a collective: all ranks must call it.
+    """
     return values if ranks.size == 1 else all_gather(values, ranks.size, ranks.group).sum(0)
 
 
 def all_reduce_sum_(values: Tensor, ranks: Ranks) -> None:
-    """Replaces `values` by their sum over the ranks."""
+    """Replaces `values` by their sum over the ranks. This is a collective: all ranks must call it."""
     if ranks.size > 1:
         all_reduce_(values, dist.ReduceOp.SUM, ranks.size, ranks.group)
 
 
 def all_reduce_max_(values: Tensor, ranks: Ranks) -> None:
-    """Replaces `values` by their maximum over the ranks."""
+    """Replaces `values` by their maximum over the ranks. This is a collective: all ranks must call it."""
     if ranks.size > 1:
         all_reduce_(values, dist.ReduceOp.MAX, ranks.size, ranks.group)
 
 
 def all_reduce_min_(values: Tensor, ranks: Ranks) -> None:
-    """Replaces `values` by their minimum over the ranks."""
+    """Replaces `values` by their minimum over the ranks. This is a collective: all ranks must call it."""
     if ranks.size > 1:
         all_reduce_(values, dist.ReduceOp.MIN, ranks.size, ranks.group)
 
 
 class _GatherReplicated(Function):
-    """Gathers rows for work that every rank does in full, so that each rank computes the whole gradient of its rows.
+    """Gathers rows for a computation that every rank repeats in full, as the reference does.
 
-    A mean over ranks divides this gradient by their number, although only one rank contributes it. Backward
-    multiplies by the number of ranks to compensate.
+    Each rank then computes the whole gradient of its own rows. DDP and DeepSpeed take a mean over ranks, which divides
+    this gradient by the number of ranks. Backward multiplies by that number to compensate.
     """
 
     @staticmethod
@@ -77,7 +82,11 @@ class _GatherReplicated(Function):
 
 
 class _SumOfParts(Function):
-    """Sums over ranks what each computed alone. A mean over ranks of the gradients is the gradient of the sum."""
+    """Sums over ranks the part of a loss that each rank computed alone.
+
+    Backward multiplies the gradient by the number of ranks, so that a mean over ranks, as DDP and DeepSpeed take it,
+    gives the gradient of the sum.
+    """
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, ranks: Ranks) -> Tensor:
@@ -90,12 +99,19 @@ class _SumOfParts(Function):
 
 
 def gather_replicated(local: Tensor, partition: Partition, ranks: Ranks, *, dtype: torch.dtype) -> Tensor:
-    """Returns the rows of all ranks as `dtype`, with a gradient, for work that every rank repeats in full."""
+    """Returns the rows of all ranks as `dtype`, with a gradient, for a computation that every rank repeats in full.
+
+    This is a collective: all ranks must call it.
+    """
     if ranks.size == 1:
         return local.to(dtype)
     return _GatherReplicated.apply(local, partition, ranks, dtype)  # pyright: ignore[reportReturnType]
 
 
 def sum_of_parts(part: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the sum over ranks of what each computed alone, with a gradient that a mean over ranks makes right."""
+    """Returns the sum over ranks of `part`, the part of a loss that each rank computed alone.
+
+    The result has a gradient, whose mean over ranks is the gradient of the sum. This is a collective: all ranks must
+    call it.
+    """
     return part if ranks.size == 1 else _SumOfParts.apply(part, ranks)  # pyright: ignore[reportReturnType]

@@ -1,15 +1,16 @@
-r"""The order in which the rows of all ranks reach one rank. It is computed from rank numbers alone.
+"""Plans the order in which the rows of all ranks reach one rank, from rank numbers alone.
 
-Rank r first uses its own rows, then those of r + 1, r + 2, ... on its machine, then those of whole machines, the next
-one first. Therefore every rank sends as much as it receives at any time, to ranks that differ, and the first rows need
-no message at all.
+Rank r first uses its own rows, for which it needs no message. Then it uses the rows of ranks r + 1, r + 2, ... of its
+machine, and then those of other machines, the next machine first. With this order every rank sends as much as it
+receives at any time, and different ranks send to different ranks.
 
-- `gather`: all ranks count as one machine. Rows are kept for backward.
-- `hierarchical`: a row is sent between machines once, to the rank at the same place there, which sends it on inside
-  the machine. A sum of gradients is formed inside a machine and is sent between machines once. With G ranks on a
-  machine, that is G times less traffic between machines.
-- `ring`: as `gather`, but one rank at a time, and nothing is kept. A rank holds the rows of at most three ranks (its
-  own, those in use, and those being received), and rows are sent again for backward.
+- `gather`: all ranks count as one machine. Received rows are kept for backward.
+- `hierarchical`: a row is sent to each other machine once, to the rank that has the same position there. That rank
+  sends it to the other ranks of its machine. A sum of gradients is added up inside a machine and is sent between
+  machines once. With G ranks on a machine, the traffic between machines is G times smaller than with `gather`.
+- `ring`: the order is that of `gather`, but the rows of one rank arrive at a time, and they are not kept. A rank holds
+  the rows of at most three ranks (its own, those in use, and those being received), and rows are sent again for
+  backward.
 
 The gradient of a row takes the same hops in reverse: a rank that received a row sends a sum for it to the rank from
 which the row came.
@@ -34,7 +35,10 @@ MAX_STAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Messages that start together, each as (the rank at the other end, the rank whose rows it carries)."""
+    """Describes messages that start together.
+
+    Each message is a pair: the rank at the other end, and the rank whose rows the message carries.
+    """
 
     sends: tuple[tuple[int, int], ...]
     receives: tuple[tuple[int, int], ...]
@@ -42,7 +46,11 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Rows that arrive together: those of `ranks`, in this order, after the given hops (none, one or two)."""
+    """Describes rows that arrive together: those of `ranks`, in this order.
+
+    The rows need as many messages, one after the other, as there are `hops`: none for the rank's own rows, else one or
+    two.
+    """
 
     ranks: tuple[int, ...]
     hops: tuple[Hop, ...]
@@ -50,10 +58,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class CommunicationPlan:
-    """All stages of one rank. Every rank has equally many, with equally many hops.
+    """Holds all stages of one rank. All ranks have equally many stages, with equally many hops.
 
     Attributes:
-        stages: The first one is the rank's own rows.
+        stages: The first stage consists of the rank's own rows.
         keeps_rows: Whether received rows are kept for backward; otherwise they are sent again.
     """
 
@@ -62,7 +70,7 @@ class CommunicationPlan:
 
 
 def plan_communication(schedule: Schedule, partition: Partition, ranks: Ranks) -> CommunicationPlan:
-    """Returns the plan of this rank. `auto` is `hierarchical` from two machines on, else `gather`."""
+    """Returns the plan of this rank. `auto` means `hierarchical` if there are several machines, else `gather`."""
     if schedule == "ring":
         stages = plan_stages(ranks.rank, ranks.size, node=ranks.size, pieces=ranks.size)
         return CommunicationPlan(stages, keeps_rows=False)
@@ -76,10 +84,10 @@ def plan_stages(rank: int, size: int, *, node: int, pieces: int) -> tuple[Stage,
     """Returns the stages of one rank.
 
     Args:
-        rank: The rank.
+        rank: Index of the rank.
         size: Number of ranks.
         node: Number of ranks on each machine; a divisor of `size`.
-        pieces: The rows of the rank's own machine arrive in at most this many stages (at least one).
+        pieces: Largest number of stages in which the rows of the rank's own machine arrive; values below 1 count as 1.
     """
     place = rank % node
     base = rank - place

@@ -22,7 +22,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
 
 
 def aligned(vectors: Tensor) -> Tensor:
-    """Returns [rows, width] with rows that begin on multiples of 16 bytes, padded with zeros.
+    """Returns `vectors` with rows that begin on multiples of 16 bytes, [rows, width padded with zeros].
 
     The same tensor is returned if it is aligned already.
     """

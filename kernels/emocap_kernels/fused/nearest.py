@@ -16,7 +16,7 @@ from emocap_kernels.fused.tiling import TileConfig, strips
 
 @dataclass(frozen=True, slots=True)
 class CandidateBlock:
-    """Some candidates, and the vectors whose products are their similarities with the anchors.
+    """Holds the vectors of some candidates and those of all local anchors, whose products are their similarities.
 
     Attributes:
         start: Global index of the first candidate.
@@ -47,8 +47,8 @@ def nearest_candidates(
         threshold: Candidates of a lower similarity are left out.
 
     Returns:
-        int32 [anchors, top_k], global indices by descending similarity; of equal ones the lower index comes first. -1
-        means none.
+        int32 [anchors, top_k], global indices by descending similarity. Of equal similarities the lower index comes
+        first. -1 marks an unused entry.
     """
     found: list[tuple[int, Tensor, Tensor]] = []
     for block in blocks:
@@ -68,7 +68,11 @@ def nearest_candidates(
 def _of_block(
     block: CandidateBlock, anchors: int, first: int, tile: TileConfig, *, top_k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns similarities, and indices within the block, of the best candidates of each strip, [anchors, n] each."""
+    """Returns the most similar candidates in a block of each anchor: similarities, and indices within the block.
+
+    Each strip of candidates contributes its best ones, so both tensors are [anchors, strips * slots] with `slots` at
+    least `top_k`.
+    """
     left, right = (aligned(each) for each in block.vectors[0])
     second_left, second_right = (aligned(each) for each in block.vectors[-1])
     number, strip = strips(anchors, len(right), tile)

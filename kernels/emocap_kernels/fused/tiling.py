@@ -1,8 +1,8 @@
-"""The sizes into which fused kernels cut a score matrix. They depend on type, device and sizes, never on values.
+"""Chooses the sizes into which fused kernels cut a score matrix, from type, device and sizes, never from values.
 
-From large to small: a *block* of columns has arrived together from other ranks. A *panel* of local rows is merged
-together. A *chunk* of a panel's columns has its gradient, or its mask, in memory at once. A *strip* of columns is the
-work of one program, which goes over it *tile* by tile.
+There are five sizes, from large to small. A *block* of columns has arrived together from other ranks. A *panel* of
+local rows is merged together. A *chunk* of a panel's columns has its gradient, or its mask, in memory at once. A
+*strip* of columns is the work of one program, which goes over the strip *tile* by tile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK_BYTES = 128 * 2**20
 PART_BYTES = 128 * 2**20
 # Rows of a panel, if the bytes allow it. A chunk of 128 MiB then has as many columns, in half precision.
 MAX_PANEL_ROWS = 8192
-# Wanted programs of a launch. With several waves on all processors, the last wave leaves few of them idle.
+# Number of programs that a launch should have. With several waves on all processors, the last wave leaves few idle.
 PROGRAMS = 2048
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -31,18 +31,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """The size of a tile, and how kernels are compiled for it.
+    """Holds the size of a tile, and the options with which kernels are compiled for it.
 
     Attributes:
         rows: `bR`, rows of the tile.
         columns: `bC`, columns of the tile.
-        depth: `bD`, how much of the width is multiplied at once.
+        depth: `bD`, how many numbers of each vector are loaded and multiplied at once.
         warps: Warps of a program.
         stages: Pieces of the embeddings that are loaded ahead (software pipelining).
-        precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to
-            float32 except for its last bits.
-        widen: Whether halves are converted to float32 first. Only the interpreter needs it, because its bfloat16 dot
-            is wrong.
+        precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to float32
+            except for its last bits.
+        widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
+            bfloat16 dot is wrong.
     """
 
     rows: int
@@ -54,7 +54,7 @@ class TileConfig:
     widen: bool = False
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the arguments that all kernels share."""
+        """Returns the options that all kernels get."""
         # A score must be the same number in every kernel. Therefore the compiler must not fuse a product into a sum,
         # unless the kernel asks for it.
         compiled = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
@@ -92,27 +92,31 @@ def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -
 
 
 def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
-    """Returns the panels of `length` rows, so that one statistic for each of `columns` stays below `PART_BYTES`."""
+    """Cuts `length` rows into panels, whose statistics are stored tile by tile and then merged.
+
+    A panel has so few rows that one statistic of all `columns`, stored once for each tile of rows, stays below
+    `PART_BYTES`.
+    """
     tiles = max(1, PART_BYTES // (4 * max(1, columns)))
     return ranges(length, min(max(tile.rows, MAX_PANEL_ROWS), tiles * tile.rows))
 
 
 def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Range]:
-    """Splits `length` columns into chunks, and returns them.
+    """Cuts `length` columns into chunks.
 
-    A chunk of `rows` rows with `itemsize` bytes for each element stays below `CHUNK_BYTES`.
+    A chunk of `rows` rows with `itemsize` bytes for each element stays below `CHUNK_BYTES`, but has at least one tile.
     """
     longest = CHUNK_BYTES // max(1, rows * itemsize)
     return ranges(length, max(tile.columns, longest - longest % tile.columns))
 
 
 def ranges(length: int, longest: int) -> list[Range]:
-    """Returns ranges that cover `length`, each of `longest` except the last one."""
+    """Returns ranges that cover `length`, each of length `longest` except the last one."""
     return [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
 
 
 def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
-    """Returns (number of strips, columns of a strip). A strip has at least four tiles if there are so many."""
+    """Returns (number of strips, columns of a strip). A strip has at least four tiles if there are that many."""
     row_tiles = ceil_div(max(1, rows), tile.rows)
     column_tiles = ceil_div(max(1, columns), tile.columns)
     wanted = max(1, ceil_div(PROGRAMS, row_tiles))

@@ -1,4 +1,4 @@
-"""The global batch of the local loss as one rank sees it: its own images, and all sentences as they arrive."""
+"""Describes the batch of the local loss on one rank: its own images, and all sentences as they arrive."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from emocap_kernels.region.inputs import RegionInputs
 
 @dataclass(frozen=True, slots=True)
 class SentenceBlock:
-    """Some sentences of the global batch.
+    """Holds some sentences of the global batch.
 
     Attributes:
-        columns: Their global indices.
+        columns: Global indices of the sentences.
         sentences: [sentences, width], in the type of the patches.
     """
 
@@ -31,13 +31,13 @@ class SentenceBlock:
 
 @dataclass(frozen=True, slots=True)
 class RegionBatch:
-    """The global batch from the view of a rank that holds some images and receives all sentences.
+    """Describes the global batch on a rank that holds some images and receives all sentences.
 
     Attributes:
         patches: [local images, patches, width]; zero where `patch_mask` is False.
         sentences: [local sentences, width], in the type in which they are sent.
         columns: The all-gather of the sentences.
-        owner: int64 [total sentences], the global index of the image that each belongs to.
+        owner: int64 [total sentences], the global index of the image that each sentence belongs to.
         scale: 0-dim, in the type of the scores: at least float32.
         sharpness: Sharpness of the pooling; 0 is the mean over patches.
         patch_mask: Bool [local images, patches], True for patches that are kept; None keeps all.
@@ -60,28 +60,35 @@ class RegionBatch:
     ranks: Ranks
 
     def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[SentenceBlock]:
-        """Yields all sentences in blocks, own ones first; see `ColumnAllGather.blocks`. A collective."""
+        """Yields all sentences in blocks. The sentences of this rank come first.
+
+        This is a collective: all ranks must call it. `gradients` collects the gradients of the sentences, as in
+        `ColumnAllGather.blocks`.
+        """
         for block in self.columns.blocks(gradients):
             yield SentenceBlock(block.columns, block.vectors[0].to(self.patches.dtype))
 
     def pack(self) -> tuple[RegionBatch, tuple[Tensor, ...]]:
-        """Returns this batch without its vectors, and the vectors, for `save_for_backward`."""
+        """Returns a copy of this batch without its vectors, and the vectors, for `save_for_backward`."""
         columns, gathered = self.columns.pack()
         nothing = self.patches[:0].detach(), self.sentences[:0].detach()
         packed = replace(self, patches=nothing[0], sentences=nothing[1], columns=columns)
         return packed, (self.patches, self.sentences, *gathered)
 
     def unpack(self, tensors: Sequence[Tensor]) -> RegionBatch:
-        """Returns this packed batch with the vectors that `pack` returned."""
+        """Returns a copy of this packed batch that holds `tensors`, the vectors that `pack` returned."""
         patches, sentences, *gathered = tensors
         return replace(self, patches=patches, sentences=sentences, columns=self.columns.unpack(gathered))
 
     def all_sentences(self) -> Tensor:
-        """Returns the sentences of the whole batch, [total sentences, width]. A collective of all ranks."""
+        """Returns the sentences of the whole batch, [total sentences, width].
+
+        This is a collective: all ranks must call it.
+        """
         return self.columns.gather_all()[0].to(self.patches.dtype)
 
     def is_anchor(self) -> Tensor:
-        """Returns which images of the batch own a sentence, bool [total images]. Others are candidates only."""
+        """Returns which images of the batch own a sentence, bool [total images]. The others are no anchors."""
         # `bincount` would make the host wait for the length of its result.
         return torch.zeros(self.image_partition.total, dtype=torch.bool, device=self.owner.device).index_fill_(
             0, self.owner, True
@@ -117,7 +124,7 @@ def sharded_batch(
     if needs_gradient and not sentences.requires_grad:
         sentences = sentences.detach().requires_grad_()
     if inputs.patch_mask is not None:
-        # What lies in a patch that is not kept, NaN included, must not enter a product.
+        # A patch that is not kept may contain NaN, which must not enter a product.
         patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     dtype_of = product_dtype if narrow else compute_dtype
     return RegionBatch(

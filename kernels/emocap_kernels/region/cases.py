@@ -1,4 +1,4 @@
-"""Inputs of the local loss for tests and benchmarks. Each case says what it is for."""
+"""Defines inputs of the local loss for tests and benchmarks. Each case says which difficulty it tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 @dataclass(frozen=True, slots=True)
 class RegionCase:
-    """The sizes of a batch; `why` says what breaks on it first."""
+    """Describes the sizes, the scale and the sharpness of a batch; `why` names the difficulty that it tests."""
 
     name: str
     rows: int
@@ -35,7 +35,7 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class RegionVectors:
-    """The vectors of a case.
+    """Holds the vectors of a case.
 
     Attributes:
         patches: [rows, patches, width], unit vectors.

@@ -1,8 +1,8 @@
-"""The local loss in bounded memory, in plain torch: tiles of (patches of some images) x (some sentences).
+"""Computes the local loss in bounded memory, in plain torch. Each tile is computed twice and never stored.
 
-Each tile is computed twice and never stored. Forward keeps a few numbers of each anchor. Backward computes the scores
-of each tile again in the same shapes, gets their gradient from those numbers, and propagates it through the pooling to
-patches and sentences.
+A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few numbers of each
+anchor. Backward computes the scores of each tile again in the same shapes, gets their gradient from those numbers, and
+propagates it through the pooling to patches and sentences.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from emocap_kernels.result import LossResult
 from emocap_kernels.softmax import GradientWeights, RunningScoreStats, score_gradient
 from emocap_kernels.transforms import once_differentiable
 
-# Sentences of a tile, if there are enough images to fill it: enough for a fast matrix product.
+# Number of sentences of a tile, enough for a fast matrix product. If there are few images, a tile has more sentences.
 TILE_SENTENCES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """Holds the cuts of one rank's tiles.
+    """Holds the sizes of one rank's tiles, and what all tiles share.
 
     Attributes:
         batch: The batch.
         positives: The positives of any tile.
-        images: Local images that are taken together.
+        images: Slices of the local images that are taken together.
         longest: Largest number of sentences of a tile.
         weights: The weights of the anchors.
     """
@@ -52,7 +52,10 @@ class _Tiling:
 
     @staticmethod
     def of(batch: RegionBatch, block_bytes: int) -> _Tiling:
-        """Cuts tiles of at most `block_bytes` and mines the `top_k` lists. A collective: the lists are gathered."""
+        """Cuts tiles of at most `block_bytes`, and mines the lists of sentences if the rule has `top_k`.
+
+        This is a collective, because the lists are gathered: all ranks must call it.
+        """
         numbers = max(1, block_bytes // batch.scale.element_size())
         patches, total = batch.patches.shape[1], batch.sentence_partition.total
         together = min(numbers // (patches * min(total, TILE_SENTENCES)), numbers // total)
@@ -66,7 +69,10 @@ class _Tiling:
         return even_blocks(len(block.sentences), self.longest)
 
     def similarity(self, images: slice, sentences: Tensor) -> Tensor:
-        """Returns [sentences, images, patches]. In this order the softmax over patches runs along memory."""
+        """Returns the cosines of some sentences with the patches of some images, [sentences, images, patches].
+
+        In this order the softmax over patches reads contiguous memory.
+        """
         patches = self.batch.patches[images]
         return matmul(sentences, patches.flatten(0, 1).T).view(len(sentences), *patches.shape[:2])
 
@@ -76,7 +82,9 @@ class _Tiling:
 
 
 def evaluate(batch: RegionBatch, *, block_bytes: int | None = None) -> LossResult:
-    """Returns the loss of a batch of which this rank holds any number of images. A collective of all ranks.
+    """Returns the loss of the global batch, of which this rank may hold any number of images.
+
+    This is a collective: all ranks must call it.
 
     Args:
         batch: Vectors of any type. On a GPU, half-precision vectors are multiplied in their own type.
@@ -90,12 +98,12 @@ def evaluate(batch: RegionBatch, *, block_bytes: int | None = None) -> LossResul
 
 @dataclass(frozen=True, slots=True)
 class _MatmulComparison:
-    """Compares sentences by matrix products of torch; see `SentenceComparison`.
+    """Compares sentences by matrix products of torch, as a `SentenceComparison`.
 
     Attributes:
-        own: The sentences of this rank.
+        own: The order of the sentences of this rank.
         starts: `own.starts`, on the host.
-        longest: How many sentences may be compared with all others at once.
+        longest: Number of sentences that may be compared with all others at once.
     """
 
     own: OwnSentences
@@ -162,7 +170,10 @@ class _RegionNCE(Function):
 
 
 def _running_stats(tiling: _Tiling) -> RunningScoreStats:
-    """Returns the statistics of local images and all sentences, after all tiles of this rank. A collective."""
+    """Computes all tiles of this rank once, and returns the statistics of the local images and of all sentences.
+
+    This is a collective: all ranks must call it. The statistics are not reduced over ranks yet.
+    """
     batch, images_of = tiling.batch, tiling.batch.image_partition
     running = RunningScoreStats(
         images_of.local, batch.sentence_partition.total, first=images_of.first, like=batch.scale
@@ -179,7 +190,11 @@ def _running_stats(tiling: _Tiling) -> RunningScoreStats:
 
 
 class _GradientSums:
-    """Sums over tiles of 2 A times the gradient in patches / scale, sentences / scale and scale; A image anchors."""
+    """Adds up the gradients of patches, sentences and scale over tiles.
+
+    The sums are 2A times the gradients of the loss, where A is the number of image anchors. Those of patches and
+    sentences lack the factor `scale`, by which `finished` multiplies.
+    """
 
     def __init__(
         self, tiling: _Tiling, rows: GradientWeights, columns: GradientWeights, needs: tuple[bool, ...]
@@ -193,7 +208,7 @@ class _GradientSums:
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
-        """Computes all tiles. A collective of all ranks."""
+        """Computes all tiles. This is a collective: all ranks must call it."""
         for block in self._tiling.batch.blocks(self.by_sentence):
             wide = self._tiling.batch.scale.dtype
             part = torch.zeros_like(block.sentences, dtype=wide) if self.by_sentence is not None else None
@@ -203,7 +218,10 @@ class _GradientSums:
                 self.by_sentence.add(block.columns, part)
 
     def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns `factor` times the gradients of patches and sentences, in their own types. Sums are overwritten."""
+        """Returns `factor` times the gradients of patches and sentences, in their own types. The sums are overwritten.
+
+        This is a collective: all ranks must call it.
+        """
         batch = self._tiling.batch
         by_sentence = None if self.by_sentence is None else self.by_sentence.result()
         return (

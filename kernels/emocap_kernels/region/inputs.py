@@ -1,4 +1,4 @@
-"""The arguments of the local loss on one rank: their checks, and the facts that the other ranks need to know."""
+"""Checks the arguments of the local loss on one rank, and describes them to the other ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EQUAL_FACTS = (
 
 @dataclass(frozen=True, slots=True)
 class RegionInputs:
-    """The arguments of `region_contrastive_loss` on one rank, as the caller passed them."""
+    """Holds the arguments of `region_contrastive_loss` on one rank, as the caller passed them."""
 
     patches: Tensor
     sentences: Tensor
@@ -52,7 +52,7 @@ def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
     Raises:
-        ArgumentError: If a value breaks its rule.
+        ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
     """
     checks.check_choice("scope", inputs.scope, SCOPES)

@@ -1,4 +1,4 @@
-"""The means that the local loss reports, from the statistics of all anchors. Used by `chunked` and `fused`."""
+"""Computes the means that the local loss reports, from the statistics of all anchors, for `chunked` and `fused`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from emocap_kernels.softmax import GradientWeights, ScoreStats, gradient_weights
 
 @dataclass(frozen=True, slots=True)
 class AnchorWeights:
-    """The weights of anchors in the mean of their direction, times the number of image anchors. None exceeds 1.
+    """Holds the weight of each anchor in the mean of its direction, times the number of image anchors.
+
+    No weight exceeds 1.
 
     Attributes:
         rows: [local images], 1 for an image that owns a sentence and 0 for the others.
@@ -29,26 +31,26 @@ class AnchorWeights:
 
     @staticmethod
     def of(batch: RegionBatch) -> AnchorWeights:
-        """Counts the images that own a sentence. The owners of all sentences are known on every rank."""
+        """Computes the weights of a batch without communication: every rank knows the owners of all sentences."""
         is_anchor = batch.is_anchor()
         number = is_anchor.sum().to(batch.scale.dtype)
         rows = is_anchor[batch.image_partition.own].to(batch.scale.dtype)
         return AnchorWeights(rows, number / batch.sentence_partition.total, number)
 
     def gradient_weights(self, stats: ScoreStats) -> tuple[GradientWeights, GradientWeights]:
-        """Returns the gradient weights of rows and columns. The gradients of scores then lie in [-2, 2]."""
+        """Returns the gradient weights of rows and columns. With these weights, gradients of scores lie in [-2, 2]."""
         return gradient_weights(stats.rows, self.rows), gradient_weights(stats.columns, self.column)
 
     def gradient_factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:
-        """Returns the factor that turns such gradients into those of the loss.
+        """Returns the factor that turns gradients by `gradient_weights` into those of the loss.
 
-        A mean over ranks must give the sum of the parts of all ranks, hence the number of ranks.
+        It contains the number of ranks, because a mean over ranks must give the sum of the parts of all ranks.
         """
         return grad_output * ranks.size / (2.0 * self.anchors)
 
 
 def loss_means(batch: RegionBatch, stats: ScoreStats, weights: AnchorWeights) -> Tensor:
-    """Returns the means over the global batch, float64 [5], in the order of `LossResult.from_means`.
+    """Returns the means over the global batch, float64 [5], in the order that `LossResult.from_means` expects.
 
     This is a collective: all ranks must call it.
     """

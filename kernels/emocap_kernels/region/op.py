@@ -1,4 +1,4 @@
-"""The public functions of the local loss: `region_contrastive_loss`, and `choose_region_backend`."""
+"""Provides the public functions of the local loss, `region_contrastive_loss` and `choose_region_backend`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def choose_region_backend(
     """
     unsupported = why_not_fused([patches, sentences], mining)
     if unsupported is None and scope == "image" and patches.shape[-2] > MAX_PATCHES_WITHIN:
-        unsupported = f"{patches.shape[-2]} patches are above {MAX_PATCHES_WITHIN}, the most with scope='image'"
+        unsupported = f"{patches.shape[-2]} patches are more than {MAX_PATCHES_WITHIN}, the limit with scope='image'"
     return select_backend(backend, unsupported, patches)
 
 
@@ -68,8 +68,8 @@ def region_contrastive_loss(
     With scope `batch`, every sentence pools the patches of every image of the global batch by attention, and the
     pooled similarity is the score. With scope `image`, only the sentences of one image are compared with each other
     (`region.within`). Images without a sentence are candidates but no anchors. Inputs are used as given: nothing is
-    normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, this is a collective of all
-    its ranks, and so is the backward.
+    normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, the call and its backward are
+    collectives: all ranks of the group must run both.
 
     Args:
         patches: [rows, patches, width], unit vectors.
@@ -77,21 +77,21 @@ def region_contrastive_loss(
         owner: int64 [sentences], the local row that each sentence belongs to, in any order. On a GPU the device checks
             the range, and stops the process if a value is out of it.
         scale: The inverse temperature, already exponentiated; a number, or a tensor of one element.
-        sharpness: Sharpness of the softmax over patches, at least 0. 0 is the mean over patches, large values approach
-            the best patch. Not used with scope `image`.
+        sharpness: Sharpness of the softmax over patches, at least 0. 0 gives the mean over patches, and large values
+            approach the best patch. Scope `image` does not use it.
         scope: `batch` or `image`.
         patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. An image of which none is
             kept scores 0 everywhere.
         mining: The rule for further positives, by similarity of sentences; its guide is not read. Scope `image`
             requires None.
-        group: The ranks that share the batch; None means that nothing is communicated. All its ranks must make the
-            call with the same settings.
+        group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
+            make the call with the same settings.
         schedule: How sentences are sent; the values are those of `contrastive_loss`.
         backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_region_backend` gives the
             reason.
 
     Raises:
-        ArgumentError: If a value breaks its rule.
+        ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
         RanksDisagreeError: If the ranks of the group were called differently.

@@ -1,4 +1,4 @@
-"""The attention weights by which a sentence pools the patches of an image."""
+"""Computes the attention weights by which a sentence pools the patches of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emocap_kernels.precision import compute_dtype, full_precision
 
 
 def pooling_weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -> Tensor:
-    """Returns the softmax over patches of `sharpness * similarity`; all 0 for an image of which no patch is kept.
+    """Returns the softmax of `sharpness * similarity` over patches; all 0 for an image of which no patch is kept.
 
     Args:
         similarity: [..., images, patches].
@@ -32,7 +32,9 @@ def region_attention(
     sharpness: float = 10.0,
     patch_mask: Tensor | None = None,
 ) -> Tensor:
-    """Returns the weights by which `region_contrastive_loss` pools, for given pairs only, as for maps over a face.
+    """Returns the attention weights of `region_contrastive_loss` for given pairs of sentence and image.
+
+    They show where in the image a sentence looks, for instance as a map over a face.
 
     Args:
         patches: [rows, patches, width], unit vectors.
@@ -45,7 +47,7 @@ def region_attention(
         [pairs, patches], at least float32, without a gradient. Each row sums to 1, or to 0 if no patch is kept.
 
     Raises:
-        ArgumentError: If a value breaks its rule.
+        ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
 
     Example:

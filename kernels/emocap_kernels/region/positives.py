@@ -1,4 +1,4 @@
-"""The positives of the local loss, for any images and sentences. Forward and backward compute them the same way."""
+"""Computes the positives of the local loss, for any images and sentences, equally in forward and in backward."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from emocap_kernels.targets import MaskTargets
 
 
 class SentenceComparison(Protocol):
-    """A backend's way to compare sentences with each other."""
+    """Describes how a backend compares sentences with each other."""
 
     def any_similar(self, batch: RegionBatch, images: slice, block: SentenceBlock, threshold: float) -> Tensor:
-        """Returns whether any own sentence of an image has at least that cosine, bool [images, sentences of block]."""
+        """Returns which sentences of `block` are similar to an own sentence of which image, bool [images, sentences].
+
+        Two sentences are similar if their cosine is at least `threshold`.
+        """
         ...
 
     def nearest(self, batch: RegionBatch, mining: Mining) -> Tensor:
-        """Returns the sentences mined for each local sentence, as global indices; -1 means none.
+        """Returns the sentences mined for each local sentence, [local sentences, at most top_k].
 
-        A collective of all ranks. The shape is [local sentences, at most top_k].
+        They are global indices; -1 marks an unused entry. This is a collective: all ranks must call it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OwnSentences:
-    """The sentences of this rank in the order of their images.
+    """Describes the order in which the sentences of this rank are sorted by image.
 
     Attributes:
-        order: int64 [local sentences], the local sentences sorted by image.
-        images: int64 [local sentences], the local image of each in that order.
-        starts: int64 [local images + 1], where each local image begins in that order.
+        order: int64 [local sentences], the indices of the sorted sentences.
+        images: int64 [local sentences], the local image of each sorted sentence.
+        starts: int64 [local images + 1], the place of each local image's first sentence in the order.
     """
 
     order: Tensor
@@ -46,7 +49,7 @@ class OwnSentences:
 
     @staticmethod
     def of(batch: RegionBatch) -> OwnSentences:
-        """Sorts the sentences of this rank by image. The sort is stable, and the host reads no value."""
+        """Sorts the sentences of this rank by image. The sort is stable, and no value is copied to the host."""
         images = batch.owner[batch.sentence_partition.own] - batch.image_partition.first
         by_image = images.sort(stable=True)
         edges = torch.arange(batch.image_partition.local + 1, device=images.device)
@@ -55,13 +58,13 @@ class OwnSentences:
 
 @dataclass(frozen=True, slots=True)
 class RegionPositives:
-    """Holds all that decides about the positives of any images and sentences, except the sentences themselves.
+    """Holds everything that determines the positives of images and sentences, except the vectors of the sentences.
 
     Attributes:
         owner: int64 [total sentences], global index of the owner.
         mining: None if own sentences are the only positives.
-        comparison: How the backend compares sentences.
-        lists: The mined sentences, with `top_k`.
+        comparison: Compares sentences in the way of the backend.
+        lists: The mined sentences, if the rule has `top_k`.
     """
 
     owner: Tensor
@@ -71,7 +74,10 @@ class RegionPositives:
 
     @staticmethod
     def of(batch: RegionBatch, comparison: SentenceComparison) -> RegionPositives:
-        """Prepares the positives and mines the `top_k` lists. A collective, because the lists are gathered."""
+        """Prepares the positives, and mines the lists of sentences if the rule has `top_k`.
+
+        This is a collective, because the lists are gathered: all ranks must call it.
+        """
         return RegionPositives(batch.owner, batch.mining, comparison, _mine_lists(batch, comparison))
 
     def targets(self, batch: RegionBatch, images: slice, block: SentenceBlock) -> MaskTargets:
@@ -84,7 +90,7 @@ class RegionPositives:
         return apply_treatment(known, by_image, by_sentence, self.mining)
 
     def _mined(self, batch: RegionBatch, images: slice, block: SentenceBlock, mining: Mining) -> tuple[Tensor, Tensor]:
-        """Returns the pairs that images mined and those that sentences mined, bool [images, sentences] each."""
+        """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences."""
         if self.lists is not None:
             return self.lists.masks(images, block.columns)
         assert mining.threshold is not None
@@ -94,7 +100,11 @@ class RegionPositives:
 
 
 def _mine_lists(batch: RegionBatch, comparison: SentenceComparison) -> MinedLists | None:
-    """An image mines what its sentences mine. A sentence mines the owners of what it mines."""
+    """Returns the candidates that a rule with `top_k` mined, or None if the rule has no `top_k`.
+
+    The candidates mined for an image are those mined for its sentences. The candidates mined for a sentence are the
+    images that own the sentences mined for it. This is a collective: all ranks must call it.
+    """
     if batch.mining is None or batch.mining.top_k is None:
         return None
     partition = batch.sentence_partition

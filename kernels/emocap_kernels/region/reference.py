@@ -1,5 +1,7 @@
-r"""The reference of the local loss: the formulas on whole matrices. All other backends are tested against it.
+r"""Computes the local loss by its formulas on whole matrices. All other backends are tested against this reference.
 
+\(p_{ip}\) is patch p of image i, \(u_n\) is sentence n, and image i owns \(K_i\) sentences. \(P_i\) and \(Q_n\) are the
+positives of image i and of sentence n.
 \[ z_{ipn} = \langle p_{ip}, u_n \rangle, \quad a_{ipn} = \mathrm{softmax}_p(\mathrm{sharpness}\, z_{ipn}), \quad
    S_{in} = \mathrm{scale} \sum_p a_{ipn} z_{ipn} \]
 
@@ -23,7 +25,7 @@ from emocap_kernels.result import Directions, LossResult
 
 
 def evaluate(batch: RegionBatch) -> LossResult:
-    """Returns the loss of a batch of which this rank holds everything, with at least one sentence."""
+    """Returns the loss of scope `batch`. This rank holds the whole batch, which has at least one sentence."""
     similarity = torch.einsum("ipd,nd->nip", batch.patches, batch.sentences)
     attention = pooling_weights(similarity, batch.sharpness, batch.patch_mask)
     score = batch.scale * (attention * similarity).sum(-1).T
@@ -54,17 +56,21 @@ def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> t
 
 
 def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what images and what sentences mine, bool [images, sentences] each, from the sets M(n)."""
+    """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences.
+
+    Both contain the pairs of a sentence and its own image. M(n) consists of sentence n and the sentences mined for it.
+    """
     if batch.mining is None:
         return own, own
     similar = _similar(batch.sentences.detach(), batch.mining)
     has = own.to(batch.sentences.dtype)
-    # Image i mines m if m is in M(n) for an own sentence n. Sentence n mines the owner of any m in M(n).
+    # Sentence m is mined for image i if m is in M(n) for an own sentence n of the image. Image i is mined for sentence
+    # n if it owns a sentence of M(n).
     return has @ similar > 0, has @ similar.T > 0
 
 
 def _similar(sentences: Tensor, mining: Mining) -> Tensor:
-    """Returns 1 at (n, m) if m is in M(n), the sentence n and those mined for it, else 0; [sentences, sentences]."""
+    """Returns a matrix, [sentences, sentences], with 1 at (n, m) if m is n or was mined for n, else 0."""
     itself = torch.eye(len(sentences), dtype=torch.bool, device=sentences.device)
     similarity = sentences @ sentences.T
     close = torch.ones_like(itself)
@@ -80,7 +86,7 @@ def _similar(sentences: Tensor, mining: Mining) -> Tensor:
 
 
 def evaluate_within(batch: RegionBatch) -> LossResult:
-    """Returns the loss of scope `image`, image by image. `within` has the formula."""
+    """Returns the loss of scope `image`, computed image by image. The module `within` has the formula."""
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     for image in batch.is_anchor().nonzero()[:, 0].tolist():

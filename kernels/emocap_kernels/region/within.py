@@ -1,10 +1,10 @@
-r"""The local loss within one image (scope `image`), in the form of SPARC (Bica et al. 2024, arXiv 2401.09865).
+r"""Computes the local loss within each image (scope `image`), as SPARC does (Bica et al. 2024, arXiv 2401.09865).
 
-Each sentence n pools the patches of its own image. Its similarities are min-max normalised over the patches, set to
-zero below 1 / (number of patches) and divided by their sum, and the pooled vector \(c_n\) is given unit length. Within
-the image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each
-pooled vector with its own sentence, and of each sentence with its own pooled vector: a mean over the sentences of an
-image, then over the images that own any.
+Each sentence \(u_n\) pools the patches of its own image. Its similarities with the patches are min-max normalised, set
+to zero below 1 / (number of patches) and divided by their sum. The pooled vector \(c_n\) gets unit length. Within the
+image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each pooled
+vector with its own sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an
+image, then over the images that own a sentence.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> T
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss within images. A collective of all ranks, in which only sums of losses are exchanged.
+    """Returns the loss within images.
 
-    Images that own equally many sentences are computed together, so nothing is padded. Memory is linear in the inputs.
+    This is a collective: all ranks must call it. Only sums of losses are exchanged. Images that own equally many
+    sentences are computed together, so nothing is padded. Memory is linear in the inputs.
     """
     patches, sentences, scale = _converted(inputs)
     counts = torch.bincount(inputs.owner, minlength=image_partition.local)
@@ -99,6 +100,6 @@ def _converted(inputs: RegionInputs) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     patches = inputs.patches.to(dtype)
     if inputs.patch_mask is not None:
-        # What lies in a patch that is not kept, NaN included, must not enter a product.
+        # A patch that is not kept may contain NaN, which must not enter a product.
         patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     return patches, inputs.sentences.to(dtype), scale_tensor(inputs.scale, patches, dtype)

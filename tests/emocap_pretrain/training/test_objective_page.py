@@ -105,7 +105,7 @@ def test_an_objective_with_a_formula_alone_runs_by_the_reference(
     stand_alone()
     image, text, scale = leaves()
     choice = choose_backend(image, text, objective=FormulaAlone())
-    assert (choice.backend, choice.reason) == ("reference", "the objective 'formula_alone' has a formula alone.")
+    assert (choice.backend, choice.reason) == ("reference", "the objective 'formula_alone' has only a formula.")
     contrastive_loss(image, text, scale, objective=FormulaAlone()).loss.backward()
     assert image.grad is not None
     monkeypatch.setitem(objectives.OBJECTIVES, "formula_alone", FormulaAlone())

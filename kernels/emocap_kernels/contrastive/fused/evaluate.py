@@ -1,27 +1,28 @@
-r"""The global loss by fused kernels: exact, with mining, at the speed of its products, in memory linear in the batch.
+r"""Computes the global loss by fused Triton kernels, in memory that is linear in the batch.
 
-Let \(X\) be the images of this rank and \(Y\) all texts. The score matrix \(Z = \mathrm{slope}\,X Y^\top\) is never
-stored.
+Let \(X\) be the images of this rank and \(Y\) all texts. The matrix of scores in base 2,
+\(Z = \mathrm{scale} \cdot \log_2 e \cdot X Y^\top\), is never stored.
 
-1. *Statistics* (`kernels/statistics.py`): one product computes each tile of \(Z\) once, and one exponential
+1. *Statistics* (`kernels/statistics.py`): each tile of \(Z\) is computed once. One exponential
    \(E_{ij} = 2^{z_{ij} - h}\), with one shift \(h\) for the whole batch, gives the sums of its rows **and** of its
-   columns. With \(r_i = \sum_j E_{ij}\) and \(c_j = \sum_i E_{ij}\),
+   columns. With \(r_i = \sum_j E_{ij}\), \(c_j = \sum_i E_{ij}\) and the positives \(P_i\) and \(Q_j\),
    \[ L_{i2t} = \frac{\ln 2}{B} \sum_i \Big[ \log_2 r_i + h - \frac1{|P_i|} \sum_{j \in P_i} z_{ij} \Big], \qquad
       L_{t2i} = \frac{\ln 2}{B} \sum_j \Big[ \log_2 c_j + h - \frac1{|Q_j|} \sum_{i \in Q_j} z_{ij} \Big]. \]
    The ranks add their \(c_j\) in one all-reduce of numbers; no vectors are sent.
-2. *Gradient* (`kernels/gradient.py`): each tile is computed again and leaves
+2. *Gradient* (`kernels/gradient.py`): each tile is computed again, and the kernel writes
    \[ G_{ij} = \frac{E_{ij}}{r_i} + \frac{E_{ij}}{c_j} - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
-   in a chunk of bounded size, in the type of the inputs. Two matrix products of the library, which add in float32,
-   give \(\partial L/\partial X = \frac{\mathrm{scale}}{2B}\,G Y\) and
+   to a chunk of bounded size, in the type of the inputs. Two matrix products of torch, which add in float32, give
+   \(\partial L/\partial X = \frac{\mathrm{scale}}{2B}\,G Y\) and
    \(\partial L/\partial Y = \frac{\mathrm{scale}}{2B}\,G^\top X\). The gradient of the scale,
    \(\frac1{2B} \sum G_{ij} \langle x_i, y_j \rangle\), is summed before \(G\) is rounded.
-3. *Positives* (`kernels/mining.py`) other than own pairs, equal ids and the score itself are written to a mask of
-   bytes, chunk by chunk, from products of the guide features, and again for each pass.
+3. *Mined positives* (`kernels/mining.py`): unless the score itself decides, products of the guide features decide
+   which pairs are mined. They are written to a mask of bytes, chunk by chunk, again in each pass.
 
-Texts come in blocks, as they arrive from other ranks. Each block is computed like a whole batch of columns.
+Texts arrive in blocks from other ranks. Each block is computed like a whole batch of columns.
 
-This costs 8 b B D floating-point operations (2 + 2 + 2 + 2), the least for a symmetric loss of which nothing is
-stored. `sigmoid` has no normaliser: its gradient is computed in forward, at 6 b B D (`pairwise.py`).
+With b rows on this rank, B rows in the batch and width D, this costs 8 b B D floating-point operations, the least for a
+symmetric loss that stores no scores. `sigmoid` has no normaliser: its gradient is computed in forward, and it costs
+6 b B D (`pairwise.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from emocap_kernels.transforms import once_differentiable
 
 
 def evaluate(batch: ContrastiveBatch) -> LossResult:
-    """Returns the loss of a batch. This rank may hold any number of its rows.
+    """Returns the loss of the global batch, of which this rank may hold any number of rows.
 
     This is a collective: all ranks must call it.
 
@@ -76,7 +77,7 @@ def _evaluate(batch: ContrastiveBatch) -> LossResult:
             loss, means = _Softmax.apply(image, batch.text, batch.scale, batch, plan)  # pyright: ignore[reportGeneralTypeIssues]
             return LossResult.from_means(loss, means)
         case Sigmoid():
-            # The gradient of a sigmoid is computed together with its losses, which also needs half a tile of registers.
+            # The gradient of a sigmoid is computed together with its losses, which needs as many registers as a mask.
             tile = tile_config_for(image.dtype, image.device, masked=True)
             kernels = PairwiseKernels(batch, KernelPlan(positives, tile, sum_positives=False))
             return evaluate_pair_pass(batch, kernels.sigmoid)
@@ -88,7 +89,7 @@ def _evaluate(batch: ContrastiveBatch) -> LossResult:
 
 
 def _tile_with_teacher(batch: ContrastiveBatch) -> TileConfig:
-    """Returns the tile of the scores and of the teacher's scores, which are computed together."""
+    """Returns the tile for kernels that compute the scores of the student and of the teacher together."""
     assert batch.features is not None
     image, teacher_dtype = batch.image, batch.features.own["image"].dtype
     return tile_config_for(image.dtype if image.dtype == teacher_dtype else torch.float32, image.device, masked=True)

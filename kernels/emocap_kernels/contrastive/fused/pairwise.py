@@ -1,4 +1,4 @@
-"""The pass of `sigmoid` and `soft` by kernels: losses, and gradients where any is needed, at once."""
+"""Runs the kernels of `sigmoid` and `soft`, which compute losses and, if needed, gradients in one pass."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from emocap_kernels.matmul import storage_scale
 
 @dataclass(frozen=True, slots=True)
 class PairwiseKernels:
-    """The passes over one batch. `sigmoid` and `soft` are each a `PairPass`."""
+    """Computes one batch by kernels. The methods `sigmoid` and `soft` each implement `PairPass`."""
 
     batch: ContrastiveBatch
     plan: KernelPlan
 
     def sigmoid(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        """Computes the sums of the sigmoid loss. A collective of all ranks; see `PairPass`."""
+        """Returns the loss sums of the sigmoid loss, and adds the gradients to `sums` if `with_gradient` is set.
+
+        This is a collective: all ranks must call it.
+        """
         batch, left = self.batch, aligned(self.batch.image)
         scale_and_bias = [number.detach().float().reshape(1) for number in (batch.scale, batch.bias)]
         totals = scale_and_bias[0].new_zeros(pairwise.N_ROW_FIELDS, dtype=torch.float64)
@@ -60,7 +63,10 @@ class PairwiseKernels:
         buffer: GradientBuffer | None,
         sums: GradientSums,
     ) -> tuple[Best, Best]:
-        """Adds the sums of one block to `totals`. Returns the best of the local rows in it, and of its columns."""
+        """Adds the loss sums of one block to `totals`, and its gradients to `sums`.
+
+        Returns the best candidates in this block of the local rows, and those of the columns of the block.
+        """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()
         best_rows = [Best(scale.new_empty(0), scale.new_empty(0))]
@@ -111,9 +117,10 @@ class PairwiseKernels:
         return rows, columns
 
     def soft(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        """Computes the sums of the soft loss. A collective of all ranks; see `PairPass`.
+        """Returns the loss sums of the soft loss, and adds the gradients to `sums` if `with_gradient` is set.
 
-        Two passes before give the softmax normalisers of student and teacher.
+        Before, two other passes over the scores compute the softmax normalisers of student and teacher. This is a
+        collective: all ranks must call it.
         """
         batch, plan = self.batch, self.plan
         assert batch.features is not None
@@ -190,10 +197,10 @@ class PairwiseKernels:
 
 
 def _sigmoid_sums(totals: Tensor, image_hits: Tensor, text_hits: Tensor, positives: FusedPositives) -> LossSums:
-    """Returns the sums that the kernel left in `totals`.
+    """Returns the loss sums from the totals that the kernel has written.
 
-    Without mining both directions have equal losses, and the kernel computes those of the images alone. It counts
-    positives only where mined pairs become positives; elsewhere the groups give the counts.
+    Without mining both directions have equal losses, and the kernel computes only those of the images. It counts
+    positives only if mined pairs become positives; otherwise the sizes of the groups give the counts.
     """
     known = positives.group_sizes[positives.own].double().sum()
     equal = positives.rule == RULE_NONE.value
@@ -209,6 +216,6 @@ def _sigmoid_sums(totals: Tensor, image_hits: Tensor, text_hits: Tensor, positiv
 
 
 def _log_sums(student: Base2Stats, teacher: Base2Stats) -> Tensor:
-    """Returns the fields of the normalisers that `soft_kernel` reads, float32 [4, anchors]."""
+    """Returns the softmax normalisers of student and teacher in the layout that `soft_kernel` reads, [4, anchors]."""
     sums = student.candidates, teacher.candidates
     return torch.stack([field for each in sums for field in (each.peak, each.sum_exp2.log2())])

@@ -1,7 +1,8 @@
-"""The positives of a batch as kernels read them: groups of known pairs, and the rule that mines others.
+"""Prepares the positives of a batch for kernels: groups of known positives, and the rule that mines others.
 
-A rule that reads other similarities than the scores is turned into a mask: one byte for each pair of a chunk, in which
-bit 1 means that the row's anchor mined the pair and bit 2 that the column's anchor did.
+If a rule reads other similarities than the scores, its result is written to a mask with one byte for each pair of a
+chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the row's anchor, and the bit `MINED_BY_COLUMN` if it was
+mined for the column's anchor.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class FusedPositives:
 
     @staticmethod
     def of(batch: ContrastiveBatch) -> FusedPositives:
-        """Prepares the positives and mines the `top_k` lists. A collective, because lists of texts are gathered."""
+        """Prepares the positives, and mines the lists of candidates if the rule has `top_k`.
+
+        This is a collective, because the lists of text anchors are gathered: all ranks must call it.
+        """
         groups, sizes = _groups(batch)
         return FusedPositives(
             groups=groups,
@@ -68,29 +72,29 @@ class FusedPositives:
 
     @property
     def rule(self) -> int:
-        """The kernel option `RULE`."""
+        """Returns the kernel option `RULE`, which says how a kernel finds mined pairs."""
         if self.mining is None:
             return RULE_NONE.value
         return RULE_SCORE.value if self.mined_by_score else RULE_MASK.value
 
     @property
     def masked(self) -> bool:
-        """True if other pairs than the own ones may be positives."""
+        """Returns whether pairs other than own pairs may be positives."""
         return self.has_ids or self.rule != RULE_NONE.value
 
     @property
     def attract(self) -> bool:
-        """The kernel option `ATTRACT`."""
+        """Returns the kernel option `ATTRACT`, which says whether mined pairs become positives."""
         return self.mining is None or self.mining.attracts
 
     @property
     def threshold(self) -> float:
-        """The least cosine of a mined pair; -inf without a threshold."""
+        """Returns the least cosine of a mined pair, or -inf if the rule has no threshold."""
         threshold = None if self.mining is None else self.mining.threshold
         return float("-inf") if threshold is None else threshold
 
     def options(self) -> dict[str, bool | int]:
-        """Returns the options of all kernels that look for known pairs."""
+        """Returns the options that all kernels need to find positives."""
         return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
 
     def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
@@ -105,7 +109,7 @@ class FusedPositives:
 
 @dataclass(frozen=True, slots=True)
 class BlockPositives:
-    """The positives of the local rows in a block of columns, which are numbered from the first of the block.
+    """Describes the positives of the local rows in one block of columns. Columns are numbered from the block's start.
 
     Attributes:
         all: The positives of the batch.
@@ -121,16 +125,16 @@ class BlockPositives:
 
     @property
     def first(self) -> int:
-        """The column of the own pair of local row 0. It may lie outside of the block."""
+        """Returns the column of local row 0's own pair. It may lie outside of the block."""
         return self.all.own.start - self.columns.start
 
     @property
     def groups(self) -> tuple[Tensor, Tensor]:
-        """The groups of the local rows and of the columns."""
+        """Returns the groups of the local rows and those of the columns, int32."""
         return self.all.groups[self.all.own], self.all.groups[self.columns]
 
     def mask(self, rows: Range, columns: Range, tile: TileConfig) -> TensorDescriptor | None:
-        """Returns the mask bytes of local `rows` and `columns`, or None if the rule reads no mask."""
+        """Returns the mask of local `rows` and `columns` for tile copies, or None if the rule reads no mask."""
         if self.all.rule != RULE_MASK.value:
             return None
         lists = self.all.lists
@@ -190,9 +194,9 @@ class BlockPositives:
 
 
 def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
-    """Returns a number for each different id, int32 [total], and how many samples share it, float32 [total].
+    """Returns the group of each sample, int32 [total], and the size of that group, float32 [total].
 
-    The host reads no value; `torch.unique` would.
+    Samples with equal ids form a group. No value is copied to the host, which `torch.unique` would do.
     """
     total = batch.partition.total
     numbers = torch.arange(total, device=batch.image.device)
@@ -207,7 +211,7 @@ def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
 
 
 def _mine_top_k(batch: ContrastiveBatch, similarities: GuideSimilarities) -> Tensor:
-    """Returns the mined candidates of each local anchor, int32 [local, top_k]. -1 means none."""
+    """Returns the mined candidates of each local anchor, int32 [local, top_k]; -1 marks an unused entry."""
     mining = batch.mining
     assert mining is not None
     assert mining.top_k is not None
@@ -228,6 +232,6 @@ def _height(rows: Range) -> int:
 
 
 def _pitch(columns: Range) -> int:
-    """Returns the bytes of a row of a mask, so that each row begins at an aligned address."""
+    """Returns the number of bytes of a mask's row, rounded up so that each row begins at an aligned address."""
     width = columns[1] - columns[0]
     return width + -width % ALIGNMENT_BYTES

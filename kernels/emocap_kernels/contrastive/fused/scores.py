@@ -1,4 +1,4 @@
-"""One score matrix as kernels compute it: its operands, and the scaling of its exponents."""
+"""Describes a score matrix for kernels: the operands of its product, and the scaling of its exponents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOUND_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The two sides of a product: local rows and a block of columns.
+    """Holds the two sides of a matrix product: the local rows and a block of columns.
 
     Attributes:
         left: [local, width], aligned.
@@ -45,11 +45,11 @@ class Operands:
 
     @property
     def width(self) -> int:
-        """Width of the vectors, padding included."""
+        """Returns the width of the vectors, padding included."""
         return self.left.shape[1]
 
     def descriptors(self) -> tuple[TensorDescriptor, TensorDescriptor]:
-        """Returns what kernels load tiles of both sides by."""
+        """Returns the descriptors by which kernels load tiles of the left and of the right side."""
         tile = self.tile
         return (
             tile_descriptor(self.left, tile.rows, tile.depth),
@@ -59,13 +59,13 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class ExponentScale:
-    """The scaling by which cosines become exponents of two, for all scores of a batch.
+    """Holds the numbers by which cosines become exponents of two, for all scores of a batch.
 
     Attributes:
         slope: float32 [1]; a score in base 2 is `slope` times a cosine.
         shift: float32 [1], subtracted from every score before the exponential.
-        needs_running_max: bool [1], True where one shift does not fit all sums. Then kernels keep each sum relative
-            to a running maximum of its own.
+        needs_running_max: bool [1], True if one shift does not fit all sums. Then kernels keep each sum relative to a
+            running maximum of its own.
     """
 
     slope: Tensor
@@ -78,11 +78,12 @@ def choose_exponent_scale(
 ) -> ExponentScale:
     """Chooses the shift from `scale` and the size of the batch, and tests on the device whether it fits.
 
-    A collective of all ranks, which get the same result. The host reads no value.
+    A shift fits if no sum of exponentials overflows or underflows in float32. This is a collective: all ranks must call
+    it, and all get the same result. No value is copied to the host.
 
     Args:
         left: [local, width].
-        own: [local, width]; row r is the column that belongs to row r of `left`.
+        own: [local, width]; row r is the column of the own pair of row r of `left`.
         scale: 0-dim.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
@@ -100,7 +101,7 @@ def choose_exponent_scale(
 
 
 def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
-    """Returns three maxima over all ranks, float32 [3].
+    """Returns three maxima over the rows of all ranks, float32 [3]. This is a collective.
 
     They are the maximum of the negated cosine of the own pairs, and the maxima of the squared norms of `left` and of
     `own`.

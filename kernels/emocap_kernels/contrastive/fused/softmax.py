@@ -1,6 +1,7 @@
-"""The two passes of `infonce` and `mil_nce` by kernels: statistics in forward, the gradient of the scores in backward.
+"""Runs the kernels of `infonce` and `mil_nce`: statistics in forward, and the gradient of the scores in backward.
 
-Each pass goes over blocks of columns, panels of rows and chunks of columns (see `emocap_kernels.fused.tiling`).
+Each of the two passes goes over blocks of columns, panels of rows and chunks of columns (see
+`emocap_kernels.fused.tiling`).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from emocap_kernels.matmul import storage_scale
 
 
 def panel_chunks(operands: Operands, rows: Range, itemsize: int) -> list[Range]:
-    """Returns the chunks of a panel of rows, with `itemsize` bytes for each pair."""
+    """Cuts the columns of a panel of rows into chunks of bounded size, with `itemsize` bytes for each pair."""
     return chunks(len(operands.right), operands.tile, rows[1] - rows[0], itemsize)
 
 
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
-    """The settings with which kernels compute a batch.
+    """Holds the settings with which kernels compute a batch.
 
     Attributes:
         positives: The positives of the batch.
@@ -51,7 +52,7 @@ def score_statistics(
 ) -> tuple[Base2Stats, Base2Stats]:
     """Returns the statistics of the rows of this rank, [local], and of all columns, [total].
 
-    This is a collective: all ranks must call it. With `teacher` the scores are those of the teacher.
+    With `teacher`, the scores are those of the teacher. This is a collective: all ranks must call it.
     """
     blocks: list[tuple[int, Base2Stats, Base2Stats]] = []
     for block in batch.blocks():
@@ -160,13 +161,15 @@ def add_gradients(
     plan: KernelPlan,
     weights: tuple[Tensor, Tensor],
 ) -> None:
-    """Adds the gradients of a softmax objective to `sums`. A collective of all ranks.
+    """Adds the gradients of a softmax objective to `sums`.
+
+    This is a collective: all ranks must call it.
 
     Args:
         sums: Takes the gradients.
         batch: The batch.
-        exponents: Those of forward.
-        plan: That of forward.
+        exponents: The exponent scale that forward used.
+        plan: The plan that forward used.
         weights: The gradient weights of the local rows and of all columns, [fields, anchors] each.
     """
     row_weights = weights[0]
@@ -196,7 +199,10 @@ def _fill_gradient(
     columns: Range,
     plan: KernelPlan,
 ) -> Tensor:
-    """Fills `gradient` for one chunk, and returns the chunk's part of the gradient of the scale, float64."""
+    """Writes the gradient of one chunk of scores to `gradient`.
+
+    Returns the chunk's part of the gradient of the scale, 0-dim float64.
+    """
     tile, (row_weights, column_weights) = plan.tile, weights
     image, text = operands.descriptors()
     row_tiles = ceil_div(rows[1] - rows[0], tile.rows)
@@ -236,7 +242,7 @@ def _fill_gradient(
 
 
 class GradientBuffer:
-    """Memory for the gradient of one chunk, in the type of the embeddings. Each chunk overwrites the one before it."""
+    """Holds memory for the gradient of one chunk, in the type of the embeddings. Each chunk overwrites the last one."""
 
     def __init__(self, like: Tensor) -> None:
         self._memory = torch.empty(0, dtype=like.dtype, device=like.device)

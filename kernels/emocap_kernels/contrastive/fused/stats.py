@@ -1,7 +1,7 @@
-"""Softmax statistics as fused kernels store them, in base 2: their merging over tiles, panels, blocks and ranks.
+"""Merges the softmax statistics that fused kernels write, over tiles, panels, blocks and ranks.
 
-A kernel writes one *part* for each strip or tile. Parts are merged in a fixed order, so that two runs are equal to the
-bit.
+Exponentials and logarithms are in base 2. A kernel writes one *part* for each strip or tile: the statistics over the
+candidates of that strip or tile alone. Parts are merged in a fixed order, so that two runs are equal to the bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LN_2 = math.log(2.0)
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best score of each anchor, and whether it belongs to a known positive; [anchors] or [parts, anchors].
+    """Holds the best score of each anchor, and whether it belongs to a known positive.
+
+    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
 
     Attributes:
         score: Largest score.
@@ -33,18 +35,20 @@ class Best:
     hit: Tensor
 
     def merge_parts(self) -> Best:
-        """Returns the best of all parts, [anchors]. Of equal scores the earlier part wins."""
+        """Returns the best over all parts that a kernel wrote, [anchors]. Of equal scores the earlier part wins."""
         score = self.score.amax(0)
         numbers = torch.arange(len(self.score), device=score.device)[:, None]
         first = torch.where(self.score == score, numbers, len(self.score) - 1).amin(0)
         return Best(score, self.hit.gather(0, first[None])[0])
 
     def merge(self, later: Best) -> Best:
-        """Returns the best of these and of later candidates. Of equal scores the earlier candidate wins."""
+        """Returns the best of these candidates and of later ones. Of equal scores the earlier candidate wins."""
         return Best(torch.stack([self.score, later.score]), torch.stack([self.hit, later.hit])).merge_parts()
 
     def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Best:
-        """Returns the best over all ranks. Of equal scores the lower rank wins. A collective of all ranks.
+        """Returns the best over all ranks. Of equal scores the lower rank wins.
+
+        This is a collective: all ranks must call it.
 
         Args:
             ranks: The ranks of the batch.
@@ -61,27 +65,30 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class LogSumExp2:
-    """A sum of 2^score for each anchor, stored as `sum_exp2` times 2^peak; [anchors] or [parts, anchors]."""
+    """Holds a sum of 2^score for each anchor, stored as `sum_exp2` times 2^`peak`.
+
+    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
+    """
 
     peak: Tensor
     sum_exp2: Tensor
 
     def merge_parts(self) -> LogSumExp2:
-        """Returns the sum over all parts, [anchors]."""
+        """Returns the sum over all parts that a kernel wrote, [anchors]."""
         peak = self.peak.amax(0)
         return LogSumExp2(peak, (self.sum_exp2 * (self.peak - _finite(peak)).exp2()).sum(0))
 
     def merge(self, later: LogSumExp2) -> LogSumExp2:
-        """Returns the sum over these and later candidates."""
+        """Returns the sum over these candidates and later ones."""
         peaks, sums = torch.stack([self.peak, later.peak]), torch.stack([self.sum_exp2, later.sum_exp2])
         return LogSumExp2(peaks, sums).merge_parts()
 
     def rescaled(self, peak: Tensor) -> Tensor:
-        """Returns the sums relative to another peak, float64."""
+        """Returns the value that `sum_exp2` has relative to another peak, float64."""
         return self.sum_exp2.double() * (self.peak - _finite(peak)).exp2()
 
     def reduce(self, ranks: Ranks) -> LogSumExp2:
-        """Returns the sum over all ranks. A collective of all ranks."""
+        """Returns the sum over all ranks. This is a collective: all ranks must call it."""
         peak = self.peak.clone()
         all_reduce_max_(peak, ranks)
         sum_exp2 = self.rescaled(peak)
@@ -95,7 +102,7 @@ class LogSumExp2:
     def gradient_weight(self, shift: Tensor, running_max: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weight, peak), so that weight times 2^(score - peak) is the softmax probability of a candidate.
 
-        `peak` is the common `shift`, or the anchor's own peak where `running_max` is set.
+        The returned peak is the common `shift`, or the anchor's own peak where `running_max` is set.
         """
         peak = torch.where(running_max, self.peak, shift)
         return (peak.double() - self.log2()).exp2(), peak
@@ -108,11 +115,13 @@ def _finite(peak: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Base2Stats:
-    """Statistics of each anchor, in base 2; [anchors], or [parts, anchors] before parts are merged.
+    """Holds the statistics of each anchor, in base 2.
+
+    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
 
     Attributes:
         candidates: Sum of 2^score over the candidates.
-        positives: Over the positives, the sum of 2^score (`mil_nce`) or the sum of the scores, float64.
+        positives: Sum over the positives: of 2^score for `mil_nce`, otherwise of the scores, float64.
         count: Number of positives.
         best: The best of all candidates.
     """
@@ -124,7 +133,10 @@ class Base2Stats:
 
     @staticmethod
     def from_fields(parts: Tensor, *, sum_positives: bool) -> Base2Stats:
-        """Returns the statistics in the fields that a kernel wrote, [fields, parts, anchors]."""
+        """Returns the statistics that a kernel wrote to `parts`, [fields, parts, anchors].
+
+        `sum_positives` says whether the kernel summed 2^score over the positives, as `mil_nce` needs it.
+        """
         positives = parts[statistics.POSITIVE.value].double()
         return Base2Stats(
             candidates=LogSumExp2(parts[statistics.PEAK.value], parts[statistics.SUM_EXP2.value]),
@@ -134,13 +146,13 @@ class Base2Stats:
         )
 
     def merge_parts(self) -> Base2Stats:
-        """Returns the statistics over all parts, [anchors]."""
+        """Returns the statistics over all parts that a kernel wrote, [anchors]."""
         positives = self.positives
         merged = positives.merge_parts() if isinstance(positives, LogSumExp2) else positives.sum(0)
         return Base2Stats(self.candidates.merge_parts(), merged, self.count.sum(0), self.best.merge_parts())
 
     def merge(self, later: Base2Stats) -> Base2Stats:
-        """Returns the statistics over these and later candidates."""
+        """Returns the statistics over these candidates and later ones."""
         if isinstance(self.positives, LogSumExp2) and isinstance(later.positives, LogSumExp2):
             positives = self.positives.merge(later.positives)
         else:
@@ -202,12 +214,12 @@ class Base2Stats:
         return self.map(lambda tensor: tensor[part])
 
     def losses(self) -> Tensor:
-        """Returns the loss of each anchor, float64, as a natural logarithm."""
+        """Returns the loss of each anchor, float64. It is converted from base 2 to natural logarithms."""
         positive = self.positives.log2() if isinstance(self.positives, LogSumExp2) else self.positives / self.count
         return (self.candidates.log2() - positive) * LN_2
 
     def gradient_weights(self, shift: Tensor, running_max: Tensor) -> Tensor:
-        """Returns the fields that `gradient_kernel` reads, float32 [fields, anchors]."""
+        """Returns the gradient weights in the layout that `gradient_kernel` reads, float32 [fields, anchors]."""
         weights = self.count.new_zeros(gradient.N_FIELDS, len(self.count))
         weights[gradient.WEIGHT.value], weights[gradient.PEAK.value] = self.candidates.gradient_weight(
             shift, running_max
@@ -221,6 +233,6 @@ class Base2Stats:
 
 
 def concatenate(parts: list[Base2Stats]) -> Base2Stats:
-    """Returns the statistics of the anchors of all parts, in order."""
+    """Joins the statistics of several sets of anchors along the axis of the anchors."""
     whole = iter([torch.cat(tensors) for tensors in zip(*[part.tensors() for part in parts], strict=True)])
     return parts[0].map(lambda _: next(whole))

@@ -40,11 +40,12 @@ def nearest_kernel(
     """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is no candidate.
 
     Program (i, j) takes anchors [i bR, (i + 1) bR) and candidates [j strip, (j + 1) strip). It computes one tile of
-    similarities after the other, the smaller of two with TWO_SIMILARITIES, and inserts better candidates into a sorted
-    list in registers. At the end it writes the list to slot j.
+    similarities after the other, and inserts better candidates into a sorted list in registers. With TWO_SIMILARITIES
+    the smaller of two similarities counts. At the end the program writes the list to slot j.
 
     Reads:
-        left_desc_RD, right_desc_CD: Vectors of anchors and candidates; `second_*` those of the second similarity.
+        left_desc_RD, right_desc_CD: Vectors of anchors and candidates.
+        second_left_desc_RD, second_right_desc_CD: The same for the second similarity.
     Writes:
         values_ptr_TRK: float32 [strips, bottom, bK], similarities in descending order; of equal ones the lower index
             comes first. -inf where fewer than TOP_K reach the threshold.
@@ -75,7 +76,8 @@ def nearest_kernel(
         best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
         while tl.max((best_R > last_R).to(tl.int32), 0) > 0:
             better_R = best_R > last_R
-            # It goes after all that are as similar: those were inserted earlier, so their index is lower.
+            # The candidate is inserted after all that are as similar: these were inserted earlier, so their index is
+            # lower.
             ahead_RK = value_RK >= best_R[:, None]
             rank_R = tl.sum(ahead_RK.to(tl.int32), 1)
             before_RK = tl.broadcast_to(tl.maximum(slot_K - 1, 0)[None, :], [bR, bK])

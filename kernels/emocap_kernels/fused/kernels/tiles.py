@@ -1,4 +1,4 @@
-"""Operations of the kernels of both losses on a tile: its product, and the storage of its statistics."""
+"""Contains operations on a tile for the kernels of both losses: its product, and the storage of its statistics."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -43,10 +43,10 @@ def cosines(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the products of `bR` rows of the left side and `bC` of the right one, float32 [bR, bC].
+    """Returns the products of `bR` rows of the left side with `bC` rows of the right side, float32 [bR, bC].
 
     The tile copies fill rows beyond the end with zeros, so products there are 0. Products are added along D in a fixed
-    order: the same tile is equal to the bit in every kernel.
+    order, so that a tile is equal to the bit in every kernel.
     """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):
@@ -61,6 +61,9 @@ def cosines(
 
 @triton.jit
 def store_part(parts_ptr_FTN, field: tl.constexpr, slot, n_slots, pitch, index_N, value_N, inside_N):
-    """Writes `value_N` to parts[field, slot, index_N] where `inside_N`; `pitch` is the length of the last axis."""
+    """Writes `value_N` to parts[field, slot, index_N] where `inside_N` is set.
+
+    `n_slots` and `pitch` are the lengths of the last two axes of `parts`.
+    """
     line = tl.cast(slot, tl.int64) + field * n_slots
     tl.store(parts_ptr_FTN + line * pitch + index_N, value_N, mask=inside_N)

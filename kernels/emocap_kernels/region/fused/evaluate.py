@@ -1,16 +1,16 @@
-r"""The local loss by fused kernels: every image's patches against every sentence, without a patch-sentence matrix.
-
+r"""Computes the local loss by fused Triton kernels, without storing the matrix of patches by sentences.
 1. *Pooling* (`kernels/pooling.py`): the similarities of a sentence with all patches of an image stay in registers, are
    weighted, and give one score. Only the scores of some images with a block of sentences are written to memory.
 2. *Sums*: the losses need sums over the scores and their positives, in both directions. One score costs hundreds of
    products, so these sums are plain tensor operations, the same that `chunked` uses.
 3. *Gradient*: similarities are computed again in registers. The gradient of a score follows from the statistics of its
    anchors and from a byte of the mask. The gradients of the similarities are written to a chunk \(H\) of bounded size.
-   Two products of the library propagate it: \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
+   With the sentences \(U\), two matrix products of torch propagate it:
+   \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
 With b images of P patches and N sentences of width D this costs 8 b P N D floating-point operations, the least if
-nothing is stored, and 10 b P N D if an image has more patches than registers hold.
+no similarity is stored, and 10 b P N D if an image has more patches than registers hold.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from emocap_kernels.transforms import once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class _KernelPlan:
-    """The batch of one rank, and the settings with which kernels compute it."""
+    """Holds the batch of one rank, and the settings with which kernels compute it."""
 
     batch: RegionBatch
     positives: RegionPositives
@@ -57,7 +57,7 @@ class _KernelPlan:
 
     @property
     def slope(self) -> float:
-        """Sharpness in base 2."""
+        """Returns the sharpness times log2(e), because kernels compute exponentials in base 2."""
         return self.batch.sharpness * LOG2_E.value
 
     def patch_descriptors(self, patches: Tensor) -> list[TensorDescriptor | None]:
@@ -69,7 +69,7 @@ class _KernelPlan:
         return tile_descriptor(aligned(sentences), self.tile.sentences, self.tile.depth)
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the options of both kernels."""
+        """Returns the options that both kernels get."""
         return {
             "nP": self.batch.patches.shape[1],
             "MASKED": self.batch.patch_mask is not None,
@@ -83,7 +83,9 @@ class _KernelPlan:
 
 
 def evaluate(batch: RegionBatch) -> LossResult:
-    """Returns the loss of a batch of which this rank holds any number of images. A collective of all ranks.
+    """Returns the loss of the global batch, of which this rank may hold any number of images.
+
+    This is a collective: all ranks must call it.
 
     Args:
         batch: Vectors in float32 or a half precision.
@@ -133,7 +135,10 @@ class _RegionNCE(Function):
 
 
 def _running_stats(plan: _KernelPlan) -> RunningScoreStats:
-    """Returns the statistics of local images and all sentences, after all scores of this rank. A collective."""
+    """Computes all scores of this rank once, and returns the statistics of the local images and of all sentences.
+
+    This is a collective: all ranks must call it. The statistics are not reduced over ranks yet.
+    """
     batch, images_of = plan.batch, plan.batch.image_partition
     running = RunningScoreStats(
         images_of.local, batch.sentence_partition.total, first=images_of.first, like=batch.scale
@@ -170,22 +175,22 @@ def _scores(plan: _KernelPlan, images: slice, block: SentenceBlock) -> Tensor:
 
 
 def _weight_fields(weights: GradientWeights) -> Tensor:
-    """Returns the fields that the gradient kernel reads, float32 [fields, anchors]."""
+    """Returns gradient weights in the layout that the gradient kernel reads, float32 [fields, anchors]."""
     return torch.stack([weights.peak, weights.softmax, weights.positive]).float()
 
 
 class _GradientSums:
-    """The gradients of one rank, summed over blocks of sentences."""
+    """Adds up the gradients of one rank over blocks of sentences."""
 
     def __init__(
         self, plan: _KernelPlan, weights: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]
     ) -> None:
-        """Begins with zeros.
+        """Starts with sums of zero.
 
         Args:
-            plan: That of forward.
+            plan: The plan that forward used.
             weights: Gradient weights of the local images and of all sentences, [fields, anchors] each.
-            factor: Turns the sums of chunks into the gradients of patches and sentences.
+            factor: The factor that turns the sums into the gradients of patches and sentences.
             needs: Whether patches and sentences need a gradient.
         """
         batch = plan.batch
@@ -218,7 +223,10 @@ class _GradientSums:
                 self._by_sentence.add(block.columns, part)
 
     def finished(self) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the gradients of patches and sentences in their own types. The sums are overwritten."""
+        """Returns the gradients of patches and sentences in their own types. The sums are overwritten.
+
+        This is a collective: all ranks must call it.
+        """
         by_patch = self._by_patch
         if by_patch is not None and not self._one_block:
             by_patch = by_patch.mul_(self._factor).to(self._dtype)
@@ -227,7 +235,7 @@ class _GradientSums:
         return by_patch, self._by_sentence.result().mul_(self._factor).to(self._batch.sentences.dtype)
 
     def _add(self, images: slice, columns: list[slice], block: SentenceBlock, by_sentence: Tensor | None) -> None:
-        """Adds the gradients of some images with all sentences of `block` to both sides."""
+        """Adds the gradients that follow from the scores of the local `images` with all sentences of `block`."""
         batch = self._batch
         patches = batch.patches[images]
         mask = mask_bytes(self._plan.positives.targets(batch, images, block))
@@ -254,9 +262,10 @@ class _GradientSums:
                 self._by_patch[images] += found
 
     def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, mask: Tensor) -> Tensor:
-        """Returns the stored gradients in the similarities over scale, [sentences, images * pitch].
+        """Returns the gradients of the similarities for one chunk, [sentences, images * pitch].
 
-        Also adds the chunk's part of the gradient of the scale. The next chunk overwrites the result.
+        They lack the factor `scale` and contain the storage scale. The chunk's part of the gradient of the scale is
+        added to `by_scale`. The next chunk overwrites the result.
         """
         plan, height, width = self._plan, len(patches), len(sentences)
         tile = plan.tile
@@ -296,7 +305,7 @@ class _GradientSums:
         return memory.flatten(1)
 
     def _reserve(self, numbers: int) -> Tensor:
-        """Returns uninitialised memory for a chunk. Each use overwrites the one before it."""
+        """Returns uninitialised memory for a chunk of `numbers` elements. Each chunk overwrites the last one."""
         if self._memory.numel() < numbers:
             self._memory = self._memory.new_empty(numbers)
         return self._memory[:numbers]

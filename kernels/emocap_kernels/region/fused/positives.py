@@ -30,7 +30,7 @@ OWN_SENTENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class KernelComparison:
-    """Compares sentences by kernels; see `SentenceComparison`. The host reads no value.
+    """Compares sentences by kernels, as a `SentenceComparison`. No value is copied to the host.
 
     Attributes:
         order: int64 [local sentences], as in `OwnSentences`.
@@ -80,7 +80,7 @@ class KernelComparison:
 
 
 def mask_bytes(targets: MaskTargets) -> Tensor:
-    """Returns the mask that the gradient kernel reads: uint8, in the shape of the bool masks, with one bit for each."""
+    """Packs bool masks into the mask that the gradient kernel reads: uint8 of the same shape, one bit for each mask."""
     mask = targets.row_positive.to(torch.uint8) * ROW_POSITIVE.value
     mask |= targets.column_positive.to(torch.uint8) * COLUMN_POSITIVE.value
     if targets.row_dropped is not None and targets.column_dropped is not None:

@@ -1,7 +1,8 @@
-"""The tiles of the local loss: some sentences by the patches of one image.
+"""Chooses the tiles of the local loss, each of which has some sentences and the patches of one image.
 
 Their sizes depend on type, device and number of patches, never on values. A tile is made of up to three *pieces* of
-patches, each a power of two. If an image has more patches than registers hold, a kernel goes over several *windows*.
+patches, each a power of two. If an image has more patches than registers hold, a kernel goes over several *windows* of
+patches.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ import torch
 from emocap_kernels.blocks import ceil_div, even_blocks
 from emocap_kernels.fused.tiling import CHUNK_BYTES, INTERPRETED
 
-# Largest size of the scores that are held at once. The sums over them need a few times as much.
+# Largest size of the scores that are in memory at once. The sums over them need a few times as much.
 SCORE_BYTES = 32 * 2**20
 # Largest number of sentences of a chunk of gradients, so that enough images for a long product fit as well.
 MAX_CHUNK_SENTENCES = 8192
-# Wanted programs of a launch: several waves on all processors.
+# Number of programs that a launch should have: several waves on all processors.
 PROGRAMS = 1024
-# A matrix instruction with fewer columns than this is limited by its rows.
+# A matrix instruction with fewer columns is not faster, because its rows limit the speed.
 MIN_FAST_COLUMNS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RegionTileConfig:
-    """The size of a tile, and how kernels are compiled for it.
+    """Holds the size of a tile, and the options with which kernels are compiled for it.
 
     Attributes:
         sentences: `bS`, sentences of the tile.
         pieces: `bP`, `bP_1`, `bP_2`, patches of each piece; 1 means that the piece does not exist.
         windows: Number of windows that cover the patches of an image.
-        depth: `bD`, how much of the width is multiplied at once.
+        depth: `bD`, how many numbers of each vector are loaded and multiplied at once.
         warps: Warps of a program.
         stages: Pieces of the vectors that are loaded ahead (software pipelining).
-        widen: Whether halves are converted to float32 first. Only the interpreter needs it, because its bfloat16 dot
-            is wrong.
+        widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
+            bfloat16 dot is wrong.
     """
 
     sentences: int
@@ -48,7 +49,7 @@ class RegionTileConfig:
     widen: bool = False
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the arguments that both kernels share."""
+        """Returns the options that both kernels get."""
         compiled = {"num_warps": self.warps, "num_stages": self.stages}
         names = zip(("bP", "bP_1", "bP_2"), self.pieces, strict=True)
         return {
@@ -83,10 +84,10 @@ def _config(
 
 
 def pieces_of(patches: int, most: int) -> tuple[int, int, int]:
-    """Returns up to three powers of two that cover `patches` at the least cost.
+    """Returns the sizes of up to three pieces that cover `patches` at the least cost.
 
-    Each is at least 16, and their sum is at most `most`. 1 stands for a piece that does not exist, as in
-    `pieces_of(144, 256) == (128, 16, 1)`.
+    Each size is a power of two of at least 16, and their sum is at most `most`. The size 1 marks a piece that does not
+    exist, as in `pieces_of(144, 256) == (128, 16, 1)`.
     """
     sizes = [1, *(size for size in (16, 32, 64, 128, 256) if size <= most)]
     found = [
@@ -108,19 +109,22 @@ def _count(pieces: tuple[int, int, int]) -> int:
 
 
 def score_chunks(images: int, sentences: int) -> list[slice]:
-    """Returns the images whose scores with all sentences of a block are held at once."""
+    """Cuts the images into slices whose scores with all sentences of a block fit into `SCORE_BYTES`."""
     return even_blocks(images, SCORE_BYTES // (4 * sentences))
 
 
 def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[slice], list[slice]]:
-    """Returns the images, and the sentences, whose gradients are held at once, with `pair_bytes` for each pair."""
+    """Cuts the images and the sentences of a block into slices, whose gradients are held in memory at once.
+
+    `pair_bytes` is the number of bytes for each pair of image and sentence.
+    """
     columns = even_blocks(sentences, min(MAX_CHUNK_SENTENCES, CHUNK_BYTES // pair_bytes))
     longest = max(block.stop - block.start for block in columns)
     return even_blocks(images, CHUNK_BYTES // (pair_bytes * longest)), columns
 
 
 def image_strips(images: int, sentences: int, tile: RegionTileConfig) -> tuple[int, int]:
-    """Returns (number of strips, images of a strip). A strip of images with a tile of sentences is one program."""
+    """Returns (number of strips, images of a strip). One program computes a strip of images and a tile of sentences."""
     wanted = max(1, PROGRAMS // ceil_div(sentences, tile.sentences))
     strip = max(1, ceil_div(images, wanted))
     return ceil_div(images, strip), strip

@@ -1,4 +1,7 @@
-"""The local loss within one image by fused kernels. No vector is sent, and each pass reads every patch twice."""
+"""Computes the local loss within each image by fused Triton kernels.
+
+No vector is sent between ranks, and each pass reads every patch twice.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,13 @@ MIN_NORM = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class _WithinPlan:
-    """Holds what forward and backward share.
+    """Holds the values that forward and backward share.
 
     Attributes:
         kept: uint8 [images, patches], 1 for patches that are kept; None keeps all.
-        starts: int32 [images + 1], where the sentences of each image begin.
-        weight: [sentences], the weight of each in the mean over the sentences of an image, then over images.
+        starts: int32 [images + 1], the index of each image's first sentence.
+        weight: [sentences], the weight of each sentence in the loss: a mean over the sentences of an image, then over
+            the images.
         ranks: The ranks of the batch.
     """
 
@@ -45,7 +49,10 @@ class _WithinPlan:
 
     @staticmethod
     def of(inputs: RegionInputs, owner: Tensor, images: Partition, ranks: Ranks) -> _WithinPlan:
-        """Prepares the pass; `owner` is sorted. A collective, because images that own sentences are counted."""
+        """Prepares the pass for sentences that are sorted by image; `owner` contains their images.
+
+        This is a collective, because images that own sentences are counted: all ranks must call it.
+        """
         edges = torch.arange(images.local + 1, device=owner.device)
         starts = torch.searchsorted(owner, edges)
         counts = starts.diff()
@@ -58,10 +65,13 @@ class _WithinPlan:
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss within images, for vectors in float32 or a half precision. A collective of all ranks."""
+    """Returns the loss within images, for vectors in float32 or a half precision.
+
+    This is a collective: all ranks must call it.
+    """
     patches, order = inputs.patches, inputs.owner.sort(stable=True)
     if inputs.patch_mask is not None:
-        # What lies in a patch that is not kept, NaN included, must not enter a product.
+        # A patch that is not kept may contain NaN, which must not enter a product.
         patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     dtype = product_dtype(patches, inputs.sentences)
     sentences = inputs.sentences.to(dtype)[order.indices].contiguous()
@@ -130,7 +140,7 @@ class _Within(Function):
         with torch.cuda.device_of(patches):
             by_unit, by_sentence, by_scale = _score_gradients(unit, sentences, scale, fields, plan)
             by_unit, by_sentence = by_unit * (weight * scale), by_sentence * (weight * scale)
-            # Through the normalisation of the pooled vectors.
+            # This is the backward of the normalisation of the pooled vectors.
             by_pooled = by_unit - unit * (unit * by_unit).sum(1, keepdim=True)
             by_pooled = torch.where(norm > MIN_NORM, by_pooled / norm, 0.0)
             by_patch = _pool_backward(patches, sentences, by_pooled, by_sentence, plan)
@@ -140,10 +150,10 @@ class _Within(Function):
 def _score_gradients(
     unit: Tensor, sentences: Tensor, scale: Tensor, fields: Tensor, plan: _WithinPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of the sum of all losses through the scores.
+    """Returns three gradients of the sum of all losses that pass through the scores.
 
-    They are those in the unit pooled vectors / scale, in the sentences / scale, and in the scale, one number for each
-    sentence.
+    They are those with respect to the unit pooled vectors and the sentences, both divided by scale, and that with
+    respect to the scale, as one number for each sentence.
     """
     by_unit, by_sentence = torch.empty_like(unit), torch.empty_like(unit)
     by_scale = unit.new_empty(len(unit))
@@ -168,7 +178,7 @@ def _score_gradients(
 def _pool_backward(
     patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence: Tensor, plan: _WithinPlan
 ) -> Tensor:
-    """Returns the gradient in the patches, and adds that in the sentences to `by_sentence`."""
+    """Returns the gradient of the patches, and adds that of the sentences to `by_sentence`."""
     images, patches_of_image, width = patches.shape
     by_patch = torch.empty_like(patches)
     launch(
@@ -190,13 +200,13 @@ def _pool_backward(
 
 
 def patch_options(patches: Tensor, *, masked: bool) -> dict[str, int | bool]:
-    """Returns the options of kernels that read patches. All patches of an image form one tile."""
+    """Returns the options of the kernels that read patches. All patches of an image form one tile."""
     together = max(16, 1 << (patches.shape[1] - 1).bit_length())
     return {"bP": together, "MASKED": masked, "WIDEN": INTERPRETED}
 
 
 def options(dtype: torch.dtype) -> dict[str, int | str]:
-    """Returns the options of all kernels here, for vectors of `dtype`."""
+    """Returns the options of all kernels within an image, for vectors of `dtype`."""
     # Converting a half is exact, and the other factors of its products need no more digits than tf32 has.
     precision = "tf32x3" if dtype == torch.float32 else "tf32"
     compiled = {} if INTERPRETED else {"num_warps": 8, "num_stages": 2}

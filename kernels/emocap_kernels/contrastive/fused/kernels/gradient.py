@@ -1,12 +1,13 @@
-r"""The gradient of the scores. Each tile is computed again from the embeddings and the statistics of its anchors.
+r"""Contains the kernel of the gradient of the scores. It computes each tile again, from the embeddings.
 
+With the exponentials \(E_{ij}\) of `statistics` and the positives \(P_i\) and \(Q_j\) of image i and text j, the matrix
 \[ G_{ij} = \frac{E_{ij}}{\sum_k E_{ik}} + \frac{E_{ij}}{\sum_k E_{kj}}
           - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
 
-is 2B times the gradient of the loss in \(S_{ij}\). It contains no power of the scale, and every entry lies in [-2, 2].
-Therefore it fits into a half-precision chunk, whose products with the embeddings are matrix products of the library.
-The gradient of the scale, \(\sum G_{ij} \langle v_i, u_j \rangle\), would lose too much to that rounding and is summed
-here in float32. In `mil_nce` the last two terms are shares of a sum over positives, of the same form as the first two.
+is 2B times the gradient of the loss with respect to \(S_{ij}\). It contains no power of the scale, and every entry lies
+in [-2, 2]. Therefore it can be stored in half precision, and torch multiplies it with the embeddings. The gradient of
+the scale, \(\sum G_{ij} \langle v_i, u_j \rangle\), would lose too much to that rounding and is summed here in float32.
+In `mil_nce` the last two terms are shares of a sum over positives, of the same form as the first two.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -34,7 +35,7 @@ N_FIELDS = 4
 
 @triton.jit
 def load_weight(weights_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the weights of some anchors; 0 beyond the end, where an anchor must have no weight."""
+    """Returns one field of the gradient weights of some anchors, and 0 where `inside_N` is not set."""
     return tl.load(weights_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 

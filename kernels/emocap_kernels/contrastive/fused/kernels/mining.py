@@ -1,8 +1,8 @@
-"""The mask of mined pairs, for a threshold on other similarities than the scores.
+"""Contains the kernel that mines pairs by a threshold on similarities other than the scores.
 
-A mask has one byte for each pair of a chunk: bit 1 if the row's anchor mined the pair, bit 2 if the column's anchor
-did. It takes one matrix product for each similarity of the guide. Of two similarities the smaller one must reach the
-threshold, which is the case if both do.
+It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the
+row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide takes one
+matrix product. If a guide has two similarities, the smaller one must reach the threshold, so both must.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -16,7 +16,7 @@ from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines
 
 # Axes:  R rows of a tile   C columns of a tile   D embedding   b* size of a tile along *   n* how many there are
 
-# How new bits are combined with those that are in the mask already.
+# The ways in which new bits are combined with those that are in the mask already.
 STORE = tl.constexpr(0)
 AND = tl.constexpr(1)
 OR = tl.constexpr(2)
@@ -45,9 +45,9 @@ def threshold_kernel(
 
     Reads:
         left_desc_RD, right_desc_CD: Guide features of rows and columns.
-        mask_desc_RC: The bits that are there, unless COMBINE is STORE.
+        mask_desc_RC: The bits that an earlier launch wrote, unless COMBINE is STORE.
     Writes:
-        mask_desc_RC: uint8, the bits stored, or combined with those that are there by AND or OR.
+        mask_desc_RC: uint8. The new bits replace the earlier ones (STORE) or are combined with them (AND, OR).
     """
     row = tl.program_id(0) * bR
     column = tl.program_id(1) * bC

@@ -1,13 +1,13 @@
-r"""Objectives that are sums over pairs. One pass over the scores gives the losses of a tile and its gradient.
+r"""Contains the kernels of `sigmoid` and `soft`. One pass over the scores gives the losses of a tile and its gradient.
 
 `sigmoid`, with \(t = \mathrm{scale} \langle v_i, u_j \rangle + \mathrm{bias}\), adds for each direction
 \(\log(1 + e^t) - [\text{positive}]\,t\), and its gradient is \(\sigma(t) - [\text{positive}]\). One exponential gives
 both: with \(e = 2^{-|t| \log_2 e}\), \(\log(1 + e^t) = \max(t, 0) + \log(1 + e)\), and \(\sigma(t)\) is 1 or
-\(e\), divided by \(1 + e\). For almost all pairs \(e\) is tiny, and \(1 + e\) in float32 would lose most of it.
-Therefore a polynomial in \(e\) replaces the logarithm.
+\(e\), divided by \(1 + e\). For almost all pairs \(e\) is tiny, and \(1 + e\) in float32 would lose most digits of
+\(e\). Therefore a polynomial in \(e\) replaces the logarithm.
 
-`soft` adds for each direction \(T (\log T - \log p)\), and the gradient is \(p - T\). The normalisers of \(T\) and
-\(p\) come from earlier passes of the statistics over teacher and student.
+`soft` adds for each direction \(T (\log T - \log p)\), and its gradient is \(p - T\). \(T\) and \(p\) are the softmax
+probabilities of teacher and student, whose normalisers come from earlier passes of the statistics kernel.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -55,7 +55,7 @@ TEACHER_LOG = tl.constexpr(3)
 
 @triton.jit
 def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the normalisers of some anchors; 0 beyond the end."""
+    """Returns one field of the softmax normalisers of some anchors, and 0 where `inside_N` is not set."""
     return tl.load(log_sums_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
@@ -263,7 +263,7 @@ def soft_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the KL divergences of the chunk [top, bottom) x [left, right).
+    """Computes the losses of `soft`, KL divergences, in the chunk [top, bottom) x [left, right).
 
     If WITH_GRADIENT is set, it also computes their gradient.
 

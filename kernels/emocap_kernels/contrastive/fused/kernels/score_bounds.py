@@ -1,4 +1,4 @@
-"""Tests, in one pass over the embeddings, whether one shift fits all exponentials: own cosines and norms."""
+"""Computes bounds of the scores in one pass over the embeddings. The host code tests by them if one shift fits."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -34,8 +34,8 @@ def score_bounds_kernel(
     """Computes bounds of `bR` rows: the least cosine of an own pair, and the largest squared norms of both sides.
 
     Reads:
-        image_ptr_RD, text_ptr_RD: [bottom, nD] each, with `image_pitch` and `text_pitch` numbers between rows. Row r
-            of both is an own pair.
+        image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of both is an own pair. `image_pitch` and `text_pitch` are
+            the distances between rows, in numbers.
     Writes:
         bounds_ptr_FT: float32 [fields, programs], one column for each program.
     """

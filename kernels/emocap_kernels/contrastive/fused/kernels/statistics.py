@@ -1,4 +1,4 @@
-r"""Sums over the candidates and the positives of every anchor. One exponential serves rows and columns.
+r"""Contains the kernel that sums over the candidates and the positives of every anchor, with one exponential per score.
 
 For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
 
@@ -7,12 +7,12 @@ For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
 keeps every sum of \(E_{ij} = 2^{z_{ij} - h}\) below \(2^{127}\). Row sums and column sums are then plain sums of the
 same \(E_{ij}\): there is no running maximum and no second exponential, and tiles and ranks are combined by addition.
 
-The danger is underflow. A sum loses less than a rounding as long as it exceeds \(B\,2^{-102}\). Because an anchor's own
-pair is always a candidate, it is enough that \(z_{ii} - h\) is above that for all i. The device tests this, and the
-norms of the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a cosine below
-about -0.3 at scale 100, or if vectors are no unit vectors. Then the other variant of the kernel runs (RUNNING_MAX),
-which keeps each sum relative to a running maximum of its own. Both variants are started, and each reads the result of
-the test before it does anything, so the host need not wait for it.
+Sums may underflow. A sum that exceeds \(B\,2^{-102}\) loses less than a rounding. An anchor's own pair is always a
+candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound for all i. The device tests this, and the norms of
+the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a cosine below about -0.3
+at scale 100, or if vectors do not have unit length. Then the other variant of the kernel runs (RUNNING_MAX), which
+keeps each sum relative to a running maximum of its own. Both variants are started, and each first reads the result of
+the test from the device, so that the host does not wait for it.
 
 Each program has `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column statistics
 of a tile are written to a slot of their own. The slots are merged in a fixed order afterwards, without atomics: two
@@ -99,7 +99,7 @@ def statistics_kernel(
         image_desc_RD, text_desc_CD: Embeddings.
         row_groups_ptr_R, column_groups_ptr_C: Pairs of equal group are known positives.
         mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
-        slope_ptr, shift_ptr: A score is slope times a cosine; exponentials are of score - shift.
+        slope_ptr, shift_ptr: A score is slope times a cosine, and its exponential is 2^(score - shift).
     Writes:
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch], to slot `row_slot + j`, once at the end.
         column_parts_ptr_FTC: [fields, n_column_slots, column_pitch], to slot i, after each tile.

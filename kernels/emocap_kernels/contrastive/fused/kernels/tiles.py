@@ -1,7 +1,8 @@
-r"""Operations of the kernels of the global loss on one tile of the score matrix.
+r"""Contains the operations on one tile of the score matrix, for the kernels of the global loss.
 
-Rows are image anchors, columns text anchors. The matrix units compute a tile of cosines from pieces of both sides. The
-tile stays in registers and is never written to memory. All exponentials are in base 2, as the hardware computes them:
+Rows are image anchors, columns are text anchors. The matrix units compute a tile of cosines from pieces of both sides.
+The tile stays in registers and is never written to memory. All exponentials are in base 2, as the hardware computes
+them:
 
 \[ z_{ij} = \mathrm{slope}\,\langle v_i, u_j \rangle, \qquad \mathrm{slope} = \mathrm{scale} \cdot \log_2 e, \qquad
    e^{S_{ij}} = 2^{z_{ij}} \]
@@ -34,7 +35,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.constexpr):
-    """Returns two masks, bool [bR, bC]: the pairs mined by the anchor of the row, and those by that of the column.
+    """Returns two masks, bool [bR, bC]: the pairs mined for the row's anchor, and those mined for the column's anchor.
 
     (row, column) is the position of the tile in the mask.
     """
@@ -50,13 +51,13 @@ def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.conste
 
 @triton.jit
 def add_two(a, b, c, d):
-    """Adds pairs, for `tl.reduce`."""
+    """Adds the pairs (a, b) and (c, d) component by component, for `tl.reduce`."""
     return a + c, b + d
 
 
 @triton.jit
 def larger_of_two(a, b, c, d):
-    """Returns the larger of each component of two pairs, for `tl.reduce`."""
+    """Returns the larger value of each component of the pairs (a, b) and (c, d), for `tl.reduce`."""
     return tl.maximum(a, c), tl.maximum(b, d)
 
 
@@ -64,8 +65,7 @@ def larger_of_two(a, b, c, d):
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    Of equal scores, another pair wins if its candidate comes before the anchor's own (`before_RC`), and loses if it
-    comes after.
+    If another pair has the same score, it wins if its candidate comes before the anchor's own candidate (`before_RC`).
     """
     known, before = tl.reduce(
         (
@@ -81,10 +81,10 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 
 @triton.jit
 def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
-    """Returns 1.0 for rows, and for columns, whose best candidate in this tile is a known positive, [bR] and [bC].
+    """Returns 1.0 for rows [bR], and for columns [bC], whose best candidate in this tile is a known positive, else 0.0.
 
-    `any_known` says whether the tile has a known pair, so that most tiles skip the comparison. `own_R` is the column
-    of the own pair of each row.
+    `any_known` says whether the tile has a known pair, so that most tiles skip the comparison. `own_R` is the column of
+    the own pair of each row.
     """
     hit_R = tl.zeros([bR], tl.float32)
     hit_C = tl.zeros([bC], tl.float32)
@@ -97,9 +97,9 @@ def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.co
 
 @triton.jit
 def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
-    """Returns whether a tile has any known pair. Without ids, that is whether the diagonal crosses it.
+    """Returns whether a tile contains a known pair. Without ids, only a tile that the diagonal crosses contains one.
 
-    `row` is the column of the own pair of the first row, `column` the first column.
+    `row` is the column of the own pair of the first row, and `column` is the first column.
     """
     if HAS_IDS:
         known_inside = tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
@@ -110,7 +110,10 @@ def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.const
 
 @triton.jit
 def add_to_log_sum(peak, sum_exp2, score_RC, axis: tl.constexpr):
-    """Returns (peak, sum_exp2) of a running sum of 2^score, relative to its peak, after one more tile."""
+    """Adds one more tile to a running sum of 2^score, and returns it as (peak, sum_exp2).
+
+    The sum is `sum_exp2` times 2^peak, and the peak is the largest score so far.
+    """
     new_peak = tl.maximum(peak, tl.max(score_RC, axis))
     # Without a candidate so far the peak is -inf, and subtracting it would give NaN.
     shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)

@@ -1,4 +1,4 @@
-"""Finds the pairs of image and sentence in which an own sentence of the image is similar to the sentence."""
+"""Contains the kernel that finds, for each image, the sentences that are similar to one of its own sentences."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false

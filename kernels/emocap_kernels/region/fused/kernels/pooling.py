@@ -1,7 +1,7 @@
-r"""Attention-weighted similarity of patches and sentences, and its gradient. Registers hold one image at a time.
+r"""Contains the kernels that pool patches by attention: the scores of images with sentences, and their gradient.
 
-Sentences are the rows of a tile and the patches of one image its columns. What a sentence computes of an image is then
-a reduction along its row, within a few lanes:
+Sentences are the rows of a tile, and the patches of one image are its columns. The pooled similarity of a sentence with
+the image is then a reduction along its row, within a few lanes:
 
 \[ r_{in} = \frac{\sum_p e_{ipn} z_{ipn}}{\sum_p e_{ipn}}, \qquad
    e_{ipn} = 2^{\mathrm{slope}\,(z_{ipn} - \max_q z_{iqn})}, \qquad
@@ -16,7 +16,7 @@ Backward computes the tile again. With \(G_{in}\) the gradient in the score \(S_
 \[ \frac{\partial L}{\partial z_{ipn}} = \mathrm{scale}\; G_{in}\, a_{ipn} (1 + \mathrm{sharpness}\,(z_{ipn} - r_{in})),
    \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn} \]
 
-is written, without the scale, to a chunk that the library multiplies with sentences and with patches.
+is written, without the scale, to a chunk that torch multiplies with sentences and with patches.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -48,7 +48,7 @@ N_FIELDS = 3
 
 @triton.jit
 def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Returns `z_SP` plus the products of one piece of the width, from patch row `place` on."""
+    """Returns `z_SP` plus the products of one piece of the width, which begins at `d`, from patch row `place` on."""
     patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
         patch_PD = patch_PD.to(tl.float32)
@@ -107,7 +107,10 @@ def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, 
 
 @triton.jit
 def largest(peak_S, z_SP, keep_P, RAGGED: tl.constexpr):
-    """Returns the larger of `peak_S` and the largest kept similarity. RAGGED says whether patches must be masked."""
+    """Returns the larger of `peak_S` and the largest similarity of a kept patch, for each sentence.
+
+    RAGGED says whether some patches of the piece do not exist or are not kept.
+    """
     if RAGGED:
         z_SP = tl.where(keep_P, z_SP, float("-inf"))
     return tl.maximum(peak_S, tl.max(z_SP, 1))
@@ -132,7 +135,7 @@ def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
 def add_to_sums(sum_exp2_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
     """Adds one more piece to both sums, and returns them.
 
-    They are the sum of the exponentials e and the sum of the products e * z.
+    The first sum is that of the exponentials e, and the second is that of the products e * z.
     """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     return sum_exp2_S + tl.sum(e_SP, 1), weighted_S + tl.sum(e_SP * z_SP, 1)
@@ -157,7 +160,10 @@ def window_sums(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Returns the largest z, and the sums of e and of e z relative to it, after one more window."""
+    """Adds one more window of patches, and returns the largest z and the sums of e and of e * z of each sentence.
+
+    z is the similarity with a patch, and e is 2^(slope (z - largest z)).
+    """
     # Without a mask, only a piece that reaches beyond the patches of an image must be masked.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
@@ -207,7 +213,10 @@ def image_sums(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the largest z of each sentence, its sums of e and of e z, and the products of the first window."""
+    """Returns the largest z, the sums of e and of e * z of each sentence, and the z of the first window.
+
+    z is the similarity with a patch of the image, and e is 2^(slope (z - largest z)).
+    """
     peak_S = tl.full([bS], float("-inf"), tl.float32)
     sum_exp2_S = tl.zeros([bS], tl.float32)
     weighted_S = tl.zeros([bS], tl.float32)
@@ -376,7 +385,7 @@ def score_gradient(
     column_weight_S,
     column_positive_S,
 ):
-    """Returns the gradient of both directions in the scores of one image with the sentences of a tile, [bS]."""
+    """Returns the gradient of both directions with respect to the scores of one image with some sentences, [bS]."""
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
     row_weight = tl.load(row_weights_ptr_FI + WEIGHT * row_pitch + image)
     row_positive = tl.load(row_weights_ptr_FI + POSITIVE * row_pitch + image)
@@ -405,7 +414,7 @@ def store_piece(
     bP: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Writes e (constant + linear z) of one piece to the chunk."""
+    """Writes the gradients of the similarities z of one piece, e (constant + linear z), to the chunk."""
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     gradient_SP = e_SP * (constant_S[:, None] + linear_S[:, None] * z_SP)
     gradient_desc_SIP.store([sentence, image, patch], gradient_SP.to(gradient_desc_SIP.dtype).reshape(bS, 1, bP))
@@ -435,7 +444,7 @@ def store_window(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Writes e (constant + linear z) of a window to the chunk, piece by piece."""
+    """Writes the gradients of the similarities z of a window, e (constant + linear z), to the chunk, piece by piece."""
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
@@ -516,14 +525,14 @@ def pool_backward_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the gradients in the patch-sentence similarities, and parts of the gradient of the scale.
+    """Computes the gradients of the patch-sentence similarities, and parts of the gradient of the scale.
 
     Program (j, i) takes the j-th tile of sentences and the i-th strip of images, and goes over the strip image by
     image. For each image it computes the similarities again, from them the score and its gradient, and from these the
     gradients of the similarities.
 
     Reads:
-        sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: As `pool_kernel`.
+        sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: The same as for `pool_kernel`.
         mask_ptr_IS: uint8 [images, column_pitch], positives and excluded pairs.
         row_weights_ptr_FI, column_weights_ptr_FS: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
     Writes:

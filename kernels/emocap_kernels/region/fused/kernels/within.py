@@ -1,15 +1,15 @@
-r"""The local loss within one image. A program takes one image and its own sentences, a few at a time.
+r"""Contains the kernels of the local loss within an image. A program takes one image, a few sentences at a time.
 
 The work is small: a few sentences against a few hundred patches, whose similarities stay in registers. Therefore the
 time depends on memory traffic: each pass reads every patch twice, and no image waits for another. Sentences are sorted
-by image, and a kernel reads from memory where those of an image begin, so uneven numbers of sentences need neither
-padding nor the host.
+by image, and a kernel reads the place of an image's first sentence from memory. Therefore uneven numbers of sentences
+need neither padding nor the host.
 
-Forward computes similarities \(z\), the smallest and the largest of them over the kept patches, weights
-\(w_p \propto s_p [s_p \ge 1/n]\) from the normalised similarities \(s = (z - \min) / (\max - \min)\), and the unit
-pooled vector \(c\). Backward gets the gradient \(g\) in the pooled vector before it was given unit length. It is
-orthogonal to that vector, so \(\sum_p w_p \langle g, p \rangle = 0\), and the gradient in a weight before the division
-by their sum is just \(\langle g, p \rangle\) over that sum.
+Forward computes the similarities \(z\) with the n kept patches, normalised to \(s = (z - \min) / (\max - \min)\). The
+weights of the patches are \(w_p \propto s_p [s_p \ge 1/n]\), and the pooled vector gets unit length. Backward gets the
+gradient \(g\) with respect to the pooled vector before normalisation to unit length. \(g\) is orthogonal to the
+pooled vector, so \(\sum_p w_p \langle g, p \rangle = 0\). The gradient with respect to a weight before the division by
+the sum of weights is therefore \(\langle g, p \rangle\) divided by that sum.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -35,7 +35,10 @@ N_FIELDS = 6
 
 @triton.jit
 def load_rows(vectors_ptr_RD, row, end, d, nD, bR: tl.constexpr, bD: tl.constexpr):
-    """Returns one piece of `bR` rows from `row` on, [bR, bD] in the type of the vectors; 0 from `end` on."""
+    """Returns `bD` numbers, from number `d` on, of `bR` rows, from `row` on; rows from `end` on are 0.
+
+    The result is [bR, bD], in the type of the vectors.
+    """
     row_R = row + tl.arange(0, bR)
     depth_D = d + tl.arange(0, bD)
     inside_RD = (row_R < end)[:, None] & (depth_D < nD)[None, :]
@@ -45,7 +48,10 @@ def load_rows(vectors_ptr_RD, row, end, d, nD, bR: tl.constexpr, bD: tl.constexp
 
 @triton.jit
 def store_rows(vectors_ptr_RD, row, end, d, nD, value_RD, bR: tl.constexpr, bD: tl.constexpr):
-    """Writes one piece of `bR` rows from `row` on, up to `end`, in the type of the vectors."""
+    """Writes `bD` numbers, from number `d` on, of `bR` rows, from `row` on; rows from `end` on are not written.
+
+    The values are converted to the type of the vectors.
+    """
     row_R = row + tl.arange(0, bR)
     depth_D = d + tl.arange(0, bD)
     inside_RD = (row_R < end)[:, None] & (depth_D < nD)[None, :]
@@ -68,9 +74,9 @@ def products(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the products of `bL` rows of the left side and `bR` of the right one, float32 [bL, bR].
+    """Returns the products of `bL` rows of the left side with `bR` rows of the right side, float32 [bL, bR].
 
-    If the types of the sides differ, halves are converted to float32.
+    If the types of the sides differ, half-precision vectors are converted to float32.
     """
     product_LR = tl.zeros([bL, bR], tl.float32)
     for d in range(0, nD, bD):
@@ -85,7 +91,7 @@ def products(
 
 @triton.jit
 def kept_patches(keep_ptr_IP, image, nP, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Returns which patches of an image are kept, bool [1, bP], and the least normalised similarity with a weight."""
+    """Returns which patches are kept, bool [1, bP], and the least normalised similarity that gets a weight."""
     patch_P = tl.arange(0, bP)
     keep_P = patch_P < nP
     if MASKED:
@@ -96,7 +102,10 @@ def kept_patches(keep_ptr_IP, image, nP, bP: tl.constexpr, MASKED: tl.constexpr)
 
 @triton.jit
 def normalise(z_KP, keep_P, low_K, high_K, min_share):
-    """Returns the normalised similarities, 1 where all are equal, and which patches get a weight, bool [bK, bP]."""
+    """Returns the normalised similarities and a mask of the patches that get a weight, bool [bK, bP].
+
+    If all similarities of a sentence are equal, its normalised similarities are 1.
+    """
     flat_K = high_K <= low_K
     range_K = tl.where(flat_K, 1.0, high_K - low_K)
     share_KP = tl.where(flat_K[:, None], 1.0, (z_KP - low_K[:, None]) / range_K[:, None])
@@ -172,7 +181,10 @@ def direction(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns for `bK` anchors the loss, 1.0 if the own candidate is the best, and the log-sum-exp over their image."""
+    """Computes the losses of `bK` anchors against all candidates of their image.
+
+    Returns the losses, 1.0 where the own candidate is the best (else 0.0), and the log-sum-exps of the scores.
+    """
     anchor_K = anchor + tl.arange(0, bK)
     peak_K = tl.full([bK], float("-inf"), tl.float32)
     before_K = tl.full([bK], float("-inf"), tl.float32)
@@ -211,7 +223,7 @@ def loss_kernel(
 ):
     """Computes the losses of the sentences of one image, for both directions.
 
-    Program i takes image i, and its sentences `bK` at a time, first as pooled vectors and then as sentences.
+    Program i takes image i. The anchors, `bK` at a time, are first the pooled vectors and then the sentences.
 
     Reads:
         unit_ptr_ND: float32 [sentences, nD], pooled vectors of unit length.
@@ -242,7 +254,7 @@ def loss_kernel(
 
 @triton.jit
 def log_sums(fields_ptr_FN, field: tl.constexpr, n_sentences, sentence, end, bK: tl.constexpr):
-    """Returns one field of `bK` sentences from `sentence` on, [bK]; 0 from `end` on."""
+    """Returns one field of `bK` sentences from `sentence` on, [bK]; sentences from `end` on get 0."""
     sentence_K = sentence + tl.arange(0, bK)
     return tl.load(fields_ptr_FN + field * n_sentences + sentence_K, mask=sentence_K < end, other=0.0)
 
@@ -276,7 +288,7 @@ def add_products(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds gradient @ vectors to the stored sums, piece by piece.
+    """Adds `gradient_KM` @ vectors to the stored sums, piece by piece.
 
     For the first candidates of an image, the result replaces the stored sums instead.
     """
@@ -305,16 +317,16 @@ def score_gradient_kernel(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of the sum of all losses of one image through its scores.
+    """Computes the gradients of the sum of all losses of one image that pass through its scores.
 
     Program i takes image i. The scores are computed twice, once with pooled vectors and once with sentences as rows.
 
     Reads:
-        unit_ptr_ND, sentences_ptr_ND: As `loss_kernel`.
-        fields_ptr_FN: What `loss_kernel` wrote.
+        unit_ptr_ND, sentences_ptr_ND: The same as for `loss_kernel`.
+        fields_ptr_FN: The fields that `loss_kernel` wrote.
     Writes:
-        by_unit_ptr_ND, by_sentence_ptr_ND: float32 [sentences, nD], gradients in unit pooled vectors and in sentences,
-            over scale. They are read again to add the next candidates.
+        by_unit_ptr_ND, by_sentence_ptr_ND: float32 [sentences, nD], the gradients with respect to the unit pooled
+            vectors and to the sentences, divided by scale. They are read again to add the next candidates.
         by_scale_ptr_N: float32 [sentences].
     """
     image = tl.program_id(0)
@@ -349,7 +361,10 @@ def score_gradient_kernel(
 
 @triton.jit
 def similarity_gradient(z_KP, by_weight_KP, keep_P, min_share):
-    """Returns (gradient in z, weight) from the gradient in the weights, whose weighted sum over patches is 0."""
+    """Returns the gradient of the similarities z, and the weights, both [bK, bP].
+
+    `by_weight_KP` is the gradient of the weights; its sum over patches, weighted by the weights, must be 0.
+    """
     low_K, high_K = bounds(z_KP, keep_P)
     share_KP, active_KP = normalise(z_KP, keep_P, low_K, high_K, min_share)
     weight_KP = tl.where(active_KP, share_KP, 0.0)
@@ -390,11 +405,11 @@ def pool_backward_kernel(
     Program i takes image i, and its sentences `bK` at a time. For each it computes similarities and weights again.
 
     Reads:
-        patches_ptr_IPD, sentences_ptr_ND, keep_ptr_IP: As `pool_kernel`.
-        by_pooled_ptr_ND: float32 [sentences, nD], gradients in the pooled vectors before they got unit length.
+        patches_ptr_IPD, sentences_ptr_ND, keep_ptr_IP: The same as for `pool_kernel`.
+        by_pooled_ptr_ND: float32 [sentences, nD], gradients of the pooled vectors before they got unit length.
     Writes:
         by_patch_ptr_IPD: In the type of the patches; zeros for an image without a sentence.
-        by_sentence_ptr_ND: float32, added to what is there.
+        by_sentence_ptr_ND: float32, added to the gradients that `score_gradient_kernel` wrote.
     """
     image = tl.program_id(0)
     begin = tl.load(starts_ptr_I + image)
