@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.mining import Mining
 
 Backend = Literal["auto", "reference", "chunked", "fused"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 MIN_TRITON = (3, 6)
 MIN_CAPABILITY = (8, 0)
@@ -44,19 +45,17 @@ def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> B
         ArgumentError: If `backend` is unknown.
         NotSupportedError: If `backend` is `fused` and `unsupported` is not None.
     """
-    checks.check_choice("backend", backend, checks.BACKENDS)
-    if backend in ("reference", "chunked"):
-        return BackendChoice(backend, "it was requested.")
-    if backend == "fused":
-        if unsupported is not None:
-            raise NotSupportedError(f"backend='fused' cannot run: {unsupported}; use 'chunked', or 'auto' to choose.")
+    checks.check_choice("backend", backend, BACKENDS)
+    if backend == "fused" and unsupported is not None:
+        raise NotSupportedError(f"backend='fused' cannot run: {unsupported}; use 'chunked', or 'auto' to choose.")
+    if backend != "auto":
         return BackendChoice(backend, "it was requested.")
     if unsupported is not None:
         return BackendChoice("chunked", f"fused kernels cannot run: {unsupported}.")
     if not like.is_cuda:
         return BackendChoice("chunked", "the inputs are on the CPU, where Triton's interpreter only checks kernels.")
-    reason = f"{_short(like.dtype)} vectors of width {like.shape[-1]} on {_device_name(like.device)}."
-    return BackendChoice("fused", reason)
+    dtype, device = str(like.dtype).removeprefix("torch."), torch.cuda.get_device_name(like.device)
+    return BackendChoice("fused", f"{dtype} vectors of width {like.shape[-1]} on {device}.")
 
 
 def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
@@ -66,10 +65,11 @@ def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
     different numbers of rows get the same answer.
     """
     first = vectors[0]
-    if not first.is_cuda and not _interpreted():
+    if not first.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the inputs are on {first.device.type} and the kernels need a CUDA device"
     if first.is_cuda and torch.cuda.get_device_capability(first.device) < MIN_CAPABILITY:
-        return f"{_device_name(first.device)} is older than compute capability {_dotted(MIN_CAPABILITY)}"
+        device = torch.cuda.get_device_name(first.device)
+        return f"{device} is older than compute capability {_dotted(MIN_CAPABILITY)}"
     return _unsupported_inputs(vectors, mining) or _unsupported_triton()
 
 
@@ -93,18 +93,6 @@ def _unsupported_triton() -> str | None:
     if tuple(int(part) for part in installed.split(".")[:2]) < MIN_TRITON:
         return f"triton {installed} is older than {_dotted(MIN_TRITON)}"
     return None
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _dotted(numbers: tuple[int, int]) -> str:

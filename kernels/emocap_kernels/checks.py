@@ -10,8 +10,6 @@ from torch import Tensor
 from emocap_kernels.errors import ArgumentError, NotSupportedError, ShapeError
 from emocap_kernels.precision import FLOAT_DTYPES
 
-BACKENDS = ("auto", "reference", "chunked", "fused")
-
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises an ArgumentError unless `value` is one of `allowed`."""
@@ -68,17 +66,6 @@ def check_scale(name: str, scale: Tensor | float) -> None:
         raise ArgumentError(f"{name}={scale} must be finite.")
 
 
-def check_mask(name: str, mask: Tensor | None, patches: Tensor) -> None:
-    """Raises a ShapeError unless `mask` is None or bool [rows, patches] on the device of `patches`."""
-    if mask is None:
-        return
-    if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
-        raise ShapeError(
-            f"{name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {tuple(patches.shape[:2])}."
-        )
-    check_device(name, mask, patches)
-
-
 def check_sharpness(sharpness: float) -> None:
     """Raises an ArgumentError unless `sharpness` is finite and at least 0."""
     if not math.isfinite(sharpness) or sharpness < 0:
@@ -109,7 +96,13 @@ def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask
     check_equal("the number of sentences", len(sentences), f"the length of {owner}", len(images))
     if patches.shape[1] == 0:
         raise ShapeError(f"patches has shape {tuple(patches.shape)}; an image needs at least one patch.")
-    check_mask("patch_mask", patch_mask, patches)
+    if patch_mask is not None:
+        if patch_mask.dtype != torch.bool or patch_mask.shape != patches.shape[:2]:
+            raise ShapeError(
+                f"patch_mask is {patch_mask.dtype} of shape {tuple(patch_mask.shape)}; it must be bool of shape "
+                f"{tuple(patches.shape[:2])}."
+            )
+        check_device("patch_mask", patch_mask, patches)
     if len(images) > 0:
         _check_range(owner, images, len(patches))
 

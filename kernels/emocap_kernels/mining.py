@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from emocap_kernels import checks
 from emocap_kernels.errors import ArgumentError
 
 Guide = Literal["counterpart", "text", "image", "consensus", "joint"]
@@ -38,8 +39,8 @@ class Mining:
     treatment: Treatment = "attract"
 
     def __post_init__(self) -> None:
-        _check_one_of("guide", self.guide, get_args(Guide))
-        _check_one_of("treatment", self.treatment, get_args(Treatment))
+        checks.check_choice("guide", self.guide, get_args(Guide))
+        checks.check_choice("treatment", self.treatment, get_args(Treatment))
         if self.threshold is None and self.top_k is None:
             raise ArgumentError("Mining has no rule; give threshold, top_k or both, or pass mining=None.")
         if self.threshold is not None and not -1.0 <= self.threshold <= 1.0:
@@ -53,11 +54,6 @@ class Mining:
     def attracts(self) -> bool:
         """Returns True if mined pairs become positives, and False if they are ignored."""
         return self.treatment == "attract"
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ArgumentError(f"{name}={value!r} is unknown; it must be one of {', '.join(allowed)}.")
 
 
 def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:

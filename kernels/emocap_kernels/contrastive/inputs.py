@@ -16,24 +16,6 @@ from emocap_kernels.mining import Mining
 from emocap_kernels.positives import Modality, compares_modalities
 from emocap_kernels.precision import FLOAT_DTYPES
 
-# The facts that must be equal on all ranks of a group.
-EQUAL_FACTS = (
-    "width",
-    "dtype of image",
-    "dtype of text",
-    "ids",
-    "guide_image",
-    "guide_text",
-    "dtype of guide_image",
-    "dtype of guide_text",
-    "guide_scale",
-    "bias",
-    "objective",
-    "backend",
-    "mining",
-    "schedule",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveInputs:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from emocap_kernels import checks
-from emocap_kernels.backend import Backend, BackendChoice, select_backend, why_not_fused
+from emocap_kernels.backend import BACKENDS, Backend, BackendChoice, select_backend, why_not_fused
 from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.contrastive.batch import replicated_batch, sharded_batch
-from emocap_kernels.contrastive.inputs import EQUAL_FACTS, ContrastiveInputs, check_and_describe
+from emocap_kernels.contrastive.inputs import ContrastiveInputs, check_and_describe
 from emocap_kernels.contrastive.objectives import Objective, PairwiseObjective, objective_of
 from emocap_kernels.distributed.consistency import exchange_facts
 from emocap_kernels.distributed.ranks import Partition, ranks_of
@@ -129,11 +128,11 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             guide_text=guide_text,
             backend=backend,
         )
-        return {**facts, "backend": checks.BACKENDS.index(choice.backend)}
+        return {**facts, "backend": BACKENDS.index(choice.backend)}
 
-    facts = exchange_facts(ranks, describe, equal=EQUAL_FACTS)
+    facts = exchange_facts(ranks, describe, may_differ=("rows", "text needs a gradient"))
     partition = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
-    selected = checks.BACKENDS[facts[ranks.rank]["backend"]]
+    selected = BACKENDS[facts[ranks.rank]["backend"]]
     needs_gradient = any(each["text needs a gradient"] for each in facts)
     with full_precision(image.device):
         if partition.total == 0:

@@ -13,7 +13,7 @@ MAX_FACTS = 18
 
 
 def exchange_facts(
-    ranks: Ranks, describe: Callable[[], Mapping[str, int]], *, equal: tuple[str, ...]
+    ranks: Ranks, describe: Callable[[], Mapping[str, int]], *, may_differ: tuple[str, ...]
 ) -> list[Mapping[str, int]]:
     """Returns facts about the inputs of every rank, in rank order. A fact is a named integer, such as a size.
 
@@ -23,11 +23,11 @@ def exchange_facts(
         ranks: The ranks that take part.
         describe: Checks the local inputs and returns at most `MAX_FACTS` facts, with the same keys on every rank. It
             raises a KernelError if the inputs are invalid.
-        equal: Keys of the facts that must be equal on all ranks.
+        may_differ: Keys of the facts that may differ between ranks. All others must be equal.
 
     Raises:
         KernelError: The error of `describe`, on the rank that raised it.
-        RanksDisagreeError: If another rank's inputs are invalid, or if ranks differ in one of `equal`.
+        RanksDisagreeError: If another rank's inputs are invalid, or if ranks differ in a fact that must be equal.
     """
     if ranks.size == 1:
         return [describe()]
@@ -45,10 +45,11 @@ def exchange_facts(
     refused = [str(rank) for rank, row in enumerate(table) if row[0]]
     if refused:
         raise RanksDisagreeError(f"the inputs of rank {', '.join(refused)} are invalid; see the error of that rank.")
-    found = [dict(zip(facts, row[1:], strict=False)) for row in table]
-    for name in equal:
-        _check_equal_on_ranks(name, [row[name] for row in found])
-    return list(found)
+    found: list[Mapping[str, int]] = [dict(zip(facts, row[1:], strict=False)) for row in table]
+    for name in facts:
+        if name not in may_differ:
+            _check_equal_on_ranks(name, [row[name] for row in found])
+    return found
 
 
 def _check_equal_on_ranks(name: str, values: list[int]) -> None:

@@ -18,20 +18,6 @@ from emocap_kernels.precision import FLOAT_DTYPES
 Scope = Literal["batch", "image"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-# The facts that must be equal on all ranks of a group.
-EQUAL_FACTS = (
-    "patches of an image",
-    "width",
-    "dtype of patches",
-    "dtype of sentences",
-    "patch_mask",
-    "scope",
-    "sharpness",
-    "mining",
-    "schedule",
-    "backend",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class RegionInputs:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from emocap_kernels import checks
-from emocap_kernels.backend import Backend, BackendChoice, select_backend, why_not_fused
+from emocap_kernels.backend import BACKENDS, Backend, BackendChoice, select_backend, why_not_fused
 from emocap_kernels.distributed.consistency import exchange_facts
 from emocap_kernels.distributed.ranks import Partition, Ranks, ranks_of
 from emocap_kernels.distributed.schedule import Schedule
@@ -15,7 +14,7 @@ from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
 from emocap_kernels.region import chunked, reference, within
 from emocap_kernels.region.batch import replicated_batch, sharded_batch
-from emocap_kernels.region.inputs import EQUAL_FACTS, RegionInputs, Scope, check_and_describe
+from emocap_kernels.region.inputs import RegionInputs, Scope, check_and_describe
 from emocap_kernels.result import LossResult, empty_result
 from emocap_kernels.transforms import run_uncompiled
 
@@ -110,12 +109,12 @@ def region_contrastive_loss(
     def describe() -> dict[str, int]:
         facts = check_and_describe(inputs)
         choice = choose_region_backend(patches, sentences, scope=scope, mining=mining, backend=backend)
-        return {**facts, "backend": checks.BACKENDS.index(choice.backend)}
+        return {**facts, "backend": BACKENDS.index(choice.backend)}
 
-    facts = exchange_facts(ranks, describe, equal=EQUAL_FACTS)
+    facts = exchange_facts(ranks, describe, may_differ=("rows", "sentences", "sentences need a gradient"))
     images = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
     of_sentences = Partition(counts=tuple(each["sentences"] for each in facts), rank=ranks.rank)
-    selected = checks.BACKENDS[facts[ranks.rank]["backend"]]
+    selected = BACKENDS[facts[ranks.rank]["backend"]]
     needs_gradient = any(each["sentences need a gradient"] for each in facts)
     with full_precision(patches.device):
         if of_sentences.total == 0:
