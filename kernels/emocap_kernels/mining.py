@@ -56,6 +56,17 @@ class Mining:
         return self.treatment == "attract"
 
 
+def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
+    """Returns the pairs of each row with its `top_k` most similar columns, bool like `similarity`, for the references.
+
+    Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected.
+    """
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    # A stable sort keeps equal similarities in the order of their index.
+    order = similarity.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
+    return torch.zeros_like(itself).scatter_(1, order[:, :top_k], True) & ~itself
+
+
 def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     """Returns the `top_k` most similar candidates of each anchor. Of equal similarities, the lower index wins.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.distributed.ranks import Partition, Ranks
 from emocap_kernels.distributed.reductions import all_reduce_max_, all_reduce_min_, all_reduce_sum_
 from emocap_kernels.targets import Targets
 
@@ -24,13 +24,44 @@ NO_INDEX = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Argmax:
-    """Holds the score and the global index of the best-scoring candidate of each anchor, [anchors] each.
+    """Holds the best-scoring candidate of each anchor of one direction. Of equal scores the lower index wins.
 
-    Of equal scores the lower index wins.
+    Attributes:
+        score: [anchors], the best score; -inf if there is no candidate.
+        index: int64 [anchors], the global index of the candidate.
     """
 
     score: Tensor
     index: Tensor
+
+    @staticmethod
+    def empty(anchors: int, *, like: Tensor) -> Argmax:
+        """Returns the value for anchors without a candidate, in the type and on the device of `like`."""
+        index = torch.full((anchors,), NO_INDEX, dtype=torch.int64, device=like.device)
+        return Argmax(like.new_full((anchors,), float("-inf")), index)
+
+    def add_(self, part: Argmax, at: slice) -> None:
+        """Merges the candidates of one tile into the anchors `at`, in place."""
+        score, index = self.score[at], self.index[at]
+        better = (part.score > score) | ((part.score == score) & (part.index < index))
+        index.copy_(torch.where(better, part.index, index))
+        score.copy_(torch.where(better, part.score, score))
+
+    def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
+        """Returns the global index of each anchor's best candidate, int64 [anchors], over all ranks.
+
+        This is a collective: all ranks must call it.
+
+        Args:
+            ranks: The ranks of the batch.
+            score: The maximum of `score` over the ranks, if it is known already.
+        """
+        if score is None:
+            score = self.score.clone()
+            all_reduce_max_(score, ranks)
+        index = torch.where(self.score == score, self.index, NO_INDEX)
+        all_reduce_min_(index, ranks)
+        return index
 
 
 def row_argmax(score: Tensor, *, first: int) -> Argmax:
@@ -54,45 +85,6 @@ def column_argmax(score: Tensor, *, first: int) -> Argmax:
     return Argmax(best, index.long() + first)
 
 
-class RunningArgmax:
-    """Keeps the best-scoring candidate of each anchor of one direction, over all tiles added so far."""
-
-    def __init__(self, anchors: int, *, like: Tensor) -> None:
-        self._score = like.new_full((anchors,), float("-inf"))
-        self._index = torch.full((anchors,), NO_INDEX, dtype=torch.int64, device=like.device)
-
-    def add(self, part: Argmax, at: slice) -> None:
-        """Merges the result of one tile for the anchors `at`."""
-        score, index = self._score[at], self._index[at]
-        better = (part.score > score) | ((part.score == score) & (part.index < index))
-        index.copy_(torch.where(better, part.index, index))
-        score.copy_(torch.where(better, part.score, score))
-
-    def local(self) -> Tensor:
-        """Returns the global index of each anchor's best candidate, int64 [anchors], over the tiles of this rank."""
-        return self._index
-
-    def scores(self) -> Tensor:
-        """Returns the score of each anchor's best candidate, [anchors], over the tiles of this rank."""
-        return self._score
-
-    def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Tensor:
-        """Returns the global index of each anchor's best candidate, int64 [anchors], over the tiles of all ranks.
-
-        This is a collective: all ranks must call it.
-
-        Args:
-            ranks: The ranks of the batch.
-            score: The maximum of `scores` over the ranks, if it is known already.
-        """
-        if score is None:
-            score = self._score.clone()
-            all_reduce_max_(score, ranks)
-        index = torch.where(self._score == score, self._index, NO_INDEX)
-        all_reduce_min_(index, ranks)
-        return index
-
-
 @dataclass(frozen=True, slots=True)
 class AnchorStats:
     """Holds the softmax statistics of the anchors of one direction over the candidates so far, [anchors] each.
@@ -108,6 +100,16 @@ class AnchorStats:
     sum_exp: Tensor
     positive: Tensor
     count: Tensor
+
+    @staticmethod
+    def empty(anchors: int, *, like: Tensor) -> AnchorStats:
+        """Returns the statistics of anchors without a candidate, for scores of the type and device of `like`."""
+        return AnchorStats(
+            peak=like.new_full((anchors,), float("-inf")),
+            sum_exp=like.new_zeros(anchors),
+            positive=like.new_zeros(anchors, dtype=torch.float64),
+            count=like.new_zeros(anchors),
+        )
 
     def part(self, part: slice) -> AnchorStats:
         """Returns the statistics of some of the anchors, as views."""
@@ -126,6 +128,31 @@ class AnchorStats:
         ratio = self.sum_exp.double().log() - others.sum_exp.double().log()
         return (self.peak.double() - others.peak.double()) + ratio
 
+    def add_(self, part: AnchorStats, at: slice) -> None:
+        """Merges the statistics of one tile into the anchors `at`, in place."""
+        stats = self.part(at)
+        peak = torch.maximum(stats.peak, part.peak)
+        shift = finite(peak)
+        stats.sum_exp.mul_((stats.peak - shift).exp_()).add_((part.peak - shift).exp_().mul_(part.sum_exp))
+        stats.peak.copy_(peak)
+        stats.positive.add_(part.positive)
+        stats.count.add_(part.count)
+
+    def reduce(self, ranks: Ranks, peak: Tensor) -> AnchorStats:
+        """Returns the statistics over the candidates of all ranks.
+
+        This is a collective: all ranks must call it.
+
+        Args:
+            ranks: The ranks of the batch.
+            peak: [anchors], the maximum of `peak` over the ranks.
+        """
+        sum_exp = self.sum_exp * (self.peak - finite(peak)).exp_()
+        sums = torch.stack([sum_exp.double(), self.positive, self.count.double()])
+        all_reduce_sum_(sums, ranks)
+        kind = self.sum_exp.dtype
+        return AnchorStats(peak, sums[0].to(kind), sums[1], sums[2].to(kind))
+
 
 def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     """Returns the statistics of the rows of a tile of scores, [rows, columns], which has at least one column.
@@ -135,7 +162,7 @@ def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     candidates = targets.row_candidates(score)
     peak = best if candidates is score else candidates.amax(1)
     count = targets.row_counts().to(score.dtype)
-    shift = _finite(peak)
+    shift = finite(peak)
     shifted = candidates - shift[:, None]
     # Scores of positives are summed relative to the peak, where the roundings are small.
     positive = targets.row_sums(shifted).double() + count * shift.double()
@@ -150,57 +177,15 @@ def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     candidates = targets.column_candidates(score)
     peak = best if candidates is score else candidates.amax(0)
     count = targets.column_counts().to(score.dtype)
-    shift = _finite(peak)
+    shift = finite(peak)
     shifted = candidates - shift
     positive = targets.column_sums(shifted).double() + count * shift.double()
     return AnchorStats(peak, shifted.exp_().sum(0), positive, count)
 
 
-def _finite(peak: Tensor) -> Tensor:
-    # An anchor may have no candidate so far; exp(-inf - -inf) would be NaN.
+def finite(peak: Tensor) -> Tensor:
+    """Returns `peak` with 0 for anchors without a candidate so far, because exp(-inf - -inf) would be NaN."""
     return peak.masked_fill(peak == float("-inf"), 0.0)
-
-
-class RunningStats:
-    """Keeps the softmax statistics of the anchors of one direction, over all tiles added so far."""
-
-    def __init__(self, anchors: int, *, like: Tensor) -> None:
-        self._stats = AnchorStats(
-            peak=like.new_full((anchors,), float("-inf")),
-            sum_exp=like.new_zeros(anchors),
-            positive=like.new_zeros(anchors, dtype=torch.float64),
-            count=like.new_zeros(anchors),
-        )
-
-    def add(self, part: AnchorStats, at: slice) -> None:
-        """Merges the statistics of one tile for the anchors `at`."""
-        stats = self._stats.part(at)
-        peak = torch.maximum(stats.peak, part.peak)
-        shift = _finite(peak)
-        stats.sum_exp.mul_((stats.peak - shift).exp_()).add_((part.peak - shift).exp_().mul_(part.sum_exp))
-        stats.peak.copy_(peak)
-        stats.positive.add_(part.positive)
-        stats.count.add_(part.count)
-
-    def local(self) -> AnchorStats:
-        """Returns the statistics over the tiles of this rank."""
-        return self._stats
-
-    def reduce(self, ranks: Ranks, peak: Tensor) -> AnchorStats:
-        """Returns the statistics over the tiles of all ranks.
-
-        This is a collective: all ranks must call it.
-
-        Args:
-            ranks: The ranks of the batch.
-            peak: [anchors], the maximum of the peaks over the ranks.
-        """
-        mine = self._stats
-        sum_exp = mine.sum_exp * (mine.peak - _finite(peak)).exp_()
-        sums = torch.stack([sum_exp.double(), mine.positive, mine.count.double()])
-        all_reduce_sum_(sums, ranks)
-        kind = mine.sum_exp.dtype
-        return AnchorStats(peak, sums[0].to(kind), sums[1], sums[2].to(kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +208,17 @@ class ScoreStats:
 class RunningScoreStats:
     """Keeps the statistics of the rows and of the columns of a score matrix, over all tiles added so far."""
 
-    def __init__(self, rows: int, columns: int, *, first: int, like: Tensor) -> None:
+    def __init__(self, rows: Partition, columns: Partition, *, like: Tensor) -> None:
         """Starts without any tile.
 
         Args:
-            rows: Number of rows of this rank.
-            columns: Number of columns of the batch.
-            first: Global index of local row 0.
+            rows: The division of the rows, of which this rank holds some.
+            columns: The division of the columns, all of which this rank scores.
             like: A tensor of the type and device of the scores.
         """
-        self._first = first
-        self._rows, self._columns = RunningStats(rows, like=like), RunningStats(columns, like=like)
-        self._row_best, self._column_best = RunningArgmax(rows, like=like), RunningArgmax(columns, like=like)
+        local, total, self._first = rows.local, columns.total, rows.first
+        self._rows, self._columns = AnchorStats.empty(local, like=like), AnchorStats.empty(total, like=like)
+        self._row_best, self._column_best = Argmax.empty(local, like=like), Argmax.empty(total, like=like)
 
     def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
         """Adds the scores of the local rows `rows` with the columns of the global indices `columns`."""
@@ -242,23 +226,23 @@ class RunningScoreStats:
             return
         row_best = row_argmax(score, first=columns.start)
         column_best = column_argmax(score, first=self._first + rows.start)
-        self._row_best.add(row_best, rows)
-        self._column_best.add(column_best, columns)
-        self._rows.add(row_stats(score, targets, row_best.score), rows)
-        self._columns.add(column_stats(score, targets, column_best.score), columns)
+        self._row_best.add_(row_best, rows)
+        self._column_best.add_(column_best, columns)
+        self._rows.add_(row_stats(score, targets, row_best.score), rows)
+        self._columns.add_(column_stats(score, targets, column_best.score), columns)
 
     def reduce(self, ranks: Ranks) -> ScoreStats:
         """Returns the statistics over the tiles of all ranks, after every rank has added all its tiles.
 
         This is a collective: all ranks must call it.
         """
-        peak, score = self._columns.local().peak, self._column_best.scores()
+        peak, score = self._columns.peak, self._column_best.score
         if ranks.size > 1:
             # One all-reduce for both: its latency costs more than its bytes.
             all_reduce_max_(both := torch.stack([peak, score]), ranks)
             peak, score = both
         columns, best = self._columns.reduce(ranks, peak), self._column_best.reduce(ranks, score)
-        return ScoreStats(self._rows.local(), columns, self._row_best.local(), best)
+        return ScoreStats(self._rows, columns, self._row_best.index, best)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from emocap_kernels.blocks import even_blocks
-from emocap_kernels.distributed.ranks import SINGLE_RANK
+from emocap_kernels.distributed.ranks import SINGLE_RANK, Partition
 from emocap_kernels.softmax import RunningScoreStats, gradient_weights, score_gradient
 from emocap_kernels.targets import DiagonalTargets, MaskTargets
 from hypothesis import given
@@ -43,7 +43,7 @@ def tile_by_tile(
     def part(rows: slice, columns: slice) -> MaskTargets:
         return MaskTargets(*(getattr(targets, name)[rows, columns] for name in MaskTargets.__slots__))
 
-    running = RunningScoreStats(*score.shape, first=0, like=score)
+    running = RunningScoreStats(*(Partition((size,), rank=0) for size in score.shape), like=score)
     for columns in reversed(widths):
         for rows in heights:
             running.add(score[rows, columns], part(rows, columns), rows, columns)

@@ -41,43 +41,32 @@ class GuideFeatures:
     own: Mapping[Modality, Tensor]
     are_embeddings: bool
 
-    def similarity(self, similarities: GuideSimilarities, rows: slice, candidates: Mapping[Modality, Tensor]) -> Tensor:
-        """Returns the similarity of the local anchors `rows` with the candidates, [rows, candidates].
-
-        If the guide compares by two similarities, the smaller one counts.
-        """
-        return _smallest([matmul(self.own[a][rows], candidates[c].T) for a, c in similarities])
-
-    def tie_safe_similarity(
+    def similarity(
         self,
         similarities: GuideSimilarities,
         rows: slice,
         candidates: Mapping[Modality, Tensor],
-        duplicates: list[Tensor | None],
+        duplicates: list[Tensor | None] | None = None,
     ) -> Tensor:
-        """Returns the same as `similarity`, but bit-identical values for equal candidates.
+        """Returns the similarity of local anchors with candidates, [rows, candidates].
 
         Args:
-            similarities: The modalities that the guide compares.
+            similarities: The modalities that the guide compares. Of two similarities, the smaller one counts.
             rows: Local anchors.
             candidates: Guide features, [candidates, width] for each modality.
-            duplicates: The result of `duplicates_of` for the candidates.
+            duplicates: The result of `duplicates_of` for the candidates. With it, equal candidates have equal
+                similarities to the bit.
         """
         found: list[Tensor] = []
-        for (anchor, candidate), first in zip(similarities, duplicates, strict=True):
+        for (anchor, candidate), first in zip(similarities, duplicates or [None] * len(similarities), strict=True):
             similarity = matmul(self.own[anchor][rows], candidates[candidate].T)
             found.append(similarity if first is None else similarity[:, first])
-        return _smallest(found)
+        return found[0] if len(found) == 1 else found[0].minimum(found[1])
 
 
 def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
     """Returns, for each similarity, the index of the first equal candidate of every candidate (`first_duplicates`)."""
     return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
-
-
-def _smallest(similarities: list[Tensor]) -> Tensor:
-    first, *others = similarities
-    return first if not others else first.minimum(others[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +224,9 @@ def sharded_batch(
         needed = modalities_to_gather(inputs.mining)
     elif formula.has_teacher:
         needed = {"text"}
-    sent: tuple[Modality, ...] = tuple(name for name in MODALITIES if name in needed and _is_sent(inputs, name))
+    # The embeddings of the texts are sent in any case.
+    sent_apart: tuple[Modality, ...] = MODALITIES if inputs.guide_text is not None else ("image",)
+    sent = tuple(name for name in sent_apart if name in needed)
     local = [text, *(inputs.guides()[name] for name in sent)]
     feature_dtype = dtype_of(*inputs.guides().values(), inputs.text)
     features = None
@@ -276,11 +267,3 @@ def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ran
         **{name: None if each is None else gather_rows(each, partition, ranks) for name, each in guided.items()},
     )
     return sharded_batch(gathered, partition.on_one_rank(), SINGLE_RANK, needs_gradient=False, narrow=False)
-
-
-def _is_sent(inputs: ContrastiveInputs, modality: Modality) -> bool:
-    """Returns whether the guide features of this modality are sent, in addition to the embeddings of the texts.
-
-    The embeddings of the texts are always sent.
-    """
-    return modality == "image" or inputs.guide_text is not None

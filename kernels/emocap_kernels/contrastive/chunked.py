@@ -72,7 +72,7 @@ class _Softmax(Function):
         ctx.tiling, ctx.weights = tiling, stats.gradient_weights()
         ctx.batch, vectors = batch.pack()
         ctx.save_for_backward(scale, batch.ids, *vectors)
-        means = stats.loss_sums(batch, tiling).means(batch.partition, batch.ranks).to(scale.dtype)
+        means = stats.loss_sums(batch).means(batch.partition, batch.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(means)
         return (means[0] + means[1]) / 2, means
 
@@ -88,7 +88,7 @@ class _Softmax(Function):
             for block in sums.blocks():
                 for rows in ctx.tiling.rows:
                     cosine = matmul(batch.image[rows], block.text.T)
-                    targets = ctx.tiling.targets(rows, block, cosine, batch.features)
+                    targets = ctx.tiling.targets(batch, rows, block, cosine)
                     gradient = ctx.weights.gradient(cosine.mul_(scale), targets, rows, block.columns)
                     sums.add(gradient, rows, slice(None))
                     sums.add_scale_and_bias(gradient, rows)
@@ -105,8 +105,8 @@ class _SoftmaxStats:
     candidates: ScoreStats
     positives: ScoreStats | None
 
-    def loss_sums(self, batch: ContrastiveBatch, tiling: Tiling) -> LossSums:
-        partition, ids = batch.partition, tiling.ids
+    def loss_sums(self, batch: ContrastiveBatch) -> LossSums:
+        partition, ids = batch.partition, batch.ids
         rows, columns = self.candidates.rows, self.candidates.columns.part(partition.own)
         if self.positives is None:
             image_losses, text_losses = rows.losses(), columns.losses()
@@ -153,19 +153,17 @@ def _statistics(batch: ContrastiveBatch, tiling: Tiling) -> _SoftmaxStats:
 
     This is a collective: all ranks must call it.
     """
-    candidates = _running_stats(batch)
-    positives = _running_stats(batch) if isinstance(batch.objective, MilNCE) else None
+    partition = batch.partition
+    candidates = RunningScoreStats(partition, partition, like=batch.scale)
+    positives = None
+    if isinstance(batch.objective, MilNCE):
+        positives = RunningScoreStats(partition, partition, like=batch.scale)
     for block in batch.blocks():
         for rows in tiling.rows:
             cosine = matmul(batch.image[rows], block.text.T)
-            targets = tiling.targets(rows, block, cosine, batch.features)
+            targets = tiling.targets(batch, rows, block, cosine)
             score = cosine.mul_(batch.scale)
             candidates.add(score, targets, rows, block.columns)
             if positives is not None:
                 positives.add(score, targets.positives_only(), rows, block.columns)
     return _SoftmaxStats(candidates.reduce(batch.ranks), None if positives is None else positives.reduce(batch.ranks))
-
-
-def _running_stats(batch: ContrastiveBatch) -> RunningScoreStats:
-    partition = batch.partition
-    return RunningScoreStats(partition.local, partition.total, first=partition.first, like=batch.scale)

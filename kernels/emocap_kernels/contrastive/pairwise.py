@@ -21,7 +21,7 @@ from emocap_kernels.contrastive.sums import GradientSums, LossSums, count_hits
 from emocap_kernels.contrastive.tiling import Tiling
 from emocap_kernels.matmul import matmul
 from emocap_kernels.result import LossResult
-from emocap_kernels.softmax import RunningArgmax, RunningScoreStats, ScoreStats, column_argmax, row_argmax
+from emocap_kernels.softmax import Argmax, RunningScoreStats, ScoreStats, column_argmax, row_argmax
 from emocap_kernels.transforms import once_differentiable
 
 
@@ -93,11 +93,11 @@ def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tili
         teacher = _teacher(batch, tiling) if batch.objective.has_teacher else None
 
     def pair_pass(sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        running = _RunningLossSums(batch, tiling)
+        running = _RunningLossSums(batch)
         for block in sums.blocks():
             for rows in tiling.rows:
                 cosine = matmul(batch.image[rows], block.text.T)
-                targets = tiling.targets(rows, block, cosine, batch.features)
+                targets = tiling.targets(batch, rows, block, cosine)
                 score = cosine.mul_(batch.scale).add_(batch.bias)
                 tile = Tile(score, targets, None if teacher is None else teacher.tile(rows, block))
                 running.add(tile, objective.losses(tile), rows, block)
@@ -146,14 +146,11 @@ def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
 
     This is a collective: all ranks must call it.
     """
-    partition = batch.partition
-    student, teacher = (
-        RunningScoreStats(partition.local, partition.total, first=partition.first, like=batch.scale) for _ in range(2)
-    )
+    student, teacher = (RunningScoreStats(batch.partition, batch.partition, like=batch.scale) for _ in range(2))
     for block in batch.blocks():
         for rows in tiling.rows:
             score = matmul(batch.image[rows], block.text.T).mul_(batch.scale)
-            targets = tiling.targets(rows, block, score, batch.features)
+            targets = tiling.targets(batch, rows, block, score)
             student.add(score, targets, rows, block.columns)
             teacher.add(_teacher_scores(batch, rows, block), targets, rows, block.columns)
     student_sums, teacher_sums = (_LogSumExps.of(each.reduce(batch.ranks)) for each in (student, teacher))
@@ -170,33 +167,33 @@ def _teacher_scores(batch: ContrastiveBatch, rows: slice, block: TextBlock) -> T
 class _RunningLossSums:
     """Adds up the losses and positives of a rank and keeps its best candidates, over all tiles added so far."""
 
-    def __init__(self, batch: ContrastiveBatch, tiling: Tiling) -> None:
-        self._batch, self._ids = batch, tiling.ids
+    def __init__(self, batch: ContrastiveBatch) -> None:
+        self._batch = batch
         zero = torch.zeros((), dtype=torch.float64, device=batch.scale.device)
         self._image_loss, self._text_loss = zero, zero
         self._image_positives, self._text_positives = zero, zero
-        self._images = RunningArgmax(batch.partition.local, like=batch.scale)
-        self._texts = RunningArgmax(batch.partition.total, like=batch.scale)
+        self._images = Argmax.empty(batch.partition.local, like=batch.scale)
+        self._texts = Argmax.empty(batch.partition.total, like=batch.scale)
 
     def add(self, tile: Tile, losses: tuple[Tensor, Tensor], rows: slice, block: TextBlock) -> None:
         self._image_loss = self._image_loss + losses[0]
         self._text_loss = self._text_loss + losses[1]
         self._image_positives = self._image_positives + tile.targets.row_counts().double().sum()
         self._text_positives = self._text_positives + tile.targets.column_counts().double().sum()
-        self._images.add(row_argmax(tile.score, first=block.columns.start), rows)
-        self._texts.add(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
+        self._images.add_(row_argmax(tile.score, first=block.columns.start), rows)
+        self._texts.add_(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
 
     def result(self) -> LossSums:
         """Returns the sums over the local anchors.
 
         This is a collective, because the best image of a text may be on any rank: all ranks must call it.
         """
-        partition = self._batch.partition
+        partition, ids = self._batch.partition, self._batch.ids
         return LossSums(
             image_loss=self._image_loss,
             text_loss=self._text_loss,
             image_positives=self._image_positives,
             text_positives=self._text_positives,
-            image_hits=count_hits(self._images.local(), partition, self._ids),
-            text_hits=count_hits(self._texts.reduce(self._batch.ranks)[partition.own], partition, self._ids),
+            image_hits=count_hits(self._images.index, partition, ids),
+            text_hits=count_hits(self._texts.reduce(self._batch.ranks)[partition.own], partition, ids),
         )

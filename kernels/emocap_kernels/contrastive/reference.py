@@ -21,7 +21,7 @@ from torch import Tensor
 
 from emocap_kernels.contrastive.batch import ContrastiveBatch, duplicates_of
 from emocap_kernels.contrastive.objectives import DenseScores
-from emocap_kernels.mining import Guide
+from emocap_kernels.mining import Guide, top_k_pairs
 from emocap_kernels.positives import IMAGE_ANCHORS, TEXT_ANCHORS, GuideSimilarities
 from emocap_kernels.result import Directions, LossResult
 
@@ -92,14 +92,7 @@ def _mined(batch: ContrastiveBatch, guides: Mapping[Guide, GuideSimilarities]) -
         mined = features.similarity(similarities, everything, candidates) >= mining.threshold
     if mining.top_k is not None:
         duplicates = duplicates_of(similarities, candidates)
-        similarity = features.tie_safe_similarity(similarities, everything, candidates, duplicates)
-        close = _top_k(similarity, mining.top_k)
+        similarity = features.similarity(similarities, everything, candidates, duplicates)
+        close = top_k_pairs(similarity, mining.top_k)
         mined = close if mined is None else mined & close
     return mined
-
-
-def _top_k(similarity: Tensor, top_k: int) -> Tensor:
-    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    # A stable sort keeps equal similarities in the order of their index.
-    order = similarity.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
-    return torch.zeros_like(itself).scatter_(1, order[:, :top_k], True) & ~itself

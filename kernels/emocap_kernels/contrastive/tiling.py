@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emocap_kernels.blocks import block_bytes_on, even_blocks
-from emocap_kernels.contrastive.batch import ContrastiveBatch, GuideFeatures, TextBlock, duplicates_of
+from emocap_kernels.contrastive.batch import ContrastiveBatch, TextBlock, duplicates_of
 from emocap_kernels.mining import Mining
 from emocap_kernels.positives import GuideSimilarities, MinedLists, apply_treatment, mine_top_k, tile_similarities
 from emocap_kernels.targets import DiagonalTargets, MaskTargets, Targets
@@ -19,24 +19,16 @@ from emocap_kernels.targets import DiagonalTargets, MaskTargets, Targets
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Holds the slices that cut the score matrix, and everything that determines positives except the guide features.
+    """Holds the slices that cut the score matrix, and what all tiles share to determine their positives.
 
     Attributes:
         rows: Slices of the local images. The images of a slice and the texts of a block form a tile.
-        first: Global index of local row 0.
         zeros: Zeros, [total], in the type of the scores.
-        ids: int64 [total] or None.
-        mining: None if only known pairs are positives.
-        mined_by_score: See `ContrastiveBatch.mined_by_score`.
         lists: The mined candidates, if the rule has `top_k`.
     """
 
     rows: list[slice]
-    first: int
     zeros: Tensor
-    ids: Tensor | None
-    mining: Mining | None
-    mined_by_score: bool
     lists: MinedLists | None
 
     @staticmethod
@@ -55,47 +47,42 @@ class Tiling:
         copies = 1 if batch.features is None else 2
         rows = even_blocks(batch.partition.local, most // (row_bytes * copies))
         with torch.no_grad():
-            zeros = batch.scale.new_zeros(batch.partition.total)
-            lists = _mine_lists(batch, rows)
-            return Tiling(rows, batch.partition.first, zeros, batch.ids, batch.mining, batch.mined_by_score, lists)
+            return Tiling(rows, batch.scale.new_zeros(batch.partition.total), _mine_lists(batch, rows))
 
-    def targets(self, rows: slice, block: TextBlock, cosine: Tensor, features: GuideFeatures | None) -> Targets:
+    def targets(self, batch: ContrastiveBatch, rows: slice, block: TextBlock, cosine: Tensor) -> Targets:
         """Returns the targets of one tile.
 
         Args:
+            batch: The batch.
             rows: Local images.
             block: The texts.
             cosine: [rows, texts], the cosines from which the scores are computed.
-            features: The guide features of this rank, if any.
         """
-        if self.mining is None or features is None:
-            if self.ids is None:
-                own = self.first + rows.start - block.columns.start
-                return DiagonalTargets(own, rows.stop - rows.start, self.zeros[block.columns])
-            known = self._known(rows, block.columns)
+        first = batch.partition.first
+        if batch.mining is None and batch.ids is None:
+            own = first + rows.start - block.columns.start
+            return DiagonalTargets(own, rows.stop - rows.start, self.zeros[block.columns])
+        if batch.ids is not None:
+            known = batch.ids[first + rows.start : first + rows.stop, None] == batch.ids[block.columns]
+        else:
+            known = torch.zeros_like(cosine, dtype=torch.bool)
+            known.diagonal(first + rows.start - block.columns.start).fill_(True)
+        if batch.mining is None:
             return MaskTargets(known, known)
-        by_image, by_text = self._mined(rows, block, cosine, self.mining, features)
-        return apply_treatment(self._known(rows, block.columns), by_image, by_text, self.mining)
-
-    def _known(self, rows: slice, columns: slice) -> Tensor:
-        if self.ids is not None:
-            return self.ids[self.first + rows.start : self.first + rows.stop, None] == self.ids[columns]
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        known = torch.zeros(height, width, dtype=torch.bool, device=self.zeros.device)
-        known.diagonal(self.first + rows.start - columns.start).fill_(True)
-        return known
+        return apply_treatment(known, *self._mined(batch, rows, block, cosine, batch.mining), batch.mining)
 
     def _mined(
-        self, rows: slice, block: TextBlock, cosine: Tensor, mining: Mining, features: GuideFeatures
+        self, batch: ContrastiveBatch, rows: slice, block: TextBlock, cosine: Tensor, mining: Mining
     ) -> tuple[Tensor, Tensor]:
         """Returns two bool masks, [rows, texts]: pairs mined for image anchors, and pairs mined for text anchors."""
         if self.lists is not None:
             return self.lists.masks(rows, block.columns)
         assert mining.threshold is not None
-        if self.mined_by_score:
+        assert batch.features is not None
+        if batch.mined_by_score:
             close = cosine >= mining.threshold
             return close, close
-        similar = [features.similarity(each, rows, block.guides) for each in tile_similarities(mining.guide)]
+        similar = [batch.features.similarity(each, rows, block.guides) for each in tile_similarities(mining.guide)]
         close = [each >= mining.threshold for each in similar]
         return close[0], close[-1]
 
@@ -112,7 +99,7 @@ def _mine_lists(batch: ContrastiveBatch, blocks: list[slice]) -> MinedLists | No
         duplicates = duplicates_of(similarities, candidates)
 
         def similarity(rows: slice) -> Tensor:
-            return features.tie_safe_similarity(similarities, rows, candidates, duplicates)
+            return features.similarity(similarities, rows, candidates, duplicates)
 
         return mine_top_k(similarity, own, blocks, mining, candidates=batch.partition.total)
 

@@ -74,10 +74,7 @@ class ColumnAllGather:
         blocks = [block for stage in kept or [] for block in stage]
         empty = copy(self)
         empty._local = ()
-        if kept is None:
-            empty._kept = None
-        else:
-            empty._kept = [[ColumnBlock(block.columns, ()) for block in stage] for stage in kept]
+        empty._kept = None if kept is None else [[replace(block, vectors=()) for block in stage] for stage in kept]
         return empty, (*self._local, *(each for block in blocks for each in block.vectors))
 
     def unpack(self, tensors: Sequence[Tensor]) -> ColumnAllGather:
@@ -87,9 +84,7 @@ class ColumnAllGather:
         held = iter([tuple(tensors[first : first + number]) for first in range(0, len(tensors), number)])
         full = copy(self)
         full._local = next(held)
-        if self._kept is None:
-            full._kept = None
-        else:
+        if self._kept is not None:
             full._kept = [[replace(block, vectors=next(held)) for block in stage] for stage in stages]
         return full
 

@@ -90,17 +90,13 @@ def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
 def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGroupGloo | None, int]:
     if dist.get_world_size(group) == 1:
         return None, 1
-    _initialize(group, device)
+    # NCCL needs a collective of all members before it can send messages between some of them.
+    if "nccl" in dist.get_backend_config(group):
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
     cpu_group = new_cpu_group(group)
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
     (names,) = zip(*all_gather_integers([crc32(name.encode())], group, cpu_group), strict=True)
     return cpu_group, ranks_per_node(names)
-
-
-def _initialize(group: ProcessGroup, device: torch.device) -> None:
-    """Runs one collective of all members, which NCCL needs before it can send messages between some of them."""
-    if "nccl" in dist.get_backend_config(group):
-        dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def ranks_per_node(names: tuple[int, ...]) -> int:

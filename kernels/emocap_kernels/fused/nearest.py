@@ -60,8 +60,6 @@ def nearest_candidates(
     indices = torch.cat([each[2] for each in found], dim=1)
     order = values.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
     nearest = indices.gather(1, order)
-    if nearest.shape[1] == top_k:
-        return nearest
     return torch.nn.functional.pad(nearest, (0, top_k - nearest.shape[1]), value=-1)
 
 

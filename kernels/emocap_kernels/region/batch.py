@@ -120,12 +120,9 @@ def sharded_batch(
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
-    patches, sentences = inputs.patches, inputs.sentences.contiguous()
+    patches, sentences = inputs.zeroed_patches(), inputs.sentences.contiguous()
     if needs_gradient and not sentences.requires_grad:
         sentences = sentences.detach().requires_grad_()
-    if inputs.patch_mask is not None:
-        # A patch that is not kept may contain NaN, which must not enter a product.
-        patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
     dtype_of = product_dtype if narrow else compute_dtype
     return RegionBatch(
         patches=patches.to(dtype_of(patches, sentences)).contiguous(),

@@ -174,10 +174,8 @@ def _running_stats(tiling: _Tiling) -> RunningScoreStats:
 
     This is a collective: all ranks must call it. The statistics are not reduced over ranks yet.
     """
-    batch, images_of = tiling.batch, tiling.batch.image_partition
-    running = RunningScoreStats(
-        images_of.local, batch.sentence_partition.total, first=images_of.first, like=batch.scale
-    )
+    batch = tiling.batch
+    running = RunningScoreStats(batch.image_partition, batch.sentence_partition, like=batch.scale)
     for block in batch.blocks():
         for images in tiling.images:
             score = batch.scale.new_empty(images.stop - images.start, len(block.sentences))

@@ -33,6 +33,12 @@ class RegionInputs:
     mining: Mining | None
     schedule: Schedule
 
+    def zeroed_patches(self) -> Tensor:
+        """Returns the patches, with zeros for those that are not kept: NaN in them must not enter a product."""
+        if self.patch_mask is None:
+            return self.patches
+        return self.patches.masked_fill(~self.patch_mask[:, :, None], 0.0)
+
 
 def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.

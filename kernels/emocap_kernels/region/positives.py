@@ -58,17 +58,13 @@ class OwnSentences:
 
 @dataclass(frozen=True, slots=True)
 class RegionPositives:
-    """Holds everything that determines the positives of images and sentences, except the vectors of the sentences.
+    """Determines the positives of images and sentences. Sentences are compared to mine further positives.
 
     Attributes:
-        owner: int64 [total sentences], global index of the owner.
-        mining: None if own sentences are the only positives.
         comparison: Compares sentences in the way of the backend.
         lists: The mined sentences, if the rule has `top_k`.
     """
 
-    owner: Tensor
-    mining: Mining | None
     comparison: SentenceComparison
     lists: MinedLists | None
 
@@ -78,16 +74,15 @@ class RegionPositives:
 
         This is a collective, because the lists are gathered: all ranks must call it.
         """
-        return RegionPositives(batch.owner, batch.mining, comparison, _mine_lists(batch, comparison))
+        return RegionPositives(comparison, _mine_lists(batch, comparison))
 
     def targets(self, batch: RegionBatch, images: slice, block: SentenceBlock) -> MaskTargets:
         """Returns the targets of the local `images` against the sentences of `block`."""
-        rows = torch.arange(images.start, images.stop, device=self.owner.device) + batch.image_partition.first
-        known = self.owner[block.columns] == rows[:, None]
-        if self.mining is None:
+        rows = torch.arange(images.start, images.stop, device=batch.owner.device) + batch.image_partition.first
+        known = batch.owner[block.columns] == rows[:, None]
+        if batch.mining is None:
             return MaskTargets(known, known)
-        by_image, by_sentence = self._mined(batch, images, block, self.mining)
-        return apply_treatment(known, by_image, by_sentence, self.mining)
+        return apply_treatment(known, *self._mined(batch, images, block, batch.mining), batch.mining)
 
     def _mined(self, batch: RegionBatch, images: slice, block: SentenceBlock, mining: Mining) -> tuple[Tensor, Tensor]:
         """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences."""

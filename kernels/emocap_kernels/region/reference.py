@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from emocap_kernels.mining import Mining, first_duplicates
+from emocap_kernels.mining import Mining, first_duplicates, top_k_pairs
 from emocap_kernels.region.batch import RegionBatch
 from emocap_kernels.region.pooling import pooling_weights
 from emocap_kernels.region.within import pooled_patches
@@ -78,10 +78,7 @@ def _similar(sentences: Tensor, mining: Mining) -> Tensor:
         close = similarity >= mining.threshold
     if mining.top_k is not None:
         duplicates = first_duplicates(sentences)
-        tie_safe = similarity if duplicates is None else similarity[:, duplicates]
-        # A stable sort keeps equal similarities in the order of their index.
-        order = tie_safe.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
-        close = close & torch.zeros_like(itself).scatter_(1, order[:, : mining.top_k], True)
+        close = close & top_k_pairs(similarity if duplicates is None else similarity[:, duplicates], mining.top_k)
     return (close | itself).to(sentences.dtype)
 
 

@@ -60,7 +60,9 @@ def evaluate(
     This is a collective: all ranks must call it. Only sums of losses are exchanged. Images that own equally many
     sentences are computed together, so nothing is padded. Memory is linear in the inputs.
     """
-    patches, sentences, scale = _converted(inputs)
+    dtype = compute_dtype(inputs.patches, inputs.sentences)
+    patches, sentences = inputs.zeroed_patches().to(dtype), inputs.sentences.to(dtype)
+    scale = scale_tensor(inputs.scale, patches, dtype)
     counts = torch.bincount(inputs.owner, minlength=image_partition.local)
     order = inputs.owner.sort(stable=True).indices
     starts = counts.cumsum(0) - counts
@@ -93,13 +95,3 @@ def evaluate(
         positives=torch.ones_like(image_to_text),
         recall_at_1=Directions(recall[0], recall[1]),
     )
-
-
-def _converted(inputs: RegionInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns patches, sentences and scale in the type of the computation."""
-    dtype = compute_dtype(inputs.patches, inputs.sentences)
-    patches = inputs.patches.to(dtype)
-    if inputs.patch_mask is not None:
-        # A patch that is not kept may contain NaN, which must not enter a product.
-        patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
-    return patches, inputs.sentences.to(dtype), scale_tensor(inputs.scale, patches, dtype)

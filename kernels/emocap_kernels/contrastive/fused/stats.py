@@ -16,6 +16,7 @@ from torch import Tensor
 from emocap_kernels.contrastive.fused.kernels import gradient, statistics
 from emocap_kernels.distributed.ranks import Ranks
 from emocap_kernels.distributed.reductions import all_reduce_max_, all_reduce_min_, all_reduce_sum_
+from emocap_kernels.softmax import finite
 
 LN_2 = math.log(2.0)
 
@@ -76,16 +77,11 @@ class LogSumExp2:
     def merge_parts(self) -> LogSumExp2:
         """Returns the sum over all parts that a kernel wrote, [anchors]."""
         peak = self.peak.amax(0)
-        return LogSumExp2(peak, (self.sum_exp2 * (self.peak - _finite(peak)).exp2()).sum(0))
-
-    def merge(self, later: LogSumExp2) -> LogSumExp2:
-        """Returns the sum over these candidates and later ones."""
-        peaks, sums = torch.stack([self.peak, later.peak]), torch.stack([self.sum_exp2, later.sum_exp2])
-        return LogSumExp2(peaks, sums).merge_parts()
+        return LogSumExp2(peak, (self.sum_exp2 * (self.peak - finite(peak)).exp2()).sum(0))
 
     def rescaled(self, peak: Tensor) -> Tensor:
         """Returns the value that `sum_exp2` has relative to another peak, float64."""
-        return self.sum_exp2.double() * (self.peak - _finite(peak)).exp2()
+        return self.sum_exp2.double() * (self.peak - finite(peak)).exp2()
 
     def reduce(self, ranks: Ranks) -> LogSumExp2:
         """Returns the sum over all ranks. This is a collective: all ranks must call it."""
@@ -106,11 +102,6 @@ class LogSumExp2:
         """
         peak = torch.where(running_max, self.peak, shift)
         return (peak.double() - self.log2()).exp2(), peak
-
-
-def _finite(peak: Tensor) -> Tensor:
-    # An anchor may have no candidate in the parts so far; 2^(-inf - -inf) would be NaN.
-    return peak.masked_fill(peak == float("-inf"), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +144,7 @@ class Base2Stats:
 
     def merge(self, later: Base2Stats) -> Base2Stats:
         """Returns the statistics over these candidates and later ones."""
-        if isinstance(self.positives, LogSumExp2) and isinstance(later.positives, LogSumExp2):
-            positives = self.positives.merge(later.positives)
-        else:
-            assert isinstance(self.positives, Tensor)
-            assert isinstance(later.positives, Tensor)
-            positives = self.positives + later.positives
-        candidates, best = self.candidates.merge(later.candidates), self.best.merge(later.best)
-        return Base2Stats(candidates, positives, self.count + later.count, best)
+        return _joined([self, later], torch.stack).merge_parts()
 
     def reduce(self, ranks: Ranks) -> Base2Stats:
         """Returns the statistics of columns over the rows of all ranks.
@@ -232,7 +216,12 @@ class Base2Stats:
         return weights
 
 
-def concatenate(parts: list[Base2Stats]) -> Base2Stats:
+def concatenate(stats: list[Base2Stats]) -> Base2Stats:
     """Joins the statistics of several sets of anchors along the axis of the anchors."""
-    whole = iter([torch.cat(tensors) for tensors in zip(*[part.tensors() for part in parts], strict=True)])
-    return parts[0].map(lambda _: next(whole))
+    return _joined(stats, torch.cat)
+
+
+def _joined(stats: list[Base2Stats], join: Callable[[list[Tensor]], Tensor]) -> Base2Stats:
+    """Returns statistics in which `join` has combined the corresponding tensors of all `stats`."""
+    joined = iter([join(list(tensors)) for tensors in zip(*[each.tensors() for each in stats], strict=True)])
+    return stats[0].map(lambda _: next(joined))

@@ -139,12 +139,10 @@ def _running_stats(plan: _KernelPlan) -> RunningScoreStats:
 
     This is a collective: all ranks must call it. The statistics are not reduced over ranks yet.
     """
-    batch, images_of = plan.batch, plan.batch.image_partition
-    running = RunningScoreStats(
-        images_of.local, batch.sentence_partition.total, first=images_of.first, like=batch.scale
-    )
+    batch = plan.batch
+    running = RunningScoreStats(batch.image_partition, batch.sentence_partition, like=batch.scale)
     for block in batch.blocks():
-        for images in score_chunks(images_of.local, len(block.sentences)):
+        for images in score_chunks(batch.image_partition.local, len(block.sentences)):
             score = _scores(plan, images, block)
             running.add(score, plan.positives.targets(batch, images, block), images, block.columns)
     return running

@@ -69,10 +69,7 @@ def evaluate(
 
     This is a collective: all ranks must call it.
     """
-    patches, order = inputs.patches, inputs.owner.sort(stable=True)
-    if inputs.patch_mask is not None:
-        # A patch that is not kept may contain NaN, which must not enter a product.
-        patches = patches.masked_fill(~inputs.patch_mask[:, :, None], 0.0)
+    patches, order = inputs.zeroed_patches(), inputs.owner.sort(stable=True)
     dtype = product_dtype(patches, inputs.sentences)
     sentences = inputs.sentences.to(dtype)[order.indices].contiguous()
     scale = scale_tensor(inputs.scale, patches, torch.float32)
