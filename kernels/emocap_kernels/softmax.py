@@ -157,7 +157,7 @@ class AnchorStats:
 def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     """Returns the statistics of the rows of a tile of scores, [rows, columns], which has at least one column.
 
-    `best` [rows] is the largest score of each row, with excluded pairs.
+    `best` [rows] is the largest score of each row over all pairs, also over excluded ones.
     """
     candidates = targets.row_candidates(score)
     peak = best if candidates is score else candidates.amax(1)
@@ -172,7 +172,7 @@ def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
 def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     """Returns the statistics of the columns of a tile of scores, [rows, columns], which has at least one row.
 
-    `best` [columns] is the largest score of each column, with excluded pairs.
+    `best` [columns] is the largest score of each column over all pairs, also over excluded ones.
     """
     candidates = targets.column_candidates(score)
     peak = best if candidates is score else candidates.amax(0)

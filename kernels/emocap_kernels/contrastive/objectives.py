@@ -116,6 +116,7 @@ class InfoNCE(ContrastiveObjective):
     r"""Computes the mean negative log-probability of an anchor's positives.
 
     The loss is that of van den Oord et al. 2018, with several positives as in Khosla et al. 2020:
+
     \(\log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij}\)
     """
 

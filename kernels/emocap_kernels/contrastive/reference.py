@@ -1,6 +1,7 @@
 r"""Computes the global loss by its formulas on whole matrices. All other backends are tested against this reference.
 
 InfoNCE (van den Oord et al. 2018) averages the log-probabilities of several positives (Khosla et al. 2020):
+
 \[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
    \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
 

@@ -8,8 +8,8 @@ receives at any time, and different ranks send to different ranks.
 - `hierarchical`: a row is sent to each other machine once, to the rank that has the same position there. That rank
   sends it to the other ranks of its machine. A sum of gradients is added up inside a machine and is sent between
   machines once. With G ranks on a machine, the traffic between machines is G times smaller than with `gather`.
-- `ring`: the order is that of `gather`, but the rows of one rank arrive at a time, and they are not kept. A rank holds
-  the rows of at most three ranks (its own, those in use, and those being received), and rows are sent again for
+- `ring`: the order is that of `gather`, but the rows of only one rank arrive at a time, and they are not kept. A rank
+  holds the rows of at most three ranks (its own, those in use, and those being received), and rows are sent again for
   backward.
 
 The gradient of a row takes the same hops in reverse: a rank that received a row sends a sum for it to the rank from

@@ -98,7 +98,7 @@ def evaluate(batch: RegionBatch, *, block_bytes: int | None = None) -> LossResul
 
 @dataclass(frozen=True, slots=True)
 class _MatmulComparison:
-    """Compares sentences by matrix products of torch, as a `SentenceComparison`.
+    """Implements `SentenceComparison` by matrix products of torch.
 
     Attributes:
         own: The order of the sentences of this rank.

@@ -19,9 +19,9 @@ class SentenceComparison(Protocol):
     """Describes how a backend compares sentences with each other."""
 
     def any_similar(self, batch: RegionBatch, images: slice, block: SentenceBlock, threshold: float) -> Tensor:
-        """Returns which sentences of `block` are similar to an own sentence of which image, bool [images, sentences].
+        """Returns a mask that is True where a sentence of `block` is similar to any own sentence of an image.
 
-        Two sentences are similar if their cosine is at least `threshold`.
+        The mask is bool [images, sentences]. Two sentences are similar if their cosine is at least `threshold`.
         """
         ...
 

@@ -2,6 +2,7 @@ r"""Computes the local loss by its formulas on whole matrices. All other backend
 
 \(p_{ip}\) is patch p of image i, \(u_n\) is sentence n, and image i owns \(K_i\) sentences. \(P_i\) and \(Q_n\) are the
 positives of image i and of sentence n.
+
 \[ z_{ipn} = \langle p_{ip}, u_n \rangle, \quad a_{ipn} = \mathrm{softmax}_p(\mathrm{sharpness}\, z_{ipn}), \quad
    S_{in} = \mathrm{scale} \sum_p a_{ipn} z_{ipn} \]
 

@@ -119,8 +119,8 @@ class PairwiseKernels:
     def soft(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
         """Returns the loss sums of the soft loss, and adds the gradients to `sums` if `with_gradient` is set.
 
-        Before, two other passes over the scores compute the softmax normalisers of student and teacher. This is a
-        collective: all ranks must call it.
+        Two earlier passes over the scores compute the softmax normalisers of student and teacher. This is a collective:
+        all ranks must call it.
         """
         batch, plan = self.batch, self.plan
         assert batch.features is not None

@@ -1,4 +1,5 @@
 r"""Computes the local loss by fused Triton kernels, without storing the matrix of patches by sentences.
+
 1. *Pooling* (`kernels/pooling.py`): the similarities of a sentence with all patches of an image stay in registers, are
    weighted, and give one score. Only the scores of some images with a block of sentences are written to memory.
 2. *Sums*: the losses need sums over the scores and their positives, in both directions. One score costs hundreds of

@@ -30,7 +30,7 @@ OWN_SENTENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class KernelComparison:
-    """Compares sentences by kernels, as a `SentenceComparison`. No value is copied to the host.
+    """Implements `SentenceComparison` by kernels. No value is copied to the host.
 
     Attributes:
         order: int64 [local sentences], as in `OwnSentences`.

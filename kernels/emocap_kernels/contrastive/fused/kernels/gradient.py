@@ -1,6 +1,7 @@
 r"""Contains the kernel of the gradient of the scores. It computes each tile again, from the embeddings.
 
 With the exponentials \(E_{ij}\) of `statistics` and the positives \(P_i\) and \(Q_j\) of image i and text j, the matrix
+
 \[ G_{ij} = \frac{E_{ij}}{\sum_k E_{ik}} + \frac{E_{ij}}{\sum_k E_{kj}}
           - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
 

@@ -160,9 +160,9 @@ def window_sums(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Adds one more window of patches, and returns the largest z and the sums of e and of e * z of each sentence.
+    """Adds one more window of patches to the sums of each sentence over the patches of one image.
 
-    z is the similarity with a patch, and e is 2^(slope (z - largest z)).
+    Returns the largest similarity z so far, and the sums of e and of e * z, where e is 2^(slope (z - largest z)).
     """
     # Without a mask, only a piece that reaches beyond the patches of an image must be masked.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
@@ -213,9 +213,10 @@ def image_sums(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the largest z, the sums of e and of e * z of each sentence, and the z of the first window.
+    """Returns for each sentence the largest z and the sums of e and of e * z over the patches of one image.
 
-    z is the similarity with a patch of the image, and e is 2^(slope (z - largest z)).
+    z is the similarity with a patch, and e is 2^(slope (z - largest z)). The last three results are the z of the first
+    window, in three pieces.
     """
     peak_S = tl.full([bS], float("-inf"), tl.float32)
     sum_exp2_S = tl.zeros([bS], tl.float32)

@@ -35,9 +35,9 @@ N_FIELDS = 6
 
 @triton.jit
 def load_rows(vectors_ptr_RD, row, end, d, nD, bR: tl.constexpr, bD: tl.constexpr):
-    """Returns `bD` numbers, from number `d` on, of `bR` rows, from `row` on; rows from `end` on are 0.
+    """Returns `bR` rows and `bD` columns of a matrix of vectors, from row `row` and column `d` on.
 
-    The result is [bR, bD], in the type of the vectors.
+    Rows from `end` on are 0. The result is [bR, bD], in the type of the vectors.
     """
     row_R = row + tl.arange(0, bR)
     depth_D = d + tl.arange(0, bD)
@@ -48,9 +48,9 @@ def load_rows(vectors_ptr_RD, row, end, d, nD, bR: tl.constexpr, bD: tl.constexp
 
 @triton.jit
 def store_rows(vectors_ptr_RD, row, end, d, nD, value_RD, bR: tl.constexpr, bD: tl.constexpr):
-    """Writes `bD` numbers, from number `d` on, of `bR` rows, from `row` on; rows from `end` on are not written.
+    """Writes `bR` rows and `bD` columns of a matrix of vectors, from row `row` and column `d` on.
 
-    The values are converted to the type of the vectors.
+    Rows from `end` on are not written. The values are converted to the type of the vectors.
     """
     row_R = row + tl.arange(0, bR)
     depth_D = d + tl.arange(0, bD)
