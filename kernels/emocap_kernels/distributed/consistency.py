@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from emocap_kernels.distributed.ranks import Ranks
+from emocap_kernels.distributed.ranks import Ranks, all_gather_integers
 from emocap_kernels.errors import KernelError, RanksDisagreeError
 
 # Largest number of integers that a rank can describe its inputs with. It is fixed, so that a rank whose inputs are
@@ -29,7 +29,7 @@ def exchange_facts(
         KernelError: The error of `describe`, on the rank that raised it.
         RanksDisagreeError: If another rank's inputs are invalid, or if ranks differ in a fact that must be equal.
     """
-    if ranks.size == 1:
+    if ranks.group is None or ranks.size == 1:
         return [describe()]
     refusal: KernelError | None = None
     facts: Mapping[str, int] = {}
@@ -39,7 +39,8 @@ def exchange_facts(
         refusal = error
     # One exchange serves both cases: a rank with invalid inputs sends zeros in place of its facts.
     numbers = [int(refusal is not None), *facts.values()]
-    table = ranks.all_gather_integers(numbers + [0] * (MAX_FACTS + 1 - len(numbers)))
+    numbers += [0] * (MAX_FACTS + 1 - len(numbers))
+    table = all_gather_integers(numbers, ranks.group, ranks.cpu_group)
     if refusal is not None:
         raise refusal
     refused = [str(rank) for rank, row in enumerate(table) if row[0]]

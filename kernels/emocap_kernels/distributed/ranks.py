@@ -47,15 +47,6 @@ class Ranks:
     rank: int
     node: int
 
-    def all_gather_integers(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Returns the integers of every rank, in rank order.
-
-        This is a collective: all ranks must call it. It does not wait for a device.
-        """
-        if self.group is None:
-            return [list(numbers)]
-        return all_gather_integers(numbers, self.group, self.cpu_group)
-
 
 SINGLE_RANK = Ranks(group=None, cpu_group=None, size=1, rank=0, node=1)
 
