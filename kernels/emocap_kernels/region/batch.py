@@ -88,7 +88,7 @@ class RegionBatch:
         return self.columns.gather_all()[0].to(self.patches.dtype)
 
     def is_anchor(self) -> Tensor:
-        """Returns which images of the batch own a sentence, bool [total images]. The others are no anchors."""
+        """Returns a mask of the images that own a sentence, bool [total images]. Only these images are anchors."""
         # `bincount` would make the host wait for the length of its result.
         return torch.zeros(self.image_partition.total, dtype=torch.bool, device=self.owner.device).index_fill_(
             0, self.owner, True

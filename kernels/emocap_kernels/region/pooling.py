@@ -34,7 +34,7 @@ def region_attention(
 ) -> Tensor:
     """Returns the attention weights of `region_contrastive_loss` for given pairs of sentence and image.
 
-    They show where in the image a sentence looks, for instance as a map over a face.
+    They show which parts of the image a sentence is about, for instance as a map over a face.
 
     Args:
         patches: [rows, patches, width], unit vectors.

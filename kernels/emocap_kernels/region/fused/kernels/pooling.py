@@ -124,7 +124,10 @@ def finite(peak_S):
 
 @triton.jit
 def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
-    """Returns 2^(slope z - shift), and 0 for patches that are not kept; `shift` is slope times the largest z."""
+    """Returns 2^(slope z - shift) for the similarities z, and 0 for patches that are not kept.
+
+    `shift_S` is slope times the largest z of each sentence.
+    """
     exponent_SP = z_SP * slope - shift_S[:, None]
     if RAGGED:
         exponent_SP = tl.where(keep_P, exponent_SP, float("-inf"))
@@ -133,9 +136,9 @@ def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
 
 @triton.jit
 def add_to_sums(sum_exp2_S, weighted_S, z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
-    """Adds one more piece to both sums, and returns them.
+    """Adds one more piece of patches to two sums of each sentence, and returns them.
 
-    The first sum is that of the exponentials e, and the second is that of the products e * z.
+    The first sum is that of the exponentials e, and the second is that of e times the similarity z.
     """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     return sum_exp2_S + tl.sum(e_SP, 1), weighted_S + tl.sum(e_SP * z_SP, 1)
