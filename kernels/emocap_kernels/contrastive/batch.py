@@ -225,8 +225,8 @@ def sharded_batch(
     elif formula.has_teacher:
         needed = {"text"}
     # The embeddings of the texts are sent in any case.
-    sent_apart: tuple[Modality, ...] = MODALITIES if inputs.guide_text is not None else ("image",)
-    sent = tuple(name for name in sent_apart if name in needed)
+    has_guide_text = inputs.guide_text is not None
+    sent = tuple(name for name in MODALITIES if name in needed and (name == "image" or has_guide_text))
     local = [text, *(inputs.guides()[name] for name in sent)]
     feature_dtype = dtype_of(*inputs.guides().values(), inputs.text)
     features = None
