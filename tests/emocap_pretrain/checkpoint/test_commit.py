@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def test_a_checkpoint_with_a_damaged_file_is_replaced_when_its_step_is_saved_aga
     assert f"{first.folder}/{TOKENIZER}" not in objects(store), "retention deletes what the new one replaced"
 
 
-def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store: Store) -> None:
+@pytest.mark.parametrize("before", ["read_versioned", "put_if_match"])
+def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store: Store, before: str) -> None:
     saved(store, 4)
     path = "checkpoints/step-00000004/manifest.json"
     whole = store.read(path)
@@ -189,11 +191,12 @@ def test_a_manifest_that_another_attempt_repairs_meanwhile_is_not_replaced(store
 
     class Repaired:
         def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
+            operation = getattr(store, name)
+            return partial(self._repair_first, operation) if name == before else operation
 
-        def put_if_match(self, path: str, data: bytes, version: str) -> None:
+        def _repair_first(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
             store.put(path, whole)
-            store.put_if_match(path, data, version)
+            return operation(*arguments, **options)
 
     (kept,) = saved(Repaired(), 4)
     assert store.read(path) == whole == kept.dump()
