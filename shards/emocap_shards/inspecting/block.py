@@ -1,4 +1,4 @@
-"""Takes apart one sample's part of a tar."""
+"""Splits the bytes that one sample takes in a tar into its image and its annotation."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The two files of a sample, and the key that is in their names."""
+    """Holds the two files of a sample, and the key that their names contain."""
 
     key: str
     extension: str
@@ -21,10 +21,10 @@ class Members:
 
 
 def members(block: bytes) -> Members:
-    """Returns the members of a block that consists of one image and one annotation with the same key.
+    """Returns the image and the annotation in `block`, which holds the bytes of one sample in a tar.
 
     Raises:
-        ValueError: If the block is something else; the message says what.
+        ValueError: If the block is not one image and one annotation with the same key; the message says what was found.
     """
     files = _files(block)
     names = [name.rpartition("/")[2].partition(".") for name in files]

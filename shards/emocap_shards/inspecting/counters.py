@@ -1,4 +1,4 @@
-"""Counts items and spreads of numbers of a stream of any length, in bounded memory."""
+"""Counts texts, and summarises numbers, in a stream of any length and in bounded memory."""
 
 import random
 from collections import Counter
@@ -15,14 +15,15 @@ _WHOLE = 1 << 50  # Below this bound a float can represent every half between tw
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The frequencies of items.
+    """Reports how often texts occurred in a stream.
 
     Attributes:
-        total: Number of items.
-        distinct: Number of different items; a lower bound if `short` is not 0.
-        once: Number of items that occurred once; meaningless if `short` is not 0.
-        short: By how much a count may be too small, because rare items were forgotten. With 0 everything is exact.
-        top: The most frequent items with their counts, in descending order.
+        total: Number of texts.
+        distinct: Number of different texts; a lower bound if `short` is not 0.
+        once: Number of texts that occurred once; meaningless if `short` is not 0.
+        short: Each count may be too small by up to this number, because rare texts were forgotten. If it is 0, all
+            counts are exact.
+        top: The most frequent texts with their counts, in descending order.
     """
 
     total: int
@@ -33,13 +34,14 @@ class Counts:
 
     @property
     def repeats(self) -> int:
-        """Number of items that repeat an earlier one; an upper bound if `short` is not 0."""
+        """Returns the number of texts that repeat an earlier one; an upper bound if `short` is not 0."""
         return self.total - self.distinct
 
 
 class TextCounter:
-    """Counts texts. Above `cap` different ones it forgets the rarest (similar to lossy counting, Manku &
-    Motwani 2002).
+    """Counts texts. If there are more than `cap` different texts, it forgets the rarest.
+
+    The method is similar to lossy counting (Manku & Motwani 2002).
     """
 
     def __init__(self, cap: int) -> None:
@@ -57,15 +59,17 @@ class TextCounter:
                 self._forget()
 
     def counts(self, top: int) -> Counts:
+        """Returns the counts so far, with the `top` most frequent texts."""
         once = sum(1 for count in self._counts.values() if count == 1)
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         distinct = max(self._most, len(self._counts))
         return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
     def _forget(self) -> None:
-        """Forgets the rarer half. An item that returns later starts at zero, so the possible errors add up.
+        """Forgets the rarer half of the texts. If all are equally rare, all of them are forgotten.
 
-        If all items are equally rare, all are forgotten; the largest number of different items so far is kept.
+        A forgotten text that occurs again is counted from zero, so the possible errors add up. The largest number of
+        different texts so far is kept in `_most`.
         """
         self._most = max(self._most, len(self._counts))
         limit = sorted(self._counts.values())[len(self._counts) // 2]
@@ -75,10 +79,10 @@ class TextCounter:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A summary of numbers. All fields are zero if there are none.
+    """Summarises numbers. All fields are zero if there is no number.
 
-    `count`, `least`, `mean` and `most` are exact. The others come from a uniform sample of at most 20,000 numbers.
-    `bins[i]` is how many of them lie from `edges[i]` to `edges[i + 1]`.
+    `count`, `least`, `mean` and `most` are exact. `median`, `edges` and `bins` come from a uniform sample of at most
+    20,000 numbers. `bins[i]` is the number of them from `edges[i]` to `edges[i + 1]`.
     """
 
     count: int
@@ -91,7 +95,7 @@ class Spread:
 
 
 class NumberCounter:
-    """Collects numbers, and keeps a uniform sample of them (reservoir sampling, Vitter 1985)."""
+    """Summarises numbers, of which it keeps a uniform sample (reservoir sampling, Vitter 1985)."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -138,9 +142,10 @@ def spread_of(numbers: Iterable[float]) -> Spread:
 
 
 def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
-    """Returns the edges of bins.
+    """Returns the edges of the bins of a histogram.
 
-    Few different integers get a bin each, more of them share bins, and other numbers get bins of equal width.
+    Integers in a range of up to 24 values have one bin for each value, and integers in a larger range share bins. Other
+    numbers have 24 bins of equal width.
     """
     least, most = float(numbers.min()), float(numbers.max())
     if np.all(numbers == np.floor(numbers)) and max(abs(least), abs(most)) < _WHOLE:

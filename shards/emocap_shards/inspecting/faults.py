@@ -1,11 +1,11 @@
-"""Lists what can be wrong with a dataset, and what to do about it."""
+"""Defines the kinds of damage that `verify` finds, and the remedy for each."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """The kinds of damage, from the dataset as a whole down to one sample."""
+    """Names the kinds of damage, from the dataset as a whole down to one sample."""
 
     MANIFEST = "damaged manifest"
     STRAY = "stray file"
@@ -55,15 +55,15 @@ CURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One difference between a dataset and what was written.
+    """Describes one difference between a dataset in its store and the dataset that was written.
 
     Attributes:
         kind: The kind of damage.
-        shard: A path in the dataset.
-        reason: What is wrong.
-        key: The key of a sample, or "".
-        lost: Number of samples that cannot be read because of it; no sample is counted by two faults.
-        found: SHA-256 of the bytes that were found, if it differs from the manifest's.
+        shard: Path of the damaged object in the dataset.
+        reason: Description of the damage.
+        key: The key of the damaged sample, or "".
+        lost: Number of samples that cannot be read because of this fault; no sample is counted by two faults.
+        found: SHA-256 of the shard or index that was read, if the manifest says another one; otherwise "".
     """
 
     kind: FaultKind
@@ -75,6 +75,7 @@ class Fault:
 
     @property
     def cure(self) -> str:
+        """Returns what the user should do about this kind of damage."""
         return CURES[self.kind]
 
     def __str__(self) -> str:

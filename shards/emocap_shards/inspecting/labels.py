@@ -1,4 +1,4 @@
-"""Summarises labels: the balance of text labels and the spread of numeric ones."""
+"""Summarises labels: the counts of the values of text labels, and the distribution of numeric labels."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ _VALUE_CHARACTERS = 100
 
 
 class LabelCounter:
-    """Counts labels of up to 200 names of each kind. Labels with further names are counted in `names_left_out`."""
+    """Summarises up to 200 text labels and up to 200 numeric labels, each under its name.
+
+    Values of further labels are only counted, in `names_left_out`.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[str, TextCounter] = {}
@@ -28,9 +31,11 @@ class LabelCounter:
                 self._add_number(name, label)
 
     def texts(self) -> Mapping[str, Counts]:
+        """Returns the counts of the values of each text label, sorted by name."""
         return {name: tally.counts(_TOP_VALUES) for name, tally in sorted(self._texts.items(), key=_natural)}
 
     def numbers(self) -> Mapping[str, Spread]:
+        """Returns the distribution of each numeric label, sorted by name."""
         return {name: numbers.spread() for name, numbers in sorted(self._numbers.items(), key=_natural)}
 
     def _add_text(self, name: str, label: str) -> None:

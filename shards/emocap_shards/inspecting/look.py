@@ -25,12 +25,15 @@ _ROWS_TOGETHER = 256
 _BYTES_TOGETHER = 8 << 20
 
 Pick: TypeAlias = Int64[np.ndarray, " samples"]
-"""Ids of samples in one shard that fit into memory together."""
+"""Ids of samples in one shard that are read together: at most 256 samples, and about 8 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderSample:
-    """A sample as it lies in its tar, with what the header of its image says; `kind` is "JPEG", "PNG" or "WEBP"."""
+    """Holds a sample whose image is not decoded. The image's header gives `width`, `height` and `kind`.
+
+    `kind` is "JPEG", "PNG" or "WEBP".
+    """
 
     shard: str
     key: str
@@ -46,9 +49,10 @@ Seen: TypeAlias = HeaderSample | DamagedSample
 
 
 def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
-    """Returns `look_at` samples, or all if there are fewer, at even distances over at most 256 evenly spread shards.
+    """Chooses `look_at` samples of a dataset at even distances, or all samples if there are fewer.
 
-    The picks are in a fixed random order, so that a caller who stops early has seen samples from everywhere.
+    The samples lie in at most 256 shards, which are evenly spread. Their ids are returned in picks of one shard each.
+    The picks are in a fixed random order, so that a caller who stops early has seen samples from all over the dataset.
     """
     firsts = [0, *accumulate(map(int, manifest.counts))]
     number = min(len(manifest.counts), _SHARDS_AT_MOST)
@@ -66,7 +70,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
 
 
 def everything(manifest: Manifest) -> Iterator[Pick]:
-    """Yields all samples of a dataset in their order."""
+    """Yields the ids of all samples of a dataset in their order, in picks of one shard each."""
     first = 0
     for shard, count in enumerate(map(int, manifest.counts)):
         yield from _picks(manifest, shard, np.arange(first, first + count, dtype=np.int64))
@@ -74,13 +78,18 @@ def everything(manifest: Manifest) -> Iterator[Pick]:
 
 
 def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[Seen] | DamagedShard]]:
-    """Yields the samples of each pick, in the order of the picks; a shard that cannot be read gives one error."""
+    """Reads the samples of each pick with eight threads, and yields the pick with its samples, in the order of the
+    picks.
+
+    If the shard of a pick cannot be read, the error replaces the samples.
+    """
     first, second = tee(picks)
     with ThreadPoolExecutor(_READERS) as pool:
         yield from zip(first, in_order(pool, partial(_open, reader), second, ahead=_READERS), strict=True)
 
 
 def _picks(manifest: Manifest, shard: int, ids: Pick) -> Iterator[Pick]:
+    """Cuts the ids of samples of one shard into picks, which are small enough to be read together."""
     row = manifest.shards[shard]
     size = max(1, min(_ROWS_TOGETHER, _BYTES_TOGETHER * row.samples // row.bytes))
     return (ids[start : start + size] for start in range(0, len(ids), size))
@@ -94,6 +103,7 @@ def _open(reader: Reader, pick: Pick) -> list[Seen] | DamagedShard:
 
 
 def _glance(sample: Encoded | DamagedSample) -> Seen:
+    """Returns the sample with its header, captions and labels, or an error if it is damaged."""
     if isinstance(sample, DamagedSample):
         return sample
     try:

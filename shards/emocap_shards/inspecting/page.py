@@ -43,13 +43,16 @@ def page(summary: Summary) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """Returns what a template prints. Text of the data is made printable, and our own markup is unchanged."""
+    """Returns a value as the template prints it.
+
+    A plain `str` comes from the data and is made printable. Our own markup has another type, and is returned unchanged.
+    """
     return printable(value, lines=True) if type(value) is str else value
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """One face as the template shows it."""
+    """Holds one face in the form in which the template shows it."""
 
     shard: str
     key: str
@@ -61,6 +64,7 @@ class _Card:
 
 
 def _values(summary: Summary) -> dict[str, Any]:
+    """Returns the variables of the template."""
     parts = summary.parts
     per_image = [
         histogram("local sentences", summary.sentences, "in a caption"),
@@ -102,6 +106,7 @@ def _card(face: SheetFace) -> _Card:
 
 
 def _short(caption: Caption) -> Caption:
+    """Returns the caption with long texts cut, and with a limited number of sentences."""
     local = tuple(_cut(sentence) for sentence in caption.local[:_SENTENCES])
     return Caption(_cut(caption.global_), local, _cut(caption.summary))
 
@@ -111,5 +116,5 @@ def _cut(text: str, most: int = _CHARACTERS) -> str:
 
 
 def _style_hash(style: str) -> str:
-    """Returns the hash that allows the page's own style, so that no other style is applied."""
+    """Returns the hash of the page's style, by which the Content-Security-Policy allows this style and no other."""
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

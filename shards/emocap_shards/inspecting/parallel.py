@@ -1,4 +1,4 @@
-"""Does work on many items in parallel and returns the results in order. The number of unfinished items is bounded."""
+"""Runs work on many items in an executor, and returns the results in order while only a few items are in progress."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +19,10 @@ def in_order(
     ahead: int,
     waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
-    """Yields `work(item)` for each item in order; at most `ahead` items are begun before their results are requested.
+    """Yields `work(item)` for each item in order. At most `ahead` items are submitted before their results are
+    requested.
 
-    `waiting` is called about every 0.2 s while it waits for a result.
+    `waiting` is called about every 0.2 s while a result is not ready.
     """
     source = iter(items)
     begun = deque(pool.submit(work, item) for item in islice(source, ahead))

@@ -1,4 +1,4 @@
-"""Summarises captions part by part."""
+"""Summarises the texts of captions, separately for each caption part."""
 
 import hashlib
 import re
@@ -17,10 +17,10 @@ _TOP_WORDS, _TOP_TEXTS = 60, 12
 
 @dataclass(frozen=True, slots=True)
 class PartStatistics:
-    """Statistics about the texts of one part.
+    """Summarises the texts of one caption part.
 
     Attributes:
-        without: Number of samples none of whose captions has this part.
+        without: Number of samples in which no caption has this part.
         words: Number of words in each text.
         vocabulary: How often each word occurs.
         texts: How often each text occurs.
@@ -33,7 +33,7 @@ class PartStatistics:
 
 
 class PartCounter:
-    """Counts one part; `texts_of` returns the texts of this part of a caption."""
+    """Counts the texts of one caption part. `texts_of` returns the texts of that part in a caption."""
 
     def __init__(self, texts_of: Callable[[Caption], Sequence[str]]) -> None:
         self._texts_of = texts_of
@@ -58,7 +58,7 @@ class PartCounter:
 
 
 def part_counters() -> dict[str, PartCounter]:
-    """Returns a counter for each part, by the part's name on disk."""
+    """Returns a counter for each caption part, by the name that the part has in an annotation."""
     return {
         "global": PartCounter(lambda caption: [caption.global_]),
         "local": PartCounter(lambda caption: caption.local),
@@ -78,6 +78,7 @@ def caption_digest(caption: Caption) -> str:
 
 
 def _bounded(text: str) -> str:
+    """Returns a text that is cut if it is long. A digest of the whole text keeps different long texts apart."""
     if len(text) <= _TEXT_CHARACTERS:
         return text
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -12,8 +12,9 @@ _LEAST_VISIBLE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """One bar, with y counted from the top. `tip` is its tooltip. `is_cut` says that the bar is higher than the
-    plot.
+    """Describes one bar of a histogram. `y` counts from the top, and `tip` is the tooltip.
+
+    `is_cut` is true if the bar is higher than the plot.
     """
 
     x: float
@@ -26,9 +27,10 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bars above a line from `least` to `most`; `mean_x` is the position of the mean on it.
+    """Holds the bars of a histogram and the texts below it. `mean_x` is the place of the mean between `least` and
+    `most`.
 
-    If most numbers are alike, their bar is cut, and `peak` says what it holds and its share.
+    If one bar is so high that it is cut, `peak` says which values it holds, and their share.
     """
 
     name: str
@@ -44,7 +46,9 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The rows of a text label, one for each value: value, count, share of all, and the width of its bar in percent."""
+    """Holds one row for each value of a text label: the value, its count, its share, and the width of its bar in
+    percent.
+    """
 
     name: str
     counts: Counts
@@ -52,6 +56,7 @@ class Balance:
 
     @property
     def hidden(self) -> int:
+        """Returns the number of values that have no row."""
         return self.counts.distinct - len(self.rows)
 
 
@@ -74,15 +79,17 @@ def balance(name: str, counts: Counts, most: int) -> Balance:
 
 
 def ceiling(bins: Sequence[int]) -> float:
-    """Returns the count that fills the height of a plot.
+    """Returns the count at which a bar fills the whole height of a plot.
 
-    It is the highest bar, unless that is so high that the others could not be distinguished.
+    This is the highest count. But if that is more than four times the second highest, its bar is cut, so that the other
+    bars can be distinguished.
     """
     *_, second, highest = sorted([0, *bins])
     return float(max(second * 1.25 if 0 < second * 4 < highest else highest, 1))
 
 
 def _peak(spread: Spread) -> str:
+    """Returns the values in the highest bar, and their share, as a text."""
     place = max(range(len(spread.bins)), key=lambda each: spread.bins[each])
     return f"{_values(spread, place)}: {percent(spread.bins[place], sum(spread.bins))}"
 
@@ -103,8 +110,9 @@ def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:
 
 
 def _values(spread: Spread, place: int) -> str:
-    """Returns the values of a bin as a text. Bins of integers have edges at halves, so that each integer lies inside
-    one.
+    """Returns the values of a bin as a text.
+
+    A bin of integers begins and ends at a half, such as 0.5, so that each integer lies inside a bin.
     """
     low, high = spread.edges[place], spread.edges[place + 1]
     if low % 1 == high % 1 == 0.5:

@@ -25,11 +25,11 @@ _END_BYTES = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checked:
-    """The result of checking one shard.
+    """Holds the result of checking one shard.
 
     Attributes:
         faults: The faults that were found.
-        keys: Hashes of the keys, with 64 bits, to find a key that occurs twice.
+        keys: Hashes of the samples' keys, with 64 bits, by which repeated keys are found.
         sha256: Digest of the shard's bytes, or "" if they were not read.
     """
 
@@ -39,9 +39,9 @@ class Checked:
 
 
 def check_shard(store: Store, shard: Shard, *, quick: bool, on_bytes: Callable[[int], None]) -> Checked:
-    """Returns every fault of one shard in the store.
+    """Checks one shard in the store, and returns its faults. With `quick`, only the index is checked.
 
-    `quick` checks its index alone. `on_bytes` gets the number of bytes of each read.
+    `on_bytes` is called after each read with the number of bytes.
     """
     try:
         index, faults = _index(store, shard)
@@ -60,14 +60,16 @@ def check_shard(store: Store, shard: Shard, *, quick: bool, on_bytes: Callable[[
 
 
 def key_hashes(index: ShardIndex) -> UInt64[np.ndarray, " samples"]:
+    """Returns a hash of 64 bits for the key of each sample."""
     digests = b"".join(hashlib.blake2b(slot.key.encode(), digest_size=8).digest() for slot in index)
     return np.frombuffer(digests, np.uint64)
 
 
 def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
+    """Returns the index of a shard, and the faults of this index. The index is None if it cannot be used."""
     try:
         data = store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
-    except NotFound:  # The comparison with the listing reports it.
+    except NotFound:  # The comparison with the store's listing reports a missing index.
         return None, []
     found = hashlib.sha256(data).hexdigest()
     if found != shard.index_sha256:
@@ -103,6 +105,7 @@ def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
 
 
 def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> list[Fault]:
+    """Reads a shard to its end, and returns the faults of its samples, of its end, or of its digest."""
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
     faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not FaultKind.CUT for f in faults))
@@ -123,6 +126,7 @@ def _samples(store: Store, tape: Tape, shard: Shard, index: ShardIndex) -> Itera
 
 
 def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
+    """Returns the fault of a shard that ends early, after `size` bytes. The sample `row` is the first that is lost."""
     lost = len(index) - row
     more = f", this sample and the {lost - 1} after it are lost" if lost > 1 else ", this last sample is lost"
     where = "between two samples" if size == int(index.offsets[row]) else "inside a sample"
@@ -130,6 +134,7 @@ def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
 
 
 def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
+    """Returns the fault of one sample, whose bytes are `block`, or None."""
     if (found := google_crc32c.value(block)) != slot.crc32c:
         kind, what = _changed(block)
         reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
@@ -151,6 +156,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
 
 
 def _changed(block: bytes) -> tuple[FaultKind, str]:
+    """Returns the kind and the description of the damage in a sample whose checksum is wrong."""
     try:
         members(block)
     except ValueError as error:
@@ -159,14 +165,21 @@ def _changed(block: bytes) -> tuple[FaultKind, str]:
 
 
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
-    """Returns another fault if a second reading gives other bytes: then the damage is on the way from the store."""
+    """Reads a damaged sample again, and returns a fault if the second reading gives other bytes.
+
+    Then the damage occurs on the way from the store.
+    """
     if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
         return None
     return _fault(FaultKind.UNSTEADY, shard, "two readings of it gave different bytes", key=slot.key)
 
 
 def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
-    """Checks that two or more blocks of zeros, and nothing else, follow the last sample. Reads the tape to its end."""
+    """Reads the shard to its end, and checks that two or more blocks of zeros, and nothing else, follow the last
+    sample.
+
+    `last` is the position at which the last sample ends. If that is not known (`is_known`), nothing is checked.
+    """
     zeros, others = 0, 0
     for piece in tape.rest(last):
         zeros += piece.count(0)

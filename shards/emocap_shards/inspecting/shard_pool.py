@@ -1,4 +1,4 @@
-"""Checks shards in several processes, if there is enough to read."""
+"""Checks shards one by one, or in several processes if there is much to read."""
 
 import multiprocessing
 import os
@@ -21,7 +21,10 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """The progress of a verification; `bytes_all` is 0 if no bytes are read."""
+    """Counts the shards and bytes that were checked so far, and those of the whole verification (`_all`).
+
+    `bytes_all` is 0 if no shard is read, as in a quick verification.
+    """
 
     shards: int
     shards_all: int
@@ -37,10 +40,13 @@ def check_shards(
     processes: int | None,
     on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Checked]:
-    """Yields one result for each shard, in their order.
+    """Yields the result of each shard, in the order of the shards.
+
+    A quick check reads the indexes with several threads. A full check uses several processes if there is much to read.
+    `processes` is None for one process for each core.
 
     Raises:
-        ShardsError: If a process died.
+        ShardsError: If a worker process died.
     """
     total = sum(shard.bytes for shard in shards)
     if quick:
@@ -61,11 +67,13 @@ def _report(
 
 
 def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
+    """Returns the number of processes that check shards: `asked`, or one for each core if there is much to read."""
     cores = len(os.sched_getaffinity(0)) if total_bytes >= _WORTH_PROCESSES_BYTES else 1
     return min(asked or cores, shards)
 
 
 def _here(store: Store, shards: Sequence[Shard], report: _Report) -> Iterator[Checked]:
+    """Checks the shards one by one in this process."""
     done = 0
 
     def read(length: int) -> None:
@@ -81,7 +89,7 @@ def _here(store: Store, shards: Sequence[Shard], report: _Report) -> Iterator[Ch
 def _in_threads(
     store: Store, shards: Sequence[Shard], on_progress: Callable[[VerifyProgress], None]
 ) -> Iterator[Checked]:
-    """Checks only indexes. They are small, so many requests at a time hide the latency of the store."""
+    """Checks only the indexes. They are small, so many requests at the same time hide the latency of the store."""
     work = partial(check_shard, store, quick=True, on_bytes=lambda _: None)
     with ThreadPoolExecutor(_READERS) as pool:
         for number, checked in enumerate(in_order(pool, work, shards, ahead=4 * _READERS), 1):
@@ -108,11 +116,15 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report:
 
 
 def _check_there(store: Store, shard: Shard) -> Checked:
+    """Checks a shard in a worker process."""
     return check_shard(store, shard, quick=False, on_bytes=_Worker.read)
 
 
 class _Worker:
-    """The state of a process in the pool: the counter that all of them share, which cannot be pickled with the work."""
+    """Holds the counter of bytes that all worker processes share.
+
+    A process gets the counter when it starts, because the counter cannot be pickled together with a task.
+    """
 
     counter: ClassVar[Any] = None
 

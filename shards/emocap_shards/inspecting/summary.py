@@ -1,4 +1,4 @@
-"""Summarises a dataset: exact numbers from the manifest, and others from samples that are spread over it."""
+"""Summarises a dataset: exact numbers from its manifest, and statistics of samples that are spread over it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _MOST_REASONS = 10
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """The numbers in the manifest; they are exact, and no shard was read for them."""
+    """Holds the numbers of the manifest. They are exact, and no shard is read for them."""
 
     url: str
     digest: str
@@ -36,14 +36,14 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The part of a dataset that was examined.
+    """Says which part of a dataset was examined.
 
     Attributes:
         asked: Number of samples that were to be examined.
-        samples: Number of samples that were examined, with the damaged ones.
+        samples: Number of samples that were examined, including damaged ones.
         damaged: Number of damaged samples; they are in no other statistic.
-        seconds: Time that it took.
-        out_of_time: Whether the time was over before all were examined.
+        seconds: Time that the examination took.
+        out_of_time: Whether the time limit ended the examination before `asked` samples.
         reasons: The reasons of the first ten damaged samples.
     """
 
@@ -57,7 +57,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """Formats, sizes ("width x height"), and the widths, heights and encoded bytes of images."""
+    """Summarises the images: formats, sizes ("width x height"), widths, heights and bytes as encoded."""
 
     formats: Counts
     sizes: Counts
@@ -68,10 +68,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The complete summary; `stock` is exact, and everything else describes the samples in `looked`.
+    """Holds the complete summary of a dataset. `stock` is exact; all else describes the samples counted in `looked`.
 
-    `sentences` is the number of local sentences in a caption. `captions` counts complete captions by a digest, so that
-    captions.total - captions.distinct of them repeat another one.
+    `sentences` summarises the number of local sentences in a caption. `captions` counts complete captions by a digest,
+    so that `captions.total - captions.distinct` of them repeat another one.
     """
 
     stock: ManifestSummary
@@ -87,7 +87,7 @@ class Summary:
     faces: tuple[SheetFace, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values, for scripts; the faces are left out."""
+        """Returns the summary as plain values, for scripts. The faces are left out."""
         values = asdict(self)
         del values["faces"]
         return values
@@ -101,14 +101,14 @@ def summarise(
     faces: int = FACES,
     on_progress: Callable[[int, int], None] = lambda _seen, _of: None,
 ) -> Summary:
-    """Reads the manifest and some samples. The memory is bounded for a dataset of any size.
+    """Summarises a dataset from its manifest and some of its samples. The memory is bounded for a dataset of any size.
 
     Args:
         url: The dataset.
-        look_at: Number of samples, at even distances; None takes all of them.
-        seconds: Stops after this time and summarises what was seen by then; None has no limit.
+        look_at: Number of samples to read, at even distances; None reads all of them.
+        seconds: Stops reading after this time and summarises the samples read by then; None sets no limit.
         faces: Maximum number of faces on the contact sheet.
-        on_progress: Called with the number of samples seen so far, and the number to be seen.
+        on_progress: Called with the number of samples read so far, and the number to be read.
 
     Raises:
         ManifestError: If there is no dataset.
@@ -132,7 +132,7 @@ def summarise(
 
 
 class _Collector:
-    """Adds up samples, one at a time."""
+    """Collects the statistics of samples, one sample at a time. `asked` is the number of samples to be examined."""
 
     def __init__(self, asked: int, faces: int) -> None:
         self.asked = asked
@@ -152,12 +152,14 @@ class _Collector:
         return time.monotonic() - self._started
 
     def lose(self, samples: int, reason: str) -> None:
+        """Counts damaged samples, and keeps the first ten reasons."""
         self.seen += samples
         self._damaged += samples
         if len(self._reasons) < _MOST_REASONS:
             self._reasons.append(reason)
 
     def add(self, seen: HeaderSample | DamagedSample) -> None:
+        """Adds a sample to all statistics, or counts it as damaged."""
         if isinstance(seen, DamagedSample):
             self.lose(1, _lost(seen.shard, seen.key, seen.reason))
             return
@@ -193,6 +195,8 @@ class _Collector:
 
 
 class _ImageCounter:
+    """Collects the statistics of images from their headers."""
+
     def __init__(self) -> None:
         self._formats, self._sizes = TextCounter(100), TextCounter(10_000)
         self._width, self._height, self._bytes = NumberCounter(), NumberCounter(), NumberCounter()
@@ -210,11 +214,15 @@ class _ImageCounter:
 
 
 def _lost(shard: str, key: str, reason: str) -> str:
-    """Returns the reason without the reader's cure, which is meant for training, and with the one for inspecting."""
+    """Returns the reason for a damaged sample with the advice to run `emocap verify`.
+
+    The advice in the reader's own message is for training.
+    """
     return f"sample {key!r} of shard {shard}: {reason}; run `emocap verify`."
 
 
 def _stock(url: str, manifest: Manifest) -> ManifestSummary:
+    """Returns the numbers of the manifest."""
     return ManifestSummary(
         url=url,
         digest=manifest.digest,

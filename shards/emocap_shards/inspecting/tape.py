@@ -1,4 +1,4 @@
-"""Reads a shard from front to back in ranges, and hashes it on the way."""
+"""Reads a shard from front to back in ranges, and computes its SHA-256 on the way."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ RANGE_BYTES = 8 << 20
 class Tape:
     """Reads a shard in order. It holds one range and one sample at a time, however large the shard is.
 
-    `on_bytes` gets the number of bytes of each range. Bytes are normally requested in ascending order; an index that
-    goes backwards costs a separate read.
+    `on_bytes` is called with the number of bytes of each range. Callers request bytes in ascending order. A request for
+    earlier bytes, which a damaged index may cause, costs a separate read.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Tape:
         self._sha256 = hashlib.sha256()
 
     def take(self, start: int, end: int) -> bytes:
-        """Returns bytes [start, end); fewer if the shard ends earlier."""
+        """Returns the bytes [start, end) of the shard, or fewer if the shard ends earlier."""
         if start < self._start:
             return self._store.read_range(self._path, start, end)
         while self.position < end and not self._ended:
@@ -45,7 +45,7 @@ class Tape:
 
     @property
     def position(self) -> int:
-        """The position up to which the tape was read; at the end, the size of the shard."""
+        """Returns the position up to which the shard was read; at the end this is the size of the shard."""
         return self._start + len(self._held)
 
     def sha256(self) -> str:
@@ -53,6 +53,7 @@ class Tape:
         return self._sha256.hexdigest()
 
     def _read_on(self, *, keep_from: int) -> None:
+        """Reads the next range, and drops the held bytes before `keep_from`."""
         part = self._store.read_range(self._path, self.position, self.position + self._range_bytes)
         self._ended = len(part) < self._range_bytes
         self._sha256.update(part)

@@ -1,4 +1,7 @@
-"""Finds keys that occur twice by hashes of 64 bits, with 8 bytes of memory for each sample."""
+"""Finds keys that occur in a dataset more than once, with 8 bytes of memory for each sample.
+
+Hashes of 64 bits are compared first. Only the indexes of shards with equal hashes are read again.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from emocap_shards.store import Store
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A later shard that has keys of an earlier one, which may be the same shard."""
+    """Names two shards that share keys. They may be the same shard."""
 
     later: Shard
     earlier: Shard
@@ -24,7 +27,10 @@ class _Pair:
 def sharing_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """Yields one fault for each two shards that share keys; it reads the indexes of such shards once more."""
+    """Yields one fault for each pair of shards that share keys.
+
+    `hashes` holds the hashes of the keys of each shard. The indexes of shards with equal hashes are read once more.
+    """
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not repeated.size:
@@ -37,6 +43,7 @@ def sharing_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[_Pair, list[str]]:
+    """Returns the keys that two shards share, for each such pair of shards."""
     first: dict[str, Shard] = {}
     shared: dict[_Pair, list[str]] = {}
     for shard in suspects:
@@ -50,5 +57,5 @@ def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[_Pair, list[str]
 def _keys(store: Store, shard: Shard) -> Sequence[str]:
     try:
         return [slot.key for slot in read_index(store, shard)]
-    except DamagedShard:  # The index changed after it was checked; the check has reported what it found then.
+    except DamagedShard:  # The index has changed since its check, which has reported all faults it found then.
         return ()

@@ -1,4 +1,4 @@
-"""Verifies that a dataset still is what was written: every digest and every sample."""
+"""Verifies that a dataset is still as it was written, by checking every digest and every sample."""
 
 import time
 from collections import Counter
@@ -23,7 +23,7 @@ MOST_FAULTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of a verification. `faults` holds the first 10,000 faults, and `kinds` counts all faults by kind.
+    """Holds the result of a verification. `faults` has the first 10,000 faults, and `kinds` counts all faults by kind.
 
     `lost` is the number of samples that cannot be read; a quick verification finds only some of them.
     """
@@ -41,11 +41,11 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """True if there is no fault."""
+        """Returns whether the dataset has no fault."""
         return not self.kinds
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values, for scripts."""
+        """Returns the result as plain values, for scripts."""
         rows = [
             {"kind": fault.kind, "shard": fault.shard, "key": fault.key, "reason": fault.reason, "cure": fault.cure}
             for fault in self.faults
@@ -63,16 +63,16 @@ def verify(
     on_fault: Callable[[Fault], None] = lambda _: None,
     on_progress: Callable[[VerifyProgress], None] = lambda _: None,
 ) -> Verification:
-    """Checks a dataset. Each fault is passed to `on_fault` at once, and is in the result too.
+    """Checks a dataset. Each fault is passed to `on_fault` when it is found, and is in the result too.
 
-    First the store's listing is compared, then each shard is read with its index and its samples, and last the keys
-    that occur twice are searched. A worker process holds one range of a shard and one sample; this process 8 bytes for
-    each sample.
+    First the manifest is compared with the store's listing. Then each shard is read with its index and its samples. At
+    the end keys that occur twice are searched. A worker process holds one range of a shard and one sample in memory,
+    and this process holds 8 bytes for each sample.
 
     Args:
         url: The dataset.
         quick: Checks the listing and the indexes only; no shard is read.
-        processes: Processes that check shards; by default one for each core if there is much to read.
+        processes: Number of processes that check shards; by default one for each core if there is much to read.
         on_fault: Called with each fault when it is found.
         on_progress: Called several times a second.
 
@@ -102,7 +102,7 @@ def verify(
 
 
 class _Ledger:
-    """Counts faults, keeps the first of them, and passes each on."""
+    """Counts faults by kind, keeps the first 10,000 of them, and passes each to `on_fault`."""
 
     def __init__(self, on_fault: Callable[[Fault], None]) -> None:
         self._on_fault = on_fault
@@ -119,9 +119,9 @@ class _Ledger:
 
 
 def _manifest(store: Store, ledger: _Ledger) -> Manifest:
-    """Returns the manifest. If its bytes are not JSON, it records a fault and returns an empty one.
+    """Returns the manifest. If the manifest is not JSON, a fault is recorded, and the returned manifest is empty.
 
-    Other errors are raised, because they do not mean damage.
+    Other errors, such as a newer schema, are raised, because they do not mean damage.
     """
     try:
         return read_manifest(store)
@@ -148,6 +148,7 @@ def _faults(
     processes: int | None,
     on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Fault]:
+    """Yields the faults in the order of the checks: the store's listing, each shard, and keys that occur twice."""
     gross = list(compare(manifest, store.list()))
     yield from gross
     missing = {fault.shard for fault in gross if fault.kind is FaultKind.MISSING_SHARD}
@@ -165,7 +166,10 @@ def _faults(
 def _recognised(
     checked: Checked, shard: Shard, owners: Mapping[str, str], index_owners: Mapping[str, str]
 ) -> Iterator[Fault]:
-    """Yields the faults of a shard; if its bytes, or its index, are another shard's, one fault says so."""
+    """Yields the faults of a shard. If its bytes or its index are those of another shard, the fault names that shard.
+
+    `owners` and `index_owners` map the SHA-256 of each shard and of each index to the path of the shard.
+    """
     faults = checked.faults
     owner = owners.get(checked.sha256)
     if owner is not None and checked.sha256 != shard.sha256:

@@ -4,14 +4,17 @@ from emocap_shards.inspecting.counters import Counts
 
 
 def number(value: float) -> str:
-    """Returns an integer with all digits, and another number with three digits."""
+    """Formats an integer with all digits, and another number with three significant digits."""
     if abs(value) >= 1e15:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Returns a share. A share of nothing is "-", and one that would only round to 0 or 100 is marked."""
+    """Formats `part / whole` in percent.
+
+    The text is "-" if `whole` is 0. A share that would round to 0 or 100, but is not, becomes "< 0.1 %" or "> 99.9 %".
+    """
     if not whole:
         return "-"
     share = 100 * part / whole
@@ -21,7 +24,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def share_repeated(counts: Counts) -> str:
-    """Returns the share of items that repeat an earlier one; an upper bound if items were forgotten."""
+    """Formats the share of texts that repeat an earlier one. It begins with "≤" if texts were forgotten."""
     share = percent(counts.repeats, counts.total)
     if not counts.short or share.startswith("<"):
         return share
@@ -29,12 +32,12 @@ def share_repeated(counts: Counts) -> str:
 
 
 def share_once(counts: Counts) -> str:
-    """Returns the share of different items that occurred once; "-" if items were forgotten."""
+    """Formats the share of different texts that occurred once; "-" if texts were forgotten."""
     return "-" if counts.short else percent(counts.once, counts.distinct)
 
 
 def size(number_bytes: float) -> str:
-    """Returns bytes in decimal units, with three digits up to 1,000 TB."""
+    """Formats a number of bytes in decimal units up to TB, with three significant digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(number_bytes) < 999.5:  # A number that rounds to 1,000 is shown as 1 of the next unit.
             return f"{number_bytes:.3g} {unit}"

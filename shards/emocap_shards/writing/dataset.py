@@ -1,4 +1,7 @@
-"""Reads our own datasets as a source. Every sample is checked, and samples are read while others are written."""
+"""Provides the samples of existing datasets as rows, so that `pack` can write them again in other shards.
+
+The checksum of every sample is verified, and a background thread reads ahead of the consumer.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,15 +21,21 @@ from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 23
 _AHEAD = 2
-_MOST_SHUFFLED = 1 << 29  # The order takes 16 bytes for each sample while it is computed.
+_MOST_SHUFFLED = 1 << 29  # A shuffled order takes 16 bytes for each sample while it is computed.
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSource:
-    """The samples of one or more datasets, one dataset after the other, or in one order shuffled over all of them.
+    """Reads the samples of one or more datasets: one dataset after the other, or all samples in one shuffled order.
 
-    Up to three groups of about 8 MiB are in memory. In a shuffled order each sample needs its own read; many run at a
-    time. A damaged sample is a bad row, and so is each sample of a missing shard.
+    Up to three groups of samples, of about 8 MiB each, are in memory. In a shuffled order each sample needs a read of
+    its own, and many of these reads run at the same time. A damaged sample becomes a bad row, and so does each sample
+    of a missing shard.
+
+    Args:
+        urls: The datasets, in the order in which they are read.
+        manifests: The manifest of each dataset.
+        seed: Seed of the shuffled order; None keeps the order of the datasets.
     """
 
     urls: tuple[str, ...]
@@ -35,11 +44,11 @@ class DatasetSource:
 
     @classmethod
     def open(cls, urls: Sequence[str], *, seed: int | None = None) -> "DatasetSource":
-        """Reads the manifests.
+        """Reads the manifests of the datasets.
 
         Raises:
-            ManifestError: If there is no dataset at a URL.
-            RecordError: If the seed is negative, there is no URL, or the samples are too many to be shuffled.
+            ManifestError: If there is no dataset at one of the URLs.
+            RecordError: If there is no URL, the seed is negative, or there are too many samples to shuffle in memory.
         """
         if not urls:
             raise RecordError("there is no dataset to read: name the new dataset after the old ones.")
@@ -65,7 +74,8 @@ class DatasetSource:
                 yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
 
     def encoded(self) -> Iterator[Encoded | DamagedSample]:
-        """Yields the samples as they lie in the shards, or the error that describes the damage of one.
+        """Yields the samples as their shards hold them. Instead of a damaged sample it yields the error that describes
+        the damage.
 
         Raises:
             StoreError: If a store cannot be read.
@@ -90,7 +100,10 @@ class DatasetSource:
         return self.urls[int(np.searchsorted(self._firsts, index, side="right")) - 1]
 
     def _groups(self) -> Iterator[Ids]:
-        """Yields all ids, counted over all datasets, in groups of a few megabytes by the mean size of a sample."""
+        """Yields the ids of all samples, counted over all datasets, in groups.
+
+        A group has about 8 MiB, estimated from the mean size of a sample, and at most 2,048 samples.
+        """
         total = int(self._firsts[-1])
         mean = sum(manifest.total_bytes for manifest in self.manifests) / total
         size = max(1, min(2048, int(_TOGETHER_BYTES / mean)))
@@ -101,7 +114,7 @@ class DatasetSource:
         return (order[start : start + size] for start in starts)
 
     def _read(self, reader: Reader, manifest: Manifest, ids: Ids) -> list[Encoded | DamagedSample]:
-        """Returns what the reader fetches; a shard that cannot be read makes only its own samples damaged."""
+        """Returns the samples of one dataset. If a shard cannot be read, only its samples are returned as damaged."""
         try:
             return reader.fetch(ids)
         except DamagedShard as error:
@@ -115,7 +128,9 @@ class DatasetSource:
         return [found[index] for index in ids.tolist()]
 
     def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Encoded | DamagedSample]:
-        """Returns the samples in the order of `ids`, with one request to each dataset."""
+        """Returns the samples in the order of `ids`, which are counted over all datasets. Each dataset is read in one
+        call.
+        """
         firsts = self._firsts
         numbers = np.searchsorted(firsts, ids, side="right") - 1
         found: dict[int, Encoded | DamagedSample] = {}

@@ -1,8 +1,8 @@
-"""Finds images that occur twice, or look as if they did, without comparing every pair.
+"""Finds images that are equal or look nearly the same, without comparing every pair.
 
 A hash of 256 bits is cut into 16 bands of 16 bits. Two hashes that differ in at most 15 bits agree in at least one
-band, so only images with a common band are compared and none within the limit is missed. With n images there are about
-n^2 / 8192 comparisons; 20,000 faces took 0.5 s.
+band. Only images with a common band are compared, so no pair within the limit is missed. With n images there are about
+n^2 / 8192 comparisons; a search among 20,000 faces took 0.5 s.
 """
 
 from array import array
@@ -19,11 +19,11 @@ MAX_BITS = _BANDS - 1
 
 @dataclass(frozen=True, slots=True)
 class DuplicateConfig:
-    """The settings for duplicates.
+    """Says which images count as duplicates, and whether duplicates are packed.
 
     Args:
-        bits: Two images are alike if their hashes of 256 bits differ in at most this many, 0 to 15.
-        drop: Packs only the first of the images that are alike.
+        bits: Two images are duplicates if their hashes of 256 bits differ in at most this many bits, 0 to 15.
+        drop: Packs only the first of several duplicates.
     """
 
     bits: int = 12
@@ -36,9 +36,9 @@ class DuplicateConfig:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """The sample `key`, from the row `where`, looks like the earlier sample `like`.
+    """Reports that the sample `key`, from the row `where`, looks like the earlier sample `like`.
 
-    `bits` is the number of bits in which the hashes differ; `exact` says that the files are equal.
+    `bits` is the number of bits in which the hashes differ. `exact` is true if the two image files are equal.
     """
 
     key: str
@@ -49,7 +49,10 @@ class Duplicate:
 
 
 class FingerprintIndex:
-    """The fingerprints of all samples so far. Each takes 1 to 2 kB of memory."""
+    """Holds the fingerprints of all samples so far, and finds an earlier image that looks like a new one.
+
+    Two images look alike if their hashes differ in at most `bits` bits. Each sample takes 1 to 2 kB of memory.
+    """
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
@@ -59,10 +62,10 @@ class FingerprintIndex:
         self._bands: list[defaultdict[bytes, array[int]]] = [defaultdict(_numbers) for _ in range(_BANDS)]
 
     def find(self, fingerprint: bytes) -> tuple[str, int, bool] | None:
-        """Returns the most similar earlier sample, or None.
+        """Returns the most similar earlier sample, or None if every earlier sample differs in more than `bits` bits.
 
         Returns:
-            Its key, the number of different bits, and whether its file is the same.
+            The sample's key, the number of different bits, and whether its image file is the same.
         """
         digest, value = fingerprint[:DIGEST_BYTES], fingerprint[DIGEST_BYTES:]
         if (same := self._digests.get(digest)) is not None:

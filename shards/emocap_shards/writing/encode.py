@@ -1,4 +1,4 @@
-"""Encodes images again, in another format or size."""
+"""Encodes images again, in another format or with fewer pixels."""
 
 import io
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 @dataclass(frozen=True, slots=True)
 class EncodingConfig:
-    """The settings for encoding every image again: upright, in RGB, without metadata, and never larger than before.
+    """Says how every image is encoded again. The new image is upright, in RGB, without metadata, and never larger in
+    pixels.
 
     Args:
         extension: The new format; None keeps each image's own format.
         quality: Quality of JPEG and WebP, 1 to 100.
-        longest_px: Limit for the longer side.
-        shortest_px: Limit for the shorter side.
+        longest_px: Limit for the longer side in pixels; None sets no limit.
+        shortest_px: Limit for the shorter side in pixels; None sets no limit.
     """
 
     extension: Extension | None = None
@@ -42,7 +43,7 @@ class EncodingConfig:
             )
 
     def encode(self, pixels: UInt8[np.ndarray, "height width 3"], extension: str) -> tuple[bytes, str]:
-        """Returns the encoded image and its extension; `extension` is the one that the image had before."""
+        """Returns the encoded image and its new extension. `extension` is the extension that the image had before."""
         new = self.extension or ("jpg" if extension == "jpeg" else extension)
         image = Image.fromarray(pixels)
         size = self._size(image.width, image.height)

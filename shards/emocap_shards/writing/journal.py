@@ -1,8 +1,9 @@
 """Records in the store which shards of a pack are finished, so that an interrupted pack resumes after them.
 
-There is one small JSON for each finished shard, written after the shard and its index: `journal/shard-000000.json`. It
-says from which rows of the source the shard was made (their number, and the digest of their stamps) and with which
-options, so that another source or other options are refused. The journal is deleted when the manifest is written.
+Each finished shard has one small JSON file, such as `journal/shard-000000.json`, which is written after the shard and
+its index. The file records the options of the pack, and the rows of the source from which the shard was made: their
+number, and a digest of their stamps (`SourceRow.stamp`). A resumed pack with another source or other options is
+refused. The journal is deleted when the manifest is written.
 """
 
 import hashlib
@@ -23,18 +24,18 @@ from emocap_shards.writing.row import BadRow
 
 JOURNAL = "journal"
 _SCHEMA = 1
-_MOST_BYTES = 1 << 28  # The fingerprint of a sample takes about 100 bytes of JSON.
+_MOST_BYTES = 1 << 28  # Limit of one entry, in which the fingerprint of a sample takes about 100 bytes.
 
 
 @dataclass(frozen=True, slots=True)
 class ShardOrigin:
-    """The rows of the source from which one shard was made.
+    """Describes the rows of the source from which one shard was made.
 
     Attributes:
-        rows: Number of rows, with the unusable ones.
-        sha256: Digest of the stamps of the rows.
-        bad: For each unusable row its number among these rows, its place and the reason.
-        fingerprints: The fingerprints of all other rows, end to end, or nothing.
+        rows: Number of rows, including unusable ones.
+        sha256: Digest of the stamps of the rows; a stamp changes when its row changes.
+        bad: Each unusable row as (its number among these rows, its place in the source, the reason).
+        fingerprints: The fingerprints of all other rows, one after the other; empty if duplicates are not searched.
     """
 
     rows: int
@@ -43,13 +44,13 @@ class ShardOrigin:
     fingerprints: bytes
 
     def fingerprint(self, number: int) -> bytes:
-        """Returns the fingerprint of the `number`-th usable row."""
+        """Returns the fingerprint of the usable row with this number, which counts from 0."""
         return self.fingerprints[number * FINGERPRINT_BYTES : (number + 1) * FINGERPRINT_BYTES]
 
 
 @dataclass(slots=True)
 class ShardOriginBuilder:
-    """The origin of a shard that is still being filled."""
+    """Collects the `ShardOrigin` of a shard that is still being filled."""
 
     rows: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
@@ -70,7 +71,7 @@ class ShardOriginBuilder:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One finished shard and the rows from which it was made."""
+    """Records one finished shard and the rows of the source from which it was made."""
 
     shard: Shard
     stretch: ShardOrigin
@@ -78,8 +79,9 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The journal in a store. `options` are all settings, without the source, that determine the bytes of the
-    dataset.
+    """Reads and writes the journal of a pack in a store.
+
+    `options` holds all settings that determine the bytes of the dataset. The source is not among them.
     """
 
     store: Store
@@ -91,10 +93,12 @@ class Journal:
         self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
 
     def finished(self) -> list[JournalEntry]:
-        """Returns the entries up to the first that is missing or whose shard is not complete in the store.
+        """Returns the entries of the finished shards, in order of their numbers.
+
+        The list ends before the first entry that is missing, or whose shard or index is not complete in the store.
 
         Raises:
-            RecordError: If the unfinished pack had other options, or its journal cannot be read.
+            RecordError: If the unfinished pack had other options, or an entry cannot be read.
         """
         if not self.store.exists(_path(0)):
             return []
@@ -136,6 +140,9 @@ class Journal:
             )
 
     def _is_stored(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
+        """Returns whether the store holds the shard with its size and the index with its digest. `sizes` lists the
+        store.
+        """
         if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
             return False
         index = self.store.read(shard.index_path, limit_bytes=most_index_bytes(shard))

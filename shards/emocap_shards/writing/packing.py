@@ -1,4 +1,7 @@
-"""Packs a source into a dataset: in parallel, in order, and resuming an interrupted pack."""
+"""Packs the rows of a source into a dataset.
+
+Rows are prepared in parallel and written in order, and an interrupted pack resumes after its last finished shard.
+"""
 
 import json
 import logging
@@ -31,13 +34,14 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class PackConfig:
-    """All settings, without the source, that determine the bytes of a dataset, and the number of bad rows to accept.
+    """Holds all settings, except the source, that determine the bytes of a dataset, and the number of bad rows to
+    accept.
 
     Args:
         size: Limits of a shard.
-        recipe: How a row becomes a sample.
-        duplicates: How duplicates are handled; None does not look for them.
-        number_keys: Makes the number of its row, with nine digits, the key of a sample.
+        recipe: Settings for turning a row into a sample.
+        duplicates: Settings for duplicates; None does not search for them.
+        number_keys: Gives each sample the number of its row, with nine digits, as its key.
         skip_bad: Number of unusable rows that may be left out.
     """
 
@@ -61,7 +65,7 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class PackProgress:
-    """The progress of a pack: rows read, samples made and their bytes, and samples `stored` safely in the store."""
+    """Counts the rows read so far, the samples made from them, their bytes, and the samples `stored` in the store."""
 
     rows: int = 0
     samples: int = 0
@@ -71,15 +75,14 @@ class PackProgress:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The result of a finished pack.
+    """Describes the result of a finished pack.
 
     Attributes:
         manifest: The manifest that was written.
         skipped: The bad rows that were left out.
         duplicates: Samples that look like an earlier one.
-        resumed: Number of shards that an earlier call had already finished.
-        left_out: Files of the source that belong to no row, as pairs: the kind, such as ".txt", and the number of such
-            files.
+        resumed: Number of shards that an earlier, interrupted call had finished.
+        left_out: Number of files of the source that belong to no row, by kind, such as ".txt".
     """
 
     manifest: Manifest
@@ -97,24 +100,26 @@ def pack(
     processes: int = 1,
     progress: Callable[[PackProgress], None] | None = None,
 ) -> Packed:
-    """Writes the dataset; equal rows in equal order give equal bytes, for any number of processes.
+    """Writes the rows of a source as a dataset. Equal rows in equal order give equal bytes, for any number of
+    processes.
 
-    A call that was interrupted at any point and is repeated with the same source and options resumes after the last
-    finished shard, and gives the same bytes. Rows that were left out are listed in `skipped.json` next to the manifest,
-    duplicates in `duplicates.json`; these files exist only if there is something to list. If two packs write to the
-    same URL at the same time, at least one of them fails at its end. Both fail if they wrote different shards.
+    If a call was interrupted at any point, a second call with the same source and options resumes after the last
+    finished shard. The dataset then has the same bytes as without the interruption. Rows that were left out are listed
+    in `skipped.json` next to the manifest, and duplicates in `duplicates.json`. Each of these files exists only if it
+    lists something. If two packs write to the same URL at the same time, at least one of them fails at its end. Both
+    fail if they wrote different shards.
 
     Args:
         source: The rows.
         url: The new dataset.
         options: Settings; by default shards of 1,000 samples with the images unchanged.
-        processes: Worker processes that prepare rows; with 1 everything happens in this process.
+        processes: Number of worker processes that prepare rows. With 1, the calling process prepares them itself.
         progress: Called after each row and after each stored shard.
 
     Raises:
         ManifestError: If there is a dataset at the URL already.
-        RecordError: If there is no row, more than `skip_bad` rows are unusable, another pack writes to the URL, or
-            the URL holds an unfinished pack of another source or with other options.
+        RecordError: If there is no row, more than `skip_bad` rows are unusable, another pack writes to the URL, or the
+            URL holds an unfinished pack of another source or with other options.
         StoreError: If the store fails.
     """
     options = options or PackConfig()
@@ -129,7 +134,8 @@ def pack(
         replay(entry, rows, ledger, url=store.url)
         reporter.resumed(entry)
     with (
-        # Closed here, not when it is collected as garbage: worker processes end while their queues are still open.
+        # The generator is closed here, not by the garbage collector, so that worker processes end while their queues
+        # are still open.
         closing(prepared(rows, options.recipe, processes)) as results,
         ShardWriter(store, journal, options.size, first=len(finished)) as writer,
     ):
@@ -147,7 +153,10 @@ def pack(
 
 
 def described(left_out: Mapping[str, int]) -> str:
-    """Returns a text such as "12 .txt, 1 .npy" with the most frequent kinds first, safe to print on a terminal."""
+    """Returns the counts of `Packed.left_out` as text, such as "12 .txt, 1 .npy", with the most frequent kinds first.
+
+    Control characters are removed, so that the text is safe to print on a terminal.
+    """
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(kinds) - _KINDS_SHOWN} further kinds" if len(kinds) > _KINDS_SHOWN else ""
     return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS_SHOWN]) + more
@@ -160,6 +169,7 @@ def _left_out(source: RowSource) -> Mapping[str, int]:
 def _write(
     results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: ShardWriter, reporter: "_ProgressReporter"
 ) -> None:
+    """Writes the prepared rows in order, and records each row that is left out."""
     for result in results:
         if isinstance(result, BadRow):
             ledger.reject(result)
@@ -177,7 +187,7 @@ def _write(
 
 
 class _ProgressReporter:
-    """Counts for `progress`, which is called after each row and after each shard that was stored."""
+    """Counts rows and shards, and calls `progress` with the counts after each row and after each stored shard."""
 
     def __init__(self, progress: Callable[[PackProgress], None] | None) -> None:
         self._report = progress or _ignore
@@ -185,13 +195,13 @@ class _ProgressReporter:
         self._collected = 0
 
     def resumed(self, entry: JournalEntry) -> None:
-        """Counts a shard that an earlier call has stored."""
+        """Counts a shard that an earlier, interrupted call has stored."""
         now = replace(self._now, rows=self._now.rows + entry.stretch.rows, bytes=self._now.bytes + entry.shard.bytes)
         self._now = replace(now, samples=now.samples + entry.shard.samples)
         self._stored(entry.shard)
 
     def row(self, sample: Prepared | None) -> None:
-        """Counts a row, and the sample that was made of it."""
+        """Counts a row, and the sample that was made from it; `sample` is None for a row that is left out."""
         now = replace(self._now, rows=self._now.rows + 1)
         if sample:
             now = replace(now, samples=now.samples + 1, bytes=now.bytes + len(sample.image))
@@ -199,7 +209,7 @@ class _ProgressReporter:
         self._report(now)
 
     def shards(self, done: Sequence[Shard]) -> None:
-        """Counts the shards that are new in `done`, all shards that this call has stored so far."""
+        """Counts those shards of `done` that are new. `done` lists all shards that this call has stored so far."""
         for shard in done[self._collected :]:
             self._stored(shard)
         self._collected = len(done)
@@ -214,8 +224,9 @@ def _ignore(_: PackProgress) -> None: ...
 
 
 def _refuse(store: Store, journal: Journal) -> None:
-    """Refuses a URL that holds a dataset. First deletes the journal that a pack left if it was killed after its
-    manifest.
+    """Raises `ManifestError` if the store holds a dataset already.
+
+    A pack that was killed just after it had written its manifest leaves a journal. That journal is deleted first.
     """
     if store.exists(MANIFEST):
         _clear(journal)
@@ -223,7 +234,7 @@ def _refuse(store: Store, journal: Journal) -> None:
 
 
 def _refuse_another_pack(store: Store, journal: Journal, shards: Sequence[Shard]) -> None:
-    """Returns only if every shard in the store is still the one that this pack wrote or found there."""
+    """Raises `RecordError` unless every shard in the store is still the one that this pack wrote or found there."""
     refuse_dataset(store)
     if [entry.shard for entry in journal.finished()] != shards:
         raise RecordError(
@@ -241,11 +252,13 @@ def _clear(journal: Journal) -> None:
 
 
 def _numbered(rows: Iterator[SourceRow | BadRow]) -> Iterator[SourceRow | BadRow]:
+    """Yields the rows with their numbers, which have nine digits, as keys."""
     for number, row in enumerate(rows):
         yield replace(row, key=f"{number:09d}") if isinstance(row, SourceRow) else row
 
 
 def _report(store: Store, ledger: RowLedger) -> None:
+    """Writes the lists of bad rows and of duplicates into the store, if there are any."""
     if ledger.skipped:
         _put(store, SKIPPED, [{"where": bad.where, "reason": bad.reason} for bad in ledger.skipped])
     if ledger.duplicates:

@@ -1,6 +1,6 @@
-"""Turns a row into a sample for a shard: loads it, checks every pixel, and encodes it again if requested.
+"""Turns a row into a sample: loads the files, decodes every pixel as a check, and encodes the image again if requested.
 
-It runs in worker processes.
+This code runs in worker processes.
 """
 
 import warnings
@@ -23,13 +23,13 @@ MAX_KEY_BYTES = 80
 
 @dataclass(frozen=True, slots=True)
 class PrepareConfig:
-    """The settings for turning a row into a sample.
+    """Says how a row is turned into a sample.
 
     Args:
-        encoding: Encodes every image again; None keeps the bytes of the images.
-        fingerprints: Computes fingerprints of the images before they are encoded again, to find duplicates.
-        trusted: The samples were checked when they were packed before, and their checksums are right. Only the
-            headers of the images are checked again.
+        encoding: Settings for encoding every image again; None keeps the bytes of the images.
+        fingerprints: Computes a fingerprint of each image, before it is encoded again, by which duplicates are found.
+        trusted: The samples come from a dataset and have passed its checksums. Only their annotations and the headers
+            of their images are checked again.
     """
 
     encoding: EncodingConfig | None = None
@@ -44,7 +44,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A sample that may be written into a shard. `mark` is the stamp of its row."""
+    """Holds a sample that is ready to be written into a shard. `mark` is the stamp of its row (`SourceRow.stamp`)."""
 
     where: str
     key: str
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
-    """Returns the sample of a row, or the reason why it has none."""
+    """Returns the sample of a row, or a bad row with the reason why no sample can be made from it."""
     mark = row.stamp()
     if isinstance(row, BadRow):
         return BadRow(row.where, row.reason, mark)
@@ -70,18 +70,18 @@ def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow
 
 
 def prepare_all(rows: list[SourceRow | BadRow], recipe: PrepareConfig) -> list[Prepared | BadRow]:
-    """Prepares several rows. This function is sent to a worker."""
+    """Prepares several rows. A worker process of `workers.prepared` calls this function."""
     with warnings.catch_warnings():
-        # Pillow warns of images with too many pixels, which are refused anyway.
+        # Pillow warns about images with too many pixels, which `decode_image` refuses anyway.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return [prepare(row, recipe) for row in rows]
 
 
 def check_key(key: str) -> None:
-    """Returns only if `key` may name a sample.
+    """Checks that `key` may be the key of a sample.
 
     Raises:
-        RecordError: If it is empty, too long, or contains a character that a path or a tar would interpret.
+        RecordError: If the key is empty, too long, or contains a character that has a meaning in a path or a tar.
     """
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > MAX_KEY_BYTES:
         rule = f"1 to {MAX_KEY_BYTES} bytes of printable text without dot, slash and backslash"
@@ -100,7 +100,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
     annotation = normal_annotation(annotation)
     extension = _extension(image, row.extension)
-    pixels = decode_image(image)  # A cut image has a good header, and would stop a training run later.
+    pixels = decode_image(image)  # A truncated image has an intact header, and would fail only in training.
     print_ = fingerprint(image, pixels) if recipe.fingerprints else b""
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
@@ -108,6 +108,9 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
 
 
 def _annotation(file: LocalFile) -> bytes:
+    """Reads the annotation of an image. If its file is missing, the error lists the forms of captions that are not
+    read.
+    """
     try:
         return file.read()
     except RecordError as error:
@@ -134,7 +137,7 @@ def _check_header(image: bytes, extension: str) -> None:
 
 
 def _extension(image: bytes, hint: str) -> str:
-    """Returns the extension of the image's format, or `hint` if that means the same format."""
+    """Returns the extension for the image's format: `hint` if it fits the format, and otherwise the usual extension."""
     found = image_header(image)[0]
     if FORMATS.get(hint) == found:
         return hint

@@ -17,7 +17,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class StoreFile(io.RawIOBase):
-    """One object that is read from front to back in ranges."""
+    """Presents an object of a store as a file that is read from front to back, one range after the other."""
 
     def __init__(self, store: Store, path: str) -> None:
         super().__init__()
@@ -36,16 +36,17 @@ class StoreFile(io.RawIOBase):
 
 
 def open_object(store: Store, path: str) -> io.BufferedReader:
-    """Returns a stream of an object that requests 8 MiB at a time from the store."""
+    """Returns a stream of an object. Each request to the store asks for the next 8 MiB."""
     return io.BufferedReader(StoreFile(store, path), _BUFFER_BYTES)
 
 
 def matching(pattern: str) -> Iterator[tuple[Store, str]]:
-    """Yields the objects that match a path or URL with {braces} and wild cards: braces in their order, wild cards
-    sorted.
+    """Yields the store and the path of each object that matches a path or URL with {braces} and wild cards.
+
+    The alternatives in braces keep their order, and the matches of a wild card are sorted.
 
     Raises:
-        RecordError: If nothing matches.
+        RecordError: If no object matches.
     """
     found = False
     for url in braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]:
@@ -61,6 +62,7 @@ def matching(pattern: str) -> Iterator[tuple[Store, str]]:
 
 
 def _wild(store: Store, pattern: str) -> Iterator[str]:
+    """Yields the paths in the store that match a pattern with wild cards; a wild card does not match a slash."""
     parts = pattern.split("/")
     for entry in store.list():
         names = entry.path.split("/")

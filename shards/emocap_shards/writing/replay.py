@@ -11,10 +11,12 @@ from emocap_shards.writing.row_ledger import RowLedger
 
 
 def replay(entry: JournalEntry, rows: Iterator[SourceRow | BadRow], ledger: RowLedger, *, url: str) -> None:
-    """Takes the shard's rows from the source, and repeats in the ledger the decisions that were made about them.
+    """Repeats in `ledger` the decisions about the rows of a finished shard, without loading their images.
+
+    The rows are taken from the iterator `rows`, so that the pack continues with the row that follows them.
 
     Raises:
-        RecordError: If they are not the rows from which the shard was made.
+        RecordError: If the rows are not those from which the shard was made.
     """
     digest = hashlib.sha256()
     taken: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Defines the rows of a source. They are cheap to make: nothing is loaded or checked yet."""
+"""Defines the rows of a source. A row is cheap to make, because its files are neither loaded nor checked yet."""
 
 import hashlib
 import os
@@ -12,14 +12,16 @@ from emocap_shards.errors import RecordError
 from emocap_shards.printable import printable, short
 
 MAX_FILE_BYTES = 1 << 28
-_LONGEST = 300  # The number of letters of a path that a message shows at most.
+_LONGEST = 300  # A message shows a path of up to this many characters in full.
 
 
 class ImageFolders(NamedTuple):
-    """The folders of a table's images. Both are real paths, without links.
+    """Names the folders to which the paths of a table's images are relative. Both are real paths, without symbolic
+    links.
 
-    Paths start from `root`, and every image must lie below it. A path that would leave `root` starts from `table`
-    instead, the table's own folder, and must then lead below `root`.
+    A path is relative to `root`, and every image must lie below `root`. A path that would leave `root`, such as
+    "../x.jpg", is taken as relative to `table` instead, the folder of the table. It must still lead to a file below
+    `root`.
     """
 
     root: str
@@ -28,10 +30,11 @@ class ImageFolders(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file below the folder `root`. Somebody wrote `path` into a table, and it may try to leave `root`.
+    """Names a file below the folder `root`. `path` comes from a table and is not trusted: it may try to leave `root`.
 
     `root` contains no symbolic link (`os.path.realpath`). An absolute `path` is allowed if it leads below `root`. A
-    path that would leave `root` starts from `table` instead, if that is given, and must still lead below `root`.
+    relative `path` that would leave `root` is taken as relative to `table` instead, if `table` is given. It must still
+    lead below `root`.
     """
 
     root: str
@@ -39,10 +42,10 @@ class LocalFile:
     table: str = ""
 
     def locate(self) -> str:
-        """Returns where the file really is.
+        """Returns the real path of the file, with all symbolic links resolved.
 
         Raises:
-            RecordError: If that is outside of `root`.
+            RecordError: If the real path is outside of `root`.
         """
         try:
             # os.path is used because Path takes three times as long.
@@ -60,7 +63,7 @@ class LocalFile:
         """Returns all bytes of the file.
 
         Raises:
-            RecordError: If it lies outside of `root`, is not a plain file, is larger than `MAX_FILE_BYTES`, or
+            RecordError: If the file lies outside of `root`, is not a plain file, is larger than `MAX_FILE_BYTES`, or
                 cannot be read.
         """
         try:
@@ -78,11 +81,11 @@ class LocalFile:
 
     @property
     def name(self) -> str:
-        """The path as a message shows it."""
+        """Returns the path as messages show it; a long path is shortened."""
         return self.path if len(self.path) <= _LONGEST else short(self.path)
 
     def stamp(self) -> str:
-        """Returns a text that changes when the file does: its name, size and time of the last change. The file is not
+        """Returns the file's path, size and time of its last change; the text changes when the file does. Nothing is
         read.
         """
         try:
@@ -94,15 +97,15 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One sample as its source holds it.
+    """Describes one sample as its source provides it.
 
     Attributes:
-        where: Names the row in errors ("faces.csv:12").
+        where: Place of the row in messages, such as "faces.csv:12".
         key: The key that the sample gets.
-        image: The encoded image.
-        annotation: JSON in the form that it has in a shard.
-        extension: A hint. The sample gets this extension if it fits the image's format, and otherwise that of the
-            format.
+        image: The encoded image, or the file that contains it.
+        annotation: JSON in the form that it has in a shard, or the file that contains it.
+        extension: Extension of the image's name. The sample keeps this extension if it fits the image's format, and
+            otherwise gets that of the format.
     """
 
     where: str
@@ -112,7 +115,11 @@ class SourceRow:
     extension: str = ""
 
     def stamp(self) -> bytes:
-        """Returns a digest of everything in the row but `where`; it changes when the row does."""
+        """Returns a digest of the key, the extension, the image and the annotation, which changes when the row does.
+
+        A file contributes its path, size and time of the last change, and is not read. A resumed pack compares the
+        digests.
+        """
         digest = hashlib.sha256(f"{self.key}\0{self.extension}\0".encode())
         for part in (self.image, self.annotation):
             digest.update(hashlib.sha256(part.stamp().encode() if isinstance(part, LocalFile) else part).digest())
@@ -121,25 +128,29 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that must not be written into a shard. `where` is empty if the reason contains the place."""
+    """Describes a row that must not be written into a shard. `where` is empty if the reason contains the place.
+
+    `mark` is the stamp of the row, or empty if the source could not make a row.
+    """
 
     where: str
     reason: str
     mark: bytes = b""
 
     def __str__(self) -> str:
-        """Returns the text for a terminal: names in a source may contain characters that control it."""
+        """Returns a line for the terminal. Control characters, which names in a source may contain, are removed."""
         return printable(f"{self.where}: {self.reason}" if self.where else self.reason)
 
     def stamp(self) -> bytes:
-        """Returns `mark`, the stamp of the row that turned out to be bad, or a digest of the reason if the row was
-        never read.
-        """
+        """Returns `mark`, or a digest of the reason if there is no `mark`."""
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
 
 
 def key_of(path: str) -> str:
-    """Returns the key for an image's path: without its suffix, with the folders joined by "_", and without dots."""
+    """Returns a key for an image's path: without its suffix, with folders joined by "_", and with "_" instead of dots.
+
+    For example, "joy/a.01.jpg" gives "joy_a_01".
+    """
     name = PurePath(path)
     stem = name.with_suffix("") if name.suffix[1:].lower() in FORMATS else name
     return "_".join(stem.parts[bool(stem.anchor) :]).replace(".", "_")

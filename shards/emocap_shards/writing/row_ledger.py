@@ -1,4 +1,4 @@
-"""Decides about rows in their order, in one process: which keys are taken, and which rows are bad or duplicates."""
+"""Decides for each row, in order, whether its sample is written, and records bad rows, repeated keys and duplicates."""
 
 from dataclasses import dataclass, field
 
@@ -9,8 +9,9 @@ from emocap_shards.writing.row import BadRow
 
 @dataclass(slots=True)
 class RowLedger:
-    """The decisions so far. All keys are in memory, about 100 bytes for a sample; a search for duplicates takes 1 to 2
-    kB.
+    """Records the decisions about all rows so far. Only the main process has one.
+
+    All keys are in memory, about 100 bytes for a sample. A search for duplicates takes 1 to 2 kB more.
     """
 
     skip_bad: int = 0
@@ -24,7 +25,7 @@ class RowLedger:
         self.lookalikes = FingerprintIndex(self.rule.bits if self.rule else 0)
 
     def reject(self, bad: BadRow) -> None:
-        """Records a row that is left out.
+        """Records a bad row, which is left out.
 
         Raises:
             RecordError: If more than `skip_bad` rows are left out now.
@@ -37,10 +38,12 @@ class RowLedger:
         raise RecordError(f"{bad}; correct or leave out this row, or allow a number of them with --skip-bad.")
 
     def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
-        """Returns whether a sample is written into a shard.
+        """Decides whether a sample is written into a shard, and records the decision.
+
+        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped.
 
         Raises:
-            RecordError: If its key is taken, and `skip_bad` rows were left out already.
+            RecordError: If the key is taken, and `skip_bad` rows were left out before.
         """
         if (first := self.keys.get(key)) is not None:
             fault = "occurs twice" if first == where else f"is taken by {first}"
@@ -52,6 +55,7 @@ class RowLedger:
         return True
 
     def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
+        """Records a duplicate. Returns False for a duplicate that is to be dropped, and True for every other sample."""
         if found := self.lookalikes.find(fingerprint):
             like, bits, exact = found
             self.duplicates.append(Duplicate(key, where, like, bits, exact))

@@ -1,4 +1,4 @@
-"""Defines what a source is."""
+"""Defines the interface of a source, which provides the rows of a pack."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ _KINDS = 1000
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Rows in an order that is the same at each call."""
+    """Provides rows. Every call of `rows` must yield the same rows in the same order, so that a pack can resume."""
 
     @property
     def total(self) -> int | None:
-        """The number of rows, or None if it is not known without reading them."""
+        """Returns the number of rows, or None if it is not known without reading them."""
         ...
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
@@ -29,16 +29,17 @@ class RowSource(Protocol):
 
 @runtime_checkable
 class Selective(Protocol):
-    """A source that holds more than rows, such as a folder with other files than images."""
+    """Describes a source that also holds files which belong to no row, such as texts in a folder of images."""
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """Counts of the files that `rows` has ignored so far, by kind, such as ".txt"."""
+        """Returns the number of files that `rows` has ignored so far, by kind, such as ".txt"."""
         ...
 
 
 def leave_out(left_out: Counter[str], kind: str) -> None:
-    """Counts one more file of a kind. After a thousand kinds, which may be forged, further ones are counted
-    together.
+    """Adds a file of this kind to the counts.
+
+    After 1,000 kinds, all further kinds are counted together, because a forged source could hold any number of them.
     """
     left_out[kind if kind in left_out or len(left_out) < _KINDS else "of other kinds"] += 1

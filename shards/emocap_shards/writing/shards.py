@@ -1,4 +1,4 @@
-"""Writes prepared samples, in order, into shards of a bounded size."""
+"""Writes prepared samples, in order, into shards of a bounded size, and uploads the shards."""
 
 import tempfile
 from collections.abc import Generator
@@ -21,7 +21,10 @@ _TAR_END_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class ShardSize:
-    """Limits of a shard, which has at least one sample. `max_bytes` counts the complete tar."""
+    """Limits the number of samples in a shard and the bytes of its complete tar. None sets no limit.
+
+    A shard has at least one sample, even if that sample alone exceeds `max_bytes`.
+    """
 
     samples: int | None = 1000
     max_bytes: int | None = None
@@ -39,13 +42,14 @@ class ShardSize:
         return len(tar.spans) >= min(self.samples or MOST_SAMPLES, MOST_SAMPLES)
 
     def has_room(self, tar: TarFile, sample: Prepared) -> bool:
-        """Returns whether the sample fits into the tar."""
+        """Returns whether the sample fits into the tar; any sample fits into an empty tar."""
         end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES
         return self.max_bytes is None or not tar.spans or end <= self.max_bytes
 
 
 @contextmanager
 def _disk() -> Generator[None]:
+    """Turns an error of the local disk into a `RecordError` that names the folder of temporary files."""
     try:
         yield
     except OSError as error:
@@ -54,7 +58,10 @@ def _disk() -> Generator[None]:
 
 
 class ShardWriter:
-    """Fills one tar after the other and passes each to the uploads; `first` is the number of the first shard."""
+    """Writes samples into one local tar after the other, and uploads each complete tar in the background.
+
+    `first` is the number of the first shard, which is above 0 if the pack resumes.
+    """
 
     def __init__(self, store: Store, journal: Journal, size: ShardSize, *, first: int) -> None:
         self._size = size
@@ -78,11 +85,11 @@ class ShardWriter:
 
     @property
     def done(self) -> list[Shard]:
-        """The shards that are known to be in the store."""
+        """Returns the shards that are known to be in the store."""
         return self._uploads.done
 
     def add(self, sample: Prepared) -> None:
-        """Writes the sample into the current shard, or into the next one if it does not fit."""
+        """Writes the sample into the current shard, or into the next shard if it does not fit."""
         if self._tar and not self._size.has_room(self._tar, sample):
             self._hand_over(self._tar)
         if not self._tar:
@@ -94,7 +101,7 @@ class ShardWriter:
             self._hand_over(self._tar)
 
     def pass_over(self, result: Prepared | BadRow) -> None:
-        """Records a row that was read, but is in no shard."""
+        """Records a row that is left out. The journal needs it, because it belongs to the rows of the current shard."""
         self._stretch.add(result)
 
     def finish(self) -> list[Shard]:

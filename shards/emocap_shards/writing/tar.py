@@ -15,7 +15,7 @@ _END = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """The bytes [start, stop) of a sample in its tar, from its first header to its last padding."""
+    """Names the bytes [start, stop) of a sample in its tar, from its first header to its last padding."""
 
     key: str
     start: int
@@ -24,7 +24,9 @@ class SampleSpan:
 
 @dataclass(frozen=True, slots=True)
 class SealedTar:
-    """A finished tar: its size, its digest and the slots of its samples, all read back from the disk."""
+    """Describes a finished tar, as read back from the disk: its size, its digest, and the place and checksum of each
+    sample.
+    """
 
     bytes: int
     sha256: str
@@ -32,10 +34,12 @@ class SealedTar:
 
 
 class TarFile:
-    """A tar that is being written. Owner, mode and time of its members are always the same."""
+    """Writes a tar to a local file. Owner, mode and time of its members are constant, so that equal samples give equal
+    bytes.
+    """
 
     def __init__(self, path: Path) -> None:
-        from webdataset.writer import TarWriter  # It imports torch, which nothing else here needs.
+        from webdataset.writer import TarWriter  # The library imports torch, which nothing else here needs.
 
         self.path = path
         self._file = path.open("wb")
@@ -44,13 +48,13 @@ class TarFile:
 
     @property
     def stop(self) -> int:
-        """The position at which the next sample will begin."""
+        """Returns the position at which the next sample will begin."""
         return self._writer.tarstream.offset
 
     def add(self, key: str, extension: str, image: bytes, annotation: bytes) -> None:
-        """Writes the image and then the JSON.
+        """Writes the image and then the annotation.
 
-        This takes two calls of the library, because it sorts the members of one call.
+        The library is called twice, because it would sort the members of a single call.
         """
         start = self.stop
         self._writer.write({"__key__": key, extension: image})
@@ -58,7 +62,9 @@ class TarFile:
         self.spans.append(SampleSpan(key, start, self.stop))
 
     def close(self) -> None:
-        """Ends the tar with two blocks of zeros. The tar is not padded to a tape's record of 10,240 bytes."""
+        """Ends the tar with two blocks of zeros. It is not padded to a multiple of 10,240 bytes, the record size of a
+        tape.
+        """
         end = self.stop + _END
         with self._file:
             self._writer.close()
@@ -66,12 +72,12 @@ class TarFile:
 
 
 def tar_bytes(image: bytes, annotation: bytes) -> int:
-    """Returns how many bytes a sample with these members takes in a tar."""
+    """Returns the number of bytes that a sample with these members takes in a tar, with headers and padding."""
     return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation))
 
 
 def seal(path: Path, spans: Sequence[SampleSpan]) -> SealedTar:
-    """Reads a closed tar back, once, so that the checksums describe the bytes on the disk."""
+    """Reads a closed tar back from the disk once, so that the returned checksums describe the bytes on the disk."""
     digest = hashlib.sha256()
     slots: list[Slot] = []
     with path.open("rb") as file:

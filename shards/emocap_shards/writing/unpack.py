@@ -1,4 +1,4 @@
-"""Writes a dataset as a folder of images, each with its annotation in a .json next to it."""
+"""Writes a dataset as a folder of images, each with its annotation in a .json file of the same name."""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from emocap_shards.writing.sources.folder import ORDER
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """The number of samples in the folder, and the damaged samples that were left out."""
+    """Reports the number of samples in the new folder, and the damaged samples that were left out."""
 
     samples: int
     damaged: tuple[DamagedSample, ...]
@@ -24,11 +24,11 @@ class Unpacked:
 def unpack(
     url: str | Path, folder: str | Path, *, skip_bad: int = 0, progress: Callable[[int], None] | None = None
 ) -> Unpacked:
-    """Writes KEY.jpg and KEY.json for every sample. Packed again with shards of the same size, they give the same
-    bytes.
+    """Writes two files for every sample, such as KEY.jpg and KEY.json.
 
-    If the samples are not in the order of their keys, a file `order.txt` tells `pack` their order. Until all files are
-    written, the folder is called `FOLDER.partial`.
+    If the folder is packed again with shards of the same size, the shards have the same bytes. If the samples are not
+    in the order of their keys, a file `order.txt` tells `pack` their order. Until all files are written, the folder is
+    called `FOLDER.partial`.
 
     Args:
         url: The dataset.
@@ -60,6 +60,7 @@ def unpack(
 def _write_all(
     source: DatasetSource, folder: Path, skip_bad: int, progress: Callable[[int], None]
 ) -> tuple[list[str], list[DamagedSample]]:
+    """Writes all samples. Returns the names of the images in order, and the damaged samples."""
     names: list[str] = []
     damaged: list[DamagedSample] = []
     for sample in source.encoded():
@@ -74,6 +75,7 @@ def _write_all(
 
 
 def _write(sample: Encoded, folder: Path) -> str:
+    """Writes the two files of a sample, and returns the name of the image."""
     check_key(sample.key)
     if sample.extension not in FORMATS:
         raise RecordError(

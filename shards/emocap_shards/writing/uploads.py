@@ -1,4 +1,4 @@
-"""Sends finished tars to the store in the background: while one is sent, the next one is written."""
+"""Uploads finished tars to the store in the background: while one tar is uploaded, the next one is written."""
 
 import hashlib
 from collections import deque
@@ -16,9 +16,10 @@ _WAITING = 2
 
 
 class Uploads:
-    """One thread that sends shards in their order. At most two wait, so at most three tars are on the local disk.
+    """Uploads shards in their order with one thread. At most two shards wait, so at most three tars are on the local
+    disk.
 
-    Leaving the `with` block waits for the submitted shards, also if an error leaves it.
+    Leaving the `with` block waits for the submitted shards, also after an error.
     """
 
     def __init__(self, store: Store, journal: Journal) -> None:
@@ -35,11 +36,12 @@ class Uploads:
         self._thread.shutdown(wait=True)
 
     def submit(self, number: int, tar: TarFile, stretch: ShardOrigin) -> None:
-        """Submits a closed tar, which is deleted when it is in the store.
+        """Submits a closed tar, which is deleted once it is in the store. The call blocks while more than two shards
+        wait.
 
         Raises:
             StoreError: If an earlier shard could not be stored.
-            ManifestError: If a dataset was written to the store in the meantime.
+            ManifestError: If another pack has written a dataset to the store in the meantime.
         """
         self._pending.append(self._thread.submit(self._store_shard, number, tar, stretch))
         while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
@@ -55,6 +57,7 @@ class Uploads:
         self.done.append(self._pending.popleft().result())
 
     def _store_shard(self, number: int, tar: TarFile, stretch: ShardOrigin) -> Shard:
+        """Uploads a shard, its index and then its journal entry. It runs in the thread."""
         sealed = seal(tar.path, tar.spans)
         index = dump_index(sealed.slots)
         if len(index) > MOST_INDEX_BYTES:

@@ -1,4 +1,4 @@
-"""Prepares rows on all cores, and returns the samples in order."""
+"""Prepares rows in several processes, and returns the samples in the order of the rows."""
 
 import multiprocessing
 import os
@@ -20,10 +20,10 @@ _FIRST_ROWS = 4
 
 
 def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Generator[Prepared | BadRow]:
-    """Yields the sample, or the bad row, of each row in the order of the rows, for any number of processes.
+    """Yields the sample of each row, or a bad row, in the order of the rows, whatever the number of processes.
 
-    With one process everything happens in this one, row by row. Otherwise two groups of rows, or of their samples, are
-    in memory for each process, about 4 MiB each (at least one row).
+    With one process, the calling process prepares the rows one by one. Otherwise rows are sent to worker processes in
+    groups of about 4 MiB (at least one row), and two groups for each process are in memory.
 
     Raises:
         RecordError: If a worker process was killed.
@@ -38,16 +38,18 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
 
 
 class _Groups:
-    """Cuts rows into groups whose samples together have a few megabytes, by the mean size so far."""
+    """Cuts rows into groups of about 4 MiB. The mean size of the images so far determines the number of rows."""
 
     def __init__(self, rows: Iterable[SourceRow | BadRow]) -> None:
         self._rows = iter(rows)
         self._samples = self._bytes = 0
 
     def take(self) -> list[SourceRow | BadRow]:
+        """Returns the next group of rows; it is empty after the last row."""
         return list(islice(self._rows, self._size()))
 
     def weigh(self, results: list[Prepared | BadRow]) -> list[Prepared | BadRow]:
+        """Adds the sizes of these images to the mean, and returns the results unchanged."""
         sizes = [len(result.image) for result in results if isinstance(result, Prepared)]
         self._samples += len(sizes)
         self._bytes += sum(sizes)
@@ -74,7 +76,8 @@ def _in_order(
         cure = "usually the memory is used up: try fewer --processes; the same command resumes where it stopped"
         raise RecordError(f"a worker process was killed; {cure}.") from error
     finally:
-        # Waits for processes that are still starting; they would print a traceback if this one ended first.
+        # This also waits for worker processes that are still starting. They would print a traceback if this process
+        # ended first.
         pool.shutdown(cancel_futures=True)
 
 

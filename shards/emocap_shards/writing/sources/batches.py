@@ -11,7 +11,7 @@ _SHARED = re.compile("dictionary<|view|run_end")
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a record batch as objects; row by row if 64 rows could take more than 256 MiB together."""
+    """Yields the rows of a record batch as dictionaries: 64 at a time, or one by one if 64 could exceed 256 MiB."""
     times = TOGETHER if _SHARED.search(str(batch.schema.types)) else 1
     for start in range(0, batch.num_rows, TOGETHER):
         part = batch.slice(start, TOGETHER)

@@ -1,4 +1,4 @@
-"""Finds out which kind of source a path, a pattern or a URL is."""
+"""Opens the source at a path, a pattern or a URL, after finding out which kind of source it is."""
 
 import glob
 import os
@@ -29,7 +29,7 @@ _JSON_LINES = {".jsonl", ".ndjson"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = (
     "a folder of image + .json pairs, a table (.csv, .tsv, .jsonl, .parquet), a Hugging Face dataset saved to disk, "
-    "tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or a dataset of ours"
+    "tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or a packed dataset"
 )
 
 
@@ -40,12 +40,13 @@ def open_source(
 
     Args:
         where: The source.
-        columns: The meaning of the columns; folders of pairs and datasets of ours have none.
-        image_root: The folder from which paths in a table start and which they must not leave; by default the
-            table's own. A path that would leave it, such as ../faces/x.jpg, starts from the table's folder.
+        columns: Names of the columns of a table. Folders of pairs and packed datasets have no columns.
+        image_root: The folder to which paths in a table are relative and which they must not leave; by default the
+            table's own folder. A path that would leave it, such as ../faces/x.jpg, is taken as relative to the table's
+            folder.
 
     Raises:
-        RecordError: If nothing of a known kind is there.
+        RecordError: If there is no source of a known kind.
     """
     text = str(where)
     if _TAR.search(text):
@@ -93,7 +94,10 @@ def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) ->
 
 
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
-    """Returns the tars of a folder without images, such as the output of img2dataset, or None."""
+    """Returns a source for the tars of a folder, such as the output of img2dataset.
+
+    Returns None if the folder holds no tar, or also holds images.
+    """
     names = [each.name for each in folder.iterdir()]
     tars = [name for name in names if _TAR.search(name)]
     if not tars or any(Path(name).suffix[1:].lower() in FORMATS for name in names):

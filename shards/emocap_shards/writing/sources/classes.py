@@ -1,4 +1,4 @@
-"""Translates class labels of Hugging Face datasets: numbers whose names are in the features."""
+"""Translates the class labels of Hugging Face datasets from numbers into the names in the dataset's features."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ Classes = Mapping[str, list[str]]
 
 
 def classes_of(features: Mapping[str, Any], used: Collection[str]) -> Classes:
-    """Returns the names of the classes of each column that is used."""
+    """Returns the names of the classes of each column in `used` that holds class labels."""
     objects = {name: feature for name, feature in features.items() if isinstance(feature, Mapping) and name in used}
     return {name: list(each["names"]) for name, each in objects.items() if each.get("_type") == "ClassLabel"}
 

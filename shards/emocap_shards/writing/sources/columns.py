@@ -1,4 +1,4 @@
-"""Defines the meaning of a table's columns, and makes a caption and labels of the values of a row."""
+"""Says which columns of a table hold the image, the caption and the labels, and makes a row from their values."""
 
 import json
 import math
@@ -17,20 +17,22 @@ from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 
 @dataclass(frozen=True, slots=True)
 class TableColumns:
-    """Names of columns.
-
-    Attributes:
-        image: A path, relative to the table's folder, or the encoded bytes, or an object with both ("bytes",
-            "path").
-        global_: The global part. A list means several captions of one image; the first has the row's other parts.
-        local: A list of sentences, or a text with "|" between them.
-        summary: The summary.
-        further: Each of these columns lists other captions of the image: texts, or objects with "global", "local"
-            and "summary".
-        key: The key. A row without it gets its key from the image's path, or else from its own number.
-        labels: Columns, or members of an object "labels". If none is named, all members of that object are labels.
+    """Names the columns of a table.
 
     A row with a complete "caption" object, in the form of a shard, needs no other column for its caption.
+
+    Attributes:
+        image: Column with the image: a path relative to the table's folder, or the encoded bytes, or an object with
+            both ("bytes", "path").
+        global_: Column with the global part. A list means several captions of one image; the first has the row's other
+            parts.
+        local: Column with the local sentences: a list, or a text with "|" between them.
+        summary: Column with the summary.
+        further: Each of these columns lists other captions of the image: texts, or objects with "global", "local" and
+            "summary".
+        key: Column with the key. A row without a key gets one from the image's path, or else its own number.
+        labels: Columns of labels, or members of an object "labels". If none is named, all members of that object are
+            labels.
     """
 
     image: str = "image"
@@ -42,7 +44,7 @@ class TableColumns:
     labels: tuple[str, ...] = ()
 
     def check(self, present: Sequence[str], *, where: str) -> None:
-        """Returns only if a table with these columns can be read.
+        """Checks that a table with the columns `present` can be read. `where` names the table in the error.
 
         Raises:
             RecordError: If the image, the global part, a label or a named column of further captions is missing.
@@ -51,13 +53,13 @@ class TableColumns:
             raise RecordError(f"{where}: {self.lacking(missing, present)}.")
 
     def missing(self, present: Sequence[str]) -> list[str]:
-        """Returns the columns that a table needs and does not have."""
+        """Returns the columns that are needed and not `present`."""
         labels = () if "labels" in present else self.labels
         wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.global_])
         return [name for name in wanted if name not in present]
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
-        """Returns the message about missing columns, with those that are present."""
+        """Returns the error message about missing columns. It also lists those that are present."""
         names = ", ".join(map(short, present[:_SHOWN])) + (
             f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
         )
@@ -73,12 +75,12 @@ class TableColumns:
 
     @property
     def named_further(self) -> tuple[str, ...]:
-        """Columns of further captions that the user has named; a row without one of them is wrong."""
+        """Returns the columns of further captions that the user has named. Every row must have them."""
         return () if self.further == STANDARD.further else self.further
 
     @property
     def used(self) -> frozenset[str]:
-        """All columns that a row may need."""
+        """Returns all columns that a row may need."""
         parts = {self.image, self.global_, self.local, self.summary, self.key}
         return frozenset({*parts, *self.further, *self.labels, "caption", "labels"})
 
@@ -94,7 +96,7 @@ _PIXELS = re.compile(r"[\d.,\s]{64}")
 def row_of(
     values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
 ) -> SourceRow | BadRow:
-    """Returns the row for some values; its `number` becomes the key if nothing else gives one."""
+    """Returns the row for the values of one line of a table. Its `number` is its key if nothing else gives a key."""
     try:
         image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
@@ -118,10 +120,10 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
-    """Returns the image in the value of an image column.
+    """Returns the image that is in the value of an image column.
 
     Raises:
-        RecordError: If it is neither a path nor bytes.
+        RecordError: If the value is neither a path nor bytes.
     """
     if isinstance(value, Mapping):
         parts = cast("Mapping[str, object]", value)
@@ -142,15 +144,15 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
 
 
 def _with_slashes(path: str, images: ImageFolders) -> str:
-    """Returns the path, with / instead of Windows' \\ unless a file has exactly this name."""
+    """Returns the path with slashes instead of Windows' backslashes, unless a file has exactly this name."""
     is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
     return path.replace("\\", "/") if is_foreign else path
 
 
 def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
-    """Returns a row's caption and labels as JSON, in the format in which a shard stores them.
+    """Returns a row's caption and labels as JSON, in the form that an annotation has in a shard.
 
-    `normal_annotation` checks them later.
+    `normal_annotation` checks the values later.
 
     Raises:
         KeyError: If a needed column is missing.
@@ -174,6 +176,7 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
 
 
 def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> str:
+    """Returns a key from the path of the image, or "" if the image has no path."""
     path = image.path if isinstance(image, LocalFile) else ""
     if isinstance(value, Mapping):
         path = str(cast("Mapping[str, object]", value).get("path") or "")
@@ -183,10 +186,11 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
 
 
 def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
-    """Returns the labels that have a value; yes and no become 1 and 0.
+    """Returns the labels that have a value. Booleans become 1 and 0.
 
-    In label columns an integer loses its fraction: a class 0 stays 0 if gaps turned the column into floats. The members
-    of an object "labels" keep their numbers as they are written, so that an annotation out of a shard keeps its bytes.
+    In a label column, a whole number is stored without a fraction: if gaps turned a column of classes into floats, 0.0
+    is still class 0. The members of an object "labels" keep their numbers as written, so that an annotation from a
+    shard keeps its bytes.
     """
     given = values.get("labels")
     if columns.labels:
@@ -200,6 +204,11 @@ def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
 
 
 def _given(labels: Mapping[str, object]) -> dict[str, object]:
+    """Returns the labels without missing values.
+
+    Raises:
+        AnnotationError: If a number is infinite, or has more than 53 bits.
+    """
     found = {name: int(label) if isinstance(label, bool) else label for name, label in labels.items()}
     for name, label in found.items():
         if isinstance(label, float) and math.isinf(label):
@@ -216,11 +225,14 @@ def _without_fraction(label: object) -> object:
 
 
 def _view(value: object) -> object:
+    """Returns a further caption as an object. A text becomes the global part of a caption without other parts."""
     return {"global": value, "local": [], "summary": ""} if isinstance(value, str) else value
 
 
 def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
-    """Returns the values of the columns that were named, or of the standard column if the row has it.
+    """Returns the further captions of a row.
+
+    They are in the columns that the user has named, or else in the standard column, which may be absent.
 
     Raises:
         KeyError: If a named column is missing.
@@ -230,15 +242,15 @@ def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
 
 
 def _texts(value: object) -> Sequence[object]:
-    """Returns one caption or several."""
+    """Returns one or several captions as a list. The list is never empty."""
     return cast("list[object]", value) if isinstance(value, list) and value else [value]
 
 
 def _items(value: object) -> Sequence[object]:
-    """Returns a list unchanged, and a text cut at "|".
+    """Returns a list unchanged, the parts of a text between "|", and an empty list for None.
 
     Raises:
-        AnnotationError: If the value is neither.
+        AnnotationError: If the value is neither a list nor a text.
     """
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]

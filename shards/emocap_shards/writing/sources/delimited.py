@@ -14,8 +14,8 @@ from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
 from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
 
-# A number as other programs write it, also infinity. "001" is a name, because it would lose its zeros as a number. An
-# integer of more than 15 digits would lose its last ones.
+# Matches a number as other programs write it, including infinity. "001" does not match, because a number would lose its
+# zeros. An integer of more than 15 digits does not match, because a float would lose its last digits.
 _NUMBER = re.compile(
     r"[+-]?((0|[1-9]\d{0,14})|(0|[1-9]\d*)?\.\d+([eE][+-]?\d{1,3})?|[1-9]\d*[eE][+-]?\d{1,3}|inf(inity)?)",
     re.IGNORECASE,
@@ -30,10 +30,11 @@ _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """The rows of a table. If its header does not name the columns with `delimiter`, other delimiters are tried.
+    """Reads the rows of a table. If `delimiter` does not split the header into the needed columns, others are tried.
 
-    A column of labels holds numbers if each of its cells is a plain number, and otherwise texts. An empty cell or `nan`
-    means no label. To find this out, the file is read once before its first row.
+    The labels of a column are numbers if each of its cells is a plain number, and otherwise texts. An empty cell or
+    `nan` means that the row does not have this label. The file is read once before its first row, to find the columns
+    of numbers.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class DelimitedSource:
 
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
-        """Yields the header, after checking that it has the needed columns, and the records that follow it."""
+        """Opens the table, checks that its header has the needed columns, and yields the header and the records."""
         # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,8 +72,8 @@ class DelimitedSource:
             yield header, _records(table, str(self.path))
 
     def _delimiter(self, first: str) -> str:
-        """Returns the delimiter with which the first line names the columns, or else the one that cuts it most
-        often.
+        """Returns the delimiter that splits the first line into the needed columns, or else the one that gives the most
+        cells.
         """
         ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
         cells = {each: next(csv.reader([first], delimiter=each), []) for each in ways}
@@ -82,7 +83,7 @@ class DelimitedSource:
     def _numeric_labels(self) -> frozenset[str]:
         """Returns the columns of labels in which every cell that is not missing is a plain number."""
         numeric = set(self.columns.labels)
-        with self._table() as (header, records), suppress(RecordError):  # `rows` raises it again, at the same row.
+        with self._table() as (header, records), suppress(RecordError):  # `rows` raises the error again at this row.
             places = {name: header.index(name) for name in numeric}
             for _, cells in records:
                 if not numeric:
@@ -126,11 +127,13 @@ def _header(table: Any, where: str) -> list[str]:
 
 
 def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Yields the first line and the cells of each row that is not empty, or the reason why it cannot be read.
+    """Yields the line number and the cells of each row that is not empty; a row of several lines is named by its first
+    line.
+
+    If a row cannot be read, the reason replaces its cells.
 
     Raises:
-        RecordError: If a row or a cell does not end, usually because an unclosed quote swallowed the following
-            rows.
+        RecordError: If a row or a cell does not end, usually because an unclosed quote swallowed the following rows.
     """
     while True:
         line = table.line_num + 1
@@ -152,6 +155,7 @@ def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
 
 
 def _is_text(cell: str) -> bool:
+    """Returns whether the bytes of a cell are UTF-8. Other bytes were read as surrogates."""
     return not any("\udc80" <= letter <= "\udcff" for letter in cell)
 
 
@@ -160,7 +164,10 @@ def _is_number_or_missing(cell: str) -> bool:
 
 
 def _label(cell: str, *, number: bool) -> str | float | None:
-    """Returns the value of a label, or None for a missing one. Infinity is refused later, where labels are checked."""
+    """Returns the value of a label, or None if there is no label.
+
+    Infinity is returned as a number, and `normal_annotation` refuses it later.
+    """
     if cell.lower() in _MISSING:
         return None
     return float(cell) if number else cell

@@ -1,4 +1,4 @@
-"""Recognises text files that are not UTF-8, and says what to do with them."""
+"""Recognises text files that are not UTF-8, and advises how to convert them."""
 
 import codecs
 from pathlib import Path
@@ -11,10 +11,10 @@ NO_UTF8 = (
 
 
 def refuse_utf16(head: bytes, path: Path) -> None:
-    """Returns only if the beginning of a file is not that of UTF-16.
+    """Checks that the first two bytes of a file, `head`, are not the byte order mark of UTF-16.
 
     Raises:
-        RecordError: If it is.
+        RecordError: If they are.
     """
     if head[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
         raise RecordError(f"{path} is UTF-16; save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8 OLD > NEW`.")

@@ -24,7 +24,7 @@ MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Every image below a folder, sorted by path. A file `order.txt`, with one path in each line, puts its paths first.
+    """Provides every image below a folder, sorted by path. If a file `order.txt` lists paths, these come first.
 
     Links to folders are not followed. An annotation without an image is a bad row, and so is an image in another
     format. Other files are counted in `left_out`, so that nothing is lost without a notice.
@@ -58,6 +58,7 @@ def _row(root: str, path: str) -> SourceRow:
 
 
 def _ordered(folder: Path) -> list[str]:
+    """Returns the paths that the folder's `order.txt` lists, one in each line, or nothing if there is no such file."""
     file = folder / ORDER
     try:
         return [line for line in file.read_text(encoding="utf-8").split("\n") if line] if file.exists() else []
@@ -66,8 +67,9 @@ def _ordered(folder: Path) -> list[str]:
 
 
 def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
-    """Yields the paths of images relative to `root`, in the order of their parts, with one folder at a time in
-    memory.
+    """Yields the paths of images relative to `root`, sorted folder by folder, and bad rows.
+
+    Only the entries of the current folder and its parents are in memory.
     """
     try:
         with os.scandir(f"{root}/{below}") as found:

@@ -26,7 +26,7 @@ _INFO = "dataset_info.json"
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceSource:
-    """The rows of one split. A class label becomes its name; the class -1, which means no class, gives no label."""
+    """Reads the rows of one split. A class label becomes its name. The class -1 means no class, and gives no label."""
 
     folder: Path
     columns: TableColumns
@@ -51,6 +51,7 @@ class HuggingFaceSource:
                 number += 1
 
     def _files(self) -> list[str]:
+        """Returns the real paths of the Arrow files in order. A file outside of the folder is refused."""
         state = _load(self.folder / STATE)
         if state.get("_indices_data_files"):
             raise RecordError(f"{self.folder} holds indices beside its rows; save it again after flatten_indices().")

@@ -19,7 +19,7 @@ MAX_LINE_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class JsonLinesSource:
-    """The objects of a file; empty lines are skipped."""
+    """Reads a file with one object in each line. Empty lines are skipped."""
 
     path: Path
     columns: TableColumns

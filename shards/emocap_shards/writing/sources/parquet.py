@@ -18,7 +18,7 @@ from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """The rows of one file or of several, in the order given. Only the columns that are needed are read.
+    """Reads the rows of one or several files in the given order. Only the columns that are needed are read.
 
     In files of the `datasets` library a class label becomes its name, as in `HuggingFaceSource`.
     """
@@ -61,7 +61,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
-    """Returns the names of classes that the `datasets` library writes into the metadata of a file."""
+    """Returns the class names that the `datasets` library writes into the metadata of a file, or nothing."""
     try:
         info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         return classes_of(info["info"]["features"], columns.used)
@@ -70,6 +70,7 @@ def _classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
 
 
 def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, object]]:
+    """Yields the rows of a file with the wanted columns; the batches are small enough for the memory."""
     for group in range(file.num_row_groups):
         together = max(1, min(TOGETHER, TOGETHER_BYTES // _row_bytes(file.metadata.row_group(group), wanted)))
         for batch in file.iter_batches(batch_size=together, row_groups=[group], columns=wanted):
@@ -77,9 +78,10 @@ def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, objec
 
 
 def _row_bytes(group: Any, wanted: Sequence[str]) -> int:
-    """Returns how many bytes a row may take.
+    """Returns an estimate of the bytes of one row in a row group.
 
-    This is the mean. But if values are stored once in a dictionary, each row may refer to the largest of them.
+    A column counts with the mean size of its values. A column whose values are stored in a dictionary counts with its
+    total size, because every row may refer to the largest value.
     """
     columns = [group.column(number) for number in range(group.num_columns)]
     used = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]

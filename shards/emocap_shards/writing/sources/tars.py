@@ -1,4 +1,4 @@
-"""Reads WebDatasets of other people: tars in which the members of a sample are neighbours and share a name."""
+"""Reads WebDatasets of other programs: tars in which the members of a sample are neighbours and share a name."""
 
 import re
 import tarfile
@@ -21,8 +21,8 @@ from emocap_shards.writing.sources.columns import TableColumns, row_of
 
 # typeshed does not declare these two classes.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
-# Limits for a sample with its image and texts, and for a header of long names or attributes, which tarfile reads at
-# once.
+# Limits for a sample with its image and texts, and for a header with long names or attributes, which tarfile reads into
+# memory at once.
 _MAX_SAMPLE_BYTES = MAX_FILE_BYTES
 _MAX_HEADER_BYTES = 1 << 20
 _HEADERS = {
@@ -38,10 +38,12 @@ _MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # Files that macOS adds to an arch
 
 @dataclass(frozen=True, slots=True)
 class TarsSource:
-    """The samples of tars named by paths or URLs with {braces} and wild cards, grouped by the webdataset library.
+    """Reads the samples of tars. The webdataset library groups the members of a tar into samples.
 
-    A sample is a row. Its columns are the fields of its "json" member, and its other members as texts, named by their
-    extension ("txt", "cls"). The image is the member that the image column names, or else the first JPEG, PNG or WebP.
+    `pattern` is a path or URL with {braces} and wild cards. Each sample becomes a row. The columns of the row are the
+    fields of its "json" member, and its other members as texts, named by their extension ("txt", "cls"). The image is
+    the member that the image column names, or else the first JPEG, PNG or WebP.
+
     Without a column for the global part, the global part is "txt", or else a text "caption" of the JSON, as img2dataset
     writes it. The key is the members' common name. Members that are not needed are counted in `left_out`.
     """
@@ -83,6 +85,13 @@ class TarsSource:
         return row
 
     def _values(self, members: Mapping[str, bytes | None], name: str) -> dict[str, Any]:
+        """Returns the columns of the row: the JSON's fields, the other members as texts, the image and a key.
+
+        `name` is the common name of the members.
+
+        Raises:
+            RecordError: If there is no image, a text is not UTF-8, or the members are too large together.
+        """
         if None in members.values():
             raise RecordError(f"its members together have more than {_MAX_SAMPLE_BYTES} bytes; make them smaller")
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
@@ -97,7 +106,9 @@ class TarsSource:
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
     def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
-        """Returns the columns, with "txt" or a text "caption" as the global part if its own column is missing."""
+        """Returns the columns. If the column of the global part is missing, "txt" or else a text "caption" takes its
+        place.
+        """
         if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
             return self.columns
         found = [name for name in ("txt", "caption") if name in values]
@@ -107,10 +118,11 @@ class TarsSource:
 def _members(
     store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str], left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the files of a tar in the form of `group_by_keys`. A file that cannot be part of a sample becomes a bad
-    row.
+    """Yields the members of a tar in the form that webdataset's `group_by_keys` takes.
 
-    The bytes of an extension that is not needed are not read. None replaces the bytes above a sample's limit.
+    A member that cannot be part of a sample is added to `stray` as a bad row. A member whose extension is not in
+    `needed` is yielded without its bytes, and counted in `left_out`. If a sample exceeds its limit of bytes, None
+    replaces the bytes of its further members.
 
     Raises:
         RecordError: If there is no tar.
@@ -137,7 +149,8 @@ def _members(
                 fits = sample_bytes <= _MAX_SAMPLE_BYTES
                 data = (_content(tar, member) if size else b"") if fits else None
                 yield {"fname": member.name, "data": data, "__url__": url}
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - the headers of a whole tar
+                # Without this, tarfile would keep the headers of the whole tar in memory.
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
     except NotFound as error:
         raise RecordError(f"{url} does not exist; correct its name, or copy the file there.") from error
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -150,7 +163,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
-    """Returns why a member cannot be part of a sample, or ""."""
+    """Returns why a member cannot be part of a sample, or "" if it can. The names so far are in `seen`."""
     key, _ = base_plus_ext(member.name)
     if not member.isreg():
         return "it is not a plain file, but a link or a device"
@@ -166,8 +179,8 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Raises an error for a broken header. tarfile itself treats a broken header, unless it is the first, as
-    the end.
+    """Raises an error for a broken header. `tarfile` alone takes a broken header, unless it is the first, as the tar's
+    end.
     """
 
     @classmethod
