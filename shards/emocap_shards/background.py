@@ -5,16 +5,19 @@ unreachable would keep the process alive until the store's deadline.
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = tuple[Future[Any], Callable[[], Any]]
+_WAIT_S = 0.2
 
 
 class Background:
@@ -79,3 +82,38 @@ def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_onc
     finally:
         for thread in threads:
             thread.close()
+
+
+def in_order(
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: int,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:
+    """Yields `work(item)` for each item in order, while the threads or processes of `pool` work ahead of the consumer.
+
+    At most `ahead` items are submitted before their results are requested. What has not begun is cancelled when the
+    consumer stops. `waiting` is called about every 0.2 s while a result is not ready.
+    """
+    source = iter(items)
+    begun: deque[Future[Result]] = deque()
+    try:
+        begun.extend(pool.submit(work, item) for item in islice(source, ahead))
+        while begun:
+            yield _result(begun.popleft(), waiting)
+            begun.extend(pool.submit(work, item) for item in islice(source, 1))
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+def _result(future: Future[Result], waiting: Callable[[], None]) -> Result:
+    while True:
+        try:
+            return future.result(timeout=_WAIT_S)
+        except TimeoutError:
+            if future.done():  # The work itself raised the TimeoutError.
+                raise
+            waiting()

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from emocap_shards.annotation import Labels, load_annotation
+from emocap_shards.background import in_order
 from emocap_shards.errors import AnnotationError, DamagedSample
 from emocap_shards.inspecting.look import Pick, everything
-from emocap_shards.inspecting.parallel import in_order
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.store import open_store

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from emocap_shards.background import in_order
 from emocap_shards.errors import ShardsError
-from emocap_shards.inspecting.parallel import in_order
 from emocap_shards.inspecting.shard_check import Checked, check_shard
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store

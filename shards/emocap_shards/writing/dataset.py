@@ -3,14 +3,14 @@
 The checksum of every sample is verified, and a background thread reads ahead of the consumer.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 import numpy as np
 
+from emocap_shards.background import in_order
 from emocap_shards.errors import DamagedSample, DamagedShard, RecordError
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.order import Ids, ShardLayout, permutation
@@ -20,8 +20,10 @@ from emocap_shards.store import open_store
 from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 23
-_AHEAD = 2
+_GROUPS = 3
 _MOST_SHUFFLED = 1 << 29  # A shuffled order takes 16 bytes for each sample while it is computed.
+
+Fetched = Encoded | DamagedSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class DatasetSource:
                 where = f"sample {encoded.key!r} of {self._url(encoded.index)}"
                 yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
 
-    def encoded(self) -> Iterator[Encoded | DamagedSample]:
+    def encoded(self) -> Iterator[Fetched]:
         """Yields the samples as their shards hold them. Instead of a damaged sample it yields the error that describes
         the damage.
 
@@ -83,14 +85,8 @@ class DatasetSource:
         parts = zip(self.urls, self.manifests, self._firsts.tolist(), strict=False)
         readers = [Reader(open_store(url), manifest, first=first, place=f"{url}/") for url, manifest, first in parts]
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-            waiting: deque[Future[list[Encoded | DamagedSample]]] = deque()
-            groups = self._groups()
-            while True:
-                for ids in islice(groups, _AHEAD + 1 - len(waiting)):
-                    waiting.append(thread.submit(self._fetch, readers, ids))
-                if not waiting:
-                    return
-                yield from waiting.popleft().result()
+            for group in in_order(thread, partial(self._fetch, readers), self._groups(), ahead=_GROUPS):
+                yield from group
 
     @property
     def _firsts(self) -> Ids:
@@ -113,30 +109,36 @@ class DatasetSource:
         order = permutation(self.seed, 0, 0, total)
         return (order[start : start + size] for start in starts)
 
-    def _read(self, reader: Reader, manifest: Manifest, ids: Ids) -> list[Encoded | DamagedSample]:
-        """Returns the samples of one dataset. If a shard cannot be read, only its samples are returned as damaged."""
-        try:
-            return reader.fetch(ids)
-        except DamagedShard as error:
-            shards = ShardLayout(manifest.counts).shard_of(ids)
-            if (shards == shards[0]).all():
-                return [DamagedSample(f"sample {index}: {error}", shard=error.shard) for index in ids.tolist()]
-        found: dict[int, Encoded | DamagedSample] = {}
-        for shard in np.unique(shards).tolist():
-            own = ids[shards == shard]
-            found |= zip(own.tolist(), self._read(reader, manifest, own), strict=True)
-        return [found[index] for index in ids.tolist()]
+    def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Fetched]:
+        """Returns the samples in the order of `ids`, which are counted over all datasets.
 
-    def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Encoded | DamagedSample]:
-        """Returns the samples in the order of `ids`, which are counted over all datasets. Each dataset is read in one
-        call.
+        Each dataset is read in one call.
         """
         firsts = self._firsts
         numbers = np.searchsorted(firsts, ids, side="right") - 1
-        found: dict[int, Encoded | DamagedSample] = {}
-        for number in np.unique(numbers).tolist():
-            own = ids[numbers == number]
-            found |= zip(
-                own.tolist(), self._read(readers[number], self.manifests[number], own - firsts[number]), strict=True
-            )
-        return [found[index] for index in ids.tolist()]
+        return _by_group(
+            ids, numbers, lambda number, own: _read(readers[number], self.manifests[number], own - firsts[number])
+        )
+
+
+def _read(reader: Reader, manifest: Manifest, ids: Ids) -> list[Fetched]:
+    """Returns the samples of one dataset. If a shard cannot be read, only its samples are returned as damaged."""
+    try:
+        return reader.fetch(ids)
+    except DamagedShard as error:
+        shards = ShardLayout(manifest.counts).shard_of(ids)
+        if (shards == shards[0]).all():
+            return [DamagedSample(f"sample {index}: {error}", shard=error.shard) for index in ids.tolist()]
+    return _by_group(ids, shards, lambda _, own: _read(reader, manifest, own))
+
+
+def _by_group(ids: Ids, groups: Ids, read: Callable[[int, Ids], list[Fetched]]) -> list[Fetched]:
+    """Calls `read(group, ids of the group)` once for each different value in `groups`.
+
+    Returns the samples in the order of `ids`; `groups` holds the group of each id.
+    """
+    found: dict[int, Fetched] = {}
+    for group in np.unique(groups).tolist():
+        own = ids[groups == group]
+        found |= zip(own.tolist(), read(group, own), strict=True)
+    return [found[index] for index in ids.tolist()]

@@ -4,12 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 
+from emocap_shards.background import in_order
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.prepare import PrepareConfig, Prepared, prepare_all
 from emocap_shards.writing.row import BadRow, SourceRow
@@ -33,8 +34,19 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
             yield from prepare_all([row], recipe)
         return
     context = multiprocessing.get_context("spawn")
+    groups = _Groups(rows)
+    work = partial(prepare_all, recipe=recipe)
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
-        yield from _in_order(pool, _Groups(rows), recipe, ahead=2 * processes)
+        try:
+            for results in in_order(pool, work, iter(groups.take, []), ahead=2 * processes):
+                yield from groups.weigh(results)
+        except BrokenProcessPool as error:
+            cure = "usually the memory is used up: try fewer --processes; the same command resumes where it stopped"
+            raise RecordError(f"a worker process was killed; {cure}.") from error
+        finally:
+            # This also waits for worker processes that are still starting. They would print a traceback if this
+            # process ended first.
+            pool.shutdown(cancel_futures=True)
 
 
 class _Groups:
@@ -59,26 +71,6 @@ class _Groups:
         if not self._bytes:
             return _FIRST_ROWS
         return max(1, min(_TOGETHER_ROWS, _TOGETHER_BYTES * self._samples // self._bytes))
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, groups: _Groups, recipe: PrepareConfig, ahead: int
-) -> Iterator[Prepared | BadRow]:
-    waiting: deque[Future[list[Prepared | BadRow]]] = deque()
-    try:
-        while True:
-            while len(waiting) < ahead and (group := groups.take()):
-                waiting.append(pool.submit(prepare_all, group, recipe))
-            if not waiting:
-                return
-            yield from groups.weigh(waiting.popleft().result())
-    except BrokenProcessPool as error:
-        cure = "usually the memory is used up: try fewer --processes; the same command resumes where it stopped"
-        raise RecordError(f"a worker process was killed; {cure}.") from error
-    finally:
-        # This also waits for worker processes that are still starting. They would print a traceback if this process
-        # ended first.
-        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
