@@ -95,6 +95,20 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
         raise ImageError(f"the image has no readable header ({error})") from error
 
 
+def checked_header(data: bytes, extension: str) -> tuple[str, int, int]:
+    """Returns the same as `image_header` for an image in a dataset, after comparing its format with its extension.
+
+    Raises:
+        ImageError: If the header cannot be read, or its format is not the one of the extension.
+    """
+    if extension not in FORMATS:
+        raise ImageError(f"its extension {extension!r} is not one of {', '.join(FORMATS)}")
+    header = image_header(data)
+    if header[0] != FORMATS[extension]:
+        raise ImageError(f"the image is {header[0]}, but its extension is {extension!r}")
+    return header
+
+
 def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
     """Returns the pixels of a complete JPEG in grey or YCbCr without EXIF, and None for anything else."""
     if data[:3] != _JPEG or _may_have_exif(data):

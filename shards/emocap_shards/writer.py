@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emocap_shards.annotation import dump_annotation
-from emocap_shards.decode import FORMATS, image_header
+from emocap_shards.decode import checked_header
 from emocap_shards.errors import AnnotationError, ImageError
 from emocap_shards.manifest import Manifest
 from emocap_shards.sample import Record
@@ -70,16 +70,8 @@ class _Records:
 def _row(record: Record) -> SourceRow | BadRow:
     where = f"record {record.key!r}"
     try:
-        _check_extension(record)
+        checked_header(record.image, record.extension)
         annotation = dump_annotation(record.caption, record.labels, record.further)
     except (AnnotationError, ImageError) as error:
         return BadRow(where, str(error))
     return SourceRow(where, record.key, record.image, annotation, record.extension)
-
-
-def _check_extension(record: Record) -> None:
-    expected = FORMATS.get(record.extension)
-    if expected is None:
-        raise ImageError(f"extension {record.extension!r} is not one of {', '.join(FORMATS)}")
-    if (found := image_header(record.image)[0]) != expected:
-        raise ImageError(f"the image is {found}, but its extension is {record.extension!r}")

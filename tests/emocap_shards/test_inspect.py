@@ -10,10 +10,9 @@ from emocap_shards.annotation import dump_annotation
 from emocap_shards.errors import ManifestError
 from emocap_shards.inspecting import faces as faces_module
 from emocap_shards.inspecting import look as look_module
+from emocap_shards.inspecting.annotations import MOST_NAMES, LabelCounter, words
 from emocap_shards.inspecting.counters import Counts, NumberCounter, TextCounter, spread_of
-from emocap_shards.inspecting.labels import MOST_NAMES, LabelCounter
 from emocap_shards.inspecting.look import evenly, everything
-from emocap_shards.inspecting.parts import words
 from emocap_shards.inspecting.plots import ceiling, histogram
 from emocap_shards.inspecting.summary import summarise
 from emocap_shards.inspecting.wording import share_once, share_repeated

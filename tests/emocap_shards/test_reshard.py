@@ -88,7 +88,7 @@ def test_damage_is_named_and_may_be_let_go(url, tmp_path):
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        ({"gif": encode(1), "json": ANNOTATION}, "extension 'gif', which is not one of"),
+        ({"gif": encode(1), "json": ANNOTATION}, "its extension 'gif' is not one of"),
         ({"jpg": encode(1), "json": ANNOTATION}, "the image is PNG, but"),
         ({"png": b"<html>", "json": ANNOTATION}, "the image is a web page"),
         ({"png": encode(1), "json": b"[1]"}, "annotation is list"),

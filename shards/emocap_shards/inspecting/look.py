@@ -13,8 +13,8 @@ from jaxtyping import Int64
 
 from emocap_shards.annotation import Labels, load_annotation
 from emocap_shards.background import in_order
+from emocap_shards.decode import checked_header
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError
-from emocap_shards.inspecting.block import checked_header
 from emocap_shards.manifest import Manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Caption, Encoded

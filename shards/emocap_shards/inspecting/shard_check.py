@@ -1,6 +1,8 @@
 """Checks one shard, its index and every sample in it."""
 
 import hashlib
+import io
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,17 +11,16 @@ import numpy as np
 from jaxtyping import UInt64
 
 from emocap_shards.annotation import load_annotation
-from emocap_shards.decode import decode_image
+from emocap_shards.decode import checked_header, decode_image
 from emocap_shards.errors import AnnotationError, DamagedShard, ImageError, NotFound, StoreError
 from emocap_shards.index import ShardIndex, Slot, load_index
 from emocap_shards.indexes import most_index_bytes
-from emocap_shards.inspecting.block import checked_header, members
 from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
 
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
 _END_BYTES = 2 * _BLOCK
 
 
@@ -140,7 +141,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
         reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
         return _fault(kind, shard, reason, key=slot.key, lost=1)
     try:
-        parts = members(block)
+        parts = _members(block)
         if parts.key != slot.key:
             raise ValueError(f"the index says this key, but its members have the key {parts.key!r}")
         load_annotation(parts.annotation)
@@ -158,10 +159,52 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
 def _changed(block: bytes) -> tuple[FaultKind, str]:
     """Returns the kind and the description of the damage in a sample whose checksum is wrong."""
     try:
-        members(block)
+        _members(block)
     except ValueError as error:
         return FaultKind.HEADER, str(error)
     return FaultKind.BYTES, "its image or annotation is not what was written"
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """Holds the two files of a sample, and the key that their names contain."""
+
+    key: str
+    extension: str
+    image: bytes
+    annotation: bytes
+
+
+def _members(block: bytes) -> _Members:
+    """Returns the image and the annotation in `block`, which holds the bytes of one sample in a tar.
+
+    Raises:
+        ValueError: If the block is not one image and one annotation with the same key; the message says what was found.
+    """
+    files = _files(block)
+    names = ", ".join(map(repr, files)) or "empty"
+    parts = {name: name.rpartition("/")[2].partition(".") for name in files}
+    if sorted(extension == "json" for _, _, extension in parts.values()) != [False, True]:
+        raise ValueError(f"it is {names}, not one image and one annotation")
+    if len({key for key, _, _ in parts.values()}) != 1:
+        raise ValueError(f"its members {names} have different keys")
+    image, annotation = sorted(files, key=lambda name: parts[name][2] == "json")
+    key, _, extension = parts[image]
+    return _Members(key, extension, files[image], files[annotation])
+
+
+def _files(block: bytes) -> dict[str, bytes]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
+            found = tar.getmembers()
+            if any(not member.isreg() for member in found):
+                raise ValueError("one of its members is not a regular file")
+            end = found[-1].offset_data + -(-found[-1].size // _BLOCK) * _BLOCK if found else 0
+            if end != len(block):
+                raise ValueError(f"its tar members end at byte {end} of {len(block)}")
+            return {member.name: block[member.offset_data : member.offset_data + member.size] for member in found}
+    except tarfile.TarError as error:
+        raise ValueError(f"its tar header is damaged ({error})") from error
 
 
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:

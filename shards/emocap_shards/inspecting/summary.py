@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from emocap_shards.errors import DamagedSample, DamagedShard
+from emocap_shards.inspecting.annotations import LabelCounter, PartStatistics, caption_digest, part_counters
 from emocap_shards.inspecting.counters import Counts, NumberCounter, Spread, TextCounter, spread_of
 from emocap_shards.inspecting.faces import ContactSheet, SheetFace
-from emocap_shards.inspecting.labels import LabelCounter
 from emocap_shards.inspecting.look import HeaderSample, evenly, everything, look
-from emocap_shards.inspecting.parts import PartStatistics, caption_digest, part_counters
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.store import open_store

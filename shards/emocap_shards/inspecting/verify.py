@@ -2,23 +2,26 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+from jaxtyping import UInt64
 
-from emocap_shards.errors import ManifestError
-from emocap_shards.inspecting.bucket import compare
+from emocap_shards.errors import DamagedShard, ManifestError
+from emocap_shards.indexes import read_index
 from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.shard_check import Checked
 from emocap_shards.inspecting.shard_pool import VerifyProgress, check_shards
-from emocap_shards.inspecting.twice import sharing_keys
 from emocap_shards.manifest import MANIFEST, Manifest, Shard, read_manifest
 from emocap_shards.store import Store, open_store
+from emocap_shards.store.protocol import Entry
 
 MOST_FAULTS = 10_000
+_SUFFIXES = (".tar", ".npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +152,46 @@ def _faults(
     on_progress: Callable[[VerifyProgress], None],
 ) -> Iterator[Fault]:
     """Yields the faults in the order of the checks: the store's listing, each shard, and keys that occur twice."""
-    gross = list(compare(manifest, store.list()))
+    gross = list(_listing_faults(manifest, store.list()))
     yield from gross
     missing = {fault.shard for fault in gross if fault.kind is FaultKind.MISSING_SHARD}
     shards = [shard for shard in manifest.shards if shard.path not in missing]
     owners = {shard.sha256: shard.path for shard in manifest.shards}
     index_owners = {shard.index_sha256: shard.path for shard in manifest.shards}
-    hashes: list[Any] = []
+    hashes: list[UInt64[np.ndarray, " samples"]] = []
     checks = check_shards(store, shards, quick=quick, processes=processes, on_progress=on_progress)
     for shard, checked in zip(shards, checks, strict=True):
         hashes.append(checked.keys)
         yield from _recognised(checked, shard, owners, index_owners)
-    yield from sharing_keys(store, shards, hashes)
+    yield from _repeated_keys(store, shards, hashes)
+
+
+def _listing_faults(manifest: Manifest, entries: Sequence[Entry]) -> Iterator[Fault]:
+    """Compares the manifest with a listing of the store, which finds gross damage before any shard is read.
+
+    Yields a fault for each object that is missing, has another size, or is not named by the manifest.
+    """
+    sizes = {entry.path: entry.size for entry in entries}
+    for shard in manifest.shards:
+        yield from _listed(shard, sizes)
+    known = {path for shard in manifest.shards for path in (shard.path, shard.index_path)}
+    for path in sizes:
+        if path.endswith(_SUFFIXES) and path not in known:
+            yield Fault(kind=FaultKind.STRAY, shard=path, reason="the manifest does not name it")
+
+
+def _listed(shard: Shard, sizes: Mapping[str, int]) -> Iterator[Fault]:
+    size = sizes.get(shard.path)
+    if size is None:
+        yield Fault(kind=FaultKind.MISSING_SHARD, shard=shard.path, reason="it is missing", lost=shard.samples)
+    elif size != shard.bytes:
+        yield Fault(
+            kind=FaultKind.SIZE, shard=shard.path, reason=f"it has {size:,} bytes, the manifest says {shard.bytes:,}"
+        )
+    if shard.index_path not in sizes:
+        lost = shard.samples if size is not None else 0
+        reason = f"its index {shard.index_path} is missing"
+        yield Fault(kind=FaultKind.MISSING_INDEX, shard=shard.path, reason=reason, lost=lost)
 
 
 def _recognised(
@@ -180,3 +211,41 @@ def _recognised(
         owner = index_owners.get(fault.found)
         named = f"its index {shard.index_path} is that of {owner}"
         yield replace(fault, reason=named) if owner is not None else fault
+
+
+def _repeated_keys(
+    store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
+) -> Iterator[Fault]:
+    """Yields one fault for each pair of shards that share keys; a shard may also repeat its own keys.
+
+    `hashes` holds the hashes of the keys of each shard, which take 8 bytes of memory for each sample. Only the indexes
+    of shards with equal hashes are read once more.
+    """
+    ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not repeated.size:
+        return
+    suspects = [shard for shard, keys in zip(shards, hashes, strict=True) if np.isin(keys, repeated).any()]
+    for (later, earlier), keys in _shared(store, suspects).items():
+        place = "in this shard already" if later == earlier else f"in {earlier.path} too"
+        more = f", and so are {len(keys) - 1} more of its keys" if len(keys) > 1 else ""
+        yield Fault(kind=FaultKind.TWICE, shard=later.path, key=keys[0], reason=f"this key is {place}{more}")
+
+
+def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
+    """Returns the shared keys for each pair (later shard, earlier shard)."""
+    first: dict[str, Shard] = {}
+    shared: dict[tuple[Shard, Shard], list[str]] = {}
+    for shard in suspects:
+        for key in _keys(store, shard):
+            if key in first:
+                shared.setdefault((shard, first[key]), []).append(key)
+            first.setdefault(key, shard)
+    return shared
+
+
+def _keys(store: Store, shard: Shard) -> Sequence[str]:
+    try:
+        return [slot.key for slot in read_index(store, shard)]
+    except DamagedShard:  # The index has changed since its check, which has reported all faults it found then.
+        return ()

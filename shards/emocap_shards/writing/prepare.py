@@ -11,7 +11,7 @@ import PIL
 from PIL import Image
 
 from emocap_shards.annotation import load_annotation, normal_annotation
-from emocap_shards.decode import FORMATS, decode_image, image_header
+from emocap_shards.decode import FORMATS, checked_header, decode_image, image_header
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.printable import short
 from emocap_shards.writing.encode import EncodingConfig
@@ -95,7 +95,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     if len(image) > MAX_FILE_BYTES:
         raise RecordError(f"the image has {len(image)} bytes; the limit is {MAX_FILE_BYTES}")
     if recipe.trusted:
-        _check_header(image, row.extension)
+        checked_header(image, row.extension)
         load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
     annotation = normal_annotation(annotation)
@@ -126,14 +126,6 @@ def _with_file(row: SourceRow, reason: str) -> str:
     """Returns the reason, with the name of the image's file if neither the reason nor the row's place contains it."""
     name = row.image.name if isinstance(row.image, LocalFile) else ""
     return reason if name in row.where or name in reason else f"{name}: {reason}"
-
-
-def _check_header(image: bytes, extension: str) -> None:
-    """Checks an image as far as possible without decoding it."""
-    if extension not in FORMATS:
-        raise RecordError(f"it has the extension {extension!r}, which is not one of {', '.join(FORMATS)}")
-    if (found := image_header(image)[0]) != FORMATS[extension]:
-        raise RecordError(f"the image is {found}, but its extension is {extension!r}")
 
 
 def _extension(image: bytes, hint: str) -> str:
