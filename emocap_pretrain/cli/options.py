@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from emocap_shards.writing.encode import EXTENSIONS
 from emocap_shards.writing.packing import DUPLICATES
+from emocap_shards.writing.prepare import EXTENSIONS
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 DEFAULT_PROCESSES = min(32, len(os.sched_getaffinity(0)))

@@ -11,9 +11,8 @@ from emocap_shards.errors import RecordError
 from emocap_shards.sample import Record
 from emocap_shards.writer import write_shards
 from emocap_shards.writing.duplicates import DuplicateConfig
-from emocap_shards.writing.encode import EncodingConfig, Extension
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
-from emocap_shards.writing.prepare import PrepareConfig
+from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns

@@ -9,11 +9,15 @@ from emocap_shards.errors import RecordError
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
-from emocap_shards.writing.duplicates import MAX_BITS, DuplicateConfig, FingerprintIndex
-from emocap_shards.writing.encode import EncodingConfig
-from emocap_shards.writing.fingerprint import DIGEST_BYTES, perceptual_hash
+from emocap_shards.writing.duplicates import (
+    DIGEST_BYTES,
+    MAX_BITS,
+    DuplicateConfig,
+    FingerprintIndex,
+    perceptual_hash,
+)
 from emocap_shards.writing.packing import PackConfig, pack
-from emocap_shards.writing.prepare import PrepareConfig
+from emocap_shards.writing.prepare import EncodingConfig, PrepareConfig
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.tar import TarFile

@@ -13,7 +13,7 @@ from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.writing import prepare
 from emocap_shards.writing.packing import described, pack
 from emocap_shards.writing.row import LocalFile, key_of
-from emocap_shards.writing.sources import batches
+from emocap_shards.writing.sources import arrow
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import TableColumns
 from pack_cases import bad_rows, folder_of, packed, parts, samples_of, table_of, table_row, write_lines
@@ -614,11 +614,11 @@ def test_a_part_of_the_wrong_type_is_a_bad_row(faces, wrong):
 
 
 def test_arrow_rows_are_cut_by_their_bytes(monkeypatch):
-    monkeypatch.setattr(batches, "TOGETHER_BYTES", 1000)
+    monkeypatch.setattr(arrow, "TOGETHER_BYTES", 1000)
     values = [bytes(100), bytes(100)] * 50
     for array in (pa.array(values), pa.array(values).dictionary_encode()):
         batch = pa.record_batch({"image": array})
-        assert [row["image"] for row in batches.rows_of(batch)] == values
+        assert [row["image"] for row in arrow.rows_of(batch)] == values
 
 
 def test_bytes_in_a_table_have_the_limit_of_files(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from emocap_shards.errors import NotFound, RecordError
 from emocap_shards.indexes import most_index_bytes
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
-from emocap_shards.writing.fingerprint import FINGERPRINT_BYTES
+from emocap_shards.writing.duplicates import FINGERPRINT_BYTES
 from emocap_shards.writing.prepare import Prepared
 from emocap_shards.writing.row import BadRow
 
@@ -74,7 +74,7 @@ class JournalEntry:
     """Records one finished shard and the rows of the source from which it was made."""
 
     shard: Shard
-    stretch: ShardOrigin
+    origin: ShardOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class Journal:
     options: Mapping[str, Any]
 
     def put(self, number: int, entry: JournalEntry) -> None:
-        stretch = {**asdict(entry.stretch), "fingerprints": entry.stretch.fingerprints.hex()}
-        value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": stretch}
+        origin = {**asdict(entry.origin), "fingerprints": entry.origin.fingerprints.hex()}
+        value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": origin}
         self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
 
     def finished(self) -> list[JournalEntry]:
@@ -116,13 +116,13 @@ class Journal:
         try:
             value: dict[str, Any] = orjson.loads(self.store.read(_path(number), limit_bytes=_MOST_BYTES))
             self._check_options(value["options"], value["schema"])
-            stretch = value["stretch"]
-            bad = tuple((row, where, reason) for row, where, reason in stretch["bad"])
-            rows = ShardOrigin(stretch["rows"], stretch["sha256"], bad, bytes.fromhex(stretch["fingerprints"]))
+            rows = value["stretch"]
+            bad = tuple((row, where, reason) for row, where, reason in rows["bad"])
+            origin = ShardOrigin(rows["rows"], rows["sha256"], bad, bytes.fromhex(rows["fingerprints"]))
             shard = Shard(**value["shard"])
             if shard.path != f"shard-{number:06d}.tar":
                 raise ValueError(f"it belongs to {shard.path}")
-            return JournalEntry(shard, rows)
+            return JournalEntry(shard, origin)
         except NotFound:
             return None
         except (ValueError, KeyError, TypeError) as error:

@@ -18,7 +18,6 @@ from emocap_shards.store import Store, open_store
 from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig
 from emocap_shards.writing.journal import Journal, JournalEntry
 from emocap_shards.writing.prepare import PrepareConfig, Prepared
-from emocap_shards.writing.replay import replay
 from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.row_ledger import RowLedger
 from emocap_shards.writing.row_source import RowSource, Selective
@@ -131,7 +130,7 @@ def pack(
     reporter = _ProgressReporter(progress)
     finished = journal.finished()
     for entry in finished:
-        replay(entry, rows, ledger, url=store.url)
+        ledger.replay(entry, rows, url=store.url)
         reporter.resumed(entry)
     with (
         # The generator is closed here, not by the garbage collector, so that worker processes end while their queues
@@ -190,15 +189,17 @@ class _ProgressReporter:
     """Counts rows and shards, and calls `progress` with the counts after each row and after each stored shard."""
 
     def __init__(self, progress: Callable[[PackProgress], None] | None) -> None:
-        self._report = progress or _ignore
+        self._report = progress or (lambda _: None)
         self._now = PackProgress()
         self._collected = 0
 
     def resumed(self, entry: JournalEntry) -> None:
         """Counts a shard that an earlier, interrupted call has stored."""
-        now = replace(self._now, rows=self._now.rows + entry.stretch.rows, bytes=self._now.bytes + entry.shard.bytes)
-        self._now = replace(now, samples=now.samples + entry.shard.samples)
-        self._stored(entry.shard)
+        now, shard = self._now, entry.shard
+        self._now = PackProgress(
+            now.rows + entry.origin.rows, now.samples + shard.samples, now.bytes + shard.bytes, now.stored
+        )
+        self._stored(shard)
 
     def row(self, sample: Prepared | None) -> None:
         """Counts a row, and the sample that was made from it; `sample` is None for a row that is left out."""
@@ -215,12 +216,8 @@ class _ProgressReporter:
         self._collected = len(done)
 
     def _stored(self, shard: Shard) -> None:
-        now = self._now
-        self._now = replace(now, stored=now.stored + shard.samples)
+        self._now = replace(self._now, stored=self._now.stored + shard.samples)
         self._report(self._now)
-
-
-def _ignore(_: PackProgress) -> None: ...
 
 
 def _refuse(store: Store, journal: Journal) -> None:

@@ -1,10 +1,14 @@
 """Decides for each row, in order, whether its sample is written, and records bad rows, repeated keys and duplicates."""
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig, FingerprintIndex
-from emocap_shards.writing.row import BadRow
+from emocap_shards.writing.journal import JournalEntry
+from emocap_shards.writing.row import BadRow, SourceRow
 
 
 @dataclass(slots=True)
@@ -53,6 +57,33 @@ class RowLedger:
             return False
         self.keys[key] = where
         return True
+
+    def replay(self, entry: JournalEntry, rows: Iterator[SourceRow | BadRow], *, url: str) -> None:
+        """Repeats the decisions about the rows of a finished shard, without loading their images.
+
+        The rows are taken from the iterator `rows`, so that the pack continues with the row that follows them.
+
+        Raises:
+            RecordError: If the rows are not those from which the shard was made.
+        """
+        digest = hashlib.sha256()
+        taken: list[tuple[str, str]] = []
+        for row in islice(rows, entry.origin.rows):
+            digest.update(row.stamp())
+            taken.append((row.where, row.key if isinstance(row, SourceRow) else ""))
+        if digest.hexdigest() != entry.origin.sha256:
+            raise RecordError(
+                f"{url} holds an unfinished pack of another source (the rows of {entry.shard.path} have changed): "
+                "give the same source to resume it, choose another URL, or delete it."
+            )
+        bad = {number: BadRow(where, reason) for number, where, reason in entry.origin.bad}
+        good = 0
+        for number, (where, key) in enumerate(taken):
+            if number in bad:
+                self.reject(bad[number])
+            else:
+                self.admits(where, key, entry.origin.fingerprint(good))
+                good += 1
 
     def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
         """Records a duplicate. Returns False for a duplicate that is to be dropped, and True for every other sample."""

@@ -1,22 +1,27 @@
 """Writes prepared samples, in order, into shards of a bounded size, and uploads the shards."""
 
+import hashlib
 import tempfile
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from emocap_shards.errors import RecordError
-from emocap_shards.manifest import Shard
+from emocap_shards.index import dump_index
+from emocap_shards.indexes import MOST_INDEX_BYTES
+from emocap_shards.manifest import Shard, refuse_dataset
 from emocap_shards.shard import MOST_SAMPLES
 from emocap_shards.store import Store
-from emocap_shards.writing.journal import Journal, ShardOriginBuilder
+from emocap_shards.writing.journal import Journal, JournalEntry, ShardOrigin, ShardOriginBuilder
 from emocap_shards.writing.prepare import Prepared
 from emocap_shards.writing.row import BadRow
-from emocap_shards.writing.tar import TarFile, tar_bytes
-from emocap_shards.writing.uploads import Uploads
+from emocap_shards.writing.tar import TarFile, seal, tar_bytes
 
 _TAR_END_BYTES = 1024
+_WAITING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +65,27 @@ def _disk() -> Generator[None]:
 class ShardWriter:
     """Writes samples into one local tar after the other, and uploads each complete tar in the background.
 
-    `first` is the number of the first shard, which is above 0 if the pack resumes.
+    One thread uploads the shards in their order. At most two shards wait for it, so at most three tars are on the local
+    disk. Leaving the `with` block waits for these shards, also after an error.
+
+    `first` is the number of the first shard, which is above 0 if the pack resumes. `done` lists the shards that are
+    known to be in the store.
+
+    A later call of `add` or `finish` raises the error of an upload. This is a `StoreError`, or a `ManifestError` if
+    another pack has written a dataset to the store in the meantime.
     """
 
     def __init__(self, store: Store, journal: Journal, size: ShardSize, *, first: int) -> None:
+        self._store = store
+        self._journal = journal
         self._size = size
         self._next = first
         self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
-        self._uploads = Uploads(store, journal)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._pending: deque[Future[Shard]] = deque()
         self._tar: TarFile | None = None
-        self._stretch = ShardOriginBuilder()
+        self._origin = ShardOriginBuilder()
+        self.done: list[Shard] = []
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -80,13 +96,8 @@ class ShardWriter:
                 with _disk():
                     self._tar.close()
         finally:
-            self._uploads.__exit__(*error)
+            self._thread.shutdown(wait=True)
             self._folder.cleanup()
-
-    @property
-    def done(self) -> list[Shard]:
-        """Returns the shards that are known to be in the store."""
-        return self._uploads.done
 
     def add(self, sample: Prepared) -> None:
         """Writes the sample into the current shard, or into the next shard if it does not fit."""
@@ -96,23 +107,47 @@ class ShardWriter:
             self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
         with _disk():
             self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
-        self._stretch.add(sample)
+        self._origin.add(sample)
         if self._size.is_full(self._tar):
             self._hand_over(self._tar)
 
     def pass_over(self, result: Prepared | BadRow) -> None:
         """Records a row that is left out. The journal needs it, because it belongs to the rows of the current shard."""
-        self._stretch.add(result)
+        self._origin.add(result)
 
-    def finish(self) -> list[Shard]:
+    def finish(self) -> None:
         """Closes the last shard and waits until all shards are stored."""
         if self._tar:
             self._hand_over(self._tar)
-        return self._uploads.finish()
+        while self._pending:
+            self._collect()
 
     def _hand_over(self, tar: TarFile) -> None:
-        stretch, number = self._stretch.done(), self._next
-        self._tar, self._stretch, self._next = None, ShardOriginBuilder(), number + 1
+        """Closes the tar and submits it for upload. This blocks while more than two shards wait."""
+        origin, number = self._origin.done(), self._next
+        self._tar, self._origin, self._next = None, ShardOriginBuilder(), number + 1
         with _disk():
             tar.close()
-        self._uploads.submit(number, tar, stretch)
+        self._pending.append(self._thread.submit(self._upload, number, tar, origin))
+        while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
+            self._collect()
+
+    def _collect(self) -> None:
+        self.done.append(self._pending.popleft().result())
+
+    def _upload(self, number: int, tar: TarFile, origin: ShardOrigin) -> Shard:
+        """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the thread."""
+        sealed = seal(tar.path, tar.spans)
+        index = dump_index(sealed.slots)
+        if len(index) > MOST_INDEX_BYTES:
+            raise RecordError(f"the index of shard {number} has {len(index)} bytes: put fewer samples into a shard.")
+        path, index_path = f"shard-{number:06d}.tar", f"shard-{number:06d}.npy"
+        shard = Shard(
+            path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, hashlib.sha256(index).hexdigest()
+        )
+        refuse_dataset(self._store)
+        self._store.put_file(path, tar.path)
+        self._store.put(index_path, index)
+        self._journal.put(number, JournalEntry(shard, origin))
+        tar.path.unlink()
+        return shard

@@ -13,9 +13,8 @@ from emocap_shards.writing.reading import matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
-from emocap_shards.writing.sources.delimited import DelimitedSource
 from emocap_shards.writing.sources.folder import FolderSource
-from emocap_shards.writing.sources.json_lines import JsonLinesSource
+from emocap_shards.writing.sources.text_tables import DelimitedSource, JsonLinesSource
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
 _PACKED = {
@@ -55,7 +54,7 @@ def open_source(
 
         return TarsSource(text, columns)
     if text.endswith(".parquet") and "://" not in text:
-        from emocap_shards.writing.sources.parquet import ParquetSource
+        from emocap_shards.writing.sources.arrow import ParquetSource
 
         paths = [Path(store.url, path) for store, path in matching(text)]
         return ParquetSource(paths, columns, _images(image_root, paths[0].parent))
@@ -83,7 +82,7 @@ def _local(path: Path, columns: TableColumns, image_root: str | Path | None) -> 
 
 
 def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
-    from emocap_shards.writing.sources.hugging_face import SPLITS, STATE, HuggingFaceSource
+    from emocap_shards.writing.sources.arrow import SPLITS, STATE, HuggingFaceSource
 
     if (path / SPLITS).is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / STATE).is_file())

@@ -1,5 +1,6 @@
-"""Reads CSV and TSV tables with a header."""
+"""Reads tables from text files: CSV and TSV with a header, and files with one JSON object in each line."""
 
+import codecs
 import csv
 import os
 import re
@@ -7,12 +8,18 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
-from emocap_shards.writing.sources.encodings import NO_UTF8, refuse_utf16
+
+MAX_LINE_BYTES = 1 << 26
+_NO_UTF8 = (
+    "it is not UTF-8; save the table as UTF-8, as with `iconv -f GB18030 -t UTF-8` if it comes from a Chinese Windows"
+)
 
 # Matches a number as other programs write it, including infinity. "001" does not match, because a number would lose its
 # zeros. An integer of more than 15 digits does not match, because a float would lose its last digits.
@@ -57,7 +64,7 @@ class DelimitedSource:
         """Opens the table, checks that its header has the needed columns, and yields the header and the records."""
         # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
+            _refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
             delimiter = self._delimiter(file.readline(_HEADER))
             file.seek(0)
             table = csv.reader(file, delimiter=delimiter, strict=True)
@@ -100,10 +107,42 @@ class DelimitedSource:
         if len(cells) != len(header):
             return BadRow(where, f"it has {len(cells)} cells, the header {len(header)}")
         if not all(map(_is_text, cells)):
-            return BadRow(where, NO_UTF8)
+            return BadRow(where, _NO_UTF8)
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
         labels = {name: _label(values[name], number=name in numeric) for name in self.columns.labels}
         return row_of(values | labels, self.columns, where=where, number=number, images=self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLinesSource:
+    """Reads a file with one object in each line. Empty lines are skipped."""
+
+    path: Path
+    columns: TableColumns
+    images: ImageFolders
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+    def rows(self) -> Iterator[SourceRow | BadRow]:
+        number = 0
+        with _read(self.path), self.path.open("rb") as file:
+            _refuse_utf16(file.peek(2)[:2], self.path)
+            for line, read in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+                text = read.removeprefix(codecs.BOM_UTF8) if line == 1 else read
+                if text.strip():
+                    yield self._row(text, where=f"{self.path}:{line}", number=number)
+                    number += 1
+
+    def _row(self, text: bytes, *, where: str, number: int) -> SourceRow | BadRow:
+        try:
+            values: Any = orjson.loads(text)
+        except ValueError as error:
+            return BadRow(where, _NO_UTF8 if _is_no_utf8(text) else f"the line is not JSON ({error})")
+        if not isinstance(values, dict):
+            return BadRow(where, "the line is not a JSON object")
+        return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, images=self.images)
 
 
 @contextmanager
@@ -114,13 +153,23 @@ def _read(path: Path) -> Generator[None]:
         raise RecordError(f"{os.fspath(path)} cannot be read ({error.strerror}).") from error
 
 
+def _refuse_utf16(head: bytes, path: Path) -> None:
+    """Checks that the first two bytes of a file, `head`, are not the byte order mark of UTF-16.
+
+    Raises:
+        RecordError: If they are.
+    """
+    if head[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+        raise RecordError(f"{path} is UTF-16; save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8 OLD > NEW`.")
+
+
 def _header(table: Any, where: str) -> list[str]:
     try:
         header: list[str] = next(table, [])
     except csv.Error as error:
         raise RecordError(f"{where}:1: the header cannot be read ({error}).") from error
     if not all(map(_is_text, header)):
-        raise RecordError(f"{where}:1: {NO_UTF8}.")
+        raise RecordError(f"{where}:1: {_NO_UTF8}.")
     if len(set(header)) < len(header):
         raise RecordError(f"{where}:1: the header names a column twice; correct it.")
     return header
@@ -171,3 +220,11 @@ def _label(cell: str, *, number: bool) -> str | float | None:
     if cell.lower() in _MISSING:
         return None
     return float(cell) if number else cell
+
+
+def _is_no_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
