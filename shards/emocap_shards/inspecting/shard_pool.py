@@ -17,6 +17,7 @@ from emocap_shards.store import Store
 
 _WORTH_PROCESSES_BYTES = 32 << 20
 _READERS = 16
+_Report = Callable[[int, int], None]  # It takes the numbers of checked shards and of read bytes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,17 @@ def check_shards(
     Raises:
         ShardsError: If a worker process died.
     """
-    total = sum(shard.bytes for shard in shards)
+    total = 0 if quick else sum(shard.bytes for shard in shards)
+
+    def report(checked: int, read: int) -> None:
+        on_progress(VerifyProgress(checked, len(shards), read, total))
+
     if quick:
-        yield from _in_threads(store, shards, on_progress)
+        yield from _in_threads(store, shards, report)
     elif (number := _processes(processes, total, len(shards))) > 1:
-        yield from _in_processes(store, shards, number, partial(_report, on_progress, len(shards), total))
+        yield from _in_processes(store, shards, number, report)
     else:
-        yield from _here(store, shards, partial(_report, on_progress, len(shards), total))
-
-
-_Report = Callable[[int, int], None]
-
-
-def _report(
-    on_progress: Callable[[VerifyProgress], None], shards_all: int, bytes_all: int, shards: int, done: int
-) -> None:
-    on_progress(VerifyProgress(shards, shards_all, done, bytes_all))
+        yield from _here(store, shards, report)
 
 
 def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
@@ -86,14 +82,12 @@ def _here(store: Store, shards: Sequence[Shard], report: _Report) -> Iterator[Ch
         report(number + 1, done)
 
 
-def _in_threads(
-    store: Store, shards: Sequence[Shard], on_progress: Callable[[VerifyProgress], None]
-) -> Iterator[Checked]:
+def _in_threads(store: Store, shards: Sequence[Shard], report: _Report) -> Iterator[Checked]:
     """Checks only the indexes. They are small, so many requests at the same time hide the latency of the store."""
     work = partial(check_shard, store, quick=True, on_bytes=lambda _: None)
     with ThreadPoolExecutor(_READERS) as pool:
         for number, checked in enumerate(in_order(pool, work, shards, ahead=4 * _READERS), 1):
-            on_progress(VerifyProgress(number, len(shards), 0, 0))
+            report(number, 0)
             yield checked
 
 
@@ -101,7 +95,7 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report:
     # The processes are spawned and not forked, because they must not share connections with this one.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    work = partial(_check_there, store)
+    work = partial(check_shard, store, quick=False, on_bytes=_Worker.read)
     done = 0
     with ProcessPoolExecutor(processes, context, _Worker.begin, (counter,)) as pool:
         try:
@@ -113,11 +107,6 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report:
         except BrokenProcessPool as error:
             cure = "give it more memory, or run it again with one process"
             raise ShardsError(f"a process that checks {store.url} died ({error}); {cure}.") from error
-
-
-def _check_there(store: Store, shard: Shard) -> Checked:
-    """Checks a shard in a worker process."""
-    return check_shard(store, shard, quick=False, on_bytes=_Worker.read)
 
 
 class _Worker:

@@ -19,7 +19,7 @@ import hashlib
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -103,7 +103,7 @@ class FingerprintIndex:
         self._keys: list[str] = []
         self._hashes: list[int] = []
         self._digests: dict[bytes, int] = {}
-        self._bands: list[defaultdict[bytes, array[int]]] = [defaultdict(_numbers) for _ in range(_BANDS)]
+        self._bands: list[defaultdict[bytes, array[int]]] = [defaultdict(partial(array, "I")) for _ in range(_BANDS)]
 
     def find(self, fingerprint: bytes) -> tuple[str, int, bool] | None:
         """Returns the most similar earlier sample, or None if every earlier sample differs in more than `bits` bits.
@@ -133,7 +133,3 @@ class FingerprintIndex:
 
 def _bands(value: bytes) -> list[bytes]:
     return [value[start : start + _BAND_BYTES] for start in range(0, len(value), _BAND_BYTES)]
-
-
-def _numbers() -> "array[int]":
-    return array("I")

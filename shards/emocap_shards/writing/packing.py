@@ -16,7 +16,7 @@ from emocap_shards.manifest import MANIFEST, Manifest, Shard, refuse_dataset
 from emocap_shards.printable import printable
 from emocap_shards.store import Store, open_store
 from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig
-from emocap_shards.writing.journal import Journal, JournalEntry
+from emocap_shards.writing.journal import Journal
 from emocap_shards.writing.prepare import PrepareConfig, Prepared
 from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.row_ledger import RowLedger
@@ -127,16 +127,17 @@ def pack(
     _refuse(store, journal)
     ledger = RowLedger(options.skip_bad, options.duplicates)
     rows = _numbered(source.rows()) if options.number_keys else iter(source.rows())
-    reporter = _ProgressReporter(progress)
+    reporter = _ProgressReporter(progress or (lambda _: None))
     finished = journal.finished()
     for entry in finished:
         ledger.replay(entry, rows, url=store.url)
-        reporter.resumed(entry)
+        shard = entry.shard
+        reporter.add(PackProgress(entry.origin.rows, shard.samples, shard.bytes, shard.samples))
     with (
         # The generator is closed here, not by the garbage collector, so that worker processes end while their queues
         # are still open.
         closing(prepared(rows, options.recipe, processes)) as results,
-        ShardWriter(store, journal, options.size, first=len(finished)) as writer,
+        ShardWriter(store, journal, options.size, first=len(finished), on_stored=reporter.stored) as writer,
     ):
         _write(results, ledger, writer, reporter)
     shards = [*(entry.shard for entry in finished), *writer.done]
@@ -172,52 +173,34 @@ def _write(
     for result in results:
         if isinstance(result, BadRow):
             ledger.reject(result)
-            entered = None
-        else:
-            entered = result if ledger.admits(result.where, result.key, result.fingerprint) else None
-        if entered:
-            writer.add(entered)
-        else:
-            writer.pass_over(result)
-        reporter.row(entered)
-        reporter.shards(writer.done)
+        elif ledger.admits(result.where, result.key, result.fingerprint):
+            writer.add(result)
+            reporter.add(PackProgress(rows=1, samples=1, bytes=len(result.image)))
+            continue
+        writer.pass_over(result)
+        reporter.add(PackProgress(rows=1))
     writer.finish()
-    reporter.shards(writer.done)
 
 
 class _ProgressReporter:
-    """Counts rows and shards, and calls `progress` with the counts after each row and after each stored shard."""
+    """Adds up the progress of a pack, and calls `report` with the total after each change."""
 
-    def __init__(self, progress: Callable[[PackProgress], None] | None) -> None:
-        self._report = progress or (lambda _: None)
-        self._now = PackProgress()
-        self._collected = 0
+    def __init__(self, report: Callable[[PackProgress], None]) -> None:
+        self._report = report
+        self._total = PackProgress()
 
-    def resumed(self, entry: JournalEntry) -> None:
-        """Counts a shard that an earlier, interrupted call has stored."""
-        now, shard = self._now, entry.shard
-        self._now = PackProgress(
-            now.rows + entry.origin.rows, now.samples + shard.samples, now.bytes + shard.bytes, now.stored
+    def add(self, change: PackProgress) -> None:
+        total = self._total
+        self._total = PackProgress(
+            rows=total.rows + change.rows,
+            samples=total.samples + change.samples,
+            bytes=total.bytes + change.bytes,
+            stored=total.stored + change.stored,
         )
-        self._stored(shard)
+        self._report(self._total)
 
-    def row(self, sample: Prepared | None) -> None:
-        """Counts a row, and the sample that was made from it; `sample` is None for a row that is left out."""
-        now = replace(self._now, rows=self._now.rows + 1)
-        if sample:
-            now = replace(now, samples=now.samples + 1, bytes=now.bytes + len(sample.image))
-        self._now = now
-        self._report(now)
-
-    def shards(self, done: Sequence[Shard]) -> None:
-        """Counts those shards of `done` that are new. `done` lists all shards that this call has stored so far."""
-        for shard in done[self._collected :]:
-            self._stored(shard)
-        self._collected = len(done)
-
-    def _stored(self, shard: Shard) -> None:
-        self._now = replace(self._now, stored=self._now.stored + shard.samples)
-        self._report(self._now)
+    def stored(self, shard: Shard) -> None:
+        self.add(PackProgress(stored=shard.samples))
 
 
 def _refuse(store: Store, journal: Journal) -> None:

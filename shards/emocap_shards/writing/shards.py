@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ from emocap_shards.store import Store
 from emocap_shards.writing.journal import Journal, JournalEntry, ShardOrigin, ShardOriginBuilder
 from emocap_shards.writing.prepare import Prepared
 from emocap_shards.writing.row import BadRow
-from emocap_shards.writing.tar import TarFile, seal, tar_bytes
+from emocap_shards.writing.tar import TarFile, seal
 
-_TAR_END_BYTES = 1024
 _WAITING = 2
 
 
@@ -44,12 +43,13 @@ class ShardSize:
 
     def is_full(self, tar: TarFile) -> bool:
         """Returns whether the tar has as many samples as a shard may have."""
-        return len(tar.spans) >= min(self.samples or MOST_SAMPLES, MOST_SAMPLES)
+        return len(tar.spans) >= (self.samples or MOST_SAMPLES)
 
     def has_room(self, tar: TarFile, sample: Prepared) -> bool:
         """Returns whether the sample fits into the tar; any sample fits into an empty tar."""
-        end = tar.stop + tar_bytes(sample.image, sample.annotation) + _TAR_END_BYTES
-        return self.max_bytes is None or not tar.spans or end <= self.max_bytes
+        if self.max_bytes is None or not tar.spans:
+            return True
+        return tar.bytes_with(sample.image, sample.annotation) <= self.max_bytes
 
 
 @contextmanager
@@ -69,17 +69,20 @@ class ShardWriter:
     disk. Leaving the `with` block waits for these shards, also after an error.
 
     `first` is the number of the first shard, which is above 0 if the pack resumes. `done` lists the shards that are
-    known to be in the store.
+    known to be in the store, and `on_stored` is called with each of them in the calling thread.
 
     A later call of `add` or `finish` raises the error of an upload. This is a `StoreError`, or a `ManifestError` if
     another pack has written a dataset to the store in the meantime.
     """
 
-    def __init__(self, store: Store, journal: Journal, size: ShardSize, *, first: int) -> None:
+    def __init__(
+        self, store: Store, journal: Journal, size: ShardSize, *, first: int, on_stored: Callable[[Shard], None]
+    ) -> None:
         self._store = store
         self._journal = journal
         self._size = size
         self._next = first
+        self._on_stored = on_stored
         self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._pending: deque[Future[Shard]] = deque()
@@ -134,6 +137,7 @@ class ShardWriter:
 
     def _collect(self) -> None:
         self.done.append(self._pending.popleft().result())
+        self._on_stored(self.done[-1])
 
     def _upload(self, number: int, tar: TarFile, origin: ShardOrigin) -> Shard:
         """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the thread."""

@@ -51,6 +51,10 @@ class TarFile:
         """Returns the position at which the next sample will begin."""
         return self._writer.tarstream.offset
 
+    def bytes_with(self, image: bytes, annotation: bytes) -> int:
+        """Returns the number of bytes of the closed tar if a sample with these members were its last."""
+        return self.stop + sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation)) + _END
+
     def add(self, key: str, extension: str, image: bytes, annotation: bytes) -> None:
         """Writes the image and then the annotation.
 
@@ -69,11 +73,6 @@ class TarFile:
         with self._file:
             self._writer.close()
             self._file.truncate(end)
-
-
-def tar_bytes(image: bytes, annotation: bytes) -> int:
-    """Returns the number of bytes that a sample with these members takes in a tar, with headers and padding."""
-    return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation))
 
 
 def seal(path: Path, spans: Sequence[SampleSpan]) -> SealedTar:

@@ -52,9 +52,9 @@ class FolderSource:
 
 
 def _row(root: str, path: str) -> SourceRow:
-    stem, extension = os.path.splitext(path)  # noqa: PTH122 - a Path for each file would take most of the time
+    stem, extension = _split(path)
     where = os.path.join(root, path)  # noqa: PTH118
-    return SourceRow(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension[1:].lower())
+    return SourceRow(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension)
 
 
 def _ordered(folder: Path) -> list[str]:
@@ -106,5 +106,5 @@ def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Coun
 
 
 def _split(name: str) -> tuple[str, str]:
-    stem, extension = os.path.splitext(name)  # noqa: PTH122
+    stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each file would take most of the time
     return stem, extension[1:].lower()
