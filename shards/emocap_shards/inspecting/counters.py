@@ -39,7 +39,7 @@ class Counts:
 
 
 class TextCounter:
-    """Counts texts. If there are more than `cap` different texts, it forgets the rarest.
+    """Counts texts. If there are more than `cap` different texts, the counter forgets the rarest.
 
     The method is similar to lossy counting (Manku & Motwani 2002).
     """
@@ -82,7 +82,7 @@ class Spread:
     """Summarises numbers. All fields are zero if there is no number.
 
     `count`, `least`, `mean` and `most` are exact. `median`, `edges` and `bins` come from a uniform sample of at most
-    20,000 numbers. `bins[i]` is the number of them from `edges[i]` to `edges[i + 1]`.
+    20,000 numbers. `bins[i]` is the count of sampled numbers from `edges[i]` to `edges[i + 1]`.
     """
 
     count: int
@@ -95,7 +95,9 @@ class Spread:
 
 
 class NumberCounter:
-    """Summarises numbers, of which it keeps a uniform sample (reservoir sampling, Vitter 1985)."""
+    """Summarises numbers. A uniform sample of them is kept for the median and the bins (reservoir sampling, Vitter
+    1985).
+    """
 
     def __init__(self) -> None:
         self._count = 0

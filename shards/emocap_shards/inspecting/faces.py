@@ -36,14 +36,14 @@ class ContactSheet:
         self._faces: list[SheetFace] = []
         self._random = random.Random(0)
 
-    def add(self, glance: HeaderSample) -> bool:
+    def add(self, sample: HeaderSample) -> bool:
         """Adds a face. Returns False if the face was chosen for the sheet and its image cannot be decoded."""
         self._count += 1
         place = len(self._faces) if len(self._faces) < self._size else self._random.randrange(self._count)
         if place >= self._size:
             return True
         try:
-            face = SheetFace(glance.shard, glance.key, _thumbnail(glance.image), glance.captions, glance.labels)
+            face = SheetFace(sample.shard, sample.key, _thumbnail(sample.image), sample.captions, sample.labels)
         except ImageError:
             return False
         self._faces[place : place + 1] = [face]

@@ -97,12 +97,12 @@ def _picks(manifest: Manifest, shard: int, ids: Pick) -> Iterator[Pick]:
 
 def _open(reader: Reader, pick: Pick) -> list[Seen] | DamagedShard:
     try:
-        return [_glance(each) for each in reader.fetch(pick)]
+        return [_with_header(each) for each in reader.fetch(pick)]
     except DamagedShard as damage:
         return damage
 
 
-def _glance(sample: Encoded | DamagedSample) -> Seen:
+def _with_header(sample: Encoded | DamagedSample) -> Seen:
     """Returns the sample with its header, captions and labels, or an error if it is damaged."""
     if isinstance(sample, DamagedSample):
         return sample

@@ -43,8 +43,8 @@ def check_shards(
 ) -> Iterator[Checked]:
     """Yields the result of each shard, in the order of the shards.
 
-    A quick check reads the indexes with several threads. A full check uses several processes if there is much to read.
-    `processes` is None for one process for each core.
+    A quick check reads the indexes with several threads. A full check runs in `processes` processes. If `processes` is
+    None, there is one for each core if there is much to read, and otherwise only this process.
 
     Raises:
         ShardsError: If a worker process died.

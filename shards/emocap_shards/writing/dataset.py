@@ -122,7 +122,7 @@ class DatasetSource:
 
 
 def _read(reader: Reader, manifest: Manifest, ids: Ids) -> list[Fetched]:
-    """Returns the samples of one dataset. If a shard cannot be read, only its samples are returned as damaged."""
+    """Returns the samples of one dataset. The samples of a shard that cannot be read are returned as damaged."""
     try:
         return reader.fetch(ids)
     except DamagedShard as error:

@@ -69,9 +69,7 @@ class Duplicate:
 
 
 def fingerprint(data: bytes, pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns `FINGERPRINT_BYTES` bytes: half of the SHA-256 of the encoded image `data`, then the hash of its
-    `pixels`.
-    """
+    """Returns `FINGERPRINT_BYTES` bytes: half of the SHA-256 of the encoded image `data`, and its perceptual hash."""
     return hashlib.sha256(data).digest()[:DIGEST_BYTES] + perceptual_hash(pixels)
 
 

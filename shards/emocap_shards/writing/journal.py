@@ -140,8 +140,9 @@ class Journal:
             )
 
     def _is_stored(self, shard: Shard, sizes: Mapping[str, int]) -> bool:
-        """Returns whether the store holds the shard with its size and the index with its digest. `sizes` lists the
-        store.
+        """Returns whether the store holds the shard with the right size, and its index with the right digest.
+
+        `sizes` maps each path in the store to its size.
         """
         if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
             return False

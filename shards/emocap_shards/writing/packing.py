@@ -64,7 +64,7 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class PackProgress:
-    """Counts the rows read so far, the samples made from them, their bytes, and the samples `stored` in the store."""
+    """Counts what a pack has done so far: rows read, samples made, their bytes, and samples in stored shards."""
 
     rows: int = 0
     samples: int = 0
@@ -232,7 +232,7 @@ def _clear(journal: Journal) -> None:
 
 
 def _numbered(rows: Iterator[SourceRow | BadRow]) -> Iterator[SourceRow | BadRow]:
-    """Yields the rows with their numbers, which have nine digits, as keys."""
+    """Yields the rows. The number of a row, with nine digits, becomes its key."""
     for number, row in enumerate(rows):
         yield replace(row, key=f"{number:09d}") if isinstance(row, SourceRow) else row
 

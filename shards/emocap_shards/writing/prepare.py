@@ -27,8 +27,7 @@ MAX_KEY_BYTES = 80
 
 @dataclass(frozen=True, slots=True)
 class EncodingConfig:
-    """Says how every image is encoded again. The new image is upright, in RGB, without metadata, and never larger in
-    pixels.
+    """Says how every image is encoded again: upright, in RGB, without metadata, and never with more pixels than before.
 
     Args:
         extension: The new format; None keeps each image's own format.

@@ -66,8 +66,8 @@ class TarFile:
         self.spans.append(SampleSpan(key, start, self.stop))
 
     def close(self) -> None:
-        """Ends the tar with two blocks of zeros. It is not padded to a multiple of 10,240 bytes, the record size of a
-        tape.
+        """Ends the tar with two blocks of zeros. The tar is not padded to a multiple of 10,240 bytes, as it would be on
+        a tape.
         """
         end = self.stop + _END
         with self._file:
