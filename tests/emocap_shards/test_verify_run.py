@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import pickle
 
 import pytest
 from emocap_shards.errors import ShardsError, StoreError
 from emocap_shards.index import load_index
 from emocap_shards.inspecting import verify as module
-from emocap_shards.inspecting.faults import CURES, Fault, FaultKind
+from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.shard_pool import VerifyProgress
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.inspecting.verify import verify
@@ -140,7 +141,12 @@ def test_a_tape_holds_one_range_and_one_sample_at_most(folder, slots):
 
 
 def test_every_kind_has_a_cure():
-    assert set(CURES) == set(FaultKind)
+    assert all(kind.cure for kind in FaultKind)
+
+
+def test_a_kind_is_its_name_and_stays_itself_between_processes():
+    assert str(FaultKind.CUT) == FaultKind.CUT.value == f"{FaultKind.CUT}" == "cut shard"
+    assert pickle.loads(pickle.dumps(FaultKind.CUT)) is FaultKind.CUT
 
 
 def test_a_verdict_as_json_is_plain(folder):

@@ -3,54 +3,40 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class FaultKind(StrEnum):
-    """Names the kinds of damage, from the dataset as a whole down to one sample."""
-
-    MANIFEST = "damaged manifest"
-    STRAY = "stray file"
-    MISSING_SHARD = "missing shard"
-    MISSING_INDEX = "missing index"
-    UNREADABLE = "unreadable object"
-    SIZE = "wrong size"
-    SWAPPED = "another shard's bytes"
-    SHARD_DIGEST = "wrong digest of a shard"
-    INDEX_DIGEST = "wrong digest of an index"
-    INDEX = "inconsistent index"
-    CUT = "cut shard"
-    END = "damaged end of a shard"
-    HEADER = "damaged tar header"
-    BYTES = "changed bytes"
-    UNSTEADY = "unsteady reads"
-    MEMBERS = "wrong members"
-    ANNOTATION = "unusable annotation"
-    IMAGE = "unusable image"
-    TWICE = "sample twice"
-
-
 _AGAIN = "upload or pack this shard again"
 _SOURCE = "correct the source and pack it again"
-CURES = {
-    FaultKind.MANIFEST: "upload it again, or pack the dataset again",
-    FaultKind.STRAY: "delete it, or upload the manifest that names it",
-    FaultKind.MISSING_SHARD: "upload this shard again",
-    FaultKind.MISSING_INDEX: "upload it again",
-    FaultKind.UNREADABLE: "mend the store or the permissions, then verify again",
-    FaultKind.SIZE: _AGAIN,
-    FaultKind.SWAPPED: "upload the right file under this name",
-    FaultKind.SHARD_DIGEST: _AGAIN,
-    FaultKind.INDEX_DIGEST: "upload the index again",
-    FaultKind.INDEX: "pack this shard again",
-    FaultKind.CUT: _AGAIN,
-    FaultKind.END: _AGAIN,
-    FaultKind.HEADER: _AGAIN,
-    FaultKind.BYTES: _AGAIN,
-    FaultKind.UNSTEADY: "check network, disk and memory, then verify again",
-    FaultKind.MEMBERS: _SOURCE,
-    FaultKind.ANNOTATION: _SOURCE,
-    FaultKind.IMAGE: _SOURCE,
-    FaultKind.TWICE: "give every sample its own key and pack it again",
-}
+
+
+class FaultKind(StrEnum):
+    """Names the kinds of damage, from the dataset as a whole down to one sample, and what the user should do."""
+
+    cure: str
+
+    MANIFEST = "damaged manifest", "upload it again, or pack the dataset again"
+    STRAY = "stray file", "delete it, or upload the manifest that names it"
+    MISSING_SHARD = "missing shard", "upload this shard again"
+    MISSING_INDEX = "missing index", "upload it again"
+    UNREADABLE = "unreadable object", "mend the store or the permissions, then verify again"
+    SIZE = "wrong size", _AGAIN
+    SWAPPED = "another shard's bytes", "upload the right file under this name"
+    SHARD_DIGEST = "wrong digest of a shard", _AGAIN
+    INDEX_DIGEST = "wrong digest of an index", "upload the index again"
+    INDEX = "inconsistent index", "pack this shard again"
+    CUT = "cut shard", _AGAIN
+    END = "damaged end of a shard", _AGAIN
+    HEADER = "damaged tar header", _AGAIN
+    BYTES = "changed bytes", _AGAIN
+    UNSTEADY = "unsteady reads", "check network, disk and memory, then verify again"
+    MEMBERS = "wrong members", _SOURCE
+    ANNOTATION = "unusable annotation", _SOURCE
+    IMAGE = "unusable image", _SOURCE
+    TWICE = "sample twice", "give every sample its own key and pack it again"
+
+    def __new__(cls, name: str, cure: str) -> "FaultKind":
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.cure = cure
+        return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +62,7 @@ class Fault:
     @property
     def cure(self) -> str:
         """Returns what the user should do about this kind of damage."""
-        return CURES[self.kind]
+        return self.kind.cure
 
     def __str__(self) -> str:
         where = f"{self.shard} {self.key!r}" if self.key else self.shard

@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
 
@@ -50,19 +48,6 @@ def _as_text(value: Any) -> Any:
     return printable(value, lines=True) if type(value) is str else value
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """Holds one face in the form in which the template shows it."""
-
-    shard: str
-    key: str
-    source: str
-    captions: tuple[Caption, ...]
-    further: int
-    labels: Mapping[str, str]
-    classes: tuple[str, ...]
-
-
 def _values(summary: Summary) -> dict[str, Any]:
     """Returns the variables of the template."""
     parts = summary.parts
@@ -92,17 +77,18 @@ def _values(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _card(face: SheetFace) -> _Card:
+def _card(face: SheetFace) -> dict[str, Any]:
+    """Returns one face in the form in which the template shows it."""
     labels = list(face.labels.items())[:_LABELS]
-    return _Card(
-        shard=face.shard,
-        key=face.key,
-        source="data:image/jpeg;base64," + base64.b64encode(face.jpeg).decode(),
-        captions=tuple(_short(caption) for caption in face.captions[:_CAPTIONS]),
-        further=max(0, len(face.captions) - _CAPTIONS),
-        labels={_cut(name): _cut(value) if isinstance(value, str) else number(value) for name, value in labels},
-        classes=tuple(_cut(value, 40) for _, value in labels if isinstance(value, str))[:_CLASSES_BESIDE],
-    )
+    return {
+        "shard": face.shard,
+        "key": face.key,
+        "source": "data:image/jpeg;base64," + base64.b64encode(face.jpeg).decode(),
+        "captions": [_short(caption) for caption in face.captions[:_CAPTIONS]],
+        "further": max(0, len(face.captions) - _CAPTIONS),
+        "labels": {_cut(name): _cut(value) if isinstance(value, str) else number(value) for name, value in labels},
+        "classes": [_cut(value, 40) for _, value in labels if isinstance(value, str)][:_CLASSES_BESIDE],
+    }
 
 
 def _short(caption: Caption) -> Caption:

@@ -58,7 +58,7 @@ class ShardOriginBuilder:
     fingerprints: bytearray = field(default_factory=bytearray)
 
     def add(self, result: Prepared | BadRow) -> None:
-        self.digest.update(result.stamp())
+        self.digest.update(result.mark)
         if isinstance(result, BadRow):
             self.bad.append((self.rows, result.where, result.reason))
         else:

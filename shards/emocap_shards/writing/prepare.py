@@ -101,9 +101,6 @@ class Prepared:
     mark: bytes
     fingerprint: bytes = b""
 
-    def stamp(self) -> bytes:
-        return self.mark
-
 
 def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
     """Returns the sample of a row, or a bad row with the reason why no sample can be made from it."""
