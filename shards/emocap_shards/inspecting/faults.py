@@ -16,7 +16,7 @@ class FaultKind(StrEnum):
     STRAY = "stray file", "delete it, or upload the manifest that names it"
     MISSING_SHARD = "missing shard", "upload this shard again"
     MISSING_INDEX = "missing index", "upload it again"
-    UNREADABLE = "unreadable object", "mend the store or the permissions, then verify again"
+    UNREADABLE = "unreadable object", "repair the store or its permissions, then verify again"
     SIZE = "wrong size", _AGAIN
     SWAPPED = "another shard's bytes", "upload the right file under this name"
     SHARD_DIGEST = "wrong digest of a shard", _AGAIN

@@ -85,7 +85,7 @@ def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
             )
         ]
     if len(index) != shard.samples:
-        reason = f"its index has {len(index)} samples, the manifest {shard.samples}"
+        reason = f"its index has {len(index)} samples, but the manifest says {shard.samples}"
         return None, [_fault(FaultKind.INDEX, shard, reason, lost=shard.samples)]
     return index, []
 

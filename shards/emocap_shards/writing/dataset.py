@@ -59,7 +59,7 @@ class DatasetSource:
         manifests = tuple(map(read_manifest, urls))
         total = sum(manifest.samples for manifest in manifests)
         if seed is not None and total > _MOST_SHUFFLED:
-            cure = f"{_MOST_SHUFFLED:,} are the most; shuffle parts of them, or check the manifests"
+            cure = f"the limit is {_MOST_SHUFFLED:,}; shuffle parts of them, or check the manifests"
             raise RecordError(f"{total:,} samples cannot be shuffled in memory: {cure}.")
         return cls(tuple(urls), manifests, seed)
 
