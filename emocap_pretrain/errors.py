@@ -6,7 +6,7 @@
     ├── TrainingError      the run cannot continue (non-finite loss)
     │   ├── LostContact    another rank has ended or hangs; the run itself can resume
     │   ├── Superseded     a newer attempt of the run has taken over
-    │   └── RolledBack     a loss was not finite or a spike: the run returns to its newest checkpoint
+    │   └── RolledBack     the loss guard refused a loss: the run returns to its newest checkpoint
     ├── CheckpointError    a checkpoint that is absent, damaged, or of another run
     └── TrackingError      the tracker refused the run at its start
 
@@ -15,11 +15,11 @@ Each message is one line that says what is wrong, where, and what to do.
 
 
 class EmocapError(Exception):
-    """The base class; the command line prints the message without a traceback."""
+    """Is the base class of all errors of this package. The command line prints its message without a traceback."""
 
 
 class ConfigError(EmocapError):
-    """A wrong value of a setting or option; the message has its place, the rule, and what to do."""
+    """A setting or option has a wrong value. The message names the setting, the rule that it breaks, and the remedy."""
 
 
 class DataError(EmocapError):
@@ -31,15 +31,18 @@ class TrainingError(EmocapError):
 
 
 class LostContact(TrainingError):  # noqa: N818 - not an error of this rank
-    """Another rank has died or hangs."""
+    """Another rank has died or hangs, so this rank cannot continue. A new attempt can resume the run."""
 
 
 class Superseded(TrainingError):  # noqa: N818
-    """A newer attempt of the run has taken over; this one must not write any more."""
+    """A newer attempt of the run has taken over, so the attempt that raises this error must not write any more."""
 
 
 class RolledBack(TrainingError):  # noqa: N818
-    """The run returns to its newest checkpoint, and leaves out the bad update when it reaches that step again."""
+    """The loss guard has refused an update, and the run returns to its newest checkpoint.
+
+    When training reaches the step of that update again, it leaves the update out.
+    """
 
 
 class CheckpointError(EmocapError):
@@ -47,4 +50,4 @@ class CheckpointError(EmocapError):
 
 
 class TrackingError(EmocapError):
-    """The tracker cannot be used, or has not accepted all results."""
+    """MLflow cannot be used, or has not accepted all results."""

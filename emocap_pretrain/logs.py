@@ -1,6 +1,6 @@
 """Removes secrets and control characters from logs and tracebacks.
 
-Every process of a run installs both handlers: the command, the ranks of all launchers, and the loader processes.
+Every process of a run calls `show_logs` and `guard_tracebacks`: the command, the ranks, and the loader processes.
 """
 
 import logging
@@ -17,12 +17,12 @@ OURS = ("emocap_pretrain", "emocap_shards", "emocap_cluster")
 
 
 def shown(text: str) -> str:
-    """Returns the text without secrets and control characters, whoever wrote it; line feeds are kept."""
+    """Returns the text with secrets masked and control characters replaced. Line feeds are kept."""
     return printable(masked(text), lines=True)
 
 
 def shown_tree(tree: Any) -> Any:
-    """Returns a JSON value with all texts in it masked."""
+    """Returns a copy of a JSON value in which secrets are masked in all strings and keys."""
     if isinstance(tree, str):
         return masked(tree)
     if isinstance(tree, dict):
@@ -31,9 +31,9 @@ def shown_tree(tree: Any) -> Any:
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Sends warnings, and records of this project from `level` on, to stderr.
+    """Sends the warnings of all loggers, and the records of this project from `level` on, to stderr.
 
-    The messages of all loggers are masked, also if a library has its own handler.
+    Secrets are masked in the messages of all loggers, even if a library installs its own handler.
     """
     logging.setLogRecordFactory(ShownRecord)
     logging.basicConfig(level=logging.WARNING)
@@ -45,27 +45,33 @@ def show_logs(level: int = logging.INFO) -> None:
 
 
 def guard_tracebacks() -> None:
-    """Masks the tracebacks that Python prints for uncaught errors. To be called at the start of a process."""
+    """Makes Python mask secrets in the tracebacks of uncaught errors. Each process calls this function at its start."""
     sys.excepthook = _print_masked
     threading.excepthook = _print_masked_of_thread
 
 
 class ShownRecord(logging.LogRecord):
-    """A log record whose message has no secrets and no control characters."""
+    """Represents a log record. Its message contains no secrets and no control characters."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return shown(super().getMessage())
 
 
 class ShownLines(logging.Formatter):
-    """A formatter that masks tracebacks too, and indents further lines, so that no text can imitate a record."""
+    """Formats log records, and masks secrets in their tracebacks too.
+
+    All lines of a record but the first are indented, so that no text inside a record can look like another record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record)).replace("\n", "\n  ")
 
 
 def conceal(error: BaseException) -> None:
-    """Masks the texts of an error and of its causes in place, before a framework prints them."""
+    """Masks secrets in the arguments of an error, and of all errors that it is chained to, in place.
+
+    Code that hands an error to a framework, which will print it, calls this function first.
+    """
     seen = set[int]()
     remaining: list[BaseException | None] = [error]
     while remaining:

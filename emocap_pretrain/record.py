@@ -1,4 +1,4 @@
-"""Reads the state of a run from its folder, for supervisors that start its ranks again under any launcher."""
+"""Reads the progress and the failures of a run from its folder, so that a driver can decide about a restart."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ MAX_CHARACTERS = 300  # A longer message is cut.
 
 
 class RunRecord:
-    """Reads the progress and the failures of a run, for a supervisor.
+    """Reads the progress and the failures of a run for its driver, the process that starts the ranks again.
 
     Args:
         store: The run's folder.
-        steps: Steps that the run does in total; None takes the number from the status of its newest attempt.
+        steps: Number of optimizer steps of the whole run. None reads the number from the newest attempt's status.
     """
 
     def __init__(self, store: Store, steps: int | None) -> None:
@@ -41,15 +41,15 @@ class RunRecord:
     def failures(self) -> Sequence[Cause]:
         """Returns the failures that ranks have recorded since the last call, the newest attempt first.
 
-        There may be several new attempts. If somebody else has started the run in the meantime, that attempt has
-        superseded our own.
+        Several attempts may be new: if another user has started the run in the meantime, that attempt has superseded
+        the attempt of this driver.
         """
         new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)
         return [_cause(failure) for number in reversed(new) for failure in attempts.failures(self._store, number)]
 
     def cause_of(self, rank: int, error: Exception) -> Cause:
-        """Classifies an error that a rank has raised, so that the supervisor can decide whether to restart."""
+        """Classifies an error that a rank has raised, so that the driver can decide whether to restart the ranks."""
         return Cause(
             kind=type(error).__name__,
             message=_short(str(error)),
@@ -61,12 +61,15 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Returns whether an attempt that began after this object saved and ended because of a request or signal."""
+        """Returns whether a request or a signal has stopped the newest attempt, after it saved a checkpoint.
+
+        Attempts that began before this object was created do not count.
+        """
         status = self._status()
         return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"
 
     def asked_to_stop(self) -> bool:
-        """Returns whether a user has stopped the run with `emocap stop`."""
+        """Returns whether a user has stopped the newest attempt with `emocap stop`."""
         status = self._status()
         return self.stopped() and status is not None and status.reason.startswith(STOP_REQUESTED)
 

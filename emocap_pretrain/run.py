@@ -1,8 +1,8 @@
 """Trains a run: `emocap pretrain cfg.yaml [dotted.key=value ...] [--dry-run] [--debug]`.
 
-`python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. Started by a user or by
-`ray job submit`, it starts one rank on every device with Ray. Started by a launcher that has made this process a rank
-already (deepspeed, torchrun, srun), it is that rank. Both call the same training function.
+`python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. If a user or `ray job
+submit` starts the command, it starts one rank on every device with Ray. If a launcher such as deepspeed, torchrun or
+srun starts the command once for each rank, the process trains as that rank. Both ways call the same training function.
 """
 
 import os
@@ -84,7 +84,7 @@ def command(
 
 
 def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
-    """Returns the devices that the job asks for; `gpus` is the number of GPUs that exist."""
+    """Returns the devices that the job asks for; `gpus` is the number of GPUs of all hosts together."""
     from emocap_cluster.placement import ResourceRequest
 
     settings = config.cluster
@@ -101,7 +101,18 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
 def _dry_run(
     config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
 ) -> None:
-    """Prints the plan, if it can be made, and what prevents the run from starting. Nothing is started."""
+    """Prints the plan of the run, if one can be made, and every problem that prevents a start. Nothing is started.
+
+    Args:
+        config: The run's config.
+        step_s: Measured seconds of a step of one rank alone, if they are known.
+        fabric: Speed of the network, as the option `--fabric` gives it.
+        node_mtbf_days: Mean days between failures of one node; None takes a default.
+        full: Whether the plan includes the resolved config.
+
+    Raises:
+        SystemExit: With exit code 2, if there is a problem.
+    """
     from emocap_pretrain.dry_run.fabric import fabric_of
     from emocap_pretrain.dry_run.outlook import Assumptions
     from emocap_pretrain.dry_run.plan import RunPlan
@@ -169,7 +180,7 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
     """Checks that the run can start, as far as that can be known without starting anything.
 
     Raises:
-        ConfigError: With one line for each problem that prevents a start.
+        ConfigError: If a problem prevents a start. The message has one line for each problem.
     """
     from emocap_pretrain.dry_run.preflight import Findings, evaluation, preflight
     from emocap_pretrain.training.conclusion import is_done
@@ -185,7 +196,7 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this rank without Python's shutdown.
+    """Ends the process of this rank with an exit code, without Python's shutdown.
 
     A thread of gloo may still release the tensors of the last collective, for which it needs the interpreter. During
     Python's shutdown the process would then abort (`terminate called without an active exception`).
@@ -240,7 +251,7 @@ def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
-    """Trains as one rank, in a process that Ray has started."""
+    """Trains as one rank. Ray calls this function in a process on the rank's host."""
     remember(*config.secrets)  # The config was resolved in another process, so its secrets are not known here yet.
     show_logs()
     guard_tracebacks()
@@ -254,7 +265,7 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _print_history(history: "JobHistory") -> None:
-    """Prints the attempts of the job."""
+    """Prints the duration of the job, and when and why each of its attempts but the last ended."""
     last = history.attempts[-1] if history.attempts else None
     if last is None:
         return
@@ -268,7 +279,11 @@ def _print_history(history: "JobHistory") -> None:
 
 
 def _print_result(config: Config) -> bool:
-    """Prints the report's table, or the state of a stopped run, and how to view it. Returns whether the run is done."""
+    """Prints the report of a finished run with the addresses of its pages, or the last saved step of a stopped run.
+
+    Returns:
+        Whether the run is done.
+    """
     report = RunFolder(open_store(config.url)).report(config.steps)
     if report is None:
         at = RunRecord(open_store(config.url), config.steps).progress()
@@ -285,7 +300,10 @@ def _print_result(config: Config) -> bool:
 
 
 def print_pages(config: Config, report: Report) -> None:
-    """Prints the addresses of the run's pages, below the command that serves them if there is no server."""
+    """Prints the addresses of the run's pages in MLflow.
+
+    If the run is tracked in a local database and not on a server, the command that serves the pages is printed first.
+    """
     # Without the secrets of the config; a text `${oc.env:...}` stays.
     server = config.stored()["tracking"]["uri"].replace(f"{MASK}@", "")
     if not config.tracking.uri.startswith(("http://", "https://")):
@@ -302,7 +320,7 @@ def print_pages(config: Config, report: Report) -> None:
 
 
 def main() -> None:
-    """Runs `emocap pretrain` without the other commands: for `python -m emocap_pretrain.run` and launch/pretrain.py."""
+    """Runs `emocap pretrain` as a program of its own, for `python -m emocap_pretrain.run` and launch/pretrain.py."""
     guard_tracebacks()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=Command)(command)

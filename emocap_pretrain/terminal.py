@@ -1,11 +1,11 @@
-"""Formats what the commands print: the console, errors in one line, a line of progress, and exit codes.
+"""Defines the output of the commands: the console, errors in one line, the display of progress, and exit codes.
 
 | code | meaning |
 |---|---|
 | 0 | done |
 | 1 | failed |
 | 2 | a value has to be corrected |
-| 70 | a rank hung, or lost contact with another one: its watchdog ended it (docs/health.md) |
+| 70 | a rank hung or lost contact with another rank, and its watchdog ended the process (docs/health.md) |
 | 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 """
@@ -36,13 +36,13 @@ EVERY_S = 10.0
 
 
 class Terminal(Console):
-    """A console that prints texts without secrets and control characters, and does not interpret markup in them.
+    """Prints texts without secrets and control characters, and does not interpret rich's markup in them.
 
-    Styles come from `Text`.
+    To style a text, callers print a `rich.text.Text`.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Masks a text. Rich calls this for every str that it prints, also in tables, before it breaks lines."""
+        """Masks secrets in a text. Rich calls this method for every str that it prints, also for those in tables."""
         options |= {"markup": False, "emoji": False}
         return super().render_str(shown(text), **options)  # pyright: ignore[reportArgumentType]
 
@@ -51,7 +51,7 @@ console = Terminal(highlight=False, soft_wrap=True)
 
 
 def say_json(tree: Any) -> None:
-    """Prints a JSON value, masked; unprintable characters become \\u escapes, which mean the same in JSON."""
+    """Prints a JSON value in one line, with secrets masked and unprintable characters as JSON's \\u escapes."""
     text = json.dumps(shown_tree(tree), ensure_ascii=False)
     line = text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     sys.stdout.write(f"{line}\n")
@@ -59,7 +59,10 @@ def say_json(tree: Any) -> None:
 
 @contextmanager
 def _usage_errors_masked() -> Generator[None]:
-    """Masks usage errors: Typer quotes a word that it does not understand, which may be a URL with a password."""
+    """Masks secrets in the usage errors that the body raises.
+
+    Typer quotes an argument that it does not understand, and that argument may be a URL with a password.
+    """
     try:
         yield
     except TyperException as error:
@@ -68,7 +71,7 @@ def _usage_errors_masked() -> Generator[None]:
 
 
 class Command(TyperCommand):
-    """A command that refuses a second value for an option; Typer would silently use the last one."""
+    """Parses the arguments of a command, and refuses a second value for an option. Typer would use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
@@ -81,7 +84,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands that masks secrets in usage errors."""
+    """Parses the arguments of a group of commands, and masks secrets in usage errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
@@ -93,18 +96,21 @@ class Group(TyperGroup):
 
 
 def _has_one_value(option: TyperOption) -> bool:
-    """Returns whether an option is neither a list nor a flag that can only be switched on."""
+    """Returns whether a second use of the option would contradict the first.
+
+    It does not for lists, for counters, and for flags that can only be switched on.
+    """
     return not option.multiple and not option.count and not (option.is_flag and not option.secondary_opts)
 
 
 @contextmanager
 def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
-    """Ends the process at an error of this project in the body, with its message on stderr and no traceback.
+    """Prints an error that this project raises in the body as one line on stderr, and ends the process.
 
-    Exit codes: 2 for a wrong value, 1 for a job that failed, 130 for Ctrl-C.
+    The exit code is 2 for a wrong value, 1 for a job that failed, and 130 for Ctrl-C. All other errors pass through.
 
     Args:
-        debug: Whether the traceback is printed too.
+        debug: Whether errors of this project pass through too, so that Python prints their traceback.
         refusal: First words of the line for a wrong value.
     """
     try:
@@ -124,9 +130,9 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
 
 
 def _ours(error: Exception) -> bool:
-    """Returns whether a package of this project raised the error on purpose.
+    """Returns whether the error's class belongs to a package of this project.
 
-    Only names are compared, so that torch need not be imported.
+    Only the name of its module is compared, so that torch need not be imported.
     """
     return type(error).__module__.startswith("emocap_")
 
@@ -139,7 +145,7 @@ def _say(message: str, kind: str = "error") -> None:
 
 @contextmanager
 def screen() -> Generator["Screen"]:
-    """Shows progress while the body runs: a bar in a terminal, a line every few seconds in a log."""
+    """Yields a `Screen` that shows the progress of a run: a bar in a terminal, a line every `EVERY_S` in a log."""
     if not console.is_terminal:
         yield Screen(None)
         return
@@ -157,7 +163,7 @@ def columns() -> tuple[ProgressColumn, ...]:
 
 
 class Screen:
-    """Prints lines and the progress of a run. What others print meanwhile appears above the bar."""
+    """Prints lines and the progress of a run. Other output of the process appears above the bar."""
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
@@ -185,18 +191,21 @@ class Screen:
 
 @dataclass(slots=True)
 class Pace:
-    """Turns steps into lines with the remaining time, estimated from the steps since the last (re)start."""
+    """Turns steps into lines with the remaining time, estimated from the steps since the newest attempt began."""
 
     seen: int = -1
     _first: tuple[int, float] = (0, 0.0)
     _said_s: float = -math.inf
 
     def went_back(self, step: int) -> bool:
-        """Returns whether the run was started again from an older step than the last one shown."""
+        """Returns whether the run has resumed from an older step than the one that was shown last."""
         return step < self.seen
 
     def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
-        """Returns the line for this step; None if the last line is recent and steps remain."""
+        """Returns the line for this step; None if less than `EVERY_S` have passed since the last line.
+
+        The last step always gets a line. `now_s` is a time of `time.monotonic`.
+        """
         if self.seen < 0 or self.went_back(step):
             self._first = (step, now_s)
         self.seen = step

@@ -1,7 +1,7 @@
 """Commits one checkpoint: every rank uploads its files, then rank 0 puts the manifest.
 
-A checkpoint exists from the moment that its manifest does. Files of a save that ended before that belong to no
-checkpoint; retention deletes them later.
+A checkpoint exists as soon as its manifest exists. If a save ends before that, its files belong to no checkpoint, and
+retention deletes them later.
 """
 
 import hashlib
@@ -46,22 +46,22 @@ def commit(
     world: RankGroup,
     run_attempt: Attempt | None = None,
 ) -> Checkpoint:
-    """Uploads the files of all ranks and puts the manifest. A collective; the checkpoint is complete or does not exist.
+    """Uploads the files of all ranks, then puts the manifest, so that no incomplete checkpoint exists. A collective.
 
     Args:
         store: The run's store.
         step: Optimizer steps done.
         state: JSON values for the training loop; those of rank 0 are stored.
-        write: Writes this rank's files into the empty folder that it gets.
+        write: Writes this rank's files into the empty folder whose path it gets.
         world: All ranks.
-        run_attempt: The attempt of the run that saves. Without one there is no check whether a newer one owns the run.
+        run_attempt: The attempt of the run that saves. None skips the check whether a newer attempt owns the run.
 
     Returns:
         The checkpoint of this step: the new one, or an intact one that another attempt committed first.
 
     Raises:
         Superseded: If a newer attempt owns the run.
-        CheckpointError: If a rank failed; it names the rank, and no manifest is written.
+        CheckpointError: If a rank failed. The message names the rank, and no manifest is written.
     """
     failing = f"the checkpoint of step {step} was not saved"
     attempt = world.run_on_main(partial(_new_attempt_name, run_attempt), failing=failing)
@@ -85,7 +85,7 @@ def _new_attempt_name(run_attempt: Attempt | None) -> str:
 
 
 def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Path], None]) -> list[File]:
-    """Writes and uploads this rank's files, and returns what the manifest says of them."""
+    """Writes this rank's files to the local disk, uploads them, and returns their entries for the manifest."""
     folder = f"{folder_of(step)}/{attempt}"
     with scratch() as local:
         write(local)
@@ -101,7 +101,10 @@ def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Pa
 
 
 def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | None) -> Checkpoint:
-    """Puts the manifest, and returns the checkpoint of the step: an intact one of another attempt has precedence."""
+    """Puts the manifest and returns the checkpoint of the step.
+
+    If another attempt has already committed an intact checkpoint of that step, that one is kept and returned.
+    """
     path, data = manifest_of(checkpoint.step), checkpoint.dump()
     if len(data) > LARGEST_BYTES:
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
@@ -121,7 +124,7 @@ def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | N
 
 
 def _require_files(store: Store, checkpoint: Checkpoint) -> None:
-    """Checks that the uploaded files are listed. A listing that lacks one is read again, since it may be stale.
+    """Checks that the store lists all uploaded files. If files are missing, it is listed again, as a list may be stale.
 
     Raises:
         CheckpointError: If a file that was uploaded is not in the store any more.
@@ -138,7 +141,11 @@ def _require_files(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
-    """Returns the checkpoint of a step that already has a manifest; None if it changed meanwhile: then try again."""
+    """Decides between the new checkpoint and the manifest that the step already has, and returns the one that is kept.
+
+    The new checkpoint replaces a damaged one. Returns None if the manifest has changed meanwhile; the caller then tries
+    again.
+    """
     present = read(store, checkpoint.step)
     if present and present.attempt == checkpoint.attempt:
         return present  # Our own: the manifest was put, and the response to the request was lost.
@@ -156,7 +163,18 @@ def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Chec
 
 
 def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
-    """Replaces a damaged manifest, whose bytes are kept. Returns False if it changed since `faults` was found."""
+    """Replaces a damaged manifest and keeps its bytes in another file.
+
+    Args:
+        store: The run's store.
+        step: The step of the manifest.
+        data: The new manifest.
+        present: The damaged checkpoint, as it was read before; None if its manifest could not be read.
+        faults: Damaged files of that checkpoint, for the log.
+
+    Returns:
+        False if the manifest has changed since it was read; nothing is replaced then.
+    """
     path = manifest_of(step)
     try:
         old, version = store.read_versioned(path, limit_bytes=LARGEST_BYTES)

@@ -4,7 +4,8 @@ checkpoints/step-00000080/00003-<random>/...      files of all ranks, uploaded b
 checkpoints/step-00000080/manifest.json           put last, once
 checkpoints/step-00000080/replaced-<digest>.json  a damaged manifest, after the step was committed again
 
-The folder `00003-<random>` holds one save attempt: a run attempt that saves the same step twice makes two of them.
+The folder `00003-<random>` holds one save attempt. An attempt of the run that saves the same step twice makes two such
+folders.
 """
 
 import re
@@ -24,11 +25,11 @@ _ATTEMPT = re.compile(r"(\d{5,})-\w+")
 
 @dataclass(frozen=True, slots=True)
 class StepFolder:
-    """Holds what one listing shows of a step.
+    """Holds the files of one step, as a listing of the store shows them.
 
     Args:
         step: Optimizer steps done.
-        manifest_bytes: Size of the manifest; None if the listing has none.
+        manifest_bytes: Size of the manifest; None if the listing does not contain a manifest.
         attempts: For each save attempt the sizes in bytes of its files, by path relative to its folder.
     """
 
@@ -43,12 +44,15 @@ def step_folders(store: Store) -> list[StepFolder]:
 
 
 def step_folder(store: Store, step: int) -> StepFolder:
-    """Lists one step; the result is empty if the store holds nothing of it."""
+    """Lists the files of one step; the result is empty if the store has no files of that step."""
     return next(iter(_grouped(store.list(folder_of(step)))), StepFolder(step, None, {}))
 
 
 def steps_listed(store: Store) -> list[int]:
-    """Returns the steps, ascending, that have a manifest, damaged or not. It lists twice: one listing may be stale."""
+    """Returns the steps that have a manifest, in ascending order; the manifest may be damaged.
+
+    The store is listed twice, because one listing may be stale.
+    """
     twice = step_folders(store) + step_folders(store)
     return sorted({each.step for each in twice if each.manifest_bytes is not None})
 
@@ -91,12 +95,12 @@ def new_attempt(run_attempt: int) -> str:
 
 
 def run_attempt_of(attempt: str) -> int | None:
-    """Returns the number of the run attempt that made a save attempt; None if `new_attempt` did not make the name."""
+    """Returns the number of the run attempt with which the name of a save attempt begins; None for any other name."""
     match = _ATTEMPT.fullmatch(attempt)
     return int(match[1]) if match else None
 
 
 def delete_checkpoint(store: Store, step: int) -> None:
-    """Deletes a checkpoint: first the manifest, so that no reader finds a manifest without its files."""
+    """Deletes a checkpoint. The manifest is deleted first, so that no reader finds a manifest without its files."""
     store.delete(manifest_of(step))
     store.delete_tree(folder_of(step))

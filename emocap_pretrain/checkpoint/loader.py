@@ -1,4 +1,4 @@
-"""Downloads and verifies checkpoints, and chooses the one to resume from. Nothing here changes the store."""
+"""Downloads and verifies checkpoints, and chooses the one to resume from. This module never changes the store."""
 
 import logging
 import socket
@@ -41,7 +41,7 @@ def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], boo
         select: Returns whether the file with this path is needed.
 
     Raises:
-        CheckpointError: If a file is missing or is not what the manifest says.
+        CheckpointError: If a file is missing, or differs from its size or digest in the manifest.
     """
     with scratch() as folder:
         damaged = _fetch_all(store, checkpoint, [file for file in checkpoint.files if select(file.path)], folder)
@@ -54,9 +54,12 @@ def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], boo
 
 
 class Resumed(NamedTuple):
-    """Holds the checkpoint that training continues from, the local folder with this rank's files, and what was refused.
+    """Holds the checkpoint from which training continues.
 
-    `refused` holds the save attempts of newer checkpoints that were found damaged; equal on all ranks, newest first.
+    Args:
+        checkpoint: The checkpoint, equal on all ranks.
+        folder: Local folder with the files that this rank needs.
+        refused: Save attempts of newer checkpoints whose files were found damaged; equal on all ranks, newest first.
     """
 
     checkpoint: Checkpoint
@@ -66,7 +69,12 @@ class Resumed(NamedTuple):
 
 @dataclass(slots=True)
 class _Refused:
-    """Holds the checkpoints that are not used: the reason for each step, and the save attempts that are known."""
+    """Collects the checkpoints that are not used because they are damaged.
+
+    Args:
+        steps: For each such step, the fault.
+        attempts: Save attempts of those whose manifest is intact and whose files are damaged.
+    """
 
     steps: dict[int, str] = field(default_factory=dict[int, str])
     attempts: list[str] = field(default_factory=list[str])
@@ -74,7 +82,7 @@ class _Refused:
 
 @contextmanager
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
-    """Yields the newest checkpoint that verifies on every rank; None if the run has no checkpoint. A collective.
+    """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint. A collective.
 
     A damaged checkpoint is skipped with a warning and stays in the store. A checkpoint is refused only if up to
     `MAX_VERIFYING_HOSTS` hosts find it damaged, so that one host with a broken disk or network cannot discard it.
@@ -85,8 +93,8 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
         select: Returns whether this rank needs the file with this path.
 
     Raises:
-        CheckpointError: If there are checkpoints and every one is refused; or if one host reads other bytes than
-            another one, with the name of that host.
+        CheckpointError: If there are checkpoints and all are refused; or if one host reads other bytes than another
+            host. Then the message names the host.
     """
     verifiers = _verifying_ranks(world.gather(socket.gethostname()))
     refused_so_far = _Refused()
@@ -102,7 +110,7 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
 
 
 def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
-    """Returns the first rank of each of the first few hosts; rank 0 is one of them."""
+    """Returns the first rank of each host, for the first `MAX_VERIFYING_HOSTS` hosts. Rank 0 is one of these ranks."""
     first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     return tuple(sorted(first.values())[:MAX_VERIFYING_HOSTS])
 
@@ -110,7 +118,10 @@ def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
 def _newest_complete(
     store: Store, world: RankGroup, verifiers: Sequence[int], refused_so_far: _Refused
 ) -> Checkpoint | None:
-    """Returns the newest checkpoint that is complete by manifest and sizes on some verifier; refuses newer ones."""
+    """Returns the newest checkpoint whose manifest and file sizes at least one verifier finds right. A collective.
+
+    Newer checkpoints are added to `refused_so_far`. The result is None if there is no such checkpoint.
+    """
     scan = partial(_scan, store, frozenset(refused_so_far.steps)) if world.rank in verifiers else _do_nothing
     scans = [each for each in world.run_on_all(scan, failing="no checkpoint could be read") if each]
     newest = max((each.checkpoint for each in scans if each.checkpoint), key=_step_of, default=None)
@@ -121,7 +132,7 @@ def _newest_complete(
 
 
 class _Scan(NamedTuple):
-    """Holds what one host finds in the store: the newest complete checkpoint, and the faults of newer ones by step."""
+    """Holds the checkpoints that one host sees: the newest complete one, and the faults of newer ones by step."""
 
     checkpoint: Checkpoint | None
     faults: tuple[tuple[int, str], ...]
@@ -156,7 +167,10 @@ def _download_on_all(
     verifiers: Sequence[int],
     refused_so_far: _Refused,
 ) -> Path | None:
-    """Downloads this rank's files on every rank. Returns None on all ranks if a file is damaged in the store."""
+    """Downloads the files that each rank needs, and returns the local folder. A collective.
+
+    If a file is damaged in the store, the checkpoint is added to `refused_so_far`, and all ranks return None.
+    """
     failing = f"the checkpoint of step {checkpoint.step} could not be read"
     folder = Path()
 
@@ -200,7 +214,7 @@ def _refuse(store: Store, world: RankGroup, refused_so_far: _Refused, step: int,
 
 
 def _confirm_none(store: Store, refused_so_far: _Refused) -> None:
-    """Checks that the run never had a checkpoint, so that it begins at step 0.
+    """Checks that the run has never had a checkpoint, because otherwise it must not begin at step 0.
 
     Raises:
         CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
@@ -222,7 +236,10 @@ def _confirm_none(store: Store, refused_so_far: _Refused) -> None:
 
 
 def _reported(store: Store) -> int | None:
-    """Returns the step of the newest checkpoint that the status of an attempt names; None if no status names one."""
+    """Returns the step of the checkpoint that the newest attempt's status names.
+
+    If that status names no checkpoint, older attempts are read. The result is None if no status names a checkpoint.
+    """
     for number in reversed(attempts.numbers(store)):
         status = attempts.status(store, number)
         if isinstance(status, Status) and status.checkpoint is not None:

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 def _inside(path: str) -> str:
-    """Returns the path. Raises ValueError if it leads out of the folder that it is relative to."""
+    """Returns the path unchanged. Raises ValueError if it leads out of its folder, or cannot be the path of a file."""
     try:
         checked(path)
     except StoreError as error:
@@ -44,16 +44,16 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A committed checkpoint, as its manifest describes it.
+    """Describes a committed checkpoint with the fields of its manifest.
 
     Args:
         step: Optimizer steps done.
         attempt: Name of the folder of the save attempt, which begins with the number of the run attempt.
-        files: The files of all ranks, by path.
+        files: The files of all ranks, in the order of their paths.
         state: JSON values of the training loop; see `checkpoint.state.TrainingState`.
-        ranks: Number of ranks that saved it.
-        at: When it was committed, in seconds since 1970.
-        schema: Version of the manifest's form.
+        ranks: Number of ranks that saved the checkpoint.
+        at: When the checkpoint was committed, in seconds since 1970.
+        schema: Schema version of the manifest.
     """
 
     step: NonNegativeInt
@@ -66,31 +66,31 @@ class Checkpoint:
 
     @property
     def folder(self) -> str:
-        """Path of the folder with the files, relative to the run's folder."""
+        """Returns the path of the folder with the files, relative to the run's folder."""
         return f"{folder_of(self.step)}/{self.attempt}"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, and so of every byte of the checkpoint."""
+        """Returns the SHA-256 of the manifest. It covers all files, because the manifest contains their digests."""
         return hashlib.sha256(self.dump()).hexdigest()
 
     @property
     def bytes(self) -> int:
-        """Size of all files together."""
+        """Returns the size of all files together."""
         return sum(file.bytes for file in self.files)
 
     def dump(self) -> "bytes":
-        """Returns the manifest as JSON, with a digest of itself."""
+        """Returns the manifest as JSON. Its key `sha256` is the digest of all other keys and values."""
         body = asdict(self)
         return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
     @classmethod
     def parse(cls, data: "bytes") -> "Checkpoint | None":
-        """Returns the checkpoint that `dump` wrote; None if a byte of it has changed or is missing.
+        """Returns the checkpoint from the bytes that `dump` wrote; None if a byte has changed or is missing.
 
         Raises:
-            CheckpointError: If it is undamaged, but another version of this package wrote it, or it names files that
-                are not inside its own folder.
+            CheckpointError: If the manifest is undamaged, but another version of this package wrote it, or it names
+                files that are not inside of its own folder.
         """
         try:
             tree: dict[str, Any] = dict(json.loads(data))
@@ -115,16 +115,20 @@ class Checkpoint:
 
 
 def read(store: Store, step: int) -> Checkpoint | None:
-    """Reads the manifest of a step; None if `READINGS` readings in a row find it absent or damaged.
+    """Returns the checkpoint of a step; None if `READINGS` readings in a row find its manifest absent or damaged.
 
     Raises:
-        CheckpointError: As `Checkpoint.parse` does, with the path.
+        CheckpointError: If `Checkpoint.parse` refuses the manifest. The message begins with its path.
     """
     return next(filter(None, read_repeatedly(lambda: _read_once(store, step))), None)
 
 
 def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
-    """Yields what `read_once` returns, up to `READINGS` times. The caller stops at the first value that looks right."""
+    """Yields the results of up to `READINGS` calls of `read_once`, with pauses in between.
+
+    The caller stops at the first result that looks right. A later reading may differ, because a store may answer with
+    an older state.
+    """
     for reading in range(READINGS):
         if reading:
             time.sleep(PAUSE_S)
@@ -159,7 +163,7 @@ def newest(store: Store) -> Checkpoint | None:
 
 
 def is_readable(folder: StepFolder) -> bool:
-    """Returns whether the step has a manifest, and whether its size is one that this package could have written."""
+    """Returns whether the step has a manifest of at most `LARGEST_BYTES`. This package writes no larger manifest."""
     return folder.manifest_bytes is not None and folder.manifest_bytes <= LARGEST_BYTES
 
 
@@ -170,7 +174,7 @@ def mismatched_files(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
 
 
 def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
-    """Reads the manifest of a listed step, and compares the sizes of its files with the listing; reads no file.
+    """Reads the manifest of a listed step, and compares the sizes in it with the listing. The files are not read.
 
     The manifest and the listing are read several times before they count as wrong.
 
@@ -179,7 +183,7 @@ def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, li
         size.
 
     Raises:
-        CheckpointError: As `read` does.
+        CheckpointError: If `Checkpoint.parse` refuses the manifest.
     """
     checkpoint = read(store, folder.step) if is_readable(folder) else None
     faults = mismatched_files(checkpoint, folder) if checkpoint else []

@@ -1,7 +1,7 @@
 """Decides which checkpoints are kept, and deletes the others. This is the only module that deletes checkpoints.
 
-A wrong reading makes it delete less, never more: only checkpoints older than `keep_last` intact ones are deleted. A
-checkpoint that looks damaged, or that a listing does not show, therefore keeps older ones alive for longer.
+If the store gives a wrong answer, this module deletes less and never more. It deletes only checkpoints for which
+`keep_last` newer ones are intact. A checkpoint that looks damaged, or that a listing does not show, is not counted.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ from emocap_pretrain.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """The rule for what is kept.
+    """Defines which checkpoints are kept.
 
     Args:
         keep_last: Number of newest intact checkpoints that are kept, together with all newer damaged ones.
@@ -36,12 +36,15 @@ class Retention:
     keep_every: int | None = None
 
     def oldest(self, steps: Iterable[int], is_intact: Callable[[int], bool] = lambda _: True) -> int:
-        """Returns the oldest step that `keep_last` keeps; -1, which keeps all, if there are too few intact ones.
+        """Returns the oldest step that is kept because of `keep_last`.
 
         Args:
             steps: Every step that has a manifest.
             is_intact: Returns whether the checkpoint of a step counts. It is called from the newest step downwards
-                until there are enough.
+                until `keep_last` checkpoints are found.
+
+        Returns:
+            The step; -1, which keeps all checkpoints, if fewer than `keep_last` checkpoints count.
         """
         newest = sorted(steps, reverse=True)
         if len(newest) < self.keep_last:
@@ -50,20 +53,20 @@ class Retention:
         return counted[-1] if len(counted) == self.keep_last else -1
 
     def keeps(self, step: int, oldest: int) -> bool:
-        """Returns whether the checkpoint of a step is kept, where `oldest` comes from the method of that name."""
+        """Returns whether the checkpoint of a step is kept; `oldest` is the result of the method `oldest`."""
         return step >= oldest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """Describes what is deleted of a step.
+    """Describes the files of one step that are to be deleted.
 
     Args:
         step: The step.
         attempts: The save attempts whose files are deleted.
         bytes: Size of these files.
-        includes_checkpoint: Whether the step's committed checkpoint is deleted, with all its files; otherwise only
-            unfinished save attempts are.
+        includes_checkpoint: Whether the step's committed checkpoint is deleted with all its files. Otherwise only
+            unfinished save attempts are deleted.
     """
 
     step: int
@@ -84,8 +87,8 @@ def retain(
 
     Args:
         store: The run's store.
-        retention: What is kept.
-        before: As in `deletions`.
+        retention: The rule by which checkpoints are kept.
+        before: Number of the run attempt that calls this function; see `deletions`.
         counts: Returns whether a checkpoint whose manifest and sizes are right counts towards `keep_last`.
         check: Called before each deletion; if it raises, nothing more is deleted.
 
@@ -107,11 +110,11 @@ def deletions(
     before: int | None = None,
     is_intact: Callable[[StepFolder], bool] | None = None,
 ) -> list[Deletion]:
-    """Returns what `retention` does not keep, newest first. Nothing is deleted.
+    """Returns the checkpoints and unfinished save attempts to delete, newest first. This function deletes nothing.
 
     Args:
         store: The run's store.
-        retention: What is kept.
+        retention: The rule by which checkpoints are kept.
         before: Number of the run attempt that calls this function. The save attempts of this run attempt, and of newer
             ones, may still be in progress, so they are not deleted. Unfinished save attempts at steps that are kept are
             not deleted either. None means that the run has ended; then every unfinished save attempt is deleted.
@@ -132,7 +135,7 @@ def deletions(
 
 
 def delete(store: Store, deletion: Deletion) -> None:
-    """Deletes what `deletions` has returned."""
+    """Deletes the files that a result of `deletions` describes."""
     if deletion.includes_checkpoint:
         delete_checkpoint(store, deletion.step)
         return
@@ -156,7 +159,10 @@ def _is_complete(store: Store, counts: Callable[[Checkpoint], bool], folder: Ste
 
 
 def _deletable_attempts(store: Store, folder: StepFolder, before: int | None, oldest: int) -> tuple[str, ...]:
-    """Returns the unfinished save attempts of a step that may be deleted; other folders are not touched."""
+    """Returns the unfinished save attempts of a step that may be deleted.
+
+    Folders whose name is not that of a save attempt are not among them.
+    """
     if folder.manifest_bytes is not None and len(folder.attempts) == 1:
         return ()  # The usual case, decided without reading the manifest.
     numbers = {each: run_attempt_of(each) for each in folder.attempts}

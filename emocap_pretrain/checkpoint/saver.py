@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _PendingSave:
-    """The save that the thread works on, and the step it belongs to."""
+    """Holds the step and the future result of the save that the saver's thread works on."""
 
     step: int
     future: Future[Checkpoint]
@@ -41,14 +41,14 @@ class _PendingSave:
 class Saver:
     """Saves one checkpoint at a time, in a thread of its own. All ranks construct it and call it at the same points.
 
-    An error in the thread of one rank is raised by the next call on all ranks: `Superseded` if a newer attempt owns the
-    run, `CheckpointError` that names the rank, or the error of a collective whose other rank has died.
+    If a save fails in the thread of one rank, the next call on every rank raises an error. It is `Superseded` if a
+    newer attempt owns the run, a `CheckpointError` that names the rank, or the error of a collective if a rank died.
 
     Args:
         store: The run's store.
         world: All ranks. The threads use a process group of their own.
-        run_attempt: This attempt of the run. Without one, nothing checks whether a newer attempt owns the run.
-        retention: What each `sweep` keeps; None: nothing is deleted.
+        run_attempt: This attempt of the run. None skips the check whether a newer attempt owns the run.
+        retention: The rule by which `sweep` keeps checkpoints; None deletes nothing.
         newest: The step that training resumed from; 0 for a new run.
         refused: Save attempts whose checkpoints were found damaged; they do not count as intact for `retention`.
     """
@@ -103,7 +103,7 @@ class Saver:
         self._pending = _PendingSave(step, self._thread.submit(save))
 
     def wait_for_previous(self) -> None:
-        """Waits for the checkpoint in progress, so that the memory of its snapshot is free for the next one."""
+        """Waits for the checkpoint in progress, so that its snapshot is freed before the next one is made."""
         pending, began = self._pending, time.perf_counter()
         self._wait_for_pending()
         held_s = time.perf_counter() - began
@@ -116,27 +116,32 @@ class Saver:
             )
 
     def finished(self) -> list[Checkpoint]:
-        """Returns what was committed since the last call, equal on all ranks, without waiting. A small collective."""
+        """Returns the checkpoints that were committed since the last call, without waiting. A small collective.
+
+        The result is equal on all ranks: a checkpoint is returned only after its save has ended on every rank.
+        """
         if self._pending and not self._world.any_rank(not self._pending.future.done()):
             self._wait_for_pending()
         return self._take_committed()
 
     def wait(self, timeout_s: float | None = None) -> list[Checkpoint]:
-        """Waits for the checkpoint in progress, then returns what was committed since the last call.
+        """Waits for the checkpoint in progress, then returns the checkpoints that were committed since the last call.
+
+        Deletions in progress are waited for too, for at most `SWEEP_S` seconds.
 
         Raises:
-            CheckpointError: If that takes longer than `timeout_s`.
+            CheckpointError: If the checkpoint is not committed within `timeout_s` seconds.
         """
         self._wait_for_pending(timeout_s)
         concurrent.futures.wait(list(self._sweeps), SWEEP_S if timeout_s is None else min(timeout_s, SWEEP_S))
         return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begins to delete what `retention` does not keep, if a checkpoint was committed since the last call.
+        """Begins to delete the checkpoints that `retention` does not keep, if there is a new one before `proven`.
 
         Args:
-            proven: Checkpoints of earlier steps are known to be good: training has continued from their weights. Later
-                ones do not count towards `keep_last`, because their weights may be broken.
+            proven: Checkpoints of earlier steps are known to be good, because training has continued from their
+                weights. Later ones do not count towards `keep_last`, because their weights may be broken.
         """
         due = [step for step in self._unswept if step < proven]
         self._unswept = [step for step in self._unswept if step >= proven]
@@ -152,7 +157,7 @@ class Saver:
         return steps
 
     def close(self) -> None:
-        """Accepts no further saves. A save in progress continues, and is not waited for."""
+        """Cancels all work that has not begun. A save in progress continues, and this method does not wait for it."""
         self._thread.close()
         self._sweeper.close()
 
@@ -189,7 +194,7 @@ class Saver:
             return commit(self._store, step, json.loads(state), written, self._group, self._run_attempt)
 
     def _sweep(self, retention: Retention, proven: int) -> list[int]:
-        """Deletes old checkpoints. If the store refuses, they stay, and the run continues."""
+        """Deletes old checkpoints and returns their steps. An error of the store is logged, and the run continues."""
         number, check = (self._run_attempt.number, self._run_attempt.check) if self._run_attempt else (0, _no_check)
 
         def counts(checkpoint: Checkpoint) -> bool:

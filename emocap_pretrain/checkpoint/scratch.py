@@ -1,4 +1,4 @@
-"""Makes temporary folders for one rank's share of a checkpoint on the local disk."""
+"""Makes temporary folders on the local disk for the files that one rank writes or reads of a checkpoint."""
 
 import errno
 import fcntl
@@ -23,10 +23,12 @@ MIN_AGE_S = 60.0  # A younger folder may not be locked yet by the process that m
 
 @contextmanager
 def scratch() -> Generator[Path]:
-    """Yields an empty folder in TMPDIR and deletes it afterwards. Folders that killed processes have left go too.
+    """Yields an empty folder in TMPDIR and deletes it afterwards.
+
+    First it deletes the folders that killed processes have left there.
 
     Raises:
-        CheckpointError: If the disk gets full in the body; the message says what has to fit.
+        CheckpointError: If the disk becomes full in the body. The message says how much was written and is free.
     """
     _clear()
     # After an error a download may still write into the folder: a later call deletes what remains of it.
@@ -44,7 +46,7 @@ def scratch() -> Generator[Path]:
 
 
 def _clear() -> None:
-    """Deletes the folders that killed processes have left. These are the folders that no process has locked.
+    """Deletes the folders that killed processes have left, which are those that no process has locked.
 
     Folders of other users are not opened.
     """
@@ -69,14 +71,17 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _is_full(error: Exception) -> bool:
-    """Returns whether the local disk is full. safetensors says so in the text alone; a `StoreError` is not about it."""
+    """Returns whether an error says that the local disk is full.
+
+    The errors of safetensors say so only in their text. A `StoreError` is never about the local disk.
+    """
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return not isinstance(error, StoreError) and f"os error {errno.ENOSPC}" in str(error)
 
 
 def _no_room(folder: Path) -> CheckpointError:
-    """Returns the error that says what has to fit into TMPDIR, and how much of it does."""
+    """Returns the error for a full TMPDIR, with the bytes that were written into `folder` and those that are free."""
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     tmpdir = tempfile.gettempdir()
     free = shutil.disk_usage(tmpdir).free

@@ -1,4 +1,4 @@
-"""Defines what a checkpoint's manifest stores for the training loop."""
+"""Defines the values that a checkpoint's manifest stores for the training loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from emocap_pretrain.run_folder.storage import DocumentKind
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Holds the seconds of training so far, over all attempts, and the metrics that were logged last."""
+    """Holds the seconds of training so far, over all attempts, and in `row` the metrics that were logged last."""
 
     seconds: Number = 0.0
     row: Mapping[str, Number] = field(default_factory=dict[str, float])
@@ -20,7 +20,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
-    """Holds the state of the guard: the last losses, and the steps whose update was left out, each with the reason."""
+    """Holds the state of the loss guard.
+
+    Args:
+        losses: The last losses, oldest first.
+        skipped: The steps whose update was left out, each with the reason.
+    """
 
     losses: tuple[Number, ...] = ()
     skipped: tuple[tuple[Count, str], ...] = ()
@@ -28,14 +33,14 @@ class GuardState:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Holds all that training needs beside the files to continue from a checkpoint.
+    """Holds all values that training needs to continue from a checkpoint, besides the checkpoint's files.
 
     Args:
         config: The settings, as `config.stored.dump` writes them.
         cursor: Position at which the data stream continues, as `Cursor.to_json` writes it.
         data_digest: Digest of the datasets' manifests.
         engine: How the optimizer state is laid out in the files, as `Layout.to_json` writes it.
-        guard: State of the guard against bad steps.
+        guard: State of the loss guard.
         progress: Time and metrics so far.
         run_id: MLflow's id of the run.
         text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a hub.
@@ -55,10 +60,10 @@ STATE = DocumentKind(TrainingState)
 
 
 def state_of(checkpoint: Checkpoint) -> TrainingState:
-    """Returns the training state that the manifest stores.
+    """Returns the training state that the checkpoint's manifest stores.
 
     Raises:
-        CheckpointError: If this version cannot continue from it.
+        CheckpointError: If this version of the package cannot read the state.
     """
     try:
         return STATE.of(checkpoint.state)

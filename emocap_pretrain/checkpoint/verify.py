@@ -18,7 +18,7 @@ READERS = 8
 def damaged_files(
     store: Store, checkpoint: Checkpoint, *, readers: int = READERS, progress: Callable[[int], object] = lambda _: None
 ) -> list[str]:
-    """Returns the paths of the files that are missing or differ from the manifest. Nothing is written to a local disk.
+    """Returns the paths of the files that are missing or differ from the manifest. The local disk is not used.
 
     Args:
         store: The run's store.
@@ -34,7 +34,10 @@ def damaged_files(
 def is_intact(
     store: Store, checkpoint: Checkpoint, file: File, *, progress: Callable[[int], object] = lambda _: None
 ) -> bool:
-    """Returns whether the file has its size and digest. It is read twice before it counts as damaged."""
+    """Returns whether the store holds the file with the size and digest that the manifest names.
+
+    A file counts as damaged only after it was read twice.
+    """
     digest = partial(_digest, store, f"{checkpoint.folder}/{file.path}", file.bytes, progress)
     return any(digest() == file.sha256 for _ in range(ATTEMPTS))
 

@@ -10,20 +10,23 @@ from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionM
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """A confusion matrix: `counts[t, p]` samples of true class t were predicted as p, in the order of `classes`."""
+    """Holds a confusion matrix: `counts[t, p]` samples of true class t were predicted as class p.
+
+    Rows and columns are in the order of `classes`.
+    """
 
     classes: tuple[str, ...]
     counts: Int[np.ndarray, "classes classes"]
 
     @classmethod
     def of(cls, classes: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> "Confusion":
-        """Counts predictions; `truth` and `predicted` hold a class number for each sample."""
+        """Counts predictions. `truth` and `predicted` hold an index into `classes` for each sample."""
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(counts, (truth, predicted), 1)
         return cls(classes, counts)
 
     def scores(self, task: str) -> tuple[Score, ...]:
-        """Returns UAR and WAR, each with the score of a guess that ignores the image; titles begin with `task`."""
+        """Returns UAR and WAR, each with the score of a guess that ignores the image. Titles begin with `task`."""
         chance = Baseline("chance", self.chance, f"{int((self.counts.sum(1) > 0).sum())} classes")
         return (
             Score("uar", f"{task} UAR", self.uar, chance),
@@ -38,30 +41,30 @@ class Confusion:
         return ClassValues("recall", f"{task} recall", self.classes, values, samples)
 
     def matrix(self, task: str) -> ConfusionMatrix:
-        """Returns the counts as a value that can be stored; the title has UAR and WAR."""
+        """Returns the counts in the form that a report stores. The title begins with `task` and has UAR and WAR."""
         title = f"{task}: UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
         counts = tuple(tuple(map(int, row)) for row in self.counts)
         return ConfusionMatrix("confusion", title, self.classes, counts)
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
+        """Returns the number of samples."""
         return int(self.counts.sum())
 
     @property
     def war(self) -> float:
-        """Weighted average recall: the share of samples that are right (accuracy)."""
+        """Returns the weighted average recall (accuracy): the share of samples whose class was predicted."""
         return float(np.trace(self.counts) / self.counts.sum())
 
     @property
     def uar(self) -> float:
-        """Unweighted average recall: the mean of the recalls of all classes that occur."""
+        """Returns the unweighted average recall: the mean recall over the classes that have samples."""
         occurring = self.counts.sum(1) > 0
         return float((np.diag(self.counts)[occurring] / self.counts.sum(1)[occurring]).mean())
 
     @property
     def chance(self) -> float:
-        """UAR of any guess that ignores the image: one over the number of classes that occur."""
+        """Returns the expected UAR of any guess that ignores the image: one over the number of classes with samples."""
         return 1 / int((self.counts.sum(1) > 0).sum())
 
     @property

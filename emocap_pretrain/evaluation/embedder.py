@@ -16,7 +16,7 @@ from emocap_pretrain.model.pair import TowerPair
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """A trained model with its tokenizer. The model is in evaluation mode, on any device.
+    """Holds a trained model in evaluation mode, on any device, and its tokenizer.
 
     All vectors are returned in float32 on the CPU.
     """
@@ -35,7 +35,7 @@ class Embedder:
             return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, cut to the length of the global caption part, in one pass of the tower."""
+        """Returns the unit vectors of texts, in one pass of the tower. Texts are cut as global captions are."""
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()

@@ -1,7 +1,7 @@
 """Restores a trained model from a run's checkpoint, with safetensors and without pickle.
 
-The checkpoint is not trusted. Its config is only data: nothing in it is resolved, opened, contacted or executed, and
-the model that it describes must fit the checkpoint's weights before memory is allocated for it.
+The checkpoint is not trusted. Its config is only data: no path or URL in it is opened, and no expression in it is
+resolved or executed. The model that the config describes must fit the checkpoint's weights before memory is allocated.
 """
 
 import re
@@ -29,7 +29,7 @@ from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 
-# A name in timm's registry. With the prefixes `hf-hub:` and `local-dir:` timm would open files and hubs.
+# A name in timm's registry. For a name with the prefix `hf-hub:` or `local-dir:` timm would open a hub or files.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
 LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
@@ -54,11 +54,11 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
 
     Args:
         run_url: The run's `url`.
-        step: Step of the checkpoint; default the newest one.
-        config: The run's config, if the user gives it. Otherwise the config in the checkpoint is read without trust.
+        step: Step of the checkpoint; None takes the newest one.
+        config: The run's config, if the user gives it. Otherwise the config in the checkpoint is used, without trust.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or its files are not what its manifest says.
+        CheckpointError: If there is no such checkpoint, or a file is missing or differs from the manifest.
         ConfigError: If the weights do not belong to the model that the config describes, or if the config of the
             checkpoint asks for something that is only allowed in a user's config.
     """
@@ -102,7 +102,7 @@ def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoi
 
 @dataclass(frozen=True, slots=True)
 class WeightShapes:
-    """Holds name and shape of every tensor of a safetensors file, read from its header."""
+    """Holds the shape of every tensor of a safetensors file by its name, read from the file's header."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -111,7 +111,7 @@ class WeightShapes:
         """Reads the header of a file.
 
         Raises:
-            CheckpointError: If it is not a safetensors file.
+            CheckpointError: If the file is not a safetensors file.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -121,29 +121,29 @@ class WeightShapes:
 
     @property
     def numbers(self) -> int:
-        """Number of elements of all tensors together."""
+        """Returns the number of elements of all tensors together."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @property
     def largest(self) -> int:
-        """The largest dimension of any tensor."""
+        """Returns the size of the largest dimension of any tensor."""
         return max((side for shape in self.shapes.values() for side in shape), default=0)
 
     def require_fit(self, model: nn.Module) -> None:
         """Checks that the file has exactly the model's tensors, each of the same shape.
 
         Raises:
-            ConfigError: If it has not.
+            ConfigError: If a tensor is missing, superfluous, or of another shape.
         """
         fit = Fit.of(shapes_of(model.state_dict()), self.shapes)
         fit.require("the checkpoint", "the model that the config describes", "They do not belong together.")
 
     @contextmanager
     def budget(self) -> Generator[None]:
-        """Limits the size of a model that is built inside, so that a hostile config cannot use up memory and time.
+        """Limits the size of a model that the body builds, so that a hostile config cannot use up memory and time.
 
         Raises:
-            CheckpointError: As soon as the model has clearly more modules or elements than the file could fill.
+            CheckpointError: As soon as the model has clearly more modules or elements than the weights could fill.
         """
         spent = {"modules": 0, "numbers": 0}
         # A block has some modules and buffers without weights, and some towers register a parameter twice.

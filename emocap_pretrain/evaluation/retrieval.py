@@ -1,7 +1,8 @@
-"""Measures retrieval: how often the caption of a face, or a face with a caption, is among the k closest ones.
+"""Measures retrieval: how often the right caption of a face, or a right face of a caption, is among the k closest.
 
-Many faces share a caption. So each distinct caption is one candidate, and every face that has it is a right answer. If
-cosines are equal, the wrong candidate comes first, so that a model that maps everything to one vector scores 0.
+Many faces share a caption. Each distinct caption is therefore one candidate, and every face that has it is a right
+answer. If cosines are equal, the wrong candidate comes first, so that a model that maps everything to one vector scores
+0.
 """
 
 import math
@@ -35,7 +36,7 @@ class RetrievalBatch:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The retrieval task. It needs no label, but captions that were not trained on."""
+    """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
@@ -92,12 +93,13 @@ def wrong_before(
     query: Int[Tensor, " queries"],
     candidate: Int[Tensor, " candidates"],
 ) -> Int[Tensor, " queries"]:
-    """Counts, for each query, the wrong candidates that come before the first right one.
+    """Counts, for each query, the wrong candidates that come before the best right one, in the order of their cosines.
 
     Args:
         queries: Unit vectors.
         candidates: Unit vectors.
-        query: A number for each query. A candidate with the same number is a right answer; each query has at least one.
+        query: A number for each query. The candidates with the same number are its right answers; there is at least
+            one.
         candidate: A number for each candidate.
 
     Returns:
@@ -116,12 +118,12 @@ def wrong_before(
 def _scores(
     name: str, title: str, before: Int[Tensor, " queries"], right: Int[Tensor, " queries"], candidates: int
 ) -> list[Score]:
-    """Returns the recall at each k, each with the recall of a random order.
+    """Returns the recall at each k of `NEAREST`, each with the recall of a random order.
 
     Args:
         name: Direction, as a part of the scores' names.
         title: Direction, as a part of the scores' titles.
-        before: What `wrong_before` returned.
+        before: Result of `wrong_before`.
         right: Number of right candidates of each query.
         candidates: Number of candidates.
     """
@@ -136,6 +138,6 @@ def _scores(
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:
-    """Returns the probability that `k` random candidates include at least one of the `right` ones."""
+    """Returns the probability that `k` random candidates include at least one of the `right` right ones."""
     wrong = candidates - right
     return 1 - math.comb(wrong, k) / math.comb(candidates, k) if k <= candidates else 1.0

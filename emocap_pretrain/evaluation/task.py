@@ -4,8 +4,8 @@
     run       on every rank: computes a part for each batch of its share of the data
     result    on rank 0: computes the scores from the parts of all ranks, in the order of the data
 
-A task calls no collective; `run_task` gathers the parts. So if a task fails on one rank, all ranks end with its message
-and none waits for another.
+A task calls no collective itself; `run_task` gathers the parts. Therefore, if a task fails on one rank, all ranks end
+with its message, and no rank waits for another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +28,11 @@ _NONE = object()
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Defines the evaluation data that one rank reads: every `world_size`-th batch, beginning with number `rank`.
+    """Defines the evaluation data that one rank reads: every `world_size`-th batch, beginning with batch `rank`.
 
-    A batch has the same samples on any number of ranks. Results then do not depend on the number of ranks, although the
-    last bits of a vector depend on the size of its batch. If there are more ranks than batches, some ranks have none.
+    A batch has the same samples on any number of ranks, because the last bits of a vector depend on the size of its
+    batch. Results therefore do not depend on the number of ranks. If there are more ranks than batches, some ranks read
+    none.
     """
 
     rank: int = 0
@@ -52,23 +53,23 @@ class Share:
 
 @runtime_checkable
 class Task(Protocol[Part]):
-    """An evaluation of a trained model. `Part` is the type of its result for one batch, which can be pickled."""
+    """Evaluates a trained model. `Part` is the type of the task's result for one batch, which must be picklable."""
 
     name: ClassVar[str]
-    """The name in the settings, the report and the tracker: lower-case letters, digits and underscores."""
+    """The task's name in the settings, the report and the tracker: lower-case letters, digits and underscores."""
 
     about: ClassVar[str]
-    """One line for `emocap evaluate --list`."""
+    """A description of the task in one line, for `emocap evaluate --list`."""
 
     charts: ClassVar[tuple[tuple[str, ...], ...]]
-    """The names of the scores that share a chart in the tracker; the most important one comes first."""
+    """The charts in the tracker, each as the names of the scores that share it; the most important one comes first."""
 
     def __init__(self, settings: EvaluationConfig) -> None: ...
 
     def prompts(self) -> Sequence[str]:
-        """Returns the prompts that the settings define, so that prompts that are too long can be reported.
+        """Returns the prompts that the settings define, so that the caller can report those that are too long.
 
-        Captions are not included.
+        Captions of the dataset are not among them.
         """
         ...
 
@@ -88,14 +89,14 @@ class Task(Protocol[Part]):
         ...
 
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
-        """Yields one part for each batch of this rank's share, also for a batch of which the task uses no sample."""
+        """Yields one part for each batch of this rank's share, even for a batch of which the task uses no sample."""
         ...
 
     def result(self, embedder: Embedder, parts: Sequence[Part]) -> TaskResult:
         """Computes the scores from the parts of all batches, in the order of the data. Only rank 0 calls it.
 
         Raises:
-            ConfigError: If the data do not fit the settings.
+            ConfigError: If the dataset does not fit the settings.
         """
         ...
 

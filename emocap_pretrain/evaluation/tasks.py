@@ -24,7 +24,7 @@ DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 
 
 def charts() -> tuple[tuple[str, ...], ...]:
-    """Returns the metrics of all tasks by the chart that they share, in the order of the tasks."""
+    """Returns the charts of all tasks, each as the names of the metrics that share it, in the order of the tasks."""
     return tuple(tuple(f"{task.name}/{score}" for score in chart) for task in TASKS for chart in task.charts)
 
 
@@ -32,7 +32,7 @@ def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
     """Returns the tasks that the settings name, each with these settings.
 
     Raises:
-        ConfigError: If there is no task of such a name, or a name comes twice.
+        ConfigError: If a name is not that of a task, or comes twice.
     """
     known = {task.name: task for task in TASKS}
     names = [task.name for task in DEFAULT] if settings.tasks is None else settings.tasks
@@ -45,10 +45,10 @@ def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
 
 
 def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
-    """Checks that the settings of every task fit the data, on one rank; returns notes for the user.
+    """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
 
     Args:
-        settings: The settings. Without a dataset nothing is read.
+        settings: The evaluation settings. If they name no dataset, nothing is read.
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
@@ -60,12 +60,12 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 
 
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
-    """Returns whether an attempt with these evaluation settings has saved a checkpoint.
+    """Returns whether the newest checkpoint was saved with these evaluation settings.
 
-    Such an attempt has checked all data before.
+    The attempt that saved it has then checked the whole evaluation dataset, so it need not be checked again.
 
     Args:
-        checkpoint: The newest checkpoint of the run.
+        checkpoint: The newest checkpoint of the run; None if the run has no checkpoint.
         evaluation: The settings as they are stored (`Config.stored`).
     """
     before = checkpoint.state.get("config") if checkpoint else None
@@ -86,6 +86,6 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
-    """Returns how many prompts of the tasks are cut; empty if the settings name no prompts."""
+    """Returns how many prompts of the tasks are longer than the text tower reads; empty if there are no prompts."""
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []

@@ -26,7 +26,10 @@ SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Holds the labels and image vectors of the samples of a batch that have the label; None without any."""
+    """Holds the labels and the image vectors of those samples of a batch that have a label.
+
+    `embeddings` is None if no sample of the batch has one.
+    """
 
     labels: tuple[str, ...] = ()
     embeddings: Float[Tensor, "samples embedding"] | None = None
@@ -34,7 +37,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
-    """The zero-shot task. Samples without the label, or with an empty one, are left out."""
+    """Implements the zero-shot task. Samples without the label of the settings, or with an empty one, are left out."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
@@ -45,7 +48,7 @@ class ZeroShot:
         return _prompts(self.settings.templates, self.settings.classes or {})
 
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
-        """Compares every label of the dataset with the classes, or as many as can be read within `seconds`."""
+        """Compares the labels of the dataset with the classes; all labels, or as many as can be read in `seconds`."""
         settings = self.settings
         found = label_values(str(settings.url), settings.label, seconds=seconds)
         if found.values or found.complete:
@@ -82,7 +85,7 @@ def classes_of(
     """Returns the words of each class, in the order of the classes.
 
     Args:
-        settings: If they have classes, these are returned; otherwise each label is a class with its own name.
+        settings: If the settings have classes, these are returned. Otherwise each label is a class, and its only word.
         labels: The labels of the samples, as `label_text` writes them.
         names: Names of all labels in the dataset, for the error message.
 
@@ -134,7 +137,7 @@ def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> 
 def _class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """Returns, for each template and class, the mean vector over the words of the class."""
+    """Returns, for each template and class, the mean of the vectors of the template with each word of the class."""
     columns = [
         embedder.texts(_prompts(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
         for words in classes.values()

@@ -1,12 +1,13 @@
-"""Every launch of a run is an attempt with a number; the newest attempt owns the run.
+"""Numbers the attempts of a run and stores their documents. An attempt is one launch; the newest one owns the run.
 
     <run>/attempts/00003/attempt.json          when it was launched, on how many ranks; put only if absent
     <run>/attempts/00003/failed-00001.json     why rank 1 of that attempt ended
     <run>/attempts/00003/status.json           its state, every few seconds
 
-An attempt that seemed dead (a network partition, a frozen host) may continue later. Before it commits anything it looks
-for an attempt with a higher number, and ends if there is one. If a store ignores conditions, two attempts in the same
-second may take the same number; then the later one of their checkpoints replaces the other.
+An attempt that seemed dead (a network partition, a frozen host) may continue later. Before an attempt commits anything,
+it looks for an attempt with a higher number, and ends if there is one. If a store ignores conditional writes, two
+attempts that begin in the same second may take the same number. Their later checkpoint of a step then replaces the
+earlier one.
 
 Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the numbers continue after them.
 """
@@ -34,7 +35,7 @@ STOP_REQUESTED, STOP_SIGNALLED = "asked to stop", "told to stop"
 LONGEST_MESSAGE = 2000
 READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
-# Errors that come again at every attempt, and errors of other services that pass.
+# Errors that every further attempt would raise again, and errors of other services, which a later attempt may not meet.
 FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
 PASSING = (StoreError, TrackingError, OSError)
 
@@ -47,18 +48,23 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt of the run at the store's root: checks that it still owns the run, and writes its documents."""
+    """Represents one attempt of the run at the store's root.
+
+    Its methods check that the attempt still owns the run, and write the attempt's documents.
+    """
 
     store: Store
     number: int
 
     @classmethod
     def begin(cls, store: Store, *, ranks: int = 1) -> "Attempt":
-        """Takes the next number and writes `attempt.json`. Processes that call it at once get different numbers.
+        """Takes the next number and writes `attempt.json`. Only rank 0 of an attempt calls this method.
+
+        Two attempts that call it at the same time get different numbers.
 
         Args:
             store: The run's folder.
-            ranks: World size of the attempt. Only rank 0 calls this.
+            ranks: World size of the attempt.
         """
         known = numbers(store)
         number = max(known, default=0) + 1
@@ -75,7 +81,7 @@ class Attempt:
         return cls(store, number)
 
     def check(self) -> None:
-        """Checks that this attempt owns the run. Reads the store.
+        """Checks that this attempt still owns the run, by listing the attempts in the store.
 
         Raises:
             Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
@@ -90,10 +96,10 @@ class Attempt:
             self.require_folder()
 
     def require_folder(self) -> None:
-        """Checks that `attempt.json` still exists, so that a folder that somebody has deleted is not written anew.
+        """Checks that `attempt.json` still exists, so that a run folder that a user has deleted is not written anew.
 
         Raises:
-            Superseded: If it does not exist.
+            Superseded: If `attempt.json` does not exist.
         """
         path = f"{FOLDER}/{self.number:05d}/{ATTEMPT_FILE}"
         for _ in range(READINGS):
@@ -109,13 +115,16 @@ class Attempt:
         """Writes `status.json`, with secrets masked in the reason.
 
         Raises:
-            StoreError: If the store does not take it.
+            StoreError: If the store refuses the document.
         """
         masked = replace(status, reason=shown(status.reason))
         storage.write(self.store, f"{FOLDER}/{self.number:05d}/{STATUS_FILE}", STATUS, masked)
 
     def record_failure(self, failure: Failure) -> None:
-        """Writes `failed-<rank>.json`, with the time and with secrets masked. An error of the store is only logged."""
+        """Writes `failed-<rank>.json` with the current time, and with secrets masked in the message.
+
+        An error of the store is logged and not raised, because the failure itself is more important.
+        """
         path = f"{FOLDER}/{self.number:05d}/failed-{failure.rank:05d}.json"
         masked = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
         try:
@@ -126,7 +135,7 @@ class Attempt:
 
 
 def newest(store: Store) -> int:
-    """Returns the number of the newest attempt; 0 before the first."""
+    """Returns the number of the newest attempt; 0 before the first attempt."""
     return max(numbers(store), default=0)
 
 
@@ -139,17 +148,20 @@ def numbers(store: Store) -> list[int]:
 
 
 def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
-    """Returns when and on how many ranks an attempt was launched; None if it has no such document."""
+    """Returns the attempt's `attempt.json`, which says when and on how many ranks it was launched; None if absent."""
     return _read(store, number, (ATTEMPT_FILE, OLD_ATTEMPT_FILE), ATTEMPT)
 
 
 def status(store: Store, number: int) -> Status | Unreadable | None:
-    """Returns the last status that the attempt has written; None before the first."""
+    """Returns the last status that the attempt has written; None if the attempt has not written any."""
     return _read(store, number, (STATUS_FILE, STATUS_FILE), STATUS)
 
 
 def age_s(store: Store, number: int) -> float | None:
-    """Returns the seconds since the attempt last wrote its status, by the store's clock; None if that is not known."""
+    """Returns the seconds since the attempt last wrote its status, or since it began if it has not written one.
+
+    The store's clock measures them. The result is None if the store does not report ages.
+    """
     for folder, begun in ((FOLDER, ATTEMPT_FILE), (OLD_FOLDER, OLD_ATTEMPT_FILE)):
         for file in (STATUS_FILE, begun):
             with suppress(NotFound):
@@ -158,7 +170,10 @@ def age_s(store: Store, number: int) -> float | None:
 
 
 def failures(store: Store, number: int) -> list[Failure]:
-    """Returns the failures that ranks of an attempt have stored, by rank; an unreadable one has only the rank."""
+    """Returns the failures that ranks of an attempt have stored, in the order of the ranks.
+
+    A document that cannot be read counts as a failure of kind `Unknown`.
+    """
     paths = [entry.path for folder in (FOLDER, OLD_FOLDER) for entry in store.list(f"{folder}/{number:05d}")]
     ranks = {path: int(match[1]) for path in paths if (match := _FAILED.fullmatch(path))}
     found = (_failure(store, path, rank) for path, rank in ranks.items())
@@ -173,9 +188,9 @@ def _failure(store: Store, path: str, rank: int) -> Failure | None:
 
 
 def cause(found: list[Failure]) -> Failure | None:
-    """Returns the failure that caused the others; None if there is no such failure.
+    """Returns the failure that caused the others; None if there are no failures.
 
-    It is the first failure that does not merely report that another rank was lost.
+    It is the first failure that does not merely report a lost rank. If all of them report that, it is the first one.
     """
     return next((each for each in found if not each.lost), next(iter(found), None))
 

@@ -1,7 +1,7 @@
-"""Defines the documents in a run's folder, one type for each. docs/checkpoints.md shows where each one lies.
+"""Defines the documents in a run's folder, one type for each. docs/checkpoints.md shows where each document lies.
 
-A field that is added gets a default. A field that is renamed, or whose meaning changes, gets an upgrade: the upgrades
-of a kind are listed beside it, and the tests read the documents of every earlier release.
+A field that is added gets a default. A field that is renamed, or whose meaning changes, gets an upgrade, which its
+`DocumentKind` lists. The tests read the documents of every earlier release.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,17 @@ MOST_RANKS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RunDocument:
-    """Holds `run.json`: which run the folder belongs to; written by the first attempt, before the first step.
+    """Holds `run.json`, which says which run the folder belongs to. The first attempt writes it before its first step.
 
     Args:
         run_id: MLflow's id of the run.
         config: The settings of the first attempt, as `config.stored` writes them.
-        id: A random name. A copy of the folder has the same one, until an attempt in the copy makes it another run.
-        url: Address of the folder when this was written; a digest of it if it came from an environment variable.
-        host: Name of the host that wrote this, which matters if the folder is local.
-        parent: MLflow's id of the run of whose folder this one is a copy; empty if it is not a copy.
+        id: Random name of the run. A copy of the folder has the same name, until an attempt in the copy writes a new
+            `run.json`.
+        url: Address of the folder when this document was written. If the address came from an environment variable, and
+            may therefore be secret, this is a salted SHA-256 digest of it.
+        host: Name of the host that wrote this document. Local folders on two hosts may have the same address.
+        parent: If this folder was copied from another run's folder, MLflow's id of that run; otherwise empty.
     """
 
     run_id: str
@@ -44,11 +46,11 @@ class RunDocument:
 
 @dataclass(frozen=True, slots=True)
 class AttemptDocument:
-    """Holds `attempts/00003/attempt.json`: one launch of the run; put only if absent, by rank 0.
+    """Holds `attempts/00003/attempt.json`, which describes one launch of the run. Rank 0 writes it once.
 
     Args:
         number: Number of the attempt, from 1 on.
-        at: When it began, in seconds since 1970.
+        at: When the attempt began, in seconds since 1970.
         ranks: World size.
     """
 
@@ -59,18 +61,18 @@ class AttemptDocument:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Holds `attempts/00003/failed-00001.json`: why rank 1 of attempt 3 ended; written by that rank.
+    """Holds `attempts/00003/failed-00001.json`, which says why rank 1 of attempt 3 ended. That rank writes it.
 
     Args:
         rank: The rank that failed.
-        host: Its host.
-        step: The step at which it failed.
+        host: Host of that rank.
+        step: The step at which the rank failed.
         kind: Name of the error's class.
         message: The error's message, with secrets masked.
-        final: Whether every further attempt would fail alike, such as with a wrong setting.
+        final: Whether every further attempt would fail in the same way, for example because of a wrong setting.
         lost: Whether the error only says that another rank is gone.
         passing: Whether another service was down, so that a later attempt may succeed.
-        at: When it was recorded, in seconds since 1970.
+        at: When the failure was recorded, in seconds since 1970.
     """
 
     rank: Count
@@ -91,10 +93,11 @@ class Straggler:
     Args:
         rank: The rank.
         host: The host of the rank.
-        section: The section of a step in which it loses most of the time.
-        factor: Its time of its own in a step, in multiples of the median rank's.
-        excess_s: The seconds by which it is slower than the median rank in each step.
-        score: Its distance from the median in robust standard deviations.
+        section: The section of a step, such as `data` or `forward`, in which the rank loses most time.
+        factor: Seconds of a step in which this rank computes and does not wait for others, divided by the median of
+            that time over all ranks.
+        excess_s: The seconds by which the rank is slower than the median rank in each step.
+        score: `excess_s` in robust standard deviations (the scaled median absolute deviation over the ranks).
     """
 
     rank: Count
@@ -111,17 +114,18 @@ ENDED: State = "ended"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Holds `attempts/00003/status.json`: the state of an attempt; rank 0 writes it every few seconds and at its end.
+    """Holds `attempts/00003/status.json`, the state of an attempt. Rank 0 writes it every few seconds and at the end.
 
     Args:
-        at: When it was written, by the clock of rank 0's host. Only the store's clock says how long ago that is.
+        at: When this document was written, in seconds since 1970, by the clock of rank 0's host. That clock may be
+            wrong, so the document's age is read from the store.
         state: "opening", "training", "saving", "evaluating" or "ended".
         step: Optimizer steps done.
         phase: The section of a step, or another phase, in which rank 0 is.
         name: Name of the run.
         attempt: Number of the attempt.
         restarts: How often the cluster has restarted the job.
-        steps: Optimizer steps that the run does in total.
+        steps: Number of optimizer steps of the whole run.
         ranks: World size.
         hosts: The hosts of the ranks.
         loss: The loss that was logged last.
@@ -129,8 +133,8 @@ class Status:
         eta_s: Expected seconds until the last step.
         slowest: The rank that slows the others, if there is one.
         checkpoint: Step of the newest committed checkpoint.
-        how: "done", "stopped" or "failed" once it has ended; empty before.
-        reason: Why it has ended, as a text.
+        how: "done", "stopped" or "failed" once the attempt has ended; empty before.
+        reason: Why the attempt has ended, as a text.
     """
 
     at: Moment
@@ -154,16 +158,16 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Holds `requests/stop.json`: a request to save and end; written by `emocap stop`, deleted by rank 0."""
+    """Holds `requests/stop.json`, which asks the run to save and end. `emocap stop` writes it; rank 0 deletes it."""
 
     at: Moment
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """Describes a request to record the next `steps` steps on `ranks`, where None means all ranks.
+    """Holds a file such as `requests/profile-7f3a.json`, which asks the run to profile its next `steps` steps.
 
-    It is stored in a file such as `requests/profile-7f3a.json`.
+    `ranks` lists the ranks that record a trace; None means all ranks.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,32}$")]
@@ -174,12 +178,12 @@ class ProfileRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProfileAnswer:
-    """Holds `profiles/7f3a.json`: the answer of rank 0 to a profile request.
+    """Holds a file such as `profiles/7f3a.json`, in which rank 0 answers a profile request.
 
     Args:
         steps: The first and the last step that are recorded.
         traces: Paths at which the traces will be, one for each rank, relative to the run's folder.
-        refused: Why the request is refused; empty if it is not.
+        refused: Why the request is refused; empty if it is accepted.
     """
 
     steps: tuple[Count, Count] | None = None
@@ -189,14 +193,14 @@ class ProfileAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SkippedDocument:
-    """Holds `skipped.json`: steps whose update is left out after a rollback, with the reason; written by rank 0."""
+    """Holds `skipped.json`: for each step whose update is left out after a roll-back, the reason. Rank 0 writes it."""
 
     steps: Mapping[Annotated[int, Field(ge=0)], str]
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedSample:
-    """Describes a damaged sample that was left out of `step`."""
+    """Describes a damaged sample that was left out of the batch of `step`."""
 
     shard: str
     key: str
@@ -206,16 +210,19 @@ class QuarantinedSample:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineDocument:
-    """Holds `quarantine.json`: all damaged samples that the run left out, over all ranks and attempts; by rank 0."""
+    """Holds `quarantine.json`, which lists the damaged samples that all ranks and attempts of the run have left out.
+
+    Rank 0 writes it.
+    """
 
     samples: tuple[QuarantinedSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UnsentDocument:
-    """Holds `unsent.json`, in the run's folder and in each checkpoint: rows that MLflow does not have yet; by rank 0.
+    """Holds `unsent.json`, the rows that MLflow does not have yet. `tracking.spool.Row` defines the keys of a row.
 
-    The tracker defines what a row holds; see `tracking.spool.Row`.
+    Rank 0 writes such a document into each checkpoint, and into the run's folder at the end of an attempt.
     """
 
     rows: tuple[dict[str, Any], ...]

@@ -1,6 +1,6 @@
-"""Finds out which run a folder belongs to, and keeps its report once it is done.
+"""Finds out which run a folder belongs to, and reads and writes the report of a finished run.
 
-<run>/run.json       settings and tracker run of the first attempt; a later attempt must be the same run
+<run>/run.json       settings and MLflow run of the first attempt, to which later attempts are compared
 <run>/report.json    written last
 """
 
@@ -27,7 +27,7 @@ from emocap_pretrain.run_folder.storage import Unreadable
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
 
 DIGEST = "sha256:"
-LOOKUP_RETRIES = RetryConfig(deadline_s=20.0)  # For the store of another folder.
+LOOKUP_RETRIES = RetryConfig(deadline_s=20.0)  # For the store at the address that `run.json` records.
 READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of a run, at a store's root: says which run it belongs to, and holds the run's report."""
+    """Reads and writes `run.json` and `report.json` in the folder of a run, which is the root of `store`."""
 
     store: Store
 
     def run_id(self, config: Config) -> str | None:
-        """Returns the tracker's run of an earlier attempt; None if this is the first one.
+        """Returns MLflow's id of the run that the folder belongs to; None if the folder has no `run.json` yet.
 
         Raises:
             ConfigError: If the folder belongs to a run with other settings (the message names the first that differs),
@@ -55,12 +55,12 @@ class RunFolder:
         return first.run_id
 
     def write_run(self, config: Config, run_id: str, *, parent: str = "") -> None:
-        """Writes `run.json`, with which the folder belongs to this run.
+        """Writes `run.json`, so that the folder belongs to this run from then on.
 
         Args:
             config: The run's settings.
             run_id: MLflow's id of the run.
-            parent: MLflow's id of the run of whose folder this one is a copy; empty if it is not a copy.
+            parent: If this folder was copied from another run's folder, MLflow's id of that run.
         """
         settings, identity = stored.dump(config), uuid.uuid4().hex
         # An address from an environment variable may be a secret: only its digest is stored, for later comparison.
@@ -69,12 +69,12 @@ class RunFolder:
         storage.write(self.store, RUN_FILE, RUN, document)
 
     def copied_from(self) -> str:
-        """Returns MLflow's id of the run of whose folder this one is a copy; empty if this folder is the run itself.
+        """Returns MLflow's id of the original run if this folder is a copy of its folder; otherwise an empty text.
 
-        `run.json` records the folder's address. If that address still holds the same run, this folder is a copy, unless
-        both are one folder under two names (a mount, a link, an endpoint). If it holds nothing any more, the folder was
-        moved and is the run itself. If that cannot be looked up, the folder counts as a copy: a second run in the
-        tracker does no harm.
+        `run.json` records the address of the original folder. If the same run is still at that address, this folder is
+        a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
+        not there any more, its folder was moved here. If the address cannot be looked up, this folder counts as a copy,
+        because a second run in MLflow does no harm.
 
         Raises:
             StoreError: If this folder's own store does not answer.
@@ -104,9 +104,9 @@ class RunFolder:
         return other.is_near and document.host not in {"", _host()}
 
     def report(self, steps: int) -> Report | None:
-        """Returns the report of a run that has done `steps` steps; None if there is none yet.
+        """Returns the report of a run of `steps` steps; None if there is no report, or only one of fewer steps.
 
-        A report that cannot be read counts as missing: the next attempt evaluates the last checkpoint again.
+        A report that cannot be read counts as missing, and the next attempt evaluates the last checkpoint again.
         """
         report = storage.read(self.store, REPORT_FILE, REPORT)
         if isinstance(report, Unreadable):
@@ -115,21 +115,24 @@ class RunFolder:
         return report if report and report.step >= steps else None
 
     def write_report(self, report: Report) -> None:
-        """Writes `report.json`, with which the run is done."""
+        """Writes `report.json`, so that the run counts as done from then on."""
         storage.write(self.store, REPORT_FILE, REPORT, report)
 
 
 def _may_be_contacted(recorded: str, own: str) -> bool:
     """Returns whether a recorded address is a local path, or lies in the same bucket or on the same server as `own`.
 
-    `run.json` may come from somebody else: no other server is contacted because of it.
+    Another person may have written `run.json`, so its address must not lead this process to any other server.
     """
     other, this = urlsplit(recorded), urlsplit(own)
     return other.scheme in {"", "file"} or (other.scheme, other.netloc) == (this.scheme, this.netloc)
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
-    """Returns whether the store holds the run of that document; a missing document is looked up again."""
+    """Returns whether the store's `run.json` is of the same run as the document, or cannot be read.
+
+    A missing `run.json` is looked up several times, because a store may answer with an older state.
+    """
     for _ in range(READINGS):
         found = storage.read(store, RUN_FILE, RUN)
         if found is not None:
@@ -140,7 +143,7 @@ def _holds(store: Store, document: RunDocument) -> bool:
 
 
 def _is_same(store: Store, other: Store) -> bool:
-    """Returns whether two stores are the same: a file that is put into the first is visible in the second."""
+    """Returns whether two stores lead to the same folder: a file that is put into the first is found in the second."""
     path = f"probe-{uuid.uuid4().hex}"
     store.put(path, b"")
     try:
@@ -158,10 +161,10 @@ def _host() -> str:
 
 
 def _require_same_run(first: dict[str, Any], config: Config, url: str) -> None:
-    """Checks that no setting differs that may not change during a run.
+    """Checks that the config differs from the first attempt's only in settings that may change during a run.
 
     Raises:
-        ConfigError: If one differs.
+        ConfigError: If another setting differs.
     """
     before = stored.current(first)
     for key, then, now in stored.differences(before, stored.current(config.stored())):

@@ -22,7 +22,7 @@ from emocap_pretrain.run_folder.results import (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Holds `report.json`: the result of a finished run; rank 0 writes it last.
+    """Holds `report.json`, the result of a finished run. Rank 0 writes it after everything else.
 
     Args:
         name: Name of the run.
@@ -34,8 +34,8 @@ class Report:
         loss: The last loss; None if it was not finite.
         run_id: MLflow's id of the run.
         tracking_uri: Address of the MLflow server.
-        results: The findings of each evaluation task.
-        evaluation: The settings that `results` were found with; reports of 0.1.0 do not have them.
+        results: The results of each evaluation task.
+        evaluation: The evaluation settings that led to `results`; reports of version 0.1.0 do not have them.
         experiment_id: MLflow's id of the experiment; empty if MLflow was unreachable, or in reports of 0.1.0.
     """
 
@@ -61,7 +61,10 @@ class Report:
         return {result.task: result for result in self.results}[task]
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
-        """Returns whether `results` belong to these stored evaluation settings; true if the settings have no url."""
+        """Returns whether `results` were computed with these evaluation settings, a section of `Config.stored`.
+
+        The answer is also True if the settings have no `url`, because nothing is evaluated then.
+        """
         if settings["url"] is None:
             return True
         if not self.results:
@@ -71,26 +74,29 @@ class Report:
         return _decisive(filled(self.evaluation, EvaluationConfig)) == _decisive(settings)
 
     def table(self) -> Table:
-        """Returns a table of names and values for the terminal."""
+        """Returns the report as a table of names and values for the terminal."""
         table = Table(title=f"Run {self.name}", title_justify="left", show_header=False)
         for name, value in _rows(self):
             table.add_row(name, value)
         return table
 
     def markdown(self) -> str:
-        """Returns the same rows as a Markdown table."""
+        """Returns the report as a Markdown table with the same rows as `table`."""
         return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
 
 
 def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
-    """Returns whether dataset and classes are those of the settings. A report of 0.1.0 has nothing else to compare."""
+    """Returns whether a result has the dataset and the classes of the settings.
+
+    A report of version 0.1.0 records nothing else about the settings.
+    """
     classes = settings["classes"]
     same_classes = not classes or all(each.classes == tuple(classes) for each in result.confusion_matrices)
     return result.url == settings["url"] and same_classes
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that the results depend on."""
+    """Returns the evaluation settings that the results depend on, which are all except `batch`."""
     return {name: value for name, value in settings.items() if name != "batch"}
 
 
@@ -106,7 +112,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _ZeroShot:
-    """Holds the one result that a report of schema 1 could have."""
+    """Holds the zero-shot result of a report of schema 1, which could have no other result."""
 
     url: str
     classes: tuple[str, ...]
@@ -135,10 +141,10 @@ class _ZeroShot:
 
 
 def with_results(body: Any) -> Any:
-    """Turns a report of schema 1, which knew one task alone, into one of schema 2, which has a list of results.
+    """Turns a report of schema 1, which has only a zero-shot result, into one of schema 2, which has a list of results.
 
     Raises:
-        ValueError: If the result of that task cannot be read.
+        ValueError: If the zero-shot result cannot be read.
     """
     if not isinstance(body, dict):
         return body

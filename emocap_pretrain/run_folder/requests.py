@@ -1,4 +1,4 @@
-"""Stores users' requests to a run as small files in its folder. This works under every launcher and opens no port.
+"""Stores users' requests to a run as small files in its folder, which works under every launcher and needs no port.
 
 <run>/requests/stop.json               asks the run to save and end
 <run>/requests/profile-7f3a.json       asks the run to record some steps
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Holds the requests that exist at one moment."""
+    """Holds the requests that the run has not served yet: whether it has to stop, and what it has to profile."""
 
     stop: bool = False
     profile: ProfileRequest | None = None
@@ -43,12 +43,15 @@ def ask_to_stop(store: Store) -> None:
 
 
 def ask_for_profile(store: Store, request: ProfileRequest) -> None:
-    """Writes a request to record some steps, with the time of now."""
+    """Writes a request to profile some steps, with the current time."""
     storage.write(store, _path(request), PROFILE_REQUEST, replace(request, at=time.time()))
 
 
 def pending(store: Store) -> Requests:
-    """Returns the requests that are not served yet; of several profile requests one. Renames unreadable ones."""
+    """Returns the requests that the run has not served yet, with at most one of several profile requests.
+
+    Files that are not valid requests are renamed, so that they are not read again.
+    """
     present = sorted(entry.path for entry in store.list(FOLDER))
     stop = _read(store, STOP, STOP_REQUEST) if STOP in present else None
     profiles = (_profile(store, path) for path in present if path.startswith(PROFILE))
@@ -69,7 +72,7 @@ def _path(request: ProfileRequest) -> str:
 
 def _profile(store: Store, path: str) -> ProfileRequest | None:
     request = _read(store, path, PROFILE_REQUEST)
-    # `mark_served` deletes a request by its id; one at another path would never be deleted and be served forever.
+    # `mark_served` deletes a request by its id, so a request at another path would be served again and again.
     if request and path != _path(request):
         _refuse(store, path, f"its id is {request.id}")
         return None
@@ -77,7 +80,7 @@ def _profile(store: Store, path: str) -> ProfileRequest | None:
 
 
 def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | None:
-    """Returns the request if it is readable and not too old."""
+    """Returns the request at a path; None if it is absent, not valid (then it is renamed) or too old (then deleted)."""
     request = storage.read(store, path, kind)
     if isinstance(request, Unreadable):
         _refuse(store, path, request.reason)

@@ -1,7 +1,7 @@
 """Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
-Every task returns its results in these types, so that the report, the tracker and the command line show them without
-knowing the task.
+Every task returns its results in these types. The report, the tracker and the command line therefore need no code for
+single tasks.
 """
 
 import math
@@ -20,7 +20,10 @@ _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Holds the score of a guess that does not look at the sample; `note` may add, say, the number of classes."""
+    """Holds the score that a guess reaches without looking at the samples.
+
+    `note` may add a detail such as the number of classes.
+    """
 
     name: str
     value: Finite
@@ -37,11 +40,11 @@ class Score:
     """Holds one number that a task has measured.
 
     Args:
-        name: Its stable name, such as `uar`. In the tracker the task's name and a slash come before it.
-        title: Its name on the terminal, which includes the task or the direction.
+        name: Stable name of the score, such as `uar`. In MLflow the task's name and a slash come before it.
+        title: Name of the score on the terminal, which includes the task or the direction.
         value: The number.
-        baseline: The score to compare it with, if there is one.
-        is_share: Whether it is a share of samples, which is shown in per cent.
+        baseline: The score of a guess, for comparison, if there is one.
+        is_share: Whether the number is a share of samples, which is shown in per cent.
     """
 
     name: str
@@ -64,7 +67,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ClassValues:
-    """Holds one share for each class, such as its recall; None for a class that no sample has.
+    """Holds one share for each class, such as the class's recall. The value is None for a class without samples.
 
     `samples` is the number of samples of each class.
     """
@@ -106,11 +109,11 @@ class TaskResult:
         return {score.name: score.value for score in self.scores}[name]
 
     def metrics(self) -> dict[str, float]:
-        """Returns the scores by their names in the tracker, such as `TASK/uar`."""
+        """Returns the values of the scores by their names in MLflow, such as `zero_shot/uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the rows of a table: each score with its baseline, and then the data."""
+        """Returns the rows of a table: each score with its baseline, and then the dataset."""
         scores = [(score.title, score.text()) for score in self.scores]
         return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
 

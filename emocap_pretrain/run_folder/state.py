@@ -1,7 +1,8 @@
-"""Reads the state of a run and how its attempts ended from its folder, in another process than the run's.
+"""Reads from a run's folder whether the run is alive, where it is, and how its attempts ended.
 
-A run is alive if its status was written less than `DEAD_S` ago by the clock of the store: the clocks of the run's host
-and of this one may differ by hours. If a store does not report ages, the status is watched for a change.
+Commands such as `emocap status` use this module in another process than the run's. A run is alive if its status was
+written less than `DEAD_S` ago by the clock of the store, because the clocks of two hosts may differ by hours. If a
+store does not report ages, this module waits for the status to change.
 """
 
 import math
@@ -23,16 +24,16 @@ SKEW_S = 60.0  # A larger difference between clocks is reported.
 
 @dataclass(frozen=True, slots=True)
 class AttemptState:
-    """Holds what the folder says of one attempt.
+    """Holds the state of one attempt, as far as the documents in the run's folder describe it.
 
     Args:
-        number: Its number.
-        launched: When and on how many ranks it was launched.
-        status: Its last status.
-        cause: The failure that ended it, if a rank recorded one.
-        silent_s: Seconds since its status was written, by the store's clock; infinite for all but the newest attempt.
-        faults: Documents of it that cannot be read.
-        skew_s: Seconds by which the clock of its host is ahead of this host's; None if that is not known.
+        number: Number of the attempt.
+        launched: When and on how many ranks the attempt was launched.
+        status: Last status of the attempt.
+        cause: The failure that ended the attempt, if a rank recorded one.
+        silent_s: Seconds since the status was written, by the store's clock; infinite for all but the newest attempt.
+        faults: Documents of the attempt that cannot be read.
+        skew_s: Seconds by which the clock of rank 0's host is ahead of this host's clock; None if that is not known.
     """
 
     number: int
@@ -45,28 +46,28 @@ class AttemptState:
 
     @property
     def step(self) -> int:
-        """The last known step."""
+        """Returns the last step that the attempt is known to have reached."""
         return max(self.status.step if self.status else 0, self.cause.step if self.cause else 0)
 
     @property
     def how(self) -> str:
-        """The end of the attempt: "done", "stopped" or "failed"; "" before that."""
+        """Returns how the attempt has ended: "done", "stopped" or "failed"; "" before its end."""
         return self.status.how if self.status else ""
 
     @property
     def reason(self) -> str:
-        """The reason for its end, if it has written one."""
+        """Returns the reason that the attempt has written for its end; "" if it has not written any."""
         return self.status.reason if self.status else ""
 
     @property
     def alive(self) -> bool:
-        """True if it has not ended and has written its status within the last `DEAD_S` seconds."""
+        """Returns whether the attempt has not ended and has written its status within the last `DEAD_S` seconds."""
         ended = self.status is not None and self.status.state == ENDED
         return not ended and self.silent_s < DEAD_S
 
     @property
     def ending(self) -> str:
-        """A text that says how it ended; "" while it runs."""
+        """Returns a text that says how the attempt ended; "" while it runs."""
         cause = self.cause
         if cause and not cause.lost:
             return f"rank {cause.rank} ({cause.host}): {cause.kind}: {cause.message}"
@@ -79,7 +80,7 @@ class AttemptState:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Holds a run's newest attempts, ascending by number."""
+    """Holds the newest attempts of a run, ascending by number."""
 
     url: str
     attempts: tuple[AttemptState, ...]
@@ -102,11 +103,11 @@ class RunState:
 
     @property
     def newest(self) -> AttemptState:
-        """The newest attempt, which owns the run."""
+        """Returns the newest attempt, which owns the run."""
         return self.attempts[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `emocap status --json` prints."""
+        """Returns the JSON value that `emocap status --json` prints."""
         newest = self.newest
         return {
             "url": self.url,
@@ -153,7 +154,11 @@ def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
 
 
 def _watched_s(store: Store, number: int, status: Status | Unreadable | None) -> float:
-    """Watches the status: returns 0 as soon as it changes, and `DEAD_S` if it does not change for so long."""
+    """Waits for the status of an attempt to change, for at most `DEAD_S` seconds, in place of asking for its age.
+
+    Returns:
+        0 as soon as the status has changed, `DEAD_S` if it has not, or if the attempt has ended.
+    """
     end_s = time.monotonic() + DEAD_S
     while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):
         time.sleep(min(POLL_S, DEAD_S))

@@ -1,8 +1,9 @@
 """Reads and writes the small documents of a run's folder.
 
-Each document is JSON with a schema version. The reader limits its size, migrates what an older version wrote, fills in
-defaults and drops fields that a newer version added. For a document that it cannot use it returns an `Unreadable`
-value rather than an error, so that every caller has to decide what that means, and no document crashes a run.
+Each document is JSON with a schema version. The reader limits the size of documents, upgrades those of older versions,
+fills in defaults, and drops fields that a newer version added. For a document that cannot be used, the reader returns
+an `Unreadable` value and raises no error. Every caller therefore has to handle that case, and no document crashes a
+run.
 """
 
 import json
@@ -23,11 +24,11 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Says that a document exists and cannot be used: it is damaged, too large, or of another form.
+    """Takes the place of a document that exists and cannot be used: it is damaged, too large, or has wrong fields.
 
     Args:
-        path: Store and path, for messages.
-        reason: Why it cannot be used, without a full stop.
+        path: Store and path of the document, for messages.
+        reason: Why the document cannot be used, without a full stop.
     """
 
     path: str
@@ -44,7 +45,7 @@ class DocumentKind(Generic[Form]):
     Args:
         form: A frozen dataclass, which defines the fields with their bounds and defaults.
         upgrades: `upgrades[n]` turns the body of schema n into that of schema n + 1, or raises ValueError. A document
-            without a version is of schema 0, which version 0.1.0 wrote; what is written now has the schema
+            without a version is of schema 0, which version 0.1.0 wrote. Documents are now written with the schema
             `len(upgrades)`.
         limit_bytes: A larger document is not read.
     """
@@ -59,7 +60,7 @@ class DocumentKind(Generic[Form]):
 
     @property
     def schema(self) -> int:
-        """The schema version that is written now."""
+        """Returns the schema version with which documents of this kind are written now."""
         return len(self.upgrades)
 
     def dump(self, document: Form) -> bytes:
@@ -71,7 +72,7 @@ class DocumentKind(Generic[Form]):
         """Reads a document from bytes.
 
         Raises:
-            ValueError: If it cannot be used, with the reason in one line.
+            ValueError: If the document cannot be used. The message is the reason, in one line.
         """
         try:
             body = json.loads(data, parse_constant=_refuse)
@@ -83,7 +84,7 @@ class DocumentKind(Generic[Form]):
         """Makes a document from decoded JSON, of this or an older schema.
 
         Raises:
-            ValueError: As `parse` does.
+            ValueError: If the document cannot be used. The message is the reason, in one line.
         """
         if _is_deep(body):
             raise ValueError(f"it is nested more than {DEEPEST} deep")
@@ -98,7 +99,7 @@ class DocumentKind(Generic[Form]):
 
 
 def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """Reads the document at a path; None if there is none, `Unreadable` if it cannot be used.
+    """Returns the document at a path; None if there is no document, `Unreadable` if it cannot be used.
 
     Raises:
         StoreError: If the store does not answer.
@@ -113,10 +114,10 @@ def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable
 
 
 def write(store: Store, path: str, kind: DocumentKind[Form], document: Form) -> None:
-    """Writes a document to a path, over an earlier one.
+    """Writes a document to a path, and replaces an earlier document there.
 
     Raises:
-        StoreError: If the store does not take it.
+        StoreError: If the store refuses the document.
     """
     store.put(path, kind.dump(document))
 

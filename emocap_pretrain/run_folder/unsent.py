@@ -1,7 +1,7 @@
 """Keeps the rows that MLflow did not accept before an attempt ended, in `<run>/unsent.json`.
 
-Rows up to a checkpoint are stored in the checkpoint itself. This file holds the later ones, such as the result of a run
-that ended while MLflow was unreachable; the next attempt reads and sends them, on any host.
+A checkpoint contains the rows that were not sent when it was saved. This file holds later rows too, such as the results
+of a run that ended while MLflow was unreachable. The next attempt reads and sends them, on any host.
 """
 
 import logging
@@ -22,12 +22,15 @@ log = logging.getLogger(__name__)
 
 
 def dump(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Returns the document with these rows, as it is stored in a checkpoint."""
+    """Returns the bytes of a document with these rows, for a file in a checkpoint."""
     return UNSENT.dump(UnsentDocument(tuple(map(dict, rows))))
 
 
 def parse(data: bytes, place: str) -> list[dict[str, Any]]:
-    """Returns the rows in a checkpoint's document; none, with a warning that names `place`, if it cannot be used."""
+    """Returns the rows of a checkpoint's document.
+
+    If the document cannot be used, no rows are returned, and a warning names `place`.
+    """
     try:
         return list(UNSENT.parse(data).rows)
     except ValueError as error:
@@ -41,10 +44,10 @@ def write(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None
     Args:
         store: The run's folder.
         rows: Rows that MLflow has not accepted.
-        number: Number of this attempt. If a newer attempt exists, nothing is written. None: no check.
+        number: Number of this attempt. If a newer attempt exists, nothing is written. None skips that check.
 
     Raises:
-        StoreError: If the store refuses.
+        StoreError: If the store refuses the document.
     """
     kept = tuple(map(dict, rows))
     if number is not None and newest(store) > number:
@@ -56,7 +59,10 @@ def write(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None
 
 
 def write_or_warn(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
-    """Writes the rows as `write` does, at the end of an attempt. An error of the store is logged; the rows are lost."""
+    """Writes the rows as `write` does. An error of the store is logged and not raised, and the rows are then lost.
+
+    It is called at the end of an attempt.
+    """
     kept = tuple(map(dict, rows))
     try:
         write(store, kept, number=number)

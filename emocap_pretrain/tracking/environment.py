@@ -37,7 +37,7 @@ def git_commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the installed versions of the packages that decide what a run computes."""
+    """Returns the installed versions of Python and of the packages that influence the results of a run."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Returns the name, cores, memory and GPUs of this host, which is that of rank 0."""
+    """Returns the name, cores, memory and GPUs of this host. Only rank 0 calls it, so it describes rank 0's host."""
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),

@@ -1,7 +1,7 @@
 """Measures how busy the hosts of the job are, under the names of MLflow's system metrics.
 
-On each host the rank with `local_rank` 0 reads. The metrics have the same names on every host, so all ranks exchange
-plain vectors, and rank 0 logs the metrics of all hosts.
+On each host the rank with `local_rank` 0 measures. All hosts have the same metrics in the same order. All ranks
+therefore exchange vectors of numbers without names, and rank 0 logs the metrics of all hosts.
 """
 
 import logging
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 
 class HostMetrics:
-    """Reads the metrics of this host and of its first `gpus` GPUs, also of GPUs that this process may not use.
+    """Reads the metrics of this host and of its first `gpus` GPUs, including GPUs that are hidden from this process.
 
     Args:
-        gpus: The largest number of GPUs of a host of the job, so that `names` are the same on all hosts.
-        folder: A folder on the disk whose use is measured: the disk with the cache of shards.
+        gpus: The largest number of GPUs of any host of the job, so that `names` are the same on all hosts.
+        folder: A folder on the disk whose use is measured, which is the disk with the cache of shards.
     """
 
     def __init__(self, *, gpus: int = 0, folder: Path = Path("/")) -> None:
@@ -53,9 +53,9 @@ class HostMetrics:
         self._read_at_s, self._traffic = time.monotonic(), _traffic()
 
     def read(self) -> dict[str, float]:
-        """Returns a value for each of `names`, NaN for one that this host does not have.
+        """Returns a value for each of `names`. The value is NaN for a GPU or a reading that this host does not have.
 
-        CPU use and network rates are averages since the last call.
+        The use of the CPU and the network rates are averages since the last call.
         """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
         received, sent = self._network_rates()
@@ -82,11 +82,11 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Reads the metrics of this host, and names those of all hosts of the job. Its constructor is a collective.
+    """Reads the metrics of this host, and names the metrics of all hosts of the job. Its constructor is a collective.
 
     Args:
         world: All ranks of the job.
-        folder: A folder on the disk of each host whose use is measured. It is made if it does not exist.
+        folder: A folder that every host has; it is created if it does not exist. The use of its disk is measured.
     """
 
     def __init__(self, world: RankGroup, folder: Path) -> None:
@@ -97,9 +97,10 @@ class JobHostMetrics:
         self._metrics = HostMetrics(gpus=world.maximum([gpu_count()])[0], folder=folder)
 
     def read(self, step: int) -> list[float]:
-        """Returns the metrics of this host, about every `INTERVAL_S`, for an exchange between all ranks; else nothing.
+        """Returns the metrics of this host about every `INTERVAL_S` seconds, and an empty list in between.
 
-        `step` is equal on all ranks, so all give equally many numbers. A rank that does not read for its host gives 0.
+        The caller exchanges the numbers between all ranks. `step` is equal on all ranks, so all ranks return equally
+        many numbers. A rank other than the first of its host returns zeros.
         """
         if step < self._next_step:
             return []
@@ -107,10 +108,10 @@ class JobHostMetrics:
         return list(self._metrics.read().values()) if reads else [0.0] * len(self._metrics.names)
 
     def named(self, table: Sequence[Sequence[float]], step: int, step_s: float) -> dict[str, float]:
-        """Returns the metrics of all hosts by their names in MLflow.
+        """Returns the metrics of all hosts by their names in MLflow; empty at a step at which nothing was read.
 
         Args:
-            table: What every rank has read at this step, in the order of the ranks.
+            table: The numbers that each rank's `read` has returned at this step, in the order of the ranks.
             step: The number of steps that are done.
             step_s: The seconds that a step takes; equal on all ranks, so that all agree on the next reading.
         """
@@ -122,7 +123,10 @@ class JobHostMetrics:
 
 
 def by_host(readings: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Returns the values of all hosts under the names `system/<host>/<name>`, without values that are NaN."""
+    """Returns the readings of all hosts under the names `system/<host>/<name>`, without values that are NaN.
+
+    `readings` holds a host's name and its metrics by name.
+    """
     return {
         f"system/{host}/{name}": value
         for host, reading in readings
@@ -132,19 +136,19 @@ def by_host(readings: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, fl
 
 
 def gpu_count() -> int:
-    """Returns the number of GPUs of this host, also of those that this process may not use."""
+    """Returns the number of GPUs of this host, including GPUs that are hidden from this process."""
     return len(_gpu_handles())
 
 
 def _traffic() -> tuple[int, int]:
-    """Returns the bytes that the host has received and sent since it started, without those on its loopback."""
+    """Returns the bytes that the host has received and sent since it started, without its loopback interface."""
     counters = psutil.net_io_counters(pernic=True)
     outward = [counter for name, counter in counters.items() if name != "lo"]
     return sum(each.bytes_recv for each in outward), sum(each.bytes_sent for each in outward)
 
 
 def _gpu_handles() -> list[Any]:
-    """Returns NVML's handles of the GPUs; none on a host without a driver."""
+    """Returns NVML's handles of this host's GPUs; an empty list on a host without a driver."""
     try:
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
@@ -155,7 +159,10 @@ def _gpu_handles() -> list[Any]:
 
 
 def _read_gpu(handle: Any) -> list[float]:
-    """Returns the values of `GPU_NAMES`, NaN for one that the GPU does not report (a MIG slice has no use or power)."""
+    """Returns the values of `GPU_NAMES` for a GPU. A value is NaN if the GPU does not report it.
+
+    A GPU in MIG mode, for example, reports neither its utilization nor the power of a slice.
+    """
     reads = (
         lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
         lambda: _memory(handle).used / 1e6,

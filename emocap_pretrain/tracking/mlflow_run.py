@@ -1,9 +1,10 @@
 """Writes rows into an MLflow run so that a row that is sent twice counts once.
 
-MLflow adds a point at every call. So this module reads the last step of each metric from the run first, after each
-failure and every few seconds, and sends later points only. This holds after a lost response, a server that died between
-two calls, a restart on another host, and a replay of steps. The same response shows whether a newer attempt writes to
-the run; then this attempt writes no more.
+MLflow adds a point to a metric at every call, even if the metric has that point already. This module therefore reads
+the last step of each metric from the run, and sends only points of later steps. It reads them at the start, after each
+failure and every few seconds. A row then also counts once after a lost response, a crash of the server, a restart on
+another host, or a replay of steps. The response with the last steps also shows whether a newer attempt writes to the
+run; then this attempt stops writing.
 """
 
 import base64
@@ -63,7 +64,7 @@ log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """Writes to one MLflow run for one attempt. One thread calls it for metrics, and one for texts and pictures."""
+    """Writes to one MLflow run for one attempt. One thread delivers metrics, and another one texts and pictures."""
 
     def __init__(self, client: MlflowClient, run_id: str, attempt: int, experiment_id: str = "") -> None:
         self._client, self.run_id, self._attempt = client, run_id, attempt
@@ -102,7 +103,7 @@ class MlflowRun:
 
     @classmethod
     def resume(cls, settings: TrackingConfig, run_id: str, attempt: int) -> "MlflowRun":
-        """Returns the MLflow run of an earlier attempt, also while MLflow is unreachable.
+        """Returns the MLflow run of an earlier attempt. It does so even while MLflow is unreachable.
 
         Raises:
             TrackingError: If MLflow has no such run, or its database cannot be opened.
@@ -123,7 +124,7 @@ class MlflowRun:
         """Sends the rows in their order.
 
         Raises:
-            Exception: Any error of the client. Some rows may have arrived.
+            Exception: Any error of MLflow's client. Some of the rows may have arrived before it.
         """
         for _, group in groupby(rows, lambda row: row["kind"]):
             self._send(list(group))
@@ -149,7 +150,10 @@ class MlflowRun:
                     self._send([each])
 
     def _recent_run(self) -> Run:
-        """Returns the run as it was at most `REFRESH_S` ago and after the last failure. For many hosts it is large."""
+        """Returns the run, as it was read at most `REFRESH_S` seconds ago and after the last failure.
+
+        It is not read for every call, because the response is large if there are many hosts.
+        """
         now_s = time.monotonic()
         if now_s - self._read_at_s > REFRESH_S:
             self._run = self._client.get_run(self.run_id)
@@ -174,13 +178,13 @@ class MlflowRun:
         self._log_scores(run, new_points(rows, _last_steps(run)))
 
     def _rescores(self, run: Run, rows: list[Row]) -> None:
-        """Sends values that differ from those that the run has, so a row that is sent twice counts once."""
+        """Sends the values that differ from the run's present ones, so that a row that is sent twice counts once."""
         known: dict[str, float] = run.data.metrics
         points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
         self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
-        """Logs points of the run together with the logged model of their checkpoint, if there is one."""
+        """Logs points as metrics of the run, and of the logged model of their checkpoint if there is one."""
         models = {step: self._model(run, step) for step in {point.step for point in points}}
         for point in points:
             model = models[point.step]
@@ -208,7 +212,7 @@ class MlflowRun:
             self._client.set_terminated(self.run_id, status, rows[-1]["at_ms"])
 
     def _checkpoint(self, run: Run, rows: list[Row]) -> None:
-        """Creates a logged model for each checkpoint; it points to the store and copies nothing."""
+        """Creates one of MLflow's logged models for each checkpoint. It has the checkpoint's URL and no files."""
         outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
         for row in rows:
             step, tags = row["step"], {"checkpoint.step": str(row["step"]), **row["body"]}
@@ -261,7 +265,7 @@ class MlflowRun:
 
 
 def new_points(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
-    """Returns the points whose step is higher than the last step of their metric, in their order."""
+    """Returns the points of the rows whose step is higher than the last step of their metric, in their order."""
     last, points = dict(last_steps), list[Metric]()
     for row in rows:
         for key, value in row["body"].items():
@@ -300,7 +304,7 @@ def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
 
 
 def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
-    """Returns the number of the newest attempt that has written to an MLflow run; 0 if it cannot be read."""
+    """Returns the number of the newest attempt that has written to an MLflow run; 0 if MLflow cannot be read."""
     try:
         return int(_client(settings).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
     except (*FAILURES, TrackingError):
@@ -322,7 +326,10 @@ def _create(client: MlflowClient, tracked: TrackedRun, parent: str) -> Run:
 
 
 def _refusal(settings: TrackingConfig, error: Exception) -> TrackingError:
-    """Returns the error to raise. It is raised without a cause: MLflow's errors contain the URL with its password."""
+    """Returns the error that says why MLflow cannot be used.
+
+    Callers raise it `from None`, because the errors of MLflow contain the URL with its password.
+    """
     why = reason(error)
     cure = ": make room there, or set another tracking.uri" if any(each in why for each in NO_ROOM) else ""
     if "_alembic_tmp" in why:

@@ -1,4 +1,4 @@
-"""Records all attempts of a run in one MLflow run."""
+"""Implements the tracker that records all attempts of a run in one MLflow run."""
 
 import base64
 import json
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Puts reports into two spools, one for metrics and one for files.
+    """Records a run in MLflow. It puts reports into two spools, one for metrics and one for texts and pictures.
 
-    In this way metrics still arrive if the artifact store refuses files.
+    Metrics therefore still arrive if MLflow's artifact store refuses files.
     """
 
     def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
@@ -47,15 +47,16 @@ class MlflowTracker:
         unsent: Sequence[Row] = (),
         parent: str = "",
     ) -> "MlflowTracker":
-        """Creates an MLflow run, or continues the run `run_id`, also while the server is unreachable.
+        """Creates an MLflow run, or continues the run `run_id`, even while the server is unreachable.
 
         Args:
             run: The run as it is tracked.
-            run_id: MLflow's name for the run of an earlier attempt; None for the first attempt.
+            run_id: MLflow's id of the run, which an earlier attempt has created; None for the first attempt.
             number: The number of this attempt. Attempts with a lower number no longer write to the run.
-            facts: JSON values about this attempt (ranks, hosts, why the previous one ended), for `starts/00001.json`.
+            facts: JSON values about this attempt (ranks, hosts, why the previous one ended), which are logged as the
+                text `starts/00001.json`; None logs no such text.
             unsent: The rows that an earlier attempt could not send; they are sent first.
-            parent: MLflow's name for the run of which a new one is a copy.
+            parent: If the run folder was copied, MLflow's id of the original run; it becomes the new run's parent.
 
         Raises:
             TrackingError: If MLflow refuses a new run, or does not know `run_id`.
@@ -125,7 +126,7 @@ class MlflowTracker:
 
 
 def _all_within(wait_s: float, *acts: Callable[[float], bool]) -> bool:
-    """Calls each act with the time that is left of `wait_s`, and returns whether all returned True."""
+    """Calls each function with the seconds that are left of `wait_s`, and returns whether all returned True."""
     deadline = time.monotonic() + wait_s
     done = [act(max(0.0, deadline - time.monotonic())) for act in acts]
     return all(done)
@@ -137,7 +138,7 @@ def deliver_unsent(store: Store, run: TrackedRun, run_id: str, *, number: int) -
     Args:
         store: The folder of the run.
         run: The run as it is tracked.
-        run_id: MLflow's name for the run.
+        run_id: MLflow's id of the run.
         number: The number of the newest attempt.
     """
     rows = readable_rows(unsent.read(store))

@@ -1,9 +1,9 @@
 """Creates links to the web pages that MLflow shows for a run, and the saved view that every experiment gets.
 
 By default MLflow 3.17 lists runs without their metrics, and draws a chart for each metric in alphabetical order. A
-saved view is stored as a tag of the experiment. The page that lists the runs shows it under "Views", and a link can
-open it. Its format is internal to the web interface of MLflow (it was found by reading version 3.17.2) and is not a
-public interface. An MLflow version that cannot read the saved view shows its default view.
+saved view replaces that default. It is stored as a tag of the experiment; the page that lists the runs shows it under
+"Views", and a link can open it. The format of the tag is internal to MLflow's web interface and was found by reading
+version 3.17.2. An MLflow version that cannot read the saved view shows its default view.
 """
 
 import base64
@@ -27,7 +27,7 @@ def _by_part(name: str) -> tuple[str, ...]:
     return tuple(f"{part}/{name}" for part in _PARTS)
 
 
-# Each section holds charts, and a chart the metrics that share it. What a person looks at first comes first.
+# Each section holds charts, and a chart the metrics that share it. The most important ones come first.
 _SECTIONS: dict[str, Charts] = {
     "Loss": (
         ("loss",),
@@ -55,11 +55,11 @@ _SECTIONS: dict[str, Charts] = {
     ),
     "Texts that are cut": (tuple(f"cut/{name}" for name in (*_PARTS, "prompts")),),
 }
-_BARS = ("Evaluation", "Texts that are cut")  # These have one value each; a line would be a point.
+_BARS = ("Evaluation", "Texts that are cut")  # A metric of these has one value; as a line it would be a single point.
 
 
 def sections(evaluation: Charts) -> dict[str, Charts]:
-    """Returns the charts of the page by section, in the order of importance.
+    """Returns the charts of the saved view by section. The most important sections and charts come first.
 
     Args:
         evaluation: The charts of the evaluation tasks; the most important one comes first.
@@ -68,15 +68,15 @@ def sections(evaluation: Charts) -> dict[str, Charts]:
 
 
 def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
-    """Returns the addresses of the page of the run, and of the page that compares all runs of its experiment.
+    """Returns the addresses of the run's page in MLflow, and of the page that compares all runs of its experiment.
 
-    Both ask for the pages of training. Without that, MLflow opens those of generative AI, where the checkpoints of a
-    run are called versions of an agent.
+    Both addresses select MLflow's pages for training. Without that selection MLflow opens its pages for generative AI,
+    which call the checkpoints of a run versions of an agent.
 
     Args:
-        server: Such as http://127.0.0.1:5000.
-        experiment_id: MLflow's name for the experiment.
-        run_id: MLflow's name for the run.
+        server: Address of the MLflow server, such as http://127.0.0.1:5000.
+        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the run.
     """
     runs = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     training = "workflowType=machine_learning"
@@ -87,10 +87,12 @@ def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
 
 
 def saved_view(evaluation: Charts = ()) -> str:
-    """Returns the value of `VIEW_TAG`: the state of the page, in the format that MLflow uses for a saved view.
+    """Returns the value of the tag `VIEW_TAG`: a saved view in MLflow's format.
 
-    The list of runs shows the loss, followed by the first metric of the evaluation. The argument `evaluation` has the
-    same meaning as in `sections`.
+    The list of runs shows the loss, the first metric of the evaluation, and the samples per second.
+
+    Args:
+        evaluation: The charts of the evaluation tasks; the most important one comes first.
     """
     charts = sections(evaluation)
     metrics = ["loss", *(chart[0] for chart in evaluation[:1]), "samples_per_s"]
@@ -112,9 +114,10 @@ def saved_view(evaluation: Charts = ()) -> str:
 
 
 def _cards(section: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the chart that the metrics share, and a deleted chart of each further metric.
+    """Returns the chart that the metrics share, and a deleted chart for each metric but the first.
 
-    The page draws a chart of its own for every metric that is not the first of a chart, unless that chart was deleted.
+    MLflow's page draws a separate chart for every metric that is not the first of a chart, unless the view contains
+    that separate chart as deleted.
     """
     card = {"metricSectionId": section, "type": "BAR" if section in _BARS else "LINE", "isGenerated": False}
     shared = card | {

@@ -1,4 +1,4 @@
-"""Draws the pictures of a run, a preview of samples and a confusion matrix; each names its run and dataset."""
+"""Draws a preview of samples and confusion matrices. Each picture names its run and dataset."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ CELL_PX, FACE_PX, FONT_PX = 680, 240, 11
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
-    """Returns the line of a picture that names its run and its datasets, with the digests of `emocap inspect`."""
+    """Returns the line in a picture that names its run and datasets, with the digests that `emocap inspect` prints."""
     at = "" if step is None else f", step {step}"
     return f"run {run}{at} · " + " + ".join(f"{each.name} ({each.short_digest})" for each in data)
 
 
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
-    """Draws samples with all parts of their captions, two in a row, below the line `of` (see `subject`).
+    """Draws samples with all parts of their captions into the file `path`, two in a row, below the title `of`.
 
-    Pillow draws this picture: Matplotlib needs a second for as much text, and each new run would wait for it.
+    `subject` returns the title. Pillow draws this picture, because Matplotlib needs a second for as much text, and each
+    new run would wait for it.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
     cells = [_cell(sample, font) for sample in samples]
@@ -63,7 +64,7 @@ def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
     Args:
         matrix: The counts.
         path: The file that is written.
-        of: A line below the title that names what was evaluated.
+        of: A line from `subject`, which is drawn below the title.
     """
     # A run draws this at its end: its start does not wait for the import.
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""Keeps rows until a tracking server has taken them, and sends them in order in a thread of its own.
+"""Keeps rows until a tracking server has accepted them, and sends them in order in a thread of its own.
 
-A server that is down never stops training: rows are kept in memory and in the checkpoints that are saved meanwhile.
-Rows that come after the last checkpoint need no copy, because a resumed run trains these steps again.
+An unreachable server never stops training: rows are kept in memory and in the checkpoints that are saved meanwhile.
+Rows that come after the last checkpoint need no copy, because a resumed run repeats those steps.
 """
 
 import logging
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class Row(TypedDict):
-    """A report to the tracking server, as JSON values.
+    """Holds one report to the tracking server, as JSON values.
 
     Attributes:
-        kind: What is reported.
-        step: The step that it is about; 0 if it is about none.
-        at_ms: When it was reported, in milliseconds since 1970.
-        body: What this kind of report contains.
+        kind: Kind of the report, such as the metrics of a step.
+        step: The step that the report belongs to; 0 for a report about the whole run.
+        at_ms: When the report was made, in milliseconds since 1970.
+        body: The values of the report; their keys depend on `kind`.
     """
 
     kind: Kind
@@ -41,12 +41,12 @@ class Row(TypedDict):
 
 
 def row(kind: Kind, step: int, body: dict[str, Any]) -> Row:
-    """Returns a row that is reported now."""
+    """Returns a row with the current time."""
     return {"kind": kind, "step": step, "at_ms": round(time.time() * 1000), "body": body}
 
 
 def readable_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Returns the stored rows that this version can send. The others are left out with a warning."""
+    """Returns those of the stored rows that this version can send. The others are left out with a warning."""
     found = list(rows)
     known = [each for each in found if _is_row(each)]
     if len(known) < len(found):
@@ -77,10 +77,10 @@ class Spool:
         """Starts the thread.
 
         Args:
-            deliver: Sends rows, or raises an error. Only the spool's thread calls it. It must accept rows that it has
-                sent before, because a call that fails may have sent some of its rows.
+            deliver: Sends rows, or raises an error. Only the spool's thread calls this function. It must accept rows
+                that it has sent before, because a call that fails may have sent some of its rows.
             rows: The rows that an earlier spool could not send; they are sent first.
-            name: The kind of the rows, for the log.
+            name: A noun for the rows, for messages in the log.
             max_pause_s: The longest pause between two calls after failures.
         """
         self._deliver, self._name, self._max_pause_s = deliver, name, max_pause_s
@@ -91,27 +91,31 @@ class Spool:
         threading.Thread(target=self._run, name=f"emocap-tracking-{name}", daemon=True).start()
 
     def put(self, new: Row) -> None:
-        """Adds a row; does not wait for the server."""
+        """Adds a row to the queue without waiting for the server."""
         with self._changed:
             self._waiting.append(new)
             self._changed.notify_all()
 
     def unsent(self) -> list[Row]:
-        """Returns the rows that are not known to have arrived, in their order."""
+        """Returns the rows that have not arrived, or whose arrival is not confirmed, in their order."""
         with self._changed:
             return list(self._waiting)
 
     def flush(self, wait_s: float) -> bool:
-        """Waits for `wait_s` at most until all rows have arrived, and returns whether they have.
+        """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        It returns at once while the server is unreachable.
+        While the server is unreachable, this method does not wait.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failures > TOLERATED_FAILURES or not self._waiting, wait_s)
             return not self._waiting
 
     def close(self, wait_s: float) -> bool:
-        """Tries for `wait_s` at most to send the rows that are left, and returns whether all have arrived."""
+        """Ends the spool after it has tried to send the remaining rows for up to `wait_s` seconds.
+
+        Returns:
+            Whether all rows have arrived.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -130,7 +134,7 @@ class Spool:
                 self._confirm(len(rows))
 
     def _next(self) -> list[Row]:
-        """Waits for rows and returns the oldest ones; returns none after the spool is closed."""
+        """Waits for rows and returns the oldest ones. An empty list ends the thread: the spool is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return [] if self._given_up else list(islice(self._waiting, MAX_ROWS_PER_CALL))
@@ -145,7 +149,10 @@ class Spool:
             self._changed.notify_all()
 
     def _pause(self, error: Exception, pause_s: float) -> None:
-        """Waits `pause_s` after a failure. While the spool is being closed, it waits only for a short time."""
+        """Counts a failure, logs the second one in a row, and waits `pause_s` seconds.
+
+        While the spool is being closed, the pause is at most `FIRST_PAUSE_S`.
+        """
         with self._changed:
             if self._failures == TOLERATED_FAILURES:
                 log.warning(
@@ -159,7 +166,10 @@ class Spool:
 
 
 def reason(error: BaseException) -> str:
-    """Returns why a call failed, in one short line without secrets; for a lost connection its first cause."""
+    """Returns why a call failed, in one short line without secrets.
+
+    If an error of the operating system, such as a refused connection, led to `error`, the line is its text.
+    """
     root = error
     while inner := root.__cause__ or root.__context__:
         root = inner

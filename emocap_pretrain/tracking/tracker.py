@@ -1,4 +1,7 @@
-"""Defines how training reports on a run. `MemoryTracker` is for tests and for ranks other than 0."""
+"""Defines the protocol through which training reports on a run to a tracking server.
+
+`MemoryTracker` implements it for tests and for ranks other than 0.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +17,13 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """A run as a tracker sees it before the first row.
+    """Holds the facts about a run that a tracker needs before the first row.
 
     Attributes:
         name: The name of the run.
-        settings: Where it is tracked.
-        params: All settings of the run as they may be stored (`Config.stored`).
-        charts: The metrics of the evaluation tasks by the chart that they share; the most important one comes first.
+        settings: The settings that say where the run is tracked.
+        params: All settings of the run, without secrets (`Config.stored`).
+        charts: The charts of the evaluation tasks, each as the metrics that share it; the most important one is first.
     """
 
     name: str
@@ -30,21 +33,21 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Records one run over all its attempts.
+    """Records one run over all its attempts on a tracking server.
 
-    Its methods raise no errors of the tracking server, and wait for it only in `flush` and `finish`.
-    A report that is repeated after a restart counts once: a metric has one value at each step, and its steps only grow;
-    a checkpoint has one entry; a text or picture replaces an earlier one of the same name.
+    No method raises an error of the server, and only `flush` and `finish` wait for the server. A report that is
+    repeated after a restart counts once. A metric has one value at each step, and its steps only grow. A checkpoint has
+    one entry. A text or picture replaces an earlier one of the same name.
     """
 
     @property
     def run_id(self) -> str:
-        """Returns the tracking server's name for the run."""
+        """Returns the tracking server's id of the run."""
         ...
 
     @property
     def experiment_id(self) -> str:
-        """Returns the experiment's name in the URLs of pages; empty until the server has answered."""
+        """Returns the tracking server's id of the run's experiment; empty until the server has answered."""
         ...
 
     @property
@@ -53,7 +56,7 @@ class Tracker(Protocol):
         ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records the metrics of a step, except those that have a value at this step or a later one already."""
+        """Records the metrics of a step. A metric that already has a value at this or a later step is left out."""
         ...
 
     def log_scores(self, metrics: Mapping[str, float], step: int) -> None:
@@ -61,11 +64,11 @@ class Tracker(Protocol):
         ...
 
     def replace_scores(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records scores as `log_scores` does, but a new value of the same step replaces the old one."""
+        """Records scores as `log_scores` does, except that a new value of the same step replaces the old value."""
         ...
 
     def log_datasets(self, used: Sequence[DatasetUse]) -> None:
-        """Records datasets as inputs of the run; a dataset that the run has already counts once."""
+        """Records datasets as inputs of the run. A dataset that is recorded twice counts once."""
         ...
 
     def log_text(self, name: str, content: str) -> None:
@@ -89,18 +92,21 @@ class Tracker(Protocol):
         ...
 
     def keep_checkpoints(self, steps: Collection[int]) -> None:
-        """Deletes the entries of all other checkpoints. An attempt that died may have left some."""
+        """Deletes the entries of all checkpoints except those of these steps.
+
+        An attempt that died may have deleted a checkpoint and left its entry.
+        """
         ...
 
     def flush(self, wait_s: float) -> bool:
-        """Waits for `wait_s` at most until all rows have arrived, and returns whether they have.
+        """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        It returns at once while the server is unreachable.
+        While the server is unreachable, this method does not wait.
         """
         ...
 
     def unsent(self) -> list[Row]:
-        """Returns the rows that have not arrived, as JSON values. Checkpoints store them, in case this host is lost."""
+        """Returns the rows that have not arrived. Checkpoints store them for a restart on another host."""
         ...
 
     def finish(self, status: RunStatus) -> None:
@@ -110,7 +116,7 @@ class Tracker(Protocol):
 
 @dataclass(slots=True)
 class MemoryTracker:
-    """Keeps all reports in memory, in the attributes."""
+    """Keeps all reports in memory, as its attributes, and sends nothing."""
 
     run_id: str = "memory"
     experiment_id: str = ""
