@@ -23,9 +23,8 @@ from emocap_pretrain.checkpoint.layout import (
     new_attempt,
     replaced_manifest_of,
     run_attempt_of,
-    step_folder,
 )
-from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, mismatched_files, read, read_repeatedly
+from emocap_pretrain.checkpoint.manifest import LARGEST_BYTES, Checkpoint, File, lost_files, read
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.errors import CheckpointError
@@ -124,20 +123,17 @@ def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | N
 
 
 def _require_files(store: Store, checkpoint: Checkpoint) -> None:
-    """Checks that the store lists all uploaded files. If files are missing, it is listed again, as a list may be stale.
+    """Checks that the store lists all uploaded files.
 
     Raises:
         CheckpointError: If a file that was uploaded is not in the store any more.
     """
-    lost: list[str] = []
-    for listed in read_repeatedly(lambda: step_folder(store, checkpoint.step)):
-        if not (lost := mismatched_files(checkpoint, listed)):
-            return
-    raise CheckpointError(
-        f"the checkpoint of step {checkpoint.step} is not committed: {len(lost)} of its {len(checkpoint.files)} files, "
-        f"such as {lost[0]}, are gone from {store.url}/{checkpoint.folder} since their upload; another process deletes "
-        "files there: end it first."
-    )
+    if lost := lost_files(store, checkpoint):
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} is not committed: {len(lost)} of its {len(checkpoint.files)} "
+            f"files, such as {lost[0]}, are gone from {store.url}/{checkpoint.folder} since their upload; another "
+            "process deletes files there: end it first."
+        )
 
 
 def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:

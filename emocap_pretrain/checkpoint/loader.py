@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from emocap_shards.background import concurrently
 from emocap_shards.errors import NotFound
@@ -15,18 +16,21 @@ from emocap_shards.store import Store
 
 from emocap_pretrain.checkpoint.commit import sha256
 from emocap_pretrain.checkpoint.layout import step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, File, check_sizes, read_repeatedly
+from emocap_pretrain.checkpoint.manifest import Checkpoint, File, check_sizes
 from emocap_pretrain.checkpoint.scratch import scratch
 from emocap_pretrain.checkpoint.verify import is_intact
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import Status
+from emocap_pretrain.run_folder.storage import read_repeatedly
 
 DOWNLOADS = 4
 ATTEMPTS = 3
 MAX_VERIFYING_HOSTS = 3  # Hosts that read a file which one host finds damaged.
 MAX_LISTED_FAULTS = 5
+UNREADABLE = "no checkpoint could be read"
+Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +71,6 @@ class Resumed(NamedTuple):
     refused: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Refused:
-    """Collects the checkpoints that are not used because they are damaged.
-
-    Args:
-        steps: For each such step, the fault.
-        attempts: Save attempts of those whose manifest is intact and whose files are damaged.
-    """
-
-    steps: dict[int, str] = field(default_factory=dict[int, str])
-    attempts: list[str] = field(default_factory=list[str])
-
-
 @contextmanager
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
     """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint. A collective.
@@ -96,16 +87,15 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
         CheckpointError: If there are checkpoints and all are refused; or if one host reads other bytes than another
             host. Then the message names the host.
     """
-    verifiers = _verifying_ranks(world.gather(socket.gethostname()))
-    refused_so_far = _Refused()
+    search = _Search(store, world, _verifying_ranks(world.gather(socket.gethostname())))
     with ExitStack() as stack:
         found = None
-        while not found and (checkpoint := _newest_complete(store, world, verifiers, refused_so_far)):
+        while not found and (checkpoint := search.newest_complete()):
             stack.close()  # Deletes the previous download, so that the next one has room on the local disk.
-            folder = _download_on_all(stack, store, checkpoint, world, select, verifiers, refused_so_far)
-            found = Resumed(checkpoint, folder, tuple(refused_so_far.attempts)) if folder else None
+            folder = search.download(checkpoint, stack, select)
+            found = Resumed(checkpoint, folder, tuple(search.refused_attempts)) if folder else None
         if not found:
-            world.run_on_main(partial(_confirm_none, store, refused_so_far), failing="no checkpoint could be read")
+            world.run_on_main(search.confirm_none, failing=UNREADABLE)
         yield found
 
 
@@ -115,124 +105,118 @@ def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(first.values())[:MAX_VERIFYING_HOSTS])
 
 
-def _newest_complete(
-    store: Store, world: RankGroup, verifiers: Sequence[int], refused_so_far: _Refused
-) -> Checkpoint | None:
-    """Returns the newest checkpoint whose manifest and file sizes at least one verifier finds right. A collective.
+@dataclass(slots=True)
+class _Search:
+    """Searches for the checkpoint to resume from, and collects the damaged ones that it refuses on the way.
 
-    Newer checkpoints are added to `refused_so_far`. The result is None if there is no such checkpoint.
+    Args:
+        store: The run's store.
+        world: All ranks.
+        verifiers: The ranks that read the store to find out whether a checkpoint is damaged, one for each host.
+        refused: For the step of each refused checkpoint, the fault.
+        refused_attempts: Save attempts of the refused checkpoints whose manifest is intact and whose files are damaged.
     """
-    scan = partial(_scan, store, frozenset(refused_so_far.steps)) if world.rank in verifiers else _do_nothing
-    scans = [each for each in world.run_on_all(scan, failing="no checkpoint could be read") if each]
-    newest = max((each.checkpoint for each in scans if each.checkpoint), key=_step_of, default=None)
-    for step, fault in sorted({step: fault for each in scans for step, fault in each.faults}.items(), reverse=True):
-        if newest is None or step > newest.step:
-            _refuse(store, world, refused_so_far, step, fault)
-    return newest
 
+    store: Store
+    world: RankGroup
+    verifiers: tuple[int, ...]
+    refused: dict[int, str] = field(default_factory=dict[int, str])
+    refused_attempts: list[str] = field(default_factory=list[str])
 
-class _Scan(NamedTuple):
-    """Holds the checkpoints that one host sees: the newest complete one, and the faults of newer ones by step."""
+    def newest_complete(self) -> Checkpoint | None:
+        """Returns the newest checkpoint whose manifest and file sizes at least one verifier finds right. A collective.
 
-    checkpoint: Checkpoint | None
-    faults: tuple[tuple[int, str], ...]
+        Newer checkpoints are refused. The result is None if there is no such checkpoint.
+        """
+        scans = self._on_verifiers(self._scan, failing=UNREADABLE)
+        newest = max((each for each, _ in scans if each), key=lambda each: each.step, default=None)
+        for step, fault in sorted({step: fault for _, faults in scans for step, fault in faults}.items(), reverse=True):
+            if newest is None or step > newest.step:
+                self._refuse(step, fault)
+        return newest
 
+    def download(
+        self, checkpoint: Checkpoint, stack: ExitStack, select: Callable[[Checkpoint, str], bool]
+    ) -> Path | None:
+        """Downloads the files that each rank needs into a folder that exists until `stack` is closed. A collective.
 
-def _do_nothing() -> None: ...
+        Returns:
+            The local folder. If a file is damaged in the store, all ranks refuse the checkpoint and return None.
+        """
+        failing = f"the checkpoint of step {checkpoint.step} could not be read"
+        folder = Path()
 
+        def fetch() -> tuple[str, list[File]]:
+            nonlocal folder
+            folder = stack.enter_context(scratch())
+            files = [file for file in checkpoint.files if select(checkpoint, file.path)]
+            return socket.gethostname(), _fetch_all(self.store, checkpoint, files, folder)
 
-def _step_of(checkpoint: Checkpoint) -> int:
-    return checkpoint.step
+        answers = self.world.run_on_all(fetch, failing=failing)
+        reports = [(rank, host, files) for rank, (host, files) in enumerate(answers) if files]
+        if not reports:
+            return folder
+        rank, host, files = reports[0]
+        # If another host reads the file correctly, the disk, memory or network of this host is at fault, not the store.
+        if any(self._on_verifiers(partial(is_intact, self.store, checkpoint, files[0]), failing=failing)):
+            raise CheckpointError(
+                f"rank {rank} on {host} gets other bytes of {files[0].path} than the store holds: "
+                "leave that host out and have its disk, memory and network checked."
+            )
+        self.refused_attempts.append(checkpoint.attempt)
+        self._refuse(checkpoint.step, _summary([file.path for file in files]))
+        return None
 
+    def confirm_none(self) -> None:
+        """Checks that the run has never had a checkpoint, because otherwise it must not begin at step 0.
 
-def _scan(store: Store, refused: frozenset[int]) -> _Scan:
-    faults: list[tuple[int, str]] = []
-    listed = next(filter(None, read_repeatedly(partial(step_folders, store))), [])
-    for folder in listed:
-        if folder.manifest_bytes is None or folder.step in refused:
-            continue
-        checkpoint, wrong = check_sizes(store, folder)
-        if checkpoint and not wrong:
-            return _Scan(checkpoint, tuple(faults))
-        faults.append((folder.step, _summary(wrong)))
-    return _Scan(None, tuple(faults))
-
-
-def _download_on_all(
-    stack: ExitStack,
-    store: Store,
-    checkpoint: Checkpoint,
-    world: RankGroup,
-    select: Callable[[Checkpoint, str], bool],
-    verifiers: Sequence[int],
-    refused_so_far: _Refused,
-) -> Path | None:
-    """Downloads the files that each rank needs, and returns the local folder. A collective.
-
-    If a file is damaged in the store, the checkpoint is added to `refused_so_far`, and all ranks return None.
-    """
-    failing = f"the checkpoint of step {checkpoint.step} could not be read"
-    folder = Path()
-
-    def fetch() -> tuple[str, list[File]]:
-        nonlocal folder
-        folder = stack.enter_context(scratch())
-        files = [file for file in checkpoint.files if select(checkpoint, file.path)]
-        return socket.gethostname(), _fetch_all(store, checkpoint, files, folder)
-
-    answers = world.run_on_all(fetch, failing=failing)
-    reports = [(rank, host, files) for rank, (host, files) in enumerate(answers) if files]
-    if not reports:
-        return folder
-    rank, host, files = reports[0]
-    # If another host reads the file correctly, the disk, memory or network of this host is at fault, not the store.
-    verify = partial(is_intact, store, checkpoint, files[0]) if world.rank in verifiers else _do_nothing
-    if any(world.run_on_all(verify, failing=failing)):
+        Raises:
+            CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
+        """
+        url, lost = self.store.url, _reported(self.store)
+        faults = "; ".join(f"step {step}: {fault}" for step, fault in islice(self.refused.items(), MAX_LISTED_FAULTS))
+        if faults:
+            what = f"every checkpoint of the run at {url} is missing a file or damaged ({faults})"
+        elif lost is not None:
+            what = f"the run at {url} has committed a checkpoint of step {lost}, and none is listed now"
+        else:
+            return
         raise CheckpointError(
-            f"rank {rank} on {host} gets other bytes of {files[0].path} than the store holds: "
-            "leave that host out and have its disk, memory and network checked."
+            f"{what}; nothing was deleted. Run `emocap checkpoints verify {url}`, preferably on another host, and "
+            "restore the files; or begin anew with another url, or in this folder after you have deleted it."
         )
-    refused_so_far.attempts.append(checkpoint.attempt)
-    _refuse(store, world, refused_so_far, checkpoint.step, _summary([file.path for file in files]))
-    return None
+
+    def _on_verifiers(self, act: Callable[[], Value], *, failing: str) -> list[Value]:
+        """Returns the results of `act` on the verifiers, in the order of their ranks. A collective."""
+        results = self.world.run_on_all(lambda: act() if self.world.rank in self.verifiers else None, failing=failing)
+        return [each for each in results if each is not None]
+
+    def _scan(self) -> tuple[Checkpoint | None, list[tuple[int, str]]]:
+        """Returns the newest complete checkpoint that this host sees, and the step and fault of each newer one."""
+        faults: list[tuple[int, str]] = []
+        for folder in next(filter(None, read_repeatedly(partial(step_folders, self.store))), []):
+            if folder.manifest_bytes is None or folder.step in self.refused:
+                continue
+            checkpoint, wrong = check_sizes(self.store, folder)
+            if checkpoint and not wrong:
+                return checkpoint, faults
+            faults.append((folder.step, _summary(wrong)))
+        return None, faults
+
+    def _refuse(self, step: int, fault: str) -> None:
+        self.refused[step] = fault
+        if self.world.is_main:
+            log.warning(
+                "the checkpoint of step %d in %s is skipped and not deleted: %s is missing or damaged; "
+                "`emocap checkpoints verify` reads it again",
+                step,
+                self.store.url,
+                fault,
+            )
 
 
 def _summary(paths: Sequence[str]) -> str:
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
-
-
-def _refuse(store: Store, world: RankGroup, refused_so_far: _Refused, step: int, fault: str) -> None:
-    refused_so_far.steps[step] = fault
-    if world.is_main:
-        log.warning(
-            "the checkpoint of step %d in %s is skipped and not deleted: %s is missing or damaged; "
-            "`emocap checkpoints verify` reads it again",
-            step,
-            store.url,
-            fault,
-        )
-
-
-def _confirm_none(store: Store, refused_so_far: _Refused) -> None:
-    """Checks that the run has never had a checkpoint, because otherwise it must not begin at step 0.
-
-    Raises:
-        CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
-    """
-    faults = "; ".join(
-        f"step {step}: {fault}" for step, fault in list(refused_so_far.steps.items())[:MAX_LISTED_FAULTS]
-    )
-    lost = _reported(store)
-    if faults:
-        what = f"every checkpoint of the run at {store.url} is missing a file or damaged ({faults})"
-    elif lost is not None:
-        what = f"the run at {store.url} has committed a checkpoint of step {lost}, and none is listed now"
-    else:
-        return
-    raise CheckpointError(
-        f"{what}; nothing was deleted. Run `emocap checkpoints verify {store.url}`, preferably on another host, and "
-        "restore the files; or begin anew with another url, or in this folder after you have deleted it."
-    )
 
 
 def _reported(store: Store) -> int | None:

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from emocap_shards.errors import NotFound, StoreError
 from emocap_shards.store import Store
@@ -15,11 +13,10 @@ from pydantic import AfterValidator, NonNegativeInt, PositiveInt, StringConstrai
 
 from emocap_pretrain.checkpoint.layout import MANIFEST, StepFolder, folder_of, manifest_of, step_folder, step_folders
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.run_folder.storage import read_repeatedly
 
 SCHEMA = 2
 LARGEST_BYTES = 64 << 20  # Some 150 bytes a file: enough for tens of thousands of ranks.
-READINGS, PAUSE_S = 3, 0.05  # How often a manifest or a listing that looks wrong is read, and the pause in between.
-Value = TypeVar("Value")
 
 
 def _inside(path: str) -> str:
@@ -115,24 +112,12 @@ class Checkpoint:
 
 
 def read(store: Store, step: int) -> Checkpoint | None:
-    """Returns the checkpoint of a step; None if `READINGS` readings in a row find its manifest absent or damaged.
+    """Returns the checkpoint of a step; None if several readings in a row find its manifest absent or damaged.
 
     Raises:
         CheckpointError: If `Checkpoint.parse` refuses the manifest. The message begins with its path.
     """
     return next(filter(None, read_repeatedly(lambda: _read_once(store, step))), None)
-
-
-def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
-    """Yields the results of up to `READINGS` calls of `read_once`, with pauses in between.
-
-    The caller stops at the first result that looks right. A later reading may differ, because a store may answer with
-    an older state.
-    """
-    for reading in range(READINGS):
-        if reading:
-            time.sleep(PAUSE_S)
-        yield read_once()
 
 
 def _read_once(store: Store, step: int) -> Checkpoint | None:
@@ -173,6 +158,18 @@ def mismatched_files(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
     return [file.path for file in checkpoint.files if present.get(file.path) != file.bytes]
 
 
+def lost_files(store: Store, checkpoint: Checkpoint) -> list[str]:
+    """Returns the files of a checkpoint that are missing or have another size in each of several listings of its step.
+
+    Several listings are read because one may be stale. The result is empty as soon as one of them has all files.
+    """
+    lost: list[str] = []
+    for listed in read_repeatedly(lambda: step_folder(store, checkpoint.step)):
+        if not (lost := mismatched_files(checkpoint, listed)):
+            break
+    return lost
+
+
 def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
     """Reads the manifest of a listed step, and compares the sizes in it with the listing. The files are not read.
 
@@ -186,14 +183,9 @@ def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, li
         CheckpointError: If `Checkpoint.parse` refuses the manifest.
     """
     checkpoint = read(store, folder.step) if is_readable(folder) else None
-    faults = mismatched_files(checkpoint, folder) if checkpoint else []
     if checkpoint is None:
         return None, [MANIFEST]
-    if faults:
-        for listed in read_repeatedly(lambda: step_folder(store, folder.step)):
-            if not (faults := mismatched_files(checkpoint, listed)):
-                break
-    return checkpoint, faults
+    return checkpoint, lost_files(store, checkpoint) if mismatched_files(checkpoint, folder) else []
 
 
 def _json(tree: dict[str, Any]) -> "bytes":

@@ -19,8 +19,9 @@ from emocap_pretrain.checkpoint.layout import (
     run_attempt_of,
     step_folders,
 )
-from emocap_pretrain.checkpoint.manifest import Checkpoint, check_sizes, read, read_repeatedly
+from emocap_pretrain.checkpoint.manifest import Checkpoint, check_sizes, read
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.run_folder.storage import read_repeatedly
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ NOTABLE_WAIT_S = 1.0
 SWEEP_S = 5.0  # Time for a deletion at the end of the run; the next attempt deletes the rest.
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _PendingSave:
-    """Holds the step and the future result of the save that the saver's thread works on."""
-
-    step: int
-    future: Future[Checkpoint]
 
 
 class Saver:
@@ -65,14 +56,14 @@ class Saver:
     ) -> None:
         self._store, self._world, self._run_attempt = store, world, run_attempt
         self._retention, self._refused = retention, frozenset(refused)
-        self.newest = newest  # The newest step that `save` was called for.
+        self.newest = newest  # The step of the last call of `save`, which is the step of the pending save.
         self._group = world.patient("checkpoint")
         self._thread = Background("checkpoint-saver")
         # A thread of its own, so that a deletion that hangs in the store does not delay the next checkpoint.
         self._sweeper = Background("checkpoint-sweeper")
         self._sweeps = deque[Future[list[int]]]()
         self._unswept: list[int] = []
-        self._pending: _PendingSave | None = None
+        self._pending: Future[Checkpoint] | None = None
         self._committed: list[Checkpoint] = []
         if world.is_main:
             self._thread.submit(partial(_warn_without_conditions, store))
@@ -98,9 +89,8 @@ class Saver:
         except BaseException:
             done()
             raise
-        save = partial(self._commit, step, frozen, write, done)
         self.newest = step
-        self._pending = _PendingSave(step, self._thread.submit(save))
+        self._pending = self._thread.submit(partial(self._commit, step, frozen, write, done))
 
     def wait_for_previous(self) -> None:
         """Waits for the checkpoint in progress, so that its snapshot is freed before the next one is made."""
@@ -112,7 +102,7 @@ class Saver:
                 "training waited %.1f s for the checkpoint of step %d, which took longer than the steps to the next: "
                 "raise checkpoint.every_steps, or find out why the store is slow",
                 held_s,
-                pending.step,
+                self.newest,
             )
 
     def finished(self) -> list[Checkpoint]:
@@ -120,7 +110,7 @@ class Saver:
 
         The result is equal on all ranks: a checkpoint is returned only after its save has ended on every rank.
         """
-        if self._pending and not self._world.any_rank(not self._pending.future.done()):
+        if self._pending and not self._world.any_rank(not self._pending.done()):
             self._wait_for_pending()
         return self._take_committed()
 
@@ -171,13 +161,13 @@ class Saver:
         if pending is None:
             return
         try:
-            self._committed.append(pending.future.result(timeout_s))
-            self._unswept.append(pending.step)
+            self._committed.append(pending.result(timeout_s))
+            self._unswept.append(self.newest)
         except TimeoutError as error:
-            if pending.future.done():
+            if pending.done():
                 raise
             raise CheckpointError(
-                f"the checkpoint of step {pending.step} is not committed after {timeout_s:g} s more: the store is slow "
+                f"the checkpoint of step {self.newest} is not committed after {timeout_s:g} s more: the store is slow "
                 "or unreachable; the newest checkpoint before it is intact."
             ) from error
         finally:

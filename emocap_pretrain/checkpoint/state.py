@@ -6,7 +6,7 @@ from typing import Any
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.errors import CheckpointError
-from emocap_pretrain.run_folder.documents import Count, Number
+from emocap_pretrain.run_folder.results import Count, Finite
 from emocap_pretrain.run_folder.storage import DocumentKind
 
 
@@ -14,8 +14,8 @@ from emocap_pretrain.run_folder.storage import DocumentKind
 class Progress:
     """Holds the seconds of training so far, over all attempts, and in `row` the metrics that were logged last."""
 
-    seconds: Number = 0.0
-    row: Mapping[str, Number] = field(default_factory=dict[str, float])
+    seconds: Finite = 0.0
+    row: Mapping[str, Finite] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class GuardState:
         skipped: The steps whose update was left out, each with the reason.
     """
 
-    losses: tuple[Number, ...] = ()
+    losses: tuple[Finite, ...] = ()
     skipped: tuple[tuple[Count, str], ...] = ()
 
 

@@ -26,14 +26,13 @@ from emocap_pretrain.errors import ConfigError, DataError, Superseded, TrackingE
 from emocap_pretrain.logs import shown
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import ATTEMPT, FAILURE, STATUS, AttemptDocument, Failure, Status
-from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
+from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable, read_repeatedly
 
 FOLDER, OLD_FOLDER = "attempts", "starts"
 ATTEMPT_FILE, OLD_ATTEMPT_FILE, STATUS_FILE = "attempt.json", "start.json", "status.json"
 # First words of `Status.reason` for an attempt that a user ended with `emocap stop`, or that a signal ended.
 STOP_REQUESTED, STOP_SIGNALLED = "asked to stop", "told to stop"
 LONGEST_MESSAGE = 2000
-READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
 # Errors that every further attempt would raise again, and errors of other services, which a later attempt may not meet.
 FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
@@ -102,14 +101,11 @@ class Attempt:
             Superseded: If `attempt.json` does not exist.
         """
         path = f"{FOLDER}/{self.number:05d}/{ATTEMPT_FILE}"
-        for _ in range(READINGS):
-            if self.store.exists(path):
-                return
-            time.sleep(PAUSE_S)
-        raise Superseded(
-            f"the folder of the run at {self.store.url} was deleted or replaced: attempt {self.number} ends, "
-            "and nothing more is saved."
-        )
+        if not any(read_repeatedly(lambda: self.store.exists(path))):
+            raise Superseded(
+                f"the folder of the run at {self.store.url} was deleted or replaced: attempt {self.number} ends, "
+                "and nothing more is saved."
+            )
 
     def write_status(self, status: Status) -> None:
         """Writes `status.json`, with secrets masked in the reason.
@@ -149,12 +145,12 @@ def numbers(store: Store) -> list[int]:
 
 def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
     """Returns the attempt's `attempt.json`, which says when and on how many ranks it was launched; None if absent."""
-    return _read(store, number, (ATTEMPT_FILE, OLD_ATTEMPT_FILE), ATTEMPT)
+    return _read(store, number, ATTEMPT_FILE, OLD_ATTEMPT_FILE, ATTEMPT)
 
 
 def status(store: Store, number: int) -> Status | Unreadable | None:
     """Returns the last status that the attempt has written; None if the attempt has not written any."""
-    return _read(store, number, (STATUS_FILE, STATUS_FILE), STATUS)
+    return _read(store, number, STATUS_FILE, STATUS_FILE, STATUS)
 
 
 def age_s(store: Store, number: int) -> float | None:
@@ -195,15 +191,10 @@ def cause(found: list[Failure]) -> Failure | None:
     return next((each for each in found if not each.lost), next(iter(found), None))
 
 
-def _read(store: Store, number: int, files: tuple[str, str], kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """Reads a document of an attempt from where this version writes it, else from where version 0.1.0 did.
+def _read(store: Store, number: int, new: str, old: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
+    """Reads a document of an attempt from the file `new`, or, if that is absent, from the file `old` of version 0.1.0.
 
-    Args:
-        store: The run's folder.
-        number: Number of the attempt.
-        files: Name of the document in this version, and in version 0.1.0.
-        kind: What the document is.
+    Both are names of files in the attempt's folder, which that version called differently.
     """
-    new, old = files
     found = storage.read(store, f"{FOLDER}/{number:05d}/{new}", kind)
     return storage.read(store, f"{OLD_FOLDER}/{number:05d}/{old}", kind) if found is None else found

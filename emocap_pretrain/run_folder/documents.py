@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from emocap_pretrain.run_folder.report import Report, with_results
+from emocap_pretrain.run_folder.results import Count, Finite
 from emocap_pretrain.run_folder.storage import DocumentKind, renamed
 
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # Seconds since 1970, up to the year 6325.
 
 MOST_PROFILED_STEPS = 1000
@@ -103,9 +102,9 @@ class Straggler:
     rank: Count
     host: str = ""
     section: str = ""
-    factor: Number = 1.0
-    excess_s: Number = 0.0
-    score: Number = 0.0
+    factor: Finite = 1.0
+    excess_s: Finite = 0.0
+    score: Finite = 0.0
 
 
 State = Literal["opening", "training", "saving", "evaluating", "ended"]
@@ -147,9 +146,9 @@ class Status:
     steps: Count | None = None
     ranks: Count | None = None
     hosts: tuple[str, ...] = ()
-    loss: Number | None = None
-    samples_per_s: Number | None = None
-    eta_s: Annotated[Number, Field(ge=0, lt=1 << 37)] | None = None
+    loss: Finite | None = None
+    samples_per_s: Finite | None = None
+    eta_s: Annotated[Finite, Field(ge=0, lt=1 << 37)] | None = None
     slowest: Straggler | None = None
     checkpoint: Count | None = None
     how: str = ""

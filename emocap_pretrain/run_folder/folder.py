@@ -7,7 +7,6 @@
 import hashlib
 import logging
 import socket
-import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +21,12 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import REPORT, RUN, RunDocument
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.storage import Unreadable
+from emocap_pretrain.run_folder.storage import Unreadable, read_repeatedly
 
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
 
 DIGEST = "sha256:"
 LOOKUP_RETRIES = RetryConfig(deadline_s=20.0)  # For the store at the address that `run.json` records.
-READINGS, PAUSE_S = 3, 0.05  # How often a document that seems to be absent is looked up, and the pause in between.
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class RunFolder:
         settings, identity = stored.dump(config), uuid.uuid4().hex
         # An address from an environment variable may be a secret: only its digest is stored, for later comparison.
         url = _digest(self.store.url, identity) if "${" in str(settings["url"]) else self.store.url
-        document = RunDocument(run_id, settings, identity, url, _host(), parent)
+        document = RunDocument(run_id, settings, identity, url, socket.gethostname(), parent)
         storage.write(self.store, RUN_FILE, RUN, document)
 
     def copied_from(self) -> str:
@@ -101,7 +99,7 @@ class RunFolder:
             return False
         if _holds(other, document):
             return not _is_same(self.store, other)
-        return other.is_near and document.host not in {"", _host()}
+        return other.is_near and document.host not in {"", socket.gethostname()}
 
     def report(self, steps: int) -> Report | None:
         """Returns the report of a run of `steps` steps; None if there is no report, or only one of fewer steps.
@@ -133,13 +131,10 @@ def _holds(store: Store, document: RunDocument) -> bool:
 
     A missing `run.json` is looked up several times, because a store may answer with an older state.
     """
-    for _ in range(READINGS):
-        found = storage.read(store, RUN_FILE, RUN)
-        if found is not None:
-            same = isinstance(found, RunDocument) and (found.id, found.run_id) == (document.id, document.run_id)
-            return same or isinstance(found, Unreadable)
-        time.sleep(PAUSE_S)
-    return False
+    found = next(filter(None, read_repeatedly(lambda: storage.read(store, RUN_FILE, RUN))), None)
+    if isinstance(found, RunDocument):
+        return (found.id, found.run_id) == (document.id, document.run_id)
+    return found is not None
 
 
 def _is_same(store: Store, other: Store) -> bool:
@@ -154,10 +149,6 @@ def _is_same(store: Store, other: Store) -> bool:
 
 def _digest(url: str, salt: str) -> str:
     return f"{DIGEST}{hashlib.sha256(f'{salt} {url}'.encode()).hexdigest()}"
-
-
-def _host() -> str:
-    return socket.gethostname()
 
 
 def _require_same_run(first: dict[str, Any], config: Config, url: str) -> None:

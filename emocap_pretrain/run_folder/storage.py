@@ -7,7 +7,8 @@ run.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar, cast
@@ -18,8 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 
 SMALL_BYTES = 1 << 20
 DEEPEST = 64  # Levels of nested lists and mappings; documents of this package have fewer than 16.
+READINGS, PAUSE_S = 3, 0.05  # How often an answer of the store that looks wrong is requested, and the pause in between.
 
 Form = TypeVar("Form")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,18 @@ def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable
     except (ValueError, TooLarge) as error:
         reason = f"it is larger than {kind.limit_bytes} bytes" if isinstance(error, TooLarge) else str(error)
         return Unreadable(f"{store.url}/{path}", reason)
+
+
+def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
+    """Yields the results of up to `READINGS` calls of `read_once`, with pauses in between.
+
+    The caller stops at the first result that looks right. A later reading may differ, because a store may answer with
+    an older state.
+    """
+    for reading in range(READINGS):
+        if reading:
+            time.sleep(PAUSE_S)
+        yield read_once()
 
 
 def write(store: Store, path: str, kind: DocumentKind[Form], document: Form) -> None:

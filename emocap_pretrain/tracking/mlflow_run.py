@@ -44,6 +44,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXT
 from sqlalchemy.exc import SQLAlchemyError
 
 from emocap_pretrain.config.schema import TrackingConfig
+from emocap_pretrain.config.stored import leaves
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.tracking import environment, pages
@@ -318,10 +319,9 @@ def _create(client: MlflowClient, tracked: TrackedRun, parent: str) -> Run:
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     run = client.create_run(_experiment(client, tracked), run_name=tracked.name, tags=tags)
     facts = environment.versions() | environment.machine()
-    values = _flat(tracked.params) | {f"environment.{name}": value for name, value in facts.items()}
-    client.log_batch(
-        run.info.run_id, params=[Param(key, masked(value)[:MAX_PARAM_CHARS]) for key, value in values.items()]
-    )
+    values = leaves(tracked.params) | {f"environment.{name}": value for name, value in facts.items()}
+    params = [Param(key, masked(str(value))[:MAX_PARAM_CHARS]) for key, value in values.items()]
+    client.log_batch(run.info.run_id, params=params)
     return run
 
 
@@ -348,16 +348,6 @@ def _experiment(client: MlflowClient, tracked: TrackedRun) -> str:
     if not view.items() <= found.tags.items():
         client.set_experiment_tag(found.experiment_id, *view.popitem())
     return str(found.experiment_id)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
 
 
 def _client(settings: TrackingConfig) -> MlflowClient:

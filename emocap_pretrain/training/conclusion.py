@@ -1,6 +1,5 @@
 """Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
-Rank 0 alone imports MLflow and matplotlib, where it needs them: their imports are a quarter of the start of a rank.
 A finished run gets here what it lacks: rows that the tracker has not taken, and an evaluation with new settings.
 """
 

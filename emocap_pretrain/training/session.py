@@ -346,7 +346,6 @@ def _open_tracker(
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
 
     def begin() -> str:
-        # Rank 0 alone imports MLflow and matplotlib, which take a quarter of the start of a rank.
         from emocap_pretrain.tracking import pictures
         from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 

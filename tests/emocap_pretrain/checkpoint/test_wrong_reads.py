@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pretrain_fakes import ThreadRanks, on_ranks
 
-from emocap_pretrain.checkpoint import manifest
 from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import manifest_of
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.retention import Retention, retain
 from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.run_folder import storage
 
 OK, FLIP, HIDE = "ok", "flip", "hide"
 WRONG = st.lists(st.sampled_from([OK, FLIP, HIDE]), max_size=25)
@@ -72,7 +72,7 @@ class WrongReads:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "PAUSE_S", 0.0)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
 
 
 def memory() -> Store:
