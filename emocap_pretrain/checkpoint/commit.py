@@ -43,7 +43,7 @@ def commit(
     state: dict[str, Any],
     write: Callable[[Path], None],
     world: RankGroup,
-    run_attempt: Attempt | None = None,
+    run_attempt: Attempt,
 ) -> Checkpoint:
     """Uploads the files of all ranks, then puts the manifest, so that no incomplete checkpoint exists. A collective.
 
@@ -53,7 +53,7 @@ def commit(
         state: JSON values for the training loop; those of rank 0 are stored.
         write: Writes this rank's files into the empty folder whose path it gets.
         world: All ranks.
-        run_attempt: The attempt of the run that saves. None skips the check whether a newer attempt owns the run.
+        run_attempt: The attempt of the run that saves.
 
     Returns:
         The checkpoint of this step: the new one, or an intact one that another attempt committed first.
@@ -77,10 +77,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _new_attempt_name(run_attempt: Attempt | None) -> str:
-    if run_attempt:
-        run_attempt.check()  # Saves a useless upload; the check that counts comes before the manifest.
-    return new_attempt(run_attempt.number if run_attempt else 0)
+def _new_attempt_name(run_attempt: Attempt) -> str:
+    run_attempt.check()  # Saves a useless upload; the check that counts comes before the manifest.
+    return new_attempt(run_attempt.number)
 
 
 def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Path], None]) -> list[File]:
@@ -99,7 +98,7 @@ def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Pa
         return concurrently(upload, paths, at_once=UPLOADS)
 
 
-def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | None) -> Checkpoint:
+def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt) -> Checkpoint:
     """Puts the manifest and returns the checkpoint of the step.
 
     If another attempt has already committed an intact checkpoint of that step, that one is kept and returned.
@@ -109,8 +108,7 @@ def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt | N
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
     _require_files(store, checkpoint)
     for _ in range(MAX_RACES):
-        if run_attempt:
-            run_attempt.check()
+        run_attempt.check()
         try:
             store.put_if_absent(path, data)
         except ConditionFailed:

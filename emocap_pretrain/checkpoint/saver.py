@@ -38,8 +38,8 @@ class Saver:
     Args:
         store: The run's store.
         world: All ranks. The threads use a process group of their own.
-        run_attempt: This attempt of the run. None skips the check whether a newer attempt owns the run.
-        retention: The rule by which `sweep` keeps checkpoints; None deletes nothing.
+        run_attempt: This attempt of the run.
+        retention: The rule by which `sweep` keeps checkpoints.
         newest: The step that training resumed from; 0 for a new run.
         refused: Save attempts whose checkpoints were found damaged; they do not count as intact for `retention`.
     """
@@ -49,8 +49,8 @@ class Saver:
         store: Store,
         world: RankGroup,
         *,
-        run_attempt: Attempt | None = None,
-        retention: Retention | None = None,
+        run_attempt: Attempt,
+        retention: Retention,
         newest: int = 0,
         refused: Collection[str] = (),
     ) -> None:
@@ -135,8 +135,8 @@ class Saver:
         """
         due = [step for step in self._unswept if step < proven]
         self._unswept = [step for step in self._unswept if step >= proven]
-        if due and self._retention and self._world.is_main:
-            self._sweeps.append(self._sweeper.submit(partial(self._sweep, self._retention, proven)))
+        if due and self._world.is_main:
+            self._sweeps.append(self._sweeper.submit(partial(self._sweep, proven)))
 
     def swept(self) -> list[int]:
         """Returns the steps whose checkpoints were deleted since the last call; empty on all ranks but rank 0."""
@@ -183,21 +183,18 @@ class Saver:
 
             return commit(self._store, step, json.loads(state), written, self._group, self._run_attempt)
 
-    def _sweep(self, retention: Retention, proven: int) -> list[int]:
+    def _sweep(self, proven: int) -> list[int]:
         """Deletes old checkpoints and returns their steps. An error of the store is logged, and the run continues."""
-        number, check = (self._run_attempt.number, self._run_attempt.check) if self._run_attempt else (0, _no_check)
+        own = self._run_attempt
 
         def counts(checkpoint: Checkpoint) -> bool:
             return checkpoint.step < proven and checkpoint.attempt not in self._refused
 
         try:
-            return retain(self._store, retention, before=number, counts=counts, check=check)
+            return retain(self._store, self._retention, before=own.number, counts=counts, check=own.check)
         except (StoreError, OSError, CheckpointError, Superseded) as error:
             log.warning("old checkpoints could not be deleted: %s", error)
             return []
-
-
-def _no_check() -> None: ...
 
 
 def _warn_without_conditions(store: Store) -> None:

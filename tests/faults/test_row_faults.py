@@ -11,6 +11,7 @@ from emocap_shards.store import Store, open_store
 from fault_sweep import CountedStore, Counter, emptied, operations_of, struck, sweep, sweep_far
 
 from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
@@ -56,7 +57,7 @@ def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
     own = Attempt.begin(store)
     step, unsent = resumed(store)
     spool = Spool(tracker.take, [*unsent, *unsent_rows.read(store)], max_pause_s=0.01)
-    saver = Saver(store, ALONE, run_attempt=own)
+    saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1))
     try:
         while step < STEPS:
             step += 1

@@ -13,8 +13,11 @@ from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.checkpoint.retention import Retention
+from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.attempts import Attempt, newest
 
 ALONE = RankGroup(Rank(), "cpu", None)
 FILES = ("engine/rank-00000.safetensors", "engine/rank-00001.safetensors", WEIGHTS, TOKENIZER)
@@ -106,8 +109,18 @@ def writer(step: int) -> Callable[[Path], None]:
     return write
 
 
+def attempt_of(store: Store) -> Attempt:
+    """Returns the newest attempt of the run, or attempt 0 if the run has none."""
+    return Attempt(store, newest(store))
+
+
+def saver_of(store: Store, world: RankGroup = ALONE, **options: Any) -> Saver:
+    """Returns a saver of the newest attempt, which keeps many checkpoints if no other retention is given."""
+    return Saver(store, world, **{"run_attempt": attempt_of(store), "retention": Retention(100), **options})
+
+
 def saved(store: Store, *steps: int) -> list[Checkpoint]:
-    return [commit(store, step, {"cursor": step}, writer(step), ALONE) for step in steps]
+    return [commit(store, step, {"cursor": step}, writer(step), ALONE, attempt_of(store)) for step in steps]
 
 
 def read(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import pytest
 from checkpoint_cases import (
     ALONE,
     FILES,
+    attempt_of,
     content,
     damage,
     everything,
@@ -257,7 +258,7 @@ def test_files_of_many_pieces_are_verified_completely(tmp_path: Path) -> None:
         (folder / "empty").write_bytes(b"")
         (folder / "odd").write_bytes(data + b"1")
 
-    checkpoint: Checkpoint = commit(store, 2, {}, write, ALONE)
+    checkpoint: Checkpoint = commit(store, 2, {}, write, ALONE, attempt_of(store))
     bytes_read: list[int] = []
     assert damaged_files(store, checkpoint, progress=bytes_read.append) == []
     assert sum(bytes_read) == checkpoint.bytes == 4 * PIECE_BYTES + 1

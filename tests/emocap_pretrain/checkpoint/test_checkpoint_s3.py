@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import ALONE, everything, read
+from checkpoint_cases import ALONE, everything, read, saver_of
 from emocap_shards.store import RetryConfig, Store, TransferConfig, open_store
 
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
-from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.run_folder.attempts import Attempt
 from launch.local_s3 import BUCKET, LocalS3
@@ -58,7 +57,7 @@ def until_uploading(server: LocalS3, url: str) -> None:
 
 def test_a_server_that_is_killed_during_an_upload_costs_time_but_no_checkpoint(s3_server: LocalS3, s3: str) -> None:
     store = opened(s3)
-    saver = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(1))
+    saver = saver_of(store, run_attempt=Attempt.begin(store), retention=Retention(1))
     saver.save(2, {"step": 2}, write)
     saver.wait()
     saver.save(4, {"step": 4}, write)
@@ -81,14 +80,14 @@ def test_a_server_that_is_killed_during_an_upload_costs_time_but_no_checkpoint(s
 
 def save_4(url: str) -> None:
     store = opened(url)
-    saver = Saver(store, ALONE, run_attempt=Attempt.begin(store))
+    saver = saver_of(store, run_attempt=Attempt.begin(store))
     saver.save(4, {}, write)
     saver.wait()
 
 
 def test_a_process_that_is_killed_during_an_upload_leaves_the_previous_checkpoint(s3_server: LocalS3, s3: str) -> None:
     store = opened(s3)
-    first = Saver(store, ALONE, run_attempt=Attempt.begin(store))
+    first = saver_of(store, run_attempt=Attempt.begin(store))
     first.save(2, {}, write)
     first.wait()
     process = multiprocessing.get_context("fork").Process(target=save_4, args=(s3,))
@@ -101,7 +100,7 @@ def test_a_process_that_is_killed_during_an_upload_leaves_the_previous_checkpoin
     assert process.exitcode == -signal.SIGKILL
     assert [each.step for each in committed(store)] == [2]
     assert resumed(store) == 2
-    second = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(1))
+    second = saver_of(store, run_attempt=Attempt.begin(store), retention=Retention(1))
     second.save(4, {}, write)
     (done,) = second.wait()
     second.sweep(5)
@@ -114,7 +113,7 @@ def test_a_process_that_is_killed_during_an_upload_leaves_the_previous_checkpoin
 def test_many_attempts_that_commit_a_step_at_once_leave_one_manifest(s3: str) -> None:
     store = opened(s3)
     assert store.honours_conditions()
-    savers = [Saver(opened(s3), ALONE) for _ in range(6)]
+    savers = [saver_of(opened(s3)) for _ in range(6)]
     for number, saver in enumerate(savers):
         saver.save(4, {"saver": number}, lambda folder: (folder / "x").write_bytes(b"x") and None)
     outcomes = {done.attempt for saver in savers for done in saver.wait()}

@@ -14,6 +14,7 @@ from checkpoint_cases import (
     Killed,
     KillingStore,
     UnconditionalStore,
+    attempt_of,
     content,
     damage,
     flip,
@@ -59,7 +60,7 @@ def test_every_rank_s_files_are_in_one_manifest_with_the_number_of_ranks(store: 
         def write(folder: Path) -> None:
             (folder / f"rank-{world.rank}").write_bytes(bytes([world.rank]))
 
-        return commit(store, 3, {}, write, world)
+        return commit(store, 3, {}, write, world, attempt_of(store))
 
     first, second = on_ranks(2, act)
     assert first == second == committed(store)[0]
@@ -69,7 +70,7 @@ def test_every_rank_s_files_are_in_one_manifest_with_the_number_of_ranks(store: 
 
 def test_a_rank_without_files_of_its_own_takes_part(store: Store) -> None:
     def act(world: ThreadRanks) -> Checkpoint:
-        return commit(store, 3, {}, writer(3) if world.is_main else lambda _: None, world)
+        return commit(store, 3, {}, writer(3) if world.is_main else lambda _: None, world, attempt_of(store))
 
     assert on_ranks(2, act)[1].files == committed(store)[0].files
 
@@ -88,7 +89,7 @@ def test_a_write_that_raises_on_one_rank_raises_on_all_ranks(
             if world.rank == broken:
                 raise error
 
-        commit(store, 2, {}, write, world)
+        commit(store, 2, {}, write, world, attempt_of(store))
 
     for outcome in on_ranks(2, act):
         assert isinstance(outcome, CheckpointError)
@@ -101,7 +102,7 @@ def test_an_upload_that_fails_on_one_rank_raises_on_all_ranks_with_its_name(stor
     def act(world: ThreadRanks) -> None:
         error = StoreError("the bucket is full")
         own_store = FailingStore(store, WEIGHTS, error) if world.rank == broken else store
-        commit(own_store, 2, {}, writer(2), world)
+        commit(own_store, 2, {}, writer(2), world, attempt_of(own_store))
 
     for outcome in on_ranks(2, act):
         assert isinstance(outcome, CheckpointError)
@@ -111,7 +112,7 @@ def test_an_upload_that_fails_on_one_rank_raises_on_all_ranks_with_its_name(stor
 
 def test_a_manifest_that_cannot_be_put_raises_on_all_ranks(store: Store) -> None:
     def act(world: ThreadRanks) -> None:
-        commit(FailingStore(store, MANIFEST, StoreError("unreachable")), 2, {}, writer(2), world)
+        commit(FailingStore(store, MANIFEST, StoreError("unreachable")), 2, {}, writer(2), world, attempt_of(store))
 
     assert [type(each) for each in on_ranks(2, act)] == [CheckpointError, CheckpointError]
     assert committed(store) == []
@@ -120,14 +121,14 @@ def test_a_manifest_that_cannot_be_put_raises_on_all_ranks(store: Store) -> None
 def test_a_state_that_is_too_large_for_the_reader_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.checkpoint.commit.LARGEST_BYTES", 5000)
     with pytest.raises(CheckpointError, match="keep less in its state"):
-        commit(store, 2, {"rows": "x" * 5000}, writer(2), ALONE)
+        commit(store, 2, {"rows": "x" * 5000}, writer(2), ALONE, attempt_of(store))
 
 
 @pytest.mark.parametrize("at", [WEIGHTS, TOKENIZER, MANIFEST])
 def test_a_save_that_was_interrupted_is_ignored_and_the_step_can_be_saved_again(store: Store, at: str) -> None:
     saved(store, 2)
     with pytest.raises(Killed):
-        commit(FailingStore(store, at, Killed()), 4, {}, writer(4), ALONE)
+        commit(FailingStore(store, at, Killed()), 4, {}, writer(4), ALONE, attempt_of(store))
     assert steps(store) == [2]
     assert resumed_step(store) == 2
     saved(store, 4)
@@ -136,7 +137,7 @@ def test_a_save_that_was_interrupted_is_ignored_and_the_step_can_be_saved_again(
 
 def test_the_first_manifest_of_a_step_has_precedence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     (first,) = saved(store, 4)
-    second = commit(store, 4, {"cursor": "another"}, writer(4), ALONE)
+    second = commit(store, 4, {"cursor": "another"}, writer(4), ALONE, attempt_of(store))
     assert second == first
     assert committed(store) == [first]
     assert "was already committed by attempt 0" in caplog.text
@@ -154,7 +155,7 @@ def test_a_damaged_manifest_is_replaced_by_a_new_commit_and_its_bytes_are_kept(
     before = objects(store)
     assert steps(store) == []
     with pytest.raises(CheckpointError):  # A save that fails before its manifest replaces nothing.
-        commit(FailingStore(store, TOKENIZER, StoreError("full")), 4, {}, writer(4), ALONE)
+        commit(FailingStore(store, TOKENIZER, StoreError("full")), 4, {}, writer(4), ALONE, attempt_of(store))
     assert {name: data for name, data in objects(store).items() if name in before} == before
     saved(store, 4)
     assert "a new one replaces it" in caplog.text
@@ -230,7 +231,7 @@ def test_superseded_is_raised_on_all_ranks(store: Store) -> None:
 def test_if_conditions_are_ignored_the_later_manifest_replaces_the_earlier_one(store: Store) -> None:
     careless = UnconditionalStore(store)
     saved(careless, 4)
-    second = commit(careless, 4, {"cursor": "later"}, writer(4), ALONE)
+    second = commit(careless, 4, {"cursor": "later"}, writer(4), ALONE, attempt_of(careless))
     assert committed(store) == [second]
     assert resumed_step(store) == 4
 
@@ -243,7 +244,7 @@ def test_the_digest_of_a_checkpoint_depends_on_every_byte_of_it(store: Store) ->
         writer(4)(folder)
         (folder / FILES[0]).write_bytes(flip(content(4, FILES[0])))
 
-    second = commit(store, 4, {"cursor": 4}, other, ALONE)
+    second = commit(store, 4, {"cursor": 4}, other, ALONE, attempt_of(store))
     same = Checkpoint(4, first.attempt, second.files, first.state, first.ranks, first.at)
     assert same.digest != first.digest
 
@@ -309,5 +310,5 @@ def test_no_manifest_is_put_if_an_uploaded_file_is_gone(store: Store) -> None:
             return self.store.list(prefix)
 
     with pytest.raises(CheckpointError, match=r"step 4 is not committed: 1 of its \d files, such as .*, are gone"):
-        commit(Pruned(store), 4, {}, writer(4), ALONE)
+        commit(Pruned(store), 4, {}, writer(4), ALONE, attempt_of(store))
     assert committed(store) == []

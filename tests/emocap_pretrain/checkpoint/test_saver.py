@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_cases import ALONE, FILES, UnconditionalStore, resumed_step, saved, steps, writer
+from checkpoint_cases import FILES, UnconditionalStore, resumed_step, saved, saver_of, steps, writer
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
-from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError, Superseded
 from emocap_pretrain.run_folder.attempts import Attempt
 
@@ -57,7 +56,7 @@ def until(condition: Any) -> None:
 
 
 def test_training_continues_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     state = {"rows": [1]}
     saver.save(4, state, writer(4))
     state["rows"].append(2)
@@ -76,7 +75,7 @@ def test_training_continues_while_a_checkpoint_is_uploaded(gate: Gate) -> None:
 
 def test_one_checkpoint_is_saved_at_a_time_and_none_is_lost(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     saver.save(2, {}, writer(2))
     threading.Timer(1.3, gate.open.set).start()
     saver.save(4, {}, writer(4))
@@ -86,7 +85,7 @@ def test_one_checkpoint_is_saved_at_a_time_and_none_is_lost(gate: Gate, caplog: 
 
 
 def test_a_snapshot_is_released_once_its_files_are_written_and_before_they_are_uploaded(gate: Gate) -> None:
-    saver, released = Saver(gate, ALONE), threading.Event()
+    saver, released = saver_of(gate), threading.Event()
     saver.save(2, {}, writer(2), released.set)
     assert gate.reached.wait(LIMIT_S)
     assert released.is_set()
@@ -104,7 +103,7 @@ def test_a_snapshot_is_released_exactly_once_also_after_an_error(gate: Gate, whe
 
     if when == "superseded":
         Attempt.begin(gate.store)
-    saver = Saver(gate, ALONE, run_attempt=attempt)
+    saver = saver_of(gate, run_attempt=attempt)
     if when == "previous save":
         saver.save(1, {}, fail)
         with pytest.raises(CheckpointError):
@@ -126,7 +125,7 @@ def test_an_error_in_the_thread_of_a_rank_is_raised_on_all_ranks_at_the_next_cal
     def act(world: ThreadRanks) -> None:
         gate = Gate(store, StoreError("the bucket is gone") if world.rank == broken else None)
         gate.open.set()
-        saver = Saver(gate, world)
+        saver = saver_of(gate, world)
         saver.save(2, {}, writer(2))
         while call == "finished":
             assert saver.finished() == []
@@ -146,7 +145,7 @@ def test_an_error_in_the_thread_of_a_rank_is_raised_on_all_ranks_at_the_next_cal
 def test_an_error_is_raised_once(gate: Gate) -> None:
     gate.open.set()
     gate.error = StoreError("the bucket is gone")
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     saver.save(2, {}, writer(2))
     with pytest.raises(CheckpointError):
         saver.wait()
@@ -160,7 +159,7 @@ def test_all_ranks_learn_of_a_checkpoint_in_the_same_call_although_one_is_slower
         gate = Gate(store)
         if world.is_main:
             gate.open.set()
-        saver, heard = Saver(gate, world), []
+        saver, heard = saver_of(gate, world), []
         saver.save(2, {}, writer(2) if world.rank else lambda _: None)
         for call in range(200):
             if call == 5:
@@ -177,14 +176,14 @@ def test_all_ranks_learn_of_a_checkpoint_in_the_same_call_although_one_is_slower
 def test_a_superseded_saver_commits_nothing_and_deletes_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     old = Attempt.begin(store)
-    zombie = Saver(store, ALONE, run_attempt=old, retention=Retention(1))
+    zombie = saver_of(store, run_attempt=old, retention=Retention(1))
     zombie.save(2, {}, writer(2))
     zombie.wait()
     gate = Gate(store)
-    slow = Saver(gate, ALONE, run_attempt=old, retention=Retention(1))
+    slow = saver_of(gate, run_attempt=old, retention=Retention(1))
     slow.save(4, {}, writer(4))
     assert gate.reached.wait(LIMIT_S)
-    new = Saver(store, ALONE, run_attempt=Attempt.begin(store), retention=Retention(2))
+    new = saver_of(store, run_attempt=Attempt.begin(store), retention=Retention(2))
     gate.open.set()
     with pytest.raises(Superseded, match="attempt 2"):
         slow.wait()
@@ -203,7 +202,7 @@ def test_deleted_steps_are_returned_on_rank_0(tmp_path: Path) -> None:
     saved(store, 1, 2)
 
     def act(world: ThreadRanks) -> list[int]:
-        saver = Saver(store, world, retention=Retention(1))
+        saver = saver_of(store, world, retention=Retention(1))
         saver.save(3, {}, writer(3) if world.is_main else lambda _: None)
         saver.wait()
         saver.sweep(4)
@@ -216,7 +215,7 @@ def test_deleted_steps_are_returned_on_rank_0(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_a_later_step_does_not_count(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
-    saver = Saver(store, ALONE, retention=Retention(1))
+    saver = saver_of(store, retention=Retention(1))
     for step in (1, 2, 3):
         saver.save(step, {}, writer(step))
         saver.wait()
@@ -232,7 +231,7 @@ def test_a_checkpoint_without_a_later_step_does_not_count(tmp_path: Path) -> Non
 def test_checkpoints_that_were_refused_do_not_count(tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
     *_, refused = saved(store, 1, 2)
-    saver = Saver(store, ALONE, retention=Retention(2), refused=[refused.attempt])
+    saver = saver_of(store, retention=Retention(2), refused=[refused.attempt])
     saver.save(3, {}, writer(3))
     saver.wait()
     saver.sweep(4)
@@ -247,7 +246,7 @@ def test_a_store_that_refuses_to_delete_does_not_end_the_run(tmp_path: Path, cap
 
     store = Keeper(open_store(tmp_path / "run"))
     store.open.set()
-    saver = Saver(store, ALONE, retention=Retention(1))
+    saver = saver_of(store, retention=Retention(1))
     for step in (1, 2):
         saver.save(step, {}, writer(step))
     assert [each.step for each in saver.wait()] == [1, 2]
@@ -270,7 +269,7 @@ def test_a_store_that_hangs_at_a_deletion_delays_no_checkpoint(tmp_path: Path) -
 
     slow = Slow(open_store(tmp_path / "run"))
     slow.open.set()
-    saver = Saver(slow, ALONE, retention=Retention(1))
+    saver = saver_of(slow, retention=Retention(1))
     for step in (1, 2, 3):
         saver.save(step, {}, writer(step))
         saver.wait_for_previous()
@@ -283,14 +282,14 @@ def test_a_store_that_hangs_at_a_deletion_delays_no_checkpoint(tmp_path: Path) -
 
 
 def test_wait_raises_after_its_timeout(gate: Gate) -> None:
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     saver.save(2, {}, writer(2))
     with pytest.raises(CheckpointError, match=r"step 2 is not committed after 0\.05 s more"):
         saver.wait(0.05)
 
 
 def test_a_state_that_is_not_json_is_a_type_error(gate: Gate) -> None:
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     with pytest.raises(TypeError, match="JSON"):
         saver.save(2, {"x": object()}, writer(2))
 
@@ -300,7 +299,7 @@ def test_a_store_that_ignores_conditions_causes_one_warning(
     tmp_path: Path, honours: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store(tmp_path / "run")
-    saver = Saver(store if honours else UnconditionalStore(store), ALONE)
+    saver = saver_of(store if honours else UnconditionalStore(store))
     for step in (1, 2):
         saver.save(step, {}, writer(step))
     saver.wait()
@@ -315,14 +314,14 @@ def test_a_store_that_cannot_say_whether_it_honours_conditions_is_accepted(
             raise StoreError("no answer")
 
     gate.open.set()
-    saver = Saver(Mute(gate.store, open=gate.open), ALONE)
+    saver = saver_of(Mute(gate.store, open=gate.open))
     saver.save(2, {}, writer(2))
     assert [each.step for each in saver.wait()] == [2]
     assert "supports conditional writes: no answer" in caplog.text
 
 
 def test_no_save_begins_after_close(gate: Gate) -> None:
-    saver = Saver(gate, ALONE)
+    saver = saver_of(gate)
     saver.save(2, {}, writer(2))
     assert gate.reached.wait(LIMIT_S)
     saver.close()

@@ -13,17 +13,19 @@ import torch, torch.distributed as dist
 from emocap_shards.errors import StoreError
 from emocap_shards.store import open_store
 from emocap_pretrain.checkpoint.loader import resumable
+from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.runtime import EnvRuntime
 from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder.attempts import Attempt
 
 runtime = EnvRuntime.from_environment("cpu")
 rank = runtime.rank_info.rank
 dist.init_process_group("gloo", rank=rank, world_size=2)
 world = RankGroup(runtime.rank_info, "cpu", dist.group.WORLD)
 store = open_store(sys.argv[1])
-saver, heard, error = Saver(store, world), [], ""
+saver, heard, error = Saver(store, world, run_attempt=Attempt(store, 0), retention=Retention(100)), [], ""
 
 def write(folder):
     time.sleep(0.02 * rank)

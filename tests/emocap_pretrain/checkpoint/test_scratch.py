@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import ALONE
+from checkpoint_cases import ALONE, attempt_of
 from emocap_shards.errors import StoreError
 from emocap_shards.store import open_store
 from safetensors import SafetensorError
@@ -103,7 +103,7 @@ def test_a_full_disk_is_an_error_that_says_what_has_to_fit(tmp_path: Path, own_t
         raise error
 
     with pytest.raises(CheckpointError, match=r"rank 0: .* is full: 2.5 MB of this rank's share .*TMPDIR") as caught:
-        commit(store, 2, {}, write, ALONE)
+        commit(store, 2, {}, write, ALONE, attempt_of(store))
     assert str(own_tmpdir) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert committed(store) == []
@@ -117,7 +117,7 @@ def test_a_device_that_is_really_full_is_recognized(tmp_path: Path) -> None:
             device.write(b"x")
 
     with pytest.raises(CheckpointError, match="is full"):
-        commit(open_store(tmp_path / "run"), 2, {}, write, ALONE)
+        commit(open_store(tmp_path / "run"), 2, {}, write, ALONE, attempt_of(open_store(tmp_path / "run")))
 
 
 def test_a_full_store_is_not_reported_as_a_full_local_disk() -> None:

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_cases import ALONE, FILES, damage, everything, flip, objects, resumed_step, saved, steps, writer
+from checkpoint_cases import (
+    ALONE,
+    FILES,
+    attempt_of,
+    damage,
+    everything,
+    flip,
+    objects,
+    resumed_step,
+    saved,
+    steps,
+    writer,
+)
 from emocap_shards.errors import NotFound
 from emocap_shards.store import Entry, Store, open_store
 from hypothesis import HealthCheck, given, settings
@@ -103,7 +115,7 @@ def test_saving_and_deleting_with_wrong_reads_lose_no_checkpoint_that_should_be_
     saved(store, 2, 4, 6, 8)
     step = 8 if is_resaved else 10
     with suppress(CheckpointError):
-        commit(WrongReads(store, list(wrong)), step, {"cursor": step}, writer(step), ALONE)
+        commit(WrongReads(store, list(wrong)), step, {"cursor": step}, writer(step), ALONE, attempt_of(store))
     newest = steps(store)[0]
     assert newest in {8, 10}
     assert resumed_step(store) == newest, "a reader without faults finds the newest one intact"
