@@ -233,7 +233,7 @@ def _reported(store: Store) -> int | None:
 
 def _fetch_all(store: Store, checkpoint: Checkpoint, files: list[File], folder: Path) -> list[File]:
     """Downloads files, a few at a time, and returns those that are missing or damaged."""
-    whole = concurrently(partial(_fetch, store, checkpoint, folder), files, at_once=DOWNLOADS) if files else []
+    whole = concurrently(partial(_fetch, store, checkpoint, folder), files, at_once=DOWNLOADS)
     return [file for file, is_good in zip(files, whole, strict=True) if not is_good]
 
 

@@ -133,23 +133,25 @@ def _read_once(store: Store, step: int) -> Checkpoint | None:
 
 def committed(store: Store) -> list[Checkpoint]:
     """Returns the checkpoints of the run whose manifest is undamaged, newest first. Their files are not verified."""
-    found = (read(store, each.step) for each in step_folders(store) if is_readable(each))
-    return [each for each in found if each]
+    return [found for folder in step_folders(store) if (found := read_listed(store, folder))]
 
 
 def newest(store: Store) -> Checkpoint | None:
     """Returns the newest checkpoint whose manifest can be read. Newer damaged ones are skipped silently."""
     for folder in step_folders(store):
         with suppress(CheckpointError):
-            checkpoint = read(store, folder.step) if is_readable(folder) else None
-            if checkpoint:
+            if checkpoint := read_listed(store, folder):
                 return checkpoint
     return None
 
 
-def is_readable(folder: StepFolder) -> bool:
-    """Returns whether the step has a manifest of at most `LARGEST_BYTES`. This package writes no larger manifest."""
-    return folder.manifest_bytes is not None and folder.manifest_bytes <= LARGEST_BYTES
+def read_listed(store: Store, folder: StepFolder) -> Checkpoint | None:
+    """Returns the checkpoint of a listed step as `read` does; None if its manifest is not listed or is too large.
+
+    This package writes no manifest of more than `LARGEST_BYTES`.
+    """
+    size = folder.manifest_bytes
+    return None if size is None or size > LARGEST_BYTES else read(store, folder.step)
 
 
 def mismatched_files(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
@@ -182,7 +184,7 @@ def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, li
     Raises:
         CheckpointError: If `Checkpoint.parse` refuses the manifest.
     """
-    checkpoint = read(store, folder.step) if is_readable(folder) else None
+    checkpoint = read_listed(store, folder)
     if checkpoint is None:
         return None, [MANIFEST]
     return checkpoint, lost_files(store, checkpoint) if mismatched_files(checkpoint, folder) else []

@@ -12,22 +12,21 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, File
 
 PIECE_BYTES = 16 << 20
 ATTEMPTS = 2
-READERS = 8
+READERS = 8  # Files that are read at the same time, each in pieces of `PIECE_BYTES`.
 
 
 def damaged_files(
-    store: Store, checkpoint: Checkpoint, *, readers: int = READERS, progress: Callable[[int], object] = lambda _: None
+    store: Store, checkpoint: Checkpoint, *, progress: Callable[[int], object] = lambda _: None
 ) -> list[str]:
     """Returns the paths of the files that are missing or differ from the manifest. The local disk is not used.
 
     Args:
         store: The run's store.
         checkpoint: The checkpoint to verify.
-        readers: Number of files that are read at the same time, in pieces of 16 MiB each.
         progress: Called with the number of bytes read since the last call, from several threads.
     """
     check = partial(is_intact, store, checkpoint, progress=progress)
-    whole = concurrently(check, checkpoint.files, at_once=readers) if checkpoint.files else []
+    whole = concurrently(check, checkpoint.files, at_once=READERS)
     return [file.path for file, is_good in zip(checkpoint.files, whole, strict=True) if not is_good]
 
 

@@ -12,7 +12,7 @@ from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
 from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, is_readable, mismatched_files, read
+from emocap_pretrain.checkpoint.manifest import Checkpoint, mismatched_files, read_listed
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
@@ -137,7 +137,7 @@ def _rows(store: Store, folder: StepFolder) -> list[CheckpointRow]:
     committed = None
     if folder.manifest_bytes is not None:
         try:
-            committed = read(store, folder.step) if is_readable(folder) else None
+            committed = read_listed(store, folder)
             note = "the manifest is damaged; the next attempt skips this checkpoint and resumes from the previous one"
             rows.append(_committed(committed, folder) if committed else _unknown(folder, DAMAGED, note))
         except CheckpointError as error:
@@ -196,7 +196,7 @@ def _chosen(store: Store, step: int | None) -> list[StepFolder]:
 
 
 def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
-    checkpoint = read(store, folder.step) if is_readable(folder) else None
+    checkpoint = read_listed(store, folder)
     if checkpoint is None:
         return [f"{store.url}/{manifest_of(folder.step)}"]
     with tqdm(
