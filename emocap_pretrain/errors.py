@@ -15,7 +15,7 @@ Each message is one line that says what is wrong, where, and what to do.
 
 
 class EmocapError(Exception):
-    """Is the base class of all errors of this package. The command line prints its message without a traceback."""
+    """Is the base class of all errors of this package. The command line prints such an error without a traceback."""
 
 
 class ConfigError(EmocapError):

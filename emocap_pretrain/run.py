@@ -2,7 +2,7 @@
 
 `python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. If a user or `ray job
 submit` starts the command, it starts one rank on every device with Ray. If a launcher such as deepspeed, torchrun or
-srun starts the command once for each rank, the process trains as that rank. Both ways call the same training function.
+srun starts the command once for each rank, the process trains as that rank. Both cases use the same training function.
 """
 
 import os

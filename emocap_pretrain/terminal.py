@@ -96,16 +96,16 @@ class Group(TyperGroup):
 
 
 def _has_one_value(option: TyperOption) -> bool:
-    """Returns whether a second use of the option would contradict the first.
+    """Returns whether a second use of the option would contradict the first one.
 
-    It does not for lists, for counters, and for flags that can only be switched on.
+    Lists, counters, and flags that can only be switched on may be used several times.
     """
     return not option.multiple and not option.count and not (option.is_flag and not option.secondary_opts)
 
 
 @contextmanager
 def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
-    """Prints an error that this project raises in the body as one line on stderr, and ends the process.
+    """Ends the process if the body raises an error of this project, and prints that error as one line on stderr.
 
     The exit code is 2 for a wrong value, 1 for a job that failed, and 130 for Ctrl-C. All other errors pass through.
 

@@ -45,7 +45,9 @@ def commit(
     world: RankGroup,
     run_attempt: Attempt,
 ) -> Checkpoint:
-    """Uploads the files of all ranks, then puts the manifest, so that no incomplete checkpoint exists. A collective.
+    """Uploads the files of all ranks, and then puts the manifest, so that no incomplete checkpoint exists.
+
+    All ranks must call this function.
 
     Args:
         store: The run's store.
@@ -157,7 +159,7 @@ def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Chec
 
 
 def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
-    """Replaces a damaged manifest and keeps its bytes in another file.
+    """Puts the manifest in the place of a damaged checkpoint's manifest, whose bytes are kept in another file.
 
     Args:
         store: The run's store.

@@ -30,7 +30,8 @@ class StepFolder:
     Args:
         step: Optimizer steps done.
         manifest_bytes: Size of the manifest; None if the listing does not contain a manifest.
-        attempts: For each save attempt the sizes in bytes of its files, by path relative to its folder.
+        attempts: For each save attempt, the size of each of its files in bytes, by the file's path in the attempt's
+            folder.
     """
 
     step: int

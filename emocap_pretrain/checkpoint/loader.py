@@ -73,10 +73,11 @@ class Resumed(NamedTuple):
 
 @contextmanager
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
-    """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint. A collective.
+    """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint.
 
-    A damaged checkpoint is skipped with a warning and stays in the store. A checkpoint is refused only if up to
-    `MAX_VERIFYING_HOSTS` hosts find it damaged, so that one host with a broken disk or network cannot discard it.
+    All ranks must call this function. A damaged checkpoint is refused with a warning, and stays in the store. It is
+    refused only if all of up to `MAX_VERIFYING_HOSTS` hosts find it damaged, so that one host with a broken disk or
+    network cannot discard it.
 
     Args:
         store: The run's store.
@@ -124,9 +125,10 @@ class _Search:
     refused_attempts: list[str] = field(default_factory=list[str])
 
     def newest_complete(self) -> Checkpoint | None:
-        """Returns the newest checkpoint whose manifest and file sizes at least one verifier finds right. A collective.
+        """Returns the newest checkpoint whose manifest and file sizes are right for at least one verifier.
 
-        Newer checkpoints are refused. The result is None if there is no such checkpoint.
+        All ranks must call this method. Newer checkpoints are refused. The result is None if there is no such
+        checkpoint.
         """
         scans = self._on_verifiers(self._scan, failing=UNREADABLE)
         newest = max((each for each, _ in scans if each), key=lambda each: each.step, default=None)
@@ -138,7 +140,9 @@ class _Search:
     def download(
         self, checkpoint: Checkpoint, stack: ExitStack, select: Callable[[Checkpoint, str], bool]
     ) -> Path | None:
-        """Downloads the files that each rank needs into a folder that exists until `stack` is closed. A collective.
+        """Downloads the files that this rank needs into a local folder, which is deleted when `stack` is closed.
+
+        All ranks must call this method.
 
         Returns:
             The local folder. If a file is damaged in the store, all ranks refuse the checkpoint and return None.
@@ -187,7 +191,7 @@ class _Search:
         )
 
     def _on_verifiers(self, act: Callable[[], Value], *, failing: str) -> list[Value]:
-        """Returns the results of `act` on the verifiers, in the order of their ranks. A collective."""
+        """Calls `act` on the verifiers and returns their results on every rank. All ranks must call this method."""
         results = self.world.run_on_all(lambda: act() if self.world.rank in self.verifiers else None, failing=failing)
         return [each for each in results if each is not None]
 

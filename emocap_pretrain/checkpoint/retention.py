@@ -145,7 +145,10 @@ def delete(store: Store, deletion: Deletion) -> None:
 
 
 def unfinished(folder: StepFolder, committed: Checkpoint | None) -> list[str]:
-    """Returns the save attempts at a step that its manifest does not name; none if the manifest cannot be read."""
+    """Returns the save attempts of a step that did not become its checkpoint; none if the manifest cannot be read.
+
+    `committed` is the checkpoint of the step, if it has one that can be read.
+    """
     if folder.manifest_bytes is not None and committed is None:
         return []
     return [each for each in folder.attempts if committed is None or each != committed.attempt]
@@ -160,9 +163,13 @@ def _is_complete(store: Store, counts: Callable[[Checkpoint], bool], folder: Ste
 
 
 def _deletable_attempts(store: Store, folder: StepFolder, before: int | None, oldest: int) -> tuple[str, ...]:
-    """Returns the unfinished save attempts of a step that may be deleted.
+    """Returns the unfinished save attempts of a step that may be deleted; other folders are never among them.
 
-    Folders whose name is not that of a save attempt are not among them.
+    Args:
+        store: The run's store.
+        folder: The listed files of the step.
+        before: Number of the run attempt that deletes, or None; see `deletions`.
+        oldest: The oldest step that is kept because of `Retention.keep_last`.
     """
     if folder.manifest_bytes is not None and len(folder.attempts) == 1:
         return ()  # The usual case, decided without reading the manifest.

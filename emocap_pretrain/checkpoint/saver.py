@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves one checkpoint at a time, in a thread of its own. All ranks construct it and call it at the same points.
+    """Saves one checkpoint at a time, in a thread of its own. All ranks construct it and call its methods alike.
 
     If a save fails in the thread of one rank, the next call on every rank raises an error. It is `Superseded` if a
     newer attempt owns the run, a `CheckpointError` that names the rank, or the error of a collective if a rank died.
@@ -106,9 +106,10 @@ class Saver:
             )
 
     def finished(self) -> list[Checkpoint]:
-        """Returns the checkpoints that were committed since the last call, without waiting. A small collective.
+        """Returns the checkpoints that were committed since the last call, without waiting for the one in progress.
 
-        The result is equal on all ranks: a checkpoint is returned only after its save has ended on every rank.
+        All ranks must call this method. The result is equal on all of them: a checkpoint is returned only after its
+        save has ended on every rank.
         """
         if self._pending and not self._world.any_rank(not self._pending.done()):
             self._wait_for_pending()
@@ -127,7 +128,7 @@ class Saver:
         return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begins to delete the checkpoints that `retention` does not keep, if there is a new one before `proven`.
+        """Begins to delete the checkpoints that `retention` does not keep, unless no new checkpoint counts yet.
 
         Args:
             proven: Checkpoints of earlier steps are known to be good, because training has continued from their

@@ -35,7 +35,7 @@ class Embedder:
             return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, in one pass of the tower. Texts are cut as global captions are."""
+        """Returns the unit vectors of texts, cut to the length of global captions, in one pass of the tower."""
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()

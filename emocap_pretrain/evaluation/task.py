@@ -42,9 +42,10 @@ class Share:
         """Yields this rank's batches, in the order of the dataset.
 
         Args:
-            url: The dataset.
-            size: Samples of a batch.
-            each: Applied to a sample as soon as it is decoded, such as `Embedder.cropped`, which makes it small.
+            url: URL of the dataset.
+            size: Number of samples of a batch.
+            each: Function that is applied to each sample as soon as it is decoded, such as `Embedder.cropped`, which
+                reduces its size in memory.
         """
         stream = Stream(url=url, global_batch=size, shuffle=False, epochs=1)
         for step in stream.steps(self.rank, self.world_size, each=each):
@@ -102,10 +103,10 @@ class Task(Protocol[Part]):
 
 
 def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResult:
-    """Runs a task on all ranks and returns its result on every rank. A collective.
+    """Runs a task on all ranks and returns its result on every rank. All ranks must call this function.
 
     Raises:
-        LostContact: On the other ranks, if one rank has failed.
+        LostContact: If another rank has failed. The rank that failed raises its own error.
     """
     share = Share(world.rank, world.world_size)
     parts = world.run_on_all(lambda: list(task.run(embedder, share)))

@@ -74,7 +74,9 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
 
 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
-    """Runs the tasks that the settings name, one after the other, and returns the results on every rank. A collective.
+    """Runs the tasks that the settings name, one after the other, and returns the results on every rank.
+
+    All ranks must call this function.
 
     Args:
         settings: The dataset, the tasks and their settings.

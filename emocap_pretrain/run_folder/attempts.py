@@ -6,8 +6,8 @@
 
 An attempt that seemed dead (a network partition, a frozen host) may continue later. Before an attempt commits anything,
 it looks for an attempt with a higher number, and ends if there is one. If a store ignores conditional writes, two
-attempts that begin in the same second may take the same number. Their later checkpoint of a step then replaces the
-earlier one.
+attempts that begin in the same second may take the same number. If both then save the same step, the later checkpoint
+replaces the earlier one.
 
 Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the numbers continue after them.
 """
@@ -144,7 +144,7 @@ def numbers(store: Store) -> list[int]:
 
 
 def launched(store: Store, number: int) -> AttemptDocument | Unreadable | None:
-    """Returns the attempt's `attempt.json`, which says when and on how many ranks it was launched; None if absent."""
+    """Returns `attempt.json`, which says when and on how many ranks the attempt was launched; None if it is absent."""
     return _read(store, number, ATTEMPT_FILE, OLD_ATTEMPT_FILE, ATTEMPT)
 
 
@@ -192,9 +192,9 @@ def cause(found: list[Failure]) -> Failure | None:
 
 
 def _read(store: Store, number: int, new: str, old: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """Reads a document of an attempt from the file `new`, or, if that is absent, from the file `old` of version 0.1.0.
+    """Reads the file `new` in the folder of an attempt, or, if it is absent, the file `old` that version 0.1.0 wrote.
 
-    Both are names of files in the attempt's folder, which that version called differently.
+    Version 0.1.0 also had another name for the attempt's folder.
     """
     found = storage.read(store, f"{FOLDER}/{number:05d}/{new}", kind)
     return storage.read(store, f"{OLD_FOLDER}/{number:05d}/{old}", kind) if found is None else found

@@ -118,16 +118,17 @@ class RunFolder:
 
 
 def _may_be_contacted(recorded: str, own: str) -> bool:
-    """Returns whether a recorded address is a local path, or lies in the same bucket or on the same server as `own`.
+    """Returns whether the address that `run.json` records may be looked up.
 
-    Another person may have written `run.json`, so its address must not lead this process to any other server.
+    It must be a local path, or in the same bucket or on the same server as this folder's address `own`. Another person
+    may have written `run.json`, so it must not lead this process to a foreign server.
     """
     other, this = urlsplit(recorded), urlsplit(own)
     return other.scheme in {"", "file"} or (other.scheme, other.netloc) == (this.scheme, this.netloc)
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
-    """Returns whether the store's `run.json` is of the same run as the document, or cannot be read.
+    """Returns whether the store's `run.json` belongs to the same run as the document, or cannot be read.
 
     A missing `run.json` is looked up several times, because a store may answer with an older state.
     """

@@ -1,4 +1,4 @@
-"""Reads from a run's folder whether the run is alive, where it is, and how its attempts ended.
+"""Reads from a run's folder whether the run is alive, which step it has reached, and how its attempts ended.
 
 Commands such as `emocap status` use this module in another process than the run's. A run is alive if its status was
 written less than `DEAD_S` ago by the clock of the store, because the clocks of two hosts may differ by hours. If a
@@ -154,10 +154,11 @@ def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
 
 
 def _watched_s(store: Store, number: int, status: Status | Unreadable | None) -> float:
-    """Waits for the status of an attempt to change, for at most `DEAD_S` seconds, in place of asking for its age.
+    """Estimates the age of an attempt's status at a store that does not report ages, by waiting for a new status.
 
     Returns:
-        0 as soon as the status has changed, `DEAD_S` if it has not, or if the attempt has ended.
+        0 as soon as the status has changed; `DEAD_S` if it does not change for `DEAD_S` seconds, or if the attempt has
+        ended.
     """
     end_s = time.monotonic() + DEAD_S
     while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):

@@ -82,7 +82,7 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Reads the metrics of this host, and names the metrics of all hosts of the job. Its constructor is a collective.
+    """Reads the metrics of this host, and names the metrics of all hosts of the job. All ranks must construct it.
 
     Args:
         world: All ranks of the job.

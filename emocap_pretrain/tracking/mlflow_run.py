@@ -104,7 +104,7 @@ class MlflowRun:
 
     @classmethod
     def resume(cls, settings: TrackingConfig, run_id: str, attempt: int) -> "MlflowRun":
-        """Returns the MLflow run of an earlier attempt. It does so even while MLflow is unreachable.
+        """Returns the MLflow run of an earlier attempt. MLflow may be unreachable at that moment.
 
         Raises:
             TrackingError: If MLflow has no such run, or its database cannot be opened.
@@ -213,7 +213,7 @@ class MlflowRun:
             self._client.set_terminated(self.run_id, status, rows[-1]["at_ms"])
 
     def _checkpoint(self, run: Run, rows: list[Row]) -> None:
-        """Creates one of MLflow's logged models for each checkpoint. It has the checkpoint's URL and no files."""
+        """Creates one of MLflow's logged models for each checkpoint, with the checkpoint's URL and without files."""
         outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
         for row in rows:
             step, tags = row["step"], {"checkpoint.step": str(row["step"]), **row["body"]}
