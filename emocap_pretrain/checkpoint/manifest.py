@@ -98,7 +98,7 @@ class Checkpoint:
             return None
         if tree.get("schema") != SCHEMA:
             raise CheckpointError(
-                f"checkpoint schema {tree.get('schema')!r} is not {SCHEMA}: use the matching version."
+                f"checkpoint schema {tree.get('schema')!r} is not {SCHEMA}: use the version that wrote it."
             )
         try:
             return _FORM.validate_python(tree)

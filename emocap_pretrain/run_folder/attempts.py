@@ -88,8 +88,8 @@ class Attempt:
         owner = newest(self.store)
         if owner > self.number:
             raise Superseded(
-                f"attempt {owner} of the run at {self.store.url} has taken over from attempt {self.number}: "
-                "this one ends."
+                f"attempt {owner} of the run at {self.store.url} has taken over from attempt {self.number}, which "
+                "ends now."
             )
         if owner < self.number:
             self.require_folder()

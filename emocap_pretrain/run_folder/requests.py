@@ -6,7 +6,6 @@
 """
 
 import logging
-import re
 import time
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -21,8 +20,6 @@ FOLDER = "requests"
 STOP, PROFILE, REFUSED = f"{FOLDER}/stop.json", f"{FOLDER}/profile-", f"{FOLDER}/refused-"
 VALID_S = 3600.0  # An older request was meant for an attempt that has ended since.
 KEPT_BYTES = 1 << 16  # How much of a refused request is kept.
-
-_PROFILE = re.compile(rf"{PROFILE}([A-Za-z0-9]{{1,32}})\.json")
 
 Request = TypeVar("Request", StopRequest, ProfileRequest)
 

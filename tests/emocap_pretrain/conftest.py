@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A packed dataset of 24 synthetic faces at 32 pixels, in four shards."""
+    """Returns the folder of a packed dataset of 24 synthetic faces at 32 pixels, in four shards."""
     url = str(tmp_path_factory.mktemp("faces"))
     write_shards(records(FACES, pixels=PIXELS), url, samples_per_shard=7)
     return url
@@ -37,13 +37,13 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny(faces: str) -> Callable[[Path], Config]:
-    """Gives a run of seconds; everything that it writes comes to lie in the folder."""
+    """Returns a function that makes the config of a run of seconds, which writes everything into the given folder."""
     return partial(_tiny, faces)
 
 
 @pytest.fixture
 def tiny_config(tiny: Callable[[Path], Config], tmp_path: Path) -> Config:
-    """A run of seconds; everything that it writes comes to lie in `tmp_path`."""
+    """Returns the config of a run that takes seconds and writes everything into `tmp_path`."""
     return tiny(tmp_path)
 
 

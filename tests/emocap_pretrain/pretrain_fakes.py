@@ -1,4 +1,4 @@
-"""Provides fakes of what surrounds the training function: ranks that are threads, and a runtime that stops."""
+"""Provides fakes for tests of the training function: ranks that are threads, and a runtime that stops."""
 
 import atexit
 import os
@@ -22,7 +22,7 @@ from emocap_pretrain.training.objective import Objective
 
 
 def objective_of(config: Config) -> Objective:
-    """The run's objective, for this process alone."""
+    """Returns the objective of a run on this process alone."""
     return Objective.of(config.objective, precision=config.engine.precision)
 
 
@@ -42,7 +42,7 @@ def stand_alone() -> None:
 
 @dataclass
 class FakeRuntime:
-    """A runtime of one rank on the CPU that asks training to stop after `stop_after` steps."""
+    """Is a runtime of one rank on the CPU, which asks training to stop after `stop_after` steps."""
 
     stop_after: int | None = None
     rank_info: Rank = field(default_factory=Rank)
@@ -64,12 +64,12 @@ class FakeRuntime:
 
 
 class Gone(Exception):  # noqa: N818
-    """The error that a collective raises after another rank has ended early."""
+    """Is the error that a collective raises after another rank has ended early."""
 
 
 @dataclass(frozen=True)
 class ThreadRanks(RankGroup):
-    """A group of ranks that are threads. If one of them ends early, the collectives of the others fail."""
+    """Is a group of ranks that are threads. If one of them ends early, the collectives of the others fail."""
 
     letters: list[list[queue.SimpleQueue[Any]]] = field(default_factory=list)  # From, to.
 
@@ -115,7 +115,7 @@ def on_ranks(ranks: int, act: Callable[[ThreadRanks], Any]) -> list[Any]:
 
 
 def changed(config: Config, **changes: Any) -> Config:
-    """The config with other values; the keys are dotted with `__` for `.`."""
+    """Returns the config with other values; `__` in a name is a dot of the setting's key."""
     tree = config.model_dump(mode="json")
     for key, value in changes.items():
         *above, last = key.split("__")

@@ -1,4 +1,4 @@
-"""Tests that nothing that a process prints has secrets or control characters."""
+"""Tests that the output of a process contains no secrets and no control characters."""
 
 import io
 import json

@@ -30,13 +30,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """A run that does not end by itself within the test."""
+    """Returns the config of a run that does not end by itself within the test."""
     return changed(tiny_config, steps=100_000, checkpoint__every_steps=100_000, evaluation__url=None)
 
 
 @contextmanager
 def running(config: Config, folder: Path, *, torchrun: bool) -> Iterator[subprocess.Popen[str]]:
-    """The launcher, or the rank itself, as the leader of a process group of its own, as a terminal has it."""
+    """Starts the launcher, or the rank itself, as the leader of a process group of its own, as a terminal does."""
     path = folder / "cfg.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, *(TORCHRUN if torchrun else []), "-m", "emocap_pretrain.run", str(path)]

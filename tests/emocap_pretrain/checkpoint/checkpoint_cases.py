@@ -1,4 +1,4 @@
-"""Holds what the tests of checkpoints share: files to save, stores that fail, and views of the result."""
+"""Holds helpers of the tests of checkpoints: files to save, stores that fail, and views of the result."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ READS = {"list", "read", "read_versioned", "exists", "get_file", "read_range"}
 
 @dataclass
 class FailingStore:
-    """A store that raises `error` at a write to a path that ends in `at`."""
+    """Forwards calls to a store, and raises `error` at a write to a path that ends in `at`."""
 
     store: Store
     at: str
@@ -51,7 +51,7 @@ class FailingStore:
 
 @dataclass
 class KillingStore:
-    """A store that kills this process with SIGKILL before or after operation number `at`, counted from 0."""
+    """Forwards calls to a store, and kills this process with SIGKILL before or after call number `at`, from 0 on."""
 
     store: Store
     at: int
@@ -78,7 +78,7 @@ class KillingStore:
 
 @dataclass
 class UnconditionalStore:
-    """A store that accepts every write and ignores its condition, as some S3 servers do."""
+    """Forwards calls to a store, but ignores the conditions of writes, as some S3 servers do."""
 
     store: Store
 
@@ -93,7 +93,7 @@ class UnconditionalStore:
 
 
 class Killed(BaseException):
-    """An exception that no handler of the product catches."""
+    """Is an exception that no handler of the product catches."""
 
 
 def content(step: int, name: str) -> bytes:
@@ -132,7 +132,7 @@ def everything(_: Checkpoint, __: str) -> bool:
 
 
 def resumed_step(store: Store) -> int | None:
-    """Returns the step that an attempt would resume from; asserts that every byte of it is right."""
+    """Returns the step that an attempt would resume from; asserts that every byte of its checkpoint is right."""
     with resumable(store, ALONE, everything) as found:
         if found is None:
             return None

@@ -34,7 +34,7 @@ from emocap_pretrain.run_folder.documents import Status
 
 @dataclass
 class FaultyDownloads:
-    """A store that calls `on_arrival` with the first `times` files of `folder` that are downloaded."""
+    """Forwards calls to a store, and calls `on_arrival` with the first `times` downloaded files of `folder`."""
 
     store: Store
     folder: str
@@ -225,7 +225,7 @@ def test_an_error_while_downloading_is_raised_on_all_ranks_and_deletes_nothing(
 
 
 def test_a_newer_checkpoint_that_is_committed_while_an_older_one_is_read_is_not_lost(store: Store) -> None:
-    """A superseded attempt commits step 6 and deletes step 4 while it is read; the reader then takes step 6."""
+    """While step 4 is read, a superseded attempt commits step 6 and deletes step 4. The reader then takes step 6."""
     _, older = saved(store, 2, 4)
 
     def overtake(_: Path) -> None:

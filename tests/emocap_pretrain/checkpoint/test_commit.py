@@ -263,7 +263,7 @@ def in_a_child(act: Callable[[], Any]) -> int:
 
 
 def save_and_sweep(store: Store, step: int) -> None:
-    """Does what an attempt of the run does from its begin to its first checkpoint."""
+    """Begins an attempt of the run, saves its first checkpoint, and deletes old checkpoints."""
     attempt = Attempt.begin(store)
     commit(store, step, {}, writer(step), ALONE, attempt)
     retain(store, Retention(1), before=attempt.number, check=attempt.check)
@@ -300,7 +300,7 @@ def test_a_run_killed_at_any_operation_resumes_from_its_last_or_its_new_checkpoi
 
 
 def test_no_manifest_is_put_if_an_uploaded_file_is_gone(store: Store) -> None:
-    """Somebody prunes a run that seems to be dead while its upload is in progress."""
+    """A user prunes a run that seems to be dead while its upload is in progress."""
 
     class Pruned(UnconditionalStore):
         def list(self, prefix: str = "") -> list[Entry]:

@@ -23,7 +23,7 @@ LIMIT_S = 20.0
 
 @dataclass
 class Gate:
-    """A store that blocks uploads until `open` is set, and then accepts them or raises `error`."""
+    """Forwards calls to a store, but blocks uploads until `open` is set, and then accepts them or raises `error`."""
 
     store: Store
     error: Exception | None = None

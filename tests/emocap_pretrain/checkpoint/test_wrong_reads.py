@@ -41,7 +41,7 @@ KEEPING = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 
 @dataclass
 class WrongReads:
-    """A store whose next readings are right, damaged or empty, as the elements of `wrong` say; then all are right."""
+    """Forwards calls to a store. An element of `wrong` damages or empties one reading; later readings are right."""
 
     store: Store
     wrong: list[str]

@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002 - the methods have the form of the protocol
-"""The jobs of the ranks in the evaluation's tests; in a module of its own, so that their processes can import it."""
+"""Defines the jobs of the ranks in the tests of evaluation. The processes of the ranks import this module."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face
 
 
 def embedder_of(config: Config) -> Embedder:
-    """A model of random weights, the same in every process."""
+    """Returns a model with random weights, which are the same in every process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = Tokenizer.trained_on(WORDS, 320)
@@ -35,13 +35,13 @@ def evaluate(world: RankGroup, config: Config) -> tuple[TaskResult, ...]:
 
 
 def train(world: RankGroup, config: Config) -> None:
-    """The training function on one of several ranks."""
+    """Trains as one of several ranks."""
     pretrain(config, FakeRuntime(rank_info=world.info))
 
 
 @dataclass(frozen=True)
 class Failing:
-    """A task that fails in its own way on one rank."""
+    """Is a task that raises an error on the rank and at the point that `evaluation.label` names."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "failing"
@@ -67,7 +67,7 @@ class Failing:
 
 
 def fail(world: RankGroup, label: str) -> tuple[str, str]:
-    """The kind and message of what this rank raises, or its sum."""
+    """Returns the class and message of the error that this rank raises, or its sum if it raises none."""
     no_model: Any = None
     try:
         found = run_task(Failing(EvaluationConfig(label=label)), no_model, world)
@@ -77,7 +77,7 @@ def fail(world: RankGroup, label: str) -> tuple[str, str]:
 
 
 def parts_in_order(world: RankGroup, batches: int) -> list[int]:
-    """Returns which batch each part that arrives is of, where rank r makes parts of batches r, r + world_size, ..."""
+    """Returns the batch of each part that arrives, where rank r makes the parts of batches r, r + world_size, ..."""
 
     @dataclass(frozen=True)
     class Numbers(Failing):

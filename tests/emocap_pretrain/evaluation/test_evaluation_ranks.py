@@ -22,13 +22,13 @@ ALONE = RankGroup(Rank(), "cpu", None)
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """Returns 24 faces in four batches of seven, of which the last has three."""
+    """Returns the config of a run that evaluates 24 faces in batches of seven; the fourth batch has three faces."""
     return changed(tiny_config, evaluation__tasks=BOTH, evaluation__batch=7)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config, ranks: int) -> None:
-    """There are six ranks and four batches, so that two ranks have none."""
+    """With six ranks and four batches, two ranks have no batch."""
     wanted = evaluate(ALONE, config)
     assert [result.task for result in wanted] == BOTH
     assert [result.samples for result in wanted] == [24, 24]

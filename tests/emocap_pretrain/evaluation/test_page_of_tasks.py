@@ -70,7 +70,7 @@ def snippets() -> list[str]:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder with a copy of the package that has the task of the page."""
+    """Returns a folder with a copy of the package that contains the task of the page."""
     task, entry = snippets()
     copy = tmp_path / "package" / "emocap_pretrain"
     shutil.copytree(ROOT / "emocap_pretrain", copy, ignore=shutil.ignore_patterns("__pycache__"))

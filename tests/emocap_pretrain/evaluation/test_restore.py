@@ -40,7 +40,7 @@ def forged(
     model: TowerPair | None = None,
     **state: Any,
 ) -> TowerPair:
-    """A checkpoint in the run's folder whose config is `tree`; returns the model whose weights it holds."""
+    """Saves a checkpoint whose config is `tree` in the run's folder, and returns the model with its weights."""
     torch.manual_seed(0)
     model = model or build_model(config, tokenizer.vocabulary, weights=False)
     checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
@@ -58,7 +58,7 @@ def forged(
 
 
 def stored(config: Config, **settings: Any) -> dict[str, Any]:
-    """The config's tree with values at dotted keys (`__` for a dot)."""
+    """Returns the stored settings of a config with other values; `__` in a name is a dot of the setting's key."""
     tree = copy.deepcopy(config.stored())
     for dotted, value in settings.items():
         *above, last = dotted.split("__")
@@ -211,7 +211,7 @@ for folder in sys.argv[1:]:
 
 
 def test_code_in_the_folder_of_a_pretrained_encoder_is_never_executed(tmp_path):
-    """Remote code is refused by tokenizer and tower, also if a user answers every question with yes."""
+    """Tokenizer and tower refuse remote code, even if a user answers every question with yes."""
     mark = tmp_path / "mark"
     for kind in ("bert", "stranger"):
         folder = tmp_path / kind

@@ -26,11 +26,11 @@ NO_MODEL: Any = None  # The vectors are in the parts.
 
 
 def naive(captions: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    """Returns recall at k in both directions; `texts` has the vector of each sample's caption."""
+    """Returns the recall at k in both directions. `texts` holds the vector of each sample's caption."""
     first = {caption: captions.index(caption) for caption in captions}
 
     def found(query: np.ndarray, candidates: list[tuple[np.ndarray, bool]]) -> int:
-        """The place of the first right candidate; a wrong one of the same cosine comes before it."""
+        """Returns the place of the first right candidate. Wrong candidates with the same cosine come before it."""
         order = sorted((-float(query @ vector), is_right) for vector, is_right in candidates)
         return [is_right for _, is_right in order].index(True)
 

@@ -75,7 +75,7 @@ def test_shares_are_whole_batches_in_turn_and_together_the_dataset(faces: str) -
 
 
 def test_only_the_list_of_tasks_and_the_reader_of_old_reports_name_a_task() -> None:
-    """A task is one file and one entry: the loop, the config, the report, preflight and the commands know none."""
+    """A task is one file and one entry of a list: no other module names one."""
     allowed = {"evaluation/tasks.py", "run_folder/report.py"}
     for task in TASKS:
         name = re.compile(task.name.replace("_", "[ _-]?"), re.IGNORECASE)

@@ -43,7 +43,7 @@ class FakeTokenizer:
 
 @dataclass
 class ColourModel:
-    """An image is its mean colour; a text is the sum of `meaning` over the words in it."""
+    """Embeds an image as its mean colour, and a text as the sum of `meaning` over its words."""
 
     meaning: Mapping[str, Sequence[float]] = field(default_factory=lambda: COLOURS)
     pixels: int = 8
@@ -68,7 +68,7 @@ def classify(settings: EvaluationConfig, model: Any = None, tokenizer: Any = Non
 
 
 def packed(folder: Path, samples: Sequence[tuple[str, str | float | None]]) -> str:
-    """A dataset of plain colours, each with a label or none."""
+    """Packs a dataset of images of one colour each, with or without a label, and returns its URL."""
 
     def record(number: int, colour: str, label: str | float | None) -> Record:
         file = io.BytesIO()
@@ -121,7 +121,7 @@ def test_classes_are_described_by_their_words_in_every_template(tmp_path):
 
 
 def test_cosines_are_averaged_over_templates_and_not_embeddings(tmp_path):
-    """Cosines are averaged, not vectors: class x has cosines 1 and 0, so 0.5 although its mean vector has 0.7."""
+    """Class x has the cosines 1 and 0, which are 0.5 on average. The cosine of its mean vector would be 0.7."""
     url = packed(tmp_path, [("red", "x"), ("red", "y")])
     meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8)}
     settings = EvaluationConfig(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))

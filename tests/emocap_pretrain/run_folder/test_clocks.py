@@ -1,4 +1,4 @@
-"""Tests that the clocks of a run's host, of the reading host and of the store may differ by hours."""
+"""Tests that the clocks of the run's host, of the host that reads its folder, and of the store may differ by hours."""
 
 import json
 import time
@@ -31,7 +31,7 @@ def emocap(*words: str) -> Result:
 
 
 def live(store: Store, ahead_s: float) -> None:
-    """Writes the status of an attempt that trains on a host whose clock is `ahead_s` ahead of this one's."""
+    """Writes the status of an attempt that trains on a host whose clock is `ahead_s` ahead of this host's clock."""
     Attempt.begin(store).write_status(Status(at=time.time() + ahead_s, state="training", step=7))
 
 

@@ -73,7 +73,7 @@ def _replaced_by_fifo(path: Path) -> None:
 
 
 def _copied(path: Path) -> None:
-    """Copies the file, and its folder if that has a number, under the names that a file manager gives to copies."""
+    """Copies a file, and its folder if the folder's name is a number, under a file manager's names for copies."""
     shutil.copy(path, path.with_name(f"{path.stem} (copy){path.suffix}"))
     if path.parent.name[-1].isdecimal():
         shutil.copytree(path.parent, path.parent.with_name(f"{path.parent.name} (copy)"))

@@ -9,7 +9,7 @@ from emocap_pretrain.config.schema import Config
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder of one database for all tests, because making a database takes seconds."""
+    """Returns a folder with one database for all tests, because the creation of a database takes seconds."""
     return tmp_path_factory.mktemp("mlflow")
 
 

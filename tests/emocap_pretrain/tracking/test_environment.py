@@ -15,7 +15,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes a repository with one commit, and lets the module take it for its own."""
+    """Makes a repository with one commit, which the module under test takes for its own checkout."""
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("x = 1\n")
     git(tmp_path, "add", "code.py")

@@ -16,7 +16,7 @@ from emocap_pretrain.tracking.hosts import NAMES, HostMetrics, JobHostMetrics, b
 
 
 class FakeNvml:
-    """Two GPUs, the second of which reports neither its use nor its power, like a MIG slice."""
+    """Imitates NVML with two GPUs. The second one reports neither utilization nor power, like a MIG slice."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("Init", "DeviceGetCount", "DeviceGetHandleByIndex"):
@@ -47,7 +47,7 @@ class FakeNvml:
 
 @pytest.fixture
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Counters of the host's network cards, and the clock."""
+    """Replaces the counters of the host's network cards and the clock, and returns the values that tests may change."""
     cards = {"lo": SimpleNamespace(bytes_recv=10**12, bytes_sent=10**12)}
     cards |= {name: SimpleNamespace(bytes_recv=5 * 10**6, bytes_sent=0) for name in ("eth0", "ib0")}
     fake: dict[str, Any] = {"cards": cards, "now": 100.0}

@@ -138,7 +138,7 @@ def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
 
 
 def wait_until_sent(tracker: MlflowTracker) -> bool:
-    """Repeats the flush, since it returns at once until the spool has reached the server again."""
+    """Flushes until all rows have arrived. One flush does not wait while the spool believes the server unreachable."""
     deadline = time.monotonic() + 60
     while not tracker.flush(5) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The addresses of MLflow's pages, and the saved view that its page of runs reads."""
+"""Tests the addresses of MLflow's pages, and the saved view that its page of runs reads."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs"
 
 
 def state() -> dict[str, Any]:
-    """The state of the page, unpacked as the page does it."""
+    """Returns the state of the page from a saved view, unpacked as the page does it."""
     envelope = json.loads(pages.saved_view(tasks.charts()))
     assert isinstance(envelope["name"], str)
     assert isinstance(envelope["createdAt"], int)

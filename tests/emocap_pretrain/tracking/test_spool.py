@@ -12,7 +12,7 @@ from emocap_pretrain.tracking.spool import MAX_ROWS_PER_CALL, Row, Spool, row
 
 
 class Server:
-    """Takes rows while it is up."""
+    """Imitates a tracking server, which accepts rows while it is up."""
 
     def __init__(self, *, up: bool = True) -> None:
         self.up, self.rows, self.tries = up, list[Row](), 0
