@@ -47,11 +47,6 @@ class Confusion:
         return ConfusionMatrix("confusion", title, self.classes, counts)
 
     @property
-    def samples(self) -> int:
-        """Returns the number of samples."""
-        return int(self.counts.sum())
-
-    @property
     def war(self) -> float:
         """Returns the weighted average recall (accuracy): the share of samples whose class was predicted."""
         return float(np.trace(self.counts) / self.counts.sum())

@@ -72,7 +72,7 @@ class ZeroShot:
         confusion = Confusion.of(tuple(classes), np.array([numbers[label] for label in truth]), predicted)
         return TaskResult(
             task=self.name,
-            samples=confusion.samples,
+            samples=len(truth),
             scores=confusion.scores("zero-shot"),
             class_values=(confusion.recalls("zero-shot"),),
             confusion_matrices=(confusion.matrix("Zero-shot"),),

@@ -65,8 +65,7 @@ class Attempt:
             store: The run's folder.
             ranks: World size of the attempt.
         """
-        known = numbers(store)
-        number = max(known, default=0) + 1
+        number = newest(store) + 1
         while True:
             body = ATTEMPT.dump(AttemptDocument(number, time.time(), ranks))
             try:

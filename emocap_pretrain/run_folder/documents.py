@@ -6,7 +6,7 @@ A field that is added gets a default. A field that is renamed, or whose meaning 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
@@ -107,8 +107,7 @@ class Straggler:
     score: Finite = 0.0
 
 
-State = Literal["opening", "training", "saving", "evaluating", "ended"]
-ENDED: State = "ended"
+ENDED = "ended"  # The last state of `Status`.
 
 
 @dataclass(frozen=True, slots=True)

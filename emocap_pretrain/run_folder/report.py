@@ -52,14 +52,6 @@ class Report:
     evaluation: dict[str, Any] | None = None
     experiment_id: str = ""
 
-    def result(self, task: str) -> TaskResult:
-        """Returns the result of the task of this name.
-
-        Raises:
-            KeyError: If the task was not run.
-        """
-        return {result.task: result for result in self.results}[task]
-
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings, a section of `Config.stored`.
 

@@ -100,14 +100,6 @@ class TaskResult:
     confusion_matrices: tuple[ConfusionMatrix, ...] = ()
     url: str = ""
 
-    def value(self, name: str) -> float:
-        """Returns the value of the score of this name.
-
-        Raises:
-            KeyError: If there is no such score.
-        """
-        return {score.name: score.value for score in self.scores}[name]
-
     def metrics(self) -> dict[str, float]:
         """Returns the values of the scores by their names in MLflow, such as `zero_shot/uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}

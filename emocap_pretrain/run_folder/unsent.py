@@ -5,7 +5,7 @@ of a run that ended while MLflow was unreachable. The next attempt reads and sen
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emocap_shards.errors import StoreError
@@ -21,8 +21,8 @@ UNSENT_FILE = "unsent.json"
 log = logging.getLogger(__name__)
 
 
-def dump(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Returns the bytes of a document with these rows, for a file in a checkpoint."""
+def dump(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Returns the bytes of a document with these rows, for `unsent.json` in the run's folder or in a checkpoint."""
     return UNSENT.dump(UnsentDocument(tuple(map(dict, rows))))
 
 
@@ -38,36 +38,34 @@ def parse(data: bytes, place: str) -> list[dict[str, Any]]:
         return []
 
 
-def write(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+def write(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> None:
     """Writes the rows to `unsent.json` for the next attempt; without rows it deletes the file.
 
     Args:
         store: The run's folder.
         rows: Rows that MLflow has not accepted.
-        number: Number of this attempt. If a newer attempt exists, nothing is written. None skips that check.
+        number: Number of this attempt. If a newer attempt exists, nothing is written.
 
     Raises:
         StoreError: If the store refuses the document.
     """
-    kept = tuple(map(dict, rows))
-    if number is not None and newest(store) > number:
+    if newest(store) > number:
         return
-    if kept:
-        storage.write(store, UNSENT_FILE, UNSENT, UnsentDocument(kept))
+    if rows:
+        store.put(UNSENT_FILE, dump(rows))
     else:
         store.delete(UNSENT_FILE)
 
 
-def write_or_warn(store: Store, rows: Iterable[Mapping[str, Any]], *, number: int | None = None) -> None:
+def write_or_warn(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> None:
     """Writes the rows as `write` does. An error of the store is logged and not raised, and the rows are then lost.
 
     It is called at the end of an attempt.
     """
-    kept = tuple(map(dict, rows))
     try:
-        write(store, kept, number=number)
+        write(store, rows, number=number)
     except (StoreError, OSError) as error:
-        log.warning("%d rows for the tracker could not be kept: %s", len(kept), error)
+        log.warning("%d rows for the tracker could not be kept: %s", len(rows), error)
 
 
 def read(store: Store) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def said(*words):
 
 (result,) = [each for each in report.results if each.task == "alignment"]
 print(json.dumps({
-    "value": result.value("cosine"),
+    "value": result.metrics()["alignment/cosine"],
     "baseline": result.scores[0].baseline.value,
     "own": sum(float(image @ text) for image, text in zip(images, texts)) / 24,
     "any": sum(float(image @ text) for image in images for text in texts) / 24**2,

@@ -81,7 +81,8 @@ def test_vectors_of_a_tower_give_the_same_in_many_dimensions():
     captions = [f"caption {number // 2}" for number in range(300)]
     found = result_of(captions, images, texts, 64)
     assert scores(found) == naive(captions, images.astype(float), texts.astype(float))
-    assert 0.1 < found.value("recall_at_1_image_to_text") < found.value("recall_at_10_image_to_text") <= 1
+    recall = found.metrics()
+    assert 0.1 < recall["retrieval/recall_at_1_image_to_text"] < recall["retrieval/recall_at_10_image_to_text"] <= 1
     assert found.samples == 300
 
 

@@ -107,7 +107,7 @@ def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactor
     storage.write(
         store, "quarantine.json", QUARANTINE, QuarantineDocument((QuarantinedSample("a.tar", "1", "damaged"),))
     )
-    unsent.write_or_warn(store, [row("metrics", 1, {"loss": 1.0})])
+    unsent.write_or_warn(store, [row("metrics", 1, {"loss": 1.0})], number=1)
     requests.ask_to_stop(store)
     requests.ask_for_profile(store, ProfileRequest("ab", 1))
     storage.write(store, "profiles/ab.json", PROFILE_ANSWER, ProfileAnswer((1, 1), ("profiles/none.gz",)))

@@ -16,7 +16,7 @@ from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 MATRIX = Confusion(("joy", "fear", "anger"), np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]]))
 RESULT = TaskResult(
     task="zero_shot",
-    samples=MATRIX.samples,
+    samples=int(MATRIX.counts.sum()),
     scores=MATRIX.scores("zero-shot"),
     class_values=(MATRIX.recalls("zero-shot"),),
     confusion_matrices=(MATRIX.matrix("Zero-shot"),),

@@ -115,7 +115,7 @@ def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], f
     assert report is not None
     assert (report.step, report.ranks, report.run_id) == (6, 1, run_id(config))
     assert report.loss == losses[-1][1]
-    assert curve(config, "zero_shot/uar")[0][1] == report.result("zero_shot").value("uar")
+    assert curve(config, "zero_shot/uar")[0][1] == report.results[0].metrics()["zero_shot/uar"]
     assert status(config) == "FINISHED"
     tracked = MlflowClient(config.tracking.uri).get_run(run_id(config))
     assert report.experiment_id == tracked.info.experiment_id
@@ -345,7 +345,7 @@ def test_a_copy_of_a_run_continues_as_a_run_of_its_own_and_leaves_the_original_a
     listed = models(config, original)
     shutil.copytree(config.url, tmp_path / "copy")
     copy = changed(config, url=str(tmp_path / "copy"))
-    unsent.write_or_warn(open_store(copy.url), [row("metrics", 99, {"loss": 99.0})])
+    unsent.write_or_warn(open_store(copy.url), [row("metrics", 99, {"loss": 99.0})], number=99)
     files = {path: path.read_bytes() for path in Path(config.url).rglob("*") if path.is_file()}
     runtime = FakeRuntime()
     pretrain(copy, runtime)
@@ -452,9 +452,9 @@ def test_a_finished_run_whose_evaluation_has_changed_is_evaluated_again_and_not_
     assert runtime.beats == []
     report = RunFolder(store).report(2)
     assert report is not None
-    found = report.result("zero_shot")
+    (found,) = report.results
     assert found.confusion_matrices[0].classes == tuple(classes)
-    assert curve(changed_run, "zero_shot/uar")[-1][1] == found.value("uar")
+    assert curve(changed_run, "zero_shot/uar")[-1][1] == found.metrics()["zero_shot/uar"]
     assert status(changed_run) == "FINISHED"
     after = {entry.path: store.read(entry.path) for entry in store.list()}
     assert {path for path in after if after[path] != before.get(path)} == {"report.json"}
