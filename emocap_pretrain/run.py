@@ -150,7 +150,7 @@ def _devices_here(config: Config) -> "Devices":
 
 def _as_rank(config: Config) -> None:
     for name, value in RANK_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)  # Before torch is imported.
+        os.environ.setdefault(name, value)  # torch and other libraries read these when they are imported.
     from emocap_pretrain.dry_run.preflight import Devices
     from emocap_pretrain.ranks.join import lost_contact
     from emocap_pretrain.training.loop import pretrain
@@ -304,7 +304,7 @@ def print_pages(config: Config, report: Report) -> None:
 
     If the run is tracked in a local database and not on a server, the command that serves the pages is printed first.
     """
-    # Without the secrets of the config; a text `${oc.env:...}` stays.
+    # The stored address has no secrets: a text `${oc.env:...}` in it is not resolved.
     server = config.stored()["tracking"]["uri"].replace(f"{MASK}@", "")
     if not config.tracking.uri.startswith(("http://", "https://")):
         command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {server}"

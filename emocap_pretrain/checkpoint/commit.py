@@ -32,7 +32,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
 
 UPLOADS = 4
-MAX_RACES = 3  # Attempts at a manifest that other processes write at the same time.
+MAX_RACES = 3  # How often a manifest is put if other processes change it at the same time.
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def sha256(path: Path) -> str:
 
 
 def _new_attempt_name(run_attempt: Attempt) -> str:
-    run_attempt.check()  # Saves a useless upload; the check that counts comes before the manifest.
+    run_attempt.check()  # This avoids a useless upload. The decisive check comes right before the manifest.
     return new_attempt(run_attempt.number)
 
 

@@ -27,7 +27,7 @@ from emocap_pretrain.run_folder.storage import read_repeatedly
 
 DOWNLOADS = 4
 ATTEMPTS = 3
-MAX_VERIFYING_HOSTS = 3  # Hosts that read a file which one host finds damaged.
+MAX_VERIFYING_HOSTS = 3  # How many hosts check whether a checkpoint is damaged.
 MAX_LISTED_FAULTS = 5
 UNREADABLE = "no checkpoint could be read"
 Value = TypeVar("Value")

@@ -59,7 +59,7 @@ class Saver:
         self.newest = newest  # The step of the last call of `save`, which is the step of the pending save.
         self._group = world.patient("checkpoint")
         self._thread = Background("checkpoint-saver")
-        # A thread of its own, so that a deletion that hangs in the store does not delay the next checkpoint.
+        # Deletions have a thread of their own, so that one that hangs in the store does not delay the next checkpoint.
         self._sweeper = Background("checkpoint-sweeper")
         self._sweeps = deque[Future[list[int]]]()
         self._unswept: list[int] = []
