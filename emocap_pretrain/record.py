@@ -61,7 +61,7 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Returns whether a request or a signal has stopped the newest attempt, after it saved a checkpoint.
+        """Returns whether the newest attempt has saved and ended because of a request or a signal.
 
         Attempts that began before this object was created do not count.
         """

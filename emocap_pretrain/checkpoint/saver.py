@@ -128,7 +128,7 @@ class Saver:
         return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begins to delete the checkpoints that `retention` does not keep, unless no new checkpoint counts yet.
+        """Begins to delete the checkpoints that `retention` does not keep, once further ones are known to be good.
 
         Args:
             proven: Checkpoints of earlier steps are known to be good, because training has continued from their
