@@ -101,7 +101,7 @@ class TaskResult:
     url: str = ""
 
     def metrics(self) -> dict[str, float]:
-        """Returns the values of the scores by their names in MLflow, such as `zero_shot/uar`."""
+        """Returns the values of the scores by their names in MLflow, such as `TASK/uar` for the score `uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
     def rows(self) -> list[tuple[str, str]]:
