@@ -28,7 +28,7 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config, ranks: int) -> None:
-    """With six ranks and four batches, two ranks have no batch."""
+    """Two of six ranks have no batch, because there are four batches."""
     wanted = evaluate(ALONE, config)
     assert [result.task for result in wanted] == BOTH
     assert [result.samples for result in wanted] == [24, 24]
