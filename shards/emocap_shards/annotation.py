@@ -21,13 +21,13 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
     """Returns one line of UTF-8 JSON with sorted keys, so that equal annotations are equal bytes.
 
     Raises:
-        AnnotationError: If `load_annotation` would not read the result.
+        AnnotationError: If `load_annotation` would refuse the result.
     """
     return _line([_parts(each) for each in (caption, *further)], _with_floats(_labels(dict(labels))))
 
 
 def normal_annotation(data: bytes | memoryview) -> bytes:
-    """Returns the annotation in the form of `dump_annotation`; a label that is written without a fraction stays so.
+    """Returns an annotation in the form of `dump_annotation`, except that integer labels are not converted to floats.
 
     Raises:
         AnnotationError: As `load_annotation`.
@@ -47,7 +47,7 @@ def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labe
 
 
 def _parsed(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """Returns the captions, and the labels with integers as they are written."""
+    """Returns the captions, and the labels without the conversion of integers to floats."""
     try:
         value: Any = orjson.loads(data)
     except ValueError as error:

@@ -35,8 +35,9 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Cancels all work that has not begun; whoever waits for it gets `CancelledError`. Running work is not
-        interrupted.
+        """Cancels all work that has not begun; a thread that waits for such work gets `CancelledError`.
+
+        Running work is not interrupted.
         """
         self._closed = True
         with suppress(Empty):

@@ -1,13 +1,14 @@
 """Keeps segments of shards in a folder on a node's disk, for all processes of the node.
 
-A segment is one file, named by its shard's digest. A process that needs a missing segment locks its `.part` file. The
-one that gets the lock fetches the segment. The others take the next segment, and wait a bounded time for the rest. A
-process that dies leaves a `.part` file without a lock, which another process takes over. Readers verify every sample's
-CRC-32C again, so a file that a power loss damaged costs a request but no data. A failing disk never ends a run: the
-samples are then read from the store.
+A segment is one file, named by its shard's digest. A process that needs a missing segment tries to lock the `.part`
+file of the segment. The process that gets the lock fetches the segment. The other processes fetch other segments
+meanwhile, and then wait a bounded time for this one. A process that dies leaves a `.part` file without a lock, which
+another process takes over. Readers verify every sample's CRC-32C again, so the samples of a file that a power loss
+damaged are requested from the store. A failing disk never ends a run: the samples are then read from the store.
 
 The folder belongs to one user of the host. A folder of another user, or one that others may write to, is refused,
-because whoever writes to it chooses the training data: a CRC-32C protects against accidents, not against people.
+because a user who can write to the folder can change the training data. A CRC-32C protects against accidents, not
+against people.
 """
 
 import errno
@@ -63,9 +64,7 @@ class Cache:
         return Cache, (self.folder, self.max_bytes)
 
     def fill(self, segments: Iterable[Segment], fetch: Fetch) -> None:
-        """Fetches missing segments as `bring` does, but without waiting for other processes and without
-        returning them.
-        """
+        """Fetches missing segments as `bring` does, but neither waits for other processes nor returns the segments."""
         for _ in self.bring(segments, fetch, wait_s=0):
             pass
 
@@ -78,7 +77,7 @@ class Cache:
         another process did not finish it in time. Its samples must then be read from the store.
 
         Yields:
-            Every segment that this call fetched, a few at a time, also those that could not be stored.
+            Every segment that this call fetched, with its bytes, also if the segment could not be stored.
 
         Raises:
             StoreError: If the folder cannot be used when it is first tried, or `fetch` fails.
@@ -111,7 +110,7 @@ class Cache:
             os.close(file)
 
     def drop(self, segment: Segment) -> None:
-        """Deletes a segment that turned out to be damaged here."""
+        """Deletes the file of a segment whose bytes turned out to be damaged."""
         with suppress(OSError):  # If it cannot be deleted, it is found to be damaged each time.
             self._file(segment).unlink()
 
@@ -146,7 +145,7 @@ class Cache:
     def _fetch_free(self, missing: dict[str, Segment], fetch: Fetch) -> list[tuple[Segment, bytes]]:
         """Fetches the first few segments that no other process is fetching, and removes them from `missing`.
 
-        Segments that are there already are removed too.
+        Segments that are already in the cache are removed from `missing` too.
         """
         with ExitStack() as claims:
             mine: list[tuple[Segment, int]] = []
@@ -163,8 +162,9 @@ class Cache:
         return [(segment, data) for (segment, _), data in zip(mine, brought, strict=True)]
 
     def _claim(self, segment: Segment) -> int | None:
-        """Returns the open and empty `.part` file under its lock; None if another process has it, or has just finished
-        it.
+        """Locks the `.part` file of a segment, empties it, and returns its descriptor.
+
+        Returns None if another process has the lock or has just finished the segment, or if the disk fails.
         """
         part = self._part(segment)
         try:
@@ -192,7 +192,8 @@ class Cache:
     def _may_come(self, segment: Segment) -> bool:
         """Returns whether another process may still be writing the segment into the cache.
 
-        When a process claims a segment, and when it writes it, the modification time of the `.part` file changes.
+        The modification time of the `.part` file changes when a process claims the segment, and when the process writes
+        it.
         """
         try:
             return time.time() - self._part(segment).stat().st_mtime < WAIT_S
@@ -200,8 +201,9 @@ class Cache:
             return True
 
     def _keep(self, segment: Segment, file: int, data: bytes) -> None:
-        """Stores a segment. Its bytes are booked first, so that a crash in between never leads to more than
-        `max_bytes`.
+        """Stores the bytes of a segment, if there is room.
+
+        The bytes are booked before they are written, so that a crash in between never leads to more than `max_bytes`.
         """
         for last in (False, True):
             try:
@@ -238,7 +240,7 @@ def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
 
 
 def _is_there(path: Path) -> bool:
-    """Returns whether the path exists, and False if the disk does not answer."""
+    """Returns whether the path exists. The result is False if the disk reports an error."""
     with suppress(OSError):
         return path.exists()
     return False

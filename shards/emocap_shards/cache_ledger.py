@@ -1,7 +1,8 @@
 """Records how many bytes a cache's folder holds, for processes that may die at any point.
 
-All booking and all evicting happens under the lock of one file, the ledger. The number in it may only be too high.
-Bytes that are booked but not written yet belong to a `.part` file of that size, which its writer keeps locked.
+Processes book bytes and evict segments only under the lock of one file, the ledger. The number in the ledger may be too
+high, but never too low. Bytes that are booked but not yet written belong to a `.part` file of that size. The process
+that writes this file keeps it locked.
 """
 
 import errno
@@ -27,7 +28,7 @@ _POLL_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class CacheLedger:
-    """The bookkeeping for the `.seg` and `.part` files in the folders of `folder`, which together hold at most
+    """Counts the bytes of the `.seg` and `.part` files in the subfolders of `folder`, and keeps them within
     `max_bytes`.
     """
 
@@ -37,13 +38,15 @@ class CacheLedger:
     def book(self, file: int, count: int, *, halve: bool) -> bool:
         """Books `count` bytes for a `.part` file and gives the file that size, so that other processes can count it.
 
+        If there is no room, the least recently used segments are evicted.
+
         Args:
             file: The descriptor of the `.part` file, which the caller has locked.
             count: Bytes to book.
-            halve: Evicts half of the segments in any case.
+            halve: Whether to evict half of the segments even if there is room.
 
         Returns:
-            Whether there is room. Segments that were not used for the longest time are evicted to make room.
+            Whether the bytes are booked.
         """
         with self.opened() as ledger:
             os.ftruncate(file, 0)
@@ -80,7 +83,7 @@ class CacheLedger:
     def _evict(self, bound: int, *, halve: bool) -> int:
         """Deletes the least recently used segments until at most `bound` bytes remain.
 
-        Returns the number of bytes that remain, including reserved bytes.
+        Returns the number of bytes that remain, including those that are booked but not yet written.
         """
         now = time.time()
         coming = sum(_live_bytes(part, now) for part in self.folder.glob("*/*.part"))
@@ -96,9 +99,9 @@ class CacheLedger:
 
 
 def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
-    """Yields the last use, the bytes and the path of every segment.
+    """Yields the time of the last use, the bytes and the path of every segment.
 
-    A use in the future, which a wrong clock has written, is set to now.
+    A time in the future, which a wrong clock has written, is set to now.
     """
     for path in folder.glob("*/*.seg"):
         with suppress(FileNotFoundError):  # another process has deleted it
@@ -109,7 +112,10 @@ def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
 
 
 def _live_bytes(part: Path, now: float) -> int:
-    """Returns the bytes that a live process has booked for a segment; deletes the file of a process that has died."""
+    """Returns the size of a `.part` file, which a live process has booked.
+
+    The file of a process that has died is deleted, and the result is 0.
+    """
     try:
         file = open_own(part, os.O_RDWR)
     except (FileNotFoundError, UnsafePath):
@@ -160,7 +166,7 @@ def release(file: int, part: Path) -> None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Returns whether the open file still has this name."""
+    """Returns whether the path still leads to the open file. Another process may have renamed or deleted the file."""
     try:
         return os.fstat(file).st_ino == path.stat().st_ino
     except FileNotFoundError:

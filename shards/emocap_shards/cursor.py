@@ -22,12 +22,12 @@ class Cursor:
             raise PlanError(f"cursor epoch={self.epoch}, position={self.position}: neither can be negative.")
 
     def to_json(self) -> dict[str, int]:
-        """Returns plain numbers, for a larger JSON document."""
+        """Returns the cursor as a mapping of integers, to be stored in a larger JSON document."""
         return {"epoch": self.epoch, "position": self.position}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Cursor":
-        """Returns the cursor that `to_json` wrote.
+        """Returns the cursor from a mapping that `to_json` returned.
 
         Raises:
             PlanError: If a number is missing, or is not a non-negative integer.

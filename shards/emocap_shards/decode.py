@@ -1,4 +1,4 @@
-"""Decodes images into pixels, within bounds on the work that a file may cause."""
+"""Decodes images into pixels, with limits on the work that a file may cause."""
 
 import io
 import struct
@@ -84,7 +84,7 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
     """Returns ("JPEG", "PNG" or "WEBP", width, height) from the header alone, in pixels as stored (not turned upright).
 
     Raises:
-        ImageError: As `decode_image`, as far as the header shows it.
+        ImageError: If the header shows one of the faults for which `decode_image` raises.
     """
     try:
         with _opened(data, max_pixels) as image:

@@ -4,12 +4,12 @@
     ├── StoreError            a store cannot be reached, refuses a request, or is full
     │   ├── NotFound          the object does not exist
     │   ├── TooLarge          the object is larger than the limit that the reader set
-    │   └── ConditionFailed   a conditional write lost; nothing was changed
+    │   └── ConditionFailed   the condition of a write did not hold; nothing was changed
     ├── PlanError             no plan can be made from these numbers (also a ValueError)
     ├── ManifestError         there is no complete dataset at this URL
-    ├── RecordError           a sample must not be written into a shard
-    ├── AnnotationError       a caption or labels do not follow the format (the reader wraps it)
-    ├── ImageError            bytes are not a usable image (the reader wraps it)
+    ├── RecordError           a sample, or its source, cannot be packed into shards
+    ├── AnnotationError       a caption or labels do not follow the format (readers raise `DamagedSample`)
+    ├── ImageError            bytes are not a usable image (readers raise `DamagedSample`)
     ├── DamagedShard          a shard or its index differs from what the manifest says
     ├── DamagedSample         a sample of a shard differs from what was written
     └── BudgetSpent           more samples were quarantined than the error budget allows
@@ -19,7 +19,7 @@ A message says what went wrong, where it happened (URL, shard, key) and what to 
 
 
 class ShardsError(Exception):
-    """The root of the tree: `except ShardsError` catches every error of this package."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class StoreError(ShardsError):
@@ -39,7 +39,7 @@ class TooLarge(StoreError):  # noqa: N818
 
 
 class ConditionFailed(StoreError):  # noqa: N818
-    """A conditional write lost, because the object exists or has another version. Nothing was changed."""
+    """The condition of a write did not hold, because the object exists or has another version. Nothing was changed."""
 
 
 class PlanError(ShardsError, ValueError):
@@ -51,7 +51,7 @@ class ManifestError(ShardsError):
 
 
 class RecordError(ShardsError):
-    """A sample must not be written into a shard."""
+    """A sample, or the source that it comes from, cannot be packed into shards."""
 
 
 class AnnotationError(ShardsError):
@@ -71,7 +71,7 @@ class DamagedShard(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, reason: str) -> "DamagedShard":
-        """Returns the error for `shard`, the path of a tar, with the usual cure."""
+        """Returns the error for `shard`, the path of a tar; the message contains `reason` and the usual advice."""
         cure = "run `emocap verify` on the dataset, then upload or pack this shard again"
         return cls(f"shard {shard}: {reason}; {cure}.", shard=shard)
 
@@ -79,7 +79,7 @@ class DamagedShard(ShardsError):  # noqa: N818
 class DamagedSample(ShardsError):  # noqa: N818
     """A sample differs from what was written.
 
-    The message alone is enough to build one, so that a DataLoader can raise the error again in another process.
+    The constructor needs only the message, so that a DataLoader can raise the error again in another process.
     """
 
     def __init__(self, message: str, *, shard: str = "", key: str = "", reason: str = "") -> None:
@@ -90,14 +90,14 @@ class DamagedSample(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, key: str, reason: str) -> "DamagedSample":
-        """Returns the error for the sample `key` of `shard`, with the usual cure."""
+        """Returns the error for the sample `key` of `shard`; the message contains `reason` and the usual advice."""
         cure = "upload or pack the shard again, or allow holes with an error budget"
         return cls(f"sample {key!r} of shard {shard}: {reason}; {cure}.", shard=shard, key=key, reason=reason)
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined than the error budget allows; `damaged` lists all of them that this process
-    knows.
+    """More samples were quarantined than the error budget allows; `damaged` lists all those that this process has
+    found.
     """
 
     def __init__(self, message: str, *, damaged: tuple[DamagedSample, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Holds where each sample of a shard lies, and the checksum of its bytes."""
+"""Defines the index of a shard: the place and the checksum of each sample in the tar."""
 
 import io
 import re
@@ -22,8 +22,9 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One sample in its tar: bytes [offset, offset + length), from its first header to its last padding, and their
-    CRC-32C.
+    """The place of one sample in its tar, bytes [offset, offset + length), and the CRC-32C of these bytes.
+
+    The bytes reach from the header of the sample's first member to the padding of its last member.
     """
 
     key: str
@@ -38,7 +39,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardIndex:
-    """The slots of one shard, in the order of the tar. The file of an index is one structured array in a .npy."""
+    """The slots of one shard, stored as columns in the order of the tar.
+
+    The file of an index is one structured array in a .npy.
+    """
 
     encoded_keys: np.ndarray
     offsets: Int64[np.ndarray, " samples"]
@@ -70,7 +74,7 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
     """Returns the index of `shard` (named in errors) from the bytes of its file.
 
     Raises:
-        DamagedShard: If the bytes are not an index, or its samples do not follow one another.
+        DamagedShard: If the bytes are not an index, or its samples overlap or are not in the order of the tar.
     """
     try:
         rows = _rows(data)

@@ -1,6 +1,4 @@
-"""Reads the indexes of a dataset's shards when they are needed, several at a time, and keeps a bounded number
-of them.
-"""
+"""Reads the indexes of shards when they are needed, several at a time, and keeps the recently used ones in memory."""
 
 import hashlib
 import threading
@@ -24,7 +22,7 @@ READS_AGAIN = 4
 
 
 class Indexes:
-    """The indexes of the shards of one dataset. Threads may share it."""
+    """Reads and keeps the indexes of the shards of one dataset. Threads may share an instance."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
@@ -34,10 +32,10 @@ class Indexes:
         self._lock = threading.Lock()
 
     def of(self, numbers: Sequence[int]) -> list[ShardIndex]:
-        """Returns the indexes of these shards, given by their numbers in the manifest.
+        """Returns the indexes of the shards with these numbers in the manifest, in the given order.
 
         Raises:
-            DamagedShard: If one is missing, or differs from the one that the manifest names.
+            DamagedShard: If an index is missing, or differs from the one that the manifest names.
         """
         with self._lock:
             found = {number: self._kept[number] for number in numbers if number in self._kept}
@@ -66,10 +64,11 @@ class Indexes:
 
 
 def read_index(store: Store, shard: Shard) -> ShardIndex:
-    """Returns the index of a shard, if its digest is the one in the manifest.
+    """Returns the index of a shard.
 
     Raises:
-        DamagedShard: If it is missing or different.
+        DamagedShard: If the index is missing, its digest is not the one in the manifest, or it contradicts the
+            manifest.
     """
 
     def is_right(data: bytes) -> bool:
@@ -95,14 +94,18 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
 
 
 def most_index_bytes(shard: Shard) -> int:
-    """Returns a bound on the bytes of a shard's index, whatever the manifest says."""
+    """Returns an upper bound on the size of a shard's index, used as the limit of a read.
+
+    A forged manifest cannot raise the bound above `MOST_INDEX_BYTES`.
+    """
     return min(shard.samples * MOST_ROW_BYTES + HEADER_BYTES, MOST_INDEX_BYTES)
 
 
 def settled(found: bytes, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:
-    """Returns what a store really holds, after wrong bytes were `found`: bits that flip on the way are not damage.
+    """Reads an object again after wrong bytes were `found`, because bits that flip on the way are not damage.
 
-    It reads again until the bytes are right, or are wrong in the same way twice.
+    It stops when the bytes are right, when they are wrong in the same way twice, or after `READS_AGAIN` reads. The
+    bytes of the last read are returned.
     """
     for _ in range(READS_AGAIN):
         before, found = found, read()

@@ -1,4 +1,4 @@
-"""Opens datasets for reading; several are read as one."""
+"""Opens one or several datasets, and numbers their samples consecutively."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,10 +45,10 @@ class Library:
 
     @classmethod
     def open(cls, url: str | Sequence[MixtureSource], cache: Cache | None = None) -> "Library":
-        """Opens the datasets at their URLs.
+        """Opens the datasets at the given URLs.
 
         Raises:
-            ManifestError: If there is no dataset at one of them.
+            ManifestError: If there is no dataset at one of the URLs.
             StoreError: If a store cannot be reached.
         """
         sources = (MixtureSource(url),) if isinstance(url, str) else tuple(url)
@@ -60,7 +60,7 @@ class Library:
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Number of samples of each dataset."""
+        """The number of samples of each dataset."""
         return tuple(layout.samples for layout in self._layouts)
 
     def layout(self, source: int) -> ShardLayout:
@@ -79,7 +79,7 @@ class Library:
         return [sample for sample in found if sample is not None]
 
     def warm(self, ids: Ids) -> None:
-        """Warms the cache as `Reader.warm`, with numbers that count through all datasets."""
+        """Warms the cache as `Reader.warm` does, but `ids` are numbered consecutively over all datasets."""
         for source, places in self._by_source(ids):
             self._readers[source].warm(ids[places] - self._firsts[source])
 
@@ -87,7 +87,9 @@ class Library:
         return self._readers[source].fetch(ids - self._firsts[source], direct=direct)
 
     def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
-        """Returns, for each source that holds some of the samples, its number and the samples' places in `ids`."""
+        """Returns, for each dataset that holds some of the samples, its number and the places of these samples in
+        `ids`.
+        """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")
@@ -96,5 +98,5 @@ class Library:
 
 
 def _reader(store: Store, manifest: Manifest, cache: Cache | None, first: int, place: str) -> Reader:
-    """Returns a reader, without a cache for a dataset on a disk of this machine."""
+    """Returns a reader of one dataset; a dataset on a disk of this machine is read without the cache."""
     return Reader(store, manifest, None if store.is_near else cache, first=first, place=place)

@@ -1,8 +1,9 @@
 """Opens files and folders safely on a host that several people share.
 
-In a folder that others may write to, a name can be a link to a file of ours, or a pipe that nobody ever writes to.
-Functions of this module never wait for such a thing. What belongs to this process's user alone (caches, locks,
-temporary folders) is opened without following links, and must belong to that user.
+In a folder that other users may write to, a name can be a link to one of our files, or a pipe to which nobody ever
+writes. The functions of this module never wait for a pipe or a device. Files and folders that are meant for this
+process's user alone (caches, locks, temporary folders) must belong to that user, and are opened without following
+links.
 """
 
 import errno
@@ -24,7 +25,10 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UnsafePath(OSError):  # noqa: N818 - the name says more than "error"
-    """A path holds something that is not allowed there; `strerror` says what it is and what to do."""
+    """The path leads to something that is not allowed there, such as a link or a file of another user.
+
+    `strerror` says what was found and what to do.
+    """
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(errno.EPERM, reason, str(path))
@@ -43,7 +47,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
         The descriptor, which the caller closes.
 
     Raises:
-        UnsafePath: If something other than a regular file lies there.
+        UnsafePath: If something other than a regular file lies at the path.
         OSError: As `os.open` does; a folder is an `IsADirectoryError`.
     """
     try:
@@ -65,7 +69,7 @@ def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
     """Opens a regular file of this user that has no second name (hard link). A new file is readable by this user alone.
 
     Raises:
-        UnsafePath: If something else lies there, or a file of another user.
+        UnsafePath: If a file of another user, or anything other than a regular file, lies at the path.
         OSError: As `os.open` does.
     """
     file = open_regular(path, flags, 0o600, follow=False)
@@ -81,7 +85,7 @@ def make_own_folder(folder: str | Path) -> None:
     """Makes a folder for this user alone. An existing one must belong to this user, and others must not write to it.
 
     Raises:
-        UnsafePath: If the existing folder does not satisfy this.
+        UnsafePath: If the existing folder belongs to another user, or others may write to it.
         OSError: If the folder cannot be made.
     """
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def make_own_folder(folder: str | Path) -> None:
 
 
 def is_own_folder(folder: str | Path) -> bool:
-    """Returns whether a folder of this user, and not a link to one, lies there."""
+    """Returns whether the path is a folder of this user, and not a link to one."""
     try:
         status = os.lstat(folder)
     except OSError:
@@ -105,7 +109,7 @@ def is_own_folder(folder: str | Path) -> bool:
 
 
 def owner(uid: int) -> str:
-    """Returns the name of a user for messages."""
+    """Returns the name and the number of the user `uid`, for messages."""
     import pwd
 
     try:

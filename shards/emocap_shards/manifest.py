@@ -23,7 +23,8 @@ SCHEMA = 1
 
 
 class Manifest:
-    """The shards in their canonical order. Sample `i` of the dataset is the i-th sample of all shards laid end to end.
+    """The shards of a dataset in their canonical order. Sample `i` of the dataset is the i-th sample of all shards in a
+    row.
 
     A hundred thousand shards take about 16 MB of memory, because `shards` stores columns.
     """
@@ -37,7 +38,7 @@ class Manifest:
         """Returns the manifest from its bytes; `url` is named in errors.
 
         Raises:
-            ManifestError: If it has another schema, is empty or damaged.
+            ManifestError: If the manifest has another schema, is empty or damaged.
         """
         return cls(_shards(data, url), digest=hashlib.sha256(data).hexdigest())
 
@@ -49,7 +50,7 @@ class Manifest:
 
     @property
     def counts(self) -> Ids:
-        """Samples in each shard."""
+        """The number of samples in each shard."""
         return self.shards.samples
 
     @property
@@ -62,7 +63,7 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the manifest, which depends on every byte of the dataset."""
+        """The SHA-256 of the manifest, which depends on every byte of the dataset."""
         return self._digest or hashlib.sha256(self.dump()).hexdigest()
 
     def dump(self) -> bytes:
@@ -71,7 +72,7 @@ class Manifest:
         return json.dumps(rows, indent=1, sort_keys=True).encode()
 
     def write(self, store: Store) -> None:
-        """Writes the manifest, after which the dataset exists.
+        """Writes the manifest. The dataset exists for readers from then on, so all shards must be written before.
 
         Raises:
             ManifestError: If there is a dataset already, or the manifest is longer than a reader accepts.
@@ -91,7 +92,7 @@ def read_manifest(where: Store | str | Path) -> Manifest:
     """Returns the manifest of the dataset at a URL or in a store.
 
     Raises:
-        ManifestError: If there is none, or it has another schema, is empty or damaged.
+        ManifestError: If there is no manifest, or it has another schema, is empty or damaged.
         StoreError: If the store cannot be reached.
     """
     store = open_store(where) if isinstance(where, str | Path) else where
@@ -103,10 +104,10 @@ def read_manifest(where: Store | str | Path) -> Manifest:
 
 
 def refuse_dataset(store: Store) -> None:
-    """Returns only if the store holds no dataset.
+    """Checks that a store holds no dataset yet.
 
     Raises:
-        ManifestError: If it holds one.
+        ManifestError: If the store holds a dataset.
     """
     if store.exists(MANIFEST):
         raise _occupied(store)

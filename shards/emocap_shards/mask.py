@@ -1,9 +1,9 @@
 """Masks secrets in every text that a person, a log or a tracker sees.
 
-A secret is recognised by its place or by its value. The places are the user and password of a URL, its query, an
-`Authorization` header, and a value next to a name such as `password` or `access_token`. The values are those of the
-environment's credential variables, and those that a config took from the environment (`remember`). A secret that is
-recognised in neither way is not masked.
+A secret is recognised by its place or by its value. The places are the user and password of a URL, the query of a URL,
+an `Authorization` header, and a value next to a name such as `password` or `access_token`. The known values are those
+of the environment's credential variables, and those that were registered with `remember`. A secret that is recognised
+in neither way is not masked.
 """
 
 import functools
@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 6
-"""Shorter values also occur inside of ordinary words, so they are masked by their place alone."""
+"""Values shorter than this also occur inside ordinary words, so they are masked only by their place."""
 SHORTEST_ID = 16
 """Key ids that AWS creates are at least this long."""
 
@@ -56,8 +56,9 @@ def masked(text: str) -> str:
 def masked_url(url: str) -> str:
     """Returns the URL with *** in place of user, password and query.
 
-    Everything before the last @ is treated as user and password, even where it is the name of an object with an @ in
-    it. Half of all AWS keys contain a slash, and then a URL parser finds another user than the one that was meant.
+    Everything before the last @ is treated as user and password, even where the @ belongs to the name of an object. The
+    reason is that half of all secret keys of AWS contain a slash. A URL parser ends the host part at that slash, so it
+    would leave the rest of the key visible.
     """
     scheme, separator, rest = url.partition("://")
     before, at, place = _userinfo(scheme, rest)
@@ -75,9 +76,10 @@ def _userinfo(scheme: str, rest: str) -> tuple[str, str, str]:
 
 
 def public_url(url: str) -> str:
-    """Returns the URL with *** in place of the user, password and query that every parser finds; an @ in a name stays.
+    """Returns the URL with *** in place of the user, password and query that a URL parser finds.
 
-    Use it only for a URL of which `holds_secret` is true for no other reason.
+    An @ in the path stays. The URL must not be ambiguous (`is_ambiguous`), because a part of a password could then
+    remain visible.
     """
     scheme, separator, rest = url.partition("://")
     netloc = _netloc(rest)
@@ -93,7 +95,10 @@ def holds_secret(url: str) -> bool:
 
 
 def is_ambiguous(url: str) -> bool:
-    """Returns whether a person may have meant as a password what a parser reads as host, port and path."""
+    """Returns whether a URL parser may read a part of a password as host, port or path.
+
+    This happens if a password contains an unescaped slash, question mark or hash.
+    """
     rest = url.partition("://")[2]
     before = rest.rpartition("@")[0]
     return ":" in before and "@" not in _netloc(rest)
@@ -104,7 +109,7 @@ def _netloc(rest: str) -> str:
 
 
 def remember(*values: str) -> None:
-    """Registers values that this process masks from now on, wherever they appear in a text.
+    """Registers values that this process masks from now on in every text.
 
     For a URL only its user, password and query are registered, and not its host. Numbers and short texts are ignored.
     """
@@ -115,14 +120,14 @@ def remember(*values: str) -> None:
 def secrets() -> tuple[str, ...]:
     """Returns every value that is masked: those of the current environment and those that were registered.
 
-    The result is meant to be handed to other processes, which register it with `remember`.
+    Another process can register the result with `remember`.
     """
     with _lock:
         return tuple(sorted(_remembered.union(*(_parts(value) for value in _credentials())), key=len, reverse=True))
 
 
 def _credentials() -> Iterator[str]:
-    """Yields the values of environment variables whose name marks a secret, and URLs with a user."""
+    """Yields the values of environment variables whose name marks a secret, or that hold a URL with a user."""
     for name, value in os.environ.items():
         # A key id alone is not a secret. A short one was chosen by a person, as for a local server, and is often an
         # ordinary word, which would then be masked everywhere.
@@ -144,7 +149,7 @@ def _is_secret(name: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _parts(value: str) -> frozenset[str]:
-    """Returns the secrets in a value: the value itself, or those inside of a URL, of JSON or of a connection string."""
+    """Returns the secrets in a value: the value itself, or those inside a URL, JSON or a connection string."""
     return frozenset(part for part in _split(value.strip()) if len(part) >= SHORTEST and not _is_number(part))
 
 

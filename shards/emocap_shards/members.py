@@ -1,4 +1,4 @@
-"""Finds the members of one sample in its part of a tar."""
+"""Finds the members (image and annotation) of one sample in its bytes of a tar."""
 
 import io
 import tarfile
@@ -12,10 +12,10 @@ Places = dict[str, tuple[int, int]]
 
 
 def members_of(block: bytes) -> Places:
-    """Returns, for each extension, the (start, stop) of its member within the block.
+    """Returns, for each extension, the (start, stop) of the contents of its member within the block.
 
-    The extension is the part of the name after its first dot. Headers that a plain ustar writer makes are read in
-    place. All others (pax, GNU, other types) are read by tarfile, which takes thirty times as long.
+    The extension is the part of a member's name after the first dot. This function itself reads the headers of plain
+    ustar files. All other headers (pax, GNU, other types) are read by tarfile, which takes thirty times as long.
 
     Raises:
         tarfile.TarError: If the bytes are not a tar.
@@ -35,7 +35,9 @@ def members_of(block: bytes) -> Places:
 
 
 def _is_plain(block: bytes, position: int) -> bool:
-    """Returns whether the header is that of a regular file with a short name and a size of eleven octal digits."""
+    """Returns whether the header at `position` is that of a regular file with a short name and a size of eleven octal
+    digits.
+    """
     return (
         block.startswith(_USTAR, position + 257)
         and block.startswith(_FILE, position + 156)

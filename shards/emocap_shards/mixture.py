@@ -2,8 +2,8 @@
 
 The method is the chairman assignment (Tijdeman 1980): among the sources whose turn it may be, the one with the earliest
 deadline is chosen. The number of samples of a source among the first p samples is then within one of its share of p,
-for any number of sources. The turns repeat after a round of `ROUND` positions. So the choice at any position is plain
-arithmetic, and resuming at p needs no state but p.
+for any number of sources. The turns repeat after `ROUND` positions. So the source at position p is computed from p
+alone, and resuming needs no other state.
 """
 
 import functools
@@ -25,14 +25,14 @@ ROUND = 1 << 12
 class MixturePlan:
     """Endless steps of `global_batch` samples. Each source goes through its own epochs, with every sample once in each.
 
-    In the cursor an epoch is as many samples as all sources have together. There is no remainder: a step may reach into
-    the next epoch.
+    An epoch of the cursor consists of as many samples as all sources have together. A step may reach into the next
+    epoch, so there is no remainder.
 
     Args:
         samples: Number of samples of each source.
         weights: Share of each source, positive; their sum does not matter. A share is kept to 1 / `ROUND`.
         global_batch: Number of samples in a step, over all ranks.
-        epochs: Ends before this epoch, with a smaller last step if needed; None never ends.
+        epochs: The plan ends before this epoch, with a smaller last step if needed; with None it never ends.
     """
 
     samples: tuple[int, ...]
@@ -68,7 +68,7 @@ class MixturePlan:
 
     @functools.cached_property
     def _turns(self) -> Int64[np.ndarray, "turns sources"]:
-        """Returns how many samples each source has provided before each position of a round; the last row is the full
+        """The number of samples that each source has provided before each position of a round; the last row is the full
         round.
         """
         parts = np.array(apportioned(self.weights, ROUND))

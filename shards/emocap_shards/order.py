@@ -28,7 +28,7 @@ class ShardLayout:
         return int(self.firsts[-1])
 
     def shard_of(self, ids: Ids) -> Ids:
-        """Returns the number of the shard that holds each sample."""
+        """Returns, for each sample, the number of the shard that holds it."""
         return np.searchsorted(self.firsts, ids, side="right").astype(np.int64) - 1
 
 
@@ -51,7 +51,8 @@ class Order:
             raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: {rule}.")
 
     def ids(self, start: int, stop: int) -> Ids:
-        """Returns the sample ids at positions [start, stop); only the windows that these touch are computed.
+        """Returns the sample ids at positions [start, stop) of the epoch; only the windows of these positions are
+        computed.
 
         Raises:
             PlanError: If the positions do not lie within the epoch.
@@ -68,7 +69,10 @@ class Order:
 
     @functools.cached_property
     def window(self) -> Callable[[int], Ids]:
-        """Returns a function from the number of a window to all its sample ids, shuffled."""
+        """A function that returns the shuffled sample ids of the window with a given number.
+
+        Its last two results are cached, for this order alone.
+        """
         return functools.lru_cache(maxsize=2)(self._window)
 
     def _window(self, number: int) -> Ids:
@@ -78,7 +82,7 @@ class Order:
 
     @functools.cached_property
     def _windows(self) -> tuple[list[Ids], Ids]:
-        """Returns the shards of every window, and the first position of every window followed by the end of the
+        """The shards of every window, and an array with the first position of every window, followed by the end of the
         epoch.
         """
         order = permutation(self.seed, self.epoch, 0, len(self.layout.counts))
@@ -90,8 +94,8 @@ class Order:
 def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
     """Returns a permutation of range(size) that depends on its arguments alone.
 
-    It sorts raw random bits, because NumPy guarantees that those stay the same in later versions. It makes no such
-    promise for the methods of `Generator`.
+    It sorts raw random bits. NumPy guarantees that raw bits stay the same in later versions, and makes no such promise
+    for the methods of `Generator`.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))
     return np.argsort(bits.random_raw(size), kind="stable")

@@ -23,7 +23,7 @@ class PositionRange:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One global batch. `after` is the cursor of the stream after this step."""
+    """One global batch: the ranges of its samples, and the cursor of the stream after this step."""
 
     ranges: tuple[PositionRange, ...]
     after: Cursor
@@ -38,10 +38,10 @@ class StepPlan(Protocol):
     """The order of all samples of a run, as a value without state."""
 
     def steps(self, start: Cursor) -> Iterator[Step]:
-        """Yields the steps after a cursor, which may be any position, also one that is not a multiple of the batch.
+        """Yields the steps after a cursor. The cursor's position need not be a multiple of the batch.
 
         Raises:
-            PlanError: If no step would ever come, or the cursor lies after the end of its epoch.
+            PlanError: If the plan has no step at all, or the cursor lies after the end of its epoch.
         """
         ...
 
@@ -53,8 +53,8 @@ class EpochPlan:
     Args:
         samples: Number of samples in an epoch.
         global_batch: Number of samples in a step, over all ranks.
-        drop_last: Drops exactly the remainder.
-        epochs: Ends before this epoch; None never ends.
+        drop_last: Whether to drop the remainder of each pass.
+        epochs: The plan ends before this epoch; with None it never ends.
     """
 
     samples: int
@@ -79,7 +79,7 @@ class EpochPlan:
             epoch, position = epoch + 1, 0
 
     def _stop(self, position: int) -> int | None:
-        """Returns where the step at `position` ends, or None if no step is left in the epoch."""
+        """Returns the position at which the step from `position` ends, or None if no step is left in the epoch."""
         stop = min(position + self.global_batch, self.samples)
         short = stop - position < self.global_batch
         return None if stop == position or (short and self.drop_last) else stop
@@ -99,10 +99,10 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
     """Returns the rank's contiguous share of `rows`.
 
-    Shares differ by at most one row. Some are empty if rows < world_size.
+    Shares differ by at most one row. Some shares are empty if rows < world_size.
 
     Raises:
-        PlanError: If there is no such rank.
+        PlanError: If `rank` is not below `world_size`.
     """
     if not 0 <= rank < world_size:
         raise PlanError(f"rank={rank} of world_size={world_size}: ranks count from 0 to world_size - 1.")
@@ -119,10 +119,10 @@ def passes(source: int, start: int, stop: int, samples: int) -> Iterator[Positio
 
 
 def check_cursor(start: Cursor, samples: int) -> None:
-    """Returns only if the cursor lies within an epoch of `samples`.
+    """Checks that a cursor lies within an epoch of `samples`.
 
     Raises:
-        PlanError: If it lies after the end of the epoch.
+        PlanError: If the cursor lies after the end of the epoch.
     """
     if start.position > samples:
         raise PlanError(f"{start} lies after the {samples} samples of an epoch; is this another dataset?")

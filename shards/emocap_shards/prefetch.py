@@ -1,4 +1,4 @@
-"""Begins reads before their results are requested."""
+"""Reads in background threads what a stream will request next."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -20,8 +20,8 @@ def ahead(
 ) -> Generator[Result]:
     """Yields `fetch(item, direct)` for every item, in order; a thread fetches a few of them in advance.
 
-    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The first item is fetched
-    directly and before all warming, because the consumer is waiting for it.
+    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The first item is fetched with
+    `direct` and before all warming, because the consumer is waiting for it.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     upcoming: deque[tuple[Item, Future[None] | None]] = deque()

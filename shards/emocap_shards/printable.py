@@ -1,16 +1,14 @@
-"""Makes text of unknown origin (keys, captions, labels, messages of servers) safe to print: it cannot control a
-terminal.
-"""
+"""Makes text of unknown origin, such as keys, captions, labels and messages of servers, safe to print on a terminal."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
     """Returns the text with a replacement character for everything that could control a terminal.
 
-    This covers characters that move the cursor, change colours or the direction of text, make links, or are invisible.
+    Replaced are characters that move the cursor, change colours or the direction of text, make links, or are invisible.
 
     Args:
         text: Any text.
-        lines: Keeps line feeds, for a text that may have several lines. Without it the result is one line.
+        lines: Whether line feeds are kept. Without them the result is one line.
     """
     if text.isprintable():
         return text
@@ -21,8 +19,8 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def short(value: object, letters: int = 80) -> str:
-    """Returns `repr(value)`; a long one is shown without its middle, so that a message that contains it stays
-    one line.
+    """Returns `repr(value)`. A result of more than `letters` characters is shown without its middle, for use in
+    messages.
     """
     text = repr(value)
     if len(text) <= letters:

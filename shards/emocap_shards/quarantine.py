@@ -1,4 +1,4 @@
-"""Handles damaged samples: refuses them, or leaves them out within a budget."""
+"""Raises an error for damaged samples, or leaves them out within a budget."""
 
 import logging
 from collections.abc import Iterable
@@ -11,17 +11,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class SampleQuarantine:
-    """The distinct damaged samples so far. It accepts `budget` of them; with a budget of 0 the first one raises."""
+    """Collects the distinct damaged samples of a stream, at most `budget` of them.
+
+    With a budget of 0 the first damaged sample raises its error.
+    """
 
     budget: int = 0
     held: dict[tuple[str, str], DamagedSample] = field(default_factory=dict[tuple[str, str], DamagedSample])
 
     def admit(self, damage: DamagedSample) -> bool:
-        """Leaves the sample out, and returns whether it is a new one.
+        """Records a sample as left out, and returns whether it was not recorded before.
 
         Raises:
             DamagedSample: If the budget is 0.
-            BudgetSpent: If the budget is used up. The error lists the samples that were left out.
+            BudgetSpent: If the budget is used up. The error lists the samples that were left out, and this one.
         """
         if self.budget == 0:
             raise damage

@@ -1,4 +1,4 @@
-"""Reads samples by their ids: in ranges, with every byte checked against the shard index."""
+"""Reads samples by number: neighbouring samples in one request, and every byte checked against the shard index."""
 
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,13 +31,13 @@ Fetched = dict[Span, list[bytes]]
 
 
 class Reader:
-    """Reads one dataset. It keeps the indexes of the shards that it used last. Threads may share it.
+    """Reads the samples of one dataset, and keeps the shard indexes that were used last. Threads may share a reader.
 
     Args:
         store: The store that holds the dataset.
         manifest: The manifest of the dataset.
-        cache: A cache for segments of its shards, if the store is remote.
-        first: The `index` that its first sample gets. The ids of `read` and `fetch` count from 0 in any case.
+        cache: A cache for segments of the shards, if the store is remote.
+        first: The `index` that the first sample of the dataset gets. The ids of `read` and `fetch` always count from 0.
         place: A prefix for the paths of damaged shards, used if there are several datasets.
     """
 
@@ -54,16 +54,18 @@ class Reader:
         self._indexes = Indexes(store, manifest)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:
-        """Returns the decoded samples of `fetch`, each with its first caption."""
+        """Returns the samples of `fetch` in decoded form, each with the caption that a stream with seed 0 shows in
+        epoch 0.
+        """
         return [decoded(each) for each in self.fetch(ids)]
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
-        """Returns one entry for each id, in their order: the sample, or the error that describes its damage.
+        """Returns one entry for each id, in the order of the ids: the sample, or the error that describes its damage.
 
         Args:
             ids: Numbers of samples in the dataset.
-            direct: Requests no more than these samples, also with a cache. This is the fastest way to a few
-                samples.
+            direct: Whether to request only these samples, and not the segments that the cache lacks. This is the
+                fastest way to read a few samples.
 
         Raises:
             DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
@@ -97,7 +99,7 @@ class Reader:
             self._cache.fill([segment for segment, _ in parts if segment], self._ranges)
 
     def _wanted(self, ids: Ids) -> list[ShardRows]:
-        """Returns ascending ids grouped by shard."""
+        """Groups ascending ids by shard, and reads the indexes of these shards."""
         if len(ids) and not 0 <= ids[0] <= ids[-1] < self._layout.samples:
             raise IndexError(f"samples {ids[0]} to {ids[-1]} of {self._layout.samples} in {self._store.url}")
         numbers, heads = np.unique(self._layout.shard_of(ids), return_index=True)
@@ -117,7 +119,7 @@ class Reader:
     def _fill(self, parts: Sequence[Part]) -> Fetched:
         """Fills the cache, and returns the wanted samples of the segments that this call fetched.
 
-        A segment that was fetched need not be stored in the cache, so its samples are taken out here.
+        The cache may have no room for a fetched segment, so the wanted samples are cut out of the fetched bytes.
         """
         if self._cache is None:
             return {}
@@ -126,8 +128,9 @@ class Reader:
         return {segment.span: segment.pieces(rows_of[segment.name], data) for segment, data in brought}
 
     def _blocks(self, parts: Iterable[Part], fetched: Fetched) -> Iterator[bytes]:
-        """Yields the bytes of every wanted sample in order: just fetched, from the cache, or neighbours in one
-        request.
+        """Yields the bytes of every wanted sample in order.
+
+        The bytes come from `fetched`, from the cache, or from the store, where neighbouring samples share a request.
         """
         found = [(rows, self._kept(segment, rows, fetched)) for segment, rows in parts]
         runs = [rows.runs(self._gap_bytes) for rows, kept in found if kept is None]
@@ -148,9 +151,9 @@ class Reader:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
-        """Replaces wrong blocks with what the store really holds: bits that flip on the way are not damage.
+        """Reads wrong blocks again and replaces them in `blocks`, because bits that flip on the way are not damage.
 
-        It reads them again until they are right, or are wrong in the same way twice.
+        A block is read again until it is right, is wrong in the same way twice, or was read `READS_AGAIN` times.
 
         Returns:
             The places of the blocks that remain wrong.
@@ -188,10 +191,10 @@ class Reader:
 
 
 def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
-    """Returns the sample in its part of a tar.
+    """Returns the sample whose two tar members are in `block`.
 
     Raises:
-        DamagedSample: If it does not consist of one image and one annotation.
+        DamagedSample: If the block does not consist of one image and one annotation.
     """
     try:
         members = members_of(block)
@@ -225,12 +228,12 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:
-    """Returns whether these are the bytes that were written."""
+    """Returns whether the block has the length and the CRC-32C that its index entry says."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:
-    """Returns which of several captions is shown, as a function of (seed, epoch, sample)."""
+    """Returns which of several captions is chosen, as a function of `key`, which is (seed, epoch, sample)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
 
 

@@ -1,4 +1,4 @@
-"""Defines a sample in its stages: as it is written, as it lies in a shard, and decoded."""
+"""Defines the classes for a sample before it is written, encoded in a shard, and decoded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class Record:
     """A sample that is about to be written into a shard.
 
     `image` holds the encoded bytes exactly as they will lie in the tar. `extension` names the encoding ("jpg", "png",
-    "webp"). `key` contains no dot and no slash. `further` holds other captions of the same image: a stream shows one of
-    all captions in each epoch.
+    "webp"). `key` contains no dot and no slash. `further` holds other captions of the same image. In each epoch a
+    stream chooses one of all captions.
     """
 
     key: str
@@ -41,11 +41,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A sample as it lies in its shard: its checksum is verified and nothing is decoded.
+    """An undecoded sample of a shard, whose checksum has been verified.
 
-    `index` is its number in the manifest's order, which does not depend on epochs or world size. `shard` is the path of
-    its tar, and `block` holds its bytes there. `image_at` and `annotation_at` are the (start, stop) of the two members
-    within the block.
+    `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
+    `shard` is the path of the tar. `block` holds the bytes of the sample in the tar, with the tar headers of its two
+    members. `image_at` and `annotation_at` are the (start, stop) of the contents of the members within `block`.
     """
 
     index: int
@@ -69,9 +69,9 @@ class Encoded:
 class Sample:
     """A decoded sample of a shard.
 
-    `index` is its number in the order of the manifests, which does not depend on epochs or world size. `epoch` is the
-    number of complete passes over its dataset before this one. `further` holds the captions of the image that are not
-    shown in this epoch.
+    `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
+    `epoch` is the number of complete passes over the sample's dataset before this one. `further` holds the captions of
+    the image that are not chosen in this epoch.
     """
 
     index: int

@@ -1,4 +1,6 @@
-"""Groups neighbouring samples of a shard into segments: the unit of a request, and of what the cache stores."""
+"""Groups neighbouring samples of a shard into segments. A segment is fetched in one request, and the cache stores it as
+one file.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,11 +55,11 @@ class ShardRows:
         return [Slot(key.decode(), offset, length, crc32c) for key, offset, length, crc32c in values]
 
     def runs(self, gap_bytes: int) -> tuple[list[Span], list[tuple[int, int, int]]]:
-        """Returns ranges of the shard, cut at gaps of more than `gap_bytes` between two samples, and how to cut samples
-        out.
+        """Joins the samples into ranges for requests. A gap of more than `gap_bytes` between two samples begins a new
+        range.
 
         Returns:
-            The ranges, and for each sample (number of its range, start and stop within it).
+            The ranges, and for each sample (number of its range, start and stop within the range).
         """
         starts, stops = self.starts, self.stops
         breaks = np.flatnonzero(starts[1:] - stops[:-1] > gap_bytes) + 1
@@ -69,7 +71,7 @@ class ShardRows:
         return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
     def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
-        """Yields the segments that contain these samples, each with the samples that it contains."""
+        """Yields the segments that contain these samples, each with those of the samples that lie in it."""
         numbers = self.starts // SEGMENT_BYTES
         every = self.index.offsets // SEGMENT_BYTES
         for part in self._cut(np.flatnonzero(np.diff(numbers)) + 1):
@@ -90,16 +92,18 @@ class ShardRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """All samples of a shard that begin in the same `SEGMENT_BYTES` of it."""
+    """All samples of a shard that begin in the same interval of `SEGMENT_BYTES` bytes; `number` counts these intervals
+    from 0.
+    """
 
     samples: ShardRows
     number: int
 
     @property
     def name(self) -> str:
-        """The name of the segment's file. It is made of the shard's digest and `SEGMENT_BYTES`.
+        """The name of the segment's file in a cache, made of the shard's digest, `SEGMENT_BYTES` and `number`.
 
-        So equal shards in two places share a file, and another `SEGMENT_BYTES` gives another name.
+        Equal shards in two places therefore share a file, and another `SEGMENT_BYTES` gives another name.
         """
         return f"{self.samples.shard.sha256}-{SEGMENT_BYTES}-{self.number:06d}"
 
@@ -112,15 +116,17 @@ class Segment:
         return self.samples.stop - self.samples.start
 
     def places(self, wanted: ShardRows) -> list[tuple[int, int]]:
-        """Returns the first byte within the segment, and the length, of some of its samples."""
+        """Returns, for each wanted sample, its first byte within the segment and its length."""
         starts = (wanted.starts - self.samples.start).tolist()
         return list(zip(starts, (wanted.stops - wanted.starts).tolist(), strict=True))
 
     def pieces(self, wanted: ShardRows, data: bytes) -> list[bytes]:
-        """Returns the bytes of some of its samples, cut out of `data`; incomplete if `data` is too short."""
+        """Returns the bytes of each wanted sample, cut out of `data`, the bytes of the segment. They are incomplete if
+        `data` is too short.
+        """
         return [data[start : start + length] for start, length in self.places(wanted)]
 
     def is_intact(self, data: bytes) -> bool:
-        """Returns whether the checksum of every sample in the segment's bytes is right."""
+        """Returns whether every sample in `data`, the bytes of the segment, has the checksum of the index."""
         sums = self.samples.index.crc32c[self.samples.rows].tolist()
         return [google_crc32c.value(block) for block in self.samples.pieces(data)] == sums

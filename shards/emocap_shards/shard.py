@@ -1,4 +1,4 @@
-"""Holds the entries of a manifest about its shards."""
+"""Defines the entries for shards in a manifest, with bounds on their numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,11 @@ _LEAST_SAMPLE = 1024  # Bytes of the two tar headers of a sample.
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar and its sample index. Paths are relative to the dataset's root, and digests are hexadecimal."""
+    """One shard: a tar of samples, and a file with the index of these samples.
+
+    Paths are relative to the dataset's root, and digests are hexadecimal. `samples` and `bytes` are the number of
+    samples in the tar and the size of the tar.
+    """
 
     path: str
     samples: int
@@ -28,14 +32,14 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """A sequence of shards that is stored as columns; a row is built when it is requested."""
+    """A sequence of shards that is stored as columns; a `Shard` is constructed when it is requested."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self._columns = columns
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Shards":
-        """Returns the shards of rows with the fields of `Shard`.
+        """Constructs the sequence from rows, each a mapping with the fields of `Shard`.
 
         Raises:
             ValueError: If a field has the wrong type or lies outside its bounds, if a digest is not a valid digest, or
@@ -97,7 +101,7 @@ def _packed(lines: Sequence[str]) -> np.ndarray:
 
 
 def _digests(texts: Sequence[str]) -> np.ndarray:
-    """Returns hexadecimal SHA-256s as rows of 32 bytes."""
+    """Returns an array with one row of 32 bytes for each SHA-256 in hexadecimal."""
     data = bytes.fromhex("".join(texts))
     if any(len(text) != 64 for text in texts):
         raise ValueError("a digest does not have 64 hexadecimal digits")

@@ -1,4 +1,4 @@
-"""Streams what a rank reads: steps of samples, each with the cursor to resume after it."""
+"""Streams the samples that one rank reads, in steps. Each step has the cursor from which a run resumes after it."""
 
 import functools
 import logging
@@ -51,12 +51,12 @@ class Stream:
         rank: This rank, less than `world_size`. If the last step has fewer samples than there are ranks, some ranks get
             an empty list.
         world_size: Number of ranks.
-        window_samples: Samples are shuffled among about this many neighbours in the shuffled sequence of shards. It
-            should be several times `global_batch`; otherwise the samples of a shard meet in the same step in every
-            epoch.
-        drop_last: Drops the samples of an epoch that do not fill a step. A mixture has no such remainder.
-        shuffle: False reads in the manifest's order.
-        start: Where to resume. The position is exact even if `global_batch` was different before.
+        window_samples: About how many samples are shuffled together; they come from neighbours in the shuffled sequence
+            of shards. It should be several times `global_batch`; otherwise the samples of a shard meet in the same step
+            in every epoch.
+        drop_last: Whether to drop the samples of an epoch that do not fill a step. A mixture has no such remainder.
+        shuffle: Whether to shuffle; otherwise samples are read in the manifest's order.
+        start: The cursor from which to resume. It is exact even if `global_batch` was different before.
         epochs: The stream ends before this epoch; with None it never ends.
         error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
             sample raises an error.
@@ -97,9 +97,10 @@ class Stream:
         An `each` that makes large images small saves a third of the time of decoding, because the large images of a
         step are then never in memory together.
 
-        Of the steps counted from `start`, it yields those with number % parts == part. So a DataLoader that takes from
-        `parts` workers in turn gets all steps in order. Within a step the samples are in the order of the manifest, so
-        that a rank's samples are neighbours in it. A quarantined sample leaves a gap: a step may have fewer rows.
+        Steps are numbered from `start`, and those with number % parts == part are yielded. So a DataLoader that takes
+        from `parts` workers in turn gets all steps in order. Within a step the samples are in the order of the
+        manifest, so that a rank's samples are neighbours in it. A quarantined sample is left out, so a step may have
+        fewer rows.
 
         Args:
             part: Which of the `parts` to yield, from 0.
@@ -107,7 +108,7 @@ class Stream:
             each: Converts a sample; it runs in the process that reads.
 
         Raises:
-            PlanError: If there is no such part, or no step would ever come.
+            PlanError: If `part` is not below `parts`, or the plan has no step at all.
             ManifestError: If there is no dataset.
             DamagedShard: If a shard is missing, or its index differs from what the manifest says.
             DamagedSample: If a sample is damaged and the error budget is 0.
@@ -121,15 +122,15 @@ class Stream:
         return self._rank_steps(part, parts, decode)
 
     def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Encoded]]:
-        """Yields the steps of `steps` with every byte checked and nothing decoded."""
+        """Yields the same steps as `steps`, but with samples whose checksums are verified and which are not decoded."""
         return self._rank_steps(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
-        """Returns these samples in this order, for evaluation and previews.
+        """Returns the samples with these numbers, in the given order, for evaluation and previews.
 
         Raises:
-            DamagedSample: If one is damaged.
-            IndexError: If one is not in the datasets.
+            DamagedSample: If a sample is damaged.
+            IndexError: If a number is not in the datasets.
         """
         library = Library.open(self.url, self.cache)
         found = (decoded(sample) for sample in library.fetch(np.fromiter(indexes, np.int64), direct=True))
@@ -146,8 +147,9 @@ class Stream:
             yield RankStep(samples, step.after, damaged)
 
     def _library(self) -> Library:
-        """Opens the datasets, without the cache if it is so small that segments would be evicted before they are used
-        up.
+        """Opens the datasets.
+
+        The cache is not used if it is so small that segments would be evicted before all of their samples are read.
         """
         library = Library.open(self.url, self.cache)
         if self.cache is None or not library.uses_cache:
@@ -171,7 +173,10 @@ class Stream:
         return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
 
     def _warmed_ahead(self, library: Library, parts: int) -> int:
-        """Returns how many steps to warm in advance: those of a window, so that the cache fills for the next window."""
+        """Returns how many steps in advance segments are brought into the cache; 0 without a cache.
+
+        It is about the number of steps in a shuffle window, so that the segments of the next window are already cached.
+        """
         steps = -(-self.window_samples // (self.global_batch * parts)) + 1
         return min(steps, WARMED_AHEAD) if library.uses_cache else 0
 
@@ -187,7 +192,10 @@ class _Reading:
         self._orders = [functools.lru_cache(maxsize=2)(partial(self._order, source)) for source in range(len(library))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
-        """Returns the rank's samples of a step, each with the epoch of its dataset."""
+        """Returns the step, and this rank's samples of the step, each with the epoch of its dataset.
+
+        `direct` is passed on to `Reader.fetch`.
+        """
         shares = list(self._shares(step))
         epochs = [epoch for epoch, ids in shares for _ in ids]
         return step, list(zip(self._library.fetch(_joined(shares), direct=direct), epochs, strict=True))
@@ -196,8 +204,9 @@ class _Reading:
         self._library.warm(_joined(list(self._shares(step))))
 
     def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
-        """Yields (epoch, sample numbers) of the rank's rows; within each range they are in the order of the
-        manifest.
+        """Yields an epoch and the numbers of this rank's samples for each range of the step.
+
+        Within a range the numbers ascend, so the samples are in the order of the manifest.
         """
         share = rank_slice(step.rows, self._stream.rank, self._stream.world_size)
         before = 0
