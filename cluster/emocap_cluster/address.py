@@ -13,8 +13,10 @@ HERE = "local"
 
 
 def address_of_ray() -> str:
-    """Returns `RAY_ADDRESS`, or the address of this user's cluster on this host, or `HERE` if a job starts its own
-    cluster.
+    """Returns the address of the Ray cluster that a job joins: `RAY_ADDRESS`, or that of this user's cluster on this
+    host.
+
+    Returns `HERE` if there is neither, so that the job starts its own cluster.
 
     Raises:
         NoCluster: If there is no answer at `RAY_ADDRESS`, or it is `auto` and this user runs no cluster here.
@@ -32,7 +34,7 @@ def address_of_ray() -> str:
 
 
 def _recorded_address() -> str | None:
-    """Returns the address that `ray start` of this user has recorded on this host, if there is an answer.
+    """Returns the address that `ray start` of this user has recorded on this host, if a server answers there.
 
     Users share the folder, so a file or a folder of another user is ignored: a server at that address would receive the
     job's function with its secrets. The record of a cluster that has ended is deleted, as `ray stop` would do.
@@ -56,7 +58,7 @@ def _recorded_address() -> str | None:
 
 
 def _require_answer(address: str) -> None:
-    """Raises `NoCluster` if there is no answer. Ray itself would try such an address for minutes."""
+    """Raises `NoCluster` if no server answers at the address. Ray itself would retry such an address for minutes."""
     try:
         _connect(address)
     except OSError as error:
@@ -64,7 +66,7 @@ def _require_answer(address: str) -> None:
 
 
 def _connect(address: str) -> None:
-    """Raises OSError if there is no answer. An address without a port, such as `auto`, is left to Ray."""
+    """Raises OSError if no server answers. An address without a port, such as `auto`, is not checked."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()

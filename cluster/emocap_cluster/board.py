@@ -24,7 +24,7 @@ class BoardState:
     Attributes:
         nodes: Ray's id of the node of each rank.
         hosts: The host name of each rank.
-        commits: Number of checkpoints that were committed.
+        commits: Number of checkpoints that this attempt has committed.
         report: The last report of rank 0.
     """
 
@@ -34,7 +34,7 @@ class BoardState:
     report: StepReport | None = None
 
     def merged_with(self, earlier: "BoardState") -> "BoardState":
-        """Returns this state with the ranks of the `earlier` one.
+        """Returns this state, completed with the ranks that only the `earlier` state contains.
 
         A board whose process was restarted is empty, and knows only ranks that register after that.
         """
@@ -59,7 +59,7 @@ class Board:
         self._report: StepReport | None = None
 
     async def begin(self) -> None:
-        """Forgets the previous attempt."""
+        """Deletes the messages and the stop request of the previous attempt."""
         self._begin()
 
     async def register(self, rank: int, node: str, host: str) -> None:
@@ -75,7 +75,7 @@ class Board:
         self._stop.set()
 
     async def stop_requested(self) -> bool:
-        """Returns when the ranks are to save and stop."""
+        """Waits until the driver requests that the ranks save and stop, and returns True."""
         return await self._stop.wait()
 
     async def state(self) -> BoardState:
@@ -83,9 +83,9 @@ class Board:
 
 
 def start_board() -> Any:
-    """Starts a board and returns its handle.
+    """Starts a board on this node and returns its handle.
 
-    The actor is restarted, empty, if its process is lost, and it ends with the job.
+    If the process of the actor is lost, Ray starts an empty board in its place. The actor ends with the job.
     """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board).remote()

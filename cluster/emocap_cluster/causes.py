@@ -1,4 +1,4 @@
-"""Finds the failure of an attempt that caused the others."""
+"""Finds the failure of a rank that caused the failures of the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,12 +16,14 @@ NODE_GONE = ("node has died", "node died", "NODE_DIED", "unreachable")
 def root_cause(
     failed: RankFailed, reported: Sequence[Cause], cause_of: Callable[[int, Exception], Cause], hosts: Mapping[int, str]
 ) -> Cause:
-    """Returns the first failure.
+    """Returns the failure that probably caused the others.
+
+    An error of a rank itself takes precedence over the error of a rank that only reports the loss of another one.
 
     Args:
-        failed: Ray's error.
+        failed: Ray's error for each rank.
         reported: Causes that the ranks themselves have stored, ordered by rank.
-        cause_of: Interprets an error that a rank raised.
+        cause_of: Converts an error that a rank raised to a `Cause`.
         hosts: Names of the ranks' hosts, as far as they are known.
     """
     own = next((each for each in reported if not each.lost), None)
@@ -60,7 +62,7 @@ def end_of_process(text: str) -> tuple[str, str]:
     """Interprets Ray's long text about the end of a process.
 
     Returns:
-        The kind of a `Cause`, and a sentence about "it", the process.
+        The kind of a `Cause`, and a short message such as "its node is lost."
     """
     if any(sign in text for sign in OUT_OF_MEMORY):
         return "OutOfMemory", "Ray ended its process because the node ran out of memory."
@@ -70,8 +72,9 @@ def end_of_process(text: str) -> tuple[str, str]:
 
 
 def unwrapped(error: Exception) -> Exception:
-    """Returns the error that the rank raised, without Ray's errors around it. The error of a dead process is not
-    changed.
+    """Returns the error that the rank raised, without Ray's errors around it.
+
+    If the rank's process died, there is no such error, and Ray's error is returned.
     """
     if isinstance(error, _RayError) or hasattr(error, "health_check_failure"):
         inner = getattr(error, "cause", None)

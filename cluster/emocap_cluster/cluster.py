@@ -1,4 +1,4 @@
-"""Connects to the Ray cluster on which a job runs: that of RAY_ADDRESS or of this host, or its own."""
+"""Connects to the Ray cluster on which a job runs: the one of RAY_ADDRESS, that of this host, or a new one."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ class Cluster:
     """A Ray cluster to which this process is connected.
 
     Args:
-        own: Whether it was started for this process, and consists of this host alone.
+        own: Whether the cluster was started for this process, and consists of this host alone.
         board: Handle of the job's `Board`.
         processes: The processes that an own cluster needs, in the order of `VITAL`; otherwise empty.
     """
@@ -40,11 +40,13 @@ class Cluster:
     processes: tuple[psutil.Process, ...] = ()
 
     def gone(self) -> list[str]:
-        """Returns the names of the needed processes that have ended."""
+        """Returns the names of the `processes` that have ended."""
         return [name for name, each in zip(VITAL, self.processes, strict=False) if not _runs(each)]
 
     def state(self) -> BoardState | None:
-        """Returns the messages of the ranks; None while Ray restarts the board's process, or if the host is slow."""
+        """Returns the messages of the ranks. Returns None while Ray restarts the board's process, or if there is no
+        timely answer.
+        """
         try:
             answer: Any = ray.get(self.board.state.remote(), timeout=BOARD_ANSWER_S)
         except (RayActorError, TimeoutError):
@@ -52,7 +54,7 @@ class Cluster:
         return answer
 
     def begin(self) -> None:
-        """Clears the board of the previous attempt, because an old request to stop would end the new attempt.
+        """Clears the board before an attempt, because a stop request of the previous attempt would end the new one.
 
         Raises:
             NoCluster: If the board does not answer.
@@ -82,15 +84,17 @@ class Cluster:
         ]
 
     def has_free(self, more: int, placement: Placement) -> bool:
-        """Returns whether `more` ranks like the placed ones could start in addition to everything that runs now."""
+        """Returns whether the free resources suffice for `more` ranks, each with the resources of a rank in
+        `placement`.
+        """
         free = ray.available_resources()
         return all(free.get(name, 0.0) >= more * amount for name, amount in placement.held.items())
 
     def release(self) -> None:
         """Frees the devices of an attempt that has ended, in whichever way it ended.
 
-        Ray Train keeps its placement group if a rank dies while it is started, or if the controller is killed. Ray
-        removes such a group only when the job ends, so the next attempt would wait for the devices of this one.
+        Ray Train keeps its placement group if a rank dies during its start, or if the controller is killed. Ray removes
+        such a group only when the job ends, so the next attempt would wait for the devices of this attempt.
         """
         job: str = ray.get_runtime_context().get_job_id()
         groups: dict[str, dict[str, Any]] = placement_group_table()
@@ -101,7 +105,7 @@ class Cluster:
 
 
 def _vital() -> tuple[psutil.Process, ...]:
-    """Returns the needed processes of the cluster that this process has started, in the order of `VITAL`."""
+    """Returns the processes of the cluster that this process has started, in the order of `VITAL`."""
     by_name = {each.name(): each for each in psutil.Process().children() if _runs(each)}
     return tuple(by_name[name] for name in VITAL)
 
@@ -114,9 +118,9 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _draining() -> Mapping[str, int]:
-    """Returns the nodes that will be removed soon.
+    """Returns the ids of the nodes that will be removed soon, with their deadlines.
 
-    Ray has no public function for this; Ray Train's own watcher uses the same one.
+    Ray has no public function for this; Ray Train's own watcher uses the same private one.
     """
     return ray_state.get_draining_nodes()
 
@@ -172,7 +176,7 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
 
 @contextmanager
 def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[None]:
-    """Connects to Ray for the time of the `with` block; `trouble` begins the message if that fails."""
+    """Connects to Ray for the time of the `with` block. If that fails, the message begins with `trouble`."""
     try:
         ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,26 +1,22 @@
-"""Defines the errors that this package raises on purpose.
-
-ClusterError ├── NoCluster      there is no Ray to join, none could be started, or it has too few devices └── RankFailed
-the function raised on a rank, or the rank's process has ended
-"""
+"""Defines the errors that this package raises on purpose; their base class is `ClusterError`."""
 
 from collections.abc import Mapping
 
 
 class ClusterError(Exception):
-    """The root of the tree."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class NoCluster(ClusterError):  # noqa: N818 - a state, not a mistake of the caller
-    """There is no cluster that could run the job."""
+    """There is no Ray cluster to join, none could be started, it has too few devices, or it has ended."""
 
 
 class RankFailed(ClusterError):  # noqa: N818
-    """The job ended because a rank failed.
+    """The job ended because the function raised an error on a rank, or because a rank's process ended.
 
     Args:
         message: The message for the user.
-        cause: The error that the rank raised; None if its process has ended.
+        cause: The error that the rank raised; None if its process ended without an error.
         errors: Ray's error for each rank that failed.
     """
 

@@ -1,6 +1,4 @@
-"""Puts the number of a rank before each of its lines, so that the driver's terminal shows which rank has
-written them.
-"""
+"""Puts the number of a rank before each line of the rank, so that the terminal shows which rank wrote the line."""
 
 import io
 import sys
@@ -8,17 +6,19 @@ from typing import IO
 
 
 def name_lines(rank: int) -> None:
-    """Makes each line that Python code of this process writes begin with, for example, `[rank 3]`.
+    """Makes each line that Python code of this process writes begin with a prefix such as `[rank 3]`.
 
-    Compiled libraries and faulthandler write directly to the descriptor. Their lines have no prefix, are not delayed,
-    and are not lost in a crash.
+    Compiled libraries and faulthandler write directly to the file descriptor. Their lines have no prefix, are not
+    delayed, and are not lost in a crash.
     """
     sys.stdout = Named(sys.stdout, f"[rank {rank}] ")
     sys.stderr = Named(sys.stderr, f"[rank {rank}] ")
 
 
 class Named(io.TextIOBase):
-    """Writes complete lines to `target`, each after `name`; an incomplete line waits for its end."""
+    """A text stream that writes complete lines to `target`, each after the prefix `name`. An incomplete line is held
+    back.
+    """
 
     def __init__(self, target: IO[str], name: str) -> None:
         self._target = target

@@ -1,6 +1,4 @@
-"""Computes how many ranks a job has on the existing nodes, and which share of a device each holds. It does not
-use Ray.
-"""
+"""Computes how many ranks a job has on the existing nodes, and which share of a device each rank holds, without Ray."""
 
 import math
 from collections.abc import Sequence
@@ -62,7 +60,9 @@ def usable(nodes: Sequence[Node]) -> list[Node]:
 
 
 def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
-    """Returns a placement with as many of the requested ranks as fit; `ranks` is 0 if there is no device at all."""
+    """Returns a placement with as many of the requested ranks as fit; `ranks` is 0 if there is no suitable device at
+    all.
+    """
     there = usable(nodes)
     ranks = min(
         request.most, _room(there, request) if request.ranks is None else _fitting(there, request, request.ranks)
@@ -81,14 +81,14 @@ def _room(there: Sequence[Node], request: ResourceRequest) -> int:
 
 
 def _fitting(there: Sequence[Node], request: ResourceRequest, ranks: int) -> int:
-    """Returns how many of `ranks` fit. GPUs are not shared; CPUs are, by any number of ranks."""
+    """Returns how many of `ranks` fit. Ranks do not share a GPU, but any number of ranks share a CPU."""
     if request.on_gpu:
         return min(ranks, sum(node.gpus for node in there))
     return ranks if any(node.cpus for node in there) else 0
 
 
 def _share(there: Sequence[Node], ranks: int) -> float:
-    """Returns the largest 1/k of a CPU that this many ranks can hold, rounded down to the precision of Ray."""
+    """Returns the largest 1/k of a CPU such that this many ranks fit, rounded down to the precision of Ray."""
     cpus = [node.cpus for node in there if node.cpus]
     if not cpus:
         return 0.0

@@ -1,4 +1,7 @@
-"""Runs a launcher's command, and finds every process that it has started on this host, also orphans. Linux only."""
+"""Runs a launcher's command, and finds every process that the command has started on this host, including orphans.
+
+It works on Linux only.
+"""
 
 import ctypes
 import os
@@ -14,10 +17,10 @@ PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 class ProcessTree:
-    """The command as a process with its own session, and all its descendants.
+    """A command, run in a session of its own, and all its descendants.
 
-    If a launcher is killed, its ranks become orphans. This process adopts them instead of init, so they always are
-    among its descendants, and it is never necessary to guess by name which processes belong to the command.
+    If a launcher is killed, its ranks become orphans. This process then adopts them instead of init, so that they
+    remain among its descendants. The processes of the command are therefore known without a search by name.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -44,7 +47,7 @@ class ProcessTree:
         return 128 - code if code < 0 else code
 
     def members(self) -> list[psutil.Process]:
-        """Returns all processes that still run."""
+        """Returns all processes of the command that still run."""
         found = psutil.Process().children(recursive=True)
         return [each for each in found if each.pid not in self._before and _lives(each)]
 
@@ -54,8 +57,10 @@ class ProcessTree:
         return [each for each in self.members() if of_a_rank.get(each.pid) and not of_a_rank.get(_parent(each))]
 
     def end_ranks(self, grace_s: float) -> int:
-        """Asks the running ranks to save, and kills them and their children after `grace_s`. Returns how many ranks
-        ran.
+        """Sends SIGTERM to the running ranks so that they save, and kills them and their children after `grace_s`
+        seconds.
+
+        Returns the number of ranks that were running.
         """
         ranks = self.ranks()
         theirs = [child for rank in ranks for child in _children(rank)]
@@ -65,7 +70,7 @@ class ProcessTree:
         return len(ranks)
 
     def end(self) -> None:
-        """Kills all members at once."""
+        """Kills all processes of the command at once."""
         _kill(self.members())
         self._leader.wait()
 
@@ -82,7 +87,7 @@ def _adopt_orphans(*, enabled: bool) -> None:
 
 
 def send_signal(processes: Iterable[psutil.Process], number: int) -> None:
-    """Sends a signal to all of them, one right after the other. Processes that have ended are ignored."""
+    """Sends a signal to the processes, one right after the other. Processes that have ended are ignored."""
     for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)

@@ -1,4 +1,4 @@
-"""Runs one attempt: a function on every rank of a job, with Ray Train as the control plane."""
+"""Runs one attempt: calls a function on every rank of a job, under Ray Train."""
 
 import logging
 import os
@@ -31,12 +31,12 @@ def start(
 ) -> Future[None]:
     """Calls `function` once on each rank, with the torch process group initialised.
 
-    The returned future ends when all ranks have ended. It raises `RankFailed` if a rank raised or died.
+    The returned future ends when all ranks have ended. It raises `RankFailed` if a rank raised an error or died.
 
     Args:
         function: A picklable function; its result is ignored.
-        placement: Number of ranks, and what each holds.
-        board: The actor through which the driver asks them to stop.
+        placement: Number of ranks, and the resources that each rank holds.
+        board: The actor through which the driver asks the ranks to stop.
         env: Environment variables of the ranks that may be secret; they are sent with the function.
         timeout_s: Longest wait in a collective.
         on_loopback: Whether all ranks are on this host and must not listen on other interfaces.
@@ -63,8 +63,9 @@ _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without the unused callbacks. It overrides a private method, because Ray 2.60 has no
-    setting.
+    """Ray Train's trainer without the callbacks of `_UNUSED`.
+
+    It overrides a private method, because Ray 2.60 has no setting for its default callbacks.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

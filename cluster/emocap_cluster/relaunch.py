@@ -1,4 +1,4 @@
-"""Runs a launcher's command, and runs it again to resume its run, with the same policy as jobs on Ray."""
+"""Runs a launcher's command, and runs it again after failures, with the same policy as for jobs on Ray."""
 
 import random
 import signal
@@ -15,11 +15,11 @@ LOOK_S = 0.5
 CHECK_S, UNREACHABLE_S = 5.0, 60.0
 ORPHANS_S = 60.0  # Time for ranks without a launcher to save and end.
 WRONG_INPUT, STOPPED = 2, 75  # Exit codes of `emocap pretrain`.
-LOST = 137  # The exit code with which a shell reports a killed command.
+LOST = 137  # The exit code of a command that was killed, as a shell reports it.
 
 
 class RelaunchedRun(Protocol):
-    """Gives a supervisor the state of a run that is trained by a command; the run itself has recorded this state."""
+    """Tells `relaunch` the state of the run that the command trains, from the records in the run folder."""
 
     def done(self) -> bool: ...
 
@@ -34,7 +34,7 @@ class RelaunchedRun(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelaunchResult:
-    """The result of `relaunch`: how it ended, the last exit code, and whether Ctrl-C stopped it."""
+    """The result of `relaunch`: how the run ended, the last exit code, and whether Ctrl-C stopped it."""
 
     over: Stop
     code: int
@@ -60,10 +60,10 @@ def relaunch(
         ask: Asks the ranks through the run's folder to save and stop, which reaches ranks on other hosts.
         say: Shows a line to the user.
         answers: Returns whether the service that the command depends on answers, such as Ray's head. A command may
-            wait without end for a head whose host has lost its power, so it is ended after a minute without an
-            answer.
-        still_trains: Returns whether the run trains although the command has ended or waits in vain; the ranks of a
-            submitted job do not need the command. Then it is not started again.
+            wait without end for a head whose host has lost its power, so the command is killed after a minute without
+            an answer.
+        still_trains: Returns whether the run trains without its command, as the ranks of a submitted job can. While it
+            does, the command is not started again.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C; no process of the command remains on this host.
@@ -90,7 +90,7 @@ def _once(
     """Runs the command once.
 
     Returns:
-        The exit code, and a description of any other problem.
+        The exit code, and a description of any other problem, or "".
     """
     asked, answered_s = False, time.monotonic()
     checked_s = answered_s
@@ -116,7 +116,7 @@ def _once(
 
 
 def _follow(still_trains: Callable[[], bool], stop: StopFlag, ask: Callable[[], None]) -> None:
-    """Waits for a run that trains without its command."""
+    """Waits until a run that trains without its command has ended, and passes on a stop request."""
     asked = False
     while still_trains():
         if stop.asked.is_set() and not asked:

@@ -1,7 +1,8 @@
 """Sets up the rendezvous of a job's own cluster: a torch store that listens on the loopback interface alone.
 
-torch's store listens on all interfaces of rank 0's host and does not authenticate its clients. It tells each rank where
-the others are. A stranger who changes an entry can join the job's collectives, some of which carry pickled objects.
+By default torch's store listens on all interfaces of rank 0's host and does not authenticate its clients. The store
+tells each rank the addresses of the others. A stranger who changes an entry can join the job's collectives, some of
+which transfer pickled objects.
 """
 
 import os
@@ -24,7 +25,7 @@ _open: list[TCPStore] = []
 
 
 class LoopbackConfig(TorchConfig):
-    """Ray Train's settings of torch for ranks that are all on this host."""
+    """Makes Ray Train set up torch for ranks that are all on this host, with a rendezvous on the loopback interface."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -33,7 +34,7 @@ class LoopbackConfig(TorchConfig):
 
 class _LoopbackBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Sets up the ranks as Ray 2.60 does, but with our own store."""
+        """Sets up the process groups of the ranks as Ray 2.60 does, but with the store of `open_store`."""
         port = worker_group.execute_single(0, open_store)
         worker_group.execute(_name_store, port)
         worker_group.execute(_set_torch_distributed_env_vars)

@@ -1,4 +1,6 @@
-"""Decides what follows the end of an attempt: nothing, a retry after a pause, or giving up. It uses no clock."""
+"""Decides the next step after the end of an attempt: no further attempt, a retry after a pause, or giving up. It uses
+no clock.
+"""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,15 +23,15 @@ class Cause:
     """The reason why an attempt failed.
 
     Attributes:
-        kind: Class of the error.
+        kind: Name of the class of the error.
         message: The error's message.
         rank: The rank that failed, if it is known.
         host: The host of that rank.
-        step: The step that the rank was in, if it is known.
-        final: The error will occur at every retry, such as a wrong setting.
-        lost: The error only says that another rank is lost.
-        passing: Something else is out of order and may recover, so a repetition does not prove a bug of this run.
-        planned: The run decided to go back some steps, for which it has its own budget.
+        step: The training step at which the rank failed, if it is known.
+        final: Whether every retry would fail in the same way, as with a wrong setting.
+        lost: Whether the error only says that another rank is lost.
+        passing: Whether something outside the run failed that may recover, so that a repetition does not prove a bug.
+        planned: Whether the run itself decided to go back some steps, for which it has its own budget.
     """
 
     kind: str
@@ -52,7 +54,9 @@ class Cause:
 
     @property
     def signature(self) -> tuple[int, str, str] | None:
-        """The step, kind and message, which a bug repeats. None if a repetition would prove nothing."""
+        """The step, kind and message, which are the same each time a bug occurs. None if a repetition would prove
+        nothing.
+        """
         if self.step is None or self.lost or self.passing:
             return None
         return self.step, self.kind, self.message
@@ -84,7 +88,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class RestartBudget:
-    """The budget of a job and how much of it is used, as a value.
+    """The limits on restarts of a job, and how much of them is used. Instances are immutable.
 
     Args:
         max_restarts: Failures in a row, without a new checkpoint between them, before the job ends.
@@ -92,7 +96,7 @@ class RestartBudget:
         progress: Step of the newest checkpoint at the end of the last attempt, or before the first.
         failures: Failures in a row since `progress` last grew.
         preemptions: Announced losses of nodes so far.
-        last: The cause of the last attempt's failure, if it failed.
+        last: The cause of the last attempt's failure, if that attempt failed.
     """
 
     max_restarts: int
@@ -145,8 +149,9 @@ class RestartBudget:
 
 
 def longest_pause_s(failures: int) -> float:
-    """Returns the longest pause after this many failures in a row: none after the first, then 1 s, 2 s, 4 s,
-    ... 60 s.
+    """Returns the longest pause after this many failures in a row.
+
+    It is 0 s after the first failure, then 1 s, 2 s, 4 s and so on, up to 60 s.
     """
     return 0.0 if failures <= 1 else min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2.0 ** min(failures - 2, 10))
 

@@ -1,4 +1,4 @@
-"""Describes a rank under Ray Train. `RayRuntime` implements the `Runtime` protocol of the training function."""
+"""Provides a rank that runs under Ray Train with its position, its device, and a connection to the driver."""
 
 import math
 import socket
@@ -29,10 +29,11 @@ class RayRankInfo:
 
 
 class RayRuntime:
-    """The runtime of a Ray Train worker, in which it must be built.
+    """The runtime of a rank, to be constructed in a Ray Train worker. It implements the training code's protocol
+    `Runtime`.
 
-    Only rank 0 receives requests of the driver and reports progress; the training loop passes them on to the other
-    ranks.
+    Only rank 0 receives stop requests from the driver and reports progress. The training loop passes the requests on to
+    the other ranks.
 
     Args:
         board: Handle of the job's `Board`.
@@ -56,16 +57,17 @@ class RayRuntime:
             threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
 
     def should_stop(self) -> bool:
-        """Returns whether the driver has requested a stop: by the user, for a node that is removed, or for more
-        ranks.
+        """Returns whether the driver has requested a stop.
+
+        The reasons are a request of the user, a node that will be removed, or room for more ranks.
         """
         return self._stop.is_set()
 
     def committed(self, checkpoint: str) -> None:  # noqa: ARG002
-        """Tells the driver that a checkpoint is committed, so that the job may grow now.
+        """Tells the driver that a checkpoint is committed, so that the job may grow from then on.
 
-        Ray Train's own `report` is not used, because it holds all ranks for up to 2 s. At a start the manifests in the
-        store decide, and not what Ray remembers.
+        Ray Train's own `report` is not used, because it holds all ranks for up to 2 s. Ray need not know the
+        checkpoints, because an attempt finds the newest one through the manifests in the store.
         """
         if self.rank_info.rank == 0:
             self._board.committed.remote()

@@ -42,12 +42,12 @@ def on_loopback() -> Generator[None]:
 
 
 def private_folder() -> Path:
-    """Returns this user's folder for Ray's sockets and logs. It is made if needed, and only this user can open it.
+    """Returns this user's folder for Ray's sockets and logs. It is created if needed, and only this user can open it.
 
     Its path is short, because the path of a socket has at most 107 bytes.
 
     Raises:
-        NoCluster: If it cannot be made, or another user could have made it.
+        NoCluster: If the folder cannot be created, or another user could have created it.
     """
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", f"emocap-{os.geteuid()}")  # noqa: S108
     cure = "remove it, or set RAY_TMPDIR to a folder of your own."
@@ -62,12 +62,13 @@ def private_folder() -> Path:
 
 
 def make_token() -> None:
-    """Makes the file of Ray's token, unless it exists, a token is set, or the user has chosen another mode.
+    """Creates the file of Ray's token, unless it exists, a token is set, or the user has chosen another mode of
+    authentication.
 
-    Ray would make the file with the mode of any new file, which other users can usually read.
+    Ray would create the file with default permissions, with which other users can usually read it.
 
     Raises:
-        NoCluster: If it cannot be made.
+        NoCluster: If the file cannot be created.
     """
     if (path := _token_file()) is None or path.exists():
         return
@@ -85,7 +86,7 @@ def make_token() -> None:
 
 
 def check_token() -> None:
-    """Refuses a token that is not secret, because everyone who knows it can run code in the cluster.
+    """Refuses a token that is not secret, because everyone who knows the token can run code in the cluster.
 
     Raises:
         NoCluster: If another user can read the file of Ray's token, or can replace it.
@@ -108,7 +109,10 @@ def check_token() -> None:
 
 
 def _token_file() -> Path | None:
-    """Returns where Ray looks for its token; None if it uses none, or reads it from the environment."""
+    """Returns the path of the file in which Ray looks for its token.
+
+    Returns None if Ray uses no token, or reads the token from the environment.
+    """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return None
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):

@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class StopFlag:
-    """A request to end the job; `interrupted` says that it was made by Ctrl-C."""
+    """`asked` is set when a signal has requested that the job ends; `interrupted` says that this signal was Ctrl-C."""
 
     asked: Event = field(default_factory=Event)
     interrupted: bool = False
@@ -20,7 +20,10 @@ class StopFlag:
 
 @contextmanager
 def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
-    """Handles SIGTERM and SIGINT inside of the `with` block. Only the main thread may use it.
+    """Yields a flag that SIGTERM and SIGINT set inside the `with` block. Only the main thread may use it.
+
+    Args:
+        tell: Shows a line to the user at the first signal.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C.

@@ -20,7 +20,7 @@ LOOK_S, NODES_S, REMIND_S = 0.5, 2.0, 60.0
 
 
 class SupervisedRun(Protocol):
-    """The run's own view of its state, which the training code provides."""
+    """Tells the supervisor the state of a run. The training code implements this protocol."""
 
     def done(self) -> bool: ...
 
@@ -29,15 +29,17 @@ class SupervisedRun(Protocol):
         ...
 
     def failures(self) -> Sequence[Cause]:
-        """Returns the causes that ranks of the newest attempt have stored, ordered by rank; each is returned once."""
+        """Returns the causes that ranks of the newest attempt have stored, ordered by rank. No cause is returned by two
+        calls.
+        """
         ...
 
     def asked_to_stop(self) -> bool:
-        """Returns whether the newest attempt ended because a user requested it."""
+        """Returns whether the newest attempt ended because a user requested a stop."""
         ...
 
     def cause_of(self, rank: int, error: Exception) -> Cause:
-        """Interprets an error that a rank raised."""
+        """Converts an error that a rank raised to a `Cause`."""
         ...
 
 
@@ -51,12 +53,12 @@ class ProgressDisplay(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The function of a job, the devices for it, and how often it may fail.
+    """The function of a job, the devices for it, and limits on its restarts.
 
     Args:
         function: Called on every rank; picklable.
-        request: Devices.
-        restarts: Budget of failures.
+        request: The devices that the job requests.
+        restarts: How often the job may be started again.
         patience_s: How long the job waits for lost devices to return.
         timeout_s: Longest wait in a collective.
         env: Environment variables of the ranks that may be secret.
@@ -82,7 +84,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobHistory:
-    """The attempts of a job and how it ended; `interrupted` says that Ctrl-C stopped it."""
+    """The attempts of a job and how the job ended; `interrupted` says that Ctrl-C stopped it."""
 
     how: End
     attempts: tuple[AttemptRecord, ...]
@@ -166,8 +168,10 @@ class _Supervisor:
         return AttemptEnd(how, self._record.progress(), cause if how is End.FAILED else None), failed
 
     def _how(self, asked: End | None) -> End:
-        """Returns how an attempt without an error ended. A stop request of the user takes precedence over the driver's
-        reason.
+        """Returns how an attempt without an error ended. A stop request of the user takes precedence over `asked`.
+
+        Args:
+            asked: The reason for which the driver asked the ranks to stop, or None.
         """
         if self._record.done():
             return End.DONE
@@ -177,7 +181,7 @@ class _Supervisor:
         """Watches the ranks until all have ended.
 
         Returns:
-            The reason for which they were asked to stop, or None, and the last state of the board.
+            The reason for which the driver asked the ranks to stop, or None; and the last state of the board.
         """
         asked, state, nodes, looked_s, shown = None, BoardState(), list[Node](), -NODES_S, StepReport(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
@@ -195,10 +199,11 @@ class _Supervisor:
         return asked, state
 
     def _check_ray(self) -> None:
-        """Ends a job whose own Ray has ended. Otherwise Ray would end this process at its next call, without a message.
+        """Raises an error if the job's own Ray cluster has ended. Otherwise Ray would end this process without a
+        message.
 
         Raises:
-            NoCluster: If it has ended.
+            NoCluster: If a process of the cluster has ended.
         """
         if gone := self._cluster.gone():
             raise NoCluster(
@@ -214,8 +219,9 @@ class _Supervisor:
         return End.GROWING if more and self._cluster.has_free(more, placement) else None
 
     def _devices(self) -> Placement | None:
-        """Waits for devices for the next attempt, also for those that were lost; returns None if the job is asked to
-        end.
+        """Waits for enough devices for the next attempt, and for up to `patience_s` until lost devices return.
+
+        Returns None if a stop is requested.
         """
         job, before = self._job, self._attempts[-1].ranks if self._attempts else 0
         wanted = min(job.request.ranks or before, job.request.most)
@@ -237,7 +243,7 @@ class _Supervisor:
 
 
 def _raised(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
-    """Returns the error that is the cause, if a rank raised it."""
+    """Returns the error of a rank that became `cause`, or None if no rank raised it."""
     errors = failed.errors.values() if failed else ()
     return next((error for error in errors if cause and type(error).__name__ == cause.kind), None)
 

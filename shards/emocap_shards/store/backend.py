@@ -1,4 +1,4 @@
-"""Defines what the object store needs from S3, a web server or a driver: one attempt of one request per method."""
+"""Defines the interface between the object store and S3, web servers or the drivers of fsspec."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from emocap_shards.store.protocol import Entry
 
 @dataclass(frozen=True, slots=True)
 class ObjectBytes:
-    """Bytes of an object.
+    """The bytes of an object that one request returned.
 
     Args:
-        total: Size of the whole object, or None if the answer does not say it.
-        version: The object's version, or "" if the answer does not say it.
+        total: Size of the whole object, or None if the answer does not contain it.
+        version: The object's version, or "" if the answer does not contain it.
     """
 
     data: bytes
@@ -23,13 +23,14 @@ class ObjectBytes:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The properties of an object that a store reports without its bytes.
+    """The properties of an object that a store reports without the object's bytes.
 
     Args:
         size: Size in bytes.
         version: The object's version, or "".
-        writer: Identifies who wrote it with a condition, or "" if that is unknown.
-        age_s: Time since it was written, by the server's clock, or None if the answer does not say it.
+        writer: The `Condition.writer` of the write that made the object, or "" if that is unknown.
+        age_s: Seconds since the object was written, by the server's clock, or None if the answer does not contain the
+            time.
     """
 
     size: int
@@ -50,7 +51,7 @@ class Page:
 class Condition:
     """The condition of a write: the object is absent, or still has this version.
 
-    `writer` is unique to one write. It distinguishes our write from another one if an answer was lost.
+    `writer` is a random name of this one write. If an answer is lost, it shows whether this write made the object.
     """
 
     version: str = ""
@@ -60,7 +61,7 @@ class Condition:
 
 @runtime_checkable
 class Backend(Protocol):
-    """One attempt of each request.
+    """Makes one attempt of a request in each method.
 
     Paths are relative to the root. Errors are those of the underlying library, or `Refusal`.
     """
@@ -68,18 +69,18 @@ class Backend(Protocol):
     trusted: bool
     """True if conditional writes may work, so that a probe of them is worthwhile."""
     swaps: bool
-    """True if it can write on the condition that an object still has a given version."""
+    """True if the backend can write on the condition that an object still has a given version."""
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
         """Returns bytes [start, end) with start < end; fewer, or none, if the object ends earlier."""
         ...
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
-        """Returns all bytes. Of an object above the limit it returns only the beginning, or nothing, and `total` says
-        the size.
+        """Returns all bytes of an object of at most `limit_bytes`.
 
-        A backend that cannot return the rest in ranges may exceed `limit_bytes`. No backend reads beyond `most_bytes`;
-        `total` is then some number above it.
+        For a larger object the result contains only the beginning, or no bytes, and `total` is the object's size. A
+        backend that cannot return the rest in ranges may exceed `limit_bytes`. No backend reads beyond `most_bytes`;
+        for an object above that, `total` is some number above `most_bytes`.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Reads bodies of answers without keeping more than was requested, because a broken server may send without end."""
+"""Reads bodies of HTTP responses within limits, because a broken server may send bytes without end."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 
 from emocap_shards.store.failure import ShortAnswer
 
-ERROR_BYTES = 64 << 10  # Kept of the body of an error; its message is at the beginning.
+ERROR_BYTES = 64 << 10  # Read of the body of an error, whose message is at the beginning.
 _STEP_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (?:(?P<start>\d{1,19})-\d{1,19}|\*)/(?P<total>\d{1,19}|\*)$")
 
@@ -25,7 +25,10 @@ async def at_most(read: Read, limit_bytes: int) -> bytes:
 
 
 async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
-    """Returns bytes [start, end) of the body, and its size if it ended before `end`; does not wait for what follows."""
+    """Returns bytes [start, end) of the body, and the size of the body if it ended before `end`; otherwise None.
+
+    Bytes after `end` are not waited for.
+    """
     kept, seen = bytearray(), 0
     while seen < end:
         chunk = await read(_STEP_BYTES)
@@ -37,7 +40,7 @@ async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
 
 
 def total_of(content_range: str, start: int) -> int | None:
-    """Returns the object's size, or None if the header does not say it.
+    """Returns the object's size from a Content-Range header, or None if the header does not contain the size.
 
     Raises:
         ShortAnswer: If the range does not begin at `start`.
@@ -51,9 +54,9 @@ def total_of(content_range: str, start: int) -> int | None:
 
 
 def age_of(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds since an object was written.
+    """Returns the seconds since an object was written, from the headers Date and Last-Modified of a response.
 
-    Both times come from the same server's clock. The result is None if one of them is missing.
+    Both times come from the server's clock. The result is None if one of the headers is missing or not a date.
     """
     try:
         now, written = (parsedate_to_datetime(headers[name]) for name in ("date", "last-modified"))

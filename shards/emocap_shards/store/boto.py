@@ -1,4 +1,4 @@
-"""Bounds what botocore's HTTP session reads; by itself it reads an endless answer to its end."""
+"""Limits how much of a response botocore reads. Without a limit its HTTP session would read an endless response."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FIRST_ERROR = 300
 
 
 class BoundedSession(AIOHTTPSession):
-    """Limits how much of an HTTP response is read: only the beginning, if it is an error or not an object.
+    """Reads only the beginning of an error response, or of a response that is not an object.
 
     It is a subclass of the HTTP session and not a wrapper, because s3fs accesses private fields of the session.
     """
@@ -27,7 +27,7 @@ class BoundedSession(AIOHTTPSession):
 
 
 class _Beginning:
-    """The part of the interface of an answer that botocore uses to read it completely."""
+    """Provides the beginning of a response's body through the interface that botocore uses to read the body."""
 
     def __init__(self, answer: Any, limit_bytes: int) -> None:
         self._answer, self._limit_bytes = answer, limit_bytes

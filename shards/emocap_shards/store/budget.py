@@ -1,9 +1,10 @@
-"""Limits how many retries a process may send to a server, so that waiting clients do not keep the server down.
+"""Limits how many retries a process may send to a server, so that waiting clients do not overload a server that
+recovers.
 
-It is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes a token. One
-that succeeds returns two, so that all waiting requests are released within a few round trips once the server answers
-again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S` a second. So while
-a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
+It is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes a token. A
+retry that succeeds returns two, so that all waiting requests are released within a few round trips once the server
+answers again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S` tokens a
+second. So while a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
 """
 
 import asyncio
@@ -12,14 +13,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-SHARE = 0.1  # Tokens for a request that succeeds at its first attempt.
+SHARE = 0.1  # Tokens that a request earns if it succeeds at its first attempt.
 PER_S = 0.5
 BURST = 10.0  # Tokens at the beginning, and their maximum.
 RETURNED = 2.0
 
 
 class Budget:
-    """The retries of one process to one server. It belongs to the event loop that first waits for it."""
+    """The retries that one process may send to one server. An instance belongs to the event loop that first waits for
+    it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,7 +39,7 @@ class Budget:
                         await self._earned.wait()
 
     def take(self) -> float:
-        """Takes a token and returns 0, or returns the seconds until there is one."""
+        """Takes a token and returns 0, or returns the seconds until there is a token."""
         now = self._clock()
         self._tokens, self._at = min(BURST, self._tokens + PER_S * (now - self._at)), now
         if self._tokens < 1:
@@ -58,9 +61,9 @@ def budget_of(server: str, pid: int) -> Budget:  # noqa: ARG001 - a forked proce
 
 
 def server_of(url: str) -> str:
-    """Returns the common part of the URLs of one server.
+    """Returns the part of a URL that is the same for all URLs of one server.
 
-    That is the host of a web server. All buckets of S3 count as one server.
+    For a web server it is the scheme and host. All buckets of S3 count as one server.
     """
     protocol, _, rest = url.partition("://")
     return f"{protocol}://{rest.split('/', 1)[0]}" if protocol in {"http", "https"} else protocol

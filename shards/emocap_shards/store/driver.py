@@ -1,4 +1,4 @@
-"""Supports every other file system that fsspec has a driver for, such as the stores of Google and Azure."""
+"""Implements the backend for the other file systems of fsspec, such as the stores of Google and Azure."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ _GOOGLE = {"gs", "gcs"}
 
 
 class Driver:
-    """A backend that uses fsspec's own methods. Only Google's store is trusted with `put_if_absent`."""
+    """A backend that calls fsspec's own methods. Only for Google's store does it offer `put_if_absent`."""
 
     swaps = False
 
@@ -80,7 +80,7 @@ class Driver:
 async def _call(method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
     """Calls a driver's method and turns an unexpected error that has an HTTP status into a `Refusal`.
 
-    Each driver has its own classes of errors.
+    This is needed because each driver has its own classes of errors.
     """
     try:
         return await method(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Interprets the errors of a store: whether another attempt may succeed, the reason, and what to do."""
+"""Interprets the errors of a store: whether another attempt may succeed, the reason, and advice for the user."""
 
 import errno
 import re
@@ -73,7 +73,7 @@ _LOCAL = {
 
 
 class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `StoreError` instead
-    """The HTTP answer is not the one that was expected."""
+    """The HTTP status is not the expected one, or the response cannot be used."""
 
     def __init__(self, status: int, code: str = "", message: str = "", retry_after: str = "") -> None:
         super().__init__(f"{status} {code}: {message}")
@@ -81,16 +81,17 @@ class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `
 
 
 class ShortAnswer(ConnectionError):  # noqa: N818
-    """An answer has fewer bytes than the object; it is never used as data, and the request is repeated."""
+    """An answer has fewer bytes than the object. Its bytes are never used, and the request is repeated."""
 
 
 EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponseParserError, Refusal)
-"""The errors that a request may raise; any other one is a bug."""
+"""The errors that a request may raise; any other error is a bug."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the same request may succeed later: lost connections, timeouts, damage on the way, 408,
-    429, 5xx.
+    """Returns whether the same request may succeed later.
+
+    This is so for lost connections, timeouts, bytes that were damaged on the way, and the statuses 408, 429 and 5xx.
     """
     status, code = answer(error)
     if status or code:
@@ -101,7 +102,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float:
-    """Returns how long the server asks clients to wait in its header Retry-After; 0 without one."""
+    """Returns how many seconds the server asks clients to wait in its header Retry-After; 0 without this header."""
     if isinstance(error, Refusal):
         return _seconds(error.retry_after)
     response: dict[str, Any] = getattr(error, "response", None) or {} if isinstance(error, ClientError) else {}
@@ -109,7 +110,7 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _seconds(text: str) -> float:
-    """Reads a header that holds a number of seconds, or a date in the future."""
+    """Returns the seconds in a header that holds a number of seconds or a date in the future; 0 for any other text."""
     if text.strip().isdecimal():
         return float(text[:12])
     try:
@@ -147,7 +148,7 @@ def answer(error: BaseException) -> tuple[int, str]:
 
 
 def reason(error: BaseException) -> str:
-    """Returns one line, without secrets, about what happened."""
+    """Returns a description of the error in one line, without secrets."""
     status, code = answer(error)
     if status or code:
         text = error.message if isinstance(error, Refusal) else _server_message(error)
@@ -159,7 +160,7 @@ def reason(error: BaseException) -> str:
 
 
 def cure(error: BaseException) -> str:
-    """Returns what a person can do about an error."""
+    """Returns advice for the user about an error."""
     status, code = answer(error)
     if isinstance(error, NoCredentialsError):
         return f"{_CREDENTIALS}; for a public bucket set FSSPEC_S3_ANON=true"
@@ -173,7 +174,7 @@ def cure(error: BaseException) -> str:
 
 
 def local_trouble(error: OSError) -> str:
-    """Returns the reason and the cure of an error of the local disk."""
+    """Returns the reason of an error of the local disk, with advice for the user."""
     if error.errno in _LOCAL:
         return f"{_LOCAL[error.errno]} there: free some, or choose another disk"
     if isinstance(error, UnsafePath):

@@ -1,4 +1,4 @@
-"""Implements a store in a folder on a local or shared file system, with the promises of an object store."""
+"""Implements a store in a folder on a local or shared file system, with the guarantees of an object store."""
 
 import hashlib
 import os
@@ -27,9 +27,9 @@ _LOCK_WAIT_S = 60.0  # A lock is held for as long as it takes to write a small o
 class FolderStore:
     """Objects are files below `root`, an absolute path.
 
-    A write is complete or absent: it goes to a hidden file next to its target, is flushed to disk, and is then renamed
-    to the target. `put_if_match` excludes only other calls of `put_if_match`, by a lock file. So it needs a file system
-    with flock, and does not notice a `put` at the same moment.
+    An object is complete or absent. A write goes to a hidden file next to its target, which is flushed to disk and then
+    renamed to the target. `put_if_match` uses a lock file, which needs a file system with flock. It excludes other
+    calls of `put_if_match`, but does not notice a simultaneous `put`.
 
     Links among the objects are followed, because people assemble datasets from links. A link that does not lead to a
     regular file (but, for example, to a pipe) is an error, and the store does not block on it. Lock files are opened
@@ -107,8 +107,8 @@ class FolderStore:
             return self._at(path).is_file()
 
     def age_s(self, path: str) -> float | None:
-        """Returns the age by the clock that writes the times of files here, which on a shared disk is the server's
-        clock.
+        """Returns the age by the clock that sets the times of files in this folder; on a shared disk this is the
+        server's clock.
         """
         with self._as_store_error("find", path):
             written_s = self._at(path).stat().st_mtime
@@ -148,7 +148,11 @@ class FolderStore:
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:
-        """Yields a hidden path next to the target to write to; it is deleted afterwards in any case."""
+        """Yields a hidden path next to the target, to which the caller writes; the hidden file is deleted afterwards in
+        any case.
+
+        The caller renames or links the file to the target. The folder is then flushed, so that the new name is durable.
+        """
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -183,7 +187,7 @@ class FolderStore:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file so that `target` is complete or absent."""
+    """Copies a file such that `target` is complete or absent."""
     with _opened(source) as file, landing(target) as part, part.open("xb") as writer:
         _pour(file, writer)
 
@@ -230,7 +234,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the new name durable; flushing the file makes only its bytes durable."""
+    """Makes a new name in the folder durable; flushing the file makes only its bytes durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

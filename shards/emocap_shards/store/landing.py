@@ -1,4 +1,4 @@
-"""Writes local files that are complete or absent."""
+"""Writes local files such that each file is complete or absent."""
 
 import errno
 import os
@@ -13,8 +13,9 @@ from emocap_shards.store.failure import local_trouble
 
 @contextmanager
 def landing(target: Path) -> Generator[Path]:
-    """Yields a hidden path next to the target to write to; afterwards it is renamed to the target, or deleted after an
-    error.
+    """Yields a hidden path next to the target, to which the caller writes.
+
+    Afterwards the hidden file is renamed to the target. After an error it is deleted.
 
     Raises:
         StoreError: If the local disk fails; the message names the target.
@@ -38,8 +39,9 @@ def local_errors(target: Path | str) -> Generator[None]:
 
 
 def need_room(descriptor: int, size: int) -> None:
-    """Returns only if the disk of an open file has room for `size` bytes. It is called because a server may claim any
-    size.
+    """Checks that the disk of an open file has room for `size` bytes, before they are requested.
+
+    Without this check a server that claims a wrong size could fill the disk.
 
     Raises:
         OSError: The error of a full disk.
@@ -50,9 +52,7 @@ def need_room(descriptor: int, size: int) -> None:
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:
-    """Writes all of the bytes, in several calls if needed: a disk that becomes full accepts some bytes before
-    it fails.
-    """
+    """Writes all bytes, in several calls if needed, because a disk that becomes full accepts some bytes first."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)

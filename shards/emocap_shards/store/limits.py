@@ -1,4 +1,4 @@
-"""Defines how long a store is waited for, and how many requests it gets at once."""
+"""Defines how long requests to a store are repeated, and how many requests are made at the same time."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,17 +10,18 @@ DEADLINE = "EMOCAP_STORE_DEADLINE_S"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
-    """When a request is repeated, and when the store gives up.
+    """Defines when a request is repeated, and when the store gives up.
 
     Args:
         deadline_s: For how long one request is repeated, counted from its first attempt; 0 means a single attempt.
-        first_wait_s: Upper bound of the first pause. It doubles with every attempt, and each pause is a random
-            share of it (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
+        first_wait_s: Upper bound of the first pause. The bound doubles with every attempt, and each pause is a random
+            share of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
         longest_wait_s: The bound does not grow beyond this.
-        connect_timeout_s: Time for a connection to open.
-        read_timeout_s: Time until the next byte arrives.
-        slowest_bytes_per_s: A request whose bytes travel more slowly is ended and repeated. A server can stall in
-            places that no timeout of the HTTP library covers, for example before it sends "100 Continue".
+        connect_timeout_s: Longest time for opening a connection.
+        read_timeout_s: Longest time until the next byte arrives.
+        slowest_bytes_per_s: A request that transfers fewer bytes per second is cancelled and repeated. This is needed
+            because a server can stall in places that no timeout of the HTTP library covers, for example before it sends
+            "100 Continue".
     """
 
     deadline_s: float = 900.0
@@ -34,7 +35,7 @@ class RetryConfig:
         _refuse_below(self, 0)
 
     def attempt_s(self, size_bytes: int) -> float:
-        """Returns how long one request that carries this many bytes may take."""
+        """Returns the longest time for one attempt of a request that transfers this many bytes."""
         return self.connect_timeout_s + self.read_timeout_s + size_bytes / max(1.0, self.slowest_bytes_per_s)
 
     @classmethod
@@ -55,11 +56,11 @@ class RetryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferConfig:
-    """Limits on the requests that one process makes to one store at the same time.
+    """Limits the requests that one process makes to one store at the same time.
 
     Args:
-        in_flight: Number of requests; further ones wait.
-        part_bytes: A longer range, or file, travels in parts of this size. S3 requires at least 5 MiB.
+        in_flight: Number of requests; further requests wait.
+        part_bytes: A longer range or file is transferred in parts of this size. S3 requires at least 5 MiB.
         parts_in_flight: Number of parts of files in memory at the same time, in each direction.
     """
 

@@ -24,19 +24,19 @@ from emocap_shards.store.transfer import Connection
 
 T = TypeVar("T")
 OTHER_VERSION = '"00000000000000000000000000000000"'
-DELETED_AT_ONCE = 1000  # The most that S3 accepts in one request.
-MOST_PAGES = 10_000  # Of a listing; each page has up to 1000 objects.
+DELETED_AT_ONCE = 1000  # S3 accepts at most this many paths in one request.
+MOST_PAGES = 10_000  # Pages of a listing; each page has up to 1000 objects.
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A store whose requests are repeated until they succeed, fail finally, or the deadline is over (`retry.py`).
+    """A store whose requests are repeated until they succeed, fail permanently, or reach the deadline (`retry.py`).
 
     Args:
         url: The URL with *** in place of user, password and query.
         patience: When a request is repeated, and when the store gives up.
-        traffic: What is requested at the same time.
-        secret_url: The URL with its secrets, or "" without any. It is not pickled.
+        traffic: Limits on simultaneous requests.
+        secret_url: The URL with its secrets, or "" if it has none. This field is not pickled.
     """
 
     url: str
@@ -117,7 +117,7 @@ class ObjectStore:
 
     @property
     def swaps(self) -> bool:
-        """True if `put_if_match` is supported; without support it is an error."""
+        """True if `put_if_match` is supported; otherwise `put_if_match` raises `StoreError`."""
         return self._connection.backend.swaps
 
     @property
@@ -137,13 +137,17 @@ class ObjectStore:
         return True
 
     async def _put_on(self, path: str, data: bytes, condition: Condition) -> None:
-        """Writes on a condition; raises `ConditionFailed` unless it was an earlier attempt of ours that made the
-        condition fail.
+        """Writes under a condition. A condition that fails because of an earlier attempt of this call counts as
+        success.
 
-        An answer can be lost after the server has written. The metadata of the object says who wrote it, and decides.
-        This is checked at the first attempt too, because aiohttp itself repeats a PUT on a connection that was cut.
-        Without metadata a later attempt compares the bytes. Then two writers of equal bytes, one of which lost an
-        answer, may both believe that they were first.
+        An answer can be lost after the server has written. The metadata of the object then says which call wrote it.
+        This is checked after the first attempt too, because aiohttp itself repeats a PUT on a connection that was cut.
+
+        Without metadata, later attempts compare the bytes. Two callers that write equal bytes may then both succeed, if
+        an answer to one of them is lost.
+
+        Raises:
+            ConditionFailed: If the condition fails because of another write.
         """
         backend = self._connection.backend
 
@@ -230,7 +234,7 @@ def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # A fork
 def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backend:
     """Returns the backend for a URL.
 
-    Backends are imported here, so that a folder or a memory store does not wait for the libraries of S3.
+    Backends are imported here, so that a folder or a memory store does not wait for the import of S3's libraries.
     """
     protocol = url.split("://", 1)[0]
     if protocol in {"s3", "s3a"}:
@@ -252,7 +256,7 @@ def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backen
 
 @functools.lru_cache(maxsize=64)
 def _refuses_second_write(store: ObjectStore) -> bool:
-    """Tests with a probe object whether the store honours conditions. It is tested once for each store."""
+    """Returns whether the store honours conditions, tested once for each store with a probe object."""
     probe = f".emocap-probe-{uuid.uuid4().hex}"
     try:
         store.put_if_absent(probe, b"first")

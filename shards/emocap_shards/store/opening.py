@@ -27,8 +27,8 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
 
     Args:
         url: The root. Stores with http and https are read-only.
-        patience: How long a failing store is waited for; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
-        traffic: What is requested from the store at the same time.
+        patience: How long requests to a failing store are repeated; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
+        traffic: Limits on simultaneous requests.
 
     Raises:
         StoreError: If no file system is known for the URL's protocol, its driver is not installed, the URL names no

@@ -1,4 +1,4 @@
-"""Defines what a store promises."""
+"""Defines the interface and the guarantees of a store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from emocap_shards.errors import StoreError, TooLarge
 
 DOCUMENT_BYTES = 64 << 20
-"""The default limit of `read`. There must be one, because whoever writes an object chooses its size."""
+"""The default limit of `read`. A limit is needed because the writer of an object chooses the object's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,15 @@ class Entry:
 
 @runtime_checkable
 class Store(Protocol):
-    """Objects below one root. Paths are relative to it and written with "/".
+    """Objects below one root. Paths are relative to the root and written with "/".
 
-    A store is a small picklable value; connections are opened in the process that uses it. At every moment an object is
-    complete or absent, and its bytes are durable when `put` returns. A failing store is waited for (`RetryConfig`),
-    with a line in the log from time to time; an error that cannot pass is raised at once. Every method raises
-    `StoreError`. It is `NotFound` if the object does not exist (`delete` and `delete_tree` ignore that), and
-    `ConditionFailed` if a condition does not hold.
+    A store is a small picklable value; connections are opened in the process that uses the store. At every moment an
+    object is complete or absent, and its bytes are durable when `put` returns.
+
+    Requests to a failing store are repeated (`RetryConfig`), and the log reports the wait from time to time. A
+    permanent error is raised at once. Every method raises `StoreError`. Its subclass `NotFound` means that the object
+    does not exist, and `ConditionFailed` that a condition does not hold. `delete` and `delete_tree` ignore objects that
+    do not exist.
     """
 
     @property
@@ -35,20 +37,21 @@ class Store(Protocol):
 
     @property
     def is_near(self) -> bool:
-        """True for a folder that this machine reads by itself, so that a cache of it would gain nothing."""
+        """True for a folder in a file system of this machine; a cache of such a store would gain nothing."""
         ...
 
     def honours_conditions(self) -> bool:
-        """Returns whether `put_if_absent` has one winner and `put_if_match` refuses; some S3 servers ignore
-        conditions.
+        """Returns whether the server enforces the conditions of `put_if_absent` and `put_if_match`.
+
+        Some S3 servers ignore conditions, so that every such write succeeds.
         """
         ...
 
     def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
-        """Returns all bytes. S3's own checksum is verified up to 32 MiB, if the server sends one.
+        """Returns all bytes of an object. S3's own checksum is verified up to 32 MiB, if the server sends one.
 
         Args:
-            path: The object.
+            path: Path of the object.
             limit_bytes: A larger object raises `TooLarge`, and is not read to its end.
         """
         ...
@@ -66,7 +69,7 @@ class Store(Protocol):
         ...
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Does many `read_range`s in one call, at the same time if the store supports it."""
+        """Returns the results of `read_range` for several spans, which are requested at the same time if possible."""
         ...
 
     def put(self, path: str, data: bytes) -> None: ...
@@ -80,19 +83,20 @@ class Store(Protocol):
         `read_range`.
 
         Raises:
-            StoreError: Also if the object was overwritten in the meantime, or the local disk is full.
+            StoreError: Also if the object was overwritten during the copy, or the local disk is full.
         """
         ...
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        """Writes an object that does not exist. Of several callers one wins; the others get `ConditionFailed`.
+        """Writes an object, unless it already exists. If several callers write, one succeeds and the others get
+        `ConditionFailed`.
 
-        If the answer to our own write was lost, the existing object is recognised as ours.
+        If the answer to a successful write is lost, the repeated write recognises the existing object as its own.
         """
         ...
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
-        """Writes only if the object still has the version that `read_versioned` returned."""
+        """Writes an object if it still has the version that `read_versioned` returned."""
         ...
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -102,10 +106,11 @@ class Store(Protocol):
     def exists(self, path: str) -> bool: ...
 
     def age_s(self, path: str) -> float | None:
-        """Returns the seconds since the object was written, by the store's own clock; None if the store does not say
-        it.
+        """Returns the seconds since the object was written, by the store's own clock; None if the store does not report
+        the time.
 
-        The clocks of two computers may differ by hours, so a time inside of an object does not tell its age.
+        The clocks of two computers may differ by hours, so a time that is stored inside an object does not tell the
+        object's age.
         """
         ...
 
@@ -122,10 +127,10 @@ def too_large(path: str, url: str, size: int, limit_bytes: int) -> TooLarge:
 
 
 def checked(path: str) -> str:
-    """Returns the path itself, if it stays below the root of its store.
+    """Returns the path unchanged, after checking that it stays below the root of a store.
 
     Raises:
-        StoreError: If it is empty, absolute, or leads upwards.
+        StoreError: If the path is empty, absolute, or leads upwards.
     """
     if not path or path.startswith("/") or {"", ".", ".."} & set(path.rstrip("/").split("/")):
         raise StoreError(f"{path!r} is not a path below a store's root; write it like 'folder/file'.")

@@ -1,6 +1,6 @@
-"""Retries requests: with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
+"""Repeats failed requests with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
 
-All retries of stores are in this module. If two layers retried, the attempts would multiply.
+All retries of stores are in this module. If two layers repeated requests, their numbers of attempts would multiply.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from emocap_shards.store.failure import EXPECTED, cure, is_transient, reason, re
 from emocap_shards.store.limits import RetryConfig
 
 T = TypeVar("T")
-FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0  # An outage is logged after the first time, and then after each further one.
+FIRST_WORD_S, NEXT_WORD_S = 5.0, 15.0  # An outage is logged after FIRST_WORD_S, and then every NEXT_WORD_S.
 SMALL_BYTES = 1 << 16
-LAST_S = 1.0  # This long before the deadline there is a last attempt, whatever the server asks for.
+LAST_S = 1.0  # Before the deadline. A last attempt is made then, even if the server asks clients to wait longer.
 _log = logging.getLogger(__name__)
 
 
 class Retrier:
     """Repeats requests that are safe to repeat.
 
-    There is one for each connection, so that a thousand waiting reads write one line to the log and not a thousand.
+    Each connection has one, so that a thousand waiting reads together write one line to the log.
 
     Args:
         patience: When a request is repeated, and when the store gives up.
@@ -49,10 +49,10 @@ class Retrier:
         """Awaits act(1), act(2), ... until one returns; an error that is not transient is raised unchanged.
 
         Args:
-            verb: What is done, for messages.
-            path: The object that it is done to.
-            act: One attempt; its argument counts from 1.
-            size_bytes: Bytes that travel in one attempt, which bound its time; None for no bound.
+            verb: The action for messages, such as "read".
+            path: Path of the object, for messages.
+            act: Makes one attempt; its argument is the number of the attempt, from 1.
+            size_bytes: Bytes that are transferred in one attempt, which limit its time; None for no limit.
 
         Raises:
             StoreError: If the deadline is over.
@@ -107,7 +107,7 @@ class Retrier:
         left_s = lambda: began + patience.deadline_s - time.monotonic()  # noqa: E731
 
         def pause_s(state: RetryCallState) -> float:
-            """Returns a random pause, added to the time that the server asks for, so that clients return one by one."""
+            """Returns a random pause plus the time that the server asks for, so that clients return one by one."""
             random_s, asked_s, left = jitter(state), retry_after_s(_error_of(state)), left_s()
             too_long = asked_s > 0 and asked_s + random_s >= left
             return left - LAST_S if too_long and left > LAST_S else asked_s + random_s
@@ -133,7 +133,9 @@ class Retrier:
         self._waiting(verb, path, began)
 
     def _waiting(self, verb: str, path: str, began: float) -> None:
-        """Logs from time to time that the store is waited for, once for all requests that wait."""
+        """Logs that a request waits for the store; the line is written from time to time, once for all waiting
+        requests.
+        """
         now = time.monotonic()
         waited_s = now - began
         if waited_s < FIRST_WORD_S * 0.99 or now - self._last_word < NEXT_WORD_S:
@@ -161,7 +163,7 @@ class Retrier:
 
 
 class _Spent(Exception):  # noqa: N818 - never leaves this file
-    """Raised when the deadline has passed and, already before that, the retry budget had allowed no further retry."""
+    """Raised when the deadline passes while a request waits for the retry budget."""
 
 
 def _later(seconds: float, act: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:

@@ -1,4 +1,4 @@
-"""Implements the backend for S3 and compatible servers: s3fs opens the session, and the requests are made here."""
+"""Implements the backend for S3 and compatible servers. s3fs opens the session, and this module makes the requests."""
 
 import ssl
 import time
@@ -73,7 +73,9 @@ class S3:
             return ObjectBytes(await at_most(body.read, end - start + 1), total, version)
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
-        """Returns the object as `Backend.get_whole`; the server's own checksum is verified if it sends one."""
+        """Returns the object as `Backend.get_whole` does. The server's own checksum is verified if the server sends
+        one.
+        """
         response = await (await self._client()).get_object(**self._at(path))
         version, size = response.get("ETag", ""), response.get("ContentLength")
         limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
@@ -169,9 +171,9 @@ class S3:
         return await self._fs.set_session()
 
     async def _need_bucket(self) -> None:
-        """Raises `Refusal` if the bucket does not exist. It is asked once.
+        """Raises `Refusal` if the bucket does not exist. The server is asked only once.
 
-        The answer to a HEAD is 404 for a missing object and for a missing bucket.
+        This is needed because the answer to a HEAD is 404 both for a missing object and for a missing bucket.
         """
         if self._bucket_seen:
             return

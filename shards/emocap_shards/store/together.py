@@ -1,4 +1,4 @@
-"""Runs requests side by side on the event loop of this process, with a bound on their number."""
+"""Runs requests concurrently on the event loop of this process, with a limit on their number."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -13,8 +13,9 @@ __all__ = ["get_loop", "in_parallel", "wait_for"]
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Runs the work on fsspec's loop and returns its result. A forked process gets a new loop. Ctrl-C cancels the work
-    too.
+    """Runs the work on fsspec's event loop in another thread, and returns its result.
+
+    A forked process gets a new loop. Ctrl-C cancels the work too.
     """
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:
@@ -24,8 +25,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_parallel(jobs: Sequence[T], act: Callable[[T], Awaitable[R]], *, width: int) -> list[R]:
-    """Returns the results in the order of the jobs, with at most `width` at a time; the first error ends all of
-    them.
+    """Returns the results in the order of the jobs, with at most `width` jobs at a time.
+
+    The first error cancels the other jobs and is raised.
     """
     if len(jobs) == 1:
         return [await act(jobs[0])]

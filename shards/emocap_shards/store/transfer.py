@@ -20,13 +20,13 @@ from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.retry import Retrier
 from emocap_shards.store.together import in_parallel
 
-MOST_PARTS = 10_000  # Of one upload to S3.
+MOST_PARTS = 10_000  # S3 accepts at most this many parts of one upload.
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A backend with its retries and a bound on the requests in flight. Each process has one for each store."""
+    """A backend with retries and a limit on the requests in flight. Each process has one connection for each store."""
 
     backend: Backend
     ask: Retrier
@@ -35,7 +35,7 @@ class Connection:
     turn: asyncio.Semaphore
 
     async def get(self, path: str, start: int, end: int) -> ObjectBytes:
-        """Returns bytes [start, end): all that the object has there, never fewer."""
+        """Returns bytes [start, end) of the object. There are fewer only if the object ends earlier."""
 
         async def act(number: int) -> ObjectBytes:
             async with self.turn, asyncio.timeout(self.patience.attempt_s(end - start)):
@@ -48,7 +48,10 @@ class Connection:
         return await self.ask("read", path, act, size_bytes=None)  # The wait for a free place has no limit.
 
     async def get_whole(self, path: str, *, most_bytes: int | None = None) -> ObjectBytes:
-        """Returns the object, in parts if it is large. Of an object above `most_bytes` only `total` is meaningful."""
+        """Returns all bytes of the object, which is read in parts if it is large.
+
+        For an object above `most_bytes` only `total` is meaningful.
+        """
         limit = 4 * self.traffic.part_bytes
         most = sys.maxsize if most_bytes is None else most_bytes
 
@@ -63,7 +66,12 @@ class Connection:
         return ObjectBytes(data[0], part.total, part.version)
 
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
-        """Returns the bytes of every span, all from the same `version` of the object if one is given."""
+        """Returns the bytes of every span. All parts of an object must have the same version, and that of `version` if
+        it is given.
+
+        Raises:
+            StoreError: If the object was overwritten while it was read.
+        """
         sizes = await self._sizes(spans)
         pieces = [
             (number, path, begin, stop)
@@ -80,9 +88,9 @@ class Connection:
         return results
 
     async def _sizes(self, spans: list[tuple[str, int, int]]) -> dict[str, int]:
-        """Returns the sizes of objects of which a very long span is requested.
+        """Returns the sizes of the objects from which a very long span is requested.
 
-        The span is then cut to the size, because a damaged index can request any number of bytes.
+        The caller cuts such a span to the size of the object, because a damaged index can request any number of bytes.
         """
         far = self.traffic.in_flight * self.traffic.part_bytes
         paths = list({path for path, start, end in spans if end - start > far})
@@ -90,7 +98,11 @@ class Connection:
         return {path: facts.size for path, facts in zip(paths, found, strict=True)}
 
     async def get_to(self, path: str, descriptor: int, target: Path) -> None:
-        """Fills an open local file, in any order; raises `StoreError` if the object changes in the meantime."""
+        """Copies an object to an open local file. Parts are written in the order in which they arrive.
+
+        Raises:
+            StoreError: If the object changes during the copy, or the local disk fails; the message then names `target`.
+        """
         part_bytes = self.traffic.part_bytes
         first = await self.get(path, 0, part_bytes)
         facts = (
@@ -125,7 +137,9 @@ class Connection:
             os.close(descriptor)
 
     async def put_large(self, path: str, size: int, take: Callable[[int, int], bytes]) -> None:
-        """Writes the bytes of `take(start, end)`, in parts if there are many; `take` runs in threads."""
+        """Writes the bytes that `take(start, end)` returns for [0, size), in parts if there are many; `take` runs in
+        threads.
+        """
         backend = self.backend
         if size <= 2 * self.traffic.part_bytes or not isinstance(backend, Multipart):
             data = await asyncio.to_thread(take, 0, size)
@@ -182,8 +196,8 @@ def _changed(path: str) -> StoreError:
 
 
 async def _abort(backend: Multipart, path: str, upload: str) -> None:
-    """Tries once to abort an upload. An error here is only logged, because the caller must see the error that
-    led here.
+    """Tries once to abort an upload. An error of this attempt is only logged, because the caller raises the original
+    error.
     """
     try:
         await backend.abort_upload(path, upload)

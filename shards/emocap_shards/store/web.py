@@ -1,4 +1,4 @@
-"""Reads ranges over plain HTTP, and implements the backend for web servers, which is read-only."""
+"""Reads ranges over plain HTTP, and implements the read-only backend for web servers."""
 
 import netrc
 import os
@@ -23,7 +23,7 @@ from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.together import get_loop
 
-READ_AHEAD_BYTES = 1 << 20  # Of a response. With aiohttp's default of 64 KiB a reader of parts pauses all the time.
+READ_AHEAD_BYTES = 1 << 20  # Per response. With aiohttp's default of 64 KiB the transfer of a part pauses often.
 # Asks for an uncompressed body, because a range of a compressed one would be other bytes.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 # "aws-chunked" describes how a body was uploaded to S3; some servers keep it as if it were a property of the object.
@@ -35,9 +35,7 @@ _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Co
 
 
 class WebServer:
-    """Files below a URL, read over HTTP or HTTPS. The user, password and query of the URL are sent with every
-    request.
-    """
+    """Files below a URL, read over HTTP or HTTPS. The URL's user, password and query are sent with every request."""
 
     trusted, swaps = False, False
 
@@ -107,11 +105,11 @@ def open_session(
     trust: SSLContext | bool = True,
     headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
-    """Returns a session for the host of a URL on the running loop; it is closed when its owner is garbage-collected.
+    """Returns a session for the host of a URL on the running loop; it is closed when `owner` is garbage-collected.
 
-    It obeys HTTPS_PROXY and NO_PROXY, which are read once here, because aiohttp's own way also opens ~/.netrc for every
-    request. Names are resolved in threads that the interpreter joins, so a resolver that hangs delays the end of the
-    process.
+    The session obeys HTTPS_PROXY and NO_PROXY, which are read once here. aiohttp's own support for them would open
+    ~/.netrc for every request. Host names are resolved in threads that the interpreter joins, so a resolver that hangs
+    delays the end of the process.
     """
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
@@ -145,7 +143,7 @@ async def ranged(session: aiohttp.ClientSession, url: yarl.URL, start: int, end:
 
     Raises:
         Refusal: If the answer is an error, or compressed.
-        ShortAnswer: If it holds another range than the requested one.
+        ShortAnswer: If the answer holds another range than the requested one.
     """
     async with _asked(session, "GET", url, {"Range": f"bytes={start}-{end - 1}", **_AS_IT_IS}) as response:
         version, content_range = _version(response.headers), response.headers.get("Content-Range", "")
@@ -166,7 +164,7 @@ async def _asked(
 ) -> AsyncGenerator[aiohttp.ClientResponse]:
     """Yields the answer to a request; a redirect is followed only on the same host.
 
-    Another host may be one that only this machine can reach, and it would receive the credentials of the first one.
+    Another host may be one that only this machine can reach, and it would receive the credentials of the first host.
     """
     for _ in range(MOST_REDIRECTS + 1):
         async with session.request(method, url, headers=headers, allow_redirects=False) as response:
@@ -179,10 +177,12 @@ async def _asked(
 
 
 def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
-    """Returns the new URL with the old user and password. Only the change from http to https is allowed.
+    """Returns the URL to which a redirect leads, with the user and password of the old URL.
+
+    The scheme, the host and the port must stay the same, except for a change from http to https on the default ports.
 
     Raises:
-        Refusal: If it lies on another host.
+        Refusal: If the redirect leads elsewhere, or to something that is not a URL.
     """
     try:
         target = url.join(yarl.URL(location, encoded=True))
@@ -204,7 +204,7 @@ def _redirected(url: yarl.URL, location: str, status: int) -> yarl.URL:
 
 
 async def _need(response: aiohttp.ClientResponse, statuses: set[int]) -> None:
-    """Raises `Refusal` unless the body that follows consists of the object's own bytes."""
+    """Raises `Refusal` unless the status is one of `statuses` and the body is not compressed."""
     if response.status in statuses:
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in _PLAIN:
