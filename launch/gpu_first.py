@@ -1,24 +1,24 @@
-"""The first minutes on a GPU: is the device right, is the result right, how fast is it.
+"""Measures the fused losses in the first minutes on a GPU: the device, the errors of the results, and the speed.
 
     python3 launch/gpu_first.py --seconds 540 --out docs/benchmarks
 
-Runs on a bare machine with torch and triton only; nothing is installed, the sources beside this file are used. Each
-stage is guarded and bounded in time, the most wanted ones come first, and each result is printed and appended to
-`gpu_first.jsonl` at once, so that a run that is cut off keeps what it had:
+The script needs only torch and triton. It installs nothing, and imports the sources of this checkout. Each stage has a
+limit of time, and an error in one does not prevent the next. The most important stages come first. Each result is
+printed and appended to `gpu_first.jsonl` at once, so that an interrupted run keeps its results:
 
-    device      matrix products and copies per second: the yardsticks of the later stages
+    device      matrix products and copies per second, to which later stages relate their results
     checks      every setting against float64, compiled in parallel processes
     plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its kernels
     products    the library's matrix products by shape of chunk
     tiles       candidates of the tile, for the plain, the joint and the sigmoid loss
-    settings    mined, sigmoid and soft losses beside the plain one, and small batches
+    settings    mined, sigmoid and soft losses relative to the plain one, and small batches
     regions     the local loss by number of patches
-    peers       the losses of other packages, where they are importable
+    peers       the losses of other packages, if they are installed
     million     1,048,576 rows in one call
-    tests       the tests of the fused kernels in parallel, until the time is up
+    tests       the tests of the fused kernels in parallel, until the time is over
 
-Without a CUDA device everything runs at toy sizes with the backend `chunked`: a dry run that finds errors of this
-script, not figures of a device.
+Without a CUDA device everything runs at toy sizes with the backend `chunked`. This dry run finds errors of the script;
+its numbers do not describe a device.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-import torch  # noqa: E402 - after the path of our own packages
+import torch  # noqa: E402 - needs the path of our own packages
 from emocap_kernels import Mining, contrastive_loss, region_contrastive_loss  # noqa: E402
 from emocap_kernels.backend import Backend  # noqa: E402
 from emocap_kernels.fused import tiling  # noqa: E402
@@ -79,13 +79,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 # The current tile comes first. With four warps and two stages, two programs may share a multiprocessor.
 TILES = (*CANDIDATES, tiling.TileConfig(128, 128, 64, 4, 2))
-# Patches of an image, sentences of an image.
+# Number of patches and of sentences of an image.
 REGIONS = ((49, 4), (196, 4), (576, 2))
 PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid")
 
 
 def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
-    """Returns the loss of a setting and its gradients in image, text and scale."""
+    """Returns the loss of a setting, and its gradients with respect to image, text and scale."""
     options = dict(SETTINGS[setting])
     if "ids" in options:
         options["ids"] = torch.arange(len(batch.image), device=batch.device) // options["ids"]
@@ -98,7 +98,7 @@ def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tupl
 
 
 def evaluate_regions(batch: Regions, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
-    """Returns the local loss and its gradients in patches, sentences and scale."""
+    """Returns the local loss, and its gradients with respect to patches, sentences and scale."""
     arguments = (batch.patches, batch.sentences, batch.owner, batch.scale)
     loss = region_contrastive_loss(*arguments, backend=backend).loss
     return loss, *torch.autograd.grad(loss, (batch.patches, batch.sentences, batch.scale))
@@ -110,7 +110,7 @@ def forward(batch: PairBatch) -> Tensor:
 
 
 def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """Returns the largest error of a tensor, relative to its norm in float64."""
+    """Returns the largest error among the tensors, each relative to the norm of the true tensor."""
     pairs = zip(found, true, strict=True)
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
@@ -121,7 +121,11 @@ def use_tile(tile: tiling.TileConfig) -> None:
 
 
 def check(name: str) -> tuple[float, float]:
-    """Returns the relative error from float64, and seconds, at sizes that no tile divides. Runs in its own process."""
+    """Returns the relative error of a setting from float64, and the seconds that it took; called in a process of its
+    own.
+
+    No tile divides the sizes. `name` is a setting, "tile NUMBER", or "regions PATCHES SENTENCES".
+    """
     start_s = time.monotonic()
     kind, *numbers = name.split()
     if kind == "regions":
@@ -138,7 +142,7 @@ def check(name: str) -> tuple[float, float]:
 
 
 def median_s(call: Callable[[], object], rounds: int = 5) -> float:
-    """Returns the median of some readings, after two calls as a warm-up."""
+    """Returns the median time of one call in seconds, over some rounds after two calls as a warm-up."""
     call()
     call()
     clock = clock_of(DEVICE)
@@ -147,13 +151,13 @@ def median_s(call: Callable[[], object], rounds: int = 5) -> float:
 
 @dataclass(slots=True)
 class Session:
-    """The time that is left, and the file of results.
+    """The remaining time, and the file of results.
 
     Attributes:
-        seconds: Time of the complete run.
+        seconds: Time for all stages.
         path: File of the JSON lines.
         flops_per_s: Rate of a large matrix product, measured by the first stage; 1 before it.
-        about: Device, versions, commit, date and command, which every line carries.
+        about: Device, versions, commit, date and command, which every line contains.
     """
 
     seconds: float
@@ -180,14 +184,14 @@ class Session:
         sys.stdout.flush()
 
     def run(self, stage: str, needs_s: float, act: Callable[["Session"], None]) -> None:
-        """A stage, unless too little time is left; an error is recorded, and the next stage runs."""
+        """Runs a stage, unless less than `needs_s` seconds are left. An error of the stage is recorded, not raised."""
         self.stage = stage
         if self.left_s() < needs_s:
             self.record(skipped=f"{self.left_s():.0f} s are left, {needs_s:.0f} s are needed")
             return
         try:
             act(self)
-        except Exception as error:  # noqa: BLE001 - recorded; the stages do not depend on each other
+        except Exception as error:  # noqa: BLE001 - it is recorded, and the stages do not depend on each other
             self.record(failed=first_line(error))
             traceback.print_exc()
         if CUDA:
@@ -262,7 +266,7 @@ def profile_plain(session: Session, batch: PairBatch) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """Measures the rate of the library's products in backward, for several shapes of a chunk of the gradient."""
+    """Measures the rate of the library's matrix products in backward, for several shapes of a chunk of the gradient."""
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):
         for rows, columns in chunks:
@@ -289,7 +293,7 @@ def measure_tiles(session: Session) -> None:
             for tile in TILES if CUDA else TILES[:1]:
                 if session.left_s() < 60:
                     session.record(
-                        skipped=f"the tiles from {setting}, {numbers_of(tile)} on, to keep time for later stages"
+                        skipped=f"the tiles from {setting}, {numbers_of(tile)}, to keep time for later stages"
                     )
                     return
                 use_tile(tile)
@@ -397,7 +401,7 @@ def run_tests(session: Session) -> None:
     session.record(tests=lines[-1][:200] if lines else "no output", output=output.name)
 
 
-# (name, seconds that it needs at least, function), the most important first.
+# Name, fewest seconds and function of each stage; the most important stages come first.
 STAGES: tuple[tuple[str, float, Callable[[Session], None]], ...] = (
     ("device", 5, measure_device),
     ("checks", 30, run_checks),
@@ -416,8 +420,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=540.0, help="Time for all stages.")
     parser.add_argument("--out", type=Path, default=Path(), help="Folder of gpu_first.jsonl.")
-    parser.add_argument("--commit", help="Revision of the sources, where there is no git to ask.")
-    parser.add_argument("--skip", nargs="*", default=[], choices=[name for name, *_ in STAGES], help="Stages.")
+    parser.add_argument("--commit", help="Revision of the sources, for a machine without git.")
+    parser.add_argument("--skip", nargs="*", default=[], choices=[name for name, *_ in STAGES], help="Stages to skip.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     session = Session(options.seconds, options.out / "gpu_first.jsonl")

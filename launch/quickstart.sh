@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained, tracked and evaluated model on this machine: environment, faces, training.
-# Further arguments override the recipe, such as `launch/quickstart.sh steps=500`.
+# Installs the environment, makes a dataset of faces, and trains, tracks and evaluates a model on this machine.
+# Arguments override settings of the recipe, such as `launch/quickstart.sh steps=500`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup.sh

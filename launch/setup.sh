@@ -1,9 +1,9 @@
-# Makes .venv from requirements.lock and leaves it alone when it fits already. Sourced by quickstart.sh and test.sh,
-# from the repository's root. PYTHON names another interpreter.
+# Creates .venv from requirements.lock, unless it is up to date. Other scripts source this file from the root of the
+# repository. The variable PYTHON names another interpreter.
 
 fail() { printf 'error: %s\n' "$1" >&2; exit 1; }
 
-# Counts the packages that pip collects into one line; the full log is kept for a failure.
+# Shows in one line how many packages pip has collected. The log of pip is kept, for the case of a failure.
 install() {
   local total=$1 log=.venv/install.log; shift
   .venv/bin/pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1 &
@@ -14,7 +14,7 @@ install() {
     sleep 1
   done
   if [ -t 1 ]; then printf '\r\033[K'; fi
-  wait "$pid" || fail "pip could not install ($(grep -m1 '^ERROR' "$log" || tail -n1 "$log")); the log is $PWD/$log, run the command again."
+  wait "$pid" || fail "pip could not install ($(grep -m1 '^ERROR' "$log" || tail -n1 "$log")): read $PWD/$log, then run the command again."
 }
 
 find_python() {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One run under SLURM, a task for each GPU: sbatch launch/slurm.sh my.yaml [key=value ...]
+# Trains one run under SLURM, with one task for each GPU: sbatch launch/slurm.sh my.yaml [key=value ...]
 #
-# The job queues again by itself: 5 minutes before its time limit, when it is preempted, and, SLURM sees to that, when it
-# has lost a node; the run then resumes from its newest checkpoint. `emocap restart` starts the ranks again when one fails
-# and the nodes are well. Options of `sbatch` win over those below, as `sbatch --nodes 2-8`: the run takes what it gets.
-# EMOCAP names the checkout; by default it is the folder of `sbatch`.
+# The job requeues itself 5 minutes before its time limit, and when it is preempted. SLURM requeues the job when it has
+# lost a node. The run then resumes from its newest checkpoint. If a rank fails on a healthy node, `emocap restart`
+# starts the ranks again. Options of `sbatch` override the ones below: with `sbatch --nodes 2-8` the run uses as many
+# nodes as it gets. The variable EMOCAP names the checkout; by default it is the folder in which `sbatch` was called.
 #SBATCH --job-name=emocap
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# To this script alone, so long before the limit: time to end a step and to save.
+# 300 s before the time limit SLURM sends USR1 to this script alone, so that the ranks can end a step and save.
 #SBATCH --signal=B:USR1@300
 set -euo pipefail
 
@@ -23,16 +23,16 @@ cd "${EMOCAP:-${SLURM_SUBMIT_DIR:?start it by sbatch}}"
 export PATH="$PWD/.venv/bin:$PATH"
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker}"
 
-# No rank is killed because another has ended: they notice a loss themselves and say whose, and rank 0 has the last word.
+# srun must not kill ranks when another one has ended: they detect the loss themselves, and rank 0 reports it.
 emocap restart -- srun --kill-on-bad-exit=0 --wait=0 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   python -m emocap_pretrain.run "$@" &
 ranks=$!
-# To `emocap restart`, which has the ranks save; srun would turn a SIGTERM into SIGKILL for them.
+# The signal goes to `emocap restart`, which asks the ranks to save. srun would follow a SIGTERM with SIGKILL.
 trap 'kill -TERM "$ranks"' USR1 TERM
-# A trap ends `wait` early: then the ranks still save.
+# A trapped signal ends `wait` early, while the ranks still save, so this waits until they have ended.
 while code=0; wait "$ranks" || code=$?; kill -0 "$ranks" 2>/dev/null; do :; done
 
-if [ "$code" -eq 75 ]; then # saved before the last step
+if [ "$code" -eq 75 ]; then # The run was saved before its last step.
   echo "job $SLURM_JOB_ID queues again"
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests; makes the environment if needed.
+# Runs the tests. The environment is created if needed.
 #
 #   launch/test.sh           everything, in three stages
 #   launch/test.sh fast      unit tests that start no other process, in a few minutes

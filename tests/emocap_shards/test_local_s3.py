@@ -32,14 +32,14 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path, taken, monkeyp
     monkeypatch.setattr(local_s3, "_LAST_PORT", 65_535)
     with pytest.raises(RuntimeError, match=rf"^port {taken} of 127.0.0.1 is taken; choose another --port"):
         LocalS3(tmp_path / "s3", port=taken)
-    with pytest.raises(RuntimeError, match=rf"port {taken} .*, which port {taken - GRPC_STEP} needs too, is taken"):
+    with pytest.raises(RuntimeError, match=rf"port {taken} .*, the gRPC port of port {taken - GRPC_STEP}, is taken"):
         LocalS3(tmp_path / "s3", port=taken - GRPC_STEP)
     assert not (tmp_path / "s3").exists()
 
 
 @pytest.mark.parametrize("port", [-1, 55_536, 70_000])
 def test_a_port_that_cannot_be_is_refused(tmp_path, port):
-    with pytest.raises(RuntimeError, match=rf"^port {port} is none of 1 to 55535"):
+    with pytest.raises(RuntimeError, match=rf"^port {port} is not one of 1 to 55535"):
         LocalS3(tmp_path, port=port)
 
 
