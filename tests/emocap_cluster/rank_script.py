@@ -1,7 +1,8 @@
-"""Runs jobs on Ray and prints one JSON line for each; it is a separate process, because Ray does not clean up.
+"""Runs jobs on Ray and prints one JSON line for each. It is a separate process, because Ray does not clean up its
+state.
 
-`rank_script.py FOLDER` has a Ray of its own; `rank_script.py FOLDER nodes` starts one whose nodes come and go, and
-`rank_script.py FOLDER moves` in it.
+`rank_script.py FOLDER` starts its own Ray. `rank_script.py FOLDER nodes` starts a cluster to which nodes are added and
+from which they are removed. `rank_script.py FOLDER moves` runs a job in that cluster.
 """
 
 import json
@@ -36,7 +37,7 @@ def tell(**facts: object) -> None:
 
 @dataclass
 class FileRecord:
-    """A run whose folder has a file `done`, one `progress`, and one for each failure."""
+    """A run whose state is in files of a folder: `done`, `progress`, and one file for each failure."""
 
     folder: Path
 
@@ -146,7 +147,7 @@ def is_killed(place: Path, runtime: RayRuntime) -> None:
 
 
 class DiesWhileItIsStarted:
-    """A training function; the first rank that receives it is killed before Ray Train has started all ranks."""
+    """A training function that kills the first rank that receives it, before Ray Train has started all ranks."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -179,14 +180,14 @@ def waits_at_first(place: Path, runtime: RayRuntime) -> None:
 
 
 def kill(name: str) -> None:
-    """SIGKILL to the process of this cluster that has this name, of which the system shows 15 characters at least."""
+    """Sends SIGKILL to the process of this cluster with this name. The system shows at least 15 characters of names."""
     family = psutil.Process().children(recursive=True)
     (found,) = [each for each in family if each.name().startswith(name)]
     found.kill()
 
 
 def left_behind() -> dict[str, object]:
-    """Actors of ended attempts that are still alive, and the CPUs that are free, after a wait for both."""
+    """Returns the actors of ended attempts that are still alive and the free CPUs, after waiting for both to settle."""
     import ray  # Not before emocap_cluster, whose settings Ray reads when it is imported.
     from ray._private.state import actors as actor_table
 
@@ -218,7 +219,7 @@ def is_set_wrongly(_place: Path, runtime: RayRuntime) -> None:
 
 
 def waits_to_be_stopped(place: Path, runtime: RayRuntime) -> None:
-    """Saves every half second; on the way out too."""
+    """Saves every half second, and once more when it is asked to stop."""
     step = int((place / "progress").read_text()) if (place / "progress").exists() else 0
     for now in range(step + 1, step + 200):
         stopping = stops(runtime)
@@ -241,7 +242,7 @@ def stops(runtime: RayRuntime) -> bool:
 
 
 def when(file: Path, act: Callable[[], object]) -> None:
-    """Act once the file is there."""
+    """Calls `act` once the file exists."""
 
     def wait() -> None:
         while not file.exists():
@@ -252,7 +253,7 @@ def when(file: Path, act: Callable[[], object]) -> None:
 
 
 def listeners() -> list[list[object]]:
-    """Name and address of each socket on which this process, or one that it has started, waits for connections."""
+    """Returns name and address of each socket on which this process, or a process that it has started, listens."""
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     seen: list[list[object]] = []
     for each in family:
@@ -262,7 +263,7 @@ def listeners() -> list[list[object]]:
 
 
 def modes() -> dict[str, object]:
-    """Returns the files of a cluster that this process has started."""
+    """Returns the access modes of the files of a cluster that this process has started."""
     token = Path.home() / ".ray" / "auth_token"
     sockets = Path(os.environ["RAY_TMPDIR"], f"emocap-{os.getuid()}")
     paths = {"token": token, "token folder": token.parent, "sockets": sockets}
@@ -288,7 +289,9 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
 
 
 def on_nodes(folder: Path) -> None:
-    """A head without CPUs; one node, then three (the job grows), then one is drained (it continues without it)."""
+    """Runs a job on a head without CPUs and one node. Two nodes are added, so the job grows, and then one node is
+    drained.
+    """
     from ray.cluster_utils import Cluster as Nodes
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -20,7 +20,7 @@ LAUNCHER = f"for r in 0 1; do RANK=$r WORLD_SIZE=2 bash -c '{RANK}' & done; wait
 
 @dataclass
 class FakeRecord:
-    """A run whose folder has a file `done` when it is."""
+    """A run that is done once its folder has a file `done`."""
 
     folder: Path
     causes: Sequence[Cause] = ()
@@ -44,7 +44,7 @@ class FakeRecord:
 
 @dataclass
 class Shell:
-    """Runs scripts in a folder, and remembers what was said and whether the run's folder was asked."""
+    """Runs scripts in a folder, and records the lines for the user and the stop requests through the run's folder."""
 
     folder: Path
     said: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Shell:
         return len((self.folder / "starts").read_text())
 
     def when(self, name: str, act: Callable[[], object]) -> None:
-        """Act as soon as the file is there."""
+        """Calls `act` as soon as the file exists."""
 
         def wait() -> None:
             while not (self.folder / name).exists():
@@ -129,7 +129,7 @@ def test_a_run_that_was_stopped_by_others_is_left_alone(shell: Shell) -> None:
 
 
 def test_a_run_that_a_person_ended_is_left_alone_whatever_the_code(shell: Shell) -> None:
-    """`ray job submit` ends with 1 where the job ended with 75."""
+    """`ray job submit` ends with code 1 if the job ended with 75."""
     assert shell.run("exit 1", how="asked").over.how is End.STOPPED
     assert shell.starts == 1
 
@@ -143,7 +143,7 @@ def test_a_failure_that_the_job_itself_has_cured_does_not_start_a_stopped_run_ag
 def test_a_job_that_continues_without_its_command_is_not_started_again(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tunnel to the head breaks; the job trains on."""
+    """The tunnel to the head breaks, but the job continues to train."""
     monkeypatch.setattr(relaunching, "CHECK_S", 0.05)
     looks = iter([True, True, True])
 
@@ -185,7 +185,7 @@ def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shel
 
 
 def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits without end, as `ray job submit` does if the head lost its power."""
+    """The command waits without end, as `ray job submit` does if the head has lost its power."""
     monkeypatch.setattr(relaunching, "CHECK_S", 0.1)
     monkeypatch.setattr(relaunching, "UNREACHABLE_S", 0.5)
     script = "if [ $(wc -l < starts) -lt 2 ]; then touch waits; sleep 600; fi; touch done"

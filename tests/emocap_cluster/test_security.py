@@ -1,4 +1,4 @@
-"""Files of Ray that other users of a host could read, replace, or lay as a trap."""
+"""Tests the files of Ray that other users of a host could read, replace, or create first."""
 
 import os
 import stat

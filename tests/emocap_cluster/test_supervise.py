@@ -1,4 +1,4 @@
-"""Jobs on a real Ray: ranks that die, err, grow in number and are taken away."""
+"""Tests jobs on a real Ray whose ranks die, raise errors, grow in number, and are removed."""
 
 import ipaddress
 import json
@@ -50,7 +50,7 @@ def told(folder: Path, *arguments: str, **more: str) -> Told:
 
 
 def processes_of(place: str) -> list[psutil.Process]:
-    """All that run with this folder as Ray's, whatever became of their parents."""
+    """Returns all processes that use this folder as the folder of Ray, also if their parents have ended."""
     found: list[psutil.Process] = []
     for each in psutil.process_iter():
         with suppress(psutil.Error):
@@ -60,7 +60,7 @@ def processes_of(place: str) -> list[psutil.Process]:
 
 
 def left_running(place: str) -> list[str]:
-    """Processes of a cluster that are still there half a minute after their job."""
+    """Returns the processes of a cluster that still run half a minute after their job has ended."""
     deadline = time.monotonic() + 30.0
     while (found := processes_of(place)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Helpers of the cache tests: they count requested ranges, and list the files of its folder."""
+"""Helpers of the cache tests: they count the requested ranges, and list the files of a cache's folder."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ SAMPLES, SEGMENT = 40, 4000
 
 
 class Fetch:
-    """Ranges of a dataset, counted; `change` may alter what a call gives."""
+    """Reads ranges of a dataset and counts them; `change` may replace the bytes that a call returns."""
 
     def __init__(self, url, change=lambda _, parts: parts):
         self.store, self.change, self.calls = open_store(url), change, []
@@ -22,7 +22,7 @@ class Fetch:
 
 
 class Counted:
-    """A dataset's store whose ranges are counted, as a place far away."""
+    """A store of a dataset that counts requested ranges and claims to be remote."""
 
     def __init__(self, url):
         self.store, self.url, self.bytes = open_store(url), url, 0
@@ -44,7 +44,9 @@ def segments(rows):
 
 
 def taken(cache):
-    """Bytes of all files of segments at one moment: nothing is booked or evicted while the ledger is held."""
+    """Returns the bytes of all segment files, under the lock of the ledger, so that nothing is booked or evicted
+    meanwhile.
+    """
     if not Path(cache.folder, "ledger").exists():
         return 0
     with CacheLedger(Path(cache.folder), cache.max_bytes).opened():

@@ -1,7 +1,7 @@
-"""A process that fills a cache from a folder dataset, one of several at a time; test_cache.py starts it.
+"""A process that fills a cache from a dataset in a folder; test_cache.py starts several at a time.
 
-Arguments: dataset, cache folder, max_bytes, log file, seconds that a fetch takes, number of the fetch that finds the
-store gone (0: none). Each fetched segment is a line of the log.
+The arguments are the dataset, the folder of the cache, max_bytes, a log file, the seconds that a fetch takes, and the
+number of the fetch that finds the store unreachable (0: none). The log has one line for each fetched segment.
 """
 
 import itertools

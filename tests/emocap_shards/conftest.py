@@ -20,7 +20,7 @@ def fresh_budgets() -> None:
 
 @pytest.fixture
 def faulty_s3(s3: str, s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The proxy that the environment of `s3` now leads through; `inject` breaks requests."""
+    """A proxy in front of the server of `s3`, through which the environment now leads; `inject` makes requests fail."""
     with FaultProxy(s3_server.ports["s3"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 proxy that breaks what it is told to break, and counts what it did; it runs in a thread of the test."""
+"""An HTTP/1.1 proxy that injects the faults of its rules and counts them. It runs in a thread of the test."""
 
 import asyncio
 import random
@@ -20,10 +20,11 @@ _ANSWERS = {
 
 @dataclass
 class Rule:
-    """Break a share of the matching requests, or all of them until `left` are broken.
+    """Injects a fault into a share of the matching requests, or into all of them until `left` requests have failed.
 
-    `stall` sends half of the body and then nothing; `reset` never reaches the server; `lost_answer` does, and then
-    cuts the line; `truncate` sends half of the body and cuts the line; `flip` turns one bit of a body.
+    `stall` sends half of the body and then nothing. `reset` cuts the connection before the request reaches the server,
+    and `lost_answer` afterwards. `truncate` sends half of the body and cuts the connection. `flip` changes one bit of a
+    body.
     """
 
     fault: str
@@ -51,10 +52,10 @@ class Request:
 
 
 class FaultProxy:
-    """A proxy for `upstream`, a port of 127.0.0.1, that listens on `port`. A context manager.
+    """A context manager for a proxy for `upstream`, a port of 127.0.0.1, that listens on `port`.
 
-    `counts` says how many requests passed ("none") or met each fault; `requests` lists "METHOD target";
-    `most_at_once` is how many were under way at the same time.
+    `counts` says how many requests passed ("none") or had each fault. `requests` lists "METHOD target". `most_at_once`
+    is the largest number of simultaneous requests.
     """
 
     def __init__(self, upstream: int, *, seed: int = 0) -> None:
@@ -85,7 +86,7 @@ class FaultProxy:
         methods: str = "GET",
         containing: str = "",
     ) -> None:
-        """Adds a rule; `methods` are words, `containing` a part of the target (path and query)."""
+        """Adds a rule for requests with one of the `methods` whose target (path and query) contains `containing`."""
         assert fault in FAULTS, fault
         self._rules.append(Rule(fault, frozenset(methods.split()), containing, probability, count))
 
@@ -93,7 +94,7 @@ class FaultProxy:
         self._rules.clear()
 
     def forget(self) -> None:
-        """Heals, and empties the counts."""
+        """Removes all rules and resets the counts."""
         self.heal()
         self.counts.clear()
         self.requests.clear()

@@ -1,4 +1,4 @@
-"""Datasets whose manifest and indexes are consistent, around members that a writer would refuse."""
+"""Makes datasets whose manifest and indexes are consistent, but whose members a writer would refuse."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ ANNOTATION = dump_annotation(Caption("A face.", (), ""), {})
 
 
 def sample(key: str, members: Mapping[str, bytes] | None = None) -> tuple[str, bytes]:
-    """(key, its stretch of a tar); `members` is extension -> bytes."""
+    """Returns a key and its part of a tar; `members` maps extensions to bytes."""
     files = {"png": encode(1), "json": ANNOTATION} if members is None else members
     return key, b"".join(_member(f"{key}.{extension}", data) for extension, data in files.items())
 
@@ -27,7 +27,7 @@ def sample(key: str, members: Mapping[str, bytes] | None = None) -> tuple[str, b
 def forge(
     folder: Path, shards: Sequence[Sequence[tuple[str, bytes]]], *, between: bytes = b"", end: bytes = END
 ) -> Path:
-    """Writes the dataset; `between` is written before each sample but the first."""
+    """Writes the dataset; `between` is written before each sample except the first."""
     rows: list[Shard] = []
     for number, samples in enumerate(shards):
         slots, tar = _laid_out(samples, between)

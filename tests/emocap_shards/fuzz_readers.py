@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of everything that reads bytes which others can write. A command, not a test:
+"""Fuzzes every reader of bytes that other people can write, guided by coverage. It is a command, not a test:
 
     pip install atheris
     python tests/emocap_shards/fuzz_readers.py members|index|manifest|annotation|image -max_total_time=60
 
-A reader may refuse with its own errors; anything else, and what takes too long or too much memory, is a finding.
+A reader may refuse bytes with its own errors. Any other error, too much time and too much memory are findings.
 """
 
 import contextlib

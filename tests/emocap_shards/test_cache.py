@@ -39,7 +39,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def rows(url):
-    """All samples of the first shard."""
+    """Returns all samples of the first shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
     return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))

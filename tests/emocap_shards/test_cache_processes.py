@@ -1,4 +1,4 @@
-"""A cache that several processes fill at once, true segments, and the ends of some of them."""
+"""Tests a cache that several processes fill at once with segments of the real size, also when processes are killed."""
 
 import signal
 import subprocess
@@ -32,7 +32,9 @@ def started(url, cache, log, seconds=0.0, max_bytes=None, outage=0):
 
 @pytest.fixture(scope="module")
 def shards_of_segments(tmp_path_factory):
-    """Shards that are larger than a true segment: other processes know nothing of the small ones here."""
+    """Returns shards that are larger than a real segment, because other processes do not see the size set in this
+    process.
+    """
     folder = str(tmp_path_factory.mktemp("large"))
     write_shards(large_records(), folder, samples_per_shard=8)
     return folder

@@ -1,4 +1,4 @@
-"""A disk that refuses, a lock that stays."""
+"""Tests a cache whose disk fails or whose locks are held."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def far():
-    """The same where no call to the disk is needed."""
+    """Returns the URL of the same dataset in memory, for tests in which the store does not call the disk."""
     write_shards(records(SAMPLES), "memory://test-cache", samples_per_shard=10)
     return "memory://test-cache"
 
@@ -50,7 +50,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def rows(url):
-    """All samples of the first shard."""
+    """Returns all samples of the first shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
     return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))
@@ -165,7 +165,7 @@ def test_a_child_that_was_forked_while_the_ledger_was_held_does_not_hold_it(cach
 
 
 def held(cache, segment):
-    """A descriptor that holds the segment's lock, as another process would."""
+    """Yields a descriptor that holds the lock of a segment, as another process would."""
     file = cache._claim(segment)
     assert file is not None
     return file

@@ -1,4 +1,4 @@
-"""Everything that plain tar readers deliver wrong, or lose in silence, is caught here by its name."""
+"""Tests that damage which plain tar readers return as data, or silently skip, is reported with the sample's name."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def index(folder):
 
 
 def epoch(folder, **options):
-    """Keys of one epoch."""
+    """Returns the keys of one epoch."""
     stream = Stream(url=str(folder), global_batch=4, epochs=1, **options)
     return sorted(row.key for rank_step in stream.steps() for row in rank_step.samples)
 
@@ -55,7 +55,7 @@ def cut(length):
 
 
 def damages(slot):
-    """Name -> what happens to the shard whose sample lies in `slot`."""
+    """Maps a name to a function that damages the shard whose sample lies in `slot`."""
     image_member_ends = slot.offset + slot.length - 1024
     return {
         "cut at a sample boundary": cut(slot.offset),

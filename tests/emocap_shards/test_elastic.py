@@ -1,4 +1,4 @@
-"""A stream stops anywhere and resumes with any number of ranks: every sample of an epoch once, in the same steps."""
+"""Tests that a stream resumes anywhere with any number of ranks: every sample of an epoch once, in the same steps."""
 
 import uuid
 from collections import Counter
@@ -22,7 +22,7 @@ SAMPLES, OTHERS, STEPS = 37, 11, 13
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory):
-    """Two datasets, the first on a disk and the second far away."""
+    """Returns two datasets, the first on a disk and the second remote."""
     near, far = str(tmp_path_factory.mktemp("near")), f"memory://{uuid.uuid4().hex}"
     write_shards(records(SAMPLES), near, samples_per_shard=5)
     write_shards((record(number) for number in range(100, 100 + OTHERS)), far, samples_per_shard=3)
@@ -41,7 +41,7 @@ def streams(urls, tmp_path_factory):
 
 
 def of_all_ranks(stream, world, workers, steps):
-    """The steps (sample numbers, cursor) as all ranks see them together, each rank with so many workers in turn."""
+    """Returns the sample numbers and the cursor of each step over all ranks; a rank uses its workers in turn."""
     ranks = []
     for rank in range(world):
         mine = replace(stream, rank=rank, world_size=world)
@@ -94,7 +94,7 @@ def test_resuming_late_evaluates_one_window_and_reads_one_step(streams, monkeypa
 
 
 def test_a_rank_reads_neighbours(urls):
-    """Within a step samples are in storage order, so the ranks' shares lie beside each other, not across."""
+    """Within a step samples are in storage order, so the share of each rank is contiguous."""
     stream = Stream(url=urls[0], global_batch=20, window_samples=SAMPLES)
     for rank in range(4):
         rank_step = next(replace(stream, rank=rank, world_size=4).encoded_steps())

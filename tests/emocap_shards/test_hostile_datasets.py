@@ -1,4 +1,4 @@
-"""Datasets whose numbers are lies: they are refused before memory is asked for."""
+"""Tests that datasets with false numbers are refused before memory is allocated for them."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def shard(number=0, *, samples, size=1 << 39):
 
 
 def put(folder, shards):
-    """A manifest as somebody else's program may write it."""
+    """Writes a manifest as a program of other people may write it."""
     rows = {"schema": 1, "shards": [asdict(each) for each in shards]}
     open_store(folder).put("manifest.json", json.dumps(rows).encode())
     return str(folder)
@@ -121,7 +121,7 @@ def test_deep_nesting_and_huge_numbers_are_damage_of_one_line(tmp_path, document
 
 
 def progressive(scans):
-    """A JPEG with empty scans: some 100 bytes each, and each a walk through all pixels."""
+    """Returns a JPEG with empty scans. Each scan takes some 100 bytes and makes a decoder go through all pixels."""
     file = io.BytesIO()
     Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
     data = file.getvalue()

@@ -1,4 +1,4 @@
-"""The S3 server as a person starts it: a taken port is said, and signals end it."""
+"""Tests the S3 server as a person starts it: a taken port is reported, and signals end the server."""
 
 import http.client
 import os
@@ -117,7 +117,7 @@ def test_a_pipe_at_the_place_of_its_lock_is_refused(tmp_path):
 
 
 def answered(connection):
-    """The status of a plain GET."""
+    """Returns the status of a plain GET."""
     try:
         connection.timeout = 30
         connection.request("GET", "/")

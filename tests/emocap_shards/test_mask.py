@@ -1,4 +1,4 @@
-"""The one mask: by place and by value, for secrets as the services draw them."""
+"""Tests that secrets are masked by their place and by their value, with the alphabets that the services use."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def drawn(source: random.Random) -> str:
 
 
 def pieces(secret: str) -> set[str]:
-    """Every piece of a secret that is long enough to be no accident."""
+    """Returns every piece of a secret that is too long to occur in a text by chance."""
     return {secret[start : start + 8] for start in range(len(secret) - 7)}
 
 

@@ -61,7 +61,7 @@ def test_a_size_that_leads_outside_is_refused(size):
 
 
 def header(kind, size):
-    """One header with a right checksum."""
+    """Returns one header with a correct checksum."""
     info = tarfile.TarInfo("a.jpg")
     info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])

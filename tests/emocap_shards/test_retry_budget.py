@@ -1,4 +1,4 @@
-"""A process that waits for a server asks it seldom, however many of its threads wait, and obeys Retry-After."""
+"""Tests that a process sends few requests to a failing server, however many threads wait, and obeys Retry-After."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

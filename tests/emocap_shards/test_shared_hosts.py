@@ -1,6 +1,7 @@
-"""A pipe, a link or a file that another user puts in our way is an error, and never waited for.
+"""Tests that a pipe, a link or a file that another user has put in place of ours is an error, and that no call blocks
+on it.
 
-A call that waits for a pipe hangs until the limit of pytest-timeout.
+A call that blocks hangs until the limit of pytest-timeout.
 """
 
 import os
@@ -31,7 +32,7 @@ NAMED = {"pipe": "a named pipe", "socket": "a socket", "device": "a device"}
 
 
 def place(kind: str, path: Path) -> Path:
-    """Puts something that is no regular file at the path."""
+    """Puts something that is not a regular file at the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
@@ -58,7 +59,7 @@ def url(tmp_path_factory):
 
 @pytest.fixture
 def rows(url):
-    """All samples of the only shard."""
+    """Returns all samples of the only shard."""
     store = open_store(url)
     shard = read_manifest(store).shards[0]
     return ShardRows(shard, read_index(store, shard), np.arange(shard.samples))

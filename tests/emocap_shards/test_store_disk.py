@@ -11,7 +11,7 @@ LIMIT_BYTES = 200_000
 
 @pytest.fixture
 def full_disk():
-    """Files may not grow beyond a limit: the kernel refuses in the middle of a write, as a full disk does."""
+    """Limits the size of files, so that the kernel refuses in the middle of a write, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, before[1]))
     yield
@@ -20,7 +20,7 @@ def full_disk():
 
 @pytest.fixture
 def not_root():
-    """Root may do everything, so the test is somebody else for a while."""
+    """Makes the test run as another user for a while, because the permissions of files do not bind root."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65_534)

@@ -1,4 +1,4 @@
-"""A broken or hostile server, file or index costs bounded time and bounded memory."""
+"""Tests that a broken or hostile server, file or index costs only bounded time and memory."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ FAR = 1 << 49
 
 @pytest.fixture(params=["folder", "memory", "s3", "web"])
 def filled(request, tmp_path):
-    """A store whose object "x" holds DATA."""
+    """Returns a store whose object "x" holds DATA."""
     if request.param == "web":
         return open_store(request.getfixturevalue("answers").url)
     urls = {"folder": tmp_path / "root", "memory": f"memory://{uuid.uuid4().hex}/root"}
@@ -32,7 +32,9 @@ def filled(request, tmp_path):
 
 
 def peak_bytes(act):
-    """The most memory that Python held while `act` ran, in all threads, and what was raised."""
+    """Returns the largest amount of memory that Python held in all threads while `act` ran, and the error that was
+    raised.
+    """
     tracemalloc.start()
     try:
         with pytest.raises(StoreError) as caught:
@@ -51,7 +53,7 @@ def start(request, status, headers):
 
 
 def pour(request, status, headers, *, total=48 * MIB):
-    """Sends a long body, as far as the client takes it."""
+    """Sends a long body until the client stops reading."""
     start(request, status, {"Content-Length": str(total), **headers})
     try:
         for _ in range(total // MIB):
@@ -216,7 +218,7 @@ def test_an_answer_without_the_object_is_never_data(answers, status):
 
 
 def through_botocore(answers, monkeypatch, status, headers):
-    """A store on a pretended S3 server whose first answer drives the store to botocore's way, and then pours."""
+    """Returns a store on a fake S3 server, which makes the store use botocore and then sends an endless body."""
     for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     answers.poured = 0

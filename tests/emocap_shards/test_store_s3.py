@@ -23,7 +23,7 @@ def noise(count, seed=0):
 
 
 def tail_of(proxy, url):
-    """The part of the requests' targets that names this test's folder."""
+    """Returns the part of the requests' targets that names this test's folder."""
     return [line for line in proxy.requests if url.rsplit("/", 1)[-1] in line]
 
 

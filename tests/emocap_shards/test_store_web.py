@@ -12,7 +12,7 @@ QUICK = RetryConfig(deadline_s=20, first_wait_s=0.01, longest_wait_s=0.1, read_t
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A web server that keeps ranges, unless `odd` of the server answers a request in another way first."""
+    """A web server with support for ranges; its `odd` may answer a request in another way first."""
 
     protocol_version = "HTTP/1.1"
 

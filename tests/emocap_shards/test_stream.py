@@ -35,12 +35,12 @@ def entry(rank_step):
 
 
 def ledger(stream, steps, part=0, parts=1):
-    """(indexes, cursor) of the next steps."""
+    """Returns the indexes and the cursor of each of the next steps."""
     return [entry(rank_step) for rank_step in islice(stream.steps(part, parts), steps)]
 
 
 def global_ledger(stream, world, steps):
-    """The steps as all ranks together see them."""
+    """Returns the sample numbers and cursors of the steps over all ranks."""
     ranks = [ledger(replace(stream, rank=rank, world_size=world), steps) for rank in range(world)]
     return [([index for rows, _ in step for index in rows], step[0][1]) for step in zip(*ranks, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Epochs from a real S3 server that is slow, lies, resets, or dies."""
+"""Tests epochs that are read from a real S3 server that is slow, sends wrong bytes, resets connections, or dies."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ SAMPLES = 60
 
 @pytest.fixture
 def dataset(s3, faulty_s3):
-    """Written, and then read, through the proxy."""
+    """Returns a dataset that was written, and is then read, through the proxy."""
     write_shards(records(SAMPLES), s3, samples_per_shard=12)
     return s3
 

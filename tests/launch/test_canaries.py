@@ -42,7 +42,9 @@ def canary(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Nest:
-    """A folder in which everything a run writes to disk lies, the canaries, and the store that knows one of them."""
+    """A folder for everything that a run writes to disk, the canaries, and the store that has one of them as its
+    secret.
+    """
 
     folder: Path
     s3: LocalS3
@@ -65,7 +67,7 @@ class Nest:
 
 
 def found(data: bytes, canaries: dict[str, str]) -> set[str]:
-    """Returns the canaries in the bytes: half of one in any URL encoding, or as Basic authorization."""
+    """Returns the canaries of which the bytes contain a half, in any URL encoding, or as Basic authorization."""
     return {
         kind
         for kind, text in canaries.items()
@@ -74,7 +76,7 @@ def found(data: bytes, canaries: dict[str, str]) -> set[str]:
 
 
 def _halves(text: str) -> list[bytes]:
-    """The parts between the characters that may be written in other ways."""
+    """Returns the parts of a secret between the characters that may be written in another form."""
     return [part.encode() for part in re.split("[/+]", text) if len(part) >= 12]
 
 
@@ -98,7 +100,7 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """An MLflow server: host and port, and the folder of its database, its artifacts and its log."""
+    """Yields the host and port of an MLflow server, and the folder of its database, artifacts and log."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     places = ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "artifacts")]
@@ -159,7 +161,7 @@ def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> 
 
 
 def written(nest: Nest, name: str, ranks: int) -> str:
-    """The path of a config whose tracking URI, with its password, comes from the environment."""
+    """Returns the path of a config whose tracking URI, with its password, comes from the environment."""
     data = str(nest.folder / "faces")
     tree = tiny(f"s3://{BUCKET}/{name}", data, "${oc.env:TRACKING}", None, steps=4, ranks=ranks)
     tree["data"] |= {"workers": 1, "cache_gb": 0}
@@ -169,7 +171,7 @@ def written(nest: Nest, name: str, ranks: int) -> str:
 
 
 def alone() -> dict[str, str]:
-    """A launcher's variables for one rank."""
+    """Returns the environment variables that a launcher sets for one rank."""
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 

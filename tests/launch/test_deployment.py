@@ -1,4 +1,4 @@
-"""The files that a cluster is told to read: they are of the form that it takes, and they close what runs code."""
+"""Tests the files that a cluster reads: their form is valid, and ports through which code can be run are closed."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ HEALTH = re.compile(r"RAY_health_check_\w+|RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
 @pytest.fixture
 def manifests() -> dict[str, Any]:
-    """The documents of rayjob.yaml by kind."""
+    """Returns the documents of rayjob.yaml by kind."""
     return {each["kind"]: each for each in yaml.safe_load_all((LAUNCH / "rayjob.yaml").read_text())}
 
 
@@ -41,7 +41,7 @@ def cluster() -> dict[str, Any]:
 
 
 def templates(manifests: dict[str, Any]) -> dict[str, Any]:
-    """The pods of the job by their role."""
+    """Returns the pod templates of the job by their role."""
     spec = manifests["RayJob"]["spec"]
     group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     head = spec["rayClusterSpec"]["headGroupSpec"]
@@ -268,7 +268,7 @@ def test_no_file_holds_a_secret_or_opens_a_port_to_all(path: Path) -> None:
 
 
 def stub(folder: Path, name: str, body: str) -> None:
-    """A program `name` in the folder."""
+    """Writes a fake program `name` into the folder."""
     path = folder / name
     path.write_text(f"#!/bin/bash\n{body}\n")
     path.chmod(0o755)

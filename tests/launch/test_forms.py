@@ -1,4 +1,4 @@
-"""Tests one config under every launcher, with real processes: equal curves to the bit, also after kill -9."""
+"""Tests that one config gives curves that are equal to the bit under every launcher, also after kill -9."""
 
 import json
 import os
@@ -53,7 +53,7 @@ BUSY = re.compile(r"times as long as the median rank|^(\[rank 0\] )?training wai
 
 @dataclass(frozen=True)
 class Place:
-    """A folder for the runs of this file, and what they share."""
+    """A folder for the runs of this file, and the data that they share."""
 
     folder: Path
     faces: str
@@ -108,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Healthy:
-    """A run that nothing disturbs, and what its launcher and its ranks have printed."""
+    """An undisturbed run, and the output of its launcher and its ranks."""
 
     config: Path
     printed: str
@@ -135,7 +135,7 @@ def under_deepspeed(place: Place) -> Healthy:
 
 @pytest.fixture(scope="module")
 def unbroken(place: Place, under_torchrun: Healthy) -> list[tuple[int, float]]:
-    """The curve of a run under torchrun that nothing disturbs."""
+    """Returns the curve of an undisturbed run under torchrun."""
     curve = place.curve(under_torchrun.config)
     assert [step for step, _ in curve] == list(range(1, STEPS + 1))
     assert curve[-1][1] < curve[0][1]
@@ -159,7 +159,7 @@ def free_port() -> str:
 
 @contextmanager
 def started(command: Sequence[str], place: Place, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A process and the file of its output; it and its children are gone afterwards."""
+    """Yields a process and the file of its output. Afterwards the process and its children are killed."""
     log = place.folder / f"{time.monotonic_ns()}.log"
     program = str(BIN / command[0])
     with (
@@ -183,7 +183,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def finished(command: Sequence[str], place: Place, folder: Path) -> str:
-    """The output of a command that must succeed."""
+    """Returns the output of a command that must succeed."""
     with started(command, place, folder) as (process, log):
         code = process.wait(LIMIT_S)
         text = log.read_text()

@@ -1,4 +1,4 @@
-"""The first script on a GPU runs through on a CPU, so that no rename breaks it before a device is at hand."""
+"""Tests that the script for the first minutes on a GPU runs on a CPU, so that no renaming breaks it unnoticed."""
 
 import json
 import subprocess

@@ -36,7 +36,7 @@ exit $code
 
 @dataclass(frozen=True)
 class Job:
-    """A checkout with stand-ins for what SLURM brings, in which the script runs."""
+    """A checkout in which the script runs, with fakes of the programs of SLURM."""
 
     folder: Path
 
@@ -136,7 +136,7 @@ def test_tasks_on_two_nodes_save_at_slurm_s_signal_and_the_job_is_requeued(job: 
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """The script and all that it started."""
+    """Kills the script and all processes that it has started."""
     script = psutil.Process(process.pid)
     for member in [*script.children(recursive=True), script]:
         member.kill()
