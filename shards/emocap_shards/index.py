@@ -1,15 +1,22 @@
-"""Defines the index of a shard: the place and the checksum of each sample in the tar."""
+"""Defines the index of a shard, with the place and the checksum of each sample, and reads indexes from a store."""
 
+import hashlib
 import io
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from emocap_shards.errors import DamagedShard
+from emocap_shards.background import concurrently
+from emocap_shards.errors import DamagedShard, NotFound
+from emocap_shards.shard import Shard, Shards
+from emocap_shards.store import Store
 
 _MOST_BYTES = 1 << 40
 _MOST_SAMPLE_BYTES = 1 << 30
@@ -18,6 +25,13 @@ _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)\{'descr': \[\('key', '\|S(?P<width>[1-9]\d{0,3})'\), \('offset', '<i8'\), "
     rb"\('length', '<i8'\), \('crc32c', '<u4'\)\], 'fortran_order': False, 'shape': \((?P<samples>\d{1,12}),\), \} *\n"
 )
+# The kept indexes have at most this many samples together, about 100 bytes each.
+KEPT_SAMPLES = 1 << 21
+AT_ONCE = 16
+# A row of an index is a key of at most 9999 bytes and three numbers.
+MOST_ROW_BYTES, HEADER_BYTES = 10_020, 4096
+MOST_INDEX_BYTES = 1 << 28
+READS_AGAIN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +123,81 @@ def _rows(data: bytes) -> np.ndarray:
 
 def _dtype(width: int) -> np.dtype[Any]:
     return np.dtype([("key", f"S{width}"), ("offset", "<i8"), ("length", "<i8"), ("crc32c", "<u4")])
+
+
+class Indexes:
+    """Reads and keeps the indexes of the shards of one dataset. Threads may share an instance."""
+
+    def __init__(self, store: Store, shards: Shards) -> None:
+        self._store = store
+        self._shards = shards
+        self._kept: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._samples = 0
+        self._lock = threading.Lock()
+
+    def of(self, numbers: Sequence[int]) -> list[ShardIndex]:
+        """Returns the indexes of the shards with these numbers in the manifest, in the given order.
+
+        Raises:
+            DamagedShard: If an index is missing, or differs from the one that the manifest names.
+        """
+        with self._lock:
+            found = {number: self._kept[number] for number in numbers if number in self._kept}
+        missing = [number for number in dict.fromkeys(numbers) if number not in found]
+        found |= zip(missing, self._read(missing), strict=True)
+        with self._lock:
+            for number in numbers:
+                self._keep(number, found[number])
+        return [found[number] for number in numbers]
+
+    def _read(self, numbers: Sequence[int]) -> list[ShardIndex]:
+        read = partial(read_index, self._store)
+        shards = [self._shards[number] for number in numbers]
+        if self._store.is_near or len(shards) < 2:
+            return list(map(read, shards))
+        return concurrently(read, shards, at_once=AT_ONCE)
+
+    def _keep(self, number: int, index: ShardIndex) -> None:
+        if number not in self._kept:
+            self._samples += len(index)
+        self._kept[number] = index
+        self._kept.move_to_end(number)
+        while self._samples > KEPT_SAMPLES:
+            self._samples -= len(self._kept.popitem(last=False)[1])
+
+
+def read_index(store: Store, shard: Shard) -> ShardIndex:
+    """Returns the index of a shard.
+
+    Raises:
+        DamagedShard: If the index is missing, its digest is not the one in the manifest, or it contradicts the
+            manifest.
+    """
+    before: bytes | None = None
+    data, is_right = b"", False
+    try:
+        # Bits that flip on the way are not damage, so wrong bytes are read again until they are the same twice.
+        for _ in range(1 + READS_AGAIN):
+            data = store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
+            is_right = hashlib.sha256(data).hexdigest() == shard.index_sha256
+            if is_right or data == before:
+                break
+            before = data
+    except NotFound as error:
+        raise DamagedShard.at(shard.path, f"its index {shard.index_path} is missing") from error
+    if not is_right:
+        raise DamagedShard.at(shard.path, f"its index {shard.index_path} is not the one in the manifest")
+    index = load_index(data, shard=shard.path)
+    if len(index) != shard.samples:
+        raise DamagedShard.at(shard.path, f"its index has {len(index)} samples, the manifest {shard.samples}")
+    if index[len(index) - 1].stop > shard.bytes:
+        raise DamagedShard.at(shard.path, f"its index goes beyond the {shard.bytes} bytes of the shard")
+    return index
+
+
+def most_index_bytes(shard: Shard) -> int:
+    """Returns an upper bound on the size of a shard's index, used as the limit of a read.
+
+    A forged manifest cannot raise the bound above `MOST_INDEX_BYTES`.
+    """
+    return min(shard.samples * MOST_ROW_BYTES + HEADER_BYTES, MOST_INDEX_BYTES)

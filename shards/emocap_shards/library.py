@@ -25,21 +25,35 @@ class MixtureSource:
 
 
 class Library:
-    """Datasets whose samples are numbered consecutively: the numbers of the second follow those of the first."""
+    """Datasets whose samples are numbered consecutively: the numbers of the second follow those of the first.
+
+    Attributes:
+        layouts: The layout of the shards of each dataset.
+        samples: The number of samples of each dataset.
+        weights: The share of each dataset in a mixture, relative to the other weights.
+        uses_cache: Whether a dataset is read through the cache.
+        total_bytes: The size of all datasets together.
+    """
 
     def __init__(
         self, datasets: Sequence[tuple[Store, Manifest]], weights: Sequence[float | None], cache: Cache | None
     ):
-        self._layouts = [ShardLayout(manifest.counts) for _, manifest in datasets]
+        self.layouts = tuple(ShardLayout(manifest.counts) for _, manifest in datasets)
+        self.samples = tuple(layout.samples for layout in self.layouts)
         self._firsts = np.cumsum([0, *self.samples])
         self.weights = tuple(
             float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
         )
         self.uses_cache = cache is not None and any(not store.is_near for store, _ in datasets)
         self.total_bytes = sum(manifest.total_bytes for _, manifest in datasets)
-        several = len(datasets) > 1
         self._readers = [
-            _reader(store, manifest, cache, int(first), f"{store.url}/" if several else "")
+            Reader(
+                store,
+                manifest,
+                None if store.is_near else cache,
+                first=int(first),
+                place=f"{store.url}/" if len(datasets) > 1 else "",
+            )
             for (store, manifest), first in zip(datasets, self._firsts, strict=False)
         ]
 
@@ -55,17 +69,6 @@ class Library:
         stores = [open_store(source.url) for source in sources]
         return cls([(store, read_manifest(store)) for store in stores], [source.weight for source in sources], cache)
 
-    def __len__(self) -> int:
-        return len(self._layouts)
-
-    @property
-    def samples(self) -> tuple[int, ...]:
-        """The number of samples of each dataset."""
-        return tuple(layout.samples for layout in self._layouts)
-
-    def layout(self, source: int) -> ShardLayout:
-        return self._layouts[source]
-
     def first(self, source: int) -> int:
         """Returns the number of a dataset's first sample."""
         return int(self._firsts[source])
@@ -74,7 +77,8 @@ class Library:
         """Fetches samples as `Reader.fetch` does, but `ids` are numbered consecutively over all datasets."""
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
         for source, places in self._by_source(ids):
-            for place, sample in zip(places, self._fetch(source, ids[places], direct), strict=True):
+            fetched = self._readers[source].fetch(ids[places] - self._firsts[source], direct=direct)
+            for place, sample in zip(places, fetched, strict=True):
                 found[place] = sample
         return [sample for sample in found if sample is not None]
 
@@ -82,9 +86,6 @@ class Library:
         """Warms the cache as `Reader.warm` does, but `ids` are numbered consecutively over all datasets."""
         for source, places in self._by_source(ids):
             self._readers[source].warm(ids[places] - self._firsts[source])
-
-    def _fetch(self, source: int, ids: Ids, direct: bool) -> list[Encoded | DamagedSample]:
-        return self._readers[source].fetch(ids - self._firsts[source], direct=direct)
 
     def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
         """Returns, for each dataset that holds some of the samples, its number and the places of these samples in
@@ -95,8 +96,3 @@ class Library:
             raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")
         sources = np.searchsorted(self._firsts, ids, side="right") - 1
         return [(int(source), np.flatnonzero(sources == source)) for source in np.unique(sources)]
-
-
-def _reader(store: Store, manifest: Manifest, cache: Cache | None, first: int, place: str) -> Reader:
-    """Returns a reader of one dataset; a dataset on a disk of this machine is read without the cache."""
-    return Reader(store, manifest, None if store.is_near else cache, first=first, place=place)

@@ -11,8 +11,7 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
-from emocap_shards.index import Slot
-from emocap_shards.indexes import READS_AGAIN, Indexes
+from emocap_shards.index import READS_AGAIN, Indexes, Slot
 from emocap_shards.manifest import Manifest
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, ShardLayout
@@ -51,7 +50,7 @@ class Reader:
         self._place = place
         self._layout = ShardLayout(manifest.counts)
         self._gap_bytes = _LOCAL_GAP_BYTES if store.is_near else _REMOTE_GAP_BYTES
-        self._indexes = Indexes(store, manifest)
+        self._indexes = Indexes(store, manifest.shards)
 
     def read(self, ids: Ids) -> list[Sample | DamagedSample]:
         """Returns the samples of `fetch` in decoded form, each with the caption that a stream with seed 0 shows in
@@ -174,13 +173,21 @@ class Reader:
         return damaged
 
     def _opened(self, index: int, shard: Shard, slot: Slot, block: bytes) -> Encoded | DamagedSample:
+        """Returns the sample whose two tar members are in `block`, or the error if the block holds something else."""
+        path = self._place + shard.path
         try:
-            return open_block(block, slot.key, index=self._first + index, shard=self._place + shard.path)
-        except DamagedSample as damage:
-            return damage
+            members = members_of(block)
+            annotation = members.pop("json")
+            ((extension, image),) = members.items()
+        except (tarfile.TarError, KeyError, ValueError) as error:
+            return DamagedSample.at(path, slot.key, f"it is not one image and one annotation ({error!r})")
+        return Encoded(self._first + index, slot.key, path, extension, block, image, annotation)
 
     def _damage(self, shard: Shard, slot: Slot, block: bytes) -> DamagedSample:
-        return DamagedSample.at(self._place + shard.path, slot.key, _difference(block, slot))
+        reason = f"its CRC-32C is {google_crc32c.value(block):08x}, the index says {slot.crc32c:08x}"
+        if len(block) != slot.length:
+            reason = f"the shard ends {slot.length - len(block)} bytes early"
+        return DamagedSample.at(self._place + shard.path, slot.key, reason)
 
     def _forget(self, ids: Ids) -> None:
         """Deletes the cached segments of these samples, because the damage may be in the cache."""
@@ -188,21 +195,6 @@ class Reader:
             for rows in self._wanted(ids):
                 for segment, _ in rows.segments():
                     self._cache.drop(segment)
-
-
-def open_block(block: bytes, key: str, *, index: int, shard: str) -> Encoded:
-    """Returns the sample whose two tar members are in `block`.
-
-    Raises:
-        DamagedSample: If the block does not consist of one image and one annotation.
-    """
-    try:
-        members = members_of(block)
-        annotation = members.pop("json")
-        ((extension, image),) = members.items()
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise DamagedSample.at(shard, key, f"it is not one image and one annotation ({error!r})") from error
-    return Encoded(index, key, shard, extension, block, image, annotation)
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
@@ -239,9 +231,3 @@ def _view(captions: int, key: tuple[int, int, int]) -> int:
 
 def _cut(parts: Sequence[bytes], cuts: Iterable[tuple[int, int, int]]) -> list[bytes]:
     return [parts[number][start:stop] for number, start, stop in cuts]
-
-
-def _difference(block: bytes, slot: Slot) -> str:
-    if len(block) != slot.length:
-        return f"the shard ends {slot.length - len(block)} bytes early"
-    return f"its CRC-32C is {google_crc32c.value(block):08x}, the index says {slot.crc32c:08x}"

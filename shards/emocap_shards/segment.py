@@ -2,7 +2,7 @@
 one file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import google_crc32c
@@ -74,20 +74,11 @@ class ShardRows:
         """Yields the segments that contain these samples, each with those of the samples that lie in it."""
         numbers = self.starts // SEGMENT_BYTES
         every = self.index.offsets // SEGMENT_BYTES
-        for part in self._cut(np.flatnonzero(np.diff(numbers)) + 1):
+        for rows in np.split(self.rows, np.flatnonzero(np.diff(numbers)) + 1):
+            part = ShardRows(self.shard, self.index, rows)
             number = part.start // SEGMENT_BYTES
             first, last = np.searchsorted(every, [number, number + 1])
             yield Segment(ShardRows(self.shard, self.index, np.arange(first, last)), number), part
-
-    def pieces(self, data: bytes) -> list[bytes]:
-        """Returns the bytes of each sample, cut out of the shard's bytes [start, stop); incomplete if `data` is too
-        short.
-        """
-        bounds = zip((self.starts - self.start).tolist(), (self.stops - self.start).tolist(), strict=True)
-        return [data[start:stop] for start, stop in bounds]
-
-    def _cut(self, places: Sequence[int] | Ids) -> Iterator["ShardRows"]:
-        return (ShardRows(self.shard, self.index, rows) for rows in np.split(self.rows, places) if len(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,4 +120,4 @@ class Segment:
     def is_intact(self, data: bytes) -> bool:
         """Returns whether every sample in `data`, the bytes of the segment, has the checksum of the index."""
         sums = self.samples.index.crc32c[self.samples.rows].tolist()
-        return [google_crc32c.value(block) for block in self.samples.pieces(data)] == sums
+        return [google_crc32c.value(block) for block in self.pieces(self.samples, data)] == sums

@@ -1,6 +1,6 @@
 """Defines the entries for shards in a manifest, with bounds on their numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -54,7 +54,8 @@ class Shards(Sequence[Shard]):
             raise ValueError("two shards have the same path")
         if (numbers["samples"] > numbers["bytes"] // _LEAST_SAMPLE).any():
             raise ValueError("a shard has more samples than its bytes can hold")
-        return cls({name: _packed(lines) for name, lines in texts.items()} | digests | numbers)
+        paths = {name: np.array([line.encode() for line in lines], dtype=np.bytes_) for name, lines in texts.items()}
+        return cls(paths | digests | numbers)
 
     @property
     def samples(self) -> Ids:
@@ -75,9 +76,6 @@ class Shards(Sequence[Shard]):
         row = {name: column[index] for name, column in self._columns.items()}
         return Shards(row) if isinstance(index, slice) else _shard(row)
 
-    def __iter__(self) -> Iterator[Shard]:
-        return (self[row] for row in range(len(self)))
-
 
 def _shard(row: Mapping[str, Any]) -> Shard:
     return Shard(
@@ -94,10 +92,6 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or "\0" in value or len(value) > _MOST_PATH:
         raise ValueError(f"{name}={str(value)[:80]!r} is not a path")
     return checked(value)
-
-
-def _packed(lines: Sequence[str]) -> np.ndarray:
-    return np.array([line.encode() for line in lines], dtype=np.bytes_)
 
 
 def _digests(texts: Sequence[str]) -> np.ndarray:

@@ -10,15 +10,14 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from emocap_shards.background import ahead
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
-from emocap_shards.errors import DamagedSample, PlanError
+from emocap_shards.errors import BudgetSpent, DamagedSample, PlanError
 from emocap_shards.library import Library, MixtureSource
 from emocap_shards.mixture import MixturePlan
 from emocap_shards.order import Ids, Order
 from emocap_shards.plan import EpochPlan, Step, StepPlan, rank_slice
-from emocap_shards.prefetch import ahead
-from emocap_shards.quarantine import SampleQuarantine
 from emocap_shards.reader import decoded
 from emocap_shards.sample import Encoded, Sample
 
@@ -38,6 +37,37 @@ class RankStep(Generic[T]):
     samples: list[T]
     cursor: Cursor
     damaged: tuple[DamagedSample, ...] = ()
+
+
+@dataclass
+class SampleQuarantine:
+    """Collects the distinct damaged samples of a stream, at most `budget` of them.
+
+    With a budget of 0 the first damaged sample raises its error.
+    """
+
+    budget: int = 0
+    held: dict[tuple[str, str], DamagedSample] = field(default_factory=dict[tuple[str, str], DamagedSample])
+
+    def admit(self, damage: DamagedSample) -> bool:
+        """Records a sample as left out, and returns whether it was not recorded before.
+
+        Raises:
+            DamagedSample: If the budget is 0.
+            BudgetSpent: If the budget is used up. The error lists the samples that were left out, and this one.
+        """
+        if self.budget == 0:
+            raise damage
+        if (damage.shard, damage.key) in self.held:
+            return False
+        if len(self.held) == self.budget:
+            raise BudgetSpent(
+                f"error_budget={self.budget} is used up by {_named(self.held)}; then: {damage}",
+                damaged=(*self.held.values(), damage),
+            ) from damage
+        self.held[damage.shard, damage.key] = damage
+        _log.warning("quarantined: %s", damage)
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +198,7 @@ class Stream:
         return Library.open(self.url)
 
     def _plan(self, library: Library) -> StepPlan:
-        if len(library) == 1:
+        if len(library.samples) == 1:
             return EpochPlan(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
         return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
 
@@ -189,7 +219,8 @@ class _Reading:
         self._library = library
         # Each source keeps the order of two epochs. With one shared cache, a small source that passes through many
         # epochs in a step would evict the order of a large one.
-        self._orders = [functools.lru_cache(maxsize=2)(partial(self._order, source)) for source in range(len(library))]
+        kept = functools.lru_cache(maxsize=2)
+        self._orders = [kept(partial(self._order, source)) for source in range(len(library.layouts))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
         """Returns the step, and this rank's samples of the step, each with the epoch of its dataset.
@@ -220,7 +251,7 @@ class _Reading:
     def _order(self, source: int, epoch: int) -> Order:
         # The first source has the order of the seed itself, so that it is the same alone and in a mixture.
         seed = self._stream.seed + (source << 64)
-        layout, stream = self._library.layout(source), self._stream
+        layout, stream = self._library.layouts[source], self._stream
         return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
 
 
@@ -240,3 +271,9 @@ def _sound(
         elif quarantine.admit(row):
             damaged.append(row)
     return samples, tuple(damaged)
+
+
+def _named(places: Iterable[tuple[str, str]], *, at_most: int = 20) -> str:
+    names = [f"{shard}/{key}" for shard, key in places]
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
-from emocap_shards.indexes import read_index
+from emocap_shards.index import read_index
 from emocap_shards.manifest import read_manifest
 from emocap_shards.segment import ShardRows
 from emocap_shards.store import open_store

@@ -10,7 +10,7 @@ from cache_cases import SAMPLES, SEGMENT, Counted, Fetch, files, segments, taken
 from emocap_shards.background import concurrently
 from emocap_shards.cache import Cache
 from emocap_shards.errors import StoreError
-from emocap_shards.indexes import read_index
+from emocap_shards.index import read_index
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Encoded

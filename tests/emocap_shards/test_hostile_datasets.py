@@ -9,8 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 from emocap_shards.decode import MAX_SCANS, decode_image
 from emocap_shards.errors import DamagedShard, ImageError, ManifestError, RecordError, ShardsError
-from emocap_shards.index import Slot, dump_index
-from emocap_shards.indexes import read_index
+from emocap_shards.index import Slot, dump_index, read_index
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.shard import MOST_SAMPLES, Shard
 from emocap_shards.store import open_store
@@ -95,7 +94,7 @@ def test_a_header_that_claims_rows_that_are_not_there_is_refused(tmp_path):
 
 
 def test_an_index_that_is_longer_than_any_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("emocap_shards.indexes.MOST_INDEX_BYTES", 1000)
+    monkeypatch.setattr("emocap_shards.index.MOST_INDEX_BYTES", 1000)
     open_store(tmp_path).put("shard-0.npy", bytes(1001))
     with pytest.raises(ShardsError, match="1001 bytes, where 1000 is the limit"):
         read_index(open_store(tmp_path), shard(samples=MOST_SAMPLES))

@@ -16,7 +16,7 @@ import pytest
 from cache_cases import Fetch, files, segments
 from emocap_shards.cache import Cache
 from emocap_shards.errors import ManifestError, StoreError
-from emocap_shards.indexes import read_index
+from emocap_shards.index import read_index
 from emocap_shards.local_files import UnsafePath, make_own_folder, open_own, open_regular
 from emocap_shards.manifest import read_manifest
 from emocap_shards.reader import Reader

@@ -13,8 +13,7 @@ from jaxtyping import UInt64
 from emocap_shards.annotation import load_annotation
 from emocap_shards.decode import checked_header, decode_image
 from emocap_shards.errors import AnnotationError, DamagedShard, ImageError, NotFound, StoreError
-from emocap_shards.index import ShardIndex, Slot, load_index
-from emocap_shards.indexes import most_index_bytes
+from emocap_shards.index import ShardIndex, Slot, load_index, most_index_bytes
 from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.manifest import Shard

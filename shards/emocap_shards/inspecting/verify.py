@@ -12,7 +12,7 @@ import orjson
 from jaxtyping import UInt64
 
 from emocap_shards.errors import DamagedShard, ManifestError
-from emocap_shards.indexes import read_index
+from emocap_shards.index import read_index
 from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.shard_check import Checked
 from emocap_shards.inspecting.shard_pool import VerifyProgress, check_shards

@@ -78,8 +78,13 @@ class FolderStore:
             part.replace(self._at(path))
 
     def get_file(self, path: str, local_path: str | Path) -> None:
-        with self._as_store_error("copy", path):
-            copy_whole(self._at(path), Path(local_path))
+        with (
+            self._as_store_error("copy", path),
+            _opened(self._at(path)) as file,
+            landing(Path(local_path)) as part,
+            part.open("xb") as writer,
+        ):
+            _pour(file, writer)
 
     def put_if_absent(self, path: str, data: bytes) -> None:
         target = self._at(path)
@@ -184,12 +189,6 @@ class FolderStore:
             raise NotFound(message, path=path) from error
         except OSError as error:
             raise StoreError(f"cannot {verb} {path!r} in {self.root}: {local_trouble(error)}.") from error
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file such that `target` is complete or absent."""
-    with _opened(source) as file, landing(target) as part, part.open("xb") as writer:
-        _pour(file, writer)
 
 
 @contextmanager

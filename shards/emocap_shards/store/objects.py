@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from emocap_shards.errors import ConditionFailed, NotFound, ShardsError, StoreError
 from emocap_shards.mask import MASK, masked
-from emocap_shards.store.backend import Backend, Condition, Page
+from emocap_shards.store.backend import Backend, Condition
 from emocap_shards.store.budget import budget_of, server_of
 from emocap_shards.store.failure import EXPECTED, cure, is_absence, is_lost_condition, reason
 from emocap_shards.store.landing import landing
@@ -69,7 +69,7 @@ class ObjectStore:
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
         wanted = [(checked(path), start, end) for path, start, end in spans]
-        return self._run("read", _paths(spans), lambda: self._connection.get_spans(wanted)) if wanted else []
+        return self._run("read", wanted[0][0], lambda: self._connection.get_spans(wanted)) if wanted else []
 
     def put(self, path: str, data: bytes) -> None:
         self._run("write", path, lambda: self._put(checked(path), data))
@@ -178,7 +178,7 @@ class ObjectStore:
         connection, token = self._connection, ""
         found: deque[Entry] = deque()
         for number in range(MOST_PAGES):
-            page: Page = await connection.ask("list", top, functools.partial(_page, connection.backend, top, token))
+            page = await connection.ask("list", top, lambda _, token=token: connection.backend.page(top, token))
             found += page.entries
             if not page.token:
                 return found
@@ -224,11 +224,10 @@ def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # A fork
     if MASK in url:
         cure = "open it by its full URL in this process, or put user and password into ~/.netrc"
         raise StoreError(f"{url}: the secrets of a URL are not sent to other processes; {cure}.")
-    traffic = store.traffic
-    backend = _backend(url, store.patience, traffic)
-    patience, turn = store.patience, asyncio.Semaphore(traffic.in_flight)
-    budget = budget_of(server_of(store.url), pid)
-    return Connection(backend, Retrier(patience, store.url, budget), patience, traffic, turn)
+    patience, traffic = store.patience, store.traffic
+    retrier = Retrier(patience, store.url, budget_of(server_of(store.url), pid))
+    turn = asyncio.Semaphore(traffic.in_flight)
+    return Connection(_backend(url, patience, traffic), retrier, patience, traffic, turn)
 
 
 def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backend:
@@ -275,13 +274,5 @@ def _refuses(write: Callable[[], None]) -> bool:
     return False
 
 
-async def _page(backend: Backend, top: str, token: str, _: int) -> Page:
-    return await backend.page(top, token)
-
-
 def _hidden(entry: Entry) -> bool:
     return entry.path.rsplit("/", 1)[-1].startswith(".")
-
-
-def _paths(spans: Sequence[tuple[str, int, int]]) -> str:
-    return spans[0][0] if spans else ""

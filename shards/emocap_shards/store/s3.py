@@ -7,12 +7,12 @@ from typing import Any
 
 import aiohttp
 import yarl
+from aiobotocore.httpsession import AIOHTTPSession
 from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
 from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
-from emocap_shards.store.body import age_of, at_most, cut, total_of
-from emocap_shards.store.boto import BoundedSession
+from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
 from emocap_shards.store.failure import Refusal, ShortAnswer, answer
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.protocol import Entry
@@ -22,6 +22,8 @@ WRITER = "emocap-writer"
 # One signed URL is used for all ranges of an object, which costs far less than signing and parsing every request.
 SIGNED_FOR_S, KEPT_FOR_S, KEPT_URLS = 3600, 300.0, 4096
 _UNSIGNED = {400, 401, 403, *REDIRECTS}  # A redirect means another region, which botocore looks up.
+ANSWER_BYTES = 16 << 20  # Several times a listing of 1000 keys, the longest answer of S3.
+FIRST_ERROR = 300
 
 
 class S3:
@@ -157,7 +159,7 @@ class S3:
             "read_timeout": self._patience.read_timeout_s,
             "max_pool_connections": self._traffic.in_flight,
             "signature_version": "s3v4",  # botocore may sign URLs with version 2, which newer buckets refuse.
-            "http_session_cls": BoundedSession,
+            "http_session_cls": _BoundedSession,
             "retries": {"total_max_attempts": 1},  # All retries are in retry.py; two layers would multiply them.
         }
 
@@ -205,3 +207,31 @@ class S3:
             url = await client.generate_presigned_url("get_object", Params=self._at(path), ExpiresIn=SIGNED_FOR_S)
             self._urls[path] = yarl.URL(url, encoded=True)
         return self._urls[path]
+
+
+class _BoundedSession(AIOHTTPSession):
+    """Reads only the beginning of an error response, or of a response that is not an object.
+
+    Without this limit botocore would read an endless response. It is a subclass of the HTTP session and not a wrapper,
+    because s3fs accesses private fields of the session.
+    """
+
+    async def send(self, request: Any) -> Any:
+        is_object, request.stream_output = request.stream_output, True  # Otherwise the session reads the full body.
+        answer: Any = await super().send(request)
+        if answer.status_code >= FIRST_ERROR:
+            answer.raw = _Beginning(answer.raw, ERROR_BYTES)
+        elif not is_object:
+            answer.raw = _Beginning(answer.raw, ANSWER_BYTES)
+        return answer
+
+
+class _Beginning:
+    """Provides the beginning of a response's body through the interface that botocore uses to read the body."""
+
+    def __init__(self, answer: Any, limit_bytes: int) -> None:
+        self._answer, self._limit_bytes = answer, limit_bytes
+
+    async def read(self) -> bytes:
+        async with self._answer:  # Closes the connection unless the body was read to its end.
+            return await at_most(self._answer.content.read, self._limit_bytes)

@@ -9,8 +9,6 @@ from fsspec.asyn import get_loop
 T = TypeVar("T")
 R = TypeVar("R")
 
-__all__ = ["get_loop", "in_parallel", "wait_for"]
-
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work on fsspec's event loop in another thread, and returns its result.

@@ -1,7 +1,6 @@
 """Transfers large objects in parts, many at a time."""
 
 import asyncio
-import functools
 import logging
 import math
 import os
@@ -163,8 +162,9 @@ class Connection:
             data = await asyncio.to_thread(take, *piece)
             if len(data) != piece[1] - piece[0]:
                 raise StoreError(f"the file for {path!r} shrank while it was uploaded; nothing was written.")
-            act = functools.partial(_put_part, backend, path, upload, number, data)
-            return await self.ask("write", path, act, size_bytes=len(data))
+            return await self.ask(
+                "write", path, lambda _: backend.put_part(path, upload, number, data), size_bytes=len(data)
+            )
 
         tags = await in_parallel(list(enumerate(pieces, 1)), put, width=self.traffic.parts_in_flight)
 
@@ -180,10 +180,6 @@ class Connection:
                     raise
 
         await self.ask("write", path, finish, size_bytes=None)  # S3 may need minutes to assemble the parts.
-
-
-async def _put_part(backend: Multipart, path: str, upload: str, number: int, data: bytes, _: int) -> str:
-    return await backend.put_part(path, upload, number, data)
 
 
 def pieces_of(start: int, end: int, length: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yarl
+from fsspec.asyn import get_loop
 from fsspec.implementations.http import HTTPFileSystem
 
 from emocap_shards.errors import StoreError
@@ -21,7 +22,6 @@ from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
 from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
 from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import RetryConfig, TransferConfig
-from emocap_shards.store.together import get_loop
 
 READ_AHEAD_BYTES = 1 << 20  # Per response. With aiohttp's default of 64 KiB the transfer of a part pauses often.
 # Asks for an uncompressed body, because a range of a compressed one would be other bytes.

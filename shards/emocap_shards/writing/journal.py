@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from emocap_shards.errors import NotFound, RecordError
-from emocap_shards.indexes import most_index_bytes
+from emocap_shards.index import most_index_bytes
 from emocap_shards.manifest import Shard
 from emocap_shards.store import Store
 from emocap_shards.writing.duplicates import FINGERPRINT_BYTES

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emocap_shards.errors import RecordError
-from emocap_shards.index import dump_index
-from emocap_shards.indexes import MOST_INDEX_BYTES
+from emocap_shards.index import MOST_INDEX_BYTES, dump_index
 from emocap_shards.manifest import Shard, refuse_dataset
 from emocap_shards.shard import MOST_SAMPLES
 from emocap_shards.store import Store

@@ -7,8 +7,7 @@ from concurrent.futures import CancelledError, wait
 from itertools import count, islice
 
 import pytest
-from emocap_shards.background import Background
-from emocap_shards.prefetch import FETCHED_AHEAD, ahead
+from emocap_shards.background import FETCHED_AHEAD, Background, ahead
 
 
 def nothing(_):
@@ -137,7 +136,7 @@ def test_threads_end_with_the_consumer():
 
 def test_a_process_ends_while_a_store_is_still_waited_for():
     code = (
-        "import time\nfrom emocap_shards.prefetch import ahead\n"
+        "import time\nfrom emocap_shards.background import ahead\n"
         "results = ahead(range(9), lambda item, direct: item if direct else time.sleep(600), print, warmed_ahead=2)\n"
         "assert next(results) == 0\n"
     )
