@@ -6,12 +6,10 @@ All retries of stores are in this module. If two layers repeated requests, their
 import asyncio
 import functools
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception
-from tenacity.wait import wait_random_exponential
 
 from emocap_shards.errors import StoreError
 from emocap_shards.store.budget import Budget
@@ -62,12 +60,12 @@ class Retrier:
         began = time.monotonic()
         # A large request is slow without any trouble, so only small ones are reported.
         watches = not self._is_known and (size_bytes or 0) <= SMALL_BYTES
-        watch = _later(FIRST_WORD_S, self._waiting, verb, path, began) if watches else None
+        loop = asyncio.get_running_loop()
+        watch = loop.call_later(FIRST_WORD_S, self._waiting, verb, path, began) if watches else None
         try:
             result = await attempt(1)
             self._budget.succeeded(again=False)
         except EXPECTED as error:
-            # Tenacity costs as much time as a small request, so it is used only after the first failure.
             result = await self._again(verb, path, attempt, error, began)
             self._budget.succeeded(again=True)
         finally:
@@ -79,58 +77,40 @@ class Retrier:
         return result
 
     async def _again(
-        self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], first: BaseException, began: float
+        self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], error: BaseException, began: float
     ) -> T:
-        number, last = 0, first
+        """Repeats a request whose first attempt, which started at `began`, has raised `error`.
+
+        A pause is the time that the server asks for plus a random time, so that clients return one by one.
+        """
         # The time in which a process was stopped (SIGSTOP) does not count as waiting for the store.
         began = max(began, time.monotonic() - self._patience.attempt_s(0))
-
-        async def once() -> T:
-            nonlocal number, last
+        ends, number = began + self._patience.deadline_s, 1
+        while is_transient(error):
+            left_s, asked_s = ends - time.monotonic(), retry_after_s(error)
+            pause_s = asked_s + self._jitter_s(number)
+            if asked_s > 0 and pause_s >= left_s > LAST_S:
+                pause_s = left_s - LAST_S
+            if pause_s >= left_s:
+                raise self._gave_up(verb, path, number, error) from None
+            self._last_reason = f"{reason(error)} ({number} attempts)"
+            self._waiting(verb, path, began)
+            await asyncio.sleep(pause_s)
+            try:
+                async with asyncio.timeout(ends - time.monotonic()):
+                    await self._budget.turn()
+            except TimeoutError:
+                raise self._gave_up(verb, path, number, error) from None
             number += 1
             try:
-                if number == 1:
-                    raise first
                 return await attempt(number)
-            except EXPECTED as error:
-                last = error
-                raise
+            except EXPECTED as failure:
+                error = failure
+        raise error
 
-        try:
-            return await self._retrying(verb, path, began)(once)
-        except (RetryError, _Spent):
-            raise self._gave_up(verb, path, number, last) from None
-
-    def _retrying(self, verb: str, path: str, began: float) -> AsyncRetrying:
-        patience = self._patience
-        jitter = wait_random_exponential(multiplier=patience.first_wait_s, max=patience.longest_wait_s)
-        left_s = lambda: began + patience.deadline_s - time.monotonic()  # noqa: E731
-
-        def pause_s(state: RetryCallState) -> float:
-            """Returns a random pause plus the time that the server asks for, so that clients return one by one."""
-            random_s, asked_s, left = jitter(state), retry_after_s(_error_of(state)), left_s()
-            too_long = asked_s > 0 and asked_s + random_s >= left
-            return left - LAST_S if too_long and left > LAST_S else asked_s + random_s
-
-        async def sleep(seconds: float) -> None:
-            await asyncio.sleep(seconds)
-            try:
-                async with asyncio.timeout(left_s()):
-                    await self._budget.turn()
-            except TimeoutError as error:
-                raise _Spent from error
-
-        return AsyncRetrying(
-            retry=retry_if_exception(is_transient),
-            wait=pause_s,
-            stop=lambda state: state.upcoming_sleep >= left_s(),
-            before_sleep=functools.partial(self._failed, verb, path, began),
-            sleep=sleep,
-        )
-
-    def _failed(self, verb: str, path: str, began: float, state: RetryCallState) -> None:
-        self._last_reason = f"{reason(_error_of(state))} ({state.attempt_number} attempts)"
-        self._waiting(verb, path, began)
+    def _jitter_s(self, failures: int) -> float:
+        bound_s = self._patience.first_wait_s * 2.0 ** min(failures - 1, 60)
+        return random.uniform(0, min(bound_s, self._patience.longest_wait_s))
 
     def _waiting(self, verb: str, path: str, began: float) -> None:
         """Logs that a request waits for the store; the line is written from time to time, once for all waiting
@@ -162,20 +142,6 @@ class Retrier:
         return StoreError(f"cannot {verb} {path!r} in {self._where}: {reason(last)}; {spent}; {cure(last)}.")
 
 
-class _Spent(Exception):  # noqa: N818 - never leaves this file
-    """Raised when the deadline passes while a request waits for the retry budget."""
-
-
-def _later(seconds: float, act: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:
-    return asyncio.get_running_loop().call_later(seconds, act, *arguments)
-
-
 async def _attempt(act: Callable[[int], Awaitable[T]], limit_s: float | None, number: int) -> T:
     async with asyncio.timeout(limit_s):
         return await act(number)
-
-
-def _error_of(state: RetryCallState) -> BaseException:
-    error = state.outcome.exception() if state.outcome else None
-    assert error is not None
-    return error
