@@ -54,19 +54,12 @@ class Placement:
         return {"GPU": 1.0} if self.on_gpu else {"CPU": self.share}
 
 
-def usable(nodes: Sequence[Node]) -> list[Node]:
-    """Returns the nodes that take new ranks."""
-    return [node for node in nodes if node.alive and not node.draining]
-
-
 def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
     """Returns a placement with as many of the requested ranks as fit; `ranks` is 0 if there is no suitable device at
     all.
     """
-    there = usable(nodes)
-    ranks = min(
-        request.most, _room(there, request) if request.ranks is None else _fitting(there, request, request.ranks)
-    )
+    there = [node for node in nodes if node.alive and not node.draining]
+    ranks = min(request.most, _room(there, request))
     # Without GPUs and without a requested number, ranks are distributed evenly over the nodes: two ranks on one node
     # would each run at half speed.
     spread = request.spread or (request.ranks is None and not request.on_gpu)
@@ -74,17 +67,14 @@ def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
 
 
 def _room(there: Sequence[Node], request: ResourceRequest) -> int:
+    """Returns how many of the requested ranks fit. Ranks do not share a GPU, but any number of ranks share a CPU."""
     if request.on_gpu:
-        return sum(node.gpus for node in there)
+        gpus = sum(node.gpus for node in there)
+        return gpus if request.ranks is None else min(request.ranks, gpus)
     hosts = sum(node.cpus > 0 for node in there)
-    return max(hosts, RANKS_WITHOUT_GPU) if hosts else 0
-
-
-def _fitting(there: Sequence[Node], request: ResourceRequest, ranks: int) -> int:
-    """Returns how many of `ranks` fit. Ranks do not share a GPU, but any number of ranks share a CPU."""
-    if request.on_gpu:
-        return min(ranks, sum(node.gpus for node in there))
-    return ranks if any(node.cpus for node in there) else 0
+    if not hosts:
+        return 0
+    return max(hosts, RANKS_WITHOUT_GPU) if request.ranks is None else request.ranks
 
 
 def _share(there: Sequence[Node], ranks: int) -> float:
