@@ -371,23 +371,14 @@ def measure_million(session: Session) -> None:
 
 
 def run_tests(session: Session) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/emocap_kernels/fused",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--tb=line",
-    ]
-    parallel = ["-n", str(PROCESSES)] if PROCESSES > 1 else []
+    command = [sys.executable, "-m", "pytest", "tests/emocap_kernels/fused"]
+    options = ["-q", "-p", "no:cacheprovider", "--tb=line", *(["-n", str(PROCESSES)] if PROCESSES > 1 else [])]
     path = os.pathsep.join(sys.path[:2])
     output = session.path.with_name("gpu_first_tests.txt")
     with output.open("w") as file:
         try:
             subprocess.run(
-                [*command, *parallel],
+                [*command, *options],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": path},
                 stdout=file,

@@ -10,7 +10,6 @@ folder (`security.toml`). Only this user can open the folder, its files and the 
 
 import argparse
 import datetime
-import fcntl
 import ipaddress
 import json
 import os
@@ -31,6 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from emocap_shards.cache_ledger import locked
 from emocap_shards.local_files import make_own_folder, open_own
 
 HOST, BUCKET = "127.0.0.1", "emocap"
@@ -185,9 +185,6 @@ class LocalS3:
         self.kill()
         self.start()
 
-    def make_bucket(self, name: str) -> None:
-        self.client().create_bucket(Bucket=name)
-
     def client(self) -> Any:
         """Returns a plain botocore client of this server, without retries."""
         return botocore.session.Session().create_client(
@@ -223,11 +220,9 @@ def _program() -> str:
 
 def _locked(path: Path) -> int:
     lock = open_own(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not locked(lock, wait_s=0):
         os.close(lock)
-        raise RuntimeError(f"another server uses {path.parent}; end that server or choose another folder.") from error
+        raise RuntimeError(f"another server uses {path.parent}; end that server or choose another folder.")
     return lock
 
 

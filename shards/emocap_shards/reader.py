@@ -36,7 +36,7 @@ class Reader:
         store: The store that holds the dataset.
         manifest: The manifest of the dataset.
         cache: A cache for segments of the shards, if the store is remote.
-        first: The `index` that the first sample of the dataset gets. The ids of `read` and `fetch` always count from 0.
+        first: The `index` that the first sample of the dataset gets. The ids of `fetch` always count from 0.
         place: A prefix for the paths of damaged shards, used if there are several datasets.
     """
 
@@ -51,12 +51,6 @@ class Reader:
         self._layout = ShardLayout(manifest.counts)
         self._gap_bytes = _LOCAL_GAP_BYTES if store.is_near else _REMOTE_GAP_BYTES
         self._indexes = Indexes(store, manifest.shards)
-
-    def read(self, ids: Ids) -> list[Sample | DamagedSample]:
-        """Returns the samples of `fetch` in decoded form, each with the caption that a stream with seed 0 shows in
-        epoch 0.
-        """
-        return [decoded(each) for each in self.fetch(ids)]
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
         """Returns one entry for each id, in the order of the ids: the sample, or the error that describes its damage.

@@ -92,7 +92,7 @@ def test_a_manifest_an_index_and_a_shard_that_are_no_regular_files_are_named(url
     manifest = read_manifest(folder)
 
     def read():
-        return Reader(open_store(folder), manifest).read(np.array([0]))
+        return Reader(open_store(folder), manifest).fetch(np.array([0]))
 
     shard = manifest.shards[0]
     for name, act in ((shard.path, read), (shard.index_path, read), ("manifest.json", lambda: read_manifest(folder))):

@@ -105,7 +105,8 @@ class FolderStore:
         with self._as_store_error("list", prefix):
             top = self._at(prefix) if prefix else Path(self.root)
             files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
-            return sorted((self._entry(path) for path in files), key=lambda entry: entry.path)
+            entries = (Entry(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in files)
+            return sorted(entries, key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
         with self._as_store_error("find", path):
@@ -137,9 +138,6 @@ class FolderStore:
 
     def _at(self, path: str) -> Path:
         return Path(self.root, checked(path))
-
-    def _entry(self, path: Path) -> Entry:
-        return Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
 
     def _parts(self, path: str, spans: Iterable[tuple[str, int, int]]) -> Sequence[bytes]:
         with self._as_store_error("read", path), _opened(self._at(path)) as file:

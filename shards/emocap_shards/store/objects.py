@@ -72,7 +72,7 @@ class ObjectStore:
         return self._run("read", wanted[0][0], lambda: self._connection.get_spans(wanted)) if wanted else []
 
     def put(self, path: str, data: bytes) -> None:
-        self._run("write", path, lambda: self._put(checked(path), data))
+        self._run("write", path, lambda: self._connection.put_large(checked(path), len(data), lambda a, b: data[a:b]))
 
     def put_file(self, path: str, local_path: str | Path) -> None:
         if not Path(local_path).is_file():
@@ -123,9 +123,6 @@ class ObjectStore:
     @property
     def _connection(self) -> Connection:
         return _connection(self, self.secret_url or self.url, os.getpid())
-
-    async def _put(self, path: str, data: bytes) -> None:
-        await self._connection.put_large(path, len(data), lambda start, end: data[start:end])
 
     def _won(self, path: str, data: bytes, condition: Condition) -> bool:
         try:
