@@ -26,16 +26,11 @@ def root_cause(
         cause_of: Converts an error that a rank raised to a `Cause`.
         hosts: Names of the ranks' hosts, as far as they are known.
     """
-    own = next((each for each in reported if not each.lost), None)
-    if own:
-        return own
     known = {each.rank for each in reported}
     seen = [_seen(rank, error, cause_of, hosts) for rank, error in sorted(failed.errors.items()) if rank not in known]
-    # A rank that ended without an error is preferred to those that lost contact, which may be a consequence.
-    first = next((each for each in seen if not each.lost), None)
-    if first:
-        return first
-    return next(iter([*reported, *seen]), Cause("StartFailed", str(failed)))
+    # Losing contact to another rank may be a consequence, so any other cause comes first.
+    ordered = sorted([*reported, *seen], key=lambda each: each.lost)
+    return ordered[0] if ordered else Cause("StartFailed", str(failed))
 
 
 def was_announced(failed: RankFailed) -> bool:

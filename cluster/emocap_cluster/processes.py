@@ -7,12 +7,14 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Self
+from functools import partial
+from typing import Self, TypeVar
 
 import psutil
 
+T = TypeVar("T")
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
@@ -49,12 +51,14 @@ class ProcessTree:
     def members(self) -> list[psutil.Process]:
         """Returns all processes of the command that still run."""
         found = psutil.Process().children(recursive=True)
-        return [each for each in found if each.pid not in self._before and _lives(each)]
+        alive = (each for each in found if _tried(each.status, psutil.STATUS_ZOMBIE) != psutil.STATUS_ZOMBIE)
+        return [each for each in alive if each.pid not in self._before]
 
     def ranks(self) -> list[psutil.Process]:
         """Returns the ranks of the job, without the loader processes that they have started."""
-        of_a_rank = {each.pid: _is_of_a_rank(each) for each in self.members()}
-        return [each for each in self.members() if of_a_rank.get(each.pid) and not of_a_rank.get(_parent(each))]
+        of_a_rank = {each.pid: "RANK" in _tried(each.environ, {}) for each in self.members()}
+        found = (each for each in self.members() if of_a_rank.get(each.pid))
+        return [each for each in found if not of_a_rank.get(_tried(each.ppid, 0))]
 
     def end_ranks(self, grace_s: float) -> int:
         """Sends SIGTERM to the running ranks so that they save, and kills them and their children after `grace_s`
@@ -63,7 +67,7 @@ class ProcessTree:
         Returns the number of ranks that were running.
         """
         ranks = self.ranks()
-        theirs = [child for rank in ranks for child in _children(rank)]
+        theirs = [child for rank in ranks for child in _tried(partial(rank.children, recursive=True), [])]
         send_signal(ranks, signal.SIGTERM)
         psutil.wait_procs(ranks, timeout=grace_s)
         _kill([*ranks, *theirs])
@@ -98,25 +102,8 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=5.0)
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _tried(ask: Callable[[], T], default: T) -> T:
+    """Returns the answer about a process, or the default if the process has ended or must not be examined."""
     with suppress(psutil.Error):
-        return process.children(recursive=True)
-    return []
-
-
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _is_of_a_rank(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "RANK" in process.environ()
-    return False
-
-
-def _parent(process: psutil.Process) -> int:
-    with suppress(psutil.Error):
-        return process.ppid()
-    return 0
+        return ask()
+    return default

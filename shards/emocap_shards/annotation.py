@@ -84,7 +84,9 @@ def _caption(value: object) -> Caption:
     global_, local, summary = parts.get("global"), parts.get("local", []), parts.get("summary", "")
     if not (isinstance(global_, str) and global_.strip()):
         raise AnnotationError('the caption has no "global" part; every sample needs one')
-    if not isinstance(local, list) or not all(_is_sentence(part) for part in cast("list[object]", local)):
+    if not isinstance(local, list) or not all(
+        isinstance(part, str) and part.strip() for part in cast("list[object]", local)
+    ):
         raise AnnotationError('the caption\'s "local" part is not a list of sentences')
     if not isinstance(summary, str):
         raise AnnotationError('the caption\'s "summary" part is not a text')
@@ -103,10 +105,6 @@ def _labels(value: object) -> Labels:
 
 def _with_floats(labels: Labels) -> Labels:
     return {name: label if isinstance(label, str) else float(label) for name, label in labels.items()}
-
-
-def _is_sentence(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_label(value: object) -> bool:
