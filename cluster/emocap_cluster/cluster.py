@@ -129,8 +129,8 @@ def _draining() -> Mapping[str, int]:
 def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     """Joins the cluster of `RAY_ADDRESS` or of this host, or starts one on this host for the time of the `with` block.
 
-    A cluster that is started here listens on the loopback interface alone, requires a token that only this user can
-    read, and keeps its sockets and logs in a folder that only this user can open.
+    A cluster that is started here listens on the loopback interface alone and requires a token. Only this user can read
+    the token, and open the folder of the cluster's sockets and logs.
 
     Args:
         env: Environment variables of the ranks. Ray shows them in its dashboard, so they must not contain secrets.

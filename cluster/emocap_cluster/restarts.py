@@ -80,7 +80,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No further attempt follows; `reason` says why a job is given up."""
+    """No further attempt follows. `how` says how the job ended, and `reason` why it is given up, if it is."""
 
     how: End
     reason: str = ""
@@ -107,12 +107,12 @@ class RestartBudget:
     last: Cause | None = None
 
     def after(self, ended: AttemptEnd, luck: float) -> "tuple[RestartBudget, Retry | Stop]":
-        """Returns the budget after this end, and whether to retry or to stop.
+        """Returns the budget after the end of an attempt, and whether to retry or to stop.
 
         Args:
             ended: How the attempt ended.
-            luck: A uniform random number in [0, 1) that selects the pause within its range (full jitter), so that
-                many jobs that ended in the same outage do not return at the same moment.
+            luck: A uniform random number in [0, 1) that selects the pause within its range (full jitter). So jobs that
+                ended in the same outage do not return at the same moment.
         """
         moved = ended.progress > self.progress
         state = replace(self, progress=max(self.progress, ended.progress), failures=0 if moved else self.failures)

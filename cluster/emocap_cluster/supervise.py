@@ -249,13 +249,13 @@ def _raised(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
 
 
 def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
-    """Returns whether a node that holds a rank will be removed soon."""
+    """Returns whether a node that holds a rank of this attempt will be removed soon."""
     held = set(state.nodes.values())
     return any(node.draining and node.id in held for node in nodes)
 
 
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
-    """Returns how many more ranks there could be now; 0 before the first checkpoint of the attempt is committed."""
+    """Returns for how many more ranks the nodes have room; 0 before the attempt has committed a checkpoint."""
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 
 

@@ -37,10 +37,10 @@ def normal_annotation(data: bytes | memoryview) -> bytes:
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """Returns the captions, one or more, and the labels.
+    """Returns the captions of an image, at least one, and its labels.
 
     Raises:
-        AnnotationError: If the bytes are not a JSON object of the form above, or a global part is missing.
+        AnnotationError: If the bytes are not JSON in the form of `dump_annotation`, or a caption has no global part.
     """
     captions, labels = _parsed(data)
     return captions, _with_floats(labels)

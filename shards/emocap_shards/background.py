@@ -129,7 +129,7 @@ def ahead(
     """Yields `fetch(item, direct)` for every item, in order; a thread fetches a few of them in advance.
 
     A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The first item is fetched with
-    `direct` and before all warming, because the consumer is waiting for it.
+    direct=True and before all warming, because the consumer is waiting for it.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     upcoming: deque[tuple[Item, Future[None] | None]] = deque()

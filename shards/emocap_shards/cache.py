@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Experience:
-    """The state of the folder as this process has seen it."""
+    """The state of the cache's folder, as far as this process has observed it."""
 
     usable: bool = False
     rests_until: float = 0.0  # time.monotonic()
@@ -95,7 +95,7 @@ class Cache:
                 waited_s += POLL_S
 
     def read(self, segment: Segment, wanted: ShardRows) -> list[bytes] | None:
-        """Returns the bytes of some samples of a segment, or None if it is missing or its disk fails."""
+        """Returns the bytes of some samples of a segment, or None if the segment is missing or the disk fails."""
         try:
             file = open_own(self._file(segment))
         except OSError:

@@ -34,7 +34,7 @@ class ShardLayout:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of one epoch over a layout.
+    """The order of the samples of a layout in one epoch.
 
     Windows are computed when they are needed, and the last two are kept.
     """

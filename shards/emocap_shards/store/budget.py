@@ -1,10 +1,9 @@
-"""Limits how many retries a process may send to a server, so that waiting clients do not overload a server that
-recovers.
+"""Limits how many retries a process may send to a server, so that waiting clients do not overload a recovering server.
 
-It is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes a token. A
-retry that succeeds returns two, so that all waiting requests are released within a few round trips once the server
-answers again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S` tokens a
-second. So while a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
+The budget is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes one
+token. A retry that succeeds returns two tokens, so that all waiting requests are released within a few round trips once
+the server answers again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S`
+tokens a second. So while a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ _GOOGLE = {"gs", "gcs"}
 
 
 class Driver:
-    """A backend that calls fsspec's own methods. Only for Google's store does it offer `put_if_absent`."""
+    """A backend that calls fsspec's own methods. It supports `put_if_absent` only for Google's store."""
 
     swaps = False
 

@@ -14,8 +14,8 @@ class RetryConfig:
 
     Args:
         deadline_s: For how long one request is repeated, counted from its first attempt; 0 means a single attempt.
-        first_wait_s: Upper bound of the first pause. The bound doubles with every attempt, and each pause is a random
-            share of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
+        first_wait_s: Upper bound of the first pause. The bound doubles with every attempt. Each pause is a random share
+            of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
         longest_wait_s: The bound does not grow beyond this.
         connect_timeout_s: Longest time for opening a connection.
         read_timeout_s: Longest time until the next byte arrives.

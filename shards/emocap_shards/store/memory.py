@@ -12,7 +12,7 @@ from emocap_shards.store.protocol import Entry
 
 
 class Memory:
-    """A backend that never awaits, so each request is atomic on the event loop and conditions hold."""
+    """A backend that never awaits. Each request is therefore atomic on the event loop, so conditions of writes hold."""
 
     trusted, swaps = True, True
 
