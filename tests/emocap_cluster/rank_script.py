@@ -285,7 +285,7 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
     when(folder / "stopped" / "ready-2", lambda: os.kill(os.getpid(), signal.SIGTERM))
     run("stopped", folder, cluster, waits_to_be_stopped)
     when(folder / "raylet" / "ready", lambda: kill("raylet"))
-    run("raylet", folder, cluster, waits_at_first)  # The last one: there is no cluster afterwards.
+    run("raylet", folder, cluster, waits_at_first)  # Runs last, because it ends the cluster.
 
 
 def on_nodes(folder: Path) -> None:

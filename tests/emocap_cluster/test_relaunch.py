@@ -12,7 +12,7 @@ from emocap_cluster.processes import ProcessTree
 from emocap_cluster.relaunch import RelaunchResult, relaunch
 from emocap_cluster.restarts import Cause, End, RestartBudget
 
-# A rank that saves when it is told, and a launcher of two that waits for them; `ready` says that both can hear.
+# A rank that saves at SIGTERM, and a launcher that waits for two ranks. `ready` exists once both handle the signal.
 READY = "touch ready-$RANK; [ -e ready-$((1 - RANK)) ] && touch ready"
 RANK = f'trap "touch saved-$RANK; exit 75" TERM; {READY}; while :; do sleep 0.1; done'
 LAUNCHER = f"for r in 0 1; do RANK=$r WORLD_SIZE=2 bash -c '{RANK}' & done; wait -n; code=$?; wait; exit $code"

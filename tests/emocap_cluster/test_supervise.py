@@ -32,7 +32,7 @@ class Told:
 
 
 def told(folder: Path, *arguments: str, **more: str) -> Told:
-    # Short, because Ray puts sockets below it; and its own, so that no other cluster of this machine is joined.
+    # The path is short, because Ray creates sockets in it. No other cluster of this machine uses the folder.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as place:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= {"RAY_TMPDIR": place, **more}

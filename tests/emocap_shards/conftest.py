@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from launch.local_s3 import LocalS3
 
-# A busy machine is slow, which does not count as a failure; pytest-timeout ends what hangs.
+# A slow machine must not fail a test; pytest-timeout ends tests that hang.
 settings.register_profile("shards", deadline=None)
 settings.load_profile("shards")
 

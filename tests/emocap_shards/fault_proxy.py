@@ -71,7 +71,7 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None] | None] = set()  # the loop alone would hold them weakly
+        self._tasks: set[asyncio.Task[None] | None] = set()  # The loop itself holds weak references.
 
     @property
     def endpoint(self) -> str:
@@ -129,7 +129,7 @@ class FaultProxy:
             while await self._one(reader, writer):
                 pass
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            return  # the test ended, a client hung up, or the server is down: the client sees its line cut
+            return  # The test ended, the client disconnected, or the server is down.
         finally:
             writer.transport.abort()
             self._tasks.discard(task)

@@ -16,7 +16,7 @@ import pytest
 from launch import local_s3
 from launch.local_s3 import GRPC_STEP, HOST, LocalS3
 
-# A shell ignores SIGINT for what it starts in the background.
+# A shell starts background processes with SIGINT ignored.
 BACKGROUND = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
 
 

@@ -46,7 +46,7 @@ def test_no_bytes_crash_the_parser_or_hold_it(data):
 def test_no_changed_header_byte_does(place, value):
     block = bytearray(packed({"a.jpg": b"x" * 700, "a.json": b"{}"}, tarfile.USTAR_FORMAT))
     block[place] = value
-    if not 148 <= place < 156:  # a header whose checksum is right leads tarfile further
+    if not 148 <= place < 156:  # With a correct checksum, tarfile reads further.
         block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
     with suppress(tarfile.TarError, ValueError):
         members_of(bytes(block))

@@ -60,7 +60,7 @@ def pour(request, status, headers, *, total=48 * MIB):
             request.wfile.write(bytes(MIB))
             request.server.poured += MIB
     except OSError:
-        pass  # the client hung up: what a test wants
+        pass  # The client disconnected, as the test expects.
     return True
 
 

@@ -51,7 +51,7 @@ def test_a_second_epoch_comes_from_the_cache(dataset, tmp_path, faulty_s3):
     first = epoch(stream)
     faulty_s3.forget()
     assert epoch(stream) == first
-    # The first step asks for nothing that is there already; indexes and manifest are read anew.
+    # The first step requests nothing that is in the cache; indexes and manifest are read again.
     assert not [line for line in faulty_s3.requests if line.endswith(".tar") or ".tar?" in line]
 
 

@@ -132,11 +132,11 @@ def answers(url: str) -> bool:
 def nest(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, Path]) -> Iterator[Nest]:
     kinds = ("s3-key", "s3-secret", "mlflow-password", "ray-token", "hub-token", "plain")
     canaries = {kind: canary(kind.replace("-", "")) for kind in kinds}
-    for kind in ("s3-key", "ray-token"):  # Neither may have a slash.
+    for kind in ("s3-key", "ray-token"):  # These two must not contain a slash.
         canaries[kind] = canaries[kind].replace("/", "").replace("+", "")
     credentials = (canaries["s3-key"], canaries["s3-secret"])
     with (
-        tempfile.TemporaryDirectory(prefix="c", ignore_cleanup_errors=True) as name,  # Short: Ray puts sockets into it.
+        tempfile.TemporaryDirectory(prefix="c", ignore_cleanup_errors=True) as name,  # Short, for sockets of Ray.
         LocalS3(tmp_path_factory.mktemp("s3"), credentials=credentials) as s3,
     ):
         folder = Path(name)

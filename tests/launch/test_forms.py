@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 STEPS = 12
-LIMIT_S = 400.0  # For what hangs: a command takes 20 s where nothing else runs.
+LIMIT_S = 400.0  # Ends a command that hangs. On an idle machine a command takes 20 s.
 RUN = ("-m", "emocap_pretrain.run")
 PROGRESS = re.compile(r"step \d+/\d+ · .*| *\d+%\|.*")
 OWN = re.compile(
@@ -47,7 +47,7 @@ OWN = re.compile(
     r"|this run: http.*|all runs: http.*"
 )
 MOST_LINES = 16
-# What is said of a machine that is busy with other work; it tells nothing about the run.
+# Messages about a machine that is busy with other work; they say nothing about the run.
 BUSY = re.compile(r"times as long as the median rank|^(\[rank 0\] )?training waited .* for the checkpoint")
 
 
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_shards(records(24, pixels=32), faces, samples_per_shard=7)
     outside = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "RAY_", "SLURM_", "TORCHELASTIC_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
-    # Short, because Ray puts sockets below it; and its own, so that no other cluster of this machine is joined.
+    # The path is short, because Ray creates sockets in it. No other cluster of this machine uses the folder.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:
         env |= {
             "PATH": f"{BIN}:{env['PATH']}",
@@ -210,7 +210,7 @@ def test_local_ray_gives_the_curve_of_torchrun(
 def test_a_healthy_run_prints_its_own_few_lines_and_no_other(request: pytest.FixtureRequest, launcher: str) -> None:
     healthy: Healthy = request.getfixturevalue(launcher)
     lines = [line for line in re.split(r"[\r\n]+", healthy.printed) if line.strip()]
-    rest = [line for line in lines if not PROGRESS.fullmatch(line)]  # How many of these there are depends on time.
+    rest = [line for line in lines if not PROGRESS.fullmatch(line)]  # Their number depends on timing.
     rest = [line for line in rest if not BUSY.search(line)]
     assert [line for line in rest if not OWN.fullmatch(line)] == []
     assert len(rest) <= MOST_LINES
@@ -230,7 +230,7 @@ def test_a_ray_job_gives_the_curve_of_torchrun(place: Place, unbroken: list[tupl
             with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5) as reply:
                 return reply.status == 200
         except urllib.error.HTTPError as error:
-            return error.code == 401  # It is there, and asks for the token.
+            return error.code == 401  # The head runs, and requires the token.
         except OSError:
             return False
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SCRIPT = ROOT / "launch" / "slurm.sh"
 SUBMITTED = ("SLURM_SUBMIT_DIR", "SLURM_JOB_ID", "SLURM_CPUS_PER_TASK")
-# Two nodes that both are this host, one task on each, told as srun tells.
+# Simulates two nodes, both on this host, with one task each and the variables that srun sets.
 SRUN = """
 while [ "${1#-}" != "$1" ]; do shift; done
 for rank in 0 1; do
