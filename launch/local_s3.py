@@ -30,8 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from emocap_shards.cache_ledger import locked
-from emocap_shards.local_files import make_own_folder, open_own
+from emocap_shards.local_files import locked, make_own_folder, open_own
 
 HOST, BUCKET = "127.0.0.1", "emocap"
 START_LIMIT_S = 60.0

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.manifest import Manifest, Shard, read_manifest
 from emocap_shards.order import Order, ShardLayout
 from emocap_shards.plan import rank_slice
-from emocap_shards.shard import Shard
 from emocap_shards.store import open_store
 
 from benchmarks.harness.machine import Occasion, versions

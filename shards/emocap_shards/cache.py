@@ -20,9 +20,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emocap_shards.cache_ledger import CacheLedger, is_at, locked, release
+from emocap_shards.cache_ledger import CacheLedger, is_at, release
 from emocap_shards.errors import StoreError
-from emocap_shards.local_files import make_own_folder, open_own
+from emocap_shards.local_files import locked, make_own_folder, open_own
 from emocap_shards.segment import Segment, ShardRows, Span
 
 Fetch = Callable[[Sequence[Span]], list[bytes]]

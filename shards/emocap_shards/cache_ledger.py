@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from emocap_shards.local_files import UnsafePath, open_own
+from emocap_shards.local_files import UnsafePath, locked, open_own
 
 # A process holds the ledger for as long as it takes to look at every file of the cache.
 WAIT_S = 30.0
@@ -23,7 +23,6 @@ WAIT_S = 30.0
 ABANDONED_S = 3600
 # An eviction leaves this share of `max_bytes` in use.
 FILLED = 0.9
-_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +130,6 @@ def _live_bytes(part: Path, now: float) -> int:
         return 0
     finally:
         os.close(file)
-
-
-def locked(file: int, *, wait_s: float) -> bool:
-    """Tries to lock a file for up to `wait_s` seconds and returns whether it succeeded.
-
-    It polls, because `flock` itself can only wait without a limit.
-    """
-    gives_up = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= gives_up:
-                return False
-            time.sleep(_POLL_S)
-        else:
-            return True
 
 
 def release(file: int, part: Path) -> None:

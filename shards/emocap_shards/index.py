@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt32
 
 from emocap_shards.background import concurrently
 from emocap_shards.errors import DamagedShard, NotFound
-from emocap_shards.shard import Shard, Shards
+from emocap_shards.manifest import Shard, Shards
 from emocap_shards.store import Store
 
 _MOST_BYTES = 1 << 40

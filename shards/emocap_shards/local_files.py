@@ -7,8 +7,10 @@ links.
 """
 
 import errno
+import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 # The errors of `os.open` for a socket, a pipe that nobody reads, and a device without a driver.
@@ -22,6 +24,7 @@ _KINDS = (
     (stat.S_ISREG, "a file"),
 )
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_POLL_S = 0.005
 
 
 class UnsafePath(OSError):  # noqa: N818 - the name says more than "error"
@@ -106,6 +109,23 @@ def is_own_folder(folder: str | Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def locked(file: int, *, wait_s: float) -> bool:
+    """Tries to lock a file for up to `wait_s` seconds and returns whether it succeeded.
+
+    It polls, because `flock` itself can only wait without a limit.
+    """
+    gives_up = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= gives_up:
+                return False
+            time.sleep(_POLL_S)
+        else:
+            return True
 
 
 def owner(uid: int) -> str:

@@ -12,12 +12,11 @@ from emocap_shards.cache import Cache
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
 from emocap_shards.index import READS_AGAIN, Indexes, Slot
-from emocap_shards.manifest import Manifest
+from emocap_shards.manifest import Manifest, Shard
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, ShardLayout
 from emocap_shards.sample import Encoded, Sample
 from emocap_shards.segment import Segment, ShardRows, Span
-from emocap_shards.shard import Shard
 from emocap_shards.store import Store
 
 # Reading through a gap of this size costs less than a second request (to a server, and to a disk).

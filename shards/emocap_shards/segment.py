@@ -9,8 +9,8 @@ import google_crc32c
 import numpy as np
 
 from emocap_shards.index import ShardIndex, Slot
+from emocap_shards.manifest import Shard
 from emocap_shards.order import Ids
-from emocap_shards.shard import Shard
 
 # The path, the first byte and the byte after the last one of a range that is requested from a store.
 Span = tuple[str, int, int]

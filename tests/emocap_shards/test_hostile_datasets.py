@@ -10,8 +10,7 @@ import pytest
 from emocap_shards.decode import MAX_SCANS, decode_image
 from emocap_shards.errors import DamagedShard, ImageError, ManifestError, RecordError, ShardsError
 from emocap_shards.index import Slot, dump_index, read_index
-from emocap_shards.manifest import Manifest, read_manifest
-from emocap_shards.shard import MOST_SAMPLES, Shard
+from emocap_shards.manifest import MOST_SAMPLES, Manifest, Shard, read_manifest
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 from emocap_shards.writing import dataset as dataset_module

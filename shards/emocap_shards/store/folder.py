@@ -12,9 +12,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
-from emocap_shards.cache_ledger import locked
 from emocap_shards.errors import ConditionFailed, NotFound, StoreError
-from emocap_shards.local_files import open_regular
+from emocap_shards.local_files import locked, open_regular
 from emocap_shards.store.failure import local_trouble
 from emocap_shards.store.landing import landing
 from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large

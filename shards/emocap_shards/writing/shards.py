@@ -11,8 +11,7 @@ from pathlib import Path
 
 from emocap_shards.errors import RecordError
 from emocap_shards.index import MOST_INDEX_BYTES, dump_index
-from emocap_shards.manifest import Shard, refuse_dataset
-from emocap_shards.shard import MOST_SAMPLES
+from emocap_shards.manifest import MOST_SAMPLES, Shard, refuse_dataset
 from emocap_shards.store import Store
 from emocap_shards.writing.journal import Journal, JournalEntry, ShardOrigin, ShardOriginBuilder
 from emocap_shards.writing.prepare import Prepared
