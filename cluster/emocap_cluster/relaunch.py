@@ -112,7 +112,7 @@ def _once(
                 if not ranks:
                     ask()
         orphans = family.end_ranks(ORPHANS_S)
-        return code, f"{orphans} ranks survived it" if orphans else ""
+        return code, f"{orphans} ranks survived the command" if orphans else ""
 
 
 def _follow(still_trains: Callable[[], bool], stop: StopFlag, ask: Callable[[], None]) -> None:

@@ -267,7 +267,7 @@ def _stop_message(asked: End) -> str:
 
 def _waiting(placement: Placement, wanted: int, request: ResourceRequest) -> str:
     what = "a GPU" if request.on_gpu else "a CPU"
-    fewest = f"; the job continues with {request.least} at least" if request.least < wanted else ""
+    fewest = f"; the job continues with at least {request.least}" if request.least < wanted else ""
     return f"Waiting for nodes: {placement.ranks} of {wanted} ranks would have {what}{fewest}."
 
 

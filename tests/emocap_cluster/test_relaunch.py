@@ -181,7 +181,7 @@ def test_ranks_whose_launcher_was_killed_save_and_end_before_the_next_start(shel
     assert outcome.over.how is End.DONE
     assert shell.starts == 2
     assert {path.name for path in shell.folder.glob("saved-*")} == {"saved-0", "saved-1"}
-    assert "2 ranks survived it" in shell.said[0]
+    assert "2 ranks survived the command" in shell.said[0]
 
 
 def test_a_command_whose_head_is_silent_is_ended_and_run_again(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

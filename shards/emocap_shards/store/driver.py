@@ -54,7 +54,7 @@ class Driver:
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
         if condition is not None and not condition.absent:
-            cure = "keep what needs it on S3 or in a folder"
+            cure = "use S3 or a folder for such objects"
             raise StoreError(f"{self._shown} cannot write on the condition that an object is unchanged; {cure}.")
         mode = {} if condition is None else {"mode": "create"}
         await _call(self._fs._pipe_file, self._at(path), data, **mode)

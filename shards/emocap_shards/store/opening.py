@@ -43,7 +43,7 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
         cure = "leave them to the environment, a profile or the machine's role"
         raise StoreError(f"{masked_url(text)}: this URL must not contain credentials; {cure}.")
     if is_ambiguous(text):
-        cure = "write / ? # [ ] @ and % of a user or password percent-encoded, such as %2F, and so an @ of a path"
+        cure = "write / ? # [ ] @ and % of a user or password percent-encoded, such as %2F, and also an @ of the path"
         raise StoreError(f"{masked_url(text)}: it is not clear which host that is; {cure}.")
     _need_bucket(protocol, text)
     shown = public_url(text).rstrip("/")

@@ -79,7 +79,7 @@ class WebServer:
         raise self._read_only(paths[0])
 
     async def page(self, prefix: str, token: str) -> Page:  # noqa: ARG002
-        cure = "read by name, or list where the files come from"
+        cure = "read files by name, or use the server's own storage"
         raise StoreError(f"cannot list {prefix!r} in {self._shown}: web servers have no listing; {cure}.")
 
     def _read_only(self, path: str) -> StoreError:
