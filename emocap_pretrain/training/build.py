@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 
 
 def tracked_run(config: Config) -> TrackedRun:
-    """Returns the run as a tracker sees it."""
+    """Returns the facts of the run that a tracker stores before its first row."""
     return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
 
 
 def build_stream(config: Config, info: RankInfo, start: Cursor) -> Stream:
-    """Returns the stream of the samples that this rank trains on, from the cursor on."""
+    """Returns the stream of the samples on which this rank trains; it begins at the cursor `start`."""
     return open_stream(config.data, info, start, global_batch=config.global_batch, seed=config.seed)
 
 
 def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
-    """Returns what makes the batches of a run from its samples."""
+    """Returns the `Collate` object, which makes batches from the samples of the run."""
     return Collate(
         tokenizer=tokenizer,
         parts=active_parts(config.objective.weights),
@@ -51,16 +51,20 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
 
 
 def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> TowerPair:
-    """Returns the model of a run; without `weights` pretrained weights are not loaded, because a checkpoint follows."""
+    """Returns the model of a run.
+
+    With `weights=False` it loads no pretrained weights, because the caller then loads those of a checkpoint.
+    """
     precision = config.engine.precision
     return TowerPair.of(config.model, config.objective, vocabulary, precision=precision, weights=weights)
 
 
 def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
-    """Returns the engine that trains the model, with the objective and its teacher; a collective.
+    """Returns the engine that trains the model, with the objective and its teacher. This is a collective.
 
     Raises:
-        ConfigError: If some rank would have no sample, or the optimizer cannot work under the stage of ZeRO.
+        ConfigError: If there are more ranks than samples in a batch, or the optimizer does not support the stage of
+            ZeRO.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     return Engine(

@@ -1,6 +1,7 @@
 """Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
-A finished run gets here what it lacks: rows that the tracker has not taken, and an evaluation with new settings.
+If the user starts a finished run again, this module sends the rows that the tracker has not received yet, and
+evaluates the run again if the evaluation settings have changed.
 """
 
 import logging
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def is_done(config: Config, store: Store) -> bool:
-    """Returns whether the run of this folder, which must be this run, has the report of its last step.
+    """Returns whether the run in this folder has the report of its last step.
 
     Raises:
         ConfigError: If the folder belongs to a run with other settings.
@@ -45,19 +46,21 @@ def is_done(config: Config, store: Store) -> bool:
 
 
 def prepare_tasks(config: Config, store: Store) -> None:
-    """Lets the evaluation tasks read all that they compare, unless an attempt with these settings has done so.
+    """Lets each evaluation task check its settings against its data before training begins.
+
+    Nothing is checked if a checkpoint shows that an earlier attempt with the same evaluation settings has done it.
 
     Raises:
-        ConfigError: If settings and data do not fit.
+        ConfigError: If the settings of a task do not fit the data.
     """
     if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
         tasks.prepare(config.evaluation)
 
 
 def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
-    """Evaluates the last checkpoint on all ranks, tracks the results and writes the report; a collective.
+    """Evaluates the last checkpoint on all ranks, tracks the results and writes the report. This is a collective.
 
-    `everyone` holds all ranks in the patient group of `RankGroup.patient`.
+    `everyone` is the group of all ranks that `RankGroup.patient` made, because an evaluation takes long.
     """
     config, stored = session.config, session.config.stored()
     results = _evaluated(config, everyone, session.world.device)
@@ -79,16 +82,20 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     )
     track(session.tracker, config, results, report.step)
     _describe(session.tracker, report)
-    session.keep_unsent([row("status", 0, {"status": "FINISHED"})])  # From here on the run is done, whatever comes.
+    # The report ends the run, so all that the tracker has not received is stored before it.
+    session.keep_unsent([row("status", 0, {"status": "FINISHED"})])
     RunFolder(session.store).write_report(report)
 
 
 def conclude_again(config: Config, store: Store) -> bool:
-    """Sends the tracker what it lacks of a finished run; False if the evaluation settings have changed since."""
+    """Sends the rows of a finished run that the tracker has not received yet.
+
+    Returns False, without sending anything, if the evaluation settings have changed since the report was written.
+    """
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
         return False
-    if not RunFolder(store).copied_from():  # The rows in a copy are the original's.
+    if not RunFolder(store).copied_from():  # The rows in a copy belong to the original run.
         from emocap_pretrain.tracking.mlflow_tracker import deliver_unsent
 
         deliver_unsent(store, tracked_run(config), report.run_id, number=newest(store))
@@ -96,9 +103,10 @@ def conclude_again(config: Config, store: Store) -> bool:
 
 
 def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
-    """Evaluates the last checkpoint of a finished run with the present settings; a collective.
+    """Evaluates the last checkpoint of a finished run with the present settings. This is a collective.
 
-    Nothing else of the run changes. No start is counted, so `emocap status` says what it said before.
+    Only the results in the report and in the tracker change. No attempt begins, so the output of `emocap status` stays
+    the same.
     """
     everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
     results = _evaluated(config, everyone, device)
@@ -108,7 +116,7 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
 
 
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
-    """Gives the tracker the dataset, the scores and the pictures of results of the checkpoint of `step`."""
+    """Sends the evaluation dataset, the scores and the confusion matrices of a checkpoint to the tracker."""
     from emocap_pretrain.tracking import pictures
 
     if not results:
@@ -125,12 +133,12 @@ def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step:
 
 
 def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
-    """Returns what the tasks of the config find out about the restored model, on every rank; a collective.
+    """Returns the results of the config's evaluation tasks for the restored model, on every rank. This is a collective.
 
     Args:
         restored: The model and its config, equal on all ranks.
         everyone: The ranks among which the data are divided.
-        device: Where this rank's model shall live.
+        device: The device to which this rank moves the model.
     """
     config = restored.config
     if everyone.is_main:
@@ -142,10 +150,10 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
 
 
 def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
-    """Returns the results of the newest checkpoint, none without an evaluation dataset; a collective."""
+    """Returns the results of the newest checkpoint; empty without an evaluation dataset. This is a collective."""
     if config.evaluation.url is None:
         return ()
-    # Rank 0 alone reads the checkpoint: a thousand ranks would read the weights a thousand times.
+    # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
     return evaluated(everyone.run_on_main(lambda: restore(config.url, config=config)), everyone, device)
 
 

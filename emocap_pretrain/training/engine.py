@@ -1,4 +1,4 @@
-"""The engine takes one optimizer step at a time, copies its state for a checkpoint, and continues from one."""
+"""Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ from emocap_pretrain.training.state_layout import Layout
 
 Timed = Callable[[str], AbstractContextManager[None]]
 Metrics = dict[str, Tensor | float]
-"""Scalars of a step by name, equal on all ranks; tensors are still on the device, so that nothing waits for them.
+"""Scalars of a step by name, equal on all ranks. Tensors are still on the device, so no caller has to wait for them.
 
-`skipped` is 1.0 where the step did not change the weights. `finite` falls to 0.0 with the first loss or gradient of the
-engine's steps that is not finite, and stays there.
+`skipped` is 1.0 if the step did not change the weights. `finite` is 1.0 until the first step with a loss or gradient
+that is not finite, and 0.0 from that step on.
 """
 
 
@@ -43,7 +43,7 @@ class Forward:
     Attributes:
         graph: The loss of the global batch, a scalar with its graph.
         metrics: Scalars of the objective by name, on the device.
-        cached: The cached representations, if the step is made in several passes.
+        cached: The cached representations; None if the step is made in one pass.
     """
 
     graph: Tensor
@@ -57,10 +57,14 @@ class Forward:
 
 
 class Engine:
-    """Trains a tower pair; `step` counts optimizer steps from 0, including those without an update.
+    """Trains a tower pair with DeepSpeed.
 
-    A step is `forward`, and then `update` or `discard`; all ranks call the same. The random numbers of a step (dropout)
-    are a function of (seed, step, rank), so there is no generator to save.
+    A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
+    random numbers of a step (dropout) are a function of (seed, step, rank), so a checkpoint stores no generator.
+
+    Attributes:
+        step: Number of finished steps, including those without an update.
+        layout: How the optimizer's state is divided over the ranks.
     """
 
     def __init__(
@@ -82,18 +86,18 @@ class Engine:
 
         Args:
             model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
-            objective: The loss of the global batch.
-            optimizer: How the weights are updated.
+            objective: Computes the loss of the global batch.
+            optimizer: Says how the weights are updated.
             world: All ranks.
             settings: The parameter groups, the schedule of the learning rate, and the gradient norm above which
                 gradients are clipped.
             split: How a step is split over the ranks, and into passes.
-            steps: Length of the run, which the schedule needs.
+            steps: Number of steps of the whole run, which the schedule needs.
             zero_stage: Stage of ZeRO, 0 to 3.
             seed: Seed of the random number generators.
 
         Raises:
-            ConfigError: If the optimizer cannot work under this stage, or the settings do not fit the model.
+            ConfigError: If the optimizer does not support this stage, or a key of `lr_scales` fits no parameter.
         """
         optimizer.require_stage(zero_stage)
         self._objective, self._optimizer, self._world = objective, optimizer, world
@@ -115,20 +119,20 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step; a parameter group takes its own multiple of it."""
+        """The learning rate of the next step. Each parameter group multiplies it by its own factor `lr_scale`."""
         return learning_rate(self._settings, self.step, self._steps)
 
     @property
     def text_architecture(self) -> dict[str, Any] | None:
-        """The architecture of a pretrained text tower (`TextTower.recorded`), which a checkpoint stores."""
+        """The result of `TextTower.recorded`, which a checkpoint stores."""
         return self._engine.module.text.recorded()
 
     def forward(self, batch: Batch, *, timed: Timed = _untimed) -> Forward:
-        """Computes the loss of the next step; `update` or `discard` must follow on every rank.
+        """Computes the loss of the next step. Every rank must call `update` or `discard` afterwards.
 
         Args:
-            batch: As many rows as the split gives this rank; the last step of an epoch may have fewer, even none.
-            timed: Opens the sections `forward` and `loss`.
+            batch: This rank's rows of the global batch. In the last step of an epoch there may be few rows or none.
+            timed: Measures the sections `forward` and `loss`.
         """
         with timed("forward"):
             cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
@@ -141,12 +145,12 @@ class Engine:
         """Ends the step: computes the gradients and updates the weights.
 
         Args:
-            forward: What `forward` has returned for this step.
-            timed: Opens the sections `backward` and `update`.
+            forward: The result of `Engine.forward` for this step.
+            timed: Measures the sections `backward` and `update`.
 
         Returns:
-            The metrics of the step, with the norm of the gradient before it is clipped. Where a gradient is not finite,
-            the weights stay as they are, `skipped` is 1.0 and the norm is infinite.
+            The metrics of the step, with the norm of the gradient before it is clipped. If a gradient is not finite,
+            the weights do not change, `skipped` is 1.0 and the norm is infinite.
         """
         rate = self.learning_rate
         zero.set_learning_rate(self._engine, rate)
@@ -162,14 +166,16 @@ class Engine:
         return self._end_step(forward, self.learning_rate, updated=False, finite=True)
 
     def train(self, batch: Batch) -> Metrics:
-        """Makes one optimizer step on this rank's rows of the global batch, whatever their loss is."""
+        """Makes one optimizer step on this rank's rows of the global batch, without a check of the loss."""
         return self.update(self.forward(batch))
 
     def snapshot(self) -> Snapshot:
-        """Returns a copy of the state in host memory; any thread may `write` it. Release it then. All ranks call this.
+        """Copies the state of training to host memory. This is a collective.
+
+        Any thread may `write` the returned snapshot. The caller must `release` it before it takes the next one.
 
         Raises:
-            CheckpointError: If the last snapshot is not released yet.
+            CheckpointError: If the previous snapshot is not released yet.
         """
         engine, rank = self._engine, self._world.rank
         held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
@@ -178,15 +184,17 @@ class Engine:
         return self._snapshot
 
     def load(self, folder: Path, saved: Layout, step: int) -> None:
-        """Continues after `step`; the weights are in the model already (`snapshot.fill`, on rank 0).
+        """Loads the optimizer's state of a checkpoint, so that training continues after `step`.
+
+        The weights are not loaded here: rank 0 has put them into the model with `snapshot.fill` before.
 
         Args:
-            folder: Holds at least `saved.files_for(self.layout, rank)`.
-            saved: The layout of the engine that wrote them, of any number of ranks and any stage.
-            step: Steps done.
+            folder: Contains at least the files `saved.files_for(self.layout, rank)`.
+            saved: The layout with which the files were written; its number of ranks and stage may differ.
+            step: Number of steps that were done when the checkpoint was saved.
 
         Raises:
-            CheckpointError: If the state is of another model or optimizer, or not all there.
+            CheckpointError: If the state belongs to another model or optimizer, or is incomplete.
         """
         rank = self._world.rank
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
@@ -200,7 +208,7 @@ class Engine:
 
     def _end_step(self, forward: Forward, rate: float, *, updated: bool, finite: bool) -> Metrics:
         self.step += 1
-        # A reader that looks at the metrics of some steps only learns of every step from this product.
+        # Metrics are read at logged steps only. This product over all steps shows a bad step between two of them.
         self._finite = self._finite * torch.isfinite(forward.loss) * finite
         return {
             **forward.metrics,
@@ -221,13 +229,13 @@ class Engine:
     def _update_weights(self) -> tuple[bool, Tensor | float]:
         """Returns whether the weights have changed, and the gradient's norm before clipping.
 
-        The weights stay as they are where a gradient is not finite; the norm is infinite then.
+        If a gradient is not finite, the weights do not change and the norm is infinite.
         """
         if self._zero_stage > 0:
             self._engine.step()
             updated = self._engine.was_step_applied()
             return updated, self._engine.get_global_grad_norm() if updated else math.inf
-        # Without ZeRO, DeepSpeed would take any step, and clips without telling the norm.
+        # Without ZeRO, DeepSpeed would also update with gradients that are not finite, and does not return the norm.
         bound = self._settings.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
         if not norm.isfinite():

@@ -2,8 +2,8 @@
 
     <run>/skipped.json    steps whose update is left out after a roll-back, with the reason
 
-The loss is equal on all ranks, so all ranks decide alike without a message. The same losses lead to the same verdicts,
-so that a resumed run decides as the uninterrupted one does.
+The loss is equal on all ranks, so all ranks reach the same verdict without communication. The verdict depends on the
+losses alone, so a resumed run decides like a run that was never interrupted.
 """
 
 import math
@@ -24,17 +24,17 @@ from emocap_pretrain.run_folder.documents import SKIPPED, SkippedDocument
 from emocap_pretrain.run_folder.storage import Unreadable
 
 SKIPPED_FILE = "skipped.json"
-WINDOW, FEWEST = 64, 20  # A loss is compared with the last 64; while fewer than 20 are known, none is a spike.
+WINDOW, FEWEST = 64, 20  # A loss is compared with the last 64 losses; with fewer than 20 losses none is a spike.
 FLOOR = 0.01  # Smallest deviation as a share of the median, so that a small rise of a flat curve is not a spike.
-HOPELESS = 3  # A run has failed if so many updates before its end were left out.
-NORMAL = 1.4826  # From the median absolute deviation to a standard deviation, where the values are normal.
+HOPELESS = 3  # A run has failed if this many updates before its end were left out.
+NORMAL = 1.4826  # The standard deviation of a normal distribution, in median absolute deviations.
 
 Action = Literal["apply", "skip", "rollback", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happens to the update of a step; the reason is empty if nothing is to be logged."""
+    """Holds the decision about the update of a step. The reason is logged, unless it is empty."""
 
     action: Action = "apply"
     reason: str = ""
@@ -46,14 +46,16 @@ class Verdict:
 
 
 class Guard:
-    """Judges the loss of every step; its state is part of the checkpoint."""
+    """The loss guard: judges the loss of every step. Its state is a part of the checkpoint."""
 
     def __init__(self, settings: HealthConfig, to_skip: Mapping[int, str] | None = None) -> None:
-        """Begins without any loss.
+        """Creates a guard that has not seen any loss yet.
 
         Args:
-            settings: What is done about a loss that is not finite or a spike, and how often.
-            to_skip: Reasons of the steps whose update is left out whatever their loss is; they count as left out.
+            settings: The action for a loss that is not finite, the action for a spike, and the number of updates that
+                may be left out.
+            to_skip: The steps whose update is left out whatever their loss is, with the reasons. They count towards
+                the number of updates that are left out.
         """
         self._settings = settings
         self._to_skip = dict(to_skip or {})
@@ -62,14 +64,14 @@ class Guard:
 
     @classmethod
     def open(cls, settings: HealthConfig, store: Store, world: RankGroup) -> "Guard":
-        """Returns a guard that leaves out what earlier roll-backs of the run have named; a collective."""
+        """Returns a guard that leaves out the updates that earlier roll-backs have stored. This is a collective."""
         return cls(settings, world.run_on_main(lambda: _read(store)))
 
     def judge(self, step: int, loss: Tensor | float) -> Verdict:
-        """Returns what happens to the update of `step`.
+        """Returns the verdict on the update of `step`.
 
-        The loss, which is equal on all ranks, is read only if a setting needs it: reading it waits for the device.
-        Without such a setting, a loss that is not finite ends the run at the next logged step.
+        The value of the loss is read only if a setting needs it, because reading it waits for the device. Without such
+        a setting, a loss that is not finite ends the run at the next logged step.
         """
         settings = self._settings
         if settings.nonfinite == "stop" and settings.spike is None and not self._to_skip:
@@ -83,9 +85,10 @@ class Guard:
         return verdict
 
     def update_failed(self, step: int) -> Verdict | None:
-        """Returns what happens after a step without an update, because a gradient was not finite although the loss was.
+        """Returns the verdict on a step whose gradient was not finite although its loss was finite.
 
-        None if the settings stop the run: then the next logged step does.
+        The engine has already left out the update of this step. Returns None if `health.nonfinite` is "stop", because
+        the next logged step then ends the run.
         """
         if self._settings.nonfinite == "stop":
             return None
@@ -95,15 +98,17 @@ class Guard:
         return verdict
 
     def streak(self, step: int) -> int:
-        """Returns how many updates in a row were left out, up to and including that of `step`."""
+        """Returns the number of consecutive updates that were left out, counted backwards from `step`."""
         first = step
         while first in self._skipped:
             first -= 1
         return step - first
 
     def require_updates(self, step: int) -> None:
-        """Raises:
-        TrainingError: If the updates of the last steps of a run, up to `step`, were all left out.
+        """Checks, at the end of a run, that its last updates were made.
+
+        Raises:
+            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out.
         """
         streak = self.streak(step)
         if streak and streak >= min(HOPELESS, step):
@@ -114,16 +119,16 @@ class Guard:
             )
 
     def state(self) -> dict[str, Any]:
-        """Returns the state as a JSON value."""
+        """Returns the state as a JSON value, which a checkpoint stores."""
         return {"losses": list(self._losses), "skipped": [[step, why] for step, why in sorted(self._skipped.items())]}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state` has returned."""
+        """Restores a state that the method `state` has returned."""
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self._skipped = self._to_skip | {int(step): str(why) for step, why in state["skipped"]}
 
     def remember(self, store: Store, step: int, reason: str) -> None:
-        """Writes that the next attempt leaves out the update of `step`; rank 0 alone calls it, before the roll-back."""
+        """Stores that the next attempt leaves out the update of `step`. Only rank 0 calls this, before a roll-back."""
         steps = dict(sorted((_read(store) | {step: reason}).items()))
         storage.write(store, SKIPPED_FILE, SKIPPED, SkippedDocument(steps))
 
@@ -142,7 +147,7 @@ class Guard:
         return Verdict()
 
     def _height(self) -> float | None:
-        """Returns the loss above which a spike begins; None if no setting asks for it or too few losses are known."""
+        """Returns the limit above which a loss is a spike; None without `health.spike` or with fewer than 20 losses."""
         if self._settings.spike is None or len(self._losses) < FEWEST:
             return None
         middle = median(self._losses)
@@ -163,7 +168,7 @@ def _read(store: Store) -> dict[int, str]:
     """Returns the steps whose updates are left out, with the reasons.
 
     Raises:
-        ConfigError: If they cannot be read: the run would train on what it was told to leave out.
+        ConfigError: If `skipped.json` cannot be read, because the run would then make updates that it must leave out.
     """
     found = storage.read(store, SKIPPED_FILE, SKIPPED)
     if isinstance(found, Unreadable):

@@ -1,4 +1,4 @@
-"""The training function: the same one under every launcher."""
+"""Defines `pretrain`, the training function that every rank calls under every launcher."""
 
 import logging
 import math
@@ -26,24 +26,25 @@ from emocap_pretrain.training.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0  # Between two polls whether to stop; launchers announce the end of a job by some seconds.
+# Seconds between two polls whether training must stop. Launchers announce the end of a job only seconds before it.
+POLL_S = 1.0
 
 
 def pretrain(config: Config, runtime: Runtime) -> None:
     """Trains the run at `config.url` from its newest checkpoint to its last step, evaluates it, and writes its report.
 
     Every rank of the job calls this. A finished run is not trained again; if its evaluation settings have changed, it
-    is evaluated again. When the runtime asks to stop, the state is committed and the function returns; a later attempt
-    resumes from there, on any number of ranks.
+    is evaluated again. When the runtime asks to stop, a checkpoint is committed and the function returns. A later
+    attempt resumes from that checkpoint, on any number of ranks.
 
     Raises:
-        TrainingError: If the loss is no longer finite; no checkpoint holds it.
-        LostContact: If another rank has ended or hangs; the message says which.
+        TrainingError: If the loss is no longer finite. Every committed checkpoint is from before that step.
+        LostContact: If another rank has ended or hangs; the message names the rank.
         Superseded: If a newer attempt of the run has taken over.
     """
     with joined(config.cluster, runtime) as world:
         store = open_store(config.url)
-        # Rank 0 may read for minutes, longer than the other ranks wait in the process group of the training.
+        # Rank 0 may read for minutes, which is longer than the timeout of the training's process group.
         patient = world.patient("opening")
         if patient.run_on_main(lambda: is_done(config, store)):
             if not patient.run_on_main(lambda: conclude_again(config, store)):
@@ -60,7 +61,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
             timeout_s=config.cluster.timeout_s,
             silence_s=config.cluster.silence_s,
         )
-        # What this attempt has opened is closed after the monitor, which first records a failure.
+        # The session is closed after the monitor, so that the monitor records a failure first.
         with ExitStack() as opened, watched as monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             progress = _train(session, runtime, monitor)
@@ -71,10 +72,10 @@ def pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
-    """Trains until the last step or until told to stop; the last checkpoint is committed when this returns.
+    """Trains until the last step or until a request to stop. The last checkpoint is committed when this returns.
 
-    Every rank runs this loop. What decides about a collective is equal on all ranks: the step, the settings, and values
-    that the ranks have exchanged.
+    Every rank runs this loop, and its collectives must have the same order on all ranks. So each branch that leads to a
+    collective depends only on values that are equal on all ranks: the step, the settings and exchanged values.
     """
     config, engine, timed = session.config, session.engine, monitor.timer.measure
     hosts = JobHostMetrics(session.world, Path(config.data.cache))
@@ -113,13 +114,13 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
 
 
 def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
-    """Makes one step: the loss, the guard's verdict on it, and the update or none.
+    """Makes one step: computes the loss, asks the guard for its verdict, and makes or discards the update.
 
-    The graph of the loss is local to this function, so that it is freed before the next step's.
+    The graph of the loss is local to this function, so it is freed before the graph of the next step is built.
 
     Raises:
-        RolledBack: As `Session.enforce` does.
-        TrainingError: As `Session.enforce` does.
+        RolledBack: If the verdict is to return to the newest checkpoint.
+        TrainingError: If the verdict is to stop the run.
     """
     engine, guard = session.engine, session.guard
     forward = engine.forward(batch, timed=timed)
@@ -134,10 +135,10 @@ def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
 def _exchange(
     session: Session, monitor: Monitor, hosts: JobHostMetrics, metrics: Metrics, *, should_stop: bool
 ) -> tuple[dict[str, float], bool]:
-    """Returns the metrics of a logged step over all ranks, and whether training stops; a collective.
+    """Returns the metrics of a logged step over all ranks, and whether training stops. This is a collective.
 
     Raises:
-        TrainingError: As `_numbers` does.
+        TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
         BudgetSpent: On all ranks, if they have met more damaged samples than the run may leave out.
         Superseded: On all ranks, if the run's folder was deleted.
     """
@@ -170,7 +171,7 @@ def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: 
 
 
 def _report(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
-    """Gives the tracker and the runtime the metrics of a logged step; on rank 0."""
+    """Sends the metrics of a logged step to the tracker and to the runtime. Only rank 0 calls this."""
     step = session.engine.step
     session.tracker.log_metrics(row, step)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
@@ -185,7 +186,7 @@ def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
     """Returns the finite metrics as plain numbers; this waits for the device.
 
     Raises:
-        TrainingError: On all ranks, if a number is not finite and the settings stop the run then.
+        TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
     """
     row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""The total loss of docs/method.md: one weighted term for each active part of a caption, and what is logged of each."""
+"""Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ class Term(Protocol):
     def weight(self) -> float: ...
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
-        """Returns the learned numbers that the loss reads, by the names under which they are logged."""
+        """Returns the learned scale and bias that the loss uses, by the names of their metrics."""
         ...
 
     @property
     def reads_teacher(self) -> bool:
-        """Says whether the loss reads the vectors of a teacher."""
+        """Whether the loss uses the vectors of a teacher."""
         ...
 
     def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
@@ -45,17 +45,20 @@ class Term(Protocol):
 
         Args:
             embeddings: This rank's rows.
-            batch: The batch that they come from.
-            mined: Whether the warm-up of mining is over.
-            teacher: The teacher's vectors of the images, [rows, any width]; None where no term reads them.
+            batch: The batch from which the embeddings were computed.
+            mined: Whether positives are mined, because the warm-up of mining is over.
+            teacher: The teacher's vectors of the images, [rows, any width]; None if no term uses them.
         """
         ...
 
     def backend(self, vectors: Tensor) -> BackendChoice:
-        """Returns which backend would compute the loss of vectors like these, and why.
+        """Returns the backend that the loss would use, with the reason. Nothing is computed.
+
+        Args:
+            vectors: A tensor with the dtype, device and last dimension of the embeddings; it may have no rows.
 
         Raises:
-            NotSupportedError: If the settings ask for a backend that cannot compute this loss.
+            NotSupportedError: If the settings name a backend that cannot compute this loss.
         """
         ...
 
@@ -72,7 +75,7 @@ class ImageTerm:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """Says what is made of the scores."""
+        """The objective that turns the scores of an anchor into a loss, such as InfoNCE."""
         return objective_of(self.settings.kind_of(self.part.name))
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
@@ -108,7 +111,7 @@ class ImageTerm:
         return embeddings.biases[self.part.aligned_with] if self.formula.has_bias else None
 
     def _guides(self, teacher: Tensor | None) -> dict[str, Any]:
-        """Returns the arguments by which the teacher guides the loss."""
+        """Returns the keyword arguments of the loss that hold the teacher's vectors; empty if no teacher is used."""
         if not self.reads_teacher:
             return {}
         assert teacher is not None, "an objective with such a term is called with a teacher"
@@ -116,12 +119,12 @@ class ImageTerm:
         vectors = teacher.to(self.vectors)
         if not self.formula.has_teacher:
             return {"guide_image": vectors}
-        # On both sides: the shares of a text are those of its image.
+        # The texts take the vectors of their images, so that the similarity of two texts is that of their images.
         return {"guide_image": vectors, "guide_text": vectors, "guide_scale": self.settings.teacher.scale}
 
     @property
     def _mining(self) -> Mining | None:
-        """The rule of mining; a teacher's shares leave nothing to mine."""
+        """The rule of mining. It is None with a `soft` objective, whose teacher already gives each pair a weight."""
         rule = self.settings.mining
         return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
 
@@ -178,7 +181,7 @@ _KINDS: Mapping[str, type[ImageTerm] | type[PatchTerm]] = {"image": ImageTerm, "
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveResult:
-    """The scalar to differentiate, and detached scalars by name, equal on all ranks."""
+    """Holds the total loss with its graph, and the metrics as detached scalars. All are equal on all ranks."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -186,12 +189,12 @@ class ObjectiveResult:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The weighted sum of the terms; mining starts after its warm-up.
+    """Computes the weighted sum of the terms. Positives are mined after `mining_warmup_steps` steps.
 
     Attributes:
-        terms: One for each active part, in the order in which they are summed.
-        mining_warmup_steps: Steps without mining.
-        teacher: Returns the teacher's vectors of images, [rows, any width]; needed where a term reads them.
+        terms: One term for each active caption part, in the order of the sum.
+        mining_warmup_steps: Number of steps without mining.
+        teacher: Maps images to the teacher's vectors, [rows, any width]. It must be given if a term uses them.
     """
 
     terms: tuple[Term, ...]
@@ -207,17 +210,17 @@ class Objective:
         group: ProcessGroup | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> "Objective":
-        """Builds the terms that the settings switch on.
+        """Builds a term for each active caption part.
 
         Args:
-            settings: Weights, mining, backend.
-            precision: `engine.precision`, which decides what the losses multiply unless the settings say it.
-            group: The ranks whose rows make the global batch; None is this process alone.
-            teacher: Returns the teacher's vectors of images, of the settings' teacher; not needed to look at the terms.
+            settings: The weights, kinds, mining, teacher and backend of the terms.
+            precision: `engine.precision`, which decides the dtype of the vectors if `objective.vectors` is "auto".
+            group: The ranks whose rows form the global batch; None if this process is alone.
+            teacher: Maps images to the vectors of the teacher in the settings. It may be None if no loss is computed.
 
         Raises:
-            ConfigError: If the settings give a part a kind that its loss does not have, or a teacher is missing or
-                unread.
+            ConfigError: If the kind of a part is not possible for its loss, a needed teacher is missing, or no term
+                uses the given teacher or the rule of mining.
         """
         vectors = vector_dtype(settings, precision)
         weights = settings.weights
@@ -235,12 +238,12 @@ class Objective:
         return cls(terms, settings.mining_warmup_steps, teacher)
 
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
-        """Returns the loss of the global batch; a collective.
+        """Returns the loss of the global batch. This is a collective.
 
         Args:
             embeddings: This rank's rows.
-            batch: The batch that they come from.
-            step: Steps done before this one; decides whether mining has begun.
+            batch: The batch from which the embeddings were computed.
+            step: Number of steps done before this one. It decides whether positives are mined.
         """
         mined = step >= self.mining_warmup_steps
         teacher = self.teacher(batch.images) if self.teacher else None
@@ -255,7 +258,11 @@ class Objective:
 
 
 def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
-    """Raises an error if a term lacks its teacher, or if no term reads the teacher or the rule of mining."""
+    """Checks that each term has the teacher that it needs, and that the teacher and the rule of mining are used.
+
+    Raises:
+        ConfigError: If a teacher is missing, or if no term uses the given teacher or the rule of mining.
+    """
     readers = [term.part.name for term in terms if term.reads_teacher]
     if readers and settings.teacher is None:
         raise ConfigError(
@@ -276,7 +283,7 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
-    """Returns the type of the unit vectors that the losses multiply; products are added in float32 whatever it is."""
+    """Returns the dtype to which the embeddings are cast before the losses. Sums of products are always float32."""
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32
 

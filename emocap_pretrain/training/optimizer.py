@@ -1,6 +1,6 @@
-"""An optimizer as a value: how torch makes it, which parameter groups it works on, and its state by name.
+"""Describes each optimizer by a value, `OptimizerSpec`, and divides the model's parameters into groups for it.
 
-The rest of the engine knows no optimizer by name. docs/extend/optimizer.md shows how to add one.
+No other module depends on a particular optimizer. docs/extend/optimizer.md shows how to add one.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,21 +20,23 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """An optimizer as a value: it says how torch makes it and which state it keeps from one update to the next.
+    """Describes an optimizer: how it is constructed, and which state it keeps from one update to the next.
 
-    The names of its state are those in `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so
-    that any number of ranks can read it. A state that is not named here is lost when a run resumes.
+    The fields `per_element`, `per_parameter` and `global_` list the names of the state as they are in
+    `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so that any number of ranks can read
+    it. A state that no field lists is lost when a run resumes.
 
     Attributes:
         name: The value of `optimizer.name`.
-        make: Makes the optimizer of torch's parameter groups, which hold `params`, `lr` and `weight_decay`.
-        begin: Returns the whole state of one tensor before its first update, as torch would begin with it. The tensor
-            is a parameter; under ZeRO 1 to 3 it is a flat vector of many parameters, or of parts of them.
+        make: Constructs the torch optimizer from parameter groups, which are dicts with `params`, `lr` and
+            `weight_decay`.
+        begin: Returns the state of one tensor before its first update, equal to the state that torch would create. The
+            tensor is a parameter; under ZeRO 1 to 3 it is a flat vector of many parameters, or of parts of them.
         per_element: States with the shape of the tensor, one number for each element.
-        per_parameter: States of any other shape, one tensor for each parameter. Not every parameter needs to have it.
+        per_parameter: States of any other shape, at most one tensor for each parameter.
         global_: Scalars that are equal for all tensors, such as the number of updates.
-        whole_parameters: Whether the update of an element depends on other elements of its parameter. ZeRO 1 to 3 give
-            the optimizer flat vectors in which parameters have no boundaries, so they are refused then.
+        whole_parameters: Whether the update of an element depends on other elements of its parameter. Such an
+            optimizer is refused under ZeRO 1 to 3, which give it flat vectors without the boundaries of parameters.
     """
 
     name: str
@@ -50,10 +52,10 @@ class OptimizerSpec:
             raise ValueError(f"{self.name} has states per parameter, so it needs whole_parameters=True.")
 
     def require_stage(self, zero_stage: int) -> None:
-        """Refuses a stage of ZeRO under which the updates would be wrong.
+        """Checks that the updates are correct under a stage of ZeRO.
 
         Raises:
-            ConfigError: If the optimizer needs whole parameters and the stage cuts them.
+            ConfigError: If the optimizer needs whole parameters and the stage divides them.
         """
         if self.whole_parameters and zero_stage > 0:
             raise ConfigError(
@@ -62,7 +64,7 @@ class OptimizerSpec:
             )
 
     def state_elements(self, parameter: Tensor) -> int:
-        """Returns how many numbers of state the optimizer keeps for a parameter; global ones are not counted."""
+        """Returns how many numbers the optimizer keeps for a parameter, without the scalars of `global_`."""
         state = self.begin(torch.empty(parameter.shape, device="meta"))
         return sum(state[name].numel() for name in (*self.per_element, *self.per_parameter) if name in state)
 
@@ -85,7 +87,7 @@ def _sgd(settings: OptimizerConfig) -> OptimizerSpec:
     return OptimizerSpec(
         name="sgd",
         make=partial(torch.optim.SGD, momentum=momentum, nesterov=settings.sgd.nesterov),
-        # Torch begins without a buffer and makes the first gradient the buffer; zeros and that gradient add up to it.
+        # Torch makes the first gradient the buffer. A buffer of zeros gives the same: zeros plus the gradient.
         begin=lambda tensor: {name: torch.zeros_like(tensor) for name in states},
         per_element=states,
     )
@@ -107,7 +109,7 @@ def _adafactor(settings: OptimizerConfig) -> OptimizerSpec:
         per_element=("variance",),
         per_parameter=("row_var", "col_var"),
         global_=("step",),
-        whole_parameters=True,  # The update of a parameter is scaled by its root mean square and by the parameter's.
+        whole_parameters=True,  # Adafactor scales an update by the root mean squares of the update and the parameter.
     )
 
 
@@ -122,7 +124,7 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
     """Returns the optimizer that the settings name.
 
     Raises:
-        ConfigError: If it cannot work under this stage of ZeRO.
+        ConfigError: If the optimizer does not support this stage of ZeRO.
     """
     spec = OPTIMIZERS[settings.name](settings)
     spec.require_stage(zero_stage)
@@ -131,14 +133,14 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Trained parameters, by name, that share a weight decay and a multiple of the schedule's learning rate."""
+    """Holds trained parameters, by name, with one weight decay and one factor of the learning rate, `lr_scale`."""
 
     parameters: Mapping[str, nn.Parameter]
     weight_decay: float
     lr_scale: float
 
     def for_torch(self, lr: float) -> dict[str, Any]:
-        """Returns torch's form of the group. Torch and DeepSpeed keep the additional key `lr_scale`."""
+        """Returns the group as a dict for a torch optimizer. Torch and DeepSpeed keep its additional key `lr_scale`."""
         return {
             "params": list(self.parameters.values()),
             "weight_decay": self.weight_decay,
@@ -150,12 +152,13 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[ParameterGroup, ...]:
     """Returns the trained parameters in groups: first those with weight decay, then those without.
 
-    Matrices and tensors of more axes decay. Biases, norms and learned scales are vectors and do not; embeddings do
-    unless `decay_embeddings` is false. The last layer of a tower learns at its full rate, and each layer before it at
-    `layer_decay` times the rate of the next; `lr_scales` multiplies that. A group that would be empty is left out.
+    Weight decay applies to matrices and tensors of more axes. It does not apply to vectors (biases, norms and learned
+    scales), nor to embeddings if `decay_embeddings` is false. The last layer of a tower has the full learning rate,
+    and each earlier layer has `layer_decay` times the rate of the next layer. `lr_scales` multiplies these rates. No
+    group is empty.
 
     Raises:
-        ConfigError: If a key of `lr_scales` is no part of the model that is trained.
+        ConfigError: If a key of `lr_scales` does not name a trained part of the model.
     """
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     _require_parts(settings.lr_scales, trained)
@@ -173,7 +176,11 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
 
 
 def _embeddings(model: nn.Module) -> frozenset[str]:
-    """Names of the tables of `nn.Embedding`, and of what timm's models list: position embeddings and class tokens."""
+    """Returns the names of the embedding parameters of a model.
+
+    These are the weights of `nn.Embedding`, and the position embeddings and class tokens that `no_weight_decay` of a
+    timm model lists.
+    """
     found: set[str] = set()
     for place, module in model.named_modules():
         listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()  # pyright: ignore[reportCallIssue]
@@ -198,7 +205,7 @@ def _require_parts(parts: Mapping[str, float], trained: Mapping[str, nn.Paramete
             known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
             raise ConfigError(
                 f"optimizer.lr_scales has {part}, which is no trained part of the model; the parts are {known}, and "
-                "those within them by their dotted names."
+                "the modules inside them by their dotted names."
             )
 
 

@@ -1,7 +1,8 @@
-"""Batches larger than memory: representations are cached, and the towers run again for their gradients.
+"""Trains on batches whose activations do not fit into memory: representations are cached, and the towers run twice.
 
-Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache). The loss sees
-all rows at once; activations are those of one pass at a time. Exact: the chain rule, with the embeddings in between.
+The method is GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+The loss is computed from the embeddings of all rows, while memory holds the activations of one pass at a time. The
+gradients are exact: the chain rule is applied first to the loss and then to each pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ Encode = Callable[[int, Batch], Embeddings]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Some rows of a batch, and where they and their texts lie in it."""
+    """Holds the rows of one pass, and the slices of the whole batch from which its rows and its texts were taken."""
 
     batch: Batch
     rows: slice
@@ -28,7 +29,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """The embeddings of all rows, as leaves of a graph that holds nothing else."""
+    """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes that compute them again."""
 
     embeddings: Embeddings
     passes: tuple[Pass, ...]
@@ -36,13 +37,13 @@ class Cached:
 
     @classmethod
     def of(cls, batch: Batch, passes: int, encode: Encode) -> "Cached":
-        """Encodes pass after pass without a graph.
+        """Encodes the batch in several passes, without a graph.
 
         Args:
-            batch: This rank's rows; there may be fewer than passes.
-            passes: How many; equal on all ranks, because each pass runs collectives of its own at ZeRO stage 3.
-            encode: `encode(number, batch)` must be deterministic in the number of the pass, so that the second run
-                draws the same dropout masks.
+            batch: This rank's rows; there may be fewer rows than passes.
+            passes: Number of passes, equal on all ranks, because each pass runs collectives under ZeRO stage 3.
+            encode: Called as `encode(number, batch)`. It must be deterministic in the number of the pass, so that the
+                second run draws the same dropout masks.
         """
         cut = tuple(_passes(batch, passes))
         with torch.no_grad():
@@ -50,9 +51,10 @@ class Cached:
         return cls(_leaves(found), cut, encode)
 
     def surrogates(self) -> Iterator[Tensor]:
-        """Yields, after the loss's backward pass, one scalar for each pass; their gradients add up to the loss's.
+        """Yields one scalar for each pass. The gradients of all scalars add up to the gradient of the loss.
 
-        Differentiate each before the next is asked for.
+        The backward pass of the loss must be done before. The caller must run the backward pass of a scalar before it
+        takes the next scalar.
         """
         for number, each in enumerate(self.passes):
             encoded = self.encode(number, each.batch)
@@ -60,7 +62,7 @@ class Cached:
             yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
     def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields what a pass gave with its gradients; what no term reads has none."""
+        """Yields each tensor that a pass has encoded, with its gradient; without the tensors that no term uses."""
         leaves = self.embeddings
         for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):
             if leaf.grad is not None:
@@ -70,12 +72,12 @@ class Cached:
                 yield encoded.texts[name], leaf.grad[cut.texts[name]]
         for numbers, learned in ((encoded.scales, leaves.scales), (encoded.biases, leaves.biases)):
             for name, leaf in learned.items():
-                if leaf.grad is not None:  # It belongs to no rows: the first pass carries its gradient.
+                if leaf.grad is not None:  # A scale belongs to no rows, so its gradient counts in the first pass only.
                     yield numbers[name], leaf.grad if first else torch.zeros_like(leaf.grad)
 
 
 def _leaves(found: list[Embeddings]) -> Embeddings:
-    """Returns the embeddings of all passes in one, as leaves."""
+    """Concatenates the embeddings of all passes, and makes the results leaves of the autograd graph."""
 
     def joined(pieces: Iterator[Tensor]) -> Tensor:
         return torch.cat(list(pieces)).requires_grad_()

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Computes the learning rate of a step."""
 
 import math
 
@@ -6,12 +6,12 @@ from emocap_pretrain.config.schema import OptimizerConfig
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear over the warm-up, then half a cosine down to `lr` x `final_share` at the last step.
+    """Returns the learning rate: linear in the warm-up, then half a cosine to `lr` x `final_share` at the last step.
 
     Args:
-        settings: The optimizer's settings.
-        step: Steps done before this one, from 0.
-        steps: Length of the run.
+        settings: The settings of the optimizer.
+        step: Number of steps done before this one.
+        steps: Number of steps of the whole run.
     """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps

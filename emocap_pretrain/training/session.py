@@ -1,4 +1,4 @@
-"""Opens everything that the training loop uses, new or from the newest checkpoint, and closes it."""
+"""Opens everything that the training loop uses, from the newest checkpoint if there is one, and closes it."""
 
 import logging
 import socket
@@ -53,14 +53,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Holds the parts of a run on this rank, for one attempt; a context manager that closes them.
+    """Holds what the training loop uses on this rank during one attempt. It is a context manager, and closes all of it.
 
     Attributes:
         config: The settings of the run.
         world: All ranks.
         attempt: The attempt, which writes status and failures into the run's folder.
         store: The run's folder.
-        data_digest: Digest of the training data; a checkpoint of other data is refused.
+        data_digest: Digest of the training data; a checkpoint with another digest is refused.
         tokenizer: The tokenizer of the run.
         engine: The model and its optimizer.
         tracker: MLflow on rank 0; elsewhere a tracker that keeps rows in memory.
@@ -86,10 +86,10 @@ class Session:
     before: Progress
 
     def save(self, cursor: Cursor, progress: Progress) -> None:
-        """Begins to commit a checkpoint from which training continues after `cursor`; a collective.
+        """Begins to commit a checkpoint from which training continues after `cursor`. This is a collective.
 
-        `Saver.finished` returns it once it is committed. Nothing is saved if no update was made since the last
-        checkpoint, which then holds the same weights: a run whose updates are all left out keeps its older checkpoints.
+        `Saver.finished` returns the checkpoint once it is committed. Nothing is saved if no update was made since the
+        last checkpoint, because that checkpoint has the same weights.
         """
         if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
             return
@@ -107,13 +107,13 @@ class Session:
         if architecture := self.engine.text_architecture:
             state["text_architecture"] = architecture
 
-        def write(folder: Path) -> None:  # This runs in the saver's thread, so a slow tracker delays no step.
+        def write(folder: Path) -> None:  # The saver's thread calls this, so a slow tracker delays no step.
             snapshot.require_finite()
             snapshot.write(folder)
             if self.world.is_main:
                 (folder / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
                 self.tracker.flush(FLUSH_S)
-                # Rows of later steps may be among them; the replay gives them again, and they count once.
+                # Rows of later steps may be among them. A resumed run sends these rows again, and they count once.
                 (folder / UNSENT_FILE).write_bytes(unsent.dump(self.tracker.unsent()))
 
         self.saver.save(self.engine.step, state, write, snapshot.release)
@@ -121,8 +121,8 @@ class Session:
     def sweep(self, *, ended: bool = False) -> None:
         """Begins to delete old checkpoints, unless the last update was left out.
 
-        A checkpoint is proven, and may replace older ones, once a later step has had a good loss with its weights. At
-        the end of a run there is no later step, so `ended` counts the last checkpoint as proven.
+        A checkpoint may replace older ones only after a later step has had a good loss with its weights. At the end of
+        a run there is no later step, so with `ended` the last checkpoint may replace older ones too.
         """
         step = self.engine.step
         if not self.guard.streak(step):
@@ -132,7 +132,7 @@ class Session:
         """Returns this rank's rows of the next step on its device, and the cursor after them.
 
         Raises:
-            BudgetSpent: If this rank alone has met more damaged samples than the run may leave out.
+            BudgetSpent: If this rank has met more damaged samples than the run may leave out.
         """
         with self.quarantine.recorded(self.engine.step):
             batch, cursor, damaged = next(self.batches)
@@ -140,11 +140,12 @@ class Session:
         return batch.to(self.world.device), cursor
 
     def enforce(self, verdict: Verdict) -> None:
-        """Logs the guard's verdict on the step that has just ended, and ends the attempt if it says so.
+        """Logs the guard's verdict on the step that has just ended, and raises an error if it ends the attempt.
 
         Raises:
-            RolledBack: If training returns to the newest checkpoint. The next attempt leaves out this step's update.
-            TrainingError: If the run stops.
+            RolledBack: If the verdict is "rollback". The next attempt resumes from the newest checkpoint and leaves out
+                this update.
+            TrainingError: If the verdict is "stop".
         """
         if not verdict.reason:
             return
@@ -161,7 +162,10 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
-        """Reports how the attempt ended. Rows that the tracker does not take stay in the run's folder."""
+        """Closes everything and reports to the tracker how the attempt ended.
+
+        Rows that the tracker does not accept are stored in the run's folder.
+        """
         self.batches.close()
         if kind in (TrainingError, RolledBack):
             self._finish_checkpoint()
@@ -175,19 +179,25 @@ class Session:
                 self.tracker.run_id,
                 self.attempt.number,
             )
-        if kind is not Superseded:  # Then the folder is a newer attempt's, or was deleted.
+        if kind is not Superseded:  # After `Superseded` a newer attempt owns the folder, or it was deleted.
             self._keep_unsent_at_end()
 
     def keep_unsent(self, further: Sequence[Row]) -> None:
-        """Keeps the rows that the tracker has not received, and these, before the run is done; on rank 0.
+        """Stores the rows that the tracker has not received, and `further`, in the run's folder.
+
+        Only rank 0 calls this, before it writes the report that marks the run as done.
 
         Raises:
-            StoreError: If the store refuses: no later attempt would compute the rows of a finished run again.
+            StoreError: If the store does not accept them. No later attempt could compute the rows of a finished run
+                again.
         """
         unsent.write(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
 
     def _keep_unsent_at_end(self) -> None:
-        """Keeps the rows that the tracker has not received in the run's folder; a store that is too slow loses them."""
+        """Stores the rows that the tracker has not received in the run's folder.
+
+        The rows are lost, with a warning, if the store needs more than `KEEP_UNSENT_S` seconds.
+        """
         if not self.world.is_main:
             return
         rows = self.tracker.unsent()
@@ -198,7 +208,7 @@ class Session:
             log.warning("%d rows for the tracker are lost: %s", len(rows), error or "the store does not answer")
 
     def _finish_checkpoint(self) -> None:
-        """Waits for the checkpoint in progress. All ranks have raised the same error, so all can still commit it."""
+        """Waits for the checkpoint in progress. All ranks have raised the same error, so all of them wait for it."""
         try:
             self.saver.wait(COMMIT_S)
         except (CheckpointError, Superseded, RuntimeError) as error:
@@ -206,18 +216,19 @@ class Session:
 
 
 def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
-    """Builds the run on this rank and loads its newest checkpoint; a collective.
+    """Builds the run on this rank and loads its newest checkpoint. This is a collective.
 
     Args:
         config: The settings of the run.
         world: All ranks.
         attempt: This attempt.
-        opening: The same ranks in a group of `RankGroup.patient`, because some have far more to download.
+        opening: The same ranks in a group from `RankGroup.patient`. Its collectives have no short timeout, because some
+            ranks download far more than others.
 
     Raises:
-        ConfigError: If there are more ranks than samples in a batch, no room in /dev/shm for loader processes, or the
-            run's folder is another run's.
-        CheckpointError: If the newest checkpoint is of other data or another model.
+        ConfigError: If there are more ranks than samples in a batch, /dev/shm has no room for loader processes, or the
+            folder belongs to another run.
+        CheckpointError: If the newest checkpoint belongs to other data or another model.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     store = attempt.store
@@ -340,7 +351,7 @@ def _open_tracker(
     found: Checkpoint | None,
     saved: list[Row],
 ) -> Tracker:
-    """Returns MLflow's tracker on rank 0, and one that only keeps rows in memory on the others; a collective."""
+    """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective."""
     begun: list[Tracker] = []
     place = world.info
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
@@ -357,7 +368,7 @@ def _open_tracker(
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
         begun.append(MlflowTracker.start(tracked_run(config), known, **options))
-        if found:  # The attempt that committed it may have ended before it told the tracker.
+        if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
         if known is None:
@@ -381,7 +392,8 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
         return parent
     from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
 
-    # Attempts of one folder have different numbers, and this attempt has not written to the tracker yet.
+    # This attempt has the newest number of its folder and has not written to the tracker yet. So an equal or higher
+    # number in the tracker comes from another folder.
     if newest_tracked_attempt(config.tracking, run_id) >= attempt.number >= attempts.newest(store):
         log.warning(
             "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
@@ -407,7 +419,7 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 
 
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
-    """Logs and tracks the share of the texts that are longer than the text tower reads."""
+    """Logs and tracks the share of cut texts: those with more tokens than `model.text.lengths` allows."""
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths)

@@ -22,10 +22,10 @@ SCHEMA = 1
 
 
 class Snapshot:
-    """This rank's share of the state at one step; its memory is used again for the next one.
+    """Holds this rank's share of the training state after one step, in host memory that every snapshot uses again.
 
-    `release` it once it is written, or no other can be taken. `write` touches neither the model nor other ranks, so a
-    thread may call it while training continues.
+    A snapshot must be released before the next one is taken. `write` reads only this memory and calls no collective,
+    so another thread may call it while training continues.
     """
 
     def __init__(self, rank: int, device: str) -> None:
@@ -37,13 +37,15 @@ class Snapshot:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The weights of the whole model on rank 0, elsewhere empty; valid until the release."""
+        """The weights of the whole model on rank 0, valid until the release; empty on the other ranks."""
         self._wait_for_copies()
         return self._weights
 
     def require_finite(self) -> None:
-        """Raises:
-        CheckpointError: If a number of this rank's share is not finite: training cannot continue from such a state.
+        """Checks that this rank's share of the state is finite, because training cannot continue from other values.
+
+        Raises:
+            CheckpointError: If a value is not finite.
         """
         self._wait_for_copies()
         for name, tensor in (self._weights | self._state).items():
@@ -58,7 +60,7 @@ class Snapshot:
         self._wait_for_copies()
         path = folder / file_of(self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self._state, path, self._header)  # From these tensors straight to the disk, with no copy between.
+        save_file(self._state, path, self._header)  # It writes these tensors to the disk without another copy.
         if self._weights:
             save_file(self._weights, folder / WEIGHTS)
 
@@ -66,15 +68,15 @@ class Snapshot:
         self._taken = False
 
     def take(self, weights: Iterable[tuple[str, Tensor]], slices: Iterable[StateSlice], global_: State) -> None:
-        """Copies from the device. The engine calls it.
+        """Copies the state from the device to host memory. Only the engine calls this.
 
         Args:
-            weights: The weights of the whole model, on every rank; only rank 0 copies them.
-            slices: What this rank stores of the optimizer's state.
+            weights: The weights of the whole model. Every rank iterates over them, and rank 0 alone copies them.
+            slices: The slices of the optimizer's state that this rank stores.
             global_: The optimizer's scalars, which every rank stores.
 
         Raises:
-            CheckpointError: If the last one is not released yet.
+            CheckpointError: If the previous snapshot is not released yet.
         """
         if self._taken:
             raise CheckpointError("the last snapshot is still being written: release it before the next is taken.")
@@ -89,7 +91,8 @@ class Snapshot:
         for name, tensor in weights:
             if self._rank == 0:
                 self._copy(self._weights, name, tensor)
-        # One entry: the library orders several by chance, and equal states shall be equal files.
+        # A single entry, because safetensors writes several entries in random order, and equal states must give equal
+        # files.
         self._header = {HEADER: json.dumps({"schema": SCHEMA, "offsets": offsets})}
         if self._pinned:
             self._copied = torch.cuda.Event()
@@ -98,7 +101,7 @@ class Snapshot:
     def _copy(self, buffers: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         if name not in buffers:
             buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
-        # In the order of the device's work: the next update cannot overtake it, and the host need not wait.
+        # The copy is queued on the device's stream before the next update, so the host does not have to wait for it.
         buffers[name].copy_(tensor, non_blocking=self._pinned)
 
     def _wait_for_copies(self) -> None:
@@ -107,10 +110,10 @@ class Snapshot:
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """Puts the weights of a checkpoint's `model.safetensors` into a model that no engine holds yet.
+    """Loads the weights in a checkpoint's `model.safetensors` into a model, before an `Engine` is made of the model.
 
     Raises:
-        CheckpointError: If they are another model's.
+        CheckpointError: If the names or shapes of the weights differ from those of the model.
     """
     saved, wanted = load_file(path), model.state_dict()
     for name in sorted(saved.keys() | wanted.keys()):
@@ -124,10 +127,18 @@ def fill(model: nn.Module, path: Path) -> None:
 
 
 def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
-    """Fills the slices from the files of one checkpoint, whoever wrote them, and returns the global states by name.
+    """Fills the slices from the files of one checkpoint.
+
+    Args:
+        paths: Files of the checkpoint, written by any number of ranks.
+        slices: The slices of this rank's optimizer. Their tensors are overwritten.
+        global_: Names of the optimizer's scalars.
+
+    Returns:
+        The scalars by name.
 
     Raises:
-        CheckpointError: If the files do not hold all of it.
+        CheckpointError: If the files do not contain the whole state.
     """
     held, names = {each.slice.name: each for each in slices}, tuple(global_)
     missing = len(names) + sum(_elements(each) for each in held.values())
@@ -167,7 +178,10 @@ def _read_global(file: Any, header: Mapping[str, Any], names: Iterable[str]) -> 
 
 
 def _read(file: Any, offset: int, target: StateSlice) -> int:
-    """Reads the file's part of one parameter, whose flat states begin at `offset`, and returns how many elements."""
+    """Copies the file's state of one parameter into `target`, and returns the number of copied elements.
+
+    `offset` is the place in the flat parameter at which the states in the file begin.
+    """
     mine, stored, count = target.slice, frozenset(file.keys()), 0
     for field in target.per_element:
         key = f"{field}/{mine.name}"

@@ -1,6 +1,7 @@
 """Computes which rank holds which part of the optimizer's state, from names and sizes alone.
 
-It restates how DeepSpeed 0.19.8 cuts a group of the optimizer; `zero.py` holds it to the tensors that are there.
+It repeats how DeepSpeed 0.19.8 divides a parameter group of the optimizer over the ranks. `zero.py` maps this layout
+to the tensors of the optimizer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ Group = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Elements [offset, offset + length) of a parameter that is laid out flat."""
+    """Describes the elements [offset, offset + length) of a flattened parameter."""
 
     name: str
     offset: int
@@ -28,16 +29,20 @@ class Slice:
         return self.offset + self.length
 
     def overlap(self, other: "Slice") -> "Slice | None":
-        """Returns the elements that both hold; None if there are none, or if the parameters differ."""
+        """Returns the elements that are in both slices; None if there are none, or if the parameters differ."""
         begin, end = max(self.offset, other.offset), min(self.end, other.end)
         return Slice(self.name, begin, end - begin) if self.name == other.name and begin < end else None
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parameters that are trained, as (name, elements) in the optimizer's groups, over how many ranks, and by what.
+    """Describes how the state of the optimizer is divided over the ranks.
 
-    `optimizer` is the value of `optimizer.name`; version 0.1.0, which had AdamW alone, did not store it.
+    Attributes:
+        zero_stage: Stage of ZeRO, 0 to 3.
+        ranks: World size.
+        groups: The trained parameters in the optimizer's groups, each as its name and its number of elements.
+        optimizer: The value of `optimizer.name`. Version 0.1.0, which had AdamW alone, did not store it.
     """
 
     zero_stage: int
@@ -46,31 +51,36 @@ class Layout:
     optimizer: str = "adamw"
 
     def slices(self, rank: int) -> tuple[Slice, ...]:
-        """Returns the slices that the rank writes; those of all ranks cover every element once."""
+        """Returns the slices that the rank writes. The slices of all ranks contain every element exactly once."""
         if self.zero_stage > 0:
             return self.held(rank)
-        # Every rank holds all of it: an even share each spreads the upload.
+        # Without ZeRO every rank has the whole state. Each rank writes an even share, so that all of them upload.
         whole = tuple(chain.from_iterable(self.groups))
         elements = sum(length for _, length in whole)
         bounds = [elements * edge // self.ranks for edge in (rank, rank + 1)]
         return tuple(each for _, each in _cut(whole, *bounds))
 
     def held(self, rank: int) -> tuple[Slice, ...]:
-        """Returns the slices that the rank's optimizer works on."""
+        """Returns the slices whose state the rank's optimizer has."""
         return tuple(each for tensor in self.tensors(rank) for _, each in tensor)
 
     def tensors(self, rank: int) -> tuple[tuple[tuple[int, Slice], ...], ...]:
-        """Returns the slices in each flat tensor of the rank's optimizer, in its order, with their positions in it."""
+        """Returns, for each flat tensor of the rank's optimizer, the slices in it with their positions in the tensor.
+
+        The tensors have the order of the optimizer. A position is the index of the slice's first element.
+        """
         if self.zero_stage == 0:
             return tuple(((0, Slice(name, 0, length)),) for name, length in chain.from_iterable(self.groups))
         cut = _of_each if self.zero_stage == 3 else _of_all
         return tuple(tuple(cut(group, rank, self.ranks)) for group in self.groups)
 
     def files_for(self, mine: "Layout", rank: int) -> tuple[str, ...]:
-        """Returns the files of a checkpoint of this layout that `rank` reads under the layout `mine`; at least one.
+        """Returns the files of a checkpoint of this layout that `rank` must read to train with the layout `mine`.
+
+        There is always at least one file, because every rank reads the number of updates.
 
         Raises:
-            CheckpointError: If the two are not of the same parameters and optimizer.
+            CheckpointError: If the layouts have different parameters or optimizers.
         """
         self._check(mine)
         wanted = {each.name: each for each in mine.held(rank)}
@@ -79,7 +89,7 @@ class Layout:
             for saver in range(self.ranks)
             if any(each.name in wanted and each.overlap(wanted[each.name]) for each in self.slices(saver))
         )
-        # A rank of padding alone still has to learn how many updates were done.
+        # A rank whose tensors are padding alone reads one file too, for the number of updates.
         return tuple(file_of(saver) for saver in readers) or (file_of(0),)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,10 +97,10 @@ class Layout:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Layout":
-        """Reads what `to_json` returned.
+        """Returns the layout whose `to_json` gave this JSON value.
 
         Raises:
-            CheckpointError: If the tree is something else.
+            CheckpointError: If the value does not describe a layout.
         """
         try:
             groups = tuple(tuple((str(name), int(length)) for name, length in group) for group in tree["groups"])
@@ -98,8 +108,8 @@ class Layout:
             return cls(int(tree["zero_stage"]), int(tree["ranks"]), groups, optimizer)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint does not say how its optimizer state lies ({error!r}): "
-                "another version of this package wrote it; use that one."
+                f"the checkpoint does not describe the layout of its optimizer state ({error!r}): "
+                "another version of this package wrote it; use that version."
             ) from error
 
     def _check(self, mine: "Layout") -> None:
@@ -123,13 +133,19 @@ def file_of(rank: int) -> str:
 
 
 def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
-    """Stages 1 and 2: one flat tensor of the whole group, padded to pairs for every rank and cut evenly."""
+    """Yields the rank's slices under ZeRO 1 and 2, with their positions in the rank's part of the group's flat tensor.
+
+    DeepSpeed concatenates the group, pads it to a multiple of twice the number of ranks, and divides it evenly.
+    """
     share = 2 * ceil(sum(length for _, length in group) / (2 * ranks))
     return _cut(group, rank * share, (rank + 1) * share)
 
 
 def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
-    """Stage 3: every parameter is padded and cut evenly, and the rank's shares follow one another."""
+    """Yields the rank's slices under ZeRO 3, with their positions in the rank's flat tensor of the group.
+
+    DeepSpeed pads each parameter and divides it evenly. The rank's tensor is the concatenation of its shares.
+    """
     shares = [ceil(length / ranks) for _, length in group]
     for (name, length), share, position in zip(group, shares, _starts(shares), strict=True):
         offset = rank * share
@@ -138,7 +154,7 @@ def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]
 
 
 def _cut(group: Group, begin: int, end: int) -> Iterator[tuple[int, Slice]]:
-    """Yields elements [begin, end) of the parameters in a row, with their positions after `begin`."""
+    """Yields the slices of the elements [begin, end) of the concatenated parameters, with positions after `begin`."""
     for (name, length), start in zip(group, _starts([length for _, length in group]), strict=True):
         first, last = max(begin, start), min(end, start + length)
         if first < last:

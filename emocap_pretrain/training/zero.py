@@ -1,4 +1,4 @@
-"""This is the only module that uses internals of DeepSpeed: how it is started, and where its optimizer keeps its state.
+"""Starts DeepSpeed and reads the state of its optimizer. No other module uses internals of DeepSpeed.
 
 The internals are those of DeepSpeed 0.19.8. They are not part of its public interface, so another version may change
 them; then `tests/emocap_pretrain/training/test_zero.py` fails.
@@ -19,16 +19,18 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training.optimizer import OptimizerSpec, ParameterGroup, State
 from emocap_pretrain.training.state_layout import Layout, Slice
 
-BUCKET = 50_000_000  # Elements of a communication buffer; DeepSpeed allocates it whole, whatever the model's size.
+BUCKET = 50_000_000  # Elements of a communication buffer, which DeepSpeed allocates even for a small model.
 
 
 @dataclass(frozen=True, slots=True)
 class StateSlice:
-    """The optimizer's state of one slice of a parameter, by name; writing into the tensors changes the optimizer.
+    """Holds the optimizer's state of one slice of a parameter. Writing into its tensors changes the optimizer.
 
     Attributes:
-        per_element: Flat views, each as long as the slice.
-        per_parameter: Whole tensors; empty for a slice that does not begin the parameter, so that one rank stores them.
+        slice: The elements of the parameter.
+        per_element: Flat views by the name of the state, each as long as the slice.
+        per_parameter: Whole tensors by the name of the state. It is empty if the slice does not begin the parameter, so
+            that only one rank stores these tensors.
     """
 
     slice: Slice
@@ -36,7 +38,7 @@ class StateSlice:
     per_parameter: State
 
     def part(self, inner: Slice) -> "StateSlice":
-        """Returns views of an inner slice."""
+        """Returns views of the state of a slice that lies inside this one."""
         offset = inner.offset - self.slice.offset
         views = {name: view.narrow(0, offset, inner.length) for name, view in self.per_element.items()}
         return StateSlice(inner, views, {} if inner.offset else self.per_parameter)
@@ -53,33 +55,35 @@ def initialise(
     zero_stage: int,
     rows: int,
 ) -> tuple[Any, Layout]:
-    """Returns a DeepSpeed engine that holds rank 0's weights on every rank, and how its optimizer's state lies.
+    """Returns a DeepSpeed engine with rank 0's weights on every rank, and the layout of its optimizer's state.
+
+    This is a collective: all ranks must call it.
 
     Args:
         model: The model. At stage 3 its parameters are empty afterwards.
-        optimizer: What to make of the groups.
+        optimizer: The optimizer that is constructed from the groups.
         groups: The trained parameters of the model.
-        world: All ranks; each has to call this.
+        world: All ranks.
         lr: Learning rate until the first step sets another one.
-        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 never clips.
-        zero_stage: 0 to 3.
-        rows: Most rows of the global batch that a rank has.
+        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 means no clipping.
+        zero_stage: Stage of ZeRO, 0 to 3.
+        rows: Number of rows of the rank that has most.
     """
     on_cpu = world.device == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed takes the device of this number; a launcher may show each process its own device only.
+    # DeepSpeed uses the device with this number. A launcher may make only one device visible to each process.
     os.environ["LOCAL_RANK"] = str(world.info.local_rank if on_cpu else torch.device(world.device).index)
     import deepspeed
 
-    # Torch's advice to DeepSpeed, which calls them; twice a rank in every log otherwise.
+    # DeepSpeed calls these functions, so torch would print two warnings on each rank.
     warnings.filterwarnings("ignore", ".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
-    # An optional collective for CPUs that would be compiled for a minute at the first start, for no gain here.
+    # This optional collective for CPUs would be compiled for a minute at the first start, and does not help here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
     model = model.to(world.device)
     _share_buffers(model, world)
-    # Taken before DeepSpeed, which empties parameters at stage 3.
+    # The sizes are read before DeepSpeed starts, because it empties the parameters at stage 3.
     sizes = tuple(tuple((name, each.numel()) for name, each in group.parameters.items()) for group in groups)
     layout = Layout(zero_stage, world.world_size, sizes, optimizer.name)
     engine, *_ = deepspeed.initialize(
@@ -92,7 +96,7 @@ def initialise(
 
 @contextmanager
 def reduced_once(engine: Any) -> Generator[None]:
-    """Inside, gradients of several backward passes add up on each rank; at the end they are averaged over the ranks."""
+    """Adds up the gradients of several backward passes on each rank, and averages them over the ranks at the end."""
     if engine.zero_optimization_stage() > 0:
         with engine.coalesce_grad_reduction():
             yield
@@ -103,19 +107,19 @@ def reduced_once(engine: Any) -> Generator[None]:
 
 
 def forget_forward(engine: Any) -> None:
-    """Frees, after a forward pass without a backward pass, the parameters that stage 3 still holds for one."""
+    """Frees the gathered parameters of ZeRO stage 3 after a forward pass that no backward pass follows."""
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.parameter_offload.partition_all_parameters()
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Sets the rate of the next update; each group takes its own multiple of it."""
+    """Sets the learning rate of the next update. Each parameter group multiplies it by its own factor `lr_scale`."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) -> Iterator[StateSlice]:
-    """Yields the state of every slice that this rank's optimizer works on."""
+    """Yields the state of every slice that this rank's optimizer updates."""
     optimizer = _torch_optimizer(engine)
     for tensor, slices in zip(_tensors(engine), layout.tensors(rank), strict=True):
         state = _state(optimizer, spec, tensor)
@@ -127,13 +131,13 @@ def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) ->
 
 
 def global_state(engine: Any, spec: OptimizerSpec) -> State:
-    """Returns the scalars that the optimizer keeps, such as the number of updates that changed the weights."""
+    """Returns the scalars in the optimizer's state, such as the number of updates that changed the weights."""
     state = _state(_torch_optimizer(engine), spec, _tensors(engine)[0])
     return {name: state[name] for name in spec.global_}
 
 
 def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tensor]) -> None:
-    """Gives every tensor of the optimizer the same scalars."""
+    """Sets the scalars in the state of every tensor of the optimizer to these values."""
     optimizer = _torch_optimizer(engine)
     for tensor in _tensors(engine):
         state = _state(optimizer, spec, tensor)
@@ -142,7 +146,10 @@ def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tens
 
 
 def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yields the model's tensors. Each is whole until the next is asked for; all ranks iterate together."""
+    """Yields the names and whole tensors of the model. This is a collective: all ranks must iterate together.
+
+    Under ZeRO 3 a tensor is whole only until the next one is yielded.
+    """
     import deepspeed
 
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
@@ -155,7 +162,7 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _tensors(engine: Any) -> list[Tensor]:
-    """Returns what the optimizer updates on this rank: parameters, or one flat tensor for each group."""
+    """Returns the tensors that the optimizer updates on this rank: parameters, or one flat tensor for each group."""
     match engine.zero_optimization_stage():
         case 0:
             return [each for group in engine.optimizer.param_groups for each in group["params"]]
@@ -166,7 +173,7 @@ def _tensors(engine: Any) -> list[Tensor]:
 
 
 def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor) -> State:
-    """Returns the state of one tensor. Before the first update it is put there as torch would begin with it."""
+    """Returns the optimizer's state of one tensor. Before the first update it creates the state as torch would."""
     state = optimizer.state[tensor]
     if not state:
         state.update(spec.begin(tensor))
@@ -174,7 +181,10 @@ def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor
 
 
 def _share_buffers(model: nn.Module, world: RankGroup) -> None:
-    """Broadcasts rank 0's statistics of frozen norms; DeepSpeed broadcasts parameters alone. A collective."""
+    """Broadcasts rank 0's buffers, such as statistics of frozen norms. This is a collective.
+
+    DeepSpeed broadcasts the parameters only.
+    """
     if world.process_group is None:
         return
     parameters = dict(model.named_parameters())
@@ -185,7 +195,7 @@ def _share_buffers(model: nn.Module, world: RankGroup) -> None:
 
 def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[str, Any]:
     return {
-        # A rank may have a row less; DeepSpeed only multiplies this number to count samples that nobody reads.
+        # A rank may have one row less. DeepSpeed uses this number only to count samples, and nothing reads that count.
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm if zero_stage else 0.0,
@@ -193,7 +203,7 @@ def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[st
             "stage": zero_stage,
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
-            "sub_group_size": 10**15,  # One flat tensor a group, which `Layout` counts on.
+            "sub_group_size": 10**15,  # `Layout` assumes one flat tensor for each group.
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
