@@ -39,7 +39,7 @@ class RankMeter:
     _steps: int = 0
 
     def count(self, batch: Batch) -> None:
-        """Counts a step and the rows and text tokens of its batch."""
+        """Counts one step, with the rows and the text tokens of its batch."""
         self._samples += batch.rows
         self._tokens += batch.tokens
         self._steps += 1
@@ -53,7 +53,10 @@ class RankMeter:
         return dict(zip(RANK_METRICS, (*counts, memory_gib, *self._read_device()), strict=True))
 
     def _read_device(self) -> tuple[float, float]:
-        """Returns the device's peak memory in GiB and its use from 0 to 1; 0 without a GPU or without NVML."""
+        """Returns the device's peak memory in GiB and its utilization from 0 to 1.
+
+        Both are 0 on a CPU. Without the package pynvml the utilization is 0.
+        """
         if not self.device.startswith("cuda"):
             return 0.0, 0.0
         memory_gib = torch.cuda.max_memory_allocated() / 2**30
@@ -63,8 +66,8 @@ class RankMeter:
 def job_metrics(ranks: Sequence[Mapping[str, float]], straggler: Straggler | None) -> dict[str, float]:
     """Returns the metrics of the job, by the names that the tracker logs.
 
-    Rates are sums over all ranks, and memory is the largest value of any rank. For each section, there are two metrics:
-    the mean of its times over all ranks, and the longest of these times.
+    Rates are sums over all ranks, and memory is the largest value of any rank. For each section there are two metrics:
+    the mean of its time over all ranks, and the time of the slowest rank.
 
     Args:
         ranks: The `RANK_METRICS` and the seconds of `SECTIONS` of each rank, in rank order.

@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """Holds what the ranks have exchanged at a logged step; it is equal on all ranks.
+    """Holds the values that the ranks have exchanged at a logged step. They are equal on all ranks.
 
     Attributes:
         stop: Whether training stops after this step.
-        has_damage: Whether some rank has met damaged samples of which the others do not know.
-        metrics: The metrics of the step with those of speed, memory and stragglers over all ranks.
-        extra: The further numbers of every rank, in the order of the ranks.
+        has_damage: Whether some rank has met damaged samples that it has not reported to the other ranks.
+        metrics: The metrics of the step, and the speed, the memory and the straggler of the job.
+        extra: The argument `extra` of every rank, in the order of the ranks.
     """
 
     stop: bool
@@ -62,7 +62,7 @@ class Monitor:
         attempt: The attempt in whose folder the status and failures are stored.
         name: The name of the run, for `emocap status`.
         steps: The number of steps after which the run is done.
-        timeout_s: The longest time that a rank may spend at one position of the program.
+        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 
@@ -90,7 +90,7 @@ class Monitor:
         fields = {"name": name, "steps": steps, "ranks": world.world_size, "hosts": tuple(sorted(set(self._hosts)))}
         self._status = StatusThread(attempt, self.position, **fields) if world.is_main else None
         self._stop_reason = STOP_SIGNALLED
-        self._hangs = False  # Whether the other ranks wait for this one.
+        self._hangs = False  # Whether the diagnosis says that the other ranks wait for this rank.
 
     def enter(self, phase: str, step: int) -> None:
         """Records that a phase begins after `step` steps: "training", "saving" or "evaluating"."""
@@ -110,15 +110,15 @@ class Monitor:
         has_damage: bool = False,
         extra: Sequence[float] = (),
     ) -> LoggedStep:
-        """Exchanges what the ranks report to each other at a logged step. This is one collective.
+        """Exchanges flags and measurements between the ranks at a logged step. This is one collective.
 
-        It starts the profiler if a user has requested a profile; that request takes a second collective.
+        If a user has requested a profile, a second collective broadcasts the request, and the profiler starts.
 
         Args:
             metrics: The metrics of the step, equal on all ranks.
             should_stop: Whether this rank's runtime asks to stop.
-            has_damage: Whether this rank has met damaged samples of which the others do not know.
-            extra: Further numbers of this rank, equally many on all ranks.
+            has_damage: Whether this rank has met damaged samples that it has not reported to the other ranks.
+            extra: Further numbers of this rank. All ranks must give the same number of them.
 
         Raises:
             Superseded: On all ranks, if the run's folder was deleted.
@@ -138,9 +138,12 @@ class Monitor:
         return LoggedStep(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
 
     def poll(self, should_stop: bool) -> bool:
-        """Returns whether training must stop, for a runtime or for a user's request, at a step that is not logged.
+        """Returns whether training must stop, because a runtime or a user asks for it, at a step that is not logged.
 
-        This is a collective with the flags of `exchange` alone. Arguments and errors are those of `exchange`.
+        This is a collective, which exchanges only the flags of `exchange`.
+
+        Raises:
+            Superseded: On all ranks, if the run's folder was deleted.
         """
         requests = self._take_requests()
         flags = self._flags(requests, should_stop)
@@ -155,12 +158,21 @@ class Monitor:
         return requests
 
     def _flags(self, requests: Requests | None, should_stop: bool) -> tuple[bool, bool, bool]:
-        """Returns whether this rank knows of a reason to stop, of a profile request, and of a deleted folder."""
+        """Returns three flags of this rank: there is a reason to stop, a profile request, or a deleted run folder."""
         stop, profile = (requests.stop, bool(requests.profile)) if requests else (False, False)
         return should_stop or stop, profile, bool(self._status and self._status.superseded)
 
     def _act_on(self, requests: Requests | None, *, profile: bool, superseded: bool) -> None:
-        """Acts on what some rank has reported; all ranks call this with equal flags."""
+        """Acts on the exchanged flags, which are equal on all ranks. All ranks call this.
+
+        Args:
+            requests: The requests that rank 0 has read; None on other ranks.
+            profile: Whether some rank has a profile request.
+            superseded: Whether some rank has found the run's folder deleted.
+
+        Raises:
+            Superseded: If `superseded` is set.
+        """
         if superseded:
             url = self._attempt.store.url
             reason = self._status.superseded if self._status else ""
@@ -171,7 +183,7 @@ class Monitor:
             self.timer.record = self._profiler.recording
 
     def update_status(self, **fields: Any) -> None:
-        """Replaces fields of the run's status, such as the newest checkpoint's step; on other ranks it does nothing."""
+        """Replaces fields of the run's status, such as the step of the newest checkpoint. Only rank 0 has a status."""
         if self._status:
             self._status.update(**fields)
 
@@ -187,7 +199,7 @@ class Monitor:
             self._watchdog.close()
 
     def fail(self, error: BaseException) -> None:
-        """Shows an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds."""
+        """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds."""
         kind, message = type(error).__name__, str(error) or type(error).__name__
         lost = isinstance(error, LostContact)
         if lost and self._hangs:
@@ -195,7 +207,7 @@ class Monitor:
         self.position.end(LOST if lost else f"{kind}: {message[:300]}")
         if self._watchdog:
             self._watchdog.send_now()
-        # All ranks raise these errors at the same time, so a few of a thousand ranks store them.
+        # All ranks raise the same `TrainingError` at once, so only the first few ranks store it.
         repeated = isinstance(error, TrainingError) and not self._hangs and self._world.rank >= REPORTING_RANKS
         nature = {"final": isinstance(error, FINAL), "passing": isinstance(error, PASSING)}
         try:
@@ -211,7 +223,7 @@ class Monitor:
             self._watchdog.close(keep_store=isinstance(error, LostContact))
 
     def explain_loss(self, error: RuntimeError) -> LostContact:
-        """Returns the error of a failed collective with the name of the lost rank, if that shows within seconds."""
+        """Returns an error for a failed collective that names the lost rank, if it can be found within seconds."""
         timed_out = "imed out" in str(error)
         diagnosis = self._watchdog.explain_loss(timed_out=timed_out) if self._watchdog else None
         reason = diagnosis.message if diagnosis else "another rank has ended or hangs, see its own message"
@@ -221,7 +233,7 @@ class Monitor:
         return LostContact(f"{reason}; the same command resumes from the newest checkpoint.")
 
     def _report(self, row: Mapping[str, float], straggler: Straggler | None) -> None:
-        """Puts the newest metrics into the status, and warns of a straggler. Only rank 0 calls it."""
+        """Writes the newest metrics into the status, and warns of a straggler. Only rank 0 calls this."""
         shown = {name: row[name] for name in ("loss", "samples_per_s") if name in row}
         steps_left = self._steps - self.position.step
         self.update_status(**shown, eta_s=round(steps_left * row["time/step_s"]), slowest=straggler)
@@ -230,7 +242,7 @@ class Monitor:
             log.warning(warning)
 
     def _record_diagnosis(self, diagnosis: Diagnosis) -> None:
-        """Stores the diagnosis in the run's folder before the watchdog ends this process."""
+        """Stores the diagnosis in the run's folder. The watchdog calls this before it ends the process."""
         rank = self._world.rank
         if rank in diagnosis.ranks:
             message = f"{diagnosis.message}; here: {stacks.of_thread(self.position.thread)}"
@@ -251,10 +263,13 @@ class Monitor:
 def monitored(
     world: RankGroup, attempt: Attempt, *, name: str, steps: int, timeout_s: float, silence_s: float
 ) -> Generator[Monitor]:
-    """Watches the block on all ranks, with the arguments of `Monitor`. Entering the block is a collective.
+    """Opens a `Monitor` for the block, and records how the block ends. Entering the block is a collective.
+
+    The arguments are those of `Monitor`.
 
     Raises:
-        LostContact: If a collective in the block failed because another rank is gone or hangs; it says which.
+        LostContact: If a collective in the block failed because another rank is gone or hangs. The message names the
+            rank if it is known.
     """
     monitor = Monitor(world, attempt, name=name, steps=steps, timeout_s=timeout_s, silence_s=silence_s)
     try:

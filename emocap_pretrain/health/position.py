@@ -1,19 +1,20 @@
-"""The position of the training thread in the program, which the other threads of its rank read."""
+"""Holds the position of the training thread in the program, which the other threads of its rank read."""
 
 import threading
 
-# A step passes through the phases in this order. The others wait for a rank that is in an earlier phase.
+# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase.
 PHASES = ("opening", "saving", "training", "data", "forward", "loss", "backward", "update", "evaluating")
-# These phases may take any time: building and compiling a model, writing to a store that is unreachable, evaluating.
+# These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
 UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
 # How training ended on a rank: without an error, or because it lost another rank.
 DONE, LOST = "done", "lost"
-# A process that was asleep (a paused laptop, a frozen container) has seen nothing meanwhile, and must not blame others.
+# A process that was asleep (a paused laptop, a frozen container) has read no heartbeats meanwhile. So it must not count
+# the time of its sleep, or it would report the other ranks as lost.
 MAX_TICK_S = 8.0
 
 
 class UnchangedTimer:
-    """Counts the seconds for which a value has not changed, while its owner looks at the value about every second.
+    """Counts the seconds for which a value has not changed. Its owner must call `update` about every second.
 
     The time between two calls counts as `MAX_TICK_S` at most.
     """
@@ -24,7 +25,7 @@ class UnchangedTimer:
         self.seconds = 0.0
 
     def update(self, now_s: float, value: object) -> float:
-        """Returns for how many seconds `value` has not changed."""
+        """Returns for how many seconds `value` has not changed, at the monotonic time `now_s`."""
         tick_s = 0.0 if self._last_s is None else min(now_s - self._last_s, MAX_TICK_S)
         self._last_s = now_s
         self.seconds = self.seconds + tick_s if value == self._value else 0.0
@@ -42,7 +43,7 @@ class TrainingPosition:
         thread: The identifier of the training thread. Under Ray it is not the main thread.
         step: The number of steps that are done.
         phase: One of `PHASES`.
-        changes: The number of phases that were entered; it shows progress within a step.
+        changes: The number of phases that were entered. A change of this number shows progress.
         ended: Empty while training continues, then `DONE`, `LOST` or the message of an error.
     """
 
@@ -71,7 +72,7 @@ class TrainingPosition:
     def bounded(self) -> bool:
         """Returns whether a long stay at this position is a hang.
 
-        In its first step an attempt may compile for any time, but its first batch must arrive in time.
+        In the first step of an attempt, kernels may compile for any time, so only its phase "data" is bounded.
         """
         first = self._first_step
         return self.phase not in UNBOUNDED_PHASES and first is not None and (self.step > first or self.phase == "data")

@@ -29,9 +29,10 @@ def trace_path(step: int, rank: int) -> str:
 
 
 class Profiler:
-    """Records and uploads the traces of one rank. Errors are logged; they cost the trace and never stop training.
+    """Records and uploads the traces of one rank. An error is logged and loses the trace; training continues.
 
-    All ranks call `start` with the same arguments: each decides whether it records, and all refuse the same requests.
+    All ranks call `start` with the same arguments. Each rank decides whether it records, and all ranks refuse the same
+    requests.
     """
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
@@ -46,7 +47,7 @@ class Profiler:
         return self._profile is not None
 
     def start(self, request: ProfileRequest, step: int) -> None:
-        """Starts to record the steps after `step`. During a recording another request is refused."""
+        """Begins to record the requested number of steps after `step`. During a recording, it refuses a request."""
         if step < self._last_step:
             refused = f"steps {self._first_step} to {self._last_step} are being recorded"
             self._store_answer(request, ProfileAnswer(refused=refused))
@@ -64,7 +65,7 @@ class Profiler:
             self._log_errors(self._stop)
 
     def close(self, wait_s: float) -> None:
-        """Stops a recording early, and waits `wait_s` at most for uploads."""
+        """Stops a recording early, and waits for uploads, at most `wait_s` seconds."""
         if self._profile:
             self._log_errors(self._stop)
         self._log_errors(lambda: self._thread.submit(lambda: None).result(wait_s))
@@ -92,7 +93,7 @@ class Profiler:
         log.info("the trace of rank %d is stored as %s/%s", self._rank, self._store.url, path)
 
     def _store_answer(self, request: ProfileRequest, answer: ProfileAnswer) -> None:
-        """Stores the answer to a request on rank 0, in the thread."""
+        """Stores the answer to a request, in the profiler's thread. Only rank 0 stores it."""
         if self._rank == 0:
             act = partial(storage.write, self._store, f"{FOLDER}/{request.id}.json", PROFILE_ANSWER, answer)
             self._thread.submit(lambda: self._log_errors(act))

@@ -1,7 +1,7 @@
-"""Writes the status of a run into its folder, and reads what users request of it, in a thread of rank 0.
+"""Writes the status of a run into its folder, and reads the requests of users there, in a thread of rank 0.
 
-The thread does both every few seconds. While the store is unreachable the status in the folder is out of date, and
-training continues.
+The thread does both every few seconds. If the store is unreachable, training continues, and the status in the folder is
+out of date.
 """
 
 import logging
@@ -31,16 +31,16 @@ class StatusThread:
     """Writes the status and reads requests every `INTERVAL_S` until it is closed.
 
     Attributes:
-        superseded: Why this attempt must not write any more; empty while it may.
+        superseded: The reason why this attempt must not write any more; empty while it may write.
     """
 
     def __init__(self, attempt: Attempt, position: TrainingPosition, **fields: Any) -> None:
         """Starts the thread.
 
         Args:
-            attempt: The attempt whose status this is.
+            attempt: The attempt whose status is written.
             position: The position of the training thread.
-            fields: Further fields of `Status`.
+            fields: Initial values of further fields of `Status`.
         """
         self._attempt, self._position = attempt, position
         self._fields = Status(at=time.time(), attempt=attempt.number, restarts=attempt.number - 1, **fields)
@@ -59,7 +59,8 @@ class StatusThread:
     def take_requests(self) -> Requests:
         """Returns the requests since the last call; the thread deletes them from the folder."""
         taken, self._requests = self._requests, Requests()
-        if taken.profile and taken.profile.id in self._served_ids:  # The thread read it again before it was deleted.
+        # The thread may have read a request again before it deleted it.
+        if taken.profile and taken.profile.id in self._served_ids:
             taken = Requests(taken.stop)
         if taken.profile:
             self._served_ids.add(taken.profile.id)
@@ -89,7 +90,7 @@ class StatusThread:
             self._wake.wait(INTERVAL_S)
 
     def _log_errors(self, problem: str, act: Callable[[], None]) -> None:
-        """Calls `act` and logs its error, so that nothing in the run's folder ends this thread."""
+        """Calls `act` and logs its error, so that no error of the store ends this thread."""
         try:
             act()
         except Superseded as error:
@@ -114,9 +115,7 @@ class StatusThread:
         waiting = requests.pending(store)
         if not last:
             self._requests = waiting
-        elif (
-            self._fields.how != FAILED
-        ):  # It was requested while the run was ending, so it is not for the next attempt.
+        elif self._fields.how != FAILED:  # These requests came while the run was ending; the next attempt ignores them.
             if waiting.stop and self._fields.how == STOPPED:
                 self.update(reason=self._fields.reason.replace(STOP_SIGNALLED, STOP_REQUESTED, 1))
             requests.mark_served(store, waiting)

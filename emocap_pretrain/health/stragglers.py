@@ -1,7 +1,7 @@
-"""Finds the rank that the others wait for.
+"""Finds the slowest rank, for which the other ranks wait.
 
-A collective ends at the same moment on all ranks, so the others wait in it for a slow rank, and all ranks measure the
-same time for a step. The time that a rank spends before a collective shows which rank is slow.
+A collective ends at the same moment on all ranks, so all ranks measure the same time for a step, and fast ranks wait in
+the collective for a slow one. Only the time that a rank spends outside collectives shows which rank is slow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,15 @@ from statistics import median_low
 
 from emocap_pretrain.run_folder.documents import Straggler
 
-OWN_SECTIONS = ("data", "forward", "update")  # The other sections contain waiting for other ranks.
-# A warning needs a rank that is this many times slower than the median, costs this share of a step, in this many rows.
+OWN_SECTIONS = ("data", "forward", "update")  # In the other sections a rank also waits for other ranks.
+# A rank causes a warning if it is this many times slower than the median rank and costs this share of a step, in this
+# many logged steps one after another.
 WARN_FACTOR, WARN_SHARE, WARN_ROWS = 1.5, 0.05, 3
 MAD_TO_DEVIATION = 1.4826  # The standard deviation of a normal distribution, in median absolute deviations.
 
 
 def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Straggler:
-    """Returns the rank with most time of its own, compared with the median rank.
+    """Returns the rank that needs most time in `OWN_SECTIONS`, and compares it with the median rank.
 
     Args:
         seconds: The seconds of each section of a step, for each rank.
@@ -39,16 +40,19 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
 
 
 class StragglerWarnings:
-    """Warns of a rank that is the slowest in several rows one after another, and once only until that changes."""
+    """Warns of a rank that is the slowest in `WARN_ROWS` logged steps one after another.
+
+    It warns once, and again only after another rank or no rank was too slow.
+    """
 
     def __init__(self) -> None:
         self._rank, self._rows = -1, 0
 
     def check(self, straggler: Straggler, step_s: float) -> str | None:
-        """Returns a warning if this row makes one necessary.
+        """Counts one logged step, and returns a warning if it is due; otherwise None.
 
         Args:
-            straggler: The slowest rank of this row.
+            straggler: The slowest rank of this logged step.
             step_s: The seconds of a whole step.
         """
         if straggler.factor < WARN_FACTOR or straggler.excess_s < WARN_SHARE * step_s:

@@ -1,4 +1,4 @@
-"""Measures the sections of a step: data, forward, loss, backward and update, and saving after the steps that save."""
+"""Measures how long the sections of a step take: data, forward, loss, backward, update and saving."""
 
 import time
 from collections.abc import Callable, Generator
@@ -9,9 +9,9 @@ import torch
 from torch.profiler import record_function
 
 SECTIONS: tuple[str, ...] = ("data", "forward", "loss", "backward", "update", "saving")
-# In these sections the host waits, not the device.
+# In these sections the host works or waits, while the device may be idle.
 HOST_SECTIONS = frozenset({"data", "saving"})
-# A section that has this many pairs of CUDA events waits for the device and adds them up before the next `read`.
+# Once a section has this many pairs of CUDA events, their times are added up, without waiting for the next `read`.
 MAX_PENDING_PAIRS = 4096
 
 EventPair = tuple[torch.cuda.Event, torch.cuda.Event]
@@ -24,13 +24,14 @@ def _ignore(_name: str) -> None: ...
 class SectionTimer:
     """Measures the seconds that the named sections of a step take on one rank.
 
-    On a GPU a section is timed by events on the current stream, so nothing waits for the device before `read`.
-    The sections "data" and "saving", in which the host waits, are measured by the host's clock on every device.
+    On a GPU a section is timed by CUDA events on the current stream, so the host waits for the device only in `read`.
+    The sections "data" and "saving" are measured by the host's clock on every device.
 
     Attributes:
         device: The rank's device in torch's words, such as `cuda:3` or `cpu`.
-        on_enter: Is called with the name of each section when it begins.
-        record: Whether sections appear in the trace of torch's profiler. Recording costs more than all the rest.
+        on_enter: A function that is called with the name of each section when the section begins.
+        record: Whether sections appear in the trace of torch's profiler. This is off by default, because it costs more
+            time than the measurement itself.
     """
 
     device: str
@@ -42,7 +43,7 @@ class SectionTimer:
 
     @contextmanager
     def measure(self, name: str) -> Generator[None]:
-        """Adds the time of the block to the section `name`. Sections do not nest. "update" ends a step."""
+        """Adds the time of the block to the section `name`. Sections do not nest. The section "update" ends a step."""
         self.on_enter(name)
         on_device = self.device.startswith("cuda") and name not in HOST_SECTIONS
         with (
@@ -84,7 +85,7 @@ class SectionTimer:
     def _add_up(self, name: str, pairs: list[EventPair]) -> None:
         """Adds the time between the two events of each pair to `_seconds`, and drops the pairs."""
         if pairs:
-            pairs[-1][1].synchronize()  # Events of a stream happen in order: all earlier ones have happened too.
+            pairs[-1][1].synchronize()  # Events of a stream happen in order, so all earlier ones have happened too.
         milliseconds = sum(begin.elapsed_time(end) for begin, end in pairs)
         self._seconds[name] = self._seconds.get(name, 0.0) + milliseconds / 1000
         pairs.clear()

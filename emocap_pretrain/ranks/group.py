@@ -1,7 +1,7 @@
-"""The ranks of a job as one rank sees them, and the collectives of the training function.
+"""Defines `RankGroup`, which holds all ranks of a job and has the collectives of the training function as methods.
 
-A collective must be called by all ranks of the group in the same order; each has the decorator `collective`, and a test
-compares what was recorded on two ranks. The losses and DeepSpeed have collectives of their own.
+All ranks of a group must call its collectives in the same order. Each collective has the decorator `collective`, and a
+test compares the calls that two ranks have recorded. The losses and DeepSpeed call further collectives directly.
 """
 
 import functools
@@ -23,7 +23,7 @@ from emocap_pretrain.ranks.info import RankInfo
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
 
-# Errors that all ranks raise as they are, whichever rank met them.
+# If one rank raises one of these errors, all ranks raise an error of the same class with the same message.
 _SHARED: dict[str, type[EmocapError]] = {each.__name__: each for each in (ConfigError, Superseded)}
 
 _recordings: list["Recording"] = []
@@ -31,15 +31,15 @@ _recordings: list["Recording"] = []
 
 @dataclass
 class Recording:
-    """The names of the collectives that this process called, by the name of the group, in order."""
+    """Holds the names of the collectives that this process has called, in order, by the name of the group."""
 
     calls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    lock: threading.Lock = field(default_factory=threading.Lock)  # Groups beside the training's belong to threads.
+    lock: threading.Lock = field(default_factory=threading.Lock)  # Other threads call the collectives of their groups.
 
 
 @contextmanager
 def recorded_collectives() -> Generator[Recording]:
-    """Records the collectives of this process for as long as the block lasts."""
+    """Records the collectives that this process calls within the block."""
     recording = Recording()
     _recordings.append(recording)
     try:
@@ -51,7 +51,7 @@ def recorded_collectives() -> Generator[Recording]:
 def collective(
     call: Callable[Concatenate["RankGroup", Given], Value],
 ) -> Callable[Concatenate["RankGroup", Given], Value]:
-    """Marks a method of `RankGroup` that all ranks must call in the same order."""
+    """Decorates a method of `RankGroup` that all ranks must call in the same order, so that its calls are recorded."""
 
     @functools.wraps(call)
     def recorded(group: "RankGroup", *arguments: Given.args, **named: Given.kwargs) -> Value:
@@ -65,10 +65,10 @@ def collective(
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """All ranks of the job, seen from this one.
+    """Holds all ranks of the job, from the point of view of this rank.
 
     Attributes:
-        info: Which rank this is, and of how many.
+        info: The number of this rank, and the number of all ranks.
         device: This rank's device in torch's words, such as `cuda:3` or `cpu`.
         process_group: Torch's group of the ranks; None if this rank is alone.
         name: The name of the group in recordings.
@@ -93,11 +93,12 @@ class RankGroup:
 
     @collective
     def run_on_main(self, act: Callable[[], Value], *, failing: str | None = None) -> Value:
-        """Runs `act` on rank 0 and returns its value on every rank; if it fails, every rank raises.
+        """Runs `act` on rank 0 and returns its value on every rank. If it raises an error, every rank raises one.
 
         Args:
-            act: Only rank 0 calls it.
-            failing: What fails if it raises, such as "the checkpoint was not saved": see `run_on_all`.
+            act: A function that only rank 0 calls.
+            failing: The first words of a `CheckpointError` on failure, such as "the checkpoint was not saved". See
+                `run_on_all` for the errors.
         """
         outcome, error = _tried(act) if self.is_main else (_Outcome(), None)
         outcome = self._broadcast(outcome)
@@ -106,12 +107,16 @@ class RankGroup:
 
     @collective
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
-        """Runs `act` on every rank and returns all values in the order of the ranks; if one fails, every rank raises.
+        """Runs `act` on every rank and returns all values in the order of the ranks.
+
+        If `act` raises an error on some rank, every rank raises one. It depends on the first rank that failed:
 
         Raises:
-            ConfigError, Superseded: If that is what the first rank that failed has raised.
-            CheckpointError: If another error was raised and `failing` is given; it names the rank.
-            LostContact: If another error was raised on another rank; a rank that failed itself raises its own error.
+            ConfigError, Superseded: If that rank has raised an error of this class. Its message is the same.
+            CheckpointError: If that rank has raised any other error, and `failing` is given. The message begins with
+                `failing` and names the rank.
+            LostContact: If that rank has raised any other error, and `failing` is not given. On a rank that failed
+                itself, its own error is raised instead.
         """
         outcome, error = _tried(act)
         outcomes = self._gather(outcome)
@@ -121,7 +126,7 @@ class RankGroup:
 
     @collective
     def broadcast_from_main(self, value: Any) -> Any:
-        """Returns the value that rank 0 has."""
+        """Returns the value of rank 0 on every rank. The values of the other ranks are ignored."""
         return self._broadcast(value)
 
     @collective
@@ -136,7 +141,7 @@ class RankGroup:
 
     @collective
     def maximum(self, numbers: Sequence[int]) -> list[int]:
-        """Returns the greatest of each number over all ranks."""
+        """Returns, for each position, the greatest number over all ranks. All ranks give equally many numbers."""
         return self._maximum(numbers)
 
     @collective
@@ -149,10 +154,10 @@ class RankGroup:
 
     @collective
     def patient(self, name: str) -> "RankGroup":
-        """Returns the same ranks in a gloo group of their own, for slow work or for a thread beside the training.
+        """Returns a further gloo group of the same ranks, for slow work or for a thread beside the training.
 
-        Its collectives wait a day: a rank may wait that long for a store. Whoever waits for a rank that is gone learns
-        it from the training's group.
+        The timeout of its collectives is a day, because a rank may wait that long for a store. It does not find lost
+        ranks: the collectives of the training's group fail when a rank is gone.
         """
         if self.process_group is None:
             return replace(self, name=name)
@@ -191,7 +196,10 @@ class RankGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """Holds what an act gave on one rank: a value, or an error's message, and its class if all ranks share it."""
+    """Holds the outcome of a function on one rank: its value, or the message of its error.
+
+    `shared` is the name of the error's class if it is one of `_SHARED`; otherwise it is None.
+    """
 
     value: Any = None
     message: str | None = None
@@ -210,9 +218,13 @@ def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
 
 
 def _raise_failure(outcome: _Outcome, rank: int, own: Exception | None, failing: str | None) -> None:
-    """Raises on this rank the error with which a rank has failed.
+    """Raises an error on this rank if a rank has failed, by the rules of `RankGroup.run_on_all`.
 
-    `own` is the error that this rank itself has raised, or None.
+    Args:
+        outcome: The outcome of a rank.
+        rank: The number of that rank.
+        own: The error that this rank itself has raised, or None.
+        failing: The argument of `RankGroup.run_on_all`.
     """
     if outcome.message is None:
         return

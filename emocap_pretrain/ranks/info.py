@@ -1,17 +1,17 @@
-"""Says which rank of the job a process is."""
+"""Defines the numbers that identify a process among the ranks of a job."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class RankInfo(Protocol):
-    """This process among all ranks of the job.
+    """Identifies this process among the ranks of the job.
 
     Attributes:
-        rank: Its number, from 0 to `world_size` - 1.
-        world_size: Ranks of the job.
-        local_rank: Its number on its host.
-        local_world_size: Ranks on its host.
+        rank: Number of this rank, from 0 to `world_size` - 1.
+        world_size: Number of ranks of the job.
+        local_rank: Number of this rank on its host, from 0.
+        local_world_size: Number of ranks on this host.
     """
 
     @property
@@ -29,7 +29,7 @@ class RankInfo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A `RankInfo` as a value; by default a process alone."""
+    """Implements `RankInfo`. The default values are those of a job with a single process."""
 
     rank: int = 0
     world_size: int = 1

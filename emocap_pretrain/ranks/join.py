@@ -1,4 +1,4 @@
-"""Joins this process to the other ranks: threads, device, process group."""
+"""Makes this process a rank of the job: sets its threads and its device, and joins the process group."""
 
 import os
 from collections.abc import Generator
@@ -16,9 +16,9 @@ from emocap_pretrain.ranks.runtime import Runtime
 
 @contextmanager
 def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
-    """Sets this process up as one rank for as long as the block lasts.
+    """Makes this process a rank of the job within the block, and yields the group of all ranks.
 
-    A process group that exists already (Ray made one) is used and not ended.
+    If a process group exists already, because Ray has made one, it is used, and it stays open after the block.
     """
     info, device = runtime.rank_info, runtime.device
     use_threads(settings, info)
@@ -32,18 +32,18 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
         yield RankGroup(info, device, dist.group.WORLD if info.world_size > 1 else None)
         clean = True
     finally:
-        # NCCL takes its groups down together: a rank that failed alone would wait for the others here.
+        # NCCL ends a group on all ranks together, so a rank that failed alone would wait for the others here.
         if made and (clean or device == "cpu"):
             dist.destroy_process_group()
 
 
 def lost_contact(error: RuntimeError) -> bool:
-    """Returns whether a collective failed because another rank is gone; gloo's errors have no type of their own."""
+    """Returns whether a collective has failed because another rank is gone. Gloo raises plain `RuntimeError`s."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def use_threads(settings: ClusterConfig, info: RankInfo) -> None:
-    """Sets the thread count that the settings ask for. The value of OMP_NUM_THREADS from the launcher is ignored.
+    """Sets torch's thread count to `threads_per_rank` or this rank's share of the cores, and ignores OMP_NUM_THREADS.
 
     Each thread computes a part of a sum, so a different thread count leads to different rounding. Two runs can give
     equal results only if their thread counts are equal.

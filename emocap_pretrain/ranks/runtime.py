@@ -1,7 +1,7 @@
-"""Defines what the training function must know of the machine, and reads it from the environment.
+"""Defines `Runtime`, the interface between the training function and the launcher of its ranks.
 
-`Runtime` is the seam between training and orchestration. Launchers that set torchrun's variables (deepspeed, torchrun)
-or SLURM's are served here; the Ray form lives in `emocap_cluster` and matches by shape.
+`EnvRuntime` implements it for launchers that set the environment variables of torchrun (torchrun, deepspeed) or of
+SLURM. `emocap_cluster` implements it for Ray, without importing this module.
 """
 
 import os
@@ -31,21 +31,24 @@ class Runtime(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Returns whether this rank must end soon (SIGTERM, drain). The loop asks all ranks at the same steps."""
+        """Returns whether this rank must end soon, for example after SIGTERM. All ranks call this at the same steps."""
         ...
 
     def committed(self, checkpoint: str) -> None:
-        """A checkpoint is whole at this URL. Every rank says so."""
+        """Reports that a checkpoint is committed at this URL. Every rank calls this."""
         ...
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        """Alive, at `step` of `steps`; `note` is a few words for a person. Called by rank 0 alone."""
+        """Reports that training has done `step` of `steps` steps. Only rank 0 calls this, at logged steps.
+
+        `note` is a short text for the user, such as the loss.
+        """
         ...
 
 
 @dataclass(slots=True)
 class EnvRuntime:
-    """The rank that environment variables name; SIGTERM or the first Ctrl-C stops the loop at the end of a step."""
+    """Implements `Runtime` from environment variables. SIGTERM or the first Ctrl-C stops training after a step."""
 
     rank_info: Rank
     device: str
@@ -54,11 +57,11 @@ class EnvRuntime:
 
     @classmethod
     def from_environment(cls, device: str = "auto", *, listen: bool = True) -> "EnvRuntime":
-        """The rank that a launcher made of this process.
+        """Returns the runtime of this process, which a launcher may have started as one rank of a job.
 
         Args:
-            device: `cpu`, `cuda`, or `auto` for CUDA where there is any.
-            listen: Whether SIGTERM and Ctrl-C ask to stop; else they end the process as usual.
+            device: `cpu`, `cuda`, or `auto`, which is CUDA if there is a CUDA device.
+            listen: Whether SIGTERM and Ctrl-C ask the training to stop. If False, they end the process as usual.
         """
         info = _rank_info(os.environ)
         if "RANK" not in os.environ and _in_slurm_step(os.environ):
@@ -82,10 +85,10 @@ class EnvRuntime:
         return self._stop.is_set()
 
     def committed(self, checkpoint: str) -> None:
-        """Nobody outside this process waits for the news."""
+        """Does nothing, because these launchers do not need to know of checkpoints."""
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        pause_s = 0.5 if sys.stderr.isatty() else 10.0  # A log gets a line now and then, not a moving bar.
+        pause_s = 0.5 if sys.stderr.isatty() else 10.0  # In a log file each update of the bar is a new line.
         self._bar = self._bar or tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=pause_s)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(step - self._bar.n)
@@ -103,31 +106,33 @@ def _device(wanted: str, local_rank: int) -> str:
 
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return "cpu"
-    # A launcher may show each process its own device only; then there is one, whatever the local rank.
+    # A launcher may make only one device visible to each process. Then its number is 0 for every local rank.
     return f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
 
 
 def _in_slurm_step(variables: Mapping[str, str]) -> bool:
-    """Returns whether srun has started this process as one of several; a batch script has a different kind of step id.
+    """Returns whether srun has started this process as one of several ranks; a batch script has no numeric step id.
 
-    What Ray runs inherits them too where srun started Ray's nodes, and is no rank: then `RAY_ADDRESS` is there.
+    If srun has started the nodes of a Ray cluster, every program of Ray inherits SLURM's variables without being a
+    rank. Such a program has `RAY_ADDRESS` too.
     """
     alone = variables.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "RAY_ADDRESS" in variables
     return not alone and variables.get("SLURM_STEP_ID", "").isdigit()
 
 
 def _meet_as_slurm_says() -> None:
-    """Torch asks for an address and a port: rank 0 is on the step's first node, and the job's number makes a port.
+    """Sets MASTER_ADDR and MASTER_PORT, which torch needs, from SLURM's variables.
 
-    Where srun itself runs, which its own variables tell, may be a login node.
+    The address is that of the step's first node, on which rank 0 runs. The host on which srun itself runs is not used,
+    because it may be a login node.
     """
     os.environ.setdefault("MASTER_ADDR", _first_host(os.environ["SLURM_STEP_NODELIST"]))
-    # Below the range from which the kernel gives ports to clients.
+    # The port depends on the number of the job, and is below the range from which the kernel takes ports for clients.
     os.environ.setdefault("MASTER_PORT", str(12_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20_000))
 
 
 def _first_host(hosts: str) -> str:
-    """`gpu[03-05,9],login` begins with gpu03."""
+    """Returns the first host of a list in SLURM's notation, such as gpu03 of `gpu[03-05,9],login`."""
     first = re.match(r"(\[[^]]*]|[^,[])+", hosts)
     return re.sub(r"\[(\w+)[^]]*]", r"\1", first.group() if first else hosts)
 
@@ -135,7 +140,7 @@ def _first_host(hosts: str) -> str:
 def _rank_info(variables: Mapping[str, str]) -> Rank:
     if "RANK" in variables:
         rank, world, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        # Torchrun's word, DeepSpeed's word; what has neither is taken to have all ranks on one host.
+        # Torchrun sets the first variable and DeepSpeed the second. Without both, all ranks are assumed on one host.
         local_world = variables.get("LOCAL_WORLD_SIZE") or variables.get("LOCAL_SIZE") or world
         return Rank(rank, world, local_rank, int(local_world))
     if _in_slurm_step(variables):
@@ -146,6 +151,9 @@ def _rank_info(variables: Mapping[str, str]) -> Rank:
 
 
 def _tasks_on(node: int, layout: str) -> int:
-    """`2(x3),1` is 2 tasks on each of nodes 0, 1 and 2, and 1 task on node 3."""
+    """Returns the number of tasks on a node of a SLURM step.
+
+    In SLURM's notation, `2(x3),1` means 2 tasks on each of the nodes 0, 1 and 2, and 1 task on node 3.
+    """
     counts = (each.partition("(x") for each in layout.split(","))
     return [int(tasks) for tasks, _, times in counts for _ in range(int(times.rstrip(")") or 1))][node]

@@ -1,14 +1,14 @@
 """Finds ranks that are lost or hang, and ends the processes of the job that cannot continue without them.
 
-Five classes do it, each in the module of its name:
+Five classes share this work:
 
-- `Heartbeat`: the position of a rank, which it writes into the job's store once a second.
-- `HeartbeatExchange`: the thread that writes and reads heartbeats.
-- `FailureDetector`: judges heartbeats and times; it has no I/O.
-- `Diagnosis`: says why the job cannot continue.
-- `Watchdog`: the thread that prints and stores a diagnosis and ends the process with exit code 70.
+- `Heartbeat` is the position of a rank, which the rank writes into the job's store once a second.
+- `HeartbeatExchange` is the thread that writes and reads heartbeats.
+- `FailureDetector` judges heartbeats and times. It has no I/O.
+- `Diagnosis` says why the job cannot continue.
+- `Watchdog` is the thread that prints and stores a diagnosis and ends the process with exit code 70.
 
-`watch_ranks` starts all of it on one rank.
+`watch_ranks` starts both threads on one rank.
 """
 
 from emocap_pretrain.health.liveness.detector import Diagnosis, FailureDetector

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from emocap_pretrain.health.liveness.heartbeat import HEARTBEAT_S, Heartbeat
 from emocap_pretrain.health.position import UnchangedTimer
 
-# A rank that ends with an error makes the collectives of the others fail; if it does not, the detector reports it.
+# If a rank ends with an error, the collectives of the others usually fail. If they still wait after this long, the
+# detector reports the failed rank.
 FAILED_S = 10.0
 # After a collective has failed, a rank without a new heartbeat for this long is the lost one.
 LOST_S = 3 * HEARTBEAT_S
@@ -19,9 +20,9 @@ class Diagnosis:
     """Says why the job cannot continue.
 
     Attributes:
-        ranks: The ranks that are lost or that hang; empty if no rank in particular is the reason.
+        ranks: The ranks that are lost or that hang; empty if no particular rank is the reason.
         message: The reason, without a full stop.
-        silent: Whether these ranks send no heartbeats, so another process has to look at their stacks.
+        silent: Whether these ranks send no heartbeats any more, so that another process must print their stacks.
     """
 
     ranks: tuple[int, ...]
@@ -44,7 +45,7 @@ class FailureDetector:
         hosts: The host of each rank.
         rank: The rank that reads the heartbeats.
         store: The address of the job's store, for messages.
-        timeout_s: The longest time that a rank may spend at one bounded position.
+        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 
@@ -61,11 +62,13 @@ class FailureDetector:
         return len(heartbeats) == len(self.hosts)
 
     def check(self, now_s: float, heartbeats: Mapping[int, Heartbeat] | None) -> Diagnosis | None:
-        """Returns what is wrong, if anything. The caller calls it about every second, also without new heartbeats.
+        """Returns a diagnosis if the job cannot continue; otherwise None.
+
+        It must be called about every second, also if no new heartbeats were read.
 
         Args:
             now_s: A monotonic time.
-            heartbeats: The newest heartbeats by rank, with the caller's own among them; None if there are none yet.
+            heartbeats: The newest heartbeats by rank, including that of this rank; None before the first reading.
         """
         number = heartbeats[self._rank].number if heartbeats else None
         unanswered_s = self._unanswered.update(now_s, number)
@@ -81,13 +84,16 @@ class FailureDetector:
     def explain_loss(
         self, now_s: float, heartbeats: Mapping[int, Heartbeat], *, dead: Collection[int], timed_out: bool
     ) -> Diagnosis | None:
-        """Returns which ranks made a collective fail, if that can be seen. It reacts sooner than `check`.
+        """Returns which ranks made a collective fail, or None if the heartbeats do not show it.
+
+        After a failed collective, a rank is reported as lost sooner than by `check`.
 
         Args:
             now_s: A monotonic time.
             heartbeats: The newest heartbeats of all ranks.
             dead: The ranks whose process is known to have ended.
-            timed_out: Whether the collective reached its timeout; then the rank that the others wait for is an answer.
+            timed_out: Whether the collective reached its timeout. If so, the rank at the earliest position is reported
+                when no rank is lost.
         """
         failed = [rank for rank, each in heartbeats.items() if each.failed]
         if failed:
@@ -115,14 +121,17 @@ class FailureDetector:
         return self._lost(silent, f"sent no heartbeat for {self._silence_s:.0f} s ({cause})", heartbeats)
 
     def _find_hang(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-        """Needs the heartbeats of all ranks, because the rank that hangs may be any of them."""
+        """Returns a diagnosis if a rank has stayed at one position for `timeout_s`.
+
+        Only a process that reads the heartbeats of all ranks can tell which rank hangs; otherwise this returns None.
+        """
         if not self.sees_all(heartbeats):
             return None
         hangs = any(each.bounded and not each.ended and each.idle_s >= self._timeout_s for each in heartbeats.values())
         return self._find_slowest(heartbeats) if hangs else None
 
     def _find_slowest(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-        """Names the ranks at the earliest place in the program: the others wait for them."""
+        """Returns a diagnosis that names the ranks at the earliest place in the program, for which the others wait."""
         active = [each for each in heartbeats.values() if not each.ended]
         if not active:
             return None
@@ -145,7 +154,7 @@ class FailureDetector:
         return Diagnosis(tuple(ranks), message, silent=True)
 
     def _names(self, ranks: Sequence[int]) -> str:
-        """Returns the ranks with their hosts; after `MAX_NAMED` ranks only the number of the others."""
+        """Returns a text with the first `MAX_NAMED` ranks and their hosts, and the number of further ranks."""
         shown = [f"{rank} ({self.hosts[rank]})" for rank in ranks[:MAX_NAMED]]
         more = f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
         return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}{more}"
@@ -154,7 +163,7 @@ class FailureDetector:
 def _unchanged_s(
     timers: dict[int, UnchangedTimer], now_s: float, heartbeats: Mapping[int, Heartbeat]
 ) -> dict[int, float]:
-    """Returns for how many seconds each of the heartbeats has not changed."""
+    """Returns, by rank, for how many seconds the heartbeat has not changed. It creates missing entries of `timers`."""
     return {
         rank: timers.setdefault(rank, UnchangedTimer()).update(now_s, each.number) for rank, each in heartbeats.items()
     }

@@ -1,11 +1,11 @@
-"""Exchanges heartbeats through the store in which the job's ranks met, so no launcher has to provide another channel.
+"""Exchanges heartbeats through torch's `TCPStore`, which the process group of the job uses under every launcher.
 
     emocap/heartbeat/3     the newest heartbeat of rank 3
-    emocap/diagnosis       why the job cannot continue, by the rank that found it first; blank until then
+    emocap/diagnosis       why the job cannot continue, written by the rank that found the reason first; blank before
 
-Every second each rank writes one key and reads the heartbeat of rank 0, its own, and the diagnosis; rank 0 reads all
-heartbeats. A call to a store whose process is frozen may block for any time, whatever timeout it was given. Therefore a
-thread of its own makes the calls, and the thread that reads the results notices when no new ones arrive.
+Every second each rank writes its heartbeat and reads the diagnosis, its own heartbeat and that of rank 0. Rank 0 reads
+all heartbeats. If the process of the store is frozen, a call may block for longer than its timeout. Therefore a
+separate thread makes the calls, and the watchdog's thread notices if no new heartbeats arrive.
 """
 
 import socket
@@ -21,15 +21,15 @@ from emocap_pretrain.health.liveness.detector import Diagnosis
 from emocap_pretrain.health.liveness.heartbeat import HEARTBEAT_S, Heartbeat
 from emocap_pretrain.health.position import TrainingPosition, UnchangedTimer
 
-# A call that times out leaves the store's connection unusable, so calls wait, and other threads notice the delay.
+# After a timeout the connection to the store is unusable. So calls wait long, and the watchdog notices the delay.
 CALL_TIMEOUT = timedelta(hours=1)
 CONNECT_TIMEOUT_S = 5.0
 _DIAGNOSIS, _NONE = "emocap/diagnosis", " "
 
 
 def connect_to_job_store() -> Any:
-    """Returns a connection of its own to the store of torch's default process group."""
-    # Torch has no public function for it; the store exists under every launcher.
+    """Returns a new connection to the store of torch's default process group."""
+    # Torch has no public function that returns the store.
     default: Any = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
     store = default.clone()
     store.set_timeout(CALL_TIMEOUT)
@@ -37,14 +37,14 @@ def connect_to_job_store() -> Any:
 
 
 class HeartbeatExchange:
-    """Writes the heartbeats of this rank and reads those of others, in a thread of its own.
+    """Writes the heartbeats of this rank and reads those of other ranks, in a separate thread.
 
     The constructor writes the first heartbeat. A rank that reads a key waits until the key exists, so `start` may be
     called only after every rank has constructed its `HeartbeatExchange`.
 
     Attributes:
         heartbeats: The heartbeats that were read last, by rank; None before the first reading. The heartbeat of this
-            rank is always included, so a higher number in it shows that these heartbeats are new.
+            rank is always included, and its number grows with every reading.
         diagnosis: The diagnosis in the store, if there is one.
         error: Why the last call to the store failed; empty if it succeeded.
     """
@@ -62,12 +62,12 @@ class HeartbeatExchange:
         """Writes the first heartbeat.
 
         Args:
-            store: A connection to a `TCPStore` that nobody else uses.
+            store: A connection to a `TCPStore`, which no other thread uses.
             position: The position of this rank's training thread.
             rank: This rank.
             world_size: The number of ranks.
-            read_all_after_s: A rank that makes no progress for this long reads the heartbeats of all ranks. Rank 0
-                always does.
+            read_all_after_s: After this long without progress, a rank reads the heartbeats of all ranks. Rank 0 always
+                reads all of them.
             count_collectives: Returns the number of collectives that this rank has begun.
         """
         self._store, self._position = store, position
@@ -104,9 +104,9 @@ class HeartbeatExchange:
         self.send_now()
 
     def publish(self, diagnosis: Diagnosis, wait_s: float) -> Diagnosis:
-        """Shows a diagnosis to all ranks.
+        """Writes a diagnosis into the store for all ranks, unless another rank has already written one.
 
-        Returns the diagnosis that was published first, or this one if the store does not answer within `wait_s`.
+        Returns the diagnosis in the store, or the argument if the store does not answer within `wait_s` seconds.
         """
         self._own_diagnosis = diagnosis
         self.send_now()
@@ -116,7 +116,7 @@ class HeartbeatExchange:
         return self.diagnosis or diagnosis
 
     def close(self, wait_s: float) -> None:
-        """Writes a last heartbeat and ends the thread; waits `wait_s` at most for a store that does not answer."""
+        """Writes a last heartbeat and ends the thread. It waits for the store at most `wait_s` seconds."""
         self._closing.set()
         self.send_now()
         self._thread.join(wait_s)
@@ -165,10 +165,11 @@ class HeartbeatExchange:
         return heartbeat
 
     def _reconnect(self) -> None:
-        """Replaces the connection.
+        """Replaces the connection to the store.
 
         Raises:
-            OSError: If nobody answers. Without this check the store itself would try for an hour, and print stacks.
+            OSError: If the host of the store does not accept a connection. Without this check `clone` would try for an
+                hour and print stacks.
         """
         socket.create_connection(self._host_and_port, timeout=CONNECT_TIMEOUT_S).close()
         self._store = self._store.clone()

@@ -1,4 +1,4 @@
-"""The message that each rank writes into the job's store once a second."""
+"""Defines the message that each rank writes into the job's store once a second."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ HEARTBEAT_S = 1.0
 
 
 class Heartbeat(NamedTuple):
-    """The position of a rank. It is a tuple because rank 0 of a large job parses a thousand of them each second.
+    """The position of a rank. It is a tuple, which is quick to parse: rank 0 may read a thousand heartbeats a second.
 
     Attributes:
         rank: The rank that wrote it.
@@ -34,7 +34,7 @@ class Heartbeat(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Returns how far the rank is in the program; ranks at a later place wait for ranks at an earlier one."""
+        """Returns the rank's place in the program. Ranks at a greater place wait for ranks at a smaller one."""
         order = PHASES.index(self.phase) if self.phase in PHASES else len(PHASES)
         return self.step, order, self.collectives
 

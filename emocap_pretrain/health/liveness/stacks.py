@@ -1,4 +1,4 @@
-"""Shows what threads are doing: those of this process, and by py-spy those of another process on this host."""
+"""Formats the call stacks of threads: of this process, and with py-spy of another process on this host."""
 
 import shutil
 import subprocess
@@ -16,10 +16,10 @@ WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-sta
 
 
 def of_this_process(first: int) -> str:
-    """Returns the innermost calls of all threads, the newest call of each last.
+    """Returns the innermost calls of all threads of this process. The newest call of each thread comes last.
 
     Args:
-        first: The identifier of the thread that comes first.
+        first: The identifier of the thread whose calls come first.
     """
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, in spite of its name
     threads = sorted(threading.enumerate(), key=lambda thread: (thread.ident != first, thread.name))
@@ -37,13 +37,13 @@ def of_thread(identifier: int) -> str:
 
 
 def in_one_line(calls: traceback.StackSummary) -> str:
-    """Returns the last few of these calls in one line, the newest first."""
+    """Returns the innermost few of these calls in one line. The newest call comes first."""
     calls = traceback.StackSummary.from_list(calls[-MAX_CALLS_IN_LINE:])
     return " < ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in reversed(calls))
 
 
 def of_process(pid: int) -> str:
-    """Returns the stacks of another process of this host, or why they cannot be read."""
+    """Returns the stacks of another process on this host, or a text that says why they cannot be read."""
     try:
         state = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
@@ -51,7 +51,7 @@ def of_process(pid: int) -> str:
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if program is None or state == psutil.STATUS_ZOMBIE:
         return f"process {pid} is {state}."
-    # By default py-spy stops the process; it would wait without end for one that is stopped already.
+    # By default py-spy stops the process while it reads, and it would wait without end for a process that is stopped.
     command = [program, "dump", "--nonblocking", "--pid", str(pid)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PY_SPY_S, check=True)

@@ -1,7 +1,8 @@
-"""Ends the process of a rank once the job cannot continue, and says which rank is the reason.
+"""Ends the process of a rank once the job cannot continue, and prints which rank is the reason.
 
-A rank that hangs in a collective cannot end itself: where the network falls silent no error arrives. Its launcher sees
-exit code 70 and starts the job again from the newest checkpoint.
+A rank that waits in a collective for a lost rank may wait without end, because a silent network gives no error. So a
+thread of each rank ends the process. The launcher sees exit code 70 and starts the job again from the newest
+checkpoint.
 """
 
 import logging
@@ -23,12 +24,13 @@ from emocap_pretrain.health.position import TrainingPosition
 from emocap_pretrain.ranks.group import RankGroup
 
 HUNG_EXIT_CODE = 70
-# Only these ranks look for a lost rank and store a failure: a thousand ranks would keep the stores busy.
+# Only the first few ranks look for a lost rank and store a failure, because a thousand ranks would overload the stores.
 REPORTING_RANKS = 8
-# Rank 0 finds a hang first; if it has not done so for this long, the other ranks read all heartbeats themselves.
+# Rank 0 reads all heartbeats and finds a hang first. If it has not found one after this many further seconds, the other
+# ranks read all heartbeats too.
 RANK_0_GRACE_S = 30.0
 PUBLISH_S, BEFORE_EXIT_S = 3.0, 10.0
-# Rank 0 may hold the job's store, so it stays until the other ranks have read the diagnosis there.
+# The process of rank 0 may contain the job's store, so it stays until the other ranks have read the diagnosis there.
 KEEP_STORE_S = 3 * HEARTBEAT_S
 EXPLAIN_S, EXPLAIN_PAUSE_S = 4.0, 0.2
 CLOSE_S = 3.0
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches the other ranks in a thread of its own, and ends this process when one of them is lost or hangs."""
+    """Watches all ranks in a separate thread, and ends this process when a rank is lost or hangs."""
 
     def __init__(
         self,
@@ -50,16 +52,17 @@ class Watchdog:
         before_exit: Callable[[Diagnosis], None],
         exit_process: Callable[[int], Any] = os._exit,
     ) -> None:
-        """Does not start the thread; `start` does.
+        """Creates the watchdog; the method `start` starts its thread.
 
         Args:
             exchange: Reads the heartbeats and publishes the diagnosis.
             detector: Judges the heartbeats.
             rank: This rank.
-            pids: The process of each rank, on its host.
+            pids: The process id of each rank on its host.
             thread: The identifier of the thread that trains on this rank.
-            before_exit: Is called before the process ends, in a thread that is waited for `BEFORE_EXIT_S` at most.
-            exit_process: Ends the process with an exit code.
+            before_exit: A function that is called with the diagnosis before the process ends. The process ends after
+                `BEFORE_EXIT_S` seconds even if the function has not returned.
+            exit_process: A function that ends the process with an exit code.
         """
         self._exchange, self._detector, self._rank, self._pids = exchange, detector, rank, pids
         self._thread, self._before_exit, self._exit_process = thread, before_exit, exit_process
@@ -70,14 +73,14 @@ class Watchdog:
         threading.Thread(target=self._run, name="emocap-watchdog", daemon=True).start()
 
     def send_now(self) -> None:
-        """Sends this rank's position to the others at once."""
+        """Sends a heartbeat of this rank at once."""
         self._exchange.send_now()
 
     def close(self, *, keep_store: bool = False) -> None:
         """Ends the thread and the heartbeats.
 
         Args:
-            keep_store: Whether rank 0 waits until the others have read a diagnosis in the job's store.
+            keep_store: Whether rank 0 waits `KEEP_STORE_S` seconds, in which the others read a diagnosis in the store.
         """
         if keep_store and self._rank == 0:
             time.sleep(KEEP_STORE_S)
@@ -85,14 +88,14 @@ class Watchdog:
         self._exchange.close(CLOSE_S)
 
     def explain_loss(self, *, timed_out: bool, wait_s: float = EXPLAIN_S) -> Diagnosis | None:
-        """Returns why a collective has failed, if that shows within `wait_s`. The thread stops before.
+        """Returns why a collective has failed, or None if the reason is not found within `wait_s` seconds.
 
-        The error of the collective names a socket at best. The rank that finds the reason publishes it, so that all
-        ranks report the same, and a rank that is alive but hangs ends too. A lost process on this host and an error of
-        another rank are found at once; a lost rank on another host after three heartbeats that do not arrive.
+        It first stops the watchdog's thread. The rank that finds the reason publishes it, so that all ranks report the
+        same reason, and a rank that is alive but hangs ends too. A lost process on this host and an error of another
+        rank are found at once. A lost rank on another host is found after three missing heartbeats.
 
         Args:
-            timed_out: Whether the collective reached its timeout; then the rank that the others wait for is an answer.
+            timed_out: Whether the collective reached its timeout. If so, a rank that hangs may be the reason.
             wait_s: The longest wait, in seconds.
         """
         self._stopping.set()
@@ -114,13 +117,14 @@ class Watchdog:
         return self._exchange.diagnosis
 
     def _dead(self, heartbeats: Mapping[int, Heartbeat], first_seen: dict[int, int]) -> set[int]:
-        """Returns the ranks whose process on this host has ended, and whose last heartbeat was read after that.
+        """Returns the ranks on this host whose process has ended, once their last heartbeats were read afterwards.
 
-        The last heartbeat may hold the reason why the rank has ended.
+        The last heartbeat of such a rank may contain the reason why it has ended.
 
         Args:
             heartbeats: The newest heartbeats of all ranks.
-            first_seen: The number of this rank's heartbeat when a process was found dead; this method extends it.
+            first_seen: The number of this rank's own heartbeat at the time when a process was first found dead, by the
+                rank of that process. This method adds entries.
         """
         number = heartbeats[self._rank].number
         for rank in heartbeats:
@@ -131,7 +135,7 @@ class Watchdog:
     def _is_dead(self, rank: int) -> bool:
         """Returns whether the process of a rank on this host has ended.
 
-        A zombie process counts as ended, because its launcher will notice its end.
+        A zombie counts as ended: it executes nothing any more, and only its launcher has not noticed it yet.
         """
         if rank == self._rank or not self._on_this_host(rank):
             return False
@@ -166,9 +170,9 @@ class Watchdog:
             self._exit_process(HUNG_EXIT_CODE)
 
     def _print(self, diagnosis: Diagnosis, *, found_here: bool) -> None:
-        """Prints the diagnosis, and the stacks of this rank if it found the reason or is the reason.
+        """Prints the diagnosis. If this rank found the reason or is the reason, its stacks follow.
 
-        The first other rank of the host prints the stacks of silent ranks too.
+        One rank of each host also prints the stacks of the silent ranks of this host.
         """
         lines = [f"error: rank {self._rank}: watchdog: {diagnosis.message}."]
         if found_here or self._rank in diagnosis.ranks:
@@ -182,7 +186,10 @@ class Watchdog:
         sys.stderr.flush()
 
     def _ranks_to_inspect(self, diagnosis: Diagnosis) -> list[int]:
-        """Returns the silent ranks of this host, if this is the first other rank of the host; else none."""
+        """Returns the silent ranks on this host whose stacks this rank prints.
+
+        Only the first rank of the host that is not silent itself prints them; for the others the list is empty.
+        """
         here = [rank for rank in range(len(self._pids)) if self._on_this_host(rank)]
         others = [rank for rank in here if rank not in diagnosis.ranks]
         return [rank for rank in here if rank in diagnosis.ranks] if others and others[0] == self._rank else []
@@ -203,11 +210,11 @@ def watch_ranks(
         world: All ranks of the job; at least two.
         position: The position of this rank's training thread.
         hosts: The host of each rank.
-        timeout_s: The longest time that a rank may spend at one bounded position.
+        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
         silence_s: A rank whose heartbeat does not change for this long is lost.
-        before_exit: Is called before the watchdog ends this process.
+        before_exit: A function that is called with the diagnosis before the watchdog ends this process.
     """
-    group: Any = world.process_group  # Torch does not declare the count of collectives, but its own debugging uses it.
+    group: Any = world.process_group  # Torch does not declare the method that returns the number of collectives.
     exchange = HeartbeatExchange(
         connect_to_job_store(),
         position,
