@@ -1,4 +1,4 @@
-"""Describes the network between the ranks of a job by a few numbers, and the compute rates of their devices."""
+"""Describes the network of a job by a few numbers, and the compute rates of GPUs, for the forecast of `--dry-run`."""
 
 from dataclasses import dataclass
 
@@ -22,16 +22,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """Describes nodes with several ranks, fast links inside a node and slower links between nodes.
+    """Describes the network of nodes with several ranks each.
 
     Attributes:
         words: The description that the forecast prints.
-        ranks_per_node: Ranks on each node.
+        ranks_per_node: Number of ranks on each node.
         inside: The links inside a node.
         between: The links between nodes.
-        vectors_behind_loss: Share of the time of the loss in which embeddings are exchanged at the same time.
-        gradients_behind_towers: Share of the time of the towers in which gradients are reduced at the same time. 0 is
-            DeepSpeed without `overlap_comm`, its default below ZeRO stage 3.
+        vectors_behind_loss: Exchange of embeddings that overlaps with the loss, as a share of the time of the loss.
+        gradients_behind_towers: Reduction of gradients that overlaps with the towers, as a share of the time of the
+            towers. 0 is DeepSpeed without `overlap_comm`, which is its default below ZeRO stage 3.
     """
 
     words: str
@@ -46,24 +46,29 @@ class Fabric:
         return -(-ranks // self.ranks_per_node)
 
 
-# Line rates come from the vendors: NVLink 4 of an H100 has 900 GB/s in both directions together, and a DGX H100 has one
-# ConnectX-7 of 400 Gb/s for each GPU (NVIDIA, DGX H100 datasheet). Assumption: long messages reach 0.8 of a line rate.
+# The line rates are those of the vendors: NVLink 4 of an H100 has 900 GB/s in both directions together, and a DGX H100
+# has one ConnectX-7 of 400 Gb/s for each GPU (NVIDIA, DGX H100 datasheet). Long messages are assumed to reach 0.8 of a
+# line rate.
 REACHED = 0.8
 _NVLINK = Link(REACHED * 450 * GB, 5e-6)
 FABRICS = {
     "ib400": Fabric("8 x H100, 400 Gb/s InfiniBand each", 8, _NVLINK, Link(REACHED * 50 * GB, 10e-6)),
-    # One adapter for each node, such as in an AWS p3dn.24xlarge, with TCP.
+    # Each node has one adapter, such as an AWS p3dn.24xlarge, and uses TCP.
     "eth100": Fabric("8 x H100, 100 Gb/s Ethernet together", 8, _NVLINK, Link(REACHED * 12.5 / 8 * GB, 50e-6)),
-    # Processes of one machine, for runs without GPU: about what `python benchmarks cluster validate` measures.
+    # All ranks are processes of one machine without GPUs. `python benchmarks cluster validate` measures similar values.
     "gloo": Fabric("processes on one machine, gloo", 1024, Link(0.8 * GB, 800e-6), Link(0.8 * GB, 800e-6), 0.0),
 }
 
 
 def fabric_of(text: str) -> Fabric:
-    """Returns a preset by its name, or the fabric of `RANKS_PER_NODE,INSIDE,BETWEEN`, a rank's share of each in GB/s.
+    """Returns the network that a command line option describes.
+
+    Args:
+        text: The name of a preset in `FABRICS`, or three numbers `RANKS_PER_NODE,INSIDE,BETWEEN`. The second and the
+            third are the GB/s of a rank inside a node and between nodes.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If the text is neither.
     """
     if text in FABRICS:
         return FABRICS[text]
@@ -80,15 +85,15 @@ def fabric_of(text: str) -> Fabric:
     return Fabric(words, int(ranks), Link(inside * GB, 5e-6), Link(between * GB, 10e-6))
 
 
-# Dense peak rates in FLOP/s (NVIDIA datasheets, SXM): bfloat16 with tensor cores, and float32 without them, which is
-# torch's default.
+# Dense peak rates in FLOP/s (NVIDIA datasheets, SXM): bfloat16 with tensor cores, and float32 without them, as torch
+# computes float32 by default.
 _PEAKS = {
     "H100": (989e12, 67e12),
     "H200": (989e12, 67e12),
     "A100": (312e12, 19.5e12),
     "B200": (2250e12, 75e12),
 }
-# Assumption: the share of the peak rate that the towers and the losses reach.
+# The assumed share of the peak rate that the towers and the losses reach.
 REACHED_FLOPS = 0.4
 
 

@@ -1,4 +1,4 @@
-r"""Computes how often to save, and the share of time that is new work, if failures are a Poisson process.
+r"""Computes how often to save, and the share of time that is new work, if failures follow a Poisson process.
 
 A failure costs the restart, and the work since the newest committed checkpoint. Let \(M\) be the mean time between
 failures of the job, \(\delta\) the time for which a save stalls training, \(\tau\) the work between two saves, \(R\)
@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureModel:
-    """Holds the failures and delays that a job must expect, all in seconds.
+    """Holds how often a job fails, and how long its saves and restarts take. All times are in seconds.
 
     Attributes:
         node_mtbf_s: Mean time between failures of one node; infinite if nodes never fail.
-        nodes: Number of nodes of the job. The loss of any one ends the attempt.
+        nodes: Number of nodes of the job. The loss of any node ends the attempt.
         stall_s: Time for which a save delays training, which is the time of the snapshot.
-        commit_s: Time from the snapshot until the checkpoint is committed. It is assumed to end before the next save.
+        commit_s: Time from the snapshot until the checkpoint is committed. It must be shorter than the interval between
+            two saves.
         restart_s: Time from a failure to the next new step: detection, start of the processes, restore.
     """
 

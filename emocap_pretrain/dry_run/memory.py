@@ -1,7 +1,7 @@
-"""Estimates how much memory a rank needs without allocating it: the towers run on fake tensors.
+"""Estimates how much memory a rank needs, without allocating it.
 
-Activations are not estimated by a formula. The forward and backward pass are traced at the real batch size with tensors
-that have a shape but no memory, and the sizes of the storages that are alive at the same time are added up.
+Activations are not estimated by a formula. The forward and backward passes run at the real batch size on fake tensors,
+which have a shape but no memory. The sizes of the storages that exist at the same time are added up.
 """
 
 import weakref
@@ -30,20 +30,21 @@ from emocap_pretrain.training.zero import BUCKET
 
 SHORTEST = 3  # Tokens of the shortest text: start, end, and one between them.
 FLOAT = 4
-LOSS_BLOCKS = 4  # Similarities, their exponentials, and the gradients of both.
+LOSS_BLOCKS = 4  # A block of the loss holds similarities, their exponentials, and the gradients of both.
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Holds the bytes on one rank's device at the peak of a step, without the framework's own overhead.
+    """Holds the estimated bytes on one rank's device at the peak of a step, without the overhead of CUDA and torch.
 
     Attributes:
         parameters: Number of parameters of the model.
-        weights: Bytes of the weights, a teacher's included.
+        weights: Bytes of the weights, including those of a teacher.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state and of its copy of the weights.
         buffers: Bytes of the buffers of ZeRO.
-        activations: Most bytes that are alive at a time in forward pass, loss and backward pass.
+        activations: Largest number of bytes that tensors use at one time in the forward pass, the loss and the backward
+            pass, without weights and their gradients.
         state: Bytes of the optimizer's state over all ranks, as a checkpoint stores it.
         patches: Number of patches of one image in the local loss.
         row_flops: FLOP of both towers for one row, forward and backward, without the products within attention.
@@ -61,11 +62,11 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak."""
+        """All bytes at the peak of a step."""
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
-        """Returns the rows of `--dry-run`: names and texts."""
+        """Returns the rows that `--dry-run` prints, each as a name and a text."""
         parts = ("weights", "gradients", "optimizer", "buffers", "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
@@ -79,14 +80,14 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     """Estimates the memory of a rank by tracing one step.
 
     Args:
-        config: The run.
+        config: The config of the run.
         ranks: World size.
         shortest: True assumes captions of the shortest length without local sentences, for a lower bound; False
             assumes captions of the longest length with five local sentences each, for an upper bound.
 
     Raises:
-        ConfigError: If the optimizer cannot work under this stage of ZeRO, its settings do not fit the model, or the
-            tower's patches cannot be masked as the settings ask.
+        ConfigError: If the optimizer does not support the stage of ZeRO, a key of `lr_scales` fits no parameter, or
+            `objective.patch_mask` is set for a tower whose patches form no square.
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
@@ -114,9 +115,9 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     return MemoryEstimate(
         parameters=parameters,
         weights=size // (ranks if stage == 3 else 1) + frozen,
-        # With several passes the sum of their gradients is not partitioned until it is reduced, once.
+        # With several passes each rank has the whole gradients, because they are reduced only after the last pass.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
-        # With ZeRO each rank also has a copy of the weights that it updates.
+        # With ZeRO each rank also has a copy of those weights that it updates.
         optimizer=state if stage == 0 else (masters + state) // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
         activations=traced.activations,
@@ -131,18 +132,20 @@ def _vocabulary(text: TextTowerConfig) -> Vocabulary:
 
 
 class _Trace(NamedTuple):
+    """Holds what the trace of a step has measured; the fields are those of `MemoryEstimate`."""
+
     activations: int
     patches: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Captions:
-    """Describes the captions that the estimate assumes, by the name of each active part.
+    """Describes the captions that the estimate assumes.
 
     Attributes:
-        lengths: Tokens of each text.
-        texts: Number of texts of an image.
-        several: The parts that can have any number of texts in one caption.
+        lengths: Number of tokens of a text, by the name of its caption part.
+        texts: Number of texts for each image, by the name of the part.
+        several: Names of the parts that can have any number of texts in one caption.
     """
 
     lengths: Mapping[str, int]
@@ -170,7 +173,7 @@ class _Captions:
 
 
 def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions) -> _Trace:
-    """Measures the bytes at the peak of both passes and of the loss between them; gradients of weights do not count."""
+    """Returns the bytes at the peak of a step, without weights and their gradients, and the number of patches."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
@@ -187,7 +190,10 @@ def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int
 
 
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
-    """Counts the FLOP of both passes. This is separate from memory, because the counter keeps tensors alive."""
+    """Returns the FLOP of the forward and backward passes.
+
+    This runs separately from the trace of the memory, because the counter keeps tensors alive.
+    """
     with FlopCounterMode(display=False) as counter:
         _sum(model(batch)).backward()
         if teacher:
@@ -204,7 +210,10 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages that operators allocate and that are still alive, without `existing` ones."""
+    """Counts the bytes of storages that operators allocate within the block and that are not freed yet.
+
+    The storages of the tensors in `existing` are not counted.
+    """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
@@ -230,7 +239,10 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _loss_bytes(config: Config, embeddings: Embeddings, captions: _Captions) -> int:
-    """Returns the bytes of the embeddings' gradients, of the gathered texts with theirs, and of the largest block."""
+    """Returns the bytes that the loss needs in addition to the embeddings.
+
+    These are the gradients of the embeddings, the texts of all ranks with their gradients, and the blocks of scores.
+    """
     own = sum(each.numel() for each in embeddings.tensors())
     gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
     rows, patches, _ = embeddings.patches.shape

@@ -10,7 +10,7 @@ from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
 
 DAY_S = 86400.0
 MTBF_DAYS = 30.0
-# Assumptions, until a run has measured its own rates: from the device to the host, and from a rank to the store.
+# The assumed rates of copies from the device to the host, and from a rank to the store.
 COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -19,11 +19,11 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """Holds the assumptions of a forecast that the user gave; None: not given.
+    """Holds the assumptions of a forecast that the user can give. A value that the user has not given is None.
 
     Attributes:
         fabric: The network.
-        step_s: Measured seconds of a step of one rank alone with its rows.
+        step_s: Measured seconds of a step on a single rank, with as many rows as each rank has.
         node_mtbf_days: Mean time between failures of one node.
         restart_s: Seconds from a failure to the next new step.
     """
@@ -35,31 +35,31 @@ class Assumptions:
 
     @property
     def asked(self) -> bool:
-        """True if the user gave any assumption, and so asks for a forecast."""
+        """True if the user has given an assumption, which means that the user wants to see the whole forecast."""
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property
     def mtbf_days(self) -> float:
-        """Mean days between failures of one node, given or assumed."""
+        """Mean days between failures of one node, with a default if the user has not given it."""
         return MTBF_DAYS if self.node_mtbf_days is None else self.node_mtbf_days
 
     def fabric_for(self, *, on_gpu: bool) -> Fabric:
-        """Returns the network, given or assumed."""
+        """Returns the network, with a default if the user has not given it."""
         return self.fabric or FABRICS["ib400" if on_gpu else "gloo"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """Forecasts a job.
+    """Forecasts the time of a step and the best interval between saves.
 
     Attributes:
-        work: What one rank computes and receives in a step.
+        work: The amount of computation and communication of one rank in a step.
         state_bytes: Size of the optimizer's state over all ranks.
         ranks: World size.
         every_steps: Steps between two checkpoints.
         fabric: The network.
         assumed: The assumptions of the user.
-        speed: Speed of one rank alone; None if the device is unknown.
+        speed: Speed of a single rank; None if the device is unknown.
     """
 
     work: Workload
@@ -72,7 +72,10 @@ class Outlook:
 
     @property
     def trouble(self) -> FailureModel:
-        """The failures and delays. Rank 0 saves most: the weights, and like all ranks its share of the state."""
+        """The failures and delays of the job, with the times of a save on rank 0.
+
+        Rank 0 saves the most bytes: the weights and its share of the optimizer's state.
+        """
         most = self.work.parameters * FLOAT + self.state_bytes / self.ranks
         return FailureModel(
             node_mtbf_s=self.assumed.mtbf_days * DAY_S,
@@ -83,7 +86,10 @@ class Outlook:
         )
 
     def rows(self) -> list[Row]:
-        """Returns rows of a name and at most 63 characters. Failures are shown for several nodes, or on request."""
+        """Returns the rows that `--dry-run` prints, each as a name and a text of at most 63 characters.
+
+        Failures are shown for a job on several nodes, or if the user has given an assumption.
+        """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
         rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
@@ -133,7 +139,7 @@ _UNKNOWN = "unknown here: give --step-seconds, of one rank alone"
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in the largest unit in which it is at least 1, with two digits or more."""
+    """Returns a time as a text, with at least two digits, in the largest unit in which it is 2 or more."""
     if math.isinf(seconds):
         return "never"
     for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
@@ -143,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """Returns a number of bytes in MB or GB."""
+    """Returns a number of bytes as a text in MB or GB."""
     return f"{_digits(number / 1e9)} GB" if number >= 1e9 else f"{_digits(number / 1e6)} MB"
 
 

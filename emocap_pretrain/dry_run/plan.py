@@ -21,7 +21,7 @@ from emocap_pretrain.model.pair import check_weights
 from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.training.objective import Objective, vector_dtype
 
-# Assumption for an unknown device, by whether it is a GPU: an H100 in bfloat16, or one core of a CPU in float32.
+# The assumed rate of an unknown device: that of an H100 in bfloat16 for a GPU (True), and of one CPU core in float32.
 LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
 
 
@@ -30,14 +30,14 @@ class RunPlan:
     """The plan of a run: how the batch is divided, the memory of a rank, the data, and a forecast.
 
     Attributes:
-        config: The run.
+        config: The config of the run.
         ranks: World size.
         on_gpu: Whether the ranks use GPUs.
         split: How a batch is divided over the ranks.
         memory: The memory of a rank.
         manifests: The manifests of the datasets; empty if one cannot be read.
         assumed: The user's assumptions for the forecast.
-        weights: Notes on pretrained weights.
+        weights: Remarks for the user on pretrained weights.
     """
 
     config: Config
@@ -63,7 +63,7 @@ class RunPlan:
         return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions(), weights)
 
     def text(self, *, full: bool = False) -> str:
-        """Returns the plan, one line for each row; with `full` the resolved config follows."""
+        """Returns the plan as the text that `--dry-run` prints. With `full`, the resolved config follows."""
         weights = [("weights", note) for note in self.weights]
         rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
         lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
@@ -84,7 +84,7 @@ class RunPlan:
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
-        """Returns a line for each backend, with the parts whose losses it computes and why it was chosen."""
+        """Returns a row for each backend: the caption parts whose losses it computes, and the reason of the choice."""
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms
         if self.on_gpu and not torch.cuda.is_available():
@@ -112,7 +112,7 @@ class RunPlan:
         )
 
     def _speed(self, work: Workload) -> Speed | None:
-        """Returns the speed of one rank alone, from a measured step or from the GPU of this host; None if unknown."""
+        """Returns the speed of a single rank; None without a measured step and without a known GPU on this host."""
         half = self.config.engine.precision == "bf16"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
         flops = device_flops(name, half=half)

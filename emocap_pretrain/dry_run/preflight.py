@@ -1,7 +1,7 @@
-"""Checks a run before it starts: without Ray, without a process group, and without writing anything.
+"""Checks a run before it starts, without Ray, without a process group, and without writing anything.
 
-A problem prevents the run from starting, and its line says why and what to do. A note is a fact that the user may not
-expect; the run starts anyway. The checks read a few small objects of the store, and each evaluation task reads its
+A problem prevents the run from starting, and its message says why and what to do. A note is a fact that the user may
+not expect; the run starts anyway. The checks read a few small objects of the store, and each evaluation task reads its
 dataset for a limited time.
 """
 
@@ -64,16 +64,16 @@ class Findings:
     notes: list[str] = field(default_factory=list[str])
 
     def refuse(self) -> None:
-        """Raises an error if there is a problem.
+        """Raises an error if a check has found a problem.
 
         Raises:
-            ConfigError: With one line for each problem.
+            ConfigError: If there is a problem. The message has one line for each problem.
         """
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
     def collect(self, check: Callable[[], Value]) -> Value | None:
-        """Returns what the check returns; None if it raises an error of this project, which becomes a problem."""
+        """Calls `check` and returns its value; an error of this project becomes a problem, and the value is None."""
         try:
             return check()
         except (EmocapError, ShardsError) as error:
@@ -81,7 +81,7 @@ class Findings:
             return None
 
     def add(self, problem: str) -> None:
-        """Adds a problem, once."""
+        """Adds a problem, unless it is already in the list."""
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -96,14 +96,15 @@ def preflight(
     """Checks everything that this run needs to start.
 
     Args:
-        config: The run.
-        devices: The devices of the ranks. None: a cluster decides that later, and memory is not checked.
-        prepare_tasks: Lets each evaluation task check its settings against its data, for at most `PREPARE_S` seconds. A
-            run that has a checkpoint with the same evaluation settings has done so already.
-        known: The memory of a rank, if it was estimated already.
+        config: The config of the run.
+        devices: The devices of the ranks. If it is None, because a cluster chooses the devices later, memory is not
+            checked.
+        prepare_tasks: Whether each evaluation task checks its settings against its data, for at most `PREPARE_S`
+            seconds. The tasks are not asked if a checkpoint of the run has the same evaluation settings.
+        known: The estimate of a rank's memory, if the caller has it already.
 
     Returns:
-        The problems and notes; nothing is raised for them.
+        The problems and notes. A problem is not raised as an error here.
     """
     found = Findings()
     checkpoint = _of_run(config, found)
@@ -127,7 +128,9 @@ def preflight(
 
 
 def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bool) -> None:
-    """Checks the evaluation dataset, the names of the tasks, and with `prepare_tasks` their settings and data.
+    """Checks the evaluation dataset and the names of the tasks.
+
+    With `prepare_tasks`, each task also checks its settings against its data, for at most `PREPARE_S` seconds.
 
     Raises:
         ConfigError: If there is no such dataset or task, or if the settings of a task do not fit the data.
@@ -154,7 +157,11 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
 
 
 def _writable(folder: Path) -> None:
-    """Checks the permissions of the folder, or of its nearest existing parent; writes nothing."""
+    """Checks that this user may write into the folder, or into its nearest existing parent. It writes nothing.
+
+    Raises:
+        ConfigError: If the user may not write there.
+    """
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         why = "is not a folder" if not existing.is_dir() else "may not be written by this user"
@@ -179,12 +186,15 @@ def _manifest(url: str, key: str) -> Manifest:
 
 
 def _datasets_in(folder: Path) -> list[str]:
-    """Returns the first few datasets in a folder of this host that is not a dataset itself."""
+    """Returns the paths of at most four datasets in a folder of this host that is not a dataset itself."""
     return [str(each.parent) for each in islice(sorted(folder.glob(f"*/{MANIFEST}")), 4)]
 
 
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
-    """Checks that each sample has others to be compared with; only the local loss within an image needs none."""
+    """Checks that a batch has several samples, because a contrastive loss compares a sample with other samples.
+
+    The local loss with scope "image" compares only within one image, so it also works with a single sample.
+    """
     samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
     objective = config.objective
     parts = active_parts(objective.weights)
@@ -218,7 +228,7 @@ def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifes
 
 
 def _other_steps(config: Config, done: int, before: int) -> str:
-    """Describes the effect of another number of steps on the learning rate, which depends on both numbers."""
+    """Describes how the learning rate changes if a resumed run has another number of steps than before."""
     head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
     if done >= config.steps:
         return f"{head}: there is no step left to train."
@@ -237,10 +247,12 @@ def _other_steps(config: Config, done: int, before: int) -> str:
 
 
 def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:
-    """Checks that a rank's memory suffices.
+    """Checks that the memory of a device suffices for a rank. `needed` assumes the longest captions.
+
+    If it suffices only for shorter captions, a note is added.
 
     Raises:
-        ConfigError: If it does not suffice even for the shortest captions. `needed` assumes the longest ones.
+        ConfigError: If it does not even suffice for the shortest captions.
     """
     available = devices.memory_bytes()
     if available is None or needed.total <= available:
@@ -271,7 +283,7 @@ def _gib(size: int) -> str:
 
 
 def _host_memory_bytes() -> int:
-    """Returns the memory of this host, or of the container of this process."""
+    """Returns the bytes of memory of this host, or the limit of the container of this process if it is lower."""
     total = psutil.virtual_memory().total
     try:
         limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()

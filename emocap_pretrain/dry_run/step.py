@@ -1,4 +1,4 @@
-"""Models how long a step takes on any number of ranks, from the speed of one rank, its work and the network."""
+"""Estimates how long a step takes on any number of ranks, from the speed and work of one rank and from the network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from emocap_pretrain.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Holds the speed of one rank alone.
+    """Holds the speed of a single rank without communication.
 
     Attributes:
-        towers_s: Seconds of both towers for its rows, forward and backward.
-        loss_flops_per_s: Rate of the loss.
+        towers_s: Seconds of both towers for the rows of the rank, forward and backward.
+        loss_flops_per_s: FLOP per second of the loss.
         update_s: Seconds of the optimizer's update of all parameters.
     """
 
@@ -24,12 +24,12 @@ class Speed:
 
     @classmethod
     def of_step(cls, step_s: float, work: Workload, loss_flops_per_s: float) -> "Speed":
-        """Returns the speed, computed from the measured time of a step on a single rank.
+        """Returns the speed that follows from the measured time of a step on a single rank.
 
-        All time that the loss does not need is assigned to the towers.
+        The time of the loss is computed from its FLOP. The rest of the step is counted as time of the towers.
 
         Raises:
-            ConfigError: If the loss alone would take longer than the measured step.
+            ConfigError: If the computed time of the loss is longer than the step.
         """
         towers_s = step_s - work.loss_flops(1) / loss_flops_per_s
         if towers_s <= 0:
@@ -42,7 +42,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Holds the seconds of the parts of a step on `ranks` ranks; communication that overlaps compute is not counted."""
+    """Holds the seconds of the parts of a step on `ranks` ranks, without communication that overlaps computation."""
 
     ranks: int
     towers_s: float
@@ -58,7 +58,7 @@ class StepTime:
 
     @property
     def network_s(self) -> float:
-        """Seconds of communication."""
+        """Seconds of communication that do not overlap computation."""
         return self.vectors_s + self.gradients_s
 
     @property
@@ -69,7 +69,7 @@ class StepTime:
 
 
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
-    """Returns the time of a step of equal ranks, without stragglers, waiting for data or a congested network."""
+    """Returns the time of a step, for equally fast ranks that never wait for data and a network without congestion."""
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
     gradients_s = gradients(work, ranks, fabric).seconds(fabric)
@@ -85,14 +85,14 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
 
 
 def efficiency(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> float:
-    """Returns the weak scaling: samples per second of a rank among `ranks`, divided by those of one rank alone.
+    """Returns the efficiency of weak scaling: the samples per second of each of `ranks` ranks, relative to one rank.
 
-    Each rank has the same number of rows. The global batch grows with `ranks`, and the loss with it, so the result is
-    below 1 even without communication.
+    Each rank has the same number of rows. So the global batch grows with `ranks`, and the time of the loss grows too.
+    The result is below 1 even without communication.
     """
     return step_time(work, 1, speed, fabric).total_s / step_time(work, ranks, speed, fabric).total_s
 
 
 def breaks_at(work: Workload, speed: Speed, fabric: Fabric, ranks: Iterable[int], *, least: float = 0.5) -> int | None:
-    """Returns the first of `ranks` for which `efficiency` is below `least`; None if there is none."""
+    """Returns the first number in `ranks` for which `efficiency` is below `least`; None if there is none."""
     return next((each for each in ranks if efficiency(work, each, speed, fabric) < least), None)

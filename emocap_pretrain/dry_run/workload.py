@@ -1,4 +1,4 @@
-"""Counts what one rank computes and receives in a step, by the formulas of docs/method.md, sections 5 and 6."""
+"""Counts the FLOP and the received bytes of one rank in a step, by the formulas of docs/method.md, sections 5 and 6."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from emocap_pretrain.dry_run.fabric import Fabric
 
 FLOAT = 4
 BUCKET_BYTES = 50_000_000 * FLOAT  # Size of one gradient reduction.
-# Matrix products of a term that is aligned with images, forward and backward (docs/method.md, section 5): those of the
-# reference, those of the other backends, and how often the others compute the scores and so the products of a guide.
-# Objectives that are not listed are assumed to cost as much as InfoNCE.
+# Numbers of matrix products of a term that is aligned with images, forward and backward (docs/method.md, section 5).
+# The first number is for the backend `reference`, and the second for the other backends. The third says how often the
+# other backends compute the scores, and with them the products of a guide. An objective that is not listed is assumed
+# to cost as much as InfoNCE.
 _PRODUCTS: Mapping[str, tuple[int, int, int]] = {
     "infonce": (3, 4, 2),
     "mil_nce": (3, 4, 2),
     "sigmoid": (3, 3, 1),
     "soft": (4, 6, 0),
 }
-# Further products of each guide that compares something other than the scores.
+# Numbers of further products that a guide of mining needs.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
 
@@ -34,18 +35,20 @@ class Workload:
     """Describes the work of one rank in a step, if every rank has `rows` rows.
 
     Attributes:
-        rows: Samples of each rank.
+        rows: Number of samples of each rank.
         embedding: Size of the embeddings.
         vector_bytes: Bytes of one element of a vector.
-        texts: Text vectors that are exchanged for each row.
-        guides: Image vectors that are exchanged for each row because a guide compares images. Those of a teacher are
-            assumed to be as wide as the embeddings.
-        products: Products of the rank's images with the texts of all ranks, each of 2 rows x all x embedding FLOP.
-        patch_products: Products of the rank's patches with the texts of all ranks, for each patch and text of a row.
-        own_products: The same, if a text is compared with the patches of its own image alone.
-        parameters: Parameters of the model, reduced and updated in float32.
+        texts: Number of text vectors that are exchanged for each row.
+        guides: Number of image vectors that are exchanged for each row because a guide compares images. Vectors of a
+            teacher are assumed to have the size of the embeddings.
+        products: Number of matrix products of the rank's images with the texts of all ranks. Each product has
+            2 x rows x all rows x embedding FLOP.
+        patch_products: Number of such products of patches with the texts of all ranks, times the patches and texts of a
+            row. It is 0 if texts are compared with the patches of their own image only.
+        own_products: The corresponding number if texts are compared with the patches of their own image only; else 0.
+        parameters: Number of parameters of the model, which are reduced and updated in float32.
         zero_stage: Stage of ZeRO.
-        schedule: How embeddings are exchanged.
+        schedule: The schedule by which embeddings are exchanged.
     """
 
     rows: int
@@ -62,13 +65,13 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
-        """Returns the work of a rank.
+        """Returns the work of a rank in the run with this config.
 
         Args:
-            config: The run.
-            rows: Samples of each rank.
-            parameters: Parameters of the model.
-            patches: Patches of an image, after patch dropout.
+            config: The config of the run.
+            rows: Number of samples of each rank.
+            parameters: Number of parameters of the model.
+            patches: Number of patches of an image, after patch dropout.
             half: Whether vectors are exchanged as bfloat16.
         """
         settings = config.objective
@@ -99,24 +102,27 @@ class Workload:
         )
 
     def loss_flops(self, ranks: int) -> float:
-        """Returns the FLOP of one rank, forward and backward. It grows linearly with the number of ranks."""
+        """Returns the FLOP of the loss on one rank, forward and backward. They grow linearly with `ranks`."""
         with_all_ranks = ranks * (self.products + self.patch_products)
         return 2.0 * self.rows * self.embedding * (self.rows * with_all_ranks + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
-        """Returns the schedule that `auto` selects."""
+        """Returns the schedule of a job on this number of nodes; if the setting is "auto", the one that it selects."""
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
 
     @property
     def gradient_passes(self) -> int:
-        """Transfers of all parameters in a step: reduce-scatter and all-gather; in stage 3 one more all-gather."""
+        """How often all parameters are transferred in a step.
+
+        A reduce-scatter and an all-gather transfer them once each. ZeRO stage 3 has one more all-gather.
+        """
         return 3 if self.zero_stage == 3 else 2
 
 
 def _products(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns the products of one term that is aligned with images: both directions, forward and backward."""
+    """Returns the number of matrix products of one term that is aligned with images, forward and backward."""
     reference, others, sweeps = _PRODUCTS.get(kind, _PRODUCTS["infonce"])
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
     if settings.mining is None or _learns_from_teacher(kind):
@@ -126,7 +132,7 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
 
 
 def _guides(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns how many image vectors of each row are exchanged for one term."""
+    """Returns how many image vectors of each row are exchanged for one term, because a guide compares images."""
     if _learns_from_teacher(kind):
         return 1
     return int(settings.mining is not None and settings.mining.guide in _IMAGE_GUIDES)
@@ -144,7 +150,7 @@ def _patch_products(settings: ObjectiveConfig, patches: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Holds the bytes and messages that one rank receives in a step, inside its node and between nodes."""
+    """Holds the bytes and messages that one rank receives in a step, from its own node and from other nodes."""
 
     inside_bytes: float
     between_bytes: float
@@ -157,7 +163,7 @@ class Received:
         return self.inside_bytes + self.between_bytes
 
     def seconds(self, fabric: Fabric) -> float:
-        """Returns the time if messages are received one after another; latency counts once for each message."""
+        """Returns the seconds in which a rank receives all messages one after another, with the latency of each."""
         return (
             self.inside_bytes / fabric.inside.bytes_per_s
             + self.between_bytes / fabric.between.bytes_per_s
@@ -167,15 +173,15 @@ class Received:
 
 
 def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives for the loss: texts, guides and their gradients (docs/method.md, section 6).
+    """Returns what a rank receives for the loss: text vectors, guides and gradients (docs/method.md, section 6).
 
-    The further numbers of each column, under 100 bytes, are not counted.
+    The loss also exchanges under 100 bytes of further numbers for each text. They are not counted.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)
     far = ranks - here  # Ranks on other nodes.
     crossing = nodes - 1 if route == "hierarchical" else far
-    # Inside a node: what the other ranks of the node have, and what they pass on from other nodes.
+    # Inside a node, a rank receives the vectors of the other ranks, and vectors that they forward from other nodes.
     near = here - 1 + (far - crossing)
     there = 2 if route == "ring" else 1
     journeys = there * (work.texts + work.guides) + work.texts
@@ -190,7 +196,7 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
 
 
 def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives for the gradients, if NCCL reduces them inside nodes and then between nodes."""
+    """Returns what a rank receives for the gradients, if they are reduced inside the nodes and then between nodes."""
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     size, passes = work.parameters * FLOAT, work.gradient_passes
     messages = passes * -(-size // BUCKET_BYTES)

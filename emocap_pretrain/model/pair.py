@@ -23,13 +23,13 @@ MAX_SCALE = 100.0
 
 
 def check_weights(model: ModelConfig) -> tuple[str, ...]:
-    """Compares pretrained weights with both towers by names and shapes, before a run. No weights are loaded.
+    """Compares the pretrained weights of both towers with their parameters, by names and shapes. It loads no weights.
 
     Returns:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If they do not fill the towers.
+        ConfigError: If the weights do not fill the towers.
     """
     return check_image_weights(model.image) + check_text_weights(model.text)
 
@@ -41,10 +41,11 @@ class Embeddings(NamedTuple):
 
     Attributes:
         image: The pooled vector of each image.
-        patches: The vectors of its patches.
+        patches: The vectors of the patches of each image.
         texts: The vectors of the texts of each caption part, by the part's name.
-        scales: The factors of the cosines, at most `MAX_SCALE`, by what a part is aligned with: "image" or "patches".
-        biases: The biases that are added to the scores, by the same names, for objectives that have one.
+        scales: The learned factors of the cosines, at most `MAX_SCALE`. The key is "image" for texts that are compared
+            with pooled vectors, and "patches" for texts that are compared with patches.
+        biases: The learned biases that are added to the scores, by the same keys. Only some objectives have a bias.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -54,18 +55,18 @@ class Embeddings(NamedTuple):
     biases: dict[str, Float[Tensor, ""]]
 
     def tensors(self) -> list[Tensor]:
-        """Returns all tensors, in a fixed order."""
+        """Returns all tensors in one list, always in the same order."""
         named = self.texts, self.scales, self.biases
         return [self.image, self.patches, *(each for some in named for each in some.values())]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Embeddings":
-        """Returns the embeddings with every tensor changed."""
+        """Returns embeddings in which each tensor is replaced by the result of `change`."""
         named = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales, self.biases))
         return Embeddings(change(self.image), change(self.patches), *named)
 
 
 class TowerPair(nn.Module):
-    """The model: maps a batch to `Embeddings`. The whole forward pass is one call, so that an engine can wrap it."""
+    """The model that is trained. It maps a batch to `Embeddings` in one forward call, so that DeepSpeed can wrap it."""
 
     logit_bias: nn.Parameter | None
 
@@ -86,11 +87,11 @@ class TowerPair(nn.Module):
         Args:
             image: The tower of images.
             text: The tower of texts.
-            parts: The caption parts that a batch has; `forward` encodes these.
+            parts: The caption parts that `forward` encodes. Every batch must have them.
             embedding: Size of a vector in the shared space.
             initial_scale: First value of both scales, in (0, `MAX_SCALE`].
-            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None: no bias.
-            prompt_length: Most tokens of an evaluation prompt.
+            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None for no bias.
+            prompt_length: Largest number of tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.
         """
         super().__init__()
@@ -118,16 +119,18 @@ class TowerPair(nn.Module):
         weights: bool = True,
         text_architecture: Mapping[str, Any] | None = None,
     ) -> "TowerPair":
-        """Builds the towers that the settings name, and the model of both.
+        """Builds both towers from the settings, and the model from the towers.
 
         Args:
             settings: The towers, the shared space and the learned scales.
-            objective: The weights and kinds of its terms decide which caption parts are encoded, and whether there is
-                a bias.
+            objective: The settings of the loss. They decide which caption parts are encoded, and whether there is a
+                bias.
             vocabulary: Size and padding id of the tokenizer, for the text embedding.
             precision: "bf16" runs towers and projections under autocast.
-            weights: False skips loading pretrained weights, for a model whose weights a checkpoint replaces.
-            text_architecture: The value of `TextTower.recorded` when the checkpoint was saved.
+            weights: Whether pretrained weights are loaded. False is for a model that takes its weights from a
+                checkpoint.
+            text_architecture: The result of `TextTower.recorded` that is stored in a checkpoint. If given, the text
+                tower is built from it, without its pretrained source.
 
         Raises:
             ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
@@ -141,7 +144,7 @@ class TowerPair(nn.Module):
             parts=parts,
             embedding=settings.embedding,
             initial_scale=settings.initial_scale,
-            # Only if an objective reads it: an unused parameter has no gradient, and would be in all checkpoints.
+            # Without an objective that uses a bias there is none: it would get no gradient, and be in all checkpoints.
             initial_bias=settings.initial_bias if _has_bias(objective, parts) else None,
             prompt_length=settings.text.lengths.by_part[PROMPT_PART.name],
             precision=precision,
@@ -157,7 +160,7 @@ class TowerPair(nn.Module):
         return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Embeds the images and the texts of all active parts."""
+        """Returns the embeddings of the images and of the texts of all active caption parts."""
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
@@ -167,7 +170,7 @@ class TowerPair(nn.Module):
             patches=_unit(patches),
             texts={name: _unit(each) for name, each in texts.items()},
             scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
-            # A copy, so that the optimizer's update does not change the value that is logged for this step.
+            # The bias is copied, so that the optimizer's update does not change the value that this step logs.
             biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
         )
 
@@ -194,9 +197,10 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class _ClampDescent(torch.autograd.Function):
-    """Computes min(x, bound), with a gradient above the bound if descent would lead back below it.
+    """Computes min(x, bound). Above the bound, the gradient passes if a descent step would decrease x.
 
-    A plain clamp has no gradient above its bound: a scale that Adam's momentum has moved above it would never return.
+    A plain clamp has no gradient above its bound. Adam's momentum may move a scale above the bound, and with a plain
+    clamp the scale would never return.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ class _TeacherTowerConfig(ImageTowerConfig):
 class Teacher(nn.Module):
     """A frozen image tower that maps images to unit vectors.
 
-    It is not a part of the model: no checkpoint has its weights, and every rank has all of them.
+    The teacher is not a part of the model. Its weights are in no checkpoint, and every rank holds all of them.
 
     Attributes:
         notes: Remarks for the user on the weights, one line each.
@@ -40,8 +40,8 @@ class Teacher(nn.Module):
             settings: Name and options of the tower, and the source of its weights.
             pixels: Side of the images.
             precision: `engine.precision`; "bf16" runs the tower under autocast.
-            rows_at_once: Most images of one forward pass; None: no limit.
-            weights: False leaves the tower at random values, for an estimate.
+            rows_at_once: Largest number of images in one forward pass; None for no limit.
+            weights: False leaves the tower at random values, for an estimate of memory.
 
         Raises:
             ConfigError: If there is no such tower, or the weights do not fill it.
@@ -54,7 +54,7 @@ class Teacher(nn.Module):
 
     @classmethod
     def of(cls, settings: TeacherConfig | None, **options: Any) -> "Teacher | None":
-        """Returns the teacher that the settings name, built with these keyword arguments; None without settings."""
+        """Returns a teacher that is built with these keyword arguments; None if `settings` is None."""
         return None if settings is None else cls(settings, **options)
 
     @torch.no_grad()
@@ -67,14 +67,14 @@ class Teacher(nn.Module):
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the weights of a teacher with its tower by names and shapes. No weights are loaded.
+    """Compares the pretrained weights of a teacher with its tower, by names and shapes. It loads no weights.
 
     Args:
-        settings: The teacher; None: there is none, and nothing is compared.
+        settings: The settings of the teacher. If None, nothing is compared.
         pixels: Side of the images.
 
     Returns:
-        The teacher's notes.
+        Remarks for the user on the weights, one line each.
 
     Raises:
         ConfigError: If the weights do not fill the tower.

@@ -19,7 +19,7 @@ import timm  # noqa: E402 - after torchvision_ops
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
 
-# Arguments of timm's factories, which open files, contact hubs or choose classes. All others reach the model itself.
+# Arguments of timm's factories, which open files, contact hubs or choose classes. All other arguments go to the model.
 FACTORY_ARGUMENTS = frozenset(
     {"device", "dtype", *inspect.signature(timm.create_model).parameters}
     | set(inspect.signature(build_model_with_cfg).parameters)
@@ -30,7 +30,7 @@ _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
 
 
 class TimmImageTower(nn.Module):
-    """An `ImageTower` that is a model of timm, of any family whose features are a sequence or a map.
+    """Implements `ImageTower` with a model of timm whose features are a sequence of tokens or a feature map.
 
     Attributes:
         mean: Mean of the 8-bit values with which the model was trained, by channel.
@@ -45,7 +45,8 @@ class TimmImageTower(nn.Module):
 
         Args:
             settings: Name, size and options of the model, and the source of pretrained weights.
-            weights: False leaves a pretrained tower at random values, which a checkpoint then replaces.
+            weights: Whether pretrained weights are loaded. False is for a tower that takes its weights from a
+                checkpoint.
         """
         super().__init__()
         self.notes: tuple[str, ...]
@@ -83,13 +84,13 @@ class TimmImageTower(nn.Module):
 
 
 def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `pretrained` with the tower by names and shapes. No weights are loaded.
+    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It loads no weights.
 
     Returns:
-        The tower's notes.
+        Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If the weights leave a parameter of the tower unfilled, or do not all belong to it.
+        ConfigError: If a parameter of the tower has no weights, or weights belong to no parameter.
     """
     if settings.pretrained is None:
         return ()
@@ -100,7 +101,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
-    """Creates a model of timm; `weights` are timm's arguments about pretrained weights."""
+    """Creates a model of timm without a classifier. `weights` are timm's own arguments for pretrained weights."""
     options: dict[str, Any] = dict(settings.options)
     if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
         raise ConfigError(
@@ -120,7 +121,10 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
 
 
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """Creates the model with pretrained weights, and returns notes on them; `empty` weights have no values."""
+    """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
+
+    With `empty`, tensors without values stand in for the weights, so that only names and shapes are compared.
+    """
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None
     seen: list[Shapes] = []
@@ -136,7 +140,7 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
         with before_load_state_dict(check):
             model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)
     except (ConfigError, LookupError, AttributeError) as error:
-        if header and not seen:  # timm's conversion fails at unexpected names before anything is compared.
+        if header and not seen:  # timm has failed at an unexpected name before `check` could compare the names.
             with torch.device("meta"):
                 _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
         if isinstance(error, ConfigError):
@@ -152,10 +156,10 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
 
 
 def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
-    """Checks that the weights fill the tower; weights of a classifier head are ignored.
+    """Checks that the weights fill the tower. Weights of a classifier head are ignored.
 
     Raises:
-        ConfigError: If they do not.
+        ConfigError: If a parameter has no weights, or weights belong to no parameter.
     """
     known = timm.get_pretrained_cfg(settings.name)
     names = (known and known.classifier) or ()
@@ -171,7 +175,10 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
 
 
 def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
-    """Returns a note on tensors that timm has resized, such as position embeddings for another number of pixels."""
+    """Returns at most one remark for the user, which lists the tensors that timm has resized.
+
+    Timm resizes, for example, position embeddings if the number of pixels differs from that of the training.
+    """
     before = header.shapes if header else {}
     names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
     changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
@@ -179,10 +186,10 @@ def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]
 
 
 def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
-    """Returns a note on weights that were trained with QuickGELU if the tower has another activation.
+    """Returns at most one remark for the user: the weights were trained with QuickGELU, but the tower computes GELU.
 
-    Weights of OpenAI's CLIP and its relatives have the same names and shapes as others. Only the description of a file
-    distinguishes them.
+    Weights of OpenAI's CLIP have the same names and shapes as weights for GELU. So only the texts about them are
+    searched: the name and notes of the model, the metadata of the file, and its path.
     """
     if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
         return ()
@@ -206,17 +213,18 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
 
 
 def _checked(model: Any, settings: ImageTowerConfig) -> Any:
-    """Checks that the model can be trained here, and freezes the statistics of pretrained batch norm.
+    """Returns the model with the statistics of pretrained batch norm frozen, if it can be trained by this project.
 
     Raises:
-        ConfigError: If it cannot be trained here.
+        ConfigError: If the model has no patch dropout although it is set, if the image does not divide into patches, or
+            if batch norm would be trained.
     """
     _check_patch_dropout(model, settings)
     _check_pixels(model, settings)
     if settings.pretrained is not None:
         model = freeze_batch_norm_2d(model)
     if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):
-        # Batch norm uses statistics of one rank's rows, so the loss would depend on how rows are divided over ranks.
+        # Batch norm uses the statistics of one rank's rows, so the loss would depend on the number of ranks.
         raise ConfigError(
             f"{settings.key}: {settings.name} has batch norm, with which the loss would depend on the number of ranks; "
             "take a tower with layer norm (vit, convnext), or a convolutional one with pretrained weights, whose "
@@ -226,9 +234,9 @@ def _checked(model: Any, settings: ImageTowerConfig) -> Any:
 
 
 def _weights(settings: ImageTowerConfig) -> Path | None:
-    """Returns the file of the weights; None for the hub.
+    """Returns the file of the weights; None if they come from the hub.
 
-    Only safetensors is allowed: other formats use pickle, with which a file could run code.
+    Only .safetensors files are allowed, because loading a pickle file can run code.
     """
     path = str(settings.pretrained)
     if path == "hub":
@@ -244,10 +252,10 @@ def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
 
 
 def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:
-    """Checks that patches fill the image exactly: timm would silently cut a remainder off the right and lower edge.
+    """Checks that the image divides into patches, because timm would silently cut off the right and lower edge.
 
     Raises:
-        ConfigError: If they do not.
+        ConfigError: If `pixels` is not a multiple of the patch size.
     """
     side, _ = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if settings.pixels % side:

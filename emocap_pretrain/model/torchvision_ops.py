@@ -1,10 +1,10 @@
-"""Makes torchvision importable with a CPU build of torch; the encoders import this module first.
+"""Makes torchvision importable with a CPU build of torch. The modules of the towers import this module first.
 
-timm imports torchvision unconditionally, and torchvision's wheels on PyPI are linked against CUDA. With a CPU build of
-torch their C++ part does not load, and `import torchvision` fails at the line that registers the shapes of
-`torchvision::nms`, an operator that nothing here calls. So, if torch has no CUDA, the schemas of the two operators are
-declared before torchvision is imported. No file of the wheel is changed and nothing is stubbed: calling the operators
-still fails with torchvision's own error. With a CUDA build of torch this module does nothing.
+timm always imports torchvision, and torchvision's wheels on PyPI are linked against CUDA. With a CPU build of torch
+their C++ part does not load, and `import torchvision` fails where it registers the shapes of `torchvision::nms`, an
+operator that this project does not call. So, if torch has no CUDA, this module declares the schemas of `nms` and `qnms`
+before torchvision is imported. No file of the wheel is changed, and calling the operators still fails with
+torchvision's own error. With a CUDA build of torch this module does nothing.
 """
 
 import sys
@@ -20,7 +20,7 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """A finder that declares the schemas at the first import of torchvision, and leaves the import to other finders."""
+    """An import finder that declares the schemas when torchvision is first imported. Other finders then import it."""
 
     def __init__(self) -> None:
         self._library: object = None  # The declarations live as long as this object.
@@ -48,7 +48,7 @@ def _declare() -> object:
 
 
 def install() -> None:
-    """Puts the finder first on the search path, once in a process."""
+    """Puts the finder first in `sys.meta_path`, once in a process."""
     if "torchvision" not in sys.modules and not any(isinstance(each, _DeclareOperators) for each in sys.meta_path):
         sys.meta_path.insert(0, _DeclareOperators())
 

@@ -1,6 +1,6 @@
 """Defines the interfaces of the image tower and the text tower of a `TowerPair`.
 
-`TimmImageTower` and `TransformersTextTower` implement them; docs/extend/tower.md adds another one.
+`TimmImageTower` and `TransformersTextTower` implement them. docs/extend/tower.md shows how to add another tower.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,14 @@ from emocap_pretrain.data.batch import Texts
 
 @runtime_checkable
 class ImageTower(Protocol):
-    """An encoder of images; at run time a `torch.nn.Module`.
+    """The interface of an image encoder. At run time every such encoder is also a `torch.nn.Module`.
+
+    The encoder normalizes the 8-bit values of the images itself.
 
     Attributes:
-        pixels: Side of the square images that it takes. It normalizes their 8-bit values itself.
+        pixels: Side of the square images.
         width: Size of the pooled vector.
-        patch_width: Size of a patch's vector.
+        patch_width: Size of the vector of a patch.
         notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
@@ -31,7 +33,7 @@ class ImageTower(Protocol):
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
-        """Returns one vector for each image, and one for each of its patches, row by row.
+        """Returns one pooled vector for each image, and one vector for each of its patches, row by row.
 
         If there are no images, every parameter must still take part in the computation, because every rank needs a
         gradient for every parameter. An encoder can, for example, encode one black image and drop the result.
@@ -60,7 +62,10 @@ class TextTower(Protocol):
     notes: tuple[str, ...]
 
     def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
-        """Returns one vector for each text; without texts every parameter must take part, as in an image tower."""
+        """Returns one vector for each text.
+
+        If there are no texts, every parameter must still take part in the computation, as in `ImageTower`.
+        """
         ...
 
     def parameter_depths(self) -> dict[str, int]:
@@ -72,5 +77,8 @@ class TextTower(Protocol):
         ...
 
     def recorded(self) -> Mapping[str, Any] | None:
-        """Returns what a checkpoint must store, as JSON, to build the tower without its source; None if nothing."""
+        """Returns a JSON value from which the tower can be built without its pretrained source.
+
+        A checkpoint stores the value. It is None if the settings alone suffice to build the tower.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Builds text towers from encoders of transformers, with a pooling that makes one vector from a text."""
+"""Builds text towers from encoders of transformers, and pools the vectors of a text's tokens into one vector."""
 
 import json
 import logging
@@ -24,11 +24,11 @@ torchvision_ops.install()
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after torchvision_ops
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-# The pooler of an encoder turns the last hidden states into one vector. This tower has its own pooling instead.
+# The pooler of an encoder turns the last hidden states into one vector. It is not used, because `pool` does that here.
 _UNUSED = ("pooler.",)
 # Finds the number of the layer in the name of a parameter, as all encoders of transformers name their layers.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layers)\.(\d+)\.")
-# Buffers that older releases of transformers have stored.
+# Buffers that older releases of transformers have stored with the weights.
 _CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
 
 # Encoders whose config names no other model, file or hub. Only these are built from the config of a checkpoint.
@@ -49,14 +49,14 @@ KINDS = (
     "roberta",
     "xlm-roberta",
 )
-# For every other value transformers would download a kernel, which is a program.
+# With any other value in a config, transformers would download a kernel, which is a program.
 ATTENTIONS = frozenset({None, "eager", "sdpa"})
 WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
 
 class TransformersTextTower(nn.Module):
-    """A `TextTower` that is an encoder of transformers, with a pooling that makes one vector from a text."""
+    """Implements `TextTower` with an encoder of transformers, and pools the vectors of a text's tokens into one."""
 
     def __init__(
         self,
@@ -69,14 +69,15 @@ class TransformersTextTower(nn.Module):
         """Builds the tower.
 
         Args:
-            settings: The encoder and the pooling; `pretrained` takes precedence over `architecture`.
+            settings: The encoder and the pooling. If `pretrained` is set, the setting `architecture` is ignored.
             vocabulary: Size and padding id of the tokenizer.
-            weights: False leaves a pretrained encoder at random values, which a checkpoint then replaces.
-            architecture: What `recorded` returned when the checkpoint was saved. If given, `settings.pretrained` is not
-                opened, and the weights stay at random values.
+            weights: Whether pretrained weights are loaded. False is for a tower that takes its weights from a
+                checkpoint.
+            architecture: The result of `recorded` that is stored in a checkpoint. If it is given for a pretrained
+                encoder, `settings.pretrained` is not opened, and the weights are random.
 
         Raises:
-            ConfigError: If there is no such encoder, or it would need code that is not in transformers.
+            ConfigError: If there is no such encoder, or it needs code that is not in transformers.
         """
         super().__init__()
         self.pooling = settings.pooling
@@ -101,7 +102,7 @@ class TransformersTextTower(nn.Module):
         return pool(hidden, texts.mask, self.pooling)
 
     def _empty(self, texts: Texts) -> Float[Tensor, "0 width"]:
-        """Returns no rows, but uses every parameter, so that gradients exist and hooks run on all ranks alike."""
+        """Returns no rows, but uses every parameter, so that a rank without texts has gradients and runs all hooks."""
         one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
         return self.encode_text(one)[:0]
 
@@ -133,7 +134,7 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
 def _backbone(
     settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Returns the encoder, and notes on its weights."""
+    """Returns the encoder, and remarks for the user on its weights."""
     if settings.pretrained is None:
         return _from_scratch(settings, vocabulary), ()
     if architecture is not None:
@@ -159,19 +160,19 @@ def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Modul
             max_position_embeddings=max(lengths.by_part.values()),
             pad_token_id=vocabulary.pad_id,
             bos_token_id=None,
-            eos_token_id=vocabulary.pad_id,  # Only the encoder's own pooling reads it, which is not used here.
+            eos_token_id=vocabulary.pad_id,  # Only the encoder's own pooler reads this, and it is not used.
         )
     )
 
 
 def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `pretrained` with the tower by names and shapes. No weights are loaded.
+    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It loads no weights.
 
     Returns:
-        The tower's notes.
+        Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If the weights leave a parameter of the tower unfilled, or have unexpected ones in its modules.
+        ConfigError: If a parameter of the tower has no weights, or a module of the tower has unexpected weights.
     """
     name = settings.pretrained
     if name is None:
@@ -191,7 +192,7 @@ def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _described(name: str) -> tuple[Any, Any]:
-    """Returns the config of an encoder, and the class that reads its weights."""
+    """Returns the config of a pretrained encoder, and the class of transformers that loads its weights."""
     try:
         config = AutoConfig.from_pretrained(name, **TRUST)
         _check_attention(config, f"model.text.pretrained={name}")
@@ -204,7 +205,7 @@ def _described(name: str) -> tuple[Any, Any]:
 
 
 def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """Loads an encoder and checks that its weights fill it. Returns it with notes on the weights."""
+    """Loads an encoder, checks that the weights fill it, and returns it with remarks for the user on the weights."""
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
@@ -231,7 +232,10 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keeps transformers from printing progress bars and tables of names inside; `Fit` reports names in one line."""
+    """Keeps transformers from printing progress bars and tables of names within the block.
+
+    `Fit.require` reports missing and unexpected names in one line instead.
+    """
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
@@ -251,10 +255,10 @@ def _no_encoder(name: str, error: Exception) -> ConfigError:
 
 
 def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
-    """Returns the encoder that a checkpoint describes, at random values. Only the types in `KINDS` are built.
+    """Returns the encoder that a checkpoint describes, with random weights.
 
     Raises:
-        ConfigError: If it is of another type, or cannot be built.
+        ConfigError: If the type of the encoder is not in `KINDS`, or the encoder cannot be built.
     """
     kind = architecture.get("model_type")
     if kind not in KINDS:
@@ -273,10 +277,10 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_attention(config: Any, what: str) -> None:
-    """Checks that the config does not make transformers download a kernel, which is a program, from a hub.
+    """Checks that the config of an encoder does not make transformers download a kernel, which is a program.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If it names an attention that is not in `ATTENTIONS`.
     """
     parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
     for found in (getattr(part, "_attn_implementation", None) for part in parts):
@@ -288,7 +292,7 @@ def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
     """Checks that the tower has embeddings for the longest text and the largest token id.
 
     Raises:
-        ConfigError: If it has not.
+        ConfigError: If the encoder reads fewer tokens, or has embeddings for fewer token ids.
     """
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:

@@ -1,7 +1,7 @@
-"""Checks that pretrained weights fill a tower, by comparing names and shapes. The weights themselves are not loaded.
+"""Checks that pretrained weights fill a tower, by comparing names and shapes. The values of the weights are not read.
 
-A tower that is filled only in part trains, and its loss falls; nothing later in a run shows that some layers began at
-random values. So either all parameters are filled, or the run is refused with the names of those that are not.
+If weights fill a tower only in part, the other layers begin at random values. The loss still falls, and nothing later
+in the run shows the mistake. So the run is refused unless every parameter has weights.
 """
 
 import json
@@ -23,12 +23,12 @@ _MAX_LISTED = 4
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Compares the weights of a file with the parameters and buffers of a tower.
+    """Holds the differences between the weights of a file and the parameters and buffers of a tower.
 
     Attributes:
-        missing: Names in the tower without weights.
-        unexpected: Names among the weights that the tower does not have.
-        reshaped: Tensors of another shape: name, shape of the weight, shape in the tower.
+        missing: Names in the tower for which there are no weights.
+        unexpected: Names of weights that the tower does not have.
+        reshaped: Name, shape of the weights and shape in the tower, for each tensor with two different shapes.
     """
 
     missing: tuple[str, ...] = ()
@@ -37,7 +37,13 @@ class Fit:
 
     @classmethod
     def of(cls, expected: Shapes, given: Shapes, *, ignore: Callable[[str], bool] = lambda _: False) -> "Fit":
-        """Compares the shapes of a tower with those of the weights; `ignore` says which unexpected names are fine."""
+        """Compares the shapes of a tower with those of the weights.
+
+        Args:
+            expected: The shapes in the tower, by name.
+            given: The shapes of the weights, by name.
+            ignore: Returns whether an unexpected name is not a difference.
+        """
         both = sorted(expected.keys() & given.keys())
         return cls(
             missing=tuple(sorted(expected.keys() - given.keys())),
@@ -54,7 +60,7 @@ class Fit:
             advice: A sentence that says what to do, with which the message ends.
 
         Raises:
-            ConfigError: If they do not; with the names of what is missing, unexpected or of another shape.
+            ConfigError: If there is a difference. The message lists the names.
         """
         shapes = [f"{name} has {list(has)}, the tower {list(needs)}" for name, has, needs in self.reshaped]
         faults = [
@@ -71,7 +77,7 @@ class Fit:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns the first few names and the number of further ones, as a text."""
+    """Returns a text with the first few names and the number of further names."""
     found = list(names)
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
     return ", ".join(found[:_MAX_LISTED]) + more
@@ -84,17 +90,22 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Holds names and shapes of the tensors of one or more .safetensors files, read without the tensors themselves."""
+    """Holds the names and shapes of the tensors in one or more .safetensors files, without the tensors.
+
+    Attributes:
+        shapes: The shapes by the names of the tensors.
+        metadata: The texts in the headers, by their keys.
+    """
 
     shapes: Shapes
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def read(cls, files: Iterable[Path], where: str) -> "Header":
-        """Reads the headers of all files.
+        """Reads the headers of all files. Error messages begin with `where`.
 
         Raises:
-            ConfigError: If a file cannot be read, or holds no tensor.
+            ConfigError: If a file cannot be read, or there is no tensor in the files.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         metadata: dict[str, str] = {}
@@ -111,10 +122,10 @@ class Header:
 
     @classmethod
     def of_folder(cls, folder: Path, where: str) -> "Header":
-        """Reads the headers in a transformers folder: of `model.safetensors`, or of the parts that an index names.
+        """Reads the headers in a transformers folder: of `model.safetensors`, or of the files that its index lists.
 
         Raises:
-            ConfigError: As `read` does, or if the index cannot be read.
+            ConfigError: If the index or a file cannot be read, or there is no tensor in the files.
         """
         index = folder / "model.safetensors.index.json"
         if (folder / "model.safetensors").is_file() or not index.is_file():
@@ -126,18 +137,21 @@ class Header:
             raise ConfigError(f"{where}: {index} cannot be read ({error}).") from error
 
     def tensors(self, *, device: str) -> dict[str, Tensor]:
-        """Returns a tensor of each shape that takes no memory: on "meta", or a single expanded element on "cpu"."""
+        """Returns a tensor of each shape that uses no memory for values.
+
+        On the device "meta" a tensor has no values, and on "cpu" it is a single zero that is expanded to the shape.
+        """
         one = torch.zeros((), device=device)
         return {name: one.expand(shape) for name, shape in self.shapes.items()}
 
 
 @contextmanager
 def before_load_state_dict(check: Callable[[Shapes, Shapes], None]) -> Generator[None]:
-    """Calls `check(expected, given)` before a module loads a state dict inside.
+    """Calls `check(expected, given)` whenever a module loads a state dict within the block.
 
-    timm converts the names and shapes of a file to those of the tower, then loads what fits and logs the rest. The
-    converted names and shapes are visible nowhere else. The method of all modules is replaced, so no other thread may
-    load a state dict meanwhile.
+    `expected` holds the shapes in the module, and `given` those in the state dict. timm converts the names and shapes
+    of a file to those of the tower, and only the call of `load_state_dict` shows the result. The method is replaced for
+    all modules, so no other thread may load a state dict meanwhile.
     """
     original = nn.Module.load_state_dict
 

@@ -210,7 +210,7 @@ class Objective:
         group: ProcessGroup | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> "Objective":
-        """Builds a term for each active caption part.
+        """Builds a term for each active caption part, which is a part with a weight above 0.
 
         Args:
             settings: The weights, kinds, mining, teacher and backend of the terms.
