@@ -164,7 +164,7 @@ def _writable(folder: Path) -> None:
     """
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        why = "is not a folder" if not existing.is_dir() else "may not be written by this user"
+        why = "is not a folder" if not existing.is_dir() else "is not writable for this user"
         raise ConfigError(f"url: the run cannot be kept in {folder}, because {existing} {why}; choose another url.")
 
 
@@ -201,7 +201,8 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
     within = objective.scope == "image" and all(part.aligned_with == "patches" for part in parts)
     if batch == 1 and not within:
         found.add(
-            "global_batch=1: one sample has no other to be contrasted with, so its loss is always 0; set 2 or more."
+            "global_batch=1: a single sample has no other sample to be compared with, so its loss is always 0; set 2 "
+            "or more."
         )
     if samples == 1 and not within:
         found.add(f"{config.data.sources[0].url} has one sample: there is nothing to contrast it with; pack more.")

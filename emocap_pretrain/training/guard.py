@@ -114,8 +114,8 @@ class Guard:
         if streak and streak >= min(HOPELESS, step):
             raise TrainingError(
                 f"the updates of the last {streak} of {step} steps were left out ({self._skipped[step]}), so the run "
-                f"has not trained since step {step - streak}: begin a new one with a smaller optimizer.lr or a longer "
-                "warm-up, or from an older checkpoint; those before that step are kept."
+                f"has not trained since step {step - streak}: begin a new run with a smaller optimizer.lr or a longer "
+                "warm-up, or from an older checkpoint; the checkpoints before that step are kept."
             )
 
     def state(self) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
         wrong = ["a loss or a gradient since the last row"]
     if wrong and session.config.health.nonfinite == "stop":
         raise TrainingError(
-            f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before it; "
+            f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before this step; "
             "try a smaller optimizer.lr, a longer warm-up, engine.precision=fp32, or health.nonfinite=skip."
         )
     return {name: value for name, value in row.items() if math.isfinite(value)}

@@ -277,8 +277,8 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
     with_images = [term for term in terms if isinstance(term, ImageTerm)]
     if settings.mining and with_images and all(term.formula.has_teacher for term in with_images):
         raise ConfigError(
-            "objective.mining: the shares of a teacher leave nothing to mine; leave mining out, or give a part "
-            "another kind with objective.kind_by_part."
+            "objective.mining: a soft objective weighs all pairs by its teacher and mines none; leave mining out, or "
+            "give a part another kind with objective.kind_by_part."
         )
 
 

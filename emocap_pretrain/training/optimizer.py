@@ -59,7 +59,7 @@ class OptimizerSpec:
         """
         if self.whole_parameters and zero_stage > 0:
             raise ConfigError(
-                f"optimizer.name={self.name} looks at whole parameters, and engine.zero_stage={zero_stage} cuts them: "
+                f"optimizer.name={self.name} needs whole parameters, and engine.zero_stage={zero_stage} divides them: "
                 "set engine.zero_stage=0, or another optimizer.name."
             )
 

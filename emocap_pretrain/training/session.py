@@ -156,7 +156,7 @@ class Session:
             self.world.run_on_main(lambda: self.guard.remember(self.store, step, verdict.reason))
             raise RolledBack(f"{verdict.reason}: the run returns to its newest checkpoint, without this update.")
         if verdict.action == "stop":
-            raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before it.")
+            raise TrainingError(f"{verdict.reason}. The newest checkpoint is from before this step.")
 
     def __enter__(self) -> "Session":
         return self

@@ -51,7 +51,7 @@ class Snapshot:
         for name, tensor in (self._weights | self._state).items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(
-                    f"{name} is not finite, and no further step mends that. The checkpoints from before it are kept: "
+                    f"{name} is not finite, and no later step can repair that. The earlier checkpoints are kept: "
                     "begin a new run with a smaller optimizer.lr or a longer warm-up."
                 )
 
@@ -79,7 +79,9 @@ class Snapshot:
             CheckpointError: If the previous snapshot is not released yet.
         """
         if self._taken:
-            raise CheckpointError("the last snapshot is still being written: release it before the next is taken.")
+            raise CheckpointError(
+                "the previous snapshot is still being written: release it before the next one is taken."
+            )
         self._taken = True
         offsets = dict[str, int]()
         for each in slices:

@@ -63,7 +63,7 @@ def test_an_optimizer_that_the_stage_of_zero_breaks_is_refused_before_the_start(
     config = changed(tiny_config, optimizer={"name": "adafactor"})
     assert problem(config) == problem(config, None)
     assert problem(config).startswith(
-        "optimizer.name=adafactor looks at whole parameters, and engine.zero_stage=1 cuts"
+        "optimizer.name=adafactor needs whole parameters, and engine.zero_stage=1 divides"
     )
     assert not found(changed(config, engine__zero_stage=0)).problems
 
@@ -148,7 +148,7 @@ def test_a_batch_larger_than_the_data_is_refused_where_the_last_one_is_dropped(
 
 
 def test_a_single_sample_is_refused(tiny_config: Config, tmp_path: Path) -> None:
-    assert problem(changed(tiny_config, global_batch=1)).startswith("global_batch=1: one sample has no other")
+    assert problem(changed(tiny_config, global_batch=1)).startswith("global_batch=1: a single sample has no other")
     url = str(tmp_path / "one")
     write_shards(records(1, pixels=16), url)
     assert problem(changed(tiny_config, data__url=url)).startswith(f"{url} has one sample")

@@ -213,7 +213,7 @@ def offsets_of(engine: Engine) -> dict[str, int]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_optimizer_of_whole_parameters_is_refused_where_zero_cuts_them(config: Config, stage: int) -> None:
     config = changed(with_optimizer(config, "adafactor"), engine__zero_stage=stage)
-    with pytest.raises(ConfigError, match=f"adafactor looks at whole parameters, and engine.zero_stage={stage} cuts"):
+    with pytest.raises(ConfigError, match=f"adafactor needs whole parameters, and engine.zero_stage={stage} divides"):
         build_engine(config, build_model(config, VOCABULARY), ALONE)
 
 
