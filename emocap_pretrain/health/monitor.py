@@ -1,10 +1,9 @@
-"""Watches the training loop of one rank: `with monitored(world, attempt, ...) as monitor`."""
+"""Watches the training loop of one rank: `with Monitor(world, attempt, ...) as monitor`."""
 
 import logging
 import socket
 import traceback
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +49,10 @@ class LoggedStep:
 
 
 class Monitor:
-    """Watches the training of one rank. Its constructor is a collective.
+    """Watches the training of one rank within a `with` block, and records how the block ends.
+
+    The constructor is a collective. If a collective in the block fails because another rank is gone or hangs, the block
+    raises `LostContact`, whose message names the rank if it is known.
 
     Attributes:
         position: The position of the training thread.
@@ -91,6 +93,19 @@ class Monitor:
         self._status = StatusThread(attempt, self.position, **fields) if world.is_main else None
         self._stop_reason = STOP_SIGNALLED
         self._hangs = False  # Whether the diagnosis says that the other ranks wait for this rank.
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        if error is None:
+            self._finish()
+        elif isinstance(error, RuntimeError) and lost_contact(error):
+            explained = self._explain_loss(error)
+            self._fail(explained)
+            raise explained from error
+        else:
+            self._fail(error)
 
     def enter(self, phase: str, step: int) -> None:
         """Records that a phase begins after `step` steps: "training", "saving" or "evaluating"."""
@@ -187,7 +202,7 @@ class Monitor:
         if self._status:
             self._status.update(**fields)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Records that training has ended without an error, and ends all threads."""
         self._profiler.close(UPLOAD_S)
         done = self.position.step >= self._steps
@@ -198,7 +213,7 @@ class Monitor:
         if self._watchdog:
             self._watchdog.close()
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds."""
         kind, message = type(error).__name__, str(error) or type(error).__name__
         lost = isinstance(error, LostContact)
@@ -222,7 +237,7 @@ class Monitor:
         if self._watchdog:
             self._watchdog.close(keep_store=isinstance(error, LostContact))
 
-    def explain_loss(self, error: RuntimeError) -> LostContact:
+    def _explain_loss(self, error: RuntimeError) -> LostContact:
         """Returns an error for a failed collective that names the lost rank, if it can be found within seconds."""
         timed_out = "imed out" in str(error)
         diagnosis = self._watchdog.explain_loss(timed_out=timed_out) if self._watchdog else None
@@ -257,32 +272,3 @@ class Monitor:
     ) -> None:
         place = (self._world.rank, self.host, self.position.step)
         self._attempt.record_failure(Failure(*place, kind, message, final=final, lost=lost, passing=passing))
-
-
-@contextmanager
-def monitored(
-    world: RankGroup, attempt: Attempt, *, name: str, steps: int, timeout_s: float, silence_s: float
-) -> Generator[Monitor]:
-    """Opens a `Monitor` for the block, and records how the block ends. Entering the block is a collective.
-
-    The arguments are those of `Monitor`.
-
-    Raises:
-        LostContact: If a collective in the block failed because another rank is gone or hangs. The message names the
-            rank if it is known.
-    """
-    monitor = Monitor(world, attempt, name=name, steps=steps, timeout_s=timeout_s, silence_s=silence_s)
-    try:
-        yield monitor
-    except RuntimeError as error:
-        if not lost_contact(error):
-            monitor.fail(error)
-            raise
-        explained = monitor.explain_loss(error)
-        monitor.fail(explained)
-        raise explained from error
-    except BaseException as error:
-        monitor.fail(error)
-        raise
-    else:
-        monitor.finish()

@@ -15,7 +15,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.quarantine import QUARANTINE_FILE
 from emocap_pretrain.errors import TrainingError
-from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.health.monitor import Monitor
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -53,7 +53,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         patient.run_on_main(lambda: prepare_tasks(config, store))
         number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
         attempt = Attempt(store, number)
-        watched = monitored(
+        monitor = Monitor(
             world,
             attempt,
             name=config.name,
@@ -62,7 +62,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
             silence_s=config.cluster.silence_s,
         )
         # The session is closed after the monitor, so that the monitor records a failure first.
-        with ExitStack() as opened, watched as monitor:
+        with ExitStack() as opened, monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             progress = _train(session, runtime, monitor)
             if session.engine.step >= config.steps:

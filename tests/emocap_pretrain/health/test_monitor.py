@@ -1,6 +1,5 @@
 import math
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from emocap_shards.store import Store, open_store
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.health import status
-from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.health.monitor import Monitor
 from emocap_pretrain.health.timing import SECTIONS
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -50,8 +49,8 @@ def train(monitor: Monitor, steps: int) -> dict[str, float]:
     return row
 
 
-def watched(attempt: Attempt) -> AbstractContextManager[Monitor]:
-    return monitored(ALONE, attempt, name="tiny", steps=4, timeout_s=300, silence_s=60)
+def watched(attempt: Attempt) -> Monitor:
+    return Monitor(ALONE, attempt, name="tiny", steps=4, timeout_s=300, silence_s=60)
 
 
 def read_status(store: Store) -> Status:

@@ -15,7 +15,7 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import EmocapError
-from emocap_pretrain.health.monitor import Monitor, monitored
+from emocap_pretrain.health.monitor import Monitor
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import EnvRuntime
@@ -54,7 +54,7 @@ def step(monitor: Monitor, kind: str | None) -> None:
 
 def train(config: Config, world: RankGroup, attempt: Attempt, kind: str, victim: int) -> None:
     limits = config.cluster
-    with monitored(
+    with Monitor(
         world, attempt, name=config.name, steps=config.steps, timeout_s=limits.timeout_s, silence_s=limits.silence_s
     ) as monitor:
         for number in range(config.steps):
