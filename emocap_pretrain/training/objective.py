@@ -1,8 +1,9 @@
 """Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import emocap_kernels
 import torch
@@ -22,26 +23,36 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.pair import Embeddings
 
 
-class Term(Protocol):
-    """One addend of the total loss: how the texts of a part are aligned with their images."""
+@dataclass(frozen=True, slots=True)
+class Term(ABC):
+    """One addend of the total loss: how the texts of a part are aligned with their images.
 
-    @property
-    def part(self) -> Part: ...
+    Attributes:
+        part: The caption part.
+        weight: Factor of the term in the total loss.
+        settings: The settings of all terms.
+        vectors: The dtype to which the embeddings are cast before the loss.
+        group: The ranks whose rows form the global batch; None if this process is alone.
+    """
 
-    @property
-    def weight(self) -> float: ...
-
-    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
-        """Returns the learned scale and bias that the loss uses, by the names of their metrics."""
-        ...
+    part: Part
+    weight: float
+    settings: ObjectiveConfig
+    vectors: torch.dtype
+    group: ProcessGroup | None
 
     @property
     def reads_teacher(self) -> bool:
         """Whether the loss uses the vectors of a teacher."""
-        ...
+        return False
 
+    @abstractmethod
+    def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Returns the learned scale and bias that the loss uses, by the names of their metrics."""
+
+    @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
-        """Returns the loss of the global batch, unweighted; a collective.
+        """Returns the loss of the global batch, without the weight of the term. This is a collective.
 
         Args:
             embeddings: This rank's rows.
@@ -49,8 +60,8 @@ class Term(Protocol):
             mined: Whether positives are mined, because the warm-up of mining is over.
             teacher: The teacher's vectors of the images, [rows, any width]; None if no term uses them.
         """
-        ...
 
+    @abstractmethod
     def backend(self, vectors: Tensor) -> BackendChoice:
         """Returns the backend that the loss would use, with the reason. Nothing is computed.
 
@@ -60,18 +71,11 @@ class Term(Protocol):
         Raises:
             NotSupportedError: If the settings name a backend that cannot compute this loss.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ImageTerm:
+class ImageTerm(Term):
     """Aligns one text of each image with the pooled vector of the image (`contrastive_loss`)."""
-
-    part: Part
-    weight: float
-    settings: ObjectiveConfig
-    vectors: torch.dtype
-    group: ProcessGroup | None
 
     @property
     def formula(self) -> ContrastiveObjective:
@@ -130,15 +134,8 @@ class ImageTerm:
 
 
 @dataclass(frozen=True, slots=True)
-class PatchTerm:
+class PatchTerm(Term):
     """Aligns any number of texts of each image with the patches of the image (`region_contrastive_loss`)."""
-
-    part: Part
-    weight: float
-    settings: ObjectiveConfig
-    vectors: torch.dtype
-    group: ProcessGroup | None
-    reads_teacher = False
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
         return {"local_scale": embeddings.scales[self.part.aligned_with]}
@@ -176,7 +173,7 @@ class PatchTerm:
         return Mining(guide="text", **rule.model_dump()) if rule else None
 
 
-_KINDS: Mapping[str, type[ImageTerm] | type[PatchTerm]] = {"image": ImageTerm, "patches": PatchTerm}
+_KINDS: Mapping[str, type[Term]] = {"image": ImageTerm, "patches": PatchTerm}
 
 
 @dataclass(frozen=True, slots=True)
