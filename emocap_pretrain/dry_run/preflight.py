@@ -31,8 +31,7 @@ from emocap_pretrain.model.pair import check_weights
 from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import optimizer_of
-from emocap_pretrain.training.schedule import learning_rate
+from emocap_pretrain.training.optimizer import learning_rate, optimizer_of
 
 PREPARE_S = 20.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -223,7 +222,8 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
 def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings) -> None:
     if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
         found.add(foreign_data(config.data, config.url))
-    before = _config_of(checkpoint).get("steps")
+    stored = checkpoint.state.get("config")
+    before = stored.get("steps") if isinstance(stored, dict) else None
     if isinstance(before, int) and before != config.steps and not found.problems:
         found.notes.append(_other_steps(config, checkpoint.step, before))
 
@@ -291,8 +291,3 @@ def _host_memory_bytes() -> int:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def _config_of(checkpoint: Checkpoint) -> dict[str, object]:
-    config = checkpoint.state.get("config")
-    return dict(config) if isinstance(config, dict) else {}

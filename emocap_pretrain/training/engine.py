@@ -17,9 +17,8 @@ from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import zero
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import OptimizerSpec, parameter_groups
+from emocap_pretrain.training.optimizer import OptimizerSpec, learning_rate, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
-from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import Snapshot, read
 from emocap_pretrain.training.state_layout import Layout
 

@@ -1,8 +1,9 @@
-"""Describes each optimizer by a value, `OptimizerSpec`, and divides the model's parameters into groups for it.
+"""Describes each optimizer by a value, `OptimizerSpec`, with its learning rate and the parameter groups of a model.
 
 No other module depends on a particular optimizer. docs/extend/optimizer.md shows how to add one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +130,21 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
     spec = OPTIMIZERS[settings.name](settings)
     spec.require_stage(zero_stage)
     return spec
+
+
+def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
+    """Returns the learning rate: linear in the warm-up, then half a cosine to `lr` x `final_share` at the last step.
+
+    Args:
+        settings: The settings of the optimizer.
+        step: Number of steps done before this one.
+        steps: Number of steps of the whole run.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return settings.lr * (settings.final_share + (1 - settings.final_share) * cosine)
 
 
 @dataclass(frozen=True, slots=True)
