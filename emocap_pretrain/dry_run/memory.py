@@ -7,7 +7,7 @@ which have a shape but no memory. The sizes of the storages that exist at the sa
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from emocap_kernels.blocks import BLOCK_BYTES
@@ -92,20 +92,17 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     rows = split.micro_batch
+    settings, precision, vocabulary = config.objective, config.engine.precision, _vocabulary(config.model.text)
     with torch.device("meta"):
-        precision = config.engine.precision
-        model = TowerPair.of(
-            config.model, config.objective, _vocabulary(config.model.text), precision=precision, weights=False
-        )
-        teacher = Teacher.of(
-            config.objective.teacher, pixels=config.model.image.pixels, precision=precision, weights=False
-        )
+        model = TowerPair.of(config.model, settings, vocabulary, precision=precision, weights=False)
+        frozen = settings.teacher
+        teacher = Teacher(frozen, pixels=model.pixels, precision=precision, weights=False) if frozen else None
     with FakeTensorMode(allow_non_fake_inputs=True):
         for each in filter(None, (model, teacher)):
             each.to_empty(device="cpu")
-        traced = _traced(model, teacher, config, rows, captions)
+        activations, patches = _traced(model, teacher, config, rows, captions)
         row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
-    frozen = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
+    teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     optimizer = optimizer_of(config.optimizer, stage)
@@ -114,28 +111,21 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,
-        weights=size // (ranks if stage == 3 else 1) + frozen,
+        weights=size // (ranks if stage == 3 else 1) + teacher_bytes,
         # With several passes each rank has the whole gradients, because they are reduced only after the last pass.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
         # With ZeRO each rank also has a copy of those weights that it updates.
         optimizer=state if stage == 0 else (masters + state) // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
-        activations=traced.activations,
+        activations=activations,
         state=state,
-        patches=traced.patches,
+        patches=patches,
         row_flops=row_flops,
     )
 
 
 def _vocabulary(text: TextTowerConfig) -> Vocabulary:
     return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
-
-
-class _Trace(NamedTuple):
-    """Holds what the trace of a step has measured; the fields are those of `MemoryEstimate`."""
-
-    activations: int
-    patches: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +162,10 @@ class _Captions:
         return Texts(ids, torch.ones_like(ids, dtype=torch.bool), owner)
 
 
-def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions) -> _Trace:
-    """Returns the bytes at the peak of a step, without weights and their gradients, and the number of patches."""
+def _traced(
+    model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions
+) -> tuple[int, int]:
+    """Returns `MemoryEstimate.activations` and `MemoryEstimate.patches` of a step with `rows` rows."""
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
@@ -186,7 +178,7 @@ def _traced(model: TowerPair, teacher: Teacher | None, config: Config, rows: int
         gathered = 0 if guides is None else FLOAT * config.global_batch * guides.shape[1]
         at_loss = live.bytes + gathered + _loss_bytes(config, embeddings, captions)
         _sum(embeddings).backward()
-    return _Trace(max(live.peak_bytes, at_loss), embeddings.patches.shape[1])
+    return max(live.peak_bytes, at_loss), embeddings.patches.shape[1]
 
 
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:

@@ -61,12 +61,6 @@ class StepTime:
         """Seconds of communication that do not overlap computation."""
         return self.vectors_s + self.gradients_s
 
-    @property
-    def largest(self) -> str:
-        """Name of the part that takes longest."""
-        parts = {"towers": self.towers_s, "loss": self.loss_s, "network": self.network_s, "update": self.update_s}
-        return max(parts, key=lambda name: parts[name])
-
 
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
     """Returns the time of a step, for equally fast ranks that never wait for data and a network without congestion."""

@@ -61,7 +61,7 @@ class Workload:
     own_products: int
     parameters: int
     zero_stage: int
-    schedule: Literal["auto", "gather", "hierarchical", "ring"] = "auto"
+    schedule: Literal["auto"] | Schedule = "auto"
 
     @classmethod
     def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
@@ -76,24 +76,19 @@ class Workload:
         """
         settings = config.objective
         parts = active_parts(settings.weights)
-        with_image = sum(part.texts_per_image for part in parts if part.aligned_with == "image")
+        # The number of texts and the kind of the loss, for each part that is aligned with images.
+        with_image = [
+            (part.texts_per_image, settings.kind_of(part.name)) for part in parts if part.aligned_with == "image"
+        ]
         with_patches = sum(part.texts_per_image for part in parts if part.aligned_with == "patches")
         pairs, whole_batch = patches * with_patches, settings.scope == "batch"
         return cls(
             rows=rows,
             embedding=config.model.embedding,
             vector_bytes=2 if half else FLOAT,
-            texts=with_image + (with_patches if whole_batch else 0),
-            guides=sum(
-                part.texts_per_image * _guides(settings, settings.kind_of(part.name))
-                for part in parts
-                if part.aligned_with == "image"
-            ),
-            products=sum(
-                part.texts_per_image * _products(settings, settings.kind_of(part.name))
-                for part in parts
-                if part.aligned_with == "image"
-            ),
+            texts=sum(texts for texts, _ in with_image) + (with_patches if whole_batch else 0),
+            guides=sum(texts * _guides(settings, kind) for texts, kind in with_image),
+            products=sum(texts * _products(settings, kind) for texts, kind in with_image),
             patch_products=pairs * _patch_products(settings, patches) if whole_batch else 0,
             own_products=0 if whole_batch else 6 * pairs,
             parameters=parameters,
@@ -111,14 +106,6 @@ class Workload:
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
-
-    @property
-    def gradient_passes(self) -> int:
-        """How often all parameters are transferred in a step.
-
-        A reduce-scatter and an all-gather transfer them once each. ZeRO stage 3 has one more all-gather.
-        """
-        return 3 if self.zero_stage == 3 else 2
 
 
 def _products(settings: ObjectiveConfig, kind: Kind) -> int:
@@ -198,7 +185,8 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
 def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
     """Returns what a rank receives for the gradients, if they are reduced inside the nodes and then between nodes."""
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
-    size, passes = work.parameters * FLOAT, work.gradient_passes
+    # A reduce-scatter and an all-gather transfer all parameters once each. ZeRO stage 3 has one more all-gather.
+    size, passes = work.parameters * FLOAT, 3 if work.zero_stage == 3 else 2
     messages = passes * -(-size // BUCKET_BYTES)
     return Received(
         inside_bytes=passes * size * (here - 1) / here,

@@ -1,7 +1,7 @@
 """Defines the model that is trained: two towers, projections, learned scales and, for a sigmoid, a learned bias."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -58,11 +58,6 @@ class Embeddings(NamedTuple):
         """Returns all tensors in one list, always in the same order."""
         named = self.texts, self.scales, self.biases
         return [self.image, self.patches, *(each for some in named for each in some.values())]
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Embeddings":
-        """Returns embeddings in which each tensor is replaced by the result of `change`."""
-        named = ({name: change(each) for name, each in some.items()} for some in (self.texts, self.scales, self.biases))
-        return Embeddings(change(self.image), change(self.patches), *named)
 
 
 class TowerPair(nn.Module):

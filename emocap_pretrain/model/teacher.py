@@ -1,6 +1,6 @@
 """Defines the teacher: a frozen image tower whose similarities of images guide the losses."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -51,11 +51,6 @@ class Teacher(nn.Module):
         self.notes = self.tower.notes
         self._precision, self._rows_at_once = precision, rows_at_once
         self.requires_grad_(False).eval()
-
-    @classmethod
-    def of(cls, settings: TeacherConfig | None, **options: Any) -> "Teacher | None":
-        """Returns a teacher that is built with these keyword arguments; None if `settings` is None."""
-        return None if settings is None else cls(settings, **options)
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:

@@ -81,15 +81,11 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
 
 
 def _build_objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
-    precision = config.engine.precision
-    teacher = Teacher.of(
-        config.objective.teacher,
-        pixels=config.model.image.pixels,
-        precision=precision,
-        rows_at_once=rows_at_once,
-    )
-    if teacher:
+    settings, precision, teacher = config.objective, config.engine.precision, None
+    if settings.teacher:
+        pixels = config.model.image.pixels
+        teacher = Teacher(settings.teacher, pixels=pixels, precision=precision, rows_at_once=rows_at_once)
         teacher.to(world.device)
         for note in teacher.notes if world.is_main else ():
             log.warning("%s", note)
-    return Objective.of(config.objective, precision=precision, group=world.process_group, teacher=teacher)
+    return Objective.of(settings, precision=precision, group=world.process_group, teacher=teacher)

@@ -161,8 +161,7 @@ def test_a_teacher_is_frozen_and_in_no_checkpoint(
 ) -> None:
     settings = {"kind": "soft", "mining": None, "teacher": teacher_in(tmp_path)}
     config = with_objective(config, settings)
-    teacher = Teacher.of(config.objective.teacher, pixels=config.model.image.pixels)
-    assert teacher is not None
+    teacher = Teacher(config.objective.teacher, pixels=config.model.image.pixels)
     before = teacher(data[0].images)
     engine = engine_of(config, tokenizer)
     trained(engine, data)
@@ -186,8 +185,7 @@ def test_the_teacher_and_not_the_model_says_which_images_are_alike(
     config: Config, tokenizer: Tokenizer, data: list[Batch], tmp_path: Path
 ) -> None:
     settings = {"teacher": teacher_in(tmp_path)}
-    teacher = Teacher.of(with_objective(config, settings).objective.teacher, pixels=config.model.image.pixels)
-    assert teacher is not None
+    teacher = Teacher(with_objective(config, settings).objective.teacher, pixels=config.model.image.pixels)
     vectors = teacher(data[0].images)
     similarity = vectors @ vectors.T
     half = float(similarity.median())
