@@ -92,7 +92,11 @@ class Outlook:
         """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
-        rows = [head, ("step", self._step(step) if step else _UNKNOWN), self._network()]
+        rows = [
+            head,
+            ("step", self._step(step) if step else "unknown here: give --step-seconds, of one rank alone"),
+            self._network(),
+        ]
         if self.speed:
             rows.append(("weak scaling", self._weak_scaling(self.speed)))
         if self.trouble.nodes > 1 or self.assumed.asked:
@@ -133,9 +137,6 @@ class Outlook:
         share = goodput(self.trouble, self.every_steps * step_s)
         commit, restart = duration(self.trouble.commit_s), duration(self.assumed.restart_s)
         return f"{share:.2%} saving every {self.every_steps:,} steps; commit {commit}, restart {restart}"
-
-
-_UNKNOWN = "unknown here: give --step-seconds, of one rank alone"
 
 
 def duration(seconds: float) -> str:

@@ -17,8 +17,6 @@ from emocap_pretrain.dry_run.outlook import Assumptions, Outlook
 from emocap_pretrain.dry_run.step import Speed
 from emocap_pretrain.dry_run.workload import Workload
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.pair import check_weights
-from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.training.objective import Objective, vector_dtype
 
 # The assumed rate of an unknown device: that of an H100 in bfloat16 for a GPU (True), and of one CPU core in float32.
@@ -37,7 +35,6 @@ class RunPlan:
         memory: The memory of a rank.
         manifests: The manifests of the datasets; empty if one cannot be read.
         assumed: The user's assumptions for the forecast.
-        weights: Remarks for the user on pretrained weights.
     """
 
     config: Config
@@ -47,25 +44,20 @@ class RunPlan:
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
     assumed: Assumptions
-    weights: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumptions | None = None) -> "RunPlan":
         """Plans a run.
 
         Raises:
-            ConfigError: If there are more ranks than samples in a batch, or pretrained weights do not fill a tower.
+            ConfigError: If there are more ranks than samples in a batch, or the memory cannot be estimated.
         """
         split, memory = batch_split(config.global_batch, config.micro_batch, ranks=ranks), estimate(config, ranks)
-        weights = check_weights(config.model) + check_teacher(
-            config.objective.teacher, pixels=config.model.image.pixels
-        )
-        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions(), weights)
+        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions())
 
     def text(self, *, full: bool = False) -> str:
         """Returns the plan as the text that `--dry-run` prints. With `full`, the resolved config follows."""
-        weights = [("weights", note) for note in self.weights]
-        rows = (*self._split(), *self._losses(), *weights, *self.memory.lines(), *self._data(), *self._outlook().rows())
+        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data(), *self._outlook().rows())
         lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
         if not full:
             return lines
