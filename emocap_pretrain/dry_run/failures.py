@@ -8,9 +8,9 @@ new work is exactly
 $$\frac{\tau\,e^{-(R + D)/M}}{M\,(e^{(\tau + \delta)/M} - 1)}.$$
 
 Without D this is the inverse of Daly's expected run time (J. T. Daly, A higher order estimate of the optimum checkpoint
-interval for restart dumps, Future Generation Computer Systems 22, 2006). D is a factor: a failure at time x after a
-restart finds floor((x - D)/(tau + delta)) committed checkpoints, and x is memoryless. So neither R nor D changes the
-best interval.
+interval for restart dumps, Future Generation Computer Systems 22, 2006). D appears in a factor only: at the time x
+after a restart there are floor((x - D)/(tau + delta)) committed checkpoints, and the time until a failure is
+memoryless. So neither R nor D changes the best interval.
 """
 
 import math
@@ -42,14 +42,14 @@ class FailureModel:
         return self.node_mtbf_s / self.nodes
 
 
-def young(trouble: FailureModel) -> float:
+def young(model: FailureModel) -> float:
     """Returns the best interval between saves in seconds, to first order (J. W. Young, CACM 17(9), 1974)."""
-    return math.sqrt(2 * trouble.stall_s * trouble.mtbf_s)
+    return math.sqrt(2 * model.stall_s * model.mtbf_s)
 
 
-def daly(trouble: FailureModel) -> float:
+def daly(model: FailureModel) -> float:
     """Returns the best interval between saves in seconds, to higher order (Daly 2006, equation 37)."""
-    stall, mtbf = trouble.stall_s, trouble.mtbf_s
+    stall, mtbf = model.stall_s, model.mtbf_s
     if math.isinf(mtbf):
         return math.inf
     if stall >= 2 * mtbf:
@@ -58,13 +58,13 @@ def daly(trouble: FailureModel) -> float:
     return math.sqrt(2 * stall * mtbf) * (1 + math.sqrt(half) / 3 + half / 9) - stall
 
 
-def goodput(trouble: FailureModel, interval_s: float) -> float:
+def goodput(model: FailureModel, interval_s: float) -> float:
     """Returns the share of time that is new work, in [0, 1], with `interval_s` seconds of work between saves."""
-    mtbf = trouble.mtbf_s
+    mtbf = model.mtbf_s
     if math.isinf(mtbf):
-        return interval_s / (interval_s + trouble.stall_s)
+        return interval_s / (interval_s + model.stall_s)
     try:
-        grown = math.expm1((interval_s + trouble.stall_s) / mtbf)
+        grown = math.expm1((interval_s + model.stall_s) / mtbf)
     except OverflowError:
         return 0.0
-    return interval_s / mtbf * math.exp(-(trouble.restart_s + trouble.commit_s) / mtbf) / grown
+    return interval_s / mtbf * math.exp(-(model.restart_s + model.commit_s) / mtbf) / grown

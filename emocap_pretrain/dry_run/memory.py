@@ -152,7 +152,7 @@ class _Captions:
         return cls(config.model.text.lengths.by_part, {part.name: part.texts_per_image for part in parts}, several)
 
     def batch(self, rows: int, pixels: int) -> Batch:
-        """Returns a batch of `rows` images with such captions."""
+        """Returns a batch of `rows` images with these captions."""
         images = torch.zeros((rows, 3, pixels, pixels), dtype=torch.uint8)
         return Batch(images, {name: self._texts(name, rows * each) for name, each in self.texts.items()})
 

@@ -71,7 +71,7 @@ class Outlook:
     speed: Speed | None
 
     @property
-    def trouble(self) -> FailureModel:
+    def failure_model(self) -> FailureModel:
         """The failures and delays of the job, with the times of a save on rank 0.
 
         Rank 0 saves the most bytes: the weights and its share of the optimizer's state.
@@ -99,7 +99,7 @@ class Outlook:
         ]
         if self.speed:
             rows.append(("weak scaling", self._weak_scaling(self.speed)))
-        if self.trouble.nodes > 1 or self.assumed.asked:
+        if self.failure_model.nodes > 1 or self.assumed.asked:
             rows += self._failure_rows(step.total_s if step else None)
         return rows
 
@@ -124,18 +124,18 @@ class Outlook:
         return f"{kept:.0%} of the speed of a rank alone; {beyond}"
 
     def _failures(self) -> str:
-        trouble, days = self.trouble, f"{self.assumed.mtbf_days:g} days"
-        nodes = f"{trouble.nodes} node{'s' if trouble.nodes > 1 else ''}"
-        return f"one in {duration(trouble.mtbf_s)} of this job: {nodes}, each one in {days}"
+        model, days = self.failure_model, f"{self.assumed.mtbf_days:g} days"
+        nodes = f"{model.nodes} node{'s' if model.nodes > 1 else ''}"
+        return f"one in {duration(model.mtbf_s)} of this job: {nodes}, each one in {days}"
 
     def _save_every(self, step_s: float | None) -> str:
-        best_s = daly(self.trouble)
+        best_s = daly(self.failure_model)
         steps = f", {max(1, round(best_s / step_s)):,} steps" if step_s else ""
-        return f"best every {duration(best_s)}{steps}, if a save stalls {duration(self.trouble.stall_s)}"
+        return f"best every {duration(best_s)}{steps}, if a save stalls {duration(self.failure_model.stall_s)}"
 
     def _goodput(self, step_s: float) -> str:
-        share = goodput(self.trouble, self.every_steps * step_s)
-        commit, restart = duration(self.trouble.commit_s), duration(self.assumed.restart_s)
+        share = goodput(self.failure_model, self.every_steps * step_s)
+        commit, restart = duration(self.failure_model.commit_s), duration(self.assumed.restart_s)
         return f"{share:.2%} saving every {self.every_steps:,} steps; commit {commit}, restart {restart}"
 
 

@@ -40,14 +40,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Describes the devices of the ranks: `ranks` in total and `per_host` on each host. All hosts are like this one."""
+    """Describes the devices of the ranks: `ranks` in total and `per_host` on each host. All hosts are assumed equal."""
 
     ranks: int
     per_host: int
     on_gpu: bool
 
     def memory_bytes(self) -> int | None:
-        """Returns the memory that one rank can use; None if it is not known on this host."""
+        """Returns the bytes of memory that one rank can use; None if the ranks use GPUs and this host has none."""
         if not self.on_gpu:
             return _host_memory_bytes() // self.per_host
         if not torch.cuda.is_available():

@@ -29,7 +29,7 @@ class RankMeter:
     """Counts what one rank trains on, and reads the memory of its process and its device.
 
     Attributes:
-        device: The rank's device in torch's words, such as `cuda:3` or `cpu`.
+        device: The name of the rank's torch device, such as `cuda:3` or `cpu`.
     """
 
     device: str

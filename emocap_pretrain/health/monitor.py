@@ -198,7 +198,7 @@ class Monitor:
             self.timer.record = self._profiler.recording
 
     def update_status(self, **fields: Any) -> None:
-        """Replaces fields of the run's status, such as the step of the newest checkpoint. Only rank 0 has a status."""
+        """Replaces fields of the run's status, such as the step of the newest checkpoint. Other ranks do nothing."""
         if self._status:
             self._status.update(**fields)
 

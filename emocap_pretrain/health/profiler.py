@@ -29,7 +29,7 @@ def trace_path(step: int, rank: int) -> str:
 
 
 class Profiler:
-    """Records and uploads the traces of one rank. An error is logged and loses the trace; training continues.
+    """Records and uploads the traces of one rank. Errors are logged and do not end training, but the trace is lost.
 
     All ranks call `start` with the same arguments. Each rank decides whether it records, and all ranks refuse the same
     requests.

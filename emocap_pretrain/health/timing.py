@@ -28,7 +28,7 @@ class SectionTimer:
     The sections "data" and "saving" are measured by the host's clock on every device.
 
     Attributes:
-        device: The rank's device in torch's words, such as `cuda:3` or `cpu`.
+        device: The name of the rank's torch device, such as `cuda:3` or `cpu`.
         on_enter: A function that is called with the name of each section when the section begins.
         record: Whether sections appear in the trace of torch's profiler. This is off by default, because it costs more
             time than the measurement itself.

@@ -29,7 +29,7 @@ def check_weights(model: ModelConfig) -> tuple[str, ...]:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If the weights do not fill the towers.
+        ConfigError: If a parameter has no weights, or weights belong to no parameter.
     """
     return check_image_weights(model.image) + check_text_weights(model.text)
 

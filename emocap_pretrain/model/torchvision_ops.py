@@ -20,7 +20,7 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """An import finder that declares the schemas when torchvision is first imported. Other finders then import it."""
+    """An import finder that declares the schemas when torchvision is first imported. It finds no module itself."""
 
     def __init__(self) -> None:
         self._library: object = None  # The declarations live as long as this object.

@@ -52,7 +52,7 @@ class Fit:
         )
 
     def require(self, where: str, tower: str, advice: str) -> None:
-        """Checks that the weights fill the tower.
+        """Checks that there is no difference: each parameter has weights, and all weights belong to the tower.
 
         Args:
             where: The source of the weights, with which the message begins.
@@ -137,7 +137,7 @@ class Header:
             raise ConfigError(f"{where}: {index} cannot be read ({error}).") from error
 
     def tensors(self, *, device: str) -> dict[str, Tensor]:
-        """Returns a tensor of each shape that uses no memory for values.
+        """Returns, by name, a tensor of each shape that occupies almost no memory.
 
         On the device "meta" a tensor has no values, and on "cpu" it is a single zero that is expanded to the shape.
         """

@@ -65,11 +65,11 @@ def collective(
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """Holds all ranks of the job, from the point of view of this rank.
+    """A group of all ranks of the job, with this rank's number, its device and torch's process group.
 
     Attributes:
         info: The number of this rank, and the number of all ranks.
-        device: This rank's device in torch's words, such as `cuda:3` or `cpu`.
+        device: The name of this rank's torch device, such as `cuda:3` or `cpu`.
         process_group: Torch's group of the ranks; None if this rank is alone.
         name: The name of the group in recordings.
     """
@@ -109,7 +109,7 @@ class RankGroup:
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
-        If `act` raises an error on some rank, every rank raises one. It depends on the first rank that failed:
+        If `act` raises an error on some rank, every rank raises one. Its class depends on the first rank that failed:
 
         Raises:
             ConfigError, Superseded: If that rank has raised an error of this class. Its message is the same.
@@ -141,14 +141,14 @@ class RankGroup:
 
     @collective
     def maximum(self, numbers: Sequence[int]) -> list[int]:
-        """Returns, for each position, the greatest number over all ranks. All ranks give equally many numbers."""
+        """Returns, for each position, the greatest number over all ranks. All ranks must give equally many numbers."""
         return self._maximum(numbers)
 
     @collective
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Returns the numbers of every rank in the order of the ranks; all ranks give equally many.
+        """Returns the numbers of every rank in the order of the ranks. All ranks must give equally many numbers.
 
-        The numbers travel as one float64 tensor on the ranks' device, which is quicker than `gather`.
+        The numbers are exchanged as one float64 tensor on the ranks' device, which is quicker than `gather`.
         """
         return self._gather_numbers(numbers)
 
@@ -156,8 +156,8 @@ class RankGroup:
     def patient(self, name: str) -> "RankGroup":
         """Returns a further gloo group of the same ranks, for slow work or for a thread beside the training.
 
-        The timeout of its collectives is a day, because a rank may wait that long for a store. It does not find lost
-        ranks: the collectives of the training's group fail when a rank is gone.
+        The timeout of its collectives is a day, because a rank may wait that long for a store. A lost rank is noticed
+        by the collectives of the training's group, whose timeout is short.
         """
         if self.process_group is None:
             return replace(self, name=name)

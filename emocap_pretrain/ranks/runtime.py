@@ -27,7 +27,7 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str:
-        """This rank's device in torch's words, such as `cuda:3` or `cpu`."""
+        """The name of this rank's torch device, such as `cuda:3` or `cpu`."""
         ...
 
     def should_stop(self) -> bool:

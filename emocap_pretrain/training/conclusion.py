@@ -60,7 +60,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
 def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     """Evaluates the last checkpoint on all ranks, tracks the results and writes the report. This is a collective.
 
-    `everyone` is the group of all ranks that `RankGroup.patient` made, because an evaluation takes long.
+    `everyone` is a group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
     """
     config, stored = session.config, session.config.stored()
     results = _evaluated(config, everyone, session.world.device)
@@ -103,7 +103,7 @@ def conclude_again(config: Config, store: Store) -> bool:
 
 
 def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
-    """Evaluates the last checkpoint of a finished run with the present settings. This is a collective.
+    """Evaluates the last checkpoint of a finished run with the current settings. This is a collective.
 
     Only the results in the report and in the tracker change. No attempt begins, so the output of `emocap status` stays
     the same.

@@ -37,7 +37,7 @@ def _untimed(_section: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The loss of a step whose update is still to be made.
+    """Holds the loss of a step that `Engine.update` or `Engine.discard` has not ended yet.
 
     Attributes:
         graph: The loss of the global batch, a scalar with its graph.
@@ -130,7 +130,7 @@ class Engine:
         """Computes the loss of the next step. Every rank must call `update` or `discard` afterwards.
 
         Args:
-            batch: This rank's rows of the global batch. In the last step of an epoch there may be few rows or none.
+            batch: This rank's rows of the global batch. In the last step of an epoch there may be fewer rows, or none.
             timed: Measures the sections `forward` and `loss`.
         """
         with timed("forward"):

@@ -64,7 +64,7 @@ class Guard:
 
     @classmethod
     def open(cls, settings: HealthConfig, store: Store, world: RankGroup) -> "Guard":
-        """Returns a guard that leaves out the updates that earlier roll-backs have stored. This is a collective."""
+        """Returns a guard that leaves out the updates listed in `skipped.json`. This is a collective."""
         return cls(settings, world.run_on_main(lambda: _read(store)))
 
     def judge(self, step: int, loss: Tensor | float) -> Verdict:

@@ -128,7 +128,10 @@ class ImageTerm(Term):
 
     @property
     def _mining(self) -> Mining | None:
-        """The rule of mining. It is None with a `soft` objective, whose teacher already gives each pair a weight."""
+        """The rule by which positives are mined; None without mining.
+
+        A `soft` objective mines nothing, because its teacher already gives each pair a weight.
+        """
         rule = self.settings.mining
         return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
 
@@ -280,7 +283,7 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
-    """Returns the dtype to which the embeddings are cast before the losses. Sums of products are always float32."""
+    """Returns the dtype to which the embeddings are cast before the losses; products are summed in float32."""
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32
 

@@ -62,7 +62,10 @@ class Cached:
             yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
     def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each tensor that a pass has encoded, with its gradient; without the tensors that no term uses."""
+        """Yields each tensor that a pass has encoded, with its gradient.
+
+        Tensors that no term uses have no gradient and are left out.
+        """
         leaves = self.embeddings
         for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):
             if leaf.grad is not None:

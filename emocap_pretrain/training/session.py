@@ -63,7 +63,7 @@ class Session:
         data_digest: Digest of the training data; a checkpoint with another digest is refused.
         tokenizer: The tokenizer of the run.
         engine: The model and its optimizer.
-        tracker: MLflow on rank 0; elsewhere a tracker that keeps rows in memory.
+        tracker: The tracker of MLflow on rank 0. On the other ranks it is a tracker that keeps rows in memory.
         saver: Saves checkpoints in a thread.
         guard: Judges the loss of every step.
         batches: The batches of this rank.
@@ -196,7 +196,7 @@ class Session:
     def _keep_unsent_at_end(self) -> None:
         """Stores the rows that the tracker has not received in the run's folder.
 
-        The rows are lost, with a warning, if the store needs more than `KEEP_UNSENT_S` seconds.
+        The rows are lost, with a warning, if the store fails or needs more than `KEEP_UNSENT_S` seconds.
         """
         if not self.world.is_main:
             return
@@ -222,8 +222,8 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         config: The settings of the run.
         world: All ranks.
         attempt: This attempt.
-        opening: The same ranks in a group from `RankGroup.patient`. Its collectives have no short timeout, because some
-            ranks download far more than others.
+        opening: The same ranks in a group from `RankGroup.patient`. The timeout of its collectives is long, because
+            some ranks download far more than others.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch, /dev/shm has no room for loader processes, or the
@@ -289,7 +289,7 @@ def _unsent_rows(path: Path) -> list[Row]:
 def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
     """Returns a function that says whether this rank needs a file of a checkpoint.
 
-    Every rank needs the tokenizer and its own share of the optimizer's state, rank 0 also the weights.
+    Every rank needs the tokenizer and its own share of the optimizer's state. Rank 0 also needs the weights.
     """
     files: dict[str, frozenset[str]] = {}
 

@@ -61,7 +61,7 @@ class Layout:
         return tuple(each for _, each in _cut(whole, *bounds))
 
     def held(self, rank: int) -> tuple[Slice, ...]:
-        """Returns the slices whose state the rank's optimizer has."""
+        """Returns the slices whose state is in the rank's optimizer."""
         return tuple(each for tensor in self.tensors(rank) for _, each in tensor)
 
     def tensors(self, rank: int) -> tuple[tuple[tuple[int, Slice], ...], ...]:

@@ -58,7 +58,7 @@ class FailureDetector:
         self._number: int | None = None
 
     def sees_all(self, heartbeats: Mapping[int, Heartbeat]) -> bool:
-        """Returns whether there is a heartbeat of every rank."""
+        """Returns whether `heartbeats` contains a heartbeat of every rank."""
         return len(heartbeats) == len(self.hosts)
 
     def check(self, now_s: float, heartbeats: Mapping[int, Heartbeat] | None) -> Diagnosis | None:

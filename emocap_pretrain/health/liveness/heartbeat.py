@@ -13,7 +13,7 @@ class Heartbeat(NamedTuple):
     """The position of a rank. It is a tuple, which is quick to parse: rank 0 may read a thousand heartbeats a second.
 
     Attributes:
-        rank: The rank that wrote it.
+        rank: The rank that wrote the heartbeat.
         number: A counter that grows with every heartbeat of the rank.
         step: The number of steps that the rank has done.
         phase: One of `health.position.PHASES`.

@@ -117,9 +117,10 @@ class Watchdog:
         return self._exchange.diagnosis
 
     def _dead(self, heartbeats: Mapping[int, Heartbeat], first_seen: dict[int, int]) -> set[int]:
-        """Returns the ranks on this host whose process has ended, once their last heartbeats were read afterwards.
+        """Returns the ranks on this host whose process has ended.
 
-        The last heartbeat of such a rank may contain the reason why it has ended.
+        A rank is included only after the heartbeats were read once more, because its last heartbeat may contain the
+        reason why it has ended.
 
         Args:
             heartbeats: The newest heartbeats of all ranks.
