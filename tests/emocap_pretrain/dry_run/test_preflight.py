@@ -32,7 +32,7 @@ def problem(config: Config, devices: Devices | None = ALONE) -> str:
 
 
 def labelled(folder: Path, labels: list[str | float | None]) -> str:
-    """A dataset with one plain image for each label; None is a sample without one."""
+    """Packs a dataset with one plain image for each label. The label None gives a sample without a label."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     write_shards(
@@ -206,7 +206,7 @@ def test_ranks_on_one_host_share_its_memory() -> None:
 
 @pytest.fixture
 def trained(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Trains a run for so many steps; its config then has these changes."""
+    """Returns a function that trains a run for `done` steps, and then returns its config with changes."""
     stand_alone()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

@@ -84,7 +84,7 @@ def test_a_request_is_taken_once_and_then_deleted(store: Store) -> None:
 
 
 def test_a_stop_that_is_requested_while_the_run_stops_anyway_becomes_the_reason(store: Store) -> None:
-    """Without the request the run would be started again: it stopped for a drain of its node, or to grow."""
+    """Without the request the run would start again, because it only stopped for its node or for more ranks."""
     status = StatusThread(Attempt.begin(store), TrainingPosition())
     wait_until(lambda: store.exists("attempts/00001/status.json"))
     requests.ask_to_stop(store)

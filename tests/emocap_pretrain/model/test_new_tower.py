@@ -1,4 +1,4 @@
-"""The page on adding a tower: its lines run, and the model that they make is trained."""
+"""Tests the code of docs/extend/tower.md: a model with its tower trains."""
 
 import re
 import sys

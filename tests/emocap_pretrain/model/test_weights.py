@@ -58,7 +58,7 @@ def vit_weights(*, classes: int = 0, pixels: int = 32, **options) -> dict[str, t
 
 
 def image_refusal(settings: ImageTowerConfig) -> str:
-    """The message of the run, which must be that of the dry run."""
+    """Returns the error message of the run, which must be that of the dry run."""
     messages = []
     for build in (TimmImageTower, check_image_weights):
         with pytest.raises(ConfigError) as caught:
@@ -134,7 +134,7 @@ def test_the_comparison_does_not_change_torch_or_the_tower(tmp_path):
 
 
 def openai_layout(folder: Path, name: str) -> str:
-    """An image tower in the names of OpenAI's CLIP, beside a text tower."""
+    """Saves the weights of an image tower and a text tower under the names of OpenAI's CLIP, and returns the file."""
     import open_clip
 
     model = open_clip.model.CLIP(
@@ -198,7 +198,7 @@ def load_nothing(folder: Path) -> tuple[str, ...]:
 
 
 def described(folder: Path, **changes) -> Path:
-    """The folder, whose config.json now says something else than its weights."""
+    """Changes config.json in the folder, so that it no longer fits the weights, and returns the folder."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return folder

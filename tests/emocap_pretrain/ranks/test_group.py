@@ -1,4 +1,4 @@
-"""One rank fails, or comes late: what the others raise, and which collectives all of them call."""
+"""Tests which errors all ranks raise if one rank fails, and that ranks of different speed call the same collectives."""
 
 import time
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_what_fails_is_said_with_the_rank_where_it_is_given() -> None:
 
 
 class SlowRuntime(FakeRuntime):
-    """Rank 1 comes late to every question of the loop."""
+    """Lets rank 1 answer late each time when the loop asks whether to stop."""
 
     def should_stop(self) -> bool:
         if self.rank_info.rank == 1:

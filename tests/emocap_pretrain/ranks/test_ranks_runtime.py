@@ -26,7 +26,7 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No launcher's variables, and the signal handler as it was."""
+    """Removes the variables of launchers, and restores the signal handlers afterwards."""
     for name in [*NAMES, *(name for name in os.environ if name.startswith("SLURM_"))]:
         monkeypatch.delenv(name, raising=False)
     for name in ("MASTER_ADDR", "MASTER_PORT"):

@@ -1,4 +1,4 @@
-"""Defines what ranks do in the tests of the engine: functions of (world, ...), whose results the test gets."""
+"""Defines the functions that the ranks run in the tests of the engine. Each has the rank's group as first argument."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ SAVED_AT = 2
 
 
 class Place(NamedTuple):
-    """A job: so many ranks under a stage."""
+    """A job with a number of ranks and a stage of ZeRO."""
 
     ranks: int
     stage: int
@@ -32,14 +32,14 @@ class Place(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Returns loss, gradient norm and whether the update was left out, for each step."""
+    """Holds (loss, gradient norm, `skipped`) of each step, and the weights after the last step."""
 
     rows: list[tuple[float, float, float]]
     weights: dict[str, Tensor]
 
 
 def engine_at(config: Config, world: RankGroup, stage: int, *, seed: int | None = None) -> Engine:
-    """A new one; without a seed every rank has weights of its own, of which rank 0's have to win."""
+    """Returns a new engine. Without a seed each rank has different weights, and the engine must use those of rank 0."""
     torch.manual_seed(world.rank if seed is None else seed)
     config = changed(config, engine__zero_stage=stage)
     return build_engine(config, build_model(config, VOCABULARY), world)
@@ -53,7 +53,7 @@ def stepped(
     left_out: Sequence[int] = (),
     rows: Sequence[int] = (),
 ) -> Steps:
-    """Trains; the sizes of the global batches are the elements of `rows` in turn."""
+    """Trains for `steps`. The sizes of the global batches are the elements of `rows` in turn."""
     found: list[tuple[float, float, float]] = []
     for step in steps:
         count = rows[step % len(rows)] if rows else config.global_batch
@@ -66,14 +66,14 @@ def stepped(
 
 
 def weights_of(engine: Engine) -> dict[str, Tensor]:
-    """Returns the value of rank 0, and an empty one on all other ranks."""
+    """Returns the weights on rank 0, and an empty dictionary on all other ranks."""
     snapshot = engine.snapshot()
     snapshot.release()
     return {name: weight.clone() for name, weight in snapshot.weights.items()}
 
 
 def walked(world: RankGroup, config: Config, stages: Sequence[int], steps: int, **options: Any) -> dict[int, Steps]:
-    """A new engine at every stage, from equal weights."""
+    """Trains a new engine at each ZeRO stage, always from equal weights."""
     return {
         stage: stepped(engine_at(config, world, stage, seed=0), config, world, range(steps), **options)
         for stage in stages
@@ -83,7 +83,7 @@ def walked(world: RankGroup, config: Config, stages: Sequence[int], steps: int, 
 def saved(
     world: RankGroup, config: Config, stages: Sequence[int], root: Path
 ) -> dict[int, tuple[dict[str, Any], Steps]]:
-    """Trains at each ZeRO stage, writes a snapshot and continues; returns its layout and the steps after it."""
+    """Trains at each ZeRO stage, writes a snapshot and continues. Returns its layout and the steps after it."""
     return {stage: _saved(world, config, Place(world.world_size, stage), root) for stage in stages}
 
 
@@ -99,7 +99,7 @@ def _saved(world: RankGroup, config: Config, place: Place, root: Path) -> tuple[
 def resumed(
     world: RankGroup, config: Config, sources: Sequence[tuple[int, Place, dict[str, Any]]], root: Path
 ) -> list[Steps]:
-    """Resumes each of (stage, folder of the snapshot, its layout) and returns the steps after the snapshot."""
+    """Resumes at a stage from the snapshot of a job with its layout, for each source. Returns the steps afterwards."""
     return [_resumed(world, config, stage, source.folder(root), layout) for stage, source, layout in sources]
 
 
@@ -115,7 +115,7 @@ def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout:
 
 
 def states_at(world: RankGroup, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Returns, by stage, the slice and the states by element that this rank's optimizer has of every parameter."""
+    """Returns, by stage and parameter, the slice of this rank's optimizer and its `per_element` states."""
     return {stage: _states_at(world, config, stage) for stage in stages}
 
 

@@ -12,7 +12,7 @@ _RATES = {"adamw": 1e-3, "sgd": 0.1, "adafactor": 1e-2}
 
 
 def with_optimizer(config: Config, name: str, **settings: Any) -> Config:
-    """The config with another optimizer; the run's own learning rate and decay are replaced too."""
+    """Returns the config with another optimizer, and with its learning rate and weight decay."""
     tree: dict[str, Any] = {"name": name, "lr": _RATES[name], "warmup_steps": 1, **settings}
     if name == "sgd":
         tree.setdefault("weight_decay", 1e-3)

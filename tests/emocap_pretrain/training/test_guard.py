@@ -33,7 +33,7 @@ def test_all_updates_of_a_run_without_problems_are_applied() -> None:
 
 
 class OnDevice:
-    """A loss that says whether it was read."""
+    """A loss that records whether its value was read."""
 
     def __init__(self) -> None:
         self.read = False

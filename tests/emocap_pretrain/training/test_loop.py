@@ -48,7 +48,10 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., Config]:
-    """A config with a folder of its own. Its epochs end in a step with fewer rows; only the end is saved."""
+    """Returns a function that makes a config with a new run folder.
+
+    The epochs of the run end in a step with fewer rows, and only the last step is saved.
+    """
 
     def make(name: str = "run", **changes: object) -> Config:
         values: dict[str, object] = {

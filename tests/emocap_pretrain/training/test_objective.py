@@ -53,7 +53,7 @@ def terms(settings: dict, given: Batch = DISTINCT, step: int = 0, vectors: Embed
 
 
 def kernels(given: Batch, mining: Mining | None = None, local_mining: Mining | None = None, ids: bool = True):
-    """The three losses by name, straight from the kernels."""
+    """Computes the losses of the three parts directly with the kernels, and returns them by name."""
     e = embeddings()
     aligned = {
         name: emocap_kernels.contrastive_loss(
@@ -184,7 +184,7 @@ TEACHER = {"name": "vit_tiny_patch16_224", "pretrained": "hub", "scale": 5.0}
 
 
 def taught(settings: dict, given: Batch = DISTINCT):
-    """Returns the terms with a teacher whose vectors are six fixed ones."""
+    """Returns the result of an objective whose teacher always returns the same six vectors."""
     objective = Objective.of(
         ObjectiveConfig.model_validate(settings), precision="fp32", teacher=lambda images: vectors_of(len(images))
     )

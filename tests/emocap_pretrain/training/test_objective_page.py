@@ -1,4 +1,4 @@
-"""The objective that docs/extend/objective.md adds: its code is taken from the page, and a run trains with it."""
+"""Tests the code of docs/extend/objective.md: a run trains with its objective."""
 
 import re
 import textwrap
@@ -91,7 +91,7 @@ def test_a_run_trains_with_the_objective_of_the_page(
 
 
 class FormulaAlone(ContrastiveObjective):
-    """The page's objective without its tiles."""
+    """The objective of the page, without the methods for tiles."""
 
     name = "formula_alone"
 

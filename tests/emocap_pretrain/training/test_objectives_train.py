@@ -1,4 +1,4 @@
-"""Tests that every objective of a config trains: the lines that the tiny recipe has as comments."""
+"""Tests that each objective trains that the tiny recipe shows in a comment."""
 
 import math
 import re
@@ -49,7 +49,7 @@ def config(tiny_config: Config) -> Config:
 
 @pytest.fixture
 def line(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
-    """The settings of a line of the recipe; a teacher is a small one whose weights lie in a file."""
+    """Returns the settings in a line of the recipe. A teacher is replaced by a small one with weights in a file."""
     settings: dict[str, Any] = yaml.safe_load(request.param)
     if "teacher" in settings or settings.get("kind") == "soft":
         settings["teacher"] = settings.get("teacher", {}) | teacher_in(tmp_path)
@@ -84,7 +84,7 @@ def data(config: Config, tokenizer: Tokenizer) -> list[Batch]:
 
 
 def with_objective(config: Config, settings: Mapping[str, object], **changes: object) -> Config:
-    """The config with other settings of its objective."""
+    """Returns the config with other settings of its objective."""
     return changed(config, **{f"objective__{key}": value for key, value in settings.items()}, **changes)
 
 

@@ -109,7 +109,7 @@ def write(engine: Engine, folder: Path) -> None:
 
 
 def engine_from(config: Config, stage: int, folder: Path, layout: Layout, step: int) -> Engine:
-    """A new engine of other weights, which the folder's replace."""
+    """Returns a new engine with other weights, which are replaced by those in the folder."""
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100)
     model = build_model(config, VOCABULARY)

@@ -1,4 +1,4 @@
-"""The optimizer that docs/extend/optimizer.md adds: its code is taken from the page, trains, and resumes to the bit."""
+"""Tests the code of docs/extend/optimizer.md: its optimizer trains, and resumes with equal bits."""
 
 import re
 import textwrap
@@ -31,7 +31,7 @@ STEPS = 4
 
 @pytest.fixture
 def nadam(monkeypatch: pytest.MonkeyPatch) -> Callable[[OptimizerConfig], OptimizerSpec]:
-    """The function of the page, under its name in the table."""
+    """Adds the function on the page to `OPTIMIZERS`, and returns it."""
     stand_alone()
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def nadam(monkeypatch: pytest.MonkeyPatch) -> Callable[[OptimizerConfig], Optimi
 
 
 def with_nadam(config: Config, stage: int) -> Config:
-    """The config with a name that the schema does not have yet."""
+    """Returns the config with the name of the new optimizer, which the schema does not accept yet."""
     config = changed(config, engine__zero_stage=stage, steps=STEPS)
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "nadam"})})
 

@@ -91,7 +91,7 @@ def in_one_graph(model: TowerPair, config: Config, batch: Batch) -> dict[str, Te
 
 
 def joined(found: list[Embeddings]) -> Embeddings:
-    """The embeddings of all passes in one graph; the scales are those of the first."""
+    """Returns the embeddings of all passes in one graph, with the scales of the first pass."""
     texts = {name: torch.cat([each.texts[name] for each in found]) for name in found[0].texts}
     image, patches = (torch.cat([getattr(each, name) for each in found]) for name in ("image", "patches"))
     return Embeddings(image, patches, texts, found[0].scales, found[0].biases)
@@ -130,7 +130,7 @@ def test_terms_that_are_switched_off_need_no_gradient(config: Config) -> None:
 
 
 class Saved:
-    """Counts the bytes that graphs keep for their backward passes: now, and at most."""
+    """Counts the bytes that graphs keep for their backward passes, and the largest number so far."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0

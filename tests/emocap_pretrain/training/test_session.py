@@ -44,7 +44,7 @@ def begun(config: Config, world: RankGroup = ALONE) -> Session:
 
 
 def kept(session: Session, cursor: Cursor, progress: Progress) -> Checkpoint:
-    """Saves and returns the checkpoint with this cursor."""
+    """Saves a checkpoint with this cursor and returns it."""
     session.save(cursor, progress)
     (saved,) = session.saver.wait()
     return saved

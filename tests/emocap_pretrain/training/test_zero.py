@@ -1,4 +1,4 @@
-"""The insides of DeepSpeed that the engine relies on."""
+"""Tests the internals of DeepSpeed on which the engine relies."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs the threads of several ranks in one process around a real store; a rank that would exit stores its exit code."""
+"""Runs the threads of several ranks in one process with a real store. A rank that would exit stores its exit code."""
 
 import os
 import queue
@@ -29,11 +29,11 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class OneRank:
-    """One rank with its threads.
+    """Holds one rank with its threads.
 
     Attributes:
         exit_codes: The exit codes with which its watchdog would have ended the process.
-        diagnoses: What its watchdog has given to `before_exit`.
+        diagnoses: The diagnoses with which its watchdog has called `before_exit`.
     """
 
     rank: int
@@ -66,14 +66,14 @@ MakeRanks = Callable[..., list[OneRank]]
 
 @pytest.fixture
 def stores() -> list[Any]:
-    """Returns a list with the only reference to the store of the job: a test that clears it ends the store."""
+    """Returns a list with the only reference to the store of the job. A test that clears the list ends the store."""
     timeout = timedelta(seconds=20)
     return [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)]  # pyright: ignore[reportPrivateImportUsage]
 
 
 @pytest.fixture
 def make_ranks(stores: list[Any]) -> Iterator[MakeRanks]:
-    """Makes ranks around one store of a job, which outlives all their threads."""
+    """Makes ranks that share one store. The store exists longer than all their threads."""
     before = set(threading.enumerate())
     made: list[OneRank] = []
 
@@ -100,7 +100,7 @@ def make_ranks(stores: list[Any]) -> Iterator[MakeRanks]:
 
 
 def train(ranks: list[OneRank], seconds: float) -> None:
-    """All ranks make steps for a while."""
+    """Lets all ranks make steps for a while."""
     end_s = time.monotonic() + seconds
     step = 1
     while time.monotonic() < end_s:

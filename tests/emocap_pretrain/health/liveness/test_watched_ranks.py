@@ -36,7 +36,7 @@ class Outcome:
 
 
 def run_job(config: Config, kind: str, victim: int, *, ranks: int, wait_s: float | None = None) -> Outcome:
-    """Runs a job in which rank `victim` has a fault, until the others have outcome."""
+    """Runs a job in which rank `victim` has a fault, until the other ranks have ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -1,6 +1,6 @@
 """Runs one rank of a job in which RANK has a fault at step 3: `watched_rank.py CONFIG_JSON FAULT RANK [WAIT_S]`.
 
-WAIT_S is the timeout of collectives; by default it is the one of the config.
+WAIT_S is the timeout of collectives. Its default is that of the config.
 """
 
 import os
