@@ -71,7 +71,7 @@ class MemoryEstimate:
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
-            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, without the framework's own"),
+            ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, without the overhead of torch"),
             ("", f"GiB: {listed}"),
         ]
 

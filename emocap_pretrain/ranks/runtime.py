@@ -75,7 +75,9 @@ class EnvRuntime:
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C ends this process at once.
                 if info.rank == 0:
-                    sys.stderr.write("Ctrl-C: the run is saved and stops after this step; once more ends it at once.\n")
+                    sys.stderr.write(
+                        "Ctrl-C: the run is saved and stops after this step; another Ctrl-C ends it at once.\n"
+                    )
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)

@@ -191,7 +191,7 @@ def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
     row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
     if not row.pop("finite", 1.0) and not wrong:
-        wrong = ["a loss or a gradient since the last row"]
+        wrong = ["a loss or a gradient since the last logged step"]
     if wrong and session.config.health.nonfinite == "stop":
         raise TrainingError(
             f"step {step}: {', '.join(wrong)} is not finite. The newest checkpoint is from before this step; "

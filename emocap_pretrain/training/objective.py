@@ -266,8 +266,8 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
     readers = [term.part.name for term in terms if term.reads_teacher]
     if readers and settings.teacher is None:
         raise ConfigError(
-            f"objective.kind: {readers[0]} is soft and learns the shares of a teacher; give objective.teacher its "
-            "name and its pretrained weights."
+            f"objective.kind: {readers[0]} is soft and learns from a teacher; give objective.teacher a name and "
+            "pretrained weights."
         )
     if settings.teacher and not readers:
         raise ConfigError(

@@ -174,10 +174,10 @@ class Session:
         self.tracker.finish("FAILED" if kind else unbroken)
         if self.tracker.superseded and kind is not Superseded:
             log.warning(
-                "MLflow run %s has rows of an attempt with a higher number than this one (%d) and took none of its "
-                "rows since: find out which other folder writes to it",
-                self.tracker.run_id,
+                "attempt %d is no longer tracked, because MLflow run %s has rows of an attempt with a higher number: "
+                "find out which other folder writes to the run",
                 self.attempt.number,
+                self.tracker.run_id,
             )
         if kind is not Superseded:  # After `Superseded` a newer attempt owns the folder, or it was deleted.
             self._keep_unsent_at_end()

@@ -81,7 +81,7 @@ def test_the_first_ctrl_c_saves_and_stops(config: Config, tmp_path: Path, torchr
         printed, _ = process.communicate(timeout=LIMIT_S)
     (saved,) = committed(open_store(config.url))
     assert f"is stopped and saved at step {saved.step}" in printed
-    assert "once more ends it at once" in printed
+    assert "another Ctrl-C ends it at once" in printed
     found = status(config)
     assert found
     assert (found.how, found.reason) == ("stopped", "told to stop; the state is saved")
@@ -94,7 +94,7 @@ def test_the_second_ctrl_c_ends_at_once(config: Config, tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout
         for line in process.stdout:
-            if "once more ends it at once" in line:
+            if "another Ctrl-C ends it at once" in line:
                 break
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=LIMIT_S)

@@ -397,7 +397,7 @@ def test_a_run_whose_rows_are_not_taken_for_another_folder_s_says_so_at_its_end(
 
     pretrain(config, Meddled())
     assert RunFolder(open_store(config.url)).report(3)
-    assert "took none of its rows since: find out which other folder writes to it" in caplog.text
+    assert "with a higher number: find out which other folder writes to the run" in caplog.text
 
 
 def damaged_faces(folder: Path, count: int) -> str:
