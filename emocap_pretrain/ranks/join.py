@@ -26,7 +26,11 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     if made:
-        _init(info, device, settings.group_timeout_s)
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        timeout = timedelta(seconds=settings.group_timeout_s)
+        # A job with a single process needs no address at which ranks meet.
+        store = dist.HashStore() if info.world_size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout)
     clean = False
     try:
         yield RankGroup(info, device, dist.group.WORLD if info.world_size > 1 else None)
@@ -50,12 +54,3 @@ def use_threads(settings: ClusterConfig, info: RankInfo) -> None:
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.threads_per_rank or max(1, cores // info.local_world_size))
-
-
-def _init(info: RankInfo, device: str, timeout_s: int) -> None:
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    timeout = timedelta(seconds=timeout_s)
-    if info.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
-    else:
-        dist.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=timeout)

@@ -5,12 +5,8 @@ The parts themselves take plain values or their own settings, so that each can b
 
 import logging
 
-from emocap_shards.cursor import Cursor
-from emocap_shards.stream import Stream
-
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.data.datasets import open_stream
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
@@ -18,11 +14,9 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.ranks.info import RankInfo
 from emocap_pretrain.tracking.tracker import TrackedRun
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import optimizer_of
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +24,6 @@ log = logging.getLogger(__name__)
 def tracked_run(config: Config) -> TrackedRun:
     """Returns the facts of the run that a tracker stores before its first row."""
     return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
-
-
-def build_stream(config: Config, info: RankInfo, start: Cursor) -> Stream:
-    """Returns the stream of the samples on which this rank trains; it begins at the cursor `start`."""
-    return open_stream(config.data, info, start, global_batch=config.global_batch, seed=config.seed)
 
 
 def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
@@ -70,7 +59,6 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
     return Engine(
         model,
         _build_objective(config, world, rows_at_once=split.micro_batch),
-        optimizer_of(config.optimizer, config.engine.zero_stage),
         world,
         settings=config.optimizer,
         split=split,

@@ -17,7 +17,7 @@ from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import zero
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import OptimizerSpec, learning_rate, parameter_groups
+from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
 from emocap_pretrain.training.snapshot import Snapshot, read
 from emocap_pretrain.training.state_layout import Layout
@@ -70,14 +70,13 @@ class Engine:
         self,
         model: TowerPair,
         objective: Objective,
-        optimizer: OptimizerSpec,
         world: RankGroup,
         *,
         settings: OptimizerConfig,
         split: BatchSplit,
         steps: int,
-        zero_stage: int = 0,
-        seed: int = 0,
+        zero_stage: int,
+        seed: int,
     ) -> None:
         """Prepares the model for training with DeepSpeed; every rank receives the weights of rank 0.
 
@@ -86,10 +85,9 @@ class Engine:
         Args:
             model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
             objective: Computes the loss of the global batch.
-            optimizer: Says how the weights are updated.
             world: All ranks.
-            settings: The parameter groups, the schedule of the learning rate, and the gradient norm above which
-                gradients are clipped.
+            settings: The optimizer, the parameter groups, the schedule of the learning rate, and the gradient norm
+                above which gradients are clipped.
             split: How a step is split over the ranks, and into passes.
             steps: Number of steps of the whole run, which the schedule needs.
             zero_stage: Stage of ZeRO, 0 to 3.
@@ -98,13 +96,12 @@ class Engine:
         Raises:
             ConfigError: If the optimizer does not support this stage, or a key of `lr_scales` fits no parameter.
         """
-        optimizer.require_stage(zero_stage)
-        self._objective, self._optimizer, self._world = objective, optimizer, world
+        self._objective, self._optimizer, self._world = objective, optimizer_of(settings, zero_stage), world
         self._settings, self._steps, self._seed = settings, steps, seed
         self._passes, self._zero_stage = split.passes, zero_stage
         self._engine, self.layout = zero.initialise(
             model,
-            optimizer,
+            self._optimizer,
             parameter_groups(model, settings),
             world,
             lr=settings.lr,

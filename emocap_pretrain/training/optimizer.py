@@ -52,18 +52,6 @@ class OptimizerSpec:
         if self.per_parameter and not self.whole_parameters:
             raise ValueError(f"{self.name} has states per parameter, so it needs whole_parameters=True.")
 
-    def require_stage(self, zero_stage: int) -> None:
-        """Checks that the updates are correct under a stage of ZeRO.
-
-        Raises:
-            ConfigError: If the optimizer needs whole parameters and the stage divides them.
-        """
-        if self.whole_parameters and zero_stage > 0:
-            raise ConfigError(
-                f"optimizer.name={self.name} needs whole parameters, and engine.zero_stage={zero_stage} divides them: "
-                "set engine.zero_stage=0, or another optimizer.name."
-            )
-
     def state_elements(self, parameter: Tensor) -> int:
         """Returns how many numbers the optimizer keeps for a parameter, without the scalars of `global_`."""
         state = self.begin(torch.empty(parameter.shape, device="meta"))
@@ -125,10 +113,14 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
     """Returns the optimizer that the settings name.
 
     Raises:
-        ConfigError: If the optimizer does not support this stage of ZeRO.
+        ConfigError: If the optimizer needs whole parameters, which ZeRO 1 to 3 divide.
     """
     spec = OPTIMIZERS[settings.name](settings)
-    spec.require_stage(zero_stage)
+    if spec.whole_parameters and zero_stage > 0:
+        raise ConfigError(
+            f"optimizer.name={spec.name} needs whole parameters, and engine.zero_stage={zero_stage} divides them: "
+            "set engine.zero_stage=0, or another optimizer.name."
+        )
     return spec
 
 

@@ -26,7 +26,14 @@ from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import cut_captions, data_digest_of, foreign_data, train_tokenizer, training_data
+from emocap_pretrain.data.datasets import (
+    cut_captions,
+    data_digest_of,
+    foreign_data,
+    open_stream,
+    train_tokenizer,
+    training_data,
+)
 from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -39,7 +46,7 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, Tracker
-from emocap_pretrain.training.build import build_collate, build_engine, build_model, build_stream, tracked_run
+from emocap_pretrain.training.build import build_collate, build_engine, build_model, tracked_run
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.snapshot import fill
@@ -246,7 +253,8 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
             engine = _open_engine(config, world, tokenizer, found)
-        stream = build_stream(config, world.info, Cursor.from_json(state.cursor) if state else Cursor())
+        start = Cursor.from_json(state.cursor) if state else Cursor()
+        stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
         collate = build_collate(config, tokenizer)
         loading = shrink_to_fit_and_warn(
             config.data,
@@ -254,6 +262,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             ranks=world.info.local_world_size,
             free_bytes=shared_memory_free(),
         )
+        pin = world.device.startswith("cuda")
         checkpoint = found.checkpoint if found else None
         tracker = _open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -269,13 +278,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             tracker=tracker,
             saver=Saver(store, world, run_attempt=attempt, retention=retention, newest=engine.step, refused=refused),
             guard=guard,
-            batches=batches(
-                stream,
-                collate,
-                workers=loading.workers,
-                prefetch=loading.prefetch,
-                pin=world.device.startswith("cuda"),
-            ),
+            batches=batches(stream, collate, workers=loading.workers, prefetch=loading.prefetch, pin=pin),
             quarantine=quarantine,
             before=state.progress if state else Progress(),
         )
