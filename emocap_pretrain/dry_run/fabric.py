@@ -30,8 +30,6 @@ class Fabric:
         inside: The links inside a node.
         between: The links between nodes.
         vectors_behind_loss: Exchange of embeddings that overlaps with the loss, as a share of the time of the loss.
-        gradients_behind_towers: Reduction of gradients that overlaps with the towers, as a share of the time of the
-            towers. 0 is DeepSpeed without `overlap_comm`, which is its default below ZeRO stage 3.
     """
 
     words: str
@@ -39,7 +37,6 @@ class Fabric:
     inside: Link
     between: Link
     vectors_behind_loss: float = 0.5
-    gradients_behind_towers: float = 0.0
 
     def nodes(self, ranks: int) -> int:
         """Returns the number of nodes for `ranks` ranks."""

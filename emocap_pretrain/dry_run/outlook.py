@@ -10,6 +10,7 @@ from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
 
 DAY_S = 86400.0
 MTBF_DAYS = 30.0
+RESTART_S = 180.0  # The assumed time from a failure to the next new step.
 # The assumed rates of copies from the device to the host, and from a rank to the store.
 COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -25,13 +26,11 @@ class Assumptions:
         fabric: The network.
         step_s: Measured seconds of a step on a single rank, with as many rows as each rank has.
         node_mtbf_days: Mean time between failures of one node.
-        restart_s: Seconds from a failure to the next new step.
     """
 
     fabric: Fabric | None = None
     step_s: float | None = None
     node_mtbf_days: float | None = None
-    restart_s: float = 180.0
 
     @property
     def asked(self) -> bool:
@@ -82,7 +81,7 @@ class Outlook:
             nodes=self.fabric.nodes(self.ranks),
             stall_s=most / COPIED_BYTES_PER_S,
             commit_s=most / STORED_BYTES_PER_S,
-            restart_s=self.assumed.restart_s,
+            restart_s=RESTART_S,
         )
 
     def rows(self) -> list[Row]:
@@ -135,7 +134,7 @@ class Outlook:
 
     def _goodput(self, step_s: float) -> str:
         share = goodput(self.failure_model, self.every_steps * step_s)
-        commit, restart = duration(self.failure_model.commit_s), duration(self.assumed.restart_s)
+        commit, restart = duration(self.failure_model.commit_s), duration(RESTART_S)
         return f"{share:.2%} saving every {self.every_steps:,} steps; commit {commit}, restart {restart}"
 
 

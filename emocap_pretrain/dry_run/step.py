@@ -66,7 +66,6 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
     """Returns the time of a step, for equally fast ranks that never wait for data and a network without congestion."""
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
-    gradients_s = gradients(work, ranks, fabric).seconds(fabric)
     return StepTime(
         ranks=ranks,
         towers_s=speed.towers_s,
@@ -74,7 +73,8 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
         # With ZeRO each rank updates only its own partition.
         update_s=speed.update_s / (ranks if work.zero_stage else 1),
         vectors_s=max(0.0, vectors_s - fabric.vectors_behind_loss * loss_s),
-        gradients_s=max(0.0, gradients_s - fabric.gradients_behind_towers * speed.towers_s),
+        # No overlap is assumed: DeepSpeed has it only with `overlap_comm`, which is off by default below ZeRO stage 3.
+        gradients_s=gradients(work, ranks, fabric).seconds(fabric),
     )
 
 
@@ -87,6 +87,6 @@ def efficiency(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> floa
     return step_time(work, 1, speed, fabric).total_s / step_time(work, ranks, speed, fabric).total_s
 
 
-def breaks_at(work: Workload, speed: Speed, fabric: Fabric, ranks: Iterable[int], *, least: float = 0.5) -> int | None:
-    """Returns the first number in `ranks` for which `efficiency` is below `least`; None if there is none."""
-    return next((each for each in ranks if efficiency(work, each, speed, fabric) < least), None)
+def breaks_at(work: Workload, speed: Speed, fabric: Fabric, ranks: Iterable[int]) -> int | None:
+    """Returns the first number in `ranks` for which `efficiency` is below 0.5; None if there is none."""
+    return next((each for each in ranks if efficiency(work, each, speed, fabric) < 0.5), None)
