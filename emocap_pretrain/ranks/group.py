@@ -101,7 +101,7 @@ class RankGroup:
                 `run_on_all` for the errors.
         """
         outcome, error = _tried(act) if self.is_main else (_Outcome(), None)
-        outcome = self._broadcast(outcome)
+        outcome = self.broadcast_from_main(outcome)
         _raise_failure(outcome, 0, error, failing)
         return outcome.value
 
@@ -109,7 +109,7 @@ class RankGroup:
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
-        If `act` raises an error on some rank, every rank raises one. Its class depends on the first rank that failed:
+        If `act` raises an error on some rank, every rank raises one. Which error depends on the first rank that failed:
 
         Raises:
             ConfigError, Superseded: If that rank has raised an error of this class. Its message is the same.
@@ -119,7 +119,7 @@ class RankGroup:
                 itself, its own error is raised instead.
         """
         outcome, error = _tried(act)
-        outcomes = self._gather(outcome)
+        outcomes = self.gather(outcome)
         for rank, each in enumerate(outcomes):
             _raise_failure(each, rank, error, failing)
         return [each.value for each in outcomes]
@@ -127,22 +127,34 @@ class RankGroup:
     @collective
     def broadcast_from_main(self, value: Any) -> Any:
         """Returns the value of rank 0 on every rank. The values of the other ranks are ignored."""
-        return self._broadcast(value)
+        if self.process_group is None:
+            return value
+        box: list[Any] = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self.process_group, device=torch.device(self.device))
+        return box[0]
 
     @collective
     def gather(self, value: Value) -> list[Value]:
         """Returns the values of all ranks in their order."""
-        return self._gather(value)
+        if self.process_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.process_group)
+        return values
 
     @collective
     def any_rank(self, flag: bool) -> bool:
         """Returns whether the flag is set on some rank."""
-        return bool(self._maximum([int(flag)])[0])
+        return bool(self.maximum([int(flag)])[0])
 
     @collective
     def maximum(self, numbers: Sequence[int]) -> list[int]:
         """Returns, for each position, the greatest number over all ranks. All ranks must give equally many numbers."""
-        return self._maximum(numbers)
+        if self.process_group is None:
+            return list(numbers)
+        greatest = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.process_group)
+        return greatest.tolist()
 
     @collective
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
@@ -150,7 +162,12 @@ class RankGroup:
 
         The numbers are exchanged as one float64 tensor on the ranks' device, which is quicker than `gather`.
         """
-        return self._gather_numbers(numbers)
+        if self.process_group is None:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(rows, own, group=self.process_group)
+        return torch.stack(rows).tolist()
 
     @collective
     def patient(self, name: str) -> "RankGroup":
@@ -163,35 +180,6 @@ class RankGroup:
             return replace(self, name=name)
         group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         return RankGroup(self.info, "cpu", cast(ProcessGroup, group), name)
-
-    def _broadcast(self, value: Value) -> Value:
-        if self.process_group is None:
-            return value
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self.process_group, device=torch.device(self.device))
-        return cast(Value, box[0])
-
-    def _gather(self, value: Value) -> list[Value]:
-        if self.process_group is None:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.process_group)
-        return values
-
-    def _gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        if self.process_group is None:
-            return [list(numbers)]
-        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        rows = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(rows, own, group=self.process_group)
-        return torch.stack(rows).tolist()
-
-    def _maximum(self, numbers: Sequence[int]) -> list[int]:
-        if self.process_group is None:
-            return list(numbers)
-        greatest = torch.tensor(numbers, device=self.device)
-        dist.all_reduce(greatest, dist.ReduceOp.MAX, group=self.process_group)
-        return greatest.tolist()
 
 
 @dataclass(frozen=True, slots=True)

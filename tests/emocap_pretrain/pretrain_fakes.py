@@ -75,27 +75,27 @@ class ThreadRanks(RankGroup):
 
     def patient(self, name: str) -> "ThreadRanks":
         letters = [[queue.SimpleQueue[Any]() for _ in row] for row in self.letters]
-        return ThreadRanks(self.info, self.device, None, name, self._broadcast(letters))
+        return ThreadRanks(self.info, self.device, None, name, self.broadcast_from_main(letters))
 
     def send(self, value: Any) -> None:
         for box in self.letters[self.rank]:
             box.put(value)
 
-    def _gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         self.send(value)
         values = [box[self.rank].get(timeout=20) for box in self.letters]
         if Gone in values:
             raise Gone
         return values
 
-    def _broadcast(self, value: Any) -> Any:
-        return self._gather(value)[0]
+    def broadcast_from_main(self, value: Any) -> Any:
+        return self.gather(value)[0]
 
-    def _gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        return self._gather(list(numbers))
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        return self.gather(list(numbers))
 
-    def _maximum(self, numbers: Sequence[int]) -> list[int]:
-        return [max(each) for each in zip(*self._gather(list(numbers)), strict=True)]
+    def maximum(self, numbers: Sequence[int]) -> list[int]:
+        return [max(each) for each in zip(*self.gather(list(numbers)), strict=True)]
 
 
 def on_ranks(ranks: int, act: Callable[[ThreadRanks], Any]) -> list[Any]:

@@ -156,7 +156,7 @@ def test_a_host_that_misreads_every_manifest_does_not_refuse_what_another_host_r
         def read(self, path: str, *, limit_bytes: int | None = None) -> bytes:
             return flip(self.store.read(path, limit_bytes=limit_bytes))
 
-    monkeypatch.setattr(ThreadRanks, "_gather", with_own_hosts(ThreadRanks._gather))
+    monkeypatch.setattr(ThreadRanks, "gather", with_own_hosts(ThreadRanks.gather))
     stores: dict[int, Store] = {wrong_rank: Torn(store, []), 1 - wrong_rank: store}
     assert on_ranks(2, act_with(stores)) == [4, 4]
 
@@ -175,7 +175,7 @@ def test_a_host_that_misreads_a_file_every_time_is_named_by_another_host(
         def read_range(self, path: str, start: int, end: int) -> bytes:
             return flip(data) if len(data := self.store.read_range(path, start, end)) > 7 else data
 
-    monkeypatch.setattr(ThreadRanks, "_gather", with_own_hosts(ThreadRanks._gather))
+    monkeypatch.setattr(ThreadRanks, "gather", with_own_hosts(ThreadRanks.gather))
     stores: dict[int, Store] = {wrong_rank: Bad(store, []), 1 - wrong_rank: store}
     for outcome in on_ranks(2, act_with(stores)):
         assert isinstance(outcome, CheckpointError)
