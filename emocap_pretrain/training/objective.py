@@ -43,7 +43,7 @@ class Term(ABC):
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether the loss uses the vectors of a teacher."""
+        """Returns whether the loss uses the vectors of a teacher."""
         return False
 
     @abstractmethod
