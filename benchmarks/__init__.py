@@ -1,1 +1,1 @@
-"""Measurements of this repository: a harness, and a suite of files for each package that is measured."""
+"""Measures the packages of this repository: a harness, and a suite of measurements for each package."""

@@ -1,4 +1,4 @@
-"""Runs one suite of measurements: `python benchmarks SUITE COMMAND [OPTIONS]`."""
+"""Runs a command of one suite of measurements: `python benchmarks SUITE COMMAND [OPTIONS]`."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks.harness.suite import Suite, run
 
 
-# Each suite is imported when it is asked for: the kernels need nothing but torch.
+# Each suite is imported only when it is chosen, because the suite of the kernels must work with torch and triton alone.
 def _kernels() -> Suite:
     from benchmarks.kernels.suite import SUITE
 
@@ -29,6 +29,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {"kernels": _kernels, "shards": _sha
 
 
 def main(words: Sequence[str]) -> int:
+    """Runs the command line without the program's name, and returns the exit code."""
     if not words or words[0] not in SUITES:
         sys.stderr.write(f"error: the first word must be a suite: {', '.join(SUITES)}.\n")
         return 2

@@ -47,13 +47,9 @@ from emocap_kernels.fused import tiling  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.harness.machine import occasion, versions  # noqa: E402
-from benchmarks.kernels.device import PACKAGES, clock_of, device_name  # noqa: E402
-from benchmarks.kernels.memory import peak_bytes  # noqa: E402
-from benchmarks.kernels.pairs import PairBatch  # noqa: E402
-from benchmarks.kernels.pairs import draw as draw_pairs  # noqa: E402
-from benchmarks.kernels.regions import Regions  # noqa: E402
-from benchmarks.kernels.regions import draw as draw_regions  # noqa: E402
-from benchmarks.kernels.size import Size  # noqa: E402
+from benchmarks.kernels.batches import PairBatch, Regions, draw_pairs, draw_regions  # noqa: E402
+from benchmarks.kernels.device import PACKAGES, clock_of, device_name, peak_bytes  # noqa: E402
+from benchmarks.kernels.subject import Size  # noqa: E402
 from benchmarks.kernels.tune import CANDIDATES, numbers_of  # noqa: E402
 
 CUDA = torch.cuda.is_available()
@@ -145,8 +141,8 @@ def median_s(call: Callable[[], object], rounds: int = 5) -> float:
     """Returns the median time of one call in seconds, over some rounds after two calls as a warm-up."""
     call()
     call()
-    clock = clock_of(DEVICE)
-    return statistics.median(clock.seconds(call, 1) for _ in range(rounds))
+    seconds = clock_of(DEVICE)
+    return statistics.median(seconds(call, 1) for _ in range(rounds))
 
 
 @dataclass(slots=True)

@@ -1,37 +1,19 @@
-"""Times what a restart cannot do without, timed in each rank: `torchrun -m benchmarks.cluster.floor CONFIG ANSWER`.
+"""Times the parts of a start that no restart can avoid: `python -m benchmarks.cluster.floor CONFIG ANSWER`.
 
-Nothing of ours decides these: the process, its imports, the process group, and the model with what is restored.
+The parts are the start of the process, the imports, the process group, and the model with its restored state. torchrun
+starts this program, and rank 0 writes the seconds of each part to the file ANSWER.
 """
 
 import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
-if TYPE_CHECKING:
-    from .job import Site, Size
-
-
-def parts(config: Path, place: "Site", size: "Size") -> dict[str, float]:
-    """Returns the seconds of each part on rank 0, for the run of `config`, which must have ended.
-
-    Raises:
-        JobError: If they cannot be timed.
-    """
-    from .job import free_port, started
-
-    answer = config.parent / "floor.json"
-    ranks = ("--nproc_per_node", str(size.ranks), "--master_port", free_port())
-    command = ["torchrun", *ranks, "-m", __name__, str(config), str(answer)]
-    with started(command, place, config.parent) as job:
-        job.wait()
-    return json.loads(answer.read_text())
-
 
 def main() -> None:
+    """Starts a rank of the finished run of CONFIG up to the point where training would continue."""
     began, entered = psutil.Process().create_time(), time.time()
     from emocap_shards.store import open_store
 
@@ -42,7 +24,7 @@ def main() -> None:
     from emocap_pretrain.training import loop
     from emocap_pretrain.training.session import open_session
 
-    assert loop.pretrain, "the training function brings all that a rank imports"
+    assert loop.pretrain, "the module of the training function imports everything that a rank needs"
     imported = time.time()
     config = load(Path(sys.argv[1]), [])
     runtime = EnvRuntime.from_environment("cpu")

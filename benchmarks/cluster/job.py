@@ -1,4 +1,4 @@
-"""A small training run as a user starts it, and when each of its steps was logged."""
+"""Starts small training runs as a user starts them, and reads from MLflow when each step was logged."""
 
 import contextlib
 import json
@@ -26,16 +26,18 @@ from emocap_pretrain.captions.rendered.dataset import records
 BIN = Path(sys.executable).parent
 RUN = ("-m", "emocap_pretrain.run")
 LIMIT_S = 400.0
+VOCABULARY, LENGTH, PIXELS, PATCH = 300, 16, 32, 8
+# Variables of an outer job or cluster, which the started runs must not see.
 _OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "RAY_", "SLURM_", "TORCHELASTIC_")
 
 
 class JobError(Exception):
-    """A job that ended or hung; the message holds the end of its output."""
+    """A job has ended or hangs; the message contains the end of its output."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """The size of a run; `width` and `depth` are those of both towers."""
+class RunSize:
+    """The size of a run. Both towers have the same `width` and `depth`."""
 
     steps: int
     ranks: int = 2
@@ -46,7 +48,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A folder for runs, the faces that they share, and an environment in which no other cluster is found."""
+    """The surroundings of the started runs.
+
+    Attributes:
+        folder: The folder in which each run has a folder of its own.
+        faces: The dataset of all runs.
+        env: Environment variables with which a run cannot find a cluster that others have started.
+    """
 
     folder: Path
     faces: str
@@ -54,25 +62,24 @@ class Site:
 
     @property
     def tracking(self) -> str:
+        """The URI of MLflow's database, which all runs share."""
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def config(self, name: str, size: Size, *, every_steps: int = 1, **sections: Any) -> Path:
-        """Writes `cfg.yaml` of a run into a new folder; `sections` replace settings of the recipe."""
-        folder = self.folder / name
-        folder.mkdir()
-        path = folder / "cfg.yaml"
+    def config(self, name: str, size: RunSize, *, every_steps: int = 1, **sections: Any) -> Path:
+        """Writes the config of a run to `cfg.yaml` in a folder of its own, and returns its path.
+
+        `sections` replace whole sections of the usual config.
+        """
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / "cfg.yaml"
         path.write_text(yaml.safe_dump(_tree(name, size, self, every_steps) | sections))
         return path
 
     def logged(self, config: Path) -> list[tuple[int, float]]:
-        """Returns the step of every point that MLflow has, and when rank 0 logged it, in seconds since 1970."""
-        return [(point.step, point.timestamp / 1000) for point in self._history(config, "loss")]
+        """Returns every step that MLflow has, with the time at which rank 0 logged it, in seconds since 1970."""
+        return [(point.step, point.timestamp / 1000) for point in self.history(config, "loss")]
 
-    def metric(self, config: Path, name: str) -> list[float]:
-        """Returns the values of a metric by step."""
-        return [point.value for point in self._history(config, name)]
-
-    def _history(self, config: Path, name: str) -> list[Metric]:
+    def history(self, config: Path, name: str) -> list[Metric]:
+        """Returns the points of a metric in the order of their steps; none as long as the run has no MLflow run."""
         try:
             run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
         except (FileNotFoundError, ValueError):
@@ -80,23 +87,15 @@ class Site:
         return sorted(MlflowClient(self.tracking).get_metric_history(run_id, name), key=lambda point: point.step)
 
 
-def _tree(name: str, size: Size, site: Site, every_steps: int) -> dict[str, Any]:
-    tower = {"patch_size": 8, "embed_dim": size.width, "depth": size.depth, "num_heads": 2}
+def _tree(name: str, size: RunSize, site: Site, every_steps: int) -> dict[str, Any]:
+    """Returns the config of a run as a tree."""
     return {
         "name": name,
         "url": "run",
         "steps": size.steps,
         "global_batch": size.global_batch,
         "data": {"url": site.faces, "workers": 0},
-        "model": {
-            "embedding": 64,
-            "image": {"name": "vit_tiny_patch16_224", "pixels": 32, "options": tower},
-            "text": {
-                "architecture": {"width": size.width, "layers": size.depth, "heads": 2},
-                "vocabulary": 300,
-                "lengths": {"global": 16, "local": 16, "summary": 24},
-            },
-        },
+        "model": model_section(size.width, size.depth, embedding=64, summary_length=24),
         "optimizer": {"warmup_steps": 2},
         "cluster": {"ranks": size.ranks, "device": "cpu", "threads_per_rank": 1, "timeout_s": 60},
         "checkpoint": {"every_steps": size.steps},
@@ -104,11 +103,28 @@ def _tree(name: str, size: Size, site: Site, every_steps: int) -> dict[str, Any]
     }
 
 
+def model_section(width: int, depth: int, *, embedding: int, summary_length: int) -> dict[str, Any]:
+    """Returns the section `model` of a config whose towers both have this width and depth."""
+    return {
+        "embedding": embedding,
+        "image": {
+            "name": "vit_tiny_patch16_224",
+            "pixels": PIXELS,
+            "options": {"patch_size": PATCH, "embed_dim": width, "depth": depth, "num_heads": 2},
+        },
+        "text": {
+            "architecture": {"width": width, "layers": depth, "heads": 2},
+            "vocabulary": VOCABULARY,
+            "lengths": {"global": LENGTH, "local": LENGTH, "summary": summary_length},
+        },
+    }
+
+
 @contextmanager
 def site(folder: Path) -> Generator[Site]:
-    """A folder made ready; Ray's own files go when the block ends."""
+    """Prepares a site below `folder`. Ray's own files are deleted when the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Sockets lie below Ray's folder and their paths are short.
+    # Ray puts its sockets into this folder, and the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:
         work = Path(tempfile.mkdtemp(prefix="cluster-", dir=folder))
         write_shards(records(64, pixels=32), str(work / "faces"), samples_per_shard=16)
@@ -123,36 +139,45 @@ def site(folder: Path) -> Generator[Site]:
         yield Site(work, str(work / "faces"), env)
 
 
-def torchrun(config: Path, size: Size) -> list[str]:
+def torchrun(config: Path, size: RunSize) -> list[str]:
+    """Returns the command that starts a run by torchrun."""
     return ["torchrun", "--nproc_per_node", str(size.ranks), "--master_port", free_port(), *RUN, str(config)]
 
 
-def on_ray(config: Path, _size: Size) -> list[str]:
+def on_ray(config: Path, _size: RunSize) -> list[str]:
+    """Returns the command that starts a run on a Ray cluster of its own."""
     return ["python", *RUN, str(config)]
 
 
-WAYS: Mapping[str, Callable[[Path, Size], list[str]]] = {"torchrun": torchrun, "ray": on_ray}
+WAYS: Mapping[str, Callable[[Path, RunSize], list[str]]] = {"torchrun": torchrun, "ray": on_ray}
 
 
 def free_port() -> str:
+    """Returns a TCP port that no process of this machine uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A command that runs."""
+class RunningJob:
+    """A command that was started.
+
+    Attributes:
+        process: The process of the command.
+        log: The file that contains the output.
+        began: The time of the start, in seconds since 1970.
+    """
 
     process: subprocess.Popen[bytes]
     log: Path
-    began: float  # Seconds of the epoch.
+    began: float
 
     def wait(self) -> None:
-        """Waits until the job has ended successfully.
+        """Waits until the job has ended with status 0.
 
         Raises:
-            JobError: If it did not, or not in time.
+            JobError: If the status is another one, or the job does not end within LIMIT_S.
         """
         try:
             code = self.process.wait(LIMIT_S)
@@ -162,10 +187,10 @@ class Job:
             raise JobError(f"{'hangs' if code is None else f'exit {code}'}: {self._end()}")
 
     def wait_for(self, what: str, ready: Callable[[], bool], *, pause_s: float = 0.2) -> None:
-        """Waits until `ready` returns true.
+        """Waits until `ready` returns true; `what` is the awaited event in the message of an error.
 
         Raises:
-            JobError: If the job ends before, or it takes too long.
+            JobError: If the job ends first, or `ready` stays false for LIMIT_S.
         """
         deadline = time.monotonic() + LIMIT_S
         while not ready():
@@ -174,17 +199,22 @@ class Job:
             time.sleep(pause_s)
 
     def _end(self) -> str:
+        """Returns the last lines of the output."""
         return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-5:])[-1500:]
 
     def family(self) -> list[psutil.Process]:
+        """Returns all descendants of the process; none if it has ended."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.process.pid).children(recursive=True)
         return []
 
 
 @contextmanager
-def started(command: Sequence[str], place: Site, folder: Path) -> Generator[Job]:
-    """A command of this environment, its output in a file; it and its children are gone afterwards."""
+def started(command: Sequence[str], place: Site, folder: Path) -> Generator[RunningJob]:
+    """Starts a command in `folder` with its output in a file; kills it with all its descendants when the block ends.
+
+    A program of this Python environment is preferred to one of the same name on PATH.
+    """
     log = place.folder / f"{time.monotonic_ns()}.log"
     program = str(BIN / command[0]) if (BIN / command[0]).exists() else command[0]
     with log.open("wb") as out:
@@ -192,14 +222,15 @@ def started(command: Sequence[str], place: Site, folder: Path) -> Generator[Job]
         process = subprocess.Popen(
             [program, *command[1:]], cwd=folder, env=dict(place.env), stdout=out, stderr=subprocess.STDOUT
         )
-        job = Job(process, log, began)
+        job = RunningJob(process, log, began)
         try:
             yield job
         finally:
             _kill(job)
 
 
-def _kill(job: Job) -> None:
+def _kill(job: RunningJob) -> None:
+    """Kills a job and its descendants, and waits for their end."""
     members = job.family()
     if job.process.poll() is None:
         job.process.kill()

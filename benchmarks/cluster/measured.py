@@ -1,7 +1,7 @@
-"""Starts, steps, saves and restarts of a small run, from outside: by the command line and by what MLflow has."""
+"""Measures starts, steps, saves and restarts of small runs from outside: with commands and the times in MLflow."""
 
 import http.client
-import itertools
+import json
 import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -17,48 +17,51 @@ from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios, spread
 from benchmarks.harness.rounds import complete, in_rounds
 
-from . import floor
-from .job import BIN, RUN, WAYS, Job, JobError, Site, Size, free_port, started
+from .job import BIN, RUN, WAYS, JobError, RunningJob, RunSize, Site, free_port, started
 
 START, OVERHEAD, STALL, RECOVER = "start to first step", "step time", "stall of a save", "kill to next step"
 PACKAGES = ("torch", "ray", "deepspeed", "mlflow")
 HELD = "time/saving_s_slowest"
 WARM_UP, BLOCK = 10, 10
-RANK_WORDS = ("RayTrainWorker", RUN[1])  # A rank by its command line: Ray names its workers.
+# The command line of a rank contains one of these words; Ray names the processes of its workers.
+RANK_WORDS = ("RayTrainWorker", RUN[1])
 
 
-def start(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds from the command to the first step: a job submitted to a running cluster, and torchrun."""
-    numbers = {who: itertools.count() for who in ("ray job", "torchrun")}
+def start(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
+    """Measures the seconds from the command to the first step, for `ray job submit` and for torchrun.
+
+    The Ray cluster of the submitted jobs runs already.
+    """
 
     def started_s(who: str, address: str) -> float:
-        config = place.config(f"start-{who.split(maxsplit=1)[0]}-{next(numbers[who])}", size)
+        config = place.config(f"start-{who.split(maxsplit=1)[0]}", size)
         command = _submitted(config, address) if who == "ray job" else WAYS[who](config, size)
         with started(command, place, config.parent) as job:
             job.wait()
         return place.logged(config)[0][1] - job.began
 
     with _head(place) as address:
-        found = complete(in_rounds({who: partial(started_s, who, address) for who in numbers}, rounds=rounds))
+        calls = {who: partial(started_s, who, address) for who in ("ray job", "torchrun")}
+        found = complete(in_rounds(calls, rounds=rounds))
     for who, readings in found.items():
         yield measured_line(about, START, who, size, readings)
 
 
-def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds of a step in steady state under Ray and under torchrun, in turn, with default logging.
+def overhead(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
+    """Measures the seconds of a step in steady state, by turns under Ray and under torchrun, with default logging.
 
-    And the cores that the job's other processes take meanwhile, which a noisy machine does not hide.
+    The records also have the number of cores that the job's other processes occupy. A noisy machine affects this number
+    less than the time of a step.
     """
-    numbers = {who: itertools.count() for who in ("torchrun", "ray")}
 
     def step_and_cores(who: str) -> tuple[float, float]:
-        config = place.config(f"overhead-{who}-{next(numbers[who])}", size, every_steps=BLOCK)
+        config = place.config(f"overhead-{who}", size, every_steps=BLOCK)
         with started(WAYS[who](config, size), place, config.parent) as job:
             cores = _cores_beside(job, place, config, size)
             job.wait()
         return steady_s(place.logged(config)), cores
 
-    taken = complete(in_rounds({who: partial(step_and_cores, who) for who in numbers}, rounds=rounds))
+    taken = complete(in_rounds({who: partial(step_and_cores, who) for who in WAYS}, rounds=rounds))
     steps = {who: [step for step, _ in each] for who, each in taken.items()}
     for who, each in taken.items():
         over = {"over torchrun": ratios(steps[who], steps["torchrun"])} if who == "ray" else None
@@ -66,8 +69,8 @@ def overhead(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[
         yield measured_line(about, OVERHEAD, who, size, steps[who], ratios=over, more=more)
 
 
-def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
-    """Returns the CPU seconds of the job's processes other than its ranks, in a second of training."""
+def _cores_beside(job: RunningJob, place: Site, config: Path, size: RunSize) -> float:
+    """Returns the CPU seconds that all processes of the job except its ranks use in one second of training."""
     job.wait_for("steady state", lambda: len(place.logged(config)) >= 2, pause_s=2)
     began, before = time.time(), _cpu_s(job)
     job.wait_for("last steps", lambda: len(place.logged(config)) >= size.steps // BLOCK - 1, pause_s=2)
@@ -75,63 +78,73 @@ def _cores_beside(job: Job, place: Site, config: Path, size: Size) -> float:
     return sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) / seconds
 
 
-def _cpu_s(job: Job) -> dict[int, float]:
-    """Returns the CPU seconds of each process of the job that is not a rank."""
+def _cpu_s(job: RunningJob) -> dict[int, float]:
+    """Returns the CPU seconds of each process of the job that is not a rank, by process id."""
     family = [psutil.Process(job.process.pid), *job.family()]
-    ranks = set(ranks_of(family))
+    ranks = ranks_of(family)
     found: dict[int, float] = {}
     for each in family:
-        with suppress(psutil.NoSuchProcess):
-            found[each.pid] = sum(each.cpu_times()[:2])
-    return {pid: seconds for pid, seconds in found.items() if pid not in {rank.pid for rank in ranks}}
+        if each not in ranks:
+            with suppress(psutil.NoSuchProcess):
+                found[each.pid] = sum(each.cpu_times()[:2])
+    return found
 
 
-def stall(place: Site, size: Size, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures how long a save delays training, and how much longer steps during a save are, as shares of a step.
+def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
+    """Measures for how many seconds a save stops training, and how much longer the step during a save is.
 
-    The second holds the first, and what the saving thread takes from the cores that train.
+    The second time includes the first, and the time for which the saving thread occupies cores of the training.
     """
     held: list[float] = []
     longer: list[float] = []
     usual: list[float] = []
-    for number in range(rounds):
-        config = place.config(f"stall-{number}", size, checkpoint={"every_steps": BLOCK})
+    for _ in range(rounds):
+        config = place.config("stall", size, checkpoint={"every_steps": BLOCK})
         with started(WAYS["torchrun"](config, size), place, config.parent) as job:
             job.wait()
         saving, others = split_by_saves(place.logged(config), every_steps=BLOCK)
         usual.append(statistics.median(others))
         longer.append(statistics.median(saving) - usual[-1])
-        held.append(statistics.median(value for value in place.metric(config, HELD) if value))
+        held.append(statistics.median(each.value for each in place.history(config, HELD) if each.value))
     for who, readings in (("training held up", held), ("step and save beside it", longer)):
         share = {"share of a step": ratios(readings, usual)}
         yield measured_line(about, STALL, who, size, readings, ratios=share, more={"step_s": spread(usual)})
 
 
-def recover(place: Site, size: Size, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
-    """Measures the seconds from the death of a rank to the next new step, and their lower bound.
+def recover(place: Site, size: RunSize, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
+    """Measures the seconds from the kill of a rank to the next new step, and the parts that no restart can avoid.
 
-    `command` starts the job, `{config}` and `{port}` filled in; by default it is Ray's way.
+    `command` starts the job; `{config}` and `{port}` in it are filled in. Without a command the job runs on Ray.
     """
     readings: list[float] = []
-    last = place.config("none", size)
-    for number in range(rounds):
-        last = place.config(f"recover-{number}", size, checkpoint={"every_steps": BLOCK})
-        words = [word.format(config=last, port=free_port()) for word in command] or WAYS["ray"](last, size)
-        with started(words, place, last.parent) as job:
-            readings.append(_killed_s(job, place, last))
+    configs = [place.config("recover", size, checkpoint={"every_steps": BLOCK}) for _ in range(rounds)]
+    for config in configs:
+        words = [word.format(config=config, port=free_port()) for word in command] or WAYS["ray"](config, size)
+        with started(words, place, config.parent) as job:
+            readings.append(_killed_s(job, place, config))
             job.wait()
-    parts = floor.parts(last, place, size)
+    parts = _floor(configs[-1], place, size)
     launcher = " ".join(takewhile(lambda word: word == "--" or not word.startswith("-"), command)) or "ray"
     yield measured_line(about, RECOVER, launcher, size, readings, more=parts)
 
 
-def _killed_s(job: Job, place: Site, config: Path) -> float:
-    """Kills one rank once there is a checkpoint; returns the seconds until the next new step."""
+def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
+    """Returns the seconds of each part of a start on rank 0, for the finished run of `config` (see `floor`)."""
+    answer = config.parent / "floor.json"
+    ranks = ("--nproc_per_node", str(size.ranks), "--master_port", free_port())
+    command = ["torchrun", *ranks, "-m", "benchmarks.cluster.floor", str(config), str(answer)]
+    with started(command, place, config.parent) as job:
+        job.wait()
+    return json.loads(answer.read_text())
+
+
+def _killed_s(job: RunningJob, place: Site, config: Path) -> float:
+    """Kills one rank once a checkpoint exists, and returns the seconds until the next new step."""
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]
     rank.kill()
     killed = time.time()
-    # Rows on their way when the rank died may still arrive.
+    # MLflow may still receive rows that were logged before the rank was killed.
     seen = [step for step, at in place.logged(config) if at <= killed]
     done = max(seen, default=0)
     job.wait_for("step after the kill", lambda: any(step > done for step, _ in place.logged(config)))
@@ -139,10 +152,10 @@ def _killed_s(job: Job, place: Site, config: Path) -> float:
 
 
 def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """The processes that are ranks: leaves of the family by the words of their command lines.
+    """Returns the processes that are ranks: they have the command line of a rank, and none of their children has it.
 
     Raises:
-        JobError: If there are none.
+        JobError: If no process is a rank.
     """
     found = [each for each in family if any(word in _command(each) for word in RANK_WORDS)]
     parents = {each.ppid() for each in found}
@@ -153,13 +166,18 @@ def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def _command(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):  # Zombies too.
+    """Returns the command line of a process; an empty text if the process has ended or is a zombie."""
+    with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
-    """Returns the median seconds of a step between rows, after the first steps."""
+    """Returns the median seconds of a step, from the times between logged steps after the first WARM_UP steps.
+
+    Raises:
+        JobError: If fewer than two steps were logged after these.
+    """
     rows = [(step, at) for step, at in logged if step >= WARM_UP]
     if len(rows) < 2:
         raise JobError(f"{len(logged)} rows are too few: give at least {WARM_UP + BLOCK} steps.")
@@ -167,7 +185,13 @@ def steady_s(logged: Sequence[tuple[int, float]]) -> float:
 
 
 def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:
-    """Returns the seconds from the row of a step to the next: of steps that save after their row, and of others."""
+    """Returns the seconds from a logged step to the next one: those of steps with a save, and those of other steps.
+
+    A step is logged before it saves.
+
+    Raises:
+        JobError: If there are no steps of one of the two kinds after the first WARM_UP steps.
+    """
     saving: list[float] = []
     others: list[float] = []
     for (step, early), (_, late) in zip(logged[WARM_UP - 1 :], logged[WARM_UP:], strict=False):
@@ -179,7 +203,7 @@ def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> 
 
 @contextmanager
 def _head(place: Site) -> Generator[str]:
-    """A Ray cluster of one node, and the address of its jobs."""
+    """Starts a Ray cluster of one node, and yields the address to which jobs are submitted."""
     port = free_port()
     command = ["ray", "start", "--head", "--block", "--port", free_port(), "--dashboard-host", "127.0.0.1"]
     command += ["--dashboard-port", port, "--dashboard-agent-listen-port", free_port()]
@@ -191,7 +215,7 @@ def _head(place: Site) -> Generator[str]:
         asked = http.client.HTTPConnection("127.0.0.1", int(port), timeout=5)
         try:
             asked.request("GET", "/api/jobs/")
-            return asked.getresponse().status in {200, 401}  # 401: it is there, and asks for the token.
+            return asked.getresponse().status in {200, 401}  # With 401 the dashboard asks for the token.
         except (OSError, http.client.HTTPException):
             return False
         finally:
@@ -203,14 +227,16 @@ def _head(place: Site) -> Generator[str]:
 
 
 def _submitted(config: Path, address: str) -> list[str]:
-    # A job runs in the folder where the head was started, so its paths are absolute.
+    """Returns the command that submits a run to a Ray cluster."""
+    # A job runs in the folder where the head was started, so its paths must be absolute.
     run = (str(BIN / "python"), *RUN, str(config), f"url={config.parent / 'run'}")
     return ["ray", "job", "submit", "--address", address, "--", *run]
 
 
 def measured_line(
-    about: Occasion, what: str, who: str, size: Size, seconds: Sequence[float], **rest: Any
+    about: Occasion, what: str, who: str, size: RunSize, seconds: Sequence[float], **rest: Any
 ) -> Measurement:
+    """Returns the record of a measurement of small runs; `rest` holds ratios and more."""
     return measured(
         about,
         seconds,

@@ -1,13 +1,14 @@
-"""Computes what `simulate` records: the model of `emocap_pretrain.dry_run`, and jobs under failures."""
+"""Computes the forecasts of `simulate` with the model of `emocap_pretrain.dry_run`: weak scaling and goodput."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 
 from benchmarks.cluster.simulation import Elastic, simulate
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement, measured
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.dry_run.fabric import FABRICS, REACHED_FLOPS, Fabric, device_flops
+from emocap_pretrain.dry_run.fabric import FABRICS, REACHED_FLOPS, device_flops
 from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput, young
 from emocap_pretrain.dry_run.memory import estimate
 from emocap_pretrain.dry_run.outlook import COPIED_BYTES_PER_S, DAY_S, SCALES, STORED_BYTES_PER_S
@@ -22,11 +23,22 @@ TIMES_DALY = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0, 16.0)
 REPAIR_S, LIVES = 3600.0, 2000
 FORMULA, SIMULATED, GOES_ON, WAITS = "formula", "replaced at once", "goes on with fewer", "waits for the node"
 _ELASTIC = {SIMULATED: None, GOES_ON: Elastic(REPAIR_S), WAITS: Elastic(REPAIR_S, NODES)}
-UPDATE_S = 0.003  # 130 M float32 parameters, moments and gradients once through the memory of an H100, twice counted.
+# The time in which an H100 moves 130 M float32 parameters, moments and gradients through its memory, doubled.
+UPDATE_S = 0.003
 
 
-def scaling(about: Occasion) -> Iterator[Measurement]:
-    """The default towers in bfloat16 with ROWS rows a rank, of which FLOP are counted and the rate is assumed."""
+def forecasts(about: Occasion) -> Iterator[Measurement]:
+    """Yields all forecasts. Their records name no machine, because a forecast is the same on every machine."""
+    nowhere = replace(about, device="a model, no device")
+    yield from _scaling(nowhere)
+    yield from _failing(nowhere)
+
+
+def _scaling(about: Occasion) -> Iterator[Measurement]:
+    """Yields the efficiency of the default towers in bfloat16 with ROWS rows for each rank.
+
+    The operations of the towers are counted; the rate at which an H100 computes them is assumed.
+    """
     flops = device_flops("H100", half=True)
     assert flops is not None, "the presets are H100s"
     for objective, weights in OBJECTIVES.items():
@@ -34,29 +46,22 @@ def scaling(about: Occasion) -> Iterator[Measurement]:
         memory = estimate(config, 1)
         work = Workload.of(config, ROWS, parameters=memory.parameters, patches=memory.patches, half=True)
         speed = Speed(ROWS * memory.row_flops / flops, flops, UPDATE_S)
-        for name in ("ib400", "eth100"):
-            for ranks in SCALES:
-                yield _scaled(work, ranks, speed, FABRICS[name], {"fabric": name, "objective": objective}, about)
+        for fabric, ranks in product(("ib400", "eth100"), SCALES):
+            step = step_time(work, ranks, speed, FABRICS[fabric])
+            yield measured(
+                about,
+                [efficiency(work, ranks, speed, FABRICS[fabric])],
+                what=SCALING,
+                contender=fabric,
+                setting={"objective": objective, "ranks": ranks, "rows": work.rows},
+                unit="share of the speed of a rank alone",
+                more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": REACHED_FLOPS},
+                versions={},
+            )
 
 
-def _scaled(
-    work: Workload, ranks: int, speed: Speed, fabric: Fabric, setting: dict[str, str], about: Occasion
-) -> Measurement:
-    step = step_time(work, ranks, speed, fabric)
-    return measured(
-        about,
-        [efficiency(work, ranks, speed, fabric)],
-        what=SCALING,
-        contender=setting["fabric"],
-        setting={"objective": setting["objective"], "ranks": ranks, "rows": work.rows},
-        unit="share of the speed of a rank alone",
-        more=asdict(step) | {"step_s": step.total_s, "kept_of_peak": REACHED_FLOPS},
-        versions={},
-    )
-
-
-def failing(about: Occasion) -> Iterator[Measurement]:
-    """Yields the goodput of 1,024 ranks on NODES nodes: by the formula, and simulated with three seeds."""
+def _failing(about: Occasion) -> Iterator[Measurement]:
+    """Yields the goodput of a job on NODES nodes for several rates of failures and intervals of saving."""
     size = estimate(_config({}), 1).parameters * FLOAT
     for days in MTBF_DAYS:
         trouble = FailureModel(
@@ -71,11 +76,17 @@ def failing(about: Occasion) -> Iterator[Measurement]:
 
 
 def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
+    """Yields the goodput by the formula, and those that are simulated with three seeds each."""
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
 
-    def of(who: str, readings: list[float]) -> Measurement:
-        return measured(
+    horizon_s = LIVES * trouble.mtbf_s
+    shares = {FORMULA: [goodput(trouble, interval_s)]}
+    for who, elastic in _ELASTIC.items():
+        runs = [simulate(trouble, interval_s, horizon_s=horizon_s, seed=seed, elastic=elastic) for seed in range(3)]
+        shares[who] = [run.goodput for run in runs]
+    for who, readings in shares.items():
+        yield measured(
             about,
             readings,
             what=GOODPUT,
@@ -86,19 +97,9 @@ def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasi
             versions={},
         )
 
-    yield of(FORMULA, [goodput(trouble, interval_s)])
-    horizon_s = LIVES * trouble.mtbf_s
-    for who, elastic in _ELASTIC.items():
-        runs = [simulate(trouble, interval_s, horizon_s=horizon_s, seed=seed, elastic=elastic) for seed in range(3)]
-        yield of(who, [run.goodput for run in runs])
-
-
-def nowhere(about: Occasion) -> Occasion:
-    """A forecast is of no machine."""
-    return replace(about, device="a model, no device")
-
 
 def _config(weights: dict[str, int]) -> Config:
+    """Returns the config of the default towers, with these weights of the terms of the loss."""
     return Config.model_validate(
         {
             "name": "forecast",

@@ -1,4 +1,7 @@
-"""Measures many restarts in a row in one job on a separate Ray: leftovers of one must not slow the next down."""
+"""Measures many restarts in a row of one job, on a Ray cluster of its own.
+
+If files or processes of one restart slow the next one down, the times grow from restart to restart.
+"""
 
 import json
 import os
@@ -22,45 +25,34 @@ from ray import cloudpickle
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
+from benchmarks.harness.suite import say
 
 from .job import LIMIT_S, JobError
 
 WHAT = "kill to all ranks in the next attempt"
 POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """A folder in which each rank of each attempt leaves when it began and its process; a file `done` ends the job."""
-
-    folder: Path
-
-    def enter(self, rank: int) -> None:
-        (self.folder / f"rank-{rank}-{time.time_ns()}-{os.getpid()}").touch()
-
-    def since(self, second: float) -> dict[int, tuple[float, int]]:
-        """Returns for each rank the second of its newest entry, if that is after `second`, and its process."""
-        found: dict[int, tuple[float, int]] = {}
-        for path in self.folder.glob("rank-*"):
-            _, rank, stamp, pid = path.name.split("-")
-            if int(stamp) / 1e9 > second:
-                found[int(rank)] = max(found.get(int(rank), (0.0, 0)), (int(stamp) / 1e9, int(pid)))
-        return found
-
-    @property
-    def done(self) -> Path:
-        return self.folder / "done"
+# The file whose existence ends the job, in the folder where the ranks report.
+DONE = "done"
 
 
 @dataclass
 class Progress:
-    """The job's record: each restart counts as progress, so that the failures are not in a row."""
+    """The run as the supervisor sees it, and a display that shows nothing.
 
-    entries: Entries
+    Each restart counts as progress, so that the failures are never failures in a row.
+
+    Attributes:
+        folder: The folder in which the ranks report that they run.
+        restarts: The seconds of each restart.
+        loads: The load average after each restart.
+    """
+
+    folder: Path
     restarts: list[float] = field(default_factory=list[float])
+    loads: list[float] = field(default_factory=list[float])
 
     def done(self) -> bool:
-        return self.entries.done.exists()
+        return (self.folder / DONE).exists()
 
     def progress(self) -> int:
         return len(self.restarts)
@@ -74,10 +66,6 @@ class Progress:
     def cause_of(self, rank: int, error: Exception) -> Cause:
         return Cause(type(error).__name__, str(error), rank)
 
-
-class Silent:
-    """A screen that prints nothing."""
-
     def say(self, line: str) -> None:
         pass
 
@@ -86,21 +74,19 @@ class Silent:
 
 
 def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds from SIGKILL of a rank until all ranks have entered their function again, repeatedly.
+    """Measures the seconds from the SIGKILL of a rank until the function of all ranks runs again, `rounds` times.
 
-    The function waits and does nothing else: imports of a training run are in `recover`.
+    The function only waits. `recover` measures the restart of a training run with all its imports.
 
     Raises:
-        JobError: If a restart takes longer than `LIMIT_S`; the line of those before it is yielded first.
+        JobError: If a restart takes longer than `LIMIT_S`. The record of the earlier restarts is yielded first.
     """
-    loads: list[float] = []
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ranks cannot import this package.
     with TemporaryDirectory(prefix="restarts-") as name:
-        entries = Entries(Path(name))
-        progress = Progress(entries)
-        killer = threading.Thread(target=_kill, args=(entries, progress.restarts, loads, ranks, rounds), daemon=True)
+        progress = Progress(Path(name))
+        killer = threading.Thread(target=_kill, args=(progress, ranks, rounds), daemon=True)
         job = Job(
-            partial(_wait, entries),
+            partial(_wait, Path(name)),
             ResourceRequest(ranks, 1, ranks, on_gpu=False),
             RestartBudget(rounds),
             60.0,
@@ -108,13 +94,13 @@ def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
         )
         with connected({}) as cluster:
             killer.start()
-            story = supervise(job, cluster, progress, Silent())
+            story = supervise(job, cluster, progress, progress)
     if progress.restarts:
         more = {
             "max_s": max(progress.restarts),
             "attempts": len(story.attempts),
             "restarts_s": [round(each, 2) for each in progress.restarts],
-            "loads": loads,
+            "loads": progress.loads,
         }
         yield measured(
             about,
@@ -130,30 +116,40 @@ def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
         raise JobError(f"restart {len(progress.restarts) + 1} of {rounds} took longer than {LIMIT_S:.0f} s.")
 
 
-def _wait(entries: Entries, runtime: RayRuntime) -> None:
-    entries.enter(runtime.rank_info.rank)
-    while not entries.done.exists():
+def _wait(folder: Path, runtime: RayRuntime) -> None:
+    """Runs on each rank: reports the start and the process id in the name of a file, and waits for the job's end."""
+    (folder / f"rank-{runtime.rank_info.rank}-{time.time_ns()}-{os.getpid()}").touch()
+    while not (folder / DONE).exists():
         time.sleep(POLL_S)
 
 
-def _kill(entries: Entries, restarts: list[float], loads: list[float], ranks: int, rounds: int) -> None:
-    """Kills one rank after the other; asks the job to end after the last, or if a rank does not come back."""
+def started_since(folder: Path, second: float) -> dict[int, tuple[float, int]]:
+    """Returns the newest start of each rank that started after `second`: the time since 1970 and the process id."""
+    found: dict[int, tuple[float, int]] = {}
+    for path in folder.glob("rank-*"):
+        _, rank, stamp, pid = path.name.split("-")
+        if int(stamp) / 1e9 > second:
+            found[int(rank)] = max(found.get(int(rank), (0.0, 0)), (int(stamp) / 1e9, int(pid)))
+    return found
+
+
+def _kill(progress: Progress, ranks: int, rounds: int) -> None:
+    """Kills a random rank `rounds` times, then ends the job. A restart that takes too long ends it too."""
     killed: float = 0.0
     for number in range(rounds + 1):
         deadline = time.monotonic() + LIMIT_S
-        while len(found := entries.since(killed)) < ranks and time.monotonic() < deadline:
+        while len(found := started_since(progress.folder, killed)) < ranks and time.monotonic() < deadline:
             time.sleep(POLL_S)
         if len(found) < ranks:
             break
         if number:
-            restarts.append(max(at for at, _ in found.values()) - killed)
-            loads.append(round(os.getloadavg()[0], 1))
-            facts = {"restart": number, "s": round(restarts[-1], 2), "load": loads[-1]}
-            sys.stdout.write(json.dumps(facts) + "\n")
-            sys.stdout.flush()
+            progress.restarts.append(max(at for at, _ in found.values()) - killed)
+            progress.loads.append(round(os.getloadavg()[0], 1))
+            say(json.dumps({"restart": number, "s": round(progress.restarts[-1], 2), "load": progress.loads[-1]}))
         if number < rounds:
-            time.sleep(random.uniform(0.0, 1.0))  # Anywhere between two looks of Ray Train.
+            # The kill falls at any time between two checks of Ray Train.
+            time.sleep(random.uniform(0.0, 1.0))
             killed = time.time()
             _, pid = random.choice([*found.values()])
             os.kill(pid, signal.SIGKILL)
-    entries.done.touch()
+    (progress.folder / DONE).touch()

@@ -1,4 +1,4 @@
-"""A job under failures, event by event: what the formulas cannot say of nodes that come back later."""
+"""Simulates a job under failures, event by event. Unlike the formulas, it covers nodes that come back later."""
 
 import heapq
 import math
@@ -10,15 +10,15 @@ from emocap_pretrain.dry_run.failures import FailureModel
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The uses of the time of all nodes, as shares that add up to 1.
+    """The shares of the time of all nodes by their use, which add up to 1, and the number of failures.
 
     Attributes:
-        goodput: New work.
-        stalled: Saving.
-        lost: Work, and saving, that a restart threw away.
-        restarting: From a failure, or a decision to grow, to the next step.
-        absent: Nodes that were absent while the others continued, or waited for them.
-        failures: How many there were.
+        goodput: The share of new work.
+        stalled: The share of saving.
+        lost: The share of work and of saves that a restart made useless.
+        restarting: The share of the time from a failure, or from a decision to grow, to the next step.
+        absent: The share of nodes that are absent while the others continue or wait for them.
+        failures: The number of failures.
     """
 
     goodput: float
@@ -31,9 +31,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Elastic:
-    """A failed node comes back after `repair_s`; the job continues without it, with no fewer than `min_nodes`.
+    """A job that continues with fewer nodes, but at least `min_nodes`; a failed node comes back after `repair_s`.
 
-    It grows again when a checkpoint counts.
+    When a node has come back, the job uses it from its next committed checkpoint on.
     """
 
     repair_s: float = 0.0
@@ -42,7 +42,14 @@ class Elastic:
 
 @dataclass(slots=True)
 class _Clock:
-    """The time, the nodes that are absent until then, and node-seconds by their use."""
+    """The simulated time and the node-seconds that were spent until then.
+
+    Attributes:
+        nodes: The number of all nodes.
+        now_s: The simulated time.
+        away: A heap of the times at which absent nodes come back.
+        spent: The node-seconds by their use.
+    """
 
     nodes: int
     now_s: float = 0.0
@@ -52,16 +59,18 @@ class _Clock:
     )
 
     def there(self) -> int:
+        """Returns the number of nodes that are present now."""
         while self.away and self.away[0] <= self.now_s:
             heapq.heappop(self.away)
         return self.nodes - len(self.away)
 
     def spend(self, seconds: float, working: int, what: str) -> None:
+        """Accounts for the time of `working` nodes by its use `what`, and for the other nodes as absent."""
         self.spent[what] += seconds * working
         self.spent["absent"] += seconds * (self.nodes - working)
 
     def wait_for(self, nodes: int) -> int:
-        """Waits until at least this many nodes are there; returns their number. None of them fails while it waits."""
+        """Waits until at least this many nodes are present, and returns their number. No node fails meanwhile."""
         while (there := self.there()) < nodes:
             self.spend(self.away[0] - self.now_s, 0, "goodput")
             self.now_s = self.away[0]
@@ -73,8 +82,8 @@ def simulate(
 ) -> Outcome:
     """Simulates a job for at least `horizon_s` seconds of simulated time.
 
-    Without `elastic` a failed node is replaced at once, as the formulas have it. The work of an interval takes all
-    nodes `interval_s`, and fewer nodes longer in proportion: the batch stays what it is.
+    Without `elastic` a failed node is replaced at once, as the formulas assume. All nodes together need `interval_s`
+    for the work between two saves. Fewer nodes need longer in proportion, because the batch stays the same.
     """
     about, draw, clock, failures = elastic or Elastic(), random.Random(seed), _Clock(trouble.nodes), 0
     while clock.now_s < horizon_s:
@@ -93,17 +102,18 @@ def simulate(
 
 
 def _until_failure(trouble: FailureModel, nodes: int, draw: random.Random) -> float:
+    """Draws the seconds until one of `nodes` nodes fails."""
     return math.inf if math.isinf(trouble.node_mtbf_s) else draw.expovariate(nodes / trouble.node_mtbf_s)
 
 
 def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
-    """Accounts for one attempt; returns when it ends, and whether a failure ended it rather than a growth."""
+    """Accounts for the time of one attempt. Returns its end, and whether a failure (or else a growth) ended it."""
     works_s = interval_s * trouble.nodes / nodes
     segment_s = works_s + trouble.stall_s
     began_s = clock.now_s + trouble.restart_s
     grows_at = _grows_at(clock, began_s + trouble.commit_s, segment_s)
     ends_at = min(until_s, grows_at)
-    # A job grows at a checkpoint that counts, whatever the last bit of a product says.
+    # The small addend keeps the checkpoint at which the job grows, which rounding could otherwise drop.
     counted = max(0, math.floor((ends_at - began_s - trouble.commit_s) / segment_s + 1e-9))
     running_s = max(0.0, ends_at - began_s)
     clock.spend(ends_at - clock.now_s - running_s, nodes, "restarting")

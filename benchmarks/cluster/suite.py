@@ -1,4 +1,4 @@
-"""Defines `python benchmarks cluster`: forecasts of large jobs; starts, steps, saves and restarts of small ones."""
+"""Defines the suite of `python benchmarks cluster`: forecasts of large jobs, and measurements of small ones."""
 
 import argparse
 import shlex
@@ -14,73 +14,62 @@ from emocap_pretrain.errors import EmocapError
 from . import job, measured, model, plots, restarts, tables, validate
 
 Measure = Callable[[argparse.Namespace, Occasion], Iterator[Measurement]]
-Options = Callable[[argparse.ArgumentParser], None]
 
 
-def _simulate(_: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    nowhere = model.nowhere(about)
-    yield from model.scaling(nowhere)
-    yield from model.failing(nowhere)
+def _on_a_site(measure: Callable[..., Iterator[Measurement]], *names: str) -> Measure:
+    """Returns a command that calls `measure` with a site, the size of a run, the rounds, and the named options."""
 
-
-def _validate(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    yield from validate.measure(validate.CASES, options.rounds, about)
-
-
-def _restarts(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    yield from restarts.measure(options.ranks, options.rounds, about)
-
-
-def _recover(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    with job.site(options.work) as place:
-        yield from measured.recover(place, _size(options), options.rounds, about, shlex.split(options.by))
-
-
-def _on_a_site(measure: Callable[[job.Site, job.Size, int, Occasion], Iterator[Measurement]]) -> Measure:
     def on_a_site(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
+        size = job.RunSize(options.steps, options.ranks, options.global_batch, options.width, options.depth)
         with job.site(options.work) as place:
-            yield from measure(place, _size(options), options.rounds, about)
+            yield from measure(place, size, options.rounds, about, *(getattr(options, name) for name in names))
 
     return on_a_site
 
 
-def _size(options: argparse.Namespace) -> job.Size:
-    return job.Size(options.steps, options.ranks, options.global_batch, options.width, options.depth)
-
-
 def _rank_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for the number of ranks."""
     parser.add_argument("--ranks", type=count, default=2, help="processes of a run (2)")
 
 
-def _run_options(steps: int) -> Options:
-    """The options of a measurement whose runs have so many steps by default."""
+def _run_options(steps: int) -> Callable[[argparse.ArgumentParser], None]:
+    """Returns a function that adds the options of small runs; `steps` is the default of --steps."""
 
     def options(parser: argparse.ArgumentParser) -> None:
         _rank_option(parser)
         add = parser.add_argument
-        add("--steps", type=count, default=steps, help=f"of a run ({steps})")
-        add("--global-batch", type=count, default=32, help="of a run (32)")
-        add("--width", type=count, default=64, help="of both towers of a run (64)")
-        add("--depth", type=count, default=2, help="of both towers of a run (2)")
+        add("--steps", type=count, default=steps, help=f"steps of a run ({steps})")
+        add("--global-batch", type=count, default=32, help="samples in a step of a run (32)")
+        add("--width", type=count, default=64, help="width of both towers of a run (64)")
+        add("--depth", type=count, default=2, help="layers of both towers of a run (2)")
         work = Path(gettempdir()) / "emocap-cluster-benchmarks"
-        add("--work", type=Path, default=work, help="runs and their output")
+        add("--work", type=Path, default=work, help="the folder of the runs and their output")
 
     return options
 
 
 def _recover_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of small runs, and the command that starts them."""
     _run_options(200)(parser)
-    parser.add_argument("--by", default="", help="what starts the job, with {config} and {port}; by default Ray's way")
+    command = "the command that starts the job, with {config} and {port} filled in; without it the job runs on Ray"
+    parser.add_argument("--by", type=shlex.split, default=[], help=command)
 
 
 SUITE = Suite(
     name="cluster",
     description="Forecasts of large jobs; starts, steps, saves and restarts of small ones, measured.",
     commands={
-        "simulate": Command(help="the model of a step, and jobs under failures", measure=_simulate, rounds=None),
-        "validate": Command(help="the model of a step against two real ranks", measure=_validate),
+        "simulate": Command(
+            help="forecasts of weak scaling, and of goodput under failures",
+            measure=lambda _, about: model.forecasts(about),
+            rounds=None,
+        ),
+        "validate": Command(
+            help="the forecast of a step beside a step of two real ranks",
+            measure=lambda options, about: validate.measure(validate.CASES, options.rounds, about),
+        ),
         "start": Command(
-            help="from the command to the first step", measure=_on_a_site(measured.start), options=_run_options(3)
+            help="time from the command to the first step", measure=_on_a_site(measured.start), options=_run_options(3)
         ),
         "overhead": Command(
             help="a step under Ray beside one under torchrun",
@@ -88,12 +77,20 @@ SUITE = Suite(
             options=_run_options(200),
         ),
         "stall": Command(
-            help="how much longer a step takes that saves",
+            help="how much longer a step with a save takes",
             measure=_on_a_site(measured.stall),
             options=_run_options(120),
         ),
-        "recover": Command(help="kill -9 of a rank to the next step", measure=_recover, options=_recover_options),
-        "restarts": Command(help="kill -9 of a rank, many times in one job", measure=_restarts, options=_rank_option),
+        "recover": Command(
+            help="time from kill -9 of a rank to the next step",
+            measure=_on_a_site(measured.recover, "by"),
+            options=_recover_options,
+        ),
+        "restarts": Command(
+            help="time of many restarts in one job, each after kill -9 of a rank",
+            measure=lambda options, about: restarts.measure(options.ranks, options.rounds, about),
+            options=_rank_option,
+        ),
     },
     reports=(
         Report(name="scaling", whats=(model.SCALING,), markdown=tables.scaling, draw=plots.scaling),

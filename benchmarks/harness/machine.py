@@ -1,4 +1,4 @@
-"""The occasion of a measurement: device, load, commit, date, command, and the versions of packages."""
+"""Describes where, when and with which versions a measurement was made."""
 
 import platform
 import shlex
@@ -16,15 +16,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """The facts that all measurements of one call of the command share.
+    """The facts that are the same for all measurements of one command.
 
     Attributes:
         device: The model of the processor or of the GPU.
-        load_before: Processes that wanted a core in the minute before, on average; they disturb what is measured.
-            None in records that were made before it was noted.
-        commit: The revision, marked if the working tree has changes; None outside of a checkout.
-        date: In ISO format, UTC.
-        command: What was called, to call it again.
+        load_before: The load average of the minute before the measurement: other processes disturb the readings.
+            Older records do not have it and hold None.
+        commit: The git revision, with "+changes" if the working tree has changes; None outside of a checkout.
+        date: The date in ISO format, UTC.
+        command: The command line that repeats the measurement.
     """
 
     device: str
@@ -35,7 +35,7 @@ class Occasion:
 
 
 def occasion(device: str | None = None) -> Occasion:
-    """Returns the occasion of this process; `device` is the processor unless it is named."""
+    """Returns the facts of this process. Without `device`, the device is the processor."""
     return Occasion(
         device=device or f"{cpu_model()}, {cpu_count()} cores",
         load_before=round(getloadavg()[0], 2),
@@ -46,14 +46,14 @@ def occasion(device: str | None = None) -> Occasion:
 
 
 def _program() -> str:
-    """Returns the script of the repository that measures, such as launch/gpu_first.py, or this package."""
+    """Returns the script that was started, such as launch/gpu_first.py, or "benchmarks" for this package."""
     script = Path(sys.argv[0]).resolve()
     inside = script.is_relative_to(REPOSITORY) and script.name != "__main__.py"
     return str(script.relative_to(REPOSITORY)) if inside else "benchmarks"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Returns the versions of this Python and of packages in it; None for a package that is not installed."""
+    """Returns the version of Python and those of `packages`, with None for a package that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
@@ -65,11 +65,13 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
+    """Returns the git revision of the checkout, with "+changes" if files differ; None if git does not answer."""
     revision = _git("rev-parse", "--short=12", "HEAD")
     return f"{revision}+changes" if revision and _git("status", "--porcelain") else revision
 
 
 def _git(*words: str) -> str | None:
+    """Returns the output of a git command in the repository; None if it fails."""
     try:
         done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -78,6 +80,7 @@ def _git(*words: str) -> str | None:
 
 
 def cpu_model() -> str:
+    """Returns the model of the processor, or its architecture where the system does not report a model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

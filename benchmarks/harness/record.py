@@ -1,19 +1,21 @@
-"""Stores measurements as JSON lines, from which all tables and figures are made."""
+"""Stores measurements as JSON lines, the only source of all tables and figures."""
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .machine import Occasion
 from .rounds import Skipped
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The spread of repeated readings; quartiles are taken linearly between two of them."""
+    """The spread of repeated readings. A quartile between two readings is interpolated linearly."""
 
     min: float
     median: float
@@ -22,6 +24,7 @@ class Spread:
 
 
 def spread(readings: Sequence[float]) -> Spread:
+    """Returns the spread of at least one reading."""
     if len(readings) == 1:
         return Spread(readings[0], readings[0], readings[0], readings[0])
     low, middle, high = statistics.quantiles(readings, n=4, method="inclusive")
@@ -29,25 +32,28 @@ def spread(readings: Sequence[float]) -> Spread:
 
 
 def ratios(readings: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Returns each reading over the reading of the same round in `base`."""
+    """Returns each reading divided by the reading of the same round in `base`."""
     return [each / other for each, other in zip(readings, base, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Holds the measurement of one contender in one setting, or why it was skipped.
+    """The measurement of one contender in one setting, or the reason why the contender was skipped.
+
+    The fields after `versions` are those of `Occasion`.
 
     Attributes:
-        what: What is measured, such as "samples per second"; it decides the file.
-        contender: Who is measured.
-        setting: What it was measured at, such as {"store": "file", "workers": 2}.
+        what: The measured quantity, such as "samples per second". Each quantity belongs to one file.
+        contender: The library, the implementation or the launcher that is measured.
+        setting: The parameters of the measurement, such as {"store": "file", "workers": 2}.
         unit: The unit of `value`.
-        value: None if the contender was skipped.
-        repetitions: Number of readings in `value`.
-        ratios: Ratios to the readings of another contender in the same rounds, by a name that says to whose.
-        more: Other values of the same measurement, such as CPU seconds; units are in their names.
-        skipped: Why there is no value.
-        versions: Versions of Python and of the packages that matter.
+        value: The spread of the readings; None if the contender was skipped.
+        repetitions: The number of readings in `value`.
+        ratios: Ratios to the readings of another contender in the same rounds. The name of a ratio, such as
+            "over torchrun", says which contender that is.
+        more: Other values of the same measurement, such as CPU seconds. Their names end in their units.
+        skipped: The reason why there is no value.
+        versions: The versions of Python and of the packages that matter.
     """
 
     what: str
@@ -68,23 +74,24 @@ class Measurement:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The value that two records of the same measurement have in common."""
+        """The fields that are equal in two records of the same measurement."""
         return self.what, self.contender, self.at, self.device
 
     @property
     def at(self) -> tuple[tuple[str, Any], ...]:
-        """The setting as a value that can be a key."""
+        """The setting as a hashable value."""
         return tuple(sorted(self.setting.items()))
 
     @property
     def median(self) -> float:
+        """The median of the readings; raises a ValueError if the contender was skipped."""
         return self.spread_of("value").median
 
     def spread_of(self, name: str) -> Spread:
-        """Returns the spread of "value", or of one of `more`.
+        """Returns `value`, or the spread in `more` that has this name.
 
         Raises:
-            ValueError: If the contender was skipped, or has no such spread.
+            ValueError: If the contender was skipped, or the record has no such spread.
         """
         found = self.value if name == "value" else (self.more or {}).get(name)
         if not isinstance(found, Spread):
@@ -96,40 +103,33 @@ def measured(
     occasion: Occasion,
     readings: Sequence[float] | Skipped,
     *,
-    what: str,
-    contender: str,
-    setting: Mapping[str, Any],
-    unit: str,
-    versions: Mapping[str, str | None],
     ratios: Mapping[str, Sequence[float]] | None = None,
-    more: Mapping[str, Any] | None = None,
+    **about: Any,
 ) -> Measurement:
-    """Returns the record of `readings`, or of the reason why there are none."""
+    """Returns the record of `readings`, or of the reason why there are none.
+
+    `about` holds the other fields of `Measurement`: what, contender, setting, unit, versions, and perhaps more.
+    """
     skipped = isinstance(readings, Skipped)
     return Measurement(
-        what=what,
-        contender=contender,
-        setting=setting,
-        unit=unit,
         value=None if skipped else spread(readings),
         repetitions=None if skipped else len(readings),
         ratios={name: spread(each) for name, each in ratios.items()} if ratios else None,
-        more=more,
         skipped=readings.reason if skipped else None,
-        versions=versions,
+        **about,
         **asdict(occasion),
     )
 
 
 def append(path: Path, lines: Iterable[Measurement]) -> None:
-    """Adds to a file, line by line, so that a run that is cut short leaves what it had."""
+    """Appends measurements to a file as JSON lines. The folder is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(asdict(each)) + "\n" for each in lines)
 
 
 def read(path: Path) -> list[Measurement]:
-    """Returns the latest record of each measurement, in the order of their first."""
+    """Returns the latest record of each measurement, in the order in which the measurements first occur in the file."""
     kept: dict[tuple[object, ...], Measurement] = {}
     for text in path.read_text().splitlines():
         raw: dict[str, Any] = json.loads(text)
@@ -140,8 +140,17 @@ def read(path: Path) -> list[Measurement]:
     return list(kept.values())
 
 
+def grouped(lines: Iterable[Measurement], key: Callable[[Measurement], Key]) -> dict[Key, list[Measurement]]:
+    """Returns the measurements by key; keys are in the order in which they first occur."""
+    groups: dict[Key, list[Measurement]] = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
 _SPREAD = {field.name for field in fields(Spread)}
 
 
 def _restored(value: Any) -> Any:
+    """Returns a value from JSON, as a `Spread` if it has the fields of one."""
     return Spread(**value) if isinstance(value, dict) and value.keys() == _SPREAD else value

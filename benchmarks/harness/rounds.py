@@ -1,5 +1,6 @@
-"""Takes readings in common rounds, each contender once in each, so that a drift of the machine affects all alike."""
+"""Takes readings in common rounds: every contender is read once in a round, so slow phases of a machine affect all."""
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,18 +11,26 @@ Reading = TypeVar("Reading")
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The reason why there is no result, in one line."""
+    """Takes the place of a result; `reason` is one line that says why there is no result."""
 
     reason: str
+
+
+def seconds_of(call: Callable[[], object], times: int = 1) -> float:
+    """Returns the mean wall-clock seconds of `times` calls in a row."""
+    begin = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - begin) / times
 
 
 def in_rounds(
     *groups: Mapping[Key, Callable[[], Reading | Skipped]], rounds: int
 ) -> dict[Key, list[Reading] | Skipped]:
-    """Takes one reading of each contender in each round; one that returns `Skipped` takes no further part.
+    """Takes one reading of each contender in each round. A contender that returns `Skipped` is not read again.
 
-    A round visits the groups in turn. Within a group the order moves on by one in every round, so that nobody is always
-    the first.
+    A round visits the groups one after another. Within a group each round begins with the next contender, so that none
+    of them is always the first.
     """
     taken: dict[Key, list[Reading] | Skipped] = {key: [] for group in groups for key in group}
     for number in range(rounds):
@@ -37,10 +46,10 @@ def in_rounds(
 
 
 def complete(taken: Mapping[Key, list[Reading] | Skipped]) -> dict[Key, list[Reading]]:
-    """Returns the readings of rounds that nobody may miss.
+    """Returns the readings of rounds that no contender may miss.
 
     Raises:
-        ValueError: If somebody was skipped.
+        ValueError: If a contender was skipped.
     """
     found: dict[Key, list[Reading]] = {}
     for key, readings in taken.items():

@@ -1,81 +1,69 @@
-"""A suite of measurements as a value, and the command line of every suite."""
+"""Defines what a suite of measurements is, and runs the command line of a suite."""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import record, tables
 from .machine import REPOSITORY, Occasion, occasion
 from .record import Measurement
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RECORDS = REPOSITORY / "docs" / "benchmarks"
-
-
-def _nothing(_: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _no_note(_: Measurement) -> str:
-    return ""
-
-
-def _no_figures(_lines: Sequence[Measurement], _folder: Path) -> Iterable[Path]:
-    return ()
-
-
-def _here(_: argparse.Namespace) -> Occasion:
-    return occasion()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Defines one kind of measurement.
+    """A command that makes measurements.
 
     Attributes:
-        help: One line.
-        measure: Yields measurements as they are made, so that a run that is cut short leaves what it had.
-        options: Adds the options that `measure` reads, beside --rounds and --out.
-        rounds: The default of --rounds; with None, `measure` decides.
+        help: One line for the help of the command line.
+        measure: Yields each measurement as soon as it is made, so that an interrupted command keeps the earlier ones.
+        options: Adds the options that `measure` reads; --rounds and --out are added to every command.
+        rounds: The default of --rounds. With None, `measure` chooses the number of rounds.
     """
 
     help: str
     measure: Callable[[argparse.Namespace, Occasion], Iterable[Measurement]]
-    options: Callable[[argparse.ArgumentParser], None] = _nothing
+    options: Callable[[argparse.ArgumentParser], object] = lambda _: None
     rounds: int | None = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Defines one file of records, and what is made from it.
+    """A file of records, with the tables and figures that are made from it.
 
     Attributes:
-        name: Name of the file without its ending, and of the markers in the suite's page.
-        whats: The measurements that the file has.
-        markdown: Its tables.
-        draw: Draws its figures into a folder and yields their paths.
+        name: The name of the file without its suffix. The markers in the suite's page have the same name.
+        whats: The measured quantities (`Measurement.what`) that the file contains.
+        markdown: Returns the tables of the records.
+        draw: Yields the figures of the records with their file names.
     """
 
     name: str
     whats: Sequence[str]
     markdown: Callable[[Sequence[Measurement]], str] = tables.plain
-    draw: Callable[[Sequence[Measurement], Path], Iterable[Path]] = _no_figures
+    draw: Callable[[Sequence[Measurement]], Iterable[tuple[str, "Figure"]]] = lambda _: ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """Defines everything with which one package is measured.
+    """All measurements of one package.
 
     Attributes:
-        name: The word on the command line.
-        description: One line.
-        commands: By their words on the command line.
-        reports: In the order in which they are printed.
-        page: The page in docs that has the tables; None if there is none.
-        errors: What ends a command with one line instead of a traceback, beside OSError and ValueError.
-        occasion: Says where a command with these options measures.
-        note: What a line of progress says of a measurement beside its value and its first ratio.
+        name: The name of the suite on the command line.
+        description: One line for the help of the command line.
+        commands: The commands by their names.
+        reports: The files of records, in the order in which their tables are printed.
+        page: The page in docs that contains the tables; None if there is none.
+        errors: The exceptions, beside OSError and ValueError, that are printed in one line without a traceback.
+        occasion: Returns the facts of a measurement with these options, for example the name of the chosen device.
+        note: Returns a text that the line of progress adds to the value and the first ratio of a measurement.
     """
 
     name: str
@@ -84,14 +72,15 @@ class Suite:
     reports: Sequence[Report]
     page: str | None = None
     errors: tuple[type[Exception], ...] = ()
-    occasion: Callable[[argparse.Namespace], Occasion] = _here
-    note: Callable[[Measurement], str] = _no_note
+    occasion: Callable[[argparse.Namespace], Occasion] = lambda _: occasion()
+    note: Callable[[Measurement], str] = lambda _: ""
 
     def report_of(self, line: Measurement) -> Report:
+        """Returns the report to which a measurement belongs."""
         return next(report for report in self.reports if line.what in report.whats)
 
     def records(self, folder: Path) -> Iterator[tuple[Report, list[Measurement]]]:
-        """Yields the reports whose files exist, each with its records."""
+        """Yields the reports whose files exist in `folder`, each with its records."""
         for report in self.reports:
             path = folder / f"{report.name}.jsonl"
             if path.exists():
@@ -105,7 +94,7 @@ class Suite:
 
 
 def run(suite: Suite, words: Sequence[str]) -> int:
-    """Runs the command line of a suite and returns its exit code."""
+    """Runs a command line of a suite and returns its exit code."""
     options = _parser(suite).parse_args(words)
     try:
         options.act(options)
@@ -116,6 +105,7 @@ def run(suite: Suite, words: Sequence[str]) -> int:
 
 
 def _parser(suite: Suite) -> argparse.ArgumentParser:
+    """Returns the parser of the suite's commands and of `plot` and `table`; each sets the function `act`."""
     parser = argparse.ArgumentParser(prog=f"python benchmarks {suite.name}", description=suite.description)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -139,6 +129,7 @@ def _parser(suite: Suite) -> argparse.ArgumentParser:
 
 
 def _measure(suite: Suite, command: Command, options: argparse.Namespace) -> None:
+    """Records the measurements of a command as they are made, then prints their tables."""
     about = suite.occasion(options)
     say(f"{about.device}; load {about.load_before} before; records go to {options.out}")
     found: dict[str, list[Measurement]] = {}
@@ -153,12 +144,16 @@ def _measure(suite: Suite, command: Command, options: argparse.Namespace) -> Non
 
 
 def _plot(suite: Suite, options: argparse.Namespace) -> None:
+    """Draws the figures of all records and prints their paths."""
+    from . import plots  # Only this command needs matplotlib.
+
     for report, lines in suite.records(options.out):
-        for path in report.draw(lines, options.figures or options.out):
+        for path in plots.save(report.draw(lines), options.figures or options.out):
             say(str(path))
 
 
 def _tables(suite: Suite, options: argparse.Namespace) -> None:
+    """Prints the tables of all records, or writes them into the suite's page."""
     if suite.page and options.write:
         page = REPOSITORY / "docs" / suite.page
         page.write_text(suite.refreshed(page.read_text(), options.out))
@@ -169,23 +164,24 @@ def _tables(suite: Suite, options: argparse.Namespace) -> None:
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Prints a line without buffering it, so that progress is visible through a pipe too."""
+    print(text, flush=True)  # noqa: T201 - the output of the command
 
 
 def count(text: str) -> int:
-    """Reads a number of at least 1 from the command line."""
+    """Reads an integer of at least 1 from the command line."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number
 
 
 def counts(text: str) -> tuple[int, ...]:
+    """Reads integers of at least 1 that are separated by commas."""
     return tuple(count(word) for word in text.split(","))
 
 
 def words_of(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """Returns a reader of words that are separated by commas, each of which must be known."""
+    """Returns a reader of names that are separated by commas; it refuses a name that is not in `known`."""
 
     def read(text: str) -> tuple[str, ...]:
         for word in (words := tuple(text.split(","))):

@@ -1,20 +1,22 @@
-"""Formats measurements as Markdown and as lines for the terminal."""
+"""Formats measurements as Markdown tables and as lines for the terminal."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from .record import Measurement
+from .record import Measurement, grouped
 
 Column = TypeVar("Column", bound=Hashable)
 
 
-def row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def contender_of(line: Measurement) -> str:
+    """Returns the contender of a measurement, the usual name of a row."""
+    return line.contender
 
 
-def head(cells: Sequence[str]) -> list[str]:
-    """Returns the first two rows of a table; all columns but the first are aligned at the right."""
-    return [row(cells), row(["---", *("---:" for _ in cells[1:])])]
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table; all columns but the first are aligned right."""
+    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), ""])
 
 
 def matrix(
@@ -23,24 +25,30 @@ def matrix(
     columns: Mapping[Column, str],
     cell: Callable[[Measurement], str],
     *,
-    name: Callable[[Measurement], str] = lambda line: line.contender,
+    name: Callable[[Measurement], str] = contender_of,
     corner: str = "",
 ) -> str:
-    """Returns a table of names by columns; the rows are in the order of their first measurements."""
-    table: dict[str, dict[Column, str]] = {}
+    """Returns a table with one row for each `name`, in the order of the first measurements.
+
+    `column` returns the column of a measurement, and `columns` maps the columns to their titles. `corner` is the title
+    of the column of names.
+    """
+    cells: dict[str, dict[Column, str]] = {}
     for line in lines:
-        table.setdefault(name(line), {})[column(line)] = cell(line)
-    body = (row([each, *(cells.get(at, "") for at in columns)]) for each, cells in table.items())
-    return "\n".join([*head([corner, *columns.values()]), *body, ""])
+        cells.setdefault(name(line), {})[column(line)] = cell(line)
+    return table(
+        [corner, *columns.values()], ([each, *(row.get(at, "") for at in columns)] for each, row in cells.items())
+    )
 
 
 def plain(lines: Sequence[Measurement]) -> str:
     """Returns a table of measurements that need no table of their own."""
-    rows = [row([line.what, line.contender, _at(line, 40), *_figures(line)]) for line in lines]
-    return "\n".join([*head(["", "by", "at", "median", "quartiles", "ratios", "more"]), *rows, ""])
+    columns = ["", "by", "at", "median", "quartiles", "ratios", "more"]
+    return table(columns, ([line.what, line.contender, _setting(line, 40), *_values(line)] for line in lines))
 
 
-def _figures(line: Measurement) -> list[str]:
+def _values(line: Measurement) -> list[str]:
+    """Returns the cells of the median, the quartiles, the ratios and `more`."""
     if line.value is None:
         return [f"skipped: {line.skipped}", "", "", ""]
     value, over = line.value, (line.ratios or {}).items()
@@ -52,33 +60,34 @@ def _figures(line: Measurement) -> list[str]:
 
 def skipped(
     lines: Iterable[Measurement],
-    name: Callable[[Measurement], str] = lambda line: line.contender,
+    name: Callable[[Measurement], str] = contender_of,
     where: Callable[[Sequence[Measurement]], str] = lambda _: "",
 ) -> list[str]:
-    """Returns why contenders were skipped, each reason once; `where` describes the measurements that it concerns."""
-    found: dict[tuple[str, str], list[Measurement]] = {}
-    for line in lines:
-        if line.skipped is not None:
-            found.setdefault((name(line), line.skipped), []).append(line)
+    """Returns a list of the skipped contenders, each reason once.
+
+    `where` returns the settings of the measurements that were skipped for the same reason, in words.
+    """
+    found = grouped((line for line in lines if line.skipped is not None), lambda line: (name(line), line.skipped))
     entries = [f"- {who}{where(those)}: {reason}" for (who, reason), those in found.items()]
     return ["Skipped:\n", *entries, ""] if entries else []
 
 
 def progress(line: Measurement, note: str = "") -> str:
-    """Returns one line of at most 79 characters."""
+    """Returns a line of at most 79 characters for the terminal."""
     if line.value is None:
-        return f"{line.contender:<18} {_at(line)} skipped: {line.skipped}"[:79]
+        return f"{line.contender:<18} {_setting(line)} skipped: {line.skipped}"[:79]
     ratio = next((f"x {ratio.median:.2f}" for ratio in (line.ratios or {}).values()), "")
-    parts = (ratio, note, _at(line))
-    said = " ".join(part for part in parts if part)
+    said = " ".join(part for part in (ratio, note, _setting(line)) if part)
     return f"{line.contender:<18} {line.median:>10.4g} {line.unit[:12]} {said}"[:79]
 
 
-def _at(line: Measurement, letters: int = 6) -> str:
+def _setting(line: Measurement, letters: int = 6) -> str:
+    """Returns the setting as `name=value`, with names cut to `letters` characters."""
     return " ".join(f"{name[:letters]}={_short(value)}" for name, value in line.setting.items() if value is not None)
 
 
 def _short(value: Any) -> str:
+    """Returns a value in few characters; a spread is represented by its median."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     value = getattr(value, "median", value)
@@ -89,7 +98,7 @@ def insert(text: str, name: str, table: str) -> str:
     """Returns a document with the table between its markers <!-- NAME --> and <!-- end -->.
 
     Raises:
-        ValueError: If it has no such markers.
+        ValueError: If the document has no such markers.
     """
     before, found, rest = text.partition(f"<!-- {name} -->\n")
     _, closed, after = rest.partition("<!-- end -->")

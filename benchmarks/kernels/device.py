@@ -1,82 +1,100 @@
-"""A device of torch: its name, its clock, and readings that are taken in common rounds."""
+"""Measures calls on a device of torch: their time in common rounds, their peak memory, and whether they fail."""
 
-from __future__ import annotations
-
+import gc
 import math
-import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from emocap_kernels.errors import NotSupportedError
 
 from benchmarks.harness import rounds
 from benchmarks.harness.machine import cpu_model
-from benchmarks.harness.rounds import Skipped
+from benchmarks.harness.rounds import Skipped, seconds_of
 
-from .outcome import attempt
+from .subject import Call
 
-Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+# Returns the mean seconds of a number of calls in a row.
+Clock = Callable[[Call, int], float]
 
 # The packages on which the speed of every contender depends, in addition to the package of a peer.
 PACKAGES = ("torch", "triton")
-# Shorter calls are repeated within one reading until they fill this.
+OUT_OF_MEMORY = "out of memory"
+# A short call is repeated within one reading until the reading takes this long.
 _READING_S = 0.02
 _MOST_CALLS = 50
 
 
+class UnableError(Exception):
+    """A contender cannot run; the message contains the reason and perhaps a remedy."""
+
+
 def device_name(device: torch.device) -> str:
-    """Returns the model, and for a CPU the number of cores that torch uses."""
+    """Returns the model of a device, for a CPU with the number of cores that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = torch.get_num_threads()
     return f"{cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
 
 
-class Clock(Protocol):
-    """Measures how long calls take on a device."""
-
-    def seconds(self, call: Call, times: int) -> float:
-        """Returns the mean seconds of `times` calls in a row."""
-        ...
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns the name of a type for the records, such as float32."""
+    return str(dtype).removeprefix("torch.")
 
 
-class CpuClock:
-    """Measures wall-clock time."""
+def attempt(call: Callable[[], Result]) -> Result | Skipped:
+    """Returns the result of `call`, or the reason why it failed."""
+    try:
+        return call()
+    except (torch.OutOfMemoryError, MemoryError):
+        reason = OUT_OF_MEMORY
+    except (UnableError, NotSupportedError) as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - a peer may raise any exception, and the record holds its message
+        reason = _first_line(error)
+    # Outside of the handler the traceback is gone, so that the tensors of its frames are freed.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return Skipped(reason)
 
-    def seconds(self, call: Call, times: int) -> float:
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        return (time.perf_counter() - start) / times
 
-
-class CudaClock:
-    """Measures the time of the device by events in its stream."""
-
-    def seconds(self, call: Call, times: int) -> float:
-        # One call is not measured: the contender before this one may have used the cached memory.
-        call()
-        torch.cuda.synchronize()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(times):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / times
+def _first_line(error: Exception) -> str:
+    """Returns the type and the first line of an error."""
+    text = str(error).strip()
+    # torch has no exception type for a CPU without enough memory.
+    if "can't allocate memory" in text or "not enough memory" in text:
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"[:200]
 
 
 def clock_of(device: torch.device) -> Clock:
-    return CudaClock() if device.type == "cuda" else CpuClock()
+    """Returns the clock of a device: events in the stream of a GPU, wall-clock time on a CPU."""
+    return _cuda_seconds if device.type == "cuda" else seconds_of
+
+
+def _cuda_seconds(call: Call, times: int) -> float:
+    """Returns the mean seconds of calls on a GPU."""
+    # The first call is not measured, because the contender before this one may have used the cached memory.
+    call()
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / times
 
 
 def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[Key, list[float] | Skipped]:
-    """Returns the seconds of each call in each round, after a warm-up. A call that fails leaves the rounds."""
+    """Returns the seconds of each call in each round after a warm-up. A call that fails is not read again."""
     times = {key: _warm_up(call, clock) for key, call in calls.items()}
     readings = {
-        key: partial(_reading, clock, calls[key], number)
+        key: partial(attempt, partial(clock, calls[key], number))
         for key, number in times.items()
         if not isinstance(number, Skipped)
     }
@@ -84,14 +102,62 @@ def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[
     return {key: number if isinstance(number, Skipped) else taken[key] for key, number in times.items()}
 
 
-def _reading(clock: Clock, call: Call, times: int) -> float | Skipped:
-    return attempt(lambda: clock.seconds(call, times))
-
-
 def _warm_up(call: Call, clock: Clock) -> int | Skipped:
     """Returns how many calls form one reading, or why the call failed."""
     first = attempt(call)
-    once = first if isinstance(first, Skipped) else attempt(lambda: clock.seconds(call, 1))
+    once = first if isinstance(first, Skipped) else attempt(lambda: clock(call, 1))
     if isinstance(once, Skipped):
         return once
     return max(1, min(_MOST_CALLS, math.ceil(_READING_S / max(once, 1e-6))))
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Returns the most bytes that `call` holds above what was allocated before it, results included.
+
+    On a CPU this is the peak of the process, so nothing else must run in it. None if the system does not report it.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _bytes_of(status, "VmRSS")
+    except OSError:
+        call()
+        return None
+    call()
+    return max(0, _bytes_of(status, "VmHWM") - before)
+
+
+def dense_refusal(needed: float, device: torch.device) -> str | None:
+    """Returns why matrices of `needed` bytes must not be tried, or None if they may be.
+
+    CUDA raises an error if the memory is too small, but a CPU would begin to swap.
+    """
+    available = available_bytes()
+    if device.type != "cpu" or available is None or needed <= available / 2:
+        return None
+    return f"out of memory: needs about {needed / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} GB free"
+
+
+def available_bytes() -> int | None:
+    """Returns the free memory of the machine, or None if the system does not report it."""
+    try:
+        return _bytes_of(Path("/proc/meminfo"), "MemAvailable")
+    except OSError:
+        return None
+
+
+def _bytes_of(table: Path, name: str) -> int:
+    """Returns the entry `name` of a table of /proc, which is in KiB, in bytes."""
+    for line in table.read_text().splitlines():
+        label, _, value = line.partition(":")
+        if label == name:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"{table} has no {name}")

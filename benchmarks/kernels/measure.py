@@ -1,9 +1,7 @@
 """Measures contenders: each is probed in a process of its own, then all are timed in common rounds, size by size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +10,24 @@ from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios, spread
 from benchmarks.harness.rounds import Skipped
 
-from .device import PACKAGES, Call, clock_of, in_rounds
-from .passes import call_of
-from .probe import Finding, Job, Place, probe
-from .results import setting_of
-from .size import Size
-from .subject import OURS, Batch, Contender, Loss, Subject
-from .variants import PASSES, PLAIN, Pass
+from .device import PACKAGES, clock_of, dtype_name, in_rounds
+from .probe import Finding, Place, ProbeTask, probe
+from .subject import OURS, PASSES, Call, Contender, Pass, Size, Subject, call_of
+from .subjects import PLAIN
+
+# A contender in one pass, which takes part in the rounds.
+Entry = tuple[Contender, Pass]
+# The participant of the rounds that measures the rate of the machine.
+MATMUL = "matmul"
+Readings = Mapping[Entry | str, list[float] | Skipped]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LossPlan:
     """The contenders and sizes to measure.
 
-    `matmul` is the side of a square matrix product, whose rate is the unit of efficiency.
+    `matmul` is the side of a square matrix product, whose rate is the unit of efficiency. For `check_rows` see
+    `ProbeTask`.
     """
 
     subject: Subject
@@ -37,182 +39,139 @@ class Plan:
     check_rows: int
     matmul: int
 
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+
+Findings = Mapping[Contender, Mapping[Place, Finding]]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A contender in one pass, which takes part in the rounds."""
-
-    contender: Contender
-    pass_: Pass
-
-
-# The participant that measures the rate of the machine.
-MATMUL = "matmul"
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """The findings of the contenders' own processes, by name and place."""
-
-    found: Mapping[tuple[str, Place], Finding]
-
-    def overall(self, contender: Contender) -> Finding:
-        return self.found[contender.name, (contender.variant.name, None, None)]
-
-    def at(self, entry: Entry, size: Size) -> Finding:
-        return self.found[entry.contender.name, (entry.contender.variant.name, size, entry.pass_)]
-
-    def in_samples(self, contender: Contender, size: Size) -> Finding | None:
-        return self.found.get((contender.name, (contender.variant.name, size, None)))
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """All readings at one size. Entries whose own process failed have none."""
-
-    plan: Plan
-    occasion: Occasion
-    findings: Findings
-    size: Size
-    readings: Mapping[Entry | str, list[float] | Skipped]
-
-    def seconds(self, entry: Entry | str) -> list[float] | None:
-        taken = self.readings.get(entry)
-        return None if isinstance(taken, Skipped) else taken
-
-
-def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields measurements as they are made, so that a run that is stopped keeps those it has."""
+def measure(plan: LossPlan, occasion: Occasion) -> Iterator[Measurement]:
+    """Yields the measurements of each size as soon as they are made."""
     for width in dict.fromkeys(size.width for size in plan.sizes):
         sizes = [size for size in plan.sizes if size.width == width]
-        findings = _probe_all(plan, sizes)
-        able = [contender for contender in plan.contenders if findings.overall(contender).skipped is None]
+        findings = {contender: _probed(plan, contender, sizes) for contender in plan.contenders}
+        able: list[Contender] = []
         for contender in plan.contenders:
-            if contender not in able:
-                reason = findings.overall(contender).skipped
-                yield _skipped(plan, occasion, contender, width, reason)
-        entries = [Entry(each, pass_) for pass_ in PASSES for each in able if pass_ in each.passes]
+            reason = _found(findings, contender).skipped
+            if reason is None:
+                able.append(contender)
+            else:
+                yield _record(plan, occasion, contender, width, Skipped(reason))
+        entries: list[Entry] = [
+            (contender, pass_) for pass_ in PASSES for contender in able if pass_ in contender.passes
+        ]
         for size in sizes if entries else ():
-            block = Block(plan, occasion, findings, size, _readings(plan, findings, entries, size))
-            yield from (_measured(block, entry) for entry in entries)
+            readings = _readings(plan, findings, entries, size)
+            for entry in entries:
+                yield _measured(plan, occasion, findings, size, readings, entry)
 
 
-def _probe_all(plan: Plan, sizes: Sequence[Size]) -> Findings:
-    """Probes all contenders at `sizes`, which are of one width."""
-    found: dict[tuple[str, Place], Finding] = {}
-    able: list[Contender] = []
-    for contender in plan.contenders:
-        if contender.needs_cuda and plan.device.type != "cuda":
-            place = (contender.variant.name, None, None)
-            found[contender.name, place] = Finding(variant=contender.variant.name, skipped="needs a CUDA device")
-        else:
-            able.append(contender)
-    for name in dict.fromkeys(contender.name for contender in able):
-        job = Job(
-            subject=plan.subject.name,
-            name=name,
-            variants=[contender.variant.name for contender in able if contender.name == name],
-            sizes=sizes,
-            dtype=plan.dtype_name,
-            device=str(plan.device),
-            check_rows=plan.check_rows,
-        )
-        found.update({(name, place): finding for place, finding in probe(job).items()})
-    return Findings(found)
+def _found(findings: Findings, contender: Contender, size: Size | None = None, pass_: Pass | None = None) -> Finding:
+    """Returns the finding about a contender at a size and in a pass; an empty one if its process reported none."""
+    return findings[contender].get((size, pass_), Finding())
 
 
-def _readings(
-    plan: Plan, findings: Findings, entries: Sequence[Entry], size: Size
-) -> Mapping[Entry | str, list[float] | Skipped]:
-    able = [entry for entry in entries if findings.at(entry, size).skipped is None]
+def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapping[Place, Finding]:
+    """Returns the findings about a contender at `sizes`, which have one width."""
+    if contender.needs_cuda and plan.device.type != "cuda":
+        return {(None, None): Finding(skipped="needs a CUDA device")}
+    task = ProbeTask(
+        subject=plan.subject.name,
+        name=contender.name,
+        variant=contender.variant.name,
+        sizes=sizes,
+        dtype=dtype_name(plan.dtype),
+        device=str(plan.device),
+        check_rows=plan.check_rows,
+    )
+    return probe(task)
+
+
+def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size: Size) -> Readings:
+    """Returns the seconds of each entry and of the matrix product, or why there are none.
+
+    An entry that failed in its own process is not tried again.
+    """
+    failed = {entry: reason for entry in entries if (reason := _found(findings, entry[0], size, entry[1]).skipped)}
+    able = [entry for entry in entries if entry not in failed]
     batch = plan.subject.draw(size, plan.dtype, plan.device)
-    calls: dict[Entry | str, Call] = {MATMUL: _matmul(plan), **_calls(able, batch)}
-    return in_rounds(calls, clock_of(plan.device), repeats=plan.repeats)
-
-
-def _calls(entries: Sequence[Entry], batch: Batch) -> dict[Entry | str, Call]:
-    """Returns one call for each entry. A loss is built once for both of its passes."""
-    built = dict.fromkeys(entry.contender for entry in entries)
-    losses: dict[Contender, Loss] = {contender: contender.build() for contender in built}
-    return {entry: call_of(losses[entry.contender], batch, entry.contender.variant, entry.pass_) for entry in entries}
-
-
-def _matmul(plan: Plan) -> Call:
     left, right = torch.randn(2, plan.matmul, plan.matmul, dtype=plan.dtype, device=plan.device)
-    return lambda: left @ right
+    # A loss is built once for both of its passes.
+    losses = {contender: contender.build() for contender in dict.fromkeys(each for each, _ in able)}
+    calls: dict[Entry | str, Call] = {MATMUL: lambda: left @ right}
+    for contender, pass_ in able:
+        calls[contender, pass_] = call_of(losses[contender], batch, contender.variant, pass_)
+    taken = in_rounds(calls, clock_of(plan.device), repeats=plan.repeats)
+    return {**taken, **{entry: Skipped(reason) for entry, reason in failed.items()}}
 
 
-def _measured(block: Block, entry: Entry) -> Measurement:
-    plan, size, contender = block.plan, block.size, entry.contender
-    taken, rate = block.readings.get(entry), block.seconds(MATMUL)
-    finding = block.findings.at(entry, size)
-    if taken is None or isinstance(taken, Skipped) or rate is None:
-        reason = taken.reason if isinstance(taken, Skipped) else finding.skipped
-        return _skipped(plan, block.occasion, contender, size.width, reason, size=size, pass_=entry.pass_)
-    flops = plan.subject.floor_flops(contender.variant, entry.pass_, size)
+def _measured(
+    plan: LossPlan, occasion: Occasion, findings: Findings, size: Size, readings: Readings, entry: Entry
+) -> Measurement:
+    """Returns the record of an entry, with its ratio to ours in the same rounds and its efficiency."""
+    contender, pass_ = entry
+    taken, rate = readings[entry], readings[MATMUL]
+    if isinstance(taken, Skipped) or isinstance(rate, Skipped):
+        reason = taken if isinstance(taken, Skipped) else Skipped("no reading of the matrix product")
+        return _record(plan, occasion, contender, size.width, reason, size=size, pass_=pass_)
+    flops = plan.subject.floor_flops(contender.variant, pass_, size)
     flops_per_s = 2 * plan.matmul**3 / spread(rate).median
-    over, own = _ours(block, entry)
-    agreement, samples = block.findings.overall(contender).agreement, block.findings.in_samples(contender, size)
     more = {
-        "peak_bytes": finding.peak_bytes,
+        "peak_bytes": _found(findings, contender, size, pass_).peak_bytes,
         "floor_flops": flops,
         "eff": flops / (spread(taken).median * flops_per_s),
         "matmul_flops_per_s": flops_per_s,
-        "agreement": agreement and asdict(agreement),
-        "sampled": samples and samples.sampled and asdict(samples.sampled),
+        "agreement": _found(findings, contender).agreement,
+        "sampled": _found(findings, contender, size).sampled,
     }
-    about = _about(plan, contender, size.width, size=size, pass_=entry.pass_, more=more)
-    return measured(
-        block.occasion, taken, **about, ratios=None if own is None else {f"over {over}": ratios(taken, own)}
-    )
+    over = {f"over {name}": ratios(taken, own) for name, own in _ours(readings, entry).items()}
+    return _record(plan, occasion, contender, size.width, taken, size=size, pass_=pass_, ratios=over, more=more)
 
 
-def _ours(block: Block, entry: Entry) -> tuple[str | None, list[float] | None]:
-    """Returns the fastest of our backends that ran the same in these rounds, and its readings."""
+def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
+    """Returns the fastest of our backends that ran in these rounds, by its name; empty if none ran.
+
+    It computes in the same pass the same variant, or the plain loss if the variant is another function.
+    """
+    variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:
-        for other in block.readings:
-            if isinstance(other, Entry) and other.contender.name == name and _alike(other, entry):
-                own = block.seconds(other)
-                if own is not None:
-                    return name, own
-    return None, None
+        for other, taken in readings.items():
+            if isinstance(other, str) or isinstance(taken, Skipped) or other[0].name != name:
+                continue
+            if other[0].variant == variant and other[1] == entry[1]:
+                return {name: taken}
+    return {}
 
 
-def _alike(ours: Entry, entry: Entry) -> bool:
-    """Returns whether `ours` computes in the same pass what `entry` does, or the plain loss for another function."""
-    variant = entry.contender.variant
-    wanted = variant if variant.function is None else PLAIN
-    return ours.contender.variant == wanted and ours.pass_ == entry.pass_
-
-
-def _skipped(
-    plan: Plan,
+def _record(
+    plan: LossPlan,
     occasion: Occasion,
     contender: Contender,
     width: int,
-    reason: str | None,
+    readings: list[float] | Skipped,
     *,
     size: Size | None = None,
     pass_: Pass | None = None,
+    ratios: Mapping[str, Sequence[float]] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Measurement:
-    about = _about(plan, contender, width, size=size, pass_=pass_, more={})
-    return measured(occasion, Skipped(reason or "no reading of the matrix product"), **about)
-
-
-def _about(
-    plan: Plan, contender: Contender, width: int, *, size: Size | None, pass_: Pass | None, more: Mapping[str, Any]
-) -> dict[str, Any]:
+    """Returns the record of a contender; without size and pass if it was skipped at every size."""
     variant = contender.variant
     what = {"objective": variant.objective, "mining": variant.mining_in_words, "function": variant.function}
-    return {
-        "what": plan.subject.what,
-        "contender": contender.name,
-        "setting": setting_of(variant, pass_, width, plan.dtype_name, size),
-        "unit": "s",
-        "versions": versions((*PACKAGES, *([contender.package] if contender.package else []))),
-        "more": {**what, **more},
-    }
+    return measured(
+        occasion,
+        readings,
+        what=plan.subject.what,
+        contender=contender.name,
+        setting={
+            "variant": variant.name,
+            "pass": pass_,
+            "rows": size and size.rows,
+            "patches": size and size.patches,
+            "sentences": size and size.sentences,
+            "width": width,
+            "dtype": dtype_name(plan.dtype),
+        },
+        unit="s",
+        ratios=ratios,
+        more={**what, **(more or {})},
+        versions=versions((*PACKAGES, *([contender.package] if contender.package else []))),
+    )

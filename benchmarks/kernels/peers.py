@@ -1,9 +1,7 @@
-"""The losses of other packages, each symmetric and exact, called as their authors document.
+"""Calls the symmetric and exact losses of other packages as their authors document.
 
-The packages are optional and untyped, so only this module imports them, by name.
+The packages are optional and have no types. Only this module imports them, each when its loss is called.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
@@ -14,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .outcome import UnableError
-from .pairs import PairBatch
+from .batches import PairBatch
+from .device import UnableError
 
 _INSTALL = "not installed; pip install --no-deps -r benchmarks/kernels/requirements.txt"
 _INF_CL_HEAD = 256
 
 
 def open_clip(batch: PairBatch) -> Tensor:
-    """Computes ClipLoss: two products, both of whose matrices are kept for backward."""
+    """Computes ClipLoss, which keeps two matrices of scores for backward."""
     with _autocast(batch):
         return _open_clip().ClipLoss()(batch.image, batch.text, batch.scale)
 
@@ -34,9 +32,10 @@ def open_clip_sigmoid(batch: PairBatch) -> Tensor:
 
 
 def inf_cl(batch: PairBatch) -> Tensor:
-    """Computes Inf-CL on one device, where it uses its tiles without the ring.
+    """Computes Inf-CL on one device, where it uses its tiles but not its ring of devices.
 
-    Its `scale` argument all-reduces a gradient and so needs a process group. Multiplying before gives the same loss.
+    Its argument `scale` needs a process group, because it all-reduces a gradient. So the vectors are scaled before the
+    call, which gives the same loss.
     """
     if batch.image.shape[1] % _INF_CL_HEAD:
         raise UnableError(f"width={batch.image.shape[1]} must be a multiple of {_INF_CL_HEAD} for Inf-CL.")
@@ -45,38 +44,39 @@ def inf_cl(batch: PairBatch) -> Tensor:
 
 
 def cut_cross_entropy(batch: PairBatch) -> Tensor:
-    """Computes CCE without its gradient filter, whose threshold is meant for vocabularies and drops needed terms."""
+    """Computes CCE without its filter of small gradients: it is made for vocabularies and would drop needed terms."""
     loss = _peer("cut_cross_entropy").linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, filter_eps=None, impl="cce"))
 
 
 def liger(batch: PairBatch) -> Tensor:
-    """Computes Liger's loss with gradients summed in float32. By default it adds chunks in the type of the inputs."""
+    """Computes Liger's loss with gradients summed in float32; by default Liger sums them in the type of the inputs."""
     loss = _peer("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, accum_dtype=torch.float32))
 
 
 def _both_directions(batch: PairBatch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Computes both directions by a loss that has one direction and no scale."""
+    """Computes the symmetric loss with a loss of one direction that has no scale."""
     own = torch.arange(len(batch.image), device=batch.image.device)
     forth = loss(batch.scale * batch.image, batch.text, own)
     return (forth + loss(batch.scale * batch.text, batch.image, own)) / 2
 
 
 def _autocast(batch: PairBatch) -> torch.autocast:
-    """Returns the autocast under which open_clip computes its loss: half-precision products, a float32 softmax."""
+    """Returns the context in which open_clip computes its loss: half-precision products and a float32 softmax."""
     half = batch.image.dtype if batch.image.dtype in (torch.bfloat16, torch.float16) else None
     return torch.autocast(batch.image.device.type, dtype=half, enabled=half is not None)
 
 
 def _peer(name: str) -> Any:
+    """Imports a module of a peer, or raises an UnableError with the command that installs the peer."""
     if find_spec(name.partition(".")[0]) is None:
         raise UnableError(_INSTALL)
     return import_module(name)
 
 
 def _open_clip() -> Any:
-    """Returns the module loss.py of open_clip. The package imports torchvision, which the losses do not need."""
+    """Returns the module loss.py of open_clip without the rest of the package, which would import torchvision."""
     package = find_spec("open_clip")
     if package is None or package.origin is None:
         raise UnableError(_INSTALL)

@@ -1,11 +1,7 @@
-"""Draws figures from the records: time and memory over the size of the batch, on logarithmic axes."""
+"""Draws the figures of a loss's records: time and memory over the size of the batch, on logarithmic axes."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,24 +9,89 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.harness.plots import COLOURS, saved, titled
-from benchmarks.harness.record import Measurement
+from benchmarks.harness.plots import COLOURS, titled
+from benchmarks.harness.record import Measurement, grouped
 
-from .results import label_of, more_of, place_of, size_of
-from .size import Size
-from .subject import OURS
-from .subjects import SUBJECTS
-from .tables import duration, size
-from .topics import TOPICS, Sweep, Topic, longest
-from .variants import BOTH, FORWARD, PLAIN
+from .subject import BOTH, FORWARD, OURS, Size
+from .subjects import GLOBAL, PLAIN, REGION
+from .tables import duration, label_of, memory, more_of, place_of, size_of, sizes_of
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-# The position in these tuples gives colour and marker, so that they do not depend on what else was measured.
-_CONTENDERS = {
-    subject.what: tuple(dict.fromkeys(contender.name for contender in subject.roster()))
-    for subject in SUBJECTS.values()
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A size that varies within a figure while the others are fixed.
+
+    Attributes:
+        name: The suffix of the names of the files.
+        label: The label of the axis.
+        value: Returns the size that varies.
+        fixed: Returns the sizes that are fixed.
+        fixed_in_words: Returns the sizes that are fixed in words.
+    """
+
+    name: str
+    label: str
+    value: Callable[[Size], int]
+    fixed: Callable[[Size], tuple[float, ...]] = lambda _: ()
+    fixed_in_words: Callable[[Size], str] = lambda _: ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """The titles of the figures of a loss.
+
+    Attributes:
+        plain: The title of the figure of the plain loss.
+        varied: The title of the figure of all variants.
+        limited: The loss whose fewest operations are drawn as a limit.
+        sweeps: The sizes over which figures are drawn. If no size varies, the first of them is used.
+    """
+
+    plain: str
+    varied: str
+    limited: str
+    sweeps: Sequence[Sweep]
+
+
+TOPICS = {
+    GLOBAL.what: Topic(
+        plain="Symmetric InfoNCE",
+        varied="Mined positives and the sigmoid loss",
+        limited="plain InfoNCE",
+        sweeps=(Sweep("", "batch (rows)", lambda size: size.rows),),
+    ),
+    REGION.what: Topic(
+        plain="Local loss",
+        varied="Local loss and other ways to compare images with sentences",
+        limited="plain local loss",
+        sweeps=(
+            Sweep(
+                "-rows",
+                "images of the batch",
+                lambda size: size.rows,
+                lambda size: (size.regions[0], size.regions[1] / size.rows),
+                lambda size: f"{size.regions[0]} patches and {size.regions[1] / size.rows:g} sentences an image",
+            ),
+            Sweep(
+                "-sentences",
+                "sentences of the batch",
+                lambda size: size.regions[1],
+                lambda size: (size.rows, size.regions[0]),
+                lambda size: f"{size.rows:,} images of {size.regions[0]} patches",
+            ),
+            Sweep(
+                "-patches",
+                "patches of an image",
+                lambda size: size.regions[0],
+                lambda size: (size.rows, size.regions[1]),
+                lambda size: f"{size.rows:,} images, {size.regions[1]:,} sentences",
+            ),
+        ),
+    ),
 }
-_VARIANTS = {subject.what: tuple(variant.name for variant in subject.variants) for subject in SUBJECTS.values()}
+
+_SUBJECTS = {subject.what: subject for subject in (GLOBAL, REGION)}
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # (ratio, ticks): the ticks of a decade where the largest value is less than `ratio` times the smallest.
 _TICKS = ((20, (1, 1.5, 2, 3, 5, 7)), (300, (1, 2, 5)), (float("inf"), (1, 3)))
 # More labels than these would touch each other if they were horizontal.
@@ -40,7 +101,15 @@ _WIDTHS = {"fused": 2.6, "chunked": 1.8}
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: what is drawn, for which pass, and how its numbers are formatted."""
+    """One pair of axes.
+
+    Attributes:
+        title: The title.
+        pass_: The pass whose measurements are drawn.
+        value: Returns the drawn value; None if a measurement has none.
+        written: Returns a value with its unit.
+        limited: The limit of the fewest operations is drawn.
+    """
 
     title: str
     pass_: str
@@ -50,60 +119,63 @@ class Panel:
 
 
 def _time(line: Measurement) -> float | None:
+    """Returns the median time of a measurement."""
     return None if line.value is None else line.median
 
 
 _PANELS = (
     Panel("Forward: time", FORWARD, _time, duration, limited=True),
     Panel("Forward + backward: time", BOTH, _time, duration, limited=True),
-    Panel("Forward + backward: extra memory", BOTH, lambda line: more_of(line, "peak_bytes"), size, limited=False),
+    Panel("Forward + backward: extra memory", BOTH, lambda line: more_of(line, "peak_bytes"), memory, limited=False),
 )
 
 
-def draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
+def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
     """Draws the plain loss by all contenders, and our variants, for each device, type, width and size that varies.
 
     Yields:
-        The paths written, an SVG and a PNG for each figure.
+        Each figure twice, for an SVG and for a PNG file.
     """
-    for place in dict.fromkeys(map(place_of, lines)):
-        here = [line for line in lines if place_of(line) == place and line.skipped is None]
+    for (what, device, dtype, width), measured in grouped(lines, place_of).items():
+        here = [line for line in measured if line.skipped is None]
         plain = [line for line in here if line.setting["variant"] == PLAIN.name]
         varied = [line for line in here if line.contender in OURS or line.setting["variant"] != PLAIN.name]
         varied = varied if len({line.setting["variant"] for line in varied}) > 1 else []
-        what, device, dtype, width = place
-        topic = TOPICS[what]
-        for name, title, chosen in (
-            (topic.name, topic.plain, plain),
-            (f"{topic.name}-variants", topic.varied, varied),
-        ):
+        topic, name = TOPICS[what], _SUBJECTS[what].records
+        for kind, title, chosen in (("", topic.plain, plain), ("-variants", topic.varied, varied)):
             for sweep, fixed, swept in _sweeps(topic, chosen):
                 heading = ", ".join([title, *([fixed] if fixed else []), device, dtype, f"width {width}"])
-                path = folder / f"{name}{sweep.name}-{_slug(device)}-{dtype}-{width}"
-                paths = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
-                yield from saved(partial(_figure, swept, sweep, heading), *paths)
+                figure = _figure(swept, sweep, heading)
+                for suffix in ("svg", "png"):
+                    yield f"{name}{kind}{sweep.name}-{_slug(device)}-{dtype}-{width}.{suffix}", figure
 
 
 def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep, str, Sequence[Measurement]]]:
-    """Yields each size that varies, what is fixed in words, and the records in which nothing else varies."""
-    sizes = _sizes(lines)
+    """Yields each size that varies, the fixed sizes in words, and the records in which nothing else varies."""
+    sizes = sizes_of(lines)
     groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
     for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
         yield sweep, sweep.fixed_in_words(group[0]), [line for line in lines if size_of(line) in group]
 
 
-def _sizes(lines: Sequence[Measurement]) -> set[Size]:
-    return {size for line in lines if (size := size_of(line)) is not None}
+def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
+    """Returns the largest group of sizes that differ only in the size of `sweep`. Of equal groups, larger sizes win."""
+    groups: dict[tuple[float, ...], list[Size]] = {}
+    for each in sorted(sizes, key=lambda each: each.order):
+        groups.setdefault(sweep.fixed(each), []).append(each)
+    return max(groups.values(), key=lambda group: (len(group), group[-1].order))
 
 
 def _slug(device: str) -> str:
+    """Returns the name of a device for the name of a file."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
 
 
 def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
+    """Draws all panels over one size, with a common legend."""
     figure = titled(title, 15, 4.6, size=12)
     styles = _styles(lines)
-    sizes = sorted({sweep.value(size) for size in _sizes(lines)})
+    sizes = sorted({sweep.value(size) for size in sizes_of(lines)})
     handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         _draw_panel(axes, panel, sweep, lines, styles)
@@ -115,12 +187,18 @@ def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
 
 
 def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the style of each label. The marker shows the contender, the colour the variant if there are several."""
-    told_apart = len({line.setting["variant"] for line in lines}) > 1
+    """Returns the style of each label. The marker shows the contender, the colour the variant if there are several.
+
+    Markers and colours follow the lists of the subject, so that they do not depend on what else was measured.
+    """
+    subject = _SUBJECTS[lines[0].what]
+    contenders = list(dict.fromkeys(contender.name for contender in subject.contenders))
+    variants = [variant.name for variant in subject.variants]
+    several = len({line.setting["variant"] for line in lines}) > 1
     styles: dict[str, Mapping[str, Any]] = {}
     for line in lines:
-        who = _CONTENDERS[line.what].index(line.contender)
-        colour = _VARIANTS[line.what].index(line.setting["variant"]) if told_apart else who
+        who = contenders.index(line.contender)
+        colour = variants.index(line.setting["variant"]) if several else who
         styles[label_of(line)] = {
             "color": COLOURS[colour % len(COLOURS)],
             "marker": _MARKERS[who % len(_MARKERS)],
@@ -134,6 +212,7 @@ def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
 def _draw_panel(
     axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Measurement], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
+    """Draws a curve for each label, and the limit."""
     chosen = [line for line in lines if line.setting["pass"] == panel.pass_]
     for label, style in styles.items():
         drawn = [(size_of(line), panel.value(line)) for line in chosen if label_of(line) == label]
@@ -145,7 +224,7 @@ def _draw_panel(
 
 
 def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
-    """Draws the time that the fewest operations take at the rate of a square matrix product in the same rounds."""
+    """Draws the time of the fewest operations at the rate of a square matrix product in the same rounds."""
     limits: dict[int, list[float]] = {}
     for line in lines:
         size, rate = size_of(line), more_of(line, "matmul_flops_per_s")
@@ -153,11 +232,10 @@ def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
             limits.setdefault(sweep.value(size), []).append(more_of(line, "floor_flops") / rate)
     if not limits:
         return
-    along = sorted(limits)
     what = TOPICS[lines[0].what].limited
     axes.plot(
-        along,
-        [median(limits[each]) for each in along],
+        sorted(limits),
+        [median(limits[each]) for each in sorted(limits)],
         color="0.45",
         linewidth=1.2,
         linestyle=":",
@@ -166,15 +244,18 @@ def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
 
 
 def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None:
+    """Sets the title, the scales, the ticks and the grid."""
     axes.set(title=panel.title, xlabel=sweep.label, xscale="log", yscale="log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_major_formatter(FuncFormatter(_whole))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     if len(sizes) > _LEVEL_LABELS:
         axes.tick_params(axis="x", rotation=30)
 
     def written(value: float, _: int | None) -> str:
-        return _short(panel.written(value))
+        """Returns the label of a tick without trailing zeros: `10 ms` instead of `10.0 ms`."""
+        number, unit = panel.written(value).split()
+        return f"{float(number):g} {unit}"
 
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=next(ticks for most, ticks in _TICKS if high < most * low)))
@@ -182,13 +263,3 @@ def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-
-
-def _whole(value: float, _: int | None) -> str:
-    return f"{value:,.0f}"
-
-
-def _short(written: str) -> str:
-    """Returns the text of a tick without trailing zeros: `10 ms` instead of `10.0 ms`."""
-    number, unit = written.split()
-    return f"{float(number):g} {unit}"

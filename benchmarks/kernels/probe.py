@@ -1,12 +1,11 @@
-"""Measures memory and correctness of one contender, in a process of its own.
+"""Measures the memory and the errors of one contender in a process of its own.
 
-In this way the peak of memory belongs to the contender alone, and a crash of a peer, or an illegal access that breaks
-the CUDA context, affects no other contender.
+The peak of the process's memory then belongs to this contender alone. A crash of a peer, or an illegal access that
+breaks the CUDA context, affects no other contender.
 """
 
-from __future__ import annotations
-
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,82 +13,96 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness.machine import REPOSITORY
 from benchmarks.harness.rounds import Skipped
 
-from .memory import dense_refusal, peak_bytes
-from .outcome import attempt
-from .passes import call_of
-from .size import Size
-from .subject import Batch, Contender, Loss, Subject
-from .subjects import SUBJECTS
-from .truth import Agreement, Sampled, agreement, sampled
-from .variants import PLAIN, Pass
+from .device import attempt, dense_refusal, peak_bytes
+from .subject import Batch, Contender, Loss, Pass, Size, Subject, call_of, forward, forward_backward
+from .subjects import PLAIN, SUBJECTS
 
-# A kernel that waits for a lock may never end.
+# A process that runs longer is killed: a kernel that waits for a lock may never end.
 _LONGEST_S = 900
+# The relative tolerance of each type. Half precision rounds logits of size 14 to 0.03, and float32 on tensor cores
+# keeps 10 bits.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+# A size and a pass, which identify a finding about a contender.
+Place = tuple[Size | None, Pass | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """The task of one process: the contender `name` at all `sizes`, which have one width, in the named variants."""
+class ProbeTask:
+    """The task of one process: a contender at some sizes, which have one width.
+
+    With `check_rows`, so many rows of the gradients of the plain loss are compared with float64 at every size.
+    """
 
     subject: str
     name: str
-    variants: Sequence[str]
+    variant: str
     sizes: Sequence[Size]
     dtype: str
     device: str
     check_rows: int
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> Self:
         raw: dict[str, Any] = json.loads(text)
         raw["sizes"] = [Size(**each) for each in raw["sizes"]]
         return cls(**raw)
 
     @property
-    def about(self) -> Subject:
-        return SUBJECTS[self.subject]
-
-    @property
-    def contenders(self) -> list[Contender]:
-        return [each for each in self.about.roster() if each.name == self.name and each.variant.name in self.variants]
+    def contender(self) -> Contender:
+        known = SUBJECTS[self.subject].contenders
+        return next(each for each in known if (each.name, each.variant.name) == (self.name, self.variant))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One finding of a process. Without `size` it holds for all sizes."""
+    """A finding about a contender. It holds for all sizes or passes if `size` or `pass_` is None.
 
-    variant: str
+    Attributes:
+        size: The size of the batch.
+        pass_: The pass.
+        skipped: The reason why the contender does not run.
+        peak_bytes: The peak memory of a call.
+        agreement: The comparison with float64 at a small size (see `agreement`).
+        sampled: The comparison with float64 at this size (see `sampled`).
+    """
+
     size: Size | None = None
     pass_: Pass | None = None
     skipped: str | None = None
     peak_bytes: int | None = None
-    agreement: Agreement | None = None
-    sampled: Sampled | None = None
+    agreement: Mapping[str, Any] | None = None
+    sampled: Mapping[str, Any] | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.size, self.pass_
 
 
-Place = tuple[str, Size | None, Pass | None]
-
-
-def probe(job: Job) -> dict[Place, Finding]:
-    """Runs `job` in a new process. What it could not report before it ended is skipped, with the way it ended."""
+def probe(task: ProbeTask) -> dict[Place, Finding]:
+    """Runs a task in a new process. If the process fails, its missing findings are skipped with the reason."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "findings.jsonl"
         report.touch()
-        reason = _run([json.dumps(asdict(job)), str(report)])
-        found = [_finding(text) for text in report.read_text().splitlines()]
-    findings: dict[Place, Finding] = {(each.variant, each.size, each.pass_): each for each in found}
-    if reason is not None:
-        for place in _places(job):
-            findings.setdefault(place, Finding(variant=place[0], size=place[1], pass_=place[2], skipped=reason))
-    return findings
+        reason = _run([json.dumps(asdict(task)), str(report)])
+        rows: list[dict[str, Any]] = [json.loads(text) for text in report.read_text().splitlines()]
+    for row in rows:
+        row["size"] = row["size"] and Size(**row["size"])
+    found = [Finding(**row) for row in rows]
+    places: list[Place] = [(None, None), *product(task.sizes, task.contender.passes)] if reason else []
+    skipped = [Finding(size=size, pass_=pass_, skipped=reason) for size, pass_ in places]
+    return {each.place: each for each in (*skipped, *found)}
 
 
 def _run(words: Sequence[str]) -> str | None:
@@ -98,7 +111,7 @@ def _run(words: Sequence[str]) -> str | None:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.kernels.probe", *words],
             cwd=REPOSITORY,
-            # malloc would keep freed memory, and the next peak would begin there.
+            # Without this setting malloc keeps freed memory, which the next peak would not include.
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
             capture_output=True,
             text=True,
@@ -107,66 +120,45 @@ def _run(words: Sequence[str]) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"its process did not end in {_LONGEST_S} s"
-    return _how_it_ended(done.returncode, done.stderr) if done.returncode else None
-
-
-def _places(job: Job) -> Iterator[Place]:
-    for contender in job.contenders:
-        variant = contender.variant.name
-        yield (variant, None, None)
-        for size in job.sizes:
-            for pass_ in contender.passes:
-                yield (variant, size, pass_)
-
-
-def _how_it_ended(code: int, errors: str) -> str:
-    if code < 0:
-        killed = signal.Signals(-code).name
+    if done.returncode < 0:
+        killed = signal.Signals(-done.returncode).name
         return f"its process ended by {killed}" + (" (out of memory?)" if killed == "SIGKILL" else "")
-    return f"its process failed: {errors.strip().splitlines()[-1][:200] if errors.strip() else f'status {code}'}"
+    if done.returncode:
+        errors = done.stderr.strip()
+        return f"its process failed: {errors.splitlines()[-1][:200] if errors else f'status {done.returncode}'}"
+    return None
 
 
-def _finding(text: str) -> Finding:
-    raw: dict[str, Any] = json.loads(text)
-    kinds: Mapping[str, type[Any]] = {"size": Size, "agreement": Agreement, "sampled": Sampled}
-    for name, kind in kinds.items():
-        raw[name] = None if raw[name] is None else kind(**raw[name])
-    return Finding(**raw)
+def findings_of(task: ProbeTask) -> Iterator[Finding]:
+    """Yields the comparison with float64 at a small size, then the findings at each size.
 
-
-def findings_of(contender: Contender, job: Job) -> Iterator[Finding]:
-    """Yields the agreement with float64 first. If the contender does not run at all, nothing else follows."""
-    device, dtype = torch.device(job.device), getattr(torch, job.dtype)
-    overall = Finding(variant=contender.variant.name)
-    agreed = agreement(job.about, contender, job.sizes[0].width, dtype, device)
+    If the contender fails at the small size, the reason is the only finding.
+    """
+    subject, contender = SUBJECTS[task.subject], task.contender
+    device, dtype = torch.device(task.device), getattr(torch, task.dtype)
+    agreed = agreement(subject, contender, subject.draw(subject.small(task.sizes[0].width), dtype, device))
     if isinstance(agreed, Skipped):
-        yield replace(overall, skipped=agreed.reason)
+        yield Finding(skipped=agreed.reason)
         return
-    yield replace(overall, agreement=agreed)
-    for size in job.sizes:
-        yield from _at_size(contender, size, job)
-
-
-def _at_size(contender: Contender, size: Size, job: Job) -> Iterator[Finding]:
-    device, dtype = torch.device(job.device), getattr(torch, job.dtype)
-    overall = Finding(variant=contender.variant.name, size=size)
-    refusal = None if contender.dense is None else dense_refusal(contender.dense(size), device)
-    batch = attempt(lambda: job.about.draw(size, dtype, device))
-    loss = attempt(contender.build)
-    for pass_ in contender.passes:
-        at = replace(overall, pass_=pass_)
-        if refusal is not None:
-            yield replace(at, skipped=refusal)
-        elif isinstance(batch, Skipped) or isinstance(loss, Skipped):
-            yield replace(at, skipped=batch.reason if isinstance(batch, Skipped) else "it could not be built")
-        else:
-            yield _peak(at, contender, loss, batch, pass_)
-    if job.check_rows and contender.variant == PLAIN and not isinstance(batch, Skipped) and refusal is None:
-        checked = attempt(lambda: sampled(job.about, contender.build(), batch, contender.variant, job.check_rows))
-        yield replace(overall, sampled=None if isinstance(checked, Skipped) else checked)
+    yield Finding(agreement=agreed)
+    for size in task.sizes:
+        refusal = None if contender.dense is None else dense_refusal(contender.dense(size), device)
+        batch, loss = attempt(partial(subject.draw, size, dtype, device)), attempt(contender.build)
+        for pass_ in contender.passes:
+            at = Finding(size=size, pass_=pass_)
+            if refusal is not None:
+                yield replace(at, skipped=refusal)
+            elif isinstance(batch, Skipped) or isinstance(loss, Skipped):
+                yield replace(at, skipped=batch.reason if isinstance(batch, Skipped) else "it could not be built")
+            else:
+                yield _peak(at, contender, loss, batch, pass_)
+        if task.check_rows and contender.variant == PLAIN and not isinstance(batch, Skipped) and refusal is None:
+            checked = attempt(partial(sampled, subject, contender, batch, task.check_rows))
+            yield Finding(size=size, sampled=None if isinstance(checked, Skipped) else checked)
 
 
 def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pass) -> Finding:
+    """Returns the finding `at` with the peak memory of one call, or with the reason why it failed."""
     call = call_of(loss, batch, contender.variant, pass_)
     # On a CPU the check of correctness was a sufficient warm-up for contenders that do not compile.
     if contender.compiles or batch.device.type == "cuda":
@@ -175,13 +167,57 @@ def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pa
     return replace(at, skipped=peak.reason) if isinstance(peak, Skipped) else replace(at, peak_bytes=peak)
 
 
-def main(job: Job, report: Path) -> None:
-    """Writes the findings of `job` to `report`, one JSON line each."""
+def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[str, Any] | Skipped | None:
+    """Compares a contender with our reference in float64 on a small batch.
+
+    Returns:
+        The relative errors of the loss and of the gradient of the images (or patches), and whether both are within the
+        tolerance. None if we have no such loss, and Skipped if the contender does not run.
+    """
+    variant = contender.variant
+    true = attempt(lambda: forward_backward(subject.ours("reference", variant), batch.to(torch.float64), variant))
+    if isinstance(true, Skipped):
+        ran = attempt(lambda: forward(contender.build(), batch))
+        return ran if isinstance(ran, Skipped) else None
+    got = attempt(lambda: forward_backward(contender.build(), batch, variant))
+    if isinstance(got, Skipped):
+        return got
+    tolerance = _TOLERANCE[batch.leaves(variant)[0].dtype]
+    errors = [_relative_error(mine, exact) for mine, exact in zip(got[:2], true[:2], strict=True)]
+    return {"loss_error": errors[0], "gradient_error": errors[1], "right": max(errors) <= tolerance}
+
+
+def sampled(subject: Subject, contender: Contender, batch: Batch, rows: int) -> Mapping[str, Any]:
+    """Compares a contender of the plain loss, in some rows of its gradients, with our chunked loss in float64.
+
+    The chunked loss needs so little memory that the size may be large; the tests compare it with the reference.
+    """
+    value, of_images, of_texts, *_ = forward_backward(contender.build(), batch, PLAIN)
+    true = forward_backward(subject.ours("chunked", PLAIN), batch.to(torch.float64), PLAIN)
+    images, texts = (
+        torch.randperm(len(each), generator=torch.Generator().manual_seed(0))[:rows].to(batch.device)
+        for each in (of_images, of_texts)
+    )
+    return {
+        "rows": len(images),
+        "loss_error": _relative_error(value, true[0]),
+        "image_gradient_error": _relative_error(of_images[images], true[1][images]),
+        "text_gradient_error": _relative_error(of_texts[texts], true[2][texts]),
+    }
+
+
+def _relative_error(got: Tensor, true: Tensor) -> float:
+    """Returns the norm of the difference, relative to the norm of the true tensor."""
+    error = float((got.double() - true.double()).norm() / true.double().norm().clamp_min(1e-300))
+    # JSON has no NaN, and a comparison with NaN would not report an error.
+    return error if math.isfinite(error) else sys.float_info.max
+
+
+def main(task: ProbeTask, report: Path) -> None:
+    """Writes each finding of a task to `report` as one JSON line as soon as it is made."""
     with report.open("a", buffering=1) as file:
-        for contender in job.contenders:
-            for finding in findings_of(contender, job):
-                file.write(json.dumps(asdict(finding)) + "\n")
+        file.writelines(json.dumps(asdict(finding)) + "\n" for finding in findings_of(task))
 
 
 if __name__ == "__main__":
-    main(Job.from_json(sys.argv[1]), Path(sys.argv[2]))
+    main(ProbeTask.from_json(sys.argv[1]), Path(sys.argv[2]))

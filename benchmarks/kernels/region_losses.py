@@ -1,23 +1,21 @@
-"""Losses of regions and sentences in plain PyTorch, with whole matrices and autograd.
+"""Implements losses of patches and sentences in plain PyTorch, with whole matrices and autograd.
 
-`dense` is our local loss. The others compare images with sentences in other ways, without the learned projections of
-their authors.
+`dense` is our local loss. The others compare images with sentences as other papers do, but without their learned
+projections.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .regions import SHARPNESS, Regions
-from .size import Size
+from .batches import SHARPNESS, Regions
+from .subject import Size
 
 _FLOAT_BYTES = 4
-# Matrices that autograd holds in float32: similarities, weights and their gradients; the same for pooled vectors.
+# The matrices that autograd holds in float32: similarities, weights and their gradients; as many for pooled vectors.
 _DENSE_MATRICES = 5
 _POOLED_MATRICES = 5
-# Similarities of one block of images with all sentences: a few hundred MB at most.
+# The number of similarities of one block of images with all sentences; a block has a few hundred MB at most.
 _BLOCK_NUMBERS = {"cuda": 1 << 27, "cpu": 1 << 22}
 
 
@@ -50,10 +48,10 @@ def pooled_bytes(size: Size) -> float:
 
 
 def within_images(batch: Regions) -> Tensor:
-    """Computes the loss within images (SPARC), for all images at once, with padded sentences.
+    """Computes the loss of SPARC, which compares only sentences of the same image, for all images at once.
 
-    Similarities are min-max normalised over patches, set to zero below 1 / patches and divided by their sum. The score
-    is the product of the pooled vector, of unit length, with each sentence of the image.
+    The weights of the patches are the similarities, min-max normalised over the patches, set to zero below 1 / patches
+    and divided by their sum. The score is the product of a sentence with the pooled vector, which has unit length.
     """
     sentences, real = _padded(batch)
     similarity = _at_least_float(sentences @ batch.patches.mT)
@@ -71,9 +69,9 @@ def within_images(batch: Regions) -> Tensor:
 
 
 def best_patches(batch: Regions) -> Tensor:
-    """Returns the similarity of the best patch, [rows, sentences], some images at a time.
+    """Returns the similarity of each sentence with the best patch of each image, [rows, sentences].
 
-    It is a lower bound of the time for any late interaction.
+    Any late interaction needs at least this time. The similarities are computed for some images at a time.
     """
     rows, patches, width = batch.patches.shape
     together = max(1, _BLOCK_NUMBERS[batch.device.type] // (patches * len(batch.sentences)))
@@ -86,7 +84,10 @@ def best_patches(batch: Regions) -> Tensor:
 
 
 def _similarity(batch: Regions) -> Tensor:
-    """Returns [sentences, rows, patches]. In this order it is one matrix product, and a softmax runs along memory."""
+    """Returns the similarities, [sentences, rows, patches].
+
+    In this order they are one matrix product, and the patches of an image are contiguous for the softmax.
+    """
     return _at_least_float(torch.einsum("ipd,nd->nip", batch.patches, batch.sentences))
 
 
@@ -103,7 +104,7 @@ def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
 
 
 def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
-    """Returns the sentences of each image, [rows, most sentences, width], padded with zeros, and where there is one."""
+    """Returns the sentences of each image, [rows, most sentences, width], and a mask that is false for the padding."""
     rows = len(batch.patches)
     count = torch.bincount(batch.owner, minlength=rows)
     place = torch.arange(len(batch.owner), device=batch.device) - (count.cumsum(0) - count)[batch.owner]
@@ -114,4 +115,5 @@ def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
 
 
 def _at_least_float(numbers: Tensor) -> Tensor:
+    """Returns a tensor of half precision in float32, and any other as it is."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -1,40 +1,51 @@
-"""Measures the share of the objective in a training step: towers forward and backward, with and without it."""
+"""Measures the share of the objective in a training step: towers forward and backward, with and without it.
 
-from __future__ import annotations
+The towers have random weights and cost the same as those of a training step. timm and transformers are imported only
+when the towers are built.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from typing import Any
 
 import torch
-from emocap_kernels import choose_region_backend, contrastive_loss, region_contrastive_loss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios, spread
 from benchmarks.harness.rounds import complete
 
-from . import pairs, regions
-from .device import PACKAGES, Call, clock_of, in_rounds
-from .pairs import PairBatch
-from .regions import SHARPNESS, Regions
-from .size import Size
-from .subject import leaf
-from .towers import Outputs, Towers, TowerShape
-from .variants import LOCAL_THRESHOLD, THRESHOLD
+from .batches import PairBatch, Regions, draw_pairs, draw_regions
+from .device import PACKAGES, UnableError, clock_of, dtype_name, in_rounds
+from .subject import Call, Size, leaf
+from .subjects import LOCAL_THRESHOLD, PLAIN, THRESHOLD
 
 WHAT = "share of the objective in a training step"
 
-# Defaults of a run: tokens of the global text, of the summary and of a local sentence, and the weights of their terms.
+# The defaults of a run: tokens of the global text, of the summary and of a local sentence, and weights of their terms.
 _LENGTHS = (48, 77, 40)
 _WEIGHTS = (0.5, 0.5, 1.0)
-# How far the outputs of towers with random weights, which are nearly equal, move the drawn vectors.
+# The factor of the outputs of the towers in the vectors of the objective (see `_Rounds`).
 _SHIFT = 1e-2
+_VOCABULARY = 8192
+_HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """The image tower by its name in timm, the text tower by layers and width, and the embedding size of both."""
+
+    image: str
+    text_layers: int
+    text_width: int
+    embedding: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """The setting of a step of one rank. `dtype` is the type of the vectors, and if it is a half also of the towers."""
+class StepSetting:
+    """The setting of a step of one rank. `dtype` is the type of the vectors; a half type is also that of the towers."""
 
     rows: int
     sentences: int
@@ -48,30 +59,29 @@ class Setting:
         return self.dtype in (torch.bfloat16, torch.float16)
 
 
-def share(setting: Setting, about: Occasion) -> Measurement:
+def share(setting: StepSetting, about: Occasion) -> Measurement:
     """Measures forward and backward of one step in common rounds, without an optimizer and without other ranks.
 
-    The value is the time of towers and objective together. The record also has the times of the towers alone, of the
-    objective alone (the global, the summary and the local loss, mined by thresholds), of its local loss, and the share
-    of the objective in the step of the same round.
+    The value is the time of towers and objective together. The record also has the times of the towers, of the
+    objective (the global, the summary and the local loss, mined by thresholds) and of its local loss, each without the
+    rest, and the share of the objective in the step of the same round.
 
     Raises:
-        ValueError: If one of them does not run.
+        ValueError: If one of these does not run.
     """
     rounds = _Rounds(setting)
     readings = complete(in_rounds(rounds.calls(), clock_of(setting.device), repeats=setting.repeats))
-    regions_ = rounds.regions
     return measured(
         about,
         readings["step"],
         what=WHAT,
-        contender=choose_region_backend(regions_.patches, regions_.sentences).backend,
+        contender=rounds.regions.backend,
         setting={
             "rows": setting.rows,
-            "patches": regions_.patches.shape[1],
+            "patches": rounds.regions.patches.shape[1],
             "sentences": setting.sentences,
             **asdict(setting.towers),
-            "dtype": str(setting.dtype).removeprefix("torch."),
+            "dtype": dtype_name(setting.dtype),
         },
         unit="s",
         ratios={"objective in the step": ratios(readings["objective"], readings["step"])},
@@ -81,87 +91,144 @@ def share(setting: Setting, about: Occasion) -> Measurement:
 
 
 class _Rounds:
-    """Towers, their inputs, and the vectors of a batch as in the middle of training.
+    """The towers, their inputs, and the vectors of a batch as in the middle of training.
 
-    The objective gets these vectors, moved a little by the outputs of the towers. Outputs of random towers are so
-    similar that all pairs would be mined.
+    The objective gets these vectors, moved a little by the outputs of the towers. The outputs themselves would not do:
+    those of random towers are so similar that all pairs would be mined.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StepSetting) -> None:
         device, rows = setting.device, setting.rows
         self._setting = setting
-        self._towers = Towers(setting.towers).to(device).train()
+        self._towers = _Towers(setting.towers).to(device).train()
         self._images = torch.randn(rows, 3, self._towers.pixels, self._towers.pixels, device=device)
         counts = (rows, rows, setting.sentences)
-        self._texts = [self._towers.tokens(each, length, device) for each, length in zip(counts, _LENGTHS, strict=True)]
+        self._texts = [
+            torch.randint(_VOCABULARY, (texts, length), device=device)
+            for texts, length in zip(counts, _LENGTHS, strict=True)
+        ]
         self._parameters = [each for each in self._towers.parameters() if each.requires_grad]
         with torch.no_grad():
-            patches = self._embedded().patches.shape[1]
-        size = Size(rows, setting.towers.embedding, patches, setting.sentences)
-        self.pairs = pairs.draw(size, setting.dtype, device)
+            _, patches, *_ = self._embedded()
+        size = Size(rows, setting.towers.embedding, patches.shape[1], setting.sentences)
+        self.pairs = draw_pairs(size, setting.dtype, device)
         self.summary = leaf(self.pairs.text, setting.dtype)
-        self.regions = regions.draw(size, setting.dtype, device)
+        self.regions = draw_regions(size, setting.dtype, device)
 
     def calls(self) -> Mapping[str, Call]:
         """Returns the calls by the name of what they measure. Each runs forward and backward."""
         return {"step": self._step, "towers": self._alone, "objective": self._objective, "local": self._local}
 
     def _step(self) -> object:
-        outputs = self._embedded()
-        whole, summary, sentences = outputs.texts
-        moved = replace(
-            self.pairs, image=self._moved(self.pairs.image, outputs.image), text=self._moved(self.pairs.text, whole)
-        )
+        image, patches, text, summary, sentences = self._embedded()
+        moved = replace(self.pairs, image=_moved(self.pairs.image, image), text=_moved(self.pairs.text, text))
         local = replace(
             self.regions,
-            patches=self._moved(self.regions.patches, outputs.patches),
-            sentences=self._moved(self.regions.sentences, sentences),
+            patches=_moved(self.regions.patches, patches),
+            sentences=_moved(self.regions.sentences, sentences),
         )
-        loss = _objective(moved, self._moved(self.summary, summary), local)
+        loss = _objective(moved, _moved(self.summary, summary), local)
         return torch.autograd.grad(loss, self._parameters, allow_unused=True)
 
     def _alone(self) -> object:
-        outputs = self._embedded().tensors
+        outputs = self._embedded()
         upstream = [torch.ones_like(each) for each in outputs]
         return torch.autograd.grad(outputs, self._parameters, upstream, allow_unused=True)
 
     def _objective(self) -> object:
-        drawn = (self.pairs.image, self.pairs.text, self.summary, self.regions.patches, self.regions.sentences)
-        scales = (self.pairs.scale, self.regions.scale)
-        return torch.autograd.grad(_objective(self.pairs, self.summary, self.regions), [*drawn, *scales])
+        leaves = [*self.pairs.leaves(PLAIN), self.summary, *self.regions.leaves(PLAIN)]
+        return torch.autograd.grad(_objective(self.pairs, self.summary, self.regions), leaves)
 
     def _local(self) -> object:
-        return torch.autograd.grad(
-            _local(self.regions), [self.regions.patches, self.regions.sentences, self.regions.scale]
-        )
+        return torch.autograd.grad(_local_loss(self.regions), self.regions.leaves(PLAIN))
 
-    def _embedded(self) -> Outputs:
+    def _embedded(self) -> list[Tensor]:
+        """Returns the outputs of the towers, in half precision if the setting has a half type."""
         kind = self._setting.device.type
         with torch.autocast(kind, self._setting.dtype if self._setting.half else None, enabled=self._setting.half):
             return self._towers(self._images, self._texts)
 
-    def _moved(self, drawn: Tensor, vectors: Tensor) -> Tensor:
-        """Returns unit vectors in the type of `drawn`."""
-        return normalize(drawn.detach().float() + _SHIFT * vectors.float(), dim=-1).to(drawn.dtype)
+
+def _moved(drawn: Tensor, vectors: Tensor) -> Tensor:
+    """Returns the drawn vectors, moved towards `vectors`, as unit vectors of the same type."""
+    return normalize(drawn.detach().float() + _SHIFT * vectors.float(), dim=-1).to(drawn.dtype)
 
 
-def _objective(whole: PairBatch, summary: Tensor, local: Regions) -> Tensor:
-    """Returns the weighted sum of the three terms. Texts of `whole` and `summary` [rows, width] share the images."""
+def _objective(batch: PairBatch, summary: Tensor, local: Regions) -> Tensor:
+    """Returns the weighted sum of the three terms. The texts of `batch` and `summary` belong to the same images."""
     of_whole, of_summary, of_local = _WEIGHTS
-    terms = [weight * _global(whole, text) for weight, text in ((of_whole, whole.text), (of_summary, summary))]
-    return torch.stack([*terms, of_local * _local(local)]).sum()
+    terms = [
+        of_whole * batch.loss(mining=THRESHOLD.mining),
+        of_summary * replace(batch, text=summary).loss(mining=THRESHOLD.mining),
+        of_local * _local_loss(local),
+    ]
+    return torch.stack(terms).sum()
 
 
-def _global(batch: PairBatch, text: Tensor) -> Tensor:
-    return contrastive_loss(batch.image, text, batch.scale, mining=THRESHOLD.mining).loss
+def _local_loss(batch: Regions) -> Tensor:
+    """Returns the local loss, mined by a threshold."""
+    return batch.loss(mining=LOCAL_THRESHOLD.mining)
 
 
-def _local(batch: Regions) -> Tensor:
-    return region_contrastive_loss(
-        batch.patches,
-        batch.sentences,
-        batch.owner,
-        batch.scale,
-        sharpness=SHARPNESS,
-        mining=LOCAL_THRESHOLD.mining,
-    ).loss
+class _Towers(nn.Module):
+    """An image tower, and one text tower for all groups of texts. Their outputs are not normalised."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.image = _image_tower(shape.image)
+        self.text = _text_tower(shape.text_layers, shape.text_width)
+        width: int = self.image.num_features
+        self.to_image, self.to_patch = (nn.Linear(width, shape.embedding, bias=False) for _ in range(2))
+        self.to_text = nn.Linear(shape.text_width, shape.embedding, bias=False)
+
+    @property
+    def pixels(self) -> int:
+        return self.image.pretrained_cfg["input_size"][-1]
+
+    def forward(self, images: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
+        """Embeds images [rows, 3, pixels, pixels], and groups of token ids, int64 [texts, length] each.
+
+        Returns:
+            The images [rows, embedding], their patches [rows, patches, embedding], and the texts of each group,
+            [texts, embedding].
+        """
+        features = self.image.forward_features(images)
+        pooled = self.image.forward_head(features, pre_logits=True)
+        patches = features[:, self.image.num_prefix_tokens :]
+        found = [self.to_text(self.text(input_ids=ids).last_hidden_state.mean(1)) for ids in texts]
+        return [self.to_image(pooled), self.to_patch(patches), *found]
+
+
+def _image_tower(name: str) -> Any:
+    """Returns a tower of timm that has tokens for patches; raises an UnableError if there is no such tower."""
+    if find_spec("timm") is None:
+        raise UnableError("timm, which builds the image tower, is not installed.")
+    # timm imports torchvision, which does not load with a CPU build of torch without this.
+    from emocap_pretrain.model import torchvision_ops
+
+    torchvision_ops.install()
+    import timm
+
+    try:
+        tower: Any = timm.create_model(name, num_classes=0)
+    except RuntimeError as error:
+        raise UnableError(f"--image-tower {name}: {str(error).splitlines()[0]}") from error
+    if not hasattr(tower, "num_prefix_tokens"):
+        raise UnableError(f"--image-tower {name} has no tokens for patches; choose a vit.")
+    return tower
+
+
+def _text_tower(layers: int, width: int) -> Any:
+    """Returns a BERT of transformers."""
+    if find_spec("transformers") is None:
+        raise UnableError("transformers, which builds the text tower, is not installed.")
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // _HEAD_WIDTH),
+        intermediate_size=4 * width,
+    )
+    return BertModel(config, add_pooling_layer=False)

@@ -1,19 +1,81 @@
-"""The subject of a run: one of our losses, its batches, and all implementations that are measured."""
-
-from __future__ import annotations
+"""Defines what is measured: a loss in several variants, its batches, and the contenders that compute it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
+from emocap_kernels import Mining
 from torch import Tensor
 
-from .size import Size
-from .variants import PASSES, Pass, Variant
-
+Pass = Literal["forward", "forward+backward"]
+FORWARD: Pass = "forward"
+BOTH: Pass = "forward+backward"
+PASSES: tuple[Pass, ...] = (FORWARD, BOTH)
+Backend = Literal["reference", "chunked", "fused"]
 # The names of our contenders, the fastest first.
-OURS = ("fused", "chunked")
+OURS: tuple[Backend, ...] = ("fused", "chunked")
+Call = Callable[[], object]
+# A loss is a function of a batch of its subject.
+Loss = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a batch on one device.
+
+    Attributes:
+        rows: The number of images.
+        width: The number of elements in a vector.
+        patches: The number of patches of each image; None for a loss of whole images.
+        sentences: The number of sentences of all images together; None for a loss of whole images.
+    """
+
+    rows: int
+    width: int
+    patches: int | None = None
+    sentences: int | None = None
+
+    @property
+    def regions(self) -> tuple[int, int]:
+        """The patches of an image, and the sentences of the batch.
+
+        Raises:
+            ValueError: If the size has none.
+        """
+        if self.patches is None or self.sentences is None:
+            raise ValueError(f"{self} has no patches and sentences.")
+        return self.patches, self.sentences
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """The key by which sizes are sorted."""
+        return (self.width, self.rows, self.patches or 0, self.sentences or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to compute a loss.
+
+    Attributes:
+        name: The name in the records, unique within a subject.
+        objective: The objective of the global loss.
+        mining: How positives are mined; None without mining.
+        function: A description of the function, if it is neither the plain loss nor the plain loss with mining.
+    """
+
+    name: str
+    objective: Literal["infonce", "sigmoid"] = "infonce"
+    mining: Mining | None = None
+    function: str | None = None
+
+    @property
+    def mining_in_words(self) -> str | None:
+        """The guide and the rule of the mining for the records."""
+        if self.mining is None:
+            return None
+        rules = {"threshold": self.mining.threshold, "top_k": self.mining.top_k}
+        return ", ".join([self.mining.guide, *(f"{name} {rule}" for name, rule in rules.items() if rule is not None)])
 
 
 class Batch(Protocol):
@@ -22,17 +84,26 @@ class Batch(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def backend(self) -> str:
+        """The backend that our loss chooses for this batch."""
+        ...
+
+    def loss(self, **settings: Any) -> Tensor:
+        """Returns our loss of the batch; `settings` are arguments of the function of emocap_kernels."""
+        ...
+
     def leaves(self, variant: Variant) -> list[Tensor]:
-        """Returns the inputs that get a gradient in `variant`: those of images, those of texts, then numbers."""
+        """Returns the inputs that get a gradient in `variant`: images (or patches), texts, then the learned numbers."""
         ...
 
-    def to(self, dtype: torch.dtype) -> Batch:
-        """Returns the same numbers as new leaves of another type."""
+    def share(self, rows: slice) -> Self:
+        """Returns the batch of the process that has these rows."""
         ...
 
-
-# A function of the batch of its subject.
-Loss = Callable[[Any], Tensor]
+    def to(self, dtype: torch.dtype) -> Self:
+        """Returns the same numbers in another type, as new leaves."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,89 +111,79 @@ class Contender:
     """An implementation of a loss.
 
     Attributes:
-        name: Name of the implementation; unique together with the variant.
-        variant: What is computed.
-        build: Returns the loss; called once for every size.
-        package: The distribution whose version matters; None for torch and ours.
-        needs_cuda: Whether it cannot run on a CPU.
+        name: The name of the implementation; unique together with the variant.
+        variant: The variant that it computes.
+        loss: The function of a batch.
+        package: The distribution whose version is recorded; None for torch and ours.
+        needs_cuda: It cannot run on a CPU.
         dense: Returns the bytes of the whole matrices that it holds at a size; None if it holds none.
-        compiles: Whether its first call at a size needs more memory than the others.
-        passes: The passes that it has.
+        compiles: The function is compiled with torch.compile. Its first call then needs more memory than the others.
+        passes: The passes that it can run.
     """
 
     name: str
     variant: Variant
-    build: Callable[[], Loss]
+    loss: Loss
     package: str | None = None
     needs_cuda: bool = False
     dense: Callable[[Size], float] | None = None
     compiles: bool = False
     passes: tuple[Pass, ...] = PASSES
 
-    @property
-    def ours(self) -> bool:
-        return self.name in OURS
-
-
-def compiled(loss: Loss) -> Loss:
-    """Returns the compiled `loss` for one size. Without the reset, the compiler gives up after eight sizes."""
-    torch.compiler.reset()
-    return torch.compile(loss, fullgraph=True, dynamic=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Exact:
-    """A loss in float64, and the gradients of some of the images and some of the texts.
-
-    Attributes:
-        loss: 0-dim.
-        images: int64 [images], their indices.
-        image_gradient: [images, ...].
-        texts: int64 [texts], their indices.
-        text_gradient: [texts, width].
-    """
-
-    loss: Tensor
-    images: Tensor
-    image_gradient: Tensor
-    texts: Tensor
-    text_gradient: Tensor
+    def build(self) -> Loss:
+        """Returns the loss for batches of one size. Without the reset, the compiler gives up after eight sizes."""
+        if not self.compiles:
+            return self.loss
+        torch.compiler.reset()
+        return torch.compile(self.loss, fullgraph=True, dynamic=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One of our losses, and everything that is needed to compare others with it.
+    """One of our losses, with everything that is needed to compare other implementations with it.
 
     Attributes:
-        name: Name on the command line.
-        what: Name in the records.
-        records: Name of the file of the records, without its suffix.
-        variants: What is computed; the first one is the plain loss.
-        roster: Returns all contenders, ours first.
+        name: The name on the command line.
+        what: The measured quantity in the records.
+        records: The name of the file of records without its suffix, with which names of figures begin as well.
+        variants: The variants; the first one is the plain loss.
+        contenders: All contenders, ours first.
         draw: Returns a batch of a size, a type and a device.
         small: Returns the size, for a width, at which all contenders are compared with float64.
-        reference: Returns our reference for a variant. It raises an UnableError if we have no such loss.
-        floor_flops: Returns the fewest operations of a variant in a pass at a size.
-        exact: Returns the plain loss of a batch in float64 at any size, and the gradients of some rows.
+        ours: Returns our loss with a backend for a variant, or raises an UnableError if we have no such loss.
+        floor_flops: Returns the fewest operations that a variant needs in a pass at a size.
     """
 
     name: str
     what: str
     records: str
     variants: Sequence[Variant]
-    roster: Callable[[], tuple[Contender, ...]]
+    contenders: Sequence[Contender]
     draw: Callable[[Size, torch.dtype, torch.device], Batch]
     small: Callable[[int], Size]
-    reference: Callable[[Variant], Loss]
+    ours: Callable[[Backend, Variant], Loss]
     floor_flops: Callable[[Variant, Pass, Size], float]
-    exact: Callable[[Any, int], Exact]
 
 
 def leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a copy of another type that is a leaf and needs a gradient."""
+    """Returns a leaf of autograd with the same numbers in another type."""
     return tensor.detach().to(dtype).requires_grad_()
 
 
-def sample(number: int, count: int, device: torch.device) -> Tensor:
-    """Returns at most `count` indices below `number`, int64, always the same ones."""
-    return torch.randperm(number, generator=torch.Generator().manual_seed(0))[:count].to(device)
+def forward(loss: Loss, batch: Batch) -> Tensor:
+    """Returns the loss, computed without a graph."""
+    with torch.no_grad():
+        return loss(batch)
+
+
+def forward_backward(loss: Loss, batch: Batch, variant: Variant) -> tuple[Tensor, ...]:
+    """Returns the loss and the gradients of `batch.leaves`. The gradients are not accumulated in the leaves."""
+    value = loss(batch)
+    return (value.detach(), *torch.autograd.grad(value, batch.leaves(variant)))
+
+
+def call_of(loss: Loss, batch: Batch, variant: Variant, pass_: Pass) -> Call:
+    """Returns a function that runs one pass."""
+    if pass_ == FORWARD:
+        return lambda: forward(loss, batch)
+    return lambda: forward_backward(loss, batch, variant)

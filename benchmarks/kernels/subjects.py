@@ -1,11 +1,166 @@
-"""The losses that the command can measure, by their names on the command line."""
-
-from __future__ import annotations
+"""Defines the two losses that are measured: their variants, all contenders, and the fewest operations they need."""
 
 from collections.abc import Mapping
 
-from .global_loss import GLOBAL
-from .local_loss import REGION
-from .subject import Subject
+import torch
+from emocap_kernels import Mining
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from . import peers, region_losses
+from .batches import PairBatch, Regions, draw_pairs, draw_regions
+from .device import UnableError
+from .subject import FORWARD, Backend, Contender, Loss, Pass, Size, Subject, Variant
+
+# The number of matrix products of a guide. A guide that compares the scores themselves needs none.
+_GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
+
+# In the batches of draw_pairs, cosines are about 2/3 for own pairs, 1/3 within a group and 0 between groups.
+_THRESHOLD = 0.25
+PLAIN = Variant("plain")
+THRESHOLD = Variant("threshold", mining=Mining(guide="counterpart", threshold=_THRESHOLD))
+SIGMOID = Variant("sigmoid", objective="sigmoid")
+VARIANTS = (
+    PLAIN,
+    THRESHOLD,
+    Variant("top_k", mining=Mining(guide="counterpart", top_k=4)),
+    Variant("joint", mining=Mining(guide="joint", threshold=_THRESHOLD)),
+    SIGMOID,
+)
+
+# In the batches of draw_regions, cosines are about 2/3 for similar sentences, 1/6 within an image, else 0.
+LOCAL_THRESHOLD = Variant("threshold", mining=Mining(guide="text", threshold=0.4))
+SPARC = Variant("sparc", function="in the form of SPARC: the sentences of one image compete for its patches")
+FLAIR = Variant(
+    "flair", function="in the style of FLAIR: the cosine with the vector that a sentence pools from patches"
+)
+MAXSIM = Variant("maxsim", function="the best patch of every pair: scores alone, without a loss")
+LOCAL_VARIANTS = (PLAIN, LOCAL_THRESHOLD, SPARC, FLAIR, MAXSIM)
+
+_FLOAT_BYTES = 4
+# The matrices that autograd holds in float32: scores, two log-softmaxes, and the gradients of two of these at a time.
+_DENSE_MATRICES = 5
+
+
+def our_global_loss(backend: Backend, variant: Variant) -> Loss:
+    """Returns our global loss with a given backend."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        bias = batch.bias if variant.objective == "sigmoid" else None
+        return batch.loss(objective=variant.objective, bias=bias, mining=variant.mining, backend=backend)
+
+    return loss
+
+
+def our_local_loss(backend: Backend, variant: Variant) -> Loss:
+    """Returns our local loss with a given backend. The loss raises an UnableError for a variant that we do not have."""
+
+    def loss(batch: Regions) -> Tensor:
+        if variant.function is not None and variant != SPARC:
+            raise UnableError(f"ours has no such loss: {variant.function}")
+        return batch.loss(scope="image" if variant == SPARC else "batch", mining=variant.mining, backend=backend)
+
+    return loss
+
+
+def dense(batch: PairBatch) -> Tensor:
+    """Computes InfoNCE in plain PyTorch: one matrix, both directions, the softmax in at least float32."""
+    scores = batch.image @ batch.text.T
+    logits = batch.scale * (scores if scores.dtype == torch.float64 else scores.float())
+    own = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+def dense_bytes(size: Size) -> float:
+    """Returns the bytes of the matrices that `dense` holds."""
+    return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * size.rows)
+
+
+def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
+    """Returns the fewest floating-point operations that compute a global loss exactly without keeping a matrix.
+
+    One product of images and texts needs 2 rows² width operations. Forward computes one product. Backward computes it
+    again, except for `sigmoid`, whose gradient needs no normaliser, and computes two more for the gradients.
+    """
+    product = 2.0 * size.rows * size.rows * size.width
+    if pass_ == FORWARD:
+        return product * (1 + _guide_products(variant))
+    gradients = 3 if variant.objective == "sigmoid" else 4
+    return product * (gradients + _minings(variant) * _guide_products(variant))
+
+
+def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
+    """Returns the fewest floating-point operations that compute a local loss without keeping similarities.
+
+    One product of all patches and all sentences needs 2 rows patches sentences width operations. Forward computes one
+    product. Backward computes it again, and two more for the gradients. The pooled vectors of `flair` need further
+    operations, which are not counted. `sparc` compares each sentence only with the patches of its own image: one
+    product for the similarities and one for the pooling, whose results are small enough to be kept, and four products
+    for the gradients.
+    """
+    patches, sentences = size.regions
+    own = 2.0 * patches * sentences * size.width
+    if variant == SPARC:
+        return own * (2 if pass_ == FORWARD else 6)
+    mined = 2.0 * sentences * sentences * size.width * _guide_products(variant)
+    if pass_ == FORWARD:
+        return own * size.rows + mined
+    return own * size.rows * 4 + mined * _minings(variant)
+
+
+def _minings(variant: Variant) -> int:
+    """Returns how often forward and backward together compute the mined positives."""
+    return 2 if variant.mining is not None and variant.mining.threshold is not None else 1
+
+
+def _guide_products(variant: Variant) -> int:
+    """Returns the number of matrix products that mining the positives once needs."""
+    return 0 if variant.mining is None else _GUIDES[variant.mining.guide]
+
+
+_OPEN_CLIP = "open_clip_torch"
+GLOBAL = Subject(
+    name="global",
+    what="global contrastive loss",
+    records="contrastive",
+    variants=VARIANTS,
+    contenders=(
+        *(Contender("fused", each, our_global_loss("fused", each), needs_cuda=True) for each in VARIANTS),
+        *(Contender("chunked", each, our_global_loss("chunked", each)) for each in VARIANTS),
+        Contender("dense", PLAIN, dense, dense=dense_bytes),
+        Contender("compiled", PLAIN, dense, dense=dense_bytes, compiles=True),
+        Contender("open_clip", PLAIN, peers.open_clip, package=_OPEN_CLIP, dense=dense_bytes),
+        Contender("open_clip", SIGMOID, peers.open_clip_sigmoid, package=_OPEN_CLIP, dense=dense_bytes),
+        Contender("inf_cl", PLAIN, peers.inf_cl, package="inf-cl", needs_cuda=True),
+        Contender("cce_exact", PLAIN, peers.cut_cross_entropy, package="cut-cross-entropy", needs_cuda=True),
+        Contender("liger", PLAIN, peers.liger, package="liger-kernel", needs_cuda=True),
+    ),
+    draw=draw_pairs,
+    small=lambda width: Size(256, width),
+    ours=our_global_loss,
+    floor_flops=floor_flops,
+)
+
+_LOCAL = (PLAIN, LOCAL_THRESHOLD, SPARC)
+REGION = Subject(
+    name="region",
+    what="local contrastive loss",
+    records="region",
+    variants=LOCAL_VARIANTS,
+    contenders=(
+        *(Contender("fused", each, our_local_loss("fused", each), needs_cuda=True) for each in _LOCAL),
+        *(Contender("chunked", each, our_local_loss("chunked", each)) for each in _LOCAL),
+        Contender("dense", PLAIN, region_losses.dense, dense=region_losses.dense_bytes),
+        Contender("compiled", PLAIN, region_losses.dense, dense=region_losses.dense_bytes, compiles=True),
+        Contender("reference", PLAIN, our_local_loss("reference", PLAIN), dense=region_losses.dense_bytes),
+        Contender("dense", SPARC, region_losses.within_images),
+        Contender("dense", FLAIR, region_losses.pooled_vectors, dense=region_losses.pooled_bytes),
+        Contender("blockwise", MAXSIM, region_losses.best_patches, passes=(FORWARD,)),
+    ),
+    draw=draw_regions,
+    small=lambda width: Size(32, width, 49, 96),
+    ours=our_local_loss,
+    floor_flops=local_floor_flops,
+)
 
 SUBJECTS: Mapping[str, Subject] = {subject.name: subject for subject in (GLOBAL, REGION)}

@@ -1,12 +1,10 @@
-"""The suite of `python benchmarks kernels`: our contrastive losses compared with those of others."""
-
-from __future__ import annotations
+"""Defines the suite of `python benchmarks kernels`: our contrastive losses beside those of others."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from emocap_kernels.distributed.schedule import SCHEDULES
@@ -17,18 +15,16 @@ from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import Command, Report, Suite, count, counts, words_of
 
 from . import measure, ranks, step, tables, tune
-from .device import device_name
-from .global_loss import GLOBAL
-from .local_loss import REGION
-from .outcome import UnableError
-from .pairs import draw
-from .size import Size
-from .subject import Contender, Subject
-from .subjects import SUBJECTS
-from .variants import PLAIN
+from .batches import draw_pairs
+from .device import UnableError, device_name
+from .subject import OURS, Contender, Size, Subject
+from .subjects import GLOBAL, PLAIN, REGION, SUBJECTS
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-# Type, rounds, and the side of the product that measures the rate of the machine.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+# The type, the rounds, and the side of the product that measures the rate of the machine.
 _DEFAULTS = {"cuda": ("bfloat16", 20, 8192), "cpu": ("float32", 7, 2048)}
 # Rows and widths, and for the local loss patches of an image and sentences of an image.
 _SIZES: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {
@@ -37,95 +33,85 @@ _SIZES: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {
     (REGION.name, "cuda"): ((256, 1024, 4096), (512,), (196,), (4,)),
     (REGION.name, "cpu"): ((16, 32, 64), (256,), (49,), (4,)),
 }
-# Rows, width and sentences of an image in a training step. Its image tower decides the number of patches.
+# Rows, width and sentences of an image in a training step. The image tower decides the number of patches.
 _STEPS = {"cuda": (256, 512, 4), "cpu": (8, 512, 4)}
 _LARGE_ROWS = 1 << 20
 _LARGE_ROUNDS = 3
 
 
 def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
+    """Runs `measure`: time, memory and errors of the contenders."""
     subject, device = SUBJECTS[options.loss], _device(options)
     if options.large and subject is not GLOBAL:
         raise ValueError(f"--large has no effect with --loss {options.loss}; leave it out.")
-    plan = measure.Plan(
+    plan = measure.LossPlan(
         subject=subject,
         contenders=_chosen(subject, options.contenders, options.variants),
-        sizes=_sizes(options, subject, device),
-        dtype=_dtype(options, device),
-        device=device,
-        repeats=_rounds(options, device),
+        sizes=_sizes(options, subject),
         check_rows=options.check_rows,
         matmul=_DEFAULTS[device.type][2],
+        **_conditions(options),
     )
-    for each in [plan, _large(plan)] if options.large else [plan]:
-        yield from measure.measure(each, about)
+    yield from measure.measure(plan, about)
+    if options.large:
+        # Only the memory of our contenders is linear in the rows.
+        ours = [each for each in plan.contenders if each.name in OURS and each.variant == PLAIN]
+        sizes = [Size(_LARGE_ROWS, width) for width in dict.fromkeys(size.width for size in plan.sizes)]
+        large = replace(plan, contenders=ours, sizes=sizes, repeats=min(plan.repeats, _LARGE_ROUNDS))
+        yield from measure.measure(large, about)
 
 
 def _tune(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    device = _device(options)
+    """Runs `tune`: the time of the tiles of the fused kernels at the largest size."""
+    conditions = _conditions(options)
     variants = [contender.variant for contender in _chosen(GLOBAL, ("fused",), options.variants)]
-    batch = draw(_sizes(options, GLOBAL, device)[-1], _dtype(options, device), device)
-    yield from tune.tune(batch, variants, about, repeats=_rounds(options, device))
+    batch = draw_pairs(_sizes(options, GLOBAL)[-1], conditions["dtype"], conditions["device"])
+    yield from tune.tune(batch, variants, about, repeats=conditions["repeats"])
 
 
 def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    # Only this command needs towers.
-    from .towers import TowerShape
-
-    device = _device(options)
-    usual = _STEPS[device.type]
+    """Runs `step`: the share of the objective in a training step at each size."""
+    usual = _STEPS[_device(options).type]
     given = (options.rows, options.width, options.sentences_per_image)
     for rows, embedding, number in product(*(each or (default,) for each, default in zip(given, usual, strict=True))):
-        setting = step.Setting(
-            rows=rows,
-            sentences=rows * number,
-            towers=TowerShape(options.image_tower, options.text_layers, options.text_width, embedding),
-            dtype=_dtype(options, device),
-            device=device,
-            repeats=_rounds(options, device),
-        )
+        towers = step.TowerShape(options.image_tower, options.text_layers, options.text_width, embedding)
+        setting = step.StepSetting(rows=rows, sentences=rows * number, towers=towers, **_conditions(options))
         yield step.share(setting, about)
 
 
 def _ranks(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    device = _device(options)
-    sizes: list[Size] = _sizes(options, SUBJECTS[options.loss], device)
+    """Runs `ranks`: a loss across processes at each size with each schedule."""
     schedules: tuple[str, ...] = options.schedule
-    for size, schedule in product(sizes, schedules):
-        setting = ranks.Setting(
+    for size, schedule in product(_sizes(options, SUBJECTS[options.loss]), schedules):
+        setting = ranks.RankSetting(
             loss=options.loss,
             size=size,
             processes=options.processes,
             schedule=schedule,
-            dtype=_dtype(options, device),
-            device=device.type,
-            repeats=_rounds(options, device),
+            **_conditions(options),
         )
         yield ranks.across(setting, about)
 
 
-def _occasion(options: argparse.Namespace) -> Occasion:
-    return machine.occasion(device_name(_device(options)))
-
-
 def _device(options: argparse.Namespace) -> torch.device:
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type not in _DEFAULTS:
-        raise ValueError(f"--device {device.type} is unknown; it must be cuda or cpu.")
-    return device
+    """Returns the chosen device; without a choice a GPU if there is one."""
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _dtype(options: argparse.Namespace, device: torch.device) -> torch.dtype:
-    return _DTYPES[options.dtype or _DEFAULTS[device.type][0]]
+def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the device, the type and the number of rounds; the last two have defaults for each kind of device."""
+    device = _device(options)
+    dtype, rounds, _ = _DEFAULTS[device.type]
+    return {"device": device, "dtype": getattr(torch, options.dtype or dtype), "repeats": options.rounds or rounds}
 
 
-def _rounds(options: argparse.Namespace, device: torch.device) -> int:
-    return options.rounds or _DEFAULTS[device.type][1]
+def _sizes(options: argparse.Namespace, subject: Subject) -> list[Size]:
+    """Returns every combination of width and rows, and for the local loss of patches and sentences.
 
-
-def _sizes(options: argparse.Namespace, subject: Subject, device: torch.device) -> list[Size]:
-    """Returns every combination of width and rows, and for the local loss of patches and sentences."""
-    usual = _SIZES[subject.name, device.type]
+    Raises:
+        ValueError: If the global loss is measured and patches or sentences are chosen.
+    """
+    usual = _SIZES[subject.name, _device(options).type]
     rows, widths = options.rows or usual[0], options.width or usual[1]
     if subject is GLOBAL:
         for flag in ("patches", "sentences_per_image"):
@@ -139,47 +125,47 @@ def _sizes(options: argparse.Namespace, subject: Subject, device: torch.device) 
     ]
 
 
-def _large(plan: measure.Plan) -> measure.Plan:
-    """Returns a plan of a million rows, for our contenders, whose memory is linear in them."""
-    contenders = [contender for contender in plan.contenders if contender.ours and contender.variant == PLAIN]
-    sizes = [Size(_LARGE_ROWS, width) for width in dict.fromkeys(size.width for size in plan.sizes)]
-    return replace(plan, contenders=contenders, sizes=sizes, repeats=min(plan.repeats, _LARGE_ROUNDS))
-
-
 def _chosen(subject: Subject, names: Sequence[str] | None, variants: Sequence[str] | None) -> list[Contender]:
-    everybody = subject.roster()
-    _refuse_unknown("--contenders", names, (contender.name for contender in everybody))
+    """Returns the contenders with these names and variants; None chooses all.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    _refuse_unknown("--contenders", names, (contender.name for contender in subject.contenders))
     _refuse_unknown("--variants", variants, (variant.name for variant in subject.variants))
     return [
         contender
-        for contender in everybody
+        for contender in subject.contenders
         if (names is None or contender.name in names) and (variants is None or contender.variant.name in variants)
     ]
 
 
 def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]) -> None:
+    """Raises a ValueError if one of the given names is unknown."""
     allowed = list(dict.fromkeys(known))
     for name in given or ():
         if name not in allowed:
             raise ValueError(f"{flag} {name} is unknown; it must be one of {', '.join(allowed)}.")
 
 
-def _draw(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
-    # Only this command needs matplotlib.
-    from . import plots
+def _draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, "Figure"]]:
+    """Draws the figures of a loss."""
+    from . import plots  # Only this command needs matplotlib.
 
-    yield from plots.draw(lines, folder)
+    yield from plots.draw(lines)
 
 
 def _common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of all commands."""
     add = parser.add_argument
     add("--rows", type=counts, help="batch sizes, as 1024,8192")
     add("--width", type=counts, help="embedding sizes, as 512,768")
-    add("--dtype", choices=tuple(_DTYPES), help="type of the embeddings (bfloat16 on CUDA, float32 on CPU)")
-    add("--device", help="cuda or cpu (cuda if there is one)")
+    add("--dtype", choices=_DTYPES, help="type of the embeddings (bfloat16 on CUDA, float32 on CPU)")
+    add("--device", choices=tuple(_DEFAULTS), help="the device (cuda if there is one)")
 
 
 def _loss_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a loss."""
     _common_options(parser)
     add = parser.add_argument
     add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="the global or the local loss")
@@ -188,15 +174,17 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `measure`."""
     _loss_options(parser)
     add = parser.add_argument
     add("--contenders", type=_words, help="names, as chunked,dense (all)")
     add("--variants", type=_words, help="names, as plain,top_k (all)")
-    add("--check-rows", type=int, default=0, metavar="N", help="recompute N rows in float64 at every size")
+    add("--check-rows", type=int, default=0, metavar="N", help="compare N rows with float64 at every size")
     add("--large", action="store_true", help=f"measure {_LARGE_ROWS} rows of the global loss as well, with ours only")
 
 
 def _rank_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ranks`."""
     _loss_options(parser)
     add = parser.add_argument
     add("--processes", type=count, default=2, help="each with one thread or one GPU (2)")
@@ -204,6 +192,7 @@ def _rank_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _step_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `step`."""
     _common_options(parser)
     add = parser.add_argument
     add("--sentences-per-image", type=counts, help="sentences of an image, as 2,4")
@@ -213,11 +202,13 @@ def _step_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _tune_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `tune`."""
     _common_options(parser)
     parser.add_argument("--variants", type=_words, help="names, as plain,top_k (all)")
 
 
 def _words(text: str) -> tuple[str, ...]:
+    """Reads names that are separated by commas."""
     return tuple(text.split(","))
 
 
@@ -242,6 +233,6 @@ SUITE = Suite(
         Report(name="tiles", whats=(tune.WHAT,)),
     ),
     errors=(UnableError,),
-    occasion=_occasion,
+    occasion=lambda options: machine.occasion(device_name(_device(options))),
     note=tables.note,
 )

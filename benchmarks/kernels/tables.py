@@ -1,26 +1,68 @@
-"""Formats the records of a loss as Markdown, and numbers with suitable units."""
-
-from __future__ import annotations
+"""Reads the records of a loss, and formats them as Markdown tables with suitable units."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.harness import tables
-from benchmarks.harness.record import Measurement
+from benchmarks.harness.record import Measurement, grouped
 
-from .results import is_wrong, label_of, more_of, place_of, size_of
-from .size import Size
-from .variants import BOTH, PASSES
+from .subject import BOTH, PASSES, Size
+from .subjects import PLAIN
+
+
+def size_of(line: Measurement) -> Size | None:
+    """Returns the size of a measurement, or None if the contender was skipped at every size."""
+    at = line.setting
+    return None if at["rows"] is None else Size(at["rows"], at["width"], at["patches"], at["sentences"])
+
+
+def sizes_of(lines: Sequence[Measurement]) -> list[Size]:
+    """Returns the sizes of all measurements in ascending order."""
+    sizes = {size for line in lines if (size := size_of(line)) is not None}
+    return sorted(sizes, key=lambda size: size.order)
+
+
+def place_of(line: Measurement) -> tuple[str, str, str, int]:
+    """Returns the loss, the device, the type and the width. Each place has its own tables and figures."""
+    return line.what, line.device, line.setting["dtype"], line.setting["width"]
+
+
+def label_of(line: Measurement) -> str:
+    """Returns the name of a row or a curve: the contender, and the variant if that is not the plain loss."""
+    variant = line.setting["variant"]
+    name = line.contender if variant == PLAIN.name else f"{line.contender} {variant}"
+    return f"{name} (wrong)" if is_wrong(line) else name
+
+
+def is_wrong(line: Measurement) -> bool:
+    """Returns whether the contender disagrees with float64 at a small size."""
+    agreement = more_of(line, "agreement")
+    return agreement is not None and not agreement["right"]
+
+
+def more_of(line: Measurement, name: str) -> Any:
+    """Returns an entry of `more`, or None where it does not apply or the contender was skipped.
+
+    - objective, mining, function: the fields of `Variant`, with the mining in words.
+    - peak_bytes: the largest memory of a call, above the inputs, results included.
+    - floor_flops: the fewest operations that this loss needs.
+    - eff: `floor_flops` / (median seconds x `matmul_flops_per_s`).
+    - matmul_flops_per_s: the rate of a square product in the same type, timed in the same rounds.
+    - agreement: the comparison with float64 at a small size; None if we have no such loss.
+    - sampled: the comparison with float64 at this size, in sampled rows.
+    """
+    return (line.more or {}).get(name)
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
     """Returns times, memory, and the reasons of skipped contenders, for each device, type and width."""
-    places = dict.fromkeys(map(place_of, lines))
-    return "\n".join(_of_place([line for line in lines if place_of(line) == place]) for place in places)
+    return "\n".join(map(_of_place, grouped(lines, place_of).values()))
 
 
 def _of_place(lines: Sequence[Measurement]) -> str:
-    _, device, dtype, width = place_of(lines[0])
-    parts = [f"### {device}, {dtype}, width {width}\n"]
+    """Returns the tables of one device, type and width."""
+    at = lines[0].setting
+    parts = [f"### {lines[0].device}, {at['dtype']}, width {at['width']}\n"]
     for pass_ in PASSES:
         measured = [line for line in lines if line.setting["pass"] == pass_]
         parts += [f"{pass_}: median time (ratio to ours in the same round, efficiency)\n", _matrix(measured, _time)]
@@ -31,65 +73,58 @@ def _of_place(lines: Sequence[Measurement]) -> str:
 
 def _matrix(lines: Sequence[Measurement], cell: Callable[[Measurement], str]) -> str:
     """Returns a table with a row for each contender and a column for each batch size."""
-    sizes = _sorted_sizes(lines)
+    sizes = sizes_of(lines)
     corner = "images x patches x sentences" if any(size.patches is not None for size in sizes) else ""
-    return tables.matrix(lines, size_of, {size: shape(size) for size in sizes}, cell, name=label_of, corner=corner)
-
-
-def _sorted_sizes(lines: Sequence[Measurement]) -> list[Size]:
-    sizes = {size for line in lines if (size := size_of(line)) is not None}
-    return sorted(sizes, key=lambda size: size.order)
+    return tables.matrix(lines, size_of, {size: _shape(size) for size in sizes}, cell, name=label_of, corner=corner)
 
 
 def _time(line: Measurement) -> str:
+    """Returns the median time of a measurement with its ratio and its efficiency."""
     if line.value is None:
         return "out of memory" if (line.skipped or "").startswith("out of memory") else "skipped"
-    over = (line.ratios or {}).items()
-    ratio = "".join(f"x {ratio.median:.2f}, " for name, ratio in over if not _over_itself(line, name))
-    return f"{duration(line.median)} ({ratio}{more_of(line, 'eff'):.2f})"
-
-
-def _over_itself(line: Measurement, name: str) -> bool:
-    return name == f"over {line.contender}" and more_of(line, "function") is None
+    # The ratio of ours to itself is left out, but not the ratio of another function of ours to our plain loss.
+    itself = f"over {line.contender}" if more_of(line, "function") is None else ""
+    over = "".join(f"x {ratio.median:.2f}, " for name, ratio in (line.ratios or {}).items() if name != itself)
+    return f"{duration(line.median)} ({over}{more_of(line, 'eff'):.2f})"
 
 
 def _memory(line: Measurement) -> str:
+    """Returns the peak memory of a measurement; nothing if it was not measured."""
     peak = more_of(line, "peak_bytes")
-    return "" if peak is None else size(peak)
+    return "" if peak is None else memory(peak)
 
 
 def _where(lines: Sequence[Measurement]) -> str:
-    sizes = _sorted_sizes(lines)
-    return f" at {', '.join(map(shape, sizes))}" if sizes else ""
+    """Returns the sizes at which contenders were skipped; nothing if it was at every size."""
+    sizes = sizes_of(lines)
+    return f" at {', '.join(map(_shape, sizes))}" if sizes else ""
 
 
-def shape(size: Size) -> str:
+def _shape(size: Size) -> str:
     """Returns the heading of a column: rows, and patches and sentences if there are any."""
     return " x ".join(f"{number:,}" for number in (size.rows, size.patches, size.sentences) if number is not None)
 
 
 def note(line: Measurement) -> str:
-    """Returns the efficiency and the memory of a measurement, and says so if its result is wrong."""
+    """Returns the efficiency and the memory of a measurement for a line of progress, and marks a wrong result."""
     eff = more_of(line, "eff")
     parts = ("" if eff is None else f"eff {eff:.2f}", _memory(line), "WRONG" if is_wrong(line) else "")
     return " ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time with three digits, in a suitable unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= factor or unit == "us":
-            return f"{_three_digits(seconds / factor)} {unit}"
-    raise AssertionError
+    """Returns a time with three digits in s, ms or us."""
+    return _with_unit(seconds, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)))
 
 
-def size(count: float) -> str:
-    """Returns a number of bytes in decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor or unit == "kB":
-            return f"{_three_digits(count / factor)} {unit}"
-    raise AssertionError
+def memory(count: float) -> str:
+    """Returns a number of bytes with three digits in decimal units."""
+    return _with_unit(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)))
 
 
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+def _with_unit(number: float, units: Sequence[tuple[str, float]]) -> str:
+    """Returns a number with three digits, in the largest unit of which it has at least one, or in the last unit."""
+    unit, factor = next((each for each in units if number >= each[1]), units[-1])
+    number /= factor
+    digits = f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+    return f"{digits} {unit}"

@@ -1,8 +1,6 @@
-"""Times every candidate tile on the current GPU, in interleaved rounds."""
+"""Times all candidates for the tile of the fused kernels on the current GPU, in common rounds."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from emocap_kernels.fused import tiling
 from emocap_kernels.fused.tiling import TileConfig
@@ -10,16 +8,14 @@ from emocap_kernels.fused.tiling import TileConfig
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
 
-from .device import PACKAGES, clock_of, in_rounds
-from .global_loss import ours
-from .pairs import PairBatch
-from .passes import call_of
-from .variants import PASSES, Pass, Variant
+from .batches import PairBatch
+from .device import PACKAGES, clock_of, dtype_name, in_rounds
+from .subject import PASSES, Call, Pass, Variant, call_of
+from .subjects import our_global_loss
 
 WHAT = "tile of a fused kernel"
 
-
-# (rows, columns, depth, warps, stages). There are few, because each takes seconds to compile.
+# Each has rows, columns, depth, warps and stages. There are few, because each takes seconds to compile.
 CANDIDATES = tuple(
     TileConfig(*numbers)
     for numbers in (
@@ -39,24 +35,22 @@ def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repe
     """Yields the time of every candidate on `batch` for each of `variants`.
 
     Raises:
-        ValueError: If there is no CUDA device.
+        ValueError: If the batch is not on a CUDA device.
     """
-    device = batch.device
-    if device.type != "cuda":
+    if batch.device.type != "cuda":
         raise ValueError("tune needs a CUDA device; elsewhere Triton's interpreter only checks the kernels.")
     rows, width = batch.image.shape
-    dtype = str(batch.image.dtype).removeprefix("torch.")
+    size = {"rows": rows, "width": width, "dtype": dtype_name(batch.image.dtype)}
     for variant in variants:
         for pass_ in PASSES:
             calls = {tile: _with(tile, batch, variant, pass_) for tile in CANDIDATES}
-            for tile, readings in in_rounds(calls, clock_of(device), repeats=repeats).items():
-                at = {"variant": variant.name, "pass": pass_, "tile": numbers_of(tile), "rows": rows}
+            for tile, readings in in_rounds(calls, clock_of(batch.device), repeats=repeats).items():
                 yield measured(
                     about,
                     readings,
                     what=WHAT,
                     contender="fused",
-                    setting={**at, "width": width, "dtype": dtype},
+                    setting={"variant": variant.name, "pass": pass_, "tile": numbers_of(tile), **size},
                     unit="s",
                     versions=versions(PACKAGES),
                 )
@@ -67,8 +61,9 @@ def numbers_of(tile: TileConfig) -> str:
     return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
-def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> Callable[[], object]:
-    call = call_of(ours("fused", variant), batch, variant, pass_)
+def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> Call:
+    """Returns a function that runs one pass of the fused loss with this tile."""
+    call = call_of(our_global_loss("fused", variant), batch, variant, pass_)
 
     def timed() -> object:
         tiling.TALL = tiling.SQUARE = tiling.SMALL = tile

@@ -1,4 +1,4 @@
-"""The images of the benchmark: faces, drawn or from a folder, many times over under different keys."""
+"""Makes the datasets of the benchmark: faces, drawn or from a folder, each repeated under different keys."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ from emocap_shards.writer import write_shards
 
 from emocap_pretrain.captions.rendered.dataset import records
 
-from .host import Pythons, call, python_command
+from .host import Pythons
 
 SEED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The samples of a dataset.
+    """The description of a dataset.
 
-    Args:
+    Attributes:
         images: A folder of JPEG files, or None for drawn faces.
-        distinct: Images that differ in their pixels.
-        samples: In the dataset.
-        shard_samples: In one shard of ours; the peers' shards have as many bytes.
-        pixels: Side of a drawn face.
+        distinct: The number of images that differ in their pixels.
+        samples: The number of samples in the dataset.
+        shard_samples: The number of samples in one shard of ours; the peers' shards have as many bytes.
+        pixels: The side of a drawn face.
     """
 
     images: Path | None
@@ -38,28 +38,32 @@ class Wanted:
 
     @property
     def name(self) -> str:
+        """The name of the dataset's folder, a hash of the description."""
         what = json.dumps([str(self.images), self.distinct, self.samples, self.shard_samples, self.pixels, SEED])
         return hashlib.sha256(what.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
-    """The same samples in every format, below one folder: tars/, mds/ and lit/."""
+    """The same samples in every format, in the folders tars/, mds/ and lit/.
+
+    Attributes:
+        folder: The folder of these folders.
+        samples: The number of samples.
+        image_bytes: The mean size of an image.
+    """
 
     folder: Path
     samples: int
-    image_bytes: int  # of one, on average
-
-    def at(self, kind: str) -> Path:
-        return self.folder / kind
+    image_bytes: int
 
     @property
     def tars(self) -> list[Path]:
-        return sorted(self.at("tars").glob("*.tar"))
+        return sorted((self.folder / "tars").glob("*.tar"))
 
 
 def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
-    """Makes the datasets; those that lie in the work folder from an earlier run are used again."""
+    """Returns the datasets. They are made unless an earlier run has left them in the folder `work`."""
     folder = work / "datasets" / f"{wanted.name}{'' if pythons.has_peers else '-ours'}"
     done = folder / "done.json"
     if not done.exists():
@@ -71,13 +75,17 @@ def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
         if pythons.has_peers:
             shard_bytes = manifest.total_bytes * wanted.shard_samples // wanted.samples
             words = [str(folder / "tars"), str(folder), str(shard_bytes)]
-            call(python_command(pythons, "convert", words, of_peers=True), pythons)
+            pythons.call(pythons.command("convert", words, is_peer=True))
         done.write_text(json.dumps(sum(len(each.image) for each in pool) // len(pool)))
     return Datasets(folder, wanted.samples, json.loads(done.read_text()))
 
 
 def faces(wanted: Wanted) -> list[Record]:
-    """The distinct ones; captions and labels are always those of drawn faces."""
+    """Returns the distinct samples. Captions and labels are those of drawn faces, also for images from a folder.
+
+    Raises:
+        ValueError: If the folder has no JPEG file.
+    """
     if wanted.images is None:
         return list(records(wanted.distinct, seed=SEED, pixels=wanted.pixels))
     files = sorted(path for path in wanted.images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
@@ -89,12 +97,13 @@ def faces(wanted: Wanted) -> list[Record]:
 
 
 def _repeated(pool: Sequence[Record], samples: int) -> Iterator[Record]:
+    """Yields samples from the pool in turn, each with a key and bytes of its own."""
     for number in range(samples):
         face = pool[number % len(pool)]
         yield replace(face, key=f"{number:08d}", image=commented(face.image, f"copy {number}"))
 
 
 def commented(jpeg: bytes, text: str) -> bytes:
-    """The same picture in other bytes: a COM segment after the marker that begins every JPEG."""
+    """Returns the same image in other bytes: with a COM segment after the marker that begins every JPEG."""
     comment = text.encode()
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]

@@ -1,8 +1,7 @@
-"""Measures how well a dataset is shuffled: the order of ours, and webdataset's buffer, beside a perfect shuffle."""
+"""Measures how well a dataset is shuffled: our order and webdataset's buffer, relative to a perfect shuffle."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from emocap_shards.order import Order, ShardLayout
@@ -11,64 +10,74 @@ from webdataset.filters import _shuffle as buffered  # pyright: ignore[reportPri
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, spread
 
-from .host import OURS
+from .host import OURS, WEB_DATASET
 
 WHAT = "shuffle"
 CLASSES = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Holds the settings of the measurement; `seeds` is the number of epochs that are measured."""
+def measure(
+    occasion: Occasion,
+    epochs: int,
+    *,
+    samples: int = 1 << 18,
+    batch: int = 1024,
+    shard_samples: Sequence[int] = (128, 1024),
+    windows: Sequence[int] = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18),
+    buffers: Sequence[int] = (1000, 5000),
+) -> Iterator[Measurement]:
+    """Yields the quality of `epochs` shuffles for each size of a shard with each window (ours) and buffer (theirs)."""
+    shuffles = [
+        *((OURS, "window_samples", size, ours) for size in windows),
+        *((WEB_DATASET, "buffer", size, web_dataset) for size in buffers),
+    ]
+    for in_shard in shard_samples:
+        for system, kind, size, shuffled in shuffles:
+            found = [quality(shuffled(samples, in_shard, size, seed), batch) for seed in range(epochs)]
+            neighbours, classes, displacement = zip(*found, strict=True)
+            yield measured(
+                occasion,
+                neighbours,
+                what=WHAT,
+                contender=system.name,
+                setting={
+                    "samples": samples,
+                    "batch": batch,
+                    "shard_samples": in_shard,
+                    "kind": kind,
+                    "size": size,
+                },
+                unit="times a perfect shuffle",
+                more={"classes": spread(classes), "displacement": spread(displacement)},
+                versions=versions(("numpy", "webdataset")),
+            )
 
-    samples: int
-    batch: int
-    shard_samples: Sequence[int]
-    windows: Sequence[int]
-    buffers: Sequence[int]
-    seeds: int
+
+def ours(samples: int, shard_samples: int, window: int, seed: int) -> np.ndarray:
+    """Returns the sample ids of an epoch in our order."""
+    layout = ShardLayout([shard_samples] * (samples // shard_samples))
+    return Order(layout, seed, 0, window).ids(0, samples)
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Holds measures of a shuffle, relative to a perfect shuffle, which has 1.
+def web_dataset(samples: int, shard_samples: int, buffer: int, seed: int) -> np.ndarray:
+    """Returns the sample ids of an epoch in webdataset's order: shuffled shards, then a buffer of samples.
 
-    Attributes:
-        neighbours: How often two samples that are stored next to each other are in one batch.
-        classes: Variance of the share of a class in a batch, if the dataset is stored class by class.
-        displacement: Mean distance that a sample moves.
+    There is one reader. Several readers do not mix better.
     """
-
-    neighbours: float
-    classes: float
-    displacement: float
-
-
-def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
-    for shard_samples in plan.shard_samples:
-        for window in plan.windows:
-            orders = [ours(plan, shard_samples, window, seed) for seed in range(plan.seeds)]
-            yield _line(OURS.name, "window_samples", window, orders, plan, shard_samples, occasion)
-        for buffer in plan.buffers:
-            orders = [web_dataset(plan, shard_samples, buffer, seed) for seed in range(plan.seeds)]
-            yield _line("webdataset", "buffer", buffer, orders, plan, shard_samples, occasion)
-
-
-def ours(plan: Plan, shard_samples: int, window: int, seed: int) -> np.ndarray:
-    layout = ShardLayout([shard_samples] * (plan.samples // shard_samples))
-    return Order(layout, seed, 0, window).ids(0, plan.samples)
-
-
-def web_dataset(plan: Plan, shard_samples: int, buffer: int, seed: int) -> np.ndarray:
-    """Shuffles shards, and then samples in a buffer, with one reader; several readers do not mix better."""
     rng = random.Random(seed)
-    shards = list(range(plan.samples // shard_samples))
+    shards = list(range(samples // shard_samples))
     rng.shuffle(shards)
-    samples = (sample for shard in shards for sample in range(shard * shard_samples, (shard + 1) * shard_samples))
-    return np.fromiter(buffered(samples, bufsize=buffer, rng=rng), np.int64)
+    ids = (each for shard in shards for each in range(shard * shard_samples, (shard + 1) * shard_samples))
+    return np.fromiter(buffered(ids, bufsize=buffer, rng=rng), np.int64)
 
 
-def quality(order: np.ndarray, batch: int) -> Quality:
+def quality(order: np.ndarray, batch: int) -> tuple[float, float, float]:
+    """Returns three measures of a shuffle, relative to a perfect shuffle, whose measures are 1.
+
+    The first is how often samples that are stored next to each other are in the same batch. The second is the variance
+    of the share of a class in a batch, for a dataset that is stored class by class. The third is the mean distance that
+    a sample moves.
+    """
     samples = len(order)
     places = np.empty(samples, np.int64)
     places[order] = np.arange(samples)
@@ -77,32 +86,8 @@ def quality(order: np.ndarray, batch: int) -> Quality:
     counts = np.stack([(whole == each).sum(1) for each in range(CLASSES)])
     share = 1 / CLASSES
     hypergeometric = batch * share * (1 - share) * (samples - batch) / (samples - 1)
-    return Quality(
-        neighbours=float(meet / ((batch - 1) / (samples - 1))),
-        classes=float(np.mean((counts - batch * share) ** 2) / hypergeometric),
-        displacement=float(np.abs(places - np.arange(samples)).mean() / (samples / 3)),
-    )
-
-
-def _line(
-    contender: str,
-    name: str,
-    size: int,
-    orders: Sequence[np.ndarray],
-    plan: Plan,
-    shard_samples: int,
-    occasion: Occasion,
-) -> Measurement:
-    found = [quality(order, plan.batch) for order in orders]
-    setting = {"samples": plan.samples, "batch": plan.batch, "shard_samples": shard_samples, "kind": name, "size": size}
-    more = {each: spread([getattr(one, each) for one in found]) for each in ("classes", "displacement")}
-    return measured(
-        occasion,
-        [one.neighbours for one in found],
-        what=WHAT,
-        contender=contender,
-        setting=setting,
-        unit="times a perfect shuffle",
-        more=more,
-        versions=versions(("numpy", "webdataset")),
+    return (
+        float(meet / ((batch - 1) / (samples - 1))),
+        float(np.mean((counts - batch * share) ** 2) / hypergeometric),
+        float(np.abs(places - np.arange(samples)).mean() / (samples / 3)),
     )

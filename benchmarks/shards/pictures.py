@@ -1,4 +1,4 @@
-"""Compares decoders and ways to crop and resize on one core."""
+"""Compares JPEG decoders, and ways to crop and resize, on one core."""
 
 import io
 import json
@@ -14,23 +14,23 @@ from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement, measured, ratios
 from benchmarks.harness.rounds import Skipped
 
-from .host import Pythons, call, python_command
+from .host import Pythons
 
 QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """A module of `hosts` with several ways to do the same.
+    """Several ways to do the same, which `hosts.pictures` compares.
 
     Attributes:
-        module: In `hosts`.
-        what: Its ways do, in the records.
+        name: The name of the lineup in `hosts.pictures`.
+        what: The measured quantity in the records.
         base: The way with which the others are compared.
-        sizes: Sides of the images, in pixels.
+        sizes: The sides of the images in pixels.
     """
 
-    module: str
+    name: str
     what: str
     base: str
     sizes: tuple[int, ...]
@@ -43,11 +43,12 @@ RESIZERS = Lineup("resizers", "seconds to crop and resize to 224 px", "Pillow, b
 def measure(
     lineup: Lineup, faces: Sequence[Record], work: Path, pythons: Pythons, rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    folder = work / "pictures" / lineup.module
+    """Writes the faces at all sizes, and measures the ways in one process, in the peers' Python if there is one."""
+    folder = work / "pictures" / lineup.name
     for size in lineup.sizes:
         _write(faces[: max(8, 64 * 256 // size)], folder / str(size), size)
-    command = python_command(pythons, lineup.module, [str(folder), str(rounds)], of_peers=pythons.has_peers)
-    answers = json.loads(call(command, pythons))
+    command = pythons.command("pictures", [lineup.name, str(folder), str(rounds)], is_peer=pythons.has_peers)
+    answers = json.loads(pythons.call(command))
     base = {each["pixels"]: each["seconds"] for each in answers if each["contender"] == lineup.base}
     for each in answers:
         about: dict[str, Any] = {
@@ -55,18 +56,18 @@ def measure(
             "contender": each["contender"],
             "setting": {"pixels": each["pixels"], "quality": QUALITY},
             "unit": "s",
+            "more": each["more"],
             "versions": each["versions"],
         }
         if each["skipped"]:
             yield measured(occasion, Skipped(each["skipped"]), **about)
-            continue
-        over = {f"over {lineup.base}": ratios(each["seconds"], base[each["pixels"]])}
-        more = {name: each[name] for name in ("greatest_difference", "mean_difference")}
-        yield measured(occasion, each["seconds"], **about, ratios=over, more=more)
+        else:
+            over = {f"over {lineup.base}": ratios(each["seconds"], base[each["pixels"]])}
+            yield measured(occasion, each["seconds"], ratios=over, **about)
 
 
 def _write(faces: Sequence[Record], folder: Path, size: int) -> None:
-    """The faces at another size, in Pillow's usual JPEG: colours at half the resolution."""
+    """Writes the faces with a side of `size` pixels as Pillow's usual JPEG, with colours at half the resolution."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jpg"):
         old.unlink()

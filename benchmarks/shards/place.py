@@ -1,17 +1,20 @@
-"""The places from which a dataset is read: a folder, or a real S3 server on this machine."""
+"""Defines the places from which a dataset is read: a folder, or a real S3 server on this machine."""
 
-import shutil
+import json
 import tempfile
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.rounds import Skipped
 from launch.local_s3 import BUCKET, LocalS3
 
 from .dataset import Datasets
-from .host import BARE, WEB_DATASET, System
+from .host import BARE, WEB_DATASET, HostError, Pythons, System
+from .hosts.task import Pass, Task
 
 FILE, S3 = "file", "s3"
 _SIGNED_FOR_S = 24 * 3600
@@ -19,15 +22,15 @@ _SIGNED_FOR_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Describes all formats of a dataset at one store.
+    """A dataset in all formats at one store.
 
-    Args:
-        store: "file" or "s3".
-        root: Folder or URL that holds tars/, mds/ and lit/.
-        folder: Folder with the same on this machine.
-        tars: What webdataset is given: paths, or URLs that are signed, so that curl can read them.
-        environment: What the readers need.
-        work: Where caches are made.
+    Attributes:
+        store: FILE or S3.
+        root: The folder or URL that contains tars/, mds/ and lit/.
+        folder: The folder on this machine with the same contents.
+        tars: The addresses of the shards for webdataset: paths, or signed URLs that curl can read.
+        work: The folder in which caches are made.
+        environment: The environment variables that the readers need.
     """
 
     store: str
@@ -37,41 +40,56 @@ class Place:
     work: Path
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    @contextmanager
-    def task(self, system: System, **settings: Any) -> Generator[dict[str, Any]]:
-        """Yields fields of a `Task`, with an empty cache that is deleted afterwards."""
-        root = self.folder if system == BARE else self.root
-        fields = {"place": f"{root}/{system.format}", **settings}
+    def read(self, system: System, pythons: Pythons, **settings: Any) -> tuple[Pass, float] | Skipped:
+        """Reads the dataset in a fresh process with an empty cache; `settings` are the other fields of `Task`.
+
+        Returns:
+            The measurements, and the seconds from the start of the process to the first batch. Skipped if it failed.
+        """
+        fields: dict[str, Any] = {
+            "place": f"{self.folder if system == BARE else self.root}/{system.format}",
+            **settings,
+        }
         if system == WEB_DATASET:
             fields["urls"] = self.tars
-        if self.store == FILE or system in {BARE, WEB_DATASET}:
-            yield fields
-            return
-        cache = tempfile.mkdtemp(prefix="cache-", dir=self.work)
-        try:
-            yield {**fields, "cache": cache}
-        finally:
-            shutil.rmtree(cache)
+        with tempfile.TemporaryDirectory(prefix="cache-", dir=self.work) as cache:
+            if self.store != FILE and system not in {BARE, WEB_DATASET}:
+                fields["cache"] = cache
+            command = pythons.command(system.module, is_peer=system.is_peer)
+            begin = time.monotonic()
+            try:
+                # The addresses of the shards would be too long for a command line.
+                answer = pythons.call(command, self.environment, text=json.dumps(asdict(Task(**fields))))
+            except HostError as error:
+                return Skipped(str(error))
+        found = Pass(**json.loads(answer))
+        return found, found.first_at_s - begin
+
+
+@contextmanager
+def opened(store: str, work: Path) -> Generator[Callable[[Datasets], Place]]:
+    """Yields the function that puts a dataset into a store. The S3 server runs until the block ends."""
+    if store == FILE:
+        yield lambda datasets: local(datasets, work)
+        return
+    with LocalS3(work / "s3") as server:
+        yield lambda datasets: uploaded(datasets, work, server)
 
 
 def local(datasets: Datasets, work: Path) -> Place:
+    """Returns the place of a dataset that is read from its folder on this machine."""
     root = str(datasets.folder)
     return Place(FILE, root, root, tuple(map(str, datasets.tars)), work)
 
 
-@contextmanager
-def served(work: Path) -> Generator[LocalS3]:
-    with LocalS3(work / "s3") as server:
-        yield server
-
-
 def uploaded(datasets: Datasets, work: Path, server: LocalS3) -> Place:
-    """Uploads the dataset to the server, unless an earlier run has done so."""
+    """Uploads a dataset to the server, except for objects that an earlier run has uploaded, and returns its place."""
     client, name = server.client(), datasets.folder.name
-    there = _keys(client, name)
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{name}/")
+    present = {entry["Key"] for page in pages for entry in page.get("Contents", ())}
     for path in sorted(datasets.folder.rglob("*")):
         key = f"{name}/{path.relative_to(datasets.folder)}"
-        if path.is_file() and key not in there:
+        if path.is_file() and key not in present:
             client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
     tars = (
         client.generate_presigned_url(
@@ -81,8 +99,3 @@ def uploaded(datasets: Datasets, work: Path, server: LocalS3) -> Place:
     )
     environment = {**server.environment(), "S3_ENDPOINT_URL": server.endpoint}
     return Place(S3, f"s3://{BUCKET}/{name}", str(datasets.folder), tuple(tars), work, environment)
-
-
-def _keys(client: Any, prefix: str) -> set[str]:
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
-    return {entry["Key"] for page in pages for entry in page.get("Contents", ())}

@@ -1,18 +1,17 @@
-"""Draws figures from the records."""
+"""Draws the figures of the shards' records."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.harness.plots import COLOURS, saved, titled
-from benchmarks.harness.record import Measurement
+from benchmarks.harness.plots import COLOURS, titled
+from benchmarks.harness.record import Measurement, grouped
 
 from .host import OURS
 from .tables import stream_title
 
+# The title of each axes, and the name of its value in the records.
 _MIXED = (
     ("Stored neighbours in one batch", "value"),
     ("Variance of the share of a class", "classes"),
@@ -20,34 +19,49 @@ _MIXED = (
 )
 
 
-def streams(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
+def streams(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
+    """Draws a figure for each store and way of reading.
+
+    Rates are above and CPU times below; raw bytes are on the left and decoded samples on the right.
+    """
     measured = [line for line in lines if line.value is not None]
-    for title in dict.fromkeys(map(stream_title, measured)):
-        here = [line for line in measured if stream_title(line) == title]
+    for title, here in grouped(measured, stream_title).items():
+        figure = titled(f"{title}\n{here[0].device}", 11, 6.4)
+        axes = figure.subplots(2, 2)
+        for column, (decode, what) in enumerate(((False, "bytes"), (True, "decoded"))):
+            chosen = [line for line in here if line.setting["decode"] == decode]
+            _bar(axes[0, column], chosen, f"Samples per second, {what}", "value")
+            _bar(axes[1, column], chosen, f"CPU seconds for 1,000 samples, {what}", "cpu_s_per_1000_samples")
         setting = here[0].setting
         parts = [setting["store"], "shuffled" if setting["shuffle"] else "in-order"]
         parts += ["delivered"] if setting["delivered"] else []
-        heading = f"{title}\n{here[0].device}"
-        yield from saved(partial(_bars, here, heading), folder / f"stream-{'-'.join(parts)}.png")
+        yield f"stream-{'-'.join(parts)}.png", figure
 
 
-def shuffle(lines: Sequence[Measurement], folder: Path) -> Iterator[Path]:
-    yield from saved(partial(_mixing, lines), folder / "shuffle.png")
-
-
-def _bars(lines: Sequence[Measurement], title: str) -> Figure:
-    """Draws rates above and CPU time below; bytes on the left, decoded samples on the right."""
-    figure = titled(title, 11, 6.4)
-    axes = figure.subplots(2, 2)
-    for column, decode in enumerate((False, True)):
-        here = [line for line in lines if line.setting["decode"] == decode]
-        what = "decoded" if decode else "bytes"
-        _bar(axes[0, column], here, f"Samples per second, {what}", "value")
-        _bar(axes[1, column], here, f"CPU seconds for 1,000 samples, {what}", "cpu_s_per_1000_samples")
-    return figure
+def shuffle(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
+    """Draws the quality of the shuffles over the window (ours) or the buffer (webdataset)."""
+    setting = lines[0].setting
+    heading = f"Shuffling {setting['samples']:,} samples, batches of {setting['batch']:,}"
+    figure = titled(f"{heading}: times what a perfect shuffle has", 13, 4.3)
+    groups = grouped(lines, lambda line: (line.contender, line.setting["shard_samples"]))
+    for axes, (title, quantity) in zip(figure.subplots(1, 3), _MIXED, strict=True):
+        for number, ((who, shard), here) in enumerate(groups.items()):
+            points = sorted((line.setting["size"], line.spread_of(quantity).median) for line in here)
+            style = "-o" if who == OURS.name else "--s"
+            axes.plot(*zip(*points, strict=True), style, color=COLOURS[number], label=f"{who}, shards of {shard:,}")
+        axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
+        axes.set(title=title, xscale="log", xlabel="window (ours) or buffer (webdataset), samples")
+        if quantity == "displacement":
+            axes.set_ylim(0, 1.2)
+        else:
+            axes.set_yscale("log")
+        axes.grid(which="major", color="0.92")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    yield "shuffle.png", figure
 
 
 def _bar(axes: Axes, lines: Sequence[Measurement], title: str, quantity: str) -> None:
+    """Draws medians with quartiles as bars: a group for each contender, and a bar for each number of workers."""
     names = list(dict.fromkeys(line.contender for line in lines))
     workers = sorted({line.setting["workers"] for line in lines})
     width = 0.8 / max(1, len(workers))
@@ -70,27 +84,6 @@ def _bar(axes: Axes, lines: Sequence[Measurement], title: str, quantity: str) ->
     axes.margins(y=0.12)
 
 
-def _mixing(lines: Sequence[Measurement]) -> Figure:
-    setting = lines[0].setting
-    heading = f"Shuffling {setting['samples']:,} samples, batches of {setting['batch']:,}"
-    figure = titled(f"{heading}: times what a perfect shuffle has", 13, 4.3)
-    groups = list(dict.fromkeys((line.contender, line.setting["shard_samples"]) for line in lines))
-    for axes, (title, quantity) in zip(figure.subplots(1, 3), _MIXED, strict=True):
-        for number, (who, shard) in enumerate(groups):
-            here = [line for line in lines if (line.contender, line.setting["shard_samples"]) == (who, shard)]
-            points = sorted((line.setting["size"], line.spread_of(quantity).median) for line in here)
-            style = "-o" if who == OURS.name else "--s"
-            axes.plot(*zip(*points, strict=True), style, color=COLOURS[number], label=f"{who}, shards of {shard:,}")
-        axes.axhline(1, color="0.6", linewidth=1, linestyle=":")
-        axes.set(title=title, xscale="log", xlabel="window (ours) or buffer (webdataset), samples")
-        if quantity == "displacement":
-            axes.set_ylim(0, 1.2)
-        else:
-            axes.set_yscale("log")
-        axes.grid(which="major", color="0.92")
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    return figure
-
-
 def _written(value: float) -> str:
+    """Returns the label of a bar."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

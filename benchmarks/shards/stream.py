@@ -1,7 +1,6 @@
-"""Measures samples per second and CPU time of an epoch in common rounds: ours, the peers, libjpeg-turbo alone."""
+"""Measures reading in common rounds: the rate and the CPU time of whole epochs, and the time to the first batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,116 +11,131 @@ from benchmarks.harness.record import Measurement, measured, ratios, spread
 from benchmarks.harness.rounds import Skipped, in_rounds
 
 from .dataset import Datasets
-from .host import BARE, OURS, Host, HostError, Pythons, System, systems, versions_of
-from .hosts.task import Pass, Task
+from .host import BARE, OURS, Pythons, System, systems, versions_of
+from .hosts.task import BATCH, Pass
 from .place import Place
 
-WHAT = "samples per second"
-
-# Who reads, whether the samples are decoded, and by how many processes.
-Key = tuple[System, bool, int]
+RATE, FIRST = "samples per second", "seconds to the first batch"
+# The position, as a share of the epoch, at which a resumed reader begins.
+RESUMED_AT = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StreamPlan:
     """The plan of a measurement.
 
-    Args:
-        places: The datasets with decoded and with raw samples. The second has more, since it is read faster.
-        workers: Numbers of processes.
-        shuffle: Whether each system shuffles with its defaults.
-        delivered: Batches go to the main process; otherwise the loader processes keep them.
-        decoder: "simplejpeg" for all, or "pillow", which the peers' own decoders are.
+    Attributes:
+        sources: The dataset and its place for decoded samples (True) and for raw samples (False). Raw samples are read
+            faster, so that their dataset is larger.
+        workers: The numbers of loader processes.
+        shuffle: Each system shuffles with its defaults.
+        delivered: Batches are sent to the main process; otherwise the loader processes keep them.
+        rounds: The number of readings of each system.
     """
 
-    decoded: tuple[Datasets, Place]
-    raw: tuple[Datasets, Place]
+    sources: Mapping[bool, tuple[Datasets, Place]]
     workers: Sequence[int]
     shuffle: bool
     delivered: bool
     rounds: int
-    decode: Sequence[bool] = (False, True)
-    decoder: str = "simplejpeg"
 
 
-def measure(plan: Plan, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields a measurement of each system at each setting, all of them after the last round."""
+def epochs(plan: StreamPlan, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
+    """Yields the measurements of each system and of libjpeg-turbo alone in each setting, all after the last round."""
     entered = (*systems(pythons), BARE)
-    settings = list(product(plan.decode, plan.workers))
-    with ExitStack() as stack:
-        hosts = {each: stack.enter_context(Host(each, pythons, plan.raw[1].environment)) for each in entered}
-        groups: list[dict[Key, Callable[[], Pass | Skipped]]] = [
-            {
-                (system, decode, workers): partial(_read, plan, hosts[system], decode, workers)
-                for system in entered
-                if decode or system != BARE
-            }
-            for decode, workers in settings
-        ]
-        taken = in_rounds(*groups, rounds=plan.rounds)
+    groups = [
+        {
+            (system, decode, workers): partial(_read, plan, system, pythons, decode, workers)
+            for system in entered
+            if decode or system != BARE
+        }
+        for decode, workers in product((False, True), plan.workers)
+    ]
+    taken = in_rounds(*groups, rounds=plan.rounds)
     for (system, decode, workers), passes in taken.items():
-        yield _measured(plan, system, decode, workers, passes, taken[OURS, decode, workers], pythons, occasion)
+        about = {
+            "what": RATE,
+            "contender": system.name,
+            "setting": _setting(plan, decode, workers),
+            "unit": "samples/s",
+            "versions": versions_of(system, pythons),
+        }
+        yield _measured(occasion, passes, taken[OURS, decode, workers], about)
 
 
-def _setting(plan: Plan, decode: bool, workers: int) -> dict[str, Any]:
-    datasets, place = plan.decoded if decode else plan.raw
+def _setting(plan: StreamPlan, decode: bool, workers: int) -> dict[str, Any]:
+    """Returns the setting of a record."""
+    datasets, place = plan.sources[decode]
     return {
         "store": place.store,
         "decode": decode,
         "workers": workers,
         "shuffle": plan.shuffle,
         "delivered": plan.delivered,
-        "decoder": plan.decoder if decode else None,
+        "decoder": "simplejpeg" if decode else None,
         "samples": datasets.samples,
         "image_bytes": datasets.image_bytes,
-        "batch": 256,
+        "batch": BATCH,
     }
 
 
-def _read(plan: Plan, host: Host, decode: bool, workers: int) -> Pass | Skipped:
-    datasets, place = plan.decoded if decode else plan.raw
-    with place.task(host.system, samples=datasets.samples, decode=decode, decoder=plan.decoder) as fields:
-        try:
-            found = host.ask(Task(**fields, workers=workers, shuffle=plan.shuffle, delivered=plan.delivered))
-        except HostError as error:
-            return Skipped(str(error))
-    if found.samples != datasets.samples:
-        return Skipped(f"{found.samples} of {datasets.samples} samples came")
-    return found
+def _read(plan: StreamPlan, system: System, pythons: Pythons, decode: bool, workers: int) -> Pass | Skipped:
+    """Reads an epoch with one system."""
+    datasets, place = plan.sources[decode]
+    fields = {"samples": datasets.samples, "decode": decode, "workers": workers}
+    found = place.read(system, pythons, shuffle=plan.shuffle, delivered=plan.delivered, **fields)
+    if isinstance(found, Skipped):
+        return found
+    read, _ = found
+    if read.samples != datasets.samples:
+        return Skipped(f"{read.samples} of {datasets.samples} samples came")
+    return read
 
 
 def _measured(
-    plan: Plan,
-    system: System,
-    decode: bool,
-    workers: int,
-    passes: list[Pass] | Skipped,
-    ours: list[Pass] | Skipped,
-    pythons: Pythons,
-    occasion: Occasion,
+    occasion: Occasion, passes: list[Pass] | Skipped, ours: list[Pass] | Skipped, about: Mapping[str, Any]
 ) -> Measurement:
-    about: dict[str, Any] = {
-        "what": WHAT,
-        "contender": system.name,
-        "setting": _setting(plan, decode, workers),
-        "unit": "samples/s",
-        "versions": versions_of(system, pythons),
-    }
+    """Returns the record of a system with its ratios to ours in the same rounds."""
     if isinstance(passes, Skipped):
         return measured(occasion, passes, **about)
     if isinstance(ours, Skipped):
         return measured(occasion, Skipped(f"ours: {ours.reason}"), **about)
+    rates, cpu_s = _rates(passes), _cpu_s_per_1000(passes)
     over = {
-        "ours over it": ratios(_rates(ours), _rates(passes)),
-        "ours over it, CPU": ratios(_cpu_s_per_1000(ours), _cpu_s_per_1000(passes)),
+        "ours over it": ratios(_rates(ours), rates),
+        "ours over it, CPU": ratios(_cpu_s_per_1000(ours), cpu_s),
     }
-    more = {"cpu_s_per_1000_samples": spread(_cpu_s_per_1000(passes))}
-    return measured(occasion, _rates(passes), **about, ratios=over, more=more)
+    return measured(occasion, rates, ratios=over, more={"cpu_s_per_1000_samples": spread(cpu_s)}, **about)
 
 
 def _rates(passes: Sequence[Pass]) -> list[float]:
+    """Returns the samples per second of each pass."""
     return [each.samples / each.seconds for each in passes]
 
 
 def _cpu_s_per_1000(passes: Sequence[Pass]) -> list[float]:
+    """Returns the CPU seconds for 1,000 samples of each pass."""
     return [each.cpu_s / each.samples * 1000 for each in passes]
+
+
+def first_batches(
+    datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion
+) -> Iterator[Measurement]:
+    """Reads one shuffled batch of decoded samples without loader processes, at two positions of the epoch."""
+    resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
+    for position in (0, resumed):
+        setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}
+        fields = {"samples": datasets.samples, "batches": 1, "position": position, "workers": 0}
+        calls = {system: partial(place.read, system, pythons, **fields) for system in systems(pythons)}
+        for system, taken in in_rounds(calls, rounds=rounds).items():
+            skipped = isinstance(taken, Skipped)
+            yield measured(
+                occasion,
+                taken if skipped else [found.first_s for found, _ in taken],
+                what=FIRST,
+                contender=system.name,
+                setting=setting,
+                unit="s",
+                more=None if skipped else {"with_start_and_imports_s": spread([started for _, started in taken])},
+                versions=versions_of(system, pythons),
+            )

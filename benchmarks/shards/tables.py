@@ -1,47 +1,44 @@
-"""The records as Markdown, and as lines of a terminal."""
+"""Formats the records of the shards as Markdown tables."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import tables
-from benchmarks.harness.record import Measurement, Spread
+from benchmarks.harness.record import Measurement, grouped
 
 from .host import OURS
 from .scale import MEMORY, PLAN
 
-Cell = Callable[[Measurement], str]
-Table = Callable[[Sequence[Measurement]], str]
 Key = tuple[Any, ...]
 
 
-def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Table:
-    """Appends why contenders were skipped."""
+def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Callable[[Sequence[Measurement]], str]:
+    """Returns a function that joins the parts of a report and appends why contenders were skipped."""
     return lambda lines: "\n".join([*parts(lines), *tables.skipped(lines)])
 
 
 @_with_reasons
 def stream(lines: Sequence[Measurement]) -> Iterable[str]:
-    for place in dict.fromkeys(map(_stream_place, lines)):
-        here = [line for line in lines if _stream_place(line) == place]
+    """Yields the rates and the CPU times, for each store and way of reading."""
+
+    def column(line: Measurement) -> Key:
+        return line.setting["decode"], line.setting["workers"]
+
+    for title, here in grouped(lines, stream_title).items():
         columns = {
             (decode, workers): f"{'decoded' if decode else 'bytes'}, {workers} process{'es' if workers > 1 else ''}"
-            for decode, workers in sorted({(line.setting["decode"], line.setting["workers"]) for line in here})
+            for decode, workers in sorted(set(map(column, here)))
         }
         load = max(line.load_before or 0.0 for line in here)
-        yield f"#### {stream_title(here[0])}\n\n{here[0].device}, load before {load:.1f}, {here[0].date}\n"
-        for title, cell in (
-            ("Samples per second (ours over it, in the same round)", _rate),
-            ("CPU seconds for 1,000 samples (ours over it)", _cpu),
-        ):
-            yield f"{title}\n"
-            yield _matrix(here, lambda line: (line.setting["decode"], line.setting["workers"]), columns, cell)
-
-
-def _stream_place(line: Measurement) -> Key:
-    return tuple(line.setting[name] for name in ("store", "shuffle", "delivered"))
+        yield f"#### {title}\n\n{here[0].device}, load before {load:.1f}, {here[0].date}\n"
+        yield "Samples per second (ours over it, in the same round)\n"
+        yield _matrix(here, column, columns, lambda line: f"{line.median:,.0f}{_beside_ours(line, 'ours over it')}")
+        yield "CPU seconds for 1,000 samples (ours over it)\n"
+        yield _matrix(here, column, columns, _cpu)
 
 
 def stream_title(line: Measurement) -> str:
+    """Returns the store and the way of reading in words."""
     setting = line.setting
     where = {"file": "Local folder", "s3": "S3, nothing cached"}[setting["store"]]
     ends = "batches delivered to the main process" if setting["delivered"] else "batches counted where they are read"
@@ -50,13 +47,15 @@ def stream_title(line: Measurement) -> str:
 
 @_with_reasons
 def first(lines: Sequence[Measurement]) -> Iterable[str]:
+    """Yields the times to the first batch by store and position."""
+
     def column(line: Measurement) -> Key:
         return line.setting["store"], line.setting["position"] > 0
 
     names = {"file": "local folder", "s3": "S3"}
     columns = {
         (store, late): f"{names[store]}, {'at 90 % of the epoch' if late else 'begin'}"
-        for store, late in sorted({column(line) for line in lines})
+        for store, late in sorted(set(map(column, lines)))
     }
     yield "Seconds to the first batch of 256, after the imports (from the start of the process)\n"
     yield _matrix(lines, column, columns, _opened)
@@ -64,75 +63,74 @@ def first(lines: Sequence[Measurement]) -> Iterable[str]:
 
 @_with_reasons
 def scale(lines: Sequence[Measurement]) -> Iterable[str]:
-    columns = {number: f"{number:,} shards" for number in sorted({line.setting["shards"] for line in lines})}
-
-    def column(line: Measurement) -> Any:
-        return line.setting["shards"]
-
+    """Yields the memory of the readers, and the times of our manifest and plan, by number of shards."""
+    columns = _columns(lines, "shards", "{:,} shards")
     readers = [line for line in lines if line.what == MEMORY]
     yield "Memory of a reader after four batches: USS above the imports (all of its RSS); seconds to its first batch\n"
-    yield _matrix(readers, column, columns, _memory)
+    yield _matrix(readers, _setting("shards"), columns, _memory)
     yield "Ours: seconds for the manifest, and for the sample ids of every rank's step (of the step after it)\n"
     rest = [line for line in lines if line.what != MEMORY]
-    yield _matrix(rest, column, columns, _plan_time, name=lambda line: line.what)
+    yield _matrix(rest, _setting("shards"), columns, _plan_time, name=lambda line: line.what)
 
 
 @_with_reasons
 def pictures(lines: Sequence[Measurement]) -> Iterable[str]:
-    columns = {size: f"{size} px" for size in sorted({line.setting["pixels"] for line in lines})}
+    """Yields the times and the differences of decoders or resizers by size."""
     base = next(name for line in lines for name in line.ratios or ())
     yield f"Milliseconds an image on one core ({base}; greatest and mean difference to Pillow)\n"
-    yield _matrix(lines, lambda line: line.setting["pixels"], columns, _picture)
+    yield _matrix(lines, _setting("pixels"), _columns(lines, "pixels", "{} px"), _picture)
 
 
 @_with_reasons
 def shuffle(lines: Sequence[Measurement]) -> Iterable[str]:
+    """Yields the quality of each shuffle by size of a shard."""
     yield (
         "Times what a perfect shuffle has: how often stored neighbours meet in a batch / variance of the share of a "
         "class in a batch, stored class by class / mean displacement\n"
     )
-    columns = {each: f"shards of {each:,}" for each in sorted({line.setting["shard_samples"] for line in lines})}
     yield _matrix(
         sorted(lines, key=lambda line: (line.contender, line.setting["size"])),
-        lambda line: line.setting["shard_samples"],
-        columns,
+        _setting("shard_samples"),
+        _columns(lines, "shard_samples", "shards of {:,}"),
         _mixed,
         name=lambda line: f"{line.contender}, {line.setting['kind']} {line.setting['size']:,}",
     )
+
+
+def _setting(name: str) -> Callable[[Measurement], Any]:
+    """Returns the function that reads one value of the setting."""
+    return lambda line: line.setting[name]
+
+
+def _columns(lines: Sequence[Measurement], name: str, title: str) -> dict[Any, str]:
+    """Returns a column for each value of a setting, in ascending order; `title` formats the value."""
+    return {value: title.format(value) for value in sorted({line.setting[name] for line in lines})}
 
 
 def _matrix(
     lines: Iterable[Measurement],
     column: Callable[[Measurement], Any],
     columns: Mapping[Any, str],
-    cell: Cell,
-    name: Callable[[Measurement], str] = lambda line: line.contender,
+    cell: Callable[[Measurement], str],
+    name: Callable[[Measurement], str] = tables.contender_of,
 ) -> str:
+    """Returns a table in which skipped measurements are marked."""
+
     def written(line: Measurement) -> str:
         return "skipped" if line.value is None else cell(line)
 
     return tables.matrix(lines, column, columns, written, name=name)
 
 
-def _ratio(line: Measurement, name: str) -> str:
-    return "" if line.ratios is None else _times(line.ratios[name])
-
-
-def _times(ratio: Spread) -> str:
-    return f"x {ratio.median:.2f}"
-
-
-def _is_ours(line: Measurement) -> bool:
-    return line.contender == OURS.name
-
-
-def _rate(line: Measurement) -> str:
-    return f"{line.median:,.0f}" + ("" if _is_ours(line) else f" ({_ratio(line, 'ours over it')})")
+def _beside_ours(line: Measurement, name: str) -> str:
+    """Returns the ratio of this name in parentheses; nothing for ours."""
+    if line.contender == OURS.name:
+        return ""
+    return f" (x {line.ratios[name].median:.2f})" if line.ratios else " ()"
 
 
 def _cpu(line: Measurement) -> str:
-    ratio = "" if _is_ours(line) else f" ({_ratio(line, 'ours over it, CPU')})"
-    return f"{line.spread_of('cpu_s_per_1000_samples').median:.3f}{ratio}"
+    return f"{line.spread_of('cpu_s_per_1000_samples').median:.3f}{_beside_ours(line, 'ours over it, CPU')}"
 
 
 def _opened(line: Measurement) -> str:
@@ -153,7 +151,7 @@ def _picture(line: Measurement) -> str:
     assert line.more is not None, "a measured way to decode or resize has its differences"
     (ratio,) = (line.ratios or {}).values()
     apart = f"{line.more['greatest_difference']}, {line.more['mean_difference']:.2f}"
-    return f"{line.median * 1e3:.3f} ({_times(ratio)}; {apart})"
+    return f"{line.median * 1e3:.3f} (x {ratio.median:.2f}; {apart})"
 
 
 def _mixed(line: Measurement) -> str:

@@ -64,7 +64,7 @@ def test_figures_and_tables_are_made_from_the_records_alone(simulated, capsys):
 
 
 def test_a_measured_line_says_its_ratio():
-    size = job.Size(steps=200, width=64, depth=3)
+    size = job.RunSize(steps=200, width=64, depth=3)
     over = {"over torchrun": [1.0, 1.01, 1.02]}
     line = measured.measured_line(OCCASION, measured.OVERHEAD, "ray", size, [0.1, 0.2, 0.3], ratios=over)
     text = tables.small_jobs([line])
@@ -73,14 +73,14 @@ def test_a_measured_line_says_its_ratio():
 
 
 class Place:
-    """Runs that nobody starts: under Ray a step takes 0.3 s, else 0.1 s; the first is logged at second 5."""
+    """A fake site that starts no run. A step takes 0.3 s under Ray, else 0.1 s, and step 0 is logged at second 5."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = {"RAY_TMPDIR": str(folder)}
         self.names: list[str] = []
 
-    def config(self, name: str, _size: job.Size, **_: Any) -> Path:
+    def config(self, name: str, _size: job.RunSize, **_: Any) -> Path:
         self.names.append(name)
         return self.folder / name / "cfg.yaml"
 
@@ -110,8 +110,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def test_steps_of_both_launchers_are_compared_in_rounds_that_begin_with_another_one(place):
-    torchrun, ray = measured.overhead(place, job.Size(steps=50), 2, OCCASION)
-    assert place.names == ["overhead-torchrun-0", "overhead-ray-0", "overhead-ray-1", "overhead-torchrun-1"]
+    torchrun, ray = measured.overhead(place, job.RunSize(steps=50), 2, OCCASION)
+    assert place.names == ["overhead-torchrun", "overhead-ray", "overhead-ray", "overhead-torchrun"]
     assert (torchrun.contender, ray.contender) == ("torchrun", "ray")
     assert (torchrun.median, ray.median) == pytest.approx((0.1, 0.3))
     assert torchrun.ratios is None
@@ -120,12 +120,12 @@ def test_steps_of_both_launchers_are_compared_in_rounds_that_begin_with_another_
 
 
 def test_a_start_ends_with_the_first_step(place):
-    lines = list(measured.start(place, job.Size(steps=3), 2, OCCASION))
+    lines = list(measured.start(place, job.RunSize(steps=3), 2, OCCASION))
     assert [(line.contender, line.median, line.repetitions) for line in lines] == [
         ("ray job", 3.0, 2),
         ("torchrun", 3.0, 2),
     ]
-    assert len(set(place.names)) == 4
+    assert sorted(place.names) == ["start-ray", "start-ray", "start-torchrun", "start-torchrun"]
 
 
 def logged(seconds: list[float]) -> list[tuple[int, float]]:
@@ -158,7 +158,7 @@ def test_a_save_is_in_the_time_after_the_row_of_its_step():
 
 @dataclass
 class Process:
-    """A fake of psutil's process with the attributes that are read."""
+    """A fake of psutil's process, with the attributes that `ranks_of` reads."""
 
     pid: int
     parent: int
@@ -182,11 +182,10 @@ def test_ranks_are_the_leaves_that_run_the_training():
 
 
 def test_a_restart_counts_once_each_rank_has_entered_after_the_kill(tmp_path):
-    entries = restarts.Entries(tmp_path)
     for name in ("rank-0-1000000000-11", "rank-1-1500000000-12", "rank-0-3000000000-13", "rank-0-4000000000-14"):
         (tmp_path / name).touch()
-    assert entries.since(0.0) == {0: (4.0, 14), 1: (1.5, 12)}
-    assert entries.since(2.0) == {0: (4.0, 14)}
+    assert restarts.started_since(tmp_path, 0.0) == {0: (4.0, 14), 1: (1.5, 12)}
+    assert restarts.started_since(tmp_path, 2.0) == {0: (4.0, 14)}
 
 
 def test_a_job_that_fails_shows_the_end_of_its_output(tmp_path):
@@ -217,10 +216,11 @@ def test_an_error_is_one_line(tmp_path, capsys):
 
 def test_a_run_is_described_by_its_size(tmp_path):
     place = job.Site(tmp_path, "/faces", {})
-    path = place.config("one", job.Size(steps=7, ranks=3), checkpoint={"every_steps": 2})
+    path, other = (place.config("one", job.RunSize(steps=7, ranks=3), checkpoint={"every_steps": 2}) for _ in range(2))
     tree: dict[str, Any] = yaml.safe_load(path.read_text())
     assert (tree["steps"], tree["cluster"]["ranks"], tree["checkpoint"]) == (7, 3, {"every_steps": 2})
     assert place.logged(path) == []
+    assert path.parent != other.parent
 
 
 @pytest.mark.slow

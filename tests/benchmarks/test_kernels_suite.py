@@ -8,43 +8,21 @@ from benchmarks.harness import record, tables
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.rounds import Skipped
 from benchmarks.harness.suite import run
-from benchmarks.kernels import (
-    device,
-    global_loss,
-    local_loss,
-    memory,
-    pairs,
-    peers,
-    probe,
-    region_losses,
-    regions,
-    topics,
-    truth,
-)
-from benchmarks.kernels.global_loss import GLOBAL
-from benchmarks.kernels.local_loss import REGION
-from benchmarks.kernels.measure import Plan, measure
-from benchmarks.kernels.outcome import attempt
-from benchmarks.kernels.results import label_of, size_of
-from benchmarks.kernels.size import Size
-from benchmarks.kernels.subject import Contender, Subject
+from benchmarks.kernels import device, peers, plots, probe, region_losses, subjects
+from benchmarks.kernels.batches import draw_pairs, draw_regions
+from benchmarks.kernels.device import attempt
+from benchmarks.kernels.measure import LossPlan, measure
+from benchmarks.kernels.subject import BOTH, FORWARD, Contender, Size, Subject
+from benchmarks.kernels.subjects import GLOBAL, LOCAL_VARIANTS, PLAIN, REGION, VARIANTS, floor_flops, local_floor_flops
 from benchmarks.kernels.suite import SUITE
-from benchmarks.kernels.variants import (
-    BOTH,
-    FORWARD,
-    LOCAL_VARIANTS,
-    PLAIN,
-    VARIANTS,
-    floor_flops,
-    local_floor_flops,
-)
+from benchmarks.kernels.tables import label_of, size_of
 
 CPU = torch.device("cpu")
 
 
 def record_run(path: Path, subject: Subject, chosen: list[Contender], sizes: list[Size]) -> Path:
     """Appends the records of a tiny run."""
-    plan = Plan(
+    plan = LossPlan(
         subject=subject,
         contenders=chosen,
         sizes=sizes,
@@ -63,7 +41,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of the global loss: chunked and dense measured, liger skipped."""
     chosen = [
         contender
-        for contender in GLOBAL.roster()
+        for contender in GLOBAL.contenders
         if contender.name in ("chunked", "dense", "liger") and contender.variant == PLAIN
     ]
     path = tmp_path_factory.mktemp("benchmarks") / "contrastive.jsonl"
@@ -74,7 +52,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of the local loss: ours, dense ones and a bound measured, fused skipped; sentences vary."""
     names = ("fused", "chunked", "dense", "blockwise")
-    chosen = [each for each in REGION.roster() if each.name in names and each.variant.mining is None]
+    chosen = [each for each in REGION.contenders if each.name in names and each.variant.mining is None]
     path = tmp_path_factory.mktemp("benchmarks") / "region.jsonl"
     return record_run(path, REGION, chosen, [Size(12, 16, 9, 24), Size(12, 16, 9, 36)])
 
@@ -106,10 +84,9 @@ def test_the_floor_counts_products_of_patches_and_sentences(variant: str, forwar
 
 
 def test_a_contender_that_fails_leaves_the_rounds_and_the_others_continue() -> None:
-    class Clock:
-        def seconds(self, call: device.Call, _times: int) -> float:
-            call()
-            return 1.0
+    def clock(call: device.Call, _times: int) -> float:
+        call()
+        return 1.0
 
     tries = iter(range(100))
 
@@ -117,7 +94,7 @@ def test_a_contender_that_fails_leaves_the_rounds_and_the_others_continue() -> N
         if next(tries) == 3:
             raise MemoryError
 
-    taken = device.in_rounds({"steady": lambda: None, "fails": fails_later}, Clock(), repeats=4)
+    taken = device.in_rounds({"steady": lambda: None, "fails": fails_later}, clock, repeats=4)
     assert taken == {"steady": [1.0] * 4, "fails": Skipped("out of memory")}
 
 
@@ -212,11 +189,11 @@ def test_plots_of_the_local_loss_are_over_the_size_that_varies(local_records: Pa
 
 
 def test_a_plot_varies_one_size_with_the_others_at_their_largest() -> None:
-    rows, sentences, patches = topics.TOPICS[REGION.what].sweeps
+    rows, sentences, patches = plots.TOPICS[REGION.what].sweeps
     sizes = {Size(8, 16, number, 8 * many) for number in (4, 9) for many in (1, 2, 4)} | {Size(16, 16, 9, 32)}
-    assert topics.longest(sentences, sizes) == [Size(8, 16, 9, 8 * many) for many in (1, 2, 4)]
-    assert topics.longest(patches, sizes) == [Size(8, 16, number, 32) for number in (4, 9)]
-    assert topics.longest(rows, sizes) == [Size(8, 16, 9, 16), Size(16, 16, 9, 32)]
+    assert plots.longest(sentences, sizes) == [Size(8, 16, 9, 8 * many) for many in (1, 2, 4)]
+    assert plots.longest(patches, sizes) == [Size(8, 16, number, 32) for number in (4, 9)]
+    assert plots.longest(rows, sizes) == [Size(8, 16, 9, 16), Size(16, 16, 9, 32)]
 
 
 def test_tables_of_the_local_loss_have_all_sizes(local_records: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,15 +204,17 @@ def test_tables_of_the_local_loss_have_all_sizes(local_records: Path, capsys: py
 
 
 def test_local_losses_in_plain_pytorch_equal_ours_also_for_images_without_sentences() -> None:
-    batch = regions.draw(Size(9, 16, 5, 11), torch.float64, CPU)
+    batch = draw_regions(Size(9, 16, 5, 11), torch.float64, CPU)
     assert len(batch.owner.unique()) < 9
     for name, loss in (("plain", region_losses.dense), ("sparc", region_losses.within_images)):
         (variant,) = (each for each in LOCAL_VARIANTS if each.name == name)
-        assert loss(batch).item() == pytest.approx(local_loss.ours("reference", variant)(batch).item(), rel=1e-12)
+        assert loss(batch).item() == pytest.approx(
+            subjects.our_local_loss("reference", variant)(batch).item(), rel=1e-12
+        )
 
 
 def test_a_single_patch_is_pooled_unchanged() -> None:
-    batch = regions.draw(Size(6, 16, 1, 8), torch.float64, CPU)
+    batch = draw_regions(Size(6, 16, 1, 8), torch.float64, CPU)
     score = torch.einsum("ipd,nd->in", batch.patches, batch.sentences)
     assert torch.allclose(region_losses.best_patches(batch), score)
     assert region_losses.pooled_vectors(batch).item() == pytest.approx(region_losses.dense(batch).item())
@@ -290,32 +269,32 @@ def test_an_unknown_name_is_an_error_of_one_line(capsys: pytest.CaptureFixture[s
 
 
 def test_a_wrong_contender_is_marked() -> None:
-    wrong = Contender("wrong", PLAIN, lambda: lambda batch: 1.5 * global_loss.dense(batch))
-    found = truth.agreement(GLOBAL, wrong, 16, torch.float32, CPU)
-    assert isinstance(found, truth.Agreement)
-    assert found.loss_error == pytest.approx(0.5, rel=1e-3)
-    assert not found.right
+    wrong = Contender("wrong", PLAIN, lambda batch: 1.5 * subjects.dense(batch))
+    found = probe.agreement(GLOBAL, wrong, GLOBAL.draw(Size(64, 16), torch.float32, CPU))
+    assert found["loss_error"] == pytest.approx(0.5, rel=1e-3)
+    assert not found["right"]
 
 
 def test_sampled_rows_equal_those_of_the_whole_gradient() -> None:
     for subject, size, loss in (
-        (GLOBAL, Size(40, 16), global_loss.dense),
+        (GLOBAL, Size(40, 16), subjects.dense),
         (REGION, Size(40, 16, 5, 60), region_losses.dense),
     ):
-        found = truth.sampled(subject, loss, subject.draw(size, torch.float64, CPU), PLAIN, 8)
-        assert found.rows == 8
-        assert max(found.loss_error, found.image_gradient_error, found.text_gradient_error) < 1e-12
+        contender = Contender("dense", PLAIN, loss)
+        found = probe.sampled(subject, contender, subject.draw(size, torch.float64, CPU), 8)
+        assert found.pop("rows") == 8
+        assert max(found.values()) < 1e-12
 
 
 def test_a_dense_size_above_half_of_the_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * 10**9)
-    assert memory.dense_refusal(global_loss.dense_bytes(Size(8192, 512)), CPU) is None
-    assert "out of memory: needs about 5.4 GB" in memory.dense_refusal(global_loss.dense_bytes(Size(16384, 512)), CPU)
+    monkeypatch.setattr(device, "available_bytes", lambda: 4 * 10**9)
+    assert device.dense_refusal(subjects.dense_bytes(Size(8192, 512)), CPU) is None
+    assert "out of memory: needs about 5.4 GB" in device.dense_refusal(subjects.dense_bytes(Size(16384, 512)), CPU)
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
-    batch = pairs.draw(Size(8, 256), torch.float32, CPU)
+    batch = draw_pairs(Size(8, 256), torch.float32, CPU)
     for peer in (peers.open_clip, peers.open_clip_sigmoid, peers.inf_cl, peers.cut_cross_entropy, peers.liger):
         skipped = attempt(lambda peer=peer: peer(batch))
         assert isinstance(skipped, Skipped)
@@ -324,17 +303,17 @@ def test_a_peer_that_is_not_installed_is_skipped_with_the_cure(monkeypatch: pyte
 
 def test_sizes_after_the_end_of_a_process_are_skipped_with_the_reason() -> None:
     size = Size(8, 4)
-    job = probe.Job(
+    task = probe.ProbeTask(
         subject="global",
         name="dense",
-        variants=("plain",),
+        variant="plain",
         sizes=(size,),
         dtype="float32",
         device="nowhere",
         check_rows=0,
     )
-    findings = probe.probe(job)
-    assert set(findings) == {("plain", None, None), ("plain", size, FORWARD), ("plain", size, BOTH)}
+    findings = probe.probe(task)
+    assert set(findings) == {(None, None), (size, FORWARD), (size, BOTH)}
     assert all((each.skipped or "").startswith("its process failed: RuntimeError") for each in findings.values())
 
 

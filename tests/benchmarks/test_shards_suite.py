@@ -11,10 +11,9 @@ from benchmarks.harness import record, tables
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import run
-from benchmarks.shards import first, mixing, pictures, scale
+from benchmarks.shards import mixing, pictures, scale, stream
 from benchmarks.shards.dataset import Datasets, Wanted, commented, prepare
-from benchmarks.shards.host import BARE, OURS, Host, HostError, Pythons
-from benchmarks.shards.hosts.task import Task
+from benchmarks.shards.host import BARE, OURS, Pythons
 from benchmarks.shards.place import local
 from benchmarks.shards.suite import SUITE
 from emocap_pretrain.captions.rendered.dataset import record as face
@@ -31,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(work: Path) -> Pythons:
-    """The peers' environment does not exist."""
+    """Returns an environment of peers that does not exist."""
     return Pythons.of(work / "none", work / "hosts.log")
 
 
@@ -42,7 +41,7 @@ def datasets(work: Path, alone: Pythons) -> Datasets:
 
 @pytest.fixture(scope="module")
 def records(work: Path) -> list[Measurement]:
-    """A run of the command on one process, ours and the bound."""
+    """Runs `stream` with one loader process, and returns the records of ours and of libjpeg-turbo alone."""
     words = ["stream", "--only", "file", "--workers", "1", *TINY, "--delivered"]
     assert run(SUITE, [*words, "--peers", str(work / "none"), "--work", str(work), "--out", str(work)]) == 0
     return record.read(work / "stream.jsonl")
@@ -81,15 +80,12 @@ def test_the_last_of_equal_measurements_counts(records, tmp_path):
 
 
 def test_a_pass_that_begins_later_reads_the_rest(datasets, work, alone):
-    with (
-        local(datasets, work).task(OURS, samples=SAMPLES, workers=0, position=512) as fields,
-        Host(OURS, alone, {}) as host,
-    ):
-        assert host.ask(Task(**fields)).samples == SAMPLES - 512
+    found, _ = local(datasets, work).read(OURS, alone, samples=SAMPLES, workers=0, position=512)
+    assert found.samples == SAMPLES - 512
 
 
 def test_the_first_batch_is_timed_at_the_beginning_and_far_after_it(datasets, work, alone):
-    begin, late = first.measure(datasets, local(datasets, work), alone, 1, OCCASION)
+    begin, late = stream.first_batches(datasets, local(datasets, work), alone, 1, OCCASION)
     assert (begin.setting["position"], late.setting["position"]) == (0, 512)
     for line in (begin, late):
         assert 0 < line.value.median < line.more["with_start_and_imports_s"].median
@@ -97,15 +93,16 @@ def test_the_first_batch_is_timed_at_the_beginning_and_far_after_it(datasets, wo
 
 
 def test_a_host_that_fails_says_where_to_read_why(work, alone):
-    with Host(OURS, alone, {}) as host, pytest.raises(HostError, match=r"hosts\.log"):
-        host.ask(Task(place=str(work / "nowhere")))
+    nowhere = Datasets(work / "nowhere", SAMPLES, 0)
+    skipped = local(nowhere, work).read(OURS, alone, samples=SAMPLES)
+    assert skipped.reason.endswith("hosts.log")
     assert "ManifestError" in alone.log.read_text()
 
 
 def test_one_shard_is_used_for_many(work, alone):
     one = prepare(Wanted(images=None, distinct=64, samples=64, shard_samples=64, pixels=16), work, alone)
-    plan = scale.Plan(shards=(5,), ranks=4, rounds=1)
-    lines = {line.what: line for line in scale.measure(plan, one, work, alone, OCCASION)}
+    measured = scale.measure(one, work, alone, OCCASION, shards=(5,), ranks=4, rounds=1)
+    lines = {line.what: line for line in measured}
     assert lines[scale.MEMORY].skipped is None
     assert lines[scale.MEMORY].more["rss_with_imports_bytes"].median > lines[scale.MEMORY].value.median
     assert lines[scale.MANIFEST].more["manifest_bytes"] > 0
@@ -114,18 +111,19 @@ def test_one_shard_is_used_for_many(work, alone):
 
 def test_ways_to_decode_are_compared_in_rounds_or_say_why_not(work, alone, monkeypatch):
     lineup = replace(pictures.DECODERS, sizes=(32,))
-    apart = {"pixels": 32, "greatest_difference": 3, "mean_difference": 0.5, "versions": {}}
+    more = {"greatest_difference": 3, "mean_difference": 0.5}
+    apart = {"pixels": 32, "more": more, "versions": {}}
     answers = [
         {"contender": "Pillow", "seconds": [0.2, 0.6], "skipped": None, **apart},
         {"contender": "simplejpeg", "seconds": [0.1, 0.2], "skipped": None, **apart},
-        {"contender": "spdl", "seconds": [], "skipped": "not installed", **apart},
+        {"contender": "spdl", "seconds": [], "skipped": "not installed", **apart, "more": None},
     ]
-    monkeypatch.setattr(pictures, "call", lambda *_: json.dumps(answers))
+    monkeypatch.setattr(Pythons, "call", lambda *_: json.dumps(answers))
     faces = [face(0, number, pixels=32) for number in range(2)]
     pillow, base, spdl = pictures.measure(lineup, faces, work, alone, 2, OCCASION)
     assert pillow.ratios["over simplejpeg"].median == pytest.approx(2.5)
     assert base.ratios["over simplejpeg"].median == 1
-    assert pillow.more == {"greatest_difference": 3, "mean_difference": 0.5}
+    assert pillow.more == more
     assert (spdl.skipped, spdl.value) == ("not installed", None)
     assert len(list((work / "pictures" / "decoders" / "32").iterdir())) == 2
 
@@ -140,16 +138,16 @@ def test_copies_of_an_image_differ_in_their_bytes_alone():
 
 def test_a_perfect_shuffle_measures_one_and_no_shuffle_is_far_from_it():
     samples, batch = 1 << 16, 256
-    perfect = mixing.quality(np.random.default_rng(0).permutation(samples), batch)
-    assert (perfect.classes, perfect.displacement) == pytest.approx((1, 1), abs=0.1)
-    assert perfect.neighbours == pytest.approx(1, abs=0.25)
-    stored = mixing.quality(np.arange(samples), batch)
-    assert stored.neighbours == pytest.approx(samples / batch, rel=0.02)
-    assert stored.displacement == 0
-    assert stored.classes > 100
+    neighbours, *others = mixing.quality(np.random.default_rng(0).permutation(samples), batch)
+    assert neighbours == pytest.approx(1, abs=0.25)
+    assert others == pytest.approx([1, 1], abs=0.1)
+    neighbours, classes, displacement = mixing.quality(np.arange(samples), batch)
+    assert neighbours == pytest.approx(samples / batch, rel=0.02)
+    assert classes > 100
+    assert displacement == 0
 
 
 def test_a_larger_window_mixes_better():
-    plan = mixing.Plan(samples=1 << 14, batch=256, shard_samples=(64,), windows=(256, 4096), buffers=(), seeds=1)
-    small, large = (line.value.median for line in mixing.measure(plan, OCCASION))
+    sizes = {"samples": 1 << 14, "batch": 256, "shard_samples": (64,), "windows": (256, 4096), "buffers": ()}
+    small, large = (line.value.median for line in mixing.measure(OCCASION, 1, **sizes))
     assert small > 10 * large

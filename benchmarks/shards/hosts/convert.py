@@ -1,5 +1,5 @@
 """Converts our tars to the formats of the peers, in shards of about the same size: `... convert TARS FOLDER BYTES`."""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
 # pyright: reportUntypedBaseClass=false
 
 import sys
@@ -7,21 +7,18 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import quiet, torch_vision  # noqa: F401 - before the peers
+from emocap_pretrain.model import torchvision_ops
 
-# isort: split
-
-from litdata.streaming.writer import BinaryWriter
-from streaming import MDSWriter
-
-Row = dict[str, bytes]
+torchvision_ops.install()
+from litdata.streaming.writer import BinaryWriter  # noqa: E402 - after torchvision_ops
+from streaming import MDSWriter  # noqa: E402 - after torchvision_ops
 
 
 def main() -> None:
+    """Writes the folders mds/ and lit/; BYTES is the size of a shard."""
     tars, folder, shard_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    with MDSWriter(
-        out=str(folder / "mds"), columns={"jpg": "bytes", "json": "bytes"}, size_limit=shard_bytes
-    ) as writer:
+    columns = {"jpg": "bytes", "json": "bytes"}
+    with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=shard_bytes) as writer:
         for row in _rows(tars):
             writer.write(row)
     chunks = BinaryWriter(str(folder / "lit"), chunk_bytes=shard_bytes)
@@ -31,11 +28,12 @@ def main() -> None:
     chunks.merge()
 
 
-def _rows(tars: Path) -> Iterator[Row]:
+def _rows(tars: Path) -> Iterator[dict[str, bytes]]:
+    """Yields the image and the annotation of each sample; in our tars an image precedes its annotation."""
     for path in sorted(tars.glob("*.tar")):
         with tarfile.open(path) as tar:
-            members = [(member.name, file.read()) for member in tar if (file := tar.extractfile(member))]
-        for (_, image), (_, annotation) in zip(members[::2], members[1::2], strict=True):
+            members = [file.read() for member in tar if (file := tar.extractfile(member))]
+        for image, annotation in zip(members[::2], members[1::2], strict=True):
             yield {"jpg": image, "json": annotation}
 
 

@@ -1,23 +1,25 @@
-"""Reads MDS shards of mosaicml-streaming with torch's DataLoader."""
-# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnusedImport=false
+"""Reads MDS shards with mosaicml-streaming and torch's DataLoader."""
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
 # pyright: reportUntypedBaseClass=false
 
 from collections.abc import Iterable
 from typing import Any
 
-from . import torch_vision  # noqa: F401 - before the peers
-
-# isort: split
-
-from streaming import StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
 from torch.utils.data import DataLoader
 
-from .serving import collating, main, opening
-from .task import BATCH, Task
+from emocap_pretrain.model import torchvision_ops
+
+torchvision_ops.install()
+from streaming import StreamingDataset  # noqa: E402 - after torchvision_ops
+from streaming.base.util import clean_stale_shared_memory  # noqa: E402 - after torchvision_ops
+
+from .serving import collating, main, opening  # noqa: E402 - after torchvision_ops
+from .task import BATCH, Task  # noqa: E402 - after torchvision_ops
 
 
 class _Faces(StreamingDataset):
+    """The samples of a task, each prepared as the task asks for."""
+
     def __init__(self, task: Task) -> None:
         remote = {"remote": task.place, "local": task.cache} if task.cache else {"local": task.place}
         super().__init__(**remote, shuffle=task.shuffle, batch_size=BATCH)
@@ -29,11 +31,12 @@ class _Faces(StreamingDataset):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    # What a process that was killed has left would make the next one wait.
+    """Returns the loader whose batches the pass reads."""
+    # Shared memory that a killed process has left would make this one wait.
     clean_stale_shared_memory()
     faces = _Faces(task)
     if task.position:
-        iter(faces)  # an epoch has to have begun
+        iter(faces)  # A state can be loaded only after an epoch has begun.
         faces.load_state_dict({**faces.state_dict(task.position, from_beginning=True), "epoch": 0})
     return DataLoader(faces, batch_size=BATCH, num_workers=task.workers, collate_fn=collating(task))
 

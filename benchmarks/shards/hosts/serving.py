@@ -1,54 +1,45 @@
-"""A host: a process that has one system imported and runs passes with it, each in a fresh fork of itself."""
+"""Runs one pass of one system in this process, after the imports, and measures it."""
 
 import json
 import os
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import orjson
 import psutil
 import simplejpeg
 import torch
-from PIL import Image
 
 from .task import Pass, Task
 
 Batch = Any
 Open = Callable[[Task], Iterable[Batch]]
+# An image and its annotation: as bytes, and decoded.
 Raw = tuple[bytes, bytes]
-Opened = tuple[np.ndarray, Any]
+Decoded = tuple[np.ndarray, Any]
 
 
 def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
-    """Runs the tasks on standard input, one on each line; with "once" on the command line, one task in this process.
+    """Runs the task that is given as JSON on standard input, and prints its measurements as JSON.
 
-    Whatever libraries print goes to standard error. What `before` makes of a task is in memory when its time begins.
+    `before` runs first, and its time is not measured. The output of libraries goes to standard error.
     """
-    answers = os.fdopen(os.dup(1), "w")
+    answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if sys.argv[1:] == ["once"]:
-        imported = time.monotonic()
-        _answer(answers, asdict(run(opened, Task(**json.loads(sys.stdin.readline())), imported=imported)))
-        return
-    for text in sys.stdin:
-        task = Task(**json.loads(text))
-        before(task)
-        child = os.fork()
-        if child == 0:
-            _child(opened, task, answers)
-        _, status = os.waitpid(child, 0)
-        if status:
-            _answer(answers, {"error": f"a pass ended with status {status}; its reason is in the log"})
+    task = Task(**json.load(sys.stdin))
+    before(task)
+    json.dump(asdict(run(opened, task)), answer)
+    answer.flush()
 
 
-def run(opened: Open, task: Task, *, imported: float = 0.0) -> Pass:
+def run(opened: Open, task: Task) -> Pass:
+    """Runs one pass and measures it."""
     process, cpu_before = psutil.Process(), _cpu_s()
     bare = process.memory_full_info()
     begin, first, samples = time.monotonic(), 0.0, 0
@@ -59,86 +50,60 @@ def run(opened: Open, task: Task, *, imported: float = 0.0) -> Pass:
         first = first or time.monotonic()
     end = time.monotonic()
     used = process.memory_full_info()
-    # Without its iterator a DataLoader ends its processes and waits for them: only then their CPU time is known.
+    # A DataLoader waits for the end of its processes when its iterator is deleted. Only then their CPU time is known.
     del batches, loader
     return Pass(
         samples=samples,
         seconds=end - begin,
         first_s=first - begin,
+        first_at_s=first,
         cpu_s=_cpu_s() - cpu_before,
         rss_bytes=used.rss,
         uss_bytes=used.uss,
-        bare_rss_bytes=bare.rss,
         bare_uss_bytes=bare.uss,
-        moments={"imported": imported, "first": first},
     )
 
 
 def opening(task: Task) -> Callable[[Raw], Any]:
-    """Turns the bytes of an image and of its annotation into what the task needs."""
+    """Returns the function that decodes a sample, or copies its bytes, as the task demands."""
     if not task.decode:
         return _as_bytes
-    decode = _open_quickly if task.decoder == "simplejpeg" else _open_with_pillow
-    return decode if task.delivered else lambda sample: seen(*decode(sample))
+    return _decoded if task.delivered else lambda sample: seen(*_decoded(sample))
 
 
 def seen(pixels: np.ndarray, annotation: Any) -> tuple[tuple[int, ...], Any]:
-    """Holds what is kept of a counted sample: its pixels are dropped at once, as a resize would do."""
+    """Returns the shape of an image in place of its pixels, which are freed at once, as after a resize in training."""
     return pixels.shape, annotation
 
 
 def collating(task: Task) -> Callable[[Sequence[Any]], Batch]:
-    """Turns samples into a batch as it reaches the main process."""
+    """Returns the function that makes a batch of a list of samples; the batch is sent to the main process."""
     if not task.delivered:
         return len
     return _stacked if task.decode else _listed
 
 
-def rgb(data: bytes) -> np.ndarray:
-    return simplejpeg.decode_jpeg(data)
-
-
 def _as_bytes(sample: Raw) -> Raw:
-    """Copies a view into a mapped file, which a peer returns, since its bytes have not been read until then."""
+    """Copies the bytes of a sample: litdata returns views into a mapped file, which are not read before the copy."""
     return bytes(sample[0]), bytes(sample[1])
 
 
-def _open_quickly(sample: Raw) -> Opened:
-    return rgb(sample[0]), orjson.loads(sample[1])
+def _decoded(sample: Raw) -> Decoded:
+    """Decodes an image to RGB and parses its annotation."""
+    return simplejpeg.decode_jpeg(sample[0]), orjson.loads(sample[1])
 
 
-def _open_with_pillow(sample: Raw) -> Opened:
-    import io
-
-    with Image.open(io.BytesIO(sample[0])) as image:
-        return np.array(image.convert("RGB")), orjson.loads(sample[1])
-
-
-def _stacked(samples: Sequence[Opened]) -> tuple[torch.Tensor, list[Any]]:
+def _stacked(samples: Sequence[Decoded]) -> tuple[torch.Tensor, list[Any]]:
+    """Returns a batch of decoded samples: one tensor uint8 [samples, height, width, 3], and the annotations."""
     return torch.from_numpy(np.stack([pixels for pixels, _ in samples])), [annotation for _, annotation in samples]
 
 
 def _listed(samples: Sequence[Raw]) -> tuple[list[bytes], list[bytes]]:
+    """Returns a batch of raw samples: the images and the annotations."""
     return [image for image, _ in samples], [annotation for _, annotation in samples]
 
 
-def _child(opened: Open, task: Task, answers: TextIO) -> None:
-    status = 1
-    try:
-        _answer(answers, asdict(run(opened, task)))
-        status = 0
-    except BaseException:  # noqa: BLE001 - a peer may raise anything; the host says that there was an error, the log which
-        traceback.print_exc()
-    finally:
-        # Not sys.exit: what the parent registered to happen at its end is not for a fork of it.
-        os._exit(status)
-
-
-def _answer(answers: TextIO, value: dict[str, Any]) -> None:
-    answers.write(json.dumps(value) + "\n")
-    answers.flush()
-
-
 def _cpu_s() -> float:
+    """Returns the CPU seconds of this process and of its children that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

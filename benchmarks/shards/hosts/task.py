@@ -1,27 +1,25 @@
-"""Defines the tasks and answers of a host: plain values that are sent as JSON."""
+"""Defines the tasks and the answers of a host, which are sent as JSON."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Describes one pass over a dataset.
+    """One pass over a dataset.
 
-    Args:
-        place: Folder or s3:// URL of the dataset in the format of the system.
-        urls: Addresses of its shards, for a system that has no index.
-        cache: An empty folder, if the system caches what it has fetched.
-        samples: Number of samples in the dataset.
-        decode: Whether images are decoded to RGB and annotations to objects; otherwise bytes are read.
-        shuffle: Whether the system shuffles with its defaults.
-        workers: Processes of the DataLoader; 0 reads in the process itself.
-        delivered: Whether whole batches are sent to the main process; otherwise only their sizes.
-        position: Sample of the epoch at which to begin.
-        batches: Number of batches after which to stop; 0 reads to the end of the epoch.
-        decoder: "simplejpeg" or "pillow".
+    Attributes:
+        place: The folder or s3:// URL of the dataset in the format of the system.
+        urls: The addresses of the shards, for a system that has no index.
+        cache: An empty folder for a system that caches what it fetches; "" without a cache.
+        samples: The number of samples in the dataset.
+        decode: Images are decoded to RGB and annotations are parsed; otherwise both are read as bytes.
+        shuffle: The system shuffles with its defaults.
+        workers: The number of DataLoader processes; with 0 the host reads in its own process.
+        delivered: Whole batches are sent to the main process; otherwise only their sizes.
+        position: The sample of the epoch at which the pass begins.
+        batches: The number of batches after which the pass ends; 0 reads to the end of the epoch.
     """
 
     place: str
@@ -34,29 +32,28 @@ class Task:
     delivered: bool = False
     position: int = 0
     batches: int = 0
-    decoder: str = "simplejpeg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """Holds the measurements of a pass.
+    """The measurements of one pass.
 
     Attributes:
-        samples: Number of samples that arrived.
-        seconds: Time from opening the dataset to the last batch.
-        first_s: Time from opening the dataset to the first batch.
-        cpu_s: User and system time of the process and all its children.
-        rss_bytes: Resident memory of the process after the last batch; `uss_bytes` is its unshared part.
-        bare_rss_bytes: Resident memory after all imports, before the dataset is opened; also `bare_uss_bytes`.
-        moments: `time.monotonic()` after the imports ("imported") and at the first batch ("first").
+        samples: The number of samples that arrived.
+        seconds: The time from opening the dataset to the last batch.
+        first_s: The time from opening the dataset to the first batch.
+        first_at_s: The value of `time.monotonic()` at the first batch.
+        cpu_s: The user and system time of the process and of all its children.
+        rss_bytes: The resident memory of the process after the last batch.
+        uss_bytes: The part of this memory that the process does not share with others.
+        bare_uss_bytes: The unshared memory after all imports, before the dataset is opened.
     """
 
     samples: int
     seconds: float
     first_s: float
+    first_at_s: float
     cpu_s: float
     rss_bytes: int
     uss_bytes: int
-    bare_rss_bytes: int
     bare_uss_bytes: int
-    moments: Mapping[str, float] = field(default_factory=dict[str, float])

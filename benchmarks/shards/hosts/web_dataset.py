@@ -1,20 +1,23 @@
-"""Reads our tars with webdataset: shuffled shards, then a shuffle buffer of samples."""
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+"""Reads our tars with webdataset, which shuffles the shards, and then the samples in a buffer."""
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportUnknownLambdaType=false
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from .serving import Raw, collating, main, opening
+from .serving import collating, main, opening
 from .task import BATCH, Task
 
 BUFFER = 1000
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Skips to `position` by reading and dropping all samples before it, undecoded; there is no faster way."""
+    """Returns the loader whose batches the pass reads.
+
+    webdataset reaches `position` only by reading all samples before it; they are dropped undecoded.
+    """
     samples = wds.WebDataset(
         list(task.urls), shardshuffle=len(task.urls) if task.shuffle else False, seed=0, empty_check=False
     )
@@ -22,12 +25,9 @@ def opened(task: Task) -> Iterable[Any]:
         samples = samples.shuffle(BUFFER, seed=0)
     if task.position:
         samples = samples.slice(task.position, task.samples)
-    samples = samples.map(_pair).map(opening(task)).batched(BATCH, collation_fn=collating(task))
+    samples = samples.map(lambda sample: (sample["jpg"], sample["json"])).map(opening(task))
+    samples = samples.batched(BATCH, collation_fn=collating(task))
     return DataLoader(samples, batch_size=None, num_workers=task.workers)
-
-
-def _pair(sample: Mapping[str, Any]) -> Raw:
-    return sample["jpg"], sample["json"]
 
 
 if __name__ == "__main__":
