@@ -33,9 +33,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """Describes the checkpoint of a step, or the files of unfinished saves; unknown values are None.
+    """Describes the checkpoint of a step, or the files of unfinished saves of that step. Unknown values are None.
 
-    `at` is when it was saved, in seconds since 1970.
+    `at` is the time at which the checkpoint was saved, in seconds since 1970.
     """
 
     step: int
@@ -98,11 +98,11 @@ def prune_command(
     url: Url,
     keep_last: Annotated[int, typer.Option(help="Number of newest intact checkpoints to keep.", min=1)],
     keep_every: Annotated[
-        int | None, typer.Option(help="Keep checkpoints at multiples of this step too.", min=1)
+        int | None, typer.Option(help="Also keep checkpoints at multiples of this step.", min=1)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")] = False,
     sizes_only: Annotated[
-        bool, typer.Option("--sizes-only", help="Compare only the sizes of what is kept, without reading every byte.")
+        bool, typer.Option("--sizes-only", help="Compare only the sizes of the kept files; do not read every byte.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Prune although an attempt of the run is alive.")] = False,
     debug: Debug = False,
@@ -132,7 +132,7 @@ def prune_command(
 
 
 def _rows(store: Store, folder: StepFolder) -> list[CheckpointRow]:
-    """Returns a row for the committed checkpoint of a step, and one for the files of unfinished saves."""
+    """Returns up to two rows: one for the committed checkpoint of a step, and one for the files of unfinished saves."""
     rows: list[CheckpointRow] = []
     committed = None
     if folder.manifest_bytes is not None:
@@ -172,7 +172,7 @@ def _committed(checkpoint: Checkpoint, folder: StepFolder) -> CheckpointRow:
 
 
 def _at(state: Any, *keys: str) -> Any:
-    """Returns a number in nested mappings; None if it does not exist."""
+    """Returns the number at `keys` in nested mappings; None if there is no number."""
     for key in keys:
         state = state.get(key) if isinstance(state, dict) else None
     return state if isinstance(state, int | float) else None
@@ -212,7 +212,7 @@ def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
 
 
 def _is_whole(store: Store, folder: StepFolder) -> bool:
-    """Returns whether every byte is right; prints a wrong file."""
+    """Returns whether every byte of a checkpoint is right, and prints the first wrong file if not."""
     try:
         found = _faults(store, folder, quiet=False)
     except CheckpointError as error:
@@ -228,7 +228,7 @@ def _print_faults(step: int, faults: Iterable[str]) -> None:
 
 
 def _alive(store: Store) -> int | None:
-    """Returns the number of the newest attempt if it is alive."""
+    """Returns the number of the newest attempt if that attempt is alive, else None."""
     if not attempts.numbers(store):
         return None
     newest = RunState.read(store, last=1).newest

@@ -24,7 +24,7 @@ from emocap_pretrain.terminal import console, errors_as_lines, say_json
 if TYPE_CHECKING:
     from emocap_pretrain.evaluation.restore import Restored
 
-LARGEST_BATCH = 1024  # A stored config cannot ask for more.
+LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
 
 
@@ -94,7 +94,7 @@ def _list_tasks(*, as_json: bool) -> None:
 def _changes(
     data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
 ) -> dict[str, Any]:
-    """Returns the evaluation settings that the command line gives."""
+    """Returns the settings of the evaluation that the command line gives, by their names in the config."""
     given = {
         "url": data,
         "tasks": task or None,
@@ -106,7 +106,7 @@ def _changes(
 
 
 def _classes(text: str) -> Any:
-    """Returns the classes of a text: `joy,fear`, or a YAML mapping of classes to words."""
+    """Parses `joy,fear`, or a YAML mapping of classes to words, and returns the classes with their words."""
     if not text.lstrip().startswith("{"):
         return {name: name for name in map(str.strip, text.split(",")) if name}
     try:
@@ -126,7 +126,7 @@ def _lines(path: Path) -> list[str]:
 def _evaluated(
     run_url: str, step: int | None, own: Config | None, changes: dict[str, Any], *, may_read: bool, device: str
 ) -> "tuple[Restored, tuple[TaskResult, ...]]":
-    """Restores the model and runs the tasks; a collective of the ranks that a launcher has started, if one has.
+    """Restores the model and runs the tasks. A collective, if a launcher has started several ranks.
 
     Only rank 0 gets results, so that they are printed once.
     """
@@ -155,10 +155,13 @@ def _evaluated(
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
-    """Returns the config with the settings that the user gave, and with a dataset that the user has named or allowed.
+    """Returns the config with the settings from the command line (`changes`).
+
+    `may_read` says whether the user allows to read the dataset that the checkpoint's config names.
 
     Raises:
-        ConfigError: If the user has done neither, if the stored address is incomplete, or if a setting is wrong.
+        ConfigError: If the user has neither named nor allowed a dataset, if its stored address is incomplete, or if a
+            setting is wrong.
     """
     settings = config.evaluation
     if "url" not in changes:
@@ -177,9 +180,9 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
 
 
 def _tracking(uri: str, own: Config | None) -> TrackingConfig:
-    """Returns where results are logged: the user's URI, with the experiment of the user's own config if there is one.
+    """Returns the settings of tracking: the user's URI, with the other settings of the user's own config, if any.
 
-    Nothing comes from the checkpoint, because its author could then choose where artifacts are written.
+    The settings in the checkpoint are not used, because its author could choose where artifacts are written.
     """
     settings = own.tracking.model_dump() if own else {}
     return TrackingConfig.model_validate({**settings, "uri": uri})

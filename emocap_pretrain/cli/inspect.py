@@ -68,9 +68,10 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """Returns which share of the captions of the first samples is truncated by the run's text tower.
+    """Counts the texts of the first samples that the text tower of a run cuts.
 
-    The share is returned as a line of text and as plain values.
+    Returns:
+        A line of text for the terminal, and the same numbers as JSON values.
     """
     from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 
@@ -82,7 +83,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _write(summary: Summary, path: Path) -> None:
-    """Writes the page completely or not at all: an earlier page is replaced only once the new one is written."""
+    """Writes the page; an earlier page is replaced only after the new one is complete."""
     from emocap_shards.inspecting.page import page
 
     target = path.resolve()  # If the path is a link, the file that it points to is replaced.
@@ -99,10 +100,10 @@ def _write(summary: Summary, path: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Checks that the page can be written, before the dataset is read, which takes a while.
+    """Checks that the page can be written. The command calls this before it reads the dataset, which takes a while.
 
     Raises:
-        ConfigError: If it cannot be written.
+        ConfigError: If the page cannot be written.
     """
     try:
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):

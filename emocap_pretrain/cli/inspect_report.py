@@ -1,4 +1,4 @@
-"""Prints the summary of a dataset on a terminal with at least 80 columns."""
+"""Prints the summary of a dataset on a terminal of at least 80 columns."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,7 +17,7 @@ _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
 
 
 def show(summary: Summary) -> None:
-    """Prints the summary."""
+    """Prints the summary of a dataset, block by block."""
     for block in _blocks(summary):
         console.print(block, soft_wrap=False)
         console.print()
@@ -56,7 +56,9 @@ def _looked(summary: Summary) -> RenderableType:
     share = "every one of them" if whole else f"{percent(looked.samples, summary.stock.samples)} of them, spread evenly"
     lines = Text(f"What follows comes from {looked.samples:,} samples, {share} ({looked.seconds:.1f} s).")
     if looked.out_of_time:
-        lines.append(f"\nThe time was up before all {looked.asked:,} were seen; --seconds gives more.", style="yellow")
+        lines.append(
+            f"\nThe time was up before all {looked.asked:,} were read; --seconds allows more time.", style="yellow"
+        )
     if looked.damaged:
         lines.append(
             f"\n{looked.damaged:,} of them are damaged and not counted below; run `emocap verify`.", style="red"
@@ -146,7 +148,7 @@ def _face(face: SheetFace) -> RenderableType:
         for sentence in caption.local[:8]:
             drawn.add_row("local", Text(plain(sentence, 400)))
         drawn.add_row("summary", Text(plain(caption.summary, 400)))
-    # Not the table's own title, which rich breaks at the width of a narrow table.
+    # This is not the table's own title, because rich would break that one at the width of a narrow table.
     return Group(Text(f"{plain(face.shard)} {plain(face.key)}", style="bold"), drawn)
 
 

@@ -26,11 +26,11 @@ ShardLimit = Annotated[int | None, typer.Option("--shard-samples", help="Samples
 ShardBytes = Annotated[
     int | None, typer.Option(parser=byte_size, metavar="SIZE", help="Bytes in a shard, such as 256MB.")
 ]
-SkipBad = Annotated[int, typer.Option(help="Number of bad samples to skip and report before giving up.", min=0)]
+SkipBad = Annotated[int, typer.Option(help="Largest number of bad samples to skip and report.", min=0)]
 NumberKeys = Annotated[bool, typer.Option("--number-keys", help="Number the keys: 000000000 and so on.")]
 Processes = Annotated[int, typer.Option(help="Worker processes.", min=1)]
 
-# Options of `pack`: names of the columns of a table.
+# Options of `pack` that name the columns of a table.
 _COLUMNS = "Columns of a table, members of a tar"
 Image = Annotated[str, typer.Option(help="Path or bytes of the image.", rich_help_panel=_COLUMNS)]
 Whole = Annotated[
@@ -48,7 +48,7 @@ ImageRoot = Annotated[
     typer.Option(help="Folder to which paths are relative, and which they must not leave.", rich_help_panel=_COLUMNS),
 ]
 
-# Options of `pack`: encoding of the images.
+# Options of `pack` on the encoding of the images.
 _IMAGES = "Images"
 Format = Annotated[str | None, typer.Option("--format", help=f"{', '.join(EXTENSIONS)}.", rich_help_panel=_IMAGES)]
 Quality = Annotated[

@@ -70,30 +70,30 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _refuse_inside(source: str, out: str) -> None:
-    """Checks that the target is not inside the source: a resumed pack would read its own files.
+    """Checks that the target is not inside the source, because a resumed pack would then read its own output.
 
     Raises:
-        RecordError: If it is.
+        RecordError: If the target is inside the source.
     """
     folder, target = Path(source).absolute(), Path(out).absolute()
     if folder.is_dir() and "://" not in out and (target == folder or folder in target.parents):
-        raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of it.")
+        raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of the source.")
 
 
 def write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
-    """Writes records as a dataset and prints one line about it."""
+    """Writes records as a dataset and prints one line about the dataset."""
     manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
     megabytes = manifest.total_bytes / 1e6
     console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")
 
 
 def shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
-    """Returns the size of a shard: a thousand samples, unless the user gives a number of samples or bytes."""
+    """Returns the size of a shard that the user gives in samples or bytes; the default is a thousand samples."""
     return ShardSize(1000 if samples is None and size_bytes is None else samples, size_bytes)
 
 
 class Bar(AbstractContextManager["Bar"]):
-    """A progress bar that counts rows and shows the bytes of their images."""
+    """Shows a progress bar that counts rows, with the bytes of their images."""
 
     def __init__(self, verb: str, total: int | None) -> None:
         self._bar = tqdm(
@@ -107,19 +107,19 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def rows(self) -> int:
-        """Number of rows that this process has read, without those of a resumed pack."""
+        """Returns the number of rows that this process has read, without the rows of an earlier process."""
         return self._rows - self._resumed
 
     @property
     def seconds(self) -> float:
-        """Seconds since the first row. Imports and the start of worker processes before it do not count."""
+        """Returns the seconds since the first row, so that imports and the start of worker processes do not count."""
         return time.monotonic() - self._begun
 
     def show(self, progress: PackProgress) -> None:
-        """Shows the progress."""
+        """Shows the progress of a pack, which calls this method after each row, or once for a shard that exists."""
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
-        if step > 1:  # An earlier run has stored this shard already.
+        if step > 1:  # An earlier process has stored this shard already.
             self._resumed += step
             if not self._bar.disable:
                 self._bar.initial += step
@@ -129,7 +129,7 @@ class Bar(AbstractContextManager["Bar"]):
 
 
 def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
-    """Prints one line: what is stored now, how fast it was packed, and what was left out."""
+    """Prints one line with the size of the dataset, the speed of packing, and the samples that were left out."""
     manifest = packed.manifest
     parts = [
         f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"
@@ -151,7 +151,7 @@ def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> N
 def _encoding(
     name: str | None, quality: int | None, longest: int | None, shortest: int | None
 ) -> EncodingConfig | None:
-    """Returns the encoding; None if no option on images is given, so that their bytes are not changed."""
+    """Returns the encoding that the options request; None if no option is given, so that images keep their bytes."""
     if (name, quality, longest, shortest) == (None, None, None, None):
         return None
     return EncodingConfig(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)

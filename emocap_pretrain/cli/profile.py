@@ -22,7 +22,7 @@ from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.terminal import console, errors_as_lines
 
 EVERY_S = 1.0
-UPLOAD_S = 120.0  # Longest time from the last recorded step until a trace is uploaded.
+UPLOAD_S = 120.0  # Longest time between the last recorded step, or the last uploaded trace, and the next trace.
 
 
 def command(
@@ -40,10 +40,10 @@ def command(
         with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:
             try:
                 began = _awaited(store, request)
-            finally:  # If it was not served, it must not be served later, when no command waits for it.
+            finally:  # A request that was not served must not be served later, when no command waits for it.
                 requests.mark_served(store, Requests(profile=request))
             if began.steps is None:
-                raise TrainingError(f"no profile: {began.refused}; ask again when they are.")
+                raise TrainingError(f"no profile: {began.refused}; repeat the command afterwards.")
             first, last = began.steps
             bar.set_description(f"recording steps {first} to {last}")
             bar.total = len(began.traces)
@@ -70,7 +70,7 @@ def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
         newest = RunState.read(store, last=1).newest
         answer = storage.read(store, f"profiles/{request.id}.json", PROFILE_ANSWER)
         if isinstance(answer, Unreadable):
-            raise TrainingError(f"{answer}: ask again.")
+            raise TrainingError(f"{answer}: repeat the command.")
         if answer:
             return answer
         if not newest.alive:
@@ -82,11 +82,11 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
     """Waits until all traces are uploaded.
 
     Raises:
-        TrainingError: If the run ends before, or if the steps are done and no further trace is uploaded.
+        TrainingError: If the run ends first, or if the steps are done and no further trace is uploaded in time.
     """
     missing, came_s = set(traces), time.monotonic()
     while True:
-        # Read before the listing, so that the listing has all traces of a run that has ended.
+        # The state is read before the listing, so that the listing has all traces of a run that has ended.
         newest = RunState.read(store, last=1).newest
         came = missing & {entry.path for entry in store.list("profiles")}
         missing -= came
@@ -98,9 +98,11 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
         if came or newest.step < last:
             came_s = time.monotonic()
         if time.monotonic() - came_s > UPLOAD_S:
-            raise TrainingError(f"{min(missing)} did not come within {UPLOAD_S:g} s: its rank's log says why.")
+            raise TrainingError(
+                f"{min(missing)} was not uploaded within {UPLOAD_S:g} s: the log of its rank has the reason."
+            )
         time.sleep(EVERY_S)
 
 
 def _over(newest: AttemptState) -> TrainingError:
-    return TrainingError(f"the run has ended before the traces were there; attempt {newest.number} left none.")
+    return TrainingError(f"the run has ended before attempt {newest.number} uploaded all traces.")

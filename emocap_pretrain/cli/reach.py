@@ -1,4 +1,4 @@
-"""Opens stores for commands that a user waits for: they give up after a minute, while training waits for 15."""
+"""Opens stores for commands for which a user waits. They give up after a minute, while training waits 15 minutes."""
 
 import os
 from dataclasses import replace
@@ -10,18 +10,19 @@ SOON_S = 60.0
 
 
 def open_soon(url: str) -> Store:
-    """Opens the store at a URL for a short command, with a short deadline.
-
-    If EMOCAP_STORE_DEADLINE_S is set, its value replaces this deadline.
-    """
+    """Opens the store at a URL with a deadline of a minute, or of EMOCAP_STORE_DEADLINE_S if that variable is set."""
     patience = RetryConfig.of_environment()
     return open_store(url, patience=patience if DEADLINE in os.environ else replace(patience, deadline_s=SOON_S))
 
 
 def need_answer(url: str, path: str) -> None:
-    """Checks within a minute that the store answers, before long work that waits for it as training does.
+    """Checks that the store answers, before long work whose deadline is as long as that of training.
+
+    Args:
+        url: The URL of the store.
+        path: A path in the store that is looked up.
 
     Raises:
-        StoreError: If the store does not answer.
+        StoreError: If the store does not answer within a minute.
     """
     open_soon(url).exists(path)

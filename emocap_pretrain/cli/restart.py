@@ -1,4 +1,4 @@
-"""Defines `emocap restart`, which restarts a launcher's command when it fails."""
+"""Defines `emocap restart`, which runs the command of a launcher again when it fails."""
 
 import http.client
 import itertools
@@ -57,7 +57,8 @@ def command(
             raise ConfigError("the command names no config (cfg.yaml): give the run with --run URL.")
         store = open_store(run or config.url if config else str(run))
         if config:
-            RunFolder(store).run_id(config)  # A launcher may hide that the settings are another run's.
+            # Refuses the settings of another run here, because the launcher may not show that error of its ranks.
+            RunFolder(store).run_id(config)
         cluster = config.cluster if config else None
         budget = max_restarts if max_restarts is not None else (cluster.max_restarts if cluster else 10)
         outcome = relaunch(
@@ -68,7 +69,7 @@ def command(
             say=_say,
             **_remote(store, head) if (head := head_of(command)) else {},
         )
-        # A stop request that the ranks have not read must not stop the next attempt.
+        # A stop request that the ranks have not served must not stop the next attempt.
         requests.mark_served(store, requests.Requests(stop=True))
         if outcome.over.how is End.FAILED:
             sys.stderr.write(f"error: {shown(outcome.over.reason)}\n")
@@ -84,7 +85,7 @@ def _code(outcome: RelaunchResult) -> int:
 
 
 def _config(command: list[str]) -> Config | None:
-    """Returns the config that the command names, with the overrides that follow it; None if it names none."""
+    """Returns the config that the command names, with the overrides that follow, or the default config if it exists."""
     place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
     if place is None:
         return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None
@@ -104,9 +105,9 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
 
 
 def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
-    """Returns the checks for a job on other hosts.
+    """Returns the two checks that `relaunch` needs for a job on other hosts, as keyword arguments.
 
-    If the run's store is unreachable too, the network of this host may be down.
+    `still_trains` also returns True if the store is unreachable, because then the network of this host may be down.
     """
     return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
 
@@ -122,7 +123,7 @@ def lives(store: Store) -> bool:
 
 
 def answers(address: SplitResult) -> bool:
-    """Returns whether an HTTP server answers, with whatever status; it may require a token."""
+    """Returns whether an HTTP server answers. Every status is an answer, since the server may require a token."""
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     with closing(kind(address.hostname or "", address.port, timeout=ANSWER_S)) as asked:
         try:

@@ -18,7 +18,7 @@ from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunS
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 EVERY_S = 5.0
-AGAIN_S = 600.0  # Longer than the pause of a supervisor and the start of an attempt until its first status.
+AGAIN_S = 600.0  # A supervisor's pause and the start of an attempt until its first status together take less.
 LONGEST_REASON = 300
 RunUrl = Annotated[str, typer.Argument(help="Folder or URL of a run.")]
 
@@ -48,7 +48,7 @@ def command(
 
 
 def _may_continue(newest: AttemptState) -> bool:
-    """Returns whether the run is alive, or a supervisor may still restart it."""
+    """Returns whether the run is alive, or is so recent that a supervisor may still restart it."""
     over = newest.how == "done" or newest.reason.startswith(STOP_REQUESTED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
@@ -63,7 +63,7 @@ def _page(state: RunState) -> RenderableType:
 
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
-    """Returns the known facts about the attempt, each as a name and a text. A row with an empty text is not shown."""
+    """Returns the rows of the table about an attempt as names and texts. A row with an empty text is not shown."""
     rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)
@@ -97,7 +97,10 @@ def _state(attempt: AttemptState) -> str:
 
 
 def _skew(skew_s: float | None) -> str:
-    """Returns a text if the clock of the run's host differs from this one's. Liveness uses the store's clock."""
+    """Returns a sentence if the clock of the run's host differs much from that of this host, else "".
+
+    The difference is harmless: whether an attempt is alive depends on the clock of the store.
+    """
     if skew_s is None or abs(skew_s) < SKEW_S:
         return ""
     error = f"{timedelta(seconds=round(abs(skew_s)))} {'fast' if skew_s > 0 else 'slow'}"

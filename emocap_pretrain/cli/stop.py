@@ -33,10 +33,10 @@ def command(
 
 
 def require_running(state: RunState) -> None:
-    """Checks that an attempt is alive, which could serve a request.
+    """Checks that an attempt of the run is alive, because only such an attempt can serve a request.
 
     Raises:
-        ConfigError: If none is.
+        ConfigError: If no attempt is alive.
     """
     newest = state.newest
     if not newest.alive:
@@ -47,7 +47,7 @@ def require_running(state: RunState) -> None:
 
 
 def _wait(run_url: str) -> None:
-    """Waits until the run ends; the request remains in force without this wait."""
+    """Waits until the run ends. If the wait is interrupted, the request remains in force."""
     store = open_store(run_url)
     while (state := RunState.read(store, last=1)).newest.alive:
         time.sleep(EVERY_S)

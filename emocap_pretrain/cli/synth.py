@@ -18,7 +18,7 @@ from emocap_pretrain.cli.pack import write
 from emocap_pretrain.terminal import console, errors_as_lines
 
 RENDERED_TOGETHER = 50
-"""Faces that a process renders before it returns them."""
+"""Number of faces that a process renders before it returns them."""
 
 
 def command(
@@ -40,10 +40,10 @@ def command(
 
 
 def _exists(url: str, samples: int) -> bool:
-    """Returns whether this dataset exists already.
+    """Returns whether a dataset with this number of samples exists at the URL.
 
     Raises:
-        ManifestError: If there is a dataset with another number of samples.
+        ManifestError: If a dataset with another number of samples exists there.
     """
     store = open_store(url)
     if not store.exists("manifest.json"):

@@ -1,4 +1,4 @@
-"""Formats what the commands print: tables, small bars, and numbers with their units."""
+"""Formats the output of commands: tables, small bars, and numbers with their units."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +15,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Returns a table of names and texts, without a header."""
+    """Returns a table without a header; each row has a name and a text."""
     drawn = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
         drawn.add_row(name, value)
@@ -23,13 +23,13 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> RenderableType:
-    """Returns a table with a header. Texts are not interpreted as markup.
+    """Returns a table with a title and a header. Markup in its texts is not interpreted.
 
     Args:
         title: A line above the table.
-        columns: Names of the columns. One that is called "histogram" or "" has bars.
+        columns: Names of the columns. A column that is called "histogram" or "" contains bars.
         rows: The cells of each row.
-        left: Number of columns with texts, which are aligned left; the others have numbers.
+        left: Number of columns with texts, which come first and are aligned left. The other columns contain numbers.
     """
     drawn = Table(pad_edge=False, box=None)
     for number, name in enumerate(columns):
@@ -38,7 +38,7 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
         drawn.add_column(name, justify=justify, header_style="dim", overflow="fold", no_wrap=not is_text)
     for row in rows:
         drawn.add_row(*(Text(shown(cell)) for cell in row))
-    # Not the table's own title, which rich breaks at the width of a narrow table.
+    # This is not the table's own title, because rich would break that one at the width of a narrow table.
     return Group(Text(shown(title), style="bold"), drawn)
 
 
@@ -48,18 +48,18 @@ def shards(number: int) -> str:
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """Returns a text from data as one line that is safe on a terminal: without secrets and control characters.
+    """Returns a text as one line that is safe on a terminal, without secrets and control characters.
 
-    A text longer than `most` is cut.
+    A text with more than `most` characters is cut.
     """
     line = printable(masked(text))
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
 def sparkline(bins: Sequence[int], width: int = 24) -> str:
-    """Returns a histogram in one line; neighbouring bins are added up if there are more than `width`.
+    """Returns a histogram as one line of characters; if there are more than `width` bins, neighbours are added up.
 
-    A bin far above the others is cut, so that these remain distinguishable.
+    A bin that is far higher than the others is cut, so that the others remain distinguishable.
     """
     together = -(-len(bins) // width)
     sums = [sum(bins[start : start + together]) for start in range(0, len(bins), together)]
@@ -68,6 +68,6 @@ def sparkline(bins: Sequence[int], width: int = 24) -> str:
 
 
 def bar(share: float, width: int = 24) -> str:
-    """Returns a bar for a share in [0, 1], in eighths of a character; a share above 0 is always visible."""
+    """Returns a bar of at most `width` characters for a share in [0, 1]; a share above 0 is always visible."""
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

@@ -25,7 +25,7 @@ def command(
     processes: Annotated[
         int | None, typer.Option(help="Number of processes; default one for each core.", min=1)
     ] = None,
-    show: Annotated[int, typer.Option(help="Most faults to print; all are counted.", min=0)] = 100,
+    show: Annotated[int, typer.Option(help="Largest number of faults to print; all are counted.", min=0)] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_bad_row_is_one_line_with_its_place(emocap: Callable[..., Done], table
         (("pack", "x.tar", "out"), "does not exist; correct its name"),
         (("unpack", "nowhere", "out"), "has no manifest.json"),
         (("reshard", "only-one"), "name the new dataset after the old ones"),
-        (("pack", ".", "out"), "out lies in the source .: choose a place for the dataset outside of it"),
+        (("pack", ".", "out"), "out lies in the source .: choose a place for the dataset outside of the source"),
         (("pack", ".", "out", "--format", "gif"), "image format 'gif' is not one of jpg, png, webp"),
         (("reshard", "a", "b", "--shard-bytes", "many"), "'many' is not a size; write it like 256MB or 1GiB"),
     ],
