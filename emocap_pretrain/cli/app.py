@@ -3,20 +3,7 @@
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import (
-    checkpoints,
-    evaluate,
-    inspect,
-    pack,
-    profile,
-    reshard,
-    restart,
-    status,
-    stop,
-    synth,
-    unpack,
-    verify,
-)
+from emocap_pretrain.cli import checkpoints, evaluate, inspect, pack, requests, restart, status, synth, verify
 from emocap_pretrain.logs import guard_tracebacks
 from emocap_pretrain.terminal import Command, Group
 
@@ -31,15 +18,15 @@ for name, function in {
     "pretrain": run.command,
     "restart": restart.command,
     "synth": synth.command,
-    "pack": pack.command,
-    "unpack": unpack.command,
-    "reshard": reshard.command,
+    "pack": pack.pack_command,
+    "unpack": pack.unpack_command,
+    "reshard": pack.reshard_command,
     "inspect": inspect.command,
     "verify": verify.command,
     "evaluate": evaluate.command,
     "status": status.command,
-    "stop": stop.command,
-    "profile": profile.command,
+    "stop": requests.stop_command,
+    "profile": requests.profile_command,
 }.items():
     app.command(name, cls=Command)(function)
 app.add_typer(checkpoints.app, name="checkpoints")

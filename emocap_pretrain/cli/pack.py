@@ -1,28 +1,28 @@
-"""Defines `emocap pack`, which packs captioned images into a dataset."""
+"""Defines `emocap pack`, `emocap reshard` and `emocap unpack`, which write shards, or files from shards."""
 
 import time
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 from emocap_shards.errors import RecordError
-from emocap_shards.sample import Record
-from emocap_shards.writer import write_shards
+from emocap_shards.manifest import read_manifest
 from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
+from emocap_shards.writing.reshard import reshard
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
+from emocap_shards.writing.unpack import unpack
 from tqdm import tqdm
 
 from emocap_pretrain.cli import options, tables
 from emocap_pretrain.terminal import console, errors_as_lines
 
 
-def command(  # noqa: PLR0913, PLR0917 - one argument for each option
+def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     source: Annotated[str, typer.Argument(help="The source: a folder, a table, tar files or a dataset.")],
     out: Annotated[str, typer.Argument(help="Folder or URL of the new dataset.")],
     image: options.Image = "image",
@@ -56,7 +56,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         columns = TableColumns(image, whole, local, summary, others, key, tuple(label or ()))
         search = find_duplicates or drop_duplicates
         pack_options = PackConfig(
-            size=shard_size(shard_samples, shard_bytes),
+            size=_shard_size(shard_samples, shard_bytes),
             recipe=PrepareConfig(_encoding(image_format, quality, longest_px, shortest_px), fingerprints=search),
             duplicates=DuplicateConfig(duplicate_bits, drop_duplicates) if search else None,
             number_keys=number_keys,
@@ -66,7 +66,48 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         opened = open_source(source, columns, image_root=image_root)
         with Bar("packing", opened.total) as bar:
             packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
-        summarise(out, packed, bar, dropped=drop_duplicates)
+        _summarise(out, packed, bar, dropped=drop_duplicates)
+
+
+def reshard_command(
+    urls: Annotated[list[str], typer.Argument(help="One or more datasets, followed by the new one.")],
+    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle with this seed.", min=0)] = None,
+    shard_samples: options.ShardLimit = None,
+    shard_bytes: options.ShardBytes = None,
+    skip_bad: options.SkipBad = 0,
+    number_keys: options.NumberKeys = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write datasets again as one, with other shards or another order. Images and captions keep their bytes."""
+    with errors_as_lines(debug=debug):
+        *sources, out = urls
+        size = _shard_size(shard_samples, shard_bytes)
+        with Bar("resharding", sum(read_manifest(url).samples for url in sources)) as bar:
+            packed = reshard(
+                sources, out, size=size, seed=shuffle, number_keys=number_keys, skip_bad=skip_bad, progress=bar.show
+            )
+        _summarise(out, packed, bar)
+
+
+def unpack_command(
+    url: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for pairs of an image and a .json file.")],
+    skip_bad: options.SkipBad = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Write every sample as an image and a .json file; `emocap pack` makes the same shards from them."""
+    with errors_as_lines(debug=debug):
+        total = read_manifest(url).samples
+        with tqdm(total=total, desc="unpacking", unit=" samples", disable=None, dynamic_ncols=True, leave=False) as bar:
+            unpacked = unpack(url, folder, skip_bad=skip_bad, progress=lambda _: _step(bar))
+        for damage in unpacked.damaged:
+            console.print(str(damage))
+        left_out = f", {len(unpacked.damaged)} damaged ones left out" if unpacked.damaged else ""
+        console.print(f"{folder}: {unpacked.samples:,} samples{left_out}.")
+
+
+def _step(bar: "tqdm[NoReturn]") -> None:
+    bar.update()
 
 
 def _refuse_inside(source: str, out: str) -> None:
@@ -80,14 +121,7 @@ def _refuse_inside(source: str, out: str) -> None:
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of the source.")
 
 
-def write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
-    """Writes records as a dataset and prints one line about the dataset."""
-    manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
-    megabytes = manifest.total_bytes / 1e6
-    console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")
-
-
-def shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
+def _shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
     """Returns the size of a shard that the user gives in samples or bytes; the default is a thousand samples."""
     return ShardSize(1000 if samples is None and size_bytes is None else samples, size_bytes)
 
@@ -128,7 +162,7 @@ class Bar(AbstractContextManager["Bar"]):
         self._bar.update(step)
 
 
-def summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
+def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
     """Prints one line with the size of the dataset, the speed of packing, and the samples that were left out."""
     manifest = packed.manifest
     parts = [

@@ -1,6 +1,6 @@
 """Defines `emocap synth`, which renders synthetic faces and packs them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Annotated
@@ -10,11 +10,12 @@ from emocap_shards.errors import ManifestError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.sample import Record
 from emocap_shards.store import open_store
+from emocap_shards.writer import write_shards
 from tqdm import tqdm
 
 from emocap_pretrain.captions.rendered.dataset import record
+from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug, ShardSamples
-from emocap_pretrain.cli.pack import write
 from emocap_pretrain.terminal import console, errors_as_lines
 
 RENDERED_TOGETHER = 50
@@ -36,7 +37,7 @@ def command(
             url = f"{out.rstrip('/')}/{name}"
             if count and not _exists(url, count):
                 faces = _rendered(range(first, first + count), seed, pixels)
-                write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
+                _write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
 
 
 def _exists(url: str, samples: int) -> bool:
@@ -60,3 +61,10 @@ def _exists(url: str, samples: int) -> bool:
 def _rendered(indexes: range, seed: int, pixels: int) -> Iterator[Record]:
     with ProcessPoolExecutor() as pool:
         yield from pool.map(partial(record, seed, pixels=pixels), indexes, chunksize=RENDERED_TOGETHER)
+
+
+def _write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
+    """Writes records as a dataset and prints one line about the dataset."""
+    manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
+    megabytes = manifest.total_bytes / 1e6
+    console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")

@@ -11,7 +11,8 @@ from emocap_shards.store import Store, open_store
 from pretrain_fakes import aged
 from typer.testing import CliRunner, Result
 
-from emocap_pretrain.cli import profile, status, stop
+from emocap_pretrain.cli import requests as requesting
+from emocap_pretrain.cli import status
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.health.profiler import trace_path
 from emocap_pretrain.run_folder import requests
@@ -27,8 +28,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def narrow_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(stop, "EVERY_S", 0.02)
-    monkeypatch.setattr(profile, "EVERY_S", 0.02)
+    monkeypatch.setattr(requesting, "EVERY_S", 0.02)
 
 
 def emocap(*words: str) -> Result:
@@ -226,7 +226,7 @@ def test_a_profile_that_is_refused_is_an_error(store: Store) -> None:
 
 
 def test_a_trace_that_never_comes_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "UPLOAD_S", 0.2)
+    monkeypatch.setattr(requesting, "UPLOAD_S", 0.2)
     done = answered(store, {"steps": [118, 120], "traces": [trace_path(118, 0)]})
     assert done.exit_code == 1
     assert f"{trace_path(118, 0)} was not uploaded within 0.2 s" in " ".join(done.output.split())
@@ -240,6 +240,6 @@ def test_ranks_that_are_not_numbers_are_an_error(store: Store, ranks: str) -> No
 
 
 def test_looking_at_a_run_does_not_import_torch() -> None:
-    code = "import sys, emocap_pretrain.cli.status, emocap_pretrain.cli.stop, emocap_pretrain.cli.profile; "
+    code = "import sys, emocap_pretrain.cli.status, emocap_pretrain.cli.requests; "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False)
     assert done.returncode == 0

@@ -14,7 +14,7 @@ from emocap_shards.store import open_store
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 from typer.testing import CliRunner
 
-from emocap_pretrain.cli import profile
+from emocap_pretrain.cli import requests as requesting
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder import attempts, requests, state, storage, unsent
@@ -128,7 +128,7 @@ def run(made: tuple[Config, Path]) -> Config:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "DEAD_S", 0.0)  # Every status counts as old, so no command waits for the run.
-    monkeypatch.setattr(profile, "EVERY_S", 0.01)
+    monkeypatch.setattr(requesting, "EVERY_S", 0.01)
 
 
 def kind_of(path: str) -> str:

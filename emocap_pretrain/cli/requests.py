@@ -1,4 +1,4 @@
-"""Defines `emocap profile`, which records steps of a running job."""
+"""Defines `emocap stop` and `emocap profile`, which write a request into the run folder and wait for the run."""
 
 import secrets
 import time
@@ -6,26 +6,39 @@ from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
-from emocap_shards.store import Store
+from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import open_soon
 from emocap_pretrain.cli.status import RunUrl
-from emocap_pretrain.cli.stop import require_running
 from emocap_pretrain.errors import ConfigError, TrainingError
 from emocap_pretrain.run_folder import requests, storage
 from emocap_pretrain.run_folder.documents import PROFILE_ANSWER, ProfileAnswer, ProfileRequest
-from emocap_pretrain.run_folder.requests import Requests
 from emocap_pretrain.run_folder.state import AttemptState, RunState
 from emocap_pretrain.run_folder.storage import Unreadable
-from emocap_pretrain.terminal import console, errors_as_lines
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines
 
-EVERY_S = 1.0
+EVERY_S = 1.0  # Pause between two looks at the run folder.
 UPLOAD_S = 120.0  # Longest time between the last recorded step, or the last uploaded trace, and the next trace.
 
 
-def command(
+def stop_command(
+    run_url: RunUrl,
+    wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Ask a run to save and end. The command that started it resumes from there. Exit code 1 if it failed instead."""
+    with errors_as_lines(debug=debug):
+        store = open_soon(run_url)
+        _require_running(RunState.read(store))
+        requests.ask_to_stop(store)
+        console.print("Asked to stop: the run saves and ends after its current step, usually within seconds.")
+        if wait:
+            _wait(run_url)
+
+
+def profile_command(
     run_url: RunUrl,
     steps: Annotated[int, typer.Option(help="Steps to record.", min=1, max=100)] = 5,
     ranks: Annotated[str, typer.Option(help="Ranks to record: all, or numbers such as 0,3.")] = "all",
@@ -35,13 +48,13 @@ def command(
     with errors_as_lines(debug=debug):
         request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
         store = open_soon(run_url)
-        require_running(RunState.read(store, last=1))
+        _require_running(RunState.read(store, last=1))
         requests.ask_for_profile(store, request)
         with tqdm(desc="waiting for the run", unit="trace", disable=None, leave=False) as bar:
             try:
                 began = _awaited(store, request)
             finally:  # A request that was not served must not be served later, when no command waits for it.
-                requests.mark_served(store, Requests(profile=request))
+                requests.mark_served(store, requests.Requests(profile=request))
             if began.steps is None:
                 raise TrainingError(f"no profile: {began.refused}; repeat the command afterwards.")
             first, last = began.steps
@@ -51,6 +64,31 @@ def command(
         console.print(f"Steps {first} to {last}; open a trace at https://ui.perfetto.dev:")
         for trace in began.traces:
             console.print(f"  {store.url}/{trace}")
+
+
+def _require_running(state: RunState) -> None:
+    """Checks that an attempt of the run is alive, because only such an attempt can serve a request.
+
+    Raises:
+        ConfigError: If no attempt is alive.
+    """
+    newest = state.newest
+    if not newest.alive:
+        raise ConfigError(
+            f"nothing runs at {state.url}; attempt {newest.number} ended {newest.ending}. "
+            "If a supervisor (a job on Ray, emocap restart) may restart it, end that one: ray job stop, Ctrl-C."
+        )
+
+
+def _wait(run_url: str) -> None:
+    """Waits until the run ends. If the wait is interrupted, the request remains in force."""
+    store = open_store(run_url)
+    while (state := RunState.read(store, last=1)).newest.alive:
+        time.sleep(EVERY_S)
+    newest = state.newest
+    console.print(f"Step {newest.step:,}: {newest.ending}")
+    if newest.how not in {"stopped", "done"}:
+        raise typer.Exit(FAILED)
 
 
 def _numbers(ranks: str) -> tuple[int, ...] | None:
