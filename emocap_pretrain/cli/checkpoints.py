@@ -109,7 +109,7 @@ def prune_command(
 ) -> None:
     """Delete old checkpoints and the files of unfinished saves, without confirmation.
 
-    A checkpoint counts towards --keep-last if every byte of it is right. If too few do, no checkpoint is deleted.
+    A checkpoint counts towards --keep-last if every byte of it is right. If too few checkpoints count, none is deleted.
     """
     with errors_as_lines(debug=debug):
         store, retention = open_soon(url), Retention(keep_last, keep_every)

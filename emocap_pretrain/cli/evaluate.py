@@ -157,7 +157,7 @@ def _evaluated(
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
     """Returns the config with the settings from the command line (`changes`).
 
-    `may_read` says whether the user allows to read the dataset that the checkpoint's config names.
+    `may_read` says whether the user allows reading the dataset that the checkpoint's config names.
 
     Raises:
         ConfigError: If the user has neither named nor allowed a dataset, if its stored address is incomplete, or if a

@@ -1,6 +1,6 @@
 """Prints the summary of a dataset on a terminal of at least 80 columns."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import SheetFace
@@ -70,18 +70,12 @@ def _looked(summary: Summary) -> RenderableType:
 def _parts(summary: Summary) -> RenderableType:
     sound = summary.looked.samples - summary.looked.damaged
     rows = [
-        (
-            f"{name}, words",
-            f"{part.words.count:,}",
-            percent(part.without, sound),
-            *_spread(part.words),
-            sparkline(part.words.bins),
-        )
+        (f"{name}, words", f"{part.words.count:,}", percent(part.without, sound), *_spread(part.words))
         for name, part in summary.parts.items()
     ]
     sentences, captions = summary.sentences, summary.captions_per_image
-    rows.append(("caption, sentences", f"{sentences.count:,}", "", *_spread(sentences), sparkline(sentences.bins)))
-    rows.append(("image, captions", f"{captions.count:,}", "", *_spread(captions), sparkline(captions.bins)))
+    rows.append(("caption, sentences", f"{sentences.count:,}", "", *_spread(sentences)))
+    rows.append(("image, captions", f"{captions.count:,}", "", *_spread(captions)))
     columns = ("of a", "number", "without", "least", "mean", "most", "histogram")
     return grid("Captions", columns, rows)
 
@@ -109,9 +103,9 @@ def _repeats(summary: Summary) -> RenderableType:
 def _images(summary: Summary) -> RenderableType:
     images = summary.images
     rows = [
-        ("width, px", *_spread(images.width_px), sparkline(images.width_px.bins)),
-        ("height, px", *_spread(images.height_px), sparkline(images.height_px.bins)),
-        ("bytes", *(size(value) for value in _three(images.bytes)), sparkline(images.bytes.bins)),
+        ("width, px", *_spread(images.width_px)),
+        ("height, px", *_spread(images.height_px)),
+        ("bytes", *_spread(images.bytes, size)),
     ]
     kinds = ", ".join(f"{kind} {percent(count, images.formats.total)}" for kind, count in images.formats.top)
     return grid(f"Images: {kinds}", ("", "least", "mean", "most", "histogram"), rows)
@@ -134,8 +128,7 @@ _BALANCE = ("value", "samples", "share", "")
 
 def _numbers(numbers: Mapping[str, Spread]) -> RenderableType:
     rows = [
-        (plain(name, 20), f"{spread.count:,}", *_spread(spread), sparkline(spread.bins))
-        for name, spread in list(numbers.items())[:_NUMBERS]
+        (plain(name, 20), f"{spread.count:,}", *_spread(spread)) for name, spread in list(numbers.items())[:_NUMBERS]
     ]
     more = f" ({_NUMBERS} of {len(numbers)})" if len(numbers) > _NUMBERS else ""
     return grid(f"Numeric labels{more}", ("label", "samples", "least", "mean", "most", "histogram"), rows)
@@ -152,12 +145,9 @@ def _face(face: SheetFace) -> RenderableType:
     return Group(Text(f"{plain(face.shard)} {plain(face.key)}", style="bold"), drawn)
 
 
-def _spread(spread: Spread) -> tuple[str, ...]:
-    return tuple(number(value) for value in _three(spread))
-
-
-def _three(spread: Spread) -> tuple[float, float, float]:
-    return spread.least, spread.mean, spread.most
+def _spread(spread: Spread, form: Callable[[float], str] = number) -> tuple[str, ...]:
+    """Returns four cells: the least, the mean and the largest value, and the histogram."""
+    return *map(form, (spread.least, spread.mean, spread.most)), sparkline(spread.bins)
 
 
 def _range(spread: Spread) -> str:

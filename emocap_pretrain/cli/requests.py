@@ -28,7 +28,7 @@ def stop_command(
     wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Ask a run to save and end. The command that started it resumes from there. Exit code 1 if it failed instead."""
+    """Ask a run to save and end. The command that started the run resumes it. Exit code 1 if the run failed instead."""
     with errors_as_lines(debug=debug):
         store = open_soon(run_url)
         _require_running(RunState.read(store))

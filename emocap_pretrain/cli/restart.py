@@ -48,7 +48,7 @@ def command(
     emocap restart -- deepspeed --num_nodes 4 launch/pretrain.py cfg.yaml
 
     At the first SIGTERM or Ctrl-C all ranks save and end. Exit codes: 0 done, 75 stopped and saved, 130 Ctrl-C, else
-    that of the command.
+    the exit code of the command.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -66,7 +66,7 @@ def command(
             record=RunRecord(store, config.steps if config else None),
             restarts=RestartBudget(budget),
             ask=lambda: requests.ask_to_stop(store),
-            say=_say,
+            say=console.print,
             **_remote(store, head) if (head := head_of(command)) else {},
         )
         # A stop request that the ranks have not served must not stop the next attempt.
@@ -136,7 +136,3 @@ def answers(address: SplitResult) -> bool:
 
 def _overrides(words: list[str]) -> list[str]:
     return [word for word in words if "=" in word and not word.startswith("-")]
-
-
-def _say(line: str) -> None:
-    console.print(line)

@@ -1,6 +1,6 @@
 """Defines `emocap synth`, which renders synthetic faces and packs them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Annotated
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from emocap_pretrain.captions.rendered.dataset import record
 from emocap_pretrain.cli import tables
-from emocap_pretrain.cli.options import Debug, ShardSamples
+from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.terminal import console, errors_as_lines
 
 RENDERED_TOGETHER = 50
@@ -28,7 +28,9 @@ def command(
     test: Annotated[int, typer.Option(help="Number of further faces for evaluation.", min=0)] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
     pixels: Annotated[int, typer.Option(help="Side of the images in pixels.", min=16)] = 112,
-    samples_per_shard: ShardSamples = 200,
+    samples_per_shard: Annotated[
+        int, typer.Option("--shard-samples", "--samples-per-shard", help="Samples in a shard.", min=1)
+    ] = 200,
     debug: Debug = False,
 ) -> None:
     """Render synthetic faces with captions and pack them; an existing dataset is kept."""
@@ -37,7 +39,10 @@ def command(
             url = f"{out.rstrip('/')}/{name}"
             if count and not _exists(url, count):
                 faces = _rendered(range(first, first + count), seed, pixels)
-                _write(tqdm(faces, f"rendering {name}", count, unit="face", disable=None), url, samples_per_shard)
+                faces = tqdm(faces, f"rendering {name}", count, unit="face", disable=None)
+                manifest = write_shards(faces, url, samples_per_shard=samples_per_shard)
+                size = f"{tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:.1f} MB"
+                console.print(f"{url}: {manifest.samples} samples in {size}.")
 
 
 def _exists(url: str, samples: int) -> bool:
@@ -61,10 +66,3 @@ def _exists(url: str, samples: int) -> bool:
 def _rendered(indexes: range, seed: int, pixels: int) -> Iterator[Record]:
     with ProcessPoolExecutor() as pool:
         yield from pool.map(partial(record, seed, pixels=pixels), indexes, chunksize=RENDERED_TOGETHER)
-
-
-def _write(records: Iterable[Record], url: str, samples_per_shard: int) -> None:
-    """Writes records as a dataset and prints one line about the dataset."""
-    manifest = write_shards(records, url, samples_per_shard=samples_per_shard)
-    megabytes = manifest.total_bytes / 1e6
-    console.print(f"{url}: {manifest.samples} samples in {tables.shards(len(manifest.shards))}, {megabytes:.1f} MB.")

@@ -72,7 +72,7 @@ def _conclude(verdict: Verification, show: int) -> None:
     looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
     how = "sizes and indexes only" if verdict.quick else "every byte read"
     if verdict.whole:
-        console.print(f"Whole: {looked}, {how}, {verdict.seconds:.1f} s.")
+        console.print(f"Intact: {looked}, {how}, {verdict.seconds:.1f} s.")
         return
     rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
     console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)

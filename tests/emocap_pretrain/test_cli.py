@@ -191,7 +191,7 @@ def test_no_text_of_a_run_controls_the_terminal(tmp_path: Path) -> None:
 def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: Path) -> None:
     whole = here("verify", packed)
     assert whole.code == 0, whole.err
-    assert "Whole: 3 samples in 1 shard" in whole.out
+    assert "Intact: 3 samples in 1 shard" in whole.out
     shard = flip_a_byte(packed)
     damaged = here("verify", packed)
     assert damaged.code == 1
