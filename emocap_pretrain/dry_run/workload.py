@@ -77,7 +77,7 @@ class Workload:
         settings = config.objective
         parts = active_parts(settings.weights)
         # The number of texts and the kind of the loss, for each part that is aligned with images.
-        with_image = [
+        with_image: list[tuple[int, Kind]] = [
             (part.texts_per_image, settings.kind_of(part.name)) for part in parts if part.aligned_with == "image"
         ]
         with_patches = sum(part.texts_per_image for part in parts if part.aligned_with == "patches")

@@ -1,4 +1,4 @@
-"""The two faults that every change is tried on: a rank is killed, and a whole host is gone."""
+"""A rank is killed, and a whole host loses power. Every change is tried on the second fault."""
 
 import time
 from collections.abc import Callable
@@ -11,6 +11,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(540, func_only=True)]
 Note = Callable[[str, float], None]
 
 
+# test_forms.py tests that a run resumes to the bit, and test_supervise.py that Ray starts a killed rank again.
+@pytest.mark.drill
 def test_a_rank_that_is_killed_is_started_again_and_the_curve_is_unbroken_to_the_bit(
     testbed: Testbed, cluster: RayCluster, unbroken: Unbroken, note: Note
 ) -> None:

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import quick_interpreter  # noqa: F401 - importing it has an effect
+
 ROWS, WIDTH, PATCHES = 9, 16, 4
 RATE = 0.05
 # Rows of each rank: uneven, with an empty rank from three ranks on.

@@ -37,7 +37,7 @@ def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "dtype", "backends"),
-    [*((size, "float64", ("chunked", "reference")) for size in (1, 2, 3, 4)), (2, "float32", ("fused",))],
+    [*((size, "float64", ("chunked", "reference")) for size in (1, 3, 4)), (2, "float32", ("fused",))],
     ids=str,
 )
 def test_every_engine_trains_to_the_weights_of_one_process(size, dtype, backends, tmp_path):

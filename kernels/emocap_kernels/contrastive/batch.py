@@ -226,7 +226,9 @@ def sharded_batch(
         needed = {"text"}
     # The embeddings of the texts are sent in any case.
     has_guide_text = inputs.guide_text is not None
-    sent = tuple(name for name in MODALITIES if name in needed and (name == "image" or has_guide_text))
+    sent: tuple[Modality, ...] = tuple(
+        name for name in MODALITIES if name in needed and (name == "image" or has_guide_text)
+    )
     local = [text, *(inputs.guides()[name] for name in sent)]
     feature_dtype = dtype_of(*inputs.guides().values(), inputs.text)
     features = None
