@@ -145,6 +145,21 @@ def test_the_first_manifest_of_a_step_has_precedence(store: Store, caplog: pytes
     assert resumed_step(store) == 4
 
 
+def test_a_manifest_whose_answer_was_lost_is_the_attempt_s_own(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    class Silent:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def put_if_absent(self, path: str, data: bytes) -> None:
+            store.put_if_absent(path, data)
+            store.put_if_absent(path, data)  # The store's retry finds what the first request has written.
+
+    (own,) = saved(Silent(), 4)
+    assert committed(store) == [own]
+    assert resumed_step(store) == 4
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("harm", [flip, lambda data: data[:0], lambda data: data[:-1], lambda _: b"1"])
 def test_a_damaged_manifest_is_replaced_by_a_new_commit_and_its_bytes_are_kept(
     store: Store, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
