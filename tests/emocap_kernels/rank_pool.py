@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_server import server
 
 LARGEST = 4
 Job = Callable[[Any, int, Any], Any]
@@ -43,9 +43,7 @@ class RankPool:
     """Runs a function of (group, rank, payload) on the first `size` ranks at once."""
 
     def __init__(self) -> None:
-        # The server process imports torch once, and forks before torch has started any thread.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "emocap_kernels"])
+        context = server()
         self._folder = tempfile.TemporaryDirectory()
         store_path = str(Path(self._folder.name) / "store")
         self._pipes: list[Connection] = []

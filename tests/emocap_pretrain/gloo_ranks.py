@@ -3,8 +3,6 @@
 DeepSpeed keeps the process groups that it once made, so every job gets processes of its own.
 """
 
-import multiprocessing
-import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,30 +11,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_server import server
 
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 
 Act = Callable[..., Any]
-# Everything that a rank imports, so that the server imports it once. DeepSpeed imports `compile_fx` late, for seconds,
-# when it makes an optimizer; rank 0 alone imports what tracks, and MLflow opens its database with `sqlalchemy_store`.
-PRELOADED = [
-    "deepspeed",
-    "emocap_pretrain.training.loop",
-    "emocap_pretrain.tracking.mlflow_tracker",
-    "emocap_pretrain.tracking.pictures",
-    "matplotlib.figure",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "torch._inductor.compile_fx",
-]
 
 
 def on_gloo(ranks: int, act: Act, *arguments: Any) -> list[Any]:
     """Returns what `act(world, *arguments)` gives on every rank, in rank order."""
-    # The server is started once for all tests; it reads the environment then.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server()
     # A store of TCP, as launchers make it: the failure detector asks it for its address.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     pipes: list[Connection] = []

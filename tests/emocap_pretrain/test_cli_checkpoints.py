@@ -20,6 +20,7 @@ from emocap_pretrain.cli import checkpoints
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Status
 
@@ -38,7 +39,7 @@ def saved(store: Store, *steps: int, start: Attempt | None = None) -> list[Check
         (folder / "model.safetensors").write_bytes(bytes(1_500_000))
         (folder / "tokenizer.json").write_bytes(b"{}")
 
-    return [commit(store, step, STATE, write, ALONE, start) for step in steps]
+    return [commit(store, step, STATE, write, ALONE, start or Attempt(store, attempts.newest(store))) for step in steps]
 
 
 def cut_off(store: Store, step: int, start: Attempt) -> None:

@@ -1,7 +1,11 @@
 """Tests that a process sends few requests to a failing server, however many threads wait, and obeys Retry-After."""
 
+import asyncio
+import gc
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,6 +16,7 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store import RetryConfig, TransferConfig, open_store
 from emocap_shards.store.budget import BURST, PER_S, Budget, server_of
 from emocap_shards.store.failure import Refusal, retry_after_s
+from emocap_shards.store.retry import Retrier
 from test_store_web import DATA, answers
 
 __all__ = ["answers"]  # a fixture
@@ -32,6 +37,39 @@ def taken(budget):
     while not budget.take():
         count += 1
     return count
+
+
+class DeniedError(PermissionError):
+    """An error that is not repeated."""
+
+
+class ResetError(ConnectionResetError):
+    """An error that is repeated until the deadline."""
+
+
+@pytest.mark.parametrize("kind", [DeniedError, ResetError])
+def test_the_error_of_a_request_is_freed_without_the_garbage_collector(kind):
+    found = []
+
+    def seen(error):
+        found.append(weakref.ref(error))
+        return error
+
+    async def fail(_number):
+        raise seen(kind("x"))
+
+    async def alive():
+        patience = RetryConfig(deadline_s=0.2, first_wait_s=0.01, longest_wait_s=0.02)
+        with suppress(DeniedError, StoreError):
+            await Retrier(patience, "s3://faces", Budget())("read", "x", fail)
+        return [error for each in found if (error := each())]
+
+    gc.disable()
+    try:
+        assert asyncio.run(alive()) == []
+    finally:
+        gc.enable()
+    assert found
 
 
 def test_without_any_success_time_alone_earns_retries():

@@ -86,27 +86,32 @@ class Retrier:
         # The time in which a process was stopped (SIGSTOP) does not count as waiting for the store.
         began = max(began, time.monotonic() - self._patience.attempt_s(0))
         ends, number = began + self._patience.deadline_s, 1
-        while is_transient(error):
-            left_s, asked_s = ends - time.monotonic(), retry_after_s(error)
-            pause_s = asked_s + self._jitter_s(number)
-            if asked_s > 0 and pause_s >= left_s > LAST_S:
-                pause_s = left_s - LAST_S
-            if pause_s >= left_s:
-                raise self._gave_up(verb, path, number, error) from None
-            self._last_reason = f"{reason(error)} ({number} attempts)"
-            self._waiting(verb, path, began)
-            await asyncio.sleep(pause_s)
-            try:
-                async with asyncio.timeout(ends - time.monotonic()):
-                    await self._budget.turn()
-            except TimeoutError:
-                raise self._gave_up(verb, path, number, error) from None
-            number += 1
-            try:
-                return await attempt(number)
-            except EXPECTED as failure:
-                error = failure
-        raise error
+        try:
+            while is_transient(error):
+                left_s, asked_s = ends - time.monotonic(), retry_after_s(error)
+                pause_s = asked_s + self._jitter_s(number)
+                if asked_s > 0 and pause_s >= left_s > LAST_S:
+                    pause_s = left_s - LAST_S
+                if pause_s >= left_s:
+                    raise self._gave_up(verb, path, number, error) from None
+                self._last_reason = f"{reason(error)} ({number} attempts)"
+                self._waiting(verb, path, began)
+                await asyncio.sleep(pause_s)
+                try:
+                    async with asyncio.timeout(ends - time.monotonic()):
+                        await self._budget.turn()
+                except TimeoutError:
+                    raise self._gave_up(verb, path, number, error) from None
+                number += 1
+                try:
+                    return await attempt(number)
+                except EXPECTED as failure:
+                    error = failure
+            raise error
+        finally:
+            # The traceback of the error refers to this frame. Without the deletion the connection of the request would
+            # stay open until the garbage collector runs.
+            del error
 
     def _jitter_s(self, failures: int) -> float:
         bound_s = self._patience.first_wait_s * 2.0 ** min(failures - 1, 60)
