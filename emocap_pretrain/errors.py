@@ -35,7 +35,10 @@ class LostContact(TrainingError):  # noqa: N818 - not an error of this rank
 
 
 class Superseded(TrainingError):  # noqa: N818
-    """A newer attempt of the run has taken over, so the attempt that raises this error must not write any more."""
+    """The attempt that raises this error must not write any more.
+
+    A newer attempt of the run has taken over, or the run's folder was deleted.
+    """
 
 
 class RolledBack(TrainingError):  # noqa: N818

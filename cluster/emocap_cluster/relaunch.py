@@ -116,7 +116,7 @@ def _once(
 
 
 def _follow(still_trains: Callable[[], bool], stop: StopFlag, ask: Callable[[], None]) -> None:
-    """Waits until a run that trains without its command has ended, and passes on a stop request."""
+    """Waits while the run trains although its command has ended. Passes a stop request on to the ranks, with `ask`."""
     asked = False
     while still_trains():
         if stop.asked.is_set() and not asked:

@@ -181,7 +181,7 @@ class _Supervisor:
         """Watches the ranks until all have ended.
 
         Returns:
-            The reason for which the driver asked the ranks to stop, or None; and the last state of the board.
+            The reason for which the driver asked the ranks to stop, or None; and the last messages of the ranks.
         """
         asked, state, nodes, looked_s, shown = None, BoardState(), list[Node](), -NODES_S, StepReport(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:

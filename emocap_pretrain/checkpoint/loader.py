@@ -191,7 +191,7 @@ class _Search:
         )
 
     def _on_verifiers(self, act: Callable[[], Value], *, failing: str) -> list[Value]:
-        """Calls `act` on the verifiers and returns their results on every rank. All ranks must call this method."""
+        """Calls `act` on the ranks in `verifiers`; every rank gets their results. All ranks must call this method."""
         results = self.world.run_on_all(lambda: act() if self.world.rank in self.verifiers else None, failing=failing)
         return [each for each in results if each is not None]
 

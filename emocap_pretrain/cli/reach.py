@@ -16,7 +16,7 @@ def open_soon(url: str) -> Store:
 
 
 def need_answer(url: str, path: str) -> None:
-    """Checks that the store answers, before long work whose deadline is as long as that of training.
+    """Checks that the store answers within a minute, before work that would wait for it as long as training does.
 
     Args:
         url: The URL of the store.

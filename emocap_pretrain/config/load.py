@@ -61,7 +61,7 @@ def from_stored(tree: Any) -> Config:
 
 
 def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
-    """Returns the config with other values in one section. No path in them is looked up.
+    """Returns the config with other values in one section. Paths among the values are not made absolute.
 
     Args:
         config: The config.

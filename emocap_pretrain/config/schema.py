@@ -431,7 +431,10 @@ class Config(Section):
         return config
 
     def replacing(self, name: str, section: Section, changed: Collection[str]) -> "Config":
-        """Returns this config with another section `name`; its `changed` settings no longer count as interpolated."""
+        """Returns this config with `section` in place of its section `name`.
+
+        The `changed` settings lose the `${oc.env:...}` texts that they had in the file, so `stored` shows their values.
+        """
         config = self.model_copy(update={name: section})
         gone = {(name, setting) for setting in changed}
         config._interpolations = {keys: text for keys, text in self._interpolations.items() if keys[:2] not in gone}

@@ -29,7 +29,7 @@ class Fabric:
         ranks_per_node: Number of ranks on each node.
         inside: The links inside a node.
         between: The links between nodes.
-        vectors_behind_loss: Exchange of embeddings that overlaps with the loss, as a share of the time of the loss.
+        vectors_behind_loss: Share of the time of the loss in which embeddings are exchanged too, at no extra time.
     """
 
     words: str

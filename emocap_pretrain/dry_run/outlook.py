@@ -139,7 +139,7 @@ class Outlook:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a text, with at least two digits, in the largest unit in which it is 2 or more."""
+    """Returns a time as a text, in the largest unit in which it is 2 or more, else in ms; "never" if it is infinite."""
     if math.isinf(seconds):
         return "never"
     for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):

@@ -160,9 +160,10 @@ class Received:
 
 
 def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives for the loss: text vectors, guides and gradients (docs/method.md, section 6).
+    """Returns what a rank receives for the loss (docs/method.md, section 6).
 
-    The loss also exchanges under 100 bytes of further numbers for each text. They are not counted.
+    It receives vectors of texts, image vectors that guides compare, and gradients of texts. The loss also exchanges
+    under 100 bytes of further numbers for each text, which are not counted.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)

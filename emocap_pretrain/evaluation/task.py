@@ -1,11 +1,11 @@
 """Defines the protocol of an evaluation task, and runs a task on all ranks.
 
     prepare   before training, on one rank: checks that settings and data fit
-    run       on every rank: computes a part for each batch of its share of the data
-    result    on rank 0: computes the scores from the parts of all ranks, in the order of the data
+    run       on every rank: computes a partial result for each batch of its share of the data
+    result    on rank 0: computes the scores from the partial results of all ranks, in the order of the data
 
-A task calls no collective itself; `run_task` gathers the parts. Therefore, if a task fails on one rank, all ranks end
-with its message, and no rank waits for another.
+A task calls no collective itself; `run_task` gathers the partial results. Therefore, if a task fails on one rank, all
+ranks end with its message, and no rank waits for another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -88,6 +88,6 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
-    """Returns how many prompts of the tasks are longer than the text tower reads; empty if there are no prompts."""
+    """Counts the prompts of the tasks that are longer than the text tower reads. Without prompts the list is empty."""
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []

@@ -183,7 +183,7 @@ class Monitor:
         Args:
             requests: The requests that rank 0 has read; None on other ranks.
             profile: Whether some rank has a profile request.
-            superseded: Whether some rank has found the run's folder deleted.
+            superseded: Whether this attempt must write nothing more, because the run's folder was deleted or replaced.
 
         Raises:
             Superseded: If `superseded` is set.

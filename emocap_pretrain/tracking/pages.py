@@ -71,7 +71,7 @@ def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
     """Returns the addresses of the run's page in MLflow, and of the page that compares all runs of its experiment.
 
     Both addresses select MLflow's pages for training. Without that selection MLflow opens its pages for generative AI,
-    which call the checkpoints of a run versions of an agent.
+    where a checkpoint of a run is shown as a version of an agent.
 
     Args:
         server: Address of the MLflow server, such as http://127.0.0.1:5000.

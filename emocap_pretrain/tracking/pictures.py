@@ -64,7 +64,7 @@ def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
     Args:
         matrix: The counts.
         path: The file that is written.
-        of: A line from `subject`, which is drawn below the title.
+        of: The line that is drawn below the title; `subject` returns it.
     """
     # A run draws this at its end: its start does not wait for the import.
     from matplotlib.figure import Figure

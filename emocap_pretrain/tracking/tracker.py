@@ -23,7 +23,7 @@ class TrackedRun:
         name: The name of the run.
         settings: The settings that say where the run is tracked.
         params: All settings of the run, without secrets (`Config.stored`).
-        charts: The charts of the evaluation tasks, each as the metrics that share it; the most important one is first.
+        charts: The charts of the evaluation tasks, each a list of metrics. The most important chart comes first.
     """
 
     name: str

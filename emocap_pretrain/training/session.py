@@ -292,7 +292,8 @@ def _unsent_rows(path: Path) -> list[Row]:
 def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str], bool]:
     """Returns a function that says whether this rank needs a file of a checkpoint.
 
-    Every rank needs the tokenizer and its own share of the optimizer's state. Rank 0 also needs the weights.
+    Every rank needs the tokenizer and its own share of the optimizer's state. Rank 0 also needs the weights and
+    `unsent.json`.
     """
     files: dict[str, frozenset[str]] = {}
 

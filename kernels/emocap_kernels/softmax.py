@@ -54,7 +54,7 @@ class Argmax:
 
         Args:
             ranks: The ranks of the batch.
-            score: The maximum of `score` over the ranks, if it is known already.
+            score: [anchors], the best score of each anchor over all ranks, if it is known already.
         """
         if score is None:
             score = self.score.clone()

@@ -1,7 +1,8 @@
 """Defines the canonical order of one pass over a dataset: a pure function of (seed, epoch, position).
 
-First the shards are shuffled. Then the samples are shuffled within each window, which consists of consecutive shards
-that begin within the same `window_samples` of the shuffled sequence. World size, ranks and workers have no influence.
+First the shards are shuffled. Their sequence of samples is cut after every `window_samples` samples, and the shards
+that begin between two cuts form a window. Then the samples are shuffled within each window. World size, ranks and
+workers have no influence.
 """
 
 import functools

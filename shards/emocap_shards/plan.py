@@ -110,7 +110,7 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 
 
 def passes(source: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
-    """Yields positions [start, stop) of an endless sequence of passes over a source, cut at the ends of its epochs."""
+    """Yields positions [start, stop) of endless passes over the dataset with number `source`, a range for each pass."""
     while start < stop:
         epoch, position = divmod(start, samples)
         end = min(stop, (epoch + 1) * samples)

@@ -2,9 +2,10 @@
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Returns the text with a replacement character for everything that could control a terminal.
+    """Returns the text without the characters that could control a terminal.
 
-    Replaced are characters that move the cursor, change colours or the direction of text, make links, or are invisible.
+    These are characters that move the cursor, change colours or the direction of text, make links, or are invisible.
+    White space becomes a space, and the others become U+FFFD.
 
     Args:
         text: Any text.

@@ -32,7 +32,7 @@ def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
 
 
 def caption_without_votes(cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for testing, which contains only measurements of the face and no vote."""
+    """Returns the caption of a face of the test split. It contains measurements of the face only, and no vote."""
     wording = Wording(key)
     return Caption(
         global_=GLOBAL_WITHOUT_VOTES,

@@ -43,7 +43,7 @@ class Look:
     cues: Phrases
 
     def covers(self, band: Band) -> bool:
-        """Returns whether there is a clause for this band of the first action unit."""
+        """Returns whether this look has clauses for this band of its first action unit."""
         return any(band in bands for bands in self.clauses)
 
 

@@ -83,9 +83,10 @@ def spline(knots: Lines, *, closed: bool = False) -> Lines:
 
 @cache
 def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
-    """Returns two blocks of rows: the weights of the knots in each point of an open curve, and in its direction there.
+    """Returns a matrix by which the knots of an open curve are multiplied.
 
-    The direction at a point is the difference of the neighbouring points.
+    The upper half of the product holds the points of the curve, and the lower half the direction at each point, which
+    is the difference of the neighbouring points.
     """
     blend = _blend(knots, steps, closed=False)
     return np.concatenate([blend, np.gradient(blend, axis=0)])

@@ -49,7 +49,7 @@ def _crow_feet(sketch: Sketch, face: Face) -> None:
 
 
 def draw_chin(sketch: Sketch, face: Face, lip_y: float) -> None:
-    """Draws the hollow under the lower lip, whose lower edge is at `lip_y`. AU 17 bunches and dimples the chin."""
+    """Draws the hollow below `lip_y`, the lower edge of the lower lip. AU 17 bunches and dimples the chin."""
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force

@@ -16,7 +16,9 @@ WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-sta
 
 
 def of_this_process(first: int) -> str:
-    """Returns the innermost calls of all threads of this process. The newest call of each thread comes last.
+    """Returns the innermost calls of all threads of this process, except those that watch it.
+
+    The newest call of each thread comes last.
 
     Args:
         first: The identifier of the thread whose calls come first.

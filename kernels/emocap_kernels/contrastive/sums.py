@@ -96,7 +96,7 @@ class GradientSums:
         self._part: Tensor | None = None
 
     def blocks(self) -> Iterator[TextBlock]:
-        """Yields the blocks of the batch. Gradients added before the next block belong to the texts of this block.
+        """Yields the blocks of the batch. `add` adds gradients for the texts of the block that was yielded last.
 
         This is a collective: all ranks must call it.
         """

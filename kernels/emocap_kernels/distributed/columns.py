@@ -56,7 +56,7 @@ class ColumnAllGather:
 
         Args:
             gradients: Collects the gradients of the rows. The caller adds those of a block before it requests the next
-                block. They are sent to the ranks that hold the rows as soon as all blocks of a stage are done.
+                block. They are sent to the ranks that hold the rows as soon as all blocks of a `Stage` are done.
         """
         arriving = self._arriving() if self._kept is None else iter(self._kept)
         seen: list[list[ColumnBlock]] = []
@@ -99,7 +99,10 @@ class ColumnAllGather:
         return tuple(torch.cat(parts) for parts in zip(*[block.vectors for block in blocks], strict=True))
 
     def _arriving(self) -> Iterator[list[ColumnBlock]]:
-        """Yields the blocks of each stage. While one stage is used, the transfers of the next two are in progress."""
+        """Yields the blocks of each `Stage` of the communication plan, the rows that arrive together.
+
+        While one stage is used, the transfers of the next two are in progress.
+        """
         transfers = [_StageGather(self._local, stage, self.partition, self.ranks) for stage in self.plan.stages]
         while transfers:
             transfer = transfers.pop(0)

@@ -68,8 +68,8 @@ class TextCounter:
     def _forget(self) -> None:
         """Forgets the rarer half of the texts. If all are equally rare, all of them are forgotten.
 
-        A forgotten text that occurs again is counted from zero, so the possible errors add up. The largest number of
-        different texts so far is kept in `_most`.
+        A forgotten text that occurs again is counted from zero. Therefore the largest forgotten count is added to
+        `_short`, by which any count may be too small. `_most` is the largest number of different texts so far.
         """
         self._most = max(self._most, len(self._counts))
         limit = sorted(self._counts.values())[len(self._counts) // 2]

@@ -93,7 +93,7 @@ def label_values(url: str | Path, name: str, *, seconds: float | None = None) ->
 
 
 def _labels(reader: Reader, pick: Pick) -> list[Labels]:
-    """Reads the samples of a pick, and returns the labels of each.
+    """Reads the samples whose ids are in `pick`, and returns the labels of each.
 
     Raises:
         DamagedSample: If a sample is damaged, or its annotation cannot be used.

@@ -13,7 +13,8 @@ def number(value: float) -> str:
 def percent(part: float, whole: float) -> str:
     """Formats `part / whole` in percent.
 
-    The text is "-" if `whole` is 0. A share that would round to 0 or 100, but is not, becomes "< 0.1 %" or "> 99.9 %".
+    The text is "-" if `whole` is 0. A share between 0 and 0.1 % becomes "< 0.1 %", and one between 99.9 % and 100 %
+    becomes "> 99.9 %".
     """
     if not whole:
         return "-"

@@ -55,7 +55,7 @@ class Budget:
 
 @functools.lru_cache(maxsize=64)
 def budget_of(server: str, pid: int) -> Budget:  # noqa: ARG001 - a forked process has its own event loop
-    """Returns the budget that a process has for a server."""
+    """Returns the budget of the retries that a process may send to a server."""
     return Budget()
 
 

@@ -200,7 +200,8 @@ def _sigmoid_sums(totals: Tensor, image_hits: Tensor, text_hits: Tensor, positiv
     """Returns the loss sums from the totals that the kernel has written.
 
     Without mining both directions have equal losses, and the kernel computes only those of the images. It counts
-    positives only if mined pairs become positives; otherwise the sizes of the groups give the counts.
+    positives only if mined pairs become positives. Otherwise their number follows from the number of samples with
+    equal `ids` (`group_sizes`).
     """
     known = positives.group_sizes[positives.own].double().sum()
     equal = positives.rule == RULE_NONE.value

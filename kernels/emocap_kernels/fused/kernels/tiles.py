@@ -45,8 +45,8 @@ def cosines(
 ):
     """Returns the products of `bR` rows of the left side with `bC` rows of the right side, float32 [bR, bC].
 
-    The tile copies fill rows beyond the end with zeros, so products there are 0. Products are added along D in a fixed
-    order, so that a tile is equal to the bit in every kernel.
+    Rows beyond the end are loaded as zeros, so products there are 0. Products are added along D in a fixed order, so
+    that a tile has the same bits in every kernel.
     """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):

@@ -263,8 +263,9 @@ class _GradientSums:
     def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, mask: Tensor) -> Tensor:
         """Returns the gradients of the similarities for one chunk, [sentences, images * pitch].
 
-        They lack the factor `scale` and contain the storage scale. The chunk's part of the gradient of the scale is
-        added to `by_scale`. The next chunk overwrites the result.
+        They lack the factor `scale`, and are multiplied by `similarity_storage_scale`, so that float16 does not round
+        small ones to zero. The chunk's part of the gradient of `scale` is added to `by_scale`. The next chunk
+        overwrites the result.
         """
         plan, height, width = self._plan, len(patches), len(sentences)
         tile = plan.tile

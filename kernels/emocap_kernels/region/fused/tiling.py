@@ -49,7 +49,7 @@ class RegionTileConfig:
     widen: bool = False
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the options that both kernels get."""
+        """Returns the options of `pool_kernel` and `pool_backward_kernel` for this tile."""
         compiled = {"num_warps": self.warps, "num_stages": self.stages}
         names = zip(("bP", "bP_1", "bP_2"), self.pieces, strict=True)
         return {
@@ -114,9 +114,10 @@ def score_chunks(images: int, sentences: int) -> list[slice]:
 
 
 def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[slice], list[slice]]:
-    """Cuts the images and the sentences of a block into slices, whose gradients are held in memory at once.
+    """Cuts the images and the sentences of a block into slices.
 
-    `pair_bytes` is the number of bytes for each pair of image and sentence.
+    A slice of images with a slice of sentences is a chunk. The gradients of one chunk at a time are in memory;
+    `pair_bytes` is their number of bytes for each pair of image and sentence.
     """
     columns = even_blocks(sentences, min(MAX_CHUNK_SENTENCES, CHUNK_BYTES // pair_bytes))
     longest = max(block.stop - block.start for block in columns)

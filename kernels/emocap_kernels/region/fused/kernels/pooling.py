@@ -418,7 +418,10 @@ def store_piece(
     bP: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Writes the gradients of the similarities z of one piece, e (constant + linear z), to the chunk."""
+    """Writes the gradients of the similarities z of one piece of the patches to the chunk.
+
+    They are e (constant + linear z), where `exponentials` returns e.
+    """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     gradient_SP = e_SP * (constant_S[:, None] + linear_S[:, None] * z_SP)
     gradient_desc_SIP.store([sentence, image, patch], gradient_SP.to(gradient_desc_SIP.dtype).reshape(bS, 1, bP))
