@@ -29,6 +29,7 @@ from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.dry_run.fabric import Fabric, Link
 from emocap_pretrain.dry_run.step import Speed, step_time
 from emocap_pretrain.dry_run.workload import Workload
+from emocap_pretrain.model.pair import Embeddings
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import EnvRuntime
@@ -139,14 +140,19 @@ def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
         given = model(batch)
 
     def loss() -> None:
-        leaves = given.mapped(_leaf)
-        objective(leaves, batch, 0).loss.backward()
+        objective(_leaves(given), batch, 0).loss.backward()
 
     return {"towers": towers, "loss": loss}
 
 
+def _leaves(embeddings: Embeddings) -> Embeddings:
+    """Returns the embeddings with every tensor replaced by a leaf of autograd with the same numbers."""
+    groups = (embeddings.texts, embeddings.scales, embeddings.biases)
+    named = ({name: _leaf(each) for name, each in group.items()} for group in groups)
+    return Embeddings(_leaf(embeddings.image), _leaf(embeddings.patches), *named)
+
+
 def _leaf(tensor: Tensor) -> Tensor:
-    """Returns a leaf of autograd with the same numbers."""
     return tensor.detach().clone().requires_grad_()
 
 

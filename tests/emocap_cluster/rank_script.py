@@ -139,6 +139,7 @@ def is_killed(place: Path, runtime: RayRuntime) -> None:
     rank = runtime.rank_info.rank
     (place / f"began-{rank}-{time.time()}").touch()
     if first_time(place, rank):
+        dist.barrier()  # Ray has started all ranks: an end before that is the job "starting".
         if rank == 1:
             (place / f"killed-{time.time()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
