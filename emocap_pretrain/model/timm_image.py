@@ -123,7 +123,7 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
 
-    With `empty`, tensors without values stand in for the weights, so that only names and shapes are compared.
+    With `empty`, the model has tensors without values, so that only the names and shapes of the weights are compared.
     """
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None
