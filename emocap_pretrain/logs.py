@@ -31,7 +31,7 @@ def shown_tree(tree: Any) -> Any:
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Sends the warnings of all loggers, and the records of this project from `level` on, to stderr.
+    """Sends to stderr the records of this project from `level` on, and those of other loggers from WARNING on.
 
     Secrets are masked in the messages of all loggers, even if a library installs its own handler.
     """
@@ -68,9 +68,10 @@ class ShownLines(logging.Formatter):
 
 
 def conceal(error: BaseException) -> None:
-    """Masks secrets in the arguments of an error, and of all errors that it is chained to, in place.
+    """Masks secrets in the arguments of an error and of all errors in its chain, in place.
 
-    Code that hands an error to a framework, which will print it, calls this function first.
+    The chain consists of causes and contexts. Code calls this function before it hands an error to a framework that
+    will print the error.
     """
     seen = set[int]()
     remaining: list[BaseException | None] = [error]

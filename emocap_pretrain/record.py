@@ -39,10 +39,10 @@ class RunRecord:
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
-        """Returns the failures that ranks have recorded since the last call, the newest attempt first.
+        """Returns the recorded failures of all attempts that have begun since the last call, the newest attempt first.
 
-        Several attempts may be new: if another user has started the run in the meantime, that attempt has superseded
-        the attempt of this driver.
+        There may be several such attempts, because another user may also have started the run. The newer attempt has
+        then superseded the other one.
         """
         new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)

@@ -107,7 +107,7 @@ def _dry_run(
         config: The run's config.
         step_s: Measured seconds of a step of one rank alone, if they are known.
         fabric: Speed of the network, as the option `--fabric` gives it.
-        node_mtbf_days: Mean days between failures of one node; None takes a default.
+        node_mtbf_days: Mean days between failures of one node; None for the default.
         full: Whether the plan includes the resolved config.
 
     Raises:
@@ -198,8 +198,8 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
 def leave(code: int) -> NoReturn:
     """Ends the process of this rank with an exit code, without Python's shutdown.
 
-    A thread of gloo may still release the tensors of the last collective, for which it needs the interpreter. During
-    Python's shutdown the process would then abort (`terminate called without an active exception`).
+    A thread of gloo may still be releasing the tensors of the last collective, and needs the interpreter to do so. If
+    Python shut down meanwhile, the process would abort (`terminate called without an active exception`).
     """
     sys.stdout.flush()
     sys.stderr.flush()

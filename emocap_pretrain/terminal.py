@@ -221,5 +221,5 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration such as 0:07, 2:30 or 1:02:03."""
+    """Returns a duration as a text: minutes and seconds, such as 0:07 or 2:30, or also hours, such as 1:02:03."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

@@ -63,7 +63,7 @@ class Task(Protocol[Part]):
     """A description of the task in one line, for `emocap evaluate --list`."""
 
     charts: ClassVar[tuple[tuple[str, ...], ...]]
-    """The charts in the tracker, each as the names of the scores that share it; the most important one comes first."""
+    """The charts in the tracker, each as the names of the scores in it. The most important chart comes first."""
 
     def __init__(self, settings: EvaluationConfig) -> None: ...
 

@@ -29,7 +29,7 @@ def check_weights(model: ModelConfig) -> tuple[str, ...]:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If a parameter has no weights, or weights belong to no parameter.
+        ConfigError: If the weights do not fill a tower; `check_image_weights` and `check_text_weights` say when.
     """
     return check_image_weights(model.image) + check_text_weights(model.text)
 
@@ -77,14 +77,16 @@ class TowerPair(nn.Module):
         prompt_length: int = 48,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
-        """Adds projections into a shared space and the learned scales to two towers.
+        """Adds to two towers their projections into a shared space, and two learned scales.
+
+        One scale is for the scores of pooled vectors, and the other for those of patches.
 
         Args:
             image: The tower of images.
             text: The tower of texts.
             parts: The caption parts that `forward` encodes. Every batch must have them.
             embedding: Size of a vector in the shared space.
-            initial_scale: First value of both scales, in (0, `MAX_SCALE`].
+            initial_scale: First value of both learned scales, in (0, `MAX_SCALE`].
             initial_bias: First value of the bias that the sigmoid objective adds to its scores; None for no bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.

@@ -72,7 +72,7 @@ def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, 
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If a parameter has no weights, or weights belong to no parameter.
+        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
     """
     return check_image_weights(_tower_settings(settings, pixels)) if settings else ()
 

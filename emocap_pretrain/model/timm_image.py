@@ -90,7 +90,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If a parameter of the tower has no weights, or weights belong to no parameter.
+        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
     """
     if settings.pretrained is None:
         return ()
@@ -159,7 +159,7 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
     """Checks that the weights fill the tower. Weights of a classifier head are ignored.
 
     Raises:
-        ConfigError: If a parameter has no weights, or weights belong to no parameter.
+        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
     """
     known = timm.get_pretrained_cfg(settings.name)
     names = (known and known.classifier) or ()
@@ -188,8 +188,9 @@ def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]
 def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
     """Returns at most one remark for the user: the weights were trained with QuickGELU, but the tower computes GELU.
 
-    Weights of OpenAI's CLIP have the same names and shapes as weights for GELU. So only the texts about them are
-    searched: the name and notes of the model, the metadata of the file, and its path.
+    The weights of OpenAI's CLIP were trained with QuickGELU. Their names and shapes are the same as those of weights
+    for GELU. So the function searches for their origin in texts: the name and notes of the model, and the metadata and
+    path of the file.
     """
     if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
         return ()
@@ -213,11 +214,11 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
 
 
 def _checked(model: Any, settings: ImageTowerConfig) -> Any:
-    """Returns the model with the statistics of pretrained batch norm frozen, if it can be trained by this project.
+    """Checks that this project can train the model, and returns it. Pretrained batch norm is frozen in the result.
 
     Raises:
-        ConfigError: If the model has no patch dropout although it is set, if the image does not divide into patches, or
-            if batch norm would be trained.
+        ConfigError: If `patch_dropout` is set and the model has none, if the image does not divide into patches, or if
+            the model has batch norm that is not frozen.
     """
     _check_patch_dropout(model, settings)
     _check_pixels(model, settings)

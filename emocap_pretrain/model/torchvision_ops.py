@@ -20,7 +20,7 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """An import finder that declares the schemas when torchvision is first imported. It finds no module itself."""
+    """An import finder that declares `SCHEMAS` when torchvision is first imported. It finds no module itself."""
 
     def __init__(self) -> None:
         self._library: object = None  # The declarations live as long as this object.
@@ -48,7 +48,7 @@ def _declare() -> object:
 
 
 def install() -> None:
-    """Puts the finder first in `sys.meta_path`, once in a process."""
+    """Puts the finder `_DeclareOperators` first in `sys.meta_path`, at most once in a process."""
     if "torchvision" not in sys.modules and not any(isinstance(each, _DeclareOperators) for each in sys.meta_path):
         sys.meta_path.insert(0, _DeclareOperators())
 

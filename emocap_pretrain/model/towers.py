@@ -33,7 +33,9 @@ class ImageTower(Protocol):
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
-        """Returns one pooled vector for each image, and one vector for each of its patches, row by row.
+        """Returns one pooled vector for each image, and one vector for each of its patches.
+
+        The patches of an image are in row-major order: from left to right, and from top to bottom.
 
         If there are no images, every parameter must still take part in the computation, because every rank needs a
         gradient for every parameter. An encoder can, for example, encode one black image and drop the result.

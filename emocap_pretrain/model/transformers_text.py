@@ -89,7 +89,10 @@ class TransformersTextTower(nn.Module):
         _check(settings, self.backbone.config, vocabulary.size)
 
     def recorded(self) -> dict[str, Any] | None:
-        """Returns the config of a pretrained encoder as JSON, so that a checkpoint is restored without its source."""
+        """Returns the config of a pretrained encoder as a JSON value; None for an encoder that was not pretrained.
+
+        The encoder in a checkpoint is built from this value, without the folder or hub that it came from.
+        """
         if not self._is_pretrained:
             return None
         stored: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
@@ -172,7 +175,9 @@ def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If a parameter of the tower has no weights, or a module of the tower has unexpected weights.
+        ConfigError: If a parameter of the tower has no weights or weights of another shape, or if there are weights for
+            a parameter that a module of the tower does not have. Weights of modules outside the tower, such as a head
+            for pretraining, only lead to a remark.
     """
     name = settings.pretrained
     if name is None:
@@ -277,10 +282,12 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_attention(config: Any, what: str) -> None:
-    """Checks that the config of an encoder does not make transformers download a kernel, which is a program.
+    """Checks that the config of an encoder, with its sub-configs, asks for no attention outside `ATTENTIONS`.
+
+    For any other attention transformers would download a kernel, which is a program.
 
     Raises:
-        ConfigError: If it names an attention that is not in `ATTENTIONS`.
+        ConfigError: If one of the configs asks for another attention.
     """
     parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
     for found in (getattr(part, "_attn_implementation", None) for part in parts):
@@ -292,7 +299,8 @@ def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
     """Checks that the tower has embeddings for the longest text and the largest token id.
 
     Raises:
-        ConfigError: If the encoder reads fewer tokens, or has embeddings for fewer token ids.
+        ConfigError: If `model.text.lengths` has a length above the number of tokens that the encoder reads, or the
+            tokenizer has more tokens than the encoder has embeddings for.
     """
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:

@@ -42,7 +42,7 @@ class Fit:
         Args:
             expected: The shapes in the tower, by name.
             given: The shapes of the weights, by name.
-            ignore: Returns whether an unexpected name is not a difference.
+            ignore: Returns True for a name that the tower need not have. Such a name is not listed as unexpected.
         """
         both = sorted(expected.keys() & given.keys())
         return cls(
@@ -137,9 +137,9 @@ class Header:
             raise ConfigError(f"{where}: {index} cannot be read ({error}).") from error
 
     def tensors(self, *, device: str) -> dict[str, Tensor]:
-        """Returns, by name, a tensor of each shape that occupies almost no memory.
+        """Returns a placeholder for each tensor, by name. It has the tensor's shape, but occupies almost no memory.
 
-        On the device "meta" a tensor has no values, and on "cpu" it is a single zero that is expanded to the shape.
+        On the device "meta" a placeholder has no values. On "cpu" it is a single zero that is expanded to the shape.
         """
         one = torch.zeros((), device=device)
         return {name: one.expand(shape) for name, shape in self.shapes.items()}

@@ -31,7 +31,7 @@ _recordings: list["Recording"] = []
 
 @dataclass
 class Recording:
-    """Holds the names of the collectives that this process has called, in order, by the name of the group."""
+    """Holds, for the name of each group, the names of the collectives that this process has called, in order."""
 
     calls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     lock: threading.Lock = field(default_factory=threading.Lock)  # Other threads call the collectives of their groups.
@@ -109,14 +109,14 @@ class RankGroup:
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
-        If `act` raises an error on some rank, every rank raises one. Which error depends on the first rank that failed:
+        If `act` raises an error on some rank, every rank raises one. Without `failing`, each rank that failed raises
+        its own error. In all other cases the error depends on the failed rank with the lowest number:
 
         Raises:
-            ConfigError, Superseded: If that rank has raised an error of this class. Its message is the same.
+            ConfigError, Superseded: If that rank has raised an error of this class. The message is the same.
             CheckpointError: If that rank has raised any other error, and `failing` is given. The message begins with
                 `failing` and names the rank.
-            LostContact: If that rank has raised any other error, and `failing` is not given. On a rank that failed
-                itself, its own error is raised instead.
+            LostContact: If that rank has raised any other error, and `failing` is not given.
         """
         outcome, error = _tried(act)
         outcomes = self.gather(outcome)
@@ -149,7 +149,7 @@ class RankGroup:
 
     @collective
     def maximum(self, numbers: Sequence[int]) -> list[int]:
-        """Returns, for each position, the greatest number over all ranks. All ranks must give equally many numbers."""
+        """Returns the elementwise maximum of all ranks' numbers. All ranks must give equally many numbers."""
         if self.process_group is None:
             return list(numbers)
         greatest = torch.tensor(numbers, device=self.device)

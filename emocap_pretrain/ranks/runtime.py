@@ -113,10 +113,10 @@ def _device(wanted: str, local_rank: int) -> str:
 
 
 def _in_slurm_step(variables: Mapping[str, str]) -> bool:
-    """Returns whether srun has started this process as one of several ranks; a batch script has no numeric step id.
+    """Returns whether srun has started this process as one of several ranks.
 
-    If srun has started the nodes of a Ray cluster, every program of Ray inherits SLURM's variables without being a
-    rank. Such a program has `RAY_ADDRESS` too.
+    In a batch script, which is no rank, SLURM_STEP_ID is not a number or is absent. If a Ray cluster was started by
+    srun, every process of Ray inherits SLURM's variables without being a rank. Such a process also has RAY_ADDRESS.
     """
     alone = variables.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "RAY_ADDRESS" in variables
     return not alone and variables.get("SLURM_STEP_ID", "").isdigit()

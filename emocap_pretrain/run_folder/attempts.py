@@ -1,6 +1,6 @@
 """Numbers the attempts of a run and stores their documents. An attempt is one launch; the newest one owns the run.
 
-    <run>/attempts/00003/attempt.json          when it was launched, on how many ranks; put only if absent
+    <run>/attempts/00003/attempt.json          when and on how many ranks it was launched; written only if absent
     <run>/attempts/00003/failed-00001.json     why rank 1 of that attempt ended
     <run>/attempts/00003/status.json           its state, every few seconds
 
@@ -185,7 +185,8 @@ def _failure(store: Store, path: str, rank: int) -> Failure | None:
 def cause(found: list[Failure]) -> Failure | None:
     """Returns the failure that caused the others; None if there are no failures.
 
-    It is the first failure that does not merely report a lost rank. If all of them report that, it is the first one.
+    It is the first failure in the list that does not merely report a lost rank. If all failures report a lost rank, it
+    is the first one in the list.
     """
     return next((each for each in found if not each.lost), next(iter(found), None))
 

@@ -1,7 +1,7 @@
 """Defines the documents in a run's folder, one type for each. docs/checkpoints.md shows where each document lies.
 
-A field that is added gets a default. A field that is renamed, or whose meaning changes, gets an upgrade, which its
-`DocumentKind` lists. The tests read the documents of every earlier release.
+A field that is added gets a default. If a field is renamed or its meaning changes, the `DocumentKind` of the document
+gets an upgrade. The tests read the documents of every earlier release.
 """
 
 from collections.abc import Mapping
@@ -93,8 +93,8 @@ class Straggler:
         rank: The rank.
         host: The host of the rank.
         section: The section of a step, such as `data` or `forward`, in which the rank loses most time.
-        factor: Seconds of a step in which this rank computes and does not wait for others, divided by the median of
-            that time over all ranks.
+        factor: The seconds that this rank spends on its own work in a step, without waiting for other ranks, divided by
+            the median of these seconds over all ranks.
         excess_s: The seconds by which the rank is slower than the median rank in each step.
         score: `excess_s` in robust standard deviations (the scaled median absolute deviation over the ranks).
     """

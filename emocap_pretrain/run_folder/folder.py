@@ -71,8 +71,8 @@ class RunFolder:
 
         `run.json` records the address of the original folder. If the same run is still at that address, this folder is
         a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
-        not there any more, its folder was moved here. If the address cannot be looked up, this folder counts as a copy,
-        because a second run in MLflow does no harm.
+        not there any more, its folder was moved here. If the address cannot be looked up, this folder counts as a copy.
+        If that is wrong, this folder gets a second run in MLflow, which is better than one run for two folders.
 
         Raises:
             StoreError: If this folder's own store does not answer.
@@ -128,8 +128,9 @@ def _may_be_contacted(recorded: str, own: str) -> bool:
 
 
 def _holds(store: Store, document: RunDocument) -> bool:
-    """Returns whether the store's `run.json` belongs to the same run as the document, or cannot be read.
+    """Returns whether the store's `run.json` belongs to the same run as the document.
 
+    The result is also True if the store has a `run.json` that cannot be read.
     A missing `run.json` is looked up several times, because a store may answer with an older state.
     """
     found = next(filter(None, read_repeatedly(lambda: storage.read(store, RUN_FILE, RUN))), None)

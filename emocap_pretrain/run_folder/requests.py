@@ -45,8 +45,9 @@ def ask_for_profile(store: Store, request: ProfileRequest) -> None:
 
 
 def pending(store: Store) -> Requests:
-    """Returns the requests that the run has not served yet, with at most one of several profile requests.
+    """Returns the requests that the run has not served yet: whether it has to stop, and at most one profile request.
 
+    If there are several profile requests, it returns the one whose path comes first in alphabetical order.
     Files that are not valid requests are renamed, so that they are not read again.
     """
     present = sorted(entry.path for entry in store.list(FOLDER))

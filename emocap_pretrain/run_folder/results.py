@@ -1,7 +1,7 @@
 """Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
 Every task returns its results in these types. The report, the tracker and the command line therefore need no code for
-single tasks.
+individual tasks.
 """
 
 import math
@@ -30,7 +30,7 @@ class Baseline:
     note: str = ""
 
     def text(self, *, is_share: bool) -> str:
-        """Returns the baseline in parentheses, as the terminal shows it; a share in per cent."""
+        """Returns the baseline in parentheses, as the terminal shows it. If `is_share`, the value is in per cent."""
         note = f": {self.note}" if self.note else ""
         return f"({self.name} {_number(self.value, is_share=is_share)}{note})"
 

@@ -42,7 +42,7 @@ class HostMetrics:
 
     Args:
         gpus: The largest number of GPUs of any host of the job, so that `names` are the same on all hosts.
-        folder: A folder on the disk whose use is measured, which is the disk with the cache of shards.
+        folder: The use of the disk with this folder is measured. In training it is the disk with the cache of shards.
     """
 
     def __init__(self, *, gpus: int = 0, folder: Path = Path("/")) -> None:
@@ -53,9 +53,10 @@ class HostMetrics:
         self._read_at_s, self._traffic = time.monotonic(), _traffic()
 
     def read(self) -> dict[str, float]:
-        """Returns a value for each of `names`. The value is NaN for a GPU or a reading that this host does not have.
+        """Returns a value for each of `names`.
 
-        The use of the CPU and the network rates are averages since the last call.
+        The values of a GPU that this host does not have are NaN, and so are values that a GPU does not report. The CPU
+        utilization and the network rates are averages since the last call.
         """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
         received, sent = self._network_rates()
@@ -113,7 +114,8 @@ class JobHostMetrics:
         Args:
             table: The numbers that each rank's `read` has returned at this step, in the order of the ranks.
             step: The number of steps that are done.
-            step_s: The seconds that a step takes; equal on all ranks, so that all agree on the next reading.
+            step_s: The seconds that a step takes. It must be equal on all ranks, because each rank computes from it the
+                step of the next reading.
         """
         if step < self._next_step:
             return {}

@@ -266,7 +266,11 @@ class MlflowRun:
 
 
 def new_points(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
-    """Returns the points of the rows whose step is higher than the last step of their metric, in their order."""
+    """Returns the points of the rows, in the order of the rows.
+
+    A point is left out if its metric already has a point of the same or a later step. `last_steps` holds the last step
+    of each metric in MLflow.
+    """
     last, points = dict(last_steps), list[Metric]()
     for row in rows:
         for key, value in row["body"].items():
@@ -285,9 +289,9 @@ def _name(step: int) -> str:
 
 
 def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
-    """Returns the arguments of MLflow's entity for a dataset and its tags, as JSON values.
+    """Returns the arguments of MLflow's class `Dataset` and, beside them, the tags of the dataset, as JSON values.
 
-    MLflow accepts at most 36 characters of a digest; the tag `sha256` holds all of it.
+    MLflow accepts at most 36 characters of a digest; the tag `sha256` holds the whole digest.
     """
     scheme = used.url.partition("://")[0] if "://" in used.url else "local"
     place = "url" if scheme in ("http", "https") else "uri"  # MLflow's own sources of these types use these keys.

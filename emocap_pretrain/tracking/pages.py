@@ -27,7 +27,7 @@ def _by_part(name: str) -> tuple[str, ...]:
     return tuple(f"{part}/{name}" for part in _PARTS)
 
 
-# Each section holds charts, and a chart the metrics that share it. The most important ones come first.
+# Each section holds charts, and a chart the metrics that share it. The most important sections and charts come first.
 _SECTIONS: dict[str, Charts] = {
     "Loss": (
         ("loss",),
@@ -62,7 +62,7 @@ def sections(evaluation: Charts) -> dict[str, Charts]:
     """Returns the charts of the saved view by section. The most important sections and charts come first.
 
     Args:
-        evaluation: The charts of the evaluation tasks; the most important one comes first.
+        evaluation: The charts of the evaluation tasks; the most important chart comes first.
     """
     return {"Evaluation": tuple(evaluation), **_SECTIONS} if evaluation else _SECTIONS
 
@@ -92,7 +92,7 @@ def saved_view(evaluation: Charts = ()) -> str:
     The list of runs shows the loss, the first metric of the evaluation, and the samples per second.
 
     Args:
-        evaluation: The charts of the evaluation tasks; the most important one comes first.
+        evaluation: The charts of the evaluation tasks; the most important chart comes first.
     """
     charts = sections(evaluation)
     metrics = ["loss", *(chart[0] for chart in evaluation[:1]), "samples_per_s"]

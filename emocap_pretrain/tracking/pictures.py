@@ -1,4 +1,4 @@
-"""Draws a preview of samples and confusion matrices. Each picture names its run and dataset."""
+"""Draws the tracker's pictures: a preview of samples, and confusion matrices. Each names its run and dataset."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
 
 
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
-    """Draws samples with all parts of their captions into the file `path`, two in a row, below the title `of`.
+    """Draws samples with all parts of their captions into the file `path`, in two columns below the title `of`.
 
-    `subject` returns the title. Pillow draws this picture, because Matplotlib needs a second for as much text, and each
-    new run would wait for it.
+    `subject` returns the title. Pillow draws this picture, because Matplotlib would need a second for so much text, and
+    each new run would wait for that second.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
     cells = [_cell(sample, font) for sample in samples]

@@ -149,7 +149,7 @@ class Spool:
             self._changed.notify_all()
 
     def _pause(self, error: Exception, pause_s: float) -> None:
-        """Counts a failure, logs the second one in a row, and waits `pause_s` seconds.
+        """Counts a failure, logs the second of consecutive failures, and waits `pause_s` seconds.
 
         While the spool is being closed, the pause is at most `FIRST_PAUSE_S`.
         """
@@ -168,7 +168,8 @@ class Spool:
 def reason(error: BaseException) -> str:
     """Returns why a call failed, in one short line without secrets.
 
-    If an error of the operating system, such as a refused connection, led to `error`, the line is its text.
+    If an error of the operating system, such as a refused connection, is the root cause of `error`, the line is the
+    text of that root cause. Otherwise it is the text of `error`.
     """
     root = error
     while inner := root.__cause__ or root.__context__:

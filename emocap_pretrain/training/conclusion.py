@@ -90,7 +90,9 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
 def conclude_again(config: Config, store: Store) -> bool:
     """Sends the rows of a finished run that the tracker has not received yet.
 
-    Returns False, without sending anything, if the evaluation settings have changed since the report was written.
+    Returns:
+        False, without sending anything, if the evaluation settings have changed since the report was written.
+        Otherwise True, even if some rows have not arrived.
     """
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):

@@ -219,8 +219,8 @@ class Objective:
             teacher: Maps images to the vectors of the teacher in the settings. It may be None if no loss is computed.
 
         Raises:
-            ConfigError: If the kind of a part is not possible for its loss, a needed teacher is missing, or no term
-                uses the given teacher or the rule of mining.
+            ConfigError: If `kind_by_part` names a part that is aligned with patches, if a term needs a teacher and the
+                settings have none, or if no term uses the teacher or the rule of mining in the settings.
         """
         vectors = vector_dtype(settings, precision)
         weights = settings.weights

@@ -62,9 +62,10 @@ class Cached:
             yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
     def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each tensor that a pass has encoded, with its gradient.
+        """Yields each tensor that a pass has encoded, with the gradient of the loss with respect to it.
 
-        Tensors that no term uses have no gradient and are left out.
+        Tensors that no term uses have no gradient and are left out. The gradient of a scale or a bias counts in the
+        `first` pass alone; in the other passes it is zero.
         """
         leaves = self.embeddings
         for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):

@@ -60,7 +60,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Holds what the training loop uses on this rank during one attempt. It is a context manager, and closes all of it.
+    """Holds what the training loop uses on this rank during one attempt.
+
+    Leaving the `with` block of a session closes its batches, its saver and its tracker.
 
     Attributes:
         config: The settings of the run.
@@ -128,8 +130,8 @@ class Session:
     def sweep(self, *, ended: bool = False) -> None:
         """Begins to delete old checkpoints, unless the last update was left out.
 
-        A checkpoint may replace older ones only after a later step has had a good loss with its weights. At the end of
-        a run there is no later step, so with `ended` the last checkpoint may replace older ones too.
+        A checkpoint may replace older ones only after training has continued from its weights with a good loss. At the
+        end of a run no step follows, so with `ended` the last checkpoint may replace older ones too.
         """
         step = self.engine.step
         if not self.guard.streak(step):
@@ -147,7 +149,7 @@ class Session:
         return batch.to(self.world.device), cursor
 
     def enforce(self, verdict: Verdict) -> None:
-        """Logs the guard's verdict on the step that has just ended, and raises an error if it ends the attempt.
+        """Logs the guard's verdict on the step that has just ended. Raises an error if the verdict ends the attempt.
 
         Raises:
             RolledBack: If the verdict is "rollback". The next attempt resumes from the newest checkpoint and leaves out
@@ -215,7 +217,11 @@ class Session:
             log.warning("%d rows for the tracker are lost: %s", len(rows), error or "the store does not answer")
 
     def _finish_checkpoint(self) -> None:
-        """Waits for the checkpoint in progress. All ranks have raised the same error, so all of them wait for it."""
+        """Waits for the checkpoint in progress, after a `TrainingError` or a `RolledBack`.
+
+        All ranks raise these errors together, so all ranks wait for the checkpoint. If it is not committed, a warning
+        is logged.
+        """
         try:
             self.saver.wait(COMMIT_S)
         except (CheckpointError, Superseded, RuntimeError) as error:
@@ -388,7 +394,7 @@ def _open_tracker(
 
 
 def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
-    """Returns the MLflow run of which this run's folder is a copy; empty if the folder is not a copy."""
+    """Returns MLflow's id of the original run if this run's folder is a copy; otherwise an empty text."""
     store = attempt.store
     parent = RunFolder(store).copied_from()
     if parent:

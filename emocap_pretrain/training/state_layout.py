@@ -154,7 +154,10 @@ def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]
 
 
 def _cut(group: Group, begin: int, end: int) -> Iterator[tuple[int, Slice]]:
-    """Yields the slices of the elements [begin, end) of the concatenated parameters, with positions after `begin`."""
+    """Yields the slices of the elements [begin, end) of the concatenated parameters, each with its position.
+
+    The position is the index of the slice's first element, counted from `begin`.
+    """
     for (name, length), start in zip(group, _starts([length for _, length in group]), strict=True):
         first, last = max(begin, start), min(end, start + length)
         if first < last:

@@ -29,8 +29,8 @@ class StateSlice:
     Attributes:
         slice: The elements of the parameter.
         per_element: Flat views by the name of the state, each as long as the slice.
-        per_parameter: Whole tensors by the name of the state. It is empty if the slice does not begin the parameter, so
-            that only one rank stores these tensors.
+        per_parameter: Whole tensors by the name of the state. It is empty unless the slice contains the first element
+            of the parameter, so that only one rank stores these tensors.
     """
 
     slice: Slice
@@ -96,7 +96,10 @@ def initialise(
 
 @contextmanager
 def reduced_once(engine: Any) -> Generator[None]:
-    """Adds up the gradients of several backward passes on each rank, and averages them over the ranks at the end."""
+    """Adds up, on each rank, the gradients of the backward passes in the block.
+
+    At the end of the block, the sums are averaged over the ranks.
+    """
     if engine.zero_optimization_stage() > 0:
         with engine.coalesce_grad_reduction():
             yield
