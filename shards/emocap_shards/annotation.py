@@ -1,6 +1,7 @@
 """Reads and writes the JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
 
-An image with several captions has the others, in the same form, in a list called "further".
+An image with several captions has its first caption under "caption", and the others, in the same form, in a list under
+"further".
 """
 
 import json
@@ -30,7 +31,7 @@ def normal_annotation(data: bytes | memoryview) -> bytes:
     """Returns an annotation in the form of `dump_annotation`, except that integer labels are not converted to floats.
 
     Raises:
-        AnnotationError: As `load_annotation`.
+        AnnotationError: If `load_annotation` would refuse `data`.
     """
     captions, labels = _parsed(data)
     return _line([_parts(caption) for caption in captions], labels)

@@ -128,8 +128,9 @@ def ahead(
 ) -> Generator[Result]:
     """Yields `fetch(item, direct)` for every item, in order; a thread fetches a few of them in advance.
 
-    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The first item is fetched with
-    direct=True and before all warming, because the consumer is waiting for it.
+    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The consumer is waiting for the
+    first item. Therefore only this item is fetched with `direct=True`, which asks for the fastest way to one item, and
+    warming begins after it.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     upcoming: deque[tuple[Item, Future[None] | None]] = deque()

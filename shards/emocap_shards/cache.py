@@ -231,7 +231,7 @@ class Cache:
 
 
 def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
-    """Returns the bytes of the segments; damaged ones are fetched once more, because bits also flip on the way."""
+    """Returns the bytes of the segments. Damaged ones are fetched once more, because bits may flip in the transfer."""
     parts = fetch([segment.span for segment in segments])
     again = [number for number, segment in enumerate(segments) if not segment.is_intact(parts[number])]
     for number, part in zip(again, fetch([segments[number].span for number in again]) if again else [], strict=True):

@@ -1,8 +1,8 @@
 """Records how many bytes a cache's folder holds, for processes that may die at any point.
 
 Processes book bytes and evict segments only under the lock of one file, the ledger. The number in the ledger may be too
-high, but never too low. Bytes that are booked but not yet written belong to a `.part` file of that size. The process
-that writes this file keeps it locked.
+high, but never too low. When a process books the bytes of a segment, the `.part` file of the segment gets its full size
+at once, before its bytes are written. The process that writes this file keeps it locked.
 """
 
 import errno
@@ -111,9 +111,9 @@ def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
 
 
 def _live_bytes(part: Path, now: float) -> int:
-    """Returns the size of a `.part` file, which a live process has booked.
+    """Returns the number of bytes that a live process has booked for a `.part` file, which is the size of the file.
 
-    The file of a process that has died is deleted, and the result is 0.
+    If the process has died, or the file is older than `ABANDONED_S`, the file is deleted, and the result is 0.
     """
     try:
         file = open_own(part, os.O_RDWR)

@@ -145,8 +145,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns the image in RGB.
 
-    Pillow's own conversion is not sufficient in three cases. It clips 16-bit values at 255. It keeps the colours under
-    transparent pixels, which are often black or the part that was cut out. It treats every CMYK image as Adobe's.
+    Pillow's own conversion is not sufficient in three cases. It clips 16-bit values at 255. It shows the colours that
+    are stored for transparent pixels; they are often black, or show what was cut out of the picture. It treats every
+    CMYK image as Adobe's.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")

@@ -70,7 +70,7 @@ class Library:
         return cls([(store, read_manifest(store)) for store in stores], [source.weight for source in sources], cache)
 
     def first(self, source: int) -> int:
-        """Returns the number of a dataset's first sample."""
+        """Returns the number of the first sample of a dataset; `source` is the number of the dataset."""
         return int(self._firsts[source])
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:

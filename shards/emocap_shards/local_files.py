@@ -114,7 +114,7 @@ def is_own_folder(folder: str | Path) -> bool:
 def locked(file: int, *, wait_s: float) -> bool:
     """Tries to lock a file for up to `wait_s` seconds and returns whether it succeeded.
 
-    It polls, because `flock` itself can only wait without a limit.
+    The function polls, because `flock` itself can only wait without a limit.
     """
     gives_up = time.monotonic() + wait_s
     while True:

@@ -90,8 +90,9 @@ class Shards(Sequence[Shard]):
 
 
 class Manifest:
-    """The shards of a dataset in their canonical order. Sample `i` of the dataset is the i-th sample of all shards in a
-    row.
+    """The shards of a dataset in their canonical order, which also numbers the samples.
+
+    Sample `i` is the i-th sample, counted from 0, when the shards are read one after the other.
 
     A hundred thousand shards take about 16 MB of memory, because `shards` stores columns.
     """
@@ -105,7 +106,7 @@ class Manifest:
         """Returns the manifest from its bytes; `url` is named in errors.
 
         Raises:
-            ManifestError: If the manifest has another schema, is empty or damaged.
+            ManifestError: If the manifest has a schema that this version does not read, lists no shard, or is damaged.
         """
         return cls(_parsed(data, url), digest=hashlib.sha256(data).hexdigest())
 
@@ -130,7 +131,10 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of the manifest, which depends on every byte of the dataset."""
+        """The SHA-256 of the manifest.
+
+        It depends on every byte of the dataset, because the manifest contains the digests of all shards and indexes.
+        """
         return self._digest or hashlib.sha256(self.dump()).hexdigest()
 
     def dump(self) -> bytes:
@@ -159,7 +163,8 @@ def read_manifest(where: Store | str | Path) -> Manifest:
     """Returns the manifest of the dataset at a URL or in a store.
 
     Raises:
-        ManifestError: If there is no manifest, or it has another schema, is empty or damaged.
+        ManifestError: If there is no manifest, or it has a schema that this version does not read, lists no shard, or
+            is damaged.
         StoreError: If the store cannot be reached.
     """
     store = open_store(where) if isinstance(where, str | Path) else where

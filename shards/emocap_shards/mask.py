@@ -149,7 +149,11 @@ def _is_secret(name: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _parts(value: str) -> frozenset[str]:
-    """Returns the secrets in a value: the value itself, or those inside a URL, JSON or a connection string."""
+    """Returns the secrets in a value. Short texts and numbers do not count as secrets.
+
+    The secrets in a URL or in JSON are parts of it. A connection string is a secret as a whole, and so is each of its
+    secret parts. Any other value is a secret as a whole.
+    """
     return frozenset(part for part in _split(value.strip()) if len(part) >= SHORTEST and not _is_number(part))
 
 

@@ -1,4 +1,4 @@
-"""Finds the members (image and annotation) of one sample in its bytes of a tar."""
+"""Finds the two members of a sample, image and annotation, within the bytes that the sample occupies in its tar."""
 
 import io
 import tarfile

@@ -1,9 +1,11 @@
-"""Mixes several sources in fixed shares: which source provides the sample at which position.
+"""Mixes several datasets in fixed shares: decides for each position which dataset provides the sample.
 
-The method is the chairman assignment (Tijdeman 1980): among the sources whose turn it may be, the one with the earliest
-deadline is chosen. The number of samples of a source among the first p samples is then within one of its share of p,
-for any number of sources. The turns repeat after `ROUND` positions. So the source at position p is computed from p
-alone, and resuming needs no other state.
+The method is the chairman assignment (Tijdeman 1980): among the datasets that may provide the next sample, the one with
+the earliest deadline is chosen. Among the first p samples, the number of samples of a dataset then differs by at most
+one from its share of p, for any number of datasets. The turns repeat after `ROUND` positions. So the dataset at
+position p is computed from p alone, and resuming needs no other state.
+
+In this module, `source` is the number of a dataset in the mixture.
 """
 
 import functools
@@ -23,14 +25,15 @@ ROUND = 1 << 12
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """Endless steps of `global_batch` samples. Each source goes through its own epochs, with every sample once in each.
+    """Steps of `global_batch` samples from several datasets.
 
-    An epoch of the cursor consists of as many samples as all sources have together. A step may reach into the next
-    epoch, so there is no remainder.
+    Each dataset goes through its own epochs, with every sample once in each. An epoch of the cursor consists of as many
+    samples as all datasets have together. A step may reach into the next epoch, so there is no remainder.
 
     Args:
-        samples: Number of samples of each source.
-        weights: Share of each source, positive; their sum does not matter. A share is kept to 1 / `ROUND`.
+        samples: Number of samples of each dataset.
+        weights: Share of each dataset, positive; their sum does not matter. The plan uses shares that are multiples of
+            1 / `ROUND`, and at least 1 / `ROUND`.
         global_batch: Number of samples in a step, over all ranks.
         epochs: The plan ends before this epoch, with a smaller last step if needed; with None it never ends.
     """
@@ -57,25 +60,26 @@ class MixturePlan:
             yield Step(tuple(self.ranges(position, stop)), Cursor(*divmod(stop, epoch)))
 
     def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
-        """Yields the ranges of each source that together fill positions [start, stop)."""
+        """Yields the ranges that together fill positions [start, stop) of the mixture, one dataset after the other."""
         for source, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
             yield from passes(source, first, last, self.samples[source])
 
     def given(self, position: int) -> list[int]:
-        """Returns how many samples each source has provided before a position."""
+        """Returns how many samples each dataset has provided before a position."""
         rounds, rest = divmod(position, ROUND)
         return (rounds * self._turns[-1] + self._turns[rest]).tolist()
 
     @functools.cached_property
     def _turns(self) -> Int64[np.ndarray, "turns sources"]:
-        """The number of samples that each source has provided before each position of a round; the last row is the full
-        round.
+        """The number of samples that each dataset has provided before each position of a round.
+
+        The last row counts the samples of the full round.
         """
         parts = np.array(apportioned(self.weights, ROUND))
         given = np.zeros((ROUND + 1, len(parts)), dtype=np.int64)
         slack = max(2 * len(parts) - 2, 1)
         for turn in range(1, ROUND + 1):
-            # How many samples a source still owes, in units of 1 / (slack ROUND). Integers, so equal on every machine.
+            # How many samples a dataset still owes, in units of 1 / (slack ROUND). Integers, so equal on every machine.
             owed = slack * (parts * turn - ROUND * given[turn - 1])
             deadline = np.where(owed >= ROUND, (slack * ROUND - ROUND - owed) / parts, np.inf)
             given[turn] = given[turn - 1]
@@ -84,7 +88,9 @@ class MixturePlan:
 
 
 def apportioned(weights: Sequence[float], seats: int) -> list[int]:
-    """Returns integers in the proportion of the weights that add up to `seats`, each at least 1 (largest remainders).
+    """Returns one integer for each weight, in proportion to the weights (largest remainders).
+
+    Each integer is at least 1, and their sum is `seats`.
 
     Raises:
         PlanError: If there are more weights than seats.

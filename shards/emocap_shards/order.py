@@ -95,8 +95,8 @@ class Order:
 def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
     """Returns a permutation of range(size) that depends on its arguments alone.
 
-    It sorts raw random bits. NumPy guarantees that raw bits stay the same in later versions, and makes no such promise
-    for the methods of `Generator`.
+    The permutation is the order that sorts raw random integers. NumPy guarantees that raw integers stay the same in
+    later versions, and makes no such promise for the methods of `Generator`.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))
     return np.argsort(bits.random_raw(size), kind="stable")

@@ -10,7 +10,10 @@ from emocap_shards.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class PositionRange:
-    """Positions [start, stop) of one pass (`epoch`) over one source."""
+    """Positions [start, stop) of one pass over one dataset.
+
+    `source` is the number of the dataset in a mixture, or 0 without a mixture. `epoch` is the number of the pass.
+    """
 
     source: int
     epoch: int
@@ -48,7 +51,7 @@ class StepPlan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """Complete passes over one source. The last step of a pass takes the remainder, or the remainder is dropped.
+    """Complete passes over one dataset. The last step of a pass takes the remainder, or the remainder is dropped.
 
     Args:
         samples: Number of samples in an epoch.
@@ -110,7 +113,11 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 
 
 def passes(source: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
-    """Yields positions [start, stop) of endless passes over the dataset with number `source`, a range for each pass."""
+    """Yields positions [start, stop) of repeated passes over a dataset, cut into one range for each pass.
+
+    `start` and `stop` count over all passes. `samples` is the number of samples in a pass, and `source` the number of
+    the dataset.
+    """
     while start < stop:
         epoch, position = divmod(start, samples)
         end = min(stop, (epoch + 1) * samples)

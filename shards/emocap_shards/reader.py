@@ -61,7 +61,7 @@ class Reader:
 
         Raises:
             DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
-            StoreError: If the store cannot be read.
+            StoreError: If the store cannot be read, or the folder of the cache cannot be used.
             IndexError: If an id is not in the dataset.
         """
         unique, places = np.unique(ids, return_inverse=True)
@@ -82,9 +82,9 @@ class Reader:
         """Brings the segments that hold these samples into the cache.
 
         Raises:
-            DamagedShard: As `fetch`.
-            StoreError: As `fetch`.
-            IndexError: As `fetch`.
+            DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
+            StoreError: If the store cannot be read, or the folder of the cache cannot be used.
+            IndexError: If an id is not in the dataset.
         """
         if self._cache:
             parts = self._parts(self._wanted(np.unique(ids)))
@@ -103,7 +103,7 @@ class Reader:
         ]
 
     def _parts(self, wanted: Iterable[ShardRows]) -> list[Part]:
-        """Returns the wanted samples, grouped by segment if there is a cache."""
+        """Returns the wanted samples in one part for each segment, or for each shard if there is no cache."""
         if self._cache is None:
             return [(None, rows) for rows in wanted]
         return [part for rows in wanted for part in rows.segments()]
@@ -145,7 +145,8 @@ class Reader:
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
         """Reads wrong blocks again and replaces them in `blocks`, because bits that flip on the way are not damage.
 
-        A block is read again until it is right, is wrong in the same way twice, or was read `READS_AGAIN` times.
+        A block is read again until it is right, is wrong in the same way twice, or was read again `READS_AGAIN`
+        times.
 
         Returns:
             The places of the blocks that remain wrong.

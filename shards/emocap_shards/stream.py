@@ -86,7 +86,7 @@ class Stream:
             in every epoch.
         drop_last: Whether to drop the samples of an epoch that do not fill a step. A mixture has no such remainder.
         shuffle: Whether to shuffle; otherwise samples are read in the manifest's order.
-        start: The cursor from which to resume. It is exact even if `global_batch` was different before.
+        start: The cursor from which to resume. Resuming is exact even if `global_batch` was different before.
         epochs: The stream ends before this epoch; with None it never ends.
         error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
             sample raises an error.
@@ -127,10 +127,12 @@ class Stream:
         An `each` that makes large images small saves a third of the time of decoding, because the large images of a
         step are then never in memory together.
 
-        Steps are numbered from `start`, and those with number % parts == part are yielded. So a DataLoader that takes
-        from `parts` workers in turn gets all steps in order. Within a step the samples are in the order of the
-        manifest, so that a rank's samples are neighbours in it. A quarantined sample is left out, so a step may have
-        fewer rows.
+        The steps after the cursor `Stream.start` are numbered from 0, and those with number % parts == part are
+        yielded. So a DataLoader that takes from `parts` workers in turn gets all steps in order.
+
+        Before the ranks share a step, its samples are sorted into the order of the manifest; in a mixture, those of
+        each pass over a dataset are sorted separately. So a rank's samples lie close together in the shards. A
+        quarantined sample is left out, so a step may have fewer rows.
 
         Args:
             part: Which of the `parts` to yield, from 0.
@@ -217,7 +219,7 @@ class _Reading:
     def __init__(self, stream: Stream, library: Library) -> None:
         self._stream = stream
         self._library = library
-        # Each source keeps the order of two epochs. With one shared cache, a small source that passes through many
+        # Each dataset keeps the order of two epochs. With one shared cache, a small dataset that passes through many
         # epochs in a step would evict the order of a large one.
         kept = functools.lru_cache(maxsize=2)
         self._orders = [kept(partial(self._order, source)) for source in range(len(library.layouts))]
@@ -235,9 +237,10 @@ class _Reading:
         self._library.warm(_joined(list(self._shares(step))))
 
     def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
-        """Yields an epoch and the numbers of this rank's samples for each range of the step.
+        """Yields (epoch, ids) for each range of the step (`Step.ranges`) from which this rank reads samples.
 
-        Within a range the numbers ascend, so the samples are in the order of the manifest.
+        `epoch` is the number of the pass over the range's dataset. `ids` are the samples of this rank, numbered over
+        all datasets, in ascending order, which is the order of the manifest.
         """
         share = rank_slice(step.rows, self._stream.rank, self._stream.world_size)
         before = 0
@@ -249,7 +252,7 @@ class _Reading:
                 yield range_.epoch, self._library.first(range_.source) + ids[first:last]
 
     def _order(self, source: int, epoch: int) -> Order:
-        # The first source has the order of the seed itself, so that it is the same alone and in a mixture.
+        # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture.
         seed = self._stream.seed + (source << 64)
         layout, stream = self._library.layouts[source], self._stream
         return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
@@ -262,7 +265,7 @@ def _joined(shares: list[tuple[int, Ids]]) -> Ids:
 def _sound(
     rows: "Iterable[T | DamagedSample]", quarantine: SampleQuarantine
 ) -> "tuple[list[T], tuple[DamagedSample, ...]]":
-    """Returns the undamaged rows, and the damaged samples that are new."""
+    """Returns the undamaged rows, and the damaged samples that `quarantine` had not recorded before."""
     samples: list[T] = []
     damaged: list[DamagedSample] = []
     for row in rows:

@@ -25,9 +25,9 @@ def write_shards(
 ) -> Manifest:
     """Writes a dataset; equal records in equal order give equal bytes.
 
-    While one shard is written, at most two are uploaded. All keys are kept in memory. An interrupted call leaves shards
-    without a manifest, which no reader sees, and a journal: a second call with the same records keeps the finished
-    shards.
+    While one shard is written, at most two others are in the queue or being uploaded. All keys are kept in memory.
+    An interrupted call leaves shards and a journal. Readers do not see these shards, because there is no manifest. A
+    second call with the same records keeps the finished shards.
 
     Args:
         records: The samples, in their order.

@@ -34,7 +34,10 @@ class Counts:
 
     @property
     def repeats(self) -> int:
-        """Returns the number of texts that repeat an earlier one; an upper bound if `short` is not 0."""
+        """Returns the number of texts that repeat an earlier one.
+
+        If `short` is not 0, rare texts were forgotten, and the result is an upper bound.
+        """
         return self.total - self.distinct
 
 

@@ -105,7 +105,10 @@ def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
 
 
 def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> list[Fault]:
-    """Reads a shard to its end, and returns the faults of its samples, of its end, or of its digest."""
+    """Reads a shard to its end, and returns the faults of its samples and of its end.
+
+    If there are none, but the SHA-256 of the shard is wrong, the result is this one fault.
+    """
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
     faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not FaultKind.CUT for f in faults))
@@ -207,9 +210,9 @@ def _files(block: bytes) -> dict[str, bytes]:
 
 
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
-    """Reads a damaged sample again, and returns a fault if the second reading gives other bytes.
+    """Reads a damaged sample again, and returns a fault if the second reading gives other bytes; otherwise None.
 
-    Then the damage occurs on the way from the store.
+    `block` holds the bytes of the first reading. If the readings differ, bytes are damaged while they are read.
     """
     if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
         return None
@@ -220,7 +223,8 @@ def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
     """Reads the shard to its end, and checks that two or more blocks of zeros, and nothing else, follow the last
     sample.
 
-    `last` is the position at which the last sample ends. If that is not known (`is_known`), nothing is checked.
+    `last` is the position at which the last sample ends. If `is_known` is False, this position is not known, and the
+    shard is read without the check.
     """
     zeros, others = 0, 0
     for piece in tape.rest(last):

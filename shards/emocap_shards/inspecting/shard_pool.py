@@ -43,8 +43,8 @@ def check_shards(
 ) -> Iterator[Checked]:
     """Yields the result of each shard, in the order of the shards.
 
-    A quick check reads the indexes with several threads. A full check runs in `processes` processes. If `processes` is
-    None, there is one for each core if there is much to read, and otherwise only this process.
+    A quick check reads the indexes with several threads. A full check runs in `processes` processes. With None, it runs
+    in one process for each core, or in this process alone if the shards together have less than 32 MiB.
 
     Raises:
         ShardsError: If a worker process died.
@@ -63,7 +63,10 @@ def check_shards(
 
 
 def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
-    """Returns the number of processes that check shards: `asked`, or one for each core if there is much to read."""
+    """Returns the number of processes that check shards, at most one for each shard.
+
+    It is `asked`. If that is None, it is the number of cores, or 1 if `total_bytes` is less than 32 MiB.
+    """
     cores = len(os.sched_getaffinity(0)) if total_bytes >= _WORTH_PROCESSES_BYTES else 1
     return min(asked or cores, shards)
 

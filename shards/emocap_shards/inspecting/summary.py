@@ -213,9 +213,9 @@ class _ImageCounter:
 
 
 def _lost(shard: str, key: str, reason: str) -> str:
-    """Returns the reason for a damaged sample with the advice to run `emocap verify`.
+    """Returns a message that names a damaged sample, gives the reason, and advises to run `emocap verify`.
 
-    The advice in the reader's own message is for training.
+    The reader's own message is not used, because its advice is for training.
     """
     return f"sample {key!r} of shard {shard}: {reason}; run `emocap verify`."
 

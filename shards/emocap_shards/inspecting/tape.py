@@ -36,7 +36,10 @@ class Tape:
         return self._held[max(0, start - self._start) : max(0, end - self._start)]
 
     def rest(self, start: int) -> Iterator[bytes]:
-        """Yields the bytes from `start` to the end in pieces. `start` must not be less than that of the last `take`."""
+        """Yields the bytes from `start` to the end, in pieces.
+
+        `start` must not be less than the `start` of the last `take`.
+        """
         self.take(start, start)
         yield self._held[max(0, start - self._start) :]
         while not self._ended:

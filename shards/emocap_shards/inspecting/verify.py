@@ -69,13 +69,14 @@ def verify(
     """Checks a dataset. Each fault is passed to `on_fault` when it is found, and is in the result too.
 
     First the manifest is compared with the store's listing. Then each shard is read with its index and its samples. At
-    the end keys that occur twice are searched. A worker process holds one range of a shard and one sample in memory,
+    the end, keys that occur twice are reported. A worker process holds one range of a shard and one sample in memory,
     and this process holds 8 bytes for each sample.
 
     Args:
         url: The dataset.
         quick: Checks the listing and the indexes only; no shard is read.
-        processes: Number of processes that check shards; by default one for each core if there is much to read.
+        processes: Number of processes that check shards; by default one for each core, or only this process if the
+            shards together have less than 32 MiB.
         on_fault: Called with each fault when it is found.
         on_progress: Called several times a second.
 
@@ -124,7 +125,8 @@ class _Ledger:
 def _manifest(store: Store, ledger: _Ledger) -> Manifest:
     """Returns the manifest. If the manifest is not JSON, a fault is recorded, and the returned manifest is empty.
 
-    Other errors, such as a newer schema, are raised, because they do not mean damage.
+    Raises:
+        ManifestError: If there is no manifest, or it is JSON that this version cannot read, such as a newer schema.
     """
     try:
         return read_manifest(store)
@@ -167,9 +169,10 @@ def _faults(
 
 
 def _listing_faults(manifest: Manifest, entries: Sequence[Entry]) -> Iterator[Fault]:
-    """Compares the manifest with a listing of the store, which finds gross damage before any shard is read.
+    """Compares the manifest with a listing of the store. This finds gross damage before any shard is read.
 
-    Yields a fault for each object that is missing, has another size, or is not named by the manifest.
+    Yields a fault for each shard that is missing or has another size, for each missing index, and for each .tar or .npy
+    file that the manifest does not name.
     """
     sizes = {entry.path: entry.size for entry in entries}
     for shard in manifest.shards:
@@ -216,10 +219,11 @@ def _recognised(
 def _repeated_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """Yields one fault for each pair of shards that share keys; a shard may also repeat its own keys.
+    """Yields one fault for each pair of a shard and the shard in which some of its keys occurred first.
 
-    `hashes` holds the hashes of the keys of each shard, which take 8 bytes of memory for each sample. Only the indexes
-    of shards with equal hashes are read once more.
+    The two may be the same shard, because a shard may repeat its own keys. `hashes` holds the hashes of the keys of
+    each shard, which take 8 bytes of memory for each sample. Equal hashes show which shards may share keys, and only
+    the indexes of these shards are read again.
     """
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
@@ -233,7 +237,7 @@ def _repeated_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
-    """Returns the shared keys for each pair (later shard, earlier shard)."""
+    """Returns the keys of each pair (shard, the shard in which these keys occurred first)."""
     first: dict[str, Shard] = {}
     shared: dict[tuple[Shard, Shard], list[str]] = {}
     for shard in suspects:

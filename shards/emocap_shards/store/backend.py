@@ -61,9 +61,9 @@ class Condition:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Makes one attempt of a request in each method.
+    """Sends the requests of a store of one kind. Each method makes a single attempt.
 
-    Paths are relative to the root. Errors are those of the underlying library, or `Refusal`.
+    Paths are relative to the root. The methods raise the errors of the underlying library, or `Refusal`.
     """
 
     trusted: bool

@@ -81,7 +81,7 @@ class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `
 
 
 class ShortAnswer(ConnectionError):  # noqa: N818
-    """An answer has fewer bytes than the object. Its bytes are never used, and the request is repeated."""
+    """An answer does not hold exactly the requested bytes. Its bytes are never used, and the request is repeated."""
 
 
 EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponseParserError, Refusal)

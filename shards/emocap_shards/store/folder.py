@@ -27,8 +27,8 @@ class FolderStore:
     """Objects are files below `root`, an absolute path.
 
     An object is complete or absent. A write goes to a hidden file next to its target, which is flushed to disk and then
-    renamed to the target. `put_if_match` uses a lock file, which needs a file system with flock. It excludes other
-    calls of `put_if_match`, but does not notice a simultaneous `put`.
+    renamed to the target. `put_if_match` locks a hidden file with flock, which the file system must support. This lock
+    keeps out other calls of `put_if_match`, but not a simultaneous `put`.
 
     Links among the objects are followed, because people assemble datasets from links. A link that does not lead to a
     regular file (but, for example, to a pipe) is an error, and the store does not block on it. Lock files are opened
@@ -199,7 +199,7 @@ def _opened(path: Path) -> Generator[int]:
 
 
 def _span(descriptor: int, start: int, end: int) -> bytes:
-    """Returns bytes [start, end). Linux reads at most 2 GiB in one call."""
+    """Returns bytes [start, end), in several reads if needed, because Linux reads at most 2 GiB in one call."""
     chunks: list[bytes] = []
     while start < end and (chunk := os.pread(descriptor, min(end - start, _CHUNK_BYTES), start)):
         chunks.append(chunk)

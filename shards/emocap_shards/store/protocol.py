@@ -57,7 +57,7 @@ class Store(Protocol):
         ...
 
     def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
-        """Returns the bytes and the version that `put_if_match` takes."""
+        """Returns the bytes of an object and its version, which the caller can pass to `put_if_match`."""
         ...
 
     def read_range(self, path: str, start: int, end: int) -> bytes:

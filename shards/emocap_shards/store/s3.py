@@ -212,8 +212,8 @@ class S3:
 class _BoundedSession(AIOHTTPSession):
     """Reads only the beginning of an error response, or of a response that is not an object.
 
-    Without this limit botocore would read an endless response. It is a subclass of the HTTP session and not a wrapper,
-    because s3fs accesses private fields of the session.
+    Without this limit botocore would read a response without end. The class is a subclass of the HTTP session and not a
+    wrapper, because s3fs accesses private fields of the session.
     """
 
     async def send(self, request: Any) -> Any:

@@ -65,11 +65,12 @@ class Connection:
         return ObjectBytes(data[0], part.total, part.version)
 
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
-        """Returns the bytes of every span. All parts of an object must have the same version, and that of `version` if
-        it is given.
+        """Returns the bytes of every span. A span is a range of an object, and is read in parts if it is long.
+
+        All parts of a span must come from the same version of the object. This must be `version` if that is given.
 
         Raises:
-            StoreError: If the object was overwritten while it was read.
+            StoreError: If an object was overwritten while one of its spans was read.
         """
         sizes = await self._sizes(spans)
         pieces = [
@@ -100,7 +101,8 @@ class Connection:
         """Copies an object to an open local file. Parts are written in the order in which they arrive.
 
         Raises:
-            StoreError: If the object changes during the copy, or the local disk fails; the message then names `target`.
+            StoreError: If the object changes during the copy, or the local disk fails. The message about the disk names
+                `target`.
         """
         part_bytes = self.traffic.part_bytes
         first = await self.get(path, 0, part_bytes)

@@ -35,7 +35,8 @@ class ShardOrigin:
         rows: Number of rows, including unusable ones.
         sha256: Digest of the stamps of the rows; a stamp changes when its row changes.
         bad: Each unusable row as (its number among these rows, its place in the source, the reason).
-        fingerprints: The fingerprints of all other rows, one after the other; empty if duplicates are not searched.
+        fingerprints: The fingerprints of all other rows, one after the other; empty if the pack does not search
+            for duplicates.
     """
 
     rows: int

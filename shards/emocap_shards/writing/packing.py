@@ -39,7 +39,7 @@ class PackConfig:
     Args:
         size: Limits of a shard.
         recipe: Settings for turning a row into a sample.
-        duplicates: Settings for duplicates; None does not search for them.
+        duplicates: Settings for duplicates; with None, no images are compared.
         number_keys: Gives each sample the number of its row, with nine digits, as its key.
         skip_bad: Number of unusable rows that may be left out.
     """

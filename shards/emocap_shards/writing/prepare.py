@@ -74,7 +74,8 @@ class PrepareConfig:
 
     Args:
         encoding: Settings for encoding every image again; None keeps the bytes of the images.
-        fingerprints: Computes a fingerprint of each image, before it is encoded again, by which duplicates are found.
+        fingerprints: Whether to compute a fingerprint of each image before the image is encoded again. The fingerprints
+            serve to find duplicates.
         trusted: The samples come from a dataset and have passed its checksums. Only their annotations and the headers
             of their images are checked again.
     """
@@ -152,8 +153,11 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
 
 
 def _annotation(file: LocalFile) -> bytes:
-    """Reads the annotation of an image. If its file is missing, the error lists the forms of captions that are not
-    read.
+    """Reads the annotation of an image.
+
+    Raises:
+        RecordError: If the file cannot be read. If it is missing, the message names other places of captions that are
+            not read, such as .txt files.
     """
     try:
         return file.read()

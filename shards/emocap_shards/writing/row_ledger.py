@@ -32,7 +32,7 @@ class RowLedger:
         """Records a bad row, which is left out.
 
         Raises:
-            RecordError: If more than `skip_bad` rows are left out now.
+            RecordError: If there are now more than `skip_bad` bad rows.
         """
         self.skipped.append(bad)
         if len(self.skipped) <= self.skip_bad:
@@ -44,10 +44,11 @@ class RowLedger:
     def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
         """Decides whether a sample is written into a shard, and records the decision.
 
-        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped.
+        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped. The row of a taken
+        key counts as a bad row.
 
         Raises:
-            RecordError: If the key is taken, and `skip_bad` rows were left out before.
+            RecordError: If the key is taken, and there are now more than `skip_bad` bad rows.
         """
         if (first := self.keys.get(key)) is not None:
             fault = "occurs twice" if first == where else f"is taken by {first}"

@@ -63,8 +63,9 @@ def _disk() -> Generator[None]:
 class ShardWriter:
     """Writes samples into one local tar after the other, and uploads each complete tar in the background.
 
-    One thread uploads the shards in their order. At most two shards wait for it, so at most three tars are on the local
-    disk. Leaving the `with` block waits for these shards, also after an error.
+    One thread uploads the shards in their order. While one shard is written, at most two others are in its queue or
+    being uploaded, so at most three tars are on the local disk. Leaving the `with` block waits for these uploads, also
+    after an error.
 
     `first` is the number of the first shard, which is above 0 if the pack resumes. `done` lists the shards that are
     known to be in the store, and `on_stored` is called with each of them in the calling thread.
@@ -113,7 +114,7 @@ class ShardWriter:
             self._hand_over(self._tar)
 
     def pass_over(self, result: Prepared | BadRow) -> None:
-        """Records a row that is left out. The journal needs it, because it belongs to the rows of the current shard."""
+        """Records a row that is left out. The journal counts it among the rows of the current shard."""
         self._origin.add(result)
 
     def finish(self) -> None:
@@ -124,7 +125,7 @@ class ShardWriter:
             self._collect()
 
     def _hand_over(self, tar: TarFile) -> None:
-        """Closes the tar and submits it for upload. This blocks while more than two shards wait."""
+        """Closes the tar and submits it for upload. Blocks while more than two submitted shards are not yet stored."""
         origin, number = self._origin.done(), self._next
         self._tar, self._origin, self._next = None, ShardOriginBuilder(), number + 1
         with _disk():

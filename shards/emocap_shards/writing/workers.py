@@ -61,7 +61,7 @@ class _Groups:
         return list(islice(self._rows, self._size()))
 
     def weigh(self, results: list[Prepared | BadRow]) -> list[Prepared | BadRow]:
-        """Adds the sizes of these images to the mean, and returns the results unchanged."""
+        """Adds the sizes of the images in `results` to the mean, and returns `results` unchanged."""
         sizes = [len(result.image) for result in results if isinstance(result, Prepared)]
         self._samples += len(sizes)
         self._bytes += sum(sizes)

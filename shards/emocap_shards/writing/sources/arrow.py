@@ -189,8 +189,8 @@ def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, objec
 def _row_bytes(group: Any, wanted: Sequence[str]) -> int:
     """Returns an estimate of the bytes of one row in a row group.
 
-    A column counts with the mean size of its values. A column whose values are stored in a dictionary counts with its
-    total size, because every row may refer to the largest value.
+    Most columns contribute the mean size of their values. A column that is stored with a dictionary contributes the
+    size of the whole column in the group, because every row may refer to the same large value of the dictionary.
     """
     columns = [group.column(number) for number in range(group.num_columns)]
     used = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]

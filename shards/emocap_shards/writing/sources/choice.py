@@ -39,7 +39,8 @@ def open_source(
 
     Args:
         where: The source.
-        columns: Names of the columns of a table. Folders of pairs and packed datasets have no columns.
+        columns: Names of the columns of the source. They are ignored for a packed dataset, and for a folder with one
+            image and one annotation file for each sample.
         image_root: The folder to which paths in a table are relative and which they must not leave; by default the
             table's own folder. A path that would leave it, such as ../faces/x.jpg, is taken as relative to the table's
             folder.

@@ -247,10 +247,10 @@ def _texts(value: object) -> Sequence[object]:
 
 
 def _items(value: object) -> Sequence[object]:
-    """Returns a list unchanged, the parts of a text between "|", and an empty list for None.
+    """Returns the items of a value. A list is returned unchanged, a text is split at "|", and None gives an empty list.
 
     Raises:
-        AnnotationError: If the value is neither a list nor a text.
+        AnnotationError: If the value is not a list, a text or None.
     """
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]

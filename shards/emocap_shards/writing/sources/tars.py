@@ -179,8 +179,10 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Raises an error for a broken header. `tarfile` alone takes a broken header, unless it is the first, as the tar's
-    end.
+    """Raises an error for a broken header, and for a header above `_MAX_HEADER_BYTES`.
+
+    By itself, `tarfile` raises an error only if the first header is broken. It takes any later broken header for the
+    end of the tar.
     """
 
     @classmethod

@@ -157,7 +157,7 @@ def _refuse_utf16(head: bytes, path: Path) -> None:
     """Checks that the first two bytes of a file, `head`, are not the byte order mark of UTF-16.
 
     Raises:
-        RecordError: If they are.
+        RecordError: If `head` is this byte order mark.
     """
     if head[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
         raise RecordError(f"{path} is UTF-16; save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8 OLD > NEW`.")
