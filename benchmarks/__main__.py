@@ -29,7 +29,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {"kernels": _kernels, "shards": _sha
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command line without the program's name, and returns the exit code."""
+    """Runs a command line and returns its exit code. `words` are the arguments, without the program's name."""
     if not words or words[0] not in SUITES:
         sys.stderr.write(f"error: the first word must be a suite: {', '.join(SUITES)}.\n")
         return 2

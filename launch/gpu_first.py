@@ -2,15 +2,16 @@
 
     python3 launch/gpu_first.py --seconds 540 --out docs/benchmarks
 
-The script needs only torch and triton. It installs nothing, and imports the sources of this checkout. Each stage has a
-limit of time, and an error in one does not prevent the next. The most important stages come first. Each result is
-printed and appended to `gpu_first.jsonl` at once, so that an interrupted run keeps its results:
+The script needs only torch and triton. It installs nothing, and imports the sources of this checkout. A stage is
+skipped if too little time is left for it, and an error in one stage does not prevent the next. Each result is printed
+and appended to `gpu_first.jsonl` at once, so that an interrupted run keeps its results. The most important stages come
+first:
 
-    device      matrix products and copies per second, to which later stages relate their results
-    checks      every setting against float64, compiled in parallel processes
+    device      the rate of a large matrix product, with which later stages compare theirs, and that of a copy
+    checks      the errors of every setting, compared with float64, in parallel processes
     plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its kernels
-    products    the library's matrix products by shape of chunk
-    tiles       candidates of the tile, for the plain, the joint and the sigmoid loss
+    products    torch's matrix products of a backward pass, for several shapes of a chunk
+    tiles       the plain, the joint and the sigmoid loss with each candidate for the size of a tile
     settings    mined, sigmoid and soft losses relative to the plain one, and small batches
     regions     the local loss by number of patches
     peers       the losses of other packages, if they are installed
@@ -117,10 +118,13 @@ def use_tile(tile: tiling.TileConfig) -> None:
 
 
 def check(name: str) -> tuple[float, float]:
-    """Returns the relative error of a setting from float64, and the seconds that it took; called in a process of its
-    own.
+    """Returns the largest relative error of the loss and its gradients, and the seconds that the check took.
 
-    No tile divides the sizes. `name` is a setting, "tile NUMBER", or "regions PATCHES SENTENCES".
+    The results are compared with those of the reference in float64. The number of rows and the width are chosen so that
+    no tile divides them. Each check runs in a process of its own.
+
+    Args:
+        name: A setting, "tile NUMBER", or "regions PATCHES SENTENCES".
     """
     start_s = time.monotonic()
     kind, *numbers = name.split()
@@ -152,7 +156,7 @@ class Session:
     Attributes:
         seconds: Time for all stages.
         path: File of the JSON lines.
-        flops_per_s: Rate of a large matrix product, measured by the first stage; 1 before it.
+        flops_per_s: Rate of a large matrix product, which the first stage measures; 1 until then.
         about: Device, versions, commit, date and command, which every line contains.
     """
 
@@ -262,7 +266,10 @@ def profile_plain(session: Session, batch: PairBatch) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """Measures the rate of the library's matrix products in backward, for several shapes of a chunk of the gradient."""
+    """Measures the rates of the two matrix products that a backward pass leaves to torch, by shape of the chunk.
+
+    One multiplies a chunk of the gradient of the scores with the texts, the other one with the images.
+    """
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):
         for rows, columns in chunks:

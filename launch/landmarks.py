@@ -15,9 +15,10 @@ The output contains these arrays:
     found      bool [n], whether a face was found
     spread     float32 [n], the disagreement of the passes in eye distances
 
-Tight crops are difficult for a face detector, and faces of 48 pixels for a mesh. Therefore every image is analysed
-several times. Each pass surrounds the image with a margin of another width, filled with the image's mean gray, and the
-median of the passes is stored. An interrupted run resumes, because finished parts are stored next to the output.
+Tight crops are difficult for a face detector, and faces that are only 48 pixels large are difficult for a face mesh.
+Therefore every image is analysed several times. Each pass surrounds the image with a margin of another width, filled
+with the image's mean gray, and the median of the passes is stored. An interrupted run resumes, because finished parts
+are stored next to the output.
 """
 
 import argparse

@@ -13,7 +13,10 @@ import psutil
 
 
 def main() -> None:
-    """Starts a rank of the finished run of CONFIG up to the point where training would continue."""
+    """Does on one rank what a restart does before the first step: joins the ranks, and restores the run of CONFIG.
+
+    The run must be finished. Rank 0 writes the seconds of each part.
+    """
     began, entered = psutil.Process().create_time(), time.time()
     from emocap_shards.store import open_store
 

@@ -32,7 +32,10 @@ _OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "RAY_", "SLURM_", "TO
 
 
 class JobError(Exception):
-    """A job has ended or hangs; the message contains the end of its output."""
+    """A job failed or hangs, or cannot be measured.
+
+    The message of `RunningJob` contains the last lines of the job's output.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Site:
         return [(point.step, point.timestamp / 1000) for point in self.history(config, "loss")]
 
     def history(self, config: Path, name: str) -> list[Metric]:
-        """Returns the points of a metric in the order of their steps; none as long as the run has no MLflow run."""
+        """Returns the points of a metric in the order of their steps; none before rank 0 has created the MLflow run."""
         try:
             run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
         except (FileNotFoundError, ValueError):
@@ -88,7 +91,7 @@ class Site:
 
 
 def _tree(name: str, size: RunSize, site: Site, every_steps: int) -> dict[str, Any]:
-    """Returns the config of a run as a tree."""
+    """Returns the config of a run as nested dictionaries."""
     return {
         "name": name,
         "url": "run",

@@ -48,10 +48,10 @@ def start(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
 
 
 def overhead(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds of a step in steady state, by turns under Ray and under torchrun, with default logging.
+    """Measures the seconds of a step in steady state, in turn under Ray and under torchrun, with default logging.
 
-    The records also have the number of cores that the job's other processes occupy. A noisy machine affects this number
-    less than the time of a step.
+    The records also contain the mean number of cores that all processes of a job except its ranks occupy. Other load on
+    the machine affects this number less than the time of a step.
     """
 
     def step_and_cores(who: str) -> tuple[float, float]:
@@ -91,9 +91,10 @@ def _cpu_s(job: RunningJob) -> dict[int, float]:
 
 
 def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures for how many seconds a save stops training, and how much longer the step during a save is.
+    """Measures for how many seconds a save stops training, and how many seconds longer a step with a save takes.
 
-    The second time includes the first, and the time for which the saving thread occupies cores of the training.
+    The second number includes the first. It also includes the delay by the saving thread, which takes cores from the
+    training.
     """
     held: list[float] = []
     longer: list[float] = []

@@ -1,4 +1,7 @@
-"""Computes the forecasts of `simulate` with the model of `emocap_pretrain.dry_run`: weak scaling and goodput."""
+"""Computes the forecasts that the command `simulate` records, of weak scaling and of goodput.
+
+The model of a step and of failures is that of `emocap_pretrain.dry_run`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -35,7 +38,9 @@ def forecasts(about: Occasion) -> Iterator[Measurement]:
 
 
 def _scaling(about: Occasion) -> Iterator[Measurement]:
-    """Yields the efficiency of the default towers in bfloat16 with ROWS rows for each rank.
+    """Yields the efficiency of weak scaling for each objective, network and number of ranks.
+
+    Each rank has ROWS rows, and the default towers in bfloat16.
 
     The operations of the towers are counted; the rate at which an H100 computes them is assumed.
     """
@@ -76,7 +81,7 @@ def _failing(about: Occasion) -> Iterator[Measurement]:
 
 
 def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
-    """Yields the goodput by the formula, and those that are simulated with three seeds each."""
+    """Yields the goodput by the formula, and that of each simulation in `_ELASTIC`, which runs with three seeds."""
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the cluster's records."""
+"""Draws the measurements of the suite `cluster` as figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

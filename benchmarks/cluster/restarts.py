@@ -37,7 +37,7 @@ DONE = "done"
 
 @dataclass
 class Progress:
-    """The run as the supervisor sees it, and a display that shows nothing.
+    """Tells the supervisor the state of the measured job, and is also its display, which shows nothing.
 
     Each restart counts as progress, so that the failures are never failures in a row.
 
@@ -134,7 +134,10 @@ def started_since(folder: Path, second: float) -> dict[int, tuple[float, int]]:
 
 
 def _kill(progress: Progress, ranks: int, rounds: int) -> None:
-    """Kills a random rank `rounds` times, then ends the job. A restart that takes too long ends it too."""
+    """Kills a random rank `rounds` times, each time after all ranks have started, and then ends the job.
+
+    If a restart takes longer than `LIMIT_S`, ends the job without further kills.
+    """
     killed: float = 0.0
     for number in range(rounds + 1):
         deadline = time.monotonic() + LIMIT_S

@@ -10,14 +10,16 @@ from emocap_pretrain.dry_run.failures import FailureModel
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The shares of the time of all nodes by their use, which add up to 1, and the number of failures.
+    """How the nodes of the job spent their time, and the number of failures.
+
+    All attributes but `failures` are shares of the time of all nodes, and add up to 1.
 
     Attributes:
-        goodput: The share of new work.
-        stalled: The share of saving.
-        lost: The share of work and of saves that a restart made useless.
-        restarting: The share of the time from a failure, or from a decision to grow, to the next step.
-        absent: The share of nodes that are absent while the others continue or wait for them.
+        goodput: The share for work that a committed checkpoint contains.
+        stalled: The share for which the saves of these checkpoints stopped training.
+        lost: The share for work and saves after the last committed checkpoint of an attempt.
+        restarting: The share from the beginning of an attempt to its first step.
+        absent: The share of absent nodes, and of nodes that wait for them without work.
         failures: The number of failures.
     """
 
@@ -48,7 +50,7 @@ class _Clock:
         nodes: The number of all nodes.
         now_s: The simulated time.
         away: A heap of the times at which absent nodes come back.
-        spent: The node-seconds by their use.
+        spent: The node-seconds that were spent for each share of `Outcome`.
     """
 
     nodes: int
@@ -65,7 +67,7 @@ class _Clock:
         return self.nodes - len(self.away)
 
     def spend(self, seconds: float, working: int, what: str) -> None:
-        """Accounts for the time of `working` nodes by its use `what`, and for the other nodes as absent."""
+        """Adds `seconds` of each of `working` nodes to `spent[what]`, and of every other node to `spent["absent"]`."""
         self.spent[what] += seconds * working
         self.spent["absent"] += seconds * (self.nodes - working)
 
@@ -107,7 +109,11 @@ def _until_failure(trouble: FailureModel, nodes: int, draw: random.Random) -> fl
 
 
 def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
-    """Accounts for the time of one attempt. Returns its end, and whether a failure (or else a growth) ended it."""
+    """Simulates one attempt, which ends at `until_s` unless the job grows before, and adds its time to the clock.
+
+    Returns:
+        The time at which the attempt ended; and False if it ended because the job grows, otherwise True.
+    """
     works_s = interval_s * trouble.nodes / nodes
     segment_s = works_s + trouble.stall_s
     began_s = clock.now_s + trouble.restart_s

@@ -1,4 +1,4 @@
-"""Formats the records of the cluster as Markdown tables."""
+"""Formats the measurements of the suite `cluster` as Markdown tables."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def _scaled(line: Measurement) -> str:
 
 
 def goodput(lines: Sequence[Measurement]) -> str:
-    """Returns the goodput by rate of failures and interval of saving, by the formula and as simulated."""
+    """Returns the goodput of the formula and of each simulation, for some rates of failures and intervals of saving."""
     whos = (model.FORMULA, model.SIMULATED, model.GOES_ON, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}
     rows: list[list[str]] = []

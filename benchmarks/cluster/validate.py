@@ -54,7 +54,7 @@ class Case:
     embedding: int
 
     def config(self, ranks: int) -> Config:
-        """Returns the config of a run that exists only in memory."""
+        """Returns the config of a run that stores nothing, with this number of ranks."""
         return Config.model_validate(
             {
                 "name": "validate",
@@ -105,7 +105,7 @@ def _ran(case: Case, rounds: int, *, together: bool) -> dict[str, Any]:
 
 
 def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port: str) -> None:
-    """Runs in each process: measures in rounds and writes the seconds to RANK.json in `folder`."""
+    """Runs in each process: takes all measurements, and writes them to RANK.json in `folder`."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     place = Rank(rank, 2, rank, 2) if together else Rank()
     config = case.config(place.world_size)
@@ -128,7 +128,10 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
 
 
 def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
-    """Returns the forward and backward pass of the towers and that of the loss, each of one rank by itself."""
+    """Returns two functions: `towers` runs the forward and backward pass of the towers, and `loss` that of the loss.
+
+    Neither communicates with other ranks.
+    """
     model = build_model(config, Vocabulary(VOCABULARY, 0))
     objective = Objective.of(config.objective, precision=config.engine.precision)
 

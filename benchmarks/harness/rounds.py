@@ -46,7 +46,7 @@ def in_rounds(
 
 
 def complete(taken: Mapping[Key, list[Reading] | Skipped]) -> dict[Key, list[Reading]]:
-    """Returns the readings of rounds that no contender may miss.
+    """Returns the readings of all contenders, none of which may have been skipped.
 
     Raises:
         ValueError: If a contender was skipped.

@@ -62,8 +62,8 @@ class Suite:
         reports: The files of records, in the order in which their tables are printed.
         page: The page in docs that contains the tables; None if there is none.
         errors: The exceptions, beside OSError and ValueError, that are printed in one line without a traceback.
-        occasion: Returns the facts of a measurement with these options, for example the name of the chosen device.
-        note: Returns a text that the line of progress adds to the value and the first ratio of a measurement.
+        occasion: Returns the facts of a command's measurements from its parsed options, for example the chosen device.
+        note: Returns a text that is printed after the value and the first ratio in the line of progress.
     """
 
     name: str
@@ -105,7 +105,10 @@ def run(suite: Suite, words: Sequence[str]) -> int:
 
 
 def _parser(suite: Suite) -> argparse.ArgumentParser:
-    """Returns the parser of the suite's commands and of `plot` and `table`; each sets the function `act`."""
+    """Returns the parser of the suite's commands and of `plot` and `table`.
+
+    The parsed options contain the function `act`, which runs the chosen command.
+    """
     parser = argparse.ArgumentParser(prog=f"python benchmarks {suite.name}", description=suite.description)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

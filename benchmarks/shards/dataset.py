@@ -81,7 +81,9 @@ def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
 
 
 def faces(wanted: Wanted) -> list[Record]:
-    """Returns the distinct samples. Captions and labels are those of drawn faces, also for images from a folder.
+    """Returns the samples of which the dataset is made by repetition; their images differ.
+
+    Captions and labels are those of drawn faces, also for images from a folder.
 
     Raises:
         ValueError: If the folder has no JPEG file.

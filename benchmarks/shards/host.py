@@ -1,4 +1,4 @@
-"""Starts hosts: processes that do a task with one system, in the Python of that system."""
+"""Starts hosts: processes that each run one task with one system, in the Python environment of that system."""
 
 import json
 import os
@@ -74,7 +74,7 @@ class System:
         module: Its module in `hosts`.
         format: The folder of the datasets in its format.
         packages: The distributions whose versions are recorded.
-        is_peer: It runs in the peers' environment.
+        is_peer: Whether it runs in the peers' environment.
     """
 
     name: str

@@ -44,7 +44,8 @@ class Place:
         """Reads the dataset in a fresh process with an empty cache; `settings` are the other fields of `Task`.
 
         Returns:
-            The measurements, and the seconds from the start of the process to the first batch. Skipped if it failed.
+            The measurements, and the seconds from the start of the process to the first batch. If the process failed, a
+            `Skipped` is returned instead.
         """
         fields: dict[str, Any] = {
             "place": f"{self.folder if system == BARE else self.root}/{system.format}",

@@ -1,4 +1,4 @@
-"""Draws the figures of the shards' records."""
+"""Draws the measurements of the suite `shards` as figures."""
 
 from collections.abc import Iterator, Sequence
 

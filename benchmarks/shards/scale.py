@@ -1,4 +1,4 @@
-"""Measures the cost of many shards: the memory of a reader, the time to its first batch, the plan of a step."""
+"""Measures what many shards cost: the memory of a reader, and the times to its first batch and to plan a step."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,10 @@ BATCHES = 4
 def measure(
     one: Datasets, work: Path, pythons: Pythons, occasion: Occasion, *, shards: tuple[int, ...], ranks: int, rounds: int
 ) -> Iterator[Measurement]:
-    """Measures datasets of many shards, which are links to the single shard of `one`, and plans for `ranks` ranks."""
+    """Measures datasets of many shards, all of which are links to the single shard of `one`.
+
+    The time to plan a step is measured for `ranks` ranks.
+    """
     for number in shards:
         place = _many(one, work / f"shards-{number}", number, pythons)
         yield from _readers(place, number, rounds, pythons, occasion)

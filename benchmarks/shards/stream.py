@@ -41,7 +41,11 @@ class StreamPlan:
 
 
 def epochs(plan: StreamPlan, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the measurements of each system and of libjpeg-turbo alone in each setting, all after the last round."""
+    """Yields the measurement of each system, and of libjpeg-turbo alone, in each setting.
+
+    The settings are raw and decoded samples, each with every number of loader processes; libjpeg-turbo only decodes.
+    All settings are read in each round, so the first measurement is yielded after the last round.
+    """
     entered = (*systems(pythons), BARE)
     groups = [
         {

@@ -70,7 +70,7 @@ def _pythons(options: argparse.Namespace) -> Pythons:
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
-    """Returns the description of the dataset of decoded samples."""
+    """Returns the description of the dataset whose samples are decoded; that for raw samples differs only in size."""
     return Wanted(
         images=options.images,
         distinct=options.distinct,
@@ -93,7 +93,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _image_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the dataset of images."""
+    """Adds the options of commands that start hosts, and those that describe a dataset of images."""
     _options(parser)
     add = parser.add_argument
     add("--images", type=Path, help="a folder of JPEG files; by default faces are drawn, 256 px")
@@ -113,7 +113,7 @@ def _image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the dataset of images and the choice of its stores."""
+    """Adds the options that describe a dataset of images, and the option that chooses the stores of the dataset."""
     _image_options(parser)
     parser.add_argument(
         "--only", type=words_of(FILE, S3), default=(FILE, S3), help="stores: file, s3 or both, as file,s3 (both)"

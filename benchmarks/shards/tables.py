@@ -1,4 +1,4 @@
-"""Formats the records of the shards as Markdown tables."""
+"""Formats the measurements of the suite `shards` as Markdown tables."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

@@ -36,8 +36,9 @@ def address_of_ray() -> str:
 def _recorded_address() -> str | None:
     """Returns the address that `ray start` of this user has recorded on this host, if a server answers there.
 
-    Users share the folder, so a file or a folder of another user is ignored: a server at that address would receive the
-    job's function with its secrets. The record of a cluster that has ended is deleted, as `ray stop` would do.
+    Unless RAY_TMPDIR is set, all users share the folder of this record, /tmp/ray. A record or a folder that belongs to
+    another user is ignored, because a server at its address would receive the job's function with its secrets. The
+    record of a cluster that has ended is deleted, as `ray stop` would do.
     """
     file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
     try:

@@ -34,9 +34,9 @@ class BoardState:
     report: StepReport | None = None
 
     def merged_with(self, earlier: "BoardState") -> "BoardState":
-        """Returns this state, completed with the ranks that only the `earlier` state contains.
+        """Returns this state, with the nodes and hosts of the ranks that only `earlier` contains.
 
-        A board whose process was restarted is empty, and knows only ranks that register after that.
+        If Ray has restarted the board's process, the board contains only the ranks that registered after the restart.
         """
         return replace(self, nodes=earlier.nodes | self.nodes, hosts=earlier.hosts | self.hosts)
 

@@ -22,7 +22,7 @@ def root_cause(
 
     Args:
         failed: Ray's error for each rank.
-        reported: Causes that the ranks themselves have stored, ordered by rank.
+        reported: Causes that the ranks themselves have stored, in the order of `SupervisedRun.failures`.
         cause_of: Converts an error that a rank raised to a `Cause`.
         hosts: Names of the ranks' hosts, as far as they are known.
     """

@@ -176,7 +176,11 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
 
 @contextmanager
 def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[None]:
-    """Connects to Ray for the time of the `with` block. If that fails, the message begins with `trouble`."""
+    """Connects to Ray for the time of the `with` block.
+
+    Raises:
+        NoCluster: If Ray can neither be joined nor started. The error's message begins with `trouble`.
+    """
     try:
         ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -27,7 +27,7 @@ class ResourceRequest:
     Args:
         ranks: Number of ranks; None means as many as the nodes have room for.
         least: Fewest ranks with which the job continues.
-        most: Most ranks that the job can use, which is the number of samples in a batch.
+        most: Largest number of ranks that the job can use: one for each sample of a global batch.
         on_gpu: Whether each rank holds one GPU; otherwise it holds up to one CPU.
         spread: Distributes ranks over the nodes in turn, instead of filling one node after the other.
     """
@@ -78,7 +78,11 @@ def _room(there: Sequence[Node], request: ResourceRequest) -> int:
 
 
 def _share(there: Sequence[Node], ranks: int) -> float:
-    """Returns the largest 1/k of a CPU such that this many ranks fit, rounded down to the precision of Ray."""
+    """Returns the share of a CPU that each of `ranks` ranks holds; 0 if there is no CPU.
+
+    It is the largest share 1 / k, with an integer k, with which all ranks fit. It is rounded down to four decimals, the
+    precision of Ray.
+    """
     cpus = [node.cpus for node in there if node.cpus]
     if not cpus:
         return 0.0

@@ -34,7 +34,7 @@ class ProcessTree:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Kills all members after an error. Without an error, processes that still run are left alone."""
+        """Kills all processes of the command if the `with` block raised an error; otherwise leaves them running."""
         if kind is not None:
             self.end()
         _adopt_orphans(enabled=False)
@@ -103,7 +103,10 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def _tried(ask: Callable[[], T], default: T) -> T:
-    """Returns the answer about a process, or the default if the process has ended or must not be examined."""
+    """Returns the result of `ask`, which queries psutil about a process.
+
+    Returns `default` if psutil raises an error, because the process has ended or this user may not examine it.
+    """
     with suppress(psutil.Error):
         return ask()
     return default

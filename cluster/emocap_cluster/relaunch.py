@@ -51,17 +51,18 @@ def relaunch(
     answers: Callable[[], bool] = lambda: True,
     still_trains: Callable[[], bool] = lambda: False,
 ) -> RelaunchResult:
-    """Runs the command until its run is done, stopped, or given up. Only the main thread may call it.
+    """Runs the command, and runs it again after failures, until its run is done, is stopped, or is given up.
+
+    Only the main thread may call this function.
 
     Args:
         command: Starts all ranks in the foreground, and ends when they have ended.
         record: The state of the run that the command trains.
         restarts: Budget of failures.
-        ask: Asks the ranks through the run's folder to save and stop, which reaches ranks on other hosts.
+        ask: Stores a request in the run folder that the ranks save and stop. It is called if no rank runs on this host.
         say: Shows a line to the user.
-        answers: Returns whether the service that the command depends on answers, such as Ray's head. A command may
-            wait without end for a head whose host has lost its power, so the command is killed after a minute without
-            an answer.
+        answers: Returns whether the command's service answers, such as the head of a Ray cluster. The command is killed
+            after a minute without an answer, because it may wait forever for a head whose host has lost its power.
         still_trains: Returns whether the run trains without its command, as the ranks of a submitted job can. While it
             does, the command is not started again.
 

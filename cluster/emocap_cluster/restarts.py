@@ -30,8 +30,10 @@ class Cause:
         step: The training step at which the rank failed, if it is known.
         final: Whether every retry would fail in the same way, as with a wrong setting.
         lost: Whether the error only says that another rank is lost.
-        passing: Whether something outside the run failed that may recover, so that a repetition does not prove a bug.
-        planned: Whether the run itself decided to go back some steps, for which it has its own budget.
+        passing: Whether something outside the run failed that may recover, such as the store. The same failure twice in
+            a row then does not prove a bug.
+        planned: Whether the attempt ended for a roll-back. The run limits its roll-backs itself, and `RestartBudget`
+            does not count them.
     """
 
     kind: str
@@ -54,8 +56,10 @@ class Cause:
 
     @property
     def signature(self) -> tuple[int, str, str] | None:
-        """The step, kind and message, which are the same each time a bug occurs. None if a repetition would prove
-        nothing.
+        """The step, kind and message. If they are the same for two failures in a row, the failure is a bug.
+
+        None where this would not prove a bug: the step is unknown, the error only says that another rank is lost, or
+        the cause is `passing`.
         """
         if self.step is None or self.lost or self.passing:
             return None
@@ -80,7 +84,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No further attempt follows. `how` says how the job ended, and `reason` why it is given up, if it is."""
+    """No further attempt follows. `how` says how the job ended.
+
+    `reason` says why the job is given up; it is empty if the job is done or was stopped.
+    """
 
     how: End
     reason: str = ""
@@ -91,9 +98,12 @@ class RestartBudget:
     """The limits on restarts of a job, and how much of them is used. Instances are immutable.
 
     Args:
-        max_restarts: Failures in a row, without a new checkpoint between them, before the job ends.
-        max_preemptions: Announced losses of nodes before the job ends; None has no limit.
-        progress: Step of the newest checkpoint at the end of the last attempt, or before the first.
+        max_restarts: Largest number of failures in a row after which the job is started again. Two failures are in a
+            row if there is no new checkpoint between them.
+        max_preemptions: Largest number of announced losses of nodes after which the job is started again. With None
+            there is no limit.
+        progress: Step of the newest checkpoint when the last attempt ended; before the first attempt, when the job
+            began.
         failures: Failures in a row since `progress` last grew.
         preemptions: Announced losses of nodes so far.
         last: The cause of the last attempt's failure, if that attempt failed.

@@ -1,4 +1,4 @@
-"""Provides a rank that runs under Ray Train with its position, its device, and a connection to the driver."""
+"""Tells a rank under Ray Train its rank number and its device, and connects it to the driver."""
 
 import math
 import socket
@@ -20,7 +20,9 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RayRankInfo:
-    """The position of this process: `rank` of `world_size`, and `local_rank` of `local_world_size` on its host."""
+    """The number of this process among all ranks (`rank` of `world_size`), and among the ranks of its host
+    (`local_rank` of `local_world_size`).
+    """
 
     rank: int
     world_size: int

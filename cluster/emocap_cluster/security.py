@@ -25,8 +25,9 @@ def on_loopback() -> Generator[None]:
     """Makes a Ray that is started in the `with` block, and all of its processes, listen on 127.0.0.1 alone.
 
     Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`),
-    unless this switch says that the host cannot be part of a larger cluster. The switch is meant for macOS and Windows.
-    `ray_constants` reads the variable when it is imported, and the processes that Ray starts inherit it.
+    unless the environment variable `_SWITCH`, which is meant for macOS and Windows, says that the host cannot be part
+    of a larger cluster. The constant in `ray_constants` is set too, because `ray_constants` reads the variable only
+    when it is imported. The processes that Ray starts inherit the variable.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_SWITCH)
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -12,7 +12,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class StopFlag:
-    """`asked` is set when a signal has requested that the job ends; `interrupted` says that this signal was Ctrl-C."""
+    """`asked` is set when a signal has requested that the job ends; `interrupted` says whether Ctrl-C was among the
+    signals.
+    """
 
     asked: Event = field(default_factory=Event)
     interrupted: bool = False
@@ -20,7 +22,9 @@ class StopFlag:
 
 @contextmanager
 def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
-    """Yields a flag that SIGTERM and SIGINT set inside the `with` block. Only the main thread may use it.
+    """Yields a flag that SIGTERM and SIGINT set inside the `with` block.
+
+    Only the main thread may call this function; every thread may read the flag.
 
     Args:
         tell: Shows a line to the user at the first signal.

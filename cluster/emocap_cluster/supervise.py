@@ -29,8 +29,9 @@ class SupervisedRun(Protocol):
         ...
 
     def failures(self) -> Sequence[Cause]:
-        """Returns the causes that ranks of the newest attempt have stored, ordered by rank. No cause is returned by two
-        calls.
+        """Returns the causes that ranks have stored since the last call, so each cause is returned once.
+
+        The causes of the newest attempt come first; those of one attempt are ordered by rank.
         """
         ...
 
@@ -92,10 +93,10 @@ class JobHistory:
 
 
 def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay) -> JobHistory:
-    """Runs the job to its end. Only the main thread may call it.
+    """Runs the job to its end. Only the main thread may call this function.
 
-    The job is started again after failures and preemptions, and when more devices become available, as long as its
-    budget of restarts allows it.
+    The job is started again after failures and preemptions, as long as its budget of restarts allows it, and when more
+    devices become available.
 
     Raises:
         NoCluster: If there are too few devices for a first attempt, or the Ray cluster that the job started has ended.
@@ -219,9 +220,14 @@ class _Supervisor:
         return End.GROWING if more and self._cluster.has_free(more, placement) else None
 
     def _devices(self) -> Placement | None:
-        """Waits for enough devices for the next attempt, and for up to `patience_s` until lost devices return.
+        """Waits for the devices of the next attempt, and returns its placement. Returns None if a stop is requested.
 
-        Returns None if a stop is requested.
+        The attempt needs room for `least` ranks. If there is room for fewer ranks than requested, or, without a
+        requested number, for fewer than the last attempt had, the wait for more ends after `patience_s`.
+
+        Raises:
+            NoCluster: If there is no room for `least` ranks of the first attempt after `patience_s`, or the job's own
+                Ray cluster has ended.
         """
         job, before = self._job, self._attempts[-1].ranks if self._attempts else 0
         wanted = min(job.request.ranks or before, job.request.most)
@@ -243,7 +249,7 @@ class _Supervisor:
 
 
 def _raised(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
-    """Returns the error of a rank that became `cause`, or None if no rank raised it."""
+    """Returns the first error of a rank whose class has the name `cause.kind`; None if there is no such error."""
     errors = failed.errors.values() if failed else ()
     return next((error for error in errors if cause and type(error).__name__ == cause.kind), None)
 

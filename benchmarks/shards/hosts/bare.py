@@ -30,7 +30,7 @@ class _Images(IterableDataset[Any]):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns the loader whose batches the pass reads."""
+    """Returns a loader that yields the number of decoded images in each batch of the task."""
     return DataLoader(_Images(images(task.place)), batch_size=None, num_workers=task.workers)
 
 

@@ -20,7 +20,7 @@ downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
 
 class _Faces(StreamingDataset):
-    """The samples of a task, each prepared as the task asks for."""
+    """The samples of a task, each prepared as the task demands."""
 
     def __init__(self, task: Task) -> None:
         remote: dict[str, Any] = {}
@@ -36,7 +36,7 @@ class _Faces(StreamingDataset):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns the loader whose batches the pass reads."""
+    """Returns a loader that yields the batches of the task."""
     loader = StreamingDataLoader(_Faces(task), batch_size=BATCH, num_workers=task.workers, collate_fn=collating(task))
     if task.position:
         # The loader's `state_dict` returns these values after `position` samples.

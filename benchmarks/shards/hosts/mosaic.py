@@ -18,7 +18,7 @@ from .task import BATCH, Task  # noqa: E402 - after torchvision_ops
 
 
 class _Faces(StreamingDataset):
-    """The samples of a task, each prepared as the task asks for."""
+    """The samples of a task, each prepared as the task demands."""
 
     def __init__(self, task: Task) -> None:
         remote = {"remote": task.place, "local": task.cache} if task.cache else {"local": task.place}
@@ -31,7 +31,7 @@ class _Faces(StreamingDataset):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns the loader whose batches the pass reads."""
+    """Returns a loader that yields the batches of the task."""
     # Shared memory that a killed process has left would make this one wait.
     clean_stale_shared_memory()
     faces = _Faces(task)

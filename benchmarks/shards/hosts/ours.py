@@ -45,17 +45,17 @@ class _Steps(IterableDataset[Any]):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns the loader whose batches the pass reads."""
+    """Returns a loader that yields the batches of the task."""
     return DataLoader(_Steps(task), batch_size=None, num_workers=task.workers)
 
 
 def _pair(sample: Sample) -> tuple[Any, Any]:
-    """Returns the pixels of a sample and its annotation."""
+    """Returns the pixels and the annotation of a sample."""
     return sample.image, (sample.caption, sample.labels)
 
 
 def _seen(sample: Sample) -> tuple[Any, Any]:
-    """Returns the shape of a sample's image and its annotation."""
+    """Returns the shape of the image of a sample, and the annotation of the sample."""
     return seen(*_pair(sample))
 
 

@@ -33,7 +33,13 @@ READING_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Way(Generic[Item]):
-    """A contender: its name, a function that builds it or fails if its package is missing, and its distribution."""
+    """A contender.
+
+    Attributes:
+        name: The name in the records.
+        build: Returns the function that is timed. Raises an error if the contender's package is missing.
+        package: The distribution whose version is recorded.
+    """
 
     name: str
     build: Callable[[], Make[Item]]
@@ -219,7 +225,10 @@ def _probed(way: Way[Item], items: Sequence[Item], right: Sequence[np.ndarray]) 
 
 
 def _seconds_each(make: Make[Item], items: Sequence[Item]) -> float:
-    """Returns the mean seconds of an item; the items are repeated until READING_S is over, and no result is kept."""
+    """Returns the mean seconds for one item.
+
+    All items are processed again and again for at least READING_S seconds, and no result is kept.
+    """
     make(items[0])
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < READING_S:

@@ -77,14 +77,20 @@ def seen(pixels: np.ndarray, annotation: Any) -> tuple[tuple[int, ...], Any]:
 
 
 def collating(task: Task) -> Callable[[Sequence[Any]], Batch]:
-    """Returns the function that makes a batch of a list of samples; the batch is sent to the main process."""
+    """Returns the function that converts a list of samples to what a loader process sends to the main process.
+
+    This is a batch with all samples if the task is `delivered`, and otherwise the number of samples.
+    """
     if not task.delivered:
         return len
     return _stacked if task.decode else _listed
 
 
 def _as_bytes(sample: Raw) -> Raw:
-    """Copies the bytes of a sample: litdata returns views into a mapped file, which are not read before the copy."""
+    """Returns a copy of the bytes of a sample.
+
+    litdata returns views into a memory-mapped file, and only the copy reads the bytes from the file.
+    """
     return bytes(sample[0]), bytes(sample[1])
 
 

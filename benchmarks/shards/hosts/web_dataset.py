@@ -14,7 +14,7 @@ BUFFER = 1000
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns the loader whose batches the pass reads.
+    """Returns a loader that yields the batches of the task.
 
     webdataset reaches `position` only by reading all samples before it; they are dropped undecoded.
     """
