@@ -24,8 +24,8 @@ ROWS, NODES = 256, 128
 MTBF_DAYS = (3.0, 10.0, 30.0, 100.0)
 TIMES_DALY = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0, 16.0)
 REPAIR_S, LIVES = 3600.0, 2000
-FORMULA, SIMULATED, GOES_ON, WAITS = "formula", "replaced at once", "goes on with fewer", "waits for the node"
-_ELASTIC = {SIMULATED: None, GOES_ON: Elastic(REPAIR_S), WAITS: Elastic(REPAIR_S, NODES)}
+FORMULA, SIMULATED, CONTINUES, WAITS = "formula", "replaced at once", "continues with fewer nodes", "waits for the node"
+_ELASTIC = {SIMULATED: None, CONTINUES: Elastic(REPAIR_S), WAITS: Elastic(REPAIR_S, NODES)}
 # The time in which an H100 moves 130 M float32 parameters, moments and gradients through its memory, doubled.
 UPDATE_S = 0.003
 

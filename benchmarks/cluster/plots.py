@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from benchmarks.harness.plots import COLOURS, titled
 from benchmarks.harness.record import Measurement, grouped
 
-from .model import FORMULA, GOES_ON, SIMULATED, WAITS
+from .model import CONTINUES, FORMULA, SIMULATED, WAITS
 
 _PARTS = {"towers_s": "towers", "loss_s": "loss", "vectors_s": "vectors", "gradients_s": "gradients"}
 
@@ -77,7 +77,7 @@ def _over_rate(axes: Axes, lines: Sequence[Measurement]) -> None:
     best = [line for line in lines if abs(line.setting["interval_s"] - (line.more or {})["daly_s"]) < 0.1]
     styles = {
         SIMULATED: ("-o", SIMULATED),
-        GOES_ON: ("-s", f"{GOES_ON} for 1 h"),
+        CONTINUES: ("-s", f"{CONTINUES} for 1 h"),
         WAITS: ("--^", f"{WAITS}, which is absent for 1 h"),
     }
     for number, (who, (style, label)) in enumerate(styles.items()):

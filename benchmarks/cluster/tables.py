@@ -38,7 +38,7 @@ def _scaled(line: Measurement) -> str:
 
 def goodput(lines: Sequence[Measurement]) -> str:
     """Returns the goodput of the formula and of each simulation, for some rates of failures and intervals of saving."""
-    whos = (model.FORMULA, model.SIMULATED, model.GOES_ON, model.WAITS)
+    whos = (model.FORMULA, model.SIMULATED, model.CONTINUES, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}
     rows: list[list[str]] = []
     for first in (line for line in lines if line.contender == model.FORMULA):

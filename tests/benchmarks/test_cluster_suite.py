@@ -49,7 +49,7 @@ def test_simulated_goodput_is_shown_with_the_formula(simulated):
     for (who, setting), share in shares.items():
         if who == model.FORMULA:
             assert shares[model.SIMULATED, setting] == pytest.approx(share, abs=0.1)
-            assert shares[model.GOES_ON, setting] >= shares[model.WAITS, setting] - 0.02
+            assert shares[model.CONTINUES, setting] >= shares[model.WAITS, setting] - 0.02
 
 
 def test_figures_and_tables_are_made_from_the_records_alone(simulated, capsys):
